@@ -1,0 +1,110 @@
+"""memo: results of expensive functions, kept across calls, kernels, processes and hosts.
+
+::
+
+    from memo import cache
+
+    @cache(ttl="1h")
+    async def load(region: str) -> pandas.DataFrame: ...
+
+Where to find what: `decorators` makes a cached function, `engine` answers its calls, `chain` asks the
+tiers, `keys` and `identity` say which entry, `stamps` whether it is still true, `policy` for how long.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memo.assembly import CacheFallbackFactory, stats_directory
+from memo.canon import register_key
+from memo.chain import Chain
+from memo.config import configure
+from memo.decorators import cache, explain, functions
+from memo.drivers import drain
+from memo.engine import Invalidation
+from memo.errors import (
+    DependencyError,
+    KeyingError,
+    MemoError,
+    MissingExtraError,
+    OptionError,
+    ReentryError,
+    SecretError,
+    SettingError,
+)
+from memo.events import Event, on_event
+from memo.figures import render_with as _render_with
+from memo.identity import stable
+from memo.invalidation import ainvalidate, invalidate, invalidate_cache
+from memo.live import live
+from memo.sources import File
+from memo.stats import install as _install
+from memo.stats import stats
+from memo.tiers import CacheProtocol
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from memo.figures import Stats
+
+__version__ = "0.1.0"
+__all__ = [
+    "CacheFallbackFactory",
+    "CacheProtocol",
+    "Chain",
+    "DependencyError",
+    "Event",
+    "File",
+    "Invalidation",
+    "KeyingError",
+    "MemoError",
+    "MissingExtraError",
+    "OptionError",
+    "ReentryError",
+    "SecretError",
+    "SettingError",
+    "ainvalidate",
+    "cache",
+    "configure",
+    "explain",
+    "drain",
+    "functions",
+    "invalidate",
+    "invalidate_cache",
+    "live",
+    "on_event",
+    "register_key",
+    "stable",
+    "stats",
+]
+
+_install(stats_directory)
+
+
+def _text(snapshot: Stats) -> str:
+    from memo import display
+
+    return display.text(snapshot)
+
+
+def _html(snapshot: Stats) -> str:
+    from memo import display
+
+    return display.html(snapshot)
+
+
+_render_with(_text, _html)
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """`%load_ext memo`."""
+    from memo import magics
+
+    magics.load(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """`%unload_ext memo`: nothing stays behind."""
+    from memo import magics
+
+    magics.unload(shell)

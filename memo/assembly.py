@@ -1,0 +1,259 @@
+"""Assembly: from settings to the chain that they describe."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memo import config, events
+from memo.adapted import Adapted
+from memo.chain import Chain
+from memo.errors import OptionError, SettingError
+from memo.live import live
+from memo.manifests import Manifests
+from memo.tiers import DISK, MEMORY, REDIS, CacheProtocol, Tier
+
+if TYPE_CHECKING:
+    from memo.config import Settings
+    from memo.host import Host
+
+_lock = threading.RLock()
+_chains: dict[Any, Chain] = {}
+_hosts: dict[tuple[Path, str], Host] = {}
+_manifests: dict[Path, Manifests] = {}
+_seen: tuple[int, Chain] | None = None
+
+
+def enabled() -> bool:
+    """Whether anything is cached at all (the setting `enabled`)."""
+    return config.current().enabled
+
+
+def default_chain() -> Chain:
+    """The chain that the settings describe, as they are now."""
+    global _seen
+    seen, version = _seen, config.version()
+    if seen is not None and seen[0] == version:
+        return seen[1]
+    settings = config.current()
+    with _lock:
+        key = _facts(settings)
+        chain = _chains.get(key)
+        if chain is None:
+            chain = _chains[key] = CacheFallbackFactory.create(settings)
+        if seen is None or seen[1] is not chain:
+            _share_live(chain)
+        _seen = (version, chain)
+    return chain
+
+
+def _facts(settings: Settings) -> Any:
+    """What of the settings makes a chain what it is."""
+    return (
+        settings.redis_url,
+        settings.directory,
+        settings.size_limit,
+        settings.memory_limit,
+        None if settings.tiers is None else tuple(_key(tier) for tier in settings.tiers),
+        settings.read_strategy,
+        settings.write_strategy,
+        settings.self_healing,
+        settings.namespace,
+        tuple(secret.id for secret in settings.secrets),
+        settings.coherence,
+        settings.deadline,
+        settings.redis_value_limit,
+    )
+
+
+def _key(tier: Any) -> Any:
+    return tier if isinstance(tier, str) else id(tier)
+
+
+class CacheFallbackFactory:
+    """Makes the chain that settings describe: memory, then Redis where one is configured, then disk."""
+
+    @classmethod
+    def create(cls, settings: Settings | None = None) -> Chain:
+        """A chain of its own for these settings (default: those in force)."""
+        settings = settings or config.current()
+        names = settings.tiers if settings.tiers is not None else cls._default_tiers(settings)
+        chain = Chain(
+            [cls._tier(name, settings) for name in names],
+            read_strategy=settings.read_strategy,  # type: ignore[arg-type]
+            write_strategy=settings.write_strategy,  # type: ignore[arg-type]
+            self_healing=settings.self_healing,
+        )
+        return chain.settle_in(settings.namespace, settings.secrets, host_of(settings))
+
+    @staticmethod
+    def _default_tiers(settings: Settings) -> tuple[str, ...]:
+        memory = (MEMORY,) if settings.memory_limit else ()
+        redis = (REDIS,) if settings.redis_url else ()
+        return (*memory, *redis, DISK)
+
+    @staticmethod
+    def _tier(tier: Any, settings: Settings) -> Tier:
+        if tier == MEMORY:
+            from memo.memory import Memory
+
+            return Memory(settings.memory_limit)
+        if tier == REDIS:
+            return _redis(settings)
+        if tier == DISK:
+            from memo.disk import Disk
+
+            return Disk(_home(settings), settings.size_limit, host_of(settings))
+        return adapt(tier)
+
+
+def _redis(settings: Settings) -> Tier:
+    from memo.remote import Redis
+
+    if settings.redis_url is None:
+        raise OptionError("tiers", settings.tiers, "names redis, but redis_url is not set.")
+    return Redis(
+        settings.redis_url,
+        namespace=settings.namespace,
+        deadline=settings.deadline,
+        value_limit=settings.redis_value_limit,
+    )
+
+
+def _home(settings: Settings) -> Path:
+    """Where a namespace lies: each has a directory, a host store and a disk budget of its own."""
+    return settings.directory / settings.namespace
+
+
+def host_of(settings: Settings) -> Host:
+    """What the processes of this host share for one directory and namespace."""
+    from memo.host import Host
+
+    with _lock:
+        key = (settings.directory, settings.namespace)
+        if key not in _hosts:
+            _hosts[key] = Host(_home(settings))
+        return _hosts[key]
+
+
+def adapt(tier: Any) -> Tier:
+    """A tier as it is, or a user's `CacheProtocol` as a tier.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if hasattr(tier, "lookup") and hasattr(tier, "store"):
+        made: Tier = tier
+        return made
+    return Adapted(tier)
+
+
+def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
+    """What gives the chain for a decorator's `provider`.
+
+    Raises:
+        OptionError: the provider has not the methods of a `CacheProtocol`.
+    """
+    if provider is None:
+        return default_chain
+    if isinstance(provider, Chain):
+        return lambda: _settled(provider)
+    if isinstance(provider, type):
+        raise OptionError("provider", provider, "is a class; give an instance of it.")
+    own = Chain([adapt(provider)])
+    return lambda: _settled(own)
+
+
+def _settled(chain: Chain) -> Chain:
+    """A chain that the user made, with the namespace, the secrets and the host of the settings."""
+    settings = config.current()
+    if chain.secrets is not settings.secrets or chain.namespace != settings.namespace:
+        chain.settle_in(settings.namespace, settings.secrets, host_of(settings))
+    return chain
+
+
+def live_ttl(key: str | None) -> Callable[[], float | None]:
+    """What gives the live configuration's ttl for a `ttl_key`, in seconds; inf: no expiry."""
+    if key is None:
+        return lambda: None
+
+    def ttl() -> float | None:
+        default_chain()  # so that the shared values are those of the settings in force
+        seconds: float | None = live.get(key)
+        return seconds
+
+    return ttl
+
+
+def manifests() -> Manifests:
+    """Where code versions are written down, for the settings as they are now."""
+    settings = config.current()
+    home = _home(settings)
+    if home not in _manifests:
+        _manifests[home] = Manifests(home)
+    return _manifests[home]
+
+
+def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> None:
+    """Keep what a code version is made of, for `explain`."""
+    try:
+        manifests().save(digest, parts)
+    except (OSError, SettingError) as error:
+        events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
+
+
+def _shared(chain: Chain) -> Tier | None:
+    """The tier in which a chain has the shared live configuration: Redis."""
+    return next((tier for tier in chain.tiers if hasattr(tier, "publish")), None)
+
+
+def _share_live(chain: Chain) -> None:
+    """Let the live configuration look into this chain's Redis, if it has one."""
+    global _unshare
+    _unshare()
+    tier: Any = _shared(chain)
+    _unshare = live.attach(None if tier is None else tier.live, _publish)
+
+
+def _publish(key: str, text: str | None) -> None:
+    """Set a key of the shared live configuration, in the Redis that the settings name now.
+
+    Raises:
+        OptionError: they name none.
+        TierError: it could not be written.
+    """
+    tier: Any = _shared(default_chain())
+    if tier is None:
+        raise OptionError("shared", True, "nothing shared is attached; set redis_url first.")
+    tier.publish(key, text)
+
+
+_unshare: Callable[[], None] = live.attach(None, _publish)
+
+
+def chains() -> list[Chain]:
+    """The default chain, and every other that the settings have called for so far."""
+    return list({id(chain): chain for chain in (default_chain(), *_chains.values())}.values())
+
+
+def reset() -> None:
+    """Close and forget every chain; the next call makes them anew."""
+    global _seen, _unshare
+    with _lock:
+        for chain in _chains.values():
+            chain.close()
+        for host in _hosts.values():
+            host.close()
+        _chains.clear()
+        _hosts.clear()
+        _manifests.clear()
+        _seen = None
+        _unshare()
+        _unshare = live.attach(None, _publish)
+
+
+def stats_directory() -> Path | None:
+    """Where the processes of this host leave their counters for each other."""
+    return _home(config.current())

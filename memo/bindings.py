@@ -1,0 +1,144 @@
+"""Bindings: a signature as a plan made at decoration, and the values of a call by that plan."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+ARGUMENT: Final = "__memo_argument__"
+"""Method of an annotation that says what stands for an argument in the key."""
+ABSENT: Final[Any] = object()
+"""Stands for an argument that is not given."""
+
+
+class Plan(NamedTuple):
+    """A signature, ready for binding.
+
+    Attributes:
+        own: the name of `self` or `cls`, or `""`; it is none of the others.
+        positional: parameters that may be given by position, in order.
+        only: how many of them may be given by position only.
+        rest: the name of `*args`, or `""`.
+        keyword: parameters that may be given by keyword only.
+        extra: the name of `**kwargs`, or `""`.
+        defaults: by name.
+    """
+
+    own: str
+    positional: tuple[str, ...]
+    only: int
+    rest: str
+    keyword: tuple[str, ...]
+    extra: str
+    defaults: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every parameter but `**kwargs`, in the order in which `bind` gives values."""
+        return self.positional + ((self.rest,) if self.rest else ()) + self.keyword
+
+
+def plan(signature: inspect.Signature, method: bool) -> Plan:
+    """The plan of a signature; of a method without its `self` or `cls`."""
+    parameters = list(signature.parameters.values())
+    own = ""
+    if method and parameters and parameters[0].kind in _BY_POSITION:
+        own = parameters.pop(0).name
+    by_kind: dict[Any, list[str]] = {kind: [] for kind in inspect._ParameterKind}
+    for parameter in parameters:
+        by_kind[parameter.kind].append(parameter.name)
+    only = by_kind[inspect.Parameter.POSITIONAL_ONLY]
+    return Plan(
+        own,
+        tuple(only + by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD]),
+        len(only),
+        "".join(by_kind[inspect.Parameter.VAR_POSITIONAL]),
+        tuple(by_kind[inspect.Parameter.KEYWORD_ONLY]),
+        "".join(by_kind[inspect.Parameter.VAR_KEYWORD]),
+        {p.name: p.default for p in parameters if p.default is not p.empty},
+    )
+
+
+_BY_POSITION: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+
+class BindingError(Exception):
+    """The arguments do not fit the function."""
+
+
+def bind(
+    plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], missing: Any = None
+) -> tuple[list[Any], dict[str, Any]]:
+    """The values of `plan.names` for a call, and the entries of `**kwargs` sorted by name.
+
+    Args:
+        missing: `ABSENT`: leave out what is not given, defaults too, instead of refusing.
+
+    Raises:
+        BindingError: the arguments do not fit.
+    """
+    count = len(plan.positional)
+    values = list(args[:count])
+    if len(args) > count and not plan.rest:
+        raise BindingError
+    left = dict(kwargs)
+    if left and not left.keys().isdisjoint(plan.positional[plan.only : len(values)]):
+        raise BindingError
+    values += [
+        _taken(plan, plan.positional[index], left, index >= plan.only, missing)
+        for index in range(len(values), count)
+    ]
+    if plan.rest:
+        rest = tuple(args[count:])
+        values.append(rest if rest or missing is None else missing)
+    values += [_taken(plan, name, left, True, missing) for name in plan.keyword]
+    if left and not plan.extra:
+        raise BindingError
+    return values, dict(sorted(left.items())) if left else left
+
+
+def _taken(plan: Plan, name: str, left: dict[str, Any], by_name: bool, missing: Any) -> Any:
+    if by_name and name in left:
+        return left.pop(name)
+    if missing is not None:
+        return missing
+    try:
+        return plan.defaults[name]
+    except KeyError:
+        raise BindingError from None
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function; of one in C that tells none, whatever it is called with."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):  # written in C, and says nothing: bound when it is called
+        return inspect.signature(lambda *args, **kwargs: None)
+
+
+def annotated(
+    function: Callable[..., Any], signature: inspect.Signature
+) -> dict[str, Callable[[Any], Any]]:
+    """The parameters whose annotation says what stands for them in the key."""
+    namespace = getattr(inspect.unwrap(function), "__globals__", {})
+    found = {}
+    for name, parameter in signature.parameters.items():
+        annotation = parameter.annotation
+        if isinstance(annotation, str):
+            annotation = _evaluated(annotation, namespace)
+        for part in (annotation, *getattr(annotation, "__metadata__", ())):
+            function_of = getattr(part, ARGUMENT, None)
+            if callable(function_of):
+                found[name] = function_of
+    return found
+
+
+def _evaluated(annotation: str, namespace: dict[str, Any]) -> Any:
+    try:
+        return eval(annotation, namespace)  # noqa: S307  # the user's own annotation
+    except Exception:  # a name for type checkers only
+        return None

@@ -1,0 +1,164 @@
+"""Callables: how functions, methods, classes and modules are encoded.
+
+Rules of this module:
+
+1.  A class of the user's is its name and its code, since methods compute; any other is its name.
+2.  A function is its code and what it captured.  Of the user's, the code with all that it reaches;
+    of others, where it is found, or its bytecode.
+3.  A module of the user's is what stands in it; any other is its name and version.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any, Final
+
+from memo import atoms, canon, origin
+from memo.canon import Unkeyable, Walk, mapping, type_name
+
+# --- classes and modules -------------------------------------------------------------------------
+
+
+_names: Final[weakref.WeakKeyDictionary[type, bytes]] = weakref.WeakKeyDictionary()
+
+
+def klass(value: type, _walk: Walk) -> bytes:
+    """A class: its name, and of the user's its code."""
+    known = _names.get(value)
+    if known is not None:
+        return known
+    name = atoms.text(f"{canon.module_of(value)}:{value.__qualname__}")
+    if _is_users(value):
+        return name + atoms.text(canon.code_of(value))
+    _names[value] = name
+    return name
+
+
+def _is_users(kind: type) -> bool:
+    """Whether a class is the user's; Cython puts its types in a module that nobody brought."""
+    module = canon.module_of(kind)
+    return bool(module) and module[:8] != "_cython_" and origin.of_type(kind).kind == origin.USER
+
+
+def module(value: types.ModuleType, walk: Walk) -> bytes:
+    """A module of the user's is what stands in it; any other is its name and version."""
+    whose = origin.of_module(value)
+    facts = atoms.text(value.__name__) + atoms.text(whose.name) + atoms.text(whose.version)
+    if whose.kind != origin.USER:
+        return facts
+    parts = {name: part for name, part in vars(value).items() if not name.startswith("__")}
+    return facts + b"".join(_part(name, parts[name], walk) for name in sorted(parts))
+
+
+def _part(name: str, value: Any, walk: Walk) -> bytes:
+    if isinstance(value, types.ModuleType):
+        return atoms.text(name) + atoms.text(value.__name__)
+    try:
+        return atoms.text(name) + walk.encode(value)
+    except Unkeyable:
+        return b""
+
+
+# --- functions -----------------------------------------------------------------------------------
+
+
+def function(value: types.FunctionType, walk: Walk) -> bytes:
+    """A function: its code with all that it reaches, and strictly what it captured."""
+    cells = value.__closure__ or ()
+    captured = {
+        name: _content(cell)
+        for name, cell in zip(value.__code__.co_freevars, cells, strict=True)
+        if not _is_sentinel(_content(cell))
+    }
+    defaults = {
+        name: default
+        for name, default in (*_positional(value), *(value.__kwdefaults__ or {}).items())
+        if not _is_sentinel(default)
+    }
+    return (
+        _code(value, walk)
+        + atoms.sized(mapping(captured, walk, lambda name: f".<captured>.{name}"))
+        + mapping(defaults, walk, lambda name: f".<defaults>.{name}")
+    )
+
+
+def _positional(value: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """The positional parameters that have a default, with it."""
+    defaults = value.__defaults__ or ()
+    count = value.__code__.co_argcount
+    return zip(value.__code__.co_varnames[count - len(defaults) : count], defaults, strict=True)
+
+
+def _is_sentinel(value: Any) -> bool:
+    """A bare `object()` marks something as missing; the code that compares with it says what."""
+    return type(value) is object
+
+
+def _code(value: types.FunctionType, walk: Walk) -> bytes:
+    """The code of a function: of the user's by `memo.identity`, of others by name or bytecode."""
+    namespace, code = value.__globals__, value.__code__
+    if origin.of_namespace(namespace, code.co_filename).kind == origin.USER:
+        return atoms.text(canon.code_of(value))
+    place = f"{value.__module__}:{value.__qualname__}"
+    if looked_up(value.__module__, value.__qualname__) is value:
+        return atoms.text(place)
+    return atoms.text(place) + walk.sequence(_bytecode(code))
+
+
+def _bytecode(code: types.CodeType) -> list[Any]:
+    constants = [_bytecode(c) if isinstance(c, types.CodeType) else c for c in code.co_consts]
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    return [code.co_code, constants, names, counts]
+
+
+def looked_up(module: str | None, name: str) -> Any:
+    """What a module has under a dotted name, or None."""
+    found: Any = sys.modules.get(module or "")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not bound yet
+        return ()
+
+
+def builtin(value: types.BuiltinFunctionType, walk: Walk) -> bytes:
+    """A function written in C: its name, and what it is bound to."""
+    owner = value.__self__
+    if owner is None or isinstance(owner, types.ModuleType):
+        return atoms.text(f"{value.__module__}:{value.__qualname__}")
+    return atoms.text(value.__name__) + walk.encode(owner, ".__self__")
+
+
+def method(value: types.MethodType, walk: Walk) -> bytes:
+    """A bound method: what it is bound to, and its function."""
+    return walk.encode(value.__self__, ".__self__") + walk.encode(value.__func__)
+
+
+def descriptor(value: Any, walk: Walk) -> bytes:
+    """A method of a class written in C: its name, and what it is bound to."""
+    owner = getattr(value, "__self__", None)
+    name = atoms.text(f"{type_name(value.__objclass__)}:{value.__name__}")
+    return name + walk.encode(owner, ".__self__")
+
+
+def wrapped(value: Any, walk: Walk) -> bytes:
+    """A function that `functools.lru_cache` wraps."""
+    return walk.encode(value.__wrapped__, ".__wrapped__")
+
+
+def cached(value: Any, walk: Walk) -> bytes:
+    """A function that memo caches: the function, and what it is bound to."""
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is None:
+        raise walk.refuse(value, "pass the function itself.")
+    owner = getattr(value, "__self__", None)
+    return walk.encode(wrapped, ".__wrapped__") + walk.encode(owner, ".__self__")

@@ -1,0 +1,587 @@
+"""The chain: tiers asked in turn, one of which has the last word on what is true.
+
+Rules of this module:
+
+1.  A record is believed only when its seal holds for this namespace and key, its stamps still read
+    the same at the *authority*, its clock makes sense, and no answer given before was computed later.
+2.  The authority is the first shared tier that answers (Redis), else this host's own generations.
+    The host *learns* what the shared authority reads, so that it can judge while that is away.
+3.  An invalidation is written down on the host before it is sent to a shared tier.  One that did not
+    arrive is replayed, with a fresh token, before anything is read from that tier again.
+4.  A tier that fails is an event and a fall-through.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, NamedTuple
+
+from memo import events, seal, sources
+from memo.clock import SECOND, SYSTEM, Clock
+from memo.codec import Payload
+from memo.errors import EntryError, OptionError, TierError, TierUnavailable
+from memo.policy import (
+    ABSENT,
+    GENERATION_LOST,
+    INVALIDATED,
+    MISS,
+    OLDER,
+    PAYLOAD_MISSING,
+    UNREACHABLE,
+    Times,
+    Verdict,
+    age,
+)
+from memo.port import Port
+from memo.seal import Entry, Secret
+from memo.stamps import Generation, Ref, Stamp, State, Turn
+from memo.tiers import MEMORY, Found, Front, Generations, Host, Source, Tier
+
+FLOORS = 65_536
+"""How many keys' latest answers are remembered, so that no answer goes back (I2)."""
+
+ReadStrategy = Literal["on_miss_or_error", "on_error"]
+WriteStrategy = Literal["write_through", "write_around"]
+
+
+class Answer(NamedTuple):
+    """What the chain knows of a key.
+
+    Attributes:
+        verdict: what may be done with the entry.
+        entry: the entry that the verdict is about; for a miss only with `verdict.fallback`.
+        tier: the name of the tier that answered.
+        source: where the entry's payload lies, when it has one.
+    """
+
+    verdict: Verdict
+    entry: Entry | None = None
+    tier: str = ""
+    source: Source | None = None
+
+
+class Chain:
+    """Tiers in the order in which they are asked.
+
+    Args:
+        tiers: `Tier` objects; what `CacheFallbackFactory.create` makes of names and user classes.
+        read_strategy: `"on_miss_or_error"`: ask the next tier when one has no usable entry or
+            fails; `"on_error"`: only when it fails.  A memory tier in front is asked in passing and
+            never ends the search.
+        write_strategy: `"write_through"`: every tier; `"write_around"`: the first (after memory)
+            only, the rest while it is down.
+        self_healing: write what a lower tier answered back above it, in the background, with its
+            remaining lifetime.
+
+    Raises:
+        OptionError: an unknown strategy, or no tier.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        *,
+        read_strategy: ReadStrategy = "on_miss_or_error",
+        write_strategy: WriteStrategy = "write_through",
+        self_healing: bool = True,
+    ) -> None:
+        if not tiers:
+            raise OptionError("tiers", tiers, "must name at least one tier.")
+        _one_of("read_strategy", read_strategy, ("on_miss_or_error", "on_error"))
+        _one_of("write_strategy", write_strategy, ("write_through", "write_around"))
+        self.tiers = tuple(tiers)
+        self.read_strategy = read_strategy
+        self.write_strategy = write_strategy
+        self.self_healing = self_healing
+        self.namespace = "memo"
+        self.secrets: tuple[Secret, ...] = ()
+        self._secret_id = ""
+        self.host: Host | None = None
+        self.clock: Clock = SYSTEM
+        self.check: Callable[[Port, Stamp], Coroutine[Any, Any, str]] = sources.check
+        self._front: Front | None = next(
+            (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
+        )
+        self._remote = any(tier.shared for tier in self.tiers)
+        self._floors: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def settle_in(self, namespace: str, secrets: tuple[Secret, ...], host: Host | None) -> Chain:
+        """Give the chain its place: done once by whoever assembles it."""
+        self.namespace = namespace
+        self.secrets = secrets
+        self._secret_id = secrets[0].id.hex()
+        self.host = host
+        for tier in self.tiers:
+            if trust := getattr(tier, "trust", None):
+                trust(secrets)
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Chain {' > '.join(t.name for t in self.tiers)}>"
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def name(self, function: str, key: str, secret: Secret | None = None) -> str:
+        """What an entry is stored under: namespace, function, the secret's id, and the key."""
+        secret_id = self._secret_id if secret is None else secret.id.hex()
+        return f"{self.namespace}:{{{function}}}:{secret_id}:{key}"
+
+    def prefix(self, function: str) -> str:
+        """What the names of a function's entries begin with; the braces are a Redis hash tag."""
+        return f"{self.namespace}:{{{function}}}:"
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def lookup(
+        self, port: Port, function: str, key: str, judge: Callable[[Times], Verdict]
+    ) -> Answer:
+        """The best usable entry of a key, under any of the secrets, newest first."""
+        answer = await self._lookup(port, self.name(function, key), key, judge)
+        if answer.verdict.reason != ABSENT:
+            return answer
+        for secret in self.secrets[1:]:
+            older = await self._lookup(port, self.name(function, key, secret), key, judge)
+            if older.verdict.reason != ABSENT:
+                return older
+        return answer
+
+    async def _lookup(
+        self, port: Port, name: str, key: str, judge: Callable[[Times], Verdict]
+    ) -> Answer:
+        miss = Answer(Verdict(MISS, ABSENT))
+        for place, tier in enumerate(self.tiers):
+            try:
+                found = await self._ask(port, tier, name)
+            except TierError as error:
+                self._fault(tier.name, error, key)
+                if miss.verdict.reason == ABSENT:
+                    miss = Answer(Verdict(MISS, UNREACHABLE))
+                continue
+            answer = await self._weigh(port, found, tier, name, key, judge)
+            if answer.verdict.kind != MISS:
+                if place:
+                    await self._heal(port, place, name, answer)
+                return answer
+            if answer.verdict.reason != ABSENT and not miss.verdict.fallback:
+                miss = answer
+            if self.read_strategy == "on_error" and tier.name != MEMORY:
+                break
+        return miss
+
+    async def _ask(self, port: Port, tier: Tier, name: str) -> Found | None:
+        if tier.shared:
+            await self._catch_up(port)
+        return await tier.lookup(port, name)
+
+    async def _weigh(
+        self,
+        port: Port,
+        found: Found | None,
+        tier: Tier,
+        name: str,
+        key: str,
+        judge: Callable[[Times], Verdict],
+    ) -> Answer:
+        if found is None:
+            return Answer(Verdict(MISS, ABSENT))
+        try:
+            entry = self._entry(found, tier, name, key)
+        except EntryError as error:
+            self._event(events.ERROR, key, tier.name, error.reason, error.detail)
+            return Answer(Verdict(MISS, error.reason))
+        reason = await self.untrue(port, entry, found.states)
+        if reason:
+            return Answer(Verdict(MISS, reason))
+        if entry.header.times.started < self._floors.get(key, 0):
+            return Answer(Verdict(MISS, OLDER))
+        verdict = judge(entry.header.times)
+        if verdict.kind == MISS and not verdict.fallback:
+            return Answer(verdict)
+        source = found.source
+        if entry.header.buffers and source is None:
+            source = await self._payload(port, entry)
+            if source is None:
+                return Answer(Verdict(MISS, PAYLOAD_MISSING))
+        return Answer(verdict, entry, tier.name, source)
+
+    def _entry(self, found: Found, tier: Tier, name: str, key: str) -> Entry:
+        """The entry in a record; one that lies in our own memory was checked when it came there."""
+        if not isinstance(tier, Front):
+            return seal.unpack(found.record, self.secrets, self.namespace, key)
+        known = tier.peek(name)
+        if isinstance(known, Entry) and known.record is found.record:
+            return known
+        entry = seal.unpack(found.record, self.secrets, self.namespace, key)
+        tier.remember(name, entry, found.record)
+        return entry
+
+    def remember(self, name: str, entry: Entry) -> None:
+        """Keep an entry that was just stored beside its record in the memory tier."""
+        if self._front is not None:
+            self._front.remember(name, entry, entry.record)
+
+    def quick(self, function: str, key: str) -> Entry | None:
+        """An entry of the memory tier that is true, without a coroutine; None: `lookup` it.
+
+        Only where this host's generations are the authority, and nothing else can make it untrue.
+        """
+        front, host = self._front, self.host
+        if front is None or host is None or self._remote:
+            return None
+        name = self.name(function, key)
+        entry = front.peek(name)
+        if not isinstance(entry, Entry) or len(entry.generations) != len(entry.header.stamps):
+            return None
+        try:
+            states = host.generations.read(entry.refs)
+        except TierError:
+            return None
+        for stamp, state in zip(entry.generations, states, strict=True):
+            if stamp.state.text != state.text:
+                return None
+        if entry.header.times.started < self._floors.get(key, 0) or entry.header.buffers:
+            return None
+        return entry
+
+    async def _payload(self, port: Port, entry: Entry) -> Source | None:
+        size = seal.payload_size(entry.header.buffers)
+        digest = seal.payload_digest(entry.header.buffers)
+        for tier in sorted(self.tiers, key=lambda t: t.shared):
+            try:
+                source = await tier.payload(port, digest, size)
+            except TierError as error:
+                self._fault(tier.name, error, entry.header.key)
+                continue
+            if source is not None:
+                return source
+        return None
+
+    async def untrue(
+        self, port: Port, entry: Entry, states: tuple[State, ...] | None = None
+    ) -> str:
+        """Why an entry's stamps do not hold any more, in the words of `memo.policy`; "" if they do.
+
+        Args:
+            states: of its generation stamps, where the tier that had it read them too.
+        """
+        return await self.turned(port, entry.header.stamps, entry.generations, states)
+
+    async def turned(
+        self,
+        port: Port,
+        stamps: Sequence[Stamp],
+        generations: Sequence[Generation] | None = None,
+        states: tuple[State, ...] | None = None,
+    ) -> str:
+        """Why stamps do not hold any more; "" if they do.  See `untrue`."""
+        if generations is None:
+            generations = [stamp for stamp in stamps if type(stamp) is Generation]
+        if states is None or len(states) != len(generations):
+            try:
+                states = tuple(await self.states(port, [stamp.ref for stamp in generations]))
+            except TierError:
+                return UNREACHABLE
+        for stamp, state in zip(generations, states, strict=True):
+            if state.text != stamp.state.text:
+                return INVALIDATED if state.text else GENERATION_LOST
+        if len(generations) != len(stamps):
+            for other in stamps:
+                if type(other) is not Generation and (reason := await self.check(port, other)):
+                    return reason
+        return ""
+
+    async def _heal(self, port: Port, place: int, name: str, answer: Answer) -> None:
+        """Write an entry that a lower tier had back above it, with its remaining lifetime."""
+        entry = answer.entry
+        if not self.self_healing or entry is None:
+            return
+        lifetime = self._remaining(entry.header.times)
+        above = [tier for tier in self.tiers[:place] if not entry.header.buffers]
+        slow = [tier for tier in above if tier.name != MEMORY]
+        for tier in above:
+            if tier not in slow:
+                await self._put(port, tier, name, entry.record, None, lifetime)
+        if slow:
+
+            async def work(port: Port) -> None:
+                for tier in slow:
+                    await self._put(port, tier, name, entry.record, None, lifetime)
+
+            port.spawn(work, "memo-heal")
+
+    def _remaining(self, times: Times) -> float | None:
+        if times.ttl < 0:
+            return None
+        old = age(times, self.clock) or 0
+        return max(0.001, (times.ttl + times.grace - old) / SECOND)
+
+    # --- generations -----------------------------------------------------------------------------
+
+    def _authorities(self) -> list[Generations]:
+        shared: list[Generations] = [t.generations for t in self.tiers if t.shared and t.generations]
+        if self.host is not None:
+            return [*shared, self.host.generations]
+        return shared or [t.generations for t in self.tiers if t.generations]
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """What refs read now, at the first authority that answers.
+
+        Raises:
+            TierUnavailable: none does.
+        """
+        return await self._first(port, "states", refs)
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """What refs read now, for the stamps of a computation that is about to begin.
+
+        The host learns what a shared authority reads: it is asked first, so that an invalidation on
+        this host that comes in between is not undone.
+        """
+        if self.host is None:
+            return await self._first(port, "begin", refs)
+        own = self.host.generations
+        try:
+            before = own.read(refs)
+        except TierError as error:
+            self._fault("host", error)
+            return await self._first(port, "begin", refs)
+        now = await self._first(port, "begin", refs)
+        if now != before:
+            try:
+                own.learn(refs, before, now)
+            except TierError as error:
+                self._fault("host", error)
+        return now
+
+    async def _first(self, port: Port, verb: str, refs: Sequence[Ref]) -> list[State]:
+        for authority in self._authorities():
+            try:
+                if self._is_shared(authority):
+                    await self._catch_up(port)
+                states: list[State] = await getattr(authority, verb)(port, refs)
+            except TierError as error:
+                self._fault("generations", error)
+                continue
+            return states
+        raise TierUnavailable("no tier can tell what is true")
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """(field, note) of the invalidations that a ref has seen, from the first that can tell."""
+        for authority in self._authorities():
+            try:
+                return await authority.notes(port, ref)
+            except TierError as error:
+                self._fault("generations", error)
+        return []
+
+    def _is_shared(self, authority: Generations) -> bool:
+        return any(t.shared and t.generations is authority for t in self.tiers)
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
+        """Invalidate; how it went, tier by tier: `"done"`, or why not and what will happen."""
+        outcome: dict[str, str] = {}
+        row = await self._turn_host(port, turns, note, outcome)
+        for tier in self.tiers:
+            authority = tier.generations
+            if authority is None or (self.host and authority is self.host.generations):
+                outcome.setdefault(tier.name, "done")
+                continue
+            try:
+                await authority.turn(port, turns, note)
+            except TierError as error:
+                outcome[tier.name] = await self._undelivered(port, tier, row, error)
+                row = None if tier.shared else row
+            else:
+                outcome[tier.name] = "done"
+        if row is not None and self.host is not None:
+            await self._strike(port, self.host.journal.done, row)
+        return outcome
+
+    async def _turn_host(
+        self, port: Port, turns: Sequence[Turn], note: str, outcome: dict[str, str]
+    ) -> int | None:
+        if self.host is None:
+            return None
+        try:
+            if shared := [_where(t) for t in self.tiers if t.shared]:
+                return await port.offload(self.host.journal.add, turns, _addressed(note, shared))
+            await self.host.generations.turn(port, turns, note)
+        except TierError as error:
+            self._fault("host", error)
+            outcome["disk"] = f"failed: {error}"
+        return None
+
+    async def _undelivered(self, port: Port, tier: Tier, row: int | None, error: TierError) -> str:
+        self._fault(tier.name, error)
+        if row is None or self.host is None:
+            return f"failed, and could not be journalled: {error}"
+        await self._strike(port, self.host.journal.fail, row)
+        return "journalled: unreachable, replayed before its next read"
+
+    async def _strike(self, port: Port, verb: Callable[[int], None], row: int) -> None:
+        """Say how a journal row went; if that cannot be written, it is due in a while by itself."""
+        try:
+            await port.offload(verb, row)
+        except TierError as error:
+            self._fault("host", error)
+
+    async def _catch_up(self, port: Port) -> None:
+        """Replay what a shared tier missed; it is not read before.
+
+        Raises:
+            TierError: it cannot be reached.
+        """
+        host = self.host
+        if host is None or not host.journal.due():
+            return
+        mine = [t for t in self.tiers if t.shared and t.generations is not None]
+        for row, turns, text in host.journal.rows():
+            concerned = [t for t in mine if _where(t) in _facts(text).get("to", ())]
+            for tier in concerned:
+                assert tier.generations is not None
+                await tier.generations.turn(port, turns, text)
+            if concerned:
+                await port.offload(host.journal.done, row)
+                reason = str(_facts(text).get("reason", ""))
+                self._event(events.REPLAYED, "", concerned[0].name, reason, f"{len(turns)} groups")
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        times: Times,
+    ) -> tuple[str, ...]:
+        """Keep an entry in the tiers that the write strategy names; the names of those that did."""
+        lifetime = self._remaining(times)
+        stored = []
+        for tier in self.tiers:
+            if await self._put(port, tier, name, record, payload, lifetime):
+                stored.append(tier.name)
+                if self.write_strategy == "write_around" and tier.name != MEMORY:
+                    break
+        return tuple(stored)
+
+    async def _put(
+        self,
+        port: Port,
+        tier: Tier,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> bool:
+        try:
+            await tier.store(port, name, record, payload, lifetime)
+        except TierError as error:
+            self._fault(tier.name, error, name.rpartition(":")[2])
+            return False
+        return True
+
+    def raise_floor(self, key: str, started: int) -> None:
+        """Remember when the computation behind the latest answer for a key began."""
+        floors = self._floors
+        if floors.get(key, 0) < started:
+            with self._lock:
+                floors[key] = max(started, floors.get(key, 0))
+                floors.move_to_end(key)
+                if len(floors) > FLOORS:
+                    floors.popitem(last=False)
+
+    def older(self, key: str, started: int) -> bool:
+        """Whether an answer already given for a key was computed later (I2)."""
+        return started < self._floors.get(key, 0)
+
+    def has_answered(self, key: str) -> bool:
+        """Whether this process has stored or used an entry of this key."""
+        return key in self._floors
+
+    def start_time(self, key: str) -> int:
+        """A start time for a computation: the wall clock, but never before an answer given."""
+        return max(self.clock.wall_ns(), self._floors.get(key, 0) + 1)
+
+    async def drop(self, port: Port, name: str) -> list[str]:
+        """Forget one entry; the tiers that had it."""
+        dropped = []
+        for tier in self.tiers:
+            try:
+                if await tier.drop(port, name):
+                    dropped.append(tier.name)
+            except TierError as error:
+                self._fault(tier.name, error)
+        return dropped
+
+    async def clear(self, port: Port, prefix: str | None = None) -> dict[str, int | str]:
+        """Forget all entries whose names begin so; per tier how many, or why not."""
+        prefix = f"{self.namespace}:" if prefix is None else prefix
+        outcome: dict[str, int | str] = {}
+        for tier in self.tiers:
+            try:
+                outcome[tier.name] = await tier.clear(port, prefix)
+            except TierError as error:
+                self._fault(tier.name, error)
+                outcome[tier.name] = f"failed: {error}"
+        return outcome
+
+    async def health(self, port: Port) -> dict[str, dict[str, Any]]:
+        """Facts about every tier."""
+        facts: dict[str, dict[str, Any]] = {}
+        for tier in self.tiers:
+            try:
+                facts[tier.name] = dict(await tier.health(port))
+            except TierError as error:
+                facts[tier.name] = {"up": False, "error": str(error)}
+        if self.host is not None:
+            facts.setdefault("host", {})["journal"] = len(self.host.journal.rows())
+        return facts
+
+    def close(self) -> None:
+        """Let go of connections and descriptors."""
+        for tier in self.tiers:
+            tier.close()
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def _fault(self, tier: str, error: TierError, key: str = "") -> None:
+        if isinstance(error, TierUnavailable) and error.told:
+            return
+        kind = "unavailable" if isinstance(error, TierUnavailable) else "error"
+        self._event(events.ERROR, key, tier, kind, str(error))
+
+    def _event(self, kind: str, key: str, tier: str, reason: str, detail: str) -> None:
+        events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
+
+
+def make_note(reason: str, by: str) -> str:
+    """What is kept of an invalidation for people: JSON with `at` (Unix seconds), `by`, `reason`."""
+    return json.dumps({"at": round(time.time(), 3), "by": by, "reason": reason})
+
+
+def _addressed(text: str, to: list[str]) -> str:
+    return json.dumps({**_facts(text), "to": to})
+
+
+def _facts(text: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _where(tier: Tier) -> str:
+    """Which store a shared tier is, so that a journalled invalidation is replayed to that one."""
+    return str(getattr(tier, "where", tier.name))
+
+
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise OptionError(option, value, f"must be one of {', '.join(map(repr, allowed))}.")

@@ -1,0 +1,214 @@
+"""The command line: `memo demo`, `stats`, `ls`, `clear` and `doctor`.
+
+Thin: each command asks a room of the house and prints what it says.  A mistake of the user's ends
+with one line on standard error and the status 2, a finding that needs work with the status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+import memo
+from memo import config, display, doctor
+from memo.assembly import default_chain
+from memo.chain import Chain
+from memo.clock import SECOND
+from memo.disk import Disk
+from memo.drivers import BLOCKING, drive
+from memo.engine import Invalidation, invalidate
+from memo.errors import EntryError, MemoError
+from memo.figures import matches
+from memo.port import Port
+from memo.seal import Header, unpack
+from memo.stamps import Turn
+from memo.stats import stats as gathered
+from memo.tiers import MEMORY
+
+MARKS = {doctor.GOOD: "green", doctor.NOTE: "cyan", doctor.WARN: "yellow", doctor.FAIL: "red"}
+
+
+class _Commands(click.Group):
+    """Turns memo's own errors into messages: they say what was wrong, and the mend."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemoError as error:
+            raise click.UsageError(str(error), None) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(memo.__version__, prog_name="memo")
+def main() -> None:
+    """Results of expensive functions, kept across calls, kernels, processes and hosts."""
+
+
+@main.command()
+@click.option("--redis", metavar="URL", help="Put this Redis before the disk.")
+@click.option("--quick", is_flag=True, help="Take less data: 1 to 2 seconds of work.")
+def demo(redis: str | None, quick: bool) -> None:
+    """Cache a pipeline over real data, and print what that saved.
+
+    Reads and parses the source of the packages installed here: first run, again, in a fresh
+    process, and after a change of the data. Needs no network, and leaves nothing behind.
+    """
+    from memo import demo as show
+
+    if not show.main(redis, quick=quick):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("pattern", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--plot", is_flag=True, help="With hits and misses over time.")
+def stats(pattern: tuple[str, ...], as_json: bool, plot: bool) -> None:
+    """What the cache did, in every process that shares the directory.
+
+    PATTERN selects functions by name: load, app.* or sales:load.
+    """
+    found = gathered(*pattern, shared=True)
+    if as_json:
+        click.echo(found.to_json())
+        return
+    click.echo(display.text(found.with_health(_health()), plot=plot))
+
+
+def _health() -> dict[str, dict[str, Any]]:
+    """Facts of the tiers that processes share; this one's memory is empty."""
+    facts = drive(default_chain().health(BLOCKING))
+    host = facts.pop("host", {})
+    facts.pop(MEMORY, None)
+    return {**facts, "host": host} if host.get("journal") else facts
+
+
+@main.command("ls")
+@click.argument("pattern", nargs=-1)
+@click.option("-n", "--limit", default=50, show_default=True, help="Most entries; 0: all of them.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """List entries of the disk, newest first.
+
+    PATTERN selects functions by name: load, app.* or sales:load. An entry that was invalidated
+    stays here until it is computed again or evicted; it is never used.
+    """
+    found = drive(_listed(BLOCKING, default_chain(), pattern))
+    shown = found[:limit] if limit else found
+    if as_json:
+        for header, size in shown:
+            click.echo(json.dumps(_facts(header, size)))
+        return
+    if not found:
+        click.echo("No entries.")
+        return
+    click.echo(display.table_text(display.entries(shown, time.time())))
+    more = f", {display.number(len(found))} in all" if len(found) > len(shown) else ""
+    click.echo(f"{display.counted(len(shown), 'entry', 'entries')}{more}")
+
+
+@main.command()
+@click.option("--prefix", metavar="PREFIX", help="Entries of an address prefix.")
+@click.option("--tag", metavar="TAG", help="Entries with a tag.")
+@click.option("--function", metavar="MODULE:NAME", help="Entries of a function.")
+@click.option("--key", metavar="ADDRESS", help="Entries of one address, as in products:42.")
+@click.option("--all", "everything", is_flag=True, help="All entries of the namespace.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before --all.")
+def clear(everything: bool, yes: bool, **target: str | None) -> None:
+    """Make entries untrue, for every process and host that shares the tiers.
+
+    Say which: one of the options. --all also frees their space.
+    """
+    named = {name: value for name, value in target.items() if value is not None}
+    if len(named) + everything != 1:
+        raise click.UsageError("give exactly one of --prefix, --tag, --function, --key, --all.")
+    if everything:
+        namespace = config.current().namespace
+        if not yes:
+            click.confirm(f"Drop all entries of the namespace {namespace!r}?", abort=True)
+        _clear_all(namespace)
+        return
+    _say_outcome(memo.invalidate(**named, reason="memo clear"))
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def examine(as_json: bool) -> None:
+    """Check this set-up, and say for each finding what to do.
+
+    Ends with the status 1 when something does not work or must not be trusted.
+    """
+    findings = doctor.examine()
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            _say_finding(finding)
+    if doctor.worst(findings) == doctor.FAIL:
+        raise SystemExit(1)
+
+
+def _clear_all(namespace: str) -> None:
+    chain, turns = default_chain(), [Turn("n")]
+    work = invalidate(BLOCKING, [chain], turns, f"namespace {namespace}", "memo clear")
+    _say_outcome(drive(work))
+    for tier, how in drive(chain.clear(BLOCKING)).items():
+        said = (
+            f"{display.counted(how, 'entry', 'entries')} dropped" if isinstance(how, int) else how
+        )
+        click.echo(f"{tier}: {said}")
+
+
+def _say_outcome(outcome: Invalidation) -> None:
+    click.echo(f"Invalidated: {outcome.target}")
+    for tier, how in outcome.tiers.items():
+        click.echo(f"{tier}: {how}")
+
+
+def _say_finding(finding: doctor.Finding) -> None:
+    mark = click.style(f"{finding.level:<5}", fg=MARKS[finding.level])
+    click.echo(f"{mark} {finding.topic:<10} {finding.said}")
+    if finding.mend:
+        click.echo(f"{'':<16} {finding.mend}")
+
+
+# --- memo ls -------------------------------------------------------------------------------------
+
+
+async def _listed(port: Port, chain: Chain, patterns: tuple[str, ...]) -> list[tuple[Header, int]]:
+    """Header and size of the entries on disk that our secrets sealed, newest first."""
+    found = []
+    for tier in chain.tiers:
+        if isinstance(tier, Disk):
+            async for one in tier.entries(port, f"{chain.namespace}:"):
+                header = _header(chain, one.name, one.record)
+                if header is not None and matches(header.function, *patterns):
+                    found.append((header, one.size))
+    return sorted(found, key=lambda row: row[0].times.finished, reverse=True)
+
+
+def _header(chain: Chain, name: str, record: bytes) -> Header | None:
+    try:
+        key = name.rpartition(":")[2]
+        return unpack(record, chain.secrets, chain.namespace, key).header
+    except EntryError:
+        return None
+
+
+def _facts(header: Header, size: int) -> dict[str, Any]:
+    """What `--json` says of an entry; times in seconds, moments since the epoch, size in bytes."""
+    times = header.times
+    return {
+        "function": header.function,
+        "key": header.key,
+        "address": header.address,
+        "arguments": display.arguments(header),
+        "finished": times.finished / SECOND,
+        "ttl": None if times.ttl < 0 else times.ttl / SECOND,
+        "cost": times.cost / SECOND,
+        "size": size,
+        "writer": header.writer,
+    }

@@ -1,0 +1,183 @@
+"""The codec: values to bytes and back.
+
+cloudpickle, protocol 5, with the big buffers (arrays, pandas blocks, Arrow buffers) out of band, so
+that they can be written once, named by their digest, and mapped instead of read.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from memo.errors import EntryError
+from memo.policy import UNREADABLE
+from memo.reducers import SMALL, reduced
+from memo.seal import ALIGN, Buffer, payload_digest, payload_size
+
+OUT_OF_BAND = 64 * 1024
+"""Bytes of buffers from which a value gets a payload; below, everything is in the stream."""
+_MULTITHREADED = 1024 * 1024
+"""Bytes from which BLAKE3 is worth more than one thread."""
+_LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
+
+storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
+"""Whether what is being pickled is a result, which takes no settings along."""
+
+
+class Payload(NamedTuple):
+    """The big buffers of a value: what the header records of them, and the bytes themselves.
+
+    Attributes:
+        digest: 32 bytes, the payload's name.
+        table: each buffer's size and digest, in order.
+        views: each buffer's bytes, contiguous, one dimension of unsigned bytes.
+    """
+
+    digest: bytes
+    table: tuple[Buffer, ...]
+    views: tuple[memoryview, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes, aligned as they are stored."""
+        return payload_size(self.table)
+
+
+class Encoded(NamedTuple):
+    """A value as bytes."""
+
+    stream: bytes
+    payload: Payload | None
+    codec: str
+
+
+def encode(value: Any) -> Encoded:
+    """A value as a pickle stream and, where it has big buffers, a payload.
+
+    Raises:
+        Exception: whatever pickling this value raises.
+    """
+    views: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        """Take a large buffer out of the stream; True: it stays there."""
+        view = _flat(buffer)
+        if view is None or view.nbytes < SMALL:
+            return True
+        views.append(view)
+        return False
+
+    token = storing.set(True)
+    try:
+        stream = _pickled(value, keep)
+        if sum(view.nbytes for view in views) >= OUT_OF_BAND:
+            return Encoded(stream, payload(tuple(views)), _codec())
+        if views:
+            stream = _pickled(value, None)
+    finally:
+        storing.reset(token)
+    return Encoded(stream, None, _codec())
+
+
+def by_value(value: Any) -> bytes:
+    """A function or a class with all that it reaches, as a pickle for a process without its source."""
+    import cloudpickle
+
+    packed: bytes = cloudpickle.dumps(value, protocol=5)
+    return packed
+
+
+def _pickled(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
+    file = io.BytesIO()
+    _pickler()(file, keep).dump(value)
+    return file.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _pickler() -> Any:
+    """A `cloudpickle.Pickler` that asks `memo.reducers` first."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def __init__(self, file: Any, keep: Any) -> None:
+            super().__init__(file, protocol=5, buffer_callback=keep)
+            self.seen: dict[tuple[str, int, int], Any] = {}
+
+        def reducer_override(self, obj: Any) -> Any:
+            done = reduced(self, obj)
+            return super().reducer_override(obj) if done is NotImplemented else done
+
+    return Pickler
+
+
+def _flat(buffer: pickle.PickleBuffer) -> memoryview | None:
+    try:
+        return buffer.raw()
+    except BufferError:  # neither C- nor Fortran-contiguous
+        return None
+
+
+def payload(views: tuple[memoryview, ...]) -> Payload:
+    """A payload of some buffers, hashed where they lie."""
+    table = tuple(Buffer(v.nbytes, digest(v)) for v in views)
+    return Payload(payload_digest(table), table, views)
+
+
+def digest(view: memoryview | bytes) -> bytes:
+    """BLAKE3 of some bytes, on all cores when they are many."""
+    from blake3 import blake3
+
+    threads = blake3.AUTO if len(view) >= _MULTITHREADED else 1
+    return blake3(view, max_threads=threads).digest()
+
+
+def decode(stream: memoryview | bytes, payload: memoryview | None, table: Sequence[Buffer]) -> Any:
+    """The value of a stream and its payload.
+
+    Args:
+        stream: from an entry whose seal held.
+        payload: the payload's bytes with its buffers aligned; writable and private, since arrays
+            will lie in it.  None when `table` is empty.
+        table: the buffers' sizes.
+
+    Raises:
+        EntryError: `"unreadable"`: it does not load here (a class is gone, a library has changed).
+    """
+    try:
+        return pickle.loads(stream, buffers=slices(payload, table))
+    except Exception as error:
+        raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
+
+
+def slices(payload: memoryview | None, table: Sequence[Buffer]) -> list[memoryview]:
+    """The buffers of a payload, without copying."""
+    views: list[memoryview] = []
+    at = 0
+    for buffer in table:
+        assert payload is not None
+        views.append(payload[at : at + buffer.size])
+        at += -(-buffer.size // ALIGN) * ALIGN
+    return views
+
+
+def aligned(payload: Payload) -> bytes:
+    """A payload's bytes in one piece, its buffers aligned."""
+    parts: list[bytes | memoryview] = []
+    for view in payload.views:
+        parts += (view, bytes(-view.nbytes % ALIGN))
+    return b"".join(parts)
+
+
+def _codec() -> str:
+    """How streams are written here: pickle protocol, Python, and the libraries in use."""
+    parts = [f"pickle5 python{sys.version_info.major}.{sys.version_info.minor}"]
+    for name in _LIBRARIES:
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if version:
+            parts.append(f"{name}{version.split('.')[0]}")
+    return " ".join(parts)

@@ -1,0 +1,557 @@
+"""The decorators, and the only room that assembles: settings -> chain, function -> engine.
+
+The kind of a function (`def` or `async def`) is decided once, at decoration.  A sync function runs
+the engine over the blocking port, in the caller's thread; an async one over its running loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+
+from memo import assembly, codec, config, engine, options
+from memo.chain import Chain
+from memo.drivers import BLOCKING, drive, native, run_elsewhere
+from memo.engine import Function, Invalidation, Raised
+from memo.figures import CacheInfo
+from memo.identity import Identity, function_id
+from memo.keys import Keyer
+from memo.policy import Policy
+from memo.sources import Dependencies
+from memo.stamps import Turn
+from memo.stats import COUNTERS, cache_info
+from memo.tiers import CacheProtocol
+
+if TYPE_CHECKING:
+    from memo.explanations import Explanation
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+
+_functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
+_MISSING: Any = object()
+
+
+def functions() -> list[CachedFunction[Any, Any]]:
+    """The cached functions of this process, by identity."""
+    return sorted(_functions, key=lambda function: function.function_id)
+
+
+class CachedFunction(Generic[P, R]):
+    """A function whose results are cached; what `@cache` makes of it.
+
+    Calling it gives what the function gives.  Attributes:
+        function_id: its identity, `"module:qualname"` or its `name`.
+        __wrapped__: the function itself, uncached.
+    """
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
+        options.function("function", function)
+        self._given = dict(given)
+        self.is_async = isinstance(self, CachedCoroutine)
+        self.function_id = function_id(function, given["name"])
+        self._function = _assemble(function, self.function_id, given)
+        self._adopt(function)
+        _functions.add(self)
+
+    def _adopt(self, function: Callable[P, R]) -> None:
+        functools.update_wrapper(self, function)
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            if hasattr(function, name):
+                setattr(self, name, getattr(function, name))
+        if self.is_async and sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(self)  # type: ignore[type-var]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not assembly.enabled():
+            return self.__wrapped__(*args, **kwargs)
+        result = drive(engine.answer(BLOCKING, self._function, args, kwargs))
+        if type(result) is Raised:
+            raise result.again()
+        return cast("R", result)
+
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[S, ...], R], instance: None, owner: type
+    ) -> CachedFunction[P, R]: ...
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[S, P], R], instance: S, owner: type | None = None
+    ) -> BoundFunction[P, R]: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        if not self._function.keyer.method:  # assigned to a class after its body, or a `klass`
+            self._function.keyer.method = True
+        return BoundFunction(self, instance)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._function.keyer.method = True
+
+    def __repr__(self) -> str:
+        return f"<cached {self.function_id}{_shown_policy(self._function)}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        """By reference where it can be imported, else by value with its identity and code version.
+
+        A worker that gets it so finds the same entries, though it has neither file nor source.  What
+        `configure` has set here goes with it (`config.carried`).
+        """
+        module, name = self.__module__, getattr(self, "__qualname__", "")
+        settings = _settings()
+        if module != "__main__" and _at(module, name) is self:
+            return _found, (module, name, *settings)
+        if not _whole.get():
+            return _unpacked, (_packed(self), *settings)
+        given = {**self._given, "name": self.function_id}
+        code = self._function.identity.digest()
+        return _rebuilt, (type(self), self.__wrapped__, given, code)
+
+    # --- what one can do with it besides calling it ---------------------------------------------
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key of this call: 40 hexadecimal digits that find its entry."""
+        f = self._function
+        return f.keyer.call(f.identity.digest(), args, dict(kwargs)).text
+
+    def address(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
+        f = self._function
+        return f.keyer.call(f.identity.digest(), args, dict(kwargs)).address
+
+    def invalidate(self, *args: Any, reason: str = "", **kwargs: Any) -> Invalidation:
+        """Make every entry untrue whose arguments include the given ones; none given: all.
+
+        Args:
+            reason: kept with the invalidation, and shown by `explain`.
+
+        Raises:
+            OptionError: the function has no such argument.
+        """
+        return drive(self._invalidate(BLOCKING, args, kwargs, reason))
+
+    async def ainvalidate(self, *args: Any, reason: str = "", **kwargs: Any) -> Invalidation:
+        """As `invalidate`, without blocking the event loop."""
+        return await self._invalidate(native(), args, kwargs, reason)
+
+    def _invalidate(
+        self, port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: str
+    ) -> Coroutine[Any, Any, Invalidation]:
+        pairs, whole = self._function.keyer.partial(args, kwargs)
+        turn = Turn(f"f:{self.function_id}", pairs, whole)
+        given = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
+        target = f"{self.function_id}({given})"
+        return engine.invalidate(port, [self._function.chain()], [turn], target, reason)
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Compute now, store, and return the value; also of an async function, then elsewhere."""
+        if not assembly.enabled():
+            return _plainly(self.__wrapped__, args, kwargs)
+        if self.is_async:
+            result = run_elsewhere(lambda port: engine.refresh(port, self._function, args, kwargs))
+        else:
+            result = drive(engine.refresh(BLOCKING, self._function, args, kwargs))
+        return _value(result)
+
+    async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """As `refresh`, without blocking the event loop."""
+        port = native()
+        if self.is_async and not assembly.enabled():
+            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+        if self.is_async:
+            return _value(await engine.refresh(port, self._function, args, kwargs))
+        return await port.offload(functools.partial(self.refresh, *args, **kwargs))
+
+    def peek(self, *args: Any, default: Any = None, **kwargs: Any) -> Any:
+        """The stored value if a call would use it, else `default`; never computes."""
+        if not assembly.enabled():
+            return default
+        return drive(engine.peek(BLOCKING, self._function, args, kwargs, default))
+
+    async def apeek(self, *args: Any, default: Any = None, **kwargs: Any) -> Any:
+        """As `peek`, without blocking the event loop."""
+        if not assembly.enabled():
+            return default
+        return await engine.peek(native(), self._function, args, kwargs, default)
+
+    def is_cached(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Would this call be answered from the cache?  Does not load the value."""
+        enabled = assembly.enabled()
+        return enabled and drive(engine.is_cached(BLOCKING, self._function, args, kwargs))
+
+    async def ais_cached(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """As `is_cached`, without blocking the event loop."""
+        enabled = assembly.enabled()
+        return enabled and await engine.is_cached(native(), self._function, args, kwargs)
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Would this call hit, and if not, why?  Neither computes nor loads."""
+        from memo import explanations
+
+        return drive(
+            explanations.explain(BLOCKING, self._function, assembly.manifests(), args, kwargs)
+        )
+
+    async def aexplain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """As `explain`, without blocking the event loop."""
+        from memo import explanations
+
+        return await explanations.explain(
+            native(), self._function, assembly.manifests(), args, kwargs
+        )
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses, maxsize (None) and currsize, as on `functools.lru_cache`."""
+        return cache_info(self.function_id)
+
+    def cache_clear(self) -> None:
+        """Forget every entry of this function, and its counters."""
+        drive(self._clear(BLOCKING))
+
+    async def acache_clear(self) -> None:
+        """As `cache_clear`, without blocking the event loop."""
+        await self._clear(native())
+
+    async def _clear(self, port: Any) -> None:
+        chain = self._function.chain()
+        await self._invalidate(port, (), {}, "cache_clear")
+        await chain.clear(port, chain.prefix(self.function_id))
+        COUNTERS.reset(self.function_id)
+
+
+class CachedCoroutine(CachedFunction[P, R]):
+    """A cached `async def`: calling it gives a coroutine."""
+
+    _is_coroutine = property(lambda self: _asyncio_marker())
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
+        if not assembly.enabled():
+            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+        result = await engine.answer(native(), self._function, args, kwargs)
+        if type(result) is Raised:
+            raise result.again()
+        return result
+
+
+def _asyncio_marker() -> object:
+    coroutines = sys.modules.get("asyncio.coroutines")
+    return getattr(coroutines, "_is_coroutine", None)
+
+
+class BoundFunction(Generic[P, R]):
+    """A cached function as a method of an instance; `self` is not part of the key."""
+
+    __slots__ = ("__func__", "__self__", "__weakref__")
+    _PARTIAL = ("invalidate", "ainvalidate")
+    _CALLS = ("key", "address", "refresh", "arefresh", "peek", "apeek", "is_cached", "ais_cached")
+
+    def __init__(self, function: CachedFunction[Any, R], instance: Any) -> None:
+        self.__func__ = function
+        self.__self__ = instance
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.__func__, name)
+        if name in self._CALLS or name == "explain" or name == "aexplain":
+            return functools.partial(found, self.__self__)
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, BoundFunction)
+            and self.__func__ is other.__func__
+            and self.__self__ is other.__self__
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+    def __reduce__(self) -> Any:
+        return BoundFunction, (self.__func__, self.__self__)
+
+    def __repr__(self) -> str:
+        return f"<bound {self.__func__!r} of {type(self.__self__).__name__}>"
+
+
+def explain(function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    """Would this call of a cached function hit, and if not, why?  As `function.explain(...)`."""
+    return function.explain(*args, **kwargs)
+
+
+def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function, `async def` or `def`, from sync code, as if it were not cached."""
+    result = function(*args, **kwargs)
+    if not inspect.iscoroutine(result):
+        return result
+
+    async def settled(port: Any) -> Any:
+        return await port.settle(result)
+
+    return run_elsewhere(settled)
+
+
+def _value(result: Any) -> Any:
+    if type(result) is Raised:
+        raise result.again()
+    return result
+
+
+def _shown_policy(function: Function) -> str:
+    ttl = function.policy.ttl
+    return " ttl=f(result)" if callable(ttl) else f" ttl={ttl}"
+
+
+def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:
+    keyer = Keyer(
+        function,
+        function_id=identity,
+        key_prefix=options.text("key_prefix", given["key_prefix"]),
+        key_resolver=given["key_resolver"],
+        ignore=options.texts("ignore", given["ignore"]),
+        tags=_tags(given["tags"]),
+        method=_is_method(function),
+    )
+    return Function(
+        identity,
+        function,
+        keyer,
+        Identity(function, version=options.text("version", given["version"]), name=given["name"]),
+        _policy(given),
+        assembly.chain_of(given["provider"]),
+        assembly.live_ttl(given["ttl_key"]),
+        Dependencies(function, identity, given["depends_on"]) or None,
+        assembly.write_down,
+    )
+
+
+_POLICY = (
+    "ttl",
+    "use_jitter",
+    "use_lock",
+    "lock_timeout",
+    "refresh_ahead",
+    "refresh_threshold",
+    "ttl_key",
+    "stale_while_revalidate",
+    "stale_if_error",
+    "cache_if",
+)
+
+
+def _policy(given: Mapping[str, Any]) -> Policy:
+    return options.policy(**{name: given[name] for name in _POLICY})
+
+
+def _tags(tags: Any) -> Any:
+    return tags if callable(tags) else options.texts("tags", tags)
+
+
+def _is_method(function: Callable[..., Any]) -> bool:
+    """Whether a function that is being decorated stands in a class body and takes `self` or `cls`."""
+    outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
+    if not outer or outer.endswith("<locals>"):
+        return False
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and code.co_varnames[:1] in {("self",), ("cls",), ("mcs",)}
+
+
+def _settings() -> tuple[dict[str, Any], str]:
+    """What a worker is told of the settings, and by whom."""
+    return ({}, "") if codec.storing.get() else (config.carried(), config.PROCESS)
+
+
+_whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
+"""Whether a cached function is being packed, with all that it reaches, by cloudpickle."""
+
+
+def _packed(function: CachedFunction[Any, Any]) -> bytes:
+    """A function by value, so that any pickler may carry it, also one that knows no functions."""
+    token = _whole.set(True)
+    try:
+        return codec.by_value(function)
+    finally:
+        _whole.reset(token)
+
+
+def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
+    import pickle
+
+    config.adopt(settings, sender)
+    return pickle.loads(packed)
+
+
+def _at(module: str, name: str) -> Any:
+    """What a module has under a dotted name; of a method the function itself."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)  # `None` has none of them
+    return found.__func__ if isinstance(found, BoundFunction) else found
+
+
+def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> Any:
+    config.adopt(settings, sender)
+    importlib.import_module(module)
+    found = _at(module, name)
+    if not isinstance(found, CachedFunction):
+        raise AttributeError(f"module {module!r} has no cached function {name!r}")
+    return found
+
+
+def _rebuilt(
+    kind: type[CachedFunction[Any, Any]],
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    code: str,
+) -> CachedFunction[Any, Any]:
+    made = kind(function, given)
+    made._function.identity = Identity(function, digest=code)
+    return made
+
+
+def _options(
+    ttl: Any = 60,
+    key_prefix: str | None = None,
+    key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
+    use_jitter: bool = False,
+    use_lock: bool = False,
+    lock_timeout: Any = 30,
+    refresh_ahead: bool = False,
+    refresh_threshold: float | None = None,
+    provider: CacheProtocol | Chain | None = None,
+    ttl_key: str | None = None,
+    *,
+    tags: Iterable[str] | Callable[..., Iterable[str]] = (),
+    depends_on: Any = (),
+    ignore: Iterable[str] = (),
+    version: str | None = None,
+    stale_while_revalidate: Any = 0,
+    stale_if_error: Any = 0,
+    name: str | None = None,
+    cache_if: Callable[[Any], bool] | None = None,
+) -> dict[str, Any]:
+    """Cache the results of a function, `async def` or `def`, by its code and its arguments.
+
+    Works bare (`@cache`) and called (`@cache(ttl="1h")`), on functions, methods, static methods and
+    class methods.  Every option is checked here, at decoration.
+
+    Args:
+        ttl: how long a result is fresh: seconds, a `timedelta`, a text such as `"1h30m"`, None for
+            no expiry, or a callable of the result that gives one of these.
+        key_prefix: address prefix; functions may share one.  Without it: the function's name.
+        key_resolver: replaces the automatic argument key: a callable of the bound arguments, a
+            template such as `"order:{order_id}"`, or a list of argument names.
+        use_jitter: shorten each ttl by a random share of up to 10 %, never lengthen it.
+        use_lock: single flight across processes and hosts; within a process it is always on.
+        lock_timeout: seconds to wait for another holder's result, then compute here; None: as long
+            as the holder lives.
+        refresh_ahead: from `refresh_threshold * ttl` on answer at once and refresh in background.
+        refresh_threshold: fraction of the ttl in (0, 1); default 0.8.
+        provider: where entries lie: a `CacheProtocol` or a `Chain`; default: as the settings say.
+        ttl_key: key in `memo.live` whose value overrides `ttl`, also for entries that exist.
+        tags: names to invalidate by, or a callable of the bound arguments that gives them.
+        depends_on: files, directories, globs, or callables whose change makes entries untrue.
+        ignore: names of arguments that do not matter.
+        version: pins the code version by hand.
+        stale_while_revalidate: seconds past the ttl in which the old value answers while it is
+            refreshed (RFC 5861).
+        stale_if_error: seconds past the ttl in which the old value answers if computing raises.
+        name: the function's identity, instead of `"module:qualname"`.
+        cache_if: predicate of the result; False: it is returned, not stored.
+
+    Raises:
+        OptionError: an option is wrong; the message names it, its value and the mend.
+    """
+    return dict(locals())
+
+
+_SIGNATURE = inspect.signature(_options)
+
+
+@overload
+def cache(function: Callable[P, R], /) -> CachedFunction[P, R]: ...
+@overload
+def cache(
+    ttl: Any = 60,
+    key_prefix: str | None = None,
+    key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
+    use_jitter: bool = False,
+    use_lock: bool = False,
+    lock_timeout: Any = 30,
+    refresh_ahead: bool = False,
+    refresh_threshold: float | None = None,
+    provider: CacheProtocol | Chain | None = None,
+    ttl_key: str | None = None,
+    *,
+    tags: Iterable[str] | Callable[..., Iterable[str]] = (),
+    depends_on: Any = (),
+    ignore: Iterable[str] = (),
+    version: str | None = None,
+    stale_while_revalidate: Any = 0,
+    stale_if_error: Any = 0,
+    name: str | None = None,
+    cache_if: Callable[[Any], bool] | None = None,
+) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
+def cache(*args: Any, **kwargs: Any) -> Any:
+    """See `_options`, whose signature and documentation this has."""
+    if len(args) == 1 and not kwargs and (callable(args[0]) or _is_wrapper(args[0])):
+        return _decorated(args[0], _options())
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    _check(given)
+    return lambda function: _decorated(function, given)
+
+
+cache.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+cache.__doc__ = _options.__doc__
+
+
+def _is_wrapper(value: Any) -> bool:
+    return isinstance(value, (staticmethod, classmethod))
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """What can be checked before there is a function."""
+    options.texts("ignore", given["ignore"])
+    options.text("name", given["name"])
+    options.text("version", given["version"])
+    options.text("key_prefix", given["key_prefix"])
+    _tags(given["tags"])
+    assembly.chain_of(given["provider"])
+    _policy(given)
+
+
+def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
+    if isinstance(function, (staticmethod, classmethod)):
+        return type(function)(_decorated(function.__func__, given))
+    options.function("function", function)
+    kind: Any = CachedCoroutine if _is_async(function) else CachedFunction
+    return kind(function, given)
+
+
+def _is_async(function: Any) -> bool:
+    """Whether calling it gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if inspect.iscoroutinefunction(inner):
+        return True
+    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)

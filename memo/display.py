@@ -1,0 +1,648 @@
+"""Display: what statistics look like, as plain text, as HTML and as a drawing.
+
+Everything here is a pure function of frozen numbers.  The HTML has no colours of its own but the
+three of the plot: it takes text and line colours from the page (`--jp-*` variables of JupyterLab,
+`--vscode-*` of VS Code), so it reads well in light and dark themes.  Columns sort by a click where
+scripts run; where they are stripped it is a plain table.  Every text is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from memo.clock import SECOND
+from memo.figures import (
+    Counts,
+    FunctionStats,
+    Point,
+    Stats,
+    TierStats,
+    gathered,
+    label,
+)
+from memo.seal import Header
+from memo.stats import REFRESH_FAILED, REFRESHED, REFRESHING, Span
+
+EMPTY = "No cached function was called yet. Put @cache above a function and call it."
+BARS = 96
+"""Most bars of a plot."""
+COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
+"""Contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
+DOT = " · "
+NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
+
+
+# --- Numbers for people -------------------------------------------------------------------------
+
+
+def duration(seconds: float | None) -> str:
+    """A time in seconds for people: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
+    if seconds is None:
+        return NONE
+    if seconds < 0:
+        return f"{MINUS}{duration(-seconds)}"
+    if seconds == 0:
+        return "0 s"
+    for unit, factor in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3), ("s", 1.0)):
+        amount = seconds * factor
+        if amount < (59.95 if unit == "s" else 999.5):
+            return f"{amount:.1f} {unit}" if _wants_tenth(unit, amount) else f"{amount:.0f} {unit}"
+    return _long_duration(round(seconds))
+
+
+def _wants_tenth(unit: str, amount: float) -> bool:
+    return unit == "s" or (unit == "ms" and amount < 99.95) or amount < 9.95
+
+
+def _long_duration(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02} h"
+
+
+def size(count: float | None) -> str:
+    """Bytes for people, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
+    if count is None:
+        return NONE
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= 1024
+        if abs(count) < 999.95 or unit == "TiB":
+            break
+    return f"{count:.1f} {unit}"
+
+
+def number(count: int) -> str:
+    """A count for people: `1 234 567`, with narrow spaces that do not break."""
+    return f"{count:,}".replace(",", "\u202f")
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`1 hit`, `2 hits`, `3 misses`."""
+    return f"{number(count)} {noun if count == 1 else plural or noun + 's'}"
+
+
+def percent(share: float | None) -> str:
+    """A share for people; 100 % only where nothing is missing."""
+    if share is None:
+        return NONE
+    return f"{min(share * 100, 100 if share == 1 else 99.9):.3g} %"
+
+
+def listed(counts: Counts) -> str:
+    """`disk 3 · memory 5`, the largest first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return DOT.join(f"{name or 'unknown'} {number(count)}" for name, count in ordered)
+
+
+# --- Tables in general --------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """One cell: its text, what it sorts by, and a note in small print."""
+
+    text: str
+    value: float | str = ""
+    note: str = ""
+
+
+class Table(NamedTuple):
+    """Rows of cells under titles; the first `texts` columns are texts, the others numbers."""
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    total: Sequence[Cell] = ()
+    texts: int = 1
+
+
+def table_text(table: Table) -> str:
+    """A table as aligned plain text; the notes of a row are a line of their own below it."""
+    rows = [[cell.text for cell in row] for row in (*table.rows, table.total) if row]
+    widths = [max(map(len, column)) for column in zip(table.titles, *rows, strict=True)]
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [_line(table.titles, widths, table.texts), rule]
+    for row in table.rows:
+        lines += _row_text(row, table, widths)
+    if table.total:
+        lines += [rule, *_row_text(table.total, table, widths)]
+    return "\n".join(lines)
+
+
+def _row_text(row: Sequence[Cell], table: Table, widths: Sequence[int]) -> list[str]:
+    pairs = zip(table.titles, row, strict=True)
+    notes = [f"{title}: {cell.note}" for title, cell in pairs if cell.note]
+    line = _line([cell.text for cell in row], widths, table.texts)
+    return [line, f"  {'; '.join(notes)}"] if notes else [line]
+
+
+def _line(parts: Sequence[str], widths: Sequence[int], texts: int) -> str:
+    padded = (
+        part.ljust(width) if index < texts else part.rjust(width)
+        for index, (part, width) in enumerate(zip(parts, widths, strict=True))
+    )
+    return "  ".join(padded).rstrip()
+
+
+def table_html(table: Table) -> str:
+    """A table as HTML, sortable where scripts run."""
+    name = f"memo-{secrets.token_hex(6)}"
+    heads = "".join(
+        f'<th scope="col"{_side(index < table.texts)}>{escape(title)}</th>'
+        for index, title in enumerate(table.titles)
+    )
+    body = "".join(_row_html(row, table.texts) for row in table.rows)
+    foot = f"<tfoot>{_row_html(table.total, table.texts)}</tfoot>" if table.total else ""
+    script = f"<script>({_SORT})({name!r})</script>" if len(table.rows) > 1 else ""
+    parts = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>{foot}"
+    return f'<div class="memo-wide"><table id="{name}">{parts}</table></div>{script}'
+
+
+def _side(is_text: bool) -> str:
+    return ' class="memo-text"' if is_text else ""
+
+
+def _row_html(row: Sequence[Cell], texts: int) -> str:
+    head, *rest = row
+    cells = (
+        f'<td data-v="{_sort_key(cell)}"{_side(index < texts)}>{_cell_html(cell)}</td>'
+        for index, cell in enumerate(rest, 1)
+    )
+    first = f'<th scope="row" data-v="{_sort_key(head)}"{_side(True)}>{_cell_html(head)}</th>'
+    return f"<tr>{first}{''.join(cells)}</tr>"
+
+
+def _sort_key(cell: Cell) -> str:
+    return "Infinity" if cell.value == math.inf else escape(str(cell.value))
+
+
+def _cell_html(cell: Cell) -> str:
+    notes = cell.note.split(DOT) if cell.note else ()
+    return escape(cell.text) + "".join(f"<small>{escape(note)}</small>" for note in notes)
+
+
+_SORT = """function(id){var t=document.getElementById(id);if(!t)return;
+var heads=t.querySelectorAll('thead th');
+heads.forEach(function(h,i){h.classList.add('memo-sorts');h.tabIndex=0;h.title='Sort';
+function value(r){var x=r.cells[i].dataset.v,n=Number(x);return x===''?-Infinity:isNaN(n)?x:n}
+function sort(){var old=h.getAttribute('aria-sort'),up=old?old==='descending':!i;
+heads.forEach(function(o){o.removeAttribute('aria-sort')});
+h.setAttribute('aria-sort',up?'ascending':'descending');var b=t.tBodies[0];
+Array.from(b.rows).sort(function(p,q){var x=value(p),y=value(q);
+return (x<y?-1:x>y?1:0)*(up?1:-1)}).forEach(function(r){b.appendChild(r)})}
+h.addEventListener('click',sort);h.addEventListener('keydown',function(e){
+if(e.key==='Enter'||e.key===' '){e.preventDefault();sort()}})})}"""
+
+STYLE = """<style>
+.memo{--memo-line:var(--jp-border-color2,var(--vscode-panel-border,rgba(128,128,128,.4)));
+--memo-dim:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,currentColor));
+color:var(--jp-content-font-color1,var(--vscode-foreground,inherit));background:transparent;
+font-variant-numeric:tabular-nums;line-height:1.4}
+.memo p{margin:.3em 0}
+.memo .memo-dim,.memo small{color:var(--memo-dim);font-size:.85em}
+.memo .memo-bad{border-bottom:2px solid #c9503f}
+.memo .memo-wide{overflow-x:auto}
+.memo table{border-collapse:collapse;border:0;margin:.5em 0;background:transparent;color:inherit;
+font:inherit;font-variant-numeric:inherit;table-layout:auto}
+.memo th,.memo td{padding:.25em .6em;text-align:right;vertical-align:top;background:transparent;
+border:0;border-bottom:1px solid var(--memo-line);white-space:nowrap;max-width:none}
+.memo thead th{font-weight:600;border-bottom-width:2px;vertical-align:bottom}
+.memo tbody th,.memo tfoot th{font-weight:400}
+.memo tfoot th,.memo tfoot td{font-weight:600;border-bottom:0;border-top:2px solid var(--memo-line)}
+.memo .memo-text{text-align:left}
+.memo small{display:block;font-weight:400}
+.memo .memo-sorts{cursor:pointer}
+.memo .memo-sorts:hover,.memo .memo-sorts:focus{text-decoration:underline}
+.memo .memo-sorts[aria-sort=ascending]::after{content:' \\2191'}
+.memo .memo-sorts[aria-sort=descending]::after{content:' \\2193'}
+.memo svg{display:block;max-width:100%;height:auto;color:inherit;background:transparent}
+.memo svg text{fill:currentColor;font-size:11px;font-family:inherit}
+</style>"""
+
+
+def boxed(content: str) -> str:
+    """HTML in memo's own style."""
+    return f'{STYLE}<div class="memo">{content}</div>'
+
+
+def lines_html(text: str) -> str:
+    """Plain lines as HTML."""
+    return boxed("".join(f"<p>{escape(line)}</p>" for line in text.splitlines()))
+
+
+def facts_text(title: str, facts: Mapping[str, object]) -> str:
+    """A title and a few named facts as plain text, for a cheap repr."""
+    width = max(map(len, facts), default=0)
+    lines = (f"  {name.ljust(width)}  {value}" for name, value in facts.items())
+    return "\n".join((title, *lines))
+
+
+def facts_html(title: str, facts: Mapping[str, object]) -> str:
+    """The same as HTML."""
+    rows = "".join(
+        f'<tr><th scope="row" class="memo-text">{escape(name)}</th>'
+        f'<td class="memo-text">{escape(str(value))}</td></tr>'
+        for name, value in facts.items()
+    )
+    return boxed(f"<p><b>{escape(title)}</b></p><table><tbody>{rows}</tbody></table>")
+
+
+# --- Statistics ---------------------------------------------------------------------------------
+
+
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[[FunctionStats], Cell]
+    always: bool = False
+
+
+def _hits(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.hits), stats.hits, listed(stats.hits_by_tier))
+
+
+def _stale(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.stale), stats.stale)
+
+
+def _misses(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.misses), stats.misses, listed(stats.misses_by_reason))
+
+
+def _refreshes(stats: FunctionStats) -> Cell:
+    running, failed = stats.refreshes_running, stats.refreshes_failed
+    notes = [f"{running} running"] * bool(running) + [f"{failed} failed"] * bool(failed)
+    count = stats.refreshes_done + running + failed
+    return Cell(number(stats.refreshes_done), count, DOT.join(notes))
+
+
+def _coalesced(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.coalesced), stats.coalesced)
+
+
+def _errors(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.errors), stats.errors, listed(stats.errors_by_reason))
+
+
+def _raised(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.failed), stats.failed, listed(stats.failed_by_type))
+
+
+def _rate(stats: FunctionStats) -> Cell:
+    rate = stats.hit_rate
+    return Cell(percent(rate), "" if rate is None else rate)
+
+
+def _read(stats: FunctionStats) -> Cell:
+    return Cell(size(stats.bytes_read), stats.bytes_read)
+
+
+def _stored(stats: FunctionStats) -> Cell:
+    return Cell(size(stats.bytes_stored), stats.bytes_stored)
+
+
+def _median(stats: FunctionStats) -> Cell:
+    value = stats.median_hit
+    return Cell(duration(value), "" if value is None else value)
+
+
+def _waited(stats: FunctionStats) -> Cell:
+    return Cell(duration(stats.wait_seconds), stats.wait_seconds)
+
+
+def _computed(stats: FunctionStats) -> Cell:
+    return Cell(duration(stats.compute_seconds), stats.compute_seconds)
+
+
+def _saved(stats: FunctionStats) -> Cell:
+    return Cell(duration(stats.saved), stats.saved)
+
+
+_COLUMNS = (
+    _Column("hits", _hits, True),
+    _Column("stale", _stale),
+    _Column("misses", _misses, True),
+    _Column("answered", _rate, True),
+    _Column("saved", _saved, True),
+    _Column("computing", _computed, True),
+    _Column("median hit", _median, True),
+    _Column("refreshed", _refreshes),
+    _Column("shared", _coalesced),
+    _Column("waited", _waited),
+    _Column("raised", _raised),
+    _Column("faults", _errors),
+    _Column("read", _read),
+    _Column("stored", _stored),
+)
+
+
+def table(stats: Stats) -> Table:
+    """One row per function, those that saved most first; columns of zeros are left out."""
+    total = stats.total
+    shown = [c for c in _COLUMNS if c.always or c.cell(total).value]
+    ordered = sorted(stats.functions.items(), key=lambda item: (-item[1].saved, item[0]))
+    rows = [
+        [Cell(label(name), name), *(column.cell(part) for column in shown)]
+        for name, part in ordered
+    ]
+    last = [Cell("total"), *(column.cell(total) for column in shown)] if len(rows) > 1 else ()
+    return Table(["function", *(column.title for column in shown)], rows, last)
+
+
+def headline(stats: Stats) -> str:
+    """The most important numbers in one line."""
+    total = stats.total
+    parts = [f"{counted(total.hits, 'hit')}", f"{counted(total.misses, 'miss', 'misses')}"]
+    if total.stale:
+        parts.insert(1, f"{number(total.stale)} stale")
+    if total.calls:
+        parts.append(f"{percent(total.hit_rate)} answered")
+    if total.refreshes_running:
+        parts.append(f"{counted(total.refreshes_running, 'refresh', 'refreshes')} running")
+    parts.append(f"saved {duration(total.saved)}")
+    parts.append(_period(stats))
+    return DOT.join(part for part in parts if part)
+
+
+def _period(stats: Stats) -> str:
+    if not stats.since:
+        return ""
+    same_day = time.localtime(stats.since)[:3] == time.localtime(stats.until)[:3]
+    form = "%H:%M:%S" if same_day else "%Y-%m-%d %H:%M"
+    since = f"since {time.strftime(form, time.localtime(stats.since))}"
+    if stats.processes == 1:
+        return since
+    return f"{since} in {counted(stats.processes, 'process', 'processes')}"
+
+
+def tiers(stats: Stats) -> list[tuple[str, str, bool]]:
+    """(name, what there is to say, whether all is well) of each tier that has something to say."""
+    lines = ((name, _tier_line(tier), _is_well(tier)) for name, tier in stats.tiers.items())
+    return [line for line in lines if line[1]]
+
+
+def _is_well(tier: TierStats) -> bool:
+    return tier.up is not False and not tier.health.get("journal")
+
+
+def _tier_line(tier: TierStats) -> str:
+    parts = [counted(tier.hits, "hit")] if tier.hits else []
+    parts += [f"{number(tier.stale)} stale"] if tier.stale else []
+    parts += [counted(tier.errors, "fault")] if tier.errors else []
+    if tier.up is not None:
+        parts.append("up" if tier.up else "down")
+    parts += [counted(tier.downs, "outage")] if tier.downs else []
+    return DOT.join([*parts, *_health(tier.health)])
+
+
+_SIZES = ("size", "bytes", "used")
+_BUDGETS = ("size_limit", "limit", "budget", "maxmemory")
+
+
+def _health(facts: Mapping[str, Any]) -> list[str]:
+    """What a tier says of itself, budgets and waiting entries first, in whole words."""
+    left = {name: fact for name, fact in facts.items() if name != "up" and fact not in (None, "")}
+    used = next((left.pop(name) for name in _SIZES if name in left), None)
+    budget = next((left.pop(name) for name in _BUDGETS if name in left), None)
+    parts = []
+    if used is not None:
+        parts.append(size(used) + (f" of {size(budget)}" if budget else ""))
+    if journal := left.pop("journal", 0):
+        parts.append(f"{counted(journal, 'invalidation')} waiting for replay")
+    return parts + [_fact(name, fact) for name, fact in left.items()]
+
+
+def _fact(name: str, fact: object) -> str:
+    words = name.replace("_", " ")
+    if isinstance(fact, bool):
+        return words if fact else f"not {words}"
+    if isinstance(fact, int) and name.endswith("bytes"):
+        return f"{words} {size(fact)}"
+    if isinstance(fact, int):
+        return f"{words} {number(fact)}"
+    return f"{words} {fact}"
+
+
+def text(stats: Stats, plot: bool = False) -> str:
+    """Statistics as plain text."""
+    parts = [f"memo: {headline(stats)}"]
+    parts.append(table_text(table(stats)) if stats.functions else EMPTY)
+    lines = tiers(stats)
+    width = max((len(name) for name, _, _ in lines), default=0)
+    parts += ["\n".join(f"{name.ljust(width)}  {said}" for name, said, _ in lines)] if lines else []
+    parts += [sparks(stats)] if plot else []
+    return "\n\n".join(part for part in parts if part)
+
+
+def html(stats: Stats, plot: bool = False) -> str:
+    """Statistics as HTML."""
+    if not stats.functions and not stats.total.invalidations:
+        return boxed(f"<p>{_code(EMPTY)}</p>{_tiers_html(stats)}")
+    parts = [f"<p><b>memo</b> {escape(headline(stats))}</p>"]
+    parts += [svg(stats)] if plot else []
+    parts += [table_html(table(stats))] if stats.functions else [f"<p>{_code(EMPTY)}</p>"]
+    return boxed("".join(parts) + _tiers_html(stats))
+
+
+def _code(sentence: str) -> str:
+    return escape(sentence).replace("@cache", "<code>@cache</code>")
+
+
+def _tiers_html(stats: Stats) -> str:
+    parts = (
+        f'<p class="memo-dim"><b{"" if well else " class=memo-bad"}>{escape(name)}</b> '
+        f"{escape(said)}</p>"
+        for name, said, well in tiers(stats)
+    )
+    return "".join(parts)
+
+
+# --- Entries ------------------------------------------------------------------------------------
+
+
+def arguments(header: Header) -> dict[str, str]:
+    """Argument -> short text, from the summary of an entry."""
+    try:
+        summary = json.loads(header.summary)
+        return {str(name): str(parts[0]) for name, parts in summary.items()}
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return {}
+
+
+def entries(headers: Iterable[tuple[Header, int]], now: float) -> Table:
+    """A table of entries.
+
+    Args:
+        headers: the header and the size in bytes of each.
+        now: Unix seconds.
+    """
+    rows = [_entry_row(header, held, now) for header, held in headers]
+    titles = ("function", "arguments", "age", "expires in", "size", "cost", "by")
+    return Table(titles, rows, texts=2)
+
+
+def _entry_row(header: Header, held: int, now: float) -> list[Cell]:
+    times = header.times
+    age = max(0.0, now - times.finished / SECOND)
+    left = math.inf if times.ttl < 0 else times.ttl / SECOND - age
+    cost = times.cost / SECOND
+    given = ", ".join(f"{name}={said}" for name, said in arguments(header).items())
+    return [
+        Cell(label(header.function), header.function),
+        Cell(given, given),
+        Cell(duration(age), age),
+        Cell("never" if left == math.inf else duration(left) if left > 0 else "expired", left),
+        Cell(size(held), held),
+        Cell(duration(cost), cost),
+        Cell(header.writer, header.writer),
+    ]
+
+
+# --- Plots --------------------------------------------------------------------------------------
+
+_WIDTH, _HEIGHT, _FOOT = 640, 96, 34
+
+
+def bars(stats: Stats) -> tuple[float, list[Point]]:
+    """The timeline with its gaps filled: seconds per bar, and at most `BARS` bars."""
+    total = stats.total
+    width, points = total.width, list(total.timeline)
+    while points and (points[-1].start - points[0].start) / width >= BARS:
+        width *= 2
+        points = gathered(points, width)
+    if not points:
+        return width, []
+    known = {point.start: point for point in points}
+    count = round((points[-1].start - points[0].start) / width) + 1
+    starts = (points[0].start + index * width for index in range(count))
+    return width, [known.get(start, Point(start, 0, 0, 0)) for start in starts]
+
+
+def svg(stats: Stats) -> str:
+    """Hits, stale hits and misses over time as stacked bars; `""` when nothing happened."""
+    width, points = bars(stats)
+    if not points:
+        return ""
+    top = max(sum(point[1:]) for point in points)
+    step = _WIDTH / max(len(points), 12)
+    drawn = "".join(_bar(i * step, step, point, top) for i, point in enumerate(points))
+    first, last = (_clock(point) for point in (points[0], points[-1]))
+    foot = _HEIGHT + 14
+    return (
+        f'<svg role="img" aria-label="hits, stale hits and misses over time" '
+        f'viewBox="0 -14 {_WIDTH} {_HEIGHT + _FOOT + 14}" width="{_WIDTH}" '
+        f'height="{_HEIGHT + _FOOT + 14}" xmlns="http://www.w3.org/2000/svg">'
+        f'<text x="0" y="-4">{number(top)} calls in {escape(duration(width))}</text>{drawn}'
+        f'<line x1="0" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}" stroke="currentColor" '
+        f'stroke-opacity=".4"/><text x="0" y="{foot}">{first}</text>'
+        f'<text x="{min(_WIDTH, max(len(points) * step, 130)):.1f}" y="{foot}" '
+        f'text-anchor="end">{last}</text>{_legend(foot + 16)}</svg>'
+    )
+
+
+def _bar(x: float, step: float, point: Point, top: int) -> str:
+    parts, base = [], float(_HEIGHT)
+    for (name, colour), count in zip(COLOURS.items(), point[1:], strict=True):
+        height = count / top * _HEIGHT
+        base -= height
+        if count:
+            parts.append(
+                f'<rect x="{x:.1f}" y="{base:.1f}" width="{max(step - 1, 0.8):.1f}" '
+                f'height="{height:.1f}" fill="{colour}"><title>{number(count)} {name}, '
+                f"{_clock(point)}</title></rect>"
+            )
+    return "".join(parts)
+
+
+def _legend(y: int) -> str:
+    parts, x = [], 0
+    for name, colour in COLOURS.items():
+        parts.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 15}" y="{y}">{name}</text>')
+        x += 70
+    return "".join(parts)
+
+
+def sparks(stats: Stats) -> str:
+    """The same as three lines of block characters."""
+    width, points = bars(stats)
+    if not points:
+        return ""
+    top = max(max(point[1:]) for point in points)
+    rows = zip(COLOURS, zip(*(point[1:] for point in points), strict=True), strict=True)
+    lines = [f"{name:>6}  {''.join(_block(n, top) for n in counts)}" for name, counts in rows]
+    foot = f"{'':>6}  {duration(width)} each, the last at {_clock(points[-1])}"
+    return "\n".join((*lines, foot))
+
+
+def _clock(point: Point) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(point.start))
+
+
+def _block(count: int, top: int) -> str:
+    return "▁▂▃▄▅▆▇█"[max(0, -(-count * 8 // top) - 1)] if count else " "
+
+
+# --- One line under a cell ----------------------------------------------------------------------
+
+
+def report(span: Span) -> str:
+    """What the cache did in a stretch of time, in one line.
+
+    `2 hits (disk) · 1 stale, refreshing · 1 miss: clean() expired · saved 41.8 s`
+    """
+    total = span.stats.total
+    parts = [_answers(total.hits, total.hits_by_tier)] if total.hits else []
+    if total.stale or span.refreshes:
+        parts.append(_stale_part(total.stale, span.refreshes.values()))
+    if total.misses:
+        parts.append(f"{counted(total.misses, 'miss', 'misses')}{_reasons(span, total)}")
+    parts += [f"{number(total.coalesced)} shared"] if total.coalesced else []
+    parts += [f"{number(total.failed)} raised"] if total.failed else []
+    parts += [counted(total.errors, "cache fault")] if total.errors else []
+    parts += [f"saved {duration(total.saved)}"] if total.saved > 0 else []
+    return DOT.join(parts)
+
+
+def _answers(hits: int, by_tier: Counts) -> str:
+    names = " ".join(by_tier) if len(by_tier) == 1 else listed(by_tier).replace(DOT, ", ")
+    return f"{counted(hits, 'hit')} ({names})"
+
+
+def _stale_part(stale: int, states: Iterable[str]) -> str:
+    kinds = list(states)
+    words = [f"{number(stale)} stale"] if stale else []
+    for state in (REFRESHING, REFRESHED, REFRESH_FAILED):
+        count = kinds.count(state)
+        if count:
+            words.append(state if count == len(kinds) else f"{number(count)} {state}")
+    return ", ".join(words)
+
+
+def _reasons(span: Span, total: FunctionStats) -> str:
+    said: dict[str, int] = {}
+    for miss in span.misses:
+        short = label(miss.function).rpartition(":")[2].rpartition(".")[2]
+        what = miss.detail or f"{short}() {miss.reason}"
+        said[what] = said.get(what, 0) + 1
+    if not said:
+        return f": {listed(total.misses_by_reason)}"
+    first = [what if n == 1 else f"{what} ({n}{TIMES})" for what, n in list(said.items())[:3]]
+    return ": " + ", ".join(first) + (", …" if len(said) > 3 else "")
+
+
+def report_html(line: str) -> str:
+    """A report's line as HTML."""
+    return boxed(f'<p class="memo-dim">{escape(line)}</p>')
+
+

@@ -1,0 +1,556 @@
+"""Drivers: the two ports, and the only room that knows event loops and threads.
+
+`Native` suspends on the running loop.  `Blocking` never suspends, so `drive` runs a whole coroutine
+of the engine in one step, in the caller's thread, without a loop; that is why sync cached functions
+work inside Jupyter's own running loop.
+
+Background work (refreshes, write-backs) is a task of the caller's loop, or runs in a small pool of
+daemon threads.  `drain` waits for it; at interpreter exit it is waited for `EXIT_GRACE` seconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import inspect
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memo import engine, events, leases
+from memo.port import Handle, Port, Waiter
+
+if TYPE_CHECKING:
+    import asyncio
+    import concurrent.futures
+
+T = TypeVar("T")
+EXIT_GRACE = 1.5
+"""Seconds that background work may still take when the interpreter exits."""
+POOL = 4
+"""Threads for background work of sync code, started when needed."""
+_IDLE = 10.0
+"""Seconds after which an idle pool thread ends."""
+
+
+def drive(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that runs over a blocking port, in one step.
+
+    Raises:
+        RuntimeError: the coroutine suspended: some verb was not the port's.
+    """
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    work.close()
+    raise RuntimeError("memo: a coroutine suspended over a blocking port")
+
+
+class Pool:
+    """Daemon threads that run what is handed in, at most `size` at once; idle ones end."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self._reset()
+
+    def _reset(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._busy = 0
+        self._quiet = threading.Condition(self._lock)
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job()` in a thread of the pool; it must not raise."""
+        with self._lock:
+            self._busy += 1
+            start = self._idle < self._busy and self._threads < self._size
+            self._threads += start
+        self._queue.put(job)
+        if start:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            try:
+                job = self._queue.get(timeout=_IDLE)
+            except queue.Empty:
+                with self._lock:
+                    self._idle -= 1
+                    if self._queue.empty():
+                        self._threads -= 1
+                        return
+                continue
+            with self._lock:
+                self._idle -= 1
+            try:
+                job()
+            finally:
+                del job
+                with self._lock:
+                    self._busy -= 1
+                    if not self._busy:
+                        self._quiet.notify_all()
+
+    def drain(self, timeout: float | None) -> bool:
+        """Wait until nothing runs and nothing is queued; False when `timeout` went by first."""
+        with self._lock:
+            return self._quiet.wait_for(lambda: not self._busy, timeout)
+
+
+_pool = Pool("memo-background", POOL)
+_offload = Pool("memo-offload", 8)
+
+
+class _Job:
+    """A handle on work in the pool: it can be dropped until it has begun."""
+
+    __slots__ = ("dropped",)
+
+    def __init__(self) -> None:
+        self.dropped = False
+
+    def cancel(self) -> None:
+        self.dropped = True
+
+    def dead(self) -> bool:
+        return False
+
+
+class _Tick:
+    """Work that is done at intervals until it is cancelled."""
+
+    __slots__ = ("dropped", "due", "interval", "work")
+
+    def __init__(self, interval: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> None:
+        self.interval = interval
+        self.due = time.monotonic() + interval
+        self.work = work
+        self.dropped = False
+
+    def cancel(self) -> None:
+        self.dropped = True
+        _ticker.wake()
+
+    def dead(self) -> bool:
+        return False
+
+
+class Ticker:
+    """One daemon thread that does work at intervals; it ends when there is none left."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._ticks: list[_Tick] = []
+        self._running = False
+
+    def add(self, tick: _Tick) -> None:
+        with self._changed:
+            self._ticks.append(tick)
+            self._changed.notify()
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="memo-renew", daemon=True).start()
+
+    def wake(self) -> None:
+        with self._changed:
+            self._ticks = [tick for tick in self._ticks if not tick.dropped]
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while (tick := self._next()) is not None:
+            _report("memo-renew", partial(drive, tick.work(BLOCKING)))
+
+    def _next(self) -> _Tick | None:
+        with self._changed:
+            while self._ticks:
+                tick = min(self._ticks, key=lambda tick: tick.due)
+                left = tick.due - time.monotonic()
+                if left <= 0:
+                    tick.due += tick.interval
+                    return tick
+                self._changed.wait(left)
+            self._running = False
+            return None
+
+
+_ticker = Ticker()
+
+
+class Blocking:
+    """The port of sync code: everything is there when a verb returns."""
+
+    native = False
+
+    async def settle(self, value: Any) -> Any:
+        if inspect.iscoroutine(value):
+            return _portal(value)
+        return value
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+    async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
+        assert isinstance(waiter, threading.Event)
+        return waiter.wait(timeout)
+
+    def waiter(self) -> Waiter:
+        return threading.Event()
+
+    def spawn(
+        self,
+        work: Callable[[Port], Coroutine[Any, Any, Any]],
+        name: str,
+        ended: Callable[[], None] | None = None,
+    ) -> Handle:
+        context = contextvars.copy_context()
+        handle = _Job()
+
+        def job() -> None:
+            try:
+                if not handle.dropped:
+                    context.run(_report, name, lambda: drive(work(BLOCKING)))
+            finally:
+                if ended is not None:
+                    ended()
+
+        _pool.submit(job)
+        return handle
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
+        tick = _Tick(seconds, work)
+        _ticker.add(tick)
+        return tick
+
+    def cancelled(self) -> bool:
+        return False
+
+    def client(self) -> object:
+        return None
+
+
+class _LoopWaiter:
+    """A future of one loop that any thread may set."""
+
+    __slots__ = ("future", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    def set(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._set)
+        except RuntimeError:  # the loop is closed, and with it whoever waited
+            return
+
+    def _set(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class _TaskHandle:
+    """Cancels a task of some loop from any thread."""
+
+    __slots__ = ("_loop", "_task")
+
+    def __init__(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._task = task
+        self._loop = loop
+
+    def cancel(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        except RuntimeError:  # the loop is closed: nothing of its runs any more
+            return
+
+    def dead(self) -> bool:
+        return self._loop.is_closed() and not self._task.done()
+
+
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+class Native:
+    """The port of a running event loop."""
+
+    native = True
+    __slots__ = ("loop",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+    async def settle(self, value: Awaitable[T]) -> T:
+        return await value
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        waiter = _LoopWaiter(self.loop)
+        context = contextvars.copy_context()
+        outcome: list[Any] = [None, None]
+
+        def job() -> None:
+            try:
+                outcome[0] = context.run(function, *args)
+            except BaseException as error:
+                outcome[1] = error
+            waiter.set()
+
+        _offload.submit(job)
+        await waiter.future
+        error = outcome.pop()
+        if error is not None:
+            raise error
+        result: T = outcome.pop()
+        return result
+
+    async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
+        assert isinstance(waiter, _LoopWaiter)
+        if timeout is None:
+            await waiter.future
+            return True
+        import asyncio
+
+        done, _ = await asyncio.wait({waiter.future}, timeout=timeout)
+        return bool(done)
+
+    def waiter(self) -> Waiter:
+        return _LoopWaiter(self.loop)
+
+    def spawn(
+        self,
+        work: Callable[[Port], Coroutine[Any, Any, Any]],
+        name: str,
+        ended: Callable[[], None] | None = None,
+    ) -> Handle:
+        task = self.loop.create_task(work(self), name=name)
+        _tasks.add(task)
+        task.add_done_callback(_finished)
+        if ended is not None:  # a task that is cancelled before it begins runs not a line of `work`
+            task.add_done_callback(lambda _: ended())
+        return _TaskHandle(task, self.loop)
+
+    async def sleep(self, seconds: float) -> None:
+        import asyncio
+
+        await asyncio.sleep(seconds)
+
+    def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
+        tick = _Tick(seconds, work)
+        _ticker.add(tick)
+        return tick
+
+    def cancelled(self) -> bool:
+        import asyncio
+
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    def client(self) -> object:
+        return self.loop
+
+
+def _finished(task: asyncio.Task[Any]) -> None:
+    _tasks.discard(task)
+    if not task.cancelled():
+        error = task.exception()
+        if error is not None:
+            _complain(task.get_name(), error)
+
+
+def _report(name: str, work: Callable[[], Any]) -> None:
+    try:
+        work()
+    except BaseException as error:
+        _complain(name, error)
+
+
+def _complain(name: str, error: BaseException) -> None:
+    events.emit(events.Event(events.ERROR, reason="background", detail=f"{name}: {error!r}"))
+
+
+BLOCKING = Blocking()
+
+
+def native() -> Native:
+    """The port of the running event loop.
+
+    Raises:
+        RuntimeError: no loop runs in this thread.
+    """
+    import asyncio
+
+    return Native(asyncio.get_running_loop())
+
+
+_portal_lock = threading.Lock()
+_portal_loop: asyncio.AbstractEventLoop | None = None
+
+
+def _portal(work: Coroutine[Any, Any, T]) -> T:
+    """Run somebody else's coroutine on a loop in a thread of its own, and wait for it."""
+    import asyncio
+
+    future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(work, _portal_running())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def _portal_running() -> asyncio.AbstractEventLoop:
+    global _portal_loop
+    import asyncio
+
+    with _portal_lock:
+        if _portal_loop is None:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="memo-portal", daemon=True).start()
+            _portal_loop = loop
+        return _portal_loop
+
+
+def run_elsewhere(work: Callable[[Native], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine of the engine over a native port from sync code, and wait for it.
+
+    For the sync twins of what must await a user's `async def`, such as `f.refresh()`.
+    """
+
+    async def inside() -> T:
+        return await work(native())
+
+    return _portal(inside())
+
+
+async def drain(timeout: float | None = None) -> bool:
+    """Wait until the background work of this process has ended.
+
+    Args:
+        timeout: seconds; what still runs then is cancelled (tasks of this loop) or left to its
+            daemon thread.  None: as long as it takes.
+
+    Returns:
+        True when everything ended by itself.
+    """
+    import asyncio
+
+    port = native()
+    mine = [task for task in _tasks if task.get_loop() is port.loop and not task.done()]
+    end = None if timeout is None else time.monotonic() + timeout
+    whole = True
+    if mine:
+        _, late = await asyncio.wait(mine, timeout=timeout)
+        for task in late:
+            task.cancel()
+        if late:
+            whole = False
+            await asyncio.wait(late, timeout=1.0)
+    left = None if end is None else max(0.0, end - time.monotonic())
+    return await port.offload(_pool.drain, left) and whole
+
+
+def drain_blocking(timeout: float | None = None) -> bool:
+    """As `drain`, for sync code: waits for the pool of background threads."""
+    return _pool.drain(timeout)
+
+
+_carrying = threading.Lock()
+_UNCARRIED = ("concurrent.futures.thread", "memo.drivers")
+"""Whose threads live longer than the work they were started for; they are told with each piece."""
+
+
+def carry_context() -> None:
+    """Let threads that a computation starts be part of it, from the first computation on.
+
+    What a computation reads through other cached functions becomes part of its stamps, and a
+    context variable gathers it; `threading.Thread` starts with an empty context, and so does what
+    is submitted to a `ThreadPoolExecutor`, `loop.run_in_executor` included.  Both are wrapped once,
+    here, and do what they always did unless a cached computation is running where they are called.
+    Only memo's own two variables are carried; the user's keep Python's rules.
+
+    Pools of other kinds tell nobody on whose behalf their threads work, and other processes have a
+    context of their own: what is read there is no part of the computation.
+    """
+    if getattr(threading.Thread.start, "__memo__", False):
+        return
+    import concurrent.futures.thread
+
+    with _carrying:
+        if getattr(threading.Thread.start, "__memo__", False):
+            return
+        executor = concurrent.futures.thread.ThreadPoolExecutor
+        executor.submit = _carrying_submit(executor.submit)  # type: ignore[method-assign]
+        threading.Thread.start = _carrying_start(threading.Thread.start)  # type: ignore[method-assign]
+
+
+def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
+    @wraps(original)
+    def start(self: threading.Thread) -> None:
+        given = engine.carried()
+        target = getattr(self, "_target", None)
+        if given is not None and getattr(target, "__module__", None) not in _UNCARRIED:
+            body = self.run
+
+            def run() -> None:
+                del self.run  # type: ignore[method-assign]
+                engine.carry(given, body)
+
+            self.run = run  # type: ignore[method-assign]
+        original(self)
+
+    start.__memo__ = True  # type: ignore[attr-defined]
+    return start
+
+
+def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        given = engine.carried()
+        if given is not None:
+            fn = partial(engine.carry, given, fn)
+        return original(self, fn, *args, **kwargs)
+
+    return submit
+
+
+engine.prepare = carry_context
+
+
+def _at_exit() -> None:
+    if not _pool.drain(EXIT_GRACE):
+        events.emit(events.Event(events.ERROR, reason="exit", detail="dropped background work"))
+    for held in tuple(leases.HELD):
+        drive(held.release(BLOCKING))
+
+
+def _after_fork() -> None:
+    global _portal_loop, _portal_lock
+    _portal_lock = threading.Lock()
+    _portal_loop = None
+    _tasks.clear()
+    _pool._reset()
+    _offload._reset()
+    _ticker._reset()
+    leases.HELD.clear()
+
+
+atexit.register(_at_exit)
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_after_fork)

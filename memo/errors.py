@@ -1,0 +1,110 @@
+"""Everything that memo raises, and nothing else.
+
+::
+
+    MemoError
+    ├── OptionError        (ValueError, TypeError)   a bad option of a decorator or of a call
+    ├── SettingError       (ValueError)              a bad setting, with where it came from
+    │   └── SecretError                              a secret that cannot be trusted
+    ├── KeyingError        (TypeError)               an argument that has no sound key
+    ├── ReentryError       (RecursionError)          a computation that waits for itself
+    ├── DependencyError    (FileNotFoundError)       what a function depends on is not there
+    ├── MissingExtraError  (ImportError)             an optional package that is not installed
+    ├── EntryError                                   a stored entry that must not be believed
+    └── TierError                                    a tier that did not do its work
+        └── TierUnavailable                          a tier that cannot be reached at all
+
+The first six reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
+are faults of the cache: the engine turns them into an event and a fall-through.
+"""
+
+from __future__ import annotations
+
+
+class MemoError(Exception):
+    """The root of all errors of memo."""
+
+
+class OptionError(MemoError, ValueError, TypeError):
+    """An option has a wrong value or a wrong type.
+
+    Args:
+        option: the name of the option.
+        value: what was given.
+        mend: what to write instead, as a whole sentence.
+    """
+
+    def __init__(self, option: str, value: object, mend: str) -> None:
+        super().__init__(f"{option}={shown(value)}: {mend}")
+        self.option = option
+        self.value = value
+        self.mend = mend
+
+
+class SettingError(MemoError, ValueError):
+    """A setting has a wrong value; the message names the setting, its source and the mend."""
+
+    def __init__(self, setting: str, source: str, mend: str) -> None:
+        super().__init__(f"setting {setting!r} (from {source}): {mend}")
+        self.setting = setting
+        self.source = source
+        self.mend = mend
+
+
+class SecretError(SettingError):
+    """The secret is too short, readable by others, or not a plain file of this user."""
+
+
+class KeyingError(MemoError, TypeError):
+    """An argument has no sound key; the message names function, path, type and mend."""
+
+
+class ReentryError(MemoError, RecursionError):
+    """A cached computation asked for its own result, and so would wait for itself forever."""
+
+
+class DependencyError(MemoError, FileNotFoundError):
+    """What a cached function depends on (`depends_on`, `File`) is not there, or cannot tell."""
+
+
+class MissingExtraError(MemoError, ImportError):
+    """A feature needs an optional package; the message has the install line."""
+
+
+class EntryError(MemoError):
+    """A stored entry must not be believed: damaged, forged, foreign, or of another format.
+
+    Args:
+        reason: one of the miss reasons of `memo.policy`, for instance `"unreadable"`.
+        detail: what exactly was wrong, without any stored value.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class TierError(MemoError):
+    """A tier did not do what was asked: an error reply, a full disk, a damaged index."""
+
+
+class TierUnavailable(TierError):
+    """A tier cannot be reached: refused, silent past its deadline, or its breaker is open.
+
+    Attributes:
+        told: an event has already said so, when the outage began.
+    """
+
+    def __init__(self, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A short, safe text of a value for an error message: at most `limit` characters."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,118 @@
+"""Private directories and files: owner-only by explicit modes, and never through a link.
+
+The modes are set, not asked for: what the user's umask allows makes no difference.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from memo.errors import SettingError
+
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+_NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def claim(path: Path, setting: str = "directory") -> None:
+    """Make a directory that is the user's own, mode 0700; parents are made where they are missing.
+
+    Args:
+        path: where; a symbolic link is followed only when it is the user's or root's.
+        setting: the name of the setting that the path comes from, for the error.
+
+    Raises:
+        SettingError: it is somebody else's, or no directory.
+        OSError: it cannot be made.
+    """
+    path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    me = os.geteuid()
+    link = os.lstat(path)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (me, 0):
+        raise SettingError(setting, str(path), "is another user's link; name a directory of yours.")
+    facts = os.stat(path)
+    if facts.st_uid != me:
+        raise SettingError(setting, str(path), "is another user's; name a directory of your own.")
+    _close_to_others(path, facts)
+
+
+def subdirectory(path: Path) -> Path:
+    """Make a directory inside one that was claimed, mode 0700.
+
+    Raises:
+        OSError: it cannot be made, or is something else.
+    """
+    try:
+        os.mkdir(path, DIRECTORY_MODE)
+    except FileExistsError:
+        facts = os.lstat(path)
+        if not stat.S_ISDIR(facts.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path)) from None
+    else:
+        facts = os.lstat(path)
+    _close_to_others(path, facts)
+    return path
+
+
+def _close_to_others(path: Path, facts: os.stat_result) -> None:
+    if stat.S_IMODE(facts.st_mode) != DIRECTORY_MODE:
+        os.chmod(path, DIRECTORY_MODE)
+
+
+def create(path: str | Path, flags: int = os.O_WRONLY) -> int:
+    """A descriptor of a new file, mode 0600.
+
+    Raises:
+        FileExistsError: there is one.
+        OSError: it cannot be made.
+    """
+    descriptor = os.open(path, flags | _NEW, FILE_MODE)
+    try:
+        if stat.S_IMODE(os.fstat(descriptor).st_mode) != FILE_MODE:
+            os.fchmod(descriptor, FILE_MODE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_old(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a plain file that exists.
+
+    Raises:
+        OSError: it is not there, is a link, or is not a plain file.
+    """
+    descriptor = os.open(path, flags | _OLD | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return descriptor
+
+
+def open_or_create(path: str | Path, flags: int = os.O_RDWR) -> int:
+    """A descriptor of a plain file, made with mode 0600 where it is missing."""
+    while True:
+        try:
+            return open_old(path, flags)
+        except FileNotFoundError:
+            try:
+                return create(path, flags)
+            except FileExistsError:
+                continue
+
+
+def check_plain(path: str | Path) -> None:
+    """Refuse what is not a plain file of the user's own, for those that open it by themselves.
+
+    Raises:
+        OSError: it is a link, something else, another user's, or not there.
+    """
+    facts = os.lstat(path)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise OSError(errno.EINVAL, "not a plain file of this user", str(path))
+    if stat.S_IMODE(facts.st_mode) != FILE_MODE:
+        os.chmod(path, FILE_MODE)

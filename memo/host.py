@@ -1,0 +1,306 @@
+"""The host: what the processes of one machine share, under one owner-only directory.
+
+Generations and the journal lie in the `memo.ledger`, locks are files of their own.  An invalidation
+is on the disk when it returns; so is its journal row, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+from memo import files, generations, stamps
+from memo.clock import SECOND, SYSTEM, Clock
+from memo.generations import Change
+from memo.ledger import Ledger, change_fields, fields_of
+from memo.locks import HostLock
+from memo.port import Port
+from memo.stamps import ALL, LOST, Ref, State, Turn
+
+OVERDUE = 5 * SECOND
+"""Nanoseconds after which a journalled invalidation is due: whoever made it has died."""
+
+
+class Reading(list[State]):
+    """States as a host read them, with the number of a commit that they are no older than."""
+
+    __slots__ = ("commit",)
+
+    def __init__(self, states: Iterable[State], commit: int) -> None:
+        super().__init__(states)
+        self.commit = commit
+
+
+class HostGenerations:
+    """The generations that the processes of one host share; see `memo.tiers.Generations`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def read(self, refs: Sequence[Ref]) -> list[State]:
+        """What each ref reads now: 1 µs for three refs while nobody on the host has written.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        ledger = self._ledger
+        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+            ledger.refresh()
+        commit = ledger.commit
+        groups = ledger.groups
+        states = []
+        for ref in refs:
+            name, arguments = ref
+            group = groups.get(name) or ledger.load(name)
+            if group.plain is None or arguments is None:
+                states.append(group.state(ref))
+            else:
+                states.append(group.plain)
+        return Reading(states, commit)
+
+    def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
+        """Adopt what a shared authority reads, where this host still reads `before`.
+
+        Not where an invalidation of this host is on its way to that authority, or arrived there
+        only after `before` was read: `now` may then be from before it.
+
+        Args:
+            before: as `read` gave it, before `now` was read.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        since = before.commit if isinstance(before, Reading) else 0
+        news = [
+            (ref, old, new) for ref, old, new in zip(refs, before, now, strict=True) if old != new
+        ]
+        if not news:
+            return
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            held = _held(connection)
+            changed = False
+            for name in dict.fromkeys(ref.group for ref, _, _ in news):
+                if name not in held and _settled(connection, name) <= since:
+                    mine = [(ref, old, new) for ref, old, new in news if ref.group == name]
+                    changed |= _learn(connection, name, mine, commit)
+            return changed
+
+        self._ledger.write(work, durable=False)
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.tiers.Generations.states`."""
+        if not self._ledger.database.is_open:
+            return await port.offload(self.read, refs)
+        return self.read(refs)
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.tiers.Generations.begin`."""
+        states = await self.states(port, refs)
+        if LOST not in states:
+            return states
+        return await port.offload(self._begin, refs)
+
+    def _begin(self, refs: Sequence[Ref]) -> list[State]:
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            changed = False
+            for name in dict.fromkeys(ref.group for ref in refs):
+                if ALL not in fields_of(connection, name):
+                    change_fields(connection, name, Change({ALL: stamps.token()}), commit)
+                    changed = True
+            return changed
+
+        self._ledger.write(work, durable=False)
+        return self.read(refs)
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """See `memo.tiers.Generations.turn`."""
+        await port.offload(self._turn, turns, note)
+
+    def _turn(self, turns: Sequence[Turn], note: str) -> None:
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            _turn(connection, turns, note, commit)
+            return True
+
+        self._ledger.write(work, durable=True)
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """See `memo.tiers.Generations.notes`."""
+        await self.states(port, [ref])
+        return generations.noted(self._ledger.load(ref.group).fields, ref)
+
+
+def _held(connection: sqlite3.Connection) -> set[str]:
+    """The groups that an invalidation on its way concerns."""
+    rows = connection.execute("SELECT turns FROM journal").fetchall()
+    return {turn.group for (text,) in rows for turn in _unpacked(text)}
+
+
+def _settled(connection: sqlite3.Connection, group: str) -> int:
+    row = connection.execute("SELECT settled FROM groups WHERE name = ?", (group,)).fetchone()
+    return row[0] if row else 0
+
+
+def _learn(
+    connection: sqlite3.Connection,
+    group: str,
+    news: list[tuple[Ref, State, State]],
+    commit: int,
+) -> bool:
+    fields = original = fields_of(connection, group)
+    for ref, old, new in news:
+        if stamps.read(ref, original) == old:
+            change = generations.learned(fields, ref, new)
+            if not change.empty:
+                change_fields(connection, group, change, commit)
+                fields = generations.apply(fields, change)
+    return fields is not original
+
+
+class Journal:
+    """Invalidations that a shared tier has not had yet; see `memo.tiers.Journal`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def add(self, turns: Sequence[Turn], note: str) -> int:
+        """Write one down and turn the host's own generations, in one durable transaction.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        number = 0
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            nonlocal number
+            _turn(connection, turns, note, commit)
+            at = self._ledger.clock.wall_ns()
+            cursor = connection.execute(
+                "INSERT INTO journal (at, due, turns, note) VALUES (?, 0, ?, ?)",
+                (at, _packed(turns), note),
+            )
+            number = cursor.lastrowid or 0
+            return True
+
+        self._ledger.write(work, durable=True)
+        return number
+
+    def fail(self, row: int) -> None:
+        """It did not reach the shared tier: it is due from now on.
+
+        Raises:
+            TierError: it could not be written; then it is due `OVERDUE` after it was added.
+        """
+
+        def work(connection: sqlite3.Connection, _: int) -> bool:
+            statement = "UPDATE journal SET due = 1 WHERE id = ?"
+            return connection.execute(statement, (row,)).rowcount > 0
+
+        self._ledger.write(work, durable=False)
+
+    def done(self, row: int) -> None:
+        """It reached the shared tier.
+
+        Raises:
+            TierError: it could not be written; then it is replayed once more than needed.
+        """
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            found = connection.execute("SELECT turns FROM journal WHERE id = ?", (row,)).fetchone()
+            if found is None:
+                return False
+            connection.execute("DELETE FROM journal WHERE id = ?", (row,))
+            connection.executemany(
+                "UPDATE groups SET settled = ?1, changed = ?1 WHERE name = ?2",
+                [(commit, turn.group) for turn in _unpacked(found[0])],
+            )
+            return True
+
+        self._ledger.write(work, durable=False)
+
+    def due(self) -> bool:
+        """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        ledger = self._ledger
+        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+            ledger.refresh()
+        return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
+
+    def _is_due(self, row: tuple[int, int, int]) -> bool:
+        _, at, due = row
+        return bool(due) or not 0 <= self._ledger.clock.wall_ns() - at < OVERDUE
+
+    def rows(self) -> list[tuple[int, list[Turn], str]]:
+        """(number, turns, note) of those that are due, oldest first.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        rows = self._ledger.select("SELECT id, at, due, turns, note FROM journal ORDER BY id")
+        return [(row[0], _unpacked(row[3]), row[4]) for row in rows if self._is_due(row[:3])]
+
+
+def _packed(turns: Iterable[Turn]) -> str:
+    return json.dumps(list(turns), separators=(",", ":"))
+
+
+def _unpacked(text: str) -> list[Turn]:
+    """The turns of a journal row; of one that cannot be read: the whole namespace."""
+    try:
+        rows = json.loads(text)
+        return [Turn(g, tuple((n, d) for n, d in pairs), bool(whole)) for g, pairs, whole in rows]
+    except (ValueError, TypeError):
+        return [Turn("n")]
+
+
+def _turn(connection: sqlite3.Connection, turns: Iterable[Turn], note: str, commit: int) -> None:
+    for turn in turns:
+        fields = fields_of(connection, turn.group)
+        change_fields(connection, turn.group, generations.turned(fields, turn, note), commit)
+
+
+class Host:
+    """What the processes of one host share.
+
+    Args:
+        directory: the cache directory; made, with mode 0700, where it is missing.
+        clock: tells the age of journal rows.
+
+    Raises:
+        SettingError: the directory is another user's.
+    """
+
+    def __init__(self, directory: Path, clock: Clock = SYSTEM) -> None:
+        self.directory = directory
+        with suppress(OSError):  # whoever uses it hears of it then, as a `TierError`
+            files.claim(directory)
+        self._ledger = Ledger(directory, clock)
+        self.generations = HostGenerations(self._ledger)
+        self.journal = Journal(self._ledger)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits, random, made once per directory.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        rows = self._ledger.select("SELECT value FROM meta WHERE name = 'id'")
+        return str(rows[0][0]) if rows else ""
+
+    def lock(self, name: str) -> HostLock:
+        """A lock for a name of any length, free."""
+        digest = blake2b(name.encode(), digest_size=20).hexdigest()
+        return HostLock(self.directory / "locks" / digest)
+
+    def close(self) -> None:
+        """Let go of connections and descriptors; the next use opens them again."""
+        self._ledger.close()

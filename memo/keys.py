@@ -1,0 +1,538 @@
+"""Keys: from a function's arguments to what finds its entry, and to what invalidates it.
+
+Rules of this module:
+
+1.  All spellings of a call are one key: positional, by keyword, in any order, defaults written out.
+2.  The *key* is the function, the class of `self`, the code version and the typed arguments.  The
+    *address* is text for people, `prefix:arg:arg`; several keys may share one.
+3.  The signature is read at decoration; a call binds by a plan made then.
+4.  What a call depends on is worked out from encodings made before the function runs, so that a
+    function that changes its arguments changes no key.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, NoReturn
+
+from memo import atoms, canon, options, resolvers, summaries
+from memo.atoms import SIMPLE
+from memo.bindings import ABSENT, BindingError, annotated, bind, plan, signature
+from memo.canon import Unkeyable
+from memo.errors import KeyingError, OptionError
+from memo.identity import code_digest
+from memo.resolvers import Resolved, Resolver, words
+from memo.stamps import ADDRESS, Ref
+
+canon.use_identity(code_digest)
+
+
+def _find(kind: type) -> canon.Encoder:
+    """The encoder of a type that is not one of the simplest."""
+    from memo import kinds
+
+    return kinds.find(kind)
+
+
+canon.use_finder(_find)
+
+CACHE_KEY: Final = "__cache_key__"
+"""Method by which a class puts its instances into the keys of its cached methods."""
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+def normal_prefix(key_prefix: str) -> str:
+    """An address prefix without the colon that it may end in.
+
+    Raises:
+        OptionError: nothing is left.
+    """
+    prefix = key_prefix.rstrip(":")
+    if not prefix:
+        raise OptionError("key_prefix", key_prefix, 'is empty; write a name such as "products".')
+    return prefix
+
+
+def address(prefix: str, *parts: str) -> str:
+    """The address of some parts: `prefix:part:part`."""
+    return ":".join((prefix, *parts))
+
+
+def prefixes(address: str) -> list[str]:
+    """Every prefix of an address that ends before a colon, shortest first, and the address."""
+    parts = address.split(":")
+    return [":".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def address_digest(address: str) -> str:
+    """The digest by which an address stands in a prefix's group: 16 hexadecimal digits."""
+    return atoms.short(atoms.text(address))
+
+
+def _under(prefix: str, text: str) -> str:
+    """A text as an address under a prefix, which it may begin with already."""
+    if text == prefix or text.startswith(f"{prefix}:"):
+        return text
+    return f"{prefix}:{text}"
+
+
+# --- one call ------------------------------------------------------------------------------------
+
+
+class Call:
+    """What one call is.
+
+    Attributes:
+        text: the key: 40 hexadecimal digits.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "_encodings",
+        "_keyer",
+        "_names",
+        "_resolved",
+        "_tags",
+        "_values",
+        "text",
+    )
+
+    def __init__(
+        self,
+        text: str,
+        keyer: Keyer,
+        names: tuple[str, ...],
+        values: Sequence[Any],
+        encodings: Sequence[bytes],
+        resolved: Resolved | None = None,
+        tags: tuple[str, ...] = (),
+    ) -> None:
+        self.text = text
+        self._keyer = keyer
+        self._names = names
+        self._values = values
+        self._encodings = encodings
+        self._resolved = resolved
+        self._tags = tags
+
+    def __repr__(self) -> str:
+        return f"<call {self._keyer.function_id} {self.text}>"
+
+    @property
+    def address(self) -> str:
+        """The address, `"prefix:arg:arg"`."""
+        return self.addresses[0][1]
+
+    @functools.cached_property
+    def addresses(self) -> tuple[tuple[str, str], ...]:
+        """Each prefix that the call has, with its address under it; the first is the main one."""
+        if self._resolved is not None:
+            return self._keyer.resolved_addresses(self._resolved.text)
+        prefix = self._keyer.prefix
+        return ((prefix, address(prefix, *self._words())),)
+
+    def _words(self) -> list[str]:
+        found: list[str] = []
+        fixed = self._keyer.names
+        for at, (name, value) in enumerate(zip(self._names, self._values, strict=True)):
+            encoding = self._encodings[at]
+            if at < len(fixed) and name == self._keyer.plan.rest:
+                found += [words(item, canon.encoding(item, name)) for item in value]
+            elif at < len(fixed):
+                found.append(words(value, encoding))
+            else:
+                found.append(f"{name}={words(value, encoding)}")
+        return found
+
+    @functools.cached_property
+    def arguments(self) -> tuple[tuple[str, str], ...]:
+        """The name and the digest (16 hexadecimal digits) of each argument, sorted by name."""
+        digests = map(atoms.short, self._encodings)
+        pairs = list(zip(self._keyer.safe_names(self._names), digests, strict=True))
+        if self._resolved is not None:
+            pairs.append((ADDRESS, atoms.short(self._resolved.encoding)))
+        return tuple(sorted(pairs))
+
+    @functools.cached_property
+    def refs(self) -> tuple[Ref, ...]:
+        """The generations on which an entry of this call depends."""
+        refs = [Ref("n"), Ref(f"f:{self._keyer.function_id}", self.arguments)]
+        for prefix, whole in self.addresses:
+            pair = ((ADDRESS, address_digest(whole)),)
+            refs += [Ref(f"p:{one}", pair) for one in prefixes(prefix)]
+        refs += [Ref(f"t:{tag}") for tag in self._tags]
+        return tuple(refs)
+
+    @functools.cached_property
+    def summary(self) -> str:
+        """JSON for people: see `memo.summaries`."""
+        digests = map(atoms.short, self._encodings)
+        return summaries.summary(zip(self._names, self._values, digests, strict=True))
+
+
+# --- the maker of keys ---------------------------------------------------------------------------
+
+
+class Keyer:
+    """Makes the keys of one function; everything is checked here, at decoration.
+
+    Args:
+        function: the function itself.
+        function_id: its identity, `"module:qualname"` or its `name`.
+        key_prefix: address prefix; None: the function's name.
+        key_resolver: a callable, a template, a list of names, or None.
+        ignore: names of arguments that do not matter.
+        tags: names, or a callable of the bound arguments that gives them.
+        method: its first positional argument is `self` or `cls`.
+
+    Raises:
+        OptionError: one of them is wrong.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        function_id: str,
+        key_prefix: str | None,
+        key_resolver: Any,
+        ignore: Iterable[str],
+        tags: Iterable[str] | Callable[..., Any],
+        method: bool,
+    ) -> None:
+        self.function_id = function_id
+        self._function = function
+        self._given = key_resolver
+        self._given_tags = tags
+        self._ignore = options.texts("ignore", ignore)
+        self._tags = () if callable(tags) else options.texts("tags", tags)
+        self._fixed_prefix = None if key_prefix is None else normal_prefix(key_prefix)
+        self.prefix = self._fixed_prefix or function_id.rpartition(":")[2]
+        self._signature = signature(function)
+        self._annotated = annotated(function, self._signature)
+        self.method = method
+
+    @property
+    def method(self) -> bool:
+        """Whether the first positional argument is `self` or `cls`, which are not in the key."""
+        return self._method
+
+    @method.setter
+    def method(self, method: bool) -> None:
+        self._method = method
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Work out everything that does not change from call to call."""
+        self.plan = plan(self._signature, self._method)
+        self._unknown("ignore", self._ignore)
+        self.names = tuple(n for n in self.plan.names if n not in self._ignore)
+        kept = [i for i, name in enumerate(self.plan.names) if name not in self._ignore]
+        self._kept = kept if len(kept) < len(self.plan.names) else None
+        plain = not (self.plan.rest or self.plan.keyword)
+        self._plain = len(self.plan.positional) if plain and self._kept is None else -1
+        self._as = {n: f for n, f in self._annotated.items() if n in self.names}
+        self._resolver = self._checked_resolver()
+        self._wanted = self._checked_tags()
+        self._special = bool(self._as) or self._resolver is not None or callable(self._given_tags)
+        self._heads: dict[str, tuple[str, bytes]] = {}
+
+    def _unknown(self, option: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.plan.names and not self.plan.extra:
+                known = ", ".join(self.plan.names) or "none"
+                raise OptionError(option, name, f"is no argument of the function; it has: {known}.")
+
+    def _checked_resolver(self) -> Resolver | None:
+        if self._given is None:
+            return None
+        names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
+        return resolvers.resolver(self._given, names, extra, own)
+
+    def _checked_tags(self) -> tuple[str, ...] | None:
+        if not callable(self._given_tags):
+            return ()
+        names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
+        return resolvers.declared("tags", self._given_tags, names, extra, own)
+
+    # --- a call ---------------------------------------------------------------------------------
+
+    def call(self, code: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """What a call is.
+
+        Args:
+            code: the function's code version.
+
+        Raises:
+            KeyingError: an argument has no sound key, or a user's function for keys raised.
+            TypeError: the arguments do not fit the function.
+        """
+        owner = ""
+        own: Any = None
+        if self._method:
+            if not args:
+                self._misfit(args, kwargs)
+            own, args = args[0], args[1:]
+            owner = _class_name(own)
+        if kwargs or len(args) != self._plain:
+            return self._bound(code, owner, own, args, kwargs)
+        if self._special or (self._method and hasattr(own, CACHE_KEY)):
+            return self._bound(code, owner, own, args, kwargs)
+        try:
+            encodings = [SIMPLE[type(value)](value) for value in args]
+        except KeyError:
+            encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
+        known = self._heads.get(owner)
+        head = known[1] if known is not None and known[0] == code else self._head(owner, code)
+        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        return Call(text, self, self.names, args, encodings, None, self._tags)
+
+    def _head(self, owner: str, code: str) -> bytes:
+        """What every key of a function, class and code version begins with."""
+        known = self._heads.get(owner)
+        if known is not None and known[0] == code:
+            return known[1]
+        facts = atoms.text(self.function_id) + atoms.text(owner) + atoms.text(code)
+        head = facts + canon.encoding(self.names)
+        self._heads[owner] = code, head
+        return head
+
+    def _bound(
+        self, code: str, owner: str, own: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Call:
+        try:
+            values, extra = bind(self.plan, args, kwargs)
+        except BindingError:
+            self._misfit(args if not self._method else (own, *args), kwargs)
+        head = self._head(owner, code)
+        if self._method:
+            head += self._own_key(own)
+        if self._special:
+            everything = self._by_name(own, values, extra)
+            tags = self._tags_of(everything) if callable(self._given_tags) else self._tags
+            if self._resolver is not None:
+                return self._by_hand(head, everything, tags)
+        else:
+            tags = self._tags
+        return self._by_value(head, values, extra, tags)
+
+    def _by_value(
+        self, head: bytes, values: list[Any], extra: dict[str, Any], tags: tuple[str, ...]
+    ) -> Call:
+        """A call whose key is its arguments."""
+        if self._kept is not None:
+            values = [values[i] for i in self._kept]
+        names = self.names
+        encodings = self._encoded(names, values)
+        if extra:
+            extra = {name: value for name, value in extra.items() if name not in self._ignore}
+        if extra:
+            head += b"*" + canon.encoding(list(extra))
+            encodings += self._encoded(tuple(extra), list(extra.values()))
+            names, values = names + tuple(extra), [*values, *extra.values()]
+        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        return Call(text, self, names, values, encodings, None, tags)
+
+    def _by_hand(self, head: bytes, everything: Mapping[str, Any], tags: tuple[str, ...]) -> Call:
+        """A call whose key is what the resolver gives."""
+        resolved = self._resolve(everything)
+        chosen = self._selecting(everything)
+        return Call(
+            atoms.hashed(head + b"@" + resolved.encoding).hex(),
+            self,
+            tuple(chosen),
+            [everything[name] for name in chosen],
+            list(chosen.values()),
+            resolved,
+            tags,
+        )
+
+    def _by_name(self, own: Any, values: list[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        everything = dict(zip(self.plan.names, values, strict=True))
+        everything.update({n: v for n, v in extra.items() if n not in everything})
+        if self.plan.own:
+            everything[self.plan.own] = own
+        return everything
+
+    def _misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
+        name = getattr(self._function, "__qualname__", self.function_id)
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}() {error}") from None
+        raise TypeError(f"{name}() does not take these arguments")
+
+    def _own_key(self, own: Any) -> bytes:
+        """What a class says of its instances in the keys of its methods; nothing by default."""
+        function = getattr(own, CACHE_KEY, None)
+        if function is None or (isinstance(own, type) and not hasattr(function, "__self__")):
+            return b""
+        try:
+            return b"&" + atoms.sized(canon.encoding(function(), f"{self.plan.own}.{CACHE_KEY}()"))
+        except Unkeyable as error:
+            raise resolvers.worded(error, self.function_id, self.plan.own) from None
+        except Exception as error:
+            told = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
+            raise KeyingError(f"{self.function_id}: {told}") from error
+
+    def _encoded(self, names: Sequence[str], values: Sequence[Any]) -> list[bytes]:
+        if not self._as:
+            try:
+                return [SIMPLE[type(value)](value) for value in values]
+            except KeyError:
+                pass
+        return [self._encode(name, value) for name, value in zip(names, values, strict=True)]
+
+    def _encode(self, name: str, value: Any) -> bytes:
+        """The encoding of one argument."""
+        if name in self._as:
+            value = self._as[name](value)
+        try:
+            return canon.encoding(value, name)
+        except Unkeyable as error:
+            if self.plan.defaults.get(name, ABSENT) is value:
+                return b"~default"  # a marker such as object(): the code says what it means
+            raise resolvers.worded(error, self.function_id, name) from error.__cause__
+
+    def _resolve(self, everything: Mapping[str, Any]) -> Resolved:
+        assert self._resolver is not None
+        try:
+            return self._resolver.resolve(everything)
+        except KeyingError as error:
+            raise KeyingError(f"{self.function_id}: {error}") from error.__cause__
+        except Unkeyable as error:
+            name = re.split(r"[.\[(]", error.path, maxsplit=1)[0]
+            raise resolvers.worded(error, self.function_id, name) from error.__cause__
+
+    def _tags_of(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
+        assert callable(self._given_tags)
+        try:
+            tags = resolvers.called(
+                self._given_tags, "tags", self._wanted, self.plan.own, everything
+            )
+        except KeyingError as error:
+            raise KeyingError(f"{self.function_id}: {error}") from error.__cause__
+        return options.texts("tags", tags)
+
+    # --- addresses by hand ----------------------------------------------------------------------
+
+    def resolved_addresses(self, text: str) -> tuple[tuple[str, str], ...]:
+        """The addresses of a resolved text.
+
+        Without a `key_prefix` it has two: under the prefix it brings along, and under the
+        function's name.
+        """
+        assert self._resolver is not None
+        mine = self.prefix, _under(self.prefix, text)
+        if self._fixed_prefix is not None:
+            return (mine,)
+        if self._resolver.head:
+            return (self._resolver.head, text), mine
+        first, colon, _ = text.partition(":")
+        if colon and first and first != self.prefix:
+            return mine, (first, text)
+        return (mine,)
+
+    # --- invalidation by arguments --------------------------------------------------------------
+
+    def partial(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[tuple[str, str], ...], bool]:
+        """The digests of some arguments, and whether they are all that a call has.
+
+        Args:
+            args: by position; of a method without `self`.
+
+        Raises:
+            OptionError: there is no such argument, or none of them selects entries.
+            KeyingError: one has no sound key.
+        """
+        given, extra = self._given_arguments(args, kwargs)
+        if not given and not extra:
+            return (), False
+        if self._resolver is not None:
+            return self._partial_by_hand({**extra, **given}), False
+        chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
+        chosen += [(self._safe(n), n, v) for n, v in extra.items() if n not in self._ignore]
+        if not chosen:
+            raise _not_selecting({**extra, **given})
+        pairs = [(safe, atoms.short(self._encode(name, v))) for safe, name, v in chosen]
+        whole = given.keys() >= set(self.names) and not self.plan.extra
+        return tuple(sorted(pairs)), whole
+
+    def _given_arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The parameters that are given, and the entries of `**kwargs`."""
+        try:
+            values, extra = bind(self.plan, args, kwargs, missing=ABSENT)
+        except BindingError:
+            self.check_names("invalidate", kwargs)
+            many = f"takes at most {len(self.plan.positional)} arguments by position, each once."
+            raise OptionError("invalidate", tuple(args), many) from None
+        pairs = zip(self.plan.names, values, strict=True)
+        return {name: value for name, value in pairs if value is not ABSENT}, extra
+
+    def _partial_by_hand(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """With a resolver: what it resolves to, where all is given that it needs."""
+        assert self._resolver is not None
+        needs = self.plan.names if self._resolver.needs is None else self._resolver.needs
+        if given.keys() >= set(needs):
+            return ((ADDRESS, atoms.short(self._resolve(given).encoding)),)
+        chosen = self._selecting(given)
+        if not chosen:
+            raise _not_selecting(given)
+        return tuple(sorted((self._safe(n, False), atoms.short(e)) for n, e in chosen.items()))
+
+    def _selecting(self, given: Mapping[str, Any]) -> dict[str, bytes]:
+        """The encodings of those arguments that select entries beside what is resolved."""
+        assert self._resolver is not None
+        names = self._resolver.names
+        wanted = [n for n in given if n != self.plan.own] if names is None else names
+        return {
+            name: self._encode(name, given[name])
+            for name in wanted
+            if name in given and self._selects(given[name])
+        }
+
+    def _selects(self, value: Any) -> bool:
+        assert self._resolver is not None
+        return not self._resolver.plain or type(value) in atoms.PLAIN or resolvers.speaks(value)
+
+    def check_names(self, option: str, names: Iterable[str]) -> None:
+        """That every name is an argument of the function that is part of its keys.
+
+        Raises:
+            OptionError: one is not.
+        """
+        names = list(names)
+        self._unknown(option, names)
+        for name in names:
+            if name in self._ignore:
+                raise OptionError(option, name, "is ignored, so it selects no entries.")
+
+    def safe_names(self, names: Sequence[str]) -> list[str]:
+        """Names of a call's arguments as refs may have them; those of `**kwargs` come last."""
+        fixed = len(self.names)
+        return [self._safe(name, at >= fixed) for at, name in enumerate(names)]
+
+    def _safe(self, name: str, extra: bool = True) -> str:
+        """`%` and 8 digits for a name that is no identifier, or is a parameter's as well."""
+        if name.isidentifier() and not (extra and name in self.plan.names):
+            return name
+        return f"%{atoms.short(atoms.text(name))[:8]}"
+
+
+def _not_selecting(given: Mapping[str, Any]) -> OptionError:
+    name, value = next(iter(given.items()))
+    return OptionError(name, value, "is not part of the key, so it selects no entries.")
+
+
+def _class_name(own: Any) -> str:
+    kind = own if isinstance(own, type) else type(own)
+    return f"{kind.__module__}:{kind.__qualname__}"

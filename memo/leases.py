@@ -1,0 +1,236 @@
+"""Leases: at most one computation per key on a host and in a cluster (`use_lock`).
+
+Two locks, one inside the other:
+
+*host*
+    `flock` on a file of the key, in the cache directory.  The kernel frees it when its holder dies,
+    so a waiter on the same host takes over at once.
+*cluster*
+    A record in the shared tier with `LEASE` seconds to live, renewed every third of that by a
+    thread and released by compare-and-delete.  Whoever holds the host lock and finds the cluster
+    lease in the name of the same host knows that its holder is dead, and replaces it.
+
+So at most one process of each host waits for the cluster, and waiters are woken rather than poll.
+When the shared tier is away, the host lock alone still keeps this host to one computation.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from typing import Protocol
+
+from memo import events
+from memo.chain import Chain
+from memo.errors import TierError
+from memo.flights import Flight
+from memo.policy import Policy
+from memo.port import Handle, Port
+from memo.tiers import Lock
+
+LEASE = 30.0
+"""Seconds that a cluster lease lives without renewal."""
+POLL = (0.002, 0.02)
+"""Seconds between two looks at a host lock: the first, doubled each time, up to the last."""
+WAIT = 1.0
+"""Longest single wait for the cluster lease, in seconds; then its holder is looked at again."""
+
+
+class Leases(Protocol):
+    """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
+
+    async def acquire(self, port: Port, name: str, holder: str) -> str | None:
+        """Take a free lease; None when taken, else who holds it."""
+
+    async def renew(self, port: Port, name: str, holder: str) -> bool:
+        """Give it `LEASE` more seconds; False when it is not ours any more."""
+
+    async def release(self, port: Port, name: str, holder: str) -> None:
+        """Free it if it is ours, and wake every waiter."""
+
+    async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
+        """Take it from a holder that is known to be dead; False when that is not the holder."""
+
+    async def wait(self, port: Port, name: str, timeout: float) -> None:
+        """Return when it is released, or after `timeout` seconds."""
+
+
+class Hold:
+    """What came of asking for a lease.
+
+    Attributes:
+        mine: whether this process holds it now.
+        waited: seconds that it took to get it.
+    """
+
+    __slots__ = ("_leases", "_lock", "_name", "_ticker", "flight", "mine", "waited", "who")
+
+    def __init__(self, name: str, who: str, flight: Flight) -> None:
+        self._name = name
+        self.flight = flight
+        self._lock: Lock | None = None
+        self._leases: Leases | None = None
+        self._ticker: Handle | None = None
+        self.who = who
+        self.mine = False
+        self.waited = 0.0
+
+    def take(self, port: Port, lock: Lock | None, leases: Leases | None) -> Hold:
+        """It is ours: renew it until it is released."""
+        self.mine = True
+        self._lock, self._leases = lock, leases
+        HELD.add(self)
+        if leases is not None or port.native:
+            self._ticker = port.every(LEASE / 3, self._renew)
+        return self
+
+    async def _renew(self, port: Port) -> None:
+        handle = self.flight.handle
+        if handle is not None and handle.dead():  # nobody computes any more, and nobody may wait
+            await self.release(port)
+        if self._leases is None:
+            return
+        try:
+            kept = await self._leases.renew(port, self._name, self.who)
+        except TierError:
+            return  # the next renewal may reach it in time
+        if not kept:
+            self._leases = None
+            events.emit(events.Event(events.LEASE_LOST, key=_key(self._name)))
+
+    async def release(self, port: Port) -> None:
+        """Free it, whatever happens; calling it twice is harmless."""
+        HELD.discard(self)
+        ticker, self._ticker = self._ticker, None
+        lock, self._lock = self._lock, None
+        leases, self._leases = self._leases, None
+        if ticker is not None:
+            ticker.cancel()
+        try:
+            if leases is not None:
+                await leases.release(port, self._name, self.who)
+        except TierError as error:
+            events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
+        finally:
+            if lock is not None:
+                lock.release()
+
+
+HELD: set[Hold] = set()
+"""The leases of this process; released at interpreter exit."""
+
+
+async def hold(
+    port: Port, chain: Chain, name: str, policy: Policy, flight: Flight, *, refresh: bool = False
+) -> Hold | None:
+    """The lease of a key; None when none is wanted.
+
+    With `refresh` it is only tried, never waited for.  Otherwise it is waited for at most
+    `policy.lock_timeout` seconds; then the caller computes without it, and an event says so.
+    """
+    if not (policy.use_lock or refresh):
+        return None
+    begun = time.monotonic()
+    limit = 0.0 if refresh else policy.lock_timeout
+    end = None if limit is None else begun + limit
+    held = Hold(name, _me(chain), flight)
+    lock = _host_lock(chain, name)
+    try:
+        if lock is not None and not await _host(port, lock, held.who, end):
+            return _gave_up(held, lock, begun, refresh)
+        leases = _cluster_leases(chain)
+        if leases is not None and not await _cluster(port, leases, name, held.who, end):
+            if lock is not None:
+                lock.release()
+            return _gave_up(held, None, begun, refresh)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    held.waited = time.monotonic() - begun
+    return held.take(port, lock, leases)
+
+
+async def let_go(port: Port, flight: Flight) -> None:
+    """Free the lease of a flight that can never land."""
+    for held in tuple(HELD):
+        if held.flight is flight:
+            await held.release(port)
+
+
+def _gave_up(held: Hold, lock: Lock | None, begun: float, refresh: bool) -> Hold:
+    held.waited = time.monotonic() - begun
+    if not refresh:
+        holder = lock.holder() if lock is not None else ""
+        events.emit(
+            events.Event(
+                events.LOCK_TIMEOUT, key=_key(held._name), seconds=held.waited, detail=holder
+            )
+        )
+    return held
+
+
+def _host_lock(chain: Chain, name: str) -> Lock | None:
+    if chain.host is None:
+        return None
+    try:
+        return chain.host.lock(name)
+    except TierError as error:
+        events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
+        return None
+
+
+async def _host(port: Port, lock: Lock, who: str, end: float | None) -> bool:
+    pause, longest = POLL
+    while True:
+        try:
+            if lock.try_acquire(who):
+                return True
+        except TierError as error:  # without locks every process computes: never block on a fault
+            events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
+            return True
+        if end is not None and time.monotonic() >= end:
+            return False
+        await port.sleep(pause)
+        pause = min(longest, pause * 2)
+
+
+def _cluster_leases(chain: Chain) -> Leases | None:
+    for tier in chain.tiers:
+        leases: Leases | None = getattr(tier, "leases", None)
+        if leases is not None:
+            return leases
+    return None
+
+
+async def _cluster(port: Port, leases: Leases, name: str, who: str, end: float | None) -> bool:
+    """Take the cluster lease; True also when the cluster is away: then the host lock has to do."""
+    try:
+        while True:
+            other = await leases.acquire(port, name, who)
+            if other is None:
+                return True
+            if _host_of(other) == _host_of(who) and await leases.replace(port, name, other, who):
+                return True
+            left = WAIT if end is None else min(WAIT, end - time.monotonic())
+            if left <= 0:
+                return False
+            await leases.wait(port, name, left)
+    except TierError as error:
+        events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
+        return True
+
+
+def _me(chain: Chain) -> str:
+    """Who we are, for people and for `_host_of`: host id, host name, process, a random token."""
+    host = chain.host.id if chain.host is not None else secrets.token_hex(8)
+    return f"{host}/{os.uname().nodename}/{os.getpid()}/{secrets.token_hex(8)}"
+
+
+def _host_of(holder: str) -> str:
+    return holder.partition("/")[0]
+
+
+def _key(name: str) -> str:
+    return name.rpartition(":")[2]

@@ -1,0 +1,347 @@
+"""Links: connections to Redis that keep a total deadline, and share their exchanges among threads.
+
+One of the two rooms that know redis-py (the other is `loops`); they are imported when Redis is
+first asked.  Connecting, logging in and parsing are redis-py's; its retries, its time-outs per
+read, its pools and its greetings are not used.  Rules of both rooms:
+
+1.  An exchange has `seconds` in all, connecting included, plus the time that what was received
+    takes at `RATE`: big replies may take longer, a dripped one may not.
+2.  A connection whose exchange did not end well is closed: no unread reply ever waits in it.
+3.  A pool keeps at most `size` connections.  Whoever finds them all busy waits for one; the
+    deadline begins when he has it.
+4.  A connection that died while it was idle is replaced once, within the same deadline.  Every
+    command of memo may be sent twice.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import redis  # noqa: F401 - whole before its parts, or two threads get half of it each
+import redis.connection as threads
+from redis import exceptions
+
+from memo import breaker
+from memo.breaker import RATE, REPLIES, Fault
+from memo.dial import dial, left
+from memo.errors import TierError
+from memo.scripts import Question
+
+CHUNK = 256 * 1024
+"""Bytes that are handed to a socket, or taken from it, at once."""
+QUEUE = 20
+"""Deadlines for which a caller waits for a connection while all are busy."""
+_SLACK = 0.001
+"""Seconds by which a socket's time-out may exceed the deadline, to save setting it each time."""
+
+_SPARED, _LOOK = 3, 0.005
+"""So often, and for so many seconds, a socket is looked at when the deadline has passed already:
+the thread may have been held up while the reply was there."""
+
+Part = bytes | memoryview
+_USED = ("host", "port", "db", "username", "password", "path", "client_name")
+
+
+_DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
+
+
+class BusyError(TierError):
+    """All connections are in use for too long; says nothing about the server."""
+
+
+def options(url: str) -> tuple[str, dict[str, Any]]:
+    """The kind of connection (`"tcp"`, `"tls"`, `"unix"`) that a URL names, and its options."""
+    given: dict[str, Any] = threads.parse_url(url)  # type: ignore[no-untyped-call]
+    kept = {k: v for k, v in given.items() if k in _USED or k.startswith("ssl_")}
+    silent = ("driver_info",) if _DRIVER_INFO else ("lib_name", "lib_version")
+    kept |= dict.fromkeys(silent)  # no CLIENT SETINFO
+    kept |= {"protocol": 2}  # no HELLO
+    kept |= {"socket_timeout": None, "socket_connect_timeout": None, "socket_read_size": CHUNK}
+    return url.partition(":")[0].replace("rediss", "tls").replace("redis", "tcp"), kept
+
+
+class _Bounded:
+    """A socket all of whose calls together keep one deadline."""
+
+    def __init__(self, sock: socket.socket, ends: float) -> None:
+        self._sock = sock
+        self._timeout = -1.0
+        self.ends = ends
+        self.received = 0
+        self.spared = 0
+
+    def _arm(self) -> None:
+        seconds = self.ends + self.received / RATE - time.monotonic()
+        if seconds <= 0:
+            if self.spared >= _SPARED:
+                raise TimeoutError("deadline")
+            self.spared += 1
+            seconds = _LOOK
+        if not seconds <= self._timeout <= seconds + _SLACK:
+            self._sock.settimeout(seconds)
+            self._timeout = seconds
+
+    def recv_into(self, buffer: Any) -> int:
+        self._arm()
+        size = self._sock.recv_into(buffer)
+        self.received += size
+        return size
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        self._arm()
+        data = self._sock.recv(size, flags)
+        self.received += len(data)
+        return data
+
+    def sendall(self, data: Part) -> None:
+        self._arm()
+        self._sock.sendall(data)
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Ignored: the deadline rules."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class ThreadLink:
+    """What the three kinds of connections of threads have in common."""
+
+    ends = 0.0
+    _bounded: _Bounded | None = None
+
+    def _connect(self) -> Any:
+        sock = super()._connect()  # type: ignore[misc]
+        self._bounded = _Bounded(sock, self.ends)
+        return self._bounded
+
+    def begin(self, ends: float) -> None:
+        """All that follows must be over at `ends` on the monotonic clock."""
+        self.ends = ends
+        if self._bounded is not None:
+            self._bounded.ends = ends
+            self._bounded.received = 0
+            self._bounded.spared = 0
+
+    def exchange(self: Any, parts: Sequence[Part], replies: int) -> Any:
+        """Send, and read one reply, or a list of several."""
+        self.send_packed_command(parts, False)
+        if replies == 1:
+            return self.read_response()
+        return all_or_error([_reply(self.read_response) for _ in range(replies)])
+
+
+class _PlainThread(threads.Connection):
+    ends = 0.0
+
+    def _connect(self) -> socket.socket:
+        return dial(self.host, self.port, self.ends)
+
+
+class _UnixThread(threads.UnixDomainSocketConnection):
+    ends = 0.0
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(left(self.ends))
+            sock.connect(self.path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+class _TlsThread(threads.SSLConnection, _PlainThread):
+    """TLS over what `_PlainThread` dials: the order of the bases says so."""
+
+
+class TcpThreadLink(ThreadLink, _PlainThread):
+    """TCP."""
+
+
+class TlsThreadLink(ThreadLink, _TlsThread):
+    """TLS."""
+
+
+class UnixThreadLink(ThreadLink, _UnixThread):
+    """A Unix socket."""
+
+
+def _reply(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except exceptions.ResponseError as error:
+        return error
+
+
+def all_or_error(replies: list[Any]) -> list[Any]:
+    """All replies; an error among them is raised only now that none is left unread."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+class ThreadPool:
+    """Connections that the threads of this process share.
+
+    Args:
+        url: where to.
+        size: how many at most.
+    """
+
+    def __init__(self, url: str, size: int) -> None:
+        kind, self._options = options(url)
+        kinds = {"tcp": TcpThreadLink, "tls": TlsThreadLink, "unix": UnixThreadLink}
+        self._kind: Any = kinds[kind]
+        self._slots = threading.BoundedSemaphore(size)
+        self._idle: list[Any] = []
+        self._epoch = 0
+
+    def exchange(self, question: Question, check: Callable[[], None]) -> Any:
+        """Send packed commands and read their replies.
+
+        Args:
+            question: what, and within what time.
+            check: raises where it is no use any more, when the caller had to wait.
+
+        Raises:
+            BusyError: no connection became free.
+            Exception: whatever redis-py raises, for `fault_of`.
+        """
+        if not self._slots.acquire(blocking=False):
+            if not self._slots.acquire(timeout=QUEUE * question.seconds):
+                raise BusyError("all connections to Redis are busy")
+            try:
+                check()
+            except BaseException:
+                self._slots.release()
+                raise
+        try:
+            return self._exchange(question, time.monotonic() + question.seconds)
+        finally:
+            self._slots.release()
+
+    def _exchange(self, question: Question, ends: float) -> Any:
+        link = self._used()
+        if link is not None:
+            try:
+                return self._on(link, question, ends)
+            except exceptions.ConnectionError as error:
+                if fault_of(error) is not breaker.CLOSED:
+                    raise
+                self.flush()
+        return self._on(self._kind(**self._options), question, ends)
+
+    def _used(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _on(self, link: Any, question: Question, ends: float) -> Any:
+        epoch = self._epoch
+        link.begin(ends)
+        try:
+            answer = link.exchange(question.parts, question.replies)
+        except exceptions.ResponseError:
+            self._keep(link, epoch)
+            raise
+        except BaseException:
+            link.disconnect()
+            raise
+        self._keep(link, epoch)
+        return answer
+
+    def _keep(self, link: Any, epoch: int) -> None:
+        self._idle.append(link)
+        if epoch != self._epoch:  # closed meanwhile
+            self.flush()
+
+    def flush(self) -> None:
+        """Close the connections that are idle."""
+        while (link := self._used()) is not None:
+            link.disconnect()
+
+    def close(self) -> None:
+        """Close all connections; those in use when they come back.  May be used again."""
+        self._epoch += 1
+        self.flush()
+
+
+# --- what went wrong -----------------------------------------------------------------------------
+
+_CODES: dict[type[BaseException], str] = {
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.BusyLoadingError: "LOADING",
+    exceptions.NoPermissionError: "NOPERM",
+    exceptions.NoScriptError: "NOSCRIPT",
+    exceptions.MasterDownError: "MASTERDOWN",
+    exceptions.ClusterDownError: "CLUSTERDOWN",
+    exceptions.MovedError: "MOVED",
+    exceptions.AskError: "ASK",
+    exceptions.TryAgainError: "TRYAGAIN",
+    exceptions.ClusterCrossSlotError: "CROSSSLOT",
+}
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What an exception of redis-py, or of what it stands on, means."""
+    if isinstance(error, exceptions.RedisError):
+        code = _code(error)
+        if code:
+            return REPLIES[code]
+        if isinstance(error, exceptions.ResponseError):
+            return breaker.OTHER
+    causes = list(_causes(error))
+    for fault, kinds in _KINDS:
+        if any(isinstance(cause, kinds) for cause in causes):
+            return fault
+    return breaker.GARBLED
+
+
+def _code(error: exceptions.RedisError) -> str:
+    """The code of an error reply; `""` for what is none, or is not in `REPLIES`.
+
+    Redis 6.2 hides the code of what fails inside a script behind `ERR Error running script`.
+    """
+    known = getattr(error, "status_code", None) or _CODES.get(type(error))
+    if known in REPLIES:
+        return str(known)
+    text = str(error)
+    if isinstance(error, exceptions.AuthenticationError):
+        return "WRONGPASS" if "invalid" in text or "without any password" in text else "NOAUTH"
+    if "max number of clients" in text:
+        return "MAXCLIENTS"
+    if "user executing the script" in text:
+        return "NOPERM"
+    if not isinstance(error, exceptions.ResponseError):
+        return ""
+    words = (word.strip("-:") for word in text.split())
+    return next((word for word in words if word in REPLIES), "")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+_KINDS: tuple[tuple[Fault, Any], ...] = (
+    (breaker.INSECURE, ssl.SSLError),
+    (breaker.UNRESOLVED, socket.gaierror),
+    (breaker.REFUSED, (ConnectionRefusedError, FileNotFoundError, PermissionError)),
+    (breaker.SILENT, (TimeoutError, exceptions.TimeoutError)),
+    (breaker.CLOSED, (ConnectionError, EOFError)),
+    (breaker.GARBLED, exceptions.InvalidResponse),
+    (breaker.REFUSED, OSError),  # no route to the host, no such network
+    (breaker.CLOSED, exceptions.ConnectionError),
+)

@@ -1,0 +1,424 @@
+"""Magics: what `%load_ext memo` adds to IPython, in a terminal and in a notebook.
+
+======================= ==========================================================================
+`%cache_stats`          what the cache did, per function
+`%cache_clear`          make entries untrue, and say which
+`%cache_explain f(x)`   would this call hit, and if not why
+`%cache_ls`             the entries on this host's disk
+`%cache_report on`      one line under each cell that used the cache
+======================= ==========================================================================
+
+Each has its help under `?` and completes names of functions.  Unloading takes all of it away again.
+"""
+
+# mypy: allow-untyped-calls, allow-untyped-decorators
+# (IPython's own functions have no annotations.)
+
+from __future__ import annotations
+
+import ast
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import display as publish
+
+from memo import assembly, display, invalidation
+from memo.chain import Chain
+from memo.decorators import CachedFunction, functions
+from memo.drivers import BLOCKING, drive
+from memo.engine import Invalidation
+from memo.errors import EntryError, MemoError, OptionError
+from memo.figures import Stats, label, matches
+from memo.seal import Header, unpack
+from memo.stats import Span, reset, stats, watch
+from memo.stats import publish as leave_for_others
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+    from IPython.display import DisplayHandle
+
+OPEN_REPORTS = 16
+"""Reports that wait for background refreshes at once; the oldest gives way."""
+
+
+class _Text(str):
+    """A text that shows as itself when it is the last expression of a cell."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _show(text: str, html: str) -> None:
+    publish({"text/plain": text, "text/html": html}, raw=True)
+
+
+def _say(text: str) -> None:
+    _show(text, display.lines_html(text))
+
+
+@magics_class
+class CacheMagics(Magics):
+    """The magics of memo."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self.scope: dict[str, Any] = shell.user_ns
+        self.reporter = Reporter(shell)
+
+    @magic_arguments()
+    @argument("patterns", nargs="*", help="functions to show: load, etl:load, etl, lo*; none: all")
+    @argument("--all", action="store_true", help="sum over every kernel that shares the cache")
+    @argument("--plot", action="store_true", help="draw hits, stale hits and misses over time")
+    @argument("--json", action="store_true", help="give the numbers as JSON text")
+    @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_stats --frame")
+    @argument("--reset", action="store_true", help="start the counters of this kernel at zero")
+    @line_magic
+    def cache_stats(self, line: str) -> Any:
+        """Show what the cache did: hits by tier, misses by reason, time saved, per function."""
+        given = parse_argstring(self.cache_stats, line)
+        found = stats(shared=given.all)
+        if given.reset:
+            reset()
+        chosen = _chosen(found, given.patterns)
+        if given.frame:
+            return chosen.to_frame()
+        if given.json:
+            return _Text(chosen.to_json())
+        if given.reset and not given.plot:
+            return _say("The counters of this kernel start at zero.")
+        chosen = chosen.with_health(_health(chosen))
+        return _show(display.text(chosen, given.plot), display.html(chosen, given.plot))
+
+    @magic_arguments()
+    @argument("pattern", nargs="?", default="*", help="functions: load, etl:load, lo*; none: all")
+    @argument("--where", action="append", default=[], metavar="NAME=VALUE",
+              help="only entries with this argument; may be given more than once")  # fmt: skip
+    @argument("--tag", help="entries with this tag, of whatever function")
+    @line_magic
+    def cache_clear(self, line: str) -> None:
+        """Make entries untrue, in every kernel that shares the cache, and say which."""
+        given = parse_argstring(self.cache_clear, line)
+        if given.tag and (given.where or given.pattern != "*"):
+            raise UsageError("--tag goes alone: it names entries of whatever function.")
+        try:
+            done = _cleared(given.pattern, dict(map(_pair, given.where)), given.tag)
+        except MemoError as error:
+            raise UsageError(str(error)) from None
+        _say("\n".join(map(_outcome, done)))
+
+    @line_magic
+    def cache_explain(self, line: str) -> None:
+        """Would this call be answered from the cache, and if not why?  Computes nothing.
+
+        ::
+
+            %cache_explain load("EU", year=2024)
+        """
+        publish(self._explanation(line))
+
+    def _explanation(self, line: str) -> Any:
+        call = _call(line)
+        target = _evaluated(call.func, self.scope)
+        if not hasattr(target, "explain"):
+            raise UsageError(f"{ast.unparse(call.func)} is not a cached function.")
+        call.func = ast.Attribute(call.func, "explain", ast.Load())
+        try:
+            return _evaluated(call, self.scope)
+        except MemoError as error:
+            raise UsageError(str(error)) from None
+
+    @magic_arguments()
+    @argument("patterns", nargs="*", help="functions: load, etl:load, lo*; none: all")
+    @argument("--limit", type=int, default=50, help="show the newest so many; 0: all")
+    @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_ls --frame")
+    @line_magic
+    def cache_ls(self, line: str) -> Any:
+        """List the entries on this host's disk, newest first, without loading any value.
+
+        One that was invalidated is listed until it is computed anew or evicted; it is never used.
+        """
+        given = parse_argstring(self.cache_ls, line)
+        try:
+            found = sorted(_entries(given.patterns), key=_finished, reverse=True)
+        except MemoError as error:
+            raise UsageError(str(error)) from None
+        table = display.entries(found[: given.limit or None], time.time())
+        if given.frame:
+            return _frame(table)
+        if not found:
+            return _say("No entries.")
+        more = f", the newest {len(table.rows)} of them here" * (len(table.rows) < len(found))
+        said = f"{display.counted(len(found), 'entry', 'entries')}{more}"
+        text = f"{display.table_text(table)}\n\n{said}"
+        return _show(text, display.boxed(f"{display.table_html(table)}<p>{said}</p>"))
+
+    @magic_arguments()
+    @argument("state", nargs="?", choices=("on", "off"), help="on or off; none: say which it is")
+    @line_magic
+    def cache_report(self, line: str) -> None:
+        """Put one line under each cell that used the cache; it follows background refreshes."""
+        state = parse_argstring(self.cache_report, line).state
+        if state:
+            self.reporter.turn(on=state == "on")
+        _say(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
+
+
+# --- %cache_stats -------------------------------------------------------------------------------
+
+
+def _chosen(found: Stats, patterns: list[str]) -> Stats:
+    chosen = found.select(*patterns)
+    if patterns and found.functions and not chosen.functions:
+        names = ", ".join(map(label, found.functions))
+        raise UsageError(f"No cached function matches {' '.join(patterns)}. There are: {names}")
+    return chosen
+
+
+def _health(found: Stats) -> dict[str, dict[str, Any]]:
+    """What the tiers say of themselves, once there is anything to ask about."""
+    if not found.functions:
+        return {}
+    try:
+        return drive(assembly.default_chain().health(BLOCKING))
+    except MemoError as error:
+        return {"settings": {"up": False, "error": str(error)}}
+
+
+# --- %cache_clear -------------------------------------------------------------------------------
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--where {text}: write for instance --where region=EU")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[Invalidation]:
+    if tag:
+        return [invalidation.invalidate(tag=tag, reason="%cache_clear")]
+    found = [f for f in functions() if matches(f.function_id, pattern)]
+    if not found:
+        raise UsageError(_no_function(pattern))
+    done: dict[str, Invalidation] = {}
+    refused: OptionError | None = None
+    for function in found:
+        try:
+            done[function.function_id] = function.invalidate(**where, reason="%cache_clear")
+        except OptionError as error:  # it has no such argument, so it has no such entries
+            refused = error
+    if refused and not done:
+        raise refused
+    return list(done.values())
+
+
+def _no_function(pattern: str) -> str:
+    names = ", ".join(dict.fromkeys(label(f.function_id) for f in functions()))
+    return f"No cached function matches {pattern}. There are: {names or 'none in this kernel'}"
+
+
+def _outcome(done: Invalidation) -> str:
+    how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
+    return f"Invalidated {label(done.target)} ({how or 'no tier holds anything'})"
+
+
+# --- %cache_explain -----------------------------------------------------------------------------
+
+
+def _call(line: str) -> ast.Call:
+    try:
+        node = ast.parse(line.strip().removeprefix("await "), mode="eval").body
+    except SyntaxError:
+        node = ast.Constant(None)
+    if not isinstance(node, ast.Call):
+        raise UsageError('Write a call, for instance: %cache_explain load("EU")')
+    return node
+
+
+def _evaluated(node: ast.expr, scope: dict[str, Any]) -> Any:
+    tree = ast.fix_missing_locations(ast.Expression(node))
+    code = compile(tree, "<cache_explain>", "eval")
+    return eval(code, scope)  # noqa: S307 - the user's own line, in the user's own kernel
+
+
+# --- %cache_ls ----------------------------------------------------------------------------------
+
+
+def _entries(patterns: list[str]) -> list[tuple[Header, int]]:
+    """Header and size of every entry on this host that our secrets sealed."""
+    return drive(_listed(assembly.default_chain(), patterns))
+
+
+async def _listed(chain: Chain, patterns: list[str]) -> list[tuple[Header, int]]:
+    found = []
+    for tier in chain.tiers:
+        entries: Any = getattr(tier, "entries", None)  # the disk lists what it has
+        if entries is None:
+            continue
+        async for listed in entries(BLOCKING, f"{chain.namespace}:"):
+            header = _header(chain, listed.name, listed.record)
+            if header is not None and matches(header.function, *patterns):
+                found.append((header, listed.size))
+    return found
+
+
+def _header(chain: Chain, name: str, record: bytes) -> Header | None:
+    try:
+        return unpack(record, chain.secrets, chain.namespace, name.rpartition(":")[2]).header
+    except EntryError:
+        return None
+
+
+def _finished(entry: tuple[Header, int]) -> int:
+    return entry[0].times.finished
+
+
+def _frame(table: display.Table) -> Any:
+    import pandas as pd
+
+    rows = [[cell.value for cell in row] for row in table.rows]
+    units = {"age": "age_seconds", "expires in": "expires_in_seconds", "cost": "cost_seconds"}
+    return pd.DataFrame(rows, columns=[units.get(title, title) for title in table.titles])
+
+
+# --- %cache_report ------------------------------------------------------------------------------
+
+
+class Reporter:
+    """Puts a line under each cell that used the cache, and keeps it up to date.
+
+    Hits cost nothing more while it is on: see `memo.stats.Span`.
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.on = False
+        self._live = getattr(shell, "kernel", None) is not None  # a terminal takes no updates
+        self._span: Span | None = None
+        self._open: deque[tuple[Span, DisplayHandle]] = deque()
+
+    def turn(self, *, on: bool) -> None:
+        """Turn it on, from the next cell, or off."""
+        self.on = on
+        if not on:
+            self.close()
+
+    def begin(self, *_: Any) -> None:
+        """A cell begins."""
+        if self._span is not None:
+            self._span.close()
+        self._span = watch(self._changed) if self.on else None
+
+    def end(self, result: ExecutionResult | None = None) -> None:
+        """A cell has ended, well or not; whatever other processes want to know is left for them."""
+        leave_for_others()
+        span, self._span = self._span, None
+        if span is None:
+            return
+        span.end()
+        if not span.used:
+            span.close()
+            return
+        handle = publish(_bundle(span), raw=True, display_id=True)
+        if span.settled or not self._live or handle is None:
+            span.close()
+        else:
+            self._keep(span, handle)
+
+    def _keep(self, span: Span, handle: DisplayHandle) -> None:
+        self._open.append((span, handle))
+        while len(self._open) > OPEN_REPORTS:
+            self._open.popleft()[0].close()
+
+    def _changed(self, span: Span) -> None:
+        for known, handle in tuple(self._open):
+            if known is span:
+                # Without this thread's or task's context the message belongs to the cell that runs
+                # now; else clients that execute cell by cell would take it for a late one.
+                Context().run(handle.update, _bundle(span), raw=True)
+                if span.settled:
+                    self._open.remove((known, handle))
+
+    def close(self) -> None:
+        """Follow nothing any longer."""
+        if self._span is not None:
+            self._span.close()
+            self._span = None
+        while self._open:
+            self._open.popleft()[0].close()
+
+
+def _bundle(span: Span) -> dict[str, str]:
+    line = display.report(span)
+    return {"text/plain": line, "text/html": display.report_html(line)}
+
+
+# --- Coming and going ---------------------------------------------------------------------------
+
+NAMES = ("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_report")
+_OPTIONS = {
+    "cache_stats": ("--all", "--plot", "--json", "--frame", "--reset"),
+    "cache_clear": ("--where", "--tag"),
+    "cache_ls": ("--limit", "--frame"),
+    "cache_report": ("on", "off"),
+}
+_loaded: weakref.WeakKeyDictionary[InteractiveShell, CacheMagics] = weakref.WeakKeyDictionary()
+
+
+def load(shell: InteractiveShell) -> None:
+    """Add the magics to a shell; adding them twice is harmless."""
+    if shell in _loaded:
+        return
+    magics = _loaded[shell] = CacheMagics(shell)
+    shell.register_magics(magics)
+    shell.events.register("pre_run_cell", magics.reporter.begin)
+    shell.events.register("post_run_cell", magics.reporter.end)
+    for key in _keys():
+        shell.set_hook("complete_command", _complete, str_key=key)
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Take them away again, with every callback."""
+    magics = _loaded.pop(shell, None)
+    if magics is None:
+        return
+    magics.reporter.turn(on=False)
+    shell.events.unregister("pre_run_cell", magics.reporter.begin)
+    shell.events.unregister("post_run_cell", magics.reporter.end)
+    manager: Any = shell.magics_manager
+    for name in NAMES:
+        manager.magics["line"].pop(name, None)
+    manager.registry.pop(type(magics).__name__, None)
+    configurables: list[Any] = shell.configurables
+    if magics in configurables:
+        configurables.remove(magics)
+    for key in _keys():
+        shell.strdispatchers["complete_command"].strs.pop(key, None)
+
+
+def _keys() -> Iterator[str]:
+    for name in NAMES:
+        yield from (name, f"%{name}")
+
+
+def _complete(_shell: InteractiveShell, event: Any) -> Iterable[str]:
+    """Options and names of cached functions, for the completer of IPython."""
+    name = event.command.lstrip("%")
+    if name == "cache_report":
+        return list(_OPTIONS[name])
+    return [*_OPTIONS.get(name, ()), *dict.fromkeys(map(_typed, functions()))]
+
+
+def _typed(function: CachedFunction[Any, Any]) -> str:
+    return label(function.function_id)

@@ -1,0 +1,267 @@
+"""Reducers: how values with buffers are pickled so that a map of their bytes is all it takes to load.
+
+numpy, pandas, Arrow and scipy hand most buffers to the pickler out of band by themselves.  These
+are the exceptions:
+
+==================================== ============================================================
+what                                 how it is pickled here
+==================================== ============================================================
+datetime64, timedelta64, and what    the same bytes under a type that has a buffer, and the type
+else numpy has no buffer for
+arrays that are not contiguous       transposed where that is enough, else one contiguous copy
+object arrays of strings             as Arrow strings; still made into objects at each load
+`memmap`, `matrix`, `recarray`,      the plain arrays in them
+`MaskedArray`
+two views of the very same bytes     stored once; the second is a copy when it is loaded
+slices of Arrow arrays               without the rest of the array that they were cut from
+polars frames and series             as Arrow tables, which share polars' buffers
+==================================== ============================================================
+
+What is pickled here loads with the functions of this module, so their names and arguments are part
+of what is stored.  Libraries are never imported here, since a value of theirs is there already; but
+pyarrow, which polars and pandas may have and not have loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+SMALL = 4096
+"""Bytes of a buffer up to which it stays in the stream, and of an array that is left as it is."""
+_TEXTS = 1024
+"""Elements of an object array from which it is worth a look whether they are strings."""
+_SLACK = 1.25
+"""How many times its own bytes an Arrow array may hold on to, before it is cut out."""
+
+
+class Seen(Protocol):
+    """What a reducer knows of the pickle under way."""
+
+    seen: dict[tuple[str, int, int], Any]
+    """(kind, address, bytes) -> the object that was pickled for them, kept alive until the end."""
+
+
+Reducer = Callable[[Seen, Any], Any]
+
+
+def reduced(pickler: Seen, obj: Any) -> Any:
+    """How an object is pickled, or `NotImplemented`: as its own library has it."""
+    kind = type(obj)
+    reduce = _REDUCERS.get((kind.__module__, kind.__qualname__))
+    if reduce is None and kind.__module__ == "pyarrow.lib":
+        reduce = _arrow
+    if reduce is None or not _is_theirs(kind):
+        return NotImplemented
+    return reduce(pickler, obj)
+
+
+def _is_theirs(kind: type) -> bool:
+    """Whether a type is what its module has under its name, not one that only says so."""
+    module = sys.modules.get(kind.__module__)
+    return getattr(module, kind.__qualname__, None) is kind
+
+
+# --- numpy ---------------------------------------------------------------------------------------
+
+
+def _array(pickler: Seen, array: np.ndarray[Any, Any]) -> Any:
+    dtype = array.dtype
+    if dtype.hasobject:
+        return _objects(array) if dtype.kind == "O" else NotImplemented
+    if array.nbytes < SMALL or dtype.kind == "T":
+        return NotImplemented
+    flags = array.flags
+    if not (flags.c_contiguous or flags.f_contiguous):
+        return _strided(array)
+    key = ("array", array.__array_interface__["data"][0], array.nbytes)
+    first = pickler.seen.get(key)
+    if first is array:
+        return NotImplemented
+    if first is not None:
+        return copied, (first, dtype, array.shape, "C" if flags.c_contiguous else "F")
+    if _has_buffer(array):
+        pickler.seen[key] = array
+        return NotImplemented
+    plain = array.view(_plain(dtype))
+    pickler.seen[key] = plain
+    return typed, (plain, dtype)
+
+
+def _has_buffer(array: Any) -> bool:
+    try:
+        memoryview(array).release()
+    except (ValueError, TypeError, BufferError):
+        return False
+    return True
+
+
+def _plain(dtype: np.dtype[Any]) -> Any:
+    """A type of the same size that numpy has a buffer for."""
+    return "i8" if dtype.kind in "Mm" else f"V{dtype.itemsize}"
+
+
+def _strided(array: np.ndarray[Any, Any]) -> Any:
+    """An array that is contiguous in another order of its axes, or is copied to be."""
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    turned = array.transpose(order)
+    if not turned.flags.c_contiguous:
+        turned = turned.copy(order="C")
+    return transposed, (turned, tuple(order.index(axis) for axis in range(array.ndim)))
+
+
+def _objects(array: np.ndarray[Any, Any]) -> Any:
+    """An object array of strings, with missing values of one kind, as Arrow strings."""
+    if array.size < _TEXTS or not (array.flags.c_contiguous or array.flags.f_contiguous):
+        return NotImplemented
+    order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+    texts = array.ravel(order=order)
+    if type(texts[0]) is not str and type(texts[-1]) is not str:
+        return NotImplemented
+    others = {*map(type, texts)} - {str}
+    pa = _pyarrow()
+    if pa is None or len(others) > 1:
+        return NotImplemented
+    try:
+        arrow = pa.array(texts, type=pa.large_string(), from_pandas=True)
+    except (pa.ArrowException, UnicodeError, TypeError, ValueError):
+        return NotImplemented
+    missing = next((text for text in texts if type(text) is not str), None) if others else None
+    return strings, (arrow, missing, array.shape, order)
+
+
+def _viewed(_: Seen, array: Any) -> Any:
+    """A subclass of ndarray that adds nothing to the array that it is a view of."""
+    if array.nbytes < SMALL or array.dtype.hasobject:
+        return NotImplemented
+    return viewed, (array.view(sys.modules["numpy"].ndarray), type(array))
+
+
+def _masked(_: Seen, array: Any) -> Any:
+    if array.nbytes < SMALL or array.dtype.hasobject or array.dtype.names:
+        return NotImplemented
+    np = sys.modules["numpy"]
+    mask = None if array.mask is np.ma.nomask else array.mask
+    fill = None if array._fill_value is None else array.fill_value
+    return masked, (array.data, mask, fill, array.hardmask)
+
+
+def typed(plain: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """An array of bytes under their own type."""
+    return plain.view(dtype)
+
+
+def transposed(turned: np.ndarray[Any, Any], axes: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """An array with its axes in their own order."""
+    return turned.transpose(axes)
+
+
+def copied(
+    first: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...], order: Any
+) -> np.ndarray[Any, Any]:
+    """An array of the bytes of another, and independent of it."""
+    return first.ravel(order="K").copy().view(dtype).reshape(shape, order=order)
+
+
+def strings(
+    arrow: pa.Array, missing: Any, shape: tuple[int, ...], order: Any
+) -> np.ndarray[Any, Any]:
+    """An object array of strings."""
+    texts: Any = arrow.to_numpy(zero_copy_only=False)
+    if missing is not None:
+        texts[arrow.is_null().to_numpy(zero_copy_only=False)] = missing
+    if not texts.flags.writeable:
+        texts = texts.copy()
+    array: np.ndarray[Any, Any] = texts.reshape(shape, order=order)
+    return array
+
+
+def viewed(array: np.ndarray[Any, Any], kind: type) -> Any:
+    """An array as a subclass."""
+    return array.view(kind)
+
+
+def masked(data: Any, mask: Any, fill: Any, hard: bool) -> Any:
+    """A masked array over these two arrays."""
+    np = sys.modules["numpy"]
+    array = np.ma.MaskedArray(data, np.ma.nomask if mask is None else mask, fill_value=fill)
+    return array.harden_mask() if hard else array
+
+
+# --- Arrow and polars ----------------------------------------------------------------------------
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow as pa
+    except ImportError:
+        return None
+    return pa
+
+
+def _arrow(pickler: Seen, value: Any) -> Any:
+    pa = sys.modules["pyarrow"]
+    if isinstance(value, pa.Buffer):
+        first = pickler.seen.setdefault(("buffer", value.address, value.size), value)
+        return NotImplemented if first is value else (same, (first,))
+    if not isinstance(value, pa.Array) or isinstance(value, pa.ExtensionArray):
+        return NotImplemented
+    held = value.get_total_buffer_size()
+    if held < SMALL or held <= _SLACK * value.nbytes:
+        return NotImplemented
+    own = pa.concat_arrays([value])
+    return (same, (own,)) if own.get_total_buffer_size() < held / _SLACK else NotImplemented
+
+
+def _polars(_: Seen, frame: Any) -> Any:
+    """A polars frame as an Arrow table, if it is the same when it comes back."""
+    pl, pa = sys.modules["polars"], _pyarrow()
+    if pa is None or frame.estimated_size() < SMALL:
+        return NotImplemented
+    try:
+        table = frame.to_arrow(compat_level=pl.CompatLevel.newest())
+        if pl.from_arrow(table.slice(0, 0)).schema != frame.schema:
+            return NotImplemented
+    except Exception:  # a type that Arrow does not have: each has an exception of its own
+        return NotImplemented
+    return polars_frame, (table,)
+
+
+def _polars_series(pickler: Seen, series: Any) -> Any:
+    done = _polars(pickler, series.to_frame("_"))
+    return done if done is NotImplemented else (polars_series, (*done[1], series.name))
+
+
+def same(value: Any) -> Any:
+    """What it is given: stands for an object that is pickled in the place of another."""
+    return value
+
+
+def polars_frame(table: pa.Table) -> Any:
+    """A polars frame over the buffers of a table."""
+    import polars as pl
+
+    return pl.from_arrow(table, rechunk=False)
+
+
+def polars_series(table: pa.Table, name: str) -> Any:
+    """A polars series over the buffers of a table of one column."""
+    return polars_frame(table).to_series().rename(name)
+
+
+_REDUCERS: dict[tuple[str, str], Reducer] = {
+    ("numpy", "ndarray"): _array,
+    ("numpy", "memmap"): _viewed,
+    ("numpy", "matrix"): _viewed,
+    ("numpy.rec", "recarray"): _viewed,
+    ("numpy", "recarray"): _viewed,
+    ("numpy.ma", "MaskedArray"): _masked,
+    ("numpy.ma.core", "MaskedArray"): _masked,
+    ("polars.dataframe.frame", "DataFrame"): _polars,
+    ("polars.series.series", "Series"): _polars_series,
+}

@@ -1,0 +1,353 @@
+"""Redis as a tier: records, payloads, and the generations that all hosts share.
+
+What lies there, all of it under the namespace:
+
+=============================== ==================================================================
+key                             what
+=============================== ==================================================================
+the entry's name                a record; dies with the entry
+`{namespace}:p:{digest}`        a payload; dies with the last entry stored with it
+`{namespace}:g:{group}`         a group of generations (`memo.stamps`), a hash; never dies
+`{namespace}:l:…`, `…:w:…`      leases and their bells (`memo.grants`)
+`{namespace}:live`              the shared live configuration, a hash
+=============================== ==================================================================
+
+A look-up is one round trip whatever the number of stamps: a script reads the record and what each
+of its generations reads now.  Nothing that Redis says is believed here; whoever asked checks the
+seal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memo import stamps
+from memo.codec import Payload
+from memo.errors import TierError
+from memo.grants import RedisLeases
+from memo.port import Port
+from memo.scripts import LOOKUP, STATES, TURN, pack
+from memo.seal import ALIGN
+from memo.stamps import Ref, State, Turn
+from memo.tiers import REDIS, Found, Source
+from memo.wire import Wire
+
+VALUE_LIMIT = 64 * 1024 * 1024
+"""Bytes up to which a record or a payload is sent to Redis, unless a setting says otherwise."""
+BATCH = 1000
+"""Names that one step of `clear` looks at."""
+_LONGEST = 10**14
+"""Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
+_GLOB = re.compile(r"([*?\[\]\\^])")
+
+
+class Redis:
+    """A Redis server as a tier, its generations, and its leases.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`; user and password in it are never shown.
+        namespace: in front of the names of everything but entries, whose names have it already.
+        deadline: seconds that one operation may take in all; what is moved may take its time at
+            `memo.breaker.RATE` on top.
+        value_limit: bytes; larger payloads are not sent, larger records are refused.
+
+    Attributes:
+        where: names this store among all others, for the journal.
+        leases: see `memo.grants`.
+        wire: the way to the server, with its breaker.
+    """
+
+    name = REDIS
+    shared = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "memo",
+        deadline: float = 0.25,
+        value_limit: int = VALUE_LIMIT,
+    ) -> None:
+        self.wire = Wire(url, deadline)
+        self.where = f"redis {self.wire.where} {namespace}"
+        self.value_limit = value_limit
+        self.leases = RedisLeases(self.wire, namespace)
+        self._groups = f"{namespace}:g:".encode()
+        self._payloads = f"{namespace}:p:".encode()
+        self._live = f"{namespace}:live".encode()
+        self._kept = (self._groups, *self.leases.prefixes, self._live)
+
+    def __repr__(self) -> str:
+        return f"<Redis {self.wire.where}>"
+
+    @property
+    def generations(self) -> Redis:
+        """Itself: it is an authority on what is true."""
+        return self
+
+    @property
+    def outages(self) -> int:
+        """How often an operation failed; unchanged since a moment: nothing was lost since."""
+        return self.wire.outages
+
+    # --- entries ---------------------------------------------------------------------------------
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """The record under a name and what its generations read now, in one round trip."""
+        keys = (name.encode(),)
+        return await self.wire.run(port, LOOKUP, keys, self._groups, parse=_found)
+
+    async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
+        """The payload with a digest, if it is here."""
+        command = pack(b"GET", self._payload_name(digest))
+        data = await self.wire.ask(port, command, parse=_bytes_or_none)
+        return Held(data) if data is not None and len(data) == size else None
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """Keep a record, after its payload if that is not too big.
+
+        Raises:
+            TierError: the record is too big, or Redis did not take it.
+        """
+        if len(record) > self.value_limit:
+            raise TierError(f"a record of {len(record)} bytes is too big for Redis")
+        if payload is not None and payload.size <= self.value_limit:
+            await self._store_payload(port, payload, lifetime)
+        await self._set(port, name.encode(), [record], lifetime)
+
+    async def _store_payload(self, port: Port, payload: Payload, lifetime: float | None) -> None:
+        """Keep a payload; it outlives whatever was stored with it before."""
+        name = self._payload_name(payload.digest)
+        before = await self.wire.ask(port, pack(b"PTTL", name), parse=int)
+        if lifetime is not None:
+            lifetime = None if before == -1 else max(lifetime, before / 1000)
+        parts: list[bytes | memoryview] = []
+        for view in payload.views:
+            parts += (view, bytes(-view.nbytes % ALIGN))
+        await self._set(port, name, parts, lifetime)
+
+    async def _set(
+        self,
+        port: Port,
+        name: bytes,
+        value: list[bytes | memoryview] | list[bytes],
+        lifetime: float | None,
+    ) -> None:
+        expiry = () if lifetime is None else (b"PX", b"%d" % _milliseconds(lifetime))
+        size = sum(map(len, value))
+        head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (
+            3 + len(expiry),
+            len(name),
+            name,
+            size,
+        )
+        tail = b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in expiry)
+        await self.wire.ask(port, head, *value, tail, parse=_ok)
+
+    async def drop(self, port: Port, name: str) -> bool:
+        """Forget a name; True when it was there."""
+        return bool(await self.wire.ask(port, pack(b"UNLINK", name.encode()), parse=int))
+
+    async def clear(self, port: Port, prefix: str) -> int:
+        """Forget every entry whose name begins with `prefix`; looks at all names, in steps.
+
+        Payloads go with a prefix that covers them, and are not counted.  Generations, leases and
+        the live configuration stay.
+        """
+        pattern = _GLOB.sub(r"\\\1", prefix).encode() + b"*"
+        cursor, dropped = b"0", 0
+        while True:
+            command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
+            cursor, names = await self.wire.ask(port, command, parse=_page)
+            if names := [name for name in names if not name.startswith(self._kept)]:
+                await self.wire.ask(port, pack(b"UNLINK", *names), parse=int)
+                dropped += sum(not name.startswith(self._payloads) for name in names)
+            if cursor == b"0":
+                return dropped
+
+    def _payload_name(self, digest: bytes) -> bytes:
+        return self._payloads + digest.hex().encode()
+
+    # --- generations -----------------------------------------------------------------------------
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """What each ref reads now."""
+        return await self._read(port, refs)
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, but a group that has no `*` gets one first."""
+        tokens = [stamps.token().encode() for _ in refs]
+        return await self._read(port, refs, *tokens)
+
+    async def _read(self, port: Port, refs: Sequence[Ref], *tokens: bytes) -> list[State]:
+        def parse(answer: list[Any]) -> list[State]:
+            states = _states(answer)
+            if len(states) != len(refs):
+                raise ValueError("more or fewer states than were asked for")
+            return states
+
+        words = (self._groups, _json(refs), *tokens)
+        return await self.wire.run(port, STATES, (), *words, parse=parse)
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """Invalidate; all groups in one step."""
+        rows = [(t.group, stamps.shape(t.arguments), stamps.field(t.arguments)) for t in turns]
+        tokens = [stamps.token().encode() for _ in turns]
+        words = (self._groups, _json(rows), note.encode(), *tokens)
+        await self.wire.run(port, TURN, (), *words, parse=len)
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """(field, note) of every invalidation that a ref has seen."""
+        command = pack(b"HGETALL", self._groups + ref.group.encode())
+        fields = await self.wire.ask(port, command, parse=_fields)
+        seen = stamps.read(ref, fields)
+        names = {stamps.ALL, *(part.rpartition(":")[0] for part in seen.text.split("|")[1:])}
+        if ref.arguments is None:
+            names = set(fields) - {stamps.SHAPES, stamps.LAST}
+        kept = ((name, fields.get(name, "")[stamps.TOKEN :]) for name in sorted(names))
+        return [(name, note) for name, note in kept if note]
+
+    # --- the live configuration ------------------------------------------------------------------
+
+    def live(self) -> dict[str, str]:
+        """The shared live configuration; blocks for a deadline at most.
+
+        Raises:
+            TierError: it cannot be read.
+        """
+        command = pack(b"HGETALL", self._live)
+        return self.wire.here(lambda port: self.wire.ask(port, command, parse=_fields))
+
+    def publish(self, key: str, text: str | None) -> None:
+        """Set a key of the shared live configuration, or take it away; blocks as `live`.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        words: tuple[bytes, ...] = (b"HDEL", self._live, key.encode())
+        if text is not None:
+            words = (b"HSET", *words[1:], text.encode())
+        self.wire.here(lambda port: self.wire.ask(port, pack(*words), parse=int))
+
+    # --- housekeeping ----------------------------------------------------------------------------
+
+    async def health(self, port: Port) -> Mapping[str, Any]:
+        """Facts about the server, asked whatever the breaker thinks.
+
+        Returns:
+            `up`, `where`; when it is up `version`, `used` and `limit` (bytes of memory; 0: no
+            limit), `policy` (of eviction), `names` (of all who use this database); else `error`.
+        """
+        try:
+            facts, names = await self.wire.reach(
+                port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2
+            )
+        except TierError as error:
+            return {"up": False, "where": self.wire.where, "error": str(error)}
+        return {
+            "up": True,
+            "where": self.wire.where,
+            "version": facts.get("redis_version", "?"),
+            "used": int(facts.get("used_memory", 0)),
+            "limit": int(facts.get("maxmemory", 0)),
+            "policy": facts.get("maxmemory_policy", "?"),
+            "names": names,
+        }
+
+    def close(self) -> None:
+        """Let go of all connections; they are made again when the tier is used again."""
+        self.leases.close()
+        self.wire.close()
+
+    async def aclose(self) -> None:
+        """As `close`, and wait until those of the running loop are closed."""
+        import asyncio
+
+        await asyncio.to_thread(self.leases.close)
+        await self.wire.aclose()
+
+
+class Held:
+    """A payload that came from Redis."""
+
+    __slots__ = ("_data", "identity")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.identity: object | None = None
+
+    def open(self, size: int) -> memoryview:
+        """A private, writable copy of the bytes."""
+        if len(self._data) != size:
+            raise TierError("a payload has another size than its record says")
+        return memoryview(bytearray(self._data))
+
+
+# What answers must look like: each raises where they look otherwise.
+
+
+def _found(answer: list[Any]) -> Found | None:
+    if not answer:
+        return None
+    record = _bytes(answer.pop(0))
+    return Found(record, None, None if answer == [None] else tuple(_states(answer)))
+
+
+def _states(flat: list[Any]) -> list[State]:
+    """States from their texts and lasts in turn."""
+    if len(flat) % 2:
+        raise ValueError("half a state")
+    words = map(_text, flat)
+    return list(map(State, words, words))
+
+
+def _fields(flat: list[Any]) -> dict[str, str]:
+    return dict(zip(map(_text, flat[::2]), map(_text, flat[1::2]), strict=True))
+
+
+def _page(answer: list[Any]) -> tuple[bytes, list[bytes]]:
+    cursor, names = answer
+    return _bytes(cursor), [_bytes(name) for name in names]
+
+
+def _facts(answers: list[Any]) -> tuple[dict[str, str], int]:
+    info, names = answers
+    lines = (line.partition(":") for line in _text(info).splitlines())
+    return {name: value for name, _, value in lines}, int(names)
+
+
+def _ok(answer: Any) -> None:
+    if answer != b"OK":
+        raise ValueError("not confirmed")
+
+
+def _bytes(answer: Any) -> bytes:
+    if not isinstance(answer, bytes):
+        raise TypeError("not bytes")
+    return answer
+
+
+def _bytes_or_none(answer: Any) -> bytes | None:
+    return None if answer is None else _bytes(answer)
+
+
+def _text(word: bytes) -> str:
+    return word.decode("utf-8", "surrogateescape")
+
+
+def _json(rows: Sequence[Any]) -> bytes:
+    return json.dumps(rows, separators=(",", ":")).encode()
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(min(seconds * 1000, _LONGEST)))

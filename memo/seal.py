@@ -1,0 +1,271 @@
+"""The seal: what an entry looks like as bytes, and why those bytes may be believed.
+
+An entry is one *record*: a header, readable without unpickling, and a pickle stream.  Big buffers
+lie beside it, in a payload that the header names by digest.
+
+====== ====== =====================================================================================
+offset bytes  what
+====== ====== =====================================================================================
+0      8      magic; its last byte is the format
+8      8      id of the secret that sealed the record
+16     32     seal: keyed BLAKE2b-256 over bytes 0-15 and everything from byte 48 on
+48     4 x 3  lengths: whole header up to the stream; offset and length of the stamps (absolute)
+60     ...    fixed part `_FIXED`, then the fields of `_TEXTS`, the buffer table, the stamps
+...    ...    the stream
+====== ====== =====================================================================================
+
+All integers are big-endian.  The algorithm belongs to the format, never to the entry; the seal is
+compared in constant time, and before anything behind it is parsed, inflated, allocated or loaded.
+The stamps are UTF-8 JSON at a known place, so that a Redis script can read which generations to
+look up without knowing anything else of the format.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from hmac import compare_digest
+from typing import Any, NamedTuple
+
+from memo.errors import EntryError
+from memo.policy import UNAUTHENTIC, UNREADABLE, Times
+from memo.stamps import Call, File, Generation, Ref, Stamp, State
+
+MAGIC = b"\x89memo\r\n\x01"
+SECRET_BYTES = 32
+"""The least length of a secret."""
+ALIGN = 64
+"""Buffers of a payload begin at multiples of this, as numpy's and Arrow's kernels like it."""
+
+_SEAL_AT = 16
+_BODY_AT = 48
+_PLACES = struct.Struct(">III")
+_FIXED = struct.Struct(">Qqqqqqq16sI7H2I")
+_BUFFER = struct.Struct(">Q32s")
+
+COMPRESSED = 1
+"""Flag: the stream is compressed with zstd."""
+
+
+class Secret:
+    """A key that seals and opens entries.  Its repr shows its id, never its bytes."""
+
+    __slots__ = ("_mac", "id")
+
+    def __init__(self, secret: bytes) -> None:
+        self.id = blake2b(secret, digest_size=8, person=b"memo key id").digest()
+        key = blake2b(secret, digest_size=32, person=b"memo seal key").digest()
+        self._mac = blake2b(key=key, digest_size=32, person=b"memo entry v1")
+
+    def seal(self, head: bytes | memoryview, body: bytes | memoryview) -> bytes:
+        """32 bytes that only this secret makes of these bytes."""
+        mac = self._mac.copy()
+        mac.update(head)
+        mac.update(body)
+        return mac.digest()
+
+    def __repr__(self) -> str:
+        return f"<Secret {self.id.hex()}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Secret is never pickled")
+
+
+class Buffer(NamedTuple):
+    """One buffer of a payload: its length in bytes and its BLAKE3 digest."""
+
+    size: int
+    digest: bytes
+
+
+def payload_digest(buffers: Iterable[Buffer]) -> bytes:
+    """The name of a payload: 32 bytes that depend on every byte of every buffer, and their order."""
+    return blake2b(
+        b"".join(_BUFFER.pack(*b) for b in buffers), digest_size=32, person=b"memo payload"
+    ).digest()
+
+
+def payload_size(buffers: Iterable[Buffer]) -> int:
+    """Bytes of a payload with its buffers aligned."""
+    return sum(-(-b.size // ALIGN) * ALIGN for b in buffers)
+
+
+class Header(NamedTuple):
+    """What is known of an entry without loading its value.
+
+    Attributes:
+        namespace, key: where it belongs; checked against what was asked for.
+        function: identity of the function, `"module:qualname"`.
+        code: the function's code version.
+        address: what a person invalidates it by, `"prefix:arg:arg"`.
+        codec: how the stream was written, with the majors of the libraries concerned.
+        writer: `"host/pid"` of the process that computed it.
+        summary: JSON, argument name -> short text and digest, for people and for `explain`.
+        times: see `memo.policy.Times`.
+        stamps: what makes it untrue.
+        buffers: of its payload, in order; empty when all of it is in the stream.
+        flags: `COMPRESSED`.
+    """
+
+    namespace: str
+    key: str
+    function: str
+    code: str
+    address: str
+    codec: str
+    writer: str
+    summary: str
+    times: Times
+    stamps: tuple[Stamp, ...]
+    buffers: tuple[Buffer, ...] = ()
+    flags: int = 0
+
+
+class Entry(NamedTuple):
+    """A header whose seal held, with its stream.
+
+    Attributes:
+        header: all that is known without loading the value.
+        stream: the pickle stream, still packed.
+        record: the whole record as stored.
+        generations: those of its stamps that are generations.
+        refs: their refs, in the same order.
+        size: bytes of the record and its payload.
+    """
+
+    header: Header
+    stream: memoryview
+    record: bytes
+    generations: tuple[Generation, ...]
+    refs: tuple[Ref, ...]
+    size: int
+
+
+def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
+    """An entry of its parts."""
+    generations = tuple(stamp for stamp in header.stamps if type(stamp) is Generation)
+    refs = tuple(stamp.ref for stamp in generations)
+    return Entry(
+        header, stream, record, generations, refs, len(record) + payload_size(header.buffers)
+    )
+
+
+def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
+    """A sealed record."""
+    h = header
+    short = [
+        t.encode() for t in (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
+    ]
+    for text in short:
+        if len(text) > 0xFFFF:
+            raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
+    summary = h.summary.encode()
+    table = b"".join(_BUFFER.pack(*b) for b in h.buffers)
+    stamps = pack_stamps(h.stamps)
+    t = h.times
+    fixed = _FIXED.pack(
+        len(stream),
+        t.started,
+        t.finished,
+        t.finished_boot,
+        t.ttl,
+        t.grace,
+        t.cost,
+        t.boot_id,
+        h.flags,
+        *map(len, short),
+        len(summary),
+        len(table),
+    )
+    middle = b"".join((fixed, *short, summary, table))
+    stamps_at = _BODY_AT + _PLACES.size + len(middle)
+    places = _PLACES.pack(stamps_at + len(stamps), stamps_at, len(stamps))
+    head = MAGIC + secret.id
+    body = b"".join((places, middle, stamps, stream))
+    return b"".join((head, secret.seal(head, body), body))
+
+
+def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry:
+    """The entry in a record, if one of these secrets sealed it for this namespace and key.
+
+    Raises:
+        EntryError: `"unreadable"` (not a record of this format), or `"unauthentic"` (sealed by an
+            unknown secret, changed since, or sealed for another key).
+    """
+    view = memoryview(record)
+    if len(view) < _BODY_AT + _PLACES.size + _FIXED.size or view[:8] != MAGIC:
+        raise EntryError(UNREADABLE, "not a record of this format")
+    _check_seal(view, secrets)
+    try:
+        header, stream = _parse(view)
+    except (struct.error, ValueError, KeyError, TypeError, IndexError) as error:
+        raise EntryError(UNREADABLE, f"sealed, but malformed: {error}") from None
+    if header.namespace != namespace or header.key != key:
+        raise EntryError(UNAUTHENTIC, "sealed for another key")
+    return entry(header, stream, record)
+
+
+def _check_seal(view: memoryview, secrets: Sequence[Secret]) -> None:
+    head = view[:_SEAL_AT]
+    secret_id = view[8:_SEAL_AT]
+    for secret in secrets:
+        if secret.id == secret_id:
+            if compare_digest(secret.seal(head, view[_BODY_AT:]), view[_SEAL_AT:_BODY_AT]):
+                return
+            raise EntryError(UNAUTHENTIC, "changed since it was sealed")
+    raise EntryError(UNAUTHENTIC, "sealed by an unknown secret")
+
+
+def _parse(view: memoryview) -> tuple[Header, memoryview]:
+    header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
+    at = _BODY_AT + _PLACES.size
+    fixed = _FIXED.unpack_from(view, at)
+    at += _FIXED.size
+    texts: list[Any] = []
+    for size in fixed[9:17]:
+        texts.append(str(view[at : at + size], "utf-8"))
+        at += size
+    table = view[at : at + fixed[17]]
+    at += fixed[17]
+    if at != stamps_at or at + stamps_size != header_end or header_end + fixed[0] != len(view):
+        raise ValueError("lengths do not add up")
+    buffers = tuple(Buffer(*b) for b in _BUFFER.iter_unpack(table))
+    times = Times(fixed[1], fixed[2], fixed[7], fixed[3], fixed[4], fixed[5], fixed[6])
+    stamps = unpack_stamps(view[stamps_at:header_end])
+    header = Header(*texts, times, stamps, buffers, fixed[8])
+    return header, view[header_end:]
+
+
+def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
+    """Stamps as JSON: a list of `["g", group, arguments, text, last]`, `["f", ...]`, `["c", ...]`.
+
+    `arguments` is a list of [name, digest], or null for anything in the group.
+    """
+    rows: list[list[Any]] = []
+    for stamp in stamps:
+        if isinstance(stamp, Generation):
+            rows.append(["g", stamp.ref.group, stamp.ref.arguments, *stamp.state])
+        elif isinstance(stamp, File):
+            rows.append(["f", *stamp])
+        else:
+            rows.append(["c", *stamp])
+    return json.dumps(rows, separators=(",", ":")).encode()
+
+
+def unpack_stamps(text: bytes | memoryview) -> tuple[Stamp, ...]:
+    """The inverse of `pack_stamps`."""
+    return tuple(map(_stamp, json.loads(str(text, "utf-8"))))
+
+
+def _stamp(row: list[Any]) -> Stamp:
+    kind = row[0]
+    if kind == "g":
+        arguments = None if row[2] is None else tuple((n, d) for n, d in row[2])
+        return Generation(Ref(row[1], arguments), State(row[3], row[4]))
+    if kind == "f":
+        return File(*row[1:])
+    if kind == "c":
+        return Call(*row[1:])
+    raise ValueError(f"unknown stamp {kind!r}")

@@ -1,0 +1,152 @@
+"""What was seen while a digest was made, and whether it still stands.
+
+Everything that was read is kept with the place it was read from.  A digest stands while each place
+still holds the same object: one identity comparison each.  What may change in place is looked at
+again each time.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from memo.image import Image, image, resnapshot, snapshot
+
+Get = Callable[[Any, Any], Any]
+"""Reads a name of a namespace: `(name, default) -> object`."""
+MISSING: Any = object()
+"""Nothing is there."""
+
+
+class Cell:
+    """A captured variable, to be read as a mapping is."""
+
+    def __init__(self, cell: types.CellType) -> None:
+        self.cell = cell
+
+    def get(self, _name: str, default: Any) -> Any:
+        """What the variable holds; `default` while it holds nothing."""
+        try:
+            return self.cell.cell_contents
+        except ValueError:
+            return default
+
+
+Place = tuple[int, str]
+"""The address of a namespace and a name in it."""
+
+
+class Spot(NamedTuple):
+    """Where something lies.
+
+    Attributes:
+        holder: the address of the namespace, class or captured variable.
+        get: reads it.
+        name: in it.
+    """
+
+    holder: int
+    get: Get
+    name: str
+
+    @property
+    def place(self) -> Place:
+        """What names this spot."""
+        return self.holder, self.name
+
+    def value(self) -> Any:
+        """What lies there now, or `MISSING`."""
+        return self.get(self.name, MISSING)
+
+
+def spot(namespace: Mapping[str, Any], name: str) -> Spot:
+    """A name of a module or a function."""
+    return Spot(id(namespace), namespace.get, name)
+
+
+def member(cls: type, name: str) -> Spot:
+    """A name of a class."""
+    return Spot(id(cls), vars(cls).get, name)
+
+
+def captured(cell: types.CellType) -> Spot:
+    """A variable of a closure."""
+    return Spot(id(cell), Cell(cell).get, "")
+
+
+class Watch:
+    """A value that may change in place, and where it lies."""
+
+    def __init__(self, where: Spot, value: Any, shot: Image) -> None:
+        self.where = where
+        self.shot = shot
+        self.snapshot = None if shot.refs or shot.noted or shot.lost else snapshot(value)
+
+    def stands(self) -> bool:
+        """Whether an equal value lies there now."""
+        value = self.where.value()
+        if self.snapshot is not None and resnapshot(value) == self.snapshot:
+            return True
+        shot = image(value)
+        same = shot.same(self.shot)
+        if same and self.snapshot is not None:
+            self.snapshot = snapshot(value)
+        return same
+
+
+class Shape(NamedTuple):
+    """A class as it was: its attributes by identity."""
+
+    cls: type
+    bases: tuple[type, ...]
+    members: Mapping[str, Any]
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    size: int
+
+    def stands(self) -> bool:
+        """Whether the class still has these attributes, and no others."""
+        get = self.members.get
+        if len(self.members) != self.size or self.cls.__bases__ is not self.bases:
+            return False
+        for name, value in zip(self.names, self.values, strict=True):
+            if get(name, MISSING) is not value:
+                return False
+        return True
+
+
+@dataclass(slots=True)
+class Seen:
+    """A digest, and all that must stay as it is for the digest to stand.
+
+    Attributes:
+        places: (reader of a namespace, name, object).
+        functions: (function, its code, its defaults, its keyword defaults).
+    """
+
+    digest: str = ""
+    parts: dict[str, str] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
+    places: list[tuple[Get, str, Any]] = field(default_factory=list)
+    functions: list[tuple[types.FunctionType, Any, Any, Any]] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
+    watches: list[Watch] = field(default_factory=list)
+
+    def stands(self) -> bool:
+        """Whether nothing changed since; identity comparisons, the quickest first."""
+        for get, name, value in self.places:
+            if get(name, MISSING) is not value:
+                return False
+        for function, its_code, defaults, keywords in self.functions:
+            if (
+                function.__code__ is not its_code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keywords
+            ):
+                return False
+        for shape in self.shapes:
+            if not shape.stands():
+                return False
+        return all(watch.stands() for watch in self.watches)

@@ -1,0 +1,236 @@
+"""Tallies: the running numbers of one function, and what each kind of event adds to them.
+
+Only `memo.stats.Counters` changes a tally, under its lock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+from memo import events
+from memo.clock import SECOND
+from memo.events import Event
+from memo.figures import ORIGIN, POINTS, STEPS, FunctionStats, Point
+
+OPEN = 4096
+"""Most keys whose computation is remembered to be under way."""
+KEYS = 65536
+"""Most stored keys that are remembered per function, for `cache_info().currsize`."""
+ELSEWHERE = "another process refreshes"
+"""The reason of a refresh that ended because another process was at it: no failure."""
+
+
+class Tally:
+    """The running numbers of one function."""
+
+    __slots__ = (
+        "bucket",
+        "bytes_stored",
+        "coalesced",
+        "compute_seconds",
+        "computed",
+        "done",
+        "errors",
+        "failed",
+        "hit_seconds",
+        "hits",
+        "invalidations",
+        "keys",
+        "leases_lost",
+        "lock_timeouts",
+        "misses",
+        "open",
+        "points",
+        "read",
+        "refresh_failed",
+        "running",
+        "saved",
+        "second",
+        "stale",
+        "stored",
+        "times",
+        "wait_seconds",
+        "waits",
+        "width",
+    )  # fmt: skip
+
+    def __init__(self, running: int = 0) -> None:
+        self.hits: defaultdict[str, int] = defaultdict(int)
+        self.stale: dict[str, int] = {}
+        self.misses: dict[str, int] = {}
+        self.failed: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
+        self.times: defaultdict[int, int] = defaultdict(int)
+        self.keys: set[str] = set()
+        self.open: dict[str, list[str]] = {}
+        self.running = running
+        self.done = self.refresh_failed = self.coalesced = self.computed = self.stored = 0
+        self.bytes_stored = self.read = self.waits = self.lock_timeouts = self.leases_lost = 0
+        self.invalidations = 0
+        self.compute_seconds = self.hit_seconds = self.saved = self.wait_seconds = 0.0
+        self.width = SECOND
+        self.points: dict[int, list[int]] = {}
+        self.bucket = [0, 0, 0]
+        self.second = -1
+
+    def roll(self, second: int) -> None:
+        """Go on to the timeline's bucket for a second, in nanoseconds since the epoch."""
+        while len(self.points) >= POINTS:
+            self._widen()
+        self.second = second
+        self.bucket = self.points.setdefault(second - second % self.width, [0, 0, 0])
+
+    def _widen(self) -> None:
+        self.width *= 2
+        points: dict[int, list[int]] = {}
+        for start, counts in self.points.items():
+            into = points.setdefault(start - start % self.width, [0, 0, 0])
+            for index, count in enumerate(counts):
+                into[index] += count
+        self.points = points
+
+    def frozen(self) -> FunctionStats:
+        return FunctionStats(
+            dict(self.hits), dict(self.stale), dict(self.misses),
+            self.running, self.done, self.refresh_failed, self.coalesced,
+            self.computed, self.compute_seconds, dict(self.failed), dict(self.errors),
+            self.stored, self.bytes_stored, self.read, self.hit_seconds, dict(self.times),
+            self.saved, self.waits, self.wait_seconds, self.lock_timeouts, self.leases_lost,
+            self.invalidations, self.width / SECOND,
+            tuple(Point(start / SECOND, *self.points[start]) for start in sorted(self.points)),
+        )  # fmt: skip
+
+
+class TierTally:
+    """The running numbers of one tier that no function's tally has."""
+
+    __slots__ = ("downs", "errors", "up")
+
+    def __init__(self) -> None:
+        self.errors = 0
+        self.downs = 0
+        self.up: bool | None = None
+
+
+def _up(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _stale(tally: Tally, event: Event) -> None:
+    _up(tally.stale, event.tier)
+    tally.read += event.size
+    tally.hit_seconds += event.seconds
+    tally.saved += event.saved - event.seconds
+    tally.times[int(math.log2(max(event.seconds, 1e-9)) * STEPS + ORIGIN)] += 1
+    tally.bucket[1] += 1
+
+
+def _miss(tally: Tally, event: Event) -> None:
+    _up(tally.misses, event.reason)
+    tally.bucket[2] += 1
+    if len(tally.open) >= OPEN:
+        tally.open.clear()
+    tally.open.setdefault(event.key, []).append(event.reason)
+
+
+def _settled(tally: Tally, key: str) -> str | None:
+    """The reason of the latest look-up for a key that has not ended yet, which now has."""
+    reasons = tally.open.get(key)
+    if not reasons:
+        return None
+    reason = reasons.pop()
+    if not reasons:
+        del tally.open[key]
+    return reason
+
+
+def _computed(tally: Tally, event: Event) -> None:
+    tally.computed += 1
+    tally.compute_seconds += event.seconds
+    _settled(tally, event.key)
+
+
+def _failed(tally: Tally, event: Event) -> None:
+    _up(tally.failed, event.reason)
+    _settled(tally, event.key)
+
+
+def _coalesced(tally: Tally, event: Event) -> None:
+    """Who looked in vain and then shared another's computation did not miss after all."""
+    tally.coalesced += 1
+    tally.saved += event.saved
+    reason = _settled(tally, event.key)
+    if reason is not None:
+        tally.misses[reason] -= 1
+        tally.bucket[2] = max(0, tally.bucket[2] - 1)
+        if not tally.misses[reason]:
+            del tally.misses[reason]
+
+
+def _stored(tally: Tally, event: Event) -> None:
+    tally.stored += 1
+    tally.bytes_stored += event.size
+    if len(tally.keys) < KEYS:
+        tally.keys.add(event.key)
+
+
+def _refresh_started(tally: Tally, _event: Event) -> None:
+    tally.running += 1
+
+
+def _refresh_done(tally: Tally, _event: Event) -> None:
+    tally.running = max(0, tally.running - 1)
+    tally.done += 1
+
+
+def _refresh_failed(tally: Tally, event: Event) -> None:
+    tally.running = max(0, tally.running - 1)
+    tally.refresh_failed += event.reason != ELSEWHERE
+
+
+def _invalidated(tally: Tally, event: Event) -> None:
+    tally.invalidations += 1
+    if event.key:
+        tally.keys.discard(event.key)
+    else:
+        tally.keys.clear()
+
+
+def _waited(tally: Tally, event: Event) -> None:
+    tally.waits += 1
+    tally.wait_seconds += event.seconds
+
+
+def _lock_timeout(tally: Tally, _event: Event) -> None:
+    tally.lock_timeouts += 1
+
+
+def _lease_lost(tally: Tally, _event: Event) -> None:
+    tally.leases_lost += 1
+
+
+def _error(tally: Tally, event: Event) -> None:
+    _up(tally.errors, event.reason)
+
+
+COUNT: dict[str, Callable[[Tally, Event], None]] = {
+    events.STALE: _stale,
+    events.MISS: _miss,
+    events.COMPUTED: _computed,
+    events.FAILED: _failed,
+    events.COALESCED: _coalesced,
+    events.STORED: _stored,
+    events.REFRESH_STARTED: _refresh_started,
+    events.REFRESH_DONE: _refresh_done,
+    events.REFRESH_FAILED: _refresh_failed,
+    events.INVALIDATED: _invalidated,
+    events.WAITED: _waited,
+    events.LOCK_TIMEOUT: _lock_timeout,
+    events.LEASE_LOST: _lease_lost,
+    events.ERROR: _error,
+}
+"""What each kind of event adds to a tally; a hit is counted by `Counters` itself."""
+TIER_KINDS = frozenset({events.ERROR, events.TIER_DOWN, events.TIER_UP})
+"""Kinds of events that say something about a tier itself."""

@@ -1,0 +1,211 @@
+"""Tiers: the places where entries lie, and the chain that asks them in turn.
+
+A *tier* holds records under names and knows nothing of what is in them.  A tier that also holds
+*generations* can be the *authority* on what is true.  Everything is a coroutine over the port, so
+that sync and async callers run the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from memo.codec import Payload
+from memo.port import Port
+from memo.stamps import Ref, State, Turn
+
+MEMORY = "memory"
+REDIS = "redis"
+DISK = "disk"
+
+
+@runtime_checkable
+class CacheProtocol(Protocol):
+    """What a user's own store needs to be a tier: four async methods over bytes.
+
+    ::
+
+        class InADict:
+            def __init__(self):
+                self.store = {}
+            async def get(self, key):
+                return self.store.get(key)
+            async def set(self, key, value, ttl=None):
+                self.store[key] = value
+            async def delete(self, key):
+                self.store.pop(key, None)
+            async def clear(self):
+                self.store.clear()
+
+    It may forget anything at any time, and need not honour `ttl`: an entry carries its own times.
+    """
+
+    async def get(self, key: str) -> bytes | None:
+        """The bytes stored under a key, or None."""
+
+    async def set(self, key: str, value: bytes, ttl: float | None = None) -> Any:
+        """Store bytes; `ttl` is in seconds, None for no expiry."""
+
+    async def delete(self, key: str) -> Any:
+        """Forget a key; one that is not there is no error."""
+
+    async def clear(self) -> Any:
+        """Forget everything."""
+
+
+class Source(Protocol):
+    """Where the bytes of a payload lie."""
+
+    @property
+    def identity(self) -> object | None:
+        """Names this version of these bytes, so that they are verified once; None: each time."""
+
+    def open(self, size: int) -> memoryview:
+        """All `size` bytes, aligned as stored: a private, writable view (a copy-on-write map).
+
+        Raises:
+            TierError: the bytes are gone, or are not `size` bytes.
+        """
+
+
+class Found(NamedTuple):
+    """What a tier has under a name.
+
+    Attributes:
+        record: as it was stored.
+        source: the record's payload where this tier has it, else None.
+        states: where the tier is an authority: the present states of the record's generation stamps,
+            in the order of the stamps, read together with the record.  Else None.
+    """
+
+    record: bytes
+    source: Source | None = None
+    states: tuple[State, ...] | None = None
+
+
+class Tier(Protocol):
+    """A place for records.  Every method raises `TierError` when it could not do its work."""
+
+    @property
+    def name(self) -> str:
+        """What events and statistics call it: `"memory"`, `"redis"`, `"disk"`, or a class' name."""
+
+    @property
+    def generations(self) -> Generations | None:
+        """Its generations, where it can be an authority."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other hosts see it too, so that it has the last word on what is true."""
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """What lies under a name, or None."""
+
+    async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
+        """A payload by its digest, if this tier has it."""
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """Keep a record and its payload for `lifetime` seconds (None: for good), whole or not at all."""
+
+    async def drop(self, port: Port, name: str) -> bool:
+        """Forget a name; True when it was there."""
+
+    async def clear(self, port: Port, prefix: str) -> int:
+        """Forget every name that begins with `prefix`; how many were dropped."""
+
+    async def health(self, port: Port) -> Mapping[str, Any]:
+        """Facts for `%cache_stats` and `memo doctor`: at least `{"up": bool}`, sizes in bytes."""
+
+    def close(self) -> None:
+        """Let go of connections and descriptors.  The tier opens them again when it is used again."""
+
+
+@runtime_checkable
+class Front(Protocol):
+    """A tier in this process that can keep an object beside a record, so that it is parsed once."""
+
+    def peek(self, name: str) -> object | None:
+        """What was remembered beside the record that lies under a name now."""
+
+    def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
+        """Keep an object beside a record, while that very record lies there."""
+
+
+class Generations(Protocol):
+    """Generations that a tier holds: see `memo.stamps`.  Raises `TierError` as a `Tier` does."""
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """What each ref reads now; `LOST` for a group that has no `*`."""
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, but a group without `*` gets a fresh one first: for stamps before computing."""
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """Invalidate: write one fresh token per turn (and to `!`), each group atomically.
+
+        `note` is JSON for people (`by`, `at`, `reason`), kept behind the token.
+        """
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """(field, note) of every invalidation that a ref has seen, for `explain`."""
+
+
+class Journal(Protocol):
+    """Invalidations that a shared tier has not had yet, on this host's disk."""
+
+    def add(self, turns: Sequence[Turn], note: str) -> int:
+        """Write one down, durably, and turn the host's own generations with it; its number."""
+
+    def fail(self, row: int) -> None:
+        """It did not reach the shared tier: replay it before the next read from there."""
+
+    def done(self, row: int) -> None:
+        """It reached the shared tier."""
+
+    def due(self) -> bool:
+        """Whether any must be replayed before the next read from a shared tier; about 2 µs."""
+
+    def rows(self) -> list[tuple[int, list[Turn], str]]:
+        """(number, turns, note) of those that are due."""
+
+
+class HostGenerations(Generations, Protocol):
+    """The generations that the processes of one host share."""
+
+    def read(self, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, as a plain function."""
+
+    def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
+        """Adopt what a shared authority reads, where this host still reads `before`."""
+
+
+class Lock(Protocol):
+    """A lock that the kernel frees when its holder dies."""
+
+    def try_acquire(self, holder: str = "") -> bool: ...
+
+    def release(self) -> None: ...
+
+    def holder(self) -> str: ...
+
+
+class Host(Protocol):
+    """What the processes of one host share."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def generations(self) -> HostGenerations: ...
+
+    @property
+    def journal(self) -> Journal: ...
+
+    def lock(self, name: str) -> Lock: ...

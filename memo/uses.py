@@ -1,0 +1,360 @@
+"""Uses: the names through which code reaches what lies outside of it.
+
+Rules of this module:
+
+1.  A *use* is a name that the code reads from outside, with the attributes taken from it at once:
+    `helpers.model.fit(x)` is the use `helpers` with the chain `model`, `fit`.  Uses are read from
+    the bytecode, so that functions without source have them too.
+2.  *Assigned* names are rebound by the code itself (`global n`, `nonlocal n`, `Class.n = …`).
+3.  *Filled* names are containers that the code changes in place (`calls.append(x)`,
+    `seen[k] = v`), whether or not it reads them too.  They are read from the source, and methods
+    also from the bytecode.
+
+Neither assigned nor filled names are inputs of a computation.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import re
+from collections.abc import Iterable, Iterator
+from types import CodeType
+from typing import Any, NamedTuple
+
+GLOBAL = "global"
+FREE = "free"
+SELF = "self"
+IMPORT = "import"
+
+Path = tuple[str, ...]
+
+
+class Use(NamedTuple):
+    """A name that code reads from outside itself.
+
+    Attributes:
+        root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), or `IMPORT`
+            (a module imported inside the function).
+        name: the variable; for `IMPORT` the module, relative ones with their leading dots.
+        chain: the attributes taken from it at once.
+    """
+
+    root: str
+    name: str
+    chain: Path = ()
+
+
+class Taken(NamedTuple):
+    """What code takes from one name.
+
+    Attributes:
+        chains: the attributes it takes at once; `()` is the thing itself.
+        filled: the chains that it only fills.
+    """
+
+    chains: tuple[Path, ...] = ((),)
+    filled: frozenset[Path] = frozenset()
+
+    @property
+    def fills(self) -> bool:
+        """Whether a container of this name is changed in place; without source, as far as seen."""
+        return () in self.filled or any(
+            len(chain) == 1 and chain[0] in _DISCARDED for chain in self.chains
+        )
+
+    def inside(self) -> dict[str, Taken]:
+        """What is taken from each attribute."""
+        names = {chain[0]: None for chain in self.chains if chain}
+        return {
+            name: Taken(
+                tuple(chain[1:] for chain in self.chains if chain[:1] == (name,)),
+                under(self.filled, name),
+            )
+            for name in names
+        }
+
+
+def under(paths: frozenset[Path], name: str) -> frozenset[Path]:
+    """The rest of the paths that begin with a name."""
+    return frozenset(path[1:] for path in paths if path[:1] == (name,))
+
+
+NOISE = frozenset({"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "PRECALL"})
+"""Instructions that do nothing, or nothing by themselves."""
+
+# --- uses -----------------------------------------------------------------------------------------
+
+_FAST = re.compile(r"(LOAD|STORE)_FAST")
+_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+_CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
+_IMPLICIT = {"__name__", "__doc__", "__qualname__", "__module__", "__builtins__", "__annotations__"}
+
+
+def scan(code: CodeType) -> tuple[tuple[Use, ...], frozenset[Use]]:
+    """The uses of a function's code and of the code inside it, and those that it rebinds."""
+    known = {name: Use(FREE, name) for name in code.co_freevars}
+    if code.co_argcount:
+        known[code.co_varnames[0]] = Use(SELF, "")
+    found = _Scan()
+    found.run(code, known)
+    return tuple(sorted(found.uses)), frozenset(found.assigned)
+
+
+class _Scan:
+    """One pass over a code object and those inside it, following names to their attributes."""
+
+    def __init__(self) -> None:
+        self.uses: set[Use] = set()
+        self.assigned: set[Use] = set()
+
+    def run(self, code: CodeType, known: dict[str, Use]) -> None:
+        """Scan one code object.
+
+        Args:
+            code: what to scan.
+            known: its variables that stand for something outside.  Imports add to it.
+        """
+        scope = _Scope(self, code, known)
+        for item in instructions(code):
+            scope.step(item.opname, item.argval)
+        scope.end()
+        for inner in code.co_consts:
+            if isinstance(inner, CodeType):
+                self.run(inner, {n: known[n] for n in inner.co_freevars if n in known})
+
+
+def instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    """The instructions that do something; those that do two things (by layout alone) as two."""
+    for item in dis.get_instructions(code):
+        verbs = _FAST.findall(item.opname)
+        if len(verbs) == 2 and isinstance(item.argval, tuple):
+            for verb, name in zip(verbs, item.argval, strict=True):
+                yield item._replace(opname=f"{verb}_FAST", argval=name)
+        elif verbs:
+            yield item._replace(opname=f"{verbs[0]}_FAST")
+        elif item.opname not in NOISE:
+            yield item
+
+
+class _Scope:
+    """The scan of one code object: what was loaded just now, and what names stand for."""
+
+    def __init__(self, scan: _Scan, code: CodeType, known: dict[str, Use]) -> None:
+        self.scan = scan
+        self.known = known
+        self.passed = {*code.co_cellvars, *code.co_freevars}
+        self.stored: set[str] = set()  # names of a class body
+        self.pending: Use | None = None
+        self.copied: Use | None = None  # the holder in `Class.n += 1`
+        self.imported: Use | None = None
+        self.whole = False  # `import a.b as c`: attributes are steps towards the module
+        self.operands: list[Any] = [None, None]
+
+    def step(self, name: str, value: Any) -> None:
+        """Take one instruction."""
+        if name in ("LOAD_ATTR", "LOAD_METHOD"):
+            self._attribute(value)
+        elif name.startswith(("IMPORT_", "STORE_", "DELETE_")):
+            self._change(name, value)
+        elif name == "COPY" and self.pending is not None:
+            self.copied = self.pending
+        else:
+            self.end()
+            self._load(name, value)
+        self.operands = [self.operands[1], value]
+
+    def end(self) -> None:
+        """What was loaded goes somewhere else: the chain is complete."""
+        if self.pending is not None:
+            self.scan.uses.add(self.pending)
+            self.pending = None
+
+    def _load(self, name: str, value: Any) -> None:
+        read = name in _GLOBALS and value not in self.stored
+        if read and (value not in _IMPLICIT or (name, value) == ("LOAD_GLOBAL", "__name__")):
+            self.pending = Use(GLOBAL, value)
+        elif name in _CELLS or (name == "LOAD_FAST" and value not in self.passed):
+            self.pending = self.known.get(value)
+
+    def _attribute(self, value: str) -> None:
+        if self.pending is not None:
+            self.pending = self.pending._replace(chain=(*self.pending.chain, value))
+
+    def _change(self, name: str, value: Any) -> None:
+        if name == "IMPORT_NAME":
+            self._import(value)
+        elif name == "IMPORT_FROM":
+            self._import_from(value)
+        elif name == "STORE_ATTR":
+            self._store_attribute(value)
+        elif name == "STORE_NAME":
+            self.end()
+            self.stored.add(value)
+        elif name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            self.end()
+            self.scan.assigned.add(Use(GLOBAL, value))
+        elif name in ("STORE_FAST", "STORE_DEREF", "DELETE_DEREF"):
+            self._store_variable(name, value)
+        else:
+            self.end()
+
+    def _import(self, module: str) -> None:
+        self.end()
+        level, names = self.operands
+        self.imported = Use(IMPORT, "." * (level if isinstance(level, int) else 0) + module)
+        self.whole = names is None
+        self.scan.uses.add(self.imported)
+        self.pending = self.imported if not names else None
+        if self.whole:
+            self.pending = Use(IMPORT, module.partition(".")[0])
+
+    def _import_from(self, value: str) -> None:
+        assert self.imported is not None
+        chain = () if self.whole else (value,)
+        self.pending = self.imported._replace(chain=chain)
+
+    def _store_attribute(self, value: str) -> None:
+        holder, self.copied = self.pending or self.copied, None
+        if holder is not None:
+            self.scan.assigned.add(holder._replace(chain=(*holder.chain, value)))
+        self.end()
+
+    def _store_variable(self, name: str, value: str) -> None:
+        loaded, old = self.pending, self.known.get(value)
+        self.end()
+        if loaded is not None and loaded.root == IMPORT:
+            self.known[value] = loaded
+        elif old is not None and old.root == FREE and name != "STORE_FAST":
+            self.scan.assigned.add(old)
+
+
+# --- filled containers ----------------------------------------------------------------------------
+
+_SILENT = frozenset(
+    [
+        "append",
+        "add",
+        "extend",
+        "update",
+        "insert",
+        "clear",
+        "discard",
+        "remove",
+        "sort",
+        "reverse",
+        "appendleft",
+        "extendleft",
+    ]
+)
+"""Methods of containers that put in or take out and answer None."""
+_DISCARDED = _SILENT | {"setdefault", "pop", "popitem", "popleft"}
+"""Those whose answer says something unless it is thrown away."""
+
+
+def filled(node: ast.AST) -> frozenset[Path]:
+    """Dotted names of the containers that a function changes in place."""
+    reader = _Filled()
+    reader.visit(node)
+    return frozenset(reader.filled)
+
+
+class _Filled(ast.NodeVisitor):
+    """Sorts the dotted names of a function into those read and those only filled."""
+
+    def __init__(self) -> None:
+        self.read: set[Path] = set()
+        self.filled: set[Path] = set()
+        self.own: Path | None = None
+
+    def visit_Name(self, node: ast.Name) -> None:
+        self._read((node.id,))
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        path = _dotted(node)
+        if path:
+            self._read(path)
+        else:
+            self.generic_visit(node)
+
+    def _read(self, path: Path) -> None:
+        if self.own is None or path[: len(self.own)] != self.own:
+            self.read.add(path)
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        call = node.value
+        if not (isinstance(call, ast.Call) and self._fills(call, _DISCARDED)):
+            self.visit(call)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if not self._fills(node, _SILENT):
+            self.generic_visit(node)
+
+    def _fills(self, call: ast.Call, methods: frozenset[str]) -> bool:
+        if not (isinstance(call.func, ast.Attribute) and call.func.attr in methods):
+            return False
+        if not self._target(call.func.value):
+            return False
+        self._all((*call.args, *call.keywords))
+        return True
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self._assign(node.targets, node.value)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self._assign([node.target], node.value)
+
+    def visit_Delete(self, node: ast.Delete) -> None:
+        self._assign(node.targets, None)
+
+    def _assign(self, targets: list[ast.expr], value: ast.expr | None) -> None:
+        only = targets[0] if len(targets) == 1 else None
+        held = isinstance(only, ast.Subscript) and self._target(only)
+        if not held:
+            self._all(targets)
+        self.own = _base(only) if held and only is not None else None
+        if value is not None:
+            self.visit(value)
+        self.own = None
+
+    def _target(self, node: ast.expr) -> bool:
+        """Note a container that is filled; False where it is not a plain dotted name."""
+        path = _base(node)
+        if path is None:
+            return False
+        self.filled.add(path)
+        while isinstance(node, (ast.Subscript, ast.Call)):
+            self._all([node.slice] if isinstance(node, ast.Subscript) else node.args)
+            node = node.value if isinstance(node, ast.Subscript) else _called(node)
+        return True
+
+    def _all(self, nodes: Iterable[ast.AST]) -> None:
+        for node in nodes:
+            self.visit(node)
+
+
+def _base(node: ast.expr) -> Path | None:
+    """The container under `a.b`, `a.b[k]`, `a.b[k][l]` and `a.b.setdefault(k, [])`."""
+    while True:
+        if isinstance(node, ast.Subscript):
+            node = node.value
+        elif isinstance(node, ast.Call) and _called(node) is not node:
+            node = _called(node)
+        else:
+            return _dotted(node)
+
+
+def _called(node: ast.Call) -> ast.expr:
+    function = node.func
+    if isinstance(function, ast.Attribute) and function.attr == "setdefault":
+        return function.value
+    return node
+
+
+def _dotted(node: ast.expr) -> Path | None:
+    if isinstance(node, ast.Name):
+        return (node.id,)
+    if isinstance(node, ast.Attribute):
+        path = _dotted(node.value)
+        return None if path is None else (*path, node.attr)
+    return None

@@ -1,0 +1,165 @@
+"""Fixtures of every test: a private home, a real Redis, and nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis_server import RedisServer
+
+GRACE = 2.0
+"""Seconds that threads and descriptors may take to go away after a test."""
+_MEMO_ENVIRONMENT = "MEMO_"
+_POOLED = ("memo-background", "memo-offload", "memo-portal")
+"""Threads that stay by design, idle: those of the pools (for 10 s) and of the portal."""
+_SHARED_FILES = (
+    *("/dev/null", "/dev/urandom", "/dev/random", "/dev/pts/", "/proc/"),
+    *("anon_inode:[eventpoll]", "anon_inode:[eventfd]"),
+)
+"""What a library opens once per process, whichever test uses it first; the last two are those of
+polars' runtime.  An event loop that was left behind still shows by its pair of sockets."""
+SECRET = "0123456789abcdef" * 4
+"""The secret of the tests: 64 characters."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs Redis; keep what measures time on one worker, in a row."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "redis_server" in fixtures or "redis_private" in fixtures:
+            item.add_marker(pytest.mark.redis)
+        if item.get_closest_marker("timing"):
+            item.add_marker(pytest.mark.xdist_group("timing"))
+
+
+def pytest_report_header() -> str:
+    """Which redis-server the tests run on."""
+    import redis_server
+
+    try:
+        path = redis_server.binary()
+    except pytest.fail.Exception as failure:
+        return f"redis-server: none ({failure.msg})"
+    return f"redis-server: {'.'.join(map(str, redis_server.version(path)))} at {path}"
+
+
+@pytest.fixture(scope="session")
+def _redis_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(_redis_session: RedisServer) -> Iterator[RedisServer]:
+    """A real redis-server, empty; the test may stop, kill, freeze and restart it."""
+    _redis_session.reset()
+    yield _redis_session
+    _redis_session.thaw()
+    _redis_session._close_clients()
+
+
+@pytest.fixture
+def redis_private(tmp_path: Path) -> Iterator[RedisServer]:
+    """A second redis-server, for tests that need two, or one that nobody used before."""
+    server = RedisServer(tmp_path / "redis-private")
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A private home for the cache: no test sees the user's settings, cache or secret.
+
+    Yields the cache directory.  When the test is over, memo is closed and set back, and the test
+    fails if it left threads or file descriptors behind.
+    """
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    for name in list(os.environ):
+        if name.startswith(_MEMO_ENVIRONMENT) and name != "MEMO_TEST_REDIS":
+            monkeypatch.delenv(name)
+    for kind in ("CACHE", "CONFIG", "DATA", "STATE"):
+        monkeypatch.setenv(f"XDG_{kind}_HOME", str(home / kind.lower()))
+    monkeypatch.setenv("IPYTHONDIR", str(home / "ipython"))
+    monkeypatch.setenv("MEMO_DIRECTORY", str(home / "memo"))
+    monkeypatch.setenv("MEMO_SECRET", SECRET)
+    _forget()
+    before = _descriptors()
+    running = set(threading.enumerate())
+    yield home / "memo"
+    _settle()
+    _forget()
+    _within_grace("threads", lambda: _left_running(running))
+    _within_grace("descriptors", lambda: _left_open(before))
+
+
+def _settle() -> None:
+    """Let background work end, as a program would that calls `drain`."""
+    drivers = sys.modules.get("memo.drivers")
+    if drivers is None:
+        return
+    for name in ("_pool", "_offload"):
+        assert getattr(drivers, name).drain(GRACE), f"memo's {name} still works after the test"
+
+
+def _forget() -> None:
+    """Close what memo has open and forget its settings."""
+    testing = sys.modules.get("memo.testing")
+    if testing is None:
+        from memo import testing
+    testing.reset()
+
+
+def _within_grace(what: str, left: Callable[[], list[str]]) -> None:
+    """Fail when `left()` still answers with something after `GRACE` seconds."""
+    end = time.monotonic() + GRACE
+    while remaining := left():
+        gc.collect()
+        if time.monotonic() > end:
+            pytest.fail(f"the test left {what} behind: {', '.join(remaining)}", pytrace=False)
+        time.sleep(0.01)
+
+
+def _left_running(before: set[threading.Thread]) -> list[str]:
+    names = (thread.name for thread in threading.enumerate() if thread not in before)
+    return [name for name in names if name.startswith("memo-") and not name.startswith(_POOLED)]
+
+
+def _descriptors() -> dict[str, str]:
+    """Descriptor -> what it is, where the system can tell (Linux); else nothing."""
+    found: dict[str, str] = {}
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return found
+    for name in names:
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the listing's own
+            continue
+    return found
+
+
+def _left_open(before: dict[str, str]) -> list[str]:
+    portal = _portal_descriptors()
+    return [
+        target
+        for name, target in _descriptors().items()
+        if before.get(name) != target
+        and name not in portal
+        and not target.startswith(_SHARED_FILES)
+    ]
+
+
+def _portal_descriptors() -> set[str]:
+    """Those of the loop in memo's portal thread, which lives as long as the process."""
+    loop = getattr(sys.modules.get("memo.drivers"), "_portal_loop", None)
+    parts = ("_selector", "_ssock", "_csock")
+    return {str(getattr(loop, part).fileno()) for part in parts} if loop else set()

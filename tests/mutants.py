@@ -1,0 +1,97 @@
+"""memo with one guard taken out, on purpose: the history checker must notice each of them.
+
+Applied inside a worker process (`history.Plan.mutant`), or with pytest's `monkeypatch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from memo import engine
+from memo.chain import Chain
+from memo.flights import FLIGHTS, Flights
+
+
+def comparison() -> None:
+    """Nobody compares stamps any more."""
+
+    async def untrue(self: Chain, *_: Any) -> str:
+        return ""
+
+    def quick(self: Chain, function: str, key: str) -> Any:
+        entry = None if self._front is None else self._front.peek(self.name(function, key))
+        return None if self._remote else entry
+
+    Chain.untrue = untrue  # type: ignore[method-assign]
+    Chain.quick = quick  # type: ignore[method-assign]
+
+
+def comparison_in_memory() -> None:
+    """The quick way over the memory tier does not compare stamps."""
+
+    def quick(self: Chain, function: str, key: str) -> Any:
+        entry = None if self._front is None else self._front.peek(self.name(function, key))
+        return None if self._remote else entry
+
+    Chain.quick = quick  # type: ignore[method-assign]
+
+
+def stamps_afterwards() -> None:
+    """Stamps are taken when the computation is over, not before it begins."""
+    keep: Any = engine._keep
+
+    async def late(port: Any, job: Any, value: Any, used: Any, *rest: Any, **more: Any) -> Any:
+        return await keep(port, job, value, await engine._stamps(port, job), *rest, **more)
+
+    engine._keep = late
+
+
+def replay() -> None:
+    """What Redis missed is never told to it."""
+
+    async def nothing(self: Chain, port: Any) -> None:
+        return
+
+    Chain._catch_up = nothing  # type: ignore[method-assign]
+
+
+def detaching() -> None:
+    """Whoever comes joins a flight that was invalidated."""
+    Flights.detach = lambda self, turns: 0  # type: ignore[method-assign]
+
+
+def landing() -> None:
+    """Joiners take what landed, true or not."""
+
+    async def close(port: Any, job: Any, flight: Any, landing: Any) -> Any:
+        FLIGHTS.close(flight)
+        return landing
+
+    engine._close = close
+
+
+def flights() -> None:
+    """Neither are flights detached, nor is what landed looked at."""
+    detaching()
+    landing()
+
+
+def floors() -> None:
+    """Nobody remembers how new the answers were that were given."""
+    Chain.raise_floor = lambda self, key, started: None  # type: ignore[method-assign]
+
+
+APPLY: dict[str, Callable[[], None]] = {
+    function.__name__: function
+    for function in (
+        comparison,
+        comparison_in_memory,
+        stamps_afterwards,
+        replay,
+        detaching,
+        landing,
+        flights,
+        floors,
+    )
+}

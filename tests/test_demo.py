@@ -1,0 +1,81 @@
+"""`memo demo`: the main job on real data, with what it says checked against what it did."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def demo(*args: str, cwd: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "memo", "demo", "--quick", *args],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cwd,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not re.search("Traceback|Warning", done.stderr), done.stderr
+    return done.stdout
+
+
+def seconds(said: str, title: str) -> float:
+    found = re.search(rf"{title}\s+([\d.,]+) (ms|s)", said)
+    assert found, said
+    return float(found[1]) * (0.001 if found[2] == "ms" else 1)
+
+
+def check(said: str) -> None:
+    assert "NO " not in said
+    assert said.count("yes  ") == 6
+    first = seconds(said, "first run")
+    assert seconds(said, "again") < first / 10
+    assert seconds(said, "in a fresh process") < first / 2
+    assert re.search(r"1 of \d+ packages parsed again", said)
+    assert "definitions" in said
+    rows = re.search(r"([\d,]+) definitions parsed", said)
+    assert rows
+    assert int(rows[1].replace(",", "")) > 2000
+
+
+@pytest.mark.timing
+def test_the_demo_keeps_its_promises_without_redis(tmp_path):
+    """First run, again, fresh process, change: every promise held, and nothing is left behind."""
+    before = set(Path(tempfile.gettempdir()).glob("memo-demo-*"))
+    check(demo(cwd=tmp_path))
+    assert set(Path(tempfile.gettempdir()).glob("memo-demo-*")) <= before
+    assert not list(tmp_path.glob("*.toml"))
+
+
+@pytest.mark.timing
+def test_the_demo_runs_on_the_chain(redis_server, tmp_path):
+    """With a Redis: the same, on Redis over disk, and its entries are dropped at the end."""
+    said = demo("--redis", redis_server.url, cwd=tmp_path)
+    check(said)
+    assert "Redis over disk" in said
+    assert not redis_server.client().keys("*:{memo.demo:*")
+
+
+@pytest.mark.timing
+def test_the_demo_works_where_redis_is_away(tmp_path):
+    """A Redis that refuses costs milliseconds, not the demo."""
+    check(demo("--redis", "redis://127.0.0.1:1", cwd=tmp_path))
+
+
+def test_the_users_own_settings_are_not_used(tmp_path, monkeypatch):
+    """The demo brings its own directory, secret and namespace."""
+    monkeypatch.setenv("MEMO_ENABLED", "false")
+    monkeypatch.setenv("MEMO_TIERS", "memory")
+    directory = tmp_path / "mine"
+    monkeypatch.setenv("MEMO_DIRECTORY", str(directory))
+    check(demo(cwd=tmp_path))
+    assert not directory.exists()

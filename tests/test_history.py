@@ -1,0 +1,293 @@
+"""Invalidations win, answers never go back, computations do not overlap: the past is judged.
+
+See `history`.  Each configuration runs for about two seconds; with `MEMO_TEST_LONG=1` all of them
+together make one million calls and more.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import history
+import pytest
+from history import Asked, Gone, History, Nursery, Run, Stage
+from redis_server import RedisServer
+
+LONG = bool(os.environ.get("MEMO_TEST_LONG"))
+SECONDS = float(os.environ.get("MEMO_TEST_SECONDS", "90" if LONG else "1.0"))
+pytestmark = pytest.mark.timeout(60 + 4 * SECONDS)
+PATIENT = {"deadline": 5.0}
+"""Without faults a slow machine is none: Redis may take its time."""
+FOREVER: dict[str, Any] = {"ttl": None}
+AGING: dict[str, Any] = {
+    "ttl": 0.06,
+    "refresh_ahead": True,
+    "refresh_threshold": 0.3,
+    "stale_while_revalidate": 0.2,
+    "stale_if_error": 0.2,
+}
+LOCKED: dict[str, Any] = {"ttl": None, "use_lock": True, "lock_timeout": None}
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Where the workers of this module come from."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+def judged(past: History, stage: Stage, *, exclusive: bool = False) -> None:
+    """Nothing in it breaks an invariant; and it was not empty."""
+    wrong = {
+        "I1": history.stale(past, stage.away if stage.hosts > 1 else ()),
+        "I2": history.backwards(past),
+        "I3": history.overlaps(past) if exclusive else [],
+        "I4": history.foreign(past),
+        "raised": past.raised,
+    }
+    counts = f"{len(past.calls)} calls, {len(past.runs)} runs, {len(past.gone)} invalidations"
+    report = [f"{name}: {len(found)}, such as {found[:3]}" for name, found in wrong.items() if found]
+    assert not report, f"{counts}; {report}"
+    assert len(past.calls) > 50, counts
+    assert len(past.gone) > 5, counts
+    if LONG:
+        print(counts)
+
+
+def settings(tiers: tuple[str, ...], server: RedisServer | None, **more: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"tiers": list(tiers), **more}
+    if server is not None:
+        given["redis_url"] = server.url
+    return given
+
+
+def stage(nursery: Nursery, place: Path, tiers: tuple[str, ...], options: dict[str, Any], **more: Any) -> Stage:
+    server, plan = more.pop("redis", None), more.pop("plan", {})
+    given = settings(tiers, server, **more.pop("settings", PATIENT))
+    return Stage(
+        nursery,
+        place,
+        SECONDS,
+        redis=server, plan={"settings": given, "options": options, **plan}, **more
+    )
+
+
+# --- without faults ------------------------------------------------------------------------------
+
+DISK, FRONT = ("disk",), ("memory", "disk")
+
+
+@pytest.mark.parametrize(
+    ("tiers", "options"),
+    [(DISK, FOREVER), (FRONT, FOREVER), (FRONT, AGING), (FRONT, LOCKED)],
+    ids=["disk", "memory-disk", "aging", "locked"],
+)
+def test_on_one_host(nursery: Nursery, tmp_path: Path, tiers: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Processes, threads and loops that share a directory never see what was invalidated."""
+    here = stage(nursery, tmp_path, tiers, options)
+    judged(here.run(), here, exclusive=options is LOCKED)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "options"),
+    [
+        (("redis", "disk"), FOREVER),
+        (("memory", "redis", "disk"), FOREVER),
+        (("memory", "redis", "disk"), AGING),
+        (("memory", "redis", "disk"), LOCKED),
+    ],
+    ids=["redis-disk", "memory-redis-disk", "aging", "locked"],
+)
+def test_on_two_hosts(
+    nursery: Nursery,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    tiers: tuple[str, ...],
+    options: dict[str, Any],
+) -> None:
+    """Hosts (directories) that share a Redis never see what either of them invalidated."""
+    here = stage(nursery, tmp_path, tiers, options, redis=redis_server, workers=4, hosts=2)
+    judged(here.run(), here, exclusive=options is LOCKED)
+
+
+def test_one_run_each_without_invalidations(nursery: Nursery, tmp_path: Path, redis_server: RedisServer) -> None:
+    """With `use_lock`, and nothing invalidated, each key is computed once in the whole cluster."""
+    here = stage(
+        nursery,
+        tmp_path,
+        ("memory", "redis", "disk"),
+        LOCKED,
+        redis=redis_server,
+        workers=4,
+        hosts=2,
+        plan={"invalidate": 0.0, "busy": 0.2},
+    )
+    past = here.run()
+    assert len(past.calls) > 50
+    assert not past.raised
+    keys = [run.key for run in past.runs]
+    assert sorted(keys) == sorted(set(keys))
+    assert not history.backwards(past)
+
+
+# --- with faults ---------------------------------------------------------------------------------
+
+
+def killing(stage: Stage) -> None:
+    time.sleep(0.1 + random.random() * 0.1)
+    stage.kill_one()
+
+
+def emptying(stage: Stage) -> None:
+    time.sleep(0.1 + random.random() * 0.2)
+    stage.outage(stage.redis.kill, lambda: stage.redis.restart(empty=True), random.random() * 0.3)
+
+
+def restarting(stage: Stage) -> None:
+    time.sleep(0.1 + random.random() * 0.2)
+    stage.outage(stage.redis.kill, stage.redis.restart, random.random() * 0.3)
+
+
+def freezing(stage: Stage) -> None:
+    time.sleep(0.1 + random.random() * 0.2)
+    stage.outage(stage.redis.freeze, stage.redis.thaw, random.random() * 0.5)
+
+
+def losing(stage: Stage) -> None:
+    """Delete one key of ours, whichever it is."""
+    time.sleep(random.random() * 0.01)
+    client = stage.redis.client()
+    name = client.randomkey()
+    if name is not None:
+        client.delete(name)
+
+
+FAULTS = [killing, emptying, restarting, freezing, losing]
+
+
+@pytest.mark.parametrize("faults", FAULTS, ids=[f.__name__ for f in FAULTS])
+def test_with_faults_on_one_host(nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any) -> None:
+    """Whatever befalls a worker or Redis, one host never sees what it has invalidated."""
+    here = stage(
+        nursery,
+        tmp_path,
+        ("memory", "redis", "disk"),
+        random.choice([FOREVER, AGING, LOCKED]),
+        redis=redis_server,
+        faults=faults,
+        settings={"deadline": 0.1},
+    )
+    judged(here.run(), here)
+    assert faults is not killing or here.killed > 1
+
+
+@pytest.mark.parametrize("faults", [killing, losing], ids=["killing", "losing"])
+def test_with_faults_on_two_hosts(nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any) -> None:
+    """While Redis is up, a worker that is killed or a key that is lost revives nothing anywhere."""
+    here = stage(
+        nursery,
+        tmp_path,
+        ("memory", "redis", "disk"),
+        FOREVER,
+        redis=redis_server,
+        workers=4,
+        hosts=2,
+        faults=faults,
+    )
+    judged(here.run(), here)
+
+
+@pytest.mark.skipif(not LONG, reason="outages have a way back of seconds: MEMO_TEST_LONG=1")
+@pytest.mark.parametrize("faults", [emptying, freezing], ids=["emptying", "freezing"])
+def test_with_outages_on_two_hosts(nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any) -> None:
+    """Between hosts all holds again when Redis is back and has been told what it missed."""
+
+    def seldom(stage: Stage) -> None:
+        time.sleep(8)
+        faults(stage)
+
+    here = stage(
+        nursery,
+        tmp_path,
+        ("memory", "redis", "disk"),
+        FOREVER,
+        redis=redis_server,
+        workers=4,
+        hosts=2,
+        faults=seldom,
+        settings={"deadline": 0.5},
+    )
+    judged(here.run(), here)
+
+
+def test_killed_on_disk_alone(nursery: Nursery, tmp_path: Path) -> None:
+    """Workers that are killed at any moment revive nothing on a disk that they share."""
+    here = stage(nursery, tmp_path, FRONT, AGING, faults=killing)
+    judged(here.run(), here)
+    assert here.killed > 1
+
+
+# --- the judge himself ---------------------------------------------------------------------------
+
+
+def _call(begin: int, end: int, start: int, *, host: str = "h", process: str = "p") -> Asked:
+    return Asked("load/a/b", begin, end, process, host, (("r", "load/a/b", start, start),))
+
+
+def test_the_judge_sees_a_stale_answer() -> None:
+    """A run from before an invalidation that had returned is seen, from during it is let pass."""
+    gone = Gone("load", "a", "*", 10, 20, "h")
+    assert history.stale(History(calls=[_call(21, 22, 9)], gone=[gone]))
+    assert not history.stale(History(calls=[_call(19, 22, 9), _call(21, 22, 10)], gone=[gone]))
+    assert not history.stale(History(calls=[_call(21, 22, 9)], gone=[gone._replace(region="z")]))
+
+
+def test_the_judge_sees_stale_inner_values() -> None:
+    """A fresh report that holds a stale value is stale."""
+    runs = (("x", "report/a/b", 30, 30), ("y", "load/a/b", 9, 9))
+    call = Asked("report/a/b", 29, 40, "p", "h", runs)
+    assert history.stale(History(calls=[call], gone=[Gone("load", "*", "*", 10, 20, "h")]))
+    assert not history.stale(History(calls=[call], gone=[Gone("report", "*", "*", 10, 20, "h")]))
+
+
+def test_the_judge_excuses_other_hosts_during_an_outage() -> None:
+    """What one host invalidates while Redis is away is promised to that host alone."""
+    mine, others = (Gone("load", "a", "b", 10, 20, host) for host in ("h", "i"))
+    away = [(15, 30)]
+    assert history.stale(History(calls=[_call(21, 22, 9)], gone=[mine]), away)
+    assert not history.stale(History(calls=[_call(21, 22, 9)], gone=[others]), away)
+    assert not history.stale(History(calls=[_call(35, 36, 9)], gone=[others]), away)
+    later = [(25, 30)]
+    assert history.stale(History(calls=[_call(35, 36, 9)], gone=[others]), later)
+    assert not history.stale(History(calls=[_call(28, 29, 9)], gone=[others]), later)
+
+
+def test_the_judge_sees_answers_that_go_back() -> None:
+    """An older run after a newer one is seen, in one process, where the calls did not overlap."""
+    assert history.backwards(History(calls=[_call(1, 2, 50), _call(3, 4, 40)]))
+    assert not history.backwards(History(calls=[_call(1, 3, 50), _call(2, 4, 40)]))
+    other = _call(3, 4, 40, process="q")
+    assert not history.backwards(History(calls=[_call(1, 2, 50), other]))
+
+
+def test_the_judge_sees_overlaps() -> None:
+    """Two runs of a key at once are seen, unless an invalidation came in between."""
+    first, second = Run("x", "load/a/b", 1, 1, 9, "p"), Run("y", "load/a/b", 5, 5, 12, "q")
+    assert history.overlaps(History(runs=[first, second]))
+    cause = Gone("load", "a", "b", 3, 4, "h")
+    assert not history.overlaps(History(runs=[first, second], gone=[cause]))
+    assert not history.overlaps(History(runs=[first, second._replace(start=9)]))
+
+
+def test_the_judge_sees_what_nobody_computed() -> None:
+    """An answer without a run behind it, or with the run of another key, is seen."""
+    call = _call(1, 2, 1)
+    assert history.foreign(History(calls=[call]))
+    assert history.foreign(History(calls=[call], runs=[Run("r", "load/x/b", 1, 1, 2, "p")]))
+    assert not history.foreign(History(calls=[call], runs=[Run("r", "load/a/b", 1, 1, 2, "p")]))

@@ -1,0 +1,747 @@
+"""The host: generations, journal and locks that processes share, whatever happens to the files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ports import blocking, looping, run, start
+
+from memo import ledger, locks, sqlite, stamps
+from memo.clock import SECOND, Clock
+from memo.errors import SettingError, TierError
+from memo.host import Host
+from memo.stamps import LOST, Ref, State, Turn
+
+EU = ("region", "e" * 16)
+US = ("region", "u" * 16)
+F = "f:module:load"
+CALL = Ref(F, (EU,))
+OTHER = Ref(F, (US,))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def host(directory):
+    host = Host(directory)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def second(directory, host):
+    """Another host object on the same directory: connections and a mirror of its own."""
+    second = Host(directory)
+    yield second
+    second.close()
+
+
+def begin(host, *refs):
+    return blocking(lambda port: host.generations.begin(port, refs))
+
+
+def turn(host, *turns, note="{}"):
+    blocking(lambda port: host.generations.turn(port, turns, note))
+
+
+IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from memo.drivers import BLOCKING, drive
+from memo.host import Host
+from memo.stamps import Ref, Turn
+host = Host(Path(sys.argv[1]))
+F, EU = "f:module:load", ("region", "e" * 16)
+CALL = Ref(F, (EU,))
+"""
+
+
+# --- who sees what -------------------------------------------------------------------------------
+
+
+def test_a_turn_is_seen_at_once_by_other_connections(host, second):
+    """Whatever one has turned, the very next read of another sees, each of a thousand times."""
+    begin(host, CALL)
+    seen = set()
+    for _ in range(1000):
+        before = second.generations.read([CALL])
+        assert before == host.generations.read([CALL])
+        turn(host, Turn(F, (EU,)))
+        now = second.generations.read([CALL])
+        assert now != before
+        seen.add(now[0].text)
+    assert len(seen) == 1000
+
+
+def test_a_turn_is_seen_at_once_by_other_processes(host, directory):
+    """An invalidation made in another process is seen by the next read here, and the other way."""
+    begin(host, CALL)
+    code = IN_A_PROCESS + (
+        "for line in sys.stdin:\n"
+        "    print(host.generations.read([CALL])[0].text)\n"
+        "    drive(host.generations.turn(BLOCKING, [Turn(F, (EU,))], ''))\n"
+        "    print(host.generations.read([CALL])[0].text, flush=True)\n"
+        "host.close()\n"
+    )
+    with start(code, directory) as process:
+        for _ in range(50):
+            turn(host, Turn(F))
+            mine = host.generations.read([CALL])[0].text
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline().strip() == mine
+            theirs = process.stdout.readline().strip()
+            assert host.generations.read([CALL])[0].text == theirs != mine
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+def test_reading_while_nothing_changes_touches_no_file(host, monkeypatch):
+    """A read asks the file nothing while the bell is silent and the tick has not passed."""
+    begin(host, CALL)
+    monkeypatch.setattr(ledger, "TICK", 1000.0)
+    host._ledger.refresh()
+
+    def refuse():
+        raise AssertionError("looked at the file")
+
+    monkeypatch.setattr(host._ledger, "refresh", refuse)
+    assert host.generations.read([CALL]) == host.generations.read([CALL])
+    turn(host, Turn(F))
+    with pytest.raises(AssertionError):
+        host.generations.read([CALL])
+
+
+def test_a_writer_killed_before_the_bell_is_seen_after_the_tick(host, second, monkeypatch):
+    """A commit without a bell is noticed by the next read after the tick."""
+    (before,) = begin(host, CALL)
+    monkeypatch.setattr(second._ledger, "_ring", lambda commit: None)
+    turn(second, Turn(F))
+    time.sleep(2 * ledger.TICK)
+    assert host.generations.read([CALL]) != [before]
+
+
+def test_reading_costs_microseconds(host):
+    """The read of a hit costs at most 10 µs (1 µs on a quiet machine), and `due` less."""
+    refs = [CALL, Ref("n"), Ref("p:x", (("@", "0" * 16),))]
+    begin(host, *refs)
+    turn(host, Turn(F, (EU,)))
+
+    def best(function):
+        times = []
+        for _ in range(20):
+            begun = time.perf_counter()
+            for _ in range(200):
+                function()
+            times.append((time.perf_counter() - begun) / 200)
+        return min(times)
+
+    assert best(lambda: host.generations.read(refs)) < 10e-6
+    assert best(host.journal.due) < 5e-6
+
+
+def test_the_mirror_is_bounded_and_still_right(host, second, monkeypatch):
+    """A mirror that was begun anew reads what it read before."""
+    monkeypatch.setattr(ledger, "MIRROR", 10)
+    refs = [Ref(f"t:{n}") for n in range(50)]
+    states = begin(host, *refs)
+    turn(second, Turn("t:7"))
+    now = host.generations.read(refs)
+    assert [a == b for a, b in zip(now, states, strict=True)].count(False) == 1
+    assert second.generations.read(refs) == now
+
+
+def test_threads_and_loops_share_one_host(host):
+    """Readers in threads never see a token older than the last turn that has returned."""
+    begin(host, CALL)
+    latest, stop, wrong = [host.generations.read([CALL])[0].text], threading.Event(), []
+    order: dict[str, int] = {latest[0]: 0}
+
+    def reader():
+        while not stop.is_set():
+            least = order[latest[0]]
+            text = looping(lambda port: host.generations.states(port, [CALL]))[0].text
+            while text not in order and not stop.is_set():  # turned, but not yet written down
+                time.sleep(0.0001)
+            if order.get(text, least) < least:
+                wrong.append(text)
+
+    threads = [threading.Thread(target=reader) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 200):
+        turn(host, Turn(F))
+        text = host.generations.read([CALL])[0].text
+        order[text] = number
+        latest[0] = text
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_processes_agree_on_a_fresh_token(directory):
+    """Processes that begin one group at the same moment read the same token."""
+    code = IN_A_PROCESS + (
+        "print('ready', flush=True)\nsys.stdin.readline()\n"
+        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text)\nhost.close()\n"
+    )
+    processes = [start(code, directory) for _ in range(6)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    seen = {process.communicate()[0] for process in processes}
+    assert len(seen) == 1
+
+
+def test_the_id_is_the_directorys(host, second, tmp_path):
+    """Everybody reads the same id in one directory, and another in another."""
+    assert len(host.id) == 16
+    assert host.id == second.id
+    elsewhere = Host(tmp_path / "elsewhere")
+    assert elsewhere.id != host.id
+    elsewhere.close()
+
+
+# --- learning ------------------------------------------------------------------------------------
+
+
+def test_the_host_learns_what_the_authority_reads(host, second):
+    """What was learned is read by everybody on the host, `*`, fields and last alike."""
+    before = host.generations.read([CALL])
+    now = [State("s" * 16 + f"|region={EU[1]}:" + "t" * 16, "l" * 16)]
+    host.generations.learn([CALL], before, now)
+    assert host.generations.read([CALL]) == now == second.generations.read([CALL])
+
+
+def test_the_host_does_not_learn_over_what_it_has_turned_since(host):
+    """Learning is a compare-and-set: an invalidation in between is not undone."""
+    before = begin(host, CALL)
+    seen = host.generations.read([CALL])
+    turn(host, Turn(F))
+    now = host.generations.read([CALL])
+    host.generations.learn([CALL], seen, [State("s" * 16, "")])
+    assert host.generations.read([CALL]) == now != before
+
+
+def test_the_host_does_not_learn_what_an_invalidation_on_its_way_will_change(host):
+    """While a journalled invalidation is not known to have arrived, its groups learn nothing."""
+    old = begin(host, CALL)
+    row = host.journal.add([Turn(F, (EU,))], "{}")
+    before = host.generations.read([CALL])
+    host.generations.learn([CALL], before, old)
+    assert host.generations.read([CALL]) == before
+    host.journal.done(row)
+    host.generations.learn([CALL], before, old)  # read before it arrived: `old` may be too
+    assert host.generations.read([CALL]) == before
+    again = host.generations.read([CALL])
+    host.generations.learn([CALL], again, [State("s" * 16, "l" * 16)])
+    assert host.generations.read([CALL]) == [State("s" * 16, "l" * 16)]
+
+
+def test_what_the_authority_has_lost_is_lost_here(host):
+    """An authority that has lost a group takes it from the host too: a miss, never a revival."""
+    before = begin(host, CALL)
+    host.generations.learn([CALL], host.generations.read([CALL]), [LOST])
+    assert host.generations.read([CALL, OTHER]) == [LOST, LOST]
+    assert begin(host, CALL) != before
+
+
+def test_several_refs_of_one_group_learn_together(host):
+    """Refs of one group are judged against what the host read before any of them learned."""
+    begin(host, CALL, OTHER)
+    turn(host, Turn(F, (EU,)))
+    before = host.generations.read([CALL, OTHER])
+    star, last = "s" * 16, "l" * 16
+    now = [State(f"{star}|region={EU[1]}:" + "x" * 16, last), State(star, last)]
+    host.generations.learn([CALL, OTHER], before, now)
+    assert host.generations.read([CALL, OTHER]) == now
+
+
+# --- journal -------------------------------------------------------------------------------------
+
+
+class Moved(Clock):
+    """A wall clock that is some seconds off."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.wall_ns = lambda: time.time_ns() + int(offset * SECOND)
+
+
+def test_a_journalled_invalidation_turns_the_host_too(host, second):
+    """`add` turns the host's generations, for everybody on it, before anything is sent."""
+    (before,) = begin(host, CALL)
+    host.journal.add([Turn(F, (EU,))], '{"by": "me"}')
+    assert second.generations.read([CALL]) != [before]
+    assert blocking(lambda port: host.generations.notes(port, CALL)) == [
+        (f"region={EU[1]}", '{"by": "me"}')
+    ]
+
+
+def test_a_row_is_due_when_it_failed_and_gone_when_it_is_done(host, second):
+    """Rows on their way are not due; failed ones are, for every process, until they are done."""
+    row = host.journal.add([Turn(F, (EU,)), Turn("t:x", (), True)], "note")
+    assert not host.journal.due()
+    assert host.journal.rows() == []
+    host.journal.fail(row)
+    assert second.journal.due()
+    assert second.journal.rows() == [(row, [Turn(F, (EU,)), Turn("t:x", (), True)], "note")]
+    second.journal.done(row)
+    assert not host.journal.due()
+    assert host.journal.rows() == []
+    host.journal.done(row)
+
+
+@pytest.mark.parametrize("offset", [6.0, -3600.0])
+def test_a_row_whose_maker_died_is_due_after_five_seconds(host, directory, offset):
+    """A row that nobody finished is due after 5 s, also when the wall clock was set back."""
+    host.journal.add([Turn(F)], "")
+    later = Host(directory, Moved(offset))
+    assert later.journal.due()
+    assert len(later.journal.rows()) == 1
+    later.close()
+
+
+def test_the_journal_survives_a_kill(directory):
+    """An invalidation that `add` has returned from is there after SIGKILL, and turned."""
+    code = IN_A_PROCESS + (
+        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text)\n"
+        "print(host.journal.add([Turn(F, (EU,))], 'note'), flush=True)\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with start(code, directory) as process:
+        output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    text, row = output.split()
+    host = Host(directory, Moved(10))
+    assert host.journal.rows() == [(int(row), [Turn(F, (EU,))], "note")]
+    assert host.generations.read([CALL])[0].text != text
+    host.close()
+
+
+def test_a_turn_is_synced_before_it_returns(host, monkeypatch):
+    """Turns and journal rows are committed with synchronous=FULL; begins without fsync."""
+    modes = []
+    write = host._ledger.write
+
+    def watched(work, *, durable):
+        modes.append(durable)
+        write(work, durable=durable)
+        (mode,) = host._ledger.database.writer.execute("PRAGMA synchronous").fetchone()
+        assert mode == (2 if durable else 1)
+
+    monkeypatch.setattr(host._ledger, "write", watched)
+    begin(host, CALL)
+    turn(host, Turn(F))
+    host.journal.add([Turn(F)], "")
+    assert modes == [False, True, True]
+
+
+# --- what happens to the files -------------------------------------------------------------------
+
+
+def test_a_kill_at_any_moment_leaves_old_or_new(directory):
+    """Workers that are killed in mid-turn leave generations that read, and never an old token."""
+    host = Host(directory)
+    begin(host, CALL)
+    code = IN_A_PROCESS + (
+        "while True:\n"
+        "    drive(host.generations.turn(BLOCKING, [Turn(F, (EU,))], ''))\n"
+        "    print(host.generations.read([CALL])[0].text, flush=True)\n"
+    )
+    seen: list[str] = []
+    for number in range(8):
+        with start(code, directory) as process:
+            seen += [process.stdout.readline().strip() for _ in range(5 + number)]
+            process.kill()
+            seen += process.stdout.read().split("\n")[:-1]
+        text = host.generations.read([CALL])[0].text
+        assert text == seen[-1] or text not in seen
+        seen.append(text)
+    host.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "head", "empty", "half", "tables", "gone"])
+@pytest.mark.parametrize("running", [True, False])
+def test_a_damaged_file_loses_generations_and_revives_none(host, directory, damage, running):
+    """Whatever is done to host.sqlite: the next use works, and no older token comes back."""
+    old = begin(host, CALL)
+    for number in range(200):
+        turn(host, Turn(f"t:{number}"))
+    turn(host, Turn(F))
+    new = host.generations.read([CALL])
+    if not running:
+        host.close()
+    _damage(directory / "host.sqlite", damage)
+    time.sleep(2 * ledger.TICK)
+    now = begin(host, CALL)
+    assert now != old
+    assert now[0].text
+    turn(host, Turn(F))
+    assert host.generations.read([CALL])[0].text not in (now[0].text, new[0].text)
+    assert host.id
+
+
+def _damage(path: Path, how: str) -> None:
+    if how == "gone":
+        path.unlink()
+    elif how == "tables":
+        with sqlite3.connect(path) as connection:
+            connection.execute("DROP TABLE generations")
+        connection.close()
+    elif how == "empty":
+        os.truncate(path, 0)
+    elif how == "half":
+        os.truncate(path, path.stat().st_size // 2 // 4096 * 4096 + 100)
+    else:
+        with path.open("r+b") as file:
+            file.write(os.urandom(path.stat().st_size if how == "garbage" else 100))
+
+
+@pytest.mark.parametrize("lost", ["host.sqlite-wal", "host.sqlite"])
+def test_lost_commits_are_noticed(directory, lost):
+    """When the log of the last commits is gone, everything is lost rather than some of it old."""
+    code = IN_A_PROCESS + (
+        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text, flush=True)\n"
+        "host._ledger.database.writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
+        "drive(host.generations.turn(BLOCKING, [Turn(F)], ''))\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with start(code, directory) as process:
+        old = process.communicate()[0].strip()
+    (directory / lost).unlink()
+    host = Host(directory)
+    assert host.generations.read([CALL]) == [LOST]
+    assert begin(host, CALL)[0].text != old
+    host.close()
+
+
+def test_the_journal_is_carried_over_from_a_damaged_file(host, directory):
+    """Setting a damaged file aside keeps the journal rows that can still be read, as due."""
+    host.journal.add([Turn(F)], "note")
+    _damage(directory / "host.sqlite", "tables")
+    assert host.generations.read([CALL]) == [LOST]
+    assert [(turns, note) for _, turns, note in host.journal.rows()] == [([Turn(F)], "note")]
+    assert (directory / "host.sqlite.damaged").exists()
+
+
+def test_a_directory_removed_while_running_is_made_anew(host, second, directory):
+    """After `rm -rf` the next use works, and everybody meets in the new file."""
+    begin(host, CALL)
+    old = second.generations.read([CALL])
+    run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
+    time.sleep(2 * ledger.TICK)
+    assert host.generations.read([CALL]) == [LOST]
+    new = begin(second, CALL)
+    assert host.generations.read([CALL]) == new != old
+    turn(host, Turn(F))
+    assert second.generations.read([CALL]) == host.generations.read([CALL]) != new
+    lock = host.lock("x")
+    assert lock.try_acquire()
+    lock.release()
+
+
+def test_a_turn_right_after_a_removal_lands_in_the_new_file(host, second, directory):
+    """An invalidation that follows `rm -rf` at once is in the file that everybody will read."""
+    begin(host, CALL)
+    begin(second, CALL)
+    run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
+    (old,) = begin(Host(directory), CALL)
+    host._ledger.tick = time.monotonic() + 60
+    turn(host, Turn(F))
+    third = Host(directory)
+    assert third.generations.read([CALL])[0].text not in ("", old.text)
+    third.close()
+
+
+def test_closing_what_was_replaced_leaves_the_new_file_alone(host, directory):
+    """A connection to a removed file does not take the new file's log with it when it closes."""
+    begin(host, CALL)
+    for path in directory.glob("host.*"):
+        path.unlink()
+    code = IN_A_PROCESS + (
+        "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "drive(host.generations.turn(BLOCKING, [Turn(F)], ''))\n"
+        "print(host.generations.read([CALL])[0].text, flush=True)\n"
+        "import os; os._exit(0)\n"
+    )
+    with start(code, directory) as process:
+        first = process.stdout.readline().strip()
+        host.close()
+        assert (directory / "host.sqlite-wal").exists()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        second = process.stdout.readline().strip()
+    assert host.generations.read([CALL])[0].text == second != first
+
+
+def test_a_locked_file_costs_a_quarter_of_a_second(host, directory):
+    """A foreign lock is a `TierError` after at most 0.25 s (reads are not held up), then gone."""
+    begin(host, CALL)
+    other = sqlite3.connect(directory / "host.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    begun = time.monotonic()
+    with pytest.raises(TierError):
+        turn(host, Turn(F))
+    assert time.monotonic() - begun < 0.25 + 0.35  # a busy machine
+    begun = time.monotonic()
+    time.sleep(2 * ledger.TICK)
+    host.generations.read([CALL, Ref("t:new")])
+    assert time.monotonic() - begun < 0.1
+    other.execute("ROLLBACK")
+    other.close()
+    turn(host, Turn(F))
+
+
+def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path):
+    """A file where the directory should be: `TierError` at use, nothing else, nothing earlier."""
+    path = tmp_path / "file"
+    path.write_text("x")
+    host = Host(path / "cache")
+    for use in (
+        lambda: host.generations.read([CALL]),
+        lambda: turn(host, Turn(F)),
+        lambda: begin(host, CALL),
+        lambda: host.journal.add([Turn(F)], ""),
+        host.journal.due,
+        host.journal.rows,
+        lambda: host.id,
+        lambda: host.lock("x").try_acquire(),
+    ):
+        with pytest.raises(TierError):
+            use()
+    assert host.lock("x").holder() == ""
+    host.close()
+
+
+def test_everything_is_the_owners_only(host, directory):
+    """Directories are 0700 and files 0600, whatever the umask and whatever they were before."""
+    directory.chmod(0o777)
+    mask = os.umask(0)
+    try:
+        begin(host, CALL)
+        lock = host.lock("x")
+        lock.try_acquire()
+    finally:
+        os.umask(mask)
+    host.close()
+    Host(directory).close()
+    for path in (directory, *directory.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path
+    lock.release()
+
+
+def test_another_users_directory_is_refused(tmp_path):
+    """A cache directory of another user, or behind another user's link, is a `SettingError`."""
+    if os.geteuid() != 0:
+        with pytest.raises(SettingError):
+            Host(Path("/"))
+        return
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    with pytest.raises(SettingError, match="another user"):
+        Host(theirs)
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "mine")
+    Host(link).close()
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    with pytest.raises(SettingError, match="another user"):
+        Host(link)
+
+
+def test_a_link_in_the_place_of_a_file_is_not_followed(host, directory, tmp_path):
+    """A symbolic link named host.sqlite is refused, and its target is not touched."""
+    target = tmp_path / "precious"
+    target.write_bytes(b"")
+    (directory / "host.sqlite").symlink_to(target)
+    with pytest.raises(TierError):
+        host.generations.read([CALL])
+    assert target.read_bytes() == b""
+
+
+# --- fork ----------------------------------------------------------------------------------------
+
+FORK = (
+    IN_A_PROCESS
+    + """
+import os
+first = drive(host.generations.begin(BLOCKING, [CALL]))[0].text
+lock = host.lock("key")
+assert lock.try_acquire("parent")
+readable, writable = os.pipe()
+go, went = os.pipe()
+child = os.fork()
+if not child:
+    try:
+        assert host.generations.read([CALL])[0].text == first
+        assert lock.try_acquire("child") is False
+        assert host.lock("key").holder() == "parent"
+        os.write(writable, b"r")
+        os.read(go, 1)
+        assert host.lock("key").try_acquire("child")
+        drive(host.generations.turn(BLOCKING, [Turn(F)], ""))
+        second = host.generations.read([CALL])[0].text
+        assert second != first
+        os.write(writable, second.encode())
+        host.close()
+        os._exit(0)
+    except BaseException as error:
+        os.write(writable, f"!{error!r}".encode())
+        os._exit(1)
+assert os.read(readable, 1) == b"r"
+lock.release()
+if sys.argv[2] == "close":
+    host.close()
+os.write(went, b"g")
+second = os.read(readable, 100).decode()
+_, status = os.waitpid(child, 0)
+assert host.generations.read([CALL])[0].text == second, second
+host.close()
+print(status, second)
+"""
+)
+
+
+@pytest.mark.parametrize("parent", ["close", "stay"])
+def test_a_fork_shares_nothing_but_the_files(directory, parent):
+    """After a fork both see each other's turns, whoever closes; a lock stays the parent's."""
+    status, second = run(FORK, directory, parent).split()
+    assert status == "0"
+    host = Host(directory)
+    assert host.generations.read([CALL])[0].text == second
+    host.close()
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+
+def test_one_holder_at_a_time(host, second):
+    """Nobody else gets a lock that is held, in this process or another; then anybody does."""
+    lock, other = host.lock("key"), second.lock("key")
+    assert lock.try_acquire("me")
+    assert not other.try_acquire("you")
+    assert not lock.try_acquire("me")
+    another = host.lock("another")
+    assert another.try_acquire()
+    another.release()
+    assert other.holder() == "me" == lock.holder()
+    lock.release()
+    assert other.holder() == ""
+    assert other.try_acquire("you")
+    assert lock.holder() == "you"
+    lock.release()
+    assert not lock.try_acquire()
+    other.release()
+
+
+def test_a_released_lock_leaves_no_file(host, directory):
+    """The file of a lock goes with its release."""
+    lock = host.lock("key")
+    lock.try_acquire()
+    assert len(list((directory / "locks").iterdir())) == 1
+    lock.release()
+    lock.release()
+    assert list((directory / "locks").iterdir()) == []
+
+
+def test_a_lock_is_free_when_its_holder_is_killed(host, directory):
+    """The kernel frees the lock of a killed process at once; its text is nobody's then."""
+    code = IN_A_PROCESS + (
+        "lock = host.lock('key')\nprint(lock.try_acquire('victim'), flush=True)\nsys.stdin.read()\n"
+    )
+    with start(code, directory) as process:
+        assert process.stdout.readline() == "True\n"
+        lock = host.lock("key")
+        assert lock.holder() == "victim"
+        assert not lock.try_acquire()
+        process.kill()
+        process.wait()
+        assert lock.holder() == ""
+        assert lock.try_acquire("heir")
+        lock.release()
+
+
+def test_a_lock_is_free_when_its_holder_is_gone_and_its_child_lives(host, directory):
+    """A child that was forked while the lock was held does not keep it."""
+    code = IN_A_PROCESS + (
+        "import os\n"
+        "lock = host.lock('key')\nassert lock.try_acquire('parent')\n"
+        "if os.fork():\n    os._exit(0)\n"
+        "print('child', flush=True)\nsys.stdin.read()\nos._exit(0)\n"
+    )
+    with start(code, directory) as process:
+        assert process.stdout.readline() == "child\n"
+        process.wait()
+        lock = host.lock("key")
+        assert lock.try_acquire("heir")
+        lock.release()
+
+
+def test_a_lock_on_a_file_that_was_unlinked_meanwhile_is_none(host, monkeypatch):
+    """Between opening and locking the file, its holder lets go and somebody else takes the name."""
+    first, late, third = (host.lock("key") for _ in range(3))
+    assert first.try_acquire()
+    flock = locks._flock
+
+    def slow(descriptor, kind):  # late has opened the file, and not yet locked it
+        monkeypatch.setattr(locks, "_flock", flock)
+        first.release()
+        assert third.try_acquire()
+        return flock(descriptor, kind)
+
+    monkeypatch.setattr(locks, "_flock", slow)
+    assert not late.try_acquire()
+    third.release()
+
+
+def test_locks_are_exclusive_under_contention(host):
+    """Threads that take, release and unlink one lock in a hurry never hold it together."""
+    inside, most, count = 0, 0, 0
+    guard = threading.Lock()
+
+    def work():
+        nonlocal inside, most, count
+        done = 0
+        while done < 100:
+            lock = host.lock("key")
+            if not lock.try_acquire():
+                time.sleep(0)
+                continue
+            with guard:
+                inside += 1
+                most = max(most, inside)
+            with guard:
+                inside -= 1
+                count += 1
+            lock.release()
+            done += 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, count) == (1, 600)
+
+
+def test_patience_is_what_is_promised():
+    """The patience with foreign locks stays within the bounds on cost (I6)."""
+    assert sqlite.PATIENCE <= 0.25
+    assert sqlite.READ_PATIENCE <= 0.05
+    assert stamps.TOKEN == 16

@@ -1,0 +1,52 @@
+"""`import memo` is cheap: it pulls in nothing heavy."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = {
+    *("IPython", "anywidget", "asyncio", "attr", "blake3", "click", "cloudpickle", "concurrent"),
+    *("diskcache", "hiredis", "multiprocessing", "numpy", "pandas", "platformdirs", "polars"),
+    *("pyarrow", "pydantic", "redis", "rich", "scipy", "sqlite3", "ssl", "torch", "typer"),
+}
+
+
+def added(code: str) -> set[str]:
+    """The top-level modules that some code brings into a fresh interpreter."""
+    report = f"import sys; old = set(sys.modules); {code}; new = set(sys.modules) - old\n"
+    report += "import json; print(json.dumps(sorted({name.partition('.')[0] for name in new})))"
+    answer = subprocess.run(
+        [sys.executable, "-c", report], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    return set(json.loads(answer.stdout))
+
+
+def test_import_pulls_in_nothing_heavy() -> None:
+    """`import memo` imports neither Redis' client nor pandas, IPython, asyncio or their like."""
+    modules = added("import memo")
+    assert "memo" in modules
+    assert not modules & HEAVY
+
+
+def test_decorating_pulls_in_nothing_heavy() -> None:
+    """Decorating a function costs no import either: settings and tiers wait for the first call."""
+    assert not added("import memo; f = memo.cache(ttl=60)(len)") & HEAVY
+
+
+@pytest.mark.timing
+def test_import_takes_at_most_60_ms() -> None:
+    """`import memo` costs at most 60 ms over bare Python: the best of three of the benchmark."""
+    path = ROOT / "benchmarks" / "import_time.py"
+    spec = importlib.util.spec_from_file_location("import_time", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert min(benchmark.measure(runs=5).over for _ in range(3)) <= benchmark.LIMIT

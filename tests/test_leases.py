@@ -1,0 +1,289 @@
+"""Leases: one computation per key on a host and in a cluster, whatever happens to its holder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from callers import Process
+from redis_server import RedisServer
+from styles import STYLES, Style
+
+import memo
+from memo import events, leases
+from memo.testing import recording
+
+STYLE_NAMES = ["sync", "async"]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Where each run of the job is written down."""
+    path = tmp_path / "runs"
+    path.touch()
+    return path
+
+
+def runs(log: Path) -> list[str]:
+    return log.read_text().split()
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Process]]:
+    started: list[Process] = []
+    yield started
+    for process in started:
+        process.kill()
+
+
+def until(condition: Any, seconds: float = 20.0) -> float:
+    """Wait for a condition; when it became true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    return time.time()
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("lease", [30.0, 0.15], ids=["lease", "short lease"])
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_one_computation_for_four_processes(
+    style: str,
+    shared: str,
+    lease: float,
+    log: Path,
+    cache_home: Path,
+    redis_server: RedisServer,
+    processes: list[Process],
+) -> None:
+    """Of 4 processes x 32 callers of a cold key one computes, also when its lease is the shorter."""
+    settings = {"redis_url": redis_server.url} if shared == "redis" else {}
+    plan = {"style": style, "callers": 32, "log": str(log), "lease": lease, "settings": settings}
+    walls = []
+    for key in range(3):  # the machine may be busy with something else
+        log.write_text("")
+        together = [Process(key=key, **plan) for _ in range(4)]
+        processes += together
+        for process in together:
+            process.ready()
+        begun = time.time()
+        for process in together:
+            process.go()
+        ends = [process.end() for process in together]
+        results = {result for end in ends for result in end["results"]}
+        assert len(runs(log)) == 1, runs(log)
+        assert results == {f"made by {runs(log)[0]}"}
+        walls.append(max(end["ended"] for end in ends) - begun)
+        if walls[-1] < 1.5 * 0.5:
+            break
+    assert min(walls) < 1.5 * 0.5
+    assert not list((cache_home / "memo").glob("locks/*"))
+
+
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_hosts_share_one_computation(
+    style: str, log: Path, tmp_path: Path, redis_server: RedisServer, processes: list[Process]
+) -> None:
+    """Two hosts (two directories) on one Redis compute once, for longer than the lease lives."""
+    plan = {"style": style, "callers": 4, "log": str(log), "lease": 0.3, "seconds": 1.5}
+    for host in ("a", "b"):
+        settings = {"redis_url": redis_server.url, "directory": str(tmp_path / host)}
+        processes += [Process(settings=settings, **plan) for _ in range(2)]
+    for process in processes:
+        process.ready()
+    for process in processes:
+        process.go()
+    assert len({r for p in processes for r in p.end()["results"]}) == 1
+    assert len(runs(log)) == 1
+
+
+def test_waiters_do_not_poll_redis(
+    log: Path, tmp_path: Path, redis_server: RedisServer, processes: list[Process]
+) -> None:
+    """A waiter sends Redis at most 10 commands a second, and is woken when the result is there."""
+    for host in ("a", "b"):
+        settings = {"redis_url": redis_server.url, "directory": str(tmp_path / host)}
+        processes.append(Process(settings=settings, log=str(log), seconds=3.0).ready())
+    processes[0].go()
+    until(lambda: runs(log))
+    processes[1].go()
+    time.sleep(0.5)  # what a call costs at its beginning is not waiting
+    heard: list[str] = []
+    with redis_server.client(socket_timeout=None).monitor() as monitor:
+        end = time.monotonic() + 2.0
+        killer = threading.Timer(2.2, redis_server.client().ping)
+        killer.start()
+        for command in monitor.listen():
+            if time.monotonic() > end:
+                break
+            if command["client_type"] != "lua":
+                heard.append(command["command"].split()[0])
+        killer.join()
+    assert 1 <= len(heard) <= 2 * 10, heard
+    first, second = (process.end() for process in processes)
+    assert len(runs(log)) == 1
+    assert second["ended"] - first["ended"] < 0.3
+    assert [kind for kind, _ in second["events"]].count(events.WAITED) == 1
+
+
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_killed_leader_is_replaced_on_its_host(
+    style: str,
+    shared: str,
+    log: Path,
+    redis_server: RedisServer,
+    processes: list[Process],
+) -> None:
+    """On the same host another process takes over within a second of a SIGKILL."""
+    settings = {"redis_url": redis_server.url} if shared == "redis" else {}
+    plan = {"style": style, "log": str(log), "settings": settings}
+    leader = Process(**plan, seconds=60.0).ready()
+    follower = Process(**plan, seconds=0.1).ready()
+    processes += [leader, follower]
+    leader.go()
+    until(lambda: len(runs(log)) == 1)
+    follower.go()
+    time.sleep(0.3)
+    assert len(runs(log)) == 1
+    killed = time.time()
+    leader.kill()
+    assert until(lambda: len(runs(log)) == 2) - killed < 1.0
+    assert follower.end()["results"] == [f"made by {follower.pid}"]
+
+
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_killed_leader_is_replaced_on_another_host(
+    style: str, log: Path, tmp_path: Path, redis_server: RedisServer, processes: list[Process]
+) -> None:
+    """On another host that happens within the rest of its lease and one second."""
+    for host, seconds in (("a", 60.0), ("b", 0.1)):
+        settings = {"redis_url": redis_server.url, "directory": str(tmp_path / host)}
+        plan = {"style": style, "log": str(log), "lease": 1.5}
+        processes.append(Process(settings=settings, seconds=seconds, **plan).ready())
+    leader, follower = processes
+    leader.go()
+    until(lambda: len(runs(log)) == 1)
+    follower.go()
+    time.sleep(2.0)
+    assert len(runs(log)) == 1, "the lease was not renewed"
+    killed = time.time()
+    leader.kill()
+    assert until(lambda: len(runs(log)) == 2) - killed < 1.5 + 1.0
+    assert follower.end()["results"] == [f"made by {follower.pid}"]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+def test_lock_timeout_computes_here(
+    style: Style, shared: str, log: Path, redis_server: RedisServer, processes: list[Process]
+) -> None:
+    """Past `lock_timeout` the caller computes by itself, and an event says so."""
+    settings = {"redis_url": redis_server.url} if shared == "redis" else {}
+    processes.append(Process(log=str(log), seconds=60.0, settings=settings).ready().go())
+    until(lambda: runs(log))
+    options = {"use_lock": True, "name": "callers:load", "version": "1", "lock_timeout": 0.3}
+    f = style.cached(lambda x: f"made here of {x}", **options)
+    with memo.configure(**settings), recording() as seen:
+        begun = time.monotonic()
+        assert style.call(f, 7) == "made here of 7"
+        waited = time.monotonic() - begun
+        memo.assembly.reset()
+    assert 0.3 <= waited < 1.0
+    told = [event for event in seen if event.kind == events.LOCK_TIMEOUT]
+    assert len(told) == 1
+    assert 0.3 <= told[0].seconds < 1.0
+    assert str(processes[0].pid) in told[0].detail
+
+
+def test_lock_timeout_none_waits(log: Path, processes: list[Process]) -> None:
+    """With `lock_timeout=None` a caller waits as long as the holder lives."""
+    plan = {"log": str(log), "options": {"lock_timeout": None}}
+    processes.append(Process(seconds=2.0, **plan).ready().go())
+    until(lambda: runs(log))
+    other = Process(seconds=2.0, **plan).ready().go()
+    processes.append(other)
+    assert other.end()["results"] == processes[0].end()["results"]
+    assert len(runs(log)) == 1
+
+
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+def test_without_use_lock_processes_do_not_wait(
+    style: Style, log: Path, processes: list[Process]
+) -> None:
+    """Single flight across processes is what `use_lock` adds."""
+    processes.append(Process(log=str(log), seconds=60.0).ready().go())
+    until(lambda: runs(log))
+    f = style.cached(lambda x: "here", name="callers:load", version="1")
+    assert style.call(f, 7) == "here"
+
+
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+def test_a_lost_lease_is_told(
+    style: Style, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease that somebody took away is an event; the result is returned and stored."""
+    monkeypatch.setattr(leases, "LEASE", 0.3)
+
+    def load() -> Any:
+        yield 0.0
+        redis_server.client().delete(*redis_server.client().keys("memo:l:*"))
+        yield 0.4
+        return 5
+
+    f = style.cached(load, use_lock=True, name="lost", version="1")
+    with memo.configure(redis_url=redis_server.url), recording() as seen:
+        assert style.call(f) == 5
+        assert f.is_cached()
+        memo.assembly.reset()
+    assert [event.kind for event in seen].count(events.LEASE_LOST) == 1
+    assert not leases.HELD
+
+
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+def test_a_lease_ends_with_its_computation(style: Style, redis_server: RedisServer) -> None:
+    """When a call returns or raises its lease is free, in Redis and on the host."""
+
+    def load(fail: bool) -> None:
+        if fail:
+            raise LookupError("mine")
+
+    f = style.cached(load, use_lock=True)
+    with memo.configure(redis_url=redis_server.url):
+        style.call(f, False)
+        with pytest.raises(LookupError):
+            style.call(f, True)
+        assert not redis_server.client().keys("memo:l:*")
+        memo.assembly.reset()
+    assert not leases.HELD
+
+
+async def test_renewed_while_the_loop_is_blocked(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function that blocks its event loop keeps its lease: a thread renews it."""
+    monkeypatch.setattr(leases, "LEASE", 0.3)
+
+    @memo.cache(use_lock=True)
+    async def load() -> list[Any]:
+        name = redis_server.client().keys("memo:l:*")[0]
+        found = []
+        for _ in range(8):
+            time.sleep(0.1)
+            found.append(redis_server.client().get(name))
+        await asyncio.sleep(0)
+        return found
+
+    with memo.configure(redis_url=redis_server.url):
+        memo.assembly.default_chain().tiers[1].leases._lives = b"300"  # type: ignore[attr-defined]
+        found = await load()
+        memo.assembly.reset()
+    assert len(set(found)) == 1
+    assert found[0]

@@ -1,0 +1,325 @@
+"""Cluster leases on a real Redis: one holder, woken waiters, no orphans."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+from chaos import Proxy
+from redis_server import RedisServer
+
+from memo.drivers import BLOCKING, drive, native
+from memo.errors import TierError
+from memo.grants import RedisLeases
+from memo.leases import LEASE
+from memo.port import Port
+from memo.remote import Redis
+
+
+def blocking(work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Any:
+    return drive(work(BLOCKING))
+
+
+def looping(work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Any:
+    async def inside() -> Any:
+        return await work(native())
+
+    return asyncio.run(inside())
+
+
+@pytest.fixture(params=[blocking, looping], ids=["sync", "async"])
+def run(request: pytest.FixtureRequest) -> Any:
+    """Runs a coroutine over a port: in this thread, or on a loop of its own."""
+    return request.param
+
+
+@pytest.fixture
+def tier(redis_server: RedisServer) -> Iterator[Redis]:
+    tier = Redis(redis_server.url, deadline=2.0)  # the machine may be busy
+    yield tier
+    tier.close()
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def answers(tier: Redis) -> bool:
+    try:
+        blocking(lambda port: tier.lookup(port, "memo:k"))
+    except TierError:
+        return False
+    return True
+
+
+def test_one_holder(tier: Redis, redis_server: RedisServer, run: Any) -> None:
+    """Who comes first has it, the others are told who; given back it is free."""
+    leases = tier.leases
+    assert run(lambda port: leases.acquire(port, "x", "me")) is None
+    assert run(lambda port: leases.acquire(port, "x", "me")) is None
+    assert run(lambda port: leases.acquire(port, "x", "you")) == "me"
+    assert run(lambda port: leases.acquire(port, "y", "you")) is None
+    assert LEASE - 5 < redis_server.client().ttl("memo:l:x") <= LEASE
+    assert run(lambda port: leases.release(port, "x", "you")) is False
+    assert run(lambda port: leases.release(port, "x", "me")) is True
+    assert run(lambda port: leases.release(port, "x", "me")) is False
+    assert run(lambda port: leases.acquire(port, "x", "you")) is None
+
+
+def test_renewed_and_replaced(tier: Redis, redis_server: RedisServer, run: Any) -> None:
+    """Only its holder renews a lease, and only from its holder can it be taken over."""
+    client, leases = redis_server.client(), tier.leases
+    run(lambda port: leases.acquire(port, "x", "me"))
+    client.pexpire("memo:l:x", 1000)
+    assert run(lambda port: leases.renew(port, "x", "you")) is False
+    assert client.pttl("memo:l:x") <= 1000
+    assert run(lambda port: leases.renew(port, "x", "me")) is True
+    assert client.pttl("memo:l:x") > 20_000
+    assert run(lambda port: leases.replace(port, "x", "you", "her")) is False
+    assert run(lambda port: leases.replace(port, "x", "me", "you")) is True
+    assert run(lambda port: leases.acquire(port, "x", "me")) == "you"
+    client.delete("memo:l:x")
+    assert run(lambda port: leases.renew(port, "x", "you")) is False
+
+
+def test_a_dead_holder(tier: Redis, run: Any) -> None:
+    """A lease that nobody renews is free when its time is over, and waiting ends with it."""
+    leases = RedisLeases(tier.wire, "memo", lease=0.3)
+    run(lambda port: leases.acquire(port, "x", "dead"))
+    begun = time.monotonic()
+
+    async def take(port: Port) -> None:
+        while await leases.acquire(port, "x", "me"):
+            await leases.wait(port, "x", 5)
+
+    run(take)
+    assert 0.25 < time.monotonic() - begun < 0.3 + 1.2
+
+
+@pytest.mark.parametrize("waiting", [1, 12])
+def test_all_waiters_are_woken(
+    tier: Redis, redis_server: RedisServer, waiting: int, run: Any
+) -> None:
+    """Giving a lease back wakes everybody who waits, within milliseconds, sync and async."""
+    leases, woken = tier.leases, []
+    blocking(lambda port: leases.acquire(port, "x", "me"))
+
+    async def wait(port: Port) -> None:
+        await leases.wait(port, "x", 5)
+        woken.append(time.monotonic())
+
+    if run is blocking:
+        threads = [threading.Thread(target=run, args=(wait,)) for _ in range(waiting)]
+    else:
+
+        async def wait_all(port: Port) -> None:
+            await asyncio.gather(*(wait(port) for _ in range(waiting)))
+
+        threads = [threading.Thread(target=run, args=(wait_all,))]
+    for thread in threads:
+        thread.start()
+    client = redis_server.client()
+    assert within(5, lambda: client.info("clients")["blocked_clients"] == waiting)
+    freed = time.monotonic()
+    blocking(lambda port: leases.release(port, "x", "me"))
+    for thread in threads:
+        thread.join()
+    assert len(woken) == waiting
+    assert max(woken) - freed < 0.2
+
+
+def test_no_wake_up_is_lost(tier: Redis, run: Any) -> None:
+    """Given back between being told who holds it and waiting for it: waiting ends at once."""
+
+    async def work(port: Port) -> float:
+        await tier.leases.acquire(port, "x", "me")
+        assert await tier.leases.acquire(port, "x", "you") == "me"
+        await tier.leases.release(port, "x", "me")
+        begun = time.monotonic()
+        await tier.leases.wait(port, "x", 5)
+        return time.monotonic() - begun
+
+    assert run(work) < 0.1
+
+
+def test_the_next_holder_silences_the_bell(tier: Redis, run: Any) -> None:
+    """Once somebody else has the lease those who come to wait do wait."""
+
+    async def work(port: Port) -> float:
+        await tier.leases.acquire(port, "x", "me")
+        await tier.leases.release(port, "x", "me")
+        await tier.leases.acquire(port, "x", "you")
+        begun = time.monotonic()
+        await tier.leases.wait(port, "x", 0.3)
+        return time.monotonic() - begun
+
+    assert 0.25 < run(work) < 0.5
+
+
+def test_waiting_is_no_polling(tier: Redis, redis_server: RedisServer) -> None:
+    """One who waits three seconds sends at most ten commands a second, and is no outage."""
+    blocking(lambda port: tier.leases.acquire(port, "x", "me"))
+    client = redis_server.client()
+    client.config_resetstat()
+
+    async def work(port: Port) -> None:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert await tier.leases.acquire(port, "x", "you") == "me"
+            await tier.leases.wait(port, "x", end - time.monotonic())
+
+    looping(work)
+    stats = client.info("commandstats")
+    sent = sum(stats[f"cmdstat_{name}"]["calls"] for name in ("evalsha", "blmove"))
+    assert sent <= 30
+    assert tier.outages == 0
+
+
+def test_mutual_exclusion(tier: Redis) -> None:
+    """Tasks and threads that all want one lease have it one at a time, and all get it."""
+    inside, most, done = 0, 0, 0
+    lock = threading.Lock()
+
+    async def one(port: Port, who: str) -> None:
+        nonlocal inside, most, done
+        while await tier.leases.acquire(port, "x", who):
+            await tier.leases.wait(port, "x", 5)
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        await port.sleep(0.002)
+        with lock:
+            inside -= 1
+            done += 1
+        await tier.leases.release(port, "x", who)
+
+    def tasks() -> None:
+        async def work(port: Port) -> None:
+            await asyncio.gather(*(one(port, f"task {i}") for i in range(10)))
+
+        looping(work)
+
+    threads = [threading.Thread(target=tasks)]
+    for i in range(6):
+        target = lambda i=i: blocking(lambda port: one(port, f"thread {i}"))
+        threads.append(threading.Thread(target=target))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, done) == (1, 16)
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_a_cancelled_acquire_leaves_no_orphan(
+    tier: Redis, redis_server: RedisServer, steps: int
+) -> None:
+    """Cancelled at any moment an acquisition leaves the lease free within 100 ms."""
+
+    async def work(port: Port) -> None:
+        await tier.lookup(port, "memo:warm")
+        task = asyncio.create_task(tier.leases.acquire(port, "x", "me"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if steps > 6:
+            await asyncio.sleep((steps - 6) * 0.00005)
+        if not task.cancel():
+            await tier.leases.release(port, "x", "me")
+        await asyncio.gather(task, return_exceptions=True)
+        if not task.cancelled():
+            await tier.leases.release(port, "x", "me")
+
+    looping(work)
+    assert within(0.1, lambda: not redis_server.client().exists("memo:l:x"))
+    time.sleep(0.02)
+    assert not redis_server.client().exists("memo:l:x")
+
+
+def test_a_lost_answer_leaves_no_orphan(redis_server: RedisServer, run: Any) -> None:
+    """An acquisition that timed out, though the server did it, is taken back."""
+    with Proxy(redis_server.port) as proxy:
+        tier = Redis(proxy.url)
+        run(lambda port: tier.leases.acquire(port, "warm", "me"))
+        redis_server.client().config_resetstat()
+        proxy.mode = "silence"
+        with pytest.raises(TierError):
+            run(lambda port: tier.leases.acquire(port, "x", "me"))
+        assert redis_server.commands()["set"] == 1, "the server did it"
+        proxy.mode = "pass"
+        client = redis_server.client()
+        assert within(3, lambda: answers(tier) and not client.exists("memo:l:x"))
+        assert within(2, lambda: not tier.leases._orphans)
+        tier.close()
+
+
+def test_an_orphan_of_a_frozen_server(redis_server: RedisServer) -> None:
+    """What a frozen server was asked for and does when it thaws is taken back when it answers."""
+    tier = Redis(redis_server.url)
+    blocking(lambda port: tier.lookup(port, "memo:warm"))
+    redis_server.freeze()
+    for _ in range(2):
+        with pytest.raises(TierError):
+            blocking(lambda port: tier.leases.acquire(port, "x", "me"))
+    time.sleep(1.2)
+    redis_server.thaw()
+    client = redis_server.client()
+    client.ping()
+
+    assert within(8, lambda: answers(tier) and not client.exists("memo:l:x"))
+    tier.close()
+
+
+def test_waiting_for_a_server_that_goes(redis_server: RedisServer, run: Any) -> None:
+    """One who waits when the server dies is told at once."""
+    tier = Redis(redis_server.url)
+    run(lambda port: tier.leases.acquire(port, "x", "me"))
+    timer = threading.Timer(0.2, redis_server.kill)
+    timer.start()
+    begun = time.monotonic()
+    with pytest.raises(TierError):
+        run(lambda port: tier.leases.wait(port, "x", 5))
+    assert time.monotonic() - begun < 0.5
+    timer.join()
+    tier.close()
+
+
+def test_a_cancelled_wait(tier: Redis, redis_server: RedisServer) -> None:
+    """A wait that is cancelled frees its connection at the server."""
+    client = redis_server.client()
+
+    async def work(port: Port) -> None:
+        await tier.leases.acquire(port, "x", "me")
+        task = asyncio.create_task(tier.leases.wait(port, "x", 5))
+        await asyncio.sleep(0.1)
+        assert client.info("clients")["blocked_clients"] == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert client.info("clients")["blocked_clients"] == 0
+
+    looping(work)
+
+
+def test_more_waiters_than_connections(tier: Redis) -> None:
+    """Waiting never takes the connections of others, and more than 32 waiters all get through."""
+
+    async def work(port: Port) -> None:
+        for i in range(80):
+            await tier.leases.acquire(port, f"x{i}", "me")
+        waits = [asyncio.create_task(tier.leases.wait(port, f"x{i}", 0.2)) for i in range(80)]
+        begun = time.monotonic()
+        await tier.lookup(port, "memo:k")
+        assert time.monotonic() - begun < 0.1
+        await asyncio.gather(*waits)
+
+    looping(work)
+    assert tier.outages == 0

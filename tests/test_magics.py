@@ -1,0 +1,588 @@
+"""The magics, in a real kernel and in a terminal: what each one displays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 60
+PRELUDE = """
+import asyncio, time, threading
+import memo
+from memo import cache
+%load_ext memo
+"""
+
+
+class Shown(NamedTuple):
+    """What a cell showed: mime bundles in order, streams, and an error's name if it had one."""
+
+    bundles: list[dict[str, Any]]
+    stdout: str
+    stderr: str
+    error: str
+
+    @property
+    def text(self) -> str:
+        return "\n".join(bundle.get("text/plain", "") for bundle in self.bundles)
+
+    @property
+    def html(self) -> str:
+        return "\n".join(bundle.get("text/html", "") for bundle in self.bundles)
+
+
+class Kernel:
+    """A real kernel with memo loaded, its own cache, and what it shows."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
+        env.update(
+            PYTHONPATH=str(ROOT),
+            MEMO_DIRECTORY=str(home / "memo"),
+            MEMO_SECRET="s" * 64,
+            IPYTHONDIR=str(home / "ipython"),
+            JUPYTER_RUNTIME_DIR=str(home / "runtime"),
+            PYTHONWARNINGS="error::ResourceWarning",
+        )
+        self.manager = KernelManager(kernel_name="python3")
+        self.manager.start_kernel(env=env, cwd=str(home))
+        self.client: BlockingKernelClient = self.manager.blocking_client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=TIMEOUT)
+        self.updates: dict[str, list[dict[str, Any]]] = {}
+        self.run(PRELUDE)
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+        self.manager.cleanup_resources()
+
+    def run(self, code: str) -> Shown:
+        """Run a cell; fails when it raised."""
+        shown = self.attempt(code)
+        assert not shown.error, shown.error
+        return shown
+
+    def attempt(self, code: str) -> Shown:
+        """Run a cell, which may raise."""
+        code = textwrap.dedent(code).strip()
+        wanted = self.client.execute(code)
+        bundles, out, error = [], {"stdout": "", "stderr": ""}, ""
+        while True:
+            message = self.client.get_iopub_msg(timeout=TIMEOUT)
+            kind, content = message["msg_type"], message["content"]
+            if kind == "update_display_data":
+                self._update(content)
+            if message["parent_header"].get("msg_id") != wanted:
+                continue
+            if kind in ("display_data", "execute_result"):
+                bundles.append(content["data"])
+            elif kind == "stream":
+                out[content["name"]] += content["text"]
+            elif kind == "error":
+                error = "\n".join([content["ename"], *content["traceback"]])
+            elif kind == "status" and content["execution_state"] == "idle":
+                return Shown(bundles, **out, error=error)
+
+    def _update(self, content: dict[str, Any]) -> None:
+        name = content["transient"]["display_id"]
+        self.updates.setdefault(name, []).append(content["data"])
+
+    def wait_for_update(self, wanted: Callable[[str], bool]) -> None:
+        """Wait until a display of an earlier cell has become what is wanted."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            latest = [bundles[-1] for bundles in self.updates.values()]
+            if any(wanted(bundle["text/plain"]) for bundle in latest):
+                assert all("text/html" in bundle for bundle in latest)
+                return
+            try:
+                message = self.client.get_iopub_msg(timeout=0.2)
+            except Exception as error:  # the queue is empty
+                if type(error).__name__ != "Empty":
+                    raise
+                continue
+            if message["msg_type"] == "update_display_data":
+                self._update(message["content"])
+        raise AssertionError(f"no such update: {self.updates}")
+
+
+@pytest.fixture(scope="module")
+def _kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture
+def kernel(_kernel: Kernel) -> Kernel:
+    """A kernel in which nothing was counted yet, and nothing is reported."""
+    _kernel.run("%cache_report off\n%cache_stats --reset")
+    _kernel.updates.clear()
+    return _kernel
+
+
+# --- %cache_stats -------------------------------------------------------------------------------
+
+
+def test_stats_before_anything_was_called(kernel: Kernel) -> None:
+    """Where there is nothing to show yet, the table says what to do."""
+    shown = kernel.run("%cache_stats")
+    assert len(shown.bundles) == 1
+    assert "@cache" in shown.text
+    assert "<code>@cache</code>" in shown.html
+
+
+def test_stats_show_hits_and_misses(kernel: Kernel) -> None:
+    """`%cache_stats` shows, for sync and async functions alike, what the cache did."""
+    kernel.run("""
+        @cache
+        async def load_async(x):
+            await asyncio.sleep(0.02)
+            return x
+
+        @cache
+        def load_sync(x):
+            return x
+
+        for i in range(4):
+            assert await load_async(1) == 1
+            assert load_sync(2) == 2
+    """)
+    shown = kernel.run("%cache_stats")
+    bundle = shown.bundles[0]
+    assert set(bundle) == {"text/plain", "text/html"}
+    assert "6 hits · 2 misses" in shown.text
+    assert "load_async" in shown.text
+    assert "load_sync" in shown.text
+    assert "misses: absent 1" in shown.text
+    assert "6 hits · 2 misses" in shown.html
+    assert "<table" in shown.html
+    assert "absent 1" in shown.html
+    assert shown.html.count("<tr>") == 4  # titles, two functions, the total
+
+
+def test_stats_name_the_tiers(kernel: Kernel) -> None:
+    """Below the table stands what each tier says of itself, the disk with its budget."""
+    kernel.run("""
+        @cache
+        def sized(x):
+            return x
+        sized(1), sized(1)
+    """)
+    shown = kernel.run("%cache_stats")
+    line = next(line for line in shown.text.splitlines() if line.startswith("disk"))
+    assert " of 10.0 GiB" in line
+    assert "up" in line
+
+
+def test_stats_of_some_functions(kernel: Kernel) -> None:
+    """Patterns select functions; one that selects none names those that there are."""
+    kernel.run("""
+        @cache
+        def north(x): return x
+        @cache
+        def south(x): return x
+        north(1), south(1)
+    """)
+    shown = kernel.run("%cache_stats nor*")
+    assert "north" in shown.text
+    assert "south" not in shown.text
+    wrong = kernel.attempt("%cache_stats west")
+    assert not wrong.bundles
+    assert "No cached function matches west" in wrong.stderr + wrong.error
+    assert "north" in wrong.stderr + wrong.error
+
+
+def test_stats_as_a_frame_and_as_json(kernel: Kernel) -> None:
+    """`df = %cache_stats --frame` is a DataFrame, `--json` the text for other programs."""
+    kernel.run("""
+        @cache
+        def framed(x): return x
+        framed(1), framed(1)
+    """)
+    shown = kernel.run("""
+        df = %cache_stats --frame
+        print(type(df).__name__, df.loc["__main__:framed", "hits"])
+    """)
+    assert shown.stdout.split() == ["DataFrame", "1"]
+    assert not shown.bundles
+    shown = kernel.run("%cache_stats --json")
+    assert json.loads(shown.text)["functions"]["__main__:framed"]["hits"] == 1
+
+
+def test_stats_plot_is_svg(kernel: Kernel) -> None:
+    """`--plot` draws hits, stale hits and misses; a terminal gets block characters."""
+    kernel.run("""
+        @cache
+        def drawn(x): return x
+        drawn(1), drawn(1)
+    """)
+    shown = kernel.run("%cache_stats --plot")
+    assert "<svg" in shown.html
+    assert "█" in shown.text
+    assert "<svg" not in kernel.run("%cache_stats").html
+
+
+def test_stats_reset(kernel: Kernel) -> None:
+    """`--reset` starts this kernel's counters at zero, and says so."""
+    kernel.run("""
+        @cache
+        def counted(x): return x
+        counted(1)
+    """)
+    assert "zero" in kernel.run("%cache_stats --reset").text
+    assert "counted" not in kernel.run("%cache_stats").text
+
+
+OTHER = """
+import memo
+from memo import cache
+@cache
+def elsewhere(x): return x
+elsewhere(1), elsewhere(1), elsewhere(1)
+"""
+
+
+def test_stats_of_all_kernels(kernel: Kernel) -> None:
+    """`--all` adds up every process that shares the cache, those that have ended included."""
+    kernel.run("""
+        @cache
+        def here(x): return x
+        here(1), here(1)
+    """)
+    path = kernel.home / "other.py"
+    path.write_text(OTHER)
+    done = kernel.run(f"""
+        import subprocess, sys
+        done = subprocess.run([sys.executable, {str(path)!r}], capture_output=True, text=True)
+        print(done.returncode, done.stderr)
+    """)
+    assert done.stdout.split() == ["0"]
+    everybody = kernel.run("%cache_stats --all")
+    assert "elsewhere" in everybody.text
+    assert "here" in everybody.text
+    assert "processes" in everybody.text
+    assert "elsewhere" not in kernel.run("%cache_stats").text
+
+
+# --- %cache_clear, %cache_ls, %cache_explain ----------------------------------------------------
+
+
+def test_clear_by_function_and_argument(kernel: Kernel) -> None:
+    """`%cache_clear f --where region=EU` drops just those, and says what it dropped."""
+    kernel.run("""
+        calls = []
+        @cache
+        def sales(region, year):
+            calls.append((region, year))
+            return region
+        def use():
+            calls.clear()
+            for region in ("EU", "US"):
+                for year in (2023, 2024):
+                    sales(region, year)
+            print(sorted(calls))
+        use()
+    """)
+    assert kernel.run("use()").stdout == "[]\n"
+    shown = kernel.run("%cache_clear sales --where region=EU")
+    assert "Invalidated sales(region='EU')" in shown.text
+    assert "disk" in shown.html
+    assert kernel.run("use()").stdout == "[('EU', 2023), ('EU', 2024)]\n"
+    kernel.run("%cache_clear sales --where region=US --where year=2024")
+    assert kernel.run("use()").stdout == "[('US', 2024)]\n"
+    kernel.run("%cache_clear sales")
+    assert kernel.run("use()").stdout.count("(") == 4
+
+
+def test_clear_by_tag(kernel: Kernel) -> None:
+    """`%cache_clear --tag t` drops the entries with that tag, of whatever function."""
+    kernel.run("""
+        calls = []
+        @cache(tags=["daily"])
+        def tagged(x):
+            calls.append(x)
+        tagged(1)
+    """)
+    assert "tag daily" in kernel.run("%cache_clear --tag daily").text
+    assert kernel.run("tagged(1); print(calls)").stdout == "[1, 1]\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("%cache_clear nothing", "No cached function matches nothing"),
+        ("%cache_clear known --where colour=red", "colour"),
+        ("%cache_clear known --where colour", "--where region=EU"),
+        ("%cache_clear known --tag t", "--tag goes alone"),
+        ("%cache_explain known", "Write a call"),
+        ("%cache_explain known(", "Write a call"),
+        ("%cache_explain len([])", "not a cached function"),
+        ("%cache_stats --colour", "unrecognized arguments"),
+        ("%cache_report perhaps", "perhaps"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(kernel: Kernel, line: str, said: str) -> None:
+    """A mistake on a magic's line is one sentence that says what to write."""
+    kernel.run("""
+        @cache
+        def known(x): return x
+    """)
+    shown = kernel.attempt(line)
+    assert said in shown.stderr + shown.error
+    assert "Traceback" not in shown.stderr + shown.error
+
+
+def test_explain_shows_what_explain_answers(kernel: Kernel) -> None:
+    """`%cache_explain f(args)` shows `f.explain(args)`, evaluated where the user is."""
+    kernel.run("""
+        class Answer:
+            def __init__(self, *facts): self.facts = facts
+            def __repr__(self): return f"text {self.facts}"
+            def _repr_html_(self): return f"<b>html {self.facts}</b>"
+        class Tool:
+            def explain(self, *args, **kwargs): return Answer(args, kwargs)
+        tools, year = {"f": Tool()}, 2024
+    """)
+    shown = kernel.run('%cache_explain tools["f"]("EU", year=year + 1)')
+    assert shown.text == "text (('EU',), {'year': 2025})"
+    assert "<b>html" in shown.html
+    assert kernel.run('%cache_explain await tools["f"](1)').text == "text ((1,), {})"
+
+
+def test_ls_lists_entries(kernel: Kernel) -> None:
+    """`%cache_ls` lists entries with their arguments, age, size and cost, also as a frame."""
+    kernel.run("""
+        @cache(ttl="1h")
+        def listed(region, year):
+            time.sleep(0.01)
+            return "x" * 5000
+        @cache
+        def unlisted(x): return x
+        listed("EU", 2024), listed("US", year=2024), unlisted(1)
+    """)
+    shown = kernel.run("%cache_ls listed")
+    assert "2 entries" in shown.text
+    assert "EU" in shown.text
+    assert "year=2024" in shown.text
+    assert "unlisted" not in shown.text
+    assert "<table" in shown.html
+    assert "1 min" not in shown.text.replace("59 min", "")
+    frame = kernel.run("""
+        df = %cache_ls listed --frame
+        print(len(df), bool((df["size"] > 0).all()), bool((df["cost_seconds"] >= 0.01).all()))
+    """)
+    assert frame.stdout == "2 True True\n"
+    assert "No entries" in kernel.run("%cache_ls nothing_like_it").text
+
+
+# --- %cache_report ------------------------------------------------------------------------------
+
+
+def test_report_puts_a_line_under_each_cell(kernel: Kernel) -> None:
+    """A cell that used the cache gets one line, below what it shows itself."""
+    kernel.run("""
+        @cache
+        def slow(x):
+            time.sleep(0.05)
+            return x
+    """)
+    assert "on" in kernel.run("%cache_report on").text
+    first = kernel.run("slow(1)")
+    assert first.bundles[-1]["text/plain"] == "1 miss: slow() absent"
+    again = kernel.run("slow(1)\nslow(1)")
+    assert len(again.bundles) == 2
+    line = again.bundles[-1]
+    assert line["text/plain"].startswith("2 hits (")
+    assert " · saved " in line["text/plain"]
+    assert "2 hits (" in line["text/html"]
+    assert not kernel.run("1 + 1").bundles[1:]
+    assert "off" in kernel.run("%cache_report off").text
+    assert len(kernel.run("slow(1)").bundles) == 1
+
+
+def test_report_under_cells_that_await(kernel: Kernel) -> None:
+    """Top-level `await` changes nothing."""
+    kernel.run("""
+        @cache
+        async def fetch(x):
+            await asyncio.sleep(0.01)
+            return x
+    """)
+    kernel.run("%cache_report on")
+    first = kernel.run("r = await asyncio.gather(*(fetch(5) for _ in range(3)))")
+    assert first.text.startswith("1 miss: fetch() absent · 2 shared · saved ")
+    assert kernel.run("r = await fetch(5)").text.startswith("1 hit (")
+
+
+def test_report_under_cells_that_raise(kernel: Kernel) -> None:
+    """A cell that raised gets its line as well."""
+    kernel.run("""
+        @cache
+        def broken(x):
+            raise KeyError(x)
+    """)
+    kernel.run("%cache_report on")
+    shown = kernel.attempt("broken(1)")
+    assert "KeyError" in shown.error
+    assert "1 raised" in shown.text
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_report_follows_a_background_refresh(kernel: Kernel, kind: str) -> None:
+    """A refresh that ends after its cell changes the line under that cell, in place."""
+    wait = "await " if kind == "async def" else ""
+    sleep = "await asyncio.sleep" if kind == "async def" else "time.sleep"
+    kernel.run(f"""
+        go = threading.Event()
+        @cache(ttl=0.2, stale_while_revalidate=3600)
+        {kind} aging(x):
+            while go is not None and not go.is_set():
+                {sleep}(0.01)
+            return x
+        go.set()
+        {wait}aging("{kind}")
+        go.clear()
+        time.sleep(0.3)
+    """)
+    kernel.run("%cache_report on")
+    shown = kernel.run(f'{wait}aging("{kind}")')
+    assert shown.bundles[-1]["text/plain"].startswith("1 stale")
+    assert "refreshed" not in shown.bundles[-1]["text/plain"]
+    kernel.run("go.set()")
+    kernel.wait_for_update(lambda text: text.startswith("1 stale, refreshed"))
+
+
+@pytest.mark.timing
+def test_report_costs_hits_nothing(kernel: Kernel) -> None:
+    """A cell that hits 1,000 times with the report on is at most 5 % slower than with it off."""
+    kernel.run("""
+        @cache
+        def often(x): return x
+        often(1)
+        def measured():
+            begin = time.perf_counter()
+            for _ in range(1000): often(1)
+            return time.perf_counter() - begin
+        on, off = [], []
+    """)
+    for _ in range(15):
+        kernel.run("%cache_report on")
+        kernel.run("on.append(measured())")
+        kernel.run("%cache_report off")
+        kernel.run("off.append(measured())")
+    ratio = float(kernel.run("print(min(on) / min(off))").stdout)
+    assert ratio < 1.05
+
+
+# --- Coming and going ---------------------------------------------------------------------------
+
+STATE = """
+def state():
+    shell = get_ipython()
+    return (
+        {name: list(found) for name, found in shell.events.callbacks.items()},
+        sorted(shell.magics_manager.magics["line"]),
+        sorted(shell.magics_manager.magics["cell"]),
+        sorted(shell.magics_manager.registry),
+        [type(one).__name__ for one in shell.configurables],
+        sorted(shell.strdispatchers["complete_command"].strs),
+        sorted(thread.name for thread in threading.enumerate()),
+    )
+"""
+
+
+def test_unloading_leaves_nothing_behind(kernel: Kernel) -> None:
+    """After `%unload_ext memo` the shell is as it was: magics, callbacks, completers, threads."""
+    kernel.run("%unload_ext memo")
+    try:
+        kernel.run(f"{STATE}\nbefore = state()")
+        assert "cache_" not in kernel.run("print(before)").stdout
+        kernel.run("%load_ext memo")
+        kernel.run("memo.load_ipython_extension(get_ipython())")
+        loaded = kernel.run("print(before == state(), 'cache_stats' in state()[1])")
+        assert loaded.stdout == "False True\n"
+        kernel.run("%cache_report on")
+        kernel.run("%reload_ext memo")
+        kernel.run("%unload_ext memo")
+        left = kernel.run("""
+            for a, b in zip(before, state()):
+                if a != b: print(a, b)
+        """)
+        assert left.stdout == ""
+        assert "not found" in kernel.attempt("%cache_stats").stderr
+    finally:
+        kernel.run("%load_ext memo")
+
+
+def test_names_and_options_complete(kernel: Kernel) -> None:
+    """Tab completes names of cached functions and the options of each magic."""
+    kernel.run("""
+        @cache
+        def completed_name(x): return x
+    """)
+
+    def completions(code: str) -> list[str]:
+        reply = kernel.client.complete(code, reply=True, timeout=TIMEOUT)
+        return reply["content"]["matches"]
+
+    assert "completed_name" in completions("%cache_stats comp")
+    assert "completed_name" in completions("%cache_clear comp")
+    assert "--plot" in completions("%cache_stats --pl")
+    assert {"on", "off"} <= set(completions("%cache_report o"))
+
+
+@pytest.mark.parametrize("name", ["stats", "clear", "explain", "ls", "report"])
+def test_each_magic_has_help(kernel: Kernel, name: str) -> None:
+    """`%magic?` says what it does and lists its options."""
+    code = f"%cache_{name}"
+    reply = kernel.client.inspect(code, len(code), reply=True, timeout=TIMEOUT)
+    text = reply["content"]["data"]["text/plain"]
+    assert f"%cache_{name}" in text
+    assert len(text) > 150
+
+
+TERMINAL = """
+from memo import cache
+%load_ext memo
+@cache
+def f(x): return x
+
+%cache_report on
+f(1)
+f(1)
+%cache_stats
+"""
+
+
+def test_in_a_terminal(tmp_path: Path) -> None:
+    """IPython in a terminal shows the same as plain text."""
+    done = subprocess.run(
+        [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", "--simple-prompt"],
+        input=TERMINAL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"},
+    )
+    assert "1 miss: f() absent" in done.stdout, done.stdout + done.stderr
+    assert "1 hit (" in done.stdout
+    assert "1 hit · 1 miss" in done.stdout
+    assert "median hit" in done.stdout
+    assert "<table" not in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

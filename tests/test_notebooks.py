@@ -1,0 +1,114 @@
+"""The notebooks run from top to bottom in a real kernel, and again after a restart."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TOUR = ROOT / "notebooks" / "tour.ipynb"
+
+
+@pytest.fixture(autouse=True)
+def _environment(cache_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The kernel's environment: this checkout, and the test's own cache."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+
+
+class Ran:
+    """A notebook that has run in a kernel of its own: what each cell showed, by the cell's id."""
+
+    def __init__(self, notebook: nbformat.NotebookNode) -> None:
+        self.cells = {cell["id"]: cell for cell in notebook.cells}
+
+    def text(self, cell: str) -> str:
+        """Everything a cell showed, as plain text."""
+        parts = []
+        for output in self.cells[cell]["outputs"]:
+            if output["output_type"] == "stream":
+                parts.append(output["text"])
+            else:
+                parts.append(output["data"].get("text/plain", ""))
+        return "\n".join(parts)
+
+    def html(self, cell: str) -> str:
+        """Everything a cell showed as HTML."""
+        outputs = self.cells[cell]["outputs"]
+        return "\n".join(o["data"].get("text/html", "") for o in outputs if "data" in o)
+
+
+async def run(path: Path, folder: Path) -> Ran:
+    """Run a notebook in a new kernel that works in a folder; fails where a cell does."""
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    await NotebookClient(notebook, timeout=90, resources=resources).async_execute()
+    return Ran(notebook)
+
+
+def requests_in(text: str) -> int:
+    found = re.search(r"requests to the server so far: (\d+)", text)
+    assert found, text
+    return int(found[1])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+    """A committed notebook is valid, has an id per cell, and no output and no count of anybody."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.nbformat_minor >= 5
+    assert len({cell["id"] for cell in notebook.cells}) == len(notebook.cells)
+    for cell in notebook.cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"]
+            assert cell["execution_count"] is None
+
+
+async def test_the_other_notebooks_run(tmp_path: Path) -> None:
+    """Every cell of every other notebook runs."""
+    for path in NOTEBOOKS:
+        if path != TOUR:
+            await run(path, tmp_path)
+
+
+async def test_the_tour(tmp_path: Path) -> None:
+    """The tour's promises: hits, sharing, another process, invalidation, and a restart."""
+    first = await run(TOUR, tmp_path)
+
+    assert requests_in(first.text("first")) == 1
+    assert "1 miss: load() absent" in first.text("first")
+    assert requests_in(first.text("again")) == 1
+    assert re.search(r"1 hit \(\w+\) · saved", first.text("again"))
+    assert "requests for US: 1 | untouched: True" in first.text("together")
+
+    in_script, here = first.text("process").strip().splitlines()[-2:]
+    assert in_script.startswith("1000 rows, sold in all:")
+    assert here == f"{in_script} here"
+
+    assert re.search(r"1 hit", first.text("pipeline-again"))
+    assert "asked the server again for: ['EU']" in first.text("update")
+    assert "sold after" in first.text("update")
+    assert "Invalidated tour.load(region='ASIA')" in first.text("by-hand")
+    assert first.text("stale-again").splitlines()[-1].startswith("1 stale, refreshed · saved")
+
+    assert "tour.load" in first.text("stats")
+    assert "<svg" in first.html("stats")
+    assert "<table" in first.html("stats")
+    assert "tour.load" in first.text("frame")
+    assert "region=EU" in first.text("entries").replace("'", "")
+
+    again = await run(TOUR, tmp_path)  # a new kernel, as after a restart
+    assert requests_in(again.text("first")) == 0
+    assert requests_in(again.text("again")) == 0
+    assert again.text("first").splitlines()[-1].startswith("1 hit (")
+    assert "requests for US: 0 | untouched: True" in again.text("together")
+    assert "asked the server again for: ['EU']" in again.text("update")

@@ -1,0 +1,459 @@
+"""Every guarantee, the same for `def`, for `async def`, and for `def` from several threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+import pytest
+from styles import STYLES, Style
+
+import memo
+from memo import events
+from memo.testing import ManualClock, isolated, recording
+
+pytestmark = pytest.mark.parametrize("style", STYLES, ids=repr)
+
+
+def kinds(seen: list[events.Event]) -> Counter[str]:
+    return Counter(event.kind for event in seen)
+
+
+def test_second_call_is_a_hit(style: Style) -> None:
+    """A result is computed once and then returned from the cache."""
+    runs: list[int] = []
+
+    def load(x: int) -> dict[str, int]:
+        runs.append(x)
+        return {"x": x}
+
+    f = style.cached(load)
+    assert [style.call(f, 1) for _ in range(3)] == [{"x": 1}] * 3
+    assert style.call(f, 2) == {"x": 2}
+    assert runs == [1, 2]
+
+
+def test_hit_survives_a_restart(style: Style) -> None:
+    """What one set of connections stored, the next one finds on disk."""
+    runs: list[int] = []
+
+    def load(x: int) -> pd.DataFrame:
+        runs.append(x)
+        return pd.DataFrame({"x": range(x), "y": ["a"] * x})
+
+    f = style.cached(load, ttl=None)
+    first = style.call(f, 20_000)
+    memo.assembly.reset()
+    pd.testing.assert_frame_equal(style.call(f, 20_000), first)
+    assert runs == [20_000]
+
+
+def test_none_is_a_value(style: Style) -> None:
+    """None is stored like any other result."""
+    runs: list[int] = []
+
+    def load() -> None:
+        runs.append(1)
+
+    f = style.cached(load)
+    assert style.call(f) is None
+    assert style.call(f) is None
+    assert len(runs) == 1
+
+
+def test_returned_object_is_isolated(style: Style) -> None:
+    """Changing a returned object changes nothing for anybody else (I8)."""
+
+    def load() -> dict[str, list[int]]:
+        return {"rows": [1, 2]}
+
+    f = style.cached(load)
+    style.call(f)["rows"].append(3)
+    style.call(f)["rows"].append(4)
+    assert style.call(f) == {"rows": [1, 2]}
+
+
+def test_single_flight(style: Style) -> None:
+    """Thirty-two callers at once run one computation, and each gets a copy of its own (I3, I8)."""
+    runs: list[int] = []
+
+    def load(x: int) -> Any:
+        runs.append(x)
+        yield 0.1
+        return [x]
+
+    f = style.cached(load)
+    results = style.together([lambda: f(7)] * 32)
+    assert results == [[7]] * 32
+    assert len({id(r) for r in results}) == 32
+    assert runs == [7]
+
+
+def test_exception_is_the_functions_own(style: Style) -> None:
+    """An exception reaches every caller and is not stored."""
+    runs: list[int] = []
+
+    def load() -> Any:
+        runs.append(1)
+        yield 0.05
+        raise LookupError("no such region")
+
+    f = style.cached(load)
+    results = style.together([f] * 5)
+    assert [str(r) for r in results] == ["no such region"] * 5
+    assert all(type(r) is LookupError for r in results)
+    assert len(runs) == 1
+    with pytest.raises(LookupError):
+        style.call(f)
+    assert len(runs) == 2
+
+
+def test_traceback_shows_the_users_frames(style: Style) -> None:
+    """Between the caller and the user's function there is one frame of memo, not twenty."""
+
+    def load() -> None:
+        raise LookupError("here")
+
+    f = style.cached(load)
+    with pytest.raises(LookupError) as caught:
+        style.call(f)
+    names = [str(entry.path) for entry in caught.traceback]
+    assert sum("/memo/memo/" in name or name.endswith("engine.py") for name in names) <= 1
+    assert caught.traceback[-1].name == "load"
+
+
+def test_unpicklable_result_is_returned(style: Style) -> None:
+    """A result that cannot be pickled reaches its caller, with one warning (I5)."""
+
+    def load() -> Any:
+        return threading.Lock()
+
+    f = style.cached(load)
+    with warnings.catch_warnings(record=True) as caught, recording() as seen:
+        warnings.simplefilter("always")
+        assert hasattr(style.call(f), "acquire")
+        assert hasattr(style.call(f), "acquire")
+    assert len([w for w in caught if "cannot be pickled" in str(w.message)]) == 1
+    assert kinds(seen)[events.COMPUTED] == 2
+
+
+def test_expires(style: Style) -> None:
+    """Past its ttl a result is computed again."""
+    clock = ManualClock()
+    runs: list[int] = []
+
+    def load() -> int:
+        runs.append(1)
+        return len(runs)
+
+    f = style.cached(load, ttl=60)
+    with isolated(clock=clock), recording() as seen:
+        assert style.call(f) == 1
+        clock.advance(59)
+        assert style.call(f) == 1
+        clock.advance(2)
+        assert style.call(f) == 2
+    assert [e.reason for e in seen if e.kind == events.MISS] == ["absent", "expired"]
+
+
+def test_wall_clock_that_steps_does_not_age(style: Style) -> None:
+    """A step of the wall clock makes nothing older and nothing younger (I9)."""
+    clock = ManualClock()
+    runs: list[int] = []
+
+    def load() -> int:
+        runs.append(1)
+        return len(runs)
+
+    f = style.cached(load, ttl=60)
+    with isolated(clock=clock):
+        style.call(f)
+        clock.step(-86_400)
+        clock.advance(59)
+        assert style.call(f) == 1
+        clock.advance(2)
+        assert style.call(f) == 2
+
+
+def test_stale_while_revalidate(style: Style) -> None:
+    """In the stale window the old value answers at once and is refreshed behind it."""
+    clock = ManualClock()
+    runs: list[int] = []
+
+    def load() -> Any:
+        runs.append(1)
+        number = len(runs)
+        yield 0.0
+        return number
+
+    f = style.cached(load, ttl=60, stale_while_revalidate=60)
+    with isolated(clock=clock), recording() as seen:
+        assert style.call(f) == 1
+        clock.advance(61)
+        answers = _until(style, f, 2)
+        assert answers[0] == 1
+        assert set(answers) == {1, 2}
+    counted = kinds(seen)
+    assert counted[events.REFRESH_DONE] == 1
+    assert len(runs) == 2
+
+
+def _until(style: Style, f: Any, wanted: Any) -> list[Any]:
+    """Call until the answer is `wanted`; all answers."""
+    answers: list[Any] = []
+    if style.is_async:
+
+        async def poll() -> None:
+            while not answers or answers[-1] != wanted:
+                answers.append(await f())
+                await memo.drain(5)
+                assert len(answers) < 1000
+
+        import asyncio
+
+        asyncio.run(poll())
+        return answers
+    end = time.monotonic() + 10
+    while not answers or answers[-1] != wanted:
+        answers.append(style.call(f))
+        memo.drivers.drain_blocking(5)
+        assert time.monotonic() < end, answers
+    return answers
+
+
+def test_refresh_ahead(style: Style) -> None:
+    """From the threshold on a fresh value answers at once and is refreshed behind it."""
+    clock = ManualClock()
+    runs: list[int] = []
+
+    def load() -> int:
+        runs.append(1)
+        return len(runs)
+
+    f = style.cached(load, ttl=100, refresh_ahead=True, refresh_threshold=0.5)
+    with isolated(clock=clock):
+        assert style.call(f) == 1
+        clock.advance(49)
+        assert style.call(f) == 1
+        assert len(runs) == 1
+        clock.advance(2)
+        assert _until(style, f, 2)[0] == 1
+
+
+def test_stale_if_error(style: Style) -> None:
+    """In its window the old value stands in for an exception, and only there."""
+    clock = ManualClock()
+    fail = threading.Event()  # has no sound key, so it is no input of the function
+
+    def load() -> str:
+        if fail.is_set():
+            raise ConnectionError("source is away")
+        return "old"
+
+    f = style.cached(load, ttl=10, stale_if_error=20)
+    with isolated(clock=clock):
+        assert style.call(f) == "old"
+        fail.set()
+        clock.advance(15)
+        assert style.call(f) == "old"
+        clock.advance(20)
+        with pytest.raises(ConnectionError):
+            style.call(f)
+
+
+def test_invalidation_during_the_computation_wins(style: Style) -> None:
+    """A computation that an invalidation overtook is not taken by anybody later (I1)."""
+    runs: list[int] = []
+
+    def load() -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            f.invalidate()
+        return len(runs)
+
+    f = style.cached(load)
+    style.call(f)
+    assert style.call(f) == 2
+    assert style.call(f) == 2
+
+
+def test_partial_invalidation(style: Style) -> None:
+    """`f.invalidate(region="EU")` drops what has that argument, and nothing else."""
+    runs: list[tuple[str, int]] = []
+
+    def load(region: str, year: int = 2026) -> int:
+        runs.append((region, year))
+        return len(runs)
+
+    f = style.cached(load)
+    for region in ("EU", "US"):
+        for year in (2025, 2026):
+            style.call(f, region, year)
+    del runs[:]
+    f.invalidate(region="EU")
+    for region in ("EU", "US"):
+        for year in (2025, 2026):
+            style.call(f, region, year)
+    assert runs == [("EU", 2025), ("EU", 2026)]
+    del runs[:]
+    f.invalidate("US")
+    f.invalidate("EU", 2025)
+    for region in ("EU", "US"):
+        for year in (2025, 2026):
+            style.call(f, region, year)
+    assert runs == [("EU", 2025), ("US", 2025), ("US", 2026)]
+
+
+def test_transitive_invalidation(style: Style) -> None:
+    """Invalidating what a result was built on makes the result untrue, also when it was a hit."""
+    runs: list[str] = []
+
+    def raw(region: str) -> str:
+        runs.append(f"raw {region}")
+        return region
+
+    inner = style.cached(raw)
+
+    def report(region: str) -> Any:
+        runs.append(f"report {region}")
+        data = yield inner(region)
+        return f"report on {data}"
+
+    outer = style.cached(report)
+    for region in ("EU", "US"):
+        style.call(inner, region)
+        style.call(outer, region)
+    del runs[:]
+    inner.invalidate(region="EU")
+    for region in ("EU", "US"):
+        style.call(outer, region)
+    assert runs == ["report EU", "raw EU"]
+
+
+def test_reentry_is_an_error(style: Style) -> None:
+    """A computation that asks for its own result gets a typed error at once."""
+
+    def load(x: int) -> Any:
+        return (yield f(x))
+
+    f = style.cached(load)
+    begun = time.perf_counter()
+    with pytest.raises(memo.ReentryError, match="own result"):
+        style.call(f, 1)
+    assert time.perf_counter() - begun < 5
+
+
+def test_recursion_with_other_arguments(style: Style) -> None:
+    """Cached recursion works to depth 500."""
+    if style.is_async:
+
+        @memo.cache
+        async def depth(n: int) -> int:
+            return 0 if n == 0 else 1 + await depth(n - 1)
+
+    else:
+
+        @memo.cache
+        def depth(n: int) -> int:
+            return 0 if n == 0 else 1 + depth(n - 1)
+
+    assert style.call(depth, 500) == 500
+
+
+def test_cache_if(style: Style) -> None:
+    """A result that the predicate refuses is returned and not stored."""
+    runs: list[int] = []
+
+    def load() -> list[int]:
+        runs.append(1)
+        return []
+
+    f = style.cached(load, cache_if=bool)
+    assert style.call(f) == []
+    assert style.call(f) == []
+    assert len(runs) == 2
+
+
+def test_disabled(style: Style) -> None:
+    """With `enabled=False` every call computes, and nothing is read or stored."""
+    runs: list[int] = []
+
+    def load() -> int:
+        runs.append(1)
+        return len(runs)
+
+    f = style.cached(load)
+    with memo.configure(enabled=False):
+        assert style.call(f) == 1
+        assert style.call(f) == 2
+    assert style.call(f) == 3
+
+
+def test_stop_iteration_of_the_user(style: Style) -> None:
+    """A user's StopIteration reaches the caller as Python would have it."""
+
+    def load() -> None:
+        raise StopIteration("mine")
+
+    f = style.cached(load)
+    expected: type[Exception] = RuntimeError if style.is_async else StopIteration
+    with pytest.raises(expected):
+        style.call(f)
+
+
+class InADict:
+    """The ten-line provider of the documentation."""
+
+    def __init__(self) -> None:
+        self.store: dict[str, bytes] = {}
+
+    async def get(self, key: str) -> bytes | None:
+        return self.store.get(key)
+
+    async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
+        self.store[key] = value
+
+    async def delete(self, key: str) -> None:
+        self.store.pop(key, None)
+
+    async def clear(self) -> None:
+        self.store.clear()
+
+
+def test_ten_line_provider(style: Style) -> None:
+    """A user's own store of ten lines works, invalidations included."""
+    runs: list[int] = []
+    provider = InADict()
+
+    def load(x: int) -> pd.Series:
+        runs.append(x)
+        return pd.Series(range(x))
+
+    f = style.cached(load, provider=provider)
+    for n in (3, 50_000):
+        style.call(f, n)
+        pd.testing.assert_series_equal(style.call(f, n), pd.Series(range(n)))
+    assert runs == [3, 50_000]
+    f.invalidate(3)
+    style.call(f, 3)
+    style.call(f, 50_000)
+    assert runs == [3, 50_000, 3]
+    assert all(isinstance(v, bytes) for v in provider.store.values())
+
+
+def test_broken_provider_never_reaches_the_caller(style: Style) -> None:
+    """Whatever a provider raises, the caller gets the result (I5)."""
+
+    class Broken(InADict):
+        async def get(self, key: str) -> bytes | None:
+            raise OSError("away")
+
+        set = delete = clear = get  # type: ignore[assignment]
+
+    f = style.cached(lambda x: x, provider=Broken())
+    assert style.call(f, 5) == 5
+    assert style.call(f, 5) == 5

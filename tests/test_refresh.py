@@ -1,0 +1,660 @@
+"""Time: ttl in all its forms, live ttls, and refreshes in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ports import ROOT, run, start
+from redis_server import RedisServer
+from styles import STYLES, Style
+
+import memo
+from memo import events, leases, policy
+from memo.clock import SECOND
+from memo.testing import ManualClock, isolated, recording
+
+styles = pytest.mark.parametrize("style", STYLES, ids=repr)
+
+
+class Source:
+    """What functions of these tests load; it has no sound key, so its state changes none."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.runs = 0
+        self.fail = False
+        self.seconds = 0.0
+        self.seen: list[Any] = []
+
+    def load(self) -> int:
+        with self.lock:
+            self.runs += 1
+            number = self.runs
+        if self.fail:
+            raise ConnectionError("source is away")
+        return number
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def cached(style: Style, source: Source, **options: Any) -> Any:
+    def load(x: int = 0) -> Any:
+        number = source.load()
+        if source.seconds:
+            yield source.seconds
+        return number
+
+    return style.cached(load, version="1", **options)
+
+
+def settled(style: Style, f: Any, *args: Any) -> Any:
+    """One call, and then the end of what it has begun in the background."""
+    if style.is_async:
+
+        async def inside() -> Any:
+            answer = await f(*args)
+            assert await memo.drain(10)
+            return answer
+
+        return asyncio.run(inside())
+    answer = style.call(f, *args)
+    assert memo.drivers.drain_blocking(10)
+    return answer
+
+
+# --- ttl -----------------------------------------------------------------------------------------
+
+
+@styles
+@pytest.mark.parametrize(
+    ("ttl", "seconds"),
+    [
+        (90, 90),
+        (0.5, 0.5),
+        (timedelta(minutes=2), 120),
+        ("1h30m", 5400),
+        ("250ms", 0.25),
+        ("2 d", 172_800),
+        (lambda result: 10 + result, 11),
+        (lambda result: timedelta(seconds=20 * result), 20),
+        (lambda result: "30s", 30),
+    ],
+    ids=["int", "float", "timedelta", "text", "ms", "days", "call", "call timedelta", "call text"],
+)
+def test_every_form_of_ttl(
+    style: Style, source: Source, clock: ManualClock, ttl: Any, seconds: float
+) -> None:
+    """A result is fresh for exactly as long as its ttl says, in each of its forms."""
+    f = cached(style, source, ttl=ttl)
+    with isolated(clock=clock):
+        assert style.call(f) == 1
+        clock.advance(seconds * 0.99)
+        assert style.call(f) == 1
+        clock.advance(seconds * 0.02)
+        assert style.call(f) == 2
+
+
+@styles
+@pytest.mark.parametrize("ttl", [None, lambda result: None], ids=["none", "callable"])
+def test_no_expiry(style: Style, source: Source, clock: ManualClock, ttl: Any) -> None:
+    """None means that nothing expires."""
+    f = cached(style, source, ttl=ttl)
+    with isolated(clock=clock):
+        style.call(f)
+        clock.advance(10 * 365 * 86_400)
+        assert style.call(f) == 1
+
+
+@styles
+@pytest.mark.parametrize("answer", [0, -1, True, "5", math.nan, b"5s"], ids=repr)
+def test_a_ttl_callable_that_gives_nonsense(style: Style, source: Source, answer: Any) -> None:
+    """Then the result is returned and not stored, and an event says why (I5)."""
+    f = cached(style, source, ttl=lambda result: answer)
+    with recording() as seen:
+        assert style.call(f) == 1
+    assert style.call(f) == 2
+    assert [e.detail for e in seen if e.kind == events.ERROR][0].startswith("OptionError: ttl=")
+
+
+@given(
+    ttl=st.floats(min_value=0.001, max_value=1e8),
+    draw=st.floats(min_value=0, max_value=1, exclude_max=True),
+)
+def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
+    """With `use_jitter` a ttl lies between 90 % and 100 % of what was promised, never above."""
+    import random
+    from unittest.mock import patch
+
+    jittered = policy.Policy(ttl=ttl, use_jitter=True)
+    with patch.object(random, "random", lambda: draw):
+        got = policy.ttl_ns(jittered, None)
+        live = policy.ttl_ns(jittered, None, live_ttl=ttl)
+    assert got == live
+    assert got <= ttl * SECOND
+    assert got >= min(1, ttl * SECOND) and got >= int(ttl * SECOND * 0.9) - 1
+
+
+def test_jitter_spreads() -> None:
+    """A thousand entries of one ttl expire over all of the tenth, not together."""
+    jittered = policy.Policy(ttl=1000.0, use_jitter=True)
+    drawn = sorted(policy.ttl_ns(jittered, None) / SECOND for _ in range(1000))
+    assert 900 <= drawn[0] < 910
+    assert 990 < drawn[-1] <= 1000
+    assert policy.ttl_ns(policy.Policy(ttl=1000.0), None) == 1000 * SECOND
+
+
+@styles
+def test_jitter_of_a_function(style: Style, source: Source, clock: ManualClock) -> None:
+    """Entries of a function with `use_jitter` are gone by their ttl, and some of them before."""
+    f = cached(style, source, ttl=100, use_jitter=True)
+    with isolated(clock=clock):
+        for x in range(40):
+            style.call(f, x)
+        clock.advance(89.9)
+        assert all(f.is_cached(x) for x in range(40))
+        clock.advance(5)
+        assert 0 < sum(f.is_cached(x) for x in range(40)) < 40
+        clock.advance(5.2)
+        assert not any(f.is_cached(x) for x in range(40))
+
+
+# --- live ttls -----------------------------------------------------------------------------------
+
+
+@styles
+def test_live_ttl_acts_on_entries_that_exist(
+    style: Style, source: Source, clock: ManualClock
+) -> None:
+    """A live ttl counts from now on, shorter or longer, also for what is stored; and goes again."""
+    f = cached(style, source, ttl=60, ttl_key="ttl.products")
+    with isolated(clock=clock):
+        assert style.call(f) == 1
+        clock.advance(30)
+        memo.live["ttl.products"] = 20
+        assert not f.is_cached()
+        memo.live["ttl.products"] = 40
+        assert f.is_cached()
+        clock.advance(5000)
+        assert not f.is_cached()
+        memo.live["ttl.products"] = "2h"
+        assert style.call(f) == 1
+        memo.live["ttl.products"] = None
+        clock.advance(70_000)
+        assert style.call(f) == 1
+        del memo.live["ttl.products"]
+        assert style.call(f) == 2
+
+
+@styles
+def test_an_entry_outlives_a_short_ttl(style: Style, source: Source) -> None:
+    """What was stored with a short ttl is still there when the live ttl is raised."""
+    f = cached(style, source, ttl=0.05, ttl_key="ttl.short")
+    plain = cached(style, source, ttl=0.05, name="plain")
+    assert style.call(f) == 1
+    style.call(plain)
+    memo.assembly.reset()  # so that the memory tier has nothing
+    time.sleep(0.3)
+    assert not f.is_cached()
+    memo.live["ttl.short"] = 60
+    assert style.call(f) == 1
+
+
+@styles
+def test_a_live_ttl_is_that_of_new_entries(
+    style: Style, source: Source, clock: ManualClock
+) -> None:
+    """A result is stored with the live ttl, not with the decorator's."""
+    f = cached(style, source, ttl=60, ttl_key="ttl.new")
+    with isolated(clock=clock):
+        memo.live["ttl.new"] = 1000
+        style.call(f)
+        clock.advance(900)
+        assert style.call(f) == 1
+        clock.advance(200)
+        assert style.call(f) == 2
+
+
+@styles
+def test_live_ttl_from_a_file(style: Style, source: Source, tmp_path: Path) -> None:
+    """A TOML file that is changed acts on entries that exist, within a second."""
+    path = tmp_path / "live.toml"
+    path.write_text("[ttl]\nfile = 60\n")
+    f = cached(style, source, ttl=0.001, ttl_key="ttl.file")
+    with memo.configure(live_file=path):
+        assert style.call(f) == 1
+        assert style.call(f) == 1
+        time.sleep(0.2)
+        path.write_text('[ttl]\nfile = "1ms"\n')
+        end = time.monotonic() + 1.0
+        while f.is_cached():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert style.call(f) == 2
+
+
+LIVE = """
+import sys, time
+import memo
+memo.configure(redis_url=sys.argv[1], directory=sys.argv[2])
+@memo.cache(ttl=60, ttl_key="ttl.shared", name="shared", version="1")
+def load():
+    return time.time()
+first = load()
+print("loaded", flush=True)
+sys.stdin.readline()
+time.sleep(1.0)           # nothing is asked meanwhile
+print(load() == first, memo.live.get("ttl.shared"), flush=True)
+sys.stdin.readline()
+while memo.live.get("ttl.shared") is not None:
+    load()
+    time.sleep(0.01)
+print(time.time(), flush=True)
+"""
+
+
+def test_shared_live_ttl_reaches_all_kernels(redis_server: RedisServer, tmp_path: Path) -> None:
+    """`memo.live.set(..., shared=True)` counts everywhere within a second, without a call before."""
+    kernels = [start(LIVE, redis_server.url, tmp_path / host) for host in ("a", "b")]
+    try:
+        for kernel in kernels:
+            assert kernel.stdout is not None and kernel.stdin is not None
+            assert kernel.stdout.readline() == "loaded\n"
+        with memo.configure(redis_url=redis_server.url):
+            memo.live.set("ttl.shared", "1ms", shared=True)
+            for kernel in kernels:
+                kernel.stdin.write("\n")  # type: ignore[union-attr]
+                kernel.stdin.flush()  # type: ignore[union-attr]
+            for kernel in kernels:
+                assert kernel.stdout.readline() == "False 0.001\n"  # type: ignore[union-attr]
+                kernel.stdin.write("\n")  # type: ignore[union-attr]
+                kernel.stdin.flush()  # type: ignore[union-attr]
+            time.sleep(0.1)
+            deleted = time.time()
+            assert memo.live.delete("ttl.shared", shared=True) in (True, False)
+            for kernel in kernels:
+                seen = float(kernel.stdout.readline())  # type: ignore[union-attr]
+                assert seen - deleted < 1.0
+            memo.assembly.reset()
+    finally:
+        for kernel in kernels:
+            kernel.kill()
+            kernel.communicate()
+
+
+@styles
+def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisServer) -> None:
+    """Whoever sets a shared ttl sees it at the next call, and keeps it while Redis is away."""
+    f = cached(style, source, ttl=60, ttl_key="ttl.here")
+    with memo.configure(redis_url=redis_server.url):
+        assert style.call(f) == 1
+        memo.live.set("ttl.here", "1ms", shared=True)
+        time.sleep(0.002)
+        assert style.call(f) == 2
+        redis_server.kill()
+        time.sleep(0.6)
+        assert style.call(f) == 3
+        assert memo.live["ttl.here"] == 0.001
+        redis_server.restart()
+        memo.assembly.reset()
+    assert "ttl.here" not in memo.live
+
+
+def test_shared_without_redis_is_an_error() -> None:
+    """Where no Redis is configured, `shared=True` is an error that says what to set."""
+    with pytest.raises(memo.OptionError, match="set redis_url first"):
+        memo.live.set("ttl.x", 5, shared=True)
+
+
+# --- refreshes -----------------------------------------------------------------------------------
+
+
+@styles
+@pytest.mark.parametrize("window", ["ahead", "revalidate"])
+def test_a_stale_answer_does_not_wait(
+    style: Style, source: Source, clock: ManualClock, window: str
+) -> None:
+    """A stale answer comes at the speed of a hit, while a job of half a second refreshes it."""
+    options: dict[str, Any] = {"refresh_ahead": True, "refresh_threshold": 0.5}
+    if window == "revalidate":
+        options = {"stale_while_revalidate": 100}
+    f = cached(style, source, ttl=100, **options)
+    with isolated(clock=clock), recording() as seen:
+        style.call(f)
+        clock.advance(60 if window == "ahead" else 110)
+        source.seconds = 0.5
+        waits: list[float] = []
+
+        def calls() -> None:
+            for _ in range(20):
+                begun = time.perf_counter()
+                assert f() == 1
+                waits.append(time.perf_counter() - begun)
+
+        async def acalls() -> None:
+            for _ in range(20):
+                begun = time.perf_counter()
+                assert await f() == 1
+                waits.append(time.perf_counter() - begun)
+            assert await memo.drain(10)
+
+        if style.is_async:
+            asyncio.run(acalls())
+        else:
+            calls()
+            assert memo.drivers.drain_blocking(10)
+        assert style.call(f) == 2
+    assert sorted(waits)[10] < 0.005
+    assert max(waits) < 0.3
+    assert source.runs == 2
+    stale = [event for event in seen if event.kind == events.STALE]
+    assert len(stale) == 20
+    assert {event.reason for event in stale} == {"ahead" if window == "ahead" else "expired"}
+
+
+@styles
+def test_one_refresh_per_key(style: Style, source: Source, clock: ManualClock) -> None:
+    """However many callers find it stale at once, one refresh runs."""
+    f = cached(style, source, ttl=100, stale_while_revalidate=100)
+    with isolated(clock=clock):
+        style.call(f)
+        clock.advance(110)
+        source.seconds = 0.3
+
+        async def many() -> list[int]:
+            answers = await asyncio.gather(*(f() for _ in range(50)))
+            await memo.drain(10)
+            return answers
+
+        answers = asyncio.run(many()) if style.is_async else style.together([f] * 50)
+        memo.drivers.drain_blocking(10)
+        assert answers == [1] * 50
+        assert source.runs == 2
+
+
+REFRESHER = """
+import asyncio, sys, time, threading
+import memo
+memo.configure(redis_url=sys.argv[1] or None)
+log = sys.argv[2]
+lock = threading.Lock()
+def note():
+    with lock, open(log, "a") as file:
+        file.write("run\\n")
+options = dict(ttl=1.0, stale_while_revalidate=100, name="refreshed", version="1")
+if sys.argv[3] == "async":
+    @memo.cache(**options)
+    async def load():
+        note()
+        await asyncio.sleep(0.5)
+        return time.time()
+    call = lambda: load()
+else:
+    @memo.cache(**options)
+    def load():
+        note()
+        time.sleep(0.5)
+        return time.time()
+    async def call(): return load()
+
+async def main():
+    first = await call()          # every process has it in its memory tier
+    print("ready", flush=True)
+    sys.stdin.readline()
+    end = time.monotonic() + 0.9  # less than the new ttl
+    answers = set()
+    while time.monotonic() < end:
+        answers.add(await call())
+        await asyncio.sleep(0.01)
+    await memo.drain(5)
+    answers.add(await call())
+    print(len(answers), flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("style", ["sync", "async"])
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+def test_one_refresh_per_cluster(
+    style: str, shared: str, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Of 4 processes that serve a stale value for a while one refreshes it, and all see that."""
+    log = tmp_path / "runs"
+    url = redis_server.url if shared == "redis" else ""
+    kernels = [start(REFRESHER, url, log, style) for _ in range(4)]
+    try:
+        for kernel in kernels:
+            assert kernel.stdout is not None and kernel.stdin is not None
+            assert kernel.stdout.readline() == "ready\n"
+        time.sleep(1.1)
+        computed = len(log.read_text().split())
+        for kernel in kernels:
+            kernel.stdin.write("\n")  # type: ignore[union-attr]
+            kernel.stdin.flush()  # type: ignore[union-attr]
+        for kernel in kernels:
+            assert kernel.stdout.readline() == "2\n"  # type: ignore[union-attr]
+        assert len(log.read_text().split()) == computed + 1
+    finally:
+        for kernel in kernels:
+            kernel.kill()
+            kernel.communicate()
+
+
+@styles
+def test_a_failed_refresh_keeps_the_old_value(
+    style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an event, it is not tried again at once, and the value lasts to its hard limit."""
+    f = cached(style, source, ttl=100, stale_while_revalidate=100)
+    monkeypatch.setattr(memo.engine, "BACK_OFF", (0.2, 60.0))
+    with isolated(clock=clock), recording() as seen, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert style.call(f) == 1
+        source.fail = True
+        clock.advance(110)
+        for _ in range(10):
+            assert settled(style, f) == 1
+        assert source.runs == 2
+        time.sleep(0.25)
+        assert settled(style, f) == 1
+        assert settled(style, f) == 1
+        assert source.runs == 3
+        time.sleep(0.25)  # the pause has doubled
+        assert settled(style, f) == 1
+        assert source.runs == 3
+        clock.advance(100)
+        with pytest.raises(ConnectionError):
+            style.call(f)
+        source.fail = False
+        assert style.call(f) == 5
+    failed = [event for event in seen if event.kind == events.REFRESH_FAILED]
+    assert [event.reason for event in failed] == ["ConnectionError"] * 2
+    assert not leases.HELD
+
+
+@styles
+def test_context_variables_travel(style: Style, source: Source, clock: ManualClock) -> None:
+    """A refresh sees the context variables of the call that set it off."""
+    user: contextvars.ContextVar[str] = contextvars.ContextVar("user")
+
+    def load() -> str:
+        source.seen.append(user.get("nobody"))
+        return "value"
+
+    f = style.cached(load, version="1", ttl=10, stale_while_revalidate=100)
+
+    def calls() -> None:
+        user.set("ann")
+        settled(style, f) if not style.is_async else asyncio.run(f())
+        clock.advance(20)
+        user.set("bob")
+        if style.is_async:
+            settled(style, f)
+        else:
+            f()
+            memo.drivers.drain_blocking(5)
+
+    with isolated(clock=clock):
+        contextvars.copy_context().run(calls)
+    expected = ["nobody" if style.name == "threads" else "ann", "bob"]
+    assert source.seen == expected
+
+
+async def test_a_refresh_is_no_part_of_what_set_it_off(clock: ManualClock) -> None:
+    """A refresh set off inside a computation does not count as its re-entry, nor as its read."""
+    runs = Source()
+
+    @memo.cache(ttl=10, stale_while_revalidate=1000, version="1")
+    async def inner() -> int:
+        return runs.load()
+
+    @memo.cache(ttl=1, version="1")
+    async def outer() -> int:
+        return await inner()
+
+    with isolated(clock=clock), recording() as seen:
+        assert await outer() == 1
+        clock.advance(20)
+        assert await outer() == 1
+        assert await memo.drain(5)
+        assert await inner() == 2
+    assert events.REFRESH_FAILED not in {event.kind for event in seen}
+
+
+@styles
+def test_a_refresh_never_brings_back_what_was_invalidated(
+    style: Style, source: Source, clock: ManualClock
+) -> None:
+    """A stale window is for expiry alone: an invalidated value does not answer, refresh or not."""
+    f = cached(style, source, ttl=10, stale_while_revalidate=1000)
+    with isolated(clock=clock):
+        style.call(f)
+        clock.advance(20)
+        f.invalidate()
+        assert style.call(f) == 2
+
+
+async def test_drain_waits(source: Source, clock: ManualClock) -> None:
+    """`await memo.drain()` returns True when the refreshes have ended."""
+    f = cached(STYLES[1], source, ttl=10, stale_while_revalidate=1000)
+    with isolated(clock=clock):
+        await f()
+        clock.advance(20)
+        source.seconds = 0.2
+        assert await f() == 1
+        assert await memo.drain(5) is True
+        assert source.runs == 2
+        assert await f() == 2
+
+
+async def test_drain_drops_what_takes_too_long(source: Source, clock: ManualClock) -> None:
+    """Past its timeout `drain` cancels what still runs, frees its lease, and returns False."""
+    f = cached(STYLES[1], source, ttl=10, stale_while_revalidate=1000)
+    with isolated(clock=clock), recording() as seen:
+        await f()
+        clock.advance(20)
+        source.seconds = 60.0
+        assert await f() == 1
+        while source.runs < 2:
+            await asyncio.sleep(0.001)
+        begun = time.monotonic()
+        assert await memo.drain(0.1) is False
+        assert time.monotonic() - begun < 1.0
+        assert not leases.HELD
+    assert [e.reason for e in seen if e.kind == events.REFRESH_FAILED] == ["dropped"]
+
+
+EXIT = """
+import asyncio, sys, time
+import memo
+memo.configure(redis_url=sys.argv[1] or None)
+kind, seconds = sys.argv[2], float(sys.argv[3])
+options = dict(ttl=0.01, stale_while_revalidate=100, use_lock=True, version="1", name="exit")
+runs = []
+if kind == "sync":
+    @memo.cache(**options)
+    def load():
+        runs.append(1)
+        time.sleep(seconds if len(runs) > 1 else 0)
+    load(); time.sleep(0.05); load()
+    time.sleep(0.05)
+else:
+    @memo.cache(**options)
+    async def load():
+        runs.append(1)
+        await asyncio.sleep(seconds if len(runs) > 1 else 0)
+    async def main():
+        await load(); await asyncio.sleep(0.05); await load()
+        await asyncio.sleep(0.05)
+    if kind == "run":
+        asyncio.run(main())
+    else:                       # as a kernel: the loop is never closed
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+assert len(runs) == 2
+print(time.time())
+"""
+
+
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+@pytest.mark.parametrize("kind", ["sync", "run", "loop"])
+@pytest.mark.parametrize("seconds", [0.3, 60.0])
+def test_interpreter_exit(
+    kind: str, seconds: float, shared: str, cache_home: Path, redis_server: RedisServer
+) -> None:
+    """A refresh that runs at exit ends or is dropped: no word, no hang, no lease left behind."""
+    url = redis_server.url if shared == "redis" else ""
+    process = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", EXIT]
+        + [url, kind, str(seconds)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=30,
+        check=False,
+    )
+    ended = time.time()
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert ended - float(process.stdout) < 2.0 + 0.3
+    assert not redis_server.client().keys("memo:l:*")
+    assert not list((cache_home / "memo").glob("locks/*"))
+
+
+def test_exit_lets_a_short_refresh_end() -> None:
+    """What is nearly done at interpreter exit is done, not lost."""
+    code = """
+import time, sys
+import memo
+from memo import events
+memo.on_event(lambda event: print(event.kind, flush=True) if "refresh" in event.kind else None)
+runs = []
+@memo.cache(ttl=0.01, stale_while_revalidate=100, version="1")
+def load():
+    runs.append(1)
+    time.sleep(0.3)
+load(); time.sleep(0.05); load()
+"""
+    assert run(code).split() == ["refresh_started", "refresh_done"]
+
