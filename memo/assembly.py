@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memo import config, events
+from memo import config, events, files
 from memo.adapted import Adapted
 from memo.chain import Chain
 from memo.errors import OptionError, SettingError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from memo.config import Settings
     from memo.host import Host
 
+_SHARE = 8
+"""The part of the memory tier's budget that one payload may take, where a tier is behind it."""
 _lock = threading.RLock()
 _chains: dict[Any, Chain] = {}
 _hosts: dict[tuple[Path, str], Host] = {}
@@ -99,7 +102,9 @@ class CacheFallbackFactory:
         if tier == MEMORY:
             from memo.memory import Memory
 
-            return Memory(settings.memory_limit)
+            behind = settings.tiers is None or len(settings.tiers) > 1
+            limit = settings.memory_limit
+            return Memory(limit, payload_limit=limit // _SHARE if behind else None)
         if tier == REDIS:
             return _redis(settings)
         if tier == DISK:
@@ -134,6 +139,9 @@ def host_of(settings: Settings) -> Host:
     with _lock:
         key = (settings.directory, settings.namespace)
         if key not in _hosts:
+            if not settings.directory.exists():
+                with contextlib.suppress(OSError):  # whoever uses it says so
+                    files.claim(settings.directory)
             _hosts[key] = Host(_home(settings))
         return _hosts[key]
 

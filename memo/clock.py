@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property
 
 SECOND = 1_000_000_000
 """Nanoseconds in a second: the unit of every time inside an entry."""
 
 
-@lru_cache(maxsize=1)
 def _boot_id() -> bytes:
     """16 bytes that name this start of this machine; zeros where the system has no such name."""
     try:
@@ -44,8 +43,9 @@ class Clock:
         _boot_ns if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic_ns
     )
 
-    @property
+    @cached_property
     def boot_id(self) -> bytes:
+        """Read once: a process does not outlive the start of its machine."""
         return _boot_id()
 
 

@@ -18,7 +18,6 @@ import dis
 import functools
 import linecache
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from types import CodeType
@@ -46,8 +45,8 @@ class Code(NamedTuple):
     filled: frozenset[Path]
 
 
-_known: weakref.WeakKeyDictionary[CodeType, Code] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_known: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
+"""By address, since two code objects may be equal and yet have different sources."""
 
 
 def read(code: CodeType, namespace: dict[str, Any]) -> Code:
@@ -57,13 +56,19 @@ def read(code: CodeType, namespace: dict[str, Any]) -> Code:
         code: of a function or a lambda.
         namespace: the globals of the function, through which a loader may have its source.
     """
-    with _lock:
-        found = _known.get(code)
-    if found is None:
-        found = _read(code, namespace)
-        with _lock:
-            _known[code] = found
+    at = id(code)
+    known = _known.get(at)
+    if known is not None and known[0]() is code:
+        return known[1]
+    found = _read(code, namespace)
+    _known[at] = (weakref.ref(code, lambda gone: _forget(at, gone)), found)
     return found
+
+
+def _forget(at: int, gone: weakref.ref[CodeType]) -> None:
+    known = _known.get(at)
+    if known is not None and known[0] is gone:
+        del _known[at]
 
 
 def _read(code: CodeType, namespace: dict[str, Any]) -> Code:

@@ -7,6 +7,7 @@ that they can be written once, named by their digest, and mapped instead of read
 from __future__ import annotations
 
 import io
+import mmap
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ OUT_OF_BAND = 64 * 1024
 """Bytes of buffers from which a value gets a payload; below, everything is in the stream."""
 _MULTITHREADED = 1024 * 1024
 """Bytes from which BLAKE3 is worth more than one thread."""
+_WINDOW = 8 * 1024 * 1024
+"""Bytes that are hashed at a time when a payload is verified."""
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
 
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
@@ -85,7 +88,7 @@ def encode(value: Any) -> Encoded:
 
 
 def by_value(value: Any) -> bytes:
-    """A function or a class with all that it reaches, as a pickle for a process without its source."""
+    """A function with all that it reaches, as a pickle for a process without its source."""
     import cloudpickle
 
     packed: bytes = cloudpickle.dumps(value, protocol=5)
@@ -134,6 +137,34 @@ def digest(view: memoryview | bytes) -> bytes:
 
     threads = blake3.AUTO if len(view) >= _MULTITHREADED else 1
     return blake3(view, max_threads=threads).digest()
+
+
+def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
+    """Whether a payload that was just mapped has the buffers of a table.
+
+    Pages that were read are let go of at once, so that this takes no memory.
+    """
+    from blake3 import blake3
+
+    at = 0
+    for buffer in table:
+        hasher = blake3(max_threads=blake3.AUTO if buffer.size >= _MULTITHREADED else 1)
+        for start in range(at, at + buffer.size, _WINDOW):
+            hasher.update(payload[start : min(start + _WINDOW, at + buffer.size)])
+            _let_go(payload, start)
+        if hasher.digest() != buffer.digest:
+            return False
+        at += -(-buffer.size // ALIGN) * ALIGN
+    return True
+
+
+def _let_go(payload: memoryview, start: int) -> None:
+    """Let go of the pages of a window of a map that nobody has written to yet."""
+    if isinstance(payload.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        page = start - start % mmap.PAGESIZE
+        payload.obj.madvise(
+            mmap.MADV_DONTNEED, page, min(_WINDOW + mmap.PAGESIZE, len(payload.obj) - page)
+        )
 
 
 def decode(stream: memoryview | bytes, payload: memoryview | None, table: Sequence[Buffer]) -> Any:

@@ -21,7 +21,7 @@ from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.engine import Function, Invalidation, Raised
 from memo.figures import CacheInfo
 from memo.identity import Identity, function_id
-from memo.keys import Keyer
+from memo.keys import Call, Keyer
 from memo.policy import Policy
 from memo.sources import Dependencies
 from memo.stamps import Turn
@@ -75,9 +75,11 @@ class CachedFunction(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not assembly.enabled():
             return self.__wrapped__(*args, **kwargs)
-        result = drive(engine.answer(BLOCKING, self._function, args, kwargs))
-        if type(result) is Raised:
-            raise result.again()
+        result = engine.at_once(self._function, args, kwargs)
+        if type(result) is Call:
+            result = drive(engine.answer(BLOCKING, self._function, result, args, kwargs))
+            if type(result) is Raised:
+                raise result.again()
         return cast("R", result)
 
     @overload
@@ -243,9 +245,11 @@ class CachedCoroutine(CachedFunction[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         if not assembly.enabled():
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
-        result = await engine.answer(native(), self._function, args, kwargs)
-        if type(result) is Raised:
-            raise result.again()
+        result = engine.at_once(self._function, args, kwargs)
+        if type(result) is Call:
+            result = await engine.answer(native(), self._function, result, args, kwargs)
+            if type(result) is Raised:
+                raise result.again()
         return result
 
 

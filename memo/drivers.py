@@ -509,7 +509,7 @@ def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..
             body = self.run
 
             def run() -> None:
-                del self.run  # type: ignore[method-assign]
+                del self.run
                 engine.carry(given, body)
 
             self.run = run  # type: ignore[method-assign]

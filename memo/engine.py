@@ -47,7 +47,7 @@ from memo.port import Port
 from memo.seal import Entry, Header
 from memo.sources import Dependencies
 from memo.stamps import Generation, Ref, Stamp, State, Turn
-from memo.tiers import MEMORY
+from memo.tiers import MEMORY, Source, Vouching
 
 BACK_OFF = (1.0, 60.0)
 """Seconds before a failed refresh is tried again: the first, doubled each time, up to the last."""
@@ -219,7 +219,11 @@ def carry(given: Carried, work: Callable[..., Any], /, *args: Any, **kwargs: Any
         _reads.reset(token)
 
 
-prepare: Callable[[], None] = lambda: None
+def nothing() -> None:
+    """What is done before a computation where no driver wants anything."""
+
+
+prepare: Callable[[], None] = nothing
 """Called before every computation; the drivers put `carry_context` here."""
 
 _reads: ContextVar[Reads | None] = ContextVar("memo_reads", default=None)
@@ -238,24 +242,35 @@ def _read(used: Iterable[Stamp] | None) -> None:
 # --- answers -------------------------------------------------------------------------------------
 
 
-async def answer(
-    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Any:
-    """The value of a call, or `Raised`."""
+def at_once(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The value of a call from the memory tier, or the `Call` that `answer` has to go on with.
+
+    A plain function, so that the commonest hit costs neither coroutine nor port.
+    """
     begun = time.perf_counter()
     call = function.keyer.call(function.identity.digest(), args, kwargs)
     chain = function.chain()
+    entry = chain.quick(function.id, call.text)
+    if entry is None or len(entry.stream) > BIG:
+        return call
+    if function.policy.ttl_key is not None and live.due():
+        return call
+    if function.judge(entry.header.times).kind != FRESH:
+        return call
+    try:
+        return _quick(chain, function, call, entry, begun)
+    except EntryError:
+        return call  # `look` meets it again, and says so
+
+
+async def answer(
+    port: Port, function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """The value of a call that `at_once` could not answer, or `Raised`."""
+    begun = time.perf_counter()
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
-    entry = chain.quick(function.id, call.text)
-    if entry is not None and len(entry.stream) <= BIG:
-        verdict = function.judge(entry.header.times)
-        if verdict.kind == FRESH:
-            try:
-                return _quick(chain, function, call, entry, begun)
-            except EntryError:
-                pass  # `look` meets it again, and says so
-    job = Job(function, chain, call, args, kwargs)
+    job = Job(function, function.chain(), call, args, kwargs)
     missed = False
     while True:
         since = FLIGHTS.landed
@@ -329,13 +344,26 @@ def _load(entry: Entry, found: Answer) -> Any:
     assert found.source is not None
     view = found.source.open(seal.payload_size(table))
     if _must_verify(found):
-        for piece, buffer in zip(codec.slices(view, table), table, strict=True):
-            if codec.digest(piece) != buffer.digest:
-                raise EntryError(policy.UNREADABLE, "a payload does not have its digest")
-        _verified[(found.source.identity, seal.payload_digest(table))] = None
-        if len(_verified) > 4096:
-            _verified.pop(next(iter(_verified)))
+        _verify(found.source, view, table)
     return codec.decode(entry.stream, view, table)
+
+
+def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
+    """See that a payload has its digest, by a voucher if there is one, else byte by byte.
+
+    Raises:
+        EntryError: it has not.
+    """
+    digest = seal.payload_digest(table)
+    vouching = source if isinstance(source, Vouching) else None
+    if vouching is None or not vouching.vouched(digest):
+        if not codec.is_whole(view, table):
+            raise EntryError(policy.UNREADABLE, "a payload does not have its digest")
+        if vouching is not None:
+            vouching.vouch(digest)
+    _verified[(source.identity, digest)] = None
+    if len(_verified) > 4096:
+        _verified.pop(next(iter(_verified)))
 
 
 _verified: dict[tuple[Any, bytes], None] = {}
@@ -491,7 +519,9 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
     return await _close(port, job, flight, landing)
 
 
-async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None = None) -> bool:
+async def _done_by_another(
+    port: Port, job: Job, held: Hold, bad: Entry | None = None
+) -> bool:
     """Whether somebody stored a fresh result before this process got the lease.
 
     Args:

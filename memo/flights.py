@@ -6,8 +6,8 @@ Whoever comes first *leads*; the others *join* and wait.  Rules of this module:
     it.  When the last one has left, the computation itself is asked to stop, unless it is a refresh.
 2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*, whereupon one of those who
     waited leads a new one.
-3.  An invalidation *detaches* a flight: nobody joins it any more, and what it brings is not stored.
-    Who leads it gets what he asked for; who waits for it looks again.
+3.  An invalidation *detaches* a flight: nobody joins it any more, and what it brings is not
+    stored.  Who leads it gets what he asked for; who waits for it looks again.
 4.  Whoever would wait for a flight that waits for him, over any number of flights, gets a
     `ReentryError` at once instead.
 """

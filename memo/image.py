@@ -9,6 +9,7 @@ Numbers are shown as they are; everything else is shown as a digest, since a glo
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import hashlib
@@ -405,8 +406,9 @@ class _Painter:
         state = dict(getattr(value, "__dict__", {}))
         for base in type(value).__mro__:
             for name, slot in list(vars(base).items()):
-                if isinstance(slot, types.MemberDescriptorType) and hasattr(value, name):
-                    state[name] = getattr(value, name)
+                if isinstance(slot, types.MemberDescriptorType) and name != "__dict__":
+                    with contextlib.suppress(AttributeError):  # nothing was put there
+                        state[name] = slot.__get__(value)
         parts = [f"{n}={self.text(state[n], f'{path}.{n}')}" for n in sorted(state, key=str)]
         return f"{cls}({','.join(parts)})"
 

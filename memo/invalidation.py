@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
-from memo import assembly, engine, events, options
+from memo import assembly, engine, events, options, resolvers
 from memo.chain import Chain
 from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive, native
@@ -122,7 +122,7 @@ class _Plan:
         self.own_chain = provider is not None
         self.signature = inspect.signature(function)
         options.known("match", match, self.signature.parameters)
-        self.wants = None if key_resolver is None else _declared(key_resolver)
+        self.wants = None if key_resolver is None else _declared(key_resolver, self.signature)
         self.who = getattr(function, "__qualname__", repr(function))
 
     async def carry_out(
@@ -208,12 +208,17 @@ class _Plan:
         return f"{self.prefix}:{address}"
 
 
-def _declared(resolver: Callable[..., Any]) -> tuple[str, ...] | None:
-    """The names that a resolver takes; None: everything, since it takes `**kwargs`."""
-    parameters = inspect.signature(resolver).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return tuple(p.name for p in parameters)
+def _declared(
+    resolver: Callable[..., Any], signature: inspect.Signature
+) -> tuple[str, ...] | None:
+    """The names that a resolver takes; None: everything, since it takes `**kwargs`.
+
+    Raises:
+        OptionError: it takes what is neither `result` nor an argument of the function.
+    """
+    names = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    open_ = len(names) < len(signature.parameters)
+    return resolvers.declared("key_resolver", resolver, [*names, "result"], open_, "")
 
 
 def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +231,8 @@ def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[st
 
 
 def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
-    many = [value] if isinstance(value, CachedFunction) else list(value)
+    one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
+    many = [value] if one_only else list(value)
     for one in many:
         if not isinstance(one, CachedFunction):
             raise OptionError(option, one, "must be functions that @cache decorates.")
@@ -273,6 +279,9 @@ def invalidate_cache(
     assembly.chain_of(provider)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if isinstance(function, (staticmethod, classmethod)):
+            return cast("Callable[P, R]", type(function)(decorate(function.__func__)))
+        options.function("function", function)
         plan = _Plan(function, prefix, key_resolver, provider, targets, names, tagged)
         if inspect.iscoroutinefunction(inspect.unwrap(function)):
             return cast("Callable[P, R]", _async(function, plan))

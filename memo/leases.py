@@ -42,18 +42,23 @@ class Leases(Protocol):
 
     async def acquire(self, port: Port, name: str, holder: str) -> str | None:
         """Take a free lease; None when taken, else who holds it."""
+        ...
 
     async def renew(self, port: Port, name: str, holder: str) -> bool:
         """Give it `LEASE` more seconds; False when it is not ours any more."""
+        ...
 
     async def release(self, port: Port, name: str, holder: str) -> None:
         """Free it if it is ours, and wake every waiter."""
+        ...
 
     async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
         """Take it from a holder that is known to be dead; False when that is not the holder."""
+        ...
 
     async def wait(self, port: Port, name: str, timeout: float) -> None:
         """Return when it is released, or after `timeout` seconds."""
+        ...
 
 
 class Hold:

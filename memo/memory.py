@@ -108,13 +108,18 @@ class Memory:
     Args:
         limit: bytes that records and payloads may take together.
         clock: tells what has expired.
+        payload_limit: bytes; of an entry with a larger payload only the record is kept, since a
+            tier behind this one maps the payload in less time than a copy takes.
     """
 
     name = tiers.MEMORY
     shared = False
 
-    def __init__(self, limit: int, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self, limit: int, clock: Clock = SYSTEM, *, payload_limit: int | None = None
+    ) -> None:
         self.limit = limit
+        self._payload_limit = payload_limit
         self.generations: Generations | None = MemoryGenerations()
         self._clock = clock
         self._lock = ForkedLock()
@@ -177,6 +182,8 @@ class Memory:
     ) -> None:
         """See `memo.tiers.Tier.store`.  What does not fit in the budget at all is not kept."""
         size = len(record) + len(name) + OVERHEAD
+        if payload is not None and self._is_left_behind(payload):
+            payload = None
         if size + (payload.size if payload else 0) > self.limit:
             await self.drop(port, name)
             return
@@ -194,6 +201,9 @@ class Memory:
             self._bytes += size
             while self._bytes > self.limit:
                 self._forget(next(iter(self._entries)))
+
+    def _is_left_behind(self, payload: Payload) -> bool:
+        return self._payload_limit is not None and payload.size > self._payload_limit
 
     async def _held(self, port: Port, payload: Payload | None) -> PayloadBytes | None:
         """A payload's bytes in one piece: those that are here, else a copy of its buffers."""

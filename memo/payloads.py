@@ -398,8 +398,4 @@ def _is_whole(descriptor: int, payload: Payload) -> bool:
     size = os.fstat(descriptor).st_size
     if size != payload.size:
         return False
-    views = codec.slices(_mapped(descriptor, size), payload.table)
-    return all(
-        codec.digest(view) == buffer.digest
-        for view, buffer in zip(views, payload.table, strict=True)
-    )
+    return codec.is_whole(_mapped(descriptor, size), payload.table)

@@ -140,20 +140,25 @@ def judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None = N
         live_ttl: seconds, the value that the live configuration has for `policy.ttl_key`; it
             replaces the entry's own ttl.  `math.inf`: no expiry.
     """
+    ttl = _ttl_in_force(times, policy, live_ttl)
+    if ttl is None and times.boot_id == clock.boot_id:
+        return _FRESH
     old = age(times, clock)
     if old is None:
         return Verdict(MISS, CLOCK)
-    ttl = _ttl_in_force(times, policy, live_ttl)
     if ttl is None:
-        return Verdict(FRESH)
+        return _FRESH
     if old < ttl:
         if policy.refresh_ahead and old >= ttl * policy.refresh_threshold:
             return Verdict(STALE, "ahead")
-        return Verdict(FRESH)
+        return _FRESH
     past = old - ttl
     if past < policy.stale_while_revalidate * SECOND:
         return Verdict(STALE, EXPIRED)
     return Verdict(MISS, EXPIRED, fallback=past < policy.stale_if_error * SECOND)
+
+
+_FRESH = Verdict(FRESH)
 
 
 def _ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:

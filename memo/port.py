@@ -18,6 +18,7 @@ class Waiter(Protocol):
 
     def set(self) -> None:
         """Wake the one that waits.  Safe from every thread, more than once, and after its end."""
+        ...
 
 
 class Handle(Protocol):
@@ -25,9 +26,11 @@ class Handle(Protocol):
 
     def cancel(self) -> None:
         """Ask it to stop, from any thread; a thread that has begun cannot be stopped."""
+        ...
 
     def dead(self) -> bool:
         """Whether it can never end, because the loop that it ran on is closed."""
+        ...
 
 
 class Port(Protocol):
@@ -42,15 +45,19 @@ class Port(Protocol):
         A coroutine of somebody else's, such as a user's provider, is run to its end on a loop of
         its own when the port is blocking.
         """
+        ...
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that may block: in a thread (native), or here (blocking)."""
+        ...
 
     async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
         """Wait until `waiter` is set; False when `timeout` seconds went by first."""
+        ...
 
     def waiter(self) -> Waiter:
         """A fresh waiter for the one that runs now."""
+        ...
 
     def spawn(
         self,
@@ -67,18 +74,23 @@ class Port(Protocol):
             name: of the task, for people.
             ended: called when it has ended, also when it was cancelled before it began.
         """
+        ...
 
     async def sleep(self, seconds: float) -> None:
         """Let `seconds` go by."""
+        ...
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
         """Run `work(port)` every so many seconds, over a blocking port in a thread of its own.
 
         Not on the loop, which the user's code may block.
         """
+        ...
 
     def cancelled(self) -> bool:
         """Whether somebody asked the running task to stop (blocking: never)."""
+        ...
 
     def client(self) -> object:
         """What a client connection may be shared within: the running loop, or the process."""
+        ...

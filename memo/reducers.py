@@ -1,4 +1,4 @@
-"""Reducers: how values with buffers are pickled so that a map of their bytes is all it takes to load.
+"""Reducers: how values with buffers are pickled, so that a map of their bytes is enough to load.
 
 numpy, pandas, Arrow and scipy hand most buffers to the pickler out of band by themselves.  These
 are the exceptions:
@@ -123,15 +123,17 @@ def _objects(array: np.ndarray[Any, Any]) -> Any:
     texts = array.ravel(order=order)
     if type(texts[0]) is not str and type(texts[-1]) is not str:
         return NotImplemented
-    others = {*map(type, texts)} - {str}
-    pa = _pyarrow()
-    if pa is None or len(others) > 1:
+    kinds = list(map(type, texts))
+    pa, others = _pyarrow(), len(kinds) - kinds.count(str)
+    if pa is None or len(set(kinds)) > 2:
         return NotImplemented
     try:
         arrow = pa.array(texts, type=pa.large_string(), from_pandas=True)
     except (pa.ArrowException, UnicodeError, TypeError, ValueError):
         return NotImplemented
-    missing = next((text for text in texts if type(text) is not str), None) if others else None
+    if arrow.null_count != others:  # bytes, or strings of another class
+        return NotImplemented
+    missing = next(t for t in texts if type(t) is not str) if others else None
     return strings, (arrow, missing, array.shape, order)
 
 

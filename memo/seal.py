@@ -22,6 +22,7 @@ look up without knowing anything else of the format.
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Iterable, Sequence
@@ -133,6 +134,7 @@ class Entry(NamedTuple):
         generations: those of its stamps that are generations.
         refs: their refs, in the same order.
         size: bytes of the record and its payload.
+        serial: another for every entry that this process made or read.
     """
 
     header: Header
@@ -141,15 +143,18 @@ class Entry(NamedTuple):
     generations: tuple[Generation, ...]
     refs: tuple[Ref, ...]
     size: int
+    serial: int
+
+
+_serials = itertools.count(1)
 
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     """An entry of its parts."""
     generations = tuple(stamp for stamp in header.stamps if type(stamp) is Generation)
     refs = tuple(stamp.ref for stamp in generations)
-    return Entry(
-        header, stream, record, generations, refs, len(record) + payload_size(header.buffers)
-    )
+    size = len(record) + payload_size(header.buffers)
+    return Entry(header, stream, record, generations, refs, size, next(_serials))
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
@@ -223,10 +228,11 @@ def _parse(view: memoryview) -> tuple[Header, memoryview]:
     at = _BODY_AT + _PLACES.size
     fixed = _FIXED.unpack_from(view, at)
     at += _FIXED.size
-    texts: list[Any] = []
+    texts: list[str] = []
     for size in fixed[9:17]:
         texts.append(str(view[at : at + size], "utf-8"))
         at += size
+    namespace, key, function, code, address, codec, writer, summary = texts
     table = view[at : at + fixed[17]]
     at += fixed[17]
     if at != stamps_at or at + stamps_size != header_end or header_end + fixed[0] != len(view):
@@ -234,7 +240,10 @@ def _parse(view: memoryview) -> tuple[Header, memoryview]:
     buffers = tuple(Buffer(*b) for b in _BUFFER.iter_unpack(table))
     times = Times(fixed[1], fixed[2], fixed[7], fixed[3], fixed[4], fixed[5], fixed[6])
     stamps = unpack_stamps(view[stamps_at:header_end])
-    header = Header(*texts, times, stamps, buffers, fixed[8])
+    header = Header(
+        namespace, key, function, code, address, codec, writer, summary, times, stamps, buffers,
+        fixed[8],
+    )  # fmt: skip
     return header, view[header_end:]
 
 

@@ -245,7 +245,7 @@ class Dependencies:
                 raise OptionError(
                     "depends_on",
                     file.path,
-                    f"has {{{name}}}, which is no argument here; there are {', '.join(parameters)}.",
+                    f"has {{{name}}}, which is no argument; there are {', '.join(parameters)}.",
                 )
         self.files.append(file)
 
@@ -336,7 +336,7 @@ def _listed(depends_on: Any) -> list[Any]:
         return []
     if isinstance(depends_on, (str, os.PathLike, File)) or callable(depends_on):
         return [depends_on]
-    return list(depends_on)
+    return list(depends_on) if isinstance(depends_on, Iterable) else [depends_on]
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -42,15 +42,19 @@ class CacheProtocol(Protocol):
 
     async def get(self, key: str) -> bytes | None:
         """The bytes stored under a key, or None."""
+        ...
 
     async def set(self, key: str, value: bytes, ttl: float | None = None) -> Any:
         """Store bytes; `ttl` is in seconds, None for no expiry."""
+        ...
 
     async def delete(self, key: str) -> Any:
         """Forget a key; one that is not there is no error."""
+        ...
 
     async def clear(self) -> Any:
         """Forget everything."""
+        ...
 
 
 class Source(Protocol):
@@ -59,6 +63,7 @@ class Source(Protocol):
     @property
     def identity(self) -> object | None:
         """Names this version of these bytes, so that they are verified once; None: each time."""
+        ...
 
     def open(self, size: int) -> memoryview:
         """All `size` bytes, aligned as stored: a private, writable view (a copy-on-write map).
@@ -66,6 +71,20 @@ class Source(Protocol):
         Raises:
             TierError: the bytes are gone, or are not `size` bytes.
         """
+        ...
+
+
+@runtime_checkable
+class Vouching(Protocol):
+    """A source whose bytes need not be verified by each process."""
+
+    def vouched(self, digest: bytes) -> bool:
+        """Whether one with a secret of ours has verified this version of the bytes."""
+        ...
+
+    def vouch(self, digest: bytes) -> None:
+        """Leave word, for other processes, that this version of the bytes has this digest."""
+        ...
 
 
 class Found(NamedTuple):
@@ -89,20 +108,25 @@ class Tier(Protocol):
     @property
     def name(self) -> str:
         """What events and statistics call it: `"memory"`, `"redis"`, `"disk"`, or a class' name."""
+        ...
 
     @property
     def generations(self) -> Generations | None:
         """Its generations, where it can be an authority."""
+        ...
 
     @property
     def shared(self) -> bool:
         """Whether other hosts see it too, so that it has the last word on what is true."""
+        ...
 
     async def lookup(self, port: Port, name: str) -> Found | None:
         """What lies under a name, or None."""
+        ...
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """A payload by its digest, if this tier has it."""
+        ...
 
     async def store(
         self,
@@ -113,18 +137,23 @@ class Tier(Protocol):
         lifetime: float | None,
     ) -> None:
         """Keep a record and its payload for `lifetime` seconds (None: for good), whole or not at all."""
+        ...
 
     async def drop(self, port: Port, name: str) -> bool:
         """Forget a name; True when it was there."""
+        ...
 
     async def clear(self, port: Port, prefix: str) -> int:
         """Forget every name that begins with `prefix`; how many were dropped."""
+        ...
 
     async def health(self, port: Port) -> Mapping[str, Any]:
         """Facts for `%cache_stats` and `memo doctor`: at least `{"up": bool}`, sizes in bytes."""
+        ...
 
     def close(self) -> None:
         """Let go of connections and descriptors.  The tier opens them again when it is used again."""
+        ...
 
 
 @runtime_checkable
@@ -133,9 +162,11 @@ class Front(Protocol):
 
     def peek(self, name: str) -> object | None:
         """What was remembered beside the record that lies under a name now."""
+        ...
 
     def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
         """Keep an object beside a record, while that very record lies there."""
+        ...
 
 
 class Generations(Protocol):
@@ -143,18 +174,22 @@ class Generations(Protocol):
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """What each ref reads now; `LOST` for a group that has no `*`."""
+        ...
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """As `states`, but a group without `*` gets a fresh one first: for stamps before computing."""
+        ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
         """Invalidate: write one fresh token per turn (and to `!`), each group atomically.
 
         `note` is JSON for people (`by`, `at`, `reason`), kept behind the token.
         """
+        ...
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """(field, note) of every invalidation that a ref has seen, for `explain`."""
+        ...
 
 
 class Journal(Protocol):
@@ -162,18 +197,23 @@ class Journal(Protocol):
 
     def add(self, turns: Sequence[Turn], note: str) -> int:
         """Write one down, durably, and turn the host's own generations with it; its number."""
+        ...
 
     def fail(self, row: int) -> None:
         """It did not reach the shared tier: replay it before the next read from there."""
+        ...
 
     def done(self, row: int) -> None:
         """It reached the shared tier."""
+        ...
 
     def due(self) -> bool:
         """Whether any must be replayed before the next read from a shared tier; about 2 µs."""
+        ...
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:
         """(number, turns, note) of those that are due."""
+        ...
 
 
 class HostGenerations(Generations, Protocol):
@@ -181,9 +221,15 @@ class HostGenerations(Generations, Protocol):
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
         """As `states`, as a plain function."""
+        ...
+
+    def moment(self) -> int:
+        """A number that changes with every change of any generation of this host."""
+        ...
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
         """Adopt what a shared authority reads, where this host still reads `before`."""
+        ...
 
 
 class Lock(Protocol):

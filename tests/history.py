@@ -276,9 +276,7 @@ def overlaps(history: History) -> list[str]:
 
 
 def _cause(gone: Iterable[Gone], key: str, first: Run, second: Run) -> bool:
-    return any(
-        g.begin <= second.start and g.end >= first.since and covers(g, key) for g in gone
-    )
+    return any(g.begin <= second.start and g.end >= first.since and covers(g, key) for g in gone)
 
 
 def foreign(history: History) -> list[str]:
@@ -615,4 +613,3 @@ class Stage:
         time.sleep(seconds)
         end()
         self.away.append((start, now() + int(6e9)))
-

@@ -52,7 +52,9 @@ def judged(past: History, stage: Stage, *, exclusive: bool = False) -> None:
         "raised": past.raised,
     }
     counts = f"{len(past.calls)} calls, {len(past.runs)} runs, {len(past.gone)} invalidations"
-    report = [f"{name}: {len(found)}, such as {found[:3]}" for name, found in wrong.items() if found]
+    report = [
+        f"{name}: {len(found)}, such as {found[:3]}" for name, found in wrong.items() if found
+    ]
     assert not report, f"{counts}; {report}"
     assert len(past.calls) > 50, counts
     assert len(past.gone) > 5, counts
@@ -67,14 +69,18 @@ def settings(tiers: tuple[str, ...], server: RedisServer | None, **more: Any) ->
     return given
 
 
-def stage(nursery: Nursery, place: Path, tiers: tuple[str, ...], options: dict[str, Any], **more: Any) -> Stage:
+def stage(
+    nursery: Nursery, place: Path, tiers: tuple[str, ...], options: dict[str, Any], **more: Any
+) -> Stage:
     server, plan = more.pop("redis", None), more.pop("plan", {})
     given = settings(tiers, server, **more.pop("settings", PATIENT))
     return Stage(
         nursery,
         place,
         SECONDS,
-        redis=server, plan={"settings": given, "options": options, **plan}, **more
+        redis=server,
+        plan={"settings": given, "options": options, **plan},
+        **more,
     )
 
 
@@ -88,7 +94,9 @@ DISK, FRONT = ("disk",), ("memory", "disk")
     [(DISK, FOREVER), (FRONT, FOREVER), (FRONT, AGING), (FRONT, LOCKED)],
     ids=["disk", "memory-disk", "aging", "locked"],
 )
-def test_on_one_host(nursery: Nursery, tmp_path: Path, tiers: tuple[str, ...], options: dict[str, Any]) -> None:
+def test_on_one_host(
+    nursery: Nursery, tmp_path: Path, tiers: tuple[str, ...], options: dict[str, Any]
+) -> None:
     """Processes, threads and loops that share a directory never see what was invalidated."""
     here = stage(nursery, tmp_path, tiers, options)
     judged(here.run(), here, exclusive=options is LOCKED)
@@ -116,7 +124,9 @@ def test_on_two_hosts(
     judged(here.run(), here, exclusive=options is LOCKED)
 
 
-def test_one_run_each_without_invalidations(nursery: Nursery, tmp_path: Path, redis_server: RedisServer) -> None:
+def test_one_run_each_without_invalidations(
+    nursery: Nursery, tmp_path: Path, redis_server: RedisServer
+) -> None:
     """With `use_lock`, and nothing invalidated, each key is computed once in the whole cluster."""
     here = stage(
         nursery,
@@ -172,7 +182,9 @@ FAULTS = [killing, emptying, restarting, freezing, losing]
 
 
 @pytest.mark.parametrize("faults", FAULTS, ids=[f.__name__ for f in FAULTS])
-def test_with_faults_on_one_host(nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any) -> None:
+def test_with_faults_on_one_host(
+    nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any
+) -> None:
     """Whatever befalls a worker or Redis, one host never sees what it has invalidated."""
     here = stage(
         nursery,
@@ -188,7 +200,9 @@ def test_with_faults_on_one_host(nursery: Nursery, tmp_path: Path, redis_server:
 
 
 @pytest.mark.parametrize("faults", [killing, losing], ids=["killing", "losing"])
-def test_with_faults_on_two_hosts(nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any) -> None:
+def test_with_faults_on_two_hosts(
+    nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any
+) -> None:
     """While Redis is up, a worker that is killed or a key that is lost revives nothing anywhere."""
     here = stage(
         nursery,
@@ -205,7 +219,9 @@ def test_with_faults_on_two_hosts(nursery: Nursery, tmp_path: Path, redis_server
 
 @pytest.mark.skipif(not LONG, reason="outages have a way back of seconds: MEMO_TEST_LONG=1")
 @pytest.mark.parametrize("faults", [emptying, freezing], ids=["emptying", "freezing"])
-def test_with_outages_on_two_hosts(nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any) -> None:
+def test_with_outages_on_two_hosts(
+    nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any
+) -> None:
     """Between hosts all holds again when Redis is back and has been told what it missed."""
 
     def seldom(stage: Stage) -> None:

@@ -89,6 +89,10 @@ SAME = {
         "def f(x):\n    while x:\n        pass\n    return 1",
         "def f(x):\n    while x: pass\n    return 1",
     ),
+    "options of the decorator, elsewhere": (
+        "from memo.decorators import cache\n@cache(ttl=5)\ndef f(x): return x",
+        "from memo.decorators import cache\n\n@cache(ttl=9)\ndef f(x): return x",
+    ),
     "quotes": ("def f(x):\n    return 'a' 'b'", 'def f(x):\n    return "ab"'),
     "u prefix": ("def f(x):\n    return 'a'", "def f(x):\n    return u'a'"),
     "moved": ("def f(x):\n    return x", "A = 1\n\n\ndef g(): return A\n\ndef f(x):\n    return x"),
@@ -1010,8 +1014,10 @@ def test_old_objects_of_a_class_defined_again() -> None:
     notebook.run(cell.format(n=2))
     assert identity.digest() == old
     assert notebook.digest("C.f") not in {old, late.digest()}
-    first.g = lambda self: 3
+    own, first.g = first.g, lambda self: 3
     assert identity.digest() != old
+    first.g = own
+    assert identity.digest() == old
 
 
 def test_helper_defined_on_the_class_later() -> None:
@@ -1087,9 +1093,14 @@ def test_locks_do_not_hide_the_rest() -> None:
         "import threading\nclass C:\n    def __init__(self, n):\n        self.n = n\n"
         "        self.lock = threading.Lock()\nc = C({n})\ndef f(x): return c.n"
     )
-    one, other = (Notebook(cell.replace("{n}", n)).identity() for n in "12")
-    assert one.digest() != other.digest()
-    assert "global:c.lock" in one.untracked()[0]
+    namespace = (
+        "import threading, types\nc = types.SimpleNamespace(n={n}, lock=threading.Lock())\n"
+        "def f(x): return c.n"
+    )
+    for text in (cell, namespace):
+        one, other = (Notebook(text.replace("{n}", n)).identity() for n in "12")
+        assert one.digest() != other.digest()
+        assert "global:c.lock" in one.untracked()[0]
 
 
 def test_main_of_an_installed_program() -> None:
@@ -1171,6 +1182,25 @@ def test_registry_that_holds_its_reader() -> None:
         digests.append((found["f"], found["g"], notebook.digest("g")))
     assert digests[0] == digests[1]
     assert Notebook(cell.format(n=2)).digest("f") != digests[0][0]
+
+
+def test_helper_of_a_function_in_an_array() -> None:
+    """What a function inside of a library's container reaches is followed."""
+    cell = "import numpy as np\nT = np.array([lambda: h(), len])\ndef f(x): return T[x]()"
+    notebook = Notebook("def h(): return 1", cell)
+    identity = notebook.identity()
+    old = identity.digest()
+    notebook.run("def h(): return 2")
+    assert identity.digest() != old
+    notebook.run("def h(): return 1")
+    assert identity.digest() == old
+
+
+def test_annotations_are_code() -> None:
+    """Annotations are told by the source of each function, not of one that runs the same."""
+    one, other = (Notebook(f"def f(x: {kind}): return x") for kind in ("int", "str"))
+    assert "x: int" in one.identity().parts()["notebook:f"]
+    assert "x: str" in other.identity().parts()["notebook:f"]
 
 
 def test_stable_in_an_array() -> None:

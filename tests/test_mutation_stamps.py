@@ -16,10 +16,11 @@ import history
 import mutants
 import pytest
 from history import History, Nursery, Stage
+from redis_server import RedisServer
+
 from memo import cache
 from memo.chain import Chain
 from memo.flights import FLIGHTS, Flights
-from redis_server import RedisServer
 
 TRIES = 5
 """So often a mutant may be lucky."""
@@ -92,9 +93,7 @@ def test_the_floors_are_missed(nursery: Nursery, tmp_path: Path) -> None:
     assert noticed(make, history.backwards)
 
 
-def test_the_replay_is_missed(
-    nursery: Nursery, tmp_path: Path, redis_server: RedisServer
-) -> None:
+def test_the_replay_is_missed(nursery: Nursery, tmp_path: Path, redis_server: RedisServer) -> None:
     """Without it, Redis gives what was invalidated while it was away (I1)."""
     made = plan("replay", ["redis", "disk"], settings={"redis_url": redis_server.url})
     made["settings"]["deadline"] = 0.1
@@ -124,7 +123,7 @@ def test_without_a_mutant_nothing_is_wrong(nursery: Nursery, tmp_path: Path) -> 
 
 
 def _call_after_invalidation() -> tuple[str, int]:
-    """What a call gives that begins after an invalidation, while an older computation still runs."""
+    """What a call gives that begins after an invalidation while an older one still runs."""
     under_way, go_on = threading.Event(), threading.Event()
     given: list[str] = []
 
@@ -162,7 +161,7 @@ def test_detaching_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors_of_before_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a computation raised that was invalidated meanwhile is not the later caller's business."""
+    """What a computation raised that was invalidated meanwhile is not for later callers."""
     under_way, go_on = threading.Event(), threading.Event()
     count: list[int] = []
 

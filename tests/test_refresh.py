@@ -626,7 +626,7 @@ def test_interpreter_exit(
     """A refresh that runs at exit ends or is dropped: no word, no hang, no lease left behind."""
     url = redis_server.url if shared == "redis" else ""
     process = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", EXIT]
+        [sys.executable, "-W", "default", "-c", EXIT]
         + [url, kind, str(seconds)],
         capture_output=True,
         text=True,

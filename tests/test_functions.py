@@ -1,0 +1,702 @@
+"""What can be decorated, what cannot, and what a decorated function can do."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+import time
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from styles import STYLES, Style
+
+import memo
+from memo import events
+from memo.testing import recording
+
+styles = pytest.mark.parametrize("style", STYLES, ids=repr)
+
+
+class Tally:
+    """Counts calls; all tallies have one key, so that counting changes no function."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls: list[Any] = []
+
+    def __memo_key__(self) -> str:
+        return "tally"
+
+    def __call__(self, *what: Any) -> int:
+        with self.lock:
+            self.calls.append(what[0] if len(what) == 1 else what)
+            return len(self.calls)
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally()
+
+
+def settle(value: Any) -> Any:
+    """The result of a call, sync or async, from outside a loop."""
+    if not inspect.iscoroutine(value):
+        return value
+    return asyncio.run(value)
+
+
+# --- methods -------------------------------------------------------------------------------------
+
+
+def services(tally: Tally, is_async: bool) -> Any:
+    """A class with methods of every kind, in both orders of the decorators, and a subclass."""
+    if is_async:
+
+        class AsyncService:
+            @memo.cache
+            async def method(self, x: int) -> str:
+                return f"{type(self).__name__} {x} {tally('method', x)}"
+
+            @classmethod
+            @memo.cache
+            async def outside(cls, x: int) -> str:
+                return f"{cls.__name__} {x} {tally('outside', x)}"
+
+            @memo.cache
+            @classmethod
+            async def inside(cls, x: int) -> str:
+                return f"{cls.__name__} {x} {tally('inside', x)}"
+
+            @staticmethod
+            @memo.cache
+            async def static_outside(x: int) -> str:
+                return f"static {x} {tally('static_outside', x)}"
+
+            @memo.cache
+            @staticmethod
+            async def static_inside(x: int) -> str:
+                return f"static {x} {tally('static_inside', x)}"
+
+        return AsyncService
+
+    class Service:
+        @memo.cache
+        def method(self, x: int) -> str:
+            return f"{type(self).__name__} {x} {tally('method', x)}"
+
+        @classmethod
+        @memo.cache
+        def outside(cls, x: int) -> str:
+            return f"{cls.__name__} {x} {tally('outside', x)}"
+
+        @memo.cache
+        @classmethod
+        def inside(cls, x: int) -> str:
+            return f"{cls.__name__} {x} {tally('inside', x)}"
+
+        @staticmethod
+        @memo.cache
+        def static_outside(x: int) -> str:
+            return f"static {x} {tally('static_outside', x)}"
+
+        @memo.cache
+        @staticmethod
+        def static_inside(x: int) -> str:
+            return f"static {x} {tally('static_inside', x)}"
+
+    return Service
+
+
+METHODS = ["method", "outside", "inside", "static_outside", "static_inside"]
+kinds_of = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+
+@kinds_of
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(tally: Tally, is_async: bool, name: str) -> None:
+    """Methods of every kind are cached by their arguments, not by the instance."""
+    service = services(tally, is_async)
+    first = settle(getattr(service(), name)(1))
+    assert settle(getattr(service(), name)(1)) == first
+    assert settle(getattr(service(), name)(x=1)) == first
+    if name != "method":
+        assert settle(getattr(service, name)(1)) == first
+    assert tally.calls == [(name, 1)]
+    settle(getattr(service(), name)(2))
+    assert len(tally.calls) == 2
+
+
+@kinds_of
+@pytest.mark.parametrize("name", ["method", "outside", "inside"])
+def test_methods_of_another_class(tally: Tally, is_async: bool, name: str) -> None:
+    """The class is part of the key: a subclass has entries of its own."""
+    service = services(tally, is_async)
+    other = type("Other", (service,), {})
+    assert settle(getattr(service(), name)(1)).startswith(service.__name__)
+    assert settle(getattr(other(), name)(1)).startswith("Other 1")
+
+
+@kinds_of
+@pytest.mark.parametrize("name", METHODS)
+def test_helpers_of_methods(tally: Tally, is_async: bool, name: str) -> None:
+    """`obj.method.refresh(x)` and its like take the arguments of the call, without `self`."""
+    service = services(tally, is_async)
+    method = getattr(service(), name)
+    assert not method.is_cached(1)
+    assert method.peek(1) is None
+    assert method.refresh(1).endswith(" 1 1")
+    assert method.is_cached(1)
+    assert method.is_cached(x=1)
+    assert method.peek(1).endswith(" 1 1")
+    assert method.key(1) == method.key(x=1) != method.key(2)
+    assert method.address(1).endswith(f"{name}:1")
+    assert settle(method(1)).endswith(" 1 1")
+    assert method.cache_info().hits == 1
+    settle(method(2))
+    assert method.invalidate(x=1).complete
+    assert not method.is_cached(1)
+    assert method.is_cached(2)
+    method.cache_clear()
+    assert not method.is_cached(2)
+    assert method.cache_info()[:2] == (0, 0)
+
+
+@kinds_of
+@pytest.mark.parametrize("name", METHODS)
+async def test_awaitable_helpers_of_methods(tally: Tally, is_async: bool, name: str) -> None:
+    """The twins with an `a` do the same inside a running loop."""
+    method = getattr(services(tally, is_async)(), name)
+    assert not await method.ais_cached(1)
+    assert (await method.arefresh(1)).endswith(" 1 1")
+    assert await method.ais_cached(1)
+    assert (await method.apeek(1)).endswith(" 1 1")
+    assert (await method.ainvalidate(1)).complete
+    assert not await method.ais_cached(1)
+    await method.arefresh(1)
+    await method.acache_clear()
+    assert await method.apeek(1, default="gone") == "gone"
+
+
+def test_instances_with_a_key_of_their_own(tally: Tally) -> None:
+    """`__cache_key__` puts the instance into the keys of its methods."""
+
+    class Tenant:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __cache_key__(self) -> str:
+            return self.name
+
+        @memo.cache
+        def load(self, x: int) -> str:
+            return f"{self.name} {tally(x)}"
+
+    assert Tenant("a").load(1) == Tenant("a").load(1) == "a 1"
+    assert Tenant("b").load(1) == "b 2"
+
+
+def test_first_parameter_of_any_name(tally: Tally) -> None:
+    """A method is one by where it stands, not by what it calls its `self`."""
+
+    class Service:
+        @memo.cache
+        def load(this, x: int) -> int:
+            return tally(x)
+
+        @classmethod
+        @memo.cache
+        def make(klass, x: int) -> int:
+            return tally(x)
+
+    assert Service().load(1) == Service().load(1)
+    assert Service.make(1) == Service().make(1)
+    assert Service.make.is_cached(1)
+
+
+def test_assigned_to_a_class_later(tally: Tally) -> None:
+    """A function that becomes a method after the class body is a method."""
+
+    class Service:
+        pass
+
+    @memo.cache
+    def load(this: Any, x: int) -> int:
+        return tally(x)
+
+    Service.load = load  # type: ignore[attr-defined]
+    assert Service().load(1) == Service().load(1)  # type: ignore[attr-defined]
+    assert tally.calls == [1]
+
+
+# --- other callables -----------------------------------------------------------------------------
+
+
+@kinds_of
+def test_partial(tally: Tally, is_async: bool) -> None:
+    """A `functools.partial` is cached with what it binds as arguments."""
+
+    def load(a: int, b: int) -> tuple[int, int, int]:
+        return a, b, tally(a, b)
+
+    async def aload(a: int, b: int) -> tuple[int, int, int]:
+        return a, b, tally(a, b)
+
+    base: Any = aload if is_async else load
+    one, two = memo.cache(functools.partial(base, 1)), memo.cache(functools.partial(base, 2))
+    by_name = memo.cache(functools.partial(base, b=5))
+    assert settle(one(9)) == settle(one(9)) == (1, 9, 1)
+    assert settle(two(9)) == (2, 9, 2)
+    assert settle(one(b=9)) == (1, 9, 1)
+    assert settle(by_name(7)) == settle(by_name(7)) == (7, 5, 3)
+    assert asyncio.iscoroutinefunction(one) == is_async
+
+
+@kinds_of
+def test_callable_object(tally: Tally, is_async: bool) -> None:
+    """An object with `__call__`, sync or async, can be decorated."""
+
+    class Load:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        def __call__(self, x: int) -> int:
+            tally(x)
+            return self.factor * x
+
+    class AsyncLoad(Load):
+        async def __call__(self, x: int) -> int:  # type: ignore[override]
+            tally(x)
+            return self.factor * x
+
+    kind = AsyncLoad if is_async else Load
+    f = memo.cache(kind(3))
+    assert settle(f(2)) == settle(f(2)) == 6
+    assert tally.calls == [2]
+    g = memo.cache(kind(5))
+    assert settle(g(2)) == 10
+
+
+def test_lambdas_of_one_line_are_two_functions() -> None:
+    """Two lambdas are told apart by their code."""
+    f, g = memo.cache(lambda x: x + 1), memo.cache(lambda x: x + 2)
+    assert (f(1), g(1), f(1)) == (2, 3, 2)
+
+
+def _rows() -> Any:
+    yield 1
+
+
+async def _arows() -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("body", [_rows, _arows, functools.partial(_rows)], ids=["def", "async", "partial"])
+def test_generators_are_refused(body: Any) -> None:
+    """A generator can be used once: decorating one is an error that says what to return."""
+    with pytest.raises(memo.OptionError, match=r"function=.*return list\(\.\.\.\)"):
+        memo.cache(body)
+    with pytest.raises(memo.OptionError, match="function"):
+        memo.cache(ttl=5)(body)
+
+
+@pytest.mark.parametrize("body", [5, None, "load", property(lambda self: 1)], ids=["int", "none", "str", "property"])
+def test_what_is_no_function_is_refused(body: Any) -> None:
+    """The error says what to write."""
+    with pytest.raises(memo.OptionError, match="must be a function"):
+        memo.cache(ttl=5)(body)
+
+
+async def test_sync_function_that_returns_an_awaitable(tally: Tally) -> None:
+    """It is returned as it is, each time a fresh one, and not stored; one warning says why."""
+
+    async def work(x: int) -> int:
+        return x
+
+    class Picklable:
+        def __await__(self) -> Any:
+            yield from ()
+            return 9
+
+    @memo.cache
+    def load(x: int) -> Any:
+        tally(x)
+        return work(x) if x else Picklable()
+
+    with warnings.catch_warnings(record=True) as caught, recording() as seen:
+        warnings.simplefilter("always")
+        assert [await load(1), await load(1), await load(0), await load(0)] == [1, 1, 9, 9]
+    assert tally.calls == [1, 1, 0, 0]
+    mine = [str(w.message) for w in caught if "awaited only once" in str(w.message)]
+    assert len(mine) == 1
+    assert "load" in mine[0] and "async def" in mine[0]
+    assert events.STORED not in {event.kind for event in seen}
+
+
+def test_sync_function_that_returns_a_generator(tally: Tally) -> None:
+    """An iterator is never returned exhausted: each caller gets his own."""
+
+    @memo.cache
+    def load() -> Any:
+        tally(0)
+        return (x for x in range(3))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [list(load()), list(load())] == [[0, 1, 2]] * 2
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda _: list(load()), range(4))) == [[0, 1, 2]] * 4
+    assert len([w for w in caught if "cannot be pickled" in str(w.message)]) == 1
+
+
+def test_it_looks_like_what_it_decorates() -> None:
+    """Name, docstring, signature, module and kind are the function's own."""
+
+    @memo.cache(ttl=5)
+    async def load(x: int, *, y: str = "a") -> float:
+        """Load it."""
+        return 1.0
+
+    assert load.__name__ == "load"
+    assert load.__doc__ == "Load it."
+    assert load.__module__ == __name__
+    assert str(inspect.signature(load)) == "(x: 'int', *, y: 'str' = 'a') -> 'float'"
+    assert inspect.iscoroutinefunction(load.__wrapped__)
+    assert asyncio.iscoroutinefunction(load)
+    assert "load" in repr(load) and "ttl=5" in repr(load)
+
+
+# --- what a decorated function can do --------------------------------------------------------------
+
+
+def loader(tally: Tally, is_async: bool, **options: Any) -> Any:
+    if is_async:
+
+        @memo.cache(**options)
+        async def aload(x: int, y: int = 0) -> list[int]:
+            await asyncio.sleep(0)
+            return [tally(x, y)]
+
+        return aload
+
+    @memo.cache(**options)
+    def load(x: int, y: int = 0) -> list[int]:
+        return [tally(x, y)]
+
+    return load
+
+
+def check_helpers(f: Any, call: Any) -> None:
+    assert f.peek(1) is None
+    assert f.peek(1, default=[0]) == [0]
+    assert not f.is_cached(1)
+    assert f.refresh(1) == [1]
+    assert f.refresh(1) == [2]
+    assert f.peek(1) == [2]
+    assert f.peek(x=1, y=0) == [2]
+    assert f.is_cached(1)
+    assert f.key(1) == f.key(1, 0) == f.key(y=0, x=1)
+    assert len(f.key(1)) == 40
+    assert call(1) == [2]
+    info = f.cache_info()
+    assert (info.hits, info.misses) == (1, 0)
+    assert call(5) == [3]
+    assert f.cache_info()[:2] == (1, 1)
+    outcome = f.invalidate(y=0)
+    assert outcome.complete and outcome.tiers
+    assert not f.is_cached(1)
+    assert not f.is_cached(5)
+    assert call(1) == [4]
+    f.cache_clear()
+    assert not f.is_cached(1)
+    assert f.cache_info()[:2] == (0, 0)
+
+
+@kinds_of
+def test_helpers_outside_a_loop(tally: Tally, is_async: bool) -> None:
+    """`refresh`, `peek`, `is_cached`, `key`, `invalidate`, `cache_info`, `cache_clear`, at once."""
+    f = loader(tally, is_async)
+    check_helpers(f, lambda x: settle(f(x)))
+
+
+@kinds_of
+async def test_helpers_inside_a_running_loop(tally: Tally, is_async: bool) -> None:
+    """The same calls work inside a running loop, on sync and async functions alike."""
+    f = loader(tally, is_async)
+
+    def call(x: int) -> Any:
+        if not is_async:
+            return f(x)
+        with ThreadPoolExecutor(1) as pool:  # the loop waits, as it does for the helpers
+            return pool.submit(asyncio.run, f(x)).result()
+
+    check_helpers(f, call)
+
+
+@kinds_of
+async def test_awaitable_helpers(tally: Tally, is_async: bool) -> None:
+    """Each helper that may wait has an awaitable twin."""
+    f = loader(tally, is_async)
+    assert await f.apeek(1, default=[0]) == [0]
+    assert not await f.ais_cached(1)
+    assert await f.arefresh(1) == [1]
+    assert await f.arefresh(1) == [2]
+    assert await f.apeek(1) == [2]
+    assert await f.ais_cached(1)
+    assert (await f.ainvalidate(x=1)).complete
+    assert not await f.ais_cached(1)
+    await f.arefresh(1)
+    await f.acache_clear()
+    assert not await f.ais_cached(1)
+
+
+@kinds_of
+async def test_arefresh_does_not_block_the_loop(tally: Tally, is_async: bool) -> None:
+    """The loop goes on while `arefresh` computes."""
+
+    @memo.cache
+    def slow() -> int:
+        time.sleep(0.3)
+        return 1
+
+    @memo.cache
+    async def aslow() -> int:
+        await asyncio.sleep(0.3)
+        return 1
+
+    f = aslow if is_async else slow
+    await f.arefresh()
+    task = asyncio.create_task(f.arefresh())
+    longest, last = 0.0, time.perf_counter()
+    while not task.done():
+        await asyncio.sleep(0.001)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    assert longest < 0.2
+
+
+@kinds_of
+def test_errors_of_a_refresh_reach_the_caller(is_async: bool) -> None:
+    """`refresh` raises what the function raises, and the old value stays."""
+    state = {"fail": False}
+    lock = threading.Lock()
+
+    class Source:
+        def __init__(self) -> None:
+            self.lock = lock
+
+        def load(self) -> str:
+            if state["fail"]:
+                raise LookupError("mine")
+            return "old"
+
+    source = Source()
+
+    @memo.cache(version="1")
+    def load() -> str:
+        return source.load()
+
+    @memo.cache(version="1")
+    async def aload() -> str:
+        return source.load()
+
+    f: Any = aload if is_async else load
+    settle(f())
+    state["fail"] = True
+    with pytest.raises(LookupError, match="mine"):
+        f.refresh()
+    assert f.peek() == "old"
+
+
+@kinds_of
+def test_disabled_helpers(tally: Tally, is_async: bool) -> None:
+    """With `enabled=False` the helpers neither read nor store."""
+    f = loader(tally, is_async)
+    settle(f(1))
+    with memo.configure(enabled=False):
+        assert f.peek(1) is None
+        assert not f.is_cached(1)
+        assert f.refresh(1) == [2]
+        assert asyncio.run(f.arefresh(1)) == [3]
+        assert asyncio.run(f.apeek(1)) is None
+        assert not asyncio.run(f.ais_cached(1))
+    assert f.peek(1) == [1]
+
+
+def test_wrong_arguments_are_a_type_error(tally: Tally) -> None:
+    """Arguments that do not fit are the function's own TypeError."""
+    f = loader(tally, False)
+    with pytest.raises(TypeError, match="missing|required"):
+        f()
+    with pytest.raises(TypeError, match="z"):
+        f.peek(1, z=5)
+    with pytest.raises(memo.OptionError, match="z"):
+        f.invalidate(z=5)
+
+
+# --- recursion -----------------------------------------------------------------------------------
+
+
+def seconds_to_error(call: Any) -> float:
+    begun = time.perf_counter()
+    with pytest.raises(memo.ReentryError, match="own result"):
+        call()
+    return time.perf_counter() - begun
+
+
+@styles
+def test_reentry_within_100_ms(style: Style) -> None:
+    """A computation that asks for its own result gets a typed error within 100 ms."""
+
+    def load(x: int) -> Any:
+        return (yield f(x))
+
+    f = style.cached(load)
+    settled = style.cached(lambda: 1)
+    style.call(settled)  # what is imported late is imported
+    assert min(seconds_to_error(lambda: style.call(f, i)) for i in range(3)) < 0.1
+
+
+@styles
+def test_reentry_across_two_functions(style: Style) -> None:
+    """A asks for B, which asks for A: the same error, at once."""
+
+    def first(x: int) -> Any:
+        return (yield b(x))
+
+    def second(x: int) -> Any:
+        return (yield a(x))
+
+    a, b = style.cached(first, version="1"), style.cached(second, version="1")
+    style.call(style.cached(lambda: 1))
+    assert min(seconds_to_error(lambda: style.call(a, i)) for i in range(3)) < 0.1
+
+
+@styles
+def test_reentry_through_refresh(style: Style) -> None:
+    """A computation that refreshes itself gets the error too, and not a stack overflow."""
+
+    def load(x: int) -> Any:
+        return f.refresh(x) if not style.is_async else (yield f.arefresh(x))
+
+    f = style.cached(load, version="1") if style.is_async else memo.cache(version="1")(_refreshing)
+    seconds_to_error(lambda: style.call(f, 1))
+
+
+def _refreshing(x: int) -> Any:
+    return next(f for f in memo.functions() if f.__name__ == "_refreshing").refresh(x)
+
+
+def test_reentry_across_threads() -> None:
+    """Two threads whose computations wait for each other: one gets the error, nobody hangs."""
+    barrier = threading.Barrier(2, timeout=5)
+
+    @memo.cache(version="1")
+    def a(x: int) -> str:
+        barrier.wait()
+        return f"a({b(x)})"
+
+    @memo.cache(version="1")
+    def b(x: int) -> str:
+        if not barrier.broken and threading.current_thread().name.startswith("b"):
+            barrier.wait()
+        return f"b({a(x)})"
+
+    def call(f: Any, x: int) -> Any:
+        threading.current_thread().name = f.__name__
+        try:
+            return f(x)
+        except memo.ReentryError as error:
+            return error
+
+    for x in range(20):
+        barrier.reset()
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(call, f, x) for f in (a, b)]
+            results = [future.result(5) for future in futures]
+        assert any(isinstance(result, memo.ReentryError) for result in results)
+
+
+def test_reentry_in_a_chain_of_threads() -> None:
+    """A thread leads two nested computations, another one waits for the outer: no deadlock."""
+    inner_runs, outer_waits = threading.Event(), threading.Event()
+
+    @memo.cache(version="1")
+    def outer() -> Any:
+        return middle()
+
+    @memo.cache(version="1")
+    def middle() -> Any:
+        inner_runs.set()
+        assert outer_waits.wait(5)
+        time.sleep(0.1)
+        return other()
+
+    @memo.cache(version="1")
+    def other() -> Any:
+        assert inner_runs.wait(5)
+        outer_waits.set()
+        return outer()
+
+    def call(f: Any) -> Any:
+        try:
+            return f()
+        except memo.ReentryError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [task.result(5) for task in [pool.submit(call, outer), pool.submit(call, other)]]
+    assert any(isinstance(result, memo.ReentryError) for result in results)
+
+
+def test_reentry_in_a_thread_that_shares_the_context() -> None:
+    """In a thread of `asyncio.to_thread`, which has the context, it is noticed too."""
+
+    @memo.cache(version="1")
+    async def load(x: int) -> Any:
+        return await asyncio.to_thread(asyncio.run, load(x))
+
+    seconds_to_error(lambda: asyncio.run(load(1)))
+
+
+async def test_no_false_alarm_among_siblings(tally: Tally) -> None:
+    """Two branches of one computation may want the same: they share it."""
+
+    @memo.cache(version="1")
+    async def leaf(x: int) -> int:
+        await asyncio.sleep(0.01)
+        return tally(x)
+
+    @memo.cache(version="1")
+    async def branch(x: int) -> int:
+        return await leaf(0)
+
+    @memo.cache(version="1")
+    async def root() -> list[int]:
+        return await asyncio.gather(branch(1), branch(2), leaf(0), leaf(0))
+
+    assert await root() == [1, 1, 1, 1]
+    assert tally.calls == [0]
+
+
+@kinds_of
+def test_depth_500(is_async: bool) -> None:
+    """Cached recursion with other arguments works to depth 500, and each level is stored."""
+
+    @memo.cache
+    def depth(n: int) -> int:
+        return 0 if n == 0 else 1 + depth(n - 1)
+
+    @memo.cache
+    async def adepth(n: int) -> int:
+        return 0 if n == 0 else 1 + await adepth(n - 1)
+
+    f: Any = adepth if is_async else depth
+    with recording() as seen:
+        assert settle(f(500)) == 500
+    assert f.is_cached(250)
+    assert Counter(event.kind for event in seen)[events.COMPUTED] == 501

@@ -1,0 +1,1104 @@
+"""What invalidating promises: who is reached, what it costs, and that nothing brings it back."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ports import blocking
+from redis_server import RedisServer
+
+import memo
+from memo import assembly, cache, engine, invalidate_cache, stamps
+from memo.chain import Chain
+from memo.errors import OptionError, TierError
+from memo.testing import ManualClock, isolated, recording
+
+Server = RedisServer
+COUNT: dict[str, int] = {}
+"""How often each body ran; a container, so that what it holds is no part of anybody's code."""
+
+
+def ran(name: str) -> int:
+    """Count a run; which one it is."""
+    COUNT[name] = COUNT.get(name, 0) + 1
+    return COUNT[name]
+
+
+@pytest.fixture(autouse=True)
+def fresh_counts() -> None:
+    COUNT.clear()
+
+
+def loads(name: str = "load", **options: Any) -> Any:
+    """A cached function of two arguments whose result says which run made it."""
+
+    @cache(name=f"tests:{name}", version="1", **{"ttl": None, **options})
+    def load(region: str, year: int = 2024) -> str:
+        return f"{region} {year} #{ran(name)}"
+
+    return load
+
+
+# --- who is reached ------------------------------------------------------------------------------
+
+
+def test_partial_arguments_reach_what_includes_them() -> None:
+    """`f.invalidate(region="EU")` makes every entry with that region untrue, and no other."""
+    load = loads()
+    for region in ("EU", "US"):
+        for year in (2023, 2024):
+            load(region, year)
+    load.invalidate(region="EU")
+    assert [load.is_cached(r, y) for r in ("EU", "US") for y in (2023, 2024)] == [0, 0, 1, 1]
+    load.invalidate(year=2023)
+    assert [load.is_cached("US", y) for y in (2023, 2024)] == [False, True]
+
+
+def test_a_full_call_reaches_that_call_alone() -> None:
+    """With all arguments given, in whatever spelling, exactly one entry goes."""
+    load = loads()
+    load("EU"), load("EU", 2023)
+    load.invalidate("EU", year=2024)
+    assert not load.is_cached("EU")
+    assert load.is_cached("EU", 2023)
+
+
+def test_without_arguments_all_entries_go() -> None:
+    """`f.invalidate()` reaches every entry of the function, and none of another."""
+    load, other = loads(), loads("other")
+    load("EU"), load("US"), other("EU")
+    load.invalidate()
+    assert not load.is_cached("EU")
+    assert not load.is_cached("US")
+    assert other.is_cached("EU")
+
+
+def test_an_unknown_argument_is_an_error() -> None:
+    """A name that the function does not have is said so, and nothing is dropped."""
+    load = loads()
+    load("EU")
+    with pytest.raises(OptionError, match="land"):
+        load.invalidate(land="EU")
+    assert load.is_cached("EU")
+
+
+TARGETS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "tag": lambda f: {"tag": "sales"},
+    "prefix": lambda f: {"prefix": "sales"},
+    "prefix with colon": lambda f: {"prefix": "sales:"},
+    "function": lambda f: {"function": f},
+    "identity": lambda f: {"function": f.function_id},
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_at_module_level(target: str) -> None:
+    """`memo.invalidate(tag=|prefix=|function=)` reaches what it names, and no others."""
+    load, other = loads(tags=["sales"], key_prefix="sales"), loads("other", key_prefix="salesmen")
+    load("EU"), other("EU")
+    outcome = memo.invalidate(**TARGETS[target](load))
+    assert outcome.complete
+    assert not load.is_cached("EU")
+    assert other.is_cached("EU")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+async def test_targets_at_module_level_awaited(target: str) -> None:
+    """`memo.ainvalidate` does the same inside an event loop."""
+    load = loads(tags=["sales"], key_prefix="sales")
+    await asyncio.to_thread(load, "EU")
+    assert (await memo.ainvalidate(**TARGETS[target](load))).complete
+    assert not await load.ais_cached("EU")
+
+
+def test_tags_of_the_arguments() -> None:
+    """A callable of the arguments gives each call tags of its own."""
+    load = loads(tags=lambda region, year: [f"region:{region}"])
+    load("EU"), load("US")
+    memo.invalidate(tag="region:EU")
+    assert not load.is_cached("EU")
+    assert load.is_cached("US")
+
+
+def test_an_address_is_never_a_pattern() -> None:
+    """`memo.invalidate(key=...)` reaches what has exactly this address; `*` is a letter."""
+    load = loads(key_prefix="sales", key_resolver="{region}:{year}")
+    load("EU"), load("EU*"), load("U")
+    assert load.address("EU") == "sales:EU:2024"
+    memo.invalidate(key="sales:EU*:2024")
+    assert [load.is_cached(r) for r in ("EU", "EU*", "U")] == [True, False, True]
+    memo.invalidate(key="sales:EU")
+    assert load.is_cached("EU")
+    memo.invalidate(key="sales:EU:2024")
+    assert not load.is_cached("EU")
+
+
+def test_outer_prefixes_reach_inner_ones() -> None:
+    """A prefix reaches what lies below it at a `:`, not what merely begins with the same letters."""
+    inner, near = loads(key_prefix="shop:sales"), loads("near", key_prefix="shops")
+    inner("EU"), near("EU")
+    memo.invalidate(prefix="shop")
+    assert not inner.is_cached("EU")
+    assert near.is_cached("EU")
+
+
+def test_the_whole_namespace() -> None:
+    """The generation of the namespace reaches everything in it."""
+    load, other = loads(), loads("other")
+    load("EU"), other("EU")
+    chain = assembly.default_chain()
+    blocking(lambda port: chain.turn(port, [stamps.Turn("n")], "{}"))
+    assert not load.is_cached("EU")
+    assert not other.is_cached("EU")
+
+
+@pytest.mark.parametrize("given", [{}, {"tag": "a", "prefix": "b"}, {"tag": ""}])
+def test_exactly_one_target(given: dict[str, str]) -> None:
+    """No target, two, or an empty one is an error that says what to write."""
+    with pytest.raises(OptionError):
+        memo.invalidate(**given)
+
+
+def test_the_reason_is_kept() -> None:
+    """`reason=` comes back in the result, in the event, and with the generation for `explain`."""
+    load = loads()
+    load("EU")
+    with recording() as heard:
+        outcome = load.invalidate(region="EU", reason="dataset 2026-11 loaded")
+    assert outcome.reason == "dataset 2026-11 loaded"
+    assert [e.reason for e in heard if e.kind == "invalidated"] == ["dataset 2026-11 loaded"]
+    chain = assembly.default_chain()
+    arguments = load._function.keyer.partial(("EU", 2024), {})[0]
+    ref = stamps.Ref(f"f:{load.function_id}", arguments)
+    notes = blocking(lambda port: chain.host.generations.notes(port, ref))
+    assert any("dataset 2026-11 loaded" in note for _, note in notes)
+
+
+# --- the result, tier by tier --------------------------------------------------------------------
+
+
+def test_the_result_says_how_it_went(redis_server: Server) -> None:
+    """Each tier is named: done, or journalled because it could not be reached."""
+    load = loads()
+    with memo.configure(redis_url=redis_server.url):
+        load("EU")
+        assert dict(load.invalidate().tiers) == dict.fromkeys(("memory", "redis", "disk"), "done")
+        redis_server.stop()
+        outcome = load.invalidate()
+        assert not outcome.complete
+        assert outcome.tiers["disk"] == "done"
+        assert outcome.tiers["redis"].startswith("journalled")
+        assert "journalled" in repr(outcome)
+
+
+def test_a_ledger_that_cannot_be_written_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not even the host could write it down, the result says so; nothing is raised."""
+    load = loads()
+    load("EU")
+    chain = assembly.default_chain()
+    assert chain.host is not None
+
+    async def fail(*_: Any) -> None:
+        raise TierError("disk full")
+
+    monkeypatch.setattr(chain.host.generations, "turn", fail)
+    assert load.invalidate().tiers["disk"] == "failed: disk full"
+
+
+def test_a_journal_that_cannot_be_struck_is_no_error(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That Redis has it but the journal cannot be told, or the other way round, raises nothing."""
+    load = loads()
+    with memo.configure(redis_url=redis_server.url):
+        load("EU")
+        journal = assembly.default_chain().host.journal  # type: ignore[union-attr]
+
+        def fail(row: int) -> None:
+            raise TierError("disk full")
+
+        monkeypatch.setattr(journal, "done", fail)
+        monkeypatch.setattr(journal, "fail", fail)
+        assert load.invalidate().complete
+        redis_server.stop()
+        assert not load.invalidate().complete
+
+
+# --- what it costs -------------------------------------------------------------------------------
+
+
+class Heard(list[str]):
+    """Commands that clients sent, and those that scripts ran, in upper case."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+
+
+@contextmanager
+def monitor(server: Server) -> Iterator[Heard]:
+    """All commands that reach a Redis inside the block, as MONITOR tells them."""
+    heard = Heard()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(b"MONITOR\r\n")
+        lines = connection.makefile("rb")
+        assert lines.readline() == b"+OK\r\n"
+        yield heard
+        client = server.client()
+        client.echo("the end of the story")
+        for line in lines:
+            text = line.decode("utf-8", "replace")
+            if "the end of the story" in text:
+                break
+            command = text.split('"')[1].upper()
+            (heard.inside if " lua]" in text else heard).append(command)
+        lines.close()
+    heard[:] = [
+        command for command in heard if command not in ("CLIENT", "HELLO", "SELECT", "INFO")
+    ]
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["redis first", "memory in front"])
+@pytest.mark.parametrize("tags", [0, 30])
+def test_a_hit_is_one_round_trip(redis_server: Server, memory: int, tags: int) -> None:
+    """Whatever the number of tags, arguments and inner calls, a hit asks Redis once."""
+    inner = loads(tags=[f"inner{n}" for n in range(tags)], key_prefix="a:b:c:d")
+
+    @cache(ttl=None, version="1", name="tests:outer", tags=[f"tag{n}" for n in range(tags)])
+    def outer(first: int, second: str = "2", *rest: int, **more: int) -> list[str]:
+        return [inner("EU", year) for year in range(tags + 1)]
+
+    with memo.configure(redis_url=redis_server.url, memory_limit=memory, deadline=5):
+        made = outer(1, "2", 3, 4, five=5)
+        inner.invalidate(region="US")
+        outer(1, "2", 3, 4, five=5)  # scripts and connections are there
+        with monitor(redis_server) as heard:
+            assert outer(1, "2", 3, 4, five=5) == made
+    assert heard == ["EVALSHA"]
+
+
+async def test_a_hit_of_a_coroutine_is_one_round_trip(redis_server: Server) -> None:
+    """The same inside an event loop."""
+
+    @cache(ttl=None, version="1", name="tests:async", tags=["a", "b"])
+    async def load(region: str) -> int:
+        return ran("async")
+
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        await load("EU"), await load("EU")
+        with monitor(redis_server) as heard:
+            assert await load("EU") == 1
+        assert heard == ["EVALSHA"]
+        await assembly.default_chain().tiers[1].aclose()  # type: ignore[attr-defined]
+
+
+TURNS: dict[str, Callable[[Any], Any]] = {
+    "function": lambda f: f.invalidate(),
+    "partial": lambda f: f.invalidate(region="EU"),
+    "tag": lambda f: memo.invalidate(tag="sales"),
+    "prefix": lambda f: memo.invalidate(prefix="sales"),
+}
+
+
+@pytest.mark.parametrize("how", TURNS)
+def test_invalidating_does_not_grow_with_what_is_there(redis_server: Server, how: str) -> None:
+    """One script, no SCAN and no KEYS, and the same commands with 3,000 entries as with one."""
+    load = loads(tags=["sales"], key_prefix="sales")
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        load("EU")
+        TURNS[how](load)
+        with monitor(redis_server) as few:
+            TURNS[how](load)
+        client, record = redis_server.client(), b"x" * 100
+        names = (assembly.default_chain().name(load.function_id, f"{n:040x}") for n in range(3000))
+        client.mset(dict.fromkeys(names, record))
+        with monitor(redis_server) as many:
+            TURNS[how](load)
+    assert few == many == ["EVALSHA"]
+    assert few.inside == many.inside
+    assert not {"SCAN", "KEYS", "HSCAN", "HGETALL"} & {*many, *many.inside}
+
+
+@pytest.mark.timing
+def test_invalidating_takes_milliseconds_whatever_is_there(redis_server: Server) -> None:
+    """Function-wide with 200,000 entries in Redis: as fast as with one, and under 10 ms."""
+    load = loads()
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        load("EU")
+        client = redis_server.client()
+        chain = assembly.default_chain()
+        for start in range(0, 200_000, 20_000):
+            keys = range(start, start + 20_000)
+            client.mset({chain.name(load.function_id, f"{n:040x}"): b"x" for n in keys})
+        taken = []
+        for _ in range(20):
+            begun = time.perf_counter()
+            load.invalidate()
+            taken.append(time.perf_counter() - begun)
+    assert sorted(taken)[10] < 0.010
+
+
+# --- nothing comes back --------------------------------------------------------------------------
+
+
+def test_lost_generations_are_misses(redis_server: Server) -> None:
+    """Without any single key of ours, or without all of them, an entry is computed anew."""
+    load = loads(tags=["sales"], key_prefix="shop:sales")
+    client = redis_server.client()
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        load("EU")
+        groups = sorted(client.keys("memo:g:*"))
+        assert len(groups) == 5
+        for group in groups:
+            before = load("EU")
+            assert load.is_cached("EU")
+            client.delete(group)
+            assert not load.is_cached("EU"), group
+            assert load("EU") != before
+        before = load("EU")
+        client.flushall()
+        assert not load.is_cached("EU")
+        assert load("EU") != before
+
+
+def test_a_lost_group_revives_nothing_that_was_invalidated(redis_server: Server) -> None:
+    """What was invalidated stays so when the tokens that said it are gone."""
+    load = loads()
+    client = redis_server.client()
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        old = load("EU")
+        load.invalidate(region="EU")
+        for field in ("!", "?"):
+            client.hdel(f"memo:g:f:{load.function_id}", field)
+        client.delete(f"memo:g:f:{load.function_id}")
+        assert not load.is_cached("EU")
+        assert load("EU") != old
+
+
+@contextmanager
+def two_hosts(server: Server, place: Path, **more: Any) -> Iterator[tuple[Any, Any]]:
+    """Two context managers: what runs inside them runs on one host or the other."""
+
+    def host(name: str) -> Callable[[], Any]:
+        settings = {"directory": place / name, "redis_url": server.url, "deadline": 5, **more}
+        return lambda: memo.configure(**settings)
+
+    yield host("here"), host("there")
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["disk", "memory"])
+def test_another_host_invalidates(redis_server: Server, tmp_path: Path, memory: int) -> None:
+    """A copy on disk, or in memory, that another host invalidated is refused while Redis is up."""
+    load = loads()
+    with two_hosts(redis_server, tmp_path, memory_limit=memory) as (here, there):
+        with here():
+            old = load("EU")
+            assert load.is_cached("EU")
+        with there():
+            assert load("EU") == old
+            load.invalidate(region="EU")
+        with here():
+            redis_server.client().delete(*redis_server.client().keys("memo:{*"))
+            assert not load.is_cached("EU")
+            assert load("EU") != old
+
+
+# --- outages -------------------------------------------------------------------------------------
+
+
+def test_an_outage_is_made_up_for(redis_server: Server, tmp_path: Path) -> None:
+    """What was invalidated while Redis was away is replayed before anything is read from it."""
+    load = loads()
+    with memo.configure(redis_url=redis_server.url, memory_limit=0):
+        old = load("EU")
+        redis_server.stop()
+        load.invalidate(region="EU", reason="while away")
+        assert not load.is_cached("EU")
+        redis_server.restart()
+    assembly.reset()  # another process of this host, which has no answers of its own
+    with (
+        memo.configure(redis_url=redis_server.url, memory_limit=0, deadline=5),
+        recording() as heard,
+    ):
+        assert load("EU") != old
+    assert [event.reason for event in heard if event.kind == "replayed"] == ["while away"]
+
+
+def test_the_journal_is_synced(redis_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalidation that Redis did not get is on the disk, in a full sync, when it returns."""
+    load = loads()
+    with memo.configure(redis_url=redis_server.url):
+        load("EU")
+        redis_server.stop()
+        host = assembly.default_chain().host
+        modes: list[bool] = []
+        write = host._ledger.write  # type: ignore[union-attr]
+
+        def spy(work: Any, *, durable: bool) -> None:
+            modes.append(durable)
+            write(work, durable=durable)
+
+        monkeypatch.setattr(host._ledger, "write", spy)  # type: ignore[union-attr]
+        load.invalidate()
+    assert modes[0] is True
+
+
+def test_no_other_host_is_spared_the_replay(redis_server: Server, tmp_path: Path) -> None:
+    """After the replay the other host refuses its copy as well."""
+    load = loads()
+    with two_hosts(redis_server, tmp_path, memory_limit=0) as (here, there):
+        with here():
+            old = load("EU")
+        with there():
+            assert load("EU") == old
+        redis_server.stop()
+        with here():
+            assert not load.invalidate(region="EU").complete
+        redis_server.restart()
+        assembly.reset()
+        with here():
+            load("US")
+        with there():
+            assert load("EU") != old
+
+
+def test_while_redis_is_away_the_host_obeys_itself(redis_server: Server) -> None:
+    """Without Redis, invalidations of this host hold, and its other entries are still good."""
+    load = loads()
+    with memo.configure(redis_url=redis_server.url):
+        eu, us = load("EU"), load("US")
+        redis_server.stop()
+        load.invalidate(region="EU")
+        assert load("EU") != eu
+        assert load("US") == us
+
+
+# --- on to what was built on it ------------------------------------------------------------------
+
+
+def _levels(depth: int) -> list[Any]:
+    """Cached functions, each of which calls the one before; the first is `load`."""
+    chain = [loads("raw")]
+    for level in range(depth):
+        below = chain[-1]
+
+        def made(region: str, below: Any = below, level: int = level) -> str:
+            return f"{below(region)} < {ran(f'level{level}')}"
+
+        chain.append(
+            cache(ttl=None, version="1", name=f"tests:level{level}", ignore=["below", "level"])(
+                made
+            )
+        )
+    return chain
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["computed", "hit"])
+def test_over_any_number_of_levels(warm: bool) -> None:
+    """Invalidating what lies at the bottom reaches the top, also when all between was a hit."""
+    raw, *_, top = levels = _levels(6)
+    if warm:
+        for function in levels:
+            function("EU")
+    top("EU"), top("US")
+    raw.invalidate(region="EU")
+    assert [f.is_cached("EU") for f in levels] == [False] * 7
+    assert [f.is_cached("US") for f in levels] == [True] * 7
+
+
+WAYS: dict[str, Callable[[Any], list[str]]] = {}
+
+
+def way(function: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
+    WAYS[function.__name__] = function
+    return function
+
+
+@way
+def directly(raw: Any) -> list[str]:
+    return [raw("EU")]
+
+
+@way
+def thread(raw: Any) -> list[str]:
+    found: list[str] = []
+    worker = threading.Thread(target=lambda: found.append(raw("EU")))
+    worker.start()
+    worker.join()
+    return found
+
+
+@way
+def thread_in_thread(raw: Any) -> list[str]:
+    found: list[str] = []
+    outer = threading.Thread(target=lambda: found.extend(thread(raw)))
+    outer.start()
+    outer.join()
+    return found
+
+
+@way
+def subclass(raw: Any) -> list[str]:
+    class Worker(threading.Thread):
+        found = ""
+
+        def run(self) -> None:
+            self.found = raw("EU")
+
+    worker = Worker()
+    worker.start()
+    worker.join()
+    return [worker.found]
+
+
+@way
+def executor(raw: Any) -> list[str]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(raw, ["EU"]))
+
+
+POOL: list[ThreadPoolExecutor] = []
+
+
+@way
+def older_executor(raw: Any) -> list[str]:
+    return [POOL[0].submit(raw, "EU").result()]
+
+
+@way
+def loop(raw: Any) -> list[str]:
+    async def main() -> str:
+        return await asyncio.get_running_loop().run_in_executor(None, raw, "EU")
+
+    return [asyncio.run(main())]
+
+
+@way
+def to_thread(raw: Any) -> list[str]:
+    async def main() -> str:
+        return await asyncio.to_thread(raw, "EU")
+
+    return [asyncio.run(main())]
+
+
+@way
+def peeked(raw: Any) -> list[str]:
+    raw("EU")
+    return [raw.peek("EU")]
+
+
+@way
+def refreshed(raw: Any) -> list[str]:
+    return [raw.refresh("EU")]
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("warm", [False, True], ids=["computed", "hit"])
+def test_over_threads(name: str, warm: bool) -> None:
+    """What a computation reads in threads that it starts is part of it; and only that."""
+    raw, how = loads("raw"), WAYS[name]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # its thread is older than the computation
+        POOL[:] = [pool]
+
+        @cache(ttl=None, version="1", name=f"tests:over {name}")
+        def report() -> list[str]:
+            return how(raw)
+
+        if warm:
+            raw("EU")
+        first = report()
+        raw.invalidate(region="US")
+        assert report.is_cached()
+        raw.invalidate(region="EU")
+        assert not report.is_cached()
+        assert report() != first
+        POOL.clear()
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["computed", "hit"])
+async def test_over_tasks(warm: bool) -> None:
+    """What a computation reads in tasks that it starts is part of it."""
+
+    @cache(ttl=None, version="1", name="tests:araw")
+    async def raw(region: str) -> int:
+        return ran("raw")
+
+    async def inner(region: str) -> int:
+        return await asyncio.create_task(raw(region))
+
+    @cache(ttl=None, version="1", name="tests:areport")
+    async def report() -> list[int]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(inner(region)) for region in ("EU", "US")]
+        return [task.result() for task in tasks]
+
+    if warm:
+        await raw("EU")
+    await report()
+    assert await report.ais_cached()
+    await raw.ainvalidate(region="ASIA")
+    assert await report.ais_cached()
+    await raw.ainvalidate(region="EU")
+    assert not await report.ais_cached()
+
+
+def test_a_pool_thread_serves_whom_it_works_for() -> None:
+    """A pool whose threads one computation started records for the next what is the next's."""
+    raw = loads("raw")
+    with ThreadPoolExecutor(1) as pool:
+
+        @cache(ttl=None, version="1", name="tests:pooled")
+        def report(region: str) -> str:
+            return pool.submit(raw, region).result()
+
+        report("EU"), report("US")
+        raw.invalidate(region="US")
+        assert report.is_cached("EU")
+        assert not report.is_cached("US")
+
+
+def test_threads_outside_a_computation_are_left_alone() -> None:
+    """A thread that no cached computation started runs as Python made it."""
+    loads("raw")("EU")
+    seen: list[Any] = []
+    thread = threading.Thread(target=lambda: seen.append(engine.carried()))
+    thread.start()
+    thread.join()
+    assert "run" not in vars(thread)
+    assert seen == [None]
+
+
+def test_a_thread_that_outlives_its_computation_adds_nothing() -> None:
+    """What is read after a computation has returned is no part of it."""
+    raw, go_on = loads("raw"), threading.Event()
+    late: list[threading.Thread] = []
+
+    def read_late() -> None:
+        go_on.wait(5)
+        raw("EU")
+
+    @cache(ttl=None, version="1", name="tests:outlived")
+    def report() -> int:
+        late.append(threading.Thread(target=read_late))
+        late[0].start()
+        return 1
+
+    report()
+    go_on.set()
+    late[0].join()
+    raw.invalidate()
+    assert report.is_cached()
+
+
+def test_a_thread_of_a_computation_that_asks_for_it_is_told() -> None:
+    """A thread whose computation waits for it, and that asks for that result, gets an error."""
+    raised: list[BaseException] = []
+
+    @cache(ttl=None, version="1", name="tests:itself")
+    def itself() -> int:
+        def ask() -> None:
+            try:
+                itself()
+            except memo.ReentryError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join(5)
+        return 1
+
+    assert itself() == 1
+    assert raised
+
+
+def test_what_an_error_was_built_on_counts() -> None:
+    """A computation that caught an inner error is built on what the inner one had read."""
+    raw = loads("raw")
+
+    @cache(ttl=None, version="1", name="tests:failing")
+    def failing() -> str:
+        raise ValueError(raw("EU"))
+
+    @cache(ttl=None, version="1", name="tests:catching")
+    def catching() -> str:
+        try:
+            return failing()
+        except ValueError as error:
+            return str(error)
+
+    catching()
+    assert catching.is_cached()
+    raw.invalidate(region="EU")
+    assert not catching.is_cached()
+
+
+def test_many_reads_are_bounded() -> None:
+    """Past a limit one stamp of the function stands for many, and the entry is still cached."""
+    raw, many = loads("raw"), stamps.READS + 50
+
+    @cache(ttl=None, version="1", name="tests:wide")
+    def wide() -> int:
+        return len([raw("EU", year) for year in range(many)])
+
+    wide()
+    assert wide.is_cached()
+    found = blocking(
+        lambda port: assembly.default_chain().lookup(
+            port, wide.function_id, wide.key(), wide._function.judge
+        )
+    )
+    assert len(found.entry.header.stamps) < 20
+    for again in range(3):
+        raw.invalidate("EU", again)
+        assert not wide.is_cached()
+        wide()
+        assert wide.is_cached(), "entries of different ages must not keep it from being cached"
+    raw.invalidate("US")
+    assert not wide.is_cached(), "one stamp for the function: any call of it counts"
+
+
+def test_many_reads_that_changed_underway_are_not_trusted() -> None:
+    """When one of many reads is invalidated during the computation, its entry is not believed."""
+    raw, many = loads("raw"), stamps.READS + 50
+
+    @cache(ttl=None, version="1", name="tests:wide underway")
+    def wide() -> int:
+        for year in range(many):
+            raw("EU", year)
+        raw.invalidate("EU", 7)
+        return many
+
+    wide()
+    assert not wide.is_cached()
+
+
+# --- refreshes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stale_while_revalidate": 100}, {"refresh_ahead": True, "stale_if_error": 100}],
+    ids=["revalidate", "ahead"],
+)
+def test_an_invalidated_value_is_never_stale(options: dict[str, Any]) -> None:
+    """Stale windows are for expiry alone: what was invalidated is computed, not served."""
+    clock = ManualClock()
+    with isolated(clock=clock):
+        load = loads(ttl=10, **options)
+        load("EU")
+        clock.advance(9 if "refresh_ahead" in options else 50)
+        load.invalidate()
+        assert load("EU").endswith("#2")
+
+
+def test_stale_if_error_does_not_revive_what_was_invalidated_underway() -> None:
+    """An old value that is invalidated while its successor fails does not answer in its place."""
+    clock = ManualClock()
+    with isolated(clock=clock):
+
+        @cache(ttl=10, stale_if_error=100, version="1", name="tests:failing later")
+        def load() -> int:
+            if ran("load") == 1:
+                return 1
+            if COUNT["load"] == 3:
+                load.invalidate()
+            raise ValueError("broken")
+
+        assert load() == 1
+        clock.advance(50)
+        assert load() == 1
+        with pytest.raises(ValueError, match="broken"):
+            load()
+
+
+def test_a_refresh_that_is_invalidated_underway_is_dropped() -> None:
+    """It is not stored over what was computed after it, and the event says why."""
+    clock, under_way, go_on = ManualClock(), threading.Event(), threading.Event()
+    with isolated(clock=clock), recording() as heard:
+
+        @cache(ttl=10, stale_while_revalidate=100, version="1", name="tests:refreshed")
+        def load() -> int:
+            mine = ran("load")
+            if mine == 2:
+                under_way.set()
+                go_on.wait(5)
+            return mine
+
+        assert load() == 1
+        clock.advance(50)
+        assert load() == 1
+        assert under_way.wait(5)
+        load.invalidate()
+        assert load() == 3
+        go_on.set()
+        memo.drivers.drain_blocking(5)
+        assert load() == 3
+        assert COUNT["load"] == 3
+    assert [e.reason for e in heard if e.kind == "refresh_failed"] == ["invalidated"]
+
+
+def test_an_overtaken_computation_is_not_stored() -> None:
+    """What was invalidated while it was computed does not take the place of what came after."""
+    under_way, go_on = threading.Event(), threading.Event()
+
+    @cache(ttl=None, version="1", name="tests:overtaken")
+    def load() -> int:
+        mine = ran("load")
+        if mine == 1:
+            under_way.set()
+            go_on.wait(5)
+        return mine
+
+    answers: list[int] = []
+    first = threading.Thread(target=lambda: answers.append(load()))
+    first.start()
+    assert under_way.wait(5)
+    load.invalidate()
+    assert load() == 2
+    go_on.set()
+    first.join()
+    assert answers == [1]
+    assert load() == 2
+
+
+def test_a_result_that_is_not_stored_is_still_held_to_its_stamps() -> None:
+    """Joiners of a computation whose result `cache_if` turns down do not get what is untrue."""
+    under_way, go_on = threading.Event(), threading.Event()
+
+    @cache(ttl=None, version="1", name="tests:turned down", cache_if=lambda value: value != 1)
+    def load() -> int:
+        mine = ran("load")
+        if mine == 1:
+            under_way.set()
+            go_on.wait(5)
+        return mine
+
+    answers: list[int] = []
+    first = threading.Thread(target=load)
+    first.start()
+    assert under_way.wait(5)
+    turn = stamps.Turn(f"f:{load.function_id}")
+    chain = assembly.default_chain()
+    blocking(lambda port: chain.turn(port, [turn], "{}"))  # by another process: nothing detached
+    second = threading.Thread(target=lambda: answers.append(load()))
+    second.start()
+    flight = next(f for f in engine.FLIGHTS.under_way())
+    while not flight.joiners:
+        time.sleep(0.001)
+    go_on.set()
+    first.join()
+    second.join()
+    assert answers == [2]
+
+
+# --- answers never go back -----------------------------------------------------------------------
+
+
+def test_a_result_that_could_not_be_stored_is_not_gone_back_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a newer result that no tier took, the older entry does not answer again (I2)."""
+    load = loads()
+    assert load("EU").endswith("#1")
+
+    async def fail(*_: Any) -> None:
+        raise TierError("disk full")
+
+    with monkeypatch.context() as patch:
+        for tier in assembly.default_chain().tiers:
+            patch.setattr(tier, "store", fail)
+        assert load.refresh("EU").endswith("#2")
+    assert load("EU").endswith("#3")
+
+
+def test_an_entry_that_does_not_load_does_not_stop_the_lock() -> None:
+    """With `use_lock`, a fresh entry that cannot be loaded is computed anew, not waited for."""
+    load = loads(use_lock=True)
+    load("EU")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise memo.errors.EntryError("unreadable", "on purpose")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.codec, "decode", broken)
+        assert load("EU").endswith("#2")
+    assert load("EU").endswith("#2")
+
+
+# --- invalidate_cache ----------------------------------------------------------------------------
+
+
+async def test_the_product_service(tmp_path: Path) -> None:
+    """The example of the specification works as it stands, and leaves other products alone."""
+    for product, price in (("1", "1"), ("2", "2")):
+        (tmp_path / product).write_text(price)
+
+    class ProductService:
+        @cache(ttl=300, key_prefix="products")
+        async def get_product_details(self, product_id: str) -> dict[str, Any]:
+            return {"price": int((tmp_path / product_id).read_text())}
+
+        @invalidate_cache(
+            key_prefix="products",
+            key_resolver=lambda result, **kwargs: f"products:{kwargs['product_id']}",
+        )
+        async def update_product_details(self, product_id: str, data: dict[str, Any]) -> bool:
+            (tmp_path / product_id).write_text(str(data["price"]))
+            return True
+
+    service = ProductService()
+    assert await service.get_product_details("1") == {"price": 1}
+    assert await service.get_product_details(product_id="2") == {"price": 2}
+    assert await service.update_product_details("1", {"price": 10})
+    assert await service.get_product_details.ais_cached("2")
+    assert not await service.get_product_details.ais_cached("1")
+    assert await service.get_product_details("1") == {"price": 10}
+
+
+def test_nothing_is_dropped_when_the_function_raises() -> None:
+    """An update that failed leaves the entries as they are."""
+    load = loads(key_prefix="sales")
+
+    @invalidate_cache(key_prefix="sales")
+    def update() -> None:
+        raise ValueError("no")
+
+    load("EU")
+    with pytest.raises(ValueError, match="no"):
+        update()
+    assert load.is_cached("EU")
+
+
+def test_several_addresses_and_the_result() -> None:
+    """`key_resolver` takes the arguments that it declares, the result too, and may give a list."""
+    load = loads(key_prefix="sales", key_resolver="{region}")
+
+    @invalidate_cache(key_prefix="sales", key_resolver=lambda result, first: [first, *result])
+    def update(first: str, second: int = 2) -> list[str]:
+        return ["sales:US"]
+
+    load("EU"), load("US"), load("ASIA")
+    assert update("EU") == ["sales:US"]
+    assert [load.is_cached(r) for r in ("EU", "US", "ASIA")] == [False, False, True]
+
+
+def test_functions_and_match() -> None:
+    """`functions=` with `match=` drops the entries whose arguments of these names are the same."""
+    load = loads()
+
+    @invalidate_cache(functions=[load], match=["region"])
+    def update(region: str, value: int) -> None:
+        return None
+
+    load("EU"), load("EU", 2023), load("US")
+    update(value=1, region="EU")
+    assert [load.is_cached("EU"), load.is_cached("EU", 2023), load.is_cached("US")] == [0, 0, 1]
+
+
+def test_tags_of_the_decorator() -> None:
+    """`tags=` drops what has them."""
+    load = loads(tags=["sales"])
+
+    @invalidate_cache(tags=["sales"])
+    def update() -> None:
+        return None
+
+    load("EU")
+    update()
+    assert not load.is_cached("EU")
+
+
+@pytest.mark.parametrize("answer", ["raises", "a number", "an empty text"])
+def test_a_resolver_that_fails_drops_the_whole_prefix(answer: str) -> None:
+    """The result reaches the caller, the whole prefix goes, an event and a warning say so."""
+    load, other = loads(key_prefix="sales"), loads("other", key_prefix="rest")
+    given: dict[str, Any] = {"a number": 5, "an empty text": ""}
+
+    @invalidate_cache(key_prefix="sales", key_resolver=lambda result: [given[answer]])
+    def update() -> str:
+        return "done"
+
+    load("EU"), load("US"), other("EU")
+    with pytest.warns(UserWarning, match="the whole prefix was invalidated"), recording() as heard:
+        assert update() == "done"
+    assert [load.is_cached("EU"), load.is_cached("US"), other.is_cached("EU")] == [0, 0, 1]
+    assert [e.reason for e in heard if e.kind == "error"] == ["key_resolver"]
+
+
+def test_a_resolver_that_fails_without_a_prefix_drops_everything() -> None:
+    """Where nobody can tell what is concerned, nothing is believed any more."""
+    load = loads()
+
+    @invalidate_cache(key_resolver=lambda result: result["missing"])
+    def update() -> dict[str, str]:
+        return {}
+
+    load("EU")
+    with pytest.warns(UserWarning, match="everything was invalidated"):
+        assert update() == {}
+    assert not load.is_cached("EU")
+
+
+def test_an_argument_without_a_key_drops_all_entries_of_the_function() -> None:
+    """`match=` on a value that has no key reaches all entries, and the result its caller."""
+    load = loads()
+
+    @invalidate_cache(functions=[load], match=["region"])
+    def update(region: Any) -> str:
+        return "done"
+
+    load("EU")
+    with pytest.warns(UserWarning, match="all entries"):
+        assert update(threading.Lock()) == "done"
+    assert not load.is_cached("EU")
+
+
+async def test_a_cancelled_update_still_drops_what_it_names() -> None:
+    """The function has returned, so its entries go, though the caller does not wait any more."""
+    load = loads(key_prefix="sales")
+    await asyncio.to_thread(load, "EU")
+    begun = asyncio.Event()
+    original = Chain.turn
+
+    async def slow(self: Chain, *args: Any) -> dict[str, str]:
+        begun.set()
+        await asyncio.sleep(0.05)
+        return await original(self, *args)
+
+    @invalidate_cache(key_prefix="sales")
+    async def update() -> None:
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Chain, "turn", slow)
+        task = asyncio.create_task(update())
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await memo.drain(5)
+    assert not await load.ais_cached("EU")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"match": ["region"]}, {"key_resolver": "a:{b}"}, {"functions": [len]}],
+    ids=["nothing", "match alone", "a text", "no cached function"],
+)
+def test_options_of_the_decorator_are_checked(given: dict[str, Any]) -> None:
+    """What cannot work is an error at decoration."""
+    with pytest.raises((OptionError, TypeError)):
+
+        @invalidate_cache(**given)
+        def update(region: str) -> None:
+            return None
