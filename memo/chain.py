@@ -4,7 +4,7 @@ Rules of this module:
 
 1.  A record is believed only when its seal holds for this namespace and key, its stamps still read
     the same at the *authority*, its clock makes sense, and no answer given before was computed later.
-2.  The authority is the first shared tier that answers (Redis), else this host's own generations.
+2.  The authority is the first shared tier (Redis); while that is away, this host's generations.
     The host *learns* what the shared authority reads, so that it can judge while that is away.
 3.  An invalidation is written down on the host before it is sent to a shared tier.  One that did not
     arrive is replayed, with a fresh token, before anything is read from that tier again.
@@ -106,7 +106,10 @@ class Chain:
         self._front: Front | None = next(
             (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
         )
-        self._remote = any(tier.shared for tier in self.tiers)
+        self._authority: Tier | None = next(
+            (tier for tier in self.tiers if tier.shared and tier.generations is not None), None
+        )
+        self._remote = self._authority is not None
         self._true: dict[str, tuple[int, int]] = {}
         self._floors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
@@ -175,7 +178,7 @@ class Chain:
         return miss
 
     async def _ask(self, port: Port, tier: Tier, name: str) -> Found | None:
-        if tier.shared:
+        if tier is self._authority:
             await self._catch_up(port)
         return await tier.lookup(port, name)
 
@@ -195,7 +198,8 @@ class Chain:
         except EntryError as error:
             self._event(events.ERROR, key, tier.name, error.reason, error.detail)
             return Answer(Verdict(MISS, error.reason))
-        reason = await self.untrue(port, entry, found.states)
+        states = found.states if tier is self._authority else None
+        reason = await self.untrue(port, entry, states)
         if reason:
             return Answer(Verdict(MISS, reason))
         if entry.header.times.started < self._floors.get(key, 0):
@@ -334,10 +338,12 @@ class Chain:
     # --- generations -----------------------------------------------------------------------------
 
     def _authorities(self) -> list[Generations]:
-        shared: list[Generations] = [t.generations for t in self.tiers if t.shared and t.generations]
+        found: list[Generations] = []
+        if self._authority is not None and self._authority.generations is not None:
+            found.append(self._authority.generations)
         if self.host is not None:
-            return [*shared, self.host.generations]
-        return shared or [t.generations for t in self.tiers if t.generations]
+            found.append(self.host.generations)
+        return found or [t.generations for t in self.tiers[:1] if t.generations]
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """What refs read now, at the first authority that answers.
@@ -372,7 +378,7 @@ class Chain:
     async def _first(self, port: Port, verb: str, refs: Sequence[Ref]) -> list[State]:
         for authority in self._authorities():
             try:
-                if self._is_shared(authority):
+                if self._authority is not None and authority is self._authority.generations:
                     await self._catch_up(port)
                 states: list[State] = await getattr(authority, verb)(port, refs)
             except TierError as error:
@@ -390,25 +396,19 @@ class Chain:
                 self._fault("generations", error)
         return []
 
-    def _is_shared(self, authority: Generations) -> bool:
-        return any(t.shared and t.generations is authority for t in self.tiers)
-
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
         """Invalidate; how it went, tier by tier: `"done"`, or why not and what will happen."""
         outcome: dict[str, str] = {}
         row = await self._turn_host(port, turns, note, outcome)
         for tier in self.tiers:
-            authority = tier.generations
-            if authority is None or (self.host and authority is self.host.generations):
-                outcome.setdefault(tier.name, "done")
-                continue
+            outcome.setdefault(tier.name, "done")
+        if self._authority is not None and self._authority.generations is not None:
             try:
-                await authority.turn(port, turns, note)
+                await self._authority.generations.turn(port, turns, note)
             except TierError as error:
-                outcome[tier.name] = await self._undelivered(port, tier, row, error)
-                row = None if tier.shared else row
-            else:
-                outcome[tier.name] = "done"
+                how = await self._undelivered(port, self._authority, row, error)
+                outcome[self._authority.name] = how
+                row = None
         if row is not None and self.host is not None:
             await self._strike(port, self.host.journal.done, row)
         return outcome
@@ -419,8 +419,9 @@ class Chain:
         if self.host is None:
             return None
         try:
-            if shared := [_where(t) for t in self.tiers if t.shared]:
-                return await port.offload(self.host.journal.add, turns, _addressed(note, shared))
+            if self._authority is not None:
+                to = _addressed(note, [_where(self._authority)])
+                return await port.offload(self.host.journal.add, turns, to)
             await self.host.generations.turn(port, turns, note)
         except TierError as error:
             self._fault("host", error)
@@ -450,16 +451,15 @@ class Chain:
         host = self.host
         if host is None or not host.journal.due():
             return
-        mine = [t for t in self.tiers if t.shared and t.generations is not None]
+        tier = self._authority
+        assert tier is not None
+        assert tier.generations is not None
         for row, turns, text in host.journal.rows():
-            concerned = [t for t in mine if _where(t) in _facts(text).get("to", ())]
-            for tier in concerned:
-                assert tier.generations is not None
+            if _where(tier) in _facts(text).get("to", ()):
                 await tier.generations.turn(port, turns, text)
-            if concerned:
                 await port.offload(host.journal.done, row)
                 reason = str(_facts(text).get("reason", ""))
-                self._event(events.REPLAYED, "", concerned[0].name, reason, f"{len(turns)} groups")
+                self._event(events.REPLAYED, "", tier.name, reason, f"{len(turns)} groups")
 
     # --- writing ---------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from memo.explanations import Explanation
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
@@ -83,13 +84,11 @@ class CachedFunction(Generic[P, R]):
         return cast("R", result)
 
     @overload
-    def __get__(
-        self: CachedFunction[Concatenate[S, ...], R], instance: None, owner: type
-    ) -> CachedFunction[P, R]: ...
+    def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
     def __get__(
-        self: CachedFunction[Concatenate[S, P], R], instance: S, owner: type | None = None
-    ) -> BoundFunction[P, R]: ...
+        self: CachedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None
+    ) -> BoundFunction[Q, T]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
@@ -130,12 +129,12 @@ class CachedFunction(Generic[P, R]):
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of this call: 40 hexadecimal digits that find its entry."""
         f = self._function
-        return f.keyer.call(f.identity.digest(), args, dict(kwargs)).text
+        return f.keyer.call(f.code(args), args, dict(kwargs)).text
 
     def address(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
         f = self._function
-        return f.keyer.call(f.identity.digest(), args, dict(kwargs)).address
+        return f.keyer.call(f.code(args), args, dict(kwargs)).address
 
     def invalidate(self, *args: Any, reason: str = "", **kwargs: Any) -> Invalidation:
         """Make every entry untrue whose arguments include the given ones; none given: all.

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from memo import codec, events, policy, seal, stamps
 from memo.chain import Answer, Chain, make_note
 from memo.clock import SECOND
-from memo.errors import DependencyError, EntryError, TierError
+from memo.errors import DependencyError, EntryError, MemoError, TierError
 from memo.flights import (
     FLIGHTS,
     Flight,
@@ -61,6 +61,10 @@ LOOK_AGAIN = 0.5
 """Seconds after which one who waits sees whether the loop that computes is still there."""
 BIG = 1 << 20
 """Bytes of a pickle stream from which it is loaded off the event loop."""
+CHANGED = "arguments changed"
+"""Why a result is not stored: the caller changed what it passed before the function was done."""
+_SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
+"""Types of arguments that nobody can change."""
 
 
 @dataclass(slots=True)
@@ -90,6 +94,13 @@ class Function:
     manifest: Callable[[str, Callable[[], Mapping[str, str]]], None] | None = None
     backoff: dict[str, tuple[float, float]] = field(default_factory=dict)
     warned: bool = False
+
+    def code(self, args: tuple[Any, ...]) -> str:
+        """The code version for a call: a method's depends on the class that it is called on."""
+        if not self.keyer.method or not args:
+            return self.identity.digest()
+        own = args[0]
+        return self.identity.digest(own if isinstance(own, type) else type(own))
 
     def judge(self, times: Times) -> Verdict:
         return judge(times, self.policy, self.chain().clock, self.live_ttl())
@@ -127,6 +138,9 @@ class Outcome(NamedTuple):
 
     value: Any = None
     error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
 
 
 _AGAIN = object()
@@ -248,7 +262,7 @@ def at_once(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     A plain function, so that the commonest hit costs neither coroutine nor port.
     """
     begun = time.perf_counter()
-    call = function.keyer.call(function.identity.digest(), args, kwargs)
+    call = function.keyer.call(function.code(args), args, kwargs)
     chain = function.chain()
     entry = chain.quick(function.id, call.text)
     if entry is None or len(entry.stream) > BIG:
@@ -498,7 +512,7 @@ async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
     try:
         landing = await _land(port, job, flight, found)
     except Exception as error:  # ours, since the user's are in the landing
-        _emit(job, events.ERROR, reason="engine", detail=f"{type(error).__name__}: {error}")
+        _emit(job, events.ERROR, reason="engine", detail=_told(error))
         landing = Landing(fault=True)
     finally:
         FLIGHTS.land(flight, landing)
@@ -571,6 +585,9 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
         own = await _stamps(port, job)
     except DependencyError as error:
         return Landing(error=error)
+    same = not (alone or port.native) or await _is_same_call(port, job)
+    if alone and not same:
+        return Landing(fault=True)
     prepare()
     reads = Reads()
     started = job.chain.start_time(job.call.text)
@@ -593,14 +610,36 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
         _emit(job, events.FAILED, reason=type(outcome.error).__name__, seconds=cost)
         return Landing(error=outcome.error, used=used, known=known, started=started)
     _emit(job, events.COMPUTED, seconds=cost)
+    if alone and not await _is_same_call(port, job):
+        return Landing(fault=True)
     job.chain.raise_floor(job.call.text, started)
-    true = not flight.detached and not (alone and await job.chain.turned(port, known))
+    true = same and not flight.detached
+    true = true and not (alone and await job.chain.turned(port, known))
     try:
         landing = await _keep(port, job, outcome.value, used if true else None, started, cost)
     except Exception as error:
-        _emit(job, events.ERROR, reason="store", detail=f"{type(error).__name__}: {error}")
+        _emit(job, events.ERROR, reason="store", detail=_told(error))
         landing = Landing(outcome.value)
     return landing._replace(used=used, known=known, started=started, true=true)
+
+
+async def _is_same_call(port: Port, job: Job) -> bool:
+    """Whether the arguments, which the caller has too, still make the key of the call.
+
+    While a computation waits for its turn, and all the more in the background, the caller goes on.
+    """
+    values = (*job.args, *job.kwargs.values())
+    if _SCALARS.issuperset(map(type, values)):
+        return True
+    keyer, code = job.function.keyer, job.function.code(job.args)
+    try:
+        now = await port.offload(keyer.call, code, job.args, job.kwargs)
+    except Exception:  # what cannot be keyed any more is another call
+        now = None
+    if now is not None and now.text == job.call.text:
+        return True
+    _emit(job, events.ERROR, reason=CHANGED)
+    return False
 
 
 async def _stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
@@ -642,7 +681,7 @@ async def _encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:
     try:
         return await port.offload(codec.encode, value)
     except Exception as error:
-        _emit(job, events.ERROR, reason="unpicklable", detail=f"{type(error).__name__}: {error}")
+        _emit(job, events.ERROR, reason="unpicklable", detail=_told(error))
         fault = f"cannot be pickled ({type(error).__name__})"
         _warn(job.function, value, fault, "return plain data instead")
         return None
@@ -692,7 +731,7 @@ async def _keep(
         chain.namespace,
         job.call.text,
         function.id,
-        function.identity.digest(),
+        function.code(job.args),
         job.call.address,
         encoded.codec,
         _writer(),
@@ -781,6 +820,8 @@ def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
     if landing is None:  # who has it will have done it soon: do not ask at every stale answer
         backoff[key] = (time.monotonic() + SOON, 0.0)
         return events.REFRESH_DONE, "by another process"
+    if landing.fault:
+        return events.REFRESH_FAILED, CHANGED
     if landing.error is None:
         backoff.pop(key, None)
         if not landing.true:
@@ -801,7 +842,7 @@ async def _job(
 ) -> Job:
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
-    call = function.keyer.call(function.identity.digest(), args, kwargs)
+    call = function.keyer.call(function.code(args), args, kwargs)
     return Job(function, function.chain(), call, args, kwargs)
 
 
@@ -817,7 +858,10 @@ async def refresh(
     call = job.call
     refuse_reentry(job.name)
     flight = Flight(job.name, call.refs, background=False)
-    landing = await compute(port, job, flight)
+    try:
+        landing = await compute(port, job, flight)
+    finally:
+        flight.over = True
     _read(landing.used)
     return Raised(landing.error) if landing.error is not None else landing.value
 
@@ -882,6 +926,19 @@ async def invalidate(
     FLIGHTS.detach(wanted)
     events.emit(events.Event(events.INVALIDATED, reason=reason, detail=target))
     return Invalidation(target, tiers, reason)
+
+
+def _told(error: BaseException) -> str:
+    """An error for an event: an error of others may quote a value, so only where it was raised."""
+    text = str(error) if isinstance(error, MemoError) else _raised_at(error)
+    return f"{type(error).__name__}: {text}"
+
+
+def _raised_at(error: BaseException) -> str:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    return "" if frames is None else f"{frames.tb_frame.f_code.co_filename}:{frames.tb_lineno}"
 
 
 def _emit(job: Job, kind: str, **facts: Any) -> None:

@@ -101,7 +101,7 @@ async def explain(
 ) -> Explanation:
     """Would this call be answered from the cache, and why or why not?"""
     chain = function.chain()
-    call = function.keyer.call(function.identity.digest(), args, kwargs)
+    call = function.keyer.call(function.code(args), args, kwargs)
     found = await chain.lookup(port, function.id, call.text, function.judge)
     untracked = tuple(function.identity.untracked())
     if found.verdict.kind != MISS and found.entry is not None:

@@ -239,7 +239,7 @@ def refuse_reentry(name: str) -> None:
     Raises:
         ReentryError: it is.
     """
-    if any(flight.name == name for flight in _path.get()):
+    if any(flight.name == name and not flight.over for flight in _path.get()):
         raise _reentry(name)
 
 

@@ -192,7 +192,8 @@ class _Plan:
     def _addresses(self, result: Any, arguments: Mapping[str, Any]) -> list[str]:
         assert self.resolver is not None
         everything = {**arguments, "result": result}
-        wanted = everything if self.wants is None else {n: everything[n] for n in self.wants}
+        names = everything if self.wants is None else self.wants
+        wanted = {name: everything[name] for name in names if name in everything}
         resolved = self.resolver(**wanted)
         many = [resolved] if isinstance(resolved, str) else list(resolved or ())
         for one in many:

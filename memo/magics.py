@@ -6,6 +6,7 @@
 `%cache_explain f(x)`   would this call hit, and if not why
 `%cache_ls`             the entries on this host's disk
 `%cache_report on`      one line under each cell that used the cache
+`%%cache`               memoize a cell
 ======================= ==========================================================================
 
 Each has its help under `?` and completes names of functions.  Unloading takes all of it away again.
@@ -17,6 +18,7 @@ Each has its help under `?` and completes names of functions.  Unloading takes a
 from __future__ import annotations
 
 import ast
+import inspect
 import time
 import weakref
 from collections import deque
@@ -25,11 +27,12 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display as publish
 
 from memo import assembly, display, invalidation
+from memo.cells import Cell
 from memo.chain import Chain
 from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
@@ -65,6 +68,10 @@ def _say(text: str) -> None:
     _show(text, display.lines_html(text))
 
 
+def _listed_names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
 @magics_class
 class CacheMagics(Magics):
     """The magics of memo."""
@@ -73,6 +80,7 @@ class CacheMagics(Magics):
         super().__init__(shell)
         self.scope: dict[str, Any] = shell.user_ns
         self.reporter = Reporter(shell)
+        self.cells: dict[str, Cell] = {}
 
     @magic_arguments()
     @argument("patterns", nargs="*", help="functions to show: load, etl:load, etl, lo*; none: all")
@@ -170,6 +178,59 @@ class CacheMagics(Magics):
         if state:
             self.reporter.turn(on=state == "on")
         _say(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
+
+    @magic_arguments()
+    @argument("--ttl", help="how long it is replayed: seconds, 90s, 1h30m; none given: for good")
+    @argument("--tags", type=_listed_names, default=(), metavar="A,B", help="to invalidate it by")
+    @argument("--inputs", type=_listed_names, metavar="A,B",
+              help="the names that matter; none given: those that the cell reads")  # fmt: skip
+    @argument("--outputs", type=_listed_names, metavar="A,B",
+              help="the names to keep; none given: those that the cell assigns or changes")  # fmt: skip
+    @argument("--name", help="what statistics call it; none given: after what it assigns")
+    @argument("--force", action="store_true", help="run it now, and store what it does")
+    @argument("--explain", action="store_true", help="say whether it would run, and why; run nothing")
+    @cell_magic
+    def cache(self, line: str, cell: str) -> Any:
+        """Run a cell once, and from then on replay what it assigned and showed.
+
+        It runs again when its code changes, or the value of a name that it reads, or the code of a
+        function that it calls.  Comments and layout do not matter.  An exception is shown, and
+        nothing is stored.  Top-level `await` works.
+        """
+        __tracebackhide__ = True
+        made, given = self._made(line, cell)
+        if given.explain:
+            return publish(made.explain())
+        return made.answer(force=given.force)
+
+    async def cache_awaited(self, line: str, cell: str) -> Any:
+        """What `%%cache` does with a cell that has top-level `await`."""
+        __tracebackhide__ = True
+        made, given = self._made(line, cell)
+        if given.explain:
+            return publish(made.explain())
+        return await made.awaited(force=given.force)
+
+    def _made(self, line: str, cell: str) -> tuple[Cell, Any]:
+        shell: Any = self.shell
+        given = parse_argstring(self.cache, line)
+        source = shell.transform_cell(cell)
+        file = shell.compile.cache(source, shell.displayhook.prompt_count, raw_code=cell)
+        try:
+            made = Cell(
+                shell,
+                source,
+                file,
+                given.inputs,
+                given.outputs,
+                name=given.name,
+                ttl=_lifetime(given.ttl),
+                tags=given.tags,
+            )
+        except MemoError as error:
+            raise UsageError(f"%%cache: {error}") from None
+        self.cells[made.function.function_id] = made
+        return made, given
 
 
 # --- %cache_stats -------------------------------------------------------------------------------
@@ -364,6 +425,41 @@ def _bundle(span: Span) -> dict[str, str]:
     return {"text/plain": line, "text/html": display.report_html(line)}
 
 
+# --- %%cache ------------------------------------------------------------------------------------
+
+
+def _lifetime(text: str | None) -> Any:
+    """A ttl as it was written: a number is seconds, a text has units, none is for good."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _awaiting(lines: list[str]) -> list[str]:
+    """Input transformer: a `%%cache` cell with top-level `await` becomes an `await` itself."""
+    first, _, rest = "".join(lines).partition("\n")
+    name, _, options = first.partition(" ")
+    shell: Any = _shell_with_magics()
+    if name.rstrip() != "%%cache" or shell is None or not _awaits(shell, rest):
+        return lines
+    magics = "get_ipython().magics_manager.registry['CacheMagics']"
+    return [f"await {magics}.cache_awaited({options.strip()!r}, {rest!r})\n"]
+
+
+def _shell_with_magics() -> InteractiveShell | None:
+    return next(iter(_loaded), None)
+
+
+def _awaits(shell: Any, cell: str) -> bool:
+    try:
+        tree = ast.parse(shell.transform_cell(cell))
+        code = compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError:  # the cell magic shows it
+        return False
+    return bool(code.co_flags & inspect.CO_COROUTINE)
+
+
 # --- Coming and going ---------------------------------------------------------------------------
 
 NAMES = ("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_report")
@@ -372,6 +468,7 @@ _OPTIONS = {
     "cache_clear": ("--where", "--tag"),
     "cache_ls": ("--limit", "--frame"),
     "cache_report": ("on", "off"),
+    "cache": ("--ttl", "--tags", "--inputs", "--outputs", "--name", "--force", "--explain"),
 }
 _loaded: weakref.WeakKeyDictionary[InteractiveShell, CacheMagics] = weakref.WeakKeyDictionary()
 
@@ -384,6 +481,7 @@ def load(shell: InteractiveShell) -> None:
     shell.register_magics(magics)
     shell.events.register("pre_run_cell", magics.reporter.begin)
     shell.events.register("post_run_cell", magics.reporter.end)
+    shell.input_transformers_cleanup.append(_awaiting)
     for key in _keys():
         shell.set_hook("complete_command", _complete, str_key=key)
 
@@ -399,6 +497,8 @@ def unload(shell: InteractiveShell) -> None:
     manager: Any = shell.magics_manager
     for name in NAMES:
         manager.magics["line"].pop(name, None)
+    manager.magics["cell"].pop("cache", None)
+    shell.input_transformers_cleanup.remove(_awaiting)
     manager.registry.pop(type(magics).__name__, None)
     configurables: list[Any] = shell.configurables
     if magics in configurables:
@@ -410,12 +510,13 @@ def unload(shell: InteractiveShell) -> None:
 def _keys() -> Iterator[str]:
     for name in NAMES:
         yield from (name, f"%{name}")
+    yield "%%cache"
 
 
 def _complete(_shell: InteractiveShell, event: Any) -> Iterable[str]:
     """Options and names of cached functions, for the completer of IPython."""
     name = event.command.lstrip("%")
-    if name == "cache_report":
+    if name in ("cache_report", "cache"):
         return list(_OPTIONS[name])
     return [*_OPTIONS.get(name, ()), *dict.fromkeys(map(_typed, functions()))]
 

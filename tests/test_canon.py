@@ -93,6 +93,11 @@ class Hashed:
     x: int = 1
 
 
+@attrs.frozen(cache_hash=True, slots=False)
+class HashedOpen:
+    x: int = 1
+
+
 class Model(pydantic.BaseModel):
     x: int = 1
     _hidden: int = pydantic.PrivateAttr(default=0)
@@ -399,6 +404,9 @@ SAME: dict[str, tuple[Any, Any]] = {
     "alias": (Colour.RED, Colour.CRIMSON),
     "unread cached property": (Lazy(3), asked(Lazy(3))),
     "unhashed attrs": (Hashed(3), asked(Hashed(3))),
+    "unhashed open attrs": (HashedOpen(3), asked(HashedOpen(3))),
+    "dicts in a long list": ([{"a": 1, "b": 2}] * 30, [{"b": 2, "a": 1}] * 30),
+    "sets in a long list": ([set(range(99))] * 30, [set(shuffled(range(99)))] * 30),
     "fields set": (Model(), Model(x=1)),
     "path": (pathlib.PurePosixPath("a//b/."), pathlib.PurePosixPath("a/b")),
     "lambda": (eval("lambda x: x + 1"), eval("lambda x:  (x + 1)")),
@@ -633,6 +641,19 @@ def test_register_key() -> None:
     assert digest(Client("a")) not in (digest("a"), digest(Special("a")))
     register_key(Special, lambda client: [client.url, 2])
     assert digest(Special("a")) == digest(Special("a")) != digest(Special("b"))
+
+
+def test_registered_keys_count_in_long_lists() -> None:
+    """A subclass of `str` is keyed by its own rule among however many plain texts."""
+
+    class Folded(str):
+        __slots__ = ()
+
+        def __memo_key__(self) -> Any:
+            return self.lower()
+
+    assert digest(["a"] * 50 + [Folded("B")]) == digest(["a"] * 50 + [Folded("b")])
+    assert digest(["a"] * 50 + [Folded("b")]) != digest(["a"] * 50 + ["b"])
 
 
 @pytest.mark.parametrize("kind", [int, dict, object, "no class"])

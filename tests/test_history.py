@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import history
+import ports
 import pytest
 from history import Asked, Gone, History, Nursery, Run, Stage
 from redis_server import RedisServer
@@ -144,6 +145,30 @@ def test_one_run_each_without_invalidations(
     keys = [run.key for run in past.runs]
     assert sorted(keys) == sorted(set(keys))
     assert not history.backwards(past)
+
+
+FIRST_USE = """
+import sys, threading
+from importlib import import_module
+both = threading.Barrier(2)
+failed = []
+def use(room):
+    both.wait()
+    try:
+        import_module(room)
+    except Exception as error:
+        failed.append(repr(error))
+threads = [threading.Thread(target=use, args=(f"memo.{room}",)) for room in ("links", "loops")]
+import memo
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(failed)
+"""
+
+
+def test_a_thread_and_a_loop_may_be_the_first_together() -> None:
+    """Nobody gets half of the Redis client because somebody else is importing it as well."""
+    assert [ports.run(FIRST_USE) for _ in range(3)] == ["[]"] * 3
 
 
 # --- with faults ---------------------------------------------------------------------------------

@@ -282,6 +282,31 @@ def test_class_under_autoreload(tmp_path: Path, kernel: Kernel) -> None:
     kernel.run("%autoreload 0")
 
 
+def test_computations(tmp_path: Path, kernel: Kernel) -> None:
+    """Counted by computations: an edit is one more, running cells again and undoing it are none."""
+    kernel.run(f"""
+        import memo
+        memo.configure(directory={str(tmp_path / "cache")!r}, secret={"0123456789abcdef" * 4!r})
+        ran = []
+    """)
+    kernel.run("def h(x): return x")
+    caller = "@memo.cache(ttl=600)\ndef f(x):\n    ran.append(x)\n    return h(x)"
+    kernel.run(caller)
+    told = []
+    for cell in (
+        "pass",
+        "pass",
+        "def h(x): return x  # same",
+        caller,
+        "def h(x): return -x",
+        "pass",
+        "def h(x): return x",
+    ):
+        kernel.run(cell)
+        told.append(kernel.run("print(f(3), len(ran))"))
+    assert told == ["3 1", "3 1", "3 1", "3 1", "-3 2", "-3 2", "3 2"]
+
+
 CELLS = (
     "import functools\nWORDS = {'a', 'b', 'c'}\nLIMIT = 3",
     "class Model:\n    n = 2\n    def fit(self, x): return x in {'p', 'q', 'r'}",

@@ -19,6 +19,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from memo import cache, codec, engine, payloads
+from memo.clock import SYSTEM
 from memo.codec import Payload
 from memo.payloads import VOUCHED, PayloadFile, Payloads
 from memo.seal import Secret
@@ -27,6 +28,12 @@ from memo.testing import reset
 ROWS = 20_000
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_memory_tier(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small payloads may lie in the memory tier: without it each hit is a map of the file."""
+    monkeypatch.setenv("MEMO_MEMORY_LIMIT", "0")
 
 
 def frame() -> pd.DataFrame:
@@ -285,7 +292,7 @@ print(peak() - before)
 
 
 @LINUX
-def test_store_takes_no_memory(cache_home: Path) -> None:
+def test_store_takes_no_memory(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storing hashes and writes a value where it lies: no copy of it, also not in the memory tier."""
     n = 16 << 20
     program = f"""
@@ -301,6 +308,7 @@ before = peak()
 give()
 print(peak() - before)
 """
+    monkeypatch.delenv("MEMO_MEMORY_LIMIT")
     assert int(finish(start(program))) < 30_000
 
 
@@ -422,7 +430,7 @@ def test_voucher_ends_with_the_boot(
 ) -> None:
     """Nothing is fsynced, so after a restart of the machine a payload is hashed once again."""
     source = keep(files, payload)
-    monkeypatch.setattr("memo.clock._boot_id", lambda: b"another boot id.")
+    monkeypatch.setattr(SYSTEM, "boot_id", b"another boot id.")
     assert not source.vouched(payload.digest)
     source.vouch(payload.digest)
     assert source.vouched(payload.digest)
@@ -432,7 +440,7 @@ def test_no_voucher_where_the_boot_has_no_name(
     files: Payloads, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the system does not say when it started, nobody vouches."""
-    monkeypatch.setattr("memo.clock._boot_id", lambda: bytes(16))
+    monkeypatch.setattr(SYSTEM, "boot_id", bytes(16))
     assert not keep(files, payload).vouched(payload.digest)
 
 

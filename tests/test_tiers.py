@@ -1,0 +1,124 @@
+"""What every tier promises (see `memo.tiers.Tier`), a user's own store of ten lines included."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ports import RUNNERS
+
+from memo.adapted import Adapted
+from memo.codec import payload
+from memo.disk import Disk
+from memo.host import Host
+from memo.memory import Memory
+from memo.remote import Redis
+
+NAME = "memo:{module:load}:0123:abcdef"
+
+
+class InADict:
+    """The ten lines of `memo.tiers.CacheProtocol`."""
+
+    def __init__(self) -> None:
+        self.store: dict[str, bytes] = {}
+
+    async def get(self, key: str) -> bytes | None:
+        return self.store.get(key)
+
+    async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
+        self.store[key] = value
+
+    async def delete(self, key: str) -> None:
+        self.store.pop(key, None)
+
+    async def clear(self) -> None:
+        self.store.clear()
+
+
+@pytest.fixture(params=["memory", "disk", "redis", "adapted"])
+def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    if request.param == "memory":
+        yield Memory(1 << 24)
+    elif request.param == "disk":
+        host = Host(tmp_path / "cache")
+        disk = Disk(tmp_path / "cache", 1 << 30, host)
+        yield disk
+        disk.close()
+        host.close()
+    elif request.param == "redis":
+        redis = Redis(request.getfixturevalue("redis_server").url, namespace="memo", deadline=5)
+        yield redis
+        redis.close()
+    else:
+        yield Adapted(InADict())
+
+
+@pytest.fixture(params=RUNNERS)
+def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    return RUNNERS[request.param]
+
+
+def test_what_is_stored_is_found(tier: Any, run: Any) -> None:
+    """A record comes back byte for byte, and a newer one replaces it."""
+    for record in (b"\x89first\x00\xff", b"second" * 20_000):
+        run(lambda port, record=record: tier.store(port, NAME, record, None, None))
+        found = run(lambda port: tier.lookup(port, NAME))
+        assert found.record == record
+
+
+def test_what_is_not_there_is_none(tier: Any, run: Any) -> None:
+    """An unknown name is None, not an error."""
+    assert run(lambda port: tier.lookup(port, "memo:{f}:0:unknown")) is None
+    assert run(lambda port: tier.payload(port, b"\x01" * 32, 64)) is None
+
+
+def test_dropped_and_cleared(tier: Any, run: Any) -> None:
+    """What is dropped or cleared is gone; dropping twice is no error."""
+    run(lambda port: tier.store(port, NAME, b"r", None, None))
+    run(lambda port: tier.drop(port, NAME))
+    run(lambda port: tier.drop(port, NAME))
+    assert run(lambda port: tier.lookup(port, NAME)) is None
+    run(lambda port: tier.store(port, NAME, b"r", None, None))
+    run(lambda port: tier.clear(port, "memo:{module:load}:"))
+    assert run(lambda port: tier.lookup(port, NAME)) is None
+
+
+def test_payload_by_its_digest(tier: Any, run: Any) -> None:
+    """A payload lies beside its record, and opens as a private writable copy."""
+    made = payload((memoryview(b"a" * 100_000), memoryview(b"b" * 50)))
+    run(lambda port: tier.store(port, NAME, b"record", made, None))
+
+    def check(port: Any) -> Any:
+        async def look() -> None:
+            found = await tier.lookup(port, NAME)
+            assert found.record == b"record"
+            source = found.source or await tier.payload(port, made.digest, made.size)
+            for _ in range(2):
+                view = source.open(made.size)
+                assert bytes(view[:100_000]) == b"a" * 100_000
+                assert bytes(view[100_032:100_082]) == b"b" * 50
+                view[0] = 0
+            view.release()
+
+        return look()
+
+    run(check)
+
+
+def test_lifetime(tier: Any, run: Any) -> None:
+    """A record with a lifetime is there before, and a tier that keeps time has lost it after."""
+    run(lambda port: tier.store(port, NAME, b"r", None, 0.15))
+    assert run(lambda port: tier.lookup(port, NAME)).record == b"r"
+    if isinstance(tier, Adapted):
+        return  # a user's store need not keep time: the entry itself does
+    time.sleep(0.25)
+    assert run(lambda port: tier.lookup(port, NAME)) is None
+
+
+def test_health(tier: Any, run: Any) -> None:
+    """A tier that works says that it is up."""
+    assert run(lambda port: tier.health(port))["up"] is True
