@@ -37,6 +37,7 @@ from memo.figures import render_with as _render_with
 from memo.identity import stable
 from memo.invalidation import ainvalidate, invalidate, invalidate_cache
 from memo.live import live
+from memo.reports import report
 from memo.sources import File
 from memo.stats import install as _install
 from memo.stats import stats
@@ -74,6 +75,7 @@ __all__ = [
     "live",
     "on_event",
     "register_key",
+    "report",
     "stable",
     "stats",
 ]

@@ -284,7 +284,19 @@ class Chain:
         Args:
             states: of its generation stamps, where the tier that had it read them too.
         """
-        return await self.turned(port, entry.header.stamps, entry.generations, states)
+        generations = entry.generations
+        if states is None and not self._remote and self.host is not None:
+            try:  # what `states` would find, on the shortest way
+                states = tuple(await self.host.generations.states(port, entry.refs))
+            except TierError as error:
+                self._fault("host", error)
+                return UNREACHABLE
+        if states is not None and len(states) == len(generations) == len(entry.header.stamps):
+            for stamp, state in zip(generations, states, strict=True):
+                if state.text != stamp.state.text:
+                    return INVALIDATED if state.text else GENERATION_LOST
+            return ""
+        return await self.turned(port, entry.header.stamps, generations, states)
 
     async def turned(
         self,

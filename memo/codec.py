@@ -58,6 +58,10 @@ class Encoded(NamedTuple):
     payload: Payload | None
     codec: str
 
+    def __repr__(self) -> str:
+        """Without the stream, which holds the value."""
+        return f"<Encoded {len(self.stream)} bytes>"
+
 
 def encode(value: Any) -> Encoded:
     """A value as a pickle stream and, where it has big buffers, a payload.

@@ -329,7 +329,7 @@ def configure(**settings: Unpack[Changes]) -> Restore:
     return Restore(before)
 
 
-# --- settings that travel with a function to the workers of this process ----------------------------
+# --- settings that travel with a function to the workers of this process --------------------------
 
 
 def carried() -> dict[str, Any]:

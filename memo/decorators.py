@@ -111,8 +111,8 @@ class CachedFunction(Generic[P, R]):
     def __reduce__(self) -> Any:
         """By reference where it can be imported, else by value with its identity and code version.
 
-        A worker that gets it so finds the same entries, though it has neither file nor source.  What
-        `configure` has set here goes with it (`config.carried`).
+        A worker that gets it so finds the same entries, though it has neither file nor source.
+        What `configure` has set here goes with it (`config.carried`).
         """
         module, name = self.__module__, getattr(self, "__qualname__", "")
         settings = _settings()
@@ -413,7 +413,7 @@ def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> 
     config.adopt(settings, sender)
     importlib.import_module(module)
     found = _at(module, name)
-    if not isinstance(found, CachedFunction):
+    if found is None:
         raise AttributeError(f"module {module!r} has no cached function {name!r}")
     return found
 

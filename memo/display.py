@@ -599,7 +599,7 @@ def _block(count: int, top: int) -> str:
 def report(span: Span) -> str:
     """What the cache did in a stretch of time, in one line.
 
-    `2 hits (disk) · 1 stale, refreshing · 1 miss: clean() expired · saved 41.8 s`
+    `2 hits (disk) · 1 stale, refreshing · 1 miss: code of clean() changed · saved 41.8 s`
     """
     total = span.stats.total
     parts = [_answers(total.hits, total.hits_by_tier)] if total.hits else []
@@ -633,7 +633,8 @@ def _reasons(span: Span, total: FunctionStats) -> str:
     said: dict[str, int] = {}
     for miss in span.misses:
         short = label(miss.function).rpartition(":")[2].rpartition(".")[2]
-        what = miss.detail or f"{short}() {miss.reason}"
+        call = short if short.endswith(")") else f"{short}()"
+        what = miss.detail or f"{call} {miss.reason}"
         said[what] = said.get(what, 0) + 1
     if not said:
         return f": {listed(total.misses_by_reason)}"

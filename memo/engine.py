@@ -924,8 +924,14 @@ async def invalidate(
             if tiers.get(tier, "done") == "done":
                 tiers[tier] = how
     FLIGHTS.detach(wanted)
-    events.emit(events.Event(events.INVALIDATED, reason=reason, detail=target))
+    for function in {_function_of(turn): None for turn in wanted} or ("",):
+        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=target))
     return Invalidation(target, tiers, reason)
+
+
+def _function_of(turn: Turn) -> str:
+    """The function that an invalidation is about; `""` for a prefix, a tag or a namespace."""
+    return turn.group[2:] if turn.group.startswith("f:") else ""
 
 
 def _told(error: BaseException) -> str:

@@ -7,28 +7,35 @@ invalidations, and the manifests of code versions.
 from __future__ import annotations
 
 import difflib
-import html
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
-from memo import seal, sources, stamps
+from memo import display, seal, sources, stamps
 from memo.chain import Answer, Chain
 from memo.clock import SECOND
 from memo.engine import Function
 from memo.errors import EntryError, TierError
+from memo.figures import label
 from memo.keys import Call
 from memo.manifests import Manifests
 from memo.policy import (
     ABSENT,
+    CLOCK,
     DEPENDENCY_CHANGED,
     EXPIRED,
     FILE_CHANGED,
     GENERATION_LOST,
     INVALIDATED,
     MISS,
+    OLDER,
+    PAYLOAD_MISSING,
+    UNAUTHENTIC,
+    UNREACHABLE,
+    UNREADABLE,
     age,
 )
 from memo.port import Port
@@ -38,6 +45,14 @@ CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
 NEVER = "never computed"
 EVICTED = "evicted"
+_FAULTS = {
+    UNREADABLE: "what is stored is damaged, or of another format; the next call replaces it",
+    UNAUTHENTIC: "it was not sealed with a secret of this process, and is never loaded",
+    PAYLOAD_MISSING: "its record is here, but no tier has its buffers any more",
+    OLDER: "a later computation has answered here before",
+    CLOCK: "it comes from the future: the clock of this host, or of its writer's, is wrong",
+    UNREACHABLE: "no tier that could tell what is true can be reached",
+}
 LOOKED_AT = 2000
 """Most entries of a function that are looked at for the nearest one."""
 
@@ -72,23 +87,24 @@ class Explanation:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        escape = html.escape
-        colour = "#2e7d32" if self.hit else "#c62828"
         facts = "".join(f"<li>{escape(fact)}</li>" for fact in self.facts)
-        lost = "".join(f"<li>not tracked: {escape(one)}</li>" for one in self.untracked)
-        diff = "".join(_coloured(line) for line in self.diff)
-        return (
-            f"<div><b>{escape(self.call)}</b>: "
+        lost = "".join(
+            f'<li class="memo-dim">not tracked: {escape(one)}</li>' for one in self.untracked
+        )
+        diff = "".join(map(_coloured, self.diff))
+        colour = display.COLOURS["hits" if self.hit else "misses"]
+        return display.boxed(
+            f"<p><b>{escape(self.call)}</b>: "
             f'<b style="color:{colour}">{"hit" if self.hit else "miss"}</b> '
-            f"({escape(self.reason)})<ul>{facts}{lost}</ul>"
+            f"({escape(self.reason)})</p>"
+            + (f"<ul>{facts}{lost}</ul>" if facts or lost else "")
             + (f"<pre>{diff}</pre>" if diff else "")
-            + "</div>"
         )
 
 
 def _coloured(line: str) -> str:
-    colour = {"+": "#2e7d32", "-": "#c62828"}.get(line[:1])
-    text = html.escape(line)
+    colour = {"+": display.COLOURS["hits"], "-": display.COLOURS["misses"]}.get(line[:1])
+    text = escape(line)
     return f'<span style="color:{colour}">{text}</span>\n' if colour else f"{text}\n"
 
 
@@ -116,6 +132,10 @@ async def explain(
         facts = await _untrue(port, chain, own)
     elif reason == EXPIRED and own:
         facts = _expired(function, chain, own)
+    elif reason in _FAULTS:
+        facts = [_FAULTS[reason]]
+    elif reason == ABSENT and own and _is_past(function, chain, own):  # no tier gives it out now
+        reason, facts = EXPIRED, _expired(function, chain, own)
     elif reason == ABSENT:
         reason, facts, diff = _absent(function, chain, manifests, call, stored)
     return Explanation(call.address, False, reason, tuple(facts), tuple(diff), untracked)
@@ -184,7 +204,7 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
         now = []
     for stamp, state in zip(generations, now, strict=False):
         if state.text != stamp.state.text:
-            facts += await _turned(port, chain, stamp, state)
+            facts += await _turned(port, chain, stamp, state, header.times.started)
     for stamp in header.stamps:
         if not isinstance(stamp, stamps.Generation) and await sources.check(port, stamp):
             facts.append(f"{_source(stamp)}, which has changed")
@@ -192,34 +212,54 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
 
 
 async def _turned(
-    port: Port, chain: Chain, stamp: stamps.Generation, state: stamps.State
+    port: Port, chain: Chain, stamp: stamps.Generation, state: stamps.State, started: int
 ) -> list[str]:
+    """Who invalidated what, since a computation that began at `started`."""
     if not state.text:
         return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
-    notes = await chain.notes(port, stamp.ref)
-    facts = []
-    for field, text in notes:
-        told = _note(text)
-        if told:
-            selected = "" if field == stamps.ALL else f" where {field.partition('=')[0]}"
-            facts.append(f"{_group(stamp.ref.group)} invalidated{selected} {told}")
+    notes = [(field, _parsed(text)) for field, text in await chain.notes(port, stamp.ref)]
+    told = [(field, note) for field, note in notes if note]
+    since = [(field, note) for field, note in told if note["at"] * SECOND >= started - SECOND]
+    facts = [
+        f"{_group(stamp.ref.group)} invalidated{_selected(field)} {_note(note)}"
+        for field, note in since or told[-1:]
+    ]
     return facts or [f"{_group(stamp.ref.group)} was invalidated"]
+
+
+def _selected(field: str) -> str:
+    """Which entries of a group an invalidation was about."""
+    names = field.partition("=")[0]
+    if field == stamps.ALL:
+        return ""
+    return " at this address" if names == stamps.ADDRESS else f" for this {names}"
 
 
 def _group(group: str) -> str:
     kind, _, name = group.partition(":")
     words = {"n": "the namespace", "f": "function", "p": "prefix", "t": "tag"}
-    return f"{words.get(kind, kind)} {name}".rstrip()
+    return f"{words.get(kind, kind)} {label(name)}".rstrip()
 
 
-def _note(text: str) -> str:
+def _parsed(text: str) -> dict[str, Any]:
+    """A note as it was made by `memo.chain.make_note`; `{}` where it is none."""
     try:
         facts = json.loads(text)
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["at"]))
+        return {**facts, "at": float(facts["at"])}
     except (ValueError, KeyError, TypeError):
-        return ""
-    reason = f": {facts['reason']}" if facts.get("reason") else ""
-    return f"at {at} by {facts.get('by', '?')}{reason}"
+        return {}
+
+
+def _note(note: Mapping[str, Any]) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["at"]))
+    reason = f": {note['reason']}" if note.get("reason") else ""
+    return f"at {at} by {note.get('by', '?')}{reason}"
+
+
+def _is_past(function: Function, chain: Chain, header: Header) -> bool:
+    """Whether an entry is past its ttl and its stale windows."""
+    old = age(header.times, chain.clock)
+    return function.judge(header.times).kind == MISS and old is not None
 
 
 def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
@@ -228,7 +268,7 @@ def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
         return ["its age cannot be told: it comes from the future"]
     live = function.live_ttl()
     ttl = header.times.ttl if live is None else int(live * SECOND)
-    return [f"computed {_span(old)} ago, with a ttl of {_span(ttl)}"]
+    return [f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}"]
 
 
 def _absent(
@@ -278,19 +318,70 @@ def _code(
     after = function.identity.parts()
     facts: list[str] = []
     diff: list[str] = []
-    for name in sorted({*before, *after}):
-        old, new = before.get(name), after.get(name)
-        if old == new:
-            continue
-        if old is None or new is None:
-            facts.append(f"{name} {'is new' if old is None else 'is gone'}")
-        elif "\n" in old + new:
-            facts.append(f"code of {name} changed")
-            diff += _diff(name, old, new)
-        else:
-            facts.append(f"{name} changed")
+    for name, old, new in _changes(before, after):
+        facts.append(_change(name, old, new))
+        if old is not None and new is not None:
             diff += _diff(name, old, new)
     return facts, diff
+
+
+def _changes(
+    before: Mapping[str, str], after: Mapping[str, str]
+) -> list[tuple[str, str | None, str | None]]:
+    """The parts of a code version that differ from those of an earlier one."""
+    names = sorted({*before, *after})
+    pairs = ((name, before.get(name), after.get(name)) for name in names)
+    return [(name, old, new) for name, old, new in pairs if old != new]
+
+
+def _change(name: str, old: str | None, new: str | None) -> str:
+    """`code of clean() changed`, `global THRESHOLD changed`, `code of clean() is new`."""
+    kind, _, rest = name.partition(":")
+    if kind in _VALUES:
+        what = f"{kind} {rest}"
+    elif name in _PLAIN:
+        what = _PLAIN[name]
+    else:
+        what = f"code of {label(name).rpartition(':')[2]}()"
+    return f"{what} {'is new' if old is None else 'is gone' if new is None else 'changed'}"
+
+
+_VALUES = frozenset({"global", "closure", "default", "attribute", "package"})
+"""Kinds of parts of a code version that are no code."""
+_PLAIN = {
+    "cell": "code of the cell",
+    "outputs": "the choice of outputs",
+    "python": "the version of Python",
+    "version": "the version given by hand",
+}
+
+
+async def changed_code(port: Port, function: Function, manifests: Manifests, key: str) -> str:
+    """What of the code changed before an entry was computed, in a few words; `""`: nothing did.
+
+    For a miss that has been computed by now: the entry that it stored is compared with the last one
+    before it that has the same arguments and another code version.
+    """
+    chain = function.chain()
+    stored = await _stored(port, chain, function.id)
+    own = next((header for header in stored if header.key == key), None)
+    if own is None:
+        return ""
+    wanted = _digests(json.loads(own.summary))
+    same = [
+        header
+        for header in stored
+        if header.code != own.code
+        and header.times.started < own.times.started
+        and _digests(json.loads(header.summary)) == wanted
+    ]
+    before, after = None, manifests.load(own.code)
+    if same:
+        before = manifests.load(max(same, key=lambda header: header.times.started).code)
+    if not same or before is None or after is None:
+        return "code changed" if same else ""
+    changes = [_change(*change) for change in _changes(before, after)]
+    return changes[0] + (f" (and {len(changes) - 1} more)" if len(changes) > 1 else "")
 
 
 def _diff(name: str, old: str, new: str) -> Iterable[str]:

@@ -39,6 +39,7 @@ from memo.drivers import BLOCKING, drive
 from memo.engine import Invalidation
 from memo.errors import EntryError, MemoError, OptionError
 from memo.figures import Stats, label, matches
+from memo.reports import explain_misses
 from memo.seal import Header, unpack
 from memo.stats import Span, reset, stats, watch
 from memo.stats import publish as leave_for_others
@@ -391,6 +392,7 @@ class Reporter:
         if not span.used:
             span.close()
             return
+        explain_misses(span)
         handle = publish(_bundle(span), raw=True, display_id=True)
         if span.settled or not self._live or handle is None:
             span.close()

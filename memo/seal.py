@@ -145,6 +145,10 @@ class Entry(NamedTuple):
     size: int
     serial: int
 
+    def __repr__(self) -> str:
+        """Without the stream, which holds the value."""
+        return f"<Entry {self.header.function} {self.header.key} {self.size} bytes>"
+
 
 _serials = itertools.count(1)
 

@@ -47,7 +47,6 @@ def main(plan: dict[str, Any]) -> None:
     memo.configure(**plan.get("settings", {}))
     job = Job(plan["seconds"], plan["log"])
     seen: list[Any] = []
-    memo.on_event(lambda event: seen.append([event.kind, event.reason]))
     options = {"use_lock": True, "name": "callers:load", "version": "1", **plan.get("options", {})}
 
     @memo.cache(**options)
@@ -62,14 +61,24 @@ def main(plan: dict[str, Any]) -> None:
         await asyncio.sleep(job.seconds)
         return made
 
+    @memo.cache(use_lock=True)
+    def warm() -> int:
+        return 1
+
+    @memo.cache(use_lock=True)
+    async def awarm() -> int:
+        return 1
+
     async def gathered() -> list[str]:
-        await aload.apeek(0)  # what is imported late is imported
+        await awarm()  # what is imported late is imported
+        memo.on_event(lambda event: seen.append([event.kind, event.reason]))
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         return await asyncio.gather(*(aload(plan["key"]) for _ in range(plan["callers"])))
 
     def threaded() -> list[str]:
-        load.peek(0)
+        warm()
+        memo.on_event(lambda event: seen.append([event.kind, event.reason]))
         with ThreadPoolExecutor(plan["callers"]) as pool:
             print("ready", flush=True)
             sys.stdin.readline()

@@ -117,7 +117,7 @@ async def test_cancelled_leader(gate: Gate, use_lock: bool) -> None:
 
 
 async def test_all_cancelled(gate: Gate, use_lock: bool, cache_home: Path) -> None:
-    """When all have gone the computation is cancelled and its lease free; the next call computes."""
+    """When all have gone the computation is cancelled, its lease free, and the next computes."""
     f = make(gate, use_lock=use_lock)
     calls = [asyncio.create_task(f(1)) for _ in range(4)]
     await begun(gate)

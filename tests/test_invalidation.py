@@ -1198,23 +1198,23 @@ def test_stamps_cost_a_hit_little(memory: int, monkeypatch: pytest.MonkeyPatch) 
     """A hit without Redis takes at most 15 % longer than one that compares no stamps."""
     load = loads(tags=["sales"])
 
-    def hits() -> float:
-        begun = time.perf_counter()
-        for _ in range(300):
-            load("EU")
-        return time.perf_counter() - begun
+    def hits(*, compares: bool) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(Chain, "untrue", Chain.untrue)
+            patch.setattr(Chain, "quick", Chain.quick)
+            if not compares:
+                mutants.comparison()
+            begun = time.perf_counter()
+            for _ in range(200):
+                load("EU")
+            return time.perf_counter() - begun
 
     with memo.configure(memory_limit=memory):
-        load("EU"), hits()
+        load("EU")
         taken: dict[bool, list[float]] = {True: [], False: []}
-        for attempt in range(40):
-            with monkeypatch.context() as patch:
-                if compares := bool(attempt % 2):
-                    pass
-                else:
-                    patch.setattr(Chain, "untrue", Chain.untrue)
-                    patch.setattr(Chain, "quick", Chain.quick)
-                    mutants.comparison()
-                taken[compares].append(hits())
-    ratio = min(taken[True]) / min(taken[False])
-    assert ratio < 1.15, ratio
+        for attempt in range(1000):  # until a busy machine has had a quiet moment for either
+            for compares in (True, False):
+                taken[compares].append(hits(compares=compares))
+            if attempt > 20 and min(taken[True]) < 1.15 * min(taken[False]):
+                return
+    pytest.fail(f"{min(taken[True]) / min(taken[False]):.2f} times as long")

@@ -29,7 +29,7 @@ ROWS = (
     ("Redis' wire", "links loops wire grants"),
     ("leaves and flows", "disk host remote memory adapted engine explanations"),
     ("loops and threads", "drivers"),
-    ("assembly", "assembly decorators invalidation"),
+    ("assembly", "assembly decorators invalidation reports cells"),
     ("doors", "demo doctor magics cli testing __init__ __main__"),
 )
 ROW_OF = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6)  # the groups of one row are neighbours
@@ -74,13 +74,12 @@ LOCKS = {
     "board": "statistics are written by whichever thread comes past",
     "breaker": "its state is shared by all callers",
     "chain": "the latest answers (I2) are shared by all threads",
-    "code": "what was parsed is kept for all threads",
     "config": "settings change and are read at once",
     "dial": "a look-up of a name is shared by those who wait for it",
     "events": "hooks come and go while others are called",
     "flights": "the table of flights is shared by all threads",
     "grants": "the pause before a lost acquire is undone",
-    "identity": "recursion is noticed per thread",
+    "image": "recursion is noticed per thread",
     "links": "connections are shared by all threads",
     "live": "live values change and are read at once",
     "memory": "its records are shared by all threads",

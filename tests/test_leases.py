@@ -63,7 +63,7 @@ def test_one_computation_for_four_processes(
     redis_server: RedisServer,
     processes: list[Process],
 ) -> None:
-    """Of 4 processes x 32 callers of a cold key one computes, also when its lease is the shorter."""
+    """Of 4 processes x 32 callers of a cold key one computes, however short its lease."""
     settings = {"redis_url": redis_server.url} if shared == "redis" else {}
     plan = {"style": style, "callers": 32, "log": str(log), "lease": lease, "settings": settings}
     walls = []

@@ -442,6 +442,24 @@ def test_report_under_cells_that_raise(kernel: Kernel) -> None:
     assert "1 raised" in shown.text
 
 
+def test_report_says_which_code_changed(kernel: Kernel) -> None:
+    """A miss after an edit names what was edited, in another cell as well."""
+    kernel.run("""
+        def clean(x): return x
+        @cache
+        def cleaned(x): return clean(x)
+        cleaned(1)
+    """)
+    kernel.run("%cache_report on")
+    kernel.run("def clean(x): return x + 1")
+    line = kernel.run("cleaned(1)").bundles[-1]
+    assert line["text/plain"] == "1 miss: code of clean() changed"
+    assert "code of clean() changed" in line["text/html"]
+    told = kernel.run("%cache_explain cleaned(2)")
+    assert "x is 2; the nearest entry has 1" in told.text
+    assert "x is 2; the nearest entry has 1" in told.html
+
+
 @pytest.mark.parametrize("kind", ["def", "async def"])
 def test_report_follows_a_background_refresh(kernel: Kernel, kind: str) -> None:
     """A refresh that ends after its cell changes the line under that cell, in place."""

@@ -58,7 +58,7 @@ def pyright(path: Path, directory: Path) -> list[str]:
 
 
 def test_mypy(tmp_path: Path) -> None:
-    """mypy --strict knows every type of the public API, and refuses what must be refused."""
+    """Under `mypy --strict` every type of the public API is known, and what must be refused is."""
     assert mypy(API, tmp_path) == []
 
 

@@ -57,6 +57,7 @@ def runs(log: Path) -> list[str]:
 
 def local() -> Any:
     """A cached function that no worker can import."""
+
     @memo.cache(use_lock=True, ttl=None)
     def slow(log: str, x: int) -> str:
         with Path(log).open("a") as file:

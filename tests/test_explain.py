@@ -1,0 +1,451 @@
+"""`f.explain`: would a call hit, and if not, why; every reason, as text and as HTML."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memo
+from memo import assembly, cache, events
+from memo.explanations import Explanation
+from memo.testing import ManualClock, isolated, recording
+
+
+@pytest.fixture
+def clock() -> Iterator[ManualClock]:
+    """An empty cache on a clock that the test moves."""
+    clock = ManualClock()
+    with isolated(clock=clock):
+        yield clock
+
+
+def shows(explanation: Explanation, *wanted: str) -> None:
+    """The text and the HTML say all of this, the HTML escaped."""
+    text, html = str(explanation), explanation._repr_html_()
+    plain = unescape(re.sub(r"<style>.*?</style>|<[^>]*>", "", html, flags=re.DOTALL))
+    assert repr(explanation) == text
+    for part in wanted:
+        assert part in text
+        assert part in plain
+
+
+class Code:
+    """A module on disk that a test edits and loads again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "pipe_under_test.py"
+
+    def load(self, source: str) -> Any:
+        self.path.write_text("from memo import cache\n" + source)
+        importlib.invalidate_caches()
+        sys.modules.pop(self.path.stem, None)
+        for cached in self.path.parent.glob("__pycache__/*"):
+            cached.unlink()
+        return importlib.import_module(self.path.stem)
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Code]:
+    """A module that is edited."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield Code(tmp_path)
+    sys.modules.pop("pipe_under_test", None)
+
+
+# --- hits -----------------------------------------------------------------------------------------
+
+
+def test_a_hit_says_where_and_how_long(clock: ManualClock) -> None:
+    """A hit names its tier, its age, who computed it, and how long it is still fresh."""
+
+    @cache(ttl=60, name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    clock.advance(20)
+    explanation = load.explain("EU")
+    assert explanation.hit
+    assert explanation.reason == "fresh"
+    shows(explanation, "load:EU: hit", "in memory, computed 20 s ago by ", "fresh for 40 s more")
+
+
+def test_a_stale_hit_says_that_it_is_refreshed(clock: ManualClock) -> None:
+    """A value past its ttl but within its stale window is a hit that is refreshed."""
+
+    @cache(ttl=60, stale_while_revalidate=60, name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    clock.advance(61)
+    explanation = load.explain("EU")
+    assert explanation.hit
+    assert explanation.reason == "stale"
+    shows(explanation, "answers at once and refreshes it (expired)")
+
+
+def test_explaining_neither_computes_nor_loads(clock: ManualClock) -> None:
+    """`explain` runs nothing, unpickles nothing and counts nothing."""
+    ran: list[str] = []
+
+    class Loud:
+        def __reduce__(self) -> Any:
+            return _loud, ()
+
+    @cache(name="load")
+    def load(region: str) -> Any:
+        ran.append(region)
+        return Loud()
+
+    load("EU")
+    loads.clear()
+    with recording() as heard:
+        load.explain("EU")
+        load.explain("US")
+        memo.explain(load, "EU")
+    assert ran == ["EU"]
+    assert not loads
+    assert not [e for e in heard if e.kind in (events.HIT, events.MISS, events.COMPUTED)]
+
+
+loads: list[int] = []
+
+
+def _loud() -> int:
+    loads.append(1)
+    return 1
+
+
+# --- misses ---------------------------------------------------------------------------------------
+
+
+def test_never_computed(clock: ManualClock) -> None:
+    """Without any entry of the function: never computed."""
+
+    @cache(name="load")
+    def load(region: str) -> str:
+        return region
+
+    explanation = load.explain("EU")
+    assert not explanation.hit
+    assert explanation.reason == "never computed"
+    shows(explanation, "load:EU: miss (never computed)", "no entry of this function")
+
+
+def test_other_arguments_are_named_with_both_values(clock: ManualClock) -> None:
+    """It names the argument that differs from the nearest entry, with both summaries."""
+
+    @cache(name="load")
+    def load(region: str, year: int, full: bool = False) -> str:
+        return region
+
+    load("EU", 2023)
+    load("US", 2020, True)
+    explanation = load.explain("EU", year=2024)
+    assert explanation.reason == "other arguments"
+    shows(explanation, "year is 2024; the nearest entry has 2023", "the nearest of 2 entries")
+    assert "region is" not in str(explanation)
+
+
+def test_big_arguments_are_named_by_their_shape(clock: ManualClock) -> None:
+    """Frames are summed up by their shapes, and secrets not at all."""
+    import pandas as pd
+
+    @cache(name="fit")
+    def fit(frame: Any, api_key: str) -> int:
+        return len(frame)
+
+    fit(pd.DataFrame({"a": [1, 2]}), "one")
+    explanation = fit.explain(pd.DataFrame({"a": [1, 2, 3]}), "other")
+    shows(explanation, "frame is DataFrame 3x1; the nearest entry has DataFrame 2x1")
+    shows(explanation, "api_key is ***; the nearest entry has ***")
+
+
+def test_changed_code_shows_the_diff(code: Code) -> None:
+    """An edited helper is named, and the lines that changed are shown as a diff."""
+    first = """
+LIMIT = 3
+def clean(x):
+    return x < 1
+@cache
+def load(region):
+    return clean(len(region)) and LIMIT
+"""
+    code.load(first).load("EU")
+    edited = code.load(first.replace("x < 1", "x < 2"))
+    explanation = edited.load.explain("EU")
+    assert explanation.reason == "code changed"
+    shows(explanation, "code of clean() changed", "-    return x < 1", "+    return x < 2")
+    assert "LIMIT" not in str(explanation)
+
+
+def test_a_changed_global_is_named(code: Code) -> None:
+    """A global that the function reads counts as code, and is named with both values."""
+    first = "LIMIT = 3\n@cache\ndef load(region):\n    return LIMIT\n"
+    code.load(first).load("EU")
+    explanation = code.load(first.replace("3", "4")).load.explain("EU")
+    assert explanation.reason == "code changed"
+    shows(explanation, "global LIMIT changed", "-int 3", "+int 4")
+
+
+def test_changed_code_without_a_manifest(code: Code) -> None:
+    """Where the earlier source is not known on this host, it says so."""
+    first = "@cache\ndef load(region):\n    return 1\n"
+    code.load(first).load("EU")
+    for path in assembly.manifests()._directory.glob("*.json"):
+        path.unlink()
+    explanation = code.load(first.replace("1", "2")).load.explain("EU")
+    shows(explanation, "code changed", "its earlier source is not known on this host")
+
+
+@pytest.mark.parametrize("later", [61.0, 5000.0])
+def test_expired(clock: ManualClock, later: float) -> None:
+    """It says when the entry was computed and what its ttl is, also when no tier gives it out."""
+
+    @cache(ttl=60, name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    clock.advance(later)
+    explanation = load.explain("EU")
+    assert explanation.reason == "expired"
+    shows(explanation, "computed 1", "ttl 1 min", "expired ")
+
+
+def test_invalidated_when_by_whom_and_why(clock: ManualClock) -> None:
+    """It says when, by which process, why, and what was invalidated; not what came before."""
+
+    @cache(name="load", tags=["daily"])
+    def load(region: str, year: int) -> str:
+        return region
+
+    load.invalidate(region="EU", reason="older than the entry")
+    clock.advance(5)
+    load("EU", 2024)
+    clock.advance(5)
+    load.invalidate(region="US", reason="of no concern")
+    assert load.explain("EU", 2024).hit
+    load.invalidate(region="EU", reason="new <prices>")
+    explanation = load.explain("EU", 2024)
+    assert explanation.reason == "invalidated"
+    shows(explanation, "function load invalidated for this region at 20", "new <prices>")
+    assert f"/{os.getpid()}" in str(explanation)
+    assert "of no concern" not in str(explanation)
+    load("EU", 2024)
+    memo.invalidate(tag="daily", reason="nightly")
+    shows(load.explain("EU", 2024), "tag daily invalidated at", ": nightly")
+
+
+def test_invalidated_through_what_it_used(clock: ManualClock) -> None:
+    """An entry that was built on another says which one was invalidated."""
+
+    @cache(name="raw")
+    def raw(region: str) -> str:
+        return region
+
+    @cache(name="report")
+    def report(region: str) -> str:
+        return raw(region)
+
+    report("EU")
+    raw.invalidate("EU", reason="reloaded")
+    explanation = report.explain("EU")
+    assert explanation.reason == "invalidated"
+    shows(explanation, "function raw invalidated for this region", "reloaded")
+
+
+def test_a_changed_file_is_named(tmp_path: Path, clock: ManualClock) -> None:
+    """A file that the entry depends on is named when it has changed."""
+    path = tmp_path / "data.csv"
+    path.write_text("a")
+
+    @cache(name="load", depends_on=memo.File(path))
+    def load() -> str:
+        return path.read_text()
+
+    load()
+    assert load.explain().hit
+    shows(load.explain(), f"depends on {path}")
+    path.write_text("something else")
+    explanation = load.explain()
+    assert explanation.reason == "file changed"
+    shows(explanation, f"depends on {path}, which has changed")
+
+
+def test_a_changed_dependency_is_named(clock: ManualClock) -> None:
+    """A callable that the entry depends on is named when it answers something else."""
+    table = {"version": 1}
+
+    def version() -> int:
+        return table["version"]
+
+    @cache(name="load", depends_on=version, version="1")
+    def load() -> int:
+        return 1
+
+    load()
+    table["version"] = 2
+    explanation = load.explain()
+    assert explanation.reason == "dependency changed"
+    shows(explanation, "depends on the callable load#0, which has changed")
+
+
+def test_evicted(clock: ManualClock) -> None:
+    """What this process had stored and no tier has any more was evicted or cleared."""
+
+    @cache(name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    chain = assembly.default_chain()
+    memo.drivers.drive(chain.clear(memo.drivers.BLOCKING))
+    explanation = load.explain("EU")
+    assert explanation.reason == "evicted"
+    shows(explanation, "evicted or cleared since")
+
+
+class InADict:
+    """A user's store, which the test damages."""
+
+    def __init__(self) -> None:
+        self.store: dict[str, bytes] = {}
+
+    async def get(self, key: str) -> bytes | None:
+        return self.store.get(key)
+
+    async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
+        self.store[key] = value
+
+    async def delete(self, key: str) -> None:
+        self.store.pop(key, None)
+
+    async def clear(self) -> None:
+        self.store.clear()
+
+
+@pytest.mark.parametrize(
+    ("at", "reason", "said"),
+    [
+        (0, "unreadable", "damaged, or of another format"),
+        (-1, "unauthentic", "never loaded"),
+    ],
+)
+def test_damaged_and_forged_entries(
+    clock: ManualClock, at: int, reason: str, said: str
+) -> None:
+    """An entry that is damaged, or that none of our secrets sealed, is said to be so."""
+    place = InADict()
+
+    @cache(name="load", provider=place)
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    for key, record in place.store.items():
+        damaged = bytearray(record)
+        damaged[at] ^= 1
+        place.store[key] = bytes(damaged)
+    explanation = load.explain("EU")
+    assert explanation.reason == reason
+    shows(explanation, said)
+
+
+def test_what_is_not_tracked_is_listed(clock: ManualClock) -> None:
+    """What the function reads and has no key is listed, with hits and with misses."""
+    lock = threading.Lock()
+
+    @cache(name="load")
+    def load(region: str) -> str:
+        with lock:
+            return region
+
+    wanted = ("not tracked: closure:", "load.lock: _thread.lock has no sound key")
+    shows(load.explain("EU"), *wanted)
+    load("EU")
+    shows(load.explain("EU"), *wanted)
+
+
+async def test_async_functions_explain_alike(clock: ManualClock) -> None:
+    """`explain` is immediate on async functions, and has an awaitable twin."""
+
+    @cache(name="load")
+    async def load(region: str) -> str:
+        return region
+
+    await load("EU")
+    assert load.explain("EU").hit
+    explanation = await load.aexplain("US")
+    shows(explanation, "region is 'US'; the nearest entry has 'EU'")
+
+
+def test_the_html_follows_the_theme(clock: ManualClock) -> None:
+    """The HTML has memo's own style, which takes its colours from the page."""
+
+    @cache(name="load")
+    def load(region: str) -> str:
+        return region
+
+    html = load.explain("EU")._repr_html_()
+    assert 'class="memo"' in html
+    assert "var(--jp-content-font-color1" in html
+
+
+# --- the line that says what changed --------------------------------------------------------------
+
+
+def test_a_report_says_which_code_changed(code: Code, capsys: pytest.CaptureFixture[str]) -> None:
+    """`memo.report()` prints one line, in which a miss names the code that changed."""
+    first = "def clean(x):\n    return x\n@cache\ndef load(x):\n    return clean(x)\n"
+    with memo.report():
+        code.load(first).load(1)
+    assert capsys.readouterr().err == "memo: 1 miss: load() absent\n"
+    edited = code.load(first.replace("return x\n", "return x + 1\n"))
+    with memo.report() as span:
+        edited.load(1)
+        edited.load(1)
+    line = capsys.readouterr().err
+    assert line.startswith("memo: 1 hit (memory) · 1 miss: code of clean() changed")
+    assert span.stats.total.hits == 1
+
+
+def test_a_report_of_nothing_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    """A block that used no cache prints nothing; one that raised prints its line."""
+
+    @cache(name="load")
+    def load(x: int) -> float:
+        return 1 / x
+
+    with memo.report():
+        pass
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError), memo.report():
+        load(0)
+    assert "1 raised" in capsys.readouterr().err
+
+
+def test_invalidations_name_their_function() -> None:
+    """An invalidation of a function is counted for it; one of a tag for none."""
+
+    @cache(name="load")
+    def load(x: int) -> int:
+        return x
+
+    load(1)
+    with recording() as heard:
+        load.invalidate(1)
+        memo.invalidate(tag="t")
+    told = [event.function for event in heard if event.kind == events.INVALIDATED]
+    assert told == ["load", ""]
+    assert memo.stats("load").functions["load"].invalidations == 1
