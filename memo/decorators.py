@@ -58,6 +58,7 @@ class CachedFunction(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
+        self._of_class = False
         self._given = dict(given)
         self.is_async = isinstance(self, CachedCoroutine)
         self.function_id = function_id(function, given["name"])
@@ -90,6 +91,8 @@ class CachedFunction(Generic[P, R]):
         self: CachedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None
     ) -> BoundFunction[Q, T]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if self._of_class:
+            return BoundFunction(self, owner or type(instance))
         if instance is None:
             return self
         if not self._function.keyer.method:  # assigned to a class after its body, or a `klass`
@@ -543,8 +546,13 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
-    if isinstance(function, (staticmethod, classmethod)):
-        return type(function)(_decorated(function.__func__, given))
+    if isinstance(function, staticmethod):
+        return staticmethod(_decorated(function.__func__, given))
+    if isinstance(function, classmethod):
+        # Bound by ourselves: from Python 3.13 on a classmethod binds no descriptor inside it.
+        made = _decorated(function.__func__, given)
+        made._of_class = made._function.keyer.method = True
+        return made
     options.function("function", function)
     kind: Any = CachedCoroutine if _is_async(function) else CachedFunction
     return kind(function, given)

@@ -925,8 +925,16 @@ async def invalidate(
                 tiers[tier] = how
     FLIGHTS.detach(wanted)
     for function in {_function_of(turn): None for turn in wanted} or ("",):
-        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=target))
+        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=_about(wanted)))
     return Invalidation(target, tiers, reason)
+
+
+def _about(turns: Iterable[Turn]) -> str:
+    """What an invalidation names, without any argument's value: groups, and names of arguments."""
+    return ", ".join(
+        f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
+        for turn in turns
+    )
 
 
 def _function_of(turn: Turn) -> str:

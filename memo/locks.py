@@ -38,16 +38,22 @@ class HostLock:
     def _try_acquire(self, holder: str) -> bool:
         while True:
             descriptor = self._open()
-            if not _flock(descriptor, fcntl.LOCK_EX):
+            try:
+                taken = _flock(descriptor, fcntl.LOCK_EX)
+                if taken and _is_at(descriptor, self._path):
+                    break
+            except BaseException:
                 os.close(descriptor)
+                raise
+            os.close(descriptor)
+            if not taken:
                 return False
-            if _is_at(descriptor, self._path):
-                break
-            os.close(descriptor)  # unlinked by who had it before: this lock guards nothing
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder.encode(), 0)
+            # else unlinked by who had it before: this lock guards nothing
         self._descriptor = descriptor
         _locks.add(self)
+        with suppress(OSError):  # a full disk: it is ours all the same, and only says nothing
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder.encode(), 0)
         return True
 
     def _open(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import threading
 import time
 import warnings
@@ -113,6 +114,8 @@ def services(tally: Tally, is_async: bool) -> Any:
 
 
 METHODS = ["method", "outside", "inside", "static_outside", "static_inside"]
+if sys.version_info >= (3, 13):
+    METHODS.remove("outside")  # a classmethod there hides its class from what it holds: see docs
 kinds_of = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
 
@@ -208,8 +211,8 @@ def test_first_parameter_of_any_name(tally: Tally) -> None:
         def load(this, x: int) -> int:
             return tally(x)
 
-        @classmethod
         @memo.cache
+        @classmethod
         def make(klass, x: int) -> int:
             return tally(x)
 

@@ -1,0 +1,482 @@
+"""One sample: what one fresh process measures.  Run by `benchmarks.machine`, prints JSON.
+
+Each function below is a *measure*: it gets a `Task` and gives figures; seconds, but for those whose
+names say bytes or a number.  A measure whose name begins with `store_` leaves entries behind for
+the processes that hit them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import random
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import work
+from benchmarks.peers import Place, decorated, is_async
+
+ARGUMENTS = (7, "Ada")
+CONCURRENT = 1000
+
+
+class Task(NamedTuple):
+    """What to measure.
+
+    Attributes:
+        measure: the name of a function here.
+        subject: who, a name of `benchmarks.peers`; or the name of a floor.
+        place: where its entries lie.
+        kind: of value, for `benchmarks.work.make`.
+        size: bytes of the value, or number of entries.
+        seconds: for how long.
+    """
+
+    measure: str
+    subject: str
+    place: Place
+    kind: str = ""
+    size: int = 0
+    seconds: float = 0.5
+
+
+Figures = dict[str, float]
+
+
+# --- how time is taken ---------------------------------------------------------------------------
+
+
+def per_call(call: Callable[[], Any], seconds: float, batch: int = 0) -> float:
+    """Seconds that one call takes: the median of batches of about 10 ms, or of single calls."""
+    call()
+    begun = time.perf_counter()
+    call()
+    once = time.perf_counter() - begun
+    batch = batch or max(1, int(0.01 / max(once, 1e-7)))
+    taken = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        begun = time.perf_counter()
+        for _ in range(batch):
+            call()
+        taken.append((time.perf_counter() - begun) / batch)
+    return statistics.median(taken)
+
+
+async def per_await(call: Callable[[], Awaitable[Any]], seconds: float, batch: int = 0) -> float:
+    """As `per_call`, of what is awaited."""
+    await call()
+    begun = time.perf_counter()
+    await call()
+    once = time.perf_counter() - begun
+    batch = batch or max(1, int(0.01 / max(once, 1e-7)))
+    taken = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 3:
+        begun = time.perf_counter()
+        for _ in range(batch):
+            await call()
+        taken.append((time.perf_counter() - begun) / batch)
+    return statistics.median(taken)
+
+
+def timed(task: Task, function: Any, *arguments: Any, batch: int = 0) -> float:
+    """Seconds that one hit takes, awaited where the subject is async."""
+    if is_async(task.subject):
+        return asyncio.run(per_await(lambda: function(*arguments), task.seconds, batch))
+    return per_call(lambda: function(*arguments), task.seconds, batch)
+
+
+def once(task: Task, function: Any, *arguments: Any) -> float:
+    """Seconds that a single call takes."""
+    if not is_async(task.subject):
+        begun = time.perf_counter()
+        function(*arguments)
+        return time.perf_counter() - begun
+
+    async def run() -> float:
+        begun = time.perf_counter()
+        await function(*arguments)
+        return time.perf_counter() - begun
+
+    return asyncio.run(run())
+
+
+def resident(kind: str) -> int:
+    """Bytes of resident memory: `"VmRSS"` now, `"VmHWM"` at most since `forget_peak`; 0: unknown."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024
+
+
+def forget_peak() -> int:
+    """Begin to measure the peak of resident memory; what is resident now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return 0
+    return resident("VmRSS")
+
+
+# --- small values --------------------------------------------------------------------------------
+
+
+def records(task: Task) -> Any:
+    return decorated(task.subject, task.place, work.record, work.arecord)
+
+
+def store_record(task: Task) -> Figures:
+    """Store the dict of five fields."""
+    if task.subject == "open + read + loads":
+        Path(task.place.directory, "record").write_bytes(pickle.dumps(work.record(*ARGUMENTS)))
+    elif task.subject.startswith("redis-py GET") or task.subject.startswith("redis.asyncio"):
+        import redis
+
+        redis.Redis(port=task.place.port).set("record", pickle.dumps(work.record(*ARGUMENTS)))
+    else:
+        once(task, records(task), *ARGUMENTS)
+    return {}
+
+
+def hit_record(task: Task) -> Figures:
+    """A hit on the dict of five fields."""
+    if task.subject == "open + read + loads":
+        path = Path(task.place.directory, "record")
+
+        def load() -> Any:
+            with open(path, "rb", buffering=0) as file:
+                return pickle.loads(file.read())
+
+        return {"value": per_call(load, task.seconds)}
+    if task.subject == "redis-py GET":
+        import redis
+
+        client = redis.Redis(port=task.place.port)
+        return {"value": per_call(lambda: client.get("record"), task.seconds)}
+    if task.subject == "redis.asyncio GET":
+        return {"value": asyncio.run(_get_awaited(task))}
+    return {"value": timed(task, records(task), *ARGUMENTS)}
+
+
+async def _get_awaited(task: Task) -> float:
+    from redis import asyncio as redis
+
+    client = redis.Redis(port=task.place.port)
+    try:
+        return await per_await(lambda: client.get("record"), task.seconds)
+    finally:
+        await client.aclose()
+
+
+# --- many at once --------------------------------------------------------------------------------
+
+
+def store_many(task: Task) -> Figures:
+    """Store 1,000 records in Redis."""
+    if task.subject.startswith("redis"):
+        import redis
+
+        value = pickle.dumps(work.record(*ARGUMENTS))
+        redis.Redis(port=task.place.port).mset({f"r{i}": value for i in range(CONCURRENT)})
+        return {}
+    function = records(task)
+
+    async def run() -> None:
+        for i in range(CONCURRENT):
+            await function(i, "Ada")
+
+    asyncio.run(run())
+    return {}
+
+
+def hit_many(task: Task) -> Figures:
+    """1,000 hits in one `asyncio.gather`: seconds of one."""
+    return {"value": asyncio.run(_hit_many(task)) / CONCURRENT}
+
+
+async def _hit_many(task: Task) -> float:
+    if not task.subject.startswith("redis"):
+        function = records(task)
+        call = lambda: asyncio.gather(*(function(i, "Ada") for i in range(CONCURRENT)))  # noqa: E731
+        return await per_await(call, task.seconds, 1)
+    from redis import asyncio as redis
+
+    client = redis.Redis(port=task.place.port)
+    at_once = asyncio.Semaphore(100)
+
+    async def one(i: int) -> Any:
+        async with at_once:
+            return pickle.loads(await client.get(f"r{i}"))
+
+    async def piped() -> Any:
+        pipe = client.pipeline(transaction=False)
+        for i in range(CONCURRENT):
+            pipe.get(f"r{i}")
+        return [pickle.loads(value) for value in await pipe.execute()]
+
+    try:
+        if "pipeline" in task.subject:
+            return await per_await(piped, task.seconds, 1)
+        return await per_await(
+            lambda: asyncio.gather(*map(one, range(CONCURRENT))), task.seconds, 1
+        )
+    finally:
+        await client.aclose()
+
+
+def store_all(task: Task) -> Figures:
+    """Fill a disk tier with small entries; seconds that one of the last thousand took."""
+    function = records(task)
+    for i in range(task.size - 1000):
+        function(i, "Ada")
+    taken = []
+    for i in range(task.size - 1000, task.size):
+        begun = time.perf_counter()
+        function(i, "Ada")
+        taken.append(time.perf_counter() - begun)
+    return {"value": statistics.median(taken)}
+
+
+def hit_all(task: Task) -> Figures:
+    """A hit on one of many small entries, chosen at random."""
+    function, choose = records(task), random.Random(0)
+    return {"value": per_call(lambda: function(choose.randrange(task.size), "Ada"), task.seconds)}
+
+
+# --- big values ----------------------------------------------------------------------------------
+
+
+def frames(task: Task) -> Any:
+    return decorated(task.subject, task.place, work.frame, work.aframe)
+
+
+def plain_bytes(value: Any) -> list[memoryview]:
+    """The bytes of a value, without any form: what has to be written, or hashed, at least."""
+    import numpy as np
+
+    if isinstance(value, np.ndarray):
+        return [memoryview(value).cast("B")]
+    blocks = [np.asarray(block.values) for block in value._mgr.blocks]
+    return [_flat(block) for block in blocks if block.dtype.kind in "ifM"] + [
+        memoryview(buffer)
+        for block in value._mgr.blocks
+        if hasattr(block.values, "_pa_array")
+        for chunk in block.values._pa_array.chunks
+        for buffer in chunk.buffers()
+        if buffer is not None
+    ]
+
+
+def _flat(block: Any) -> memoryview:
+    plain = block.view("i8") if block.dtype.kind == "M" else block
+    return memoryview(plain.ravel(order="K")).cast("B")
+
+
+def write(task: Task, value: Any) -> float:
+    """Seconds that `write()` of a value's bytes takes."""
+    path = Path(task.place.directory, "floor")
+    parts = plain_bytes(value)
+    begun = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for part in parts:
+            done = 0
+            while done < len(part):
+                done += file.write(part[done:])
+    taken = time.perf_counter() - begun
+    path.unlink()
+    return taken
+
+
+def store_frame(task: Task) -> Figures:
+    """Store a big value: seconds, those of `write()` just before and after, and peak memory."""
+    import numpy as np
+
+    value = work.READY[task.kind] = work.make(task.kind, task.size)
+    if task.subject == "np.load mmap":
+        np.save(Path(task.place.directory, "floor.npy"), np.zeros(task.size // 8))
+        return {}
+    if task.subject == "redis-py GET":
+        import redis
+
+        redis.Redis(port=task.place.port).set("frame", bytes(task.size))
+        return {}
+    if task.subject == "write()":
+        return {"value": statistics.median(write(task, value) for _ in range(3))}
+    function = frames(task)
+    warm = work.READY["warm"] = work.make("array", 400_000)
+    once(task, function, "warm")
+    del warm
+    floors = [write(task, value)]
+    os.sync()
+    before = forget_peak()
+    taken = once(task, function, task.kind)
+    peak = resident("VmHWM") - before
+    os.sync()
+    floors.append(write(task, value))
+    return {"value": taken, "write": statistics.median(floors), "peak_bytes": max(0, peak)}
+
+
+def hit_frame(task: Task) -> Figures:
+    """A hit on a big value: seconds of the first and of any later one, and peak memory."""
+    import numpy as np
+    import pandas as pd
+
+    pd.DataFrame({"a": np.zeros(3)})  # what pandas imports late
+    if task.subject == "np.load mmap":
+        path = Path(task.place.directory, "floor.npy")
+        return {"value": per_call(lambda: np.load(path, mmap_mode="c"), task.seconds, 1)}
+    if task.subject == "redis-py GET":
+        import redis
+
+        client = redis.Redis(port=task.place.port)
+        return {"value": per_call(lambda: client.get("frame"), task.seconds, 1)}
+    function = frames(task)
+    if task.subject.startswith("memo"):
+        once(task, function, "warm")
+    before = forget_peak()
+    first = once(task, function, task.kind)
+    peak = resident("VmHWM") - before
+    value = timed(task, function, task.kind, batch=1)
+    return {"value": value, "first": first, "peak_bytes": max(0, peak)}
+
+
+def hit_elsewhere(task: Task) -> Figures:
+    """The first hit on another host: with the same Redis and a directory of its own."""
+    import tempfile
+
+    import numpy as np
+    import pandas as pd
+
+    pd.DataFrame({"a": np.zeros(3)})
+    with tempfile.TemporaryDirectory(dir=task.place.directory) as directory:
+        here = task._replace(place=task.place._replace(directory=directory))
+        function = frames(here)
+        if task.subject.startswith("memo"):
+            once(here, function, "warm")
+        return {"value": once(here, function, task.kind)}
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+def key(task: Task) -> Figures:
+    """The key of a call whose argument is a big value."""
+    value = work.make(task.kind, task.size)
+    if task.subject == "BLAKE3, all cores":
+        from blake3 import blake3
+
+        def call() -> Any:
+            hasher = blake3(max_threads=blake3.AUTO)
+            for part in plain_bytes(value):
+                hasher.update(part)
+            return hasher.digest()
+
+    elif task.subject == "joblib":
+        from joblib import hash as joblib_hash
+
+        def call() -> Any:
+            return joblib_hash(value)
+
+    else:
+        function = decorated(task.subject, task.place, _whole, _whole)
+
+        def call() -> Any:
+            return function.key(value)
+
+    return {"value": per_call(call, task.seconds, 1)}
+
+
+def _whole(value: Any) -> None:
+    """Take a big value."""
+
+
+# --- stampede ------------------------------------------------------------------------------------
+
+PROCESSES, CALLERS, JOB = 4, 32, 0.5
+
+
+def stampede(task: Task) -> Figures:
+    """4 processes with 32 callers each ask for one result at once: seconds until all have it."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(PROCESSES), context.Queue()
+    each = [
+        context.Process(target=_callers, args=(task, barrier, answers)) for _ in range(PROCESSES)
+    ]
+    for process in each:
+        process.start()
+    taken = [answers.get(timeout=60) for _ in each]
+    for process in each:
+        process.join()
+    runs = Path(task.place.directory, "runs").stat().st_size
+    return {"value": max(taken), "runs": runs}
+
+
+def _ran(directory: str) -> None:
+    with open(Path(directory, "runs"), "ab") as file:
+        file.write(b".")
+
+
+def job(name: str, directory: str) -> str:
+    """Half a second of work."""
+    if name != "warm":
+        _ran(directory)
+        time.sleep(JOB)
+    return name
+
+
+async def ajob(name: str, directory: str) -> str:
+    """As `job`."""
+    if name != "warm":
+        _ran(directory)
+        await asyncio.sleep(JOB)
+    return name
+
+
+def _callers(task: Task, barrier: Any, answers: Any) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    function = decorated(task.subject, task.place, job, ajob)
+    where = task.place.directory
+
+    async def run() -> float:
+        await function("warm", where)
+        barrier.wait()
+        begun = time.perf_counter()
+        await asyncio.gather(*(function("job", where) for _ in range(CALLERS)))
+        return time.perf_counter() - begun
+
+    if is_async(task.subject):
+        answers.put(asyncio.run(run()))
+        return
+    function("warm", where)
+    with ThreadPoolExecutor(CALLERS) as pool:
+        barrier.wait()
+        begun = time.perf_counter()
+        list(pool.map(lambda _: function("job", where), range(CALLERS)))
+        answers.put(time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Measure the task that the first argument describes; print the figures as JSON."""
+    given = json.loads(sys.argv[1])
+    given["place"] = Place(**given["place"])
+    task = Task(**given)
+    figures = globals()[task.measure](task)
+    print(json.dumps(figures))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    from benchmarks import samples  # the module by its own name: cached functions are found by it
+
+    samples.main()
