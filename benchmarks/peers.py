@@ -129,7 +129,7 @@ def _joblib(**options: Any) -> Decorate:
     return decorate
 
 
-_LIMIT = {"redis_value_limit": HUGE, "deadline": 30.0}
+_LIMIT = {"redis_value_limit": "256MiB", "deadline": 30.0}
 SUBJECTS: dict[str, Decorate] = {
     "lru_cache": _lru,
     "memo": _memo(redis_url=None),

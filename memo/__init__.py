@@ -7,8 +7,9 @@
     @cache(ttl="1h")
     async def load(region: str) -> pandas.DataFrame: ...
 
-Where to find what: `decorators` makes a cached function, `engine` answers its calls, `chain` asks the
-tiers, `keys` and `identity` say which entry, `stamps` whether it is still true, `policy` for how long.
+Where to find what: `decorators` makes a cached function, `engine` answers its calls, `chain` asks
+the tiers, `keys` and `identity` say which entry, `stamps` whether it is still true, `policy` how
+long.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from memo.figures import render_with as _render_with
 from memo.identity import stable
 from memo.invalidation import ainvalidate, invalidate, invalidate_cache
 from memo.live import live
+from memo.progress import progress
 from memo.reports import report
 from memo.sources import File
 from memo.stats import install as _install
@@ -67,13 +69,14 @@ __all__ = [
     "ainvalidate",
     "cache",
     "configure",
-    "explain",
     "drain",
+    "explain",
     "functions",
     "invalidate",
     "invalidate_cache",
     "live",
     "on_event",
+    "progress",
     "register_key",
     "report",
     "stable",

@@ -77,7 +77,7 @@ def _key(tier: Any) -> Any:
 
 
 class CacheFallbackFactory:
-    """Makes the chain that settings describe: memory, then Redis where one is configured, then disk."""
+    """Makes the chain that settings describe: memory, Redis where one is configured, disk."""
 
     @classmethod
     def create(cls, settings: Settings | None = None) -> Chain:

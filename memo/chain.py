@@ -3,11 +3,11 @@
 Rules of this module:
 
 1.  A record is believed only when its seal holds for this namespace and key, its stamps still read
-    the same at the *authority*, its clock makes sense, and no answer given before was computed later.
+    the same at the *authority*, its clock makes sense, and no answer before was computed later.
 2.  The authority is the first shared tier (Redis); while that is away, this host's generations.
     The host *learns* what the shared authority reads, so that it can judge while that is away.
-3.  An invalidation is written down on the host before it is sent to a shared tier.  One that did not
-    arrive is replayed, with a fresh token, before anything is read from that tier again.
+3.  An invalidation is written down on the host before it is sent to a shared tier.  One that did
+    not arrive is replayed, with a fresh token, before anything is read from that tier again.
 4.  A tier that fails is an event and a fall-through.
 """
 

@@ -13,7 +13,17 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from memo import assembly, codec, config, engine, options
 from memo.chain import Chain
@@ -276,7 +286,7 @@ class BoundFunction(Generic[P, R]):
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.__func__, name)
-        if name in self._CALLS or name == "explain" or name == "aexplain":
+        if name in self._CALLS or name in {"explain", "aexplain"}:
             return functools.partial(found, self.__self__)
         return found
 
@@ -371,7 +381,7 @@ def _tags(tags: Any) -> Any:
 
 
 def _is_method(function: Callable[..., Any]) -> bool:
-    """Whether a function that is being decorated stands in a class body and takes `self` or `cls`."""
+    """Whether a function that is being decorated stands in a class body, with a `self` or `cls`."""
     outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not outer or outer.endswith("<locals>"):
         return False
@@ -492,7 +502,9 @@ _SIGNATURE = inspect.signature(_options)
 
 
 @overload
-def cache(function: Callable[P, R], /) -> CachedFunction[P, R]: ...
+def cache(  # pyright: ignore[reportOverlappingOverload] - a ttl may be callable as well
+    function: Callable[P, R], /
+) -> CachedFunction[P, R]: ...
 @overload
 def cache(
     ttl: Any = 60,
@@ -559,7 +571,7 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _is_async(function: Any) -> bool:
-    """Whether calling it gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
+    """Whether a call gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inner.func

@@ -99,7 +99,7 @@ class Disk:
         )
 
     def trust(self, secrets: Sequence[Secret]) -> None:
-        """Believe who has one of these secrets (newest first) that a payload is what it should be."""
+        """Believe who has one of these secrets, newest first, that a payload is what it was."""
         self._payloads.secrets = secrets
 
     # --- opening ---------------------------------------------------------------------------------

@@ -213,6 +213,10 @@ font-variant-numeric:tabular-nums;line-height:1.4}
 .memo .memo-dim,.memo small{color:var(--memo-dim);font-size:.85em}
 .memo .memo-bad{border-bottom:2px solid #c9503f}
 .memo .memo-wide{overflow-x:auto}
+.memo .memo-bar{display:inline-block;width:12em;height:.7em;border-radius:.35em;overflow:hidden;
+background:var(--memo-line);margin-right:.6em}
+.memo .memo-bar>span{display:block;height:100%;background:#3a9d5d}
+.memo pre{background:transparent;color:inherit;margin:.5em 0;overflow-x:auto}
 .memo table{border-collapse:collapse;border:0;margin:.5em 0;background:transparent;color:inherit;
 font:inherit;font-variant-numeric:inherit;table-layout:auto}
 .memo th,.memo td{padding:.25em .6em;text-align:right;vertical-align:top;background:transparent;
@@ -643,7 +647,25 @@ def _reasons(span: Span, total: FunctionStats) -> str:
 
 
 def report_html(line: str) -> str:
-    """A report's line as HTML."""
-    return boxed(f'<p class="memo-dim">{escape(line)}</p>')
+    """A report's line, or several, as HTML."""
+    return boxed("".join(f'<p class="memo-dim">{escape(one)}</p>' for one in line.splitlines()))
+
+
+def progress_html(lines: Iterable[tuple[str, float | None]]) -> str:
+    """What is under way as HTML: text, and a bar where it is known how much is done (0 to 1)."""
+    parts = (
+        f'<p class="memo-dim">{_bar_html(share)}{escape(text)}</p>' for text, share in lines
+    )
+    return boxed("".join(parts))
+
+
+def _bar_html(share: float | None) -> str:
+    if share is None:
+        return ""
+    done = f"{share * 100:.0f}"
+    return (
+        f'<span class="memo-bar" role="progressbar" aria-valuenow="{done}">'
+        f'<span style="width:{done}%"></span></span> '
+    )
 
 

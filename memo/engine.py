@@ -5,7 +5,7 @@
     call ──> look ──> fresh ─────────────────────────────> load ──> value
                │ ├──> stale ──> refresh in background ───> load ──> value
                │ └──> miss ──> lead or join a flight
-               │                 │ lead: lease ──> stamps ──> compute ──> encode, seal, store ──> value
+               │                 │ lead: lease ──> stamps ──> compute ──> seal, store ──> value
                └─── again <──────┘ join: wait ──> a copy of what landed
 
 Whatever the function returned reaches its caller: from the moment it has returned, every fault of
@@ -300,9 +300,7 @@ async def answer(
             return value
 
 
-def _quick(
-    chain: Chain, function: Function, call: Call, entry: Entry, begun: float
-) -> Any:
+def _quick(chain: Chain, function: Function, call: Call, entry: Entry, begun: float) -> Any:
     """Answer from the memory tier, without suspending: the entry was decoded here before."""
     value = codec.decode(entry.stream, None, ())
     chain.raise_floor(call.text, entry.header.times.started)
@@ -483,7 +481,8 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
         payload: memoryview | None = None
         table: tuple[seal.Buffer, ...] = ()
         if encoded.payload is not None:
-            payload, table = memoryview(bytearray(codec.aligned(encoded.payload))), encoded.payload.table
+            table = encoded.payload.table
+            payload = memoryview(bytearray(codec.aligned(encoded.payload)))
         return codec.decode(encoded.stream, payload, table)
 
     try:
@@ -533,9 +532,7 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
     return await _close(port, job, flight, landing)
 
 
-async def _done_by_another(
-    port: Port, job: Job, held: Hold, bad: Entry | None = None
-) -> bool:
+async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None = None) -> bool:
     """Whether somebody stored a fresh result before this process got the lease.
 
     Args:
@@ -593,12 +590,15 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
     started = job.chain.start_time(job.call.text)
     with inside(flight, alone=alone):
         token = _reads.set(reads)
+        why = "refresh" if alone else ""
+        _emit(job, events.COMPUTE_STARTED, reason=why)
         clock = time.perf_counter()
         try:
             outcome = await _invoke(port, job)
         finally:
             _reads.reset(token)
             reads.over = True
+            _emit(job, events.COMPUTE_ENDED, reason=why)
         cost = time.perf_counter() - clock
     known, sound = reads.merged(own or ())
     try:
@@ -925,7 +925,8 @@ async def invalidate(
                 tiers[tier] = how
     FLIGHTS.detach(wanted)
     for function in {_function_of(turn): None for turn in wanted} or ("",):
-        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=_about(wanted)))
+        about = _about(wanted)
+        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=about))
     return Invalidation(target, tiers, reason)
 
 
@@ -957,4 +958,3 @@ def _raised_at(error: BaseException) -> str:
 
 def _emit(job: Job, kind: str, **facts: Any) -> None:
     events.emit(events.Event(kind, job.function.id, job.call.text, **facts))
-

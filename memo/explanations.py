@@ -124,7 +124,7 @@ async def explain(
         reason = found.verdict.kind
         return Explanation(call.address, True, reason, _hit(found, chain), (), untracked)
     reason = found.verdict.reason
-    stored = await _stored(port, chain, function.id)
+    stored = await headers(port, chain, function.id)
     own = next((header for header in stored if header.key == call.text), None)
     facts: Sequence[str] = ()
     diff: Sequence[str] = ()
@@ -173,9 +173,9 @@ def _source(stamp: stamps.Stamp) -> str:
 # --- misses ---------------------------------------------------------------------------------------
 
 
-async def _stored(port: Port, chain: Chain, function: str) -> list[Header]:
+async def headers(port: Port, chain: Chain, function: str) -> list[Header]:
     """The headers of a function's entries in the tiers of this host that can list them."""
-    headers: dict[str, Header] = {}
+    found: dict[str, Header] = {}
     for tier in chain.tiers:
         listing = getattr(tier, "entries", None)
         if listing is None:
@@ -187,12 +187,12 @@ async def _stored(port: Port, chain: Chain, function: str) -> list[Header]:
                     entry = seal.unpack(listed.record, chain.secrets, chain.namespace, key)
                 except EntryError:
                     continue
-                headers.setdefault(key, entry.header)
-                if len(headers) >= LOOKED_AT:
+                found.setdefault(key, entry.header)
+                if len(found) >= LOOKED_AT:
                     break
         except TierError:
             continue
-    return list(headers.values())
+    return list(found.values())
 
 
 async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
@@ -363,7 +363,7 @@ async def changed_code(port: Port, function: Function, manifests: Manifests, key
     before it that has the same arguments and another code version.
     """
     chain = function.chain()
-    stored = await _stored(port, chain, function.id)
+    stored = await headers(port, chain, function.id)
     own = next((header for header in stored if header.key == key), None)
     if own is None:
         return ""

@@ -87,13 +87,10 @@ def open_old(path: str | Path, flags: int = os.O_RDONLY) -> int:
         OSError: it is not there, is a link, or is not a plain file.
     """
     descriptor = os.open(path, flags | _OLD | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", str(path))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a plain file", str(path))
 
 
 def open_or_create(path: str | Path, flags: int = os.O_RDWR) -> int:

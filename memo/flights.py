@@ -3,7 +3,7 @@
 Whoever comes first *leads*; the others *join* and wait.  Rules of this module:
 
 1.  A flight belongs to nobody: a joiner that leaves (is cancelled, interrupted) takes nobody with
-    it.  When the last one has left, the computation itself is asked to stop, unless it is a refresh.
+    it.  When the last one has left, the computation itself is asked to stop, a refresh excepted.
 2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*, whereupon one of those who
     waited leads a new one.
 3.  An invalidation *detaches* a flight: nobody joins it any more, and what it brings is not

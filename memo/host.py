@@ -16,6 +16,7 @@ from pathlib import Path
 
 from memo import files, generations, stamps
 from memo.clock import SECOND, SYSTEM, Clock
+from memo.errors import TierError
 from memo.generations import Change
 from memo.ledger import Ledger, change_fields, fields_of
 from memo.locks import HostLock
@@ -239,12 +240,19 @@ class Journal:
     def due(self) -> bool:
         """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.
 
+        Not where there is no file and none can be made: nothing was ever written down there.
+
         Raises:
             TierError: the file cannot be read.
         """
         ledger = self._ledger
         if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
-            ledger.refresh()
+            try:
+                ledger.refresh()
+            except TierError:
+                if ledger.is_there():
+                    raise
+                return False
         return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
 
     def _is_due(self, row: tuple[int, int, int]) -> bool:

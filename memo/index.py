@@ -67,13 +67,16 @@ class Rows(diskcache.Disk):  # type: ignore[misc]
 
     payloads: Payloads
 
-    def put(self, key: object) -> tuple[str, bool]:
+    # diskcache has no annotations; what it infers of its own methods is narrower than they are.
+    def put(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, key: object
+    ) -> tuple[str, bool]:
         return (key, True) if type(key) is str else _refused(type(key).__name__)
 
     def get(self, key: object, raw: object) -> str:
         return key if raw and type(key) is str else _refused("a pickled key")
 
-    def store(
+    def store(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, value: object, read: bool, key: object = None
     ) -> tuple[int, int, str | None, bytes | None]:
         if type(value) is not Row or read:
@@ -116,7 +119,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 self.volume()
         except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
             raise DamagedError(f"half an index: {error}") from error
-        self._disk.payloads = payloads
+        self._disk.payloads = payloads  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def _con(self) -> sqlite3.Connection:
@@ -149,7 +152,8 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def make_room(self, size: int) -> None:
         """Evict, expired first and then by age, until `size` more bytes fit in the budget."""
         now = time.time()
-        while self.volume() + size > self.size_limit:
+        limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
+        while self.volume() + size > limit:
             if not (self._evict(_EXPIRED, now) or self._evict(_OLDEST, now)):
                 return
 

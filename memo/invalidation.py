@@ -233,7 +233,7 @@ def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[st
 
 def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
-    many = [value] if one_only else list(value)
+    many: list[Any] = [value] if one_only else list(cast("Iterable[Any]", value))
     for one in many:
         if not isinstance(one, CachedFunction):
             raise OptionError(option, one, "must be functions that @cache decorates.")
@@ -281,7 +281,8 @@ def invalidate_cache(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         if isinstance(function, (staticmethod, classmethod)):
-            return cast("Callable[P, R]", type(function)(decorate(function.__func__)))
+            kind: Any = type(function)
+            return cast("Callable[P, R]", kind(decorate(function.__func__)))
         options.function("function", function)
         plan = _Plan(function, prefix, key_resolver, provider, targets, names, tagged)
         if inspect.iscoroutinefunction(inspect.unwrap(function)):

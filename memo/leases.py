@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from memo import events
@@ -69,7 +70,7 @@ class Hold:
         waited: seconds that it took to get it.
     """
 
-    __slots__ = ("_leases", "_lock", "_name", "_ticker", "flight", "mine", "waited", "who")
+    __slots__ = ("_leases", "_lock", "_name", "_ticker", "_told", "flight", "mine", "waited", "who")
 
     def __init__(self, name: str, who: str, flight: Flight) -> None:
         self._name = name
@@ -77,9 +78,26 @@ class Hold:
         self._lock: Lock | None = None
         self._leases: Leases | None = None
         self._ticker: Handle | None = None
+        self._told = False
         self.who = who
         self.mine = False
         self.waited = 0.0
+
+    def wait_begins(self, holder: str) -> None:
+        """Say, once, that it is waited for, and who has it."""
+        if not self._told:
+            self._told = True
+            self._tell(events.WAITING, holder)
+
+    def wait_ended(self) -> None:
+        """Say that it is waited for no more, where it was."""
+        if self._told:
+            self._told = False
+            self._tell(events.WAIT_ENDED)
+
+    def _tell(self, kind: str, holder: str = "") -> None:
+        function = self._name.partition("{")[2].rpartition("}")[0]
+        events.emit(events.Event(kind, function, _key(self._name), detail=holder))
 
     def take(self, port: Port, lock: Lock | None, leases: Leases | None) -> Hold:
         """It is ours: renew it until it is released."""
@@ -142,10 +160,10 @@ async def hold(
     held = Hold(name, _me(chain), flight)
     lock = _host_lock(chain, name)
     try:
-        if lock is not None and not await _host(port, lock, held.who, end):
+        if lock is not None and not await _host(port, lock, held, end):
             return _gave_up(held, lock, begun, refresh)
         leases = _cluster_leases(chain)
-        if leases is not None and not await _cluster(port, leases, name, held.who, end):
+        if leases is not None and not await _cluster(port, leases, name, held, end):
             if lock is not None:
                 lock.release()
             return _gave_up(held, None, begun, refresh)
@@ -153,6 +171,8 @@ async def hold(
         if lock is not None:
             lock.release()
         raise
+    finally:
+        held.wait_ended()
     held.waited = time.monotonic() - begun
     return held.take(port, lock, leases)
 
@@ -186,17 +206,18 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
         return None
 
 
-async def _host(port: Port, lock: Lock, who: str, end: float | None) -> bool:
+async def _host(port: Port, lock: Lock, held: Hold, end: float | None) -> bool:
     pause, longest = POLL
     while True:
         try:
-            if lock.try_acquire(who):
+            if lock.try_acquire(held.who):
                 return True
         except TierError as error:  # without locks every process computes: never block on a fault
             events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
             return True
         if end is not None and time.monotonic() >= end:
             return False
+        held.wait_begins(lock.holder())
         await port.sleep(pause)
         pause = min(longest, pause * 2)
 
@@ -209,8 +230,9 @@ def _cluster_leases(chain: Chain) -> Leases | None:
     return None
 
 
-async def _cluster(port: Port, leases: Leases, name: str, who: str, end: float | None) -> bool:
+async def _cluster(port: Port, leases: Leases, name: str, held: Hold, end: float | None) -> bool:
     """Take the cluster lease; True also when the cluster is away: then the host lock has to do."""
+    who = held.who
     try:
         while True:
             other = await leases.acquire(port, name, who)
@@ -221,6 +243,7 @@ async def _cluster(port: Port, leases: Leases, name: str, who: str, end: float |
             left = WAIT if end is None else min(WAIT, end - time.monotonic())
             if left <= 0:
                 return False
+            held.wait_begins(other)
             await leases.wait(port, name, left)
     except TierError as error:
         events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
@@ -229,7 +252,11 @@ async def _cluster(port: Port, leases: Leases, name: str, who: str, end: float |
 
 def _me(chain: Chain) -> str:
     """Who we are, for people and for `_host_of`: host id, host name, process, a random token."""
-    host = chain.host.id if chain.host is not None else secrets.token_hex(8)
+    host = ""
+    if chain.host is not None:
+        with suppress(TierError):  # its file cannot be read: then nobody knows us for a neighbour
+            host = chain.host.id
+    host = host or secrets.token_hex(8)
     return f"{host}/{os.uname().nodename}/{os.getpid()}/{secrets.token_hex(8)}"
 
 

@@ -183,6 +183,16 @@ class Ledger:
             self.database.close()
             self._forget()
 
+    def is_there(self) -> bool:
+        """Whether there may be a file, readable or not."""
+        try:
+            os.lstat(self.database.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
     # --- reading ---------------------------------------------------------------------------------
 
     def refresh(self) -> None:

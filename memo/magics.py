@@ -39,6 +39,7 @@ from memo.drivers import BLOCKING, drive
 from memo.engine import Invalidation
 from memo.errors import EntryError, MemoError, OptionError
 from memo.figures import Stats, label, matches
+from memo.progress import WATCHER, Line
 from memo.reports import explain_misses
 from memo.seal import Header, unpack
 from memo.stats import Span, reset, stats, watch
@@ -462,6 +463,41 @@ def _awaits(shell: Any, cell: str) -> bool:
     return bool(code.co_flags & inspect.CO_COROUTINE)
 
 
+# --- Progress -----------------------------------------------------------------------------------
+
+
+class Notebook:
+    """A screen in the output of the cell that runs; its last line stays."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._handle: DisplayHandle | None = None
+
+    def open(self) -> bool:
+        """Whether somebody could answer a question: who runs a notebook unattended cannot."""
+        return bool(getattr(self._kernel, "_allow_stdin", True))
+
+    def show(self, lines: list[Line]) -> None:
+        """Show these lines in place of those before."""
+        bundle = {
+            "text/plain": "\n".join(map(str, lines)),
+            "text/html": display.progress_html([(str(line), line.share) for line in lines]),
+        }
+        # Without this thread's context the message belongs to the cell that runs now.
+        if self._handle is None:
+            self._handle = Context().run(publish, bundle, raw=True, display_id=True)
+        else:
+            Context().run(self._handle.update, bundle, raw=True)
+
+    def close(self, lines: list[Line]) -> None:
+        """Leave these lines, and begin anew in the next cell."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            text = "\n".join(map(str, lines))
+            bundle = {"text/plain": text, "text/html": display.report_html(text)}
+            Context().run(handle.update, bundle, raw=True)
+
+
 # --- Coming and going ---------------------------------------------------------------------------
 
 NAMES = ("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_report")
@@ -484,6 +520,9 @@ def load(shell: InteractiveShell) -> None:
     shell.events.register("pre_run_cell", magics.reporter.begin)
     shell.events.register("post_run_cell", magics.reporter.end)
     shell.input_transformers_cleanup.append(_awaiting)
+    kernel = getattr(shell, "kernel", None)
+    WATCHER.use(None if kernel is None else Notebook(kernel))
+    WATCHER.turn(on=True)
     for key in _keys():
         shell.set_hook("complete_command", _complete, str_key=key)
 
@@ -494,6 +533,8 @@ def unload(shell: InteractiveShell) -> None:
     if magics is None:
         return
     magics.reporter.turn(on=False)
+    WATCHER.turn(on=False)
+    WATCHER.use(None)
     shell.events.unregister("pre_run_cell", magics.reporter.begin)
     shell.events.unregister("post_run_cell", magics.reporter.end)
     manager: Any = shell.magics_manager

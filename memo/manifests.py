@@ -1,4 +1,4 @@
-"""Manifests: what the code of a function was when an entry was computed, so that edits can be shown.
+"""Manifests: what the code of a function was when an entry was computed, so that edits show.
 
 One small JSON file per code version, `code/<digest>.json` in the cache directory, written once.  It
 holds the source of the user's functions; it is owner-only and never leaves the host.
@@ -37,9 +37,13 @@ class Manifests:
         if not path.exists():
             files.claim(self._directory)
             temporary = path.with_suffix(f".{secrets.token_hex(4)}")
-            with os.fdopen(files.create(temporary), "w", encoding="utf-8") as file:
-                json.dump(dict(parts()), file, ensure_ascii=False)
-            os.replace(temporary, path)
+            try:
+                with os.fdopen(files.create(temporary), "w", encoding="utf-8") as file:
+                    json.dump(dict(parts()), file, ensure_ascii=False)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
             self._prune()
         self._known.add(digest)
 

@@ -113,7 +113,7 @@ class Policy:
         cache_if: predicate of the result; False: return it, do not store it.
     """
 
-    ttl: float | None | Callable[[Any], Any] = 60.0
+    ttl: float | Callable[[Any], Any] | None = 60.0
     use_jitter: bool = False
     refresh_ahead: bool = False
     refresh_threshold: float = DEFAULT_THRESHOLD

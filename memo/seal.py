@@ -82,7 +82,7 @@ class Buffer(NamedTuple):
 
 
 def payload_digest(buffers: Iterable[Buffer]) -> bytes:
-    """The name of a payload: 32 bytes that depend on every byte of every buffer, and their order."""
+    """The name of a payload: 32 bytes that depend on every byte of its buffers, and their order."""
     return blake2b(
         b"".join(_BUFFER.pack(*b) for b in buffers), digest_size=32, person=b"memo payload"
     ).digest()

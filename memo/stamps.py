@@ -4,8 +4,8 @@ Rules of this module:
 
 1.  A stamp is taken *before* the computation that it vouches for begins, and is stored with the
     entry.  The entry is true while every stamp still reads the same.
-2.  A *generation* is a random token, never a counter.  A token that is gone (flushed, evicted) makes
-    every entry that names it untrue; it can never come back.
+2.  A *generation* is a random token, never a counter.  A token that is gone (flushed, evicted)
+    makes every entry that names it untrue; it can never come back.
 3.  Generations live in *groups*: one per function (`f:…`), per address prefix (`p:…`), per tag
     (`t:…`), and one for the namespace (`n`).  A group is a small table of fields:
 

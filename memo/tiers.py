@@ -93,8 +93,8 @@ class Found(NamedTuple):
     Attributes:
         record: as it was stored.
         source: the record's payload where this tier has it, else None.
-        states: where the tier is an authority: the present states of the record's generation stamps,
-            in the order of the stamps, read together with the record.  Else None.
+        states: where the tier is an authority: the present states of the record's generation
+            stamps, in the order of the stamps, read together with the record.  Else None.
     """
 
     record: bytes
@@ -136,7 +136,7 @@ class Tier(Protocol):
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        """Keep a record and its payload for `lifetime` seconds (None: for good), whole or not at all."""
+        """Keep a record and its payload for `lifetime` seconds (None: for good), whole or not."""
         ...
 
     async def drop(self, port: Port, name: str) -> bool:
@@ -152,7 +152,7 @@ class Tier(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of connections and descriptors.  The tier opens them again when it is used again."""
+        """Let go of connections and descriptors, which are opened again when they are needed."""
         ...
 
 
@@ -177,7 +177,7 @@ class Generations(Protocol):
         ...
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but a group without `*` gets a fresh one first: for stamps before computing."""
+        """As `states`, but a group without `*` gets one first: for stamps before computing."""
         ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:

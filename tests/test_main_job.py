@@ -81,7 +81,7 @@ class Kernel:
 def test_hit_after_a_kernel_restart(tmp_path: Path) -> None:
     """After a restart, and from another kernel, the same DataFrame is there without a run."""
     log = tmp_path / "log"
-    show = "frame = await load('EU'); print(frame.dtypes.to_json(default_handler=str), frame.sales.sum(), len(frame))"
+    show = "frame = await load('EU'); print(dict(frame.dtypes), frame.sales.sum(), len(frame))"
     shown = []
     kernel = Kernel(tmp_path)
     other = Kernel(tmp_path)

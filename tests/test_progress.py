@@ -1,0 +1,336 @@
+"""Progress: what runs for long is seen to run; fast calls, and runs that nobody watches, show nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_magics import ROOT, Kernel
+
+import memo
+from memo import cache
+from memo.progress import SHOWN_AFTER, WATCHER, Line, Terminal, whom
+
+
+class Sheet:
+    """A screen that keeps what was shown on it."""
+
+    def __init__(self) -> None:
+        self.looked_at = True
+        self.shown: list[list[Line]] = []
+        self.closed: list[list[Line]] = []
+
+    def open(self) -> bool:
+        return self.looked_at
+
+    def show(self, lines: list[Line]) -> None:
+        self.shown.append(lines)
+
+    def close(self, lines: list[Line]) -> None:
+        self.closed.append(lines)
+
+
+@pytest.fixture
+def sheet() -> Iterator[Sheet]:
+    """Progress is on, and goes to a sheet."""
+    sheet = Sheet()
+    WATCHER.use(sheet)
+    memo.progress()
+    yield sheet
+    memo.progress(on=False)
+    WATCHER.use(None)
+
+
+def ticker_gone() -> bool:
+    end = time.monotonic() + 5
+    while any(thread.name == "memo-renew" for thread in threading.enumerate()):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_long_computation_is_shown(sheet: Sheet) -> None:
+    """After half a second it is seen to run; when it has ended, how long it took; then it is quiet."""
+
+    @cache(name="etl:slow")
+    def slow(x: int) -> int:
+        time.sleep(1.2)
+        return x
+
+    slow(1)
+    assert sheet.shown
+    first = sheet.shown[0][0]
+    assert SHOWN_AFTER <= first.seconds < 1.2
+    assert str(first).startswith("slow() runs, ")
+    assert first.share is None
+    assert [str(line) for line in sheet.closed[0]] == ["slow() took 1.2 s"]
+    assert ticker_gone()
+
+
+async def test_a_long_async_computation_is_shown(sheet: Sheet) -> None:
+    """The same for `async def`, once per computation whoever waits for it."""
+
+    @cache(name="slow")
+    async def slow(x: int) -> int:
+        await asyncio.sleep(1.0)
+        return x
+
+    await asyncio.gather(slow(1), slow(1), slow(2))
+    assert max(len(lines) for lines in sheet.shown) == 2
+    assert len(sheet.closed) == 1
+    assert ticker_gone()
+
+
+def test_fast_calls_show_nothing(sheet: Sheet) -> None:
+    """What is over within half a second shows nothing, however much of it there is."""
+
+    @cache(name="fast")
+    def fast(x: int) -> int:
+        time.sleep(0.02)
+        return x
+
+    for x in range(40):
+        fast(x)
+    assert not sheet.shown
+    assert not sheet.closed
+
+
+def test_the_expected_end_comes_from_this_kernel(sheet: Sheet) -> None:
+    """A key that was computed here before is expected to take as long again."""
+
+    @cache(name="slow")
+    def slow(x: int) -> int:
+        time.sleep(0.9)
+        return x
+
+    slow(1)
+    sheet.shown.clear()
+    slow.invalidate(1)
+    slow(1)
+    line = sheet.shown[0][0]
+    assert line.expected == pytest.approx(0.9, abs=0.15)
+    assert line.share == pytest.approx(line.seconds / 0.9, abs=0.15)
+    assert re.fullmatch(r"slow\(\) runs, [\d.]+ m?s of about [\d.]+ m?s", str(line))
+
+
+def test_the_expected_end_comes_from_recorded_entries(sheet: Sheet) -> None:
+    """Another key of the function is expected to take what its stored entries cost."""
+
+    @cache(name="slow")
+    def slow(x: int) -> int:
+        time.sleep(0.8)
+        return x
+
+    slow(1)
+    WATCHER._known.clear()
+    WATCHER._latest.clear()
+    sheet.shown.clear()
+    slow(2)
+    assert sheet.shown[0][0].expected == pytest.approx(0.8, abs=0.15)
+
+
+def test_nothing_where_nobody_looks(sheet: Sheet) -> None:
+    """Where nobody looks, and once it is switched off, nothing is shown."""
+
+    @cache(name="slow")
+    def slow(x: int) -> int:
+        time.sleep(0.9)
+        return x
+
+    sheet.looked_at = False
+    slow(1)
+    sheet.looked_at = True
+    memo.progress(on=False)
+    slow(2)
+    assert not sheet.shown
+    assert not sheet.closed
+
+
+def test_a_computation_that_raises_or_is_cancelled_ends(sheet: Sheet) -> None:
+    """However it ends, its line does not stay."""
+
+    @cache(name="slow")
+    async def slow(x: int) -> int:
+        await asyncio.sleep(0.8 if x else 60)
+        raise KeyError(x)
+
+    async def main() -> None:
+        with pytest.raises(KeyError):
+            await slow(1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(slow(0), 0.9)
+
+    asyncio.run(main())
+    assert len(sheet.closed) == 2
+    assert not WATCHER._runs
+
+
+def test_background_refreshes_show_nothing(sheet: Sheet) -> None:
+    """A refresh in the background disturbs nobody."""
+
+    @cache(name="slow", ttl=0.1, stale_while_revalidate=60)
+    def slow(x: int) -> int:
+        time.sleep(0.01 if quick.is_set() else 0.9)
+        return x
+
+    quick = threading.Event()
+    quick.set()
+    slow(1)
+    time.sleep(0.15)
+    quick.clear()
+    slow(1)
+    time.sleep(0.8)
+    assert not sheet.shown
+
+
+HOLDER = """
+import sys, time
+from memo import cache
+@cache(name="shared", use_lock=True, version="1")
+def shared(x):
+    print("running", flush=True)
+    time.sleep(1.6)
+    return x
+shared(1)
+"""
+
+
+def test_a_waiter_shows_whom_it_waits_for(sheet: Sheet, tmp_path: Path) -> None:
+    """Who waits for another process sees which one, and on which host."""
+    path = tmp_path / "holder.py"
+    path.write_text(HOLDER)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, env=env) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"running\n"
+
+        @cache(name="shared", use_lock=True, version="1")
+        def shared(x: int) -> int:
+            return x
+
+        assert shared(1) == 1
+    line = str(sheet.shown[0][0])
+    assert line.startswith(f"shared() waits for kernel {holder.pid} on host {os.uname().nodename}, ")
+    assert not WATCHER._runs
+
+
+def test_holders_for_people() -> None:
+    """A holder is named by process and host, whatever else its text has."""
+    assert whom("1f3a/a/4123/99ff") == "kernel 4123 on host a"
+    assert whom("") == "another process"
+
+
+def test_hits_do_not_reach_it(sheet: Sheet) -> None:
+    """Hits cost nothing more while progress is on: it hears none of them."""
+    heard = []
+    WATCHER.hear, hear = lambda event: heard.append(event.kind) or hear(event), WATCHER.hear  # type: ignore[method-assign,func-returns-value]
+    memo.progress(on=False)
+    memo.progress()
+
+    @cache(name="f")
+    def f(x: int) -> int:
+        return x
+
+    f(1), f(1)
+    del WATCHER.hear
+    assert "computed" in heard
+    assert "hit" not in heard
+
+
+# --- screens --------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys, threading, time, memo
+from memo import cache
+@cache(name="slow", version="1")
+def slow(x):
+    time.sleep(1.0)
+    return x
+memo.progress()
+slow(1)
+slow.invalidate()
+slow(1)
+print(sorted(t.name for t in threading.enumerate() if "rich" in t.name.lower()))
+"""
+
+
+def test_a_script_in_a_terminal_shows_a_bar(tmp_path: Path) -> None:
+    """On a terminal there is a bar with the expected end, and it is gone afterwards."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-c", SCRIPT]
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.PIPE, env=env) as script:
+        os.close(theirs)
+        seen = io.BytesIO()
+        while True:
+            try:
+                part = os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            seen.write(part)
+        assert script.stdout is not None
+        assert script.stdout.read() == b"[]\n"
+    os.close(ours)
+    text = seen.getvalue().decode()
+    assert "slow() runs, " in text
+    assert re.search(r"slow\(\) runs, [\d.]+ m?s of about 1\.\d s", text)
+    assert "━" in text
+    assert text.rstrip().endswith(("\x1b[?25h", "\x1b[2K", "\x1b[1A\x1b[2K"))
+
+
+def test_a_script_without_a_terminal_shows_nothing() -> None:
+    """Where standard error is no terminal nothing is printed."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=env)
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
+    assert not Terminal().open()
+
+
+SLOW = """
+@cache(version="1")
+def slow(x):
+    time.sleep(1.1)
+    return x
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A real kernel with memo loaded."""
+    kernel = Kernel(tmp_path_factory.mktemp("kernel"))
+    yield kernel
+    kernel.close()
+
+
+def test_in_a_notebook(kernel: Kernel) -> None:
+    """A cell shows a bar while its computation runs, then how long it took; a fast cell nothing."""
+    kernel.run(SLOW)
+    first = kernel.run("slow(1);")
+    assert first.text.startswith("slow() runs, ")
+    assert 'class="memo-bar"' not in first.html
+    (updates,) = kernel.updates.values()
+    assert updates[-1]["text/plain"] == "slow() took 1.1 s"
+    kernel.run("slow.invalidate()")
+    again = kernel.run("slow(1);")
+    assert "of about 1.1 s" in again.text
+    assert 'class="memo-bar"' in again.html
+    assert not kernel.run("slow(1);").bundles
+    kernel.run("memo.progress(on=False)")
+    assert not kernel.run("slow(2);").bundles
+    kernel.run("memo.progress()")
+    kernel.client.allow_stdin = False  # as nbclient and papermill run it
+    assert not kernel.run("slow(3);").bundles
