@@ -20,6 +20,7 @@ from memo.assembly import CacheFallbackFactory, stats_directory
 from memo.canon import register_key
 from memo.chain import Chain
 from memo.config import configure
+from memo.dashboard import dashboard
 from memo.decorators import cache, explain, functions
 from memo.drivers import drain
 from memo.engine import Invalidation
@@ -69,6 +70,7 @@ __all__ = [
     "ainvalidate",
     "cache",
     "configure",
+    "dashboard",
     "drain",
     "explain",
     "functions",

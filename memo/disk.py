@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from memo import files, tiers
+from memo import files, locks, tiers
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.codec import Payload
 from memo.errors import SettingError, TierError
@@ -273,7 +273,9 @@ class Disk:
 
     def _sweep(self) -> int:
         self._sweep_at = time.monotonic() + SWEEP
-        return self._payloads.sweep(lambda name: self._write(lambda index: index.has_name(name)))
+        removed = locks.sweep(self.directory / "locks")
+        has_name = lambda name: self._write(lambda index: index.has_name(name))
+        return removed + self._payloads.sweep(has_name)
 
     async def _sweep_soon(self, port: Port) -> None:
         await port.offload(self._sweep)

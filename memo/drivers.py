@@ -23,6 +23,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo import engine, events, leases
+from memo.flights import current_path
 from memo.port import Handle, Port, Waiter
 
 if TYPE_CHECKING:
@@ -44,6 +45,36 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         RuntimeError: the coroutine suspended: some verb was not the port's.
     """
+    if _DEEP and len(current_path()) % _DEEP == _DEEP - 1:
+        return _on_a_fresh_stack(work)
+    return _drive(work)
+
+
+_DEEP = 64 if sys.version_info[:2] == (3, 12) else 0
+"""Levels of cached recursion per thread on Python 3.12, whose limit on C frames is fixed and low."""
+
+
+def _on_a_fresh_stack(work: Coroutine[Any, Any, T]) -> T:
+    outcome: list[Any] = []
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            outcome.append((context.run(_drive, work), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name="memo-deep")
+    thread.start()
+    thread.join()
+    result, error = outcome.pop()
+    if error is not None:
+        raise error
+    value: T = result
+    return value
+
+
+def _drive(work: Coroutine[Any, Any, T]) -> T:
     try:
         work.send(None)
     except StopIteration as stop:

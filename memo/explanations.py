@@ -175,24 +175,42 @@ def _source(stamp: stamps.Stamp) -> str:
 
 async def headers(port: Port, chain: Chain, function: str) -> list[Header]:
     """The headers of a function's entries in the tiers of this host that can list them."""
-    found: dict[str, Header] = {}
+    found = await listing(port, chain, chain.prefix(function), LOOKED_AT)
+    return [header for header, _ in found]
+
+
+async def listing(
+    port: Port, chain: Chain, prefix: str, limit: int | None = None
+) -> list[tuple[Header, int]]:
+    """Header and size of the entries of this host that our secrets sealed, each key once.
+
+    Args:
+        prefix: what their names begin with.
+        limit: stop after so many.
+    """
+    found: dict[str, tuple[Header, int]] = {}
     for tier in chain.tiers:
-        listing = getattr(tier, "entries", None)
-        if listing is None:
+        entries: Any = getattr(tier, "entries", None)  # the disk lists what it has
+        if entries is None:
             continue
         try:
-            async for listed in listing(port, chain.prefix(function)):
-                key = listed.name.rpartition(":")[2]
-                try:
-                    entry = seal.unpack(listed.record, chain.secrets, chain.namespace, key)
-                except EntryError:
-                    continue
-                found.setdefault(key, entry.header)
-                if len(found) >= LOOKED_AT:
+            async for listed in entries(port, prefix):
+                header = _header(chain, listed.name, listed.record)
+                if header is not None:
+                    found.setdefault(header.key, (header, listed.size))
+                if limit is not None and len(found) >= limit:
                     break
         except TierError:
             continue
     return list(found.values())
+
+
+def _header(chain: Chain, name: str, record: bytes) -> Header | None:
+    try:
+        key = name.rpartition(":")[2]
+        return seal.unpack(record, chain.secrets, chain.namespace, key).header
+    except EntryError:
+        return None
 
 
 async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:

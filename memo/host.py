@@ -230,8 +230,8 @@ class Journal:
                 return False
             connection.execute("DELETE FROM journal WHERE id = ?", (row,))
             connection.executemany(
-                "UPDATE groups SET settled = ?1, changed = ?1 WHERE name = ?2",
-                [(commit, turn.group) for turn in _unpacked(found[0])],
+                "UPDATE groups SET settled = ?, changed = ? WHERE name = ?",
+                [(commit, commit, turn.group) for turn in _unpacked(found[0])],
             )
             return True
 

@@ -361,8 +361,8 @@ def change_fields(connection: sqlite3.Connection, group: str, change: Change, co
     )
     renewed = commit if change.renew or change.erase else 0
     connection.execute(
-        "INSERT INTO groups VALUES (?1, ?2, ?3, 0) ON CONFLICT (name) DO UPDATE"
-        " SET changed = ?2, renewed = max(renewed, ?3)",
+        "INSERT INTO groups VALUES (?, ?, ?, 0) ON CONFLICT (name) DO UPDATE"
+        " SET changed = excluded.changed, renewed = max(renewed, excluded.renewed)",
         (group, commit, renewed),
     )
 

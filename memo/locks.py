@@ -103,6 +103,30 @@ class HostLock:
             os.close(descriptor)  # the lock stays with the parent
 
 
+def sweep(directory: Path) -> int:
+    """Take away the files of locks whose holders died; how many.
+
+    Whoever opened one meanwhile sees that it is gone, and makes another.
+    """
+    removed = 0
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            with suppress(OSError):
+                removed += _sweep(directory / name)
+    return removed
+
+
+def _sweep(path: Path) -> bool:
+    descriptor = files.open_old(path)
+    try:
+        free = _flock(descriptor, fcntl.LOCK_EX) and _is_at(descriptor, path)
+        if free:
+            os.unlink(path)
+        return free
+    finally:
+        os.close(descriptor)
+
+
 def _flock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

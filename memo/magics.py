@@ -33,15 +33,15 @@ from IPython.display import display as publish
 
 from memo import assembly, display, invalidation
 from memo.cells import Cell
-from memo.chain import Chain
 from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
 from memo.engine import Invalidation
-from memo.errors import EntryError, MemoError, OptionError
+from memo.errors import MemoError, OptionError
+from memo.explanations import listing
 from memo.figures import Stats, label, matches
 from memo.progress import WATCHER, Line
 from memo.reports import explain_misses
-from memo.seal import Header, unpack
+from memo.seal import Header
 from memo.stats import Span, reset, stats, watch
 from memo.stats import publish as leave_for_others
 
@@ -321,27 +321,9 @@ def _evaluated(node: ast.expr, scope: dict[str, Any]) -> Any:
 
 def _entries(patterns: list[str]) -> list[tuple[Header, int]]:
     """Header and size of every entry on this host that our secrets sealed."""
-    return drive(_listed(assembly.default_chain(), patterns))
-
-
-async def _listed(chain: Chain, patterns: list[str]) -> list[tuple[Header, int]]:
-    found = []
-    for tier in chain.tiers:
-        entries: Any = getattr(tier, "entries", None)  # the disk lists what it has
-        if entries is None:
-            continue
-        async for listed in entries(BLOCKING, f"{chain.namespace}:"):
-            header = _header(chain, listed.name, listed.record)
-            if header is not None and matches(header.function, *patterns):
-                found.append((header, listed.size))
-    return found
-
-
-def _header(chain: Chain, name: str, record: bytes) -> Header | None:
-    try:
-        return unpack(record, chain.secrets, chain.namespace, name.rpartition(":")[2]).header
-    except EntryError:
-        return None
+    chain = assembly.default_chain()
+    found = drive(listing(BLOCKING, chain, f"{chain.namespace}:"))
+    return [entry for entry in found if matches(entry[0].function, *patterns)]
 
 
 def _finished(entry: tuple[Header, int]) -> int:

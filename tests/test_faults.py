@@ -82,6 +82,8 @@ class Faults:
             if hit and self.after:
                 if name == "open":
                     os.close(result)
+                if name in ("sql", "connect"):
+                    result.close()
                 self.how(name)
             return result
 
@@ -336,3 +338,105 @@ def test_any_operation_may_fail_after_it_was_done(
     world_of = lambda: World(asynchronous)
     tiers = ["redis", "disk"]
     assert _disturbed(tmp_path, tiers, redis_server, world_of, phase, after=True) > 5
+
+
+# --- SIGKILL -------------------------------------------------------------------------------------
+
+
+KILLING = """
+import gc, os, signal, sys, warnings
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_faults as faults
+from memo.config import configure
+
+def in_a_child(work):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+def kill(name):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def work(directory, number, phase, after):
+    world = faults.World(False, use_lock=True)
+    with configure(directory=directory, tiers=["memory", "disk"]):
+        if number:
+            world.epoch = 2
+            with faults.numbered(faults.Faults(kill, frozenset({number}), after=after)) as given:
+                given.on = True
+                if phase == "refresh":
+                    world.function.refresh(7)
+                elif phase == "clear":
+                    world.function.cache_clear()
+                else:
+                    world.call()
+                given.on = False
+        else:
+            world.call()
+
+def judge(directory, phase):
+    faults.judge(Path(directory), phase)
+
+directory, phase, step, after = sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "after"
+killed, number = 0, 1 + (step // 2 if after else 0)
+while True:
+    place = f"{directory}/{number}"
+    if phase != "first":
+        assert in_a_child(lambda: work(place, 0, phase, after)) == 0
+    status = in_a_child(lambda: work(place, number, phase, after))
+    assert in_a_child(lambda: judge(place, phase)) == 0, f"killed at operation {number}"
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    killed += 1
+    number += step
+print(killed)
+"""
+
+
+def judge(directory: Path, phase: str) -> None:
+    """See, in a fresh process, that a killed store left the old or the new, and nothing else."""
+    world = World(False, use_lock=True)
+    with configure(directory=directory, tiers=["memory", "disk"]):
+        begun = time.monotonic()
+        world.epoch = 3
+        answer = world.call()
+        allowed = {"refresh": {1, 2}, "clear": {1, 3}, "first": {2, 3}}[phase]
+        assert answer in allowed, f"epoch {answer} after {phase}"
+        assert time.monotonic() - begun < 2, "a dead process' lock was waited for"
+        assert world.call() == answer
+        assert world.ran <= 1
+        assert world.function.refresh(7)["epoch"] == 3
+        tier: Any = default_chain().tiers[-1]
+        drive(tier.sweep(BLOCKING))
+        home = directory / "memo"
+        left = {p.name for p in (home / "payloads").rglob("*") if p.is_file()}
+        kinds = sorted(("." in name, name.rpartition(".")[2] in ("tmp", "rec")) for name in left)
+        assert kinds == [(False, False), (True, False)], f"left behind: {sorted(left)}"
+        assert list((home / "locks").iterdir()) == []
+        for path in ("host.sqlite", "entries/cache.db"):
+            with sqlite3.connect(home / path) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"), [("first", 14), ("refresh", 7), ("clear", 11)], ids=["first", "refresh", "clear"]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.timeout(600 if LONG else 120)
+def test_a_kill_at_any_operation_leaves_old_or_new(
+    tmp_path: Path, phase: str, step: int, when: str
+) -> None:
+    """SIGKILL before or after any operation: the next process finds old or new, whole, no rest."""
+    tests = Path(__file__).parent
+    killed = run(KILLING, tests, tmp_path, phase, 1 if LONG else step, when)
+    assert int(killed) > 3

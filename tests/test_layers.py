@@ -29,7 +29,7 @@ ROWS = (
     ("Redis' wire", "links loops wire grants"),
     ("leaves and flows", "disk host remote memory adapted engine explanations"),
     ("loops and threads", "drivers"),
-    ("assembly", "assembly decorators invalidation reports progress cells"),
+    ("assembly", "assembly decorators invalidation reports progress cells dashboard"),
     ("doors", "demo doctor magics cli testing __init__ __main__"),
 )
 ROW_OF = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6)  # the groups of one row are neighbours
@@ -46,12 +46,13 @@ HOMES: dict[str, set[str]] = {
     "platformdirs": {"config", "secret"},
     "click": {"cli"},
     "rich": {"demo", "progress"},
+    "anywidget": {"dashboard"},
     "IPython": {"magics", "__init__"},
 }
 
 # What costs too much to be imported with memo: see tests/test_import.py.
 HEAVY = {
-    *("IPython", "asyncio", "blake3", "cloudpickle", "diskcache", "numpy", "pandas", "polars"),
+    *("IPython", "anywidget", "asyncio", "blake3", "cloudpickle", "diskcache", "numpy", "pandas", "polars"),
     *("pyarrow", "pydantic", "redis", "rich", "scipy", "torch"),
 }
 # Rooms that are never imported with memo, and may import what they like.

@@ -1,0 +1,187 @@
+"""The table and the picture of a run."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.plan import Row
+
+PACKAGES = (
+    *("aiocache", "cachetools", "cachier", "cashews", "checkpointer", "diskcache"),
+    *("dogpile.cache", "joblib", "numpy", "pandas", "pyarrow", "redis"),
+)
+NOTES = Path(__file__).with_name("notes.md")
+"""What a reader needs besides the figures; goes under the table."""
+
+
+class Result(NamedTuple):
+    """A row's figures; a text where there is none says why."""
+
+    row: Row
+    floor: float | str | None
+    found: Mapping[str, float | str]
+
+    @property
+    def best_peer(self) -> tuple[str, float] | None:
+        """The peer that took least, and what it took."""
+        peers = [(self.found[p], p) for p in self.row.peers]
+        numbers = [(figure, p) for figure, p in peers if isinstance(figure, float | int)]
+        return (min(numbers)[1], min(numbers)[0]) if numbers else None
+
+    def bound(self) -> float | None:
+        """The most that memo may take; None where what it depends on was not measured."""
+        floor = self.floor if isinstance(self.floor, float | int) else math.nan
+        bound = self.row.bound(floor, self.best_peer[1] if self.best_peer else math.nan)
+        return None if math.isnan(bound) else bound
+
+    def reached(self, subject: str) -> str:
+        """Whether one of ours reached its target: `yes`, or `no` and by how much."""
+        bound, figure = self.bound(), self.found[subject]
+        if bound is None or math.isinf(bound) or not isinstance(figure, float | int):
+            return ""
+        return "yes" if figure <= bound else f"**no**, {figure / bound:.2g} x"
+
+
+def shown(figure: float | str | None, row: Row) -> str:
+    """A figure for people."""
+    if figure is None:
+        return ""
+    if isinstance(figure, str):
+        return f"fails ({figure[:60]})"
+    if row.figure == "peak_bytes":
+        return f"{figure / 1e6:,.1f} MB"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if figure >= size:
+            return f"{figure / size:.3g} {unit}" if figure < 1000 * size else f"{figure:,.0f} s"
+    return f"{figure * 1e6:.3g} µs"
+
+
+def page(results: Sequence[Result], begun: float, *, quick: bool) -> str:
+    """The page: the table, then everybody's figures, then how it was measured."""
+    lines = [
+        "# Performance",
+        "",
+        "Measured by `python -m benchmarks`, which anybody can run; the figures are of one machine,",
+        "the ratios should hold on others.  Where a peer wins, the table says so.",
+        "",
+        "![memo against the floor and the best peer](performance.svg)",
+        "",
+        "| work | floor | best peer | memo | to reach | reached |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(line for result in results for line in _lines(result)),
+        "",
+        "## Everybody",
+        "",
+        *(line for result in results for line in _everybody(result)),
+        "",
+        "## How",
+        "",
+        *_how(begun, quick=quick),
+    ]
+    notes = NOTES.read_text(encoding="utf-8") if NOTES.exists() else ""
+    return "\n".join(lines) + "\n" + ("\n" + notes if notes else "")
+
+
+def _lines(result: Result) -> list[str]:
+    row, best = result.row, result.best_peer
+    floor = f"{shown(result.floor, row)} ({row.floor})" if row.floor else ""
+    peer = f"{shown(best[1], row)} ({best[0]})" if best else ""
+    return [
+        f"| {row.title}{f' ({subject})' if len(row.ours) > 1 else ''} | {floor} | {peer} "
+        f"| {shown(result.found[subject], row)} | {row.target} | {result.reached(subject)} |"
+        for subject in row.ours
+    ]
+
+
+def _everybody(result: Result) -> list[str]:
+    row = result.row
+    figures = ", ".join(f"{who} {shown(figure, row)}" for who, figure in result.found.items())
+    notes = f" ({row.notes}.)" if row.notes else ""
+    return [f"- {row.title}: {figures}.{notes}"]
+
+
+def _how(begun: float, *, quick: bool) -> list[str]:
+    load = os.getloadavg()[0]
+    day = time.strftime("%Y-%m-%d", time.gmtime(begun))
+    size = "with smaller values and one process each (`--quick`)" if quick else "in full"
+    return [
+        f"Run {size} on {day}, on {platform.system()} {platform.machine()} with",
+        f"{os.cpu_count()} cores, Python {platform.python_version()}; the load of the machine at",
+        f"the end was {load:.1f}.  Each figure is the median of fresh processes, and each of those",
+        "gives a median of its own.  A subject that computes again instead of hitting fails.",
+        "Versions: " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES) + ".",
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(missing)"
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+_WIDTH, _LEFT, _LINE, _TOP = 920, 330, 30, 64
+_COLOURS = {"floor": "#9aa0a6", "best peer": "#e8710a", "memo": "#1a73e8"}
+
+
+def picture(results: Sequence[Result]) -> str:
+    """An SVG: for each row the floor, the best peer and memo on one logarithmic scale of time."""
+    timed = [r for r in results if r.row.figure == "value"]
+    marks = [(r, _marks(r)) for r in timed]
+    values = [v for _, row in marks for v in row.values()]
+    if not values:
+        return '<svg xmlns="http://www.w3.org/2000/svg"/>\n'
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    height = _TOP + _LINE * len(marks) + 20
+
+    def x(value: float) -> float:
+        share = (math.log10(value) - low) / max(1, high - low)
+        return _LEFT + share * (_WIDTH - _LEFT - 40)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+        'font-family="sans-serif" font-size="13">',
+        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
+    ]
+    for place, (name, colour) in enumerate(_COLOURS.items()):
+        at = _LEFT + place * 120
+        parts.append(f'<circle cx="{at}" cy="18" r="6" fill="{colour}"/>')
+        parts.append(f'<text x="{at + 12}" y="22">{name}</text>')
+    for power in range(low, high + 1):
+        at = x(10.0**power)
+        line = f'<line x1="{at:.0f}" x2="{at:.0f}" y1="{_TOP - 14}" y2="{height - 14}"'
+        parts.append(f'{line} stroke="#e0e0e0"/>')
+        parts.append(f'<text x="{at:.0f}" y="{_TOP - 20}" text-anchor="middle">{_tick(power)}</text>')
+    for place, (result, row) in enumerate(marks):
+        y = _TOP + _LINE * place + 8
+        label = escape(result.row.title)
+        parts.append(f'<text x="{_LEFT - 14}" y="{y + 4}" text-anchor="end">{label}</text>')
+        for name, value in row.items():
+            circle = f'<circle cx="{x(value):.1f}" cy="{y}" r="6" fill="{_COLOURS[name]}"'
+            shape = shown(value, result.row)
+            parts.append(f'{circle} fill-opacity="0.85"><title>{name}: {shape}</title></circle>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _marks(result: Result) -> dict[str, float]:
+    ours = result.found[result.row.ours[0]]
+    best = result.best_peer
+    found = {"floor": result.floor, "best peer": best[1] if best else None, "memo": ours}
+    return {k: float(v) for k, v in found.items() if isinstance(v, float | int) and v > 0}
+
+
+def _tick(power: int) -> str:
+    unit, base = {-3: ("µs", -6), -2: ("µs", -6), -1: ("ms", -3), 0: ("s", 0)}.get(
+        power // 3, ("s", 0)
+    )
+    return f"{10.0 ** (power - base):g} {unit}"
