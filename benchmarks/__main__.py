@@ -22,6 +22,12 @@ from benchmarks.report import Result
 from benchmarks.samples import Figures, Task
 
 Cell = tuple[str, str, str, str, int]
+QUICK_PEERS = 2
+"""How many peers a row has in quick mode, of those that come first."""
+
+
+EMPTY = ("stampede", "store_pairs")
+"""Measures that need a place where nothing is stored, each time."""
 
 
 class Bench:
@@ -35,7 +41,9 @@ class Bench:
 
     def row(self, row: Row) -> Result:
         """Everybody's figures for a row."""
-        found = {s: self._figure(row, s) for s in (*row.ours, *row.peers)}
+        peers = row.peers[:QUICK_PEERS] if self._quick else row.peers
+        found = {s: self._figure(row, s) for s in (*row.ours, *peers)}
+        runs = {s: self._figure(row, s, "runs") for s in found} if row.runs else {}
         floor: float | str | None = None
         if any(row.floor == other.title for other in ROWS):
             other = next(other for other in ROWS if other.title == row.floor)
@@ -44,7 +52,7 @@ class Bench:
             floor = self._figure(row, row.ours[0], "write")
         elif row.floor:
             floor = self._figure(row, row.floor)
-        return Result(row, floor, found)
+        return Result(row, floor, found, row.named(quick=self._quick), runs)
 
     def _figure(self, row: Row, subject: str, name: str = "") -> float | str:
         """A figure, or why there is none."""
@@ -67,27 +75,23 @@ class Bench:
             begun = time.perf_counter()
             self._done[cell] = self._measured(*cell)
             taken = time.perf_counter() - begun
-            print(f"  {row.title}: {subject} ({taken:.0f} s)", file=sys.stderr, flush=True)
+            print(f"  {row.named(quick=self._quick)}: {subject} ({taken:.0f} s)", file=sys.stderr, flush=True)
         return self._done[cell]
 
     def _measured(
         self, subject: str, store: str, measure: str, kind: str, size: int
     ) -> tuple[Figures, Figures] | str:
         """What the process that stores measures, and those that hit, each in medians."""
-        # Storing a big value says something each time, so it is repeated; small ones are not.
-        stores = self._runs if store == "store_frame" and kind == "floats" else 1
         stored: list[Figures] = []
         hits: list[Figures] = []
+        places = self._runs if measure in EMPTY else 1
         try:
-            for turn in range(stores):
+            for _ in range(places):
                 with self._machine.place() as place:
                     if store:
                         stored.append(self._sample(store, subject, place, kind, size))
-                    for _ in range(self._runs if turn == 0 and measure != "stampede" else 0):
+                    for _ in range(self._runs // places):
                         hits.append(self._sample(measure, subject, place, kind, size))
-            for _ in range(self._runs if measure == "stampede" else 0):
-                with self._machine.place() as place:
-                    hits.append(self._sample(measure, subject, place, kind, size))
         except Failed as failed:
             return str(failed)
         return _medians(stored), _medians(hits)

@@ -80,7 +80,7 @@ def _aiocache_redis(place: Place, function: Function) -> Function:
     from aiocache import Cache, cached
     from aiocache.serializers import PickleSerializer
 
-    redis = {"endpoint": "127.0.0.1", "port": place.port, "timeout": 60}
+    redis = {"endpoint": "127.0.0.1", "port": place.port, "timeout": 60, "pool_max_size": 2000}
     return cached(ttl=3600, cache=Cache.REDIS, serializer=PickleSerializer(), **redis)(function)
 
 

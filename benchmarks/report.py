@@ -28,11 +28,13 @@ class Result(NamedTuple):
     row: Row
     floor: float | str | None
     found: Mapping[str, float | str]
+    title: str
+    runs: Mapping[str, float | str]
 
     @property
     def best_peer(self) -> tuple[str, float] | None:
         """The peer that took least, and what it took."""
-        peers = [(self.found[p], p) for p in self.row.peers]
+        peers = [(self.found[p], p) for p in self.row.peers if p in self.found]
         numbers = [(figure, p) for figure, p in peers if isinstance(figure, float | int)]
         return (min(numbers)[1], min(numbers)[0]) if numbers else None
 
@@ -47,6 +49,8 @@ class Result(NamedTuple):
         bound, figure = self.bound(), self.found[subject]
         if bound is None or math.isinf(bound) or not isinstance(figure, float | int):
             return ""
+        if self.row.runs and self.runs[subject] != self.row.runs:
+            return f"**no**, {self.runs[subject]} runs"
         return "yes" if figure <= bound else f"**no**, {figure / bound:.2g} x"
 
 
@@ -95,7 +99,7 @@ def _lines(result: Result) -> list[str]:
     floor = f"{shown(result.floor, row)} ({row.floor})" if row.floor else ""
     peer = f"{shown(best[1], row)} ({best[0]})" if best else ""
     return [
-        f"| {row.title}{f' ({subject})' if len(row.ours) > 1 else ''} | {floor} | {peer} "
+        f"| {result.title}{f' ({subject})' if len(row.ours) > 1 else ''} | {floor} | {peer} "
         f"| {shown(result.found[subject], row)} | {row.target} | {result.reached(subject)} |"
         for subject in row.ours
     ]
@@ -103,9 +107,12 @@ def _lines(result: Result) -> list[str]:
 
 def _everybody(result: Result) -> list[str]:
     row = result.row
-    figures = ", ".join(f"{who} {shown(figure, row)}" for who, figure in result.found.items())
+    runs = {who: f" ({count:g} runs)" for who, count in result.runs.items() if count != 1}
+    figures = ", ".join(
+        f"{who} {shown(figure, row)}{runs.get(who, '')}" for who, figure in result.found.items()
+    )
     notes = f" ({row.notes}.)" if row.notes else ""
-    return [f"- {row.title}: {figures}.{notes}"]
+    return [f"- {result.title}: {figures}.{notes}"]
 
 
 def _how(begun: float, *, quick: bool) -> list[str]:
@@ -164,7 +171,7 @@ def picture(results: Sequence[Result]) -> str:
         parts.append(f'<text x="{at:.0f}" y="{_TOP - 20}" text-anchor="middle">{_tick(power)}</text>')
     for place, (result, row) in enumerate(marks):
         y = _TOP + _LINE * place + 8
-        label = escape(result.row.title)
+        label = escape(result.title)
         parts.append(f'<text x="{_LEFT - 14}" y="{y + 4}" text-anchor="end">{label}</text>')
         for name, value in row.items():
             circle = f'<circle cx="{x(value):.1f}" cy="{y}" r="6" fill="{_COLOURS[name]}"'

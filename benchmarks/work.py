@@ -6,7 +6,8 @@ from typing import Any
 
 READY: dict[str, Any] = {}
 """Kind -> the value; a function below gives it, so that making it is not measured."""
-
+BIG = 1_000_000
+"""Bytes from which a file is a big value's."""
 COMPUTED: list[int] = []
 """One number for each time that a function below ran: a hit adds none."""
 

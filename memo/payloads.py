@@ -35,7 +35,7 @@ from itertools import islice
 from pathlib import Path
 
 from memo import codec, files
-from memo.clock import SECOND, SYSTEM
+from memo.clock import SYSTEM
 from memo.codec import Payload
 from memo.errors import TierError
 from memo.seal import ALIGN, Secret
@@ -48,8 +48,12 @@ _RECORD = ".rec"
 _VOUCHER = ".seal"
 VOUCHED = 16 << 20
 """Bytes of a payload from which it gets a voucher: hashing 16 MiB takes 2 ms here, on four cores."""
+_COARSE: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
+"""The clock that files get their times from, where the system shows it."""
+_PAUSE = 0.0005
+"""Seconds between two looks at that clock."""
 _TICK = 12_000_000
-"""Nanoseconds within which two changes of a file may bear the same time: a tick is 10 ms at most."""
+"""Nanoseconds that it is behind at most: its tick is 1, 4 or 10 ms."""
 _PADS = {n: bytes(n) for n in range(1, ALIGN)}
 _PARTS = 512
 """Buffers handed to one `writev`; systems take at least 1,024."""
@@ -119,9 +123,14 @@ class PayloadFile:
         identity = self.identity
         if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHED:
             return
-        if any(SYSTEM.boot_id) and time.time_ns() - identity[4] > _TICK:
+        if any(SYSTEM.boot_id) and _file_time() > identity[4]:
             with suppress(OSError):
                 _replace(_voucher(self.path), _vow(self._secrets[0], digest, identity))
+
+
+def _file_time() -> int:
+    """A time that no file bears yet that was changed before a later tick; in nanoseconds."""
+    return time.time_ns() - _TICK if _COARSE is None else time.clock_gettime_ns(_COARSE)
 
 
 def _voucher(path: str) -> str:
@@ -242,8 +251,9 @@ class Payloads:
         """Say that a payload is whole, as soon as any later change of it would show."""
         source = PayloadFile(f"{self._text}/{name}", self.secrets)
         if isinstance(source.identity, tuple):
-            age = time.time_ns() - source.identity[4]
-            time.sleep(min(max(0, _TICK + 1_000_000 - age), 2 * _TICK) / SECOND)
+            end = time.monotonic_ns() + 2 * _TICK
+            while _file_time() <= source.identity[4] and time.monotonic_ns() < end:
+                time.sleep(_PAUSE)
             source.vouch(payload.digest)
 
     def _share(self, payload: Payload, name: str, descriptors: list[int]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from memo.assembly import default_chain
 from memo.config import configure
 from memo.drivers import BLOCKING, drain_blocking, drive
 from memo.wire import Wire
-from ports import ROOT, run
+from ports import ROOT, run, start
 from redis_server import RedisServer
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
@@ -438,5 +437,439 @@ def test_a_kill_at_any_operation_leaves_old_or_new(
 ) -> None:
     """SIGKILL before or after any operation: the next process finds old or new, whole, no rest."""
     tests = Path(__file__).parent
-    killed = run(KILLING, tests, tmp_path, phase, 1 if LONG else step, when)
+    with start(KILLING, tests, tmp_path, phase, 1 if LONG else step, when) as process:
+        killed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0
     assert int(killed) > 3
+
+
+# --- a disk that does not take anything ----------------------------------------------------------
+
+
+class Lasting(Faults):
+    """Every operation of some kinds fails, as long as it is on."""
+
+    def __init__(self, names: frozenset[str], code: int) -> None:
+        super().__init__(self._fail, frozenset())
+        self.names = names
+        self.code = code
+
+    def _fail(self, name: str) -> None:
+        if name in ("sql", "connect"):
+            full = self.code == errno.ENOSPC
+            told = "database or disk is full" if full else "attempt to write a readonly database"
+            error = sqlite3.OperationalError(told)
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL if full else sqlite3.SQLITE_READONLY
+            raise error
+        raise OSError(self.code, os.strerror(self.code))
+
+    def step(self, name: str) -> bool:
+        return self.on and name in self.names
+
+
+@PORTS
+@pytest.mark.parametrize("opened", [False, True], ids=["at open", "running"])
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (WRITING | {"sql"}, errno.ENOSPC),
+        (frozenset({"write", "writev", "pwrite", "ftruncate"}), errno.ENOSPC),
+        (WRITING | {"sql"}, errno.EROFS),
+        (frozenset({"mkdir", "link", "rename", "replace", "unlink"}), errno.EACCES),
+        (SYSTEM | {"connect"}, errno.EMFILE),
+        (SYSTEM | {"sql", "connect"}, errno.EIO),
+    ],
+    ids=["full", "full files", "read-only", "unwritable", "descriptors", "broken"],
+)
+def test_a_disk_that_takes_nothing(
+    cache_home: Path, names: frozenset[str], code: int, opened: bool, asynchronous: bool
+) -> None:
+    """Full, read-only, unwritable, or out of descriptors: right values; mended, it is used again."""
+    world = World(asynchronous)
+    with configure(tiers=["disk"]):
+        if opened:
+            world.call(1)
+        with numbered(Lasting(names, code)) as faults:
+            faults.on = True
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                for x in (1, 2, 2, 3):
+                    assert world.call(x) == 1
+            faults.on = False
+            world.call(2)
+            before = world.ran
+            assert world.call(2) == 1
+            assert world.ran == before
+        left = [p.name for p in cache_home.rglob("*") if p.suffix == ".tmp"]
+        assert left == []
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_FSIZE", "RLIMIT_NOFILE"])
+def test_real_limits(limit: str, tmp_path: Path) -> None:
+    """With the kernel's own limits on files and descriptors every call gives its value."""
+    code = (
+        "import os, resource, signal, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import test_faults as faults\n"
+        "from memo.config import configure\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "world = faults.World(False, use_lock=True)\n"
+        "with configure(directory=sys.argv[2], tiers=['memory', 'disk']):\n"
+        "    assert world.call(1) == 1\n"
+        f"    soft, hard = resource.getrlimit(resource.{limit})\n"
+        "    number = os.open('/dev/null', os.O_RDONLY); os.close(number)\n"
+        f"    resource.setrlimit(resource.{limit}, ({'100_000' if 'SIZE' in limit else 'number'}, hard))\n"
+        "    for x in (1, 2, 3):\n"
+        "        assert world.call(x) == 1\n"
+        f"    resource.setrlimit(resource.{limit}, (soft, hard))\n"
+        "    world.call(4)\n"
+        "    ran = world.ran\n"
+        "    assert world.call(4) == 1\n"
+        "    assert world.ran == ran\n"
+        "print('done')\n"
+    )
+    assert run(code, Path(__file__).parent, tmp_path / "cache") == "done"
+
+
+@PORTS
+@pytest.mark.parametrize("use_lock", [False, True])
+def test_redis_works_where_no_directory_can_be_made(
+    redis_server: RedisServer, asynchronous: bool, use_lock: bool
+) -> None:
+    """Without a disk of any kind Redis is the cache, and still the authority on what is true."""
+    world = World(asynchronous, use_lock=use_lock)
+    with configure(directory="/proc/memo", redis_url=redis_server.url, deadline=5.0):
+        assert world.call() == world.call() == 1
+        assert world.ran == 1
+        world.epoch = 2
+        told = world.invalidate()
+        assert told.tiers["redis"] == "done"
+        assert world.call() == world.call() == 2
+        assert world.ran == 2
+
+
+@pytest.mark.parametrize("place", ["/proc/memo", "/dev/null/memo", "/dev/full"])
+def test_a_directory_that_cannot_be_made(place: str) -> None:
+    """Where no directory can be made functions are computed, and nothing is raised."""
+    world = World(False)
+    with configure(directory=place, tiers=["disk"]):
+        assert [world.call(x) for x in (1, 1, 2)] == [1, 1, 1]
+
+
+GARBAGE = [b"", b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000]
+
+
+@PORTS
+@pytest.mark.parametrize("name", ["host.sqlite", "host.bell", "entries/cache.db"])
+@pytest.mark.parametrize("garbage", range(len(GARBAGE)))
+def test_garbage_in_place_of_a_file(
+    cache_home: Path, name: str, garbage: int, asynchronous: bool
+) -> None:
+    """Whatever lies where a file of ours was: right values, and soon hits again.
+
+    The bell is mapped while it is in use, so it is replaced then: what others cut off a file that is
+    mapped, no program can read.
+    """
+    world = World(asynchronous)
+    for closed in (True, False):
+        with configure(tiers=["disk"]):
+            world.call()
+            if closed:
+                memo.testing.reset()
+            for suffix in ("-wal", "-shm"):
+                Path(f"{cache_home}/memo/{name}{suffix}").unlink(missing_ok=True)
+            path = cache_home / "memo" / name
+            if not closed and name == "host.bell":
+                path.unlink()
+            path.write_bytes(GARBAGE[garbage])
+        with configure(tiers=["disk"]):
+            for _ in range(3):
+                assert world.call() == 1
+            before = world.ran
+            assert world.call() == 1
+            assert world.ran == before
+
+
+@PORTS
+def test_the_directory_goes_while_running(cache_home: Path, asynchronous: bool) -> None:
+    """After `rm -rf` values are right, and an invalidation is not forgotten with the directory."""
+    import shutil
+
+    world = World(asynchronous)
+    with configure(tiers=["memory", "disk"]):
+        for _ in range(3):
+            assert world.call() == world.epoch
+            shutil.rmtree(cache_home)
+            assert world.call() == world.epoch
+            assert world.call() == world.epoch
+            world.epoch += 1
+            shutil.rmtree(cache_home)
+            world.invalidate()
+            assert world.call() == world.epoch
+
+
+MAPPED = """
+import gc, os, shutil, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from pathlib import Path
+import memo, memo.testing
+from memo.config import configure
+
+SIZE = 2_000_000
+
+@memo.cache(name="faults:mapped", version="1", ttl=None)
+def frame(x):
+    return np.arange(SIZE) + x
+
+home = Path(sys.argv[2])
+held = []
+
+def hold():
+    found = frame(1)
+    held.append(found)
+    return found
+
+def payloads():
+    return [p for p in (home / "memo" / "payloads").rglob("*") if p.is_file()]
+
+with configure(directory=home, tiers=["disk"], size_limit=64 << 20):
+    frame(1); hold()
+    for path in payloads():           # replaced by others
+        other = path.with_name("other")
+        other.write_bytes(os.urandom(100)); os.replace(other, path)
+    hold()                            # a miss, stored over it
+    for x in range(2, 9):             # evicted
+        frame(x)
+    hold()
+    frame.cache_clear(); hold()       # cleared
+    frame.refresh(1); hold()          # refreshed
+    for path in payloads():
+        path.unlink()                 # deleted
+    hold()
+    memo.testing.reset()
+with configure(directory=home, tiers=["disk"], size_limit=64 << 20):
+    hold()
+    shutil.rmtree(home)
+    hold()
+for found in held:
+    found += 1                        # written to: private
+    assert (found == np.arange(SIZE) + 2).all()
+print(len(held))
+"""
+
+
+def test_mapped_results_outlive_their_files(tmp_path: Path) -> None:
+    """Replaced, evicted, cleared, refreshed, deleted: a mapped array stays whole, and no SIGBUS."""
+    assert run(MAPPED, Path(__file__).parent, tmp_path / "cache") == "8"
+
+
+def test_no_file_that_may_be_mapped_is_ever_cut(tmp_path: Path) -> None:
+    """Nothing but locks, bells and time stamps is truncated or opened to write over."""
+    cut: list[str] = []
+
+    class Watching(Faults):
+        def around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if self.on and name == "ftruncate":
+                    cut.append(os.readlink(f"/proc/self/fd/{args[0]}"))
+                if self.on and name == "open" and args[1] & os.O_TRUNC:
+                    cut.append(f"{args[0]} opened")
+                return work(*args, **kwargs)
+
+            return call
+
+    world = World(False, use_lock=True)
+    with configure(directory=tmp_path, tiers=["disk"]):
+        with numbered(Watching(breaks, frozenset())) as faults:
+            faults.on = True
+            world.call()
+            world.call()
+            world.function.refresh(7)
+            world.invalidate()
+            world.function.cache_clear()
+    assert [path for path in cut if "/locks/" not in path and not path.endswith(("bell", "swept"))] == []
+    assert cut, "the watch does not work"
+
+
+# --- processes, threads, loops -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_lock", [False, True])
+def test_fork_with_live_clients(redis_server: RedisServer, use_lock: bool) -> None:
+    """Children of a process that is using Redis, disk and locks go on by themselves."""
+    world = World(False, use_lock=use_lock)
+    with configure(redis_url=redis_server.url, deadline=5.0):
+        world.call(1)
+        under_way = threading.Event()
+        go_on = threading.Event()
+
+        @cache(name="faults:slow", version="1", ttl=None, use_lock=use_lock)
+        def slow() -> int:
+            under_way.set()
+            assert go_on.wait(20)
+            return 1
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        assert under_way.wait(5)
+        children = []
+        for number in range(4):
+            child = os.fork()
+            if child == 0:  # pragma: no cover - not seen from here
+                code = 1
+                try:
+                    good = [world.call(x) for x in (1, 2, 3, 10 + number)] == [1] * 4
+                    good &= asyncio.run(_in_a_loop(number)) == number
+                    code = 0 if good else 2
+                finally:
+                    os._exit(code)
+            children.append(child)
+        for x in range(20):
+            assert world.call(x) == 1
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+        go_on.set()
+        thread.join(5)
+        assert not thread.is_alive()
+        assert slow.peek() == 1
+
+
+@cache(name="faults:in_a_loop", version="1", ttl=None)
+async def _in_a_loop(x: int) -> int:
+    return x
+
+
+def test_spawned_processes(tmp_path: Path, redis_server: RedisServer) -> None:
+    """A process that was spawned finds what its parent stored."""
+    import worked
+
+    settings = {"directory": tmp_path / "cache", "redis_url": redis_server.url, "deadline": 5.0}
+    with configure(**settings):
+        mine = worked.slow(str(tmp_path / "log"), 1)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import worked; from memo.config import configure\n"
+        "with configure(directory=sys.argv[2], redis_url=sys.argv[3], deadline=5.0):\n"
+        "    print(worked.slow(sys.argv[4], 1))\n"
+    )
+    arguments = (Path(__file__).parent, tmp_path / "cache", redis_server.url, tmp_path / "log")
+    assert run(code, *arguments) == mine
+
+
+@pytest.mark.parametrize("tiers", [["disk"], ["memory", "redis", "disk"]])
+def test_many_threads(redis_server: RedisServer, tiers: list[str]) -> None:
+    """Sixteen threads that call, invalidate and clear at once get right values, and no deadlock."""
+    world = World(False)
+    wrong: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for number in range(25):
+                x = (seed * 7 + number) % 5
+                if number % 9 == 8:
+                    world.function.invalidate(x)
+                assert world.call(x) == 1
+        except BaseException as error:
+            wrong.append(error)
+
+    with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_many_loops(redis_server: RedisServer) -> None:
+    """Loops one after another and at the same time share the cache, not connections."""
+
+    async def use(number: int) -> list[int]:
+        return list(await asyncio.gather(*(_in_a_loop(x) for x in (number, number + 1, 0))))
+
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(3):
+            if asyncio.run(use(number)) != [number, number + 1, 0]:
+                wrong.append(number)
+
+    with configure(redis_url=redis_server.url, deadline=5.0):
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        work(99)
+    assert wrong == []
+
+
+EXITING = """
+import asyncio, atexit, os, sys, threading, time
+import memo
+from memo.config import configure
+from memo.testing import ManualClock
+
+how = sys.argv[2]
+settings = {"directory": sys.argv[1], "deadline": 1.0}
+if sys.argv[3] != "none":
+    settings["redis_url"] = sys.argv[3]
+configure(**settings)
+
+@memo.cache(name="exit:load", version="1", ttl=0.01, stale_while_revalidate=1000, use_lock=True)
+def load(x):
+    if x == "slow":
+        time.sleep(0.2)
+    return x
+
+@memo.cache(name="exit:aload", version="1", ttl=0.01, stale_while_revalidate=1000)
+async def aload(x):
+    await asyncio.sleep(0.05)
+    return x
+
+assert load("slow") == "slow"
+time.sleep(0.02)
+if how == "refresh":
+    assert load("slow") == "slow"
+elif how == "atexit":
+    atexit.register(lambda: print(load("late")))
+elif how == "thread":
+    threading.Thread(target=lambda: (time.sleep(0.1), print(load("thread")))).start()
+elif how == "daemon":
+    threading.Thread(target=lambda: [load(x) for x in range(10**6)], daemon=True).start()
+    time.sleep(0.05)
+elif how == "loop":
+    async def main():
+        await aload(1)
+        await asyncio.sleep(0.02)
+        return await aload(1)
+    assert asyncio.run(main()) == 1
+elif how == "raise":
+    load("slow")
+    raise SystemExit(0)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("redis", [False, True], ids=["disk", "redis"])
+@pytest.mark.parametrize("how", ["refresh", "atexit", "thread", "daemon", "loop", "raise"])
+def test_interpreter_exit(
+    tmp_path: Path, redis_server: RedisServer, how: str, redis: bool
+) -> None:
+    """A program that ends in the middle of anything ends at once, silently, with code 0."""
+    where = redis_server.url if redis else "none"
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", EXITING, str(tmp_path / "c"), how, where],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert "end" in done.stdout.split() or how == "raise"
+    assert time.monotonic() - begun < 10
+    left = list(tmp_path.glob("c/memo/locks/*"))
+    assert left == [] or how == "daemon", "only a thread that was cut off leaves its lock, unlocked"

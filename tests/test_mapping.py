@@ -6,7 +6,6 @@ import mmap
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -445,16 +444,27 @@ def test_no_voucher_where_the_boot_has_no_name(
 
 
 def test_nobody_vouches_for_a_file_that_changed_just_now(
-    files: Payloads, payload: Payload
+    files: Payloads, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a tick of the file system's clock a change might not show, so nobody vouches."""
     source = keep(files, payload)
     Path(payloads._voucher(source.path)).unlink()
-    os.utime(source.path)
-    late = PayloadFile(source.path, (SECRET,))
-    late.vouch(payload.digest)
-    fresh = time.time_ns() - os.stat(source.path).st_ctime_ns < payloads._TICK
-    assert late.vouched(payload.digest) is (not fresh)
+    assert isinstance(source.identity, tuple)
+    changed = source.identity[4]
+    monkeypatch.setattr(payloads, "_file_time", lambda: changed)
+    source.vouch(payload.digest)
+    assert not source.vouched(payload.digest)
+    monkeypatch.setattr(payloads, "_file_time", lambda: changed + 1)
+    source.vouch(payload.digest)
+    assert source.vouched(payload.digest)
+
+
+def test_change_right_after_storing_shows(files: Payloads, payload: Payload) -> None:
+    """However soon after a store its file is changed in place, the voucher holds no more."""
+    for _ in range(20):
+        source = keep(files, payload)
+        write_and_set_time_back(source.path)
+        assert not PayloadFile(source.path, (SECRET,)).vouched(payload.digest)
 
 
 def test_forged_voucher_is_not_believed(files: Payloads, payload: Payload) -> None:

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TOUR = ROOT / "notebooks" / "tour.ipynb"
+TOUR, PIPELINE, TEAM = (ROOT / "notebooks" / f"{n}.ipynb" for n in ("tour", "pipeline", "team"))
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +73,54 @@ def test_notebooks_are_stored_without_outputs(path: Path) -> None:
             assert cell["execution_count"] is None
 
 
-async def test_the_other_notebooks_run(tmp_path: Path) -> None:
-    """Every cell of every other notebook runs."""
+def ran(text: str) -> set[str]:
+    """What the pipeline's notebook says ran."""
+    found = re.search(r"^ran: (.*)$", text, re.MULTILINE)
+    assert found, text
+    return set(found[1].split(", "))
+
+
+async def test_every_other_notebook_runs(tmp_path: Path) -> None:
+    """Every cell of a notebook that has no test of its own runs."""
     for path in NOTEBOOKS:
-        if path != TOUR:
+        if path not in (TOUR, PIPELINE, TEAM):
             await run(path, tmp_path)
+
+
+async def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file, an edited rule and new prices each run the stages concerned, and no other."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    done = await run(PIPELINE, tmp_path)
+    assert ran(done.text("again")) == {"nothing"}
+    assert ran(done.text("file")) == {"load US", "clean US", "report"}
+    assert "orders-EU.csv, which has changed" in done.text("explain")
+    assert ran(done.text("code")) == {"load EU", "clean EU", "clean US", "clean ASIA", "report"}
+    assert "code of is_valid() changed" in done.text("code")
+    assert ran(done.text("update")) == {"prices", "report"}
+    assert re.search(r"sells \d+% of it all", done.text("cell"))
+    told, *_, line = filter(None, done.text("cell-again").splitlines())
+    assert told == done.text("cell").splitlines()[0]
+    assert line.startswith("1 hit (")
+    assert "cell(" in done.text("stats")
+
+    again = await run(PIPELINE, tmp_path)  # a new kernel: the files are as they were delivered
+    assert "1 miss" not in again.text("cell-again")
+
+
+async def test_the_team(tmp_path: Path) -> None:
+    """Two kernels share results and invalidations, through an outage of their Redis."""
+    done = await run(TEAM, tmp_path)
+    assert "computing EU" in done.text("share")
+    assert "the same: True" in done.text("share")
+    assert "there: sales of EU" in done.text("share")
+    assert "new data from the EU" in done.text("invalidate")
+    assert "newer than before: True" in done.text("fresh")
+    assert "the same: True" in done.text("outage")
+    assert "journalled" in done.text("journal")
+    assert "1 invalidation waiting for replay" in done.text("journal-stats")
+    assert "replayed: ['corrected']" in done.text("recovery")
+    assert "ours is the old value: False" in done.text("recovery")
+    assert "the colleague sees the old value: False" in done.text("recovered")
 
 
 async def test_the_tour(tmp_path: Path) -> None:

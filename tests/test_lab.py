@@ -1,0 +1,281 @@
+"""What a person sees: the notebooks in a real JupyterLab, in headless Chromium, in both themes.
+
+Opt-in (`-m lab`), since it needs a browser: `pip install -e '.[test,lab]'` and a `chromium` on PATH,
+Debian's for instance.  `.ci/run` runs it where there is one.  Screenshots go to the directory that
+`MEMO_SCREENSHOTS` names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), pytest.mark.xdist_group("lab")]
+
+ROOT = Path(__file__).resolve().parent.parent
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+CHROMIUM = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+WIDTH, HEIGHT = 1180, 5200
+"""A window in which the whole tour is drawn at once: JupyterLab leaves out what is out of sight."""
+
+
+class Lab:
+    """A JupyterLab of the test's own: folder, settings, cache, runtime files."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.folder = home / "work"
+        self.folder.mkdir(parents=True)
+        self.token = secrets.token_hex(16)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("MEMO_", "JUPYTER"))}
+        env |= {
+            "PYTHONPATH": str(ROOT),
+            "MEMO_DIRECTORY": str(home / "memo"),
+            "MEMO_SECRET": "s" * 64,
+            "HOME": str(home),
+            "IPYTHONDIR": str(home / "ipython"),
+            "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+            "JUPYTER_CONFIG_DIR": str(home / "config"),
+            "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        }
+        self.log = (home / "lab.log").open("wb")
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                *(f"--port={self.port}", "--ip=127.0.0.1", f"--IdentityProvider.token={self.token}"),
+                *(f"--ServerApp.root_dir={self.folder}", "--LabApp.news_url=None"),
+                *("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",),
+            ],
+            env=env,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with suppress(OSError), urllib.request.urlopen(self.url("api/status"), timeout=2):
+                return
+            assert self._process.poll() is None, self.said()
+            time.sleep(0.2)
+        raise AssertionError(self.said())
+
+    def said(self) -> str:
+        return (self.home / "lab.log").read_text(errors="replace")[-3000:]
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
+
+    def theme(self, name: str) -> None:
+        """The theme for pages that are opened from now on."""
+        place = self.home / "settings" / "@jupyterlab" / "apputils-extension"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[name]}))
+        other = self.home / "settings" / "@jupyterlab" / "notebook-extension"
+        other.mkdir(parents=True, exist_ok=True)
+        (other / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A running JupyterLab."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "no chromium on PATH: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=list(CHROMIUM))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=THEMES)
+def page(request: pytest.FixtureRequest, lab: Lab, browser: Any) -> Iterator[Any]:
+    """A page of the lab in one of the themes."""
+    lab.theme(request.param)
+    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+    page = context.new_page()
+    page.theme = request.param
+    yield page
+    context.close()
+
+
+def opened(page: Any, lab: Lab, path: Path) -> Any:
+    """A notebook, opened alone and run from top to bottom; its cells."""
+    copy = lab.folder / path.name
+    shutil.copy(path, copy)
+    page.goto(lab.url(f"doc/tree/{path.name}"))
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.click(".jp-Notebook .jp-Cell >> nth=0")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    count = page.locator(".jp-CodeCell").count()
+    last = page.locator(".jp-CodeCell >> nth=-1").locator(".jp-InputPrompt")
+    end = time.monotonic() + 90
+    while not re.fullmatch(r"\[\d+\]:", last.inner_text().strip()):
+        assert time.monotonic() < end, page.locator(".jp-Notebook").inner_text()[-2000:]
+        time.sleep(0.2)
+    assert count == sum(c["cell_type"] == "code" for c in nbformat.read(path, as_version=4).cells)
+    assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    return page.locator(".jp-CodeCell")
+
+
+def screenshot(page: Any, name: str, target: Any = None) -> None:
+    """Keep what a person sees, where somebody wants to look at it."""
+    folder = os.environ.get("MEMO_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (target or page).screenshot(path=str(Path(folder) / f"{name}-{page.theme}.png"))
+
+
+CONTRAST = """element => {
+  const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const parts = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  let place = element, back = [0, 0, 0, 0];
+  while (place) {
+    const found = parts(getComputedStyle(place).backgroundColor);
+    if (found.length === 3 || found[3] > 0.5) { back = found; break; }
+    place = place.parentElement;
+  }
+  const one = light(parts(getComputedStyle(element).color)), other = light(back);
+  return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+}"""
+
+
+def is_legible(page: Any) -> None:
+    """Every text of memo's own stands out from what is behind it (WCAG: 4.5 : 1; small notes 3 : 1)."""
+    texts = page.locator(".memo th, .memo td, .memo p, .memo small, .memo li")
+    assert texts.count() > 10
+    for at in range(texts.count()):
+        text = texts.nth(at)
+        wanted = 3.0 if text.evaluate("e => e.matches('small, .memo-dim')") else 4.5
+        ratio = text.evaluate(CONTRAST)
+        assert ratio >= wanted, f"{text.inner_text()!r}: {ratio:.1f}"
+
+
+def fits(page: Any) -> None:
+    """Nothing of memo's own is wider than the cell that it stands in; a wide table scrolls."""
+    assert page.locator(".memo").count()
+    wide = page.evaluate("""() => Array.from(document.querySelectorAll('.memo'))
+        .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 80))""")
+    assert not wide
+
+
+def test_the_tour(page: Any, lab: Lab) -> None:
+    """The tour as a person sees it: lines under cells, tables, the plot, sorting by a click."""
+    cells = opened(page, lab, ROOT / "notebooks" / "tour.ipynb")
+    text = page.locator(".jp-Notebook").inner_text()
+    assert re.search(r"\d+ hits? \(\w+\)", text)
+    assert "saved" in text
+    page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('1 stale, refreshed')",
+        timeout=20_000,
+    )
+    is_legible(page)
+    fits(page)
+
+    stats = cells.filter(has_text="%cache_stats --plot").locator(".jp-OutputArea-output .memo")
+    plot = stats.locator("svg rect")
+    assert plot.count() > 3
+    assert stats.locator("thead th").first.inner_text() == "function"
+    head = stats.locator("thead th", has_text="hits").first
+    head.click()
+    assert head.get_attribute("aria-sort") == "descending"
+    column = head.evaluate("e => e.cellIndex")
+    values = stats.locator("tbody tr").evaluate_all(
+        "(rows, i) => rows.map(r => Number(r.cells[i].dataset.v))", column
+    )
+    assert values == sorted(values, reverse=True)
+    assert len(values) == 3
+    head.click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    screenshot(page, "tour")
+    screenshot(page, "stats", stats)
+
+
+def test_progress_and_dashboard(page: Any, lab: Lab) -> None:
+    """A bar while a cell computes; a dashboard that follows, and whose buttons work."""
+    path = lab.home / "dashboard.ipynb"
+    made = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        cells=[
+            nbformat.v4.new_code_cell(source)
+            for source in (
+                "import time, memo\nfrom memo import cache\n%load_ext memo",
+                "@cache(ttl='1h')\ndef slow(region, year=2024):\n"
+                "    time.sleep(1.6 if year == 2024 else 0.1)\n    return region",
+                "slow.invalidate(); slow('EU', 2023); slow('EU', 2023)\nmemo.dashboard()",
+                "slow('EU')",
+                "%cache_explain slow('US')",
+            )
+        ],
+    )
+    nbformat.write(made, path)
+    cells = opened(page, lab, path)
+    assert "slow() took 1.6 s" in cells.nth(3).inner_text()
+    assert "the nearest entry has 'EU'" in cells.nth(4).inner_text()
+    board = cells.nth(2).locator(".memo-dashboard")
+    board.wait_for(timeout=20_000)
+    page.wait_for_function(
+        "() => document.querySelectorAll('.memo-dashboard tbody')[1]?.rows.length === 2",
+        timeout=20_000,
+    )
+    assert "1 hit · 2 misses" in board.inner_text()
+    is_legible(page)
+    screenshot(page, "dashboard")
+
+    entries = board.locator("tbody").nth(1)
+    entries.get_by_role("row").filter(has_text="2023").get_by_text("Refresh", exact=True).click()
+    board.get_by_text("Refreshing slow:EU:2023").wait_for(timeout=10_000)
+    board.locator("tbody").nth(0).get_by_text("Invalidate", exact=True).click()
+    board.get_by_text("Invalidated slow()").wait_for(timeout=10_000)
+    page.keyboard.press("Escape")
+    cells.nth(3).click()
+    page.keyboard.press("Control+Enter")
+    bar = cells.nth(3).locator(".memo-bar")
+    bar.wait_for(timeout=10_000)
+    screenshot(page, "progress", cells.nth(3))
+    cells.nth(3).get_by_text("slow() took 1.6 s").wait_for(timeout=10_000)
+    board.get_by_text("1 hit · 3 misses").wait_for(timeout=10_000)
