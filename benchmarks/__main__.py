@@ -9,21 +9,22 @@ measured in the same run.  `--quick` takes smaller values, one run and under two
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.machine import ROOT, Failed, Machine, places
+from benchmarks.machine import ROOT, FailedError, Machine, places
 from benchmarks.peers import Place
 from benchmarks.plan import ROWS, Row
 from benchmarks.report import Result
 from benchmarks.samples import Figures, Task
 
 Cell = tuple[str, str, str, str, int]
-QUICK_PEERS = 2
-"""How many peers a row has in quick mode, of those that come first."""
+QUICK_PEERS = 1
+"""How many peers a row has in quick mode: the first, which did best in a full run."""
 
 
 EMPTY = ("stampede", "store_pairs")
@@ -75,7 +76,11 @@ class Bench:
             begun = time.perf_counter()
             self._done[cell] = self._measured(*cell)
             taken = time.perf_counter() - begun
-            print(f"  {row.named(quick=self._quick)}: {subject} ({taken:.0f} s)", file=sys.stderr, flush=True)
+            print(
+                f"  {row.named(quick=self._quick)}: {subject} ({taken:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
         return self._done[cell]
 
     def _measured(
@@ -90,14 +95,14 @@ class Bench:
                 with self._machine.place() as place:
                     if store:
                         stored.append(self._sample(store, subject, place, kind, size))
-                    for _ in range(self._runs // places):
-                        hits.append(self._sample(measure, subject, place, kind, size))
-        except Failed as failed:
+                    each = range(self._runs // places)
+                    hits += [self._sample(measure, subject, place, kind, size) for _ in each]
+        except FailedError as failed:
             return str(failed)
         return _medians(stored), _medians(hits)
 
     def _sample(self, measure: str, subject: str, place: Place, kind: str, size: int) -> Figures:
-        seconds = 0.1 if self._quick else 0.5
+        seconds = 0.05 if self._quick else 0.5
         return self._machine.sample(Task(measure, subject, place, kind, size, seconds))
 
 
@@ -115,12 +120,12 @@ def main() -> None:
     options.add_argument("--only", default="", help="rows whose titles have this text")
     options.add_argument("--output", type=Path, help="the page (docs/performance.md; quick: none)")
     given = options.parse_args()
-    begun = time.time()
+    begun, load = time.time(), os.getloadavg()[0]
     rows = [row for row in ROWS if given.only in row.title]
     with places() as machine:
         bench = Bench(machine, given.runs or (1 if given.quick else 3), quick=given.quick)
         results = [bench.row(row) for row in rows]
-    page = report.page(results, begun, quick=given.quick)
+    page = report.page(results, begun, load, quick=given.quick)
     print(page)
     output = given.output or (None if given.quick else ROOT / "docs" / "performance.md")
     if output is not None:

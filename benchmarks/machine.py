@@ -22,7 +22,7 @@ PATIENCE = 900.0
 """Seconds that one sample may take."""
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A sample ended with an error; its text is the last line that it said."""
 
 
@@ -94,7 +94,7 @@ class Machine:
         """What a fresh process measures.
 
         Raises:
-            Failed: it ended with an error, or did not end.
+            FailedError: it ended with an error, or did not end.
         """
         given = {**task._asdict(), "place": task.place._asdict()}
         kept = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
@@ -109,9 +109,9 @@ class Machine:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise Failed(f"still running after {PATIENCE:.0f} s") from None
+            raise FailedError(f"still running after {PATIENCE:.0f} s") from None
         if done.returncode:
             said = done.stderr.strip().splitlines() or ["(nothing said)"]
-            raise Failed(said[-1])
+            raise FailedError(said[-1])
         figures: Figures = json.loads(done.stdout.strip().splitlines()[-1])
         return figures

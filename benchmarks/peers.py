@@ -33,7 +33,7 @@ Decorate = Callable[[Place, Function], Function]
 
 
 def _memo(**settings: Any) -> Decorate:
-    """memo over tiers; `use_lock` goes to the decorator, the rest to `configure`."""
+    """Use memo over tiers; `use_lock` goes to the decorator, the rest to `configure`."""
     lock = settings.pop("use_lock", False)
 
     def decorate(place: Place, function: Function) -> Function:
@@ -51,11 +51,11 @@ def _memo(**settings: Any) -> Decorate:
     return decorate
 
 
-def _lru(place: Place, function: Function) -> Function:
+def _lru(_place: Place, function: Function) -> Function:
     return functools.lru_cache(maxsize=None)(function)
 
 
-def _cachetools(place: Place, function: Function) -> Function:
+def _cachetools(_place: Place, function: Function) -> Function:
     from cachetools import TTLCache, cached
 
     return cached(TTLCache(1024, 3600))(function)
@@ -70,7 +70,7 @@ def _cachier(**options: Any) -> Decorate:
     return decorate
 
 
-def _aiocache(place: Place, function: Function) -> Function:
+def _aiocache(_place: Place, function: Function) -> Function:
     from aiocache import Cache, cached
 
     return cached(ttl=3600, cache=Cache.MEMORY)(function)

@@ -21,8 +21,8 @@ class Row:
         floor: the least that anybody could take, or "".
         peers: everybody else.
         target: what is to be reached, in words.
-        bound: the most that each of ours may take, in the unit of `figure`, from the floor's and the
-            best peer's figures.
+        bound: the most that each of ours may take, in the unit of `figure`, from the floor's
+            and the best peer's figures.
         store: the measure of the process that stores first, or "".
         kind, size: of the value; `quick_size` in quick mode.
         figure: which of the figures counts, `"value"` in seconds, or of the `store` process.
@@ -143,9 +143,9 @@ ROWS: Sequence[Row] = (
         notes="the floor is one pipeline of 1,000 GETs with loads; "
         "redis.asyncio: 100 GETs at a time",
     ),
-    _frame("hit, 100 MB float frame, disk", "floats", 100 * MB, 20 * MB, 0.3e-3),
-    _frame("hit, 1 GB float frame, disk", "floats", GB, 100 * MB, 0.3e-3),
-    _frame("hit, 100 MB mixed frame, disk", "mixed", 100 * MB, 20 * MB, 0.5e-3),
+    _frame("hit, 100 MB float frame, disk", "floats", 100 * MB, 10 * MB, 0.3e-3),
+    _frame("hit, 1 GB float frame, disk", "floats", GB, 50 * MB, 0.3e-3),
+    _frame("hit, 100 MB mixed frame, disk", "mixed", 100 * MB, 10 * MB, 0.5e-3),
     Row(
         "hit, 100 MB frame, Redis configured",
         "hit_frame",
@@ -157,7 +157,7 @@ ROWS: Sequence[Row] = (
         "store_frame",
         "floats",
         100 * MB,
-        20 * MB,
+        10 * MB,
     ),
     Row(
         "same, first time on another host",
@@ -170,7 +170,7 @@ ROWS: Sequence[Row] = (
         "store_frame",
         "floats",
         100 * MB,
-        20 * MB,
+        10 * MB,
     ),
     Row(
         "peak memory of a 1 GB hit",
@@ -183,7 +183,7 @@ ROWS: Sequence[Row] = (
         "store_frame",
         "floats",
         GB,
-        100 * MB,
+        50 * MB,
         figure="peak_bytes",
     ),
     Row(
@@ -197,7 +197,7 @@ ROWS: Sequence[Row] = (
         "",
         "floats",
         GB,
-        100 * MB,
+        50 * MB,
         notes="the floor is `write()` of the same bytes by the same process, in turns; "
         "checkpointer writes in place, not atomically",
     ),
@@ -212,12 +212,12 @@ ROWS: Sequence[Row] = (
         "",
         "floats",
         GB,
-        100 * MB,
+        50 * MB,
         figure="peak_bytes",
     ),
-    _key("key of a 1 GB float frame", "floats", GB, 100 * MB),
+    _key("key of a 1 GB float frame", "floats", GB, 50 * MB),
     _key("key of a 200 MB array", "array", 200 * MB, 40 * MB),
-    _key("key of a 100 MB mixed frame", "mixed", 100 * MB, 20 * MB),
+    _key("key of a 100 MB mixed frame", "mixed", 100 * MB, 10 * MB),
     Row(
         "hit among 1,000 small entries, disk",
         "hit_all",
@@ -240,7 +240,7 @@ ROWS: Sequence[Row] = (
         lambda floor, peer: 1.1 * floor,
         "store_all",
         size=200_000,
-        quick_size=5_000,
+        quick_size=3_000,
     ),
     Row(
         "set among 200,000 small entries, disk",
@@ -252,7 +252,7 @@ ROWS: Sequence[Row] = (
         lambda floor, peer: 1.5 * peer,
         "store_all",
         size=200_000,
-        quick_size=5_000,
+        quick_size=3_000,
     ),
     Row(
         "stampede, 4 processes x 32 callers, 0.5 s job",

@@ -45,13 +45,13 @@ class Result(NamedTuple):
         return None if math.isnan(bound) else bound
 
     def reached(self, subject: str) -> str:
-        """Whether one of ours reached its target: `yes`, or `no` and by how much."""
+        """Whether one of ours reached its target: `yes`, or `no` and how far it is from it."""
         bound, figure = self.bound(), self.found[subject]
         if bound is None or math.isinf(bound) or not isinstance(figure, float | int):
             return ""
         if self.row.runs and self.runs[subject] != self.row.runs:
-            return f"**no**, {self.runs[subject]} runs"
-        return "yes" if figure <= bound else f"**no**, {figure / bound:.2g} x"
+            return f"**no**: {self.runs[subject]} runs"
+        return "yes" if figure <= bound else f"**no**: {figure / bound:.2f} x the target"
 
 
 def shown(figure: float | str | None, row: Row) -> str:
@@ -68,12 +68,12 @@ def shown(figure: float | str | None, row: Row) -> str:
     return f"{figure * 1e6:.3g} µs"
 
 
-def page(results: Sequence[Result], begun: float, *, quick: bool) -> str:
+def page(results: Sequence[Result], begun: float, load: float, *, quick: bool) -> str:
     """The page: the table, then everybody's figures, then how it was measured."""
     lines = [
         "# Performance",
         "",
-        "Measured by `python -m benchmarks`, which anybody can run; the figures are of one machine,",
+        "Measured by `python -m benchmarks`, which anybody can run.  The figures are of one machine;",
         "the ratios should hold on others.  Where a peer wins, the table says so.",
         "",
         "![memo against the floor and the best peer](performance.svg)",
@@ -88,7 +88,7 @@ def page(results: Sequence[Result], begun: float, *, quick: bool) -> str:
         "",
         "## How",
         "",
-        *_how(begun, quick=quick),
+        *_how(begun, load, quick=quick),
     ]
     notes = NOTES.read_text(encoding="utf-8") if NOTES.exists() else ""
     return "\n".join(lines) + "\n" + ("\n" + notes if notes else "")
@@ -115,15 +115,16 @@ def _everybody(result: Result) -> list[str]:
     return [f"- {result.title}: {figures}.{notes}"]
 
 
-def _how(begun: float, *, quick: bool) -> list[str]:
-    load = os.getloadavg()[0]
+def _how(begun: float, load: float, *, quick: bool) -> list[str]:
     day = time.strftime("%Y-%m-%d", time.gmtime(begun))
     size = "with smaller values and one process each (`--quick`)" if quick else "in full"
     return [
         f"Run {size} on {day}, on {platform.system()} {platform.machine()} with",
-        f"{os.cpu_count()} cores, Python {platform.python_version()}; the load of the machine at",
-        f"the end was {load:.1f}.  Each figure is the median of fresh processes, and each of those",
-        "gives a median of its own.  A subject that computes again instead of hitting fails.",
+        f"{os.cpu_count()} cores, Python {platform.python_version()}.  The load of the machine was",
+        f"{load:.1f} when it began and {os.getloadavg()[0]:.1f} when it ended, this run included:",
+        "look at ratios, and at a target missed or met by a few per cent as undecided.  Each figure is",
+        "the median of fresh processes, and each of those gives a median of its own.  A subject that",
+        "computes again instead of hitting fails.",
         "Versions: " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES) + ".",
     ]
 
@@ -168,7 +169,9 @@ def picture(results: Sequence[Result]) -> str:
         at = x(10.0**power)
         line = f'<line x1="{at:.0f}" x2="{at:.0f}" y1="{_TOP - 14}" y2="{height - 14}"'
         parts.append(f'{line} stroke="#e0e0e0"/>')
-        parts.append(f'<text x="{at:.0f}" y="{_TOP - 20}" text-anchor="middle">{_tick(power)}</text>')
+        parts.append(
+            f'<text x="{at:.0f}" y="{_TOP - 20}" text-anchor="middle">{_tick(power)}</text>'
+        )
     for place, (result, row) in enumerate(marks):
         y = _TOP + _LINE * place + 8
         label = escape(result.title)

@@ -139,7 +139,7 @@ def once(task: Task, function: Any, *arguments: Any) -> float:
 
 
 def resident(kind: str) -> int:
-    """Bytes of resident memory: `"VmRSS"` now, `"VmHWM"` at most since `forget_peak`; 0: unknown."""
+    """Bytes of resident memory: `"VmRSS"` now, `"VmHWM"` the most since `forget_peak`."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -160,6 +160,7 @@ def forget_peak() -> int:
 
 
 def records(task: Task) -> Any:
+    """The function of small values, cached."""
     return decorated(task.subject, task.place, work.record, work.arecord)
 
 
@@ -286,6 +287,7 @@ def hit_all(task: Task) -> Figures:
 
 
 def frames(task: Task) -> Any:
+    """The function of big values, cached."""
     return decorated(task.subject, task.place, work.frame, work.aframe)
 
 

@@ -16,8 +16,8 @@ def make(kind: str, size: int) -> Any:
     """A value of about `size` bytes.
 
     Args:
-        kind: `"floats"` (a frame of ten columns), `"mixed"` (a frame of ints, floats, strings, dates
-            and categories), or `"array"`.
+        kind: `"floats"` (a frame of ten columns), `"mixed"` (a frame of ints, floats, strings,
+            dates and categories), or `"array"`.
         size: bytes.
     """
     import numpy as np

@@ -2,7 +2,8 @@
 
 Rules of this module:
 
-1.  *Closed*: everybody asks.  One refusal, one reply that means "nothing works here", or `PATIENCE`
+1.  *Closed*: everybody asks.  One refusal, one silence (a second one would cost a second deadline),
+    one reply that means "nothing works here", or `PATIENCE`
     faults in a row open it.
 2.  *Open*: everybody is turned away at once, until a back-off that grows from `FIRST` to `LONGEST`
     seconds has passed.
@@ -68,7 +69,7 @@ _CLUSTER = "Point redis_url at a single server; Redis Cluster is not supported."
 
 REFUSED = Fault("refused", "refuses connections", _START, at_once=True)
 UNRESOLVED = Fault("unresolved", "has a name that cannot be resolved", _START, at_once=True)
-SILENT = Fault("silent", "does not answer in time", _SLOW)
+SILENT = Fault("silent", "does not answer in time", _SLOW, at_once=True)
 CLOSED = Fault("closed", "closes the connection in the middle", "See its log.")
 GARBLED = Fault("garbled", "answers with something that is not RESP", "Correct redis_url.")
 INSECURE = Fault(

@@ -6,8 +6,8 @@ names that it assigned and of everything that it showed.
 
 Rules of this module:
 
-1.  A name is an *input* when the cell may read it before it has assigned it; of functions and classes
-    defined in the cell, when the cell does not assign it at all.
+1.  A name is an *input* when the cell may read it before it has assigned it; of functions and
+    classes defined in the cell, when the cell does not assign it at all.
 2.  Where that cannot be told for sure (the body of a loop may not run), the name is no input, but
     is *hidden* while the cell runs: a `NameError` instead of a value that no key knows.
 3.  An input that the cell changed in place is an output as well, whatever the way it did so.
@@ -310,7 +310,7 @@ class Recording:
         outputs: the names that it assigned, with their values.
         gone: those that it deleted.
         shown: (kind, what) in order: `"stdout"` and `"stderr"` with a text, `"display"` with what a
-            display publisher takes, `"clear"` with its `wait`.
+            display publisher takes.
         value: of the last expression; None where it has none, or where it cannot be pickled: then
             what it looked like is the last of `shown`.
     """
@@ -330,7 +330,7 @@ class Recorder:
 
     def add(self, kind: str, what: Any) -> None:
         """Keep one thing; texts of one stream in a row are one text."""
-        if kind != "display" and kind != "clear" and self.shown and self.shown[-1][0] == kind:
+        if kind != "display" and self.shown and self.shown[-1][0] == kind:
             what = self.shown.pop()[1] + what
         self.shown.append((kind, what))
 
@@ -557,9 +557,8 @@ class Cell:
         if not self._ran:
             replay(self._shell, recording)
         elif any(event.function == self.function.function_id for event in faults):
-            print(f"%%cache: {_unstored(recording)}", file=sys.stderr)
-        live = isinstance(recording, _Shown)
-        return recording.live if live else recording.value
+            sys.stderr.write(f"%%cache: {_unstored(recording)}\n")
+        return recording.live if isinstance(recording, _Shown) else recording.value
 
     # --- running
 
@@ -638,11 +637,13 @@ class _Shown(Recording):
 
 def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
     """A cell as statements and, where it ends in one, an expression."""
-    body = list(tree.body)
-    last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+    body = tree.body
+    last = body[-1] if body else None
+    if isinstance(last, ast.Expr):
+        body = body[:-1]
     if body:
         yield ast.Module(body, []), "exec"
-    if last is not None:
+    if isinstance(last, ast.Expr):
         yield ast.Expression(last.value), "eval"
 
 

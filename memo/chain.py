@@ -41,6 +41,8 @@ from memo.seal import Entry, Secret
 from memo.stamps import Generation, Ref, Stamp, State, Turn
 from memo.tiers import MEMORY, Found, Front, Generations, Host, Source, Tier
 
+BIG = 1 << 20
+"""Bytes of a record from which its seal is checked off the event loop."""
 FLOORS = 65_536
 """How many keys' latest answers are remembered, so that no answer goes back (I2)."""
 
@@ -110,7 +112,6 @@ class Chain:
             (tier for tier in self.tiers if tier.shared and tier.generations is not None), None
         )
         self._remote = self._authority is not None
-        self._true: dict[str, tuple[int, int]] = {}
         self._floors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -194,7 +195,10 @@ class Chain:
         if found is None:
             return Answer(Verdict(MISS, ABSENT))
         try:
-            entry = self._entry(found, tier, name, key)
+            if len(found.record) > BIG:
+                entry = await port.offload(self._entry, found, tier, name, key)
+            else:
+                entry = self._entry(found, tier, name, key)
         except EntryError as error:
             self._event(events.ERROR, key, tier.name, error.reason, error.detail)
             return Answer(Verdict(MISS, error.reason))
@@ -242,13 +246,8 @@ class Chain:
         if not isinstance(entry, Entry):
             return None
         try:
-            moment = host.generations.moment()
-            if self._true.get(key) != (moment, entry.serial):
-                if not self._plainly_true(entry, host):
-                    return None
-                self._true[key] = (moment, entry.serial)
-                if len(self._true) > FLOORS:
-                    self._true.clear()
+            if not self._plainly_true(entry, host):
+                return None
         except TierError:
             return None
         return None if entry.header.times.started < self._floors.get(key, 0) else entry

@@ -6,7 +6,6 @@ that they can be written once, named by their digest, and mapped instead of read
 
 from __future__ import annotations
 
-import io
 import mmap
 import pickle
 import sys
@@ -26,6 +25,10 @@ _MULTITHREADED = 1024 * 1024
 """Bytes from which BLAKE3 is worth more than one thread."""
 _WINDOW = 8 * 1024 * 1024
 """Bytes that are hashed at a time when a payload is verified."""
+_PIECE = 4 * 1024 * 1024
+"""Bytes that are copied at a time."""
+PATIENT = 256 * 1024
+"""Bytes of a stream from which it is loaded so that other threads get their turn."""
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
 
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
@@ -100,9 +103,55 @@ def by_value(value: Any) -> bytes:
 
 
 def _pickled(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
-    file = io.BytesIO()
-    _pickler()(file, keep).dump(value)
-    return file.getvalue()
+    sink = _Sink()
+    _pickler()(sink, keep).dump(value)
+    return b"".join(sink.parts)
+
+
+class _Sink:
+    """A file to pickle into.
+
+    It is asked every 64 KiB, and since it is Python, other threads get their turn then: pickling
+    and loading by themselves keep the interpreter until they are done.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.parts.append(bytes(data))  # no copy of bytes; what else comes is gone afterwards
+        return len(data)
+
+
+class _Source:
+    """A file to load from, see `_Sink`."""
+
+    __slots__ = ("_at", "_view")
+
+    def __init__(self, stream: memoryview | bytes) -> None:
+        self._view = memoryview(stream)
+        self._at = 0
+
+    def read(self, size: int = -1) -> bytes:
+        at = self._at
+        piece = bytes(self._view[at:] if size < 0 else self._view[at : at + size])
+        self._at += len(piece)
+        return piece
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer, in pieces: copying 100 MB at once takes 50 ms."""
+        size = min(len(buffer), len(self._view) - self._at)
+        for start in range(0, size, _PIECE):
+            end = min(start + _PIECE, size)
+            buffer[start:end] = self._view[self._at + start : self._at + end]
+        self._at += size
+        return size
+
+    def readline(self) -> bytes:
+        rest = bytes(self._view[self._at :])  # for opcodes that protocol 5 does not write
+        return self.read(rest.find(b"\n") + 1 or len(rest))
 
 
 @lru_cache(maxsize=1)
@@ -184,7 +233,10 @@ def decode(stream: memoryview | bytes, payload: memoryview | None, table: Sequen
         EntryError: `"unreadable"`: it does not load here (a class is gone, a library has changed).
     """
     try:
-        return pickle.loads(stream, buffers=slices(payload, table))
+        views = slices(payload, table)
+        if len(stream) <= PATIENT:
+            return pickle.loads(stream, buffers=views)
+        return pickle.Unpickler(_Source(stream), buffers=views).load()
     except Exception as error:
         raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
 

@@ -1,8 +1,8 @@
 """The dashboard: what the cache does now, as a live widget in a notebook.
 
-The kernel pushes its state once a second while the widget is seen somewhere, also while a cell runs;
-the page sends back which button was pressed.  The page's part is the plain module below: no script
-and no style comes from anywhere else, and every text is put in as text.
+The kernel pushes its state once a second while the widget is seen somewhere, also while a cell
+runs; the page sends back which button was pressed.  The page's part is the plain module below: no
+script and no style comes from anywhere else, and every text is put in as text.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _refresh(header: Header) -> str:
         return "Its arguments cannot be read back; call its refresh() by hand."
     function, given = call
 
-    async def work(port: Port) -> None:
+    async def work(_: Port) -> None:
         if function.is_async:
             await function.arefresh(**given)
         else:
@@ -206,14 +206,19 @@ def dashboard() -> Any:
         MissingExtraError: anywidget is not installed.
     """
     try:
-        import anywidget
-        import traitlets
+        return _widget_class()()
     except ImportError:
         raise MissingExtraError(
             "memo.dashboard() needs anywidget: pip install 'jupyter-memo[notebook]'"
         ) from None
 
-    class Dashboard(anywidget.AnyWidget):  # type: ignore[misc]
+
+def _widget_class() -> Any:
+    """The class of the widget, which cannot be named before anywidget is imported."""
+    import anywidget
+    import traitlets
+
+    class Dashboard(anywidget.AnyWidget):
         """The widget."""
 
         _esm = _ESM
@@ -252,14 +257,15 @@ def dashboard() -> Any:
             self._watch(0)
             super().close()
 
-    return Dashboard()
+    return Dashboard
 
 
 _CSS = """
 .memo-dashboard{display:grid;gap:.6em;padding:.4em 0}
 .memo-dashboard h4{margin:.4em 0 0;font-weight:600}
 .memo-dashboard button{font:inherit;font-size:.85em;color:inherit;background:transparent;
-border:1px solid var(--memo-line);border-radius:3px;padding:.1em .6em;margin-left:.3em;cursor:pointer}
+border:1px solid var(--memo-line);border-radius:3px;padding:.1em .6em;margin-left:.3em;
+cursor:pointer}
 .memo-dashboard button:disabled{opacity:.4;cursor:default}
 .memo-dashboard svg{width:100%;max-width:640px;height:72px}
 .memo-dashboard td.memo-args{white-space:normal;overflow-wrap:anywhere;min-width:8em}
@@ -377,12 +383,17 @@ function draw(root, state, send) {
 function render({ model, el }) {
   const root = make("div", null, make("div", null, el, "memo"), "memo-dashboard");
   const send = (message) => model.send(message);
-  const update = () => draw(root, model.get("state"), send);
+  let pressed = false;
+  const update = () => { if (!pressed) draw(root, model.get("state"), send); };
+  const release = () => { if (pressed) { pressed = false; setTimeout(update); } };
+  root.addEventListener("pointerdown", () => { pressed = true; }); // a redraw would lose the click
+  window.addEventListener("pointerup", release);
   model.on("change:state", update);
   update();
   send({ do: "open" });
   return () => {
     model.off("change:state", update);
+    window.removeEventListener("pointerup", release);
     send({ do: "shut" });
   };
 }

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from memo import files, locks, tiers
+from memo import files, locks, seal, tiers
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.codec import Payload
 from memo.errors import SettingError, TierError
@@ -43,6 +43,10 @@ PRAGMAS = ("auto_vacuum=1", "cache_size=8192", "synchronous=1", "mmap_size=0")
 """As `memo.index` has them in its settings: they cannot be changed in the transaction there."""
 SWEEP = 3600.0
 """Seconds between two searches for what writers that died left behind."""
+TELL = 60.0
+"""Seconds between two times that a process which stores tells the index what it has read."""
+USED = 65_536
+"""So many names that were read are remembered; past that they are forgotten."""
 _PAGE = 200
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _LIST = (
@@ -93,6 +97,8 @@ class Disk:
         self._swept = directory / "entries" / "swept"
         self._sweep_at = 0.0
         self._left_behind = False
+        self._used: dict[str, None] = {}
+        self._tell_at = 0.0
         self._index: Index | None = None
         self._database = Database(
             directory / "entries" / "cache.db", self._prepare, self._before_aside, PRAGMAS
@@ -173,6 +179,9 @@ class Disk:
             row = await port.offload(self._again, name)
             if row is None:
                 return None
+        self._used[name] = None
+        if len(self._used) > USED:
+            self._used = {}
         return await self._found(port, name, *row)
 
     def _again(self, name: str) -> tuple[Any, ...] | None:
@@ -237,15 +246,30 @@ class Disk:
         size = (payload.size if payload else 0) + len(outside or b"")
         if max(size, len(record)) > self.size_limit:
             raise TierError(f"{size} bytes do not fit in a budget of {self.size_limit}")
-        from memo.index import Row
+        from memo.index import Row, tag
 
-        self._write(lambda index: index.make_room(size))
+        self._make_room(size if outside is not None else size + len(record))
+        worth = seal.worth(record)
+        mark = tag(worth.cost, size + len(record), worth.code) if worth else "0 "
         try:
             with self._payloads.keep(payload, outside) as where:
-                row = Row(record if outside is None else None, where, size)
-                self._write(lambda index: index.set(name, row, expire=lifetime))
+                row = Row(record if outside is None else None, where, size, mark)
+                self._write(lambda index: index.keep(name, row, lifetime))
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
+
+    def _make_room(self, size: int) -> None:
+        """Evict until `size` more bytes fit, after the index has heard what was read."""
+        now = time.monotonic()
+
+        def work(index: Index) -> None:
+            if self._used and (now > self._tell_at or index.lacking(size) > 0):
+                used, self._used = self._used, {}
+                self._tell_at = now + TELL
+                index.used(used)
+            index.make_room(size)
+
+        self._write(work)
 
     async def drop(self, port: Port, name: str) -> bool:
         """See `memo.tiers.Tier.drop`."""

@@ -224,7 +224,7 @@ border:0;border-bottom:1px solid var(--memo-line);white-space:nowrap;max-width:n
 .memo thead th{font-weight:600;border-bottom-width:2px;vertical-align:bottom}
 .memo tbody th,.memo tfoot th{font-weight:400}
 .memo tfoot th,.memo tfoot td{font-weight:600;border-bottom:0;border-top:2px solid var(--memo-line)}
-.memo .memo-text{text-align:left}
+.memo .memo-text{text-align:left!important}
 .memo small{display:block;font-weight:400}
 .memo .memo-sorts{cursor:pointer}
 .memo .memo-sorts:hover,.memo .memo-sorts:focus{text-decoration:underline}
@@ -653,9 +653,7 @@ def report_html(line: str) -> str:
 
 def progress_html(lines: Iterable[tuple[str, float | None]]) -> str:
     """What is under way as HTML: text, and a bar where it is known how much is done (0 to 1)."""
-    parts = (
-        f'<p class="memo-dim">{_bar_html(share)}{escape(text)}</p>' for text, share in lines
-    )
+    parts = (f'<p class="memo-dim">{_bar_html(share)}{escape(text)}</p>' for text, share in lines)
     return boxed("".join(parts))
 
 
@@ -667,5 +665,3 @@ def _bar_html(share: float | None) -> str:
         f'<span class="memo-bar" role="progressbar" aria-valuenow="{done}">'
         f'<span style="width:{done}%"></span></span> '
     )
-
-

@@ -740,7 +740,10 @@ async def _keep(
         used,
         encoded.payload.table if encoded.payload else (),
     )
-    record = seal.pack(header, encoded.stream, chain.secrets[0])
+    if len(encoded.stream) > BIG:
+        record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
+    else:
+        record = seal.pack(header, encoded.stream, chain.secrets[0])
     stored = await chain.store(port, job.name, record, encoded.payload, times)
     size = len(record) + (encoded.payload.size if encoded.payload else 0)
     _emit(job, events.STORED, tier=",".join(stored), size=size)

@@ -156,11 +156,8 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
     ]
     if found.verdict.reason:
         facts.append(f"the next call answers at once and refreshes it ({found.verdict.reason})")
-    facts += [_source(stamp) for stamp in header.stamps if not isinstance(stamp, _GENERATION)]
+    facts += [_source(stamp) for stamp in header.stamps if not isinstance(stamp, stamps.Generation)]
     return tuple(facts)
-
-
-_GENERATION = stamps.Generation
 
 
 def _source(stamp: stamps.Stamp) -> str:
@@ -223,9 +220,9 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
     for stamp, state in zip(generations, now, strict=False):
         if state.text != stamp.state.text:
             facts += await _turned(port, chain, stamp, state, header.times.started)
-    for stamp in header.stamps:
-        if not isinstance(stamp, stamps.Generation) and await sources.check(port, stamp):
-            facts.append(f"{_source(stamp)}, which has changed")
+    for other in header.stamps:
+        if not isinstance(other, stamps.Generation) and await sources.check(port, other):
+            facts.append(f"{_source(other)}, which has changed")
     return facts
 
 
@@ -316,9 +313,7 @@ def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: pair[1] for name, pair in summary.items()}
 
 
-def _differing(
-    before: Mapping[str, Any], after: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     nothing = ("nothing", "")
     return [
         (name, str(before.get(name, nothing)[0]), str(after.get(name, nothing)[0]))
@@ -327,9 +322,7 @@ def _differing(
     ]
 
 
-def _code(
-    function: Function, manifests: Manifests, header: Header
-) -> tuple[list[str], list[str]]:
+def _code(function: Function, manifests: Manifests, header: Header) -> tuple[list[str], list[str]]:
     before = manifests.load(header.code)
     if before is None:
         return ["the code changed; its earlier source is not known on this host"], []

@@ -87,7 +87,12 @@ def open_old(path: str | Path, flags: int = os.O_RDONLY) -> int:
         OSError: it is not there, is a link, or is not a plain file.
     """
     descriptor = os.open(path, flags | _OLD | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if plain:
         return descriptor
     os.close(descriptor)
     raise OSError(errno.EINVAL, "not a plain file", str(path))

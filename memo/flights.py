@@ -65,6 +65,7 @@ class Flight:
         "background",
         "detached",
         "handle",
+        "joined",
         "joiners",
         "landing",
         "name",
@@ -80,6 +81,7 @@ class Flight:
         self.landing: Landing | None = None
         self.over = False
         self.detached = False
+        self.joined = 0
         self.joiners: list[Waiter] = []
         self.handle: Handle | None = None
         self.waits: list[Flight] = []
@@ -136,6 +138,8 @@ class Flights:
             leads = flight is None
             if flight is None:
                 flight = self._active[name] = Flight(name, refs, background=background)
+            else:
+                flight.joined += not background
             if not background:
                 flight.background = False
                 if path:  # in the same step as the look above: two who cross see each other
@@ -186,7 +190,7 @@ class Flights:
             flight.handle.cancel()
 
     def close(self, flight: Flight) -> int:
-        """Let nobody join any more; how many wait."""
+        """Let nobody join any more; how many have joined, whether or not they have boarded yet."""
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
@@ -195,7 +199,7 @@ class Flights:
             self._recent[flight.name] = self.landed
             if len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
-            return len(flight.joiners)
+            return flight.joined
 
     def landed_since(self, name: str, since: int) -> bool:
         """May a flight of this name have ended after `landed` was `since`?  Then look again."""

@@ -64,19 +64,6 @@ class HostGenerations:
                 states.append(group.plain)
         return Reading(states, commit)
 
-    def moment(self) -> int:
-        """A number that is another after every change of any generation on this host: 0.3 µs.
-
-        What `read` gave stands for as long as the moment, asked for before, is the same.
-
-        Raises:
-            TierError: the file cannot be read.
-        """
-        ledger = self._ledger
-        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
-            ledger.refresh()
-        return ledger.heard
-
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
         """Adopt what a shared authority reads, where this host still reads `before`.
 

@@ -1,5 +1,12 @@
 """The index of the disk tier: `diskcache` with everything that could unpickle taken out.
 
+What goes when the budget is spent: first what has expired, then what another code version of a
+function has replaced, then what is worth least.  The *worth* of an entry is what its computation
+cost per byte, and it halves with every `HALF_LIFE` since the entry was stored or last read.  All
+worths halve alike, so their order never changes by itself: the rank of an entry is one number, the
+time of its last use plus `HALF_LIFE` for each doubling of its cost per byte, and lies in the column
+that `diskcache` evicts by.
+
 `diskcache` (up to 5.6.3) unpickles what lies in its directory (CVE-2025-69872).  Here keys are
 text, values are bytes, nothing else is written or read, and its table of settings is checked before
 it sees it.  Only this module knows `diskcache`; it is imported when the disk tier is first opened.
@@ -7,9 +14,10 @@ it sees it.  Only this module knows `diskcache`; it is imported when the disk ti
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
@@ -21,7 +29,16 @@ from memo.payloads import Payloads
 from memo.sqlite import DamagedError, Database
 
 CULL = 10
-"""Entries that go at once when the budget is spent, as `diskcache` has it."""
+"""Entries that go at most in one transaction."""
+HALF_LIFE = 86_400
+"""Seconds without use in which an entry's worth halves: one that costs a thousand times as much per
+byte is kept ten days longer."""
+_LEAST_COST = 1000
+"""Nanoseconds that a computation is taken to cost at least."""
+_LEAST_SIZE = 1024
+"""Bytes that an entry is taken to have at least."""
+_REPLACED = 10 * 365 * 86_400
+"""Seconds by which an entry of another code version ranks behind all others."""
 _BATCH = 1000
 _BY_NAME = (
     "CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL"
@@ -36,8 +53,14 @@ _PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
         ("size", "delete"),
     )
 }
-_EXPIRED = "SELECT rowid, filename FROM Cache WHERE expire_time < ? ORDER BY expire_time LIMIT ?"
-_OLDEST = "SELECT rowid, filename FROM Cache WHERE ? ORDER BY store_time LIMIT ?"
+_HELD = "SELECT rowid, filename, size + coalesce(length(value), 0) FROM Cache"
+_EXPIRED = f"{_HELD} WHERE expire_time < ? ORDER BY expire_time LIMIT ?"
+_LEAST = f"{_HELD} WHERE ? ORDER BY access_time LIMIT ?"
+_RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
+_REPLACE = (
+    "UPDATE Cache SET access_time = store_time - ? WHERE key >= ? AND key < ? AND raw = 1"
+    " AND substr(tag, instr(tag, ' ') + 1) <> ?"
+)
 _PREFIX = (
     "SELECT rowid, filename FROM Cache WHERE rowid > ? AND key >= ? AND key < ?"
     " ORDER BY rowid LIMIT ?"
@@ -51,11 +74,25 @@ class Row(NamedTuple):
         record: where it is small.
         name: of its files, where it has any.
         size: bytes of its files.
+        tag: what `tag` makes of its worth.
     """
 
     record: bytes | None
     name: str | None
     size: int
+    tag: str = "0 "
+
+
+def tag(cost: int, size: int, code: str) -> str:
+    """What the index remembers of an entry: the seconds that its cost adds to its rank, its code.
+
+    Args:
+        cost: nanoseconds that its computation took.
+        size: bytes of record and payload.
+        code: the function's code version.
+    """
+    per_byte = max(cost, _LEAST_COST) / max(size, _LEAST_SIZE)
+    return f"{int(HALF_LIFE * math.log2(per_byte))} {code}"
 
 
 def _refused(what: str) -> NoReturn:
@@ -104,12 +141,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     def __init__(self, database: Database, payloads: Payloads, size_limit: int) -> None:
         self._database = database
+        self._codes: dict[str, str] = {}
         _check(database.writer)
         settings = {
             **DEFAULT_SETTINGS,
             "size_limit": size_limit,
             "cull_limit": CULL,
-            "eviction_policy": "least-recently-stored",
+            "eviction_policy": "least-recently-used",
             "sqlite_mmap_size": 0,
         }
         try:
@@ -149,21 +187,66 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def close(self) -> None:
         """The connection is not this object's to close."""
 
-    def make_room(self, size: int) -> None:
-        """Evict, expired first and then by age, until `size` more bytes fit in the budget."""
+    def keep(self, name: str, row: Row, lifetime: float | None) -> None:
+        """Put a row in the place of what lies under a name, for so many seconds."""
+        self.set(name, row, expire=lifetime, tag=row.tag)
+        self.make_room(0)  # others may have stored since room was made
+        function, code = name.rpartition(":")[0] + ":", row.tag.partition(" ")[2]
+        if code and self._codes.get(function) != code:
+            with self._database.transaction():
+                self._sql(_REPLACE, (_REPLACED, function, f"{function}\U0010ffff", code))
+            self._codes[function] = code
+
+    def _row_insert(self, key: str, raw: bool, now: float, columns: tuple[object, ...]) -> None:
+        super()._row_insert(key, raw, now, columns)
+        self._sql(_RANK, (now, key))
+
+    def _row_update(self, rowid: int, now: float, columns: tuple[object, ...]) -> None:
+        super()._row_update(rowid, now, columns)
+        self._sql(_RANK.replace("key = ? AND raw = 1", "rowid = ?"), (now, rowid))
+
+    def used(self, names: Iterable[str]) -> None:
+        """These entries were read: they are worth as much as if they were new."""
         now = time.time()
+        with self._database.transaction() as connection:
+            connection.executemany(_RANK, [(now, name) for name in names])
+
+    def lacking(self, size: int) -> int:
+        """Bytes that must go before `size` more fit in the budget; 0 or less: none."""
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
-        while self.volume() + size > limit:
-            if not (self._evict(_EXPIRED, now) or self._evict(_OLDEST, now)):
+        volume: int = self.volume()
+        return volume + size - limit
+
+    def make_room(self, size: int) -> None:
+        """Evict what is worth least until `size` more bytes fit in the budget."""
+        now = time.time()
+        while (lacking := self.lacking(size)) > 0:
+            if not (self._evict(_EXPIRED, now, lacking) or self._evict(_LEAST, now, lacking)):
                 return
 
-    def _evict(self, which: str, now: float) -> int:
+    def _evict(self, which: str, now: float, lacking: int) -> int:
+        """Evict until so many bytes are free, or `CULL` entries are gone; how many went."""
+        count = 0
         with self._transact() as (sql, cleanup):
-            rows = sql(which, (now, CULL)).fetchall()
-            for rowid, name in rows:
-                sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
-                cleanup(name)
-        return len(rows)
+            for rowid, name, size in sql(which, (now, CULL)).fetchall():
+                if lacking > 0:
+                    sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+                    cleanup(name)
+                    lacking -= size
+                    count += 1
+        return count
+
+    def _cull(
+        self,
+        now: float,
+        sql: Callable[..., sqlite3.Cursor],
+        cleanup: Callable[[str | None], None],
+        limit: int | None = None,
+    ) -> None:
+        """What `diskcache` does within each store: here it drops what has expired, no more."""
+        for rowid, name, _ in sql(_EXPIRED, (now, CULL)).fetchall():
+            sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+            cleanup(name)
 
     def clear_prefix(self, prefix: str) -> int:
         """Delete every key that begins with `prefix`; how many."""

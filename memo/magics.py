@@ -187,10 +187,10 @@ class CacheMagics(Magics):
     @argument("--inputs", type=_listed_names, metavar="A,B",
               help="the names that matter; none given: those that the cell reads")  # fmt: skip
     @argument("--outputs", type=_listed_names, metavar="A,B",
-              help="the names to keep; none given: those that the cell assigns or changes")  # fmt: skip
+              help="the names to keep; none given: those that it assigns or changes")  # fmt: skip
     @argument("--name", help="what statistics call it; none given: after what it assigns")
     @argument("--force", action="store_true", help="run it now, and store what it does")
-    @argument("--explain", action="store_true", help="say whether it would run, and why; run nothing")
+    @argument("--explain", action="store_true", help="say whether it would run, and why")
     @cell_magic
     def cache(self, line: str, cell: str) -> Any:
         """Run a cell once, and from then on replay what it assigned and showed.

@@ -47,7 +47,7 @@ _TEMPORARY = ".tmp"
 _RECORD = ".rec"
 _VOUCHER = ".seal"
 VOUCHED = 16 << 20
-"""Bytes of a payload from which it gets a voucher: hashing 16 MiB takes 2 ms here, on four cores."""
+"""Bytes of a payload from which it gets a voucher; hashing 16 MiB takes 2 ms on four cores."""
 _COARSE: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
 """The clock that files get their times from, where the system shows it."""
 _PAUSE = 0.0005

@@ -2,8 +2,8 @@
 
 A listener on the stream of events keeps what is under way; the drivers' ticker looks at it four
 times a second while anything is.  What is shown goes to a `Screen`: in a notebook the one that
-`memo.magics` gives, in a terminal `rich`'s bars.  Fast calls show nothing, nor does anything that no
-person looks at.
+`memo.magics` gives, in a terminal `rich`'s bars.  Fast calls show nothing, nor does anything that
+no person looks at.
 """
 
 from __future__ import annotations

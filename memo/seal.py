@@ -22,7 +22,6 @@ look up without knowing anything else of the format.
 
 from __future__ import annotations
 
-import itertools
 import json
 import struct
 from collections.abc import Iterable, Sequence
@@ -60,11 +59,11 @@ class Secret:
         key = blake2b(secret, digest_size=32, person=b"memo seal key").digest()
         self._mac = blake2b(key=key, digest_size=32, person=b"memo entry v1")
 
-    def seal(self, head: bytes | memoryview, body: bytes | memoryview) -> bytes:
-        """32 bytes that only this secret makes of these bytes."""
+    def seal(self, *parts: bytes | memoryview) -> bytes:
+        """32 bytes that only this secret makes of these bytes, in one part or more."""
         mac = self._mac.copy()
-        mac.update(head)
-        mac.update(body)
+        for part in parts:
+            mac.update(part)
         return mac.digest()
 
     def __repr__(self) -> str:
@@ -134,7 +133,6 @@ class Entry(NamedTuple):
         generations: those of its stamps that are generations.
         refs: their refs, in the same order.
         size: bytes of the record and its payload.
-        serial: another for every entry that this process made or read.
     """
 
     header: Header
@@ -143,14 +141,10 @@ class Entry(NamedTuple):
     generations: tuple[Generation, ...]
     refs: tuple[Ref, ...]
     size: int
-    serial: int
 
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""
         return f"<Entry {self.header.function} {self.header.key} {self.size} bytes>"
-
-
-_serials = itertools.count(1)
 
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
@@ -158,7 +152,7 @@ def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     generations = tuple(stamp for stamp in header.stamps if type(stamp) is Generation)
     refs = tuple(stamp.ref for stamp in generations)
     size = len(record) + payload_size(header.buffers)
-    return Entry(header, stream, record, generations, refs, size, next(_serials))
+    return Entry(header, stream, record, generations, refs, size)
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
@@ -192,8 +186,8 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
     stamps_at = _BODY_AT + _PLACES.size + len(middle)
     places = _PLACES.pack(stamps_at + len(stamps), stamps_at, len(stamps))
     head = MAGIC + secret.id
-    body = b"".join((places, middle, stamps, stream))
-    return b"".join((head, secret.seal(head, body), body))
+    parts = (places, middle, stamps, stream)
+    return b"".join((head, secret.seal(head, *parts), *parts))
 
 
 def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry:
@@ -214,6 +208,30 @@ def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     if header.namespace != namespace or header.key != key:
         raise EntryError(UNAUTHENTIC, "sealed for another key")
     return entry(header, stream, record)
+
+
+class Worth(NamedTuple):
+    """What tells how much an entry is worth keeping.
+
+    Attributes:
+        cost: nanoseconds that its computation took.
+        code: the function's code version.
+    """
+
+    cost: int
+    code: str
+
+
+def worth(record: bytes | memoryview) -> Worth | None:
+    """What a record says of its worth, believed or not; None where it is no record."""
+    view = memoryview(record)
+    try:
+        if view[:8] != MAGIC:
+            return None
+        header, _ = _parse(view)
+    except (struct.error, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return Worth(header.times.cost, header.code)
 
 
 def _check_seal(view: memoryview, secrets: Sequence[Secret]) -> None:

@@ -223,10 +223,6 @@ class HostGenerations(Generations, Protocol):
         """As `states`, as a plain function."""
         ...
 
-    def moment(self) -> int:
-        """A number that changes with every change of any generation of this host."""
-        ...
-
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
         """Adopt what a shared authority reads, where this host still reads `before`."""
         ...

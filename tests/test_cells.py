@@ -11,7 +11,6 @@ from test_magics import Kernel, Shown
 
 from memo.cells import names
 
-
 SETUP = """
 import asyncio, time, threading, sys, memo
 from memo import cache
@@ -34,7 +33,7 @@ def kernel(_kernel: Kernel) -> Kernel:
     """A kernel with an empty cache, nothing counted, and no names but those of its prelude."""
     _kernel.run("%reset -f")
     _kernel.run(SETUP)
-    _kernel.run("for function in memo.functions(): function.cache_clear()\nopen('runs', 'w').close()")
+    _kernel.run("for one in memo.functions(): one.cache_clear()\nopen('runs', 'w').close()")
     _kernel.run("%cache_report off\n%cache_stats --reset")
     return _kernel
 

@@ -169,7 +169,7 @@ def test_object_array_keeps_the_types_of_its_elements(odd: object) -> None:
     back, _, _ = stored(array)
     assert type(back[-1]) is type(odd)
     assert back[:-1].tolist() == NAMES
-    assert back[-1] == odd or odd != odd
+    assert repr(back[-1]) == repr(odd)
 
 
 def test_two_kinds_of_missing_values_are_kept_apart() -> None:
@@ -324,7 +324,7 @@ def test_small_buffers_of_a_big_value_stay_in_the_stream() -> None:
 def test_type_that_claims_to_be_numpys_is_pickled_as_what_it_is() -> None:
     """A reducer is for the type that its library has, not for one of the same name."""
 
-    class ndarray:  # noqa: N801
+    class ndarray:
         __module__ = "numpy"
 
         def __reduce__(self) -> Any:

@@ -1,4 +1,4 @@
-"""`memo.dashboard()`: what it shows, and what its buttons do; `test_lab.py` looks at it in a page."""
+"""`memo.dashboard()`: what it shows, and what its buttons do; see `test_lab.py` for the page."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_buttons_refresh(kind: str) -> None:
 
 
 def test_what_cannot_be_read_back_is_not_refreshed() -> None:
-    """Where the summary has not all of the arguments, the button is off, and pressing it says why."""
+    """Where the summary has not all of the arguments, the button is off, and it says why."""
 
     @cache(name="load")
     def load(rows: list[int], name: str) -> int:
@@ -196,5 +196,3 @@ def test_a_button_changes_what_is_shown_at_once(widget: Any) -> None:
     """The answer to a button is in the next state, without waiting for a look."""
     widget._handle_custom_msg({"do": "invalidate", "key": "gone"}, [])
     assert widget.state["said"] == "That entry has gone."
-
-

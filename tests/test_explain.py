@@ -342,9 +342,7 @@ class InADict:
         (-1, "unauthentic", "never loaded"),
     ],
 )
-def test_damaged_and_forged_entries(
-    clock: ManualClock, at: int, reason: str, said: str
-) -> None:
+def test_damaged_and_forged_entries(clock: ManualClock, at: int, reason: str, said: str) -> None:
     """An entry that is damaged, or that none of our secrets sealed, is said to be so."""
     place = InADict()
 

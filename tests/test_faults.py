@@ -1,7 +1,7 @@
 """Faults: fail, or kill, any single operation of a call; the caller gets the right value.
 
-Every file, SQLite and Redis operation of a call is numbered, and each in turn made to fail (in the
-long mode, `MEMO_TEST_LONG=1`, every pair of them too), or the process is killed at it.
+Every file, SQLite and Redis operation of a call is numbered, and each in turn made to fail (a part
+of them in CI; all, and every pair, in the long mode, `MEMO_TEST_LONG=1`), or the process is killed at it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from itertools import combinations, count
 from pathlib import Path
 from typing import Any
 
-import memo
 import numpy as np
 import pytest
+from ports import ROOT, run, start
+from redis_server import RedisServer
+
+import memo
 from memo import cache, files, ledger, locks, manifests, payloads
 from memo import disk as disk_module
 from memo import sqlite as sqlite_module
@@ -31,16 +34,14 @@ from memo.assembly import default_chain
 from memo.config import configure
 from memo.drivers import BLOCKING, drain_blocking, drive
 from memo.wire import Wire
-from ports import ROOT, run, start
-from redis_server import RedisServer
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 ROOMS = (files, payloads, locks, ledger, manifests, disk_module, sqlite_module)
 """The modules that touch files."""
 WRITING = frozenset(
-    "write writev pwrite link rename replace unlink ftruncate utime mkdir chmod fchmod fsync".split()
+    ["write", "writev", "pwrite", "link", "rename", "replace", "unlink", "ftruncate", "utime", "mkdir", "chmod", "fchmod", "fsync"]
 )
-SYSTEM = WRITING | frozenset("open fstat stat lstat listdir read pread".split())
+SYSTEM = WRITING | frozenset(["open", "fstat", "stat", "lstat", "listdir", "read", "pread"])
 PIECES = {"os": SYSTEM, "fcntl": frozenset({"flock"}), "mmap": frozenset({"mmap"})}
 SIZE = 20_000
 """Numbers in a result: 160 KB, so a payload of its own."""
@@ -306,14 +307,14 @@ def _disturbed(
 @pytest.mark.parametrize(
     ("phase", "tiers", "asynchronous", "step"),
     [
-        ("first", ["disk"], False, 5),
-        ("first", ["memory", "redis", "disk"], True, 7),
-        ("miss", ["disk"], True, 1),
-        ("miss", ["memory", "redis", "disk"], False, 1),
-        ("hit", ["disk"], False, 1),
-        ("hit", ["redis", "disk"], True, 1),
+        ("first", ["disk"], False, 11),
+        ("first", ["memory", "redis", "disk"], True, 13),
+        ("miss", ["disk"], True, 3),
+        ("miss", ["memory", "redis", "disk"], False, 3),
+        ("hit", ["disk"], False, 2),
+        ("hit", ["redis", "disk"], True, 2),
         ("invalidate", ["disk"], True, 1),
-        ("invalidate", ["memory", "redis", "disk"], False, 1),
+        ("invalidate", ["memory", "redis", "disk"], False, 2),
     ],
     ids=str,
 )
@@ -336,7 +337,8 @@ def test_any_operation_may_fail_after_it_was_done(
     """An operation that took place though it seemed to fail, such as a lost reply, is no harm."""
     world_of = lambda: World(asynchronous)
     tiers = ["redis", "disk"]
-    assert _disturbed(tmp_path, tiers, redis_server, world_of, phase, after=True) > 5
+    step = 5 if phase == "miss" else 3
+    assert _disturbed(tmp_path, tiers, redis_server, world_of, phase, after=True, step=step) > 5
 
 
 # --- SIGKILL -------------------------------------------------------------------------------------
@@ -428,7 +430,7 @@ def judge(directory: Path, phase: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "step"), [("first", 14), ("refresh", 7), ("clear", 11)], ids=["first", "refresh", "clear"]
+    ("phase", "step"), [("first", 23), ("refresh", 11), ("clear", 17)], ids=["first", "refresh", "clear"]
 )
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.timeout(600 if LONG else 120)
@@ -852,8 +854,17 @@ print("end", flush=True)
 """
 
 
-@pytest.mark.parametrize("redis", [False, True], ids=["disk", "redis"])
-@pytest.mark.parametrize("how", ["refresh", "atexit", "thread", "daemon", "loop", "raise"])
+@pytest.mark.parametrize(
+    ("how", "redis"),
+    [
+        ("refresh", True),
+        ("atexit", False),
+        ("thread", True),
+        ("daemon", False),
+        ("loop", True),
+        ("raise", False),
+    ],
+)
 def test_interpreter_exit(
     tmp_path: Path, redis_server: RedisServer, how: str, redis: bool
 ) -> None:

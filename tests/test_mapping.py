@@ -60,14 +60,15 @@ def scribble(value: pd.DataFrame) -> None:
     for place, name in enumerate(value.columns):
         value.isetitem(place, value[name].iloc[::-1].to_numpy(copy=True))
     for block in value._mgr.blocks:
-        if isinstance(block.values, np.ndarray):
-            block.values.fill(block.values.flat[-1])
+        array: Any = block.values  # noqa: PD011 - a block's own
+        if isinstance(array, np.ndarray):
+            array.fill(array.flat[-1])
 
 
 def scribble_in_place(value: pd.DataFrame) -> None:
     """Write into each buffer that the map has, without pandas making copies."""
     for block in value._mgr.blocks:
-        array: Any = block.values
+        array: Any = block.values  # noqa: PD011 - a block's own
         for part in ("_ndarray", "_codes", "_data", "_mask"):
             inner = getattr(array, part, None)
             if isinstance(inner, np.ndarray):
@@ -292,7 +293,7 @@ print(peak() - before)
 
 @LINUX
 def test_store_takes_no_memory(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Storing hashes and writes a value where it lies: no copy of it, also not in the memory tier."""
+    """Storing hashes and writes a value where it lies; the memory tier makes no copy either."""
     n = 16 << 20
     program = f"""
 def peak():
@@ -506,10 +507,8 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     engine._verified.clear()
 
 
-def test_big_payload_is_not_hashed_by_the_next_process(
-    cache_home: Path, hashed: list[int]
-) -> None:
-    """The first hit of a process on a value that another stored costs nothing that grows with it."""
+def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed: list[int]) -> None:
+    """The first hit of a process on what another stored costs nothing that grows with it."""
     n = VOUCHED // 8
     big(n)
     reset()

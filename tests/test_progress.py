@@ -1,4 +1,4 @@
-"""Progress: what runs for long is seen to run; fast calls, and runs that nobody watches, show nothing."""
+"""Progress: what runs for long is seen to run; fast calls and unwatched runs show nothing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ticker_gone() -> bool:
 
 
 def test_a_long_computation_is_shown(sheet: Sheet) -> None:
-    """After half a second it is seen to run; when it has ended, how long it took; then it is quiet."""
+    """After half a second it is seen to run; when it has ended, how long it took."""
 
     @cache(name="etl:slow")
     def slow(x: int) -> int:
@@ -221,7 +221,8 @@ def test_a_waiter_shows_whom_it_waits_for(sheet: Sheet, tmp_path: Path) -> None:
 
         assert shared(1) == 1
     line = str(sheet.shown[0][0])
-    assert line.startswith(f"shared() waits for kernel {holder.pid} on host {os.uname().nodename}, ")
+    who = f"kernel {holder.pid} on host {os.uname().nodename}"
+    assert line.startswith(f"shared() waits for {who}, ")
     assert not WATCHER._runs
 
 

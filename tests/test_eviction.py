@@ -1,0 +1,172 @@
+"""Eviction: the budget is held, and what is worth least per byte goes first."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memo import cache, codec, seal
+from memo.clock import SECOND
+from memo.config import configure
+from memo.disk import Disk
+from memo.drivers import BLOCKING, drive
+from memo.host import Host
+from memo.policy import Times
+from memo.seal import Header, Secret
+
+MIB = 1 << 20
+SECRET = Secret(b"s" * 32)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    host = Host(tmp_path / "cache")
+    disk = Disk(tmp_path / "cache", 10 * MIB, host)
+    yield disk
+    disk.close()
+    host.close()
+
+
+def put(disk: Disk, name: str, seconds: float, size: int = MIB, code: str = "c1") -> None:
+    """Store an entry whose computation took so many seconds."""
+    payload = codec.payload((memoryview(os.urandom(size)),))
+    times = Times(1, 2, bytes(16), 3, -1, 0, int(seconds * SECOND))
+    header = Header("memo", name, "f", code, "", "", "", "", times, (), payload.table)
+    record = seal.pack(header, b"stream", SECRET)
+    drive(disk.store(BLOCKING, f"memo:{{f}}:00:{name}", record, payload, None))
+
+
+def held(disk: Disk) -> set[str]:
+    """The keys that are there, looked up in a way that is no use of them."""
+    return {name.rpartition(":")[2] for name in drive(disk.names(BLOCKING, ""))}
+
+
+def read(disk: Disk, name: str) -> None:
+    assert drive(disk.lookup(BLOCKING, f"memo:{{f}}:00:{name}")) is not None
+
+
+def used(directory: Path) -> int:
+    """Bytes of the disk that a directory takes, without the log of the index."""
+    paths = [p for p in directory.rglob("*") if p.is_file() and not p.name.endswith(("-wal", "-shm"))]
+    return sum({p.stat().st_ino: p.stat().st_blocks * 512 for p in paths}.values())
+
+
+def test_what_costs_least_per_byte_goes_first(disk: Disk) -> None:
+    """Among entries of one age and size, those go that are computed again most quickly."""
+    for number in range(9):
+        put(disk, f"n{number}", seconds=0.001 if number in (3, 6) else 10)
+    put(disk, "new", seconds=10)
+    put(disk, "newer", seconds=10)
+    assert held(disk) == {f"n{n}" for n in range(9) if n not in (3, 6)} | {"new", "newer"}
+
+
+def test_size_counts_against_an_entry(disk: Disk) -> None:
+    """Of two that took equally long, the bigger goes."""
+    put(disk, "small", seconds=1, size=100_000)
+    put(disk, "big", seconds=1, size=6 * MIB)
+    put(disk, "new", seconds=1, size=5 * MIB)
+    assert held(disk) == {"small", "new"}
+
+
+def test_age_counts_against_an_entry(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that cost more goes too, when it has not been used for long enough."""
+    put(disk, "dear", seconds=100)
+    put(disk, "dearest", seconds=100_000)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 12 * 86_400)
+    for number in range(8):
+        put(disk, f"n{number}", seconds=1)
+    assert held(disk) >= {"dearest", "n0", "n7"}
+    assert "dear" not in held(disk)
+
+
+def test_what_is_read_survives(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading an entry makes it as good as new."""
+    now = [time.time()]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    for number in range(9):
+        put(disk, f"n{number}", seconds=1)
+    now[0] += 3600
+    read(disk, "n0")
+    read(disk, "n4")
+    for number in range(5):
+        now[0] += 1
+        put(disk, f"later{number}", seconds=1)
+    assert held(disk) >= {"n0", "n4"}
+    assert not held(disk) & {"n1", "n2", "n3"}
+
+
+def test_replaced_code_goes_first(disk: Disk) -> None:
+    """What an older version of the code computed goes before all else, however dear."""
+    for number in range(4):
+        put(disk, f"old{number}", seconds=10_000, code="c1")
+    for number in range(5):
+        put(disk, f"new{number}", seconds=0.01, code="c2")
+    for number in range(4):
+        put(disk, f"newer{number}", seconds=0.01, code="c2")
+    assert held(disk) == {f"new{n}" for n in range(5)} | {f"newer{n}" for n in range(4)}
+
+
+def test_code_that_comes_back_counts_again(disk: Disk) -> None:
+    """Entries of a version to which the user has gone back survive once they are read."""
+    put(disk, "old", seconds=10, code="c1")
+    put(disk, "other", seconds=10, code="c2")
+    read(disk, "old")
+    for number in range(12):
+        put(disk, f"n{number}", seconds=1, code="c2")
+    assert "old" in held(disk)
+
+
+def test_no_more_goes_than_must(disk: Disk) -> None:
+    """Room for one entry takes one of its size, not ten."""
+    for number in range(9):
+        put(disk, f"n{number}", seconds=1)
+    before = len(held(disk))
+    put(disk, "new", seconds=1)
+    assert len(held(disk)) >= before
+
+
+def test_the_budget_is_held_by_many_writers(tmp_path: Path) -> None:
+    """Threads that store at once do not exceed the budget by more than a tenth."""
+    directory = tmp_path / "cache"
+    host = Host(directory)
+    disks = [Disk(directory, 20 * MIB, host) for _ in range(3)]
+
+    def work(disk: Disk, seed: int) -> None:
+        for number in range(25):
+            put(disk, f"{seed}-{number}", seconds=1, size=MIB // 2 + number * 30_000)
+
+    threads = [threading.Thread(target=work, args=(d, n)) for n, d in enumerate(disks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert 15 * MIB < used(directory) < 22 * MIB
+    for disk in disks:
+        disk.close()
+    host.close()
+
+
+def test_an_entry_in_use_survives_its_eviction() -> None:
+    """An array that is in use stays whole while its entry goes."""
+    with configure(tiers=["disk"], size_limit=8 * MIB):
+
+        @cache(name="eviction:frame", version="1", ttl=None)
+        def frame(x: int) -> Any:
+            time.sleep(0.02 * x)  # each is worth more than those before
+            return np.full(500_000, x)
+
+        frame(0)
+        mapped = frame(0)
+        for x in range(1, 6):
+            frame(x)
+        assert not frame.is_cached(0)
+        mapped += 1
+        assert (mapped == 1).all()
