@@ -25,11 +25,7 @@ class Adapted:
     shared = True
 
     def __init__(self, provider: Any) -> None:
-        missing = [
-            m
-            for m in ("get", "set", "delete")
-            if not callable(getattr(provider, m, None))
-        ]
+        missing = [m for m in ("get", "set", "delete") if not callable(getattr(provider, m, None))]
         if missing:
             raise OptionError(
                 "provider",
@@ -171,4 +167,3 @@ def _readable(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
         return []
     singles: list[tuple[tuple[str, str], ...]] = [(pair,) for pair in ref.arguments]
     return singles if len(singles) == 1 else [*singles, tuple(ref.arguments)]
-

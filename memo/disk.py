@@ -298,8 +298,9 @@ class Disk:
     def _sweep(self) -> int:
         self._sweep_at = time.monotonic() + SWEEP
         removed = locks.sweep(self.directory / "locks")
-        has_name = lambda name: self._write(lambda index: index.has_name(name))
-        return removed + self._payloads.sweep(has_name)
+        return removed + self._payloads.sweep(
+            lambda name: self._write(lambda index: index.has_name(name))
+        )
 
     async def _sweep_soon(self, port: Port) -> None:
         await port.offload(self._sweep)

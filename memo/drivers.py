@@ -51,7 +51,7 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
 
 
 _DEEP = 64 if sys.version_info[:2] == (3, 12) else 0
-"""Levels of cached recursion per thread on Python 3.12, whose limit on C frames is fixed and low."""
+"""Levels of cached recursion per thread on Python 3.12, whose limit of C frames is fixed."""
 
 
 def _on_a_fresh_stack(work: Coroutine[Any, Any, T]) -> T:

@@ -209,9 +209,7 @@ class _Plan:
         return f"{self.prefix}:{address}"
 
 
-def _declared(
-    resolver: Callable[..., Any], signature: inspect.Signature
-) -> tuple[str, ...] | None:
+def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tuple[str, ...] | None:
     """The names that a resolver takes; None: everything, since it takes `**kwargs`.
 
     Raises:

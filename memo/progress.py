@@ -68,6 +68,7 @@ class Screen(Protocol):
 
     def open(self) -> bool:
         """Whether a person looks at it now."""
+        ...
 
     def show(self, lines: list[Line]) -> None:
         """Show these lines in place of those before."""

@@ -346,9 +346,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(lambda *args, **kwargs: None)
 
 
-def _file_arguments(
-    function: Callable[..., Any], signature: inspect.Signature
-) -> dict[str, bool]:
+def _file_arguments(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, bool]:
     """Argument -> by content, of the arguments that are annotated with `File`."""
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     found = {}
@@ -367,4 +365,3 @@ def _evaluated(annotation: str, namespace: dict[str, Any]) -> Any:
         return eval(annotation, namespace)  # noqa: S307  # the user's own annotation
     except Exception:  # a name for type checkers only
         return None
-

@@ -54,7 +54,8 @@ def read(disk: Disk, name: str) -> None:
 
 def used(directory: Path) -> int:
     """Bytes of the disk that a directory takes, without the log of the index."""
-    paths = [p for p in directory.rglob("*") if p.is_file() and not p.name.endswith(("-wal", "-shm"))]
+    paths = [p for p in directory.rglob("*") if p.is_file()]
+    paths = [p for p in paths if not p.name.endswith(("-wal", "-shm"))]
     return sum({p.stat().st_ino: p.stat().st_blocks * 512 for p in paths}.values())
 
 

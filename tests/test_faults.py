@@ -1,7 +1,8 @@
 """Faults: fail, or kill, any single operation of a call; the caller gets the right value.
 
-Every file, SQLite and Redis operation of a call is numbered, and each in turn made to fail (a part
-of them in CI; all, and every pair, in the long mode, `MEMO_TEST_LONG=1`), or the process is killed at it.
+Every file, SQLite and Redis operation of a call is numbered, and each in turn made to fail, or the
+process is killed at it.  In CI a part of them; all, and every pair, in the long mode,
+`MEMO_TEST_LONG=1`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 ROOMS = (files, payloads, locks, ledger, manifests, disk_module, sqlite_module)
 """The modules that touch files."""
 WRITING = frozenset(
-    ["write", "writev", "pwrite", "link", "rename", "replace", "unlink", "ftruncate", "utime", "mkdir", "chmod", "fchmod", "fsync"]
-)
+    ["write", "writev", "pwrite", "link", "rename", "replace", "unlink", "ftruncate", "utime"]
+) | {"mkdir", "chmod", "fchmod", "fsync"}
 SYSTEM = WRITING | frozenset(["open", "fstat", "stat", "lstat", "listdir", "read", "pread"])
 PIECES = {"os": SYSTEM, "fcntl": frozenset({"flock"}), "mmap": frozenset({"mmap"})}
 SIZE = 20_000
@@ -430,7 +431,9 @@ def judge(directory: Path, phase: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "step"), [("first", 23), ("refresh", 11), ("clear", 17)], ids=["first", "refresh", "clear"]
+    ("phase", "step"),
+    [("first", 23), ("refresh", 11), ("clear", 17)],
+    ids=["first", "refresh", "clear"],
 )
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.timeout(600 if LONG else 120)
@@ -486,7 +489,7 @@ class Lasting(Faults):
 def test_a_disk_that_takes_nothing(
     cache_home: Path, names: frozenset[str], code: int, opened: bool, asynchronous: bool
 ) -> None:
-    """Full, read-only, unwritable, or out of descriptors: right values; mended, it is used again."""
+    """Full, read-only, unwritable, out of descriptors: right values; mended, it is used again."""
     world = World(asynchronous)
     with configure(tiers=["disk"]):
         if opened:
@@ -509,6 +512,7 @@ def test_a_disk_that_takes_nothing(
 @pytest.mark.parametrize("limit", ["RLIMIT_FSIZE", "RLIMIT_NOFILE"])
 def test_real_limits(limit: str, tmp_path: Path) -> None:
     """With the kernel's own limits on files and descriptors every call gives its value."""
+    allowed = "100_000" if limit == "RLIMIT_FSIZE" else "number"
     code = (
         "import os, resource, signal, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
@@ -520,7 +524,7 @@ def test_real_limits(limit: str, tmp_path: Path) -> None:
         "    assert world.call(1) == 1\n"
         f"    soft, hard = resource.getrlimit(resource.{limit})\n"
         "    number = os.open('/dev/null', os.O_RDONLY); os.close(number)\n"
-        f"    resource.setrlimit(resource.{limit}, ({'100_000' if 'SIZE' in limit else 'number'}, hard))\n"
+        f"    resource.setrlimit(resource.{limit}, ({allowed}, hard))\n"
         "    for x in (1, 2, 3):\n"
         "        assert world.call(x) == 1\n"
         f"    resource.setrlimit(resource.{limit}, (soft, hard))\n"
@@ -569,8 +573,8 @@ def test_garbage_in_place_of_a_file(
 ) -> None:
     """Whatever lies where a file of ours was: right values, and soon hits again.
 
-    The bell is mapped while it is in use, so it is replaced then: what others cut off a file that is
-    mapped, no program can read.
+    The bell is mapped while it is in use, so it is replaced then: what others cut off a mapped
+    file, no program can read.
     """
     world = World(asynchronous)
     for closed in (True, False):
@@ -682,15 +686,16 @@ def test_no_file_that_may_be_mapped_is_ever_cut(tmp_path: Path) -> None:
             return call
 
     world = World(False, use_lock=True)
-    with configure(directory=tmp_path, tiers=["disk"]):
-        with numbered(Watching(breaks, frozenset())) as faults:
-            faults.on = True
-            world.call()
-            world.call()
-            world.function.refresh(7)
-            world.invalidate()
-            world.function.cache_clear()
-    assert [path for path in cut if "/locks/" not in path and not path.endswith(("bell", "swept"))] == []
+    settings = configure(directory=tmp_path, tiers=["disk"])
+    with settings, numbered(Watching(breaks, frozenset())) as faults:
+        faults.on = True
+        world.call()
+        world.call()
+        world.function.refresh(7)
+        world.invalidate()
+        world.function.cache_clear()
+    allowed = ("bell", "swept")
+    assert [path for path in cut if "/locks/" not in path and not path.endswith(allowed)] == []
     assert cut, "the watch does not work"
 
 
@@ -865,14 +870,23 @@ print("end", flush=True)
         ("raise", False),
     ],
 )
-def test_interpreter_exit(
-    tmp_path: Path, redis_server: RedisServer, how: str, redis: bool
-) -> None:
+def test_interpreter_exit(tmp_path: Path, redis_server: RedisServer, how: str, redis: bool) -> None:
     """A program that ends in the middle of anything ends at once, silently, with code 0."""
     where = redis_server.url if redis else "none"
     begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", EXITING, str(tmp_path / "c"), how, where],
+        [
+            sys.executable,
+            "-X",
+            "dev",
+            "-W",
+            "error",
+            "-c",
+            EXITING,
+            str(tmp_path / "c"),
+            how,
+            where,
+        ],
         capture_output=True,
         text=True,
         timeout=30,

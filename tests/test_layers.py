@@ -52,7 +52,17 @@ HOMES: dict[str, set[str]] = {
 
 # What costs too much to be imported with memo: see tests/test_import.py.
 HEAVY = {
-    *("IPython", "anywidget", "asyncio", "blake3", "cloudpickle", "diskcache", "numpy", "pandas", "polars"),
+    *(
+        "IPython",
+        "anywidget",
+        "asyncio",
+        "blake3",
+        "cloudpickle",
+        "diskcache",
+        "numpy",
+        "pandas",
+        "polars",
+    ),
     *("pyarrow", "pydantic", "redis", "rich", "scipy", "torch"),
 }
 # Rooms that are never imported with memo, and may import what they like.

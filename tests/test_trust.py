@@ -232,7 +232,7 @@ def test_entries_do_not_show_their_values() -> None:
 
 
 def test_a_traceback_of_the_users_has_his_frames_only() -> None:
-    """An exception of the function is raised with the user's frames; the cache is not in between."""
+    """An exception of the function is raised with the user's frames; no others in between."""
 
     @cache(name="trust:error", version="1", ttl=None)
     def load() -> str:
@@ -240,9 +240,9 @@ def test_a_traceback_of_the_users_has_his_frames_only() -> None:
 
     with pytest.raises(ValueError, match="mine") as caught:
         load()
-    files = {Path(frame.filename).parent.name for frame in traceback.extract_tb(caught.value.__traceback__)}
-    assert files <= {"tests", "memo"}
-    inner = [f.name for f in traceback.extract_tb(caught.value.__traceback__)]
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert {Path(frame.filename).parent.name for frame in frames} <= {"tests", "memo"}
+    inner = [frame.name for frame in frames]
     assert inner[-1] == "load"
     assert len(inner) <= 4
 
@@ -334,7 +334,7 @@ async def test_big_values_do_not_hold_up_the_loop(kind: str, tiers: list[str]) -
 
 
 @pytest.mark.timing
-async def test_a_big_payload_from_redis_does_not_hold_up_the_loop(redis_server: RedisServer) -> None:
+async def test_big_payloads_of_redis_do_not_hold_up_the_loop(redis_server: RedisServer) -> None:
     """Sending 40 MB to Redis and fetching it leaves the loop free all the while."""
     value = np.arange(5_000_000)
     with configure(redis_url=redis_server.url, tiers=["redis"], deadline=2.0):

@@ -17,7 +17,8 @@ import json, sys
 import memo
 from memo.testing import recording
 
-memo.configure(redis_url=sys.argv[1], directory=sys.argv[2], deadline=5, memory_limit=int(sys.argv[3]))
+url, directory, memory = sys.argv[1:]
+memo.configure(redis_url=url, directory=directory, deadline=5, memory_limit=int(memory))
 
 @memo.cache(ttl=600, name="hosts:load", version="1")
 def load(region):

@@ -55,10 +55,10 @@ def test_what_cannot_be_pickled_is_returned_with_one_warning() -> None:
     lock = threading.Lock()
     sync, coroutine, ran = both(lambda: lock)
     for call in (sync, coroutine):
-        with recording() as heard, pytest.warns(UserWarning, match="cannot be pickled") as told:
-            assert call() is lock
-            assert call() is lock
-        assert len(told) == 1
+        with recording() as heard:
+            with pytest.warns(UserWarning, match="cannot be pickled"):
+                assert call() is lock
+            assert call() is lock  # a second warning would be an error
         assert [e.reason for e in heard if e.kind == "error"] == ["unpicklable"] * 2
     assert ran == [0, 0, 1, 1]
 
@@ -104,7 +104,7 @@ class Shifty:
 
 @pytest.mark.parametrize(
     "value",
-    [Raises(ValueError), Raises(MemoryError), Raises(StopIteration), Endless(), Wrong(), sys, [open]],
+    [Raises(ValueError), Raises(MemoryError), Raises(StopIteration), Endless(), Wrong(), sys, open],
     ids=["raises", "memory", "stop", "endless", "wrong", "module", "fine"],
 )
 def test_whatever_pickling_does_the_caller_gets_the_result(value: Any) -> None:
@@ -226,7 +226,8 @@ def test_values_that_look_like_nothing_are_values(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), StopIteration(3), KeyError("k"), StopAsyncIteration(), OSError(5, "x")]
+    "error",
+    [ValueError("x"), StopIteration(3), KeyError("k"), StopAsyncIteration(), OSError(5, "x")],
 )
 def test_exceptions_that_are_returned_are_values(error: Exception) -> None:
     """An exception that is a result is stored and returned, not raised."""
@@ -455,7 +456,7 @@ async def test_a_refresh_of_changed_arguments_does_not_run_async() -> None:
 
 
 async def test_arguments_that_change_while_a_call_waits_its_turn_are_not_stored() -> None:
-    """A caller who changes what he passed while his call looks around gets his result; nobody else."""
+    """Who changes what he passed while his call looks around gets his result, and nobody else."""
 
     @cache(name="values:turn", version="1", ttl=None)
     async def total(xs: list[int]) -> int:
