@@ -122,9 +122,12 @@ def main() -> None:
     given = options.parse_args()
     begun, load = time.time(), os.getloadavg()[0]
     rows = [row for row in ROWS if given.only in row.title]
+    results = []
     with places() as machine:
         bench = Bench(machine, given.runs or (1 if given.quick else 3), quick=given.quick)
-        results = [bench.row(row) for row in rows]
+        for row in rows:
+            results.append(bench.row(row))
+            print(*report.lines(results[-1]), sep="\n", file=sys.stderr, flush=True)
     page = report.page(results, begun, load, quick=given.quick)
     print(page)
     output = given.output or (None if given.quick else ROOT / "docs" / "performance.md")

@@ -70,17 +70,17 @@ def shown(figure: float | str | None, row: Row) -> str:
 
 def page(results: Sequence[Result], begun: float, load: float, *, quick: bool) -> str:
     """The page: the table, then everybody's figures, then how it was measured."""
-    lines = [
+    text = [
         "# Performance",
         "",
-        "Measured by `python -m benchmarks`, which anybody can run.  The figures are of one machine;",
-        "the ratios should hold on others.  Where a peer wins, the table says so.",
+        "Measured by `python -m benchmarks`, which anybody can run.  The figures are of one",
+        "machine; the ratios should hold on others.  Where a peer wins, the table says so.",
         "",
         "![memo against the floor and the best peer](performance.svg)",
         "",
         "| work | floor | best peer | memo | to reach | reached |",
         "| --- | --- | --- | --- | --- | --- |",
-        *(line for result in results for line in _lines(result)),
+        *(line for result in results for line in lines(result)),
         "",
         "## Everybody",
         "",
@@ -91,10 +91,11 @@ def page(results: Sequence[Result], begun: float, load: float, *, quick: bool) -
         *_how(begun, load, quick=quick),
     ]
     notes = NOTES.read_text(encoding="utf-8") if NOTES.exists() else ""
-    return "\n".join(lines) + "\n" + ("\n" + notes if notes else "")
+    return "\n".join(text) + "\n" + ("\n" + notes if notes else "")
 
 
-def _lines(result: Result) -> list[str]:
+def lines(result: Result) -> list[str]:
+    """A row of the table, one line for each of ours."""
     row, best = result.row, result.best_peer
     floor = f"{shown(result.floor, row)} ({row.floor})" if row.floor else ""
     peer = f"{shown(best[1], row)} ({best[0]})" if best else ""
@@ -122,8 +123,8 @@ def _how(begun: float, load: float, *, quick: bool) -> list[str]:
         f"Run {size} on {day}, on {platform.system()} {platform.machine()} with",
         f"{os.cpu_count()} cores, Python {platform.python_version()}.  The load of the machine was",
         f"{load:.1f} when it began and {os.getloadavg()[0]:.1f} when it ended, this run included:",
-        "look at ratios, and at a target missed or met by a few per cent as undecided.  Each figure is",
-        "the median of fresh processes, and each of those gives a median of its own.  A subject that",
+        "look at ratios, and at a target missed or met by a few per cent as undecided.  Each",
+        "figure is the median of fresh processes, each of which gives a median.  A subject that",
         "computes again instead of hitting fails.",
         "Versions: " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES) + ".",
     ]
@@ -157,8 +158,10 @@ def picture(results: Sequence[Result]) -> str:
         return _LEFT + share * (_WIDTH - _LEFT - 40)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        'font-family="sans-serif" font-size="13">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+            'font-family="sans-serif" font-size="13">'
+        ),
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
     ]
     for place, (name, colour) in enumerate(_COLOURS.items()):

@@ -601,7 +601,10 @@ class Stage:
     def kill_one(self) -> None:
         """SIGKILL a worker, and start another in its place."""
         number = random.randrange(self.workers)
-        os.kill(self._crew[number], signal.SIGKILL)
+        try:
+            os.kill(self._crew[number], signal.SIGKILL)
+        except ProcessLookupError:  # it has done its work
+            return
         assert self.nursery.wait(self._crew[number]) == -signal.SIGKILL
         self.killed += 1
         self._crew[number] = self._start(number)

@@ -291,6 +291,9 @@ def test_options_choose_inputs_and_outputs(kernel: Kernel) -> None:
     kernel.run("a = 2")
     kernel.run(cell)
     assert ran(kernel) == 2
+    kernel.run(cell.replace("--outputs c", "--outputs d"))
+    assert ran(kernel) == 3
+    assert kernel.run("print(d)").stdout == "4\n"
 
 
 def test_force_ttl_and_tags(kernel: Kernel) -> None:

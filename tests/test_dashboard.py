@@ -139,6 +139,12 @@ def test_what_cannot_be_read_back_is_not_refreshed() -> None:
     assert "by hand" in model.said
     header = model._headers[0][0]
     assert call_of(header) is None
+    load([], "x")
+    model._listed = 0.0
+    whole = next(e for e in model.state()["entries"] if e["refreshes"])
+    known = next(h for h, _ in model._headers if h.key == whole["key"])
+    assert call_of(known) == (load, {"rows": [], "name": "x"})
+    assert call_of(known._replace(key="0" * 40)) is None
     assert call_of(header._replace(summary='{"rows": ["__import__(\'os\')", ""]}')) is None
 
 

@@ -215,7 +215,8 @@ def test_html_brings_no_colours_but_those_of_the_plot(found: Stats) -> None:
     html = display.html(found, plot=True)
     colours = set(re.findall(r"#[0-9a-fA-F]{3,8}\b", html))
     assert colours <= set(COLOURS.values())
-    assert set(re.findall(r"background(?:-color)?:([^;}]+)", html)) == {"transparent"}
+    backgrounds = set(re.findall(r"background(?:-color)?:([^;}]+)", html))
+    assert backgrounds <= {"transparent", "var(--memo-line)", *COLOURS.values()}
     assert "var(--jp-content-font-color1" in html
 
 

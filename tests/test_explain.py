@@ -7,9 +7,11 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -223,14 +225,32 @@ def test_expired(clock: ManualClock, later: float) -> None:
     shows(explanation, "computed 1", "ttl 1 min", "expired ")
 
 
-def test_invalidated_when_by_whom_and_why(clock: ManualClock) -> None:
+def test_expired_and_gone_from_every_tier() -> None:
+    """An entry that no tier gives out any more, since it is past its ttl, has expired, too."""
+
+    @cache(ttl=0.05, name="load")
+    def load(region: str) -> str:
+        return region
+
+    load("EU")
+    time.sleep(0.15)
+    explanation = load.explain("EU")
+    assert explanation.reason == "expired"
+    shows(explanation, "ttl 50 ms")
+
+
+def test_invalidated_when_by_whom_and_why(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says when, by which process, why, and what was invalidated; not what came before."""
 
     @cache(name="load", tags=["daily"])
     def load(region: str, year: int) -> str:
         return region
 
-    load.invalidate(region="EU", reason="older than the entry")
+    monkeypatch.setattr("memo.chain.time", SimpleNamespace(time=lambda: clock.wall_ns() / 1e9))
+    load("EU", 2024)
+    load.invalidate(reason="older than the entry")
     clock.advance(5)
     load("EU", 2024)
     clock.advance(5)
@@ -242,6 +262,7 @@ def test_invalidated_when_by_whom_and_why(clock: ManualClock) -> None:
     shows(explanation, "function load invalidated for this region at 20", "new <prices>")
     assert f"/{os.getpid()}" in str(explanation)
     assert "of no concern" not in str(explanation)
+    assert "older than the entry" not in str(explanation)
     load("EU", 2024)
     memo.invalidate(tag="daily", reason="nightly")
     shows(load.explain("EU", 2024), "tag daily invalidated at", ": nightly")

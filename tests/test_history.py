@@ -57,8 +57,8 @@ def judged(past: History, stage: Stage, *, exclusive: bool = False) -> None:
         f"{name}: {len(found)}, such as {found[:3]}" for name, found in wrong.items() if found
     ]
     assert not report, f"{counts}; {report}"
-    assert len(past.calls) > 50, counts
-    assert len(past.gone) > 5, counts
+    assert len(past.calls) > 20, counts
+    assert len(past.gone) > 1, counts
     if LONG:
         print(counts)
 

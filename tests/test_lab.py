@@ -1,6 +1,6 @@
 """What a person sees: notebooks in a real JupyterLab, in headless Chromium, in both themes.
 
-Opt-in (`-m lab`), since it needs a browser: `pip install -e '.[test,lab]'` and a `chromium` on
+Opt-in (`-m lab`), since it needs a browser: `pip install -e ".[test,lab]"`, and a `chromium` on
 PATH, Debian's for instance.  `.ci/run` runs it where there is one.  Screenshots go to the directory
 that `SCREENSHOTS` names.
 """

@@ -510,6 +510,8 @@ def test_report_costs_hits_nothing(kernel: Kernel) -> None:
 # --- Coming and going ---------------------------------------------------------------------------
 
 STATE = """
+import sys
+POOLS = ("memo-offload", "memo-background")  # they end by themselves
 def state():
     shell = get_ipython()
     return (
@@ -519,7 +521,9 @@ def state():
         sorted(shell.magics_manager.registry),
         [type(one).__name__ for one in shell.configurables],
         sorted(shell.strdispatchers["complete_command"].strs),
-        sorted(thread.name for thread in threading.enumerate()),
+        sorted(t.name for t in threading.enumerate() if not t.name.startswith(POOLS)),
+        len(shell.input_transformers_cleanup),
+        len(sys.modules["memo.stats"].COUNTERS._listeners),
     )
 """
 
@@ -530,6 +534,7 @@ def test_unloading_leaves_nothing_behind(kernel: Kernel) -> None:
     try:
         kernel.run(f"{STATE}\nbefore = state()")
         assert "cache_" not in kernel.run("print(before)").stdout
+        assert kernel.run("print(before[-1])").stdout == "0\n"
         kernel.run("%load_ext memo")
         kernel.run("memo.load_ipython_extension(get_ipython())")
         loaded = kernel.run("print(before == state(), 'cache_stats' in state()[1])")
