@@ -704,6 +704,11 @@ def test_redis_6_2(
         server.close()
 
 
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
 def test_unix_socket(tmp_path: Any, redis_server: RedisServer, run: Run) -> None:
     """A Unix socket works like a port."""
     path = f"/tmp/memo-{os.getpid()}-{random.choice(string.ascii_letters)}.sock"
@@ -711,7 +716,7 @@ def test_unix_socket(tmp_path: Any, redis_server: RedisServer, run: Run) -> None
     with subprocess.Popen([*command, "--dir", str(tmp_path)], stdout=subprocess.DEVNULL) as server:
         tier = Redis(f"unix://{path}?db=3")
         try:
-            assert wait_for(lambda: os.path.exists(path))
+            assert wait_for(lambda: _listens(path))
             run(lambda port: tier.store(port, "memo:k", b"value", None, None))
             assert run(lambda port: tier.lookup(port, "memo:k")).record == b"value"
             assert tier.where == f"redis {path}/3 memo"
