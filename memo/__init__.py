@@ -14,13 +14,12 @@ long.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from memo.assembly import CacheFallbackFactory, stats_directory
 from memo.canon import register_key
 from memo.chain import Chain
 from memo.config import configure
-from memo.dashboard import dashboard
 from memo.decorators import cache, explain, functions
 from memo.drivers import drain
 from memo.engine import Invalidation
@@ -39,17 +38,18 @@ from memo.figures import render_with as _render_with
 from memo.identity import stable
 from memo.invalidation import ainvalidate, invalidate, invalidate_cache
 from memo.live import live
-from memo.progress import progress
-from memo.reports import report
 from memo.sources import File
 from memo.stats import install as _install
 from memo.stats import stats
 from memo.tiers import CacheProtocol
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from IPython.core.interactiveshell import InteractiveShell
 
     from memo.figures import Stats
+    from memo.stats import Span
 
 __version__ = "0.1.0"
 __all__ = [
@@ -86,6 +86,31 @@ __all__ = [
 ]
 
 _install(stats_directory)
+
+
+def report(file: TextIO | None = None) -> AbstractContextManager[Span]:
+    """Print what the cache did in a `with` block, in one line; see `memo.reports`."""
+    from memo import reports
+
+    return reports.report(file)
+
+
+def progress(*, on: bool = True) -> None:
+    """Show computations and waits longer than half a second, or no more; see `memo.watcher`."""
+    from memo import watcher
+
+    watcher.progress(on=on)
+
+
+def dashboard() -> Any:
+    """A live view of the cache, a widget; see `memo.widget`.
+
+    Raises:
+        MissingExtraError: the extra `notebook` is not installed.
+    """
+    from memo import widget
+
+    return widget.dashboard()
 
 
 def _text(snapshot: Stats) -> str:

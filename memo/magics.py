@@ -39,11 +39,11 @@ from memo.engine import Invalidation
 from memo.errors import MemoError, OptionError
 from memo.explanations import listing
 from memo.figures import Stats, label, matches
-from memo.progress import WATCHER, Line
 from memo.reports import explain_misses
 from memo.seal import Header
 from memo.stats import Span, reset, stats, watch
 from memo.stats import publish as leave_for_others
+from memo.watcher import WATCHER, Line
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell

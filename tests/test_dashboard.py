@@ -13,7 +13,7 @@ import pytest
 
 import memo
 from memo import cache
-from memo.dashboard import _ESM, Model, call_of
+from memo.widget import _ESM, Model, call_of
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ ROWS = (
     ("Redis' wire", "links loops wire grants"),
     ("leaves and flows", "disk host remote memory adapted engine explanations"),
     ("loops and threads", "drivers"),
-    ("assembly", "assembly decorators invalidation reports progress cells dashboard"),
+    ("assembly", "assembly decorators invalidation reports watcher cells widget"),
     ("doors", "demo doctor magics cli testing __init__ __main__"),
 )
 ROW_OF = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6)  # the groups of one row are neighbours
@@ -45,8 +45,8 @@ HOMES: dict[str, set[str]] = {
     "blake3": {"codec", "arrays"},
     "platformdirs": {"config", "secret"},
     "click": {"cli"},
-    "rich": {"demo", "progress"},
-    "anywidget": {"dashboard"},
+    "rich": {"demo", "watcher"},
+    "anywidget": {"widget"},
     "IPython": {"magics", "__init__"},
 }
 

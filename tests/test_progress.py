@@ -19,7 +19,7 @@ from test_magics import ROOT, Kernel
 
 import memo
 from memo import cache
-from memo.progress import SHOWN_AFTER, WATCHER, Line, Terminal, whom
+from memo.watcher import SHOWN_AFTER, WATCHER, Line, Terminal, whom
 
 
 class Sheet:
