@@ -257,10 +257,10 @@ class Chain:
         if len(entry.generations) != len(entry.header.stamps) or entry.header.buffers:
             return False
         now = host.generations.read(entry.refs)
-        return all(
-            stamp.state.text == state.text
-            for stamp, state in zip(entry.generations, now, strict=True)
-        )
+        for stamp, state in zip(entry.generations, now, strict=True):
+            if stamp.state.text != state.text:
+                return False
+        return True
 
     async def _payload(self, port: Port, entry: Entry) -> Source | None:
         size = seal.payload_size(entry.header.buffers)
@@ -443,15 +443,18 @@ class Chain:
         self._fault(tier.name, error)
         if row is None or self.host is None:
             return f"failed, and could not be journalled: {error}"
-        await self._strike(port, self.host.journal.fail, row)
-        return "journalled: unreachable, replayed before its next read"
+        if await self._strike(port, self.host.journal.fail, row):
+            return "journalled: unreachable, replayed before its next read"
+        return "journalled: unreachable, replayed here before its next read, elsewhere within 5 s"
 
-    async def _strike(self, port: Port, verb: Callable[[int], None], row: int) -> None:
+    async def _strike(self, port: Port, verb: Callable[[int], None], row: int) -> bool:
         """Say how a journal row went; if that cannot be written, it is due in a while by itself."""
         try:
             await port.offload(verb, row)
         except TierError as error:
             self._fault("host", error)
+            return False
+        return True
 
     async def _catch_up(self, port: Port) -> None:
         """Replay what a shared tier missed; it is not read before.

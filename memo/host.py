@@ -168,6 +168,7 @@ class Journal:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._failed: set[int] = set()
 
     def add(self, turns: Sequence[Turn], note: str) -> int:
         """Write one down and turn the host's own generations, in one durable transaction.
@@ -195,8 +196,10 @@ class Journal:
         """It did not reach the shared tier: it is due from now on.
 
         Raises:
-            TierError: it could not be written; then it is due `OVERDUE` after it was added.
+            TierError: it could not be written; then it is due at once for this process, and for
+                others `OVERDUE` after it was added.
         """
+        self._failed.add(row)
 
         def work(connection: sqlite3.Connection, _: int) -> bool:
             statement = "UPDATE journal SET due = 1 WHERE id = ?"
@@ -223,6 +226,7 @@ class Journal:
             return True
 
         self._ledger.write(work, durable=False)
+        self._failed.discard(row)
 
     def due(self) -> bool:
         """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.
@@ -243,8 +247,10 @@ class Journal:
         return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
 
     def _is_due(self, row: tuple[int, int, int]) -> bool:
-        _, at, due = row
-        return bool(due) or not 0 <= self._ledger.clock.wall_ns() - at < OVERDUE
+        number, at, due = row
+        if due or number in self._failed:
+            return True
+        return not 0 <= self._ledger.clock.wall_ns() - at < OVERDUE
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:
         """(number, turns, note) of those that are due, oldest first.
