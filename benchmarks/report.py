@@ -44,11 +44,23 @@ class Result(NamedTuple):
         bound = self.row.bound(floor, self.best_peer[1] if self.best_peer else math.nan)
         return None if math.isnan(bound) else bound
 
+    def disturbed(self) -> str:
+        """Who took less than the floor, where the target depends on it: then the floor is wrong."""
+        floor, row = self.floor, self.row
+        if not isinstance(floor, float | int) or row.floor.startswith("hit among"):
+            return ""
+        if row.bound(floor, 1.0) == row.bound(2 * floor, 1.0):
+            return ""
+        figures = {w: f for w, f in self.found.items() if isinstance(f, float | int)}
+        return next((who for who, figure in figures.items() if figure < 0.95 * floor), "")
+
     def reached(self, subject: str) -> str:
         """Whether one of ours reached its target: `yes`, or `no` and how far it is from it."""
         bound, figure = self.bound(), self.found[subject]
         if bound is None or math.isinf(bound) or not isinstance(figure, float | int):
             return ""
+        if who := self.disturbed():
+            return f"undecided: {who} beat the floor, so that was disturbed"
         if self.row.runs and self.runs[subject] != self.row.runs:
             return f"**no**: {self.runs[subject]} runs"
         return "yes" if figure <= bound else f"**no**: {figure / bound:.2f} x the target"
@@ -125,7 +137,8 @@ def _how(begun: float, load: float, *, quick: bool) -> list[str]:
         f"{load:.1f} when it began and {os.getloadavg()[0]:.1f} when it ended, this run included:",
         "look at ratios, and at a target missed or met by a few per cent as undecided.  Each",
         "figure is the median of fresh processes, each of which gives a median.  A subject that",
-        "computes again instead of hitting fails.",
+        "computes again instead of hitting fails.  Nobody can beat a floor: where one did,",
+        "load disturbed it, and whether the target was reached is undecided.",
         "Versions: " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES) + ".",
     ]
 
@@ -194,7 +207,6 @@ def _marks(result: Result) -> dict[str, float]:
 
 
 def _tick(power: int) -> str:
-    unit, base = {-3: ("µs", -6), -2: ("µs", -6), -1: ("ms", -3), 0: ("s", 0)}.get(
-        power // 3, ("s", 0)
-    )
+    """A power of ten seconds, for people."""
+    unit, base = ("s", 0) if power >= 0 else ("ms", -3) if power >= -3 else ("µs", -6)
     return f"{10.0 ** (power - base):g} {unit}"

@@ -34,6 +34,7 @@ from memo import sqlite as sqlite_module
 from memo.assembly import default_chain
 from memo.config import configure
 from memo.drivers import BLOCKING, drain_blocking, drive
+from memo.errors import TierError
 from memo.wire import Wire
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
@@ -344,6 +345,33 @@ def test_any_operation_may_fail_after_it_was_done(
     assert _disturbed(tmp_path, tiers, redis_server, world_of, phase, after=True, step=step) > 5
 
 
+@PORTS
+def test_an_invalidation_that_no_tier_takes_to_the_end(
+    redis_server: RedisServer, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis fails, and nobody can write that down: it is replayed here all the same (I7)."""
+    world = World(asynchronous)
+    with configure(redis_url=redis_server.url, tiers=["redis", "disk"], deadline=5.0):
+        assert world.call() == 1
+        ledger = default_chain().host.journal._ledger  # type: ignore[union-attr]
+        write, written = ledger.write, []
+
+        def once(work: Any, *, durable: bool) -> None:
+            written.append(durable)
+            if len(written) > 1:
+                raise TierError("no more")
+            write(work, durable=durable)
+
+        world.epoch = 2
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "write", once)
+            patch.setattr(Wire, "_exchange", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
+            told = world.invalidate()
+        assert told.tiers["redis"].startswith("journalled: unreachable, replayed here")
+        default_chain().tiers[0].wire.breaker.succeeded()  # type: ignore[attr-defined]
+        assert world.call() == 2
+
+
 # --- SIGKILL -------------------------------------------------------------------------------------
 
 
@@ -456,12 +484,15 @@ def test_a_kill_at_any_operation_leaves_old_or_new(
 class Lasting(Faults):
     """Every operation of some kinds fails, as long as it is on."""
 
-    def __init__(self, names: frozenset[str], code: int) -> None:
+    def __init__(self, names: frozenset[str], code: int, *, on: bool = False) -> None:
         super().__init__(self._fail, frozenset())
         self.names = names
         self.code = code
+        self.on = on
 
     def _fail(self, name: str) -> None:
+        if name == "redis":
+            breaks(name)
         if name in ("sql", "connect"):
             full = self.code == errno.ENOSPC
             told = "database or disk is full" if full else "attempt to write a readonly database"
@@ -607,11 +638,11 @@ def test_the_directory_goes_while_running(cache_home: Path, asynchronous: bool) 
     with configure(tiers=["memory", "disk"]):
         for _ in range(3):
             assert world.call() == world.epoch
-            shutil.rmtree(cache_home)
+            shutil.rmtree(cache_home, ignore_errors=True)
             assert world.call() == world.epoch
             assert world.call() == world.epoch
             world.epoch += 1
-            shutil.rmtree(cache_home)
+            shutil.rmtree(cache_home, ignore_errors=True)
             world.invalidate()
             assert world.call() == world.epoch
 
