@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 ARGUMENT: Final = "__memo_argument__"
@@ -124,17 +124,20 @@ def annotated(
     function: Callable[..., Any], signature: inspect.Signature
 ) -> dict[str, Callable[[Any], Any]]:
     """The parameters whose annotation says what stands for them in the key."""
+    parts = hints(function, signature)
+    found = ((name, getattr(part, ARGUMENT, None)) for name, part in parts)
+    return {name: function_of for name, function_of in found if callable(function_of)}
+
+
+def hints(function: Callable[..., Any], signature: inspect.Signature) -> Iterator[tuple[str, Any]]:
+    """Each parameter with its annotation, and again with each part of an `Annotated`."""
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
-    found = {}
     for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
         if isinstance(annotation, str):
             annotation = _evaluated(annotation, namespace)
         for part in (annotation, *getattr(annotation, "__metadata__", ())):
-            function_of = getattr(part, ARGUMENT, None)
-            if callable(function_of):
-                found[name] = function_of
-    return found
+            yield name, part
 
 
 def _evaluated(annotation: str, namespace: dict[str, Any]) -> Any:

@@ -28,9 +28,10 @@ from typing import (
 from memo import assembly, codec, config, engine, options
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
-from memo.engine import Function, Invalidation, Raised
+from memo.engine import Invalidation
 from memo.figures import CacheInfo
 from memo.identity import Identity, function_id
+from memo.jobs import Function, Raised
 from memo.keys import Call, Keyer
 from memo.policy import Policy
 from memo.sources import Dependencies

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo import engine, events, leases
+from memo import events, leases, reads
 from memo.flights import current_path
 from memo.port import Handle, Port, Waiter
 
@@ -534,14 +534,14 @@ def carry_context() -> None:
 def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
     @wraps(original)
     def start(self: threading.Thread) -> None:
-        given = engine.carried()
+        given = reads.carried()
         target = getattr(self, "_target", None)
         if given is not None and getattr(target, "__module__", None) not in _UNCARRIED:
             body = self.run
 
             def run() -> None:
                 del self.run
-                engine.carry(given, body)
+                reads.carry(given, body)
 
             self.run = run  # type: ignore[method-assign]
         original(self)
@@ -553,15 +553,15 @@ def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..
 def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        given = engine.carried()
+        given = reads.carried()
         if given is not None:
-            fn = partial(engine.carry, given, fn)
+            fn = partial(reads.carry, given, fn)
         return original(self, fn, *args, **kwargs)
 
     return submit
 
 
-engine.prepare = carry_context
+reads.prepare = carry_context
 
 
 def _at_exit() -> None:

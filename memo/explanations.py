@@ -17,9 +17,9 @@ from typing import Any
 from memo import display, seal, sources, stamps
 from memo.chain import Answer, Chain
 from memo.clock import SECOND
-from memo.engine import Function
 from memo.errors import EntryError, TierError
 from memo.figures import label
+from memo.jobs import Function
 from memo.keys import Call
 from memo.manifests import Manifests
 from memo.policy import (

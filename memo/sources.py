@@ -23,7 +23,7 @@ from hashlib import blake2b
 from string import Formatter
 from typing import Any
 
-from memo import canon
+from memo import bindings, canon
 from memo.errors import DependencyError, OptionError, shown
 from memo.policy import DEPENDENCY_CHANGED, FILE_CHANGED
 from memo.port import Port
@@ -212,7 +212,7 @@ class Dependencies:
 
     def __init__(self, function: Callable[..., Any], identity: str, depends_on: Any) -> None:
         self.identity = identity
-        self.signature = _signature(function)
+        self.signature = bindings.signature(function)
         self.files: list[File] = []
         self.calls: list[Callable[[], Any]] = []
         for one in _listed(depends_on):
@@ -339,29 +339,10 @@ def _listed(depends_on: Any) -> list[Any]:
     return list(depends_on) if isinstance(depends_on, Iterable) else [depends_on]
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(function)
-    except (TypeError, ValueError):
-        return inspect.signature(lambda *args, **kwargs: None)
-
-
 def _file_arguments(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, bool]:
     """Argument -> by content, of the arguments that are annotated with `File`."""
-    namespace = getattr(inspect.unwrap(function), "__globals__", {})
-    found = {}
-    for name, parameter in signature.parameters.items():
-        annotation = parameter.annotation
-        if isinstance(annotation, str):
-            annotation = _evaluated(annotation, namespace)
-        for part in (annotation, *getattr(annotation, "__metadata__", ())):
-            if part is File or isinstance(part, File):
-                found[name] = isinstance(part, File) and part.by_content
-    return found
-
-
-def _evaluated(annotation: str, namespace: dict[str, Any]) -> Any:
-    try:
-        return eval(annotation, namespace)  # noqa: S307  # the user's own annotation
-    except Exception:  # a name for type checkers only
-        return None
+    return {
+        name: isinstance(part, File) and part.by_content
+        for name, part in bindings.hints(function, signature)
+        if part is File or isinstance(part, File)
+    }

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import itertools
 import json
 import os
@@ -588,8 +589,9 @@ class Stage:
             assert not any(codes), f"exit codes {codes}"
         finally:
             for pid in self._crew:
-                os.kill(pid, signal.SIGKILL)
-                self.nursery.wait(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    self.nursery.wait(pid)
         return History.read(log)
 
     def _start(self, number: int) -> int:
@@ -601,12 +603,12 @@ class Stage:
     def kill_one(self) -> None:
         """SIGKILL a worker, and start another in its place."""
         number = random.randrange(self.workers)
-        try:
-            os.kill(self._crew[number], signal.SIGKILL)
-        except ProcessLookupError:  # it has done its work
-            return
-        assert self.nursery.wait(self._crew[number]) == -signal.SIGKILL
-        self.killed += 1
+        pid = self._crew[number]
+        with contextlib.suppress(ProcessLookupError):  # it has done its work
+            os.kill(pid, signal.SIGKILL)
+        code = self.nursery.wait(pid)
+        assert code in (0, -signal.SIGKILL), f"exit code {code}"
+        self.killed += code != 0
         self._crew[number] = self._start(number)
 
     def outage(self, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> None:

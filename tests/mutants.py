@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memo import engine
+from memo import computing, engine, refreshing
 from memo.chain import Chain
 from memo.flights import FLIGHTS, Flights
 
@@ -39,12 +39,12 @@ def comparison_in_memory() -> None:
 
 def stamps_afterwards() -> None:
     """Stamps are taken when the computation is over, not before it begins."""
-    keep: Any = engine._keep
+    keep: Any = computing._keep
 
     async def late(port: Any, job: Any, value: Any, used: Any, *rest: Any, **more: Any) -> Any:
-        return await keep(port, job, value, await engine._stamps(port, job), *rest, **more)
+        return await keep(port, job, value, await computing.take_stamps(port, job), *rest, **more)
 
-    engine._keep = late
+    computing._keep = late
 
 
 def replay() -> None:
@@ -68,7 +68,7 @@ def landing() -> None:
         FLIGHTS.close(flight)
         return landing
 
-    engine._close = close
+    engine.close = refreshing.close = close  # type: ignore[assignment]
 
 
 def flights() -> None:

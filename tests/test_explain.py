@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from providers import InADict
 
 import memo
 from memo import assembly, cache, events
@@ -335,25 +336,6 @@ def test_evicted(clock: ManualClock) -> None:
     explanation = load.explain("EU")
     assert explanation.reason == "evicted"
     shows(explanation, "evicted or cleared since")
-
-
-class InADict:
-    """A user's store, which the test damages."""
-
-    def __init__(self) -> None:
-        self.store: dict[str, bytes] = {}
-
-    async def get(self, key: str) -> bytes | None:
-        return self.store.get(key)
-
-    async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
-        self.store[key] = value
-
-    async def delete(self, key: str) -> None:
-        self.store.pop(key, None)
-
-    async def clear(self) -> None:
-        self.store.clear()
 
 
 @pytest.mark.parametrize(

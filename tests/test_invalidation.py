@@ -19,7 +19,7 @@ from ports import blocking
 from redis_server import RedisServer
 
 import memo
-from memo import assembly, cache, engine, invalidate_cache, stamps
+from memo import assembly, cache, engine, invalidate_cache, reads, stamps
 from memo.chain import Chain
 from memo.errors import OptionError, TierError
 from memo.testing import ManualClock, isolated, recording
@@ -702,7 +702,7 @@ def test_threads_outside_a_computation_are_left_alone() -> None:
     """A thread that no cached computation started runs as Python made it."""
     loads("raw")("EU")
     seen: list[Any] = []
-    thread = threading.Thread(target=lambda: seen.append(engine.carried()))
+    thread = threading.Thread(target=lambda: seen.append(reads.carried()))
     thread.start()
     thread.join()
     assert "run" not in vars(thread)
@@ -718,7 +718,7 @@ def test_a_thread_that_outlives_its_computation_adds_nothing() -> None:
     def read_late() -> None:
         go_on.wait(5)
         raw("EU")
-        seen.append(engine.carried())
+        seen.append(reads.carried())
 
     @cache(ttl=None, version="1", name="tests:outlived")
     def report() -> int:

@@ -27,13 +27,14 @@ ROWS = (
     ("compositions", "keys flights tiers chain leases sources display"),
     ("a host's files", "sqlite ledger locks payloads index"),
     ("Redis' wire", "links loops wire grants"),
-    ("leaves and flows", "disk host remote memory adapted engine explanations"),
+    ("leaves", "disk host remote memory adapted"),
+    ("flows", "jobs reads loading computing refreshing engine explanations"),
     ("loops and threads", "drivers"),
     ("assembly", "assembly decorators invalidation reports watcher cells widget"),
     ("doors", "demo doctor magics cli testing __init__ __main__"),
 )
-ROW_OF = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 4, 5, 6)  # the groups of one row are neighbours
-FLOWS = {"engine", "explanations"}
+ROW_OF = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6)  # the groups of one row are neighbours
+FLOWS = {"jobs", "reads", "loading", "computing", "refreshing", "engine", "explanations"}
 LEAVES = {"disk", "host", "remote", "memory", "adapted"}
 
 # Packages of others, and the only rooms that may import them: one home each, so that one room is

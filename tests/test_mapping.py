@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from pandas.testing import assert_frame_equal
 
-from memo import cache, codec, engine, payloads
+from memo import cache, codec, loading, payloads
 from memo.clock import SYSTEM
 from memo.codec import Payload
 from memo.payloads import VOUCHED, PayloadFile, Payloads
@@ -502,9 +502,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return whole(view, table)
 
     monkeypatch.setattr(codec, "is_whole", spy)
-    engine._verified.clear()
+    loading._verified.clear()
     yield seen
-    engine._verified.clear()
+    loading._verified.clear()
 
 
 def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed: list[int]) -> None:
@@ -524,7 +524,7 @@ def test_payload_without_a_voucher_is_hashed_once(cache_home: Path, hashed: list
         voucher.unlink()
     for _ in range(2):
         reset()
-        engine._verified.clear()
+        loading._verified.clear()
         assert (big(n) == np.arange(n)).all()
     assert hashed == [n * 8]
 

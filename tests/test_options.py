@@ -9,28 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from providers import InADict
 
 import memo
 from memo import cache, invalidate_cache
 from memo.errors import OptionError
 from memo.testing import recording
-
-
-class InADict:
-    def __init__(self) -> None:
-        self.store: dict[str, bytes] = {}
-
-    async def get(self, key: str) -> bytes | None:
-        return self.store.get(key)
-
-    async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
-        self.store[key] = value
-
-    async def delete(self, key: str) -> None:
-        self.store.pop(key, None)
-
-    async def clear(self) -> None:
-        self.store.clear()
 
 
 class Runs(list[Any]):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from providers import InADict
 from styles import STYLES, Style
 
 import memo
@@ -403,25 +404,6 @@ def test_stop_iteration_of_the_user(style: Style) -> None:
     expected: type[Exception] = RuntimeError if style.is_async else StopIteration
     with pytest.raises(expected):
         style.call(f)
-
-
-class InADict:
-    """The ten-line provider of the documentation."""
-
-    def __init__(self) -> None:
-        self.store: dict[str, bytes] = {}
-
-    async def get(self, key: str) -> bytes | None:
-        return self.store.get(key)
-
-    async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
-        self.store[key] = value
-
-    async def delete(self, key: str) -> None:
-        self.store.pop(key, None)
-
-    async def clear(self) -> None:
-        self.store.clear()
 
 
 def test_ten_line_provider(style: Style) -> None:

@@ -470,7 +470,7 @@ def test_a_failed_refresh_keeps_the_old_value(
 ) -> None:
     """It is an event, it is not tried again at once, and the value lasts to its hard limit."""
     f = cached(style, source, ttl=100, stale_while_revalidate=100)
-    monkeypatch.setattr(memo.engine, "BACK_OFF", (0.2, 60.0))
+    monkeypatch.setattr(memo.refreshing, "BACK_OFF", (0.2, 60.0))
     with isolated(clock=clock), recording() as seen, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert style.call(f) == 1
@@ -571,7 +571,7 @@ def test_a_refresh_that_another_process_has_is_not_asked_for_at_every_call(
     style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While another process refreshes, stale answers ask about that now and then only."""
-    monkeypatch.setattr(memo.engine, "SOON", 5.0)
+    monkeypatch.setattr(memo.refreshing, "SOON", 5.0)
     f = cached(style, source, ttl=10, stale_while_revalidate=1000)
     with isolated(clock=clock), recording() as seen:
         style.call(f)

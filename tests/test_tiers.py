@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ports import RUNNERS
+from providers import InADict
 
 from memo.adapted import Adapted
 from memo.codec import payload
@@ -18,25 +19,6 @@ from memo.memory import Memory
 from memo.remote import Redis
 
 NAME = "memo:{module:load}:0123:abcdef"
-
-
-class InADict:
-    """The ten lines of `memo.tiers.CacheProtocol`."""
-
-    def __init__(self) -> None:
-        self.store: dict[str, bytes] = {}
-
-    async def get(self, key: str) -> bytes | None:
-        return self.store.get(key)
-
-    async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
-        self.store[key] = value
-
-    async def delete(self, key: str) -> None:
-        self.store.pop(key, None)
-
-    async def clear(self) -> None:
-        self.store.clear()
 
 
 @pytest.fixture(params=["memory", "disk", "redis", "adapted"])

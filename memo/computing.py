@@ -1,0 +1,228 @@
+"""Computing: run the function once, with its stamps taken before, and keep what it returned."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from types import TracebackType
+from typing import Any
+
+from memo import codec, events, policy, reads, seal
+from memo.clock import SECOND
+from memo.errors import DependencyError, TierError
+from memo.flights import FLIGHTS, Flight, Landing, inside
+from memo.jobs import Function, Job, Outcome, emit, told, writer
+from memo.loading import BIG
+from memo.policy import Policy, Times
+from memo.port import Port
+from memo.reads import CURRENT, Reads, bounded
+from memo.seal import Header
+from memo.stamps import Generation, Stamp
+
+KEPT = 86_400 * SECOND
+"""Nanoseconds that entries of a function with a `ttl_key` are kept at least: it may be raised."""
+CHANGED = "arguments changed"
+"""Why a result is not stored: the caller changed what it passed before the function was done."""
+_SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
+"""Types of arguments that nobody can change."""
+
+
+async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) -> Landing:
+    """Run the function once, and keep what it returned.
+
+    Args:
+        alone: in the background: nobody waits for it, so it is part of no other computation.
+    """
+    try:
+        own = await take_stamps(port, job)
+    except DependencyError as error:
+        return Landing(error=error)
+    same = not (alone or port.native) or await _is_same_call(port, job)
+    if alone and not same:
+        return Landing(fault=True)
+    reads.prepare()
+    gathered = Reads()
+    started = job.chain.start_time(job.call.text)
+    with inside(flight, alone=alone):
+        token = CURRENT.set(gathered)
+        why = "refresh" if alone else ""
+        emit(job, events.COMPUTE_STARTED, reason=why)
+        clock = time.perf_counter()
+        try:
+            outcome = await invoke(port, job)
+        finally:
+            CURRENT.reset(token)
+            gathered.over = True
+            emit(job, events.COMPUTE_ENDED, reason=why)
+        cost = time.perf_counter() - clock
+    known, sound = gathered.merged(own or ())
+    try:
+        known = await bounded(port, job.chain, known)
+    except TierError:
+        sound = False
+    used = known if sound and own is not None else None
+    if outcome.error is not None:
+        emit(job, events.FAILED, reason=type(outcome.error).__name__, seconds=cost)
+        return Landing(error=outcome.error, used=used, known=known, started=started)
+    emit(job, events.COMPUTED, seconds=cost)
+    if alone and not await _is_same_call(port, job):
+        return Landing(fault=True)
+    job.chain.raise_floor(job.call.text, started)
+    true = same and not flight.detached
+    true = true and not (alone and await job.chain.turned(port, known))
+    try:
+        landing = await _keep(port, job, outcome.value, used if true else None, started, cost)
+    except Exception as error:
+        emit(job, events.ERROR, reason="store", detail=told(error))
+        landing = Landing(outcome.value)
+    return landing._replace(used=used, known=known, started=started, true=true)
+
+
+async def _is_same_call(port: Port, job: Job) -> bool:
+    """Whether the arguments, which the caller has too, still make the key of the call.
+
+    While a computation waits for its turn, and all the more in the background, the caller goes on.
+    """
+    values = (*job.args, *job.kwargs.values())
+    if _SCALARS.issuperset(map(type, values)):
+        return True
+    keyer, code = job.function.keyer, job.function.code(job.args)
+    try:
+        now = await port.offload(keyer.call, code, job.args, job.kwargs)
+    except Exception:  # what cannot be keyed any more is another call
+        now = None
+    if now is not None and now.text == job.call.text:
+        return True
+    emit(job, events.ERROR, reason=CHANGED)
+    return False
+
+
+async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
+    """The stamps of a computation that is about to begin; None: nobody can tell what is true."""
+    refs = job.call.refs
+    try:
+        states = await job.chain.begin(port, refs)
+    except TierError as error:
+        emit(job, events.ERROR, reason=policy.UNREACHABLE, detail=str(error))
+        return None
+    own: tuple[Stamp, ...] = tuple(map(Generation, refs, states))
+    if job.function.depends is not None:
+        own += await job.function.depends.take(port, job.args, job.kwargs)
+    return own
+
+
+async def invoke(port: Port, job: Job) -> Outcome:
+    """Call the user's function; its exceptions are an outcome, an interrupt is not."""
+    try:
+        result = job.function.run(*job.args, **job.kwargs)
+        return Outcome(await port.settle(result) if port.native else result)
+    except Exception as error:
+        return Outcome(error=_users(error))
+    except BaseException as error:
+        if type(error).__name__ == "CancelledError" and not port.cancelled():
+            return Outcome(error=_users(error))
+        raise
+
+
+def _users(error: BaseException) -> BaseException:
+    """An exception whose traceback begins at the user's first frame."""
+    frames: TracebackType | None = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__package__") == "memo":
+        frames = frames.tb_next
+    return error.with_traceback(frames or error.__traceback__)
+
+
+async def encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:
+    """A result as it is stored; None, with an event and one warning, where it cannot be pickled."""
+    try:
+        return await port.offload(codec.encode, value)
+    except Exception as error:
+        emit(job, events.ERROR, reason="unpicklable", detail=told(error))
+        fault = f"cannot be pickled ({type(error).__name__})"
+        _warn(job.function, value, fault, "return plain data instead")
+        return None
+
+
+def _warn(function: Function, value: Any, fault: str, mend: str) -> None:
+    """Say once per function that its results are not stored, and why."""
+    if not function.warned:
+        function.warned = True
+        warnings.warn(
+            f"{function.id} returned a {type(value).__name__} that {fault}, "
+            f"so it is computed at each call; {mend}",
+            stacklevel=2,
+        )
+
+
+async def _keep(
+    port: Port,
+    job: Job,
+    value: Any,
+    used: tuple[Stamp, ...] | None,
+    started: int,
+    cost: float,
+) -> Landing:
+    """Encode, seal and store a result."""
+    chain, function = job.chain, job.function
+    if not port.native and inspect.isawaitable(value):
+        _warn(function, value, "can be awaited only once", "decorate the `async def` itself")
+        return Landing(value, used=used)
+    encoded = await encode(port, job, value)
+    if encoded is None:
+        return Landing(value, used=used)
+    wanted = function.policy.cache_if is None or function.policy.cache_if(value)
+    if used is None or not wanted:
+        return Landing(value, encoded=encoded, used=used)
+    ttl = policy.ttl_ns(function.policy, value, function.live_ttl())
+    times = Times(
+        started,
+        max(started, chain.clock.wall_ns()),
+        chain.clock.boot_id,
+        chain.clock.boot_ns(),
+        ttl,
+        _grace(function.policy, ttl),
+        int(cost * SECOND),
+    )
+    header = Header(
+        chain.namespace,
+        job.call.text,
+        function.id,
+        function.code(job.args),
+        job.call.address,
+        encoded.codec,
+        writer(),
+        job.call.summary,
+        times,
+        used,
+        encoded.payload.table if encoded.payload else (),
+    )
+    if len(encoded.stream) > BIG:
+        record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
+    else:
+        record = seal.pack(header, encoded.stream, chain.secrets[0])
+    stored = await chain.store(port, job.name, record, encoded.payload, times)
+    size = len(record) + (encoded.payload.size if encoded.payload else 0)
+    emit(job, events.STORED, tier=",".join(stored), size=size)
+    chain.raise_floor(job.call.text, started)
+    if function.manifest is not None:
+        await port.offload(function.manifest, header.code, function.identity.parts)
+    entry = seal.entry(header, memoryview(encoded.stream), record)
+    chain.remember(job.name, entry)
+    return Landing(value, None, entry, encoded, used=used)
+
+
+def _grace(policy: Policy, ttl: int) -> int:
+    """Nanoseconds past its ttl for which an entry is kept."""
+    grace = int(policy.grace * SECOND)
+    return grace if policy.ttl_key is None or ttl < 0 else max(grace, KEPT - ttl)
+
+
+async def close(port: Port, job: Job, flight: Flight, landing: Landing) -> Landing:
+    """Let nobody join any more; then see whether an invalidation overtook the computation.
+
+    Whoever joined did so before this look, so what it finds true is true for all of them (I1).
+    """
+    if FLIGHTS.close(flight) and landing.known and landing.true:
+        return landing._replace(true=not await job.chain.turned(port, landing.known))
+    return landing

@@ -1,0 +1,118 @@
+"""Jobs: a cached function as the engine knows it, one call of it, and what came of that."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from memo import events
+from memo.chain import Chain
+from memo.errors import MemoError
+from memo.identity import Identity
+from memo.keys import Call, Keyer
+from memo.policy import Policy, Times, Verdict, judge
+from memo.sources import Dependencies
+
+NOTHING = object()
+"""In the place of a value where there is none."""
+
+
+@dataclass(slots=True)
+class Function:
+    """What the engine knows of a cached function.
+
+    Attributes:
+        id: `"module:qualname"`.
+        run: the user's function.
+        keyer: makes keys of its arguments.
+        identity: its code version.
+        policy: how its entries age.
+        chain: gives the chain that holds its entries, as the settings are now.
+        live_ttl: gives the live configuration's ttl in seconds, or None.
+        manifest: writes down what a code version is made of, once.
+        depends: gives the file and call stamps of one call, where it has any.
+    """
+
+    id: str
+    run: Callable[..., Any]
+    keyer: Keyer
+    identity: Identity
+    policy: Policy
+    chain: Callable[[], Chain]
+    live_ttl: Callable[[], float | None] = lambda: None
+    depends: Dependencies | None = None
+    manifest: Callable[[str, Callable[[], Mapping[str, str]]], None] | None = None
+    backoff: dict[str, tuple[float, float]] = field(default_factory=dict)
+    warned: bool = False
+
+    def code(self, args: tuple[Any, ...]) -> str:
+        """The code version for a call: a method's depends on the class that it is called on."""
+        if not self.keyer.method or not args:
+            return self.identity.digest()
+        own = args[0]
+        return self.identity.digest(own if isinstance(own, type) else type(own))
+
+    def judge(self, times: Times) -> Verdict:
+        return judge(times, self.policy, self.chain().clock, self.live_ttl())
+
+
+class Job(NamedTuple):
+    """One call on its way."""
+
+    function: Function
+    chain: Chain
+    call: Call
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.chain.name(self.function.id, self.call.text)
+
+
+class Raised:
+    """The function raised: the wrapper raises it again, with the user's frames only."""
+
+    __slots__ = ("error", "traceback")
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.traceback = error.__traceback__
+
+    def again(self) -> BaseException:
+        return self.error.with_traceback(self.traceback)
+
+
+class Outcome(NamedTuple):
+    """What the function did: it returned `value`, or raised `error`."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
+
+
+def told(error: BaseException) -> str:
+    """An error for an event: an error of others may quote a value, so only where it was raised."""
+    text = str(error) if isinstance(error, MemoError) else _raised_at(error)
+    return f"{type(error).__name__}: {text}"
+
+
+def _raised_at(error: BaseException) -> str:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    return "" if frames is None else f"{frames.tb_frame.f_code.co_filename}:{frames.tb_lineno}"
+
+
+def emit(job: Job, kind: str, **facts: Any) -> None:
+    """Tell whoever listens what has become of a call."""
+    events.emit(events.Event(kind, job.function.id, job.call.text, **facts))
+
+
+def writer() -> str:
+    """Who writes: host and process, as entries and notes say it."""
+    return f"{os.uname().nodename}/{os.getpid()}"

@@ -1,0 +1,84 @@
+"""Loading: from what the chain found to the value, its payload verified once for each file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memo import codec, events, policy, seal
+from memo.chain import Answer
+from memo.errors import EntryError, TierError
+from memo.jobs import NOTHING, Job, emit
+from memo.policy import MISS, Verdict
+from memo.port import Port
+from memo.seal import Entry
+from memo.tiers import Source, Vouching
+
+BIG = 1 << 20
+"""Bytes of a pickle stream from which it is loaded off the event loop."""
+
+
+async def look(port: Port, job: Job) -> tuple[Answer, Any]:
+    """The chain's answer, and the value when there is a usable one."""
+    found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
+    if found.verdict.kind == MISS or found.entry is None:
+        return found, NOTHING
+    try:
+        return found, await load(port, found)
+    except (EntryError, TierError) as error:
+        reason = error.reason if isinstance(error, EntryError) else policy.PAYLOAD_MISSING
+        emit(job, events.ERROR, tier=found.tier, reason=reason, detail=str(error))
+        return Answer(Verdict(MISS, reason), found.entry), NOTHING
+
+
+async def load(port: Port, found: Answer) -> Any:
+    """The value of an answer.
+
+    Raises:
+        EntryError: it does not load, or its payload is not what was sealed.
+        TierError: its payload is gone.
+    """
+    entry = found.entry
+    assert entry is not None
+    if port.native and (len(entry.stream) > BIG or _must_verify(found)):
+        return await port.offload(_load, entry, found)
+    return _load(entry, found)
+
+
+def _load(entry: Entry, found: Answer) -> Any:
+    table = entry.header.buffers
+    if not table:
+        return codec.decode(entry.stream, None, ())
+    assert found.source is not None
+    view = found.source.open(seal.payload_size(table))
+    if _must_verify(found):
+        _verify(found.source, view, table)
+    return codec.decode(entry.stream, view, table)
+
+
+def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
+    """See that a payload has its digest, by a voucher if there is one, else byte by byte.
+
+    Raises:
+        EntryError: it has not.
+    """
+    digest = seal.payload_digest(table)
+    vouching = source if isinstance(source, Vouching) else None
+    if vouching is None or not vouching.vouched(digest):
+        if not codec.is_whole(view, table):
+            raise EntryError(policy.UNREADABLE, "a payload does not have its digest")
+        if vouching is not None:
+            vouching.vouch(digest)
+    _verified[(source.identity, digest)] = None
+    if len(_verified) > 4096:
+        _verified.pop(next(iter(_verified)))
+
+
+_verified: dict[tuple[Any, bytes], None] = {}
+
+
+def _must_verify(found: Answer) -> bool:
+    if found.source is None or found.entry is None:
+        return False
+    identity = found.source.identity
+    digest = seal.payload_digest(found.entry.header.buffers)
+    return identity is None or (identity, digest) not in _verified
