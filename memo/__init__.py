@@ -34,7 +34,6 @@ from memo.errors import (
     SettingError,
 )
 from memo.events import Event, on_event
-from memo.figures import render_with as _render_with
 from memo.identity import stable
 from memo.invalidation import ainvalidate, invalidate, invalidate_cache
 from memo.live import live
@@ -85,8 +84,6 @@ __all__ = [
     "stats",
 ]
 
-_install(stats_directory)
-
 
 def report(file: TextIO | None = None) -> AbstractContextManager[Span]:
     """Print what the cache did in a `with` block, in one line; see `memo.reports`."""
@@ -125,7 +122,13 @@ def _html(snapshot: Stats) -> str:
     return display.html(snapshot)
 
 
-_render_with(_text, _html)
+def _dress() -> None:
+    from memo import figures
+
+    figures.render_with(_text, _html)
+
+
+_install(stats_directory, _dress)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memo import config, events, files
@@ -13,12 +12,14 @@ from memo.adapted import Adapted
 from memo.chain import Chain
 from memo.errors import OptionError, SettingError
 from memo.live import live
-from memo.manifests import Manifests
 from memo.tiers import DISK, MEMORY, REDIS, CacheProtocol, Tier
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from memo.config import Settings
     from memo.host import Host
+    from memo.manifests import Manifests
 
 _SHARE, _COPIED = 8, 2 << 20
 """What one payload may take of the memory tier where a tier is behind it: a part of its budget, and
@@ -198,6 +199,8 @@ def live_ttl(key: str | None) -> Callable[[], float | None]:
 
 def manifests() -> Manifests:
     """Where code versions are written down, for the settings as they are now."""
+    from memo.manifests import Manifests
+
     settings = config.current()
     home = _home(settings)
     if home not in _manifests:

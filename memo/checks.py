@@ -11,13 +11,15 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memo import secret as secret_room
 from memo.errors import OptionError, SettingError, shown
 from memo.policy import seconds
 from memo.seal import Secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GIB: Final = 1 << 30
 MIB: Final = 1 << 20
@@ -105,6 +107,8 @@ def _check_query(query: str, place: Place) -> None:
 def _path(value: Any, place: Place) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise place.wrong(f"{shown(value)} is no path; write a directory or file name.")
+    from pathlib import Path
+
     try:
         path = Path(value).expanduser()
     except RuntimeError:

@@ -15,19 +15,20 @@ What a setting must look like is in `memo.checks`.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
 from memo import secret as secret_room
 from memo.checks import CHECKS, NAMES, Place
 from memo.errors import SettingError
 from memo.seal import Secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DEFAULT: Final = "default"
 CONFIGURE: Final = "configure()"
@@ -143,6 +144,8 @@ def _project() -> Layer:
 
 
 def _nearest() -> Path | None:
+    from pathlib import Path
+
     try:
         here = Path.cwd()
     except OSError:  # the working directory was removed
@@ -168,6 +171,8 @@ def _table(path: Path) -> Any:
 
 
 def _default_directory() -> Path:
+    from pathlib import Path
+
     import platformdirs
 
     try:
@@ -376,7 +381,7 @@ def _stays(name: str, given: Given) -> bool:
     return given.source != CARRIED or name == "secret"
 
 
-PROCESS = secrets.token_hex(8)
+PROCESS = os.urandom(8).hex()
 """Names this process, for those whom it sends settings."""
 
 
@@ -384,7 +389,7 @@ def _after_fork() -> None:
     """What the parent configured counts as carried: what it sends later takes its place."""
     global _lock, PROCESS
     _lock = threading.RLock()
-    PROCESS = secrets.token_hex(8)
+    PROCESS = os.urandom(8).hex()
     for name, given in list(_overrides.items()):
         _overrides[name] = Given(given.value, CARRIED)
 

@@ -29,7 +29,6 @@ from memo import assembly, codec, config, engine, options
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.engine import Invalidation
-from memo.figures import CacheInfo
 from memo.identity import Identity, function_id
 from memo.jobs import Function, Raised
 from memo.keys import Call, Keyer
@@ -41,6 +40,7 @@ from memo.tiers import CacheProtocol
 
 if TYPE_CHECKING:
     from memo.explanations import Explanation
+    from memo.figures import CacheInfo
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

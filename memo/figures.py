@@ -16,19 +16,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from memo.clock import SECOND
 from memo.errors import MissingExtraError
+from memo.tally import ORIGIN, POINTS, STEPS, Tally
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
 """Version of the JSON form."""
-STEPS = 8
-"""Steps per doubling in the histogram of hit times: a median is right to about 4.5 %."""
-ORIGIN = 30 * STEPS
-"""Step of one second; step 0 is everything up to a nanosecond."""
-POINTS = 128
-"""Most points of a timeline; past it, two neighbours become one of twice the width."""
 
 Counts = Mapping[str, int]
 
@@ -162,6 +158,19 @@ class FunctionStats:
     def __sub__(self, earlier: FunctionStats) -> FunctionStats:
         """What happened since `earlier`, an earlier snapshot of the same; without the timeline."""
         return _subtracted(self, earlier)
+
+
+def frozen(tally: Tally) -> FunctionStats:
+    """The numbers of a function as they are now."""
+    return FunctionStats(
+        dict(tally.hits), dict(tally.stale), dict(tally.misses),
+        tally.running, tally.done, tally.refresh_failed, tally.coalesced,
+        tally.computed, tally.compute_seconds, dict(tally.failed), dict(tally.errors),
+        tally.stored, tally.bytes_stored, tally.read, tally.hit_seconds, dict(tally.times),
+        tally.saved, tally.waits, tally.wait_seconds, tally.lock_timeouts, tally.leases_lost,
+        tally.invalidations, tally.width / SECOND,
+        tuple(Point(at / SECOND, *tally.points[at]) for at in sorted(tally.points)),
+    )  # fmt: skip
 
 
 _FIELDS = tuple(f.name for f in fields(FunctionStats) if f.name not in ("width", "timeline"))

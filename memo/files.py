@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memo.errors import SettingError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600

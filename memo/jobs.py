@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from memo import events
@@ -19,7 +18,6 @@ NOTHING = object()
 """In the place of a value where there is none."""
 
 
-@dataclass(slots=True)
 class Function:
     """What the engine knows of a cached function.
 
@@ -33,19 +31,47 @@ class Function:
         live_ttl: gives the live configuration's ttl in seconds, or None.
         manifest: writes down what a code version is made of, once.
         depends: gives the file and call stamps of one call, where it has any.
+        backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
+        warned: it was said that its results are not stored.
     """
 
-    id: str
-    run: Callable[..., Any]
-    keyer: Keyer
-    identity: Identity
-    policy: Policy
-    chain: Callable[[], Chain]
-    live_ttl: Callable[[], float | None] = lambda: None
-    depends: Dependencies | None = None
-    manifest: Callable[[str, Callable[[], Mapping[str, str]]], None] | None = None
-    backoff: dict[str, tuple[float, float]] = field(default_factory=dict)
-    warned: bool = False
+    __slots__ = (
+        "backoff",
+        "chain",
+        "depends",
+        "id",
+        "identity",
+        "keyer",
+        "live_ttl",
+        "manifest",
+        "policy",
+        "run",
+        "warned",
+    )
+
+    def __init__(
+        self,
+        function_id: str,
+        run: Callable[..., Any],
+        keyer: Keyer,
+        identity: Identity,
+        policy: Policy,
+        chain: Callable[[], Chain],
+        live_ttl: Callable[[], float | None] = lambda: None,
+        depends: Dependencies | None = None,
+        manifest: Callable[[str, Callable[[], Mapping[str, str]]], None] | None = None,
+    ) -> None:
+        self.id = function_id
+        self.run = run
+        self.keyer = keyer
+        self.identity = identity
+        self.policy = policy
+        self.chain = chain
+        self.live_ttl = live_ttl
+        self.depends = depends
+        self.manifest = manifest
+        self.backoff: dict[str, tuple[float, float]] = {}
+        self.warned = False
 
     def code(self, args: tuple[Any, ...]) -> str:
         """The code version for a call: a method's depends on the class that it is called on."""

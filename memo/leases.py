@@ -17,7 +17,6 @@ When the shared tier is away, the host lock alone still keeps this host to one c
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from contextlib import suppress
 from typing import Protocol
@@ -256,8 +255,8 @@ def _me(chain: Chain) -> str:
     if chain.host is not None:
         with suppress(TierError):  # its file cannot be read: then nobody knows us for a neighbour
             host = chain.host.id
-    host = host or secrets.token_hex(8)
-    return f"{host}/{os.uname().nodename}/{os.getpid()}/{secrets.token_hex(8)}"
+    host = host or os.urandom(8).hex()
+    return f"{host}/{os.uname().nodename}/{os.getpid()}/{os.urandom(8).hex()}"
 
 
 def _host_of(holder: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class Manifests:
         path = self._path(digest)
         if not path.exists():
             files.claim(self._directory)
-            temporary = path.with_suffix(f".{secrets.token_hex(4)}")
+            temporary = path.with_suffix(f".{os.urandom(4).hex()}")
             try:
                 with os.fdopen(files.create(temporary), "w", encoding="utf-8") as file:
                     json.dump(dict(parts()), file, ensure_ascii=False)

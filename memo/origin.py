@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import sysconfig
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -134,6 +133,8 @@ def _of_file(file: str, top: str) -> Origin:
 
 @functools.lru_cache(maxsize=1)
 def _python_folders() -> tuple[str, ...]:
+    import sysconfig
+
     folders = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     folders |= {os.path.realpath(folder) for folder in folders}
     return tuple(os.path.join(folder, "") for folder in sorted(folders))

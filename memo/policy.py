@@ -9,7 +9,6 @@ alone, RFC 5861).
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,6 +186,8 @@ def ttl_ns(policy: Policy, result: Any, live_ttl: float | None = None) -> int:
     if ttl is None:
         return -1
     if policy.use_jitter:
+        import random
+
         ttl *= 1 - random.random() * JITTER
     return max(1, int(ttl * SECOND))
 

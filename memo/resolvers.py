@@ -11,10 +11,8 @@ import enum
 import functools
 import inspect
 import re
-import string
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, Final, NamedTuple, Protocol
 
 from memo import atoms, canon
@@ -175,9 +173,11 @@ class Template:
 
 
 def _parsed(given: str) -> list[str | Field]:
+    from string import Formatter
+
     parts: list[str | Field] = []
     try:
-        for literal, name, spec, conversion in string.Formatter().parse(given):
+        for literal, name, spec, conversion in Formatter().parse(given):
             if literal:
                 parts.append(literal)
             if name is not None:
@@ -295,8 +295,9 @@ def called(
 
 # --- words ---------------------------------------------------------------------------------------
 
-_SPOKEN: Final = (str, int, float, complex, enum.Enum, PurePath)
+_SPOKEN: Final = (str, int, float, complex, enum.Enum)
 _DATES: Final = (dt.date, dt.time, dt.timedelta)
+_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib._local.PurePath"})
 _OTHERS: Final = frozenset({"uuid.UUID", "decimal.Decimal", "fractions.Fraction"})
 
 
@@ -327,6 +328,8 @@ def _speaks(kind: type) -> bool:
     numpy = sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, numpy.generic):
         return not issubclass(kind, numpy.void)
+    if not _PATHS.isdisjoint(map(canon.type_name, kind.__mro__)):
+        return True
     return canon.type_name(kind) in _OTHERS
 
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import os
 import re
-import secrets as randomness
 import stat
 import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memo.errors import SecretError
 from memo.events import ERROR, Event, emit
 from memo.seal import SECRET_BYTES, Secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 APPLICATION = "jupyter-memo"
 """What memo's directories are called; `memo` alone belongs to other programs on some systems."""
@@ -180,7 +181,7 @@ def _create(path: Path) -> None:
     file that is empty, half written or readable by others, whatever the umask.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".secret.{randomness.token_hex(8)}")
+    temporary = path.with_name(f".secret.{os.urandom(8).hex()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         try:
@@ -196,7 +197,7 @@ def _create(path: Path) -> None:
 def _fill(descriptor: int) -> None:
     if hasattr(os, "fchmod"):
         os.fchmod(descriptor, 0o600)
-    os.write(descriptor, randomness.token_hex(SECRET_BYTES).encode() + b"\n")
+    os.write(descriptor, os.urandom(SECRET_BYTES).hex().encode() + b"\n")
     os.fsync(descriptor)
 
 
@@ -208,7 +209,7 @@ def _of_this_process(why: str) -> Secret:
     with _lock:
         first = not _fallback
         if first:
-            _fallback.append(Secret(randomness.token_bytes(SECRET_BYTES)))
+            _fallback.append(Secret(os.urandom(SECRET_BYTES)))
     if first:
         _warn(why)
     return _fallback[0]

@@ -11,7 +11,6 @@ stamp was taken could change again without its time changing, so its content is 
 from __future__ import annotations
 
 import errno
-import glob
 import inspect
 import os
 import re
@@ -20,7 +19,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
-from string import Formatter
 from typing import Any
 
 from memo import bindings, canon
@@ -101,7 +99,9 @@ def _file_stamps(paths: Iterable[tuple[str, bool]], function: str) -> list[Stamp
 
 def _facts(path: str, by_content: bool) -> str | None:
     if _GLOB & set(path) and not os.path.lexists(path):
-        found = sorted(glob.glob(path, recursive=True))
+        from glob import glob
+
+        found = sorted(glob(path, recursive=True))
         return _many(found, by_content) if found else None
     try:
         status = os.stat(path)
@@ -315,6 +315,8 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
 
 def _placeholders(path: str) -> list[str]:
     """The names in braces of a path; what is behind a dot or in brackets belongs to the value."""
+    from string import Formatter
+
     try:
         fields = [field for _, field, _, _ in Formatter().parse(path) if field is not None]
     except ValueError:

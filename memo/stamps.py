@@ -29,7 +29,8 @@ Rules of this module:
 
 from __future__ import annotations
 
-import secrets
+import os
+from binascii import b2a_base64
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -45,9 +46,12 @@ READS = 256
 """Past so many refs of one group, a computation's reads are kept as one stamp of the group."""
 
 
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
 def token() -> str:
     """A fresh random token of `TOKEN` characters."""
-    return secrets.token_urlsafe(12)
+    return b2a_base64(os.urandom(12), newline=False).translate(_URL_SAFE).decode()
 
 
 class Ref(NamedTuple):

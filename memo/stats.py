@@ -16,22 +16,23 @@ import os
 import threading
 from collections.abc import Callable
 from math import log2
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memo import events
-from memo.board import Publisher
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.events import Event
-from memo.figures import ORIGIN, STEPS, CacheInfo, FunctionStats, Stats, TierStats
-from memo.tally import COUNT, ELSEWHERE, TIER_KINDS, Tally, TierTally
+from memo.tally import COUNT, ELSEWHERE, ORIGIN, STEPS, TIER_KINDS, Tally, TierTally
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from memo.board import Publisher
+    from memo.figures import CacheInfo, Stats
 
 __all__ = [
     "COUNTERS",
-    "CacheInfo",
     "Counters",
-    "FunctionStats",
     "Span",
-    "Stats",
     "cache_info",
     "install",
     "publish",
@@ -155,22 +156,30 @@ class Counters:
 
         return remove
 
+    @property
+    def used(self) -> bool:
+        """Whether anything was counted."""
+        return bool(self._pending or self._tallies)
+
     def snapshot(self) -> Stats:
         """The numbers now."""
+        from memo import figures
+
+        _dress_once()
         with self._lock:
             self._drain()
-            parts = {name: tally.frozen() for name, tally in self._tallies.items()}
+            parts = {name: figures.frozen(tally) for name, tally in self._tallies.items()}
             tiers = {
-                name: TierStats(errors=t.errors, downs=t.downs, up=t.up)
+                name: figures.TierStats(errors=t.errors, downs=t.downs, up=t.up)
                 for name, t in self._tiers.items()
             }
-        other = parts.pop("", FunctionStats())
+        other = parts.pop("", figures.FunctionStats())
         for part in parts.values():
             for name, hits in part.hits_by_tier.items():
-                tiers[name] = tiers.get(name, TierStats()) + TierStats(hits=hits)
+                tiers[name] = tiers.get(name, figures.TierStats()) + figures.TierStats(hits=hits)
             for name, stale in part.stale_by_tier.items():
-                tiers[name] = tiers.get(name, TierStats()) + TierStats(stale=stale)
-        return Stats(parts, other, tiers, self.since / SECOND, self._now() / SECOND)
+                tiers[name] = tiers.get(name, figures.TierStats()) + figures.TierStats(stale=stale)
+        return figures.Stats(parts, other, tiers, self.since / SECOND, self._now() / SECOND)
 
     def info(self, function: str, currsize: int | None = None) -> CacheInfo:
         """What `cache_info()` of a function answers.
@@ -179,6 +188,8 @@ class Counters:
             function: its identity.
             currsize: the number of its entries, where the caller knows it.
         """
+        from memo.figures import CacheInfo
+
         with self._lock:
             self._drain()
             tally = self._tallies.get(function, _NOTHING)
@@ -326,30 +337,59 @@ def _nowhere() -> Path | None:
     return None
 
 
+def _plainly() -> None:
+    """No renderers."""
+
+
+_directory: Callable[[], Path | None] = _nowhere
+_dress: Callable[[], None] = _plainly
+_dressed = False
+_publisher: Publisher | None = None
+_installed = False
+
+
+def _dress_once() -> None:
+    global _dressed
+    if not _dressed:
+        _dressed = True
+        _dress()
+
+
+def _publishing() -> Publisher:
+    global _publisher
+    if _publisher is None:
+        from memo.board import Publisher
+
+        _publisher = Publisher(COUNTERS.snapshot, _directory)
+    return _publisher
+
+
 def publish() -> None:
     """Leave this process' snapshot for the others, unless it did so less than a second ago."""
-    _publisher()
+    _publishing()()
 
 
 def _publish_last() -> None:
-    _publisher.publish()
+    if COUNTERS.used:
+        _publishing().publish()
 
 
 COUNTERS = Counters(rolled=publish)
 """The counters of this process."""
-_publisher = Publisher(COUNTERS.snapshot, _nowhere)
-_installed = False
 
 
-def install(directory: Callable[[], Path | None] = _nowhere) -> None:
+def install(
+    directory: Callable[[], Path | None] = _nowhere, dress: Callable[[], None] = _plainly
+) -> None:
     """Count from now on.  `memo` does this once, when it is imported.
 
     Args:
         directory: gives the cache directory in force, where the processes leave their snapshots
             for each other; first called after the first cached call.  None: leave none.
+        dress: says how snapshots are shown (`memo.figures.render_with`); called before the first.
     """
-    global _publisher, _installed
-    _publisher = Publisher(COUNTERS.snapshot, directory)
+    global _directory, _dress, _dressed, _publisher, _installed
+    _directory, _dress, _dressed, _publisher = directory, dress, False, None
     if _installed:
         return
     _installed = True
@@ -361,7 +401,8 @@ def install(directory: Callable[[], Path | None] = _nowhere) -> None:
 
 def _after_fork() -> None:
     COUNTERS.start_over()
-    _publisher.start_over()
+    if _publisher is not None:
+        _publisher.start_over()
 
 
 def stats(*patterns: str, shared: bool = False) -> Stats:
@@ -372,8 +413,8 @@ def stats(*patterns: str, shared: bool = False) -> Stats:
         shared: add up every process that uses the same directory, those that ended included.
     """
     snapshot = COUNTERS.snapshot()
-    _publisher()
-    board = _publisher.board() if shared else None
+    publish()
+    board = _publishing().board() if shared else None
     if board is not None:
         snapshot = board.gather(snapshot)
     return snapshot.select(*patterns)

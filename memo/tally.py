@@ -12,8 +12,13 @@ from collections.abc import Callable
 from memo import events
 from memo.clock import SECOND
 from memo.events import Event
-from memo.figures import ORIGIN, POINTS, STEPS, FunctionStats, Point
 
+STEPS = 8
+"""Steps per doubling in the histogram of hit times: a median is right to about 4.5 %."""
+ORIGIN = 30 * STEPS
+"""Step of one second; step 0 is everything up to a nanosecond."""
+POINTS = 128
+"""Most points of a timeline; past it, two neighbours become one of twice the width."""
 OPEN = 4096
 """Most keys whose computation is remembered to be under way."""
 KEYS = 65536
@@ -90,17 +95,6 @@ class Tally:
             for index, count in enumerate(counts):
                 into[index] += count
         self.points = points
-
-    def frozen(self) -> FunctionStats:
-        return FunctionStats(
-            dict(self.hits), dict(self.stale), dict(self.misses),
-            self.running, self.done, self.refresh_failed, self.coalesced,
-            self.computed, self.compute_seconds, dict(self.failed), dict(self.errors),
-            self.stored, self.bytes_stored, self.read, self.hit_seconds, dict(self.times),
-            self.saved, self.waits, self.wait_seconds, self.lock_timeouts, self.leases_lost,
-            self.invalidations, self.width / SECOND,
-            tuple(Point(start / SECOND, *self.points[start]) for start in sorted(self.points)),
-        )  # fmt: skip
 
 
 class TierTally:

@@ -22,7 +22,7 @@ ROWS = (
         "atoms canon arrays columns tables frames callables kinds bindings resolvers summaries",
     ),
     ("entries", "codec reducers seal stamps generations"),
-    ("numbers", "figures tally board stats"),
+    ("numbers", "tally figures board stats"),
     ("plumbing", "breaker dial scripts manifests"),
     ("compositions", "keys flights tiers chain leases sources display"),
     ("a host's files", "sqlite ledger locks payloads index"),

@@ -17,9 +17,9 @@ from memo import events
 from memo.board import KEEP_SECONDS, Board, Publisher, process_name
 from memo.clock import SECOND, Clock
 from memo.events import Event
-from memo.figures import POINTS, Stats, added, label, matches
+from memo.figures import Stats, added, label, matches
 from memo.stats import COUNTERS, REFRESH_FAILED, REFRESHED, REFRESHING, Counters, Span
-from memo.tally import ELSEWHERE
+from memo.tally import ELSEWHERE, POINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD = "etl:load"
