@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from memo import events
+from memo import events, files
 from memo.errors import MemoError
 from memo.events import Event
 from memo.figures import Stats, added, document
@@ -48,8 +48,10 @@ class Board:
 
         Raises:
             OSError: it could not be written.
+            SettingError: the cache directory is somebody else's.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.claim(self.path.parent)
+        files.subdirectory(self.path)
         self._write(name or process_name(), stats.to_json())
 
     def _write(self, name: str, text: str) -> None:

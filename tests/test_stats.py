@@ -494,9 +494,10 @@ def test_board_sums_over_processes(tmp_path: Path) -> None:
 
 def test_board_files_are_private_and_whole(tmp_path: Path) -> None:
     """Snapshots are readable by their owner alone, and no half of one is ever left."""
-    board = Board(tmp_path)
+    board = Board(tmp_path / "cache")
     board.publish(snapshot_of(1))
     assert board.path.stat().st_mode & 0o777 == 0o700
+    assert board.path.parent.stat().st_mode & 0o777 == 0o700
     files = list(board.path.iterdir())
     assert [file.name for file in files] == [f"{process_name()}.json"]
     assert files[0].stat().st_mode & 0o777 == 0o600
