@@ -61,7 +61,7 @@ def _threshold(value: Any) -> float:
 
 
 def _window(option: str, value: Any) -> float:
-    number = seconds(option, value, zero=True)
+    number = seconds(option, value, zero=True, mend="0 turns it off")
     if number is None:
         raise OptionError(option, value, "must be seconds past the ttl; 0 turns it off.")
     return number

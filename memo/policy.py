@@ -197,28 +197,32 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _WHOLE = re.compile(rf"\s*(?:{_PART.pattern}\s*)+", re.ASCII)
 
 
-def seconds(option: str, value: Any, *, zero: bool = False) -> float | None:
+def seconds(
+    option: str, value: Any, *, zero: bool = False, mend: str = "write None for no limit"
+) -> float | None:
     """Seconds from a number, a `timedelta`, a text such as `"1h30m"`, or None for no limit.
 
     Args:
         option: the name to use in the error.
         value: what the user wrote.  Units in a text: ms, s, m, h, d, w.
         zero: whether 0 is allowed.
+        mend: what to write instead of a number that is out of range.
 
     Raises:
         OptionError: for 0 (unless allowed), negative, NaN, infinite, bool, and texts without units.
     """
     if value is None:
         return None
-    number = _number_of_seconds(option, value)
+    least = "0 or more" if zero else "more than 0"
+    number = _number_of_seconds(option, value, mend)
     if math.isnan(number) or math.isinf(number):
-        raise OptionError(option, value, "must be finite; write None for no limit.")
+        raise OptionError(option, value, f"must be finite; {mend}.")
     if number < 0 or (number == 0 and not zero):
-        raise OptionError(option, value, "must be more than 0; write None for no limit.")
+        raise OptionError(option, value, f"must be {least}; {mend}.")
     return number
 
 
-def _number_of_seconds(option: str, value: Any) -> float:
+def _number_of_seconds(option: str, value: Any, mend: str) -> float:
     if isinstance(value, bool):
         raise OptionError(option, value, "is a bool; write a number of seconds.")
     if isinstance(value, timedelta):
@@ -227,7 +231,7 @@ def _number_of_seconds(option: str, value: Any) -> float:
         try:
             return float(value)
         except OverflowError:
-            raise OptionError(option, value, "is too large; write None for no limit.") from None
+            raise OptionError(option, value, f"is too large; {mend}.") from None
     if isinstance(value, str):
         if not _WHOLE.fullmatch(value):
             raise OptionError(option, value, 'has no units; write for instance "90s" or "1h30m".')

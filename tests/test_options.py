@@ -168,6 +168,14 @@ def _ids(rows: list[tuple[str, Any]]) -> list[str]:
     return [f"{option}-{i}" for i, (option, _) in enumerate(rows)]
 
 
+@pytest.mark.parametrize("option", ["stale_while_revalidate", "stale_if_error"])
+def test_a_window_is_never_told_to_have_no_limit(option: str) -> None:
+    """The mend of a wrong window is one that is taken."""
+    with pytest.raises(OptionError, match="must be 0 or more; 0 turns it off"):
+        cache(**{option: -1})(len)
+    cache(**{option: 0})(len)
+
+
 @bodies
 @pytest.mark.parametrize(("option", "value"), BAD, ids=_ids(BAD))
 def test_refused_at_decoration(body: Any, option: str, value: Any) -> None:
