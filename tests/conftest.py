@@ -49,6 +49,48 @@ def pytest_report_header() -> str:
     return f"redis-server: {'.'.join(map(str, redis_server.version(path)))} at {path}"
 
 
+HISTORIES: list[dict[str, int]] = []
+"""What was in each history of `test_history`; with several workers, those of all of them."""
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect what the histories held; where workers run the tests, the controller hears it too."""
+    if report.when == "call":
+        HISTORIES.extend(value for name, value in report.user_properties if name == "history")
+
+
+def _calls_wanted() -> int:
+    """How many calls the histories of this run must have made: `MEMO_TEST_CALLS`."""
+    return int(os.environ.get("MEMO_TEST_CALLS", "0").replace("_", ""))
+
+
+def _calls_made() -> int:
+    return sum(past["calls"] for past in HISTORIES)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run with fewer calls than `MEMO_TEST_CALLS` has failed, whatever its tests say."""
+    controls = not hasattr(session.config, "workerinput")
+    if controls and _calls_made() < _calls_wanted() and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many calls the histories made in all, and how many answers of them were wrong."""
+    missing = _calls_wanted() - _calls_made()
+    if not HISTORIES and missing <= 0:
+        return
+    totals = (
+        f"{sum(past[what] for past in HISTORIES):,} {what}"
+        for what in ("calls", "runs", "invalidations", "violations")
+    )
+    line = f"history: {len(HISTORIES)} configurations, {', '.join(totals)}"
+    terminalreporter.write_line(line)
+    if missing > 0:
+        terminalreporter.write_line(f"history: {missing:,} calls fewer than wanted", red=True)
+
+
 @pytest.fixture(scope="session")
 def _redis_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))

@@ -10,7 +10,9 @@ I1  a call that began after an `invalidate()` had returned gives nothing of whic
 I2  for one process and key, the start of the run behind successive answers never goes back;
 I3  with `use_lock` and without faults, two runs of one key overlap only with cause.
 
-The long form, one million calls and more: `MEMO_TEST_LONG=1 pytest tests/test_history.py`.
+The long form, one million calls and more in about a quarter of an hour::
+
+    MEMO_TEST_LONG=1 MEMO_TEST_CALLS=1000000 pytest -n 3 tests/test_history.py
 """
 
 from __future__ import annotations
