@@ -145,6 +145,10 @@ class CachedFunction(Generic[P, R]):
         f = self._function
         return f.keyer.call(f.code(args), args, dict(kwargs)).text
 
+    async def akey(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """As `key`, without blocking the event loop while big arguments are hashed."""
+        return await native().offload(functools.partial(self.key, *args, **kwargs))
+
     def address(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
         f = self._function
@@ -235,6 +239,10 @@ class CachedFunction(Generic[P, R]):
         """Hits, misses, maxsize (None) and currsize, as on `functools.lru_cache`."""
         return cache_info(self.function_id)
 
+    async def acache_info(self) -> CacheInfo:
+        """As `cache_info`, which waits for nothing."""
+        return self.cache_info()
+
     def cache_clear(self) -> None:
         """Forget every entry of this function, and its counters."""
         drive(self._clear(BLOCKING))
@@ -276,7 +284,10 @@ class BoundFunction(Generic[P, R]):
 
     __slots__ = ("__func__", "__self__", "__weakref__")
     _PARTIAL = ("invalidate", "ainvalidate")
-    _CALLS = ("key", "address", "refresh", "arefresh", "peek", "apeek", "is_cached", "ais_cached")
+    _CALLS = (
+        *("key", "akey", "address", "refresh", "arefresh", "peek", "apeek"),
+        *("is_cached", "ais_cached"),
+    )
 
     def __init__(self, function: CachedFunction[Any, R], instance: Any) -> None:
         self.__func__ = function
@@ -567,15 +578,5 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
         made._of_class = made._function.keyer.method = True
         return made
     options.function("function", function)
-    kind: Any = CachedCoroutine if _is_async(function) else CachedFunction
+    kind: Any = CachedCoroutine if options.is_async(function) else CachedFunction
     return kind(function, given)
-
-
-def _is_async(function: Any) -> bool:
-    """Whether a call gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if inspect.iscoroutinefunction(inner):
-        return True
-    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)

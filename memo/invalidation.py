@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 from memo import assembly, engine, events, options, resolvers
@@ -283,7 +283,7 @@ def invalidate_cache(
             return cast("Callable[P, R]", kind(decorate(function.__func__)))
         options.function("function", function)
         plan = _Plan(function, prefix, key_resolver, provider, targets, names, tagged)
-        if inspect.iscoroutinefunction(inspect.unwrap(function)):
+        if options.is_async(function):
             return cast("Callable[P, R]", _async(function, plan))
         return _sync(function, plan)
 
@@ -294,6 +294,8 @@ def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         result = function(*args, **kwargs)
+        if inspect.iscoroutine(result):  # it has not done anything yet
+            return cast("R", _awaited(result, plan, args, kwargs))
         drive(plan.carry_out(BLOCKING, result, args, kwargs))
         return result
 
@@ -303,11 +305,17 @@ def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
 def _async(function: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        result = await function(*args, **kwargs)
-        await _to_the_end(native(), lambda port: plan.carry_out(port, result, args, kwargs))
-        return result
+        return await _awaited(function(*args, **kwargs), plan, args, kwargs)
 
     return wrapper
+
+
+async def _awaited(
+    work: Awaitable[Any], plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    result = await work
+    await _to_the_end(native(), lambda port: plan.carry_out(port, result, args, kwargs))
+    return result
 
 
 async def _to_the_end(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,7 @@ def policy(
     if ttl is None and refresh_ahead and ttl_key is None:
         raise OptionError("refresh_ahead", True, "needs a ttl: without one nothing ever ages.")
     return Policy(
-        ttl=ttl if callable(ttl) else seconds("ttl", ttl),
+        ttl=_of_result("ttl", ttl) if callable(ttl) else seconds("ttl", ttl),
         use_jitter=flag("use_jitter", use_jitter),
         refresh_ahead=flag("refresh_ahead", refresh_ahead),
         refresh_threshold=_threshold(refresh_threshold),
@@ -95,9 +96,34 @@ def texts(option: str, value: Any) -> tuple[str, ...]:
 
 
 def _predicate(option: str, value: Any) -> Any:
-    if value is not None and not callable(value):
+    if value is None:
+        return None
+    if not callable(value):
         raise OptionError(option, value, "must be a function of the result.")
+    return _of_result(option, value)
+
+
+def _of_result(option: str, value: Callable[..., Any]) -> Any:
+    """A function that is asked about a result before it is stored: it takes that, and is plain."""
+    if is_async(value):
+        raise OptionError(option, value, "must not be async: it is asked before storing.")
+    try:
+        inspect.signature(value).bind(None)
+    except TypeError:
+        raise OptionError(option, value, "must take one argument, the result.") from None
+    except ValueError:  # written in C: it says when it is called
+        pass
     return value
+
+
+def is_async(function: Any) -> bool:
+    """Whether a call gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if inspect.iscoroutinefunction(inner):
+        return True
+    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
 
 
 def function(option: str, value: Any) -> Callable[..., Any]:

@@ -162,12 +162,20 @@ _FRESH = Verdict(FRESH)
 
 def _ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
     if live_ttl is not None:
-        return None if live_ttl == math.inf else live_ttl * SECOND
+        return None if live_ttl == math.inf else live_ttl * SECOND * _share(times, policy)
     recorded = None if times.ttl < 0 else times.ttl
     if policy.ttl is None or callable(policy.ttl):
         return recorded
     now = policy.ttl * SECOND
     return now if recorded is None else min(now, recorded)
+
+
+def _share(times: Times, policy: Policy) -> float:
+    """The part of a live ttl that `use_jitter` leaves to an entry, always the same for one entry.
+
+    It was drawn when the entry was stored: the last digits of a ttl with jitter are random.
+    """
+    return 1 - JITTER * (times.ttl % 1000) / 1000 if policy.use_jitter else 1.0
 
 
 def ttl_ns(policy: Policy, result: Any, live_ttl: float | None = None) -> int:

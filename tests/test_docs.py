@@ -11,10 +11,12 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from redis_server import RedisServer
+
+import memo
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,6 +73,18 @@ def test_blocks_name_their_language(page: Path) -> None:
     text = page.read_text("utf-8")
     assert {block.language for block in blocks(page)} <= LANGUAGES
     assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(list(blocks(page)))
+
+
+@pytest.mark.parametrize("decorator", [memo.cache, memo.invalidate_cache])
+def test_every_option_has_an_example(decorator: Any) -> None:
+    """Each option of the decorators has a row in the table of its section, and a block uses it."""
+    text = (ROOT / "docs" / "options.md").read_text("utf-8")
+    section = re.split(r"^## ", text, flags=re.MULTILINE)
+    mine = next(part for part in section if part.startswith(f"`{decorator.__name__}`"))
+    used = "\n".join(re.findall(r"^```python$(.*?)^```$", mine, re.MULTILINE | re.DOTALL))
+    for option in inspect.signature(decorator).parameters:
+        assert re.search(rf"^\| .*`{option}`", mine, re.MULTILINE), option
+        assert re.search(rf"@{decorator.__name__}\([^@]*\b{option}=", used), option
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

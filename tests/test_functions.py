@@ -178,6 +178,7 @@ async def test_awaitable_helpers_of_methods(tally: Tally, is_async: bool, name: 
     assert (await method.arefresh(1)).endswith(" 1 1")
     assert await method.ais_cached(1)
     assert (await method.apeek(1)).endswith(" 1 1")
+    assert await method.akey(1) == method.key(1)
     assert (await method.ainvalidate(1)).complete
     assert not await method.ais_cached(1)
     await method.arefresh(1)
@@ -430,6 +431,24 @@ def check_helpers(f: Any, call: Any) -> None:
 
 
 @kinds_of
+def test_looking_loads_nothing(
+    tally: Tally, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`is_cached` and `key` neither compute nor load the value; `__wrapped__` asks no cache."""
+    f = loader(tally, is_async)
+    settle(f(1))
+    memo.assembly.reset()
+    with monkeypatch.context() as patch, recording() as seen:
+        patch.setattr(memo.codec, "decode", None)
+        assert f.is_cached(1)
+        assert not f.is_cached(2)
+        f.key(1)
+    assert seen == []
+    assert settle(f.__wrapped__(1)) == [2]
+    assert settle(f(1)) == [1]
+
+
+@kinds_of
 def test_helpers_outside_a_loop(tally: Tally, is_async: bool) -> None:
     """`refresh`, `peek`, `is_cached`, `key`, `invalidate`, `cache_info`, `cache_clear`, at once."""
     f = loader(tally, is_async)
@@ -460,6 +479,8 @@ async def test_awaitable_helpers(tally: Tally, is_async: bool) -> None:
     assert await f.arefresh(1) == [2]
     assert await f.apeek(1) == [2]
     assert await f.ais_cached(1)
+    assert await f.akey(1) == f.key(1)
+    assert await f.acache_info() == f.cache_info()
     assert (await f.ainvalidate(x=1)).complete
     assert not await f.ais_cached(1)
     await f.arefresh(1)

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mutants
+import numpy as np
 import pytest
 from ports import blocking
 from redis_server import RedisServer
@@ -185,6 +187,37 @@ def test_the_reason_is_kept() -> None:
     assert any("dataset 2026-11 loaded" in note for _, note in notes)
 
 
+async def test_the_reason_of_a_twin_is_kept() -> None:
+    """`reason=` of `f.ainvalidate` and `memo.ainvalidate` is shown by `explain` as well."""
+    load = loads()
+    await asyncio.to_thread(load, "EU")
+    assert (await load.ainvalidate(region="EU", reason="first reason")).reason == "first reason"
+    assert "first reason" in str(await load.aexplain("EU"))
+    await asyncio.to_thread(load, "EU")
+    assert (await memo.ainvalidate(function=load, reason="second")).reason == "second"
+    assert ": second" in str(await load.aexplain("EU"))
+
+
+@pytest.mark.parametrize(
+    "target", [{"prefix": "sales"}, {"key": "sales:EU:2024"}, {"tag": "daily"}], ids=str
+)
+def test_the_reason_is_shown_whatever_was_named(target: dict[str, str]) -> None:
+    """`explain` shows the reason of an invalidation by prefix, by address and by tag."""
+    load = loads(key_prefix="sales", tags=["daily"])
+    load("EU")
+    memo.invalidate(**target, reason="dataset 2026-11 loaded")
+    assert "dataset 2026-11 loaded" in str(load.explain("EU"))
+
+
+def test_an_address_may_have_several_keys() -> None:
+    """One address reaches every key that has it: `1` and `"1"`, and other functions' too."""
+    load, other = loads(key_prefix="sales"), loads("other", key_prefix="sales")
+    load("EU", 1), load("EU", "1"), load("EU", 2), other("EU", 1)
+    memo.invalidate(key="sales:EU:1")
+    assert [load.is_cached("EU", year) for year in (1, "1", 2)] == [False, False, True]
+    assert not other.is_cached("EU", 1)
+
+
 # --- the result, tier by tier --------------------------------------------------------------------
 
 
@@ -285,6 +318,20 @@ def test_a_hit_is_one_round_trip(redis_server: Server, memory: int, tags: int) -
         outer(1, "2", 3, 4, five=5)  # scripts and connections are there
         with monitor(redis_server) as heard:
             assert outer(1, "2", 3, 4, five=5) == made
+    assert heard == ["EVALSHA"]
+
+
+def test_a_hit_with_a_big_payload_is_one_round_trip(redis_server: Server) -> None:
+    """What lies beside the record is mapped from this host's disk: Redis is asked once."""
+
+    @cache(ttl=None, version="1", name="tests:array")
+    def load() -> Any:
+        return np.arange(300_000)
+
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        load(), load()
+        with monitor(redis_server) as heard:
+            assert load()[-1] == 299_999
     assert heard == ["EVALSHA"]
 
 
@@ -1051,6 +1098,71 @@ async def test_the_product_service(tmp_path: Path) -> None:
     assert await service.get_product_details.ais_cached("2")
     assert not await service.get_product_details.ais_cached("1")
     assert await service.get_product_details("1") == {"price": 10}
+
+
+class Update:
+    """An update that awaits; its entry must be there until it has ended."""
+
+    def __init__(self, load: Any) -> None:
+        self.load = load
+
+    async def work(self, region: str) -> str:
+        assert self.load.is_cached("EU")
+        if region == "nowhere":
+            raise ValueError(region)
+        return region
+
+    async def __call__(self, region: str) -> str:
+        return await self.work(region)
+
+
+AWAITED: dict[str, Callable[[Update], Any]] = {
+    "async def": lambda update: update.work,
+    "async __call__": lambda update: update,
+    "partial": lambda update: partial(update.work),
+    "def that returns a coroutine": lambda update: lambda region: update.work(region),
+}
+
+
+@pytest.mark.parametrize("how", AWAITED)
+async def test_what_is_awaited_has_returned_afterwards(how: str) -> None:
+    """Whatever gives an awaitable drops its entries when that is done, and none if it raised."""
+    load = loads(key_prefix="sales")
+    update = invalidate_cache(key_prefix="sales")(AWAITED[how](Update(load)))
+    load("EU")
+    with pytest.raises(ValueError, match="nowhere"):
+        await update("nowhere")
+    assert load.is_cached("EU")
+    assert await update("EU") == "EU"
+    assert not load.is_cached("EU")
+
+
+def test_class_and_static_methods_invalidate() -> None:
+    """`invalidate_cache` goes over or under `classmethod` and `staticmethod`."""
+    load = loads(key_prefix="sales")
+
+    class Service:
+        @invalidate_cache(key_prefix="sales", key_resolver=lambda result, year: f"EU:{year}")
+        @classmethod
+        def over_class(cls, year: int) -> None: ...
+
+        @classmethod
+        @invalidate_cache(key_prefix="sales", key_resolver=lambda result, year: f"EU:{year}")
+        def under_class(cls, year: int) -> None: ...
+
+        @invalidate_cache(key_prefix="sales", key_resolver=lambda result, year: f"EU:{year}")
+        @staticmethod
+        def over_static(year: int) -> None: ...
+
+        @staticmethod
+        @invalidate_cache(key_prefix="sales", key_resolver=lambda result, year: f"EU:{year}")
+        def under_static(year: int) -> None: ...
+
+    for owner in (Service, Service()):
+        for name in ("over_class", "under_class", "over_static", "under_static"):
+            load("EU"), load("EU", 2023)
+            getattr(owner, name)(2023)
+            assert [load.is_cached("EU"), load.is_cached("EU", 2023)] == [True, False], name
 
 
 def test_nothing_is_dropped_when_the_function_raises() -> None:

@@ -50,6 +50,24 @@ def until(condition: Any, seconds: float = 20.0) -> float:
     return time.time()
 
 
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_one_computation_whatever_it_takes(
+    style: str, shared: str, log: Path, redis_server: RedisServer, processes: list[Process]
+) -> None:
+    """Of 4 processes x 32 callers of a cold key one computes; the others get what it made."""
+    settings = {"redis_url": redis_server.url, "deadline": 5.0} if shared == "redis" else {}
+    plan = {"style": style, "callers": 32, "log": str(log), "settings": settings}
+    processes += [Process(**plan) for _ in range(4)]
+    for process in processes:
+        process.ready()
+    for process in processes:
+        process.go()
+    results = [result for process in processes for result in process.end()["results"]]
+    assert len(runs(log)) == 1
+    assert results == [f"made by {runs(log)[0]}"] * 128
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("lease", [30.0, 0.15], ids=["lease", "short lease"])
 @pytest.mark.parametrize("shared", ["redis", "disk"])
@@ -91,8 +109,8 @@ def test_one_computation_for_four_processes(
 def test_hosts_share_one_computation(
     style: str, log: Path, tmp_path: Path, redis_server: RedisServer, processes: list[Process]
 ) -> None:
-    """Two hosts (two directories) on one Redis compute once, for longer than the lease lives."""
-    plan = {"style": style, "callers": 4, "log": str(log), "lease": 0.3, "seconds": 1.5}
+    """Two hosts (two directories) on one Redis compute once, for ten times as long as the lease."""
+    plan = {"style": style, "callers": 4, "log": str(log), "lease": 0.4, "seconds": 4.0}
     for host in ("a", "b"):
         settings = {"redis_url": redis_server.url, "directory": str(tmp_path / host)}
         processes += [Process(settings=settings, **plan) for _ in range(2)]
@@ -201,6 +219,47 @@ def test_lock_timeout_computes_here(
     assert len(told) == 1
     assert 0.3 <= told[0].seconds < 1.0
     assert str(processes[0].pid) in told[0].detail
+
+
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+@pytest.mark.parametrize("shared", ["redis", "disk"])
+def test_lock_timeout_bounds_no_computation(
+    style: Style, shared: str, redis_server: RedisServer
+) -> None:
+    """A computation that takes longer than `lock_timeout` keeps its lease and is stored."""
+    settings = {"redis_url": redis_server.url, "deadline": 5.0} if shared == "redis" else {}
+    client = redis_server.client()
+    found: list[Any] = []
+
+    def load() -> Any:
+        yield 0.4
+        chain = memo.assembly.default_chain()
+        assert chain.host is not None
+        lock = chain.host.lock(chain.name(f.function_id, f.key()))
+        found.append((lock.try_acquire("another"), len(client.keys("memo:l:*"))))
+        return 5
+
+    f = style.cached(load, use_lock=True, lock_timeout=0.1, version="1", name="bounds")
+    with memo.configure(**settings), recording() as seen:
+        assert style.together([f] * 3) == [5] * 3
+        assert f.is_cached()
+        memo.assembly.reset()
+    assert found == [(False, 1 if shared == "redis" else 0)]
+    assert events.LOCK_TIMEOUT not in [event.kind for event in seen]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+def test_lock_timeout_of_nothing(style: Style, log: Path, processes: list[Process]) -> None:
+    """`lock_timeout=0` waits for nobody: where the lease is taken it is computed here at once."""
+    processes.append(Process(log=str(log), seconds=60.0).ready().go())
+    until(lambda: runs(log))
+    options = {"use_lock": True, "name": "callers:load", "version": "1", "lock_timeout": 0}
+    f = style.cached(lambda x: "here", **options)
+    with recording() as seen:
+        assert style.call(f, 7) == "here"
+        assert style.call(f, 8) == "here"
+    told = [event.seconds < 1.0 for event in seen if event.kind == events.LOCK_TIMEOUT]
+    assert told == [True]
 
 
 def test_lock_timeout_none_waits(log: Path, processes: list[Process]) -> None:

@@ -32,6 +32,13 @@ async def async_body(x: int = 0, y: int = 0) -> int:
     return x
 
 
+class AsyncAsked:
+    """A callable of the result whose answer would have to be awaited."""
+
+    async def __call__(self, result: Any) -> int:
+        return 5
+
+
 bodies = pytest.mark.parametrize("body", [sync_body, async_body], ids=["sync", "async"])
 
 SIGNATURE = (
@@ -136,6 +143,7 @@ NOT_FLAGS: list[Any] = [1, 0, "yes", None]
 
 BAD: list[tuple[str, Any]] = [
     *(("ttl", value) for value in [0, 0.0, timedelta(0), "0s", *NOT_SECONDS]),
+    *(("ttl", value) for value in [lambda: 5, lambda a, b: 5, async_body, AsyncAsked()]),
     *(("lock_timeout", value) for value in NOT_SECONDS),
     *(("stale_while_revalidate", value) for value in [None, *NOT_SECONDS]),
     *(("stale_if_error", value) for value in [None, *NOT_SECONDS]),
@@ -149,7 +157,7 @@ BAD: list[tuple[str, Any]] = [
     *(("ignore", value) for value in [["z"], *NOT_TEXTS]),
     *(("tags", value) for value in NOT_TEXTS),
     ("tags", lambda z: ["a"]),
-    *(("cache_if", value) for value in [5, True, "x"]),
+    *(("cache_if", value) for value in [5, True, "x", lambda: True, async_body, AsyncAsked()]),
     *(
         ("key_resolver", value)
         for value in [5, "no placeholder", "{z}", "{0}", "{x", "{}", [], ["z"]]

@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -333,6 +334,118 @@ def test_transitive_invalidation(style: Style) -> None:
     for region in ("EU", "US"):
         style.call(outer, region)
     assert runs == ["report EU", "raw EU"]
+
+
+def test_what_is_named_goes(style: Style) -> None:
+    """An address, a prefix, a tag and the function reach what they name, and nothing else."""
+    runs: list[int] = []
+
+    def load(x: int) -> int:
+        runs.append(x)
+        return x
+
+    f = style.cached(load, key_prefix="rows", tags=lambda x: [f"tag{x}"])
+    targets: list[tuple[dict[str, Any], list[int]]] = [
+        ({"key": "rows:1"}, [1]),
+        ({"tag": "tag2"}, [2]),
+        ({"prefix": "rows"}, [1, 2]),
+        ({"function": f}, [1, 2]),
+    ]
+    for target, gone in targets:
+        style.call(f, 1), style.call(f, 2)
+        del runs[:]
+        assert memo.invalidate(**target).complete
+        style.call(f, 1), style.call(f, 2)
+        assert runs == gone, target
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("address", {"key_resolver": lambda result, x: f"rows:{x}"}),
+        ("several", {"key_resolver": lambda result, **more: [str(more["x"]), result]}),
+        ("match", {"match": ["x"]}),
+        ("tags", {"tags": ["tag1"]}),
+    ],
+)
+def test_an_update_drops_what_it_names(style: Style, name: str, options: dict[str, Any]) -> None:
+    """`invalidate_cache` drops it when the function has returned, and nothing when it raised."""
+    f = style.cached(lambda x: x, key_prefix="rows", tags=lambda x: [f"tag{x}"], name="rows")
+    given = {**options, **({"functions": [f]} if name == "match" else {})}
+    given |= {"key_prefix": "rows"} if "key_resolver" in options else {}
+
+    def update(x: int, fail: bool = False) -> Any:
+        yield 0.0
+        assert f.is_cached(1)
+        if fail:
+            raise LookupError(x)
+        return "rows:9"
+
+    g = memo.invalidate_cache(**given)(style.written(update))
+    style.call(f, 1), style.call(f, 2), style.call(f, 9)
+    with pytest.raises(LookupError):
+        style.call(g, 1, fail=True)
+    assert [f.is_cached(x) for x in (1, 2)] == [True, True]
+    assert style.call(g, 1) == "rows:9"
+    assert [f.is_cached(x) for x in (1, 2)] == [False, True]
+    assert f.is_cached(9) == (name != "several")
+
+
+def test_a_source_that_changes(style: Style, tmp_path: Path) -> None:
+    """A file or a callable in `depends_on` makes the entry untrue when it changes."""
+    path = tmp_path / "data.csv"
+    path.write_text("1")
+    state = {"version": 1}
+
+    f = style.cached(
+        lambda: path.read_text(), version="1", depends_on=[path, lambda: state["version"]]
+    )
+    assert style.call(f) == "1"
+    path.write_text("22")
+    assert style.call(f) == "22"
+    assert f.is_cached()
+    state["version"] = 2
+    assert not f.is_cached()
+
+
+def test_keys_by_hand(style: Style) -> None:
+    """`key_resolver`, `ignore`, `version` and `name` make keys, whatever kind of function it is."""
+    runs: list[int] = []
+
+    def load(x: int, verbose: bool = False) -> int:
+        runs.append(x)
+        return x
+
+    ways: list[Any] = [{"key_resolver": "{x}"}, {"key_resolver": ["x"]}, {"ignore": ["verbose"]}]
+    for at, options in enumerate(ways):
+        del runs[:]
+        f = style.cached(load, name=f"one{at}", **options)
+        g = style.cached(load, name=f"another{at}", **options)
+        style.call(f, 1), style.call(f, 1, verbose=True), style.call(g, 1)
+        assert runs == [1, 1], options
+    one, two = (style.cached(load, name="pinned", version=version) for version in "12")
+    style.call(one, 1)
+    assert one.is_cached(1)
+    assert not two.is_cached(1)
+
+
+def test_looking_and_refreshing(style: Style) -> None:
+    """`peek` never computes, `is_cached` says what it would find, `refresh` computes and stores."""
+    runs: list[int] = []
+
+    def load(x: int) -> list[int]:
+        runs.append(x)
+        return [x, len(runs)]
+
+    f = style.cached(load)
+    assert f.peek(1, default="none") == "none"
+    assert not f.is_cached(1)
+    assert runs == []
+    assert f.refresh(1) == [1, 1]
+    assert f.refresh(1) == [1, 2]
+    assert f.peek(1) == style.call(f, 1) == [1, 2]
+    f.cache_clear()
+    assert not f.is_cached(1)
 
 
 def test_reentry_is_an_error(style: Style) -> None:

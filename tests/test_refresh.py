@@ -182,6 +182,24 @@ def test_jitter_of_a_function(style: Style, source: Source, clock: ManualClock) 
         assert not any(f.is_cached(x) for x in range(40))
 
 
+@styles
+def test_jitter_of_a_live_ttl(style: Style, source: Source, clock: ManualClock) -> None:
+    """A live ttl is shortened as well, for entries that exist, and always alike for one entry."""
+    f = cached(style, source, ttl=60, use_jitter=True, ttl_key="ttl.spread")
+    with isolated(clock=clock):
+        for x in range(40):
+            style.call(f, x)
+        memo.live["ttl.spread"] = 1000
+        clock.advance(899)
+        assert all(f.is_cached(x) for x in range(40))
+        clock.advance(50)
+        left = [x for x in range(40) if f.is_cached(x)]
+        assert 0 < len(left) < 40
+        assert left == [x for x in range(40) if f.is_cached(x)]
+        clock.advance(52)
+        assert not any(f.is_cached(x) for x in range(40))
+
+
 # --- live ttls -----------------------------------------------------------------------------------
 
 
@@ -330,6 +348,78 @@ def test_shared_without_redis_is_an_error() -> None:
         memo.live.set("ttl.x", 5, shared=True)
 
 
+# --- age -----------------------------------------------------------------------------------------
+
+ELSEWHERE = bytes(range(16))
+"""The start of another machine."""
+
+
+@pytest.mark.parametrize(
+    ("ttl", "ahead", "kind", "reason"),
+    [
+        (100, 30, "fresh", ""),
+        (100, 59, "fresh", ""),
+        (100, 61, "miss", "clock"),
+        (-1, 61, "miss", "clock"),
+        (-1, -(10**6), "fresh", ""),
+        (100, -99, "fresh", ""),
+        (100, -101, "miss", "expired"),
+    ],
+)
+def test_age_of_another_hosts_entry(
+    clock: ManualClock, ttl: int, ahead: int, kind: str, reason: str
+) -> None:
+    """It is told by the wall clocks; what comes from the future has no age and is not believed."""
+    finished = clock.wall_ns() + ahead * SECOND
+    lasts = ttl * SECOND if ttl > 0 else ttl
+    times = policy.Times(finished, finished, ELSEWHERE, 0, lasts, 0, 0)
+    asked = policy.Policy(ttl=ttl if ttl > 0 else None)
+    assert policy.judge(times, asked, clock)[:2] == (kind, reason)
+
+
+def test_age_of_this_hosts_entry(clock: ManualClock) -> None:
+    """It is told by the clock that counts from the start of the machine and never steps (I9)."""
+    times = policy.Times(
+        clock.wall_ns(), clock.wall_ns(), clock.boot_id, clock.boot_ns(), 100 * SECOND, 0, 0
+    )
+    for step in (-(10**6), 10**7, -5):
+        clock.step(step)
+        assert policy.judge(times, policy.Policy(ttl=100), clock).kind == "fresh"
+    clock.advance(99)
+    assert policy.judge(times, policy.Policy(ttl=100), clock).kind == "fresh"
+    clock.advance(2)
+    assert policy.judge(times, policy.Policy(ttl=100), clock).kind == "miss"
+
+
+# --- stale windows -------------------------------------------------------------------------------
+
+
+@styles
+@pytest.mark.parametrize(
+    ("revalidate", "if_error"), [(10, 50), (50, 10), (0, 50), (50, 0)], ids=lambda n: str(n)
+)
+def test_the_two_windows_are_separate(
+    style: Style, source: Source, clock: ManualClock, revalidate: int, if_error: int
+) -> None:
+    """`stale_while_revalidate` answers at once, `stale_if_error` after an error."""
+    windows = {"stale_while_revalidate": revalidate, "stale_if_error": if_error}
+    f = cached(style, source, ttl=100, **windows)
+    with isolated(clock=clock), recording() as seen:
+        assert style.call(f) == 1
+        source.fail = True
+        for past in (5, 30, 70):
+            clock.advance(100 + past if past == 5 else (past - (5 if past == 30 else 30)))
+            del seen[:]
+            if past < max(revalidate, if_error):
+                assert settled(style, f) == 1
+                reasons = [event.reason for event in seen if event.kind == events.STALE]
+                at_once = past < revalidate
+                assert reasons == ["expired" if at_once else "error: ConnectionError"]
+            else:
+                with pytest.raises(ConnectionError):
+                    style.call(f)
+
+
 # --- refreshes -----------------------------------------------------------------------------------
 
 
@@ -374,6 +464,70 @@ def test_a_stale_answer_does_not_wait(
     stale = [event for event in seen if event.kind == events.STALE]
     assert len(stale) == 20
     assert {event.reason for event in stale} == {"ahead" if window == "ahead" else "expired"}
+
+
+@styles
+def test_where_a_refresh_runs(style: Style, source: Source, clock: ManualClock) -> None:
+    """On the loop of the caller, or in one of `POOL` threads of memo's for sync code."""
+    places: list[Any] = source.seen
+
+    def load(x: int) -> Any:
+        source.load()
+        loop = asyncio.get_running_loop() if style.is_async else None
+        places.append((loop, threading.current_thread().name))
+        yield 0.05
+
+    f = style.cached(load, version="1", ttl=10, stale_while_revalidate=100)
+
+    async def stale() -> None:
+        await asyncio.gather(*(f(x) for x in range(12)))
+        here = asyncio.get_running_loop()
+        assert await memo.drain(10)
+        assert {place[0] for place in places[12:]} == {here}
+
+    with isolated(clock=clock):
+        for x in range(12):
+            style.call(f, x)
+        clock.advance(20)
+        if style.is_async:
+            asyncio.run(stale())
+        else:
+            for x in range(12):
+                style.call(f, x)
+            names = [thread.name for thread in threading.enumerate()]
+            assert names.count("memo-background") <= memo.drivers.POOL
+            assert memo.drivers.drain_blocking(10)
+            assert {place[1] for place in places[12:]} == {"memo-background"}
+    assert len(places) == 24
+
+
+async def test_a_failed_refresh_is_no_unretrieved_exception(
+    source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the function or memo itself fails in it, the loop hears nothing of a refresh."""
+    f = cached(STYLES[1], source, ttl=10, stale_while_revalidate=100)
+    heard: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+
+    async def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("on purpose")
+
+    with isolated(clock=clock), recording() as seen:
+        await f()
+        clock.advance(20)
+        source.fail = True
+        assert await f() == 1
+        assert await memo.drain(5)
+        f._function.backoff.clear()
+        monkeypatch.setattr(memo.refreshing, "hold", broken)
+        assert await f() == 1
+        assert await memo.drain(5)
+        gc.collect()
+        await asyncio.sleep(0)
+    assert heard == []
+    failed = [event.reason for event in seen if event.kind == events.REFRESH_FAILED]
+    assert failed == ["ConnectionError", "dropped"]
+    assert [e.reason for e in seen if e.kind == events.ERROR] == ["background"]
 
 
 @styles
@@ -659,6 +813,22 @@ async def test_drain_drops_what_takes_too_long(source: Source, clock: ManualCloc
         assert time.monotonic() - begun < 1.0
         assert not leases.HELD
     assert [e.reason for e in seen if e.kind == events.REFRESH_FAILED] == ["dropped"]
+
+
+async def test_drain_waits_for_sync_refreshes_too(source: Source, clock: ManualClock) -> None:
+    """What runs in the pool is waited for, and past the timeout it is left: `drain` is on time."""
+    f = cached(STYLES[0], source, ttl=10, stale_while_revalidate=1000)
+    with isolated(clock=clock):
+        f()
+        clock.advance(20)
+        source.seconds = 0.5
+        f()
+        begun = time.monotonic()
+        assert await memo.drain(0.05) is False
+        assert time.monotonic() - begun < 0.4
+        assert await memo.drain(10) is True
+        assert source.runs == 2
+        assert f() == 2
 
 
 EXIT = """
