@@ -154,20 +154,34 @@ class CachedFunction(Generic[P, R]):
         f = self._function
         return f.keyer.call(f.code(args), args, dict(kwargs)).address
 
-    def invalidate(self, *args: Any, reason: str = "", **kwargs: Any) -> Invalidation:
+    def invalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """Make every entry untrue whose arguments include the given ones; none given: all.
 
         Args:
-            reason: kept with the invalidation, and shown by `explain`.
+            reason: kept with the invalidation, and shown by `explain`; of a function that has an
+                argument of this name, that argument.
 
         Raises:
             OptionError: the function has no such argument.
         """
+        kwargs, reason = self._apart(kwargs, "reason", reason, "")
         return drive(self._invalidate(BLOCKING, args, kwargs, reason))
 
-    async def ainvalidate(self, *args: Any, reason: str = "", **kwargs: Any) -> Invalidation:
+    async def ainvalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """As `invalidate`, without blocking the event loop."""
+        kwargs, reason = self._apart(kwargs, "reason", reason, "")
         return await self._invalidate(native(), args, kwargs, reason)
+
+    def _apart(
+        self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
+    ) -> tuple[dict[str, Any], Any]:
+        """A helper's own option, apart from the call's arguments, which may have one of its name.
+
+        The name is the function's own then: what is given is an argument of the call.
+        """
+        if given is _MISSING or name not in self._function.keyer.plan.names:
+            return kwargs, otherwise if given is _MISSING else given
+        return {**kwargs, name: given}, otherwise
 
     def _invalidate(
         self, port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: str
@@ -197,14 +211,19 @@ class CachedFunction(Generic[P, R]):
             return _value(await engine.refresh(port, self._function, args, kwargs))
         return await port.offload(functools.partial(self.refresh, *args, **kwargs))
 
-    def peek(self, *args: Any, default: Any = None, **kwargs: Any) -> Any:
-        """The stored value if a call would use it, else `default`; never computes."""
+    def peek(self, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
+        """The stored value if a call would use it, else `default` (None); never computes.
+
+        Of a function that has an argument called `default`, that is meant, and None the default.
+        """
+        kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
         return drive(engine.peek(BLOCKING, self._function, args, kwargs, default))
 
-    async def apeek(self, *args: Any, default: Any = None, **kwargs: Any) -> Any:
+    async def apeek(self, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
+        kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
         return await engine.peek(native(), self._function, args, kwargs, default)

@@ -232,6 +232,7 @@ def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[st
 def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
     many: list[Any] = [value] if one_only else list(cast("Iterable[Any]", value))
+    many = [getattr(one, "__func__", one) for one in many]  # of methods, the function itself
     for one in many:
         if not isinstance(one, CachedFunction):
             raise OptionError(option, one, "must be functions that @cache decorates.")

@@ -17,6 +17,7 @@ import pytest
 from redis_server import RedisServer
 
 import memo
+from memo.decorators import CachedFunction
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,6 +86,15 @@ def test_every_option_has_an_example(decorator: Any) -> None:
     for option in inspect.signature(decorator).parameters:
         assert re.search(rf"^\| .*`{option}`", mine, re.MULTILINE), option
         assert re.search(rf"@{decorator.__name__}\([^@]*\b{option}=", used), option
+
+
+def test_every_helper_is_documented() -> None:
+    """What a decorated function can do stands in the table of its section, twins included."""
+    text = (ROOT / "docs" / "options.md").read_text("utf-8")
+    section = text.partition("## On the decorated function")[2].partition("\n## ")[0]
+    names = [name for name in vars(CachedFunction) if not name.startswith("_")]
+    assert [name for name in names if f"`f.{name}" not in section] == []
+    assert len(names) >= 17
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

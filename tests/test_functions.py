@@ -286,6 +286,9 @@ def test_callable_object(tally: Tally, is_async: bool) -> None:
     assert tally.calls == [2]
     g = memo.cache(kind(5))
     assert settle(g(2)) == 10
+    h = memo.cache(functools.partial(kind(7), 2))
+    assert settle(h()) == settle(h()) == 14
+    assert tally.calls == [2, 2, 2]
 
 
 def test_lambdas_of_one_line_are_two_functions() -> None:
@@ -428,6 +431,23 @@ def check_helpers(f: Any, call: Any) -> None:
     f.cache_clear()
     assert not f.is_cached(1)
     assert f.cache_info()[:2] == (0, 0)
+
+
+async def test_arguments_called_like_an_option_of_a_helper(tally: Tally) -> None:
+    """Where the function itself has a `reason` or a `default`, helpers take it for an argument."""
+
+    @memo.cache
+    def get(name: str, default: int = 0, reason: str = "") -> str:
+        return f"{name} {default} {reason}"
+
+    get("a"), get("a", 5), get("a", reason="audit")
+    assert get.peek("a", default=5) == await get.apeek("a", default=5) == "a 5 "
+    assert get.peek("a", default=6) is None
+    assert get.peek("b") is None
+    get.invalidate(reason="audit")
+    assert [get.is_cached("a"), get.is_cached("a", reason="audit")] == [True, False]
+    await get.ainvalidate(default=5)
+    assert [get.is_cached("a"), get.is_cached("a", 5)] == [True, False]
 
 
 @kinds_of

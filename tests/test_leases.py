@@ -122,6 +122,23 @@ def test_hosts_share_one_computation(
     assert len(runs(log)) == 1
 
 
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_while_redis_is_away_a_host_computes_once(
+    style: str, log: Path, redis_server: RedisServer, processes: list[Process]
+) -> None:
+    """With a Redis that refuses, the lock of the host keeps its processes to one computation."""
+    redis_server.stop()
+    settings = {"redis_url": redis_server.url}
+    plan = {"style": style, "callers": 4, "log": str(log), "settings": settings, "seconds": 1.0}
+    processes += [Process(**plan) for _ in range(3)]
+    for process in processes:
+        process.ready()
+    for process in processes:
+        process.go()
+    assert len({result for p in processes for result in p.end()["results"]}) == 1
+    assert len(runs(log)) == 1
+
+
 def test_waiters_do_not_poll_redis(
     log: Path, tmp_path: Path, redis_server: RedisServer, processes: list[Process]
 ) -> None:

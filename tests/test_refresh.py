@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ports import ROOT, run, start
+from providers import InADict
 from redis_server import RedisServer
 from styles import STYLES, Style
 
@@ -254,6 +255,22 @@ def test_a_live_ttl_is_that_of_new_entries(
         assert style.call(f) == 1
         clock.advance(200)
         assert style.call(f) == 2
+
+
+@styles
+def test_a_long_live_ttl_keeps_what_is_stored_for_so_long(style: Style, source: Source) -> None:
+    """Tiers are told to keep an entry for the live ttl that was in force when it was stored."""
+    told: list[float] = []
+
+    class Told(InADict):
+        async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
+            told.append(ttl or 0)
+            await super().set(key, value, ttl)
+
+    f = cached(style, source, ttl=60, ttl_key="ttl.long", provider=Told())
+    memo.live["ttl.long"] = "30d"
+    style.call(f)
+    assert 30 * 86_400 - 5 < max(told) <= 30 * 86_400
 
 
 @styles
