@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from ports import RUNNERS
+from ports import run as run_process
 
 from memo import generations, stamps
 from memo.host import Host
@@ -106,6 +107,14 @@ def test_turning_some_arguments_changes_what_has_them_all(ask):
     ask.turn(Turn(F, (US, Y24), True))
     assert ask.states(CALL_EU)[0].text == now_eu.text
     assert ask.states(CALL_US)[0].text != now_us.text
+
+
+def test_tokens_are_random():
+    """No two processes make the same token, so that one that was lost never comes again."""
+    code = "from memo import stamps; print(*(stamps.token() for _ in range(1000)))"
+    made = [*run_process(code).split(), *run_process(code).split()]
+    assert len(set(made)) == 2000
+    assert {len(token) for token in made} == {stamps.TOKEN}
 
 
 def test_two_turns_of_the_same_arguments_differ(ask):

@@ -509,6 +509,23 @@ def test_an_outage_is_made_up_for(redis_server: Server, tmp_path: Path) -> None:
     assert [event.reason for event in heard if event.kind == "replayed"] == ["while away"]
 
 
+def test_each_redis_is_told_what_it_missed(
+    redis_server: Server, redis_private: Server, tmp_path: Path
+) -> None:
+    """What one Redis missed is not made up for by telling another one."""
+    load = loads()
+    with memo.configure(redis_url=redis_server.url, memory_limit=0, deadline=5):
+        old = load("EU")
+        redis_server.stop()
+        load.invalidate(region="EU")
+    with memo.configure(redis_url=redis_private.url, memory_limit=0, deadline=5):
+        load("US")
+    redis_server.restart()
+    assembly.reset()
+    with memo.configure(redis_url=redis_server.url, memory_limit=0, deadline=5):
+        assert load("EU") != old
+
+
 def test_the_journal_is_synced(redis_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """An invalidation that Redis did not get is on the disk, in a full sync, when it returns."""
     load = loads()
@@ -1156,6 +1173,7 @@ async def test_what_is_awaited_has_returned_afterwards(how: str) -> None:
     """Whatever gives an awaitable drops its entries when that is done, and none if it raised."""
     load = loads(key_prefix="sales")
     update = invalidate_cache(key_prefix="sales")(AWAITED[how](Update(load)))
+    assert asyncio.iscoroutinefunction(update) == (how != "def that returns a coroutine")
     load("EU")
     with pytest.raises(ValueError, match="nowhere"):
         await update("nowhere")

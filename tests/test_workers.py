@@ -161,6 +161,40 @@ for pickler in (pickle, cloudpickle):
     assert done.stderr == ""
 
 
+ELSEWHERE = """
+import sys
+import cloudpickle
+if sys.argv[1] == "pack":
+    import memo
+
+    def helper(x):
+        return x + 1
+
+    @memo.cache
+    def load(x):
+        return helper(x)
+
+    with open(sys.argv[2], "wb") as file:
+        file.write(cloudpickle.dumps(load))
+else:
+    load = cloudpickle.load(open(sys.argv[2], "rb"))
+print(load.key(1), load(1))
+"""
+
+
+def test_a_worker_without_the_source_has_the_same_keys(tmp_path: Path) -> None:
+    """What was pickled by value keeps its code version where there is no file of its code."""
+    script, packed = tmp_path / "script.py", tmp_path / "packed"
+
+    def there(verb: str, text: str) -> str:
+        script.write_text(text)
+        return subprocess.check_output([sys.executable, script, verb, packed], text=True)
+
+    first = there("pack", ELSEWHERE)
+    loading = ELSEWHERE.partition("else:")[2].replace("\n    ", "\n")
+    assert there("load", f"import sys, cloudpickle{loading}") == first
+
+
 def test_many_functions_of_a_notebook_are_pickled_in_linear_time() -> None:
     """Thirty cached functions that all reach each other are pickled in well under a second."""
     lines = ["import pickle, time, memo"]
