@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from memo import cache
@@ -53,13 +54,17 @@ class Style:
             if not steps:
                 return body(*args, **kwargs)
             generator = body(*args, **kwargs)
-            sent: Any = None
+            advance = partial(generator.send, None)
             while True:
                 try:
-                    step = generator.send(sent)
+                    step = advance()
                 except StopIteration as stop:
                     return stop.value
-                sent = await step if inspect.isawaitable(step) else await asyncio.sleep(step)
+                try:
+                    sent = await step if inspect.isawaitable(step) else await asyncio.sleep(step)
+                    advance = partial(generator.send, sent)
+                except Exception as error:
+                    advance = partial(generator.throw, error)
 
         written: Any = run_async if self.is_async else run_sync
         written.__signature__ = inspect.signature(body)

@@ -448,6 +448,52 @@ def test_looking_and_refreshing(style: Style) -> None:
     assert not f.is_cached(1)
 
 
+@pytest.mark.parametrize("error", [False, True], ids=["value", "error"])
+def test_what_was_joined_counts(style: Style, error: bool) -> None:
+    """A computation that waited for another's result is built on that: invalidating reaches it."""
+    begun = threading.Event()
+
+    def raw() -> Any:
+        begun.set()
+        yield 0.3
+        if error:
+            raise LookupError("not yet")
+        return "raw"
+
+    inner = style.cached(raw, version="1")
+
+    def report() -> Any:
+        while not begun.is_set():
+            yield 0.001
+        try:
+            found = yield inner()
+        except LookupError as caught:
+            found = str(caught)
+        return f"report on {found}"
+
+    outer = style.cached(report, version="1")
+    with recording() as seen:
+        style.together([inner, outer])
+    assert kinds(seen)[events.COALESCED] == 1
+    assert outer.is_cached()
+    inner.invalidate()
+    assert not outer.is_cached()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_update_reaches_a_store_of_ones_own(style: Style, named: bool) -> None:
+    """`invalidate_cache` reaches every store in use, and one that is named with `provider`."""
+    mine = InADict()
+    f = style.cached(lambda x: x, key_prefix="rows", provider=mine, name="mine")
+    g = style.cached(lambda x: x, key_prefix="rows", name="default")
+    given = {"provider": mine} if named else {}
+    update = memo.invalidate_cache(key_prefix="rows", **given)(style.written(lambda: None))
+    style.call(f, 1), style.call(g, 1)
+    style.call(update)
+    assert not f.is_cached(1)
+    assert named or not g.is_cached(1)
+
+
 def test_reentry_is_an_error(style: Style) -> None:
     """A computation that asks for its own result gets a typed error at once."""
 
