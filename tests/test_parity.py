@@ -480,18 +480,18 @@ def test_what_was_joined_counts(style: Style, error: bool) -> None:
     assert not outer.is_cached()
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_an_update_reaches_a_store_of_ones_own(style: Style, named: bool) -> None:
-    """`invalidate_cache` reaches every store in use, and one that is named with `provider`."""
-    mine = InADict()
+def test_an_update_reaches_stores_of_ones_own(style: Style) -> None:
+    """`invalidate_cache` reaches every store in use, and one that only `provider` names."""
+    mine, unused = InADict(), InADict()
     f = style.cached(lambda x: x, key_prefix="rows", provider=mine, name="mine")
     g = style.cached(lambda x: x, key_prefix="rows", name="default")
-    given = {"provider": mine} if named else {}
-    update = memo.invalidate_cache(key_prefix="rows", **given)(style.written(lambda: None))
     style.call(f, 1), style.call(g, 1)
-    style.call(update)
+    style.call(memo.invalidate_cache(key_prefix="rows")(style.written(lambda: None)))
     assert not f.is_cached(1)
-    assert named or not g.is_cached(1)
+    assert not g.is_cached(1)
+    named = memo.invalidate_cache(key_prefix="rows", provider=unused)
+    style.call(named(style.written(lambda: None)))
+    assert [key.partition(":p:rows")[1] for key in unused.store] == [":p:rows"] * 2
 
 
 def test_reentry_is_an_error(style: Style) -> None:
