@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from memo import config, events, files
 from memo.adapted import Adapted
 from memo.chain import Chain
+from memo.checks import TRACKING
 from memo.errors import OptionError, SettingError
 from memo.live import live
 from memo.tiers import DISK, MEMORY, REDIS, CacheProtocol, Tier
@@ -126,6 +127,7 @@ def _redis(settings: Settings) -> Tier:
         namespace=settings.namespace,
         deadline=settings.deadline,
         value_limit=settings.redis_value_limit,
+        tracking=settings.coherence == TRACKING,
     )
 
 

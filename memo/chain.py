@@ -6,9 +6,11 @@ Rules of this module:
     the same at the *authority*, its clock makes sense, and no answer before was computed later.
 2.  The authority is the first shared tier (Redis); while that is away, this host's generations.
     The host *learns* what the shared authority reads, so that it can judge while that is away.
-3.  An invalidation is written down on the host before it is sent to a shared tier.  One that did
+3.  Where a shared authority lets us hear of changes (`Listener`), what it said of an entry in
+    memory holds until something was heard, or this host's generations turned.
+4.  An invalidation is written down on the host before it is sent to a shared tier.  One that did
     not arrive is replayed, with a fresh token, before anything is read from that tier again.
-4.  A tier that fails is an event and a fall-through.
+5.  A tier that fails is an event and a fall-through.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ from memo.policy import (
 from memo.port import Port
 from memo.seal import Entry, Secret
 from memo.stamps import Generation, Ref, Stamp, State, Turn
-from memo.tiers import MEMORY, Found, Front, Generations, Host, Source, Tier
+from memo.tiers import MEMORY, Found, Front, Generations, Host, Listener, Source, Tier
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
+LEARN_AGAIN = 0.1
+"""Seconds in which the host is not made to learn again what it just refused."""
 FLOORS = 65_536
 """How many keys' latest answers are remembered, so that no answer goes back (I2)."""
 
@@ -64,6 +68,23 @@ class Answer(NamedTuple):
     entry: Entry | None = None
     tier: str = ""
     source: Source | None = None
+
+
+class Proof:
+    """An entry of the memory tier that the shared authority was asked about.
+
+    Attributes:
+        entry: what was true then.
+        mark: of the listener, from before it was asked; renewed while nothing is heard.
+        groups: those of its generations.
+    """
+
+    __slots__ = ("entry", "groups", "mark")
+
+    def __init__(self, entry: Entry, mark: int) -> None:
+        self.entry = entry
+        self.mark = mark
+        self.groups = tuple(dict.fromkeys(ref.group for ref in entry.refs))
 
 
 class Chain:
@@ -112,6 +133,9 @@ class Chain:
             (tier for tier in self.tiers if tier.shared and tier.generations is not None), None
         )
         self._remote = self._authority is not None
+        self._listener: Listener | None = getattr(self._authority, "listener", None)
+        self._asks = self._remote and self._listener is None
+        self._refused = 0.0
         self._floors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -202,7 +226,9 @@ class Chain:
         except EntryError as error:
             self._event(events.ERROR, key, tier.name, error.reason, error.detail)
             return Answer(Verdict(MISS, error.reason))
-        states = found.states if tier is self._authority else None
+        states: Sequence[State] | None = found.states if tier is self._authority else None
+        if self._listener is not None and tier.name == MEMORY:
+            states = await self._watched(port, self._listener, name, entry)
         reason = await self.untrue(port, entry, states)
         if reason:
             return Answer(Verdict(MISS, reason))
@@ -225,6 +251,8 @@ class Chain:
         if front is None or here is not front:
             return seal.unpack(found.record, self.secrets, self.namespace, key)
         known = front.peek(name)
+        if type(known) is Proof:
+            known = known.entry
         if isinstance(known, Entry) and known.record is found.record:
             return known
         entry = seal.unpack(found.record, self.secrets, self.namespace, key)
@@ -239,12 +267,15 @@ class Chain:
     def quick(self, function: str, key: str) -> Entry | None:
         """An entry of the memory tier that is true, without a coroutine; None: `lookup` it.
 
-        Only where this host's generations are the authority, and nothing else can make it untrue.
+        Only where this host's generations are the authority, or the one that is lets us hear of
+        changes, and nothing else can make it untrue.
         """
         front, host = self._front, self.host
-        if front is None or host is None or self._remote:
+        if front is None or host is None or self._asks:
             return None
         entry = front.peek(self.name(function, key))
+        if self._listener is not None:
+            entry = _unheard(self._listener, entry)
         if not isinstance(entry, Entry):
             return None
         try:
@@ -264,6 +295,57 @@ class Chain:
                 return False
         return True
 
+    async def _watched(
+        self, port: Port, listener: Listener, name: str, entry: Entry
+    ) -> Sequence[State] | None:
+        """What the generations of an entry in memory read: as they did if it is proven, else asked.
+
+        None: nobody could be asked.
+        """
+        front, host = self._front, self.host
+        if front is None or host is None:
+            return None
+        try:
+            if _unheard(listener, front.peek(name)) is entry:
+                own = host.generations.read(entry.refs)
+                if _same(entry.generations, own):
+                    return own
+            mark = listener.mark()
+            before = host.generations.read(entry.refs)
+            states, by = await self._asked(port, "states", entry.refs)
+            if mark is None or by is host.generations or not _same(entry.generations, states):
+                return states
+            if await self._has_learned(port, host, entry, before, states):
+                front.remember(name, Proof(entry, mark), entry.record)
+        except TierError as error:
+            self._fault("host", error)
+            return None
+        return states
+
+    async def _has_learned(
+        self,
+        port: Port,
+        host: Host,
+        entry: Entry,
+        before: Sequence[State],
+        states: Sequence[State],
+    ) -> bool:
+        """Whether this host reads what the shared authority said, so that its own turns are seen.
+
+        Args:
+            before: what the host read before the other was asked.
+            states: what that said.
+        """
+        if _same(entry.generations, before):
+            return True
+        if time.monotonic() < self._refused:
+            return False
+        await port.offload(host.generations.learn, entry.refs, before, states)
+        if _same(entry.generations, host.generations.read(entry.refs)):
+            return True
+        self._refused = time.monotonic() + LEARN_AGAIN
+        return False
+
     async def _payload(self, port: Port, entry: Entry) -> Source | None:
         size = seal.payload_size(entry.header.buffers)
         digest = seal.payload_digest(entry.header.buffers)
@@ -277,9 +359,7 @@ class Chain:
                 return source
         return None
 
-    async def untrue(
-        self, port: Port, entry: Entry, states: tuple[State, ...] | None = None
-    ) -> str:
+    async def untrue(self, port: Port, entry: Entry, states: Sequence[State] | None = None) -> str:
         """Why an entry's stamps do not hold any more, in the words of `memo.policy`; "" if they do.
 
         Args:
@@ -304,7 +384,7 @@ class Chain:
         port: Port,
         stamps: Sequence[Stamp],
         generations: Sequence[Generation] | None = None,
-        states: tuple[State, ...] | None = None,
+        states: Sequence[State] | None = None,
     ) -> str:
         """Why stamps do not hold any more; "" if they do.  See `untrue`."""
         if generations is None:
@@ -389,6 +469,12 @@ class Chain:
         return now
 
     async def _first(self, port: Port, verb: str, refs: Sequence[Ref]) -> list[State]:
+        return (await self._asked(port, verb, refs))[0]
+
+    async def _asked(
+        self, port: Port, verb: str, refs: Sequence[Ref]
+    ) -> tuple[list[State], Generations]:
+        """What the first authority that can tell says, and who that is."""
         for authority in self._authorities():
             try:
                 if self._authority is not None and authority is self._authority.generations:
@@ -397,7 +483,7 @@ class Chain:
             except TierError as error:
                 self._fault("generations", error)
                 continue
-            return states
+            return states, authority
         raise TierUnavailable("no tier can tell what is true")
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
@@ -422,6 +508,9 @@ class Chain:
                 how = await self._undelivered(port, self._authority, row, error)
                 outcome[self._authority.name] = how
                 row = None
+            finally:
+                if self._listener is not None:
+                    self._listener.hear({turn.group: None for turn in turns})
         if row is not None and self.host is not None:
             await self._strike(port, self.host.journal.done, row)
         return outcome
@@ -585,6 +674,22 @@ class Chain:
 
     def _event(self, kind: str, key: str, tier: str, reason: str, detail: str) -> None:
         events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
+
+
+def _unheard(listener: Listener, known: object) -> Entry | None:
+    """The entry of a proof, when nothing was heard of its groups since."""
+    if type(known) is not Proof:
+        return None
+    mark = listener.still(known.mark, known.groups)
+    if mark is None:
+        return None
+    known.mark = mark
+    return known.entry
+
+
+def _same(stamps: Sequence[Generation], states: Sequence[State]) -> bool:
+    """Whether generations read as they did when the stamps were taken."""
+    return all(stamp.state.text == state.text for stamp, state in zip(stamps, states, strict=True))
 
 
 def make_note(reason: str, by: str) -> str:

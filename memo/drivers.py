@@ -503,7 +503,7 @@ def drain_blocking(timeout: float | None = None) -> bool:
 
 
 _carrying = threading.Lock()
-_UNCARRIED = ("concurrent.futures.thread", "memo.drivers")
+_UNCARRIED = ("concurrent.futures.thread", "memo.drivers", "memo.listener")
 """Whose threads live longer than the work they were started for; they are told with each piece."""
 
 

@@ -70,7 +70,7 @@ class _Bounded:
     """A socket all of whose calls together keep one deadline."""
 
     def __init__(self, sock: socket.socket, ends: float) -> None:
-        self._sock = sock
+        self.bare = self._sock = sock
         self._timeout = -1.0
         self.ends = ends
         self.received = 0
@@ -120,6 +120,12 @@ class ThreadLink:
         sock = super()._connect()  # type: ignore[misc]
         self._bounded = _Bounded(sock, self.ends)
         return self._bounded
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket of a link that is connected, without its deadline."""
+        assert self._bounded is not None
+        return self._bounded.bare
 
     def begin(self, ends: float) -> None:
         """All that follows must be over at `ends` on the monotonic clock."""
@@ -174,6 +180,26 @@ class UnixThreadLink(ThreadLink, _UnixThread):
     """A Unix socket."""
 
 
+THREAD_LINKS: dict[str, Any] = {
+    "tcp": TcpThreadLink,
+    "tls": TlsThreadLink,
+    "unix": UnixThreadLink,
+}
+
+
+def connected(url: str, seconds: float) -> Any:
+    """A `ThreadLink` of one's own, logged in within so many seconds, for who reads its socket.
+
+    Raises:
+        Exception: whatever redis-py raises, for `fault_of`.
+    """
+    kind, given = options(url)
+    link = THREAD_LINKS[kind](**given)
+    link.begin(time.monotonic() + seconds)
+    link.connect()
+    return link
+
+
 def _reply(read: Callable[[], Any]) -> Any:
     try:
         return read()
@@ -199,8 +225,7 @@ class ThreadPool:
 
     def __init__(self, url: str, size: int) -> None:
         kind, self._options = options(url)
-        kinds = {"tcp": TcpThreadLink, "tls": TlsThreadLink, "unix": UnixThreadLink}
-        self._kind: Any = kinds[kind]
+        self._kind: Any = THREAD_LINKS[kind]
         self._slots = threading.BoundedSemaphore(size)
         self._idle: list[Any] = []
         self._epoch = 0

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memo import stamps
 from memo.codec import Payload
@@ -34,6 +34,9 @@ from memo.seal import ALIGN
 from memo.stamps import Ref, State, Turn
 from memo.tiers import REDIS, Found, Source
 from memo.wire import Wire
+
+if TYPE_CHECKING:
+    from memo.listener import Listener
 
 VALUE_LIMIT = 64 * 1024 * 1024
 """Bytes up to which a record or a payload is sent to Redis, unless a setting says otherwise."""
@@ -53,11 +56,13 @@ class Redis:
         deadline: seconds that one operation may take in all; what is moved may take its time at
             `memo.breaker.RATE` on top.
         value_limit: bytes; larger payloads are not sent, larger records are refused.
+        tracking: let Redis push word of what changes, so that a memory tier need not ask each time.
 
     Attributes:
         where: names this store among all others, for the journal.
         leases: see `memo.grants`.
         wire: the way to the server, with its breaker.
+        listener: hears of changes of the generations, with `tracking`; else None.
     """
 
     name = REDIS
@@ -70,6 +75,7 @@ class Redis:
         namespace: str = "memo",
         deadline: float = 0.25,
         value_limit: int = VALUE_LIMIT,
+        tracking: bool = False,
     ) -> None:
         self.wire = Wire(url, deadline)
         self.where = f"redis {self.wire.where} {namespace}"
@@ -79,9 +85,17 @@ class Redis:
         self._payloads = f"{namespace}:p:".encode()
         self._live = f"{namespace}:live".encode()
         self._kept = (self._groups, *self.leases.prefixes, self._live)
+        self.listener = self._listener(url) if tracking else None
 
     def __repr__(self) -> str:
         return f"<Redis {self.wire.where}>"
+
+    def _listener(self, url: str) -> Listener:
+        from memo.listener import Listener
+
+        listener = Listener(url, self._groups, self.wire.deadline, self.wire.where)
+        self.wire.on_recover.append(listener.wake)
+        return listener
 
     @property
     def generations(self) -> Redis:
@@ -247,7 +261,16 @@ class Redis:
         Returns:
             `up`, `where`; when it is up `version`, `used` and `limit` (bytes of memory; 0: no
             limit), `policy` (of eviction), `names` (of all who use this database); else `error`.
+            With `tracking`: `tracking`, `"listening"` or `"strict (why)"`.
         """
+        facts = await self._facts(port)
+        if self.listener is not None:
+            if facts["up"] and not self.listener.listening:
+                await port.offload(self.listener.wait, self.wire.deadline)
+            facts["tracking"] = self.listener.state
+        return facts
+
+    async def _facts(self, port: Port) -> dict[str, Any]:
         try:
             facts, names = await self.wire.reach(
                 port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2
@@ -266,15 +289,21 @@ class Redis:
 
     def close(self) -> None:
         """Let go of all connections; they are made again when the tier is used again."""
-        self.leases.close()
+        self._close_others()
         self.wire.close()
 
     async def aclose(self) -> None:
         """As `close`, and wait until those of the running loop are closed."""
         import asyncio
 
-        await asyncio.to_thread(self.leases.close)
+        await asyncio.to_thread(self._close_others)
         await self.wire.aclose()
+
+    def _close_others(self) -> None:
+        """Close what connects by itself; waits for two deadlines at most, for each."""
+        if self.listener is not None:
+            self.listener.close()
+        self.leases.close()
 
 
 class Held:

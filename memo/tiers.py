@@ -7,7 +7,7 @@ that sync and async callers run the same lines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from memo.codec import Payload
@@ -166,6 +166,25 @@ class Front(Protocol):
 
     def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
         """Keep an object beside a record, while that very record lies there."""
+        ...
+
+
+class Listener(Protocol):
+    """Word of every change of a shared tier's generations, as it happens: `Tier.listener`.
+
+    What was verified at a *mark* is true while nothing was heard of its groups since.
+    """
+
+    def mark(self) -> int | None:
+        """What to remember with what is verified from now on; None: it does not listen (yet)."""
+        ...
+
+    def still(self, mark: int, groups: Sequence[str]) -> int | None:
+        """A mark, renewed, when it listens and heard nothing of these groups since; else None."""
+        ...
+
+    def hear(self, groups: Iterable[str]) -> None:
+        """These groups have changed, as whoever changed them says himself."""
         ...
 
 

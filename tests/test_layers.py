@@ -26,7 +26,7 @@ ROWS = (
     ("plumbing", "breaker dial scripts manifests"),
     ("compositions", "keys flights tiers chain leases sources display"),
     ("a host's files", "sqlite ledger locks payloads index"),
-    ("Redis' wire", "links loops wire grants"),
+    ("Redis' wire", "links loops wire grants listener"),
     ("leaves", "disk host remote memory adapted"),
     ("flows", "jobs reads loading computing refreshing engine explanations"),
     ("loops and threads", "drivers"),
@@ -93,6 +93,7 @@ LOCKS = {
     "grants": "the pause before a lost acquire is undone",
     "image": "recursion is noticed per thread",
     "links": "connections are shared by all threads",
+    "listener": "its thread hears what all others ask about",
     "live": "live values change and are read at once",
     "memory": "its records are shared by all threads",
     "payloads": "one sweep at a time",
@@ -104,6 +105,7 @@ LOCKS = {
 STARTS = {
     "dial": "the system's look-up of a name knows no deadline: it is left behind",
     "grants": "a cancelled acquire is undone although its caller has gone",
+    "listener": "what Redis pushes is heard whatever sync code or a loop is busy with",
 }
 
 
