@@ -130,10 +130,10 @@ class Listener:
         return "listening" if self.listening else f"strict ({self.why})"
 
     def wait(self, seconds: float) -> bool:
-        """Begin to listen, and wait until it does; False when `seconds` went by first."""
+        """Begin to listen, and wait until it does; False when it may not, or `seconds` went by."""
         ends = time.monotonic() + seconds
         while self.mark() is None:
-            if time.monotonic() >= ends:
+            if self.told or time.monotonic() >= ends:
                 return False
             time.sleep(0.002)
         return True

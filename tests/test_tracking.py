@@ -1,0 +1,733 @@
+"""`coherence="tracking"`: a hit in memory asks nobody, and is untrue for a bounded time at most."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chaos import Proxy, Scripted, free_port
+from ports import blocking, run, start
+from redis_server import RedisServer
+
+import memo
+from memo import assembly, cache, configure, listener
+from memo.events import ERROR
+from memo.listener import BOUND, Listener, parse
+from memo.remote import Redis
+from memo.stamps import Turn
+from memo.testing import ManualClock, recording
+
+PATIENCE = 30.0
+"""Seconds after which what must happen soon has not happened."""
+RUNS: list[Any] = []
+"""One for each computation."""
+
+
+@pytest.fixture(autouse=True)
+def _no_runs() -> None:
+    RUNS.clear()
+
+
+@pytest.fixture
+def tracking(redis_server: RedisServer) -> RedisServer:
+    """A Redis, and settings that have hits in memory answered without it."""
+    configure(redis_url=redis_server.url, coherence="tracking", deadline=5.0)
+    return redis_server
+
+
+def until(holds: Callable[[], Any]) -> Any:
+    """Wait for a condition; what it gave."""
+    ends = time.monotonic() + PATIENCE
+    while not (found := holds()):
+        assert time.monotonic() < ends, "it did not come to pass"
+        time.sleep(0.005)
+    return found
+
+
+def ear() -> Listener:
+    """The listener of the default chain."""
+    found = assembly.default_chain()._listener
+    assert isinstance(found, Listener)
+    return found
+
+
+def is_quick(function: Any, *args: Any) -> bool:
+    """Whether the next call asks nobody."""
+    call = function._function.keyer.call(function._function.code(args), args, {})
+    return assembly.default_chain().quick(function.function_id, call.text) is not None
+
+
+def proven(function: Any, *args: Any) -> Any:
+    """Call until a call asks nobody; what it gave."""
+
+    def quick() -> bool:
+        value = function(*args)
+        if asyncio.iscoroutine(value):
+            asyncio.run(value)
+        return is_quick(function, *args)
+
+    until(quick)
+    value = function(*args)
+    return asyncio.run(value) if asyncio.iscoroutine(value) else value
+
+
+def elsewhere(url: str, function: Any, **arguments: str) -> float:
+    """Invalidate as another host does; when it had returned."""
+    tier = Redis(url, deadline=5.0)
+    turn = Turn(f"f:{function.function_id}", tuple(sorted(arguments.items())))
+    blocking(lambda port: tier.turn(port, [turn], "{}"))
+    returned = time.monotonic()
+    tier.close()
+    return returned
+
+
+@cache(ttl=None, name="tracking:load", version="1")
+def load(region: str) -> int:
+    RUNS.append(region)
+    return len(RUNS)
+
+
+@cache(ttl=None, name="tracking:fetch", version="1")
+async def fetch(region: str) -> int:
+    RUNS.append(region)
+    return len(RUNS)
+
+
+@cache(ttl=None, name="tracking:report", version="1")
+def report(region: str) -> int:
+    return load(region) * 100
+
+
+def _nothing() -> int:
+    return 0
+
+
+@cache(ttl=None, name="tracking:sourced", version="1", depends_on=[_nothing])
+def sourced(region: str) -> int:
+    RUNS.append(region)
+    return len(RUNS)
+
+
+@cache(ttl=None, name="tracking:array", version="1")
+def array(region: str) -> Any:
+    RUNS.append(region)
+    return np.arange(20_000)
+
+
+@contextlib.contextmanager
+def commands(server: RedisServer) -> Iterator[list[str]]:
+    """What Redis is asked inside the block, the listener's echoes apart."""
+    seen: list[str] = []
+    client = server.client()
+    with server.client().monitor() as monitor:
+        client.ping()
+        while monitor.next_command()["command"] != "PING":
+            pass
+        yield seen
+        client.ping()
+        while (command := monitor.next_command()["command"]) != "PING":
+            if not command.startswith("ECHO"):
+                seen.append(command)
+
+
+# --- what it is for ------------------------------------------------------------------------------
+
+
+def test_a_hit_asks_nobody(tracking: RedisServer) -> None:
+    """While nothing is invalidated, a hit in memory sends Redis no command, sync and async."""
+    first = proven(load, "EU")
+
+    async def many() -> list[int]:
+        return [await fetch("EU") for _ in range(50)]
+
+    second = proven(fetch, "EU")
+    with commands(tracking) as asked, recording() as seen:
+        assert {load("EU") for _ in range(50)} == {first}
+        assert set(asyncio.run(many())) == {second}
+    assert asked == []
+    assert {(event.kind, event.tier) for event in seen} == {("hit", "memory")}
+
+
+def test_strict_asks_each_time(redis_server: RedisServer) -> None:
+    """With `coherence="strict"` nobody listens, and each hit is a question to Redis."""
+    configure(redis_url=redis_server.url, deadline=5.0)
+    load("EU")
+    with commands(redis_server) as asked:
+        load("EU")
+        load("EU")
+    assert len(asked) >= 2
+    assert assembly.default_chain()._listener is None
+
+
+@pytest.mark.parametrize("function", [sourced, array], ids=["depends_on", "buffers"])
+def test_what_is_not_quick_asks_nobody_either(tracking: RedisServer, function: Any) -> None:
+    """A hit in memory that has to look at a source, or copy buffers, asks Redis nothing."""
+    function("EU")
+    ears = ear()
+    until(lambda: function("EU") is not None and ears.mark() is not None)
+    function("EU")
+    with commands(tracking) as asked, recording() as seen:
+        function("EU")
+    assert asked == []
+    assert [event.tier for event in seen] == ["memory"]
+    returned = elsewhere(tracking.url, function)
+    until(lambda: function("EU") is not None and len(RUNS) == 2)
+    assert time.monotonic() - returned < PATIENCE
+
+
+def test_many_loops_and_threads_share_one_connection(tracking: RedisServer) -> None:
+    """Threads and event loops answer from memory at once, with one listening connection."""
+    proven(load, "EU")
+    proven(fetch, "EU")
+
+    def work(_: int) -> set[int]:
+        async def inside() -> set[int]:
+            return {await fetch("EU") for _ in range(50)}
+
+        return asyncio.run(inside()) | {load("EU") for _ in range(50)}
+
+    with commands(tracking) as asked, ThreadPoolExecutor(4) as pool:
+        assert len(set.union(*pool.map(work, range(4)))) == 2
+    assert asked == []
+    assert len(listening_clients(tracking)) == 1
+
+
+def listening_clients(server: RedisServer) -> list[Any]:
+    """The connections of which the server knows that they track."""
+    return [row for row in server.client().client_list() if "t" in row["flags"]]
+
+
+# --- invalidations -------------------------------------------------------------------------------
+
+OTHER = """
+import sys, memo
+url, directory = sys.argv[1:]
+memo.configure(redis_url=url, directory=directory, deadline=5.0)
+
+@memo.cache(ttl=None, name="tracking:load", version="1")
+def load(region):
+    return -1
+
+for line in sys.stdin:
+    assert load.invalidate(region=line.strip()).complete
+    print("done", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def another_process(url: str, directory: Path) -> Iterator[Callable[[str], None]]:
+    """A process that invalidates `load` for the region that it is told, and has then returned."""
+    with start(OTHER, url, directory) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def invalidate(region: str) -> None:
+            print(region, file=process.stdin, flush=True)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "done\n"
+
+        yield invalidate
+        process.stdin.close()
+        process.wait(PATIENCE)
+
+
+def test_another_host_is_heard(tracking: RedisServer, tmp_path: Path) -> None:
+    """What a process of another host invalidates is computed anew as soon as word has come."""
+    with another_process(tracking.url, tmp_path / "other") as invalidate:
+        for _ in range(3):
+            before = proven(load, "EU")
+            kept = proven(load, "US")
+            invalidate("EU")
+            until(lambda before=before: load("EU") != before)
+            assert load("US") == kept
+
+
+def test_this_host_is_heard_at_once(
+    tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process of this host invalidates is gone when that returned, word or no (I1)."""
+    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    with another_process(tracking.url, cache_home) as invalidate:
+        for _ in range(20):
+            before = proven(load, "EU")
+            invalidate("EU")
+            assert load("EU") != before
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_this_process_is_heard_at_once(
+    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """What this process invalidates is not given any more when that has returned (I1)."""
+    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    for _ in range(20):
+        before = proven(load, "EU"), proven(fetch, "EU")
+        load.invalidate() if whole else load.invalidate(region="EU")
+        memo.invalidate(function=fetch) if whole else fetch.invalidate("EU")
+        assert load("EU") != before[0]
+        assert asyncio.run(fetch("EU")) != before[1]
+
+
+def test_this_process_is_heard_where_the_host_cannot_be_written(
+    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An invalidation that could not be written down on the host acts in this process at once."""
+    from memo.errors import TierError
+
+    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    before = proven(load, "EU")
+    host = assembly.default_chain().host
+    assert host is not None
+
+    def refuse(*_: Any) -> int:
+        raise TierError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(host.journal), "add", refuse)
+        assert load.invalidate("EU").tiers["redis"] == "done"
+    assert load("EU") != before
+
+
+def test_what_was_built_on_it_is_heard(tracking: RedisServer) -> None:
+    """A hit that was built on another is untrue as soon as word of that other has come."""
+    assert proven(report, "EU") == 100
+    elsewhere(tracking.url, load)
+    until(lambda: report("EU") == 200)
+    assert proven(report, "EU") == 200
+    load.invalidate("EU")
+    assert report("EU") == 300
+
+
+def test_word_between_question_and_answer_is_not_lost(
+    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes after Redis has answered, and before that is remembered, is noticed."""
+    before = proven(load, "EU")
+    ears = ear()
+    asked = assembly.Chain._asked
+
+    async def overtaken(self: Any, port: Any, verb: str, refs: Any) -> Any:
+        answer = await asked(self, port, verb, refs)
+        if verb == "states" and not overtaken.done:  # type: ignore[attr-defined]
+            overtaken.done = True  # type: ignore[attr-defined]
+            count = ears.count
+            elsewhere(tracking.url, load)
+            until(lambda: ears.count > count)
+        return answer
+
+    overtaken.done = False  # type: ignore[attr-defined]
+    ears.begin_anew()
+    monkeypatch.setattr(assembly.Chain, "_asked", overtaken)
+    assert load("EU") == before  # it began before the invalidation
+    assert overtaken.done  # type: ignore[attr-defined]
+    assert not is_quick(load, "EU")
+    assert load("EU") != before
+
+
+def test_an_entry_of_another_host_is_quick_here(tracking: RedisServer, tmp_path: Path) -> None:
+    """What another host computed is answered from memory here, and this host can invalidate it."""
+    with configure(directory=str(tmp_path / "other")):
+        before = load("EU")
+    with recording() as seen:
+        assert proven(load, "EU") == before
+    assert not [event for event in seen if event.kind == "miss"]
+    load.invalidate(region="EU")
+    assert load("EU") != before
+
+
+# --- Redis and the way to it ---------------------------------------------------------------------
+
+
+def test_a_flush_is_heard(tracking: RedisServer) -> None:
+    """After FLUSHALL nothing of before is given, once word has come."""
+    before = proven(load, "EU")
+    tracking.client().flushall()
+    until(lambda: load("EU") != before)
+
+
+def test_a_lost_group_is_heard(tracking: RedisServer) -> None:
+    """A generation that Redis evicts, or that somebody deletes, makes its entries untrue."""
+    before = proven(load, "EU")
+    assert tracking.client().delete("memo:g:f:tracking:load") == 1
+    until(lambda: load("EU") != before)
+
+
+@pytest.mark.parametrize("way", ["killed", "empty", "cut"])
+def test_the_connection_is_made_anew(tracking: RedisServer, way: str) -> None:
+    """When Redis or the connection was gone, each entry is asked about once before it is quick."""
+    before = proven(load, "EU")
+    ears = ear()
+    base = ears.base
+    if way == "cut":
+        tracking.client().execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    else:
+        tracking.kill()
+        until(lambda: not ears.listening)
+        tracking.restart(empty=way == "empty")
+    until(lambda: ears.base > base and ears.listening)
+    assert not is_quick(load, "EU")
+    after = proven(load, "EU")
+    assert (after == before) == (way != "empty")
+    elsewhere(tracking.url, load)
+    until(lambda: load("EU") != after)
+
+
+class HalfDead(Proxy):
+    """A way to Redis on which nothing of what a listener is sent arrives while it is `deaf`."""
+
+    deaf = False
+
+    def _reply(self, client: socket.socket, data: bytes, before: int) -> bool:
+        return self.deaf or super()._reply(client, data, before)
+
+
+@pytest.fixture
+def half_dead(tracking: RedisServer) -> Iterator[HalfDead]:
+    """The way of the listener alone leads through it."""
+    with HalfDead(tracking.port) as proxy:
+        ear().url = proxy.url
+        yield proxy
+        assembly.reset()
+
+
+def test_a_silent_connection_is_noticed_within_the_bound(
+    tracking: RedisServer, half_dead: HalfDead
+) -> None:
+    """Where word gets lost, no call gives what was invalidated `BOUND` seconds before it began."""
+    before = proven(load, "EU")
+    half_dead.deaf = True
+    returned = elsewhere(tracking.url, load)
+    oldest = 0.0
+    ends = returned + PATIENCE
+    while True:
+        begun = time.monotonic()
+        if load("EU") != before:
+            break
+        oldest = max(oldest, begun - returned)
+        assert begun < ends
+    assert oldest < BOUND
+    assert not ear().listening
+    half_dead.deaf = False
+    until(lambda: ear().listening)
+    proven(load, "EU")
+
+
+def test_a_frozen_redis_is_noticed_within_the_bound(tracking: RedisServer) -> None:
+    """A Redis that hangs is not believed for longer than `BOUND`; back again, it is at once."""
+    configure(deadline=0.25)
+    proven(load, "EU")
+    ears = ear()
+    tracking.freeze()
+    frozen = time.monotonic()
+    limit = ears.now() + int((BOUND + 0.001) * 1e9)
+    until(lambda: not ears.listening)
+    assert ears.until <= limit
+    assert not is_quick(load, "EU")
+    assert time.monotonic() - frozen < PATIENCE
+    tracking.thaw()
+    until(lambda: is_quick(load, "EU") or load("EU") is None)
+
+
+def test_an_outage_is_what_it_is_without(tracking: RedisServer) -> None:
+    """While Redis is away, hits and invalidations of this host go on as with `"strict"`."""
+    before = proven(load, "EU")
+    tracking.stop()
+    until(lambda: not ear().listening)
+    assert load("EU") == before
+    assert not load.invalidate("EU").complete
+    anew = load("EU")
+    assert anew != before
+    tracking.restart()
+    assert proven(load, "EU") >= anew
+
+
+def test_without_permission_each_hit_asks(tracking: RedisServer) -> None:
+    """A user who may not listen has strict coherence, and one event says so."""
+    tracking.client().acl_setuser(
+        "deaf",
+        enabled=True,
+        passwords=["+pw"],
+        keys=["*"],
+        commands=["+@all", "-client|tracking"]
+        if tracking.version >= (7,)
+        else ["+@all", "-client"],
+    )
+    try:
+        configure(redis_url=f"redis://deaf:pw@127.0.0.1:{tracking.port}/0")
+        with recording() as seen:
+            load("EU")
+            until(lambda: load("EU") and ear().told)
+            ears = ear()
+            for _ in range(5):
+                load("EU")
+                ears._ear.awake.set() if ears._ear else None
+        told = [e for e in seen if e.kind == ERROR and e.reason == "tracking"]
+        assert [event.tier for event in told] == ["redis"]
+        assert "NOPERM" in told[0].detail
+        assert "pw" not in told[0].detail
+        assert not is_quick(load, "EU")
+        assert "strict" in ears.state
+        facts = blocking(assembly.default_chain().health)["redis"]
+        assert facts["tracking"].startswith("strict (forbids")
+        elsewhere(tracking.url, load)
+        assert load("EU") == 2
+    finally:
+        assembly.reset()
+        tracking.client().acl_deluser("deaf")
+
+
+def test_a_user_with_a_password_listens(tracking: RedisServer) -> None:
+    """The least that an ACL must allow is what the documents say."""
+    words = ["+@read", "+@write", "+@scripting", "+info", "+dbsize", "+hello", "+echo"]
+    client = "+client|tracking"
+    tracking.client().acl_setuser(
+        "ann", enabled=True, passwords=["+s3cret/x"], keys=["*"], commands=[*words, client]
+    )
+    try:
+        configure(redis_url=f"redis://ann:s3cret%2Fx@127.0.0.1:{tracking.port}/0")
+        proven(load, "EU")
+    finally:
+        assembly.reset()
+        tracking.client().acl_deluser("ann")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-ERR unknown command\r\n",
+        b"+OK\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"*1\r\n" * 9000,
+    ],
+    ids=["refused", "confused", "http", "deep"],
+)
+def test_what_is_no_redis_is_never_listened_to(answer: bytes) -> None:
+    """Whatever answers at the other end, nothing is vouched for and nothing raises."""
+    with Scripted(answer) as server:
+        ears = Listener(server.url, b"memo:g:", 1.0, "nowhere")
+        assert ears.mark() is None
+        until(lambda: server.accepted > 1 or ears.told)
+        assert ears.mark() is None
+        assert ears.still(ears.count, ["n"]) is None
+        ears.close()
+
+
+def test_nobody_there() -> None:
+    """Where nobody listens at the port, it tries again, later and later, until it is closed."""
+    ears = Listener(f"redis://127.0.0.1:{free_port()}/0", b"memo:g:", 1.0, "nowhere")
+    assert ears.mark() is None
+    until(lambda: "refuses" in ears.state)
+    assert not ears.wait(0.05)
+    ears.close()
+
+
+# --- threads and processes -----------------------------------------------------------------------
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "memo-listener"]
+
+
+def test_the_thread_ends_with_the_chain(tracking: RedisServer) -> None:
+    """Closing the chain ends thread and connection; the next use makes them anew."""
+    proven(load, "EU")
+    assert len(threads()) == 1
+    assembly.default_chain().close()
+    assert not threads()
+    until(lambda: not listening_clients(tracking))
+    proven(load, "EU")
+
+
+def test_the_thread_ends_when_nobody_wants_it(
+    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that asks nothing for a while keeps no connection; it comes back when wanted."""
+    before = proven(load, "EU")
+    monkeypatch.setattr(listener, "IDLE", 0.0)
+    until(lambda: not threads())
+    assert not ear().listening
+    monkeypatch.undo()
+    assert proven(load, "EU") == before
+
+
+def test_no_thread_without_a_hit(tracking: RedisServer) -> None:
+    """Nobody listens before there is an entry in memory to listen for."""
+    load("EU")
+    assert not threads()
+
+
+FORKED = """
+import json, os, sys, time, memo
+from memo import assembly
+from memo.stamps import Turn
+from memo.remote import Redis
+from memo.drivers import BLOCKING, drive
+url, directory = sys.argv[1:]
+memo.configure(redis_url=url, directory=directory, coherence="tracking", deadline=5.0)
+runs = []
+
+@memo.cache(ttl=None, name="tracking:forked", version="1")
+def load(region):
+    return time.time_ns()
+
+def quick():
+    call = load._function.keyer.call(load._function.code(("EU",)), ("EU",), {})
+    return assembly.default_chain().quick(load.function_id, call.text) is not None
+
+def proven():
+    ends = time.monotonic() + 30
+    while not quick():
+        load("EU")
+        assert time.monotonic() < ends
+    return load("EU")
+
+first = proven()
+inherited = assembly.default_chain()._listener._ear.sock.fileno()
+child = os.fork()
+if not child:
+    code = 1
+    try:
+        try:
+            os.fstat(inherited)
+            raise SystemExit("the parent's connection is open in the child")
+        except OSError:
+            pass
+        assert not quick()
+        assert proven() == first
+        tier = Redis(url, deadline=5.0)
+        drive(tier.turn(BLOCKING, [Turn("f:tracking:forked")], "{}"))
+        ends = time.monotonic() + 30
+        while load("EU") == first:
+            assert time.monotonic() < ends
+        code = 0
+    finally:
+        os._exit(code)
+assert os.waitpid(child, 0)[1] == 0
+ends = time.monotonic() + 30
+while load("EU") == first:
+    assert time.monotonic() < ends
+proven()
+print("both")
+"""
+
+
+def test_a_fork_listens_for_itself(redis_server: RedisServer, tmp_path: Path) -> None:
+    """After a fork the child listens anew, on a connection of its own, and the parent goes on."""
+    quiet = "import warnings; warnings.simplefilter('ignore')\n"
+    assert run(quiet + FORKED, redis_server.url, tmp_path / "home") == "both"
+
+
+LEAVING = """
+import sys, time, memo
+from memo import assembly
+url, directory = sys.argv[1:]
+memo.configure(redis_url=url, directory=directory, coherence="tracking", deadline=5.0)
+
+@memo.cache(ttl=None, name="tracking:leaving", version="1")
+def load(region):
+    return 1
+
+load("EU")
+load("EU")
+assert assembly.default_chain()._listener.wait(30)
+print("listening", flush=True)
+"""
+
+
+def test_the_interpreter_exits_promptly(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A program that listens ends when it is done, not when nobody wants to know any more."""
+    with start(LEAVING, redis_server.url, tmp_path / "home") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        begun = time.monotonic()
+        assert process.wait(PATIENCE) == 0
+        assert time.monotonic() - begun < listener.IDLE / 2
+
+
+def test_health_says_so(tracking: RedisServer) -> None:
+    """`memo doctor` and `%cache_stats` tell whether it listens."""
+    assert blocking(assembly.default_chain().health)["redis"]["tracking"] == "listening"
+
+
+# --- marks, by themselves ------------------------------------------------------------------------
+
+
+def heard(clock: ManualClock) -> Listener:
+    """A listener without a thread, that listens for a second of its clock."""
+    ears = Listener("redis://nowhere", b"memo:g:", 1.0, "nowhere", clock)
+    ears.until = clock.boot_ns() + int(BOUND * 1e9)
+    return ears
+
+
+def test_marks_hold_until_something_is_heard() -> None:
+    """A mark holds for the groups of which nothing was heard, and is renewed for them."""
+    ears = heard(ManualClock())
+    mark = ears.mark()
+    assert mark is not None
+    assert ears.still(mark, ["f:a"]) == mark
+    ears.hear(["f:b", "n"])
+    later = ears.still(mark, ["f:a"])
+    assert later is not None
+    assert later > mark
+    assert ears.still(mark, ["f:a", "f:b"]) is None
+    assert ears.still(later, ["f:b"]) == later
+    ears.begin_anew()
+    assert ears.still(later, ["f:a"]) is None
+    assert ears.mark() is not None
+
+
+def test_marks_do_not_outlive_the_bound() -> None:
+    """Without another echo, no mark is given or holds after `BOUND` seconds."""
+    clock = ManualClock()
+    ears = heard(clock)
+    mark = ears.mark()
+    assert mark is not None
+    clock.advance(BOUND * 0.99)
+    assert ears.still(mark, []) == mark
+    clock.advance(BOUND * 0.01)
+    assert ears.still(mark, []) is None
+    assert ears.state.startswith("strict")
+
+
+def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past `GROUPS` groups it forgets them, and with them all earlier marks."""
+    monkeypatch.setattr(listener, "GROUPS", 3)
+    ears = heard(ManualClock())
+    mark = ears.mark()
+    assert mark is not None
+    ears.hear(["a", "b", "c"])
+    assert ears.still(mark, ["x"]) is not None
+    ears.hear(["d"])
+    assert ears.still(mark, ["x"]) is None
+    assert len(ears._heard) <= 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"+OK\r\n", b"OK"),
+        (b":12\r\n", b"12"),
+        (b"_\r\n", None),
+        (b"$-1\r\n", None),
+        (b"$5\r\na\r\nbc\r\n", b"a\r\nbc"),
+        (b"*0\r\n", []),
+        (b"%1\r\n+a\r\n*2\r\n:1\r\n#t\r\n", [b"a", [b"1", b"t"]]),
+        (b">2\r\n$10\r\ninvalidate\r\n*1\r\n$3\r\nabc\r\n", [b"invalidate", [b"abc"]]),
+        (b">2\r\n$10\r\ninvalidate\r\n_\r\n", [b"invalidate", None]),
+    ],
+)
+def test_messages_in_any_pieces(data: bytes, message: Any) -> None:
+    """A message is read when it is whole, and not before; what follows stays."""
+    for size in range(len(data)):
+        with pytest.raises(IndexError):
+            parse(bytearray(data[:size]), 0)
+    assert parse(bytearray(data + b"+more\r\n"), 0) == (message, len(data))
