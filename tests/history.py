@@ -189,20 +189,25 @@ def covers(gone: Gone, key: str) -> bool:
     )
 
 
-def stale(history: History, faults: Iterable[tuple[int, int]] = ()) -> list[str]:
+def stale(history: History, faults: Iterable[tuple[int, int]] = (), bound: int = 0) -> list[str]:
     """I1: answers from before an invalidation that had returned.
 
     Args:
         history: all that was written down.
         faults: (begin, end) of times in which Redis could not be reached, its way back included.
             What one host invalidates then is promised to that host alone.
+        bound: nanoseconds for which word of what another host invalidated may travel.
     """
     away = list(faults)
     found = []
     latest = {}
     for key in {run[1] for call in history.calls for run in call.runs}:
         for host in {call.host for call in history.calls}:
-            mine = [g for g in history.gone if covers(g, key) and _promised(g, host, away)]
+            mine = [
+                g if g.host == host else g._replace(end=g.end + bound)
+                for g in history.gone
+                if covers(g, key) and _promised(g, host, away)
+            ]
             latest[key, host] = _Latest(mine)
     for call in history.calls:
         excused = any(b <= call.end and call.begin <= e for b, e in away)

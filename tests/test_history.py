@@ -24,11 +24,14 @@ import pytest
 from history import Asked, Gone, History, Nursery, Run, Stage
 from redis_server import RedisServer
 
+from memo.listener import BOUND
+
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 SECONDS = float(os.environ.get("MEMO_TEST_SECONDS", "90" if LONG else "1.0"))
 pytestmark = pytest.mark.timeout(60 + 4 * SECONDS)
 PATIENT = {"deadline": 5.0}
 """Without faults a slow machine is none: Redis may take its time."""
+TRACKING = {"coherence": "tracking"}
 FOREVER: dict[str, Any] = {"ttl": None}
 AGING: dict[str, Any] = {
     "ttl": 0.06,
@@ -53,11 +56,15 @@ Judge = Callable[..., None]
 
 @pytest.fixture
 def judged(record_property: Callable[[str, object], None]) -> Judge:
-    """Nothing in a history breaks an invariant; and it was not empty.  Tells what was in it."""
+    """Nothing in a history breaks an invariant; and it was not empty.  Tells what was in it.
 
-    def judge(past: History, stage: Stage, *, exclusive: bool = False) -> None:
+    `bound`: seconds for which word of what another host invalidated may travel.
+    """
+
+    def judge(past: History, stage: Stage, *, exclusive: bool = False, bound: float = 0.0) -> None:
+        away = stage.away if stage.hosts > 1 else ()
         wrong = {
-            "I1": history.stale(past, stage.away if stage.hosts > 1 else ()),
+            "I1": history.stale(past, away, int(bound * 1e9)),
             "I2": history.backwards(past),
             "I3": history.overlaps(past) if exclusive else [],
             "I4": history.foreign(past),
@@ -143,6 +150,29 @@ def test_on_two_hosts(
     judged(here.run(), here, exclusive=options is LOCKED)
 
 
+@pytest.mark.parametrize("options", [FOREVER, AGING, LOCKED], ids=["forever", "aging", "locked"])
+def test_tracking_on_two_hosts(
+    judged: Judge,
+    nursery: Nursery,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    options: dict[str, Any],
+) -> None:
+    """With `coherence="tracking"` a host sees its own invalidations at once, others in time."""
+    here = stage(
+        nursery,
+        tmp_path,
+        ("memory", "redis", "disk"),
+        options,
+        redis=redis_server,
+        workers=4,
+        hosts=2,
+        settings={**PATIENT, **TRACKING},
+    )
+    here.seconds += BOUND
+    judged(here.run(), here, exclusive=options is LOCKED, bound=BOUND)
+
+
 def test_one_run_each_without_invalidations(
     judged: Judge, nursery: Nursery, tmp_path: Path, redis_server: RedisServer
 ) -> None:
@@ -220,12 +250,24 @@ def losing(stage: Stage) -> None:
         client.delete(name)
 
 
+def cutting(stage: Stage) -> None:
+    """Close every connection, those that listen among them."""
+    time.sleep(random.random() * 0.2)
+    stage.redis.client().execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+
 FAULTS = [killing, emptying, restarting, freezing, losing]
 
 
+@pytest.mark.parametrize("coherence", ["strict", "tracking"])
 @pytest.mark.parametrize("faults", FAULTS, ids=[f.__name__ for f in FAULTS])
 def test_with_faults_on_one_host(
-    judged: Judge, nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any
+    judged: Judge,
+    nursery: Nursery,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    faults: Any,
+    coherence: str,
 ) -> None:
     """Whatever befalls a worker or Redis, one host never sees what it has invalidated."""
     here = stage(
@@ -235,10 +277,30 @@ def test_with_faults_on_one_host(
         random.choice([FOREVER, AGING, LOCKED]),
         redis=redis_server,
         faults=faults,
-        settings={"deadline": 0.1},
+        settings={"deadline": 0.1, "coherence": coherence},
     )
     judged(here.run(), here)
     assert faults is not killing or here.killed > 1
+
+
+@pytest.mark.parametrize("faults", [killing, losing, cutting], ids=["killing", "losing", "cutting"])
+def test_tracking_with_faults_on_two_hosts(
+    judged: Judge, nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any
+) -> None:
+    """Whatever befalls a listener, what another host invalidated is gone within the bound."""
+    here = stage(
+        nursery,
+        tmp_path,
+        ("memory", "redis", "disk"),
+        FOREVER,
+        redis=redis_server,
+        workers=4,
+        hosts=2,
+        faults=faults,
+        settings={**PATIENT, **TRACKING},
+    )
+    here.seconds += BOUND
+    judged(here.run(), here, bound=BOUND)
 
 
 @pytest.mark.parametrize("faults", [killing, losing], ids=["killing", "losing"])
@@ -350,6 +412,14 @@ def test_the_judge_excuses_other_hosts_during_an_outage() -> None:
     later = [(25, 30)]
     assert history.stale(History(calls=[_call(35, 36, 9)], gone=[others]), later)
     assert not history.stale(History(calls=[_call(28, 29, 9)], gone=[others]), later)
+
+
+def test_the_judge_lets_word_travel_between_hosts() -> None:
+    """What another host invalidated may be given for the bound, what the own one did may not."""
+    mine, others = (Gone("load", "a", "b", 10, 20, host) for host in ("h", "i"))
+    assert history.stale(History(calls=[_call(21, 22, 9)], gone=[mine]), bound=5)
+    assert not history.stale(History(calls=[_call(25, 26, 9)], gone=[others]), bound=5)
+    assert history.stale(History(calls=[_call(26, 27, 9)], gone=[others]), bound=5)
 
 
 def test_the_judge_sees_answers_that_go_back() -> None:

@@ -111,13 +111,13 @@ def _nothing() -> int:
     return 0
 
 
-@cache(ttl=None, name="tracking:sourced", version="1", depends_on=[_nothing])
+@cache(ttl=None, name="tracking:sourced", version="1", tags=["slow"], depends_on=[_nothing])
 def sourced(region: str) -> int:
     RUNS.append(region)
     return len(RUNS)
 
 
-@cache(ttl=None, name="tracking:array", version="1")
+@cache(ttl=None, name="tracking:array", version="1", tags=["slow"])
 def array(region: str) -> Any:
     RUNS.append(region)
     return np.arange(20_000)
@@ -218,14 +218,16 @@ def load(region):
     return -1
 
 for line in sys.stdin:
-    assert load.invalidate(region=line.strip()).complete
+    region = line.strip()
+    went = load.invalidate(region=region) if region != "slow" else memo.invalidate(tag="slow")
+    assert went.complete
     print("done", flush=True)
 """
 
 
 @contextlib.contextmanager
 def another_process(url: str, directory: Path) -> Iterator[Callable[[str], None]]:
-    """A process that invalidates `load` for the region that it is told, and has then returned."""
+    """A process that invalidates `load` for a region, or the tag `"slow"`, and then says so."""
     with start(OTHER, url, directory) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -261,6 +263,25 @@ def test_this_host_is_heard_at_once(
             before = proven(load, "EU")
             invalidate("EU")
             assert load("EU") != before
+
+
+@pytest.mark.parametrize("function", [sourced, array], ids=["depends_on", "buffers"])
+def test_this_host_is_heard_where_hits_are_not_quick(
+    tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch, function: Any
+) -> None:
+    """The same holds of hits that look at a source, or copy buffers (I1)."""
+    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    with another_process(tracking.url, cache_home) as invalidate:
+        for round_ in range(1, 6):
+            function("EU")
+            until(lambda: ear().mark() is not None)
+            function("EU")
+            with commands(tracking) as asked:
+                function("EU")
+            assert (asked, len(RUNS)) == ([], round_)
+            invalidate("slow")
+            function("EU")
+            assert len(RUNS) == round_ + 1
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -331,6 +352,35 @@ def test_word_between_question_and_answer_is_not_lost(
     assert overtaken.done  # type: ignore[attr-defined]
     assert not is_quick(load, "EU")
     assert load("EU") != before
+
+
+def test_what_was_found_untrue_is_not_vouched_for(tracking: RedisServer) -> None:
+    """An entry that Redis said is untrue stays so while nothing takes its place."""
+    proven(load, "EU")
+    elsewhere(tracking.url, load)
+    until(lambda: load.peek("EU", default="gone") == "gone")
+    for _ in range(3):
+        assert not is_quick(load, "EU")
+        assert load.peek("EU", default="gone") == "gone"
+
+
+def test_what_only_this_host_knows_is_not_vouched_for(redis_server: RedisServer) -> None:
+    """While Redis is listened to and cannot be asked, no entry becomes quick."""
+    with Proxy(redis_server.port) as proxy:
+        configure(redis_url=proxy.url, coherence="tracking")
+        ear().url = redis_server.url
+        before = proven(load, "EU")
+        ears, count = ear(), ear().count
+        proxy.mode = "refuse"
+        proxy.cut_all()
+        elsewhere(redis_server.url, load)
+        until(lambda: ears.count > count)
+        for _ in range(3):
+            assert load("EU") == before  # what this host knows, as with "strict"
+            assert not is_quick(load, "EU")
+        proxy.mode = "pass"
+        until(lambda: load("EU") != before)
+        assembly.reset()
 
 
 def test_an_entry_of_another_host_is_quick_here(tracking: RedisServer, tmp_path: Path) -> None:
@@ -450,7 +500,9 @@ def test_an_outage_is_what_it_is_without(tracking: RedisServer) -> None:
     assert proven(load, "EU") >= anew
 
 
-def test_without_permission_each_hit_asks(tracking: RedisServer) -> None:
+def test_without_permission_each_hit_asks(
+    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A user who may not listen has strict coherence, and one event says so."""
     tracking.client().acl_setuser(
         "deaf",
@@ -463,13 +515,13 @@ def test_without_permission_each_hit_asks(tracking: RedisServer) -> None:
     )
     try:
         configure(redis_url=f"redis://deaf:pw@127.0.0.1:{tracking.port}/0")
+        monkeypatch.setattr(listener, "REFUSED_FOR", 0.01)
         with recording() as seen:
-            load("EU")
             until(lambda: load("EU") and ear().told)
-            ears = ear()
-            for _ in range(5):
-                load("EU")
-                ears._ear.awake.set() if ears._ear else None
+            client = tracking.client()
+            taken = client.info("stats")["total_connections_received"]
+            until(lambda: client.info("stats")["total_connections_received"] > taken + 5)
+        ears = ear()
         told = [e for e in seen if e.kind == ERROR and e.reason == "tracking"]
         assert [event.tier for event in told] == ["redis"]
         assert "NOPERM" in told[0].detail
