@@ -282,6 +282,10 @@ def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
     if version and _parts(version) < OLDEST_REDIS:
         mend = "Use Redis 6.2 or newer."
         yield Finding(FAIL, "redis", f"version {version} is too old", mend)
+    if str(facts.get("tracking", "")).startswith("strict"):
+        mend = "Let its ACL allow +hello +echo +client|tracking."
+        said = f"coherence is {facts['tracking']}: each hit in memory asks it"
+        yield Finding(WARN, "redis", said, mend)
     if facts.get("limit") and facts.get("policy") == "noeviction":
         mend = "Set its maxmemory-policy to allkeys-lru, or to volatile-lru."
         yield Finding(WARN, "redis", "refuses to store when its memory is full", mend)

@@ -263,14 +263,14 @@ class Redis:
             limit), `policy` (of eviction), `names` (of all who use this database); else `error`.
             With `tracking`: `tracking`, `"listening"` or `"strict (why)"`.
         """
-        facts = await self._facts(port)
+        facts = await self._facts_of_server(port)
         if self.listener is not None:
             if facts["up"] and not self.listener.listening:
                 await port.offload(self.listener.wait, self.wire.deadline)
             facts["tracking"] = self.listener.state
         return facts
 
-    async def _facts(self, port: Port) -> dict[str, Any]:
+    async def _facts_of_server(self, port: Port) -> dict[str, Any]:
         try:
             facts, names = await self.wire.reach(
                 port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2

@@ -19,7 +19,7 @@ from ports import blocking, run, start
 from redis_server import RedisServer
 
 import memo
-from memo import assembly, cache, configure, listener
+from memo import assembly, cache, configure, doctor, listener
 from memo.events import ERROR
 from memo.listener import BOUND, Listener, parse
 from memo.remote import Redis
@@ -530,6 +530,8 @@ def test_without_permission_each_hit_asks(
         assert "strict" in ears.state
         facts = blocking(assembly.default_chain().health)["redis"]
         assert facts["tracking"].startswith("strict (forbids")
+        warned = [one for one in doctor.examine() if one.level == doctor.WARN]
+        assert any("strict (forbids" in one.said for one in warned)
         elsewhere(tracking.url, load)
         assert load("EU") == 2
     finally:
@@ -708,6 +710,8 @@ def test_the_interpreter_exits_promptly(redis_server: RedisServer, tmp_path: Pat
 def test_health_says_so(tracking: RedisServer) -> None:
     """`memo doctor` and `%cache_stats` tell whether it listens."""
     assert blocking(assembly.default_chain().health)["redis"]["tracking"] == "listening"
+    found = [one for one in doctor.examine() if one.topic == "redis"]
+    assert [one.level for one in found if "tracking" in one.said] == [doctor.GOOD]
 
 
 # --- marks, by themselves ------------------------------------------------------------------------
