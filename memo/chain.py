@@ -45,8 +45,8 @@ from memo.tiers import MEMORY, Found, Front, Generations, Host, Listener, Source
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
-LEARN_AGAIN = 0.1
-"""Seconds in which the host is not made to learn again what it just refused."""
+LEARN_AGAIN = 1.0
+"""Seconds for which the host is not asked to learn anything more where it could or would not."""
 FLOORS = 65_536
 """How many keys' latest answers are remembered, so that no answer goes back (I2)."""
 
@@ -317,8 +317,7 @@ class Chain:
                 return states
             if await self._has_learned(port, host, entry, before, states):
                 front.remember(name, Proof(entry, mark), entry.record)
-        except TierError as error:
-            self._fault("host", error)
+        except TierError:  # met again, and said, by whoever asks next
             return None
         return states
 
@@ -340,9 +339,12 @@ class Chain:
             return True
         if time.monotonic() < self._refused:
             return False
-        await port.offload(host.generations.learn, entry.refs, before, states)
-        if _same(entry.generations, host.generations.read(entry.refs)):
-            return True
+        try:
+            await port.offload(host.generations.learn, entry.refs, before, states)
+            if _same(entry.generations, host.generations.read(entry.refs)):
+                return True
+        except TierError as error:
+            self._fault("host", error)
         self._refused = time.monotonic() + LEARN_AGAIN
         return False
 

@@ -641,7 +641,8 @@ def test_tls(redis_server: RedisServer, certificate: Any, tmp_path: Any, run: Ru
     options += ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", "--save", ""]
     command = [redis_server.binary, *options, "--dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        trusted = Redis(f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}/cert", deadline=2)
+        secure = f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}/cert"
+        trusted = Redis(secure, deadline=2, tracking=True)
         doubted = Redis(f"rediss://127.0.0.1:{port}/0", deadline=2)
         plain = Redis(f"redis://127.0.0.1:{port}/0")
         try:
@@ -654,6 +655,7 @@ def test_tls(redis_server: RedisServer, certificate: Any, tmp_path: Any, run: Ru
             assert run(lambda port: trusted.lookup(port, "memo:k")).record == b"value"
             source = run(lambda port: trusted.payload(port, big.digest, big.size))
             assert bytes(source.open(big.size)[:3_000_000]) == bytes(big.views[0])
+            assert hears(trusted)
             with pytest.raises(TierUnavailable, match="TLS"):
                 run(lambda port: doubted.lookup(port, "memo:k"))
             assert doubted.wire.breaker.open
@@ -664,6 +666,16 @@ def test_tls(redis_server: RedisServer, certificate: Any, tmp_path: Any, run: Ru
             doubted.close()
             plain.close()
             server.terminate()
+
+
+def hears(tier: Redis) -> bool:
+    """Whether a tier with `tracking` hears of what is invalidated."""
+    listener = tier.listener
+    assert listener is not None
+    assert listener.wait(30)
+    mark = listener.count
+    drive(tier.turn(BLOCKING, [Turn("f:m:f")], "{}"))
+    return wait_for(lambda: listener.count > mark, 30)
 
 
 def listening(port: int) -> bool:
@@ -714,12 +726,13 @@ def test_unix_socket(tmp_path: Any, redis_server: RedisServer, run: Run) -> None
     path = f"/tmp/memo-{os.getpid()}-{random.choice(string.ascii_letters)}.sock"
     command = [redis_server.binary, "--port", "0", "--unixsocket", path, "--save", ""]
     with subprocess.Popen([*command, "--dir", str(tmp_path)], stdout=subprocess.DEVNULL) as server:
-        tier = Redis(f"unix://{path}?db=3")
+        tier = Redis(f"unix://{path}?db=3", tracking=True)
         try:
             assert wait_for(lambda: _listens(path))
             run(lambda port: tier.store(port, "memo:k", b"value", None, None))
             assert run(lambda port: tier.lookup(port, "memo:k")).record == b"value"
             assert tier.where == f"redis {path}/3 memo"
+            assert hears(tier)
         finally:
             tier.close()
             server.terminate()

@@ -38,8 +38,9 @@ def _no_runs() -> None:
 
 
 @pytest.fixture
-def tracking(redis_server: RedisServer) -> RedisServer:
-    """A Redis, and settings that have hits in memory answered without it."""
+def tracking(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """A Redis, and settings that have hits in memory answered without it; no machine is slow."""
+    monkeypatch.setattr(listener, "BOUND", PATIENCE)
     configure(redis_url=redis_server.url, coherence="tracking", deadline=5.0)
     return redis_server
 
@@ -441,8 +442,9 @@ class HalfDead(Proxy):
 
 
 @pytest.fixture
-def half_dead(tracking: RedisServer) -> Iterator[HalfDead]:
-    """The way of the listener alone leads through it."""
+def half_dead(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HalfDead]:
+    """The way of the listener alone leads through it; the bound is the one that is promised."""
+    monkeypatch.setattr(listener, "BOUND", BOUND)
     with HalfDead(tracking.port) as proxy:
         ear().url = proxy.url
         yield proxy
@@ -471,8 +473,11 @@ def test_a_silent_connection_is_noticed_within_the_bound(
     proven(load, "EU")
 
 
-def test_a_frozen_redis_is_noticed_within_the_bound(tracking: RedisServer) -> None:
-    """A Redis that hangs is not believed for longer than `BOUND`; back again, it is at once."""
+def test_a_frozen_redis_is_noticed_within_the_bound(
+    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that hangs is not believed for longer than `BOUND`; when it is back, it is again."""
+    monkeypatch.setattr(listener, "BOUND", BOUND)
     configure(deadline=0.25)
     proven(load, "EU")
     ears = ear()
