@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from memo import atoms, canon
+from memo import atoms, canon, options
 from memo.canon import Unkeyable
 from memo.errors import KeyingError, OptionError
 
@@ -250,7 +250,7 @@ def declared(
     Raises:
         OptionError: it wants what is no argument, or nobody can tell what it wants.
     """
-    if inspect.iscoroutinefunction(function):
+    if options.is_async(function):
         raise OptionError(option, function, "must not be async: the key is made before waiting.")
     try:
         parameters = inspect.signature(function).parameters.values()

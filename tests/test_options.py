@@ -33,9 +33,9 @@ async def async_body(x: int = 0, y: int = 0) -> int:
 
 
 class AsyncAsked:
-    """A callable of the result whose answer would have to be awaited."""
+    """A callable whose answer would have to be awaited."""
 
-    async def __call__(self, result: Any) -> int:
+    async def __call__(self, x: Any) -> int:
         return 5
 
 
@@ -156,7 +156,7 @@ BAD: list[tuple[str, Any]] = [
     *(("name", value) for value in NOT_TEXT),
     *(("ignore", value) for value in [["z"], *NOT_TEXTS]),
     *(("tags", value) for value in NOT_TEXTS),
-    ("tags", lambda z: ["a"]),
+    *(("tags", value) for value in [lambda z: ["a"], async_body, AsyncAsked()]),
     *(("cache_if", value) for value in [5, True, "x", lambda: True, async_body, AsyncAsked()]),
     *(
         ("key_resolver", value)
@@ -164,7 +164,7 @@ BAD: list[tuple[str, Any]] = [
     ),
     *(
         ("key_resolver", value)
-        for value in [["x", "x"], "{x!z}", lambda z: z, lambda *a: a, async_body]
+        for value in [["x", "x"], "{x!z}", lambda z: z, lambda *a: a, async_body, AsyncAsked()]
     ),
     *(("provider", value) for value in [5, "redis", InADict, object()]),
     *(("depends_on", value) for value in [5, [5], [None]]),
@@ -391,7 +391,7 @@ BAD_INVALIDATIONS: list[tuple[str, dict[str, Any]]] = [
     ("key_resolver", {"key_resolver": lambda z: "a"}),
     ("key_resolver", {"key_resolver": lambda result, z: "a"}),
     ("key_resolver", {"key_resolver": lambda *a: "a"}),
-    ("key_resolver", {"key_resolver": async_body}),
+    *(("key_resolver", {"key_resolver": value}) for value in [async_body, AsyncAsked()]),
 ]
 
 
