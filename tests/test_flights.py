@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from styles import STYLES, Style
 
 import memo
 from memo.flights import FLIGHTS
@@ -48,3 +49,58 @@ def test_one_who_joined_but_has_not_boarded_is_told_the_truth(
     monkeypatch.setattr(FLIGHTS, "board", late)
     assert load() == 2
     assert first == [1]
+
+
+def test_one_who_looked_before_a_flight_landed_looks_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between a look that found nothing and joining, a whole flight may go by (I3).
+
+    1. A looks, and there is nothing.  2. B computes, and lands.  3. A would lead a flight.
+    """
+    runs: list[int] = []
+
+    @memo.cache
+    def load() -> int:
+        runs.append(1)
+        return len(runs)
+
+    join = FLIGHTS.join
+    others: list[int] = []
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        if not others:
+            others.append(0)
+            other = threading.Thread(target=lambda: others.append(load()))
+            other.start()
+            other.join(10)
+        return join(*args, **kwargs)
+
+    monkeypatch.setattr(FLIGHTS, "join", late)
+    assert load() == 1
+    assert others == [0, 1]
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+@pytest.mark.filterwarnings("ignore:.*cannot be pickled:UserWarning")
+def test_what_was_computed_alone_vouches_for_nothing(style: Style) -> None:
+    """A joiner that computes by itself knows no stamps: what is built on it is not kept (I1)."""
+    begun = threading.Event()
+
+    def raw() -> Any:
+        begun.set()
+        yield 0.3
+        return threading.Lock()  # of which no joiner can have a copy
+
+    inner = style.cached(raw, version="1")
+
+    def report() -> Any:
+        while not begun.is_set():
+            yield 0.001
+        yield inner()
+        return "report"
+
+    outer = style.cached(report, version="1")
+    assert style.together([inner, outer])[1] == "report"
+    assert not outer.is_cached()
