@@ -480,6 +480,32 @@ def test_what_was_joined_counts(style: Style, error: bool) -> None:
     assert not outer.is_cached()
 
 
+def test_an_old_value_in_place_of_an_error_counts(style: Style) -> None:
+    """What is built on a `stale_if_error` answer goes when that entry is invalidated."""
+    clock = ManualClock()
+    fail = threading.Event()
+
+    def raw() -> str:
+        if fail.is_set():
+            raise ConnectionError("source is away")
+        return "old"
+
+    inner = style.cached(raw, version="1", ttl=10, stale_if_error=100)
+
+    def report() -> Any:
+        return f"report on {(yield inner())}"
+
+    outer = style.cached(report, version="1", ttl=None)
+    with isolated(clock=clock):
+        style.call(inner)
+        fail.set()
+        clock.advance(20)
+        assert style.call(outer) == "report on old"
+        assert outer.is_cached()
+        inner.invalidate()
+        assert not outer.is_cached()
+
+
 def test_an_update_reaches_stores_of_ones_own(style: Style) -> None:
     """`invalidate_cache` reaches every store in use, and one that only `provider` names."""
     mine, unused = InADict(), InADict()

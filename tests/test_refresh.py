@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ports import ROOT, run, start
 from providers import InADict
@@ -140,6 +140,7 @@ def test_a_ttl_callable_that_gives_nonsense(style: Style, source: Source, answer
     assert next(e.detail for e in seen if e.kind == events.ERROR).startswith("OptionError: ttl=")
 
 
+@settings(deadline=None)
 @given(
     ttl=st.floats(min_value=0.001, max_value=1e8),
     draw=st.floats(min_value=0, max_value=1, exclude_max=True),
@@ -156,7 +157,7 @@ def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
     assert got == live
     assert got <= ttl * SECOND
     assert got >= min(1, ttl * SECOND)
-    assert got >= int(ttl * SECOND * 0.9) - 1
+    assert got >= int(ttl * SECOND * 0.9 * (1 - 1e-12)) - 1  # floats have 16 digits
 
 
 def test_jitter_spreads() -> None:
