@@ -1045,6 +1045,29 @@ def test_a_result_that_was_not_stored_is_not_gone_back_behind(
     assert load("EU").endswith("#3")
 
 
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["disk", "memory"])
+@pytest.mark.parametrize("how", ["called", "peeked"])
+def test_what_was_given_is_not_gone_back_behind(memory: int, how: str) -> None:
+    """An older computation that is stored after a newer one was given does not answer (I2)."""
+    load = loads()
+
+    def tier(name: str) -> Any:
+        return next(t for t in assembly.default_chain().tiers if t.name == name)
+
+    with memo.configure(memory_limit=memory):
+        load("EU")
+        name = assembly.default_chain().name(load.function_id, load.key("EU"))
+        older = bytes(blocking(lambda port: tier("disk").lookup(port, name)).record)
+        assert load.refresh("EU").endswith("#2")
+        assembly.reset()  # a process that has given no answers yet
+        assert [load.is_cached("EU") for _ in range(2)] == [True, True]  # now memory has it too
+        assert (load("EU") if how == "called" else load.peek("EU")).endswith("#2")
+        blocking(lambda port: tier("disk").store(port, name, older, None, None))
+        if memory:
+            blocking(lambda port: tier("memory").drop(port, name))
+        assert load("EU").endswith("#3")
+
+
 def test_a_joiner_does_not_go_back() -> None:
     """Who joins a computation that began before an answer already given looks again (I2)."""
     under_way, go_on = threading.Event(), threading.Event()
