@@ -179,6 +179,7 @@ def test_wall_clock_that_steps_does_not_age(style: Style) -> None:
         assert style.call(f) == 1
         clock.advance(2)
         assert style.call(f) == 2
+        assert style.call(f) == 2, "what began before an earlier answer, by its clock, is no hit"
 
 
 def test_stale_while_revalidate(style: Style) -> None:
