@@ -507,6 +507,28 @@ def test_an_old_value_in_place_of_an_error_counts(style: Style) -> None:
         assert not outer.is_cached()
 
 
+def test_a_fault_of_memo_itself_loses_no_result(
+    style: Style, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When memo fails before the function ran, everybody computes by himself (I5)."""
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("on purpose")
+
+    def load(x: int) -> Any:
+        yield 0.05
+        return [x]
+
+    f = style.cached(load)
+    monkeypatch.setattr(memo.engine, "hold", broken)
+    with recording() as seen:
+        assert style.together([lambda: f(7)] * 4) == [[7]] * 4
+    assert {e.reason for e in seen if e.kind == events.ERROR} == {"engine"}
+    monkeypatch.undo()
+    assert style.call(f, 7) == [7]
+    assert f.is_cached(7)
+
+
 def test_an_update_reaches_stores_of_ones_own(style: Style) -> None:
     """`invalidate_cache` reaches every store in use, and one that only `provider` names."""
     mine, unused = InADict(), InADict()
