@@ -10,6 +10,7 @@ from styles import STYLES, Style
 
 import memo
 from memo.flights import FLIGHTS
+from memo.testing import recording
 
 
 def test_one_who_joined_but_has_not_boarded_is_told_the_truth(
@@ -102,5 +103,7 @@ def test_what_was_computed_alone_vouches_for_nothing(style: Style) -> None:
         return "report"
 
     outer = style.cached(report, version="1")
-    assert style.together([inner, outer])[1] == "report"
+    with recording() as seen:
+        assert style.together([inner, outer])[1] == "report"
     assert not outer.is_cached()
+    assert "store" not in [event.reason for event in seen], "nor is it tried"

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,24 @@ def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisS
     assert "ttl.here" not in memo.live
 
 
+LOOKS: dict[str, Callable[[Any], Any]] = {
+    "call": lambda f: f() == 1,
+    "is_cached": lambda f: f.is_cached(),
+    "peek": lambda f: f.peek() == 1,
+}
+
+
+@pytest.mark.parametrize("how", LOOKS)
+def test_whoever_looks_asks_the_shared_source(source: Source, how: str) -> None:
+    """A shared ttl is asked for by a call, also one that memory answers, and by a look."""
+    f = cached(STYLES[0], source, ttl=60, ttl_key="ttl.asked")
+    assert f() == f() == 1
+    detach = memo.live.attach(lambda: {"ttl.asked": "1ms"})
+    time.sleep(0.005)
+    assert not LOOKS[how](f)
+    detach()
+
+
 def test_shared_without_redis_is_an_error() -> None:
     """Where no Redis is configured, `shared=True` is an error that says what to set."""
     with pytest.raises(memo.OptionError, match="set redis_url first"):
@@ -666,6 +685,25 @@ def test_a_failed_refresh_keeps_the_old_value(
     failed = [event for event in seen if event.kind == events.REFRESH_FAILED]
     assert [event.reason for event in failed] == ["ConnectionError"] * 2
     assert not leases.HELD
+
+
+@styles
+def test_back_off_begins_anew_after_a_success(
+    style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refresh that succeeded has the next failure tried again as soon as the first one was."""
+    f = cached(style, source, ttl=100, stale_while_revalidate=1000)
+    monkeypatch.setattr(memo.refreshing, "BACK_OFF", (0.01, 60.0))
+    with isolated(clock=clock):
+        style.call(f)
+        pauses = []
+        for fail in (True, True, False, True):
+            source.fail = fail
+            clock.advance(110)
+            time.sleep(0.05)
+            settled(style, f)
+            pauses.append([pause for _, pause in f._function.backoff.values()])
+    assert pauses == [[0.01], [0.02], [], [0.01]]
 
 
 @styles
