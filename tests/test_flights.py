@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from ports import run
 from styles import STYLES, Style
 
 import memo
@@ -107,3 +108,34 @@ def test_what_was_computed_alone_vouches_for_nothing(style: Style) -> None:
         assert style.together([inner, outer])[1] == "report"
     assert not outer.is_cached()
     assert "store" not in [event.reason for event in seen], "nor is it tried"
+
+
+FORKED = """
+import os, signal, threading, warnings
+import memo
+warnings.simplefilter("ignore")
+parent, begun, go = os.getpid(), threading.Event(), threading.Event()
+
+@memo.cache(version="1")
+def load():
+    begun.set()
+    if os.getpid() == parent:
+        go.wait(30)
+    return os.getpid()
+
+thread = threading.Thread(target=load)
+thread.start()
+begun.wait(30)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(load() != os.getpid())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+go.set()
+thread.join()
+"""
+
+
+def test_a_child_does_not_wait_for_its_parents_flights() -> None:
+    """A process that was forked while another thread computed computes by itself."""
+    assert run(FORKED) == "0"
