@@ -1,8 +1,8 @@
 """Faults: fail, or kill, any single operation of a call; the caller gets the right value.
 
 Every file, SQLite and Redis operation of a call is numbered, and each in turn made to fail, or the
-process is killed at it.  In CI a part of them; all, and every pair, in the long mode,
-`MEMO_TEST_LONG=1`.
+process is killed at it; so are pairs of them, and a fault after a kill.  In CI a part of them, drawn
+with a fixed seed; all, and every pair, in the long mode, `MEMO_TEST_LONG=1`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -47,6 +48,10 @@ SYSTEM = WRITING | frozenset(["open", "fstat", "stat", "lstat", "listdir", "read
 PIECES = {"os": SYSTEM, "fcntl": frozenset({"flock"}), "mmap": frozenset({"mmap"})}
 SIZE = 20_000
 """Numbers in a result: 160 KB, so a payload of its own."""
+PAIRS = 6
+"""Pairs of operations that are tried in CI for each phase."""
+AFTER_A_KILL = 8 if LONG else 1
+"""Faults that are tried in the call after each kill."""
 
 
 class Faults:
@@ -232,15 +237,16 @@ def _settings(directory: Path, tiers: list[str], server: RedisServer | None) -> 
 
 
 def _sets(reached: Callable[[frozenset[int]], int], step: int) -> int:
-    """Try all single numbers until one is not reached, then in the long mode all pairs."""
+    """Try single numbers until one is not reached, then pairs: in the long mode all of both."""
     last = 0
     for number in count(1, 1 if LONG else step):
-        if reached(frozenset({number})) < number:
+        there = reached(frozenset({number}))
+        if there < number:
             break
-        last = number
-    if LONG:
-        for pair in combinations(range(1, last + 1), 2):
-            reached(frozenset(pair))
+        last = max(last, there)
+    pairs = list(combinations(range(1, last + 1), 2))
+    for pair in pairs if LONG else random.Random(last).sample(pairs, PAIRS):
+        reached(frozenset(pair))
     return last
 
 
@@ -376,7 +382,7 @@ def test_an_invalidation_that_no_tier_takes_to_the_end(
 
 
 KILLING = """
-import gc, os, signal, sys, warnings
+import gc, os, random, signal, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_faults as faults
@@ -414,34 +420,60 @@ def work(directory, number, phase, after):
         else:
             world.call()
 
-def judge(directory, phase):
-    faults.judge(Path(directory), phase)
-
-directory, phase, step, after = sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "after"
-killed, number = 0, 1 + (step // 2 if after else 0)
-while True:
-    place = f"{directory}/{number}"
+def killed_at(number, fault, place, phase, after):
     if phase != "first":
         assert in_a_child(lambda: work(place, 0, phase, after)) == 0
     status = in_a_child(lambda: work(place, number, phase, after))
-    assert in_a_child(lambda: judge(place, phase)) == 0, f"killed at operation {number}"
-    if status == 0:
-        break
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    killed += 1
+    told = f"killed at operation {number}, then operation {fault} failed"
+    if fault:
+        assert in_a_child(lambda: faults.disturbed(Path(place), phase, fault)) == 0, told
+    assert in_a_child(lambda: faults.judge(Path(place), phase, fault > 0)) == 0, told
+    return status
+
+directory, phase, step, after = sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "after"
+chosen = random.Random(f"{phase} {after}")
+killed, number, status = 0, 1 + (step // 2 if after else 0), 9
+while status:
+    for serial in range(int(sys.argv[6]) or 1):
+        fault = chosen.randint(1, 60) if int(sys.argv[6]) else 0
+        place = f"{directory}/{number}-{serial}"
+        status = killed_at(number, fault, place, phase, after)
+        assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
+    killed += status != 0
     number += step
 print(killed)
 """
+ALLOWED = {"refresh": {1, 2}, "clear": {1, 3}, "first": {2, 3}}
+"""The epochs that may be found after a kill in a phase; 3 is that of who looks."""
 
 
-def judge(directory: Path, phase: str) -> None:
-    """See, in a fresh process, that a killed store left the old or the new, and nothing else."""
+def disturbed(directory: Path, phase: str, fault: int) -> None:
+    """Call, in a fresh process after a kill, with a fault; then the next call works."""
+    world = World(False, use_lock=True)
+    with configure(directory=directory, tiers=["memory", "disk"]):
+        world.epoch = 3
+        with numbered(Faults(breaks, frozenset({fault}))) as faults:
+            faults.on = True
+            first = world.call()
+        assert first in ALLOWED[phase] | {3}, f"epoch {first} after {phase}"
+        again = world.call()
+        assert first <= again, "an answer went back"
+        assert again in {first, 3}
+        assert world.ran <= 2
+
+
+def judge(directory: Path, phase: str, computed: bool = False) -> None:
+    """See, in a fresh process, that a killed store left the old or the new, and nothing else.
+
+    Args:
+        computed: somebody with the epoch of who looks has called since.
+    """
     world = World(False, use_lock=True)
     with configure(directory=directory, tiers=["memory", "disk"]):
         begun = time.monotonic()
         world.epoch = 3
         answer = world.call()
-        allowed = {"refresh": {1, 2}, "clear": {1, 3}, "first": {2, 3}}[phase]
+        allowed = ALLOWED[phase] | ({3} if computed else set())
         assert answer in allowed, f"epoch {answer} after {phase}"
         assert time.monotonic() - begun < 2, "a dead process' lock was waited for"
         assert world.call() == answer
@@ -471,11 +503,26 @@ def test_a_kill_at_any_operation_leaves_old_or_new(
     tmp_path: Path, phase: str, step: int, when: str
 ) -> None:
     """SIGKILL before or after any operation: the next process finds old or new, whole, no rest."""
-    tests = Path(__file__).parent
-    with start(KILLING, tests, tmp_path, phase, 1 if LONG else step, when) as process:
-        killed, _ = process.communicate(timeout=600)
+    assert _killed(tmp_path, phase, step, when, 0) > 3
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "when"),
+    [("first", 31, "before"), ("refresh", 17, "after"), ("clear", 23, "before")],
+)
+@pytest.mark.timeout(3600 if LONG else 120)
+def test_a_fault_after_a_kill(tmp_path: Path, phase: str, step: int, when: str) -> None:
+    """SIGKILL at any operation and a fault in the next call: right values, then it works again."""
+    assert _killed(tmp_path, phase, step, when, AFTER_A_KILL) > 2
+
+
+def _killed(tmp_path: Path, phase: str, step: int, when: str, faults: int) -> int:
+    """Kill at operations, one after the other; how many there were."""
+    tests, step = Path(__file__).parent, 1 if LONG else step
+    with start(KILLING, tests, tmp_path, phase, step, when, faults) as process:
+        killed, _ = process.communicate(timeout=3600)
     assert process.returncode == 0
-    assert int(killed) > 3
+    return int(killed)
 
 
 # --- a disk that does not take anything ----------------------------------------------------------
