@@ -1,8 +1,8 @@
 """Faults: fail, or kill, any single operation of a call; the caller gets the right value.
 
 Every file, SQLite and Redis operation of a call is numbered, and each in turn made to fail, or the
-process is killed at it; so are pairs of them, and a fault after a kill.  In CI a part of them, drawn
-with a fixed seed; all, and every pair, in the long mode, `MEMO_TEST_LONG=1`.
+process is killed at it; so are pairs of them, and a fault after a kill.  In CI a part of them,
+drawn with a fixed seed; all, and every pair, in the long mode, `MEMO_TEST_LONG=1`.
 """
 
 from __future__ import annotations

@@ -354,19 +354,55 @@ def test_what_fits_nowhere_is_returned() -> None:
     assert ran == [0, 0, 1, 1]
 
 
+def _kept_on_the_disk_alone(
+    url: str, made: Callable[[], Any], limit: int, deadline: float
+) -> list[events.Event]:
+    """Call a sync and an async function twice, at first without, then with an entry."""
+    settings = {"redis_url": url, "redis_value_limit": limit, "size_limit": 1 << 40}
+    with recording() as heard, configure(**settings, deadline=deadline):
+        sync, coroutine, ran = both(made)
+        for call, wanted in ((sync, [0]), (coroutine, [0, 1])):
+            for _ in range(2):
+                assert np.array_equal(call(), made())
+                gc.collect()
+            assert ran == wanted, "the disk has it"
+        assert drain_blocking(30)
+        assert sync.peek() is not None
+        sync.cache_clear()
+    return list(heard)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "array"])
+def test_more_than_redis_takes(redis_server: RedisServer, kind: str) -> None:
+    """What is too big for the server: result, disk and an event; Redis goes on for all else.
+
+    Its limit for one value is 512 MB unless it is set lower, as here; it cuts the connection.
+    """
+    client = redis_server.client()
+    client.config_set("proto-max-bulk-len", 1 << 20)
+    made = {"bytes": lambda: b"x" * (3 << 20), "array": lambda: np.arange(3 << 18)}[kind]
+    heard = _kept_on_the_disk_alone(redis_server.url, made, 64 << 20, 5.0)
+    told = [event for event in heard if event.kind == "error"]
+    assert {event.tier for event in told} == {"redis"}
+    with configure(redis_url=redis_server.url, tiers=["redis"], deadline=5.0):
+        sync, coroutine, ran = both(lambda: "small")
+        assert [sync(), sync(), coroutine(), coroutine()] == ["small"] * 4
+        assert ran == [0, 1], "its breaker is open"
+
+
 @pytest.mark.skipif(not LONG, reason="takes 2 GiB of memory and of disk; MEMO_TEST_LONG=1")
+@pytest.mark.parametrize("kind", ["bytes", "array"])
 @pytest.mark.timeout(600)
-def test_more_than_redis_takes(redis_server: RedisServer) -> None:
-    """513 MiB, as bytes and as an array, with limits that let everything through."""
-    more = {"redis_value_limit": 1 << 40, "size_limit": 1 << 40, "deadline": 60.0}
-    with configure(redis_url=redis_server.url, **more):
-        for made in (lambda: bytes(HUGE), lambda: np.zeros(HUGE, dtype=np.uint8)):
-            sync, _, ran = both(made)
-            assert len(sync()) == HUGE
-            gc.collect()
-            assert len(sync()) == HUGE
-            assert ran == [0]
-            sync.cache_clear()
+def test_half_a_gigabyte(redis_server: RedisServer, kind: str) -> None:
+    """513 MiB, with the highest limit that a setting may name; Redis gets none of the bytes."""
+    made = {"bytes": lambda: bytes(HUGE), "array": lambda: np.zeros(HUGE, dtype=np.uint8)}[kind]
+    heard = _kept_on_the_disk_alone(redis_server.url, made, 512 << 20, 60.0)
+    assert {event.tier for event in heard if event.kind == "error"} <= {"redis"}
+    refused = [event for event in heard if "too big for Redis" in event.detail]
+    assert bool(refused) == (kind == "bytes"), "an array's record fits, its bytes do not go there"
+    client = redis_server.client()
+    sizes = [client.strlen(n) for n in client.keys("memo:*") if client.type(n) == b"string"]
+    assert max(sizes, default=0) < 1 << 20
 
 
 # --- arguments that change -----------------------------------------------------------------------
