@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memo import config, secret
+from memo import config, places, secret
 from memo.assembly import default_chain, host_of
 from memo.checks import redacted
 from memo.clock import SYSTEM
@@ -38,7 +38,6 @@ OLDEST_REDIS = (6, 2)
 """The oldest Redis that memo is tested with."""
 OLD = 3600.0
 """Seconds after which a temporary file belongs to nobody any more."""
-NETWORK = ("nfs", "cifs", "smb", "afs", "sshfs", "fuse.sshfs", "9p", "lustre", "glusterfs", "ceph")
 SHOWN = 3
 """So many of the files concerned are named."""
 
@@ -140,12 +139,15 @@ def _directory(directory: Path) -> Findings:
         return
     yield from _owner(directory)
     yield from _modes(directory)
-    kind = file_system(directory)
-    if kind.startswith(NETWORK):
+    kind = places.file_system(directory)
+    if places.is_network(kind):
         mend = "Set MEMO_DIRECTORY to a local disk; share results through Redis."
-        yield Finding(
-            WARN, "directory", f"{directory} lies on a network file system ({kind})", mend
-        )
+        said = f"{directory} lies on a network file system ({kind}): nothing there is mapped"
+        yield Finding(WARN, "directory", said, mend)
+    elif places.exposed(directory):
+        mend = "Set MEMO_DIRECTORY to where only you can write, from the root on."
+        said = f"others can write above {directory}: nothing there is mapped"
+        yield Finding(WARN, "directory", said, mend)
 
 
 def _owner(directory: Path) -> Findings:
@@ -188,22 +190,6 @@ def _walk(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _named(paths: list[Path]) -> str:
     more = f" and {number(len(paths) - SHOWN)} more" if len(paths) > SHOWN else ""
     return ", ".join(str(path) for path in paths[:SHOWN]) + more
-
-
-def file_system(path: Path) -> str:
-    """The type of the file system that a path lies on; `""` where the system does not say."""
-    try:
-        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    real = path.resolve()
-    best = ("", "")
-    for line in lines:
-        where, kind = line.split(" ")[1:3]
-        place = where.replace(r"\040", " ")
-        if real.is_relative_to(place) and len(place) >= len(best[0]):
-            best = (place, kind)
-    return best[1]
 
 
 def _disk(settings: Settings) -> Findings:

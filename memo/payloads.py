@@ -17,6 +17,8 @@ Rules of this module:
 7.  Whoever has written or hashed a big payload leaves a *voucher* beside it, `<digest>.seal`, so
     that the next process need not hash it.  It is sealed with the secret, and names the start of
     the machine and the file's identity, which every write to the file and every link changes.
+8.  Where others may change files in place (`memo.places`) nothing is mapped and nothing vouched
+    for: each load reads a private copy, and hashes that.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from hmac import compare_digest
 from itertools import islice
 from pathlib import Path
 
-from memo import codec, files
+from memo import codec, files, places
 from memo.clock import SYSTEM
 from memo.codec import Payload
 from memo.errors import TierError
@@ -60,6 +62,8 @@ _PARTS = 512
 _FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 """Copy on write, and no memory set aside for copies that nobody may ever need."""
 _RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
+_PIECE = 16 << 20
+"""Bytes that are read at once."""
 
 
 class PayloadFile:
@@ -69,20 +73,24 @@ class PayloadFile:
         path: of the file.
         identity: device, inode, size and times of the last change: names this version of the
             bytes.  Of the file that was opened last; before that, of the one at the path; None
-            where there is none.
+            where there is none, or where others may change it.
     """
 
-    __slots__ = ("_secrets", "identity", "path")
+    __slots__ = ("_exposed", "_secrets", "identity", "path")
 
-    def __init__(self, path: str, secrets: Sequence[Secret] = ()) -> None:
+    def __init__(self, path: str, secrets: Sequence[Secret] = (), *, exposed: bool = False) -> None:
         self.path = path
         self._secrets = secrets
+        self._exposed = exposed
         self.identity: object | None = None
-        with suppress(OSError):
-            self.identity = _identity(os.stat(path))
+        if not exposed:
+            with suppress(OSError):
+                self.identity = _identity(os.stat(path))
 
     def open(self, size: int) -> memoryview:
         """The payload, mapped copy-on-write: writable, private, whatever its size in 0.1 ms.
+
+        Where others may change the file it is read in full instead.
 
         Raises:
             TierError: the file is gone, or has another size.
@@ -93,6 +101,8 @@ class PayloadFile:
                 facts = os.fstat(descriptor)
                 if facts.st_size != size:
                     raise TierError(f"a payload has {facts.st_size} bytes instead of {size}")
+                if self._exposed:
+                    return _copied(descriptor, size)
                 self.identity = _identity(facts)
                 return _mapped(descriptor, size)
             finally:
@@ -169,6 +179,22 @@ def _mapped(descriptor: int, size: int) -> memoryview:
     return memoryview(mmap.mmap(descriptor, size, flags=_FLAGS, prot=_RIGHTS))
 
 
+def _copied(descriptor: int, size: int) -> memoryview:
+    """The bytes of a file that may change or be cut short at any moment.
+
+    Raises:
+        TierError: it has been cut short.
+    """
+    copy = memoryview(bytearray(size))
+    at = 0
+    while at < size:
+        got = os.preadv(descriptor, [copy[at : at + _PIECE]], at)
+        if not got:
+            raise TierError(f"a payload has {at} bytes instead of {size}")
+        at += got
+    return copy
+
+
 class Payloads:
     """The payload files under one directory, made when they are needed."""
 
@@ -184,13 +210,16 @@ class Payloads:
         """Where the payload of an entry lies, by the entry's name for it."""
         if name.endswith(_RECORD) or not _NAME.fullmatch(name):
             return None
-        return PayloadFile(f"{self._text}/{name}", self.secrets)
+        return self._file(f"{self._text}/{name}")
+
+    def _file(self, path: str) -> PayloadFile:
+        return PayloadFile(path, self.secrets, exposed=places.exposed(self.directory))
 
     def find(self, digest: bytes, size: int) -> PayloadFile | None:
         """A payload by its digest, if it is here and has that size."""
         path = self._canonical(digest.hex())
         try:
-            return PayloadFile(path, self.secrets) if os.stat(path).st_size == size else None
+            return self._file(path) if os.stat(path).st_size == size else None
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -249,7 +278,7 @@ class Payloads:
 
     def _vouch(self, payload: Payload, name: str) -> None:
         """Say that a payload is whole, as soon as any later change of it would show."""
-        source = PayloadFile(f"{self._text}/{name}", self.secrets)
+        source = self._file(f"{self._text}/{name}")
         if isinstance(source.identity, tuple):
             end = time.monotonic_ns() + 2 * _TICK
             while _file_time() <= source.identity[4] and time.monotonic_ns() < end:
@@ -265,7 +294,7 @@ class Payloads:
             return False
         descriptors.append(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if not _is_whole(descriptor, payload):
+        if not _is_whole(descriptor, payload, places.exposed(self.directory)):
             return False
         try:
             os.link(path, f"{self._text}/{name}")
@@ -403,9 +432,13 @@ def _write(descriptor: int, parts: Iterable[memoryview | bytes]) -> None:
                 batch[0] = batch[0][written:]
 
 
-def _is_whole(descriptor: int, payload: Payload) -> bool:
+def _is_whole(descriptor: int, payload: Payload, exposed: bool) -> bool:
     """Whether a file has exactly these buffers."""
     size = os.fstat(descriptor).st_size
     if size != payload.size:
         return False
-    return codec.is_whole(_mapped(descriptor, size), payload.table)
+    try:
+        view = _copied(descriptor, size) if exposed else _mapped(descriptor, size)
+    except TierError:
+        return False
+    return codec.is_whole(view, payload.table)

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from memo import assembly, config, drivers
+from memo import assembly, config, drivers, places
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.events import Event, on_event
 from memo.live import live
@@ -112,4 +112,5 @@ def reset() -> None:
     assembly.reset()
     config.reset()
     live.clear()
+    places.forget()
     reset_stats()

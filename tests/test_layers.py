@@ -15,7 +15,7 @@ PACKAGE = ROOT / "memo"
 # A module imports only from rows above its own, or, without cycles, from its own.
 ROWS = (
     ("pure data", "errors clock port events policy"),
-    ("settings", "options files secret checks config live"),
+    ("settings", "options files places secret checks config live"),
     ("code and arguments", "origin code graph members reach seen uses image identity"),
     (
         "values",

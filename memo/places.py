@@ -1,0 +1,100 @@
+"""Places: whether a directory is this user's on this machine, and nobody else's.
+
+Where others may change files in place, a file must not be mapped: what was verified could change
+afterwards, and a file that is cut short takes its pages away (SIGBUS).  That is so on network file
+systems, and where others may write to the directory or to one above it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+
+NETWORK = (
+    *("nfs", "cifs", "smb", "afs", "9p", "lustre", "gluster", "ceph", "beegfs", "gpfs", "orangefs"),
+    *("virtiofs", "vboxsf", "vmhgfs", "prl_fs", "fuse."),
+)
+"""How the types of file systems begin that other machines may change; FUSE's do not tell."""
+_LOCAL = ("fuse.fuse-overlayfs",)
+RECHECK = 60.0
+"""Seconds for which an answer of `exposed` is believed."""
+_MOUNTS = Path("/proc/mounts")
+_OTHERS = stat.S_IWOTH | stat.S_IWGRP
+
+_known: dict[Path, tuple[float, bool]] = {}
+
+
+def exposed(directory: Path) -> bool:
+    """Whether others than this user on this machine may change what lies in a directory.
+
+    Looked up every `RECHECK` seconds.  Where the system does not say: no.
+    """
+    now = time.monotonic()
+    known = _known.get(directory)
+    if known is None or now > known[0]:
+        found = is_network(file_system(directory)) or not _is_private(directory)
+        known = _known[directory] = now + RECHECK, found
+    return known[1]
+
+
+def forget() -> None:
+    """Look everything up again."""
+    _known.clear()
+
+
+def is_network(kind: str) -> bool:
+    """Whether other machines may change files on a file system of this type."""
+    return kind.startswith(NETWORK) and kind not in _LOCAL
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that a path lies on; `""` where the system does not say."""
+    try:
+        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+        real = path.resolve()
+    except (OSError, RuntimeError):
+        return ""
+    best = ("", "")
+    for line in lines:
+        where, kind = line.split(" ")[1:3]
+        place = where.replace(r"\040", " ")
+        if real.is_relative_to(place) and len(place) >= len(best[0]):
+            best = (place, kind)
+    return best[1]
+
+
+def _is_private(directory: Path) -> bool:
+    """Whether nobody else can write to a directory, nor put another in its place."""
+    try:
+        real = directory.resolve()
+        return not _writable(os.stat(real), inside=True) and not any(
+            _writable(os.stat(parent), inside=False) for parent in real.parents
+        )
+    except (OSError, RuntimeError):  # not there yet, or not for us to see
+        return True
+
+
+def _writable(facts: os.stat_result, *, inside: bool) -> bool:
+    """Whether others may change a directory's entries; above ours a sticky one keeps ours safe."""
+    if facts.st_uid not in (os.geteuid(), 0):
+        return True
+    if facts.st_mode & stat.S_ISVTX and not inside:
+        return False
+    if facts.st_mode & _OTHERS == stat.S_IWGRP:
+        return not _is_ones_own_group(facts.st_gid)
+    return bool(facts.st_mode & _OTHERS)
+
+
+def _is_ones_own_group(group: int) -> bool:
+    """Whether a group is root's, or the one that a system makes for this user alone."""
+    import grp
+    import pwd
+
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        facts = grp.getgrgid(group)
+    except KeyError:
+        return False
+    return not set(facts.gr_mem) - {name, "root"} and (group == 0 or facts.gr_name == name)
