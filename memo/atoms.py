@@ -12,7 +12,7 @@ import math
 import operator
 import pickle
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ BIG: Final = 1 << 20
 """Bytes of content from which it is hashed by all cores."""
 MANY: Final = 24
 """Items from which a sequence of plain values is encoded in one pass of C code."""
+_TEXT: Final = 4 << 20
+"""Characters of a long text that are encoded at once."""
 PIECE: Final = 4096
 """Items of such a sequence that are encoded at once: so many stay in the processor's cache."""
 
@@ -67,9 +69,17 @@ def short(encoding: bytes) -> str:
 
 def text(value: str) -> bytes:
     """The encoding of a str."""
+    if len(value) > BIG:
+        return b"s\xfe" + codec.digest_of(_encoded(value))
     data = value.encode("utf-8", "surrogatepass")
     length = len(data)
     return _STRINGS[length] + data if length <= INLINE else b"s" + sized(data)
+
+
+def _encoded(value: str) -> Iterator[bytes]:
+    """A long text in UTF-8, in pieces, so that other threads get their turn."""
+    for at in range(0, len(value), _TEXT):
+        yield value[at : at + _TEXT].encode("utf-8", "surrogatepass")
 
 
 def integer(value: int) -> bytes:

@@ -19,11 +19,11 @@ first, then `memo.kinds` (Python's own types and user classes) and `memo.frames`
 from __future__ import annotations
 
 import json
-import operator
 import sys
 import weakref
+from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from memo.atoms import (
     FALSE,
@@ -47,7 +47,13 @@ OPEN: Final = 1_000_000
 """Most encodings inside of cycles in one value: what refers to itself more densely is refused."""
 DEEP: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
+CROWD: Final = 1 << 15
+"""So many values are sorted at once: that takes 20 ms, in which no other thread runs."""
+_STRIDE: Final = 4093
+"""Each so many-th value is a sample; a prime, so that it keeps no step with the values."""
 _NEVER: Final = 1 << 62
+
+T = TypeVar("T")
 
 Encoder = Callable[[Any, "Walk"], bytes]
 
@@ -115,17 +121,24 @@ def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_
     """The content of a mapping whose order does not matter."""
     keys = list(value)
     if set(map(type, keys)) == {str}:
-        keys.sort()
+        keys = in_order(keys)
         values = [value[key] for key in keys]
         return b"S" + sized(sequence(keys, walk)) + sequence(values, walk, lambda i: step(keys[i]))
     codes = _each(keys, walk, lambda i: f".keys(){step(keys[i])}")
     contents = _each(value.values(), walk, lambda i: step(keys[i]))
-    return b"".join(map(operator.add, *_by_key(codes, contents)))
+    pairs = [(code, content) for code, content in zip(codes, contents, strict=True)]
+    return b"".join([code + content for code, content in in_order(pairs)])
 
 
-def _by_key(codes: list[bytes], contents: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    order = sorted(range(len(codes)), key=lambda i: (codes[i], contents[i]))
-    return [codes[i] for i in order], [contents[i] for i in order]
+def in_order(values: list[T]) -> list[T]:
+    """Values sorted; of many, one part after the other, so that other threads get their turn."""
+    if len(values) <= CROWD:
+        return sorted(values)  # type: ignore[type-var]
+    marks: list[Any] = sorted(values[::_STRIDE])[::8]  # type: ignore[type-var]
+    parts: list[list[T]] = [[] for _ in range(len(marks) + 1)]
+    for value in values:
+        parts[bisect(marks, value)].append(value)
+    return [value for part in parts for value in sorted(part)]  # type: ignore[type-var]
 
 
 def ordered(value: dict[Any, Any], walk: Walk) -> bytes:
@@ -137,7 +150,9 @@ def ordered(value: dict[Any, Any], walk: Walk) -> bytes:
 
 def unordered(values: Iterable[Any], walk: Walk) -> bytes:
     """The content of a collection without order."""
-    return b"".join(sorted(_each(values, walk, lambda _: "{…}")))
+    codes = _each(values, walk, lambda _: "{…}")
+    codes = in_order(codes)
+    return b"".join(codes)
 
 
 # --- the walk ------------------------------------------------------------------------------------

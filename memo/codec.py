@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -190,6 +190,16 @@ def digest(view: memoryview | bytes) -> bytes:
 
     threads = blake3.AUTO if len(view) >= _MULTITHREADED else 1
     return blake3(view, max_threads=threads).digest()
+
+
+def digest_of(pieces: Iterable[bytes]) -> bytes:
+    """As `digest`, of bytes that come in pieces."""
+    from blake3 import blake3
+
+    hasher = blake3(max_threads=blake3.AUTO)
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.digest()
 
 
 def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:

@@ -189,7 +189,7 @@ async def _keep(
         job.call.text,
         function.id,
         function.code(job.args),
-        job.call.address,
+        _told_address(job.call.address),
         encoded.codec,
         writer(),
         job.call.summary,
@@ -210,6 +210,14 @@ async def _keep(
     entry = seal.entry(header, memoryview(encoded.stream), record)
     chain.remember(job.name, entry)
     return Landing(value, None, entry, encoded, used=used)
+
+
+def _told_address(address: str) -> str:
+    """An address as a header holds it, for people: one that is too long is cut, and shows it."""
+    data = address[: seal.LONGEST + 1].encode("utf-8", "replace")
+    if len(data) <= seal.LONGEST:
+        return data.decode()
+    return data[: seal.LONGEST - 8].decode("utf-8", "ignore") + "…"
 
 
 def _grace(policy: Policy, ttl: int) -> int:

@@ -37,6 +37,7 @@ from memo.sources import Dependencies
 from memo.stamps import Turn
 from memo.stats import COUNTERS, cache_info
 from memo.tiers import CacheProtocol
+from memo.weights import heavy
 
 if TYPE_CHECKING:
     from memo.explanations import Explanation
@@ -285,7 +286,10 @@ class CachedCoroutine(CachedFunction[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         if not assembly.enabled():
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
-        result = engine.at_once(self._function, args, kwargs)
+        if heavy(args[self._function.keyer.first :], kwargs):
+            result = await engine.keyed(native(), self._function, args, kwargs)
+        else:
+            result = engine.at_once(self._function, args, kwargs)
         if type(result) is Call:
             result = await engine.answer(native(), self._function, result, args, kwargs)
             if type(result) is Raised:

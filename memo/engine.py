@@ -36,6 +36,7 @@ from memo.refreshing import refresh_soon
 from memo.seal import Entry
 from memo.stamps import Turn
 from memo.tiers import MEMORY
+from memo.weights import heavy
 
 WAITED_AT_LEAST = 0.001
 """Seconds of waiting for a lease below which it was free."""
@@ -68,6 +69,18 @@ def at_once(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return _quick(chain, function, call, entry, begun)
     except EntryError:
         return call  # `look` meets it again, and says so
+
+
+async def keyed(
+    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Call:
+    """What a call is; made in a thread where it would hold up an event loop."""
+    code, keyer = function.code(args), function.keyer
+    if port.native and heavy(args[keyer.first :], kwargs):
+        call = await port.offload(keyer.call, code, args, kwargs)
+        await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
+        return call
+    return keyer.call(code, args, kwargs)
 
 
 async def answer(
@@ -296,7 +309,7 @@ async def _job(
 ) -> Job:
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
-    call = function.keyer.call(function.code(args), args, kwargs)
+    call = await keyed(port, function, args, kwargs)
     return Job(function, function.chain(), call, args, kwargs)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from memo import display, seal, sources, stamps
 from memo.chain import Answer, Chain
 from memo.clock import SECOND
+from memo.engine import keyed
 from memo.errors import EntryError, TierError
 from memo.figures import label
 from memo.jobs import Function
@@ -117,7 +118,7 @@ async def explain(
 ) -> Explanation:
     """Would this call be answered from the cache, and why or why not?"""
     chain = function.chain()
-    call = function.keyer.call(function.code(args), args, kwargs)
+    call = await keyed(port, function, args, kwargs)
     found = await chain.lookup(port, function.id, call.text, function.judge)
     untracked = tuple(function.identity.untracked())
     if found.verdict.kind != MISS and found.entry is not None:

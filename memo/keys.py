@@ -190,6 +190,9 @@ class Keyer:
         tags: names, or a callable of the bound arguments that gives them.
         method: its first positional argument is `self` or `cls`.
 
+    Attributes:
+        first: the index of the first positional argument that is part of keys.
+
     Raises:
         OptionError: one of them is wrong.
     """
@@ -229,6 +232,7 @@ class Keyer:
 
     def _arrange(self) -> None:
         """Work out everything that does not change from call to call."""
+        self.first = int(self._method)
         self.plan = plan(self._signature, self._method)
         self._unknown("ignore", self._ignore)
         self.names = tuple(n for n in self.plan.names if n not in self._ignore)

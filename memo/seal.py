@@ -38,6 +38,8 @@ SECRET_BYTES = 32
 """The least length of a secret."""
 ALIGN = 64
 """Buffers of a payload begin at multiples of this, as numpy's and Arrow's kernels like it."""
+LONGEST = 0xFFFF
+"""Most bytes of a text in a header."""
 
 _SEAL_AT = 16
 _BODY_AT = 48
@@ -162,7 +164,7 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
         t.encode() for t in (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
     ]
     for text in short:
-        if len(text) > 0xFFFF:
+        if len(text) > LONGEST:
             raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
     summary = h.summary.encode()
     table = b"".join(_BUFFER.pack(*b) for b in h.buffers)

@@ -40,13 +40,15 @@ def described_value(name: str, value: Any) -> str:
 
 
 def _described_container(value: Any) -> str:
-    kind = type(value).__name__
-    parts = [*value, *value.values()] if isinstance(value, dict) else list(value)[:9]
-    plain = len(value) <= 8 and all(type(p) in atoms.PLAIN for p in parts)
+    told = f"{type(value).__name__} of {len(value)}"
+    if len(value) > 8:
+        return told
+    parts = [*value, *value.values()] if isinstance(value, dict) else list(value)
+    plain = all(type(p) in atoms.PLAIN for p in parts)
     secret = isinstance(value, dict) and any(_SECRET.search(str(key)) for key in value)
     if plain and not secret and all(len(str(p)) <= TEXT for p in parts):
         return shown(value, TEXT)
-    return f"{kind} of {len(value)}"
+    return told
 
 
 def summary(arguments: Iterable[tuple[str, Any, str]]) -> str:

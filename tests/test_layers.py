@@ -24,7 +24,7 @@ ROWS = (
     ("entries", "codec reducers seal stamps generations"),
     ("numbers", "tally figures board stats"),
     ("plumbing", "breaker dial scripts manifests"),
-    ("compositions", "keys flights tiers chain leases sources display"),
+    ("compositions", "keys weights flights tiers chain leases sources display"),
     ("a host's files", "sqlite ledger locks payloads index"),
     ("Redis' wire", "links loops wire grants listener"),
     ("leaves", "disk host remote memory adapted"),

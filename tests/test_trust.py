@@ -333,6 +333,37 @@ async def test_big_values_do_not_hold_up_the_loop(kind: str, tiers: list[str]) -
         assert await memo.drain()
 
 
+ARGUMENTS: dict[str, Callable[[], Any]] = {
+    "array": lambda: np.arange(20_000_000),
+    "strided": lambda: np.arange(20_000_000)[::2],
+    "bytes": lambda: bytes(100 << 20),
+    "text": lambda: "é" * (15 << 20),
+    "list": lambda: list(range(2_000_000)),
+    "dict": lambda: {number: str(number) for number in range(200_000)},
+    "set": lambda: set(range(300_000)),
+    "nested": lambda: {"frames": [1, {"big": np.zeros(10_000_000)}]},
+}
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("kind", ARGUMENTS)
+async def test_keys_of_big_arguments_do_not_hold_up_the_loop(kind: str) -> None:
+    """Making the key of 100 MB of arguments leaves the loop free, for a call and for a look."""
+    argument = ARGUMENTS[kind]()
+    with configure(tiers=["memory", "disk"]):
+
+        @cache(name="trust:argument", version="1", ttl=None)
+        async def load(x: Any) -> int:
+            return 1
+
+        async def story(number: int) -> None:
+            assert await load(argument) == 1
+            assert await load.ais_cached(argument)
+
+        assert await best(story) < LONGEST
+        assert await memo.drain()
+
+
 @pytest.mark.timing
 async def test_big_payloads_of_redis_do_not_hold_up_the_loop(redis_server: RedisServer) -> None:
     """Sending 40 MB to Redis and fetching it leaves the loop free all the while."""
