@@ -458,14 +458,14 @@ class Chain:
             return await self._first(port, "begin", refs)
         own = self.host.generations
         try:
-            before = own.read(refs)
+            before = await own.states(port, refs)
         except TierError as error:
             self._fault("host", error)
             return await self._first(port, "begin", refs)
         now = await self._first(port, "begin", refs)
         if now != before:
             try:
-                own.learn(refs, before, now)
+                await port.offload(own.learn, refs, before, now)
             except TierError as error:
                 self._fault("host", error)
         return now
@@ -556,12 +556,12 @@ class Chain:
             TierError: it cannot be reached.
         """
         host = self.host
-        if host is None or not host.journal.due():
+        if host is None or not await host.journal.overdue(port):
             return
         tier = self._authority
         assert tier is not None
         assert tier.generations is not None
-        for row, turns, text in host.journal.rows():
+        for row, turns, text in await port.offload(host.journal.rows):
             if _where(tier) in _facts(text).get("to", ()):
                 await tier.generations.turn(port, turns, text)
                 await port.offload(host.journal.done, row)

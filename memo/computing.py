@@ -13,6 +13,7 @@ from memo.clock import SECOND
 from memo.errors import DependencyError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, inside
 from memo.jobs import Function, Job, Outcome, emit, told, writer
+from memo.leases import patience
 from memo.loading import BIG
 from memo.policy import Policy, Times
 from memo.port import Port
@@ -35,7 +36,8 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
         alone: in the background: nobody waits for it, so it is part of no other computation.
     """
     try:
-        own = await take_stamps(port, job)
+        with patience(job.function.policy):
+            own = await take_stamps(port, job)
     except DependencyError as error:
         return Landing(error=error)
     same = not (alone or port.native) or await _is_same_call(port, job)
@@ -201,7 +203,8 @@ async def _keep(
         record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
     else:
         record = seal.pack(header, encoded.stream, chain.secrets[0])
-    stored = await chain.store(port, job.name, record, encoded.payload, times)
+    with patience(function.policy):
+        stored = await chain.store(port, job.name, record, encoded.payload, times)
     size = len(record) + (encoded.payload.size if encoded.payload else 0)
     emit(job, events.STORED, tier=",".join(stored), size=size)
     chain.raise_floor(job.call.text, started)

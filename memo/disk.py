@@ -26,7 +26,7 @@ from memo.errors import SettingError, TierError
 from memo.payloads import Payloads
 from memo.port import Port
 from memo.seal import Secret
-from memo.sqlite import DamagedError, Database
+from memo.sqlite import DamagedError, Database, outlasting
 from memo.tiers import Found, Generations, Host, Source
 
 if TYPE_CHECKING:
@@ -111,9 +111,15 @@ class Disk:
     # --- opening ---------------------------------------------------------------------------------
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        from memo.index import check
+
+        self._index = None if check(connection) else self._made()
+
+    def _made(self) -> Index:
+        """The index for who writes; making it takes the lock of writers."""
         from memo.index import Index
 
-        self._index = Index(self._database, self._payloads, self.size_limit)
+        return Index(self._database, self._payloads, self.size_limit)
 
     def _before_aside(self) -> None:
         """What a damaged index named has no owner any more: look for it soon."""
@@ -142,12 +148,17 @@ class Disk:
         Raises:
             TierError: it could not be done.
         """
+        done: T = outlasting(self._write_now, work)
+        return done
+
+    def _write_now(self, work: Callable[[Index], T]) -> T:
         for _ in range(3):
             database = self._ready()
             try:
                 with database.writing:
-                    if not database.moved() and self._index is not None:
-                        return work(self._index)
+                    if not database.moved():
+                        self._index = index = self._index or self._made()
+                        return work(index)
             except _FAULTS as error:
                 raise self._fault(error) from error
             database.close()
@@ -167,7 +178,7 @@ class Disk:
         """See `memo.tiers.Tier.lookup`.  Looking up writes nothing."""
         database = self._database
         if not database.is_open:
-            await port.offload(self._ready)
+            await port.offload(outlasting, self._ready)
         try:
             with database.reading:
                 row = database.reader.execute(_LOOKUP, (name,)).fetchone()

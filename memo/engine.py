@@ -26,7 +26,7 @@ from memo.errors import EntryError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, refuse_reentry
 from memo.jobs import NOTHING, Function, Job, Raised, emit, told, writer
 from memo.keys import Call
-from memo.leases import Hold, hold, let_go
+from memo.leases import Hold, hold, let_go, patience
 from memo.live import live
 from memo.loading import BIG, load, look
 from memo.policy import FRESH, MISS, STALE
@@ -279,7 +279,8 @@ async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None =
     """
     if held.mine and held.waited >= WAITED_AT_LEAST:
         emit(job, events.WAITED, seconds=held.waited)
-    found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
+    with patience(job.function.policy):
+        found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != policy.FRESH or found.entry is None:
         return False
     return bad is None or found.entry.header.times.started > bad.header.times.started

@@ -21,6 +21,7 @@ from memo.generations import Change
 from memo.ledger import Ledger, change_fields, fields_of
 from memo.locks import HostLock
 from memo.port import Port
+from memo.sqlite import outlasting
 from memo.stamps import ALL, LOST, Ref, State, Turn
 
 OVERDUE = 5 * SECOND
@@ -97,7 +98,7 @@ class HostGenerations:
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.tiers.Generations.states`."""
         if not self._ledger.database.is_open:
-            return await port.offload(self.read, refs)
+            return await port.offload(outlasting, self.read, refs)
         return self.read(refs)
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
@@ -227,6 +228,12 @@ class Journal:
 
         self._ledger.write(work, durable=False)
         self._failed.discard(row)
+
+    async def overdue(self, port: Port) -> bool:
+        """As `due`, in a thread where the file must be opened."""
+        if self._ledger.database.is_open:
+            return self.due()
+        return await port.offload(self.due)
 
     def due(self) -> bool:
         """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.

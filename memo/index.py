@@ -18,7 +18,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, NoReturn
 
 import diskcache
@@ -142,7 +142,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def __init__(self, database: Database, payloads: Payloads, size_limit: int) -> None:
         self._database = database
         self._codes: dict[str, str] = {}
-        _check(database.writer)
+        check(database.writer)
         settings = {
             **DEFAULT_SETTINGS,
             "size_limit": size_limit,
@@ -190,6 +190,11 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def keep(self, name: str, row: Row, lifetime: float | None) -> None:
         """Put a row in the place of what lies under a name, for so many seconds."""
         self.set(name, row, expire=lifetime, tag=row.tag)
+        with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
+            self._settle_in(name, row)
+
+    def _settle_in(self, name: str, row: Row) -> None:
+        """See what the others are worth now that a row is there."""
         self.make_room(0)  # others may have stored since room was made
         function, code = name.rpartition(":")[0] + ":", row.tag.partition(" ")[2]
         if code and self._codes.get(function) != code:
@@ -260,11 +265,15 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return found is not None
 
 
-def _check(connection: sqlite3.Connection) -> None:
-    """Refuse a table of settings that `diskcache` did not write with our settings."""
+def check(connection: sqlite3.Connection) -> bool:
+    """Whether there is an index; takes no lock.
+
+    Raises:
+        DamagedError: it is not one that `diskcache` made with our settings.
+    """
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if "Settings" not in names and "Cache" not in names:
-        return
+        return False
     if not names >= _PARTS:
         raise DamagedError("parts of the index are missing")
     known = {**DEFAULT_SETTINGS, **METADATA}
@@ -275,3 +284,4 @@ def _check(connection: sqlite3.Connection) -> None:
     views = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'view'").fetchone()
     if views is not None or not present.keys() >= METADATA.keys():
         raise DamagedError("not the settings of an index")
+    return True

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 from memo import events
@@ -26,13 +26,16 @@ from memo.chain import Chain
 from memo.errors import TierError
 from memo.flights import Flight
 from memo.policy import Policy
-from memo.port import Handle, Port
+from memo.port import Handle, Port, patient
 from memo.tiers import Lock
 
 LEASE = 30.0
 """Seconds that a cluster lease lives without renewal."""
 POLL = (0.002, 0.02)
 """Seconds between two looks at a host lock: the first, doubled each time, up to the last."""
+LASTING = 2.0
+"""Seconds for which who has a lease waits for a lock on a file of the cache, where 0.25 s would do
+for others: what he does not find or cannot store is computed by everybody who waits for him."""
 WAIT = 1.0
 """Longest single wait for the cluster lease, in seconds; then its holder is looked at again."""
 
@@ -174,6 +177,11 @@ async def hold(
         held.wait_ended()
     held.waited = time.monotonic() - begun
     return held.take(port, lock, leases)
+
+
+def patience(policy: Policy) -> AbstractContextManager[None]:
+    """What is asked for in here may wait for a lock of SQLite, where a lease is held meanwhile."""
+    return patient(LASTING) if policy.use_lock else nullcontext()
 
 
 async def let_go(port: Port, flight: Flight) -> None:

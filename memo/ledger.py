@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from memo import files, places, sqlite, stamps
 from memo.clock import Clock
@@ -36,6 +36,7 @@ from memo.generations import Change
 from memo.sqlite import DamagedError, Database
 from memo.stamps import SHAPES, Ref, State
 
+T = TypeVar("T")
 TICK = 0.001
 """Seconds for which a silent bell is believed without a look at the file."""
 MIRROR = 65_536
@@ -55,6 +56,7 @@ _SCHEMA = (
     "generations (name TEXT, field TEXT, value TEXT, changed INTEGER, PRIMARY KEY (name, field))",
     "journal (id INTEGER PRIMARY KEY AUTOINCREMENT, at INT, due INT, turns TEXT, note TEXT)",
 )
+_TABLES = {table.partition(" ")[0] for table in _SCHEMA}
 _INDEX = "CREATE INDEX IF NOT EXISTS groups_changed ON groups (changed)"
 
 
@@ -140,22 +142,27 @@ class Ledger:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        bell = self._map_bell()
+        heard = bell[1]  # before the commit is read: it may go on, and must not have gone back
+        facts = _facts(connection)
+        if not facts:
+            facts = self._make(connection)
+        _check(facts, heard)
+        if _crowd(connection):
+            with suppress(sqlite3.OperationalError):  # somebody else's lock: the next one does it
+                _alone(connection, _prune)
+        self.bell = bell
+
+    def _make(self, connection: sqlite3.Connection) -> dict[str, Any]:
+        """A new ledger, unless somebody else has been quicker; its facts."""
+
+        def make(connection: sqlite3.Connection) -> dict[str, Any]:
             for table in _SCHEMA:
                 connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
             connection.execute(_INDEX)
-            facts = dict(connection.execute("SELECT name, value FROM meta"))
-            if not facts:
-                facts = self._founded(connection)
-            bell = self._map_bell()
-            _check(facts, bell)
-            _prune(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            sqlite.undo(connection)
-            raise
-        self.bell = bell
+            return _facts(connection) or self._founded(connection)
+
+        return _alone(connection, make)
 
     def _founded(self, connection: sqlite3.Connection) -> dict[str, Any]:
         """A new ledger: its numbers begin where no bell of an older one has been."""
@@ -328,12 +335,15 @@ class Ledger:
         Raises:
             TierError: it could not be committed.
         """
+        sqlite.outlasting(self._write_now, work, durable)
+
+    def _write_now(self, work: Callable[[sqlite3.Connection, int], bool], durable: bool) -> None:
         for _ in range(TRIES):
             database = self.ready()
             try:
                 with database.writing:
                     if not database.moved():
-                        self._write(database, work, durable)
+                        self._commit(database, work, durable)
                         if not database.moved():
                             return
             except FAULTS as error:
@@ -342,7 +352,7 @@ class Ledger:
             database.close()
         raise TierError("host.sqlite does not stay in its place")
 
-    def _write(
+    def _commit(
         self,
         database: Database,
         work: Callable[[sqlite3.Connection, int], bool],
@@ -393,19 +403,48 @@ def change_fields(connection: sqlite3.Connection, group: str, change: Change, co
     )
 
 
-def _check(facts: Mapping[str, Any], bell: Sequence[int]) -> None:
+def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Do something in a transaction of its own."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        done = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        sqlite.undo(connection)
+        raise
+    return done
+
+
+def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
+    """What a ledger says of itself; nothing where there is none, or only half of one.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables >= _TABLES:
+        return {}
+    return dict(connection.execute("SELECT name, value FROM meta"))
+
+
+def _check(facts: Mapping[str, Any], heard: int) -> None:
     if facts.get("format") != _FORMAT or not isinstance(facts.get("commit"), int):
         raise DamagedError("not a ledger of this format")
-    if bell[1] > facts["commit"]:
+    if heard > facts["commit"]:
         raise DamagedError("commits are missing")
 
 
-def _prune(connection: sqlite3.Connection) -> None:
+def _crowd(connection: sqlite3.Connection) -> int:
+    """How many groups are too many; none while an invalidation is on its way."""
     groups, journalled = connection.execute(
         "SELECT (SELECT count(*) FROM groups), (SELECT count(*) FROM journal)"
     ).fetchone()
-    if groups <= GROUPS or journalled:
-        return
+    return 0 if groups <= GROUPS or journalled else groups - GROUPS // 2
+
+
+def _prune(connection: sqlite3.Connection) -> None:
+    """Forget the oldest groups where there are too many."""
+    crowd = _crowd(connection)
     old = "WHERE name IN (SELECT name FROM groups ORDER BY changed LIMIT ?)"
     for table in ("generations", "groups"):
-        connection.execute(f"DELETE FROM {table} {old}", (groups - GROUPS // 2,))  # noqa: S608 - constants
+        connection.execute(f"DELETE FROM {table} {old}", (crowd,))  # noqa: S608 - constants

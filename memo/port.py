@@ -7,10 +7,29 @@ verb ever suspends, so that one step of the coroutine is the whole call.  `memo.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+PATIENT: ContextVar[float] = ContextVar("memo_patient", default=0.0)
+"""Until when, by `time.monotonic`, who asks now waits for what others have locked."""
+
+
+@contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """Let what is asked for in here outlast locks of others, for so many seconds in all.
+
+    It is waited for where that may block: in threads, never on an event loop.
+    """
+    token = PATIENT.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        PATIENT.reset(token)
 
 
 class Waiter(Protocol):

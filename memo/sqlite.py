@@ -5,6 +5,8 @@ Rules of this module:
 1.  A process has two connections to a file, one to read and one to write, whichever threads use
     them: a reader never waits for a writer's fsync.
 2.  A lock that somebody else holds costs at most `PATIENCE` seconds, then it is a `TierError`.
+    Who computes for others too (`use_lock`) waits longer, see `outlasting`.  To open a file that is
+    whole takes no lock.
 3.  A file that is damaged is set aside under another name, once, by one process, and the next use
     makes a new one.  A file that is gone or was replaced is noticed by its inode.
 4.  Around a fork no statement runs; the child closes what it inherited and opens its own, since
@@ -24,14 +26,19 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from memo import files
 from memo.errors import TierError
+from memo.port import PATIENT
 
+T = TypeVar("T")
 PATIENCE = 0.25
 """Seconds that a foreign lock may cost a writer."""
 READ_PATIENCE = 0.04
 """Seconds that a foreign lock may cost a reader, who may be on an event loop."""
+AGAIN = 0.01
+"""Seconds after which who has patience tries again."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _HALF = ("no such table", "no such column", "has no column")
@@ -160,7 +167,7 @@ class Database:
         try:
             connection.text_factory = _text
             for pragma in self._pragmas:
-                connection.execute(f"PRAGMA {pragma}")
+                _set(connection, pragma)
         except BaseException:
             connection.close()
             raise
@@ -260,6 +267,13 @@ class Database:
             self._forget()
 
 
+def _set(connection: sqlite3.Connection, pragma: str) -> None:
+    """Set a pragma where it is not so already: some take the lock of writers."""
+    name, _, value = pragma.partition("=")
+    if connection.execute(f"PRAGMA {name}").fetchone() != (int(value),):
+        connection.execute(f"PRAGMA {pragma}")
+
+
 def damaged(error: BaseException) -> bool:
     """Whether an error says that the file itself is broken."""
     if isinstance(error, DamagedError) or primary(error) in _DAMAGED:
@@ -267,7 +281,25 @@ def damaged(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_HALF)
 
 
-def primary(error: BaseException) -> int:
+def outlasting(work: Callable[..., T], *args: Any) -> T:
+    """`work(*args)`, again while somebody's lock is in its way and who asks has the patience.
+
+    Not to be called with a lock held, nor on an event loop.
+
+    Raises:
+        TierError: as `work` does.
+    """
+    while True:
+        try:
+            return work(*args)
+        except TierError as error:
+            cause = error.__cause__
+            if primary(cause) not in _BUSY or time.monotonic() >= PATIENT.get():
+                raise
+        time.sleep(AGAIN)
+
+
+def primary(error: BaseException | None) -> int:
     """SQLite's primary result code of an error; 0 for other errors."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF

@@ -226,8 +226,8 @@ class Journal(Protocol):
         """It reached the shared tier."""
         ...
 
-    def due(self) -> bool:
-        """Whether any must be replayed before the next read from a shared tier; about 2 µs."""
+    async def overdue(self, port: Port) -> bool:
+        """Whether any must be replayed before the next read from a shared tier; about 1 µs."""
         ...
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:

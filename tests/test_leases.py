@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -363,3 +364,66 @@ async def test_renewed_while_the_loop_is_blocked(
         memo.assembly.reset()
     assert len(set(found)) == 1
     assert found[0]
+
+
+# --- locks of SQLite -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+@pytest.mark.parametrize("name", ["host.sqlite", "entries/cache.db"])
+def test_a_lock_on_a_file_costs_no_second_computation(
+    cache_home: Path, name: str, when: str
+) -> None:
+    """Who computes under a lease outlasts a lock on a file: else all who wait compute as well."""
+    ran: list[int] = []
+    held: list[sqlite3.Connection] = []
+    timers: list[threading.Timer] = []
+
+    def lock() -> None:
+        other = sqlite3.connect(
+            cache_home / "memo" / name, isolation_level=None, check_same_thread=False
+        )
+        other.execute("BEGIN IMMEDIATE")
+        held.append(other)
+        timers.append(threading.Timer(0.7, other.close))  # more than the 0.25 s of others
+        timers[-1].start()
+
+    @memo.cache(name="leases:first", version="1", ttl=None)
+    def first() -> int:
+        return 1
+
+    @memo.cache(name="leases:locked", version="1", ttl=None, use_lock=True)
+    def load() -> int:
+        ran.append(1)
+        if when == "during":
+            lock()
+        return 1
+
+    with memo.configure(tiers=["disk"]):
+        first()
+        if when == "before":
+            lock()
+        assert load() == 1
+        for timer in timers:
+            timer.join()
+        assert load() == 1
+        assert ran == [1], "it was not stored"
+
+
+def test_without_a_lease_a_lock_on_a_file_costs_little(cache_home: Path) -> None:
+    """Who computes for himself does not wait longer than 0.25 s for a file, and has his result."""
+
+    @memo.cache(name="leases:mine", version="1", ttl=None)
+    def load(x: int) -> int:
+        return x
+
+    with memo.configure(tiers=["disk"]):
+        load(0)
+        other = sqlite3.connect(cache_home / "memo" / "entries/cache.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        assert load(1) == 1
+        took = time.monotonic() - begun
+        other.close()
+        assert took < leases.LASTING
+        assert not load.is_cached(1)

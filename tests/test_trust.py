@@ -408,15 +408,23 @@ async def test_a_silent_redis_holds_up_nobody(redis_server: RedisServer) -> None
 
 @pytest.mark.timing
 @pytest.mark.parametrize("name", ["host.sqlite", "entries/cache.db"])
-async def test_a_foreign_lock_does_not_hold_up_the_loop(cache_home: Path, name: str) -> None:
+@pytest.mark.parametrize("opened", [True, False], ids=["running", "at open"])
+@pytest.mark.parametrize("tiers", [["disk"], ["redis", "disk"]], ids="+".join)
+async def test_a_foreign_lock_does_not_hold_up_the_loop(
+    cache_home: Path, redis_server: RedisServer, name: str, opened: bool, tiers: list[str]
+) -> None:
     """Another program's transaction costs a call at most its patience, and the loop nothing."""
-    with configure(tiers=["disk"]):
+    with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
 
         @cache(name="trust:locked", version="1", ttl=None)
         async def load(x: int) -> int:
             return x
 
         await load(0)
+        if not opened:
+            chain: Any = default_chain()
+            for held in (chain, chain.host):
+                held.close()
         other = sqlite3.connect(cache_home / "memo" / name, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
 
