@@ -136,6 +136,7 @@ class Chain:
         self._listener: Listener | None = getattr(self._authority, "listener", None)
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
+        self._ranked: Any = next((tier for tier in self.tiers if hasattr(tier, "was_read")), None)
         self._floors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -148,6 +149,9 @@ class Chain:
         for tier in self.tiers:
             if trust := getattr(tier, "trust", None):
                 trust(secrets)
+            read, hear = getattr(self._front, "read", None), getattr(tier, "hear", None)
+            if read and hear:
+                hear(read)
         return self
 
     def __repr__(self) -> str:
@@ -193,6 +197,8 @@ class Chain:
                 continue
             answer = await self._weigh(port, found, tier, name, key, judge)
             if answer.verdict.kind != MISS:
+                if tier is self._authority and self._ranked is not None:
+                    self._ranked.was_read(port, name)
                 if place:
                     await self._heal(port, place, name, answer)
                 return answer

@@ -7,15 +7,20 @@
     <directory>/payloads/ab/...                  see `memo.payloads`
 
 A look-up is one prepared SELECT on a connection of its own: no commit, no statistics, nothing
-written.  What may take longer than a millisecond is done off the event loop.
+written.  What was read is told to the index in the background once in a while, when something is
+stored, and at the end, so that what is in use is not evicted.  What may take longer than a
+millisecond is done off the event loop.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -44,7 +49,7 @@ PRAGMAS = ("auto_vacuum=1", "cache_size=8192", "synchronous=1", "mmap_size=0")
 SWEEP = 3600.0
 """Seconds between two searches for what writers that died left behind."""
 TELL = 60.0
-"""Seconds between two times that a process which stores tells the index what it has read."""
+"""Seconds between two times that a process tells the index what it has read."""
 USED = 65_536
 """So many names that were read are remembered; past that they are forgotten."""
 _PAGE = 200
@@ -98,7 +103,9 @@ class Disk:
         self._sweep_at = 0.0
         self._left_behind = False
         self._used: dict[str, None] = {}
-        self._tell_at = 0.0
+        self._tell_at = time.monotonic() + TELL
+        self._elsewhere: Callable[[], Iterable[str]] = tuple
+        _disks.add(self)
         self._index: Index | None = None
         self._database = Database(
             directory / "entries" / "cache.db", self._prepare, self._before_aside, PRAGMAS
@@ -190,10 +197,38 @@ class Disk:
             row = await port.offload(self._again, name)
             if row is None:
                 return None
+        self.was_read(port, name)
+        return await self._found(port, name, *row)
+
+    def was_read(self, port: Port, name: str) -> None:
+        """An entry was read, here or in a tier above: it is worth more than one that was not."""
         self._used[name] = None
         if len(self._used) > USED:
             self._used = {}
-        return await self._found(port, name, *row)
+        if time.monotonic() > self._tell_at:
+            self._tell_at = time.monotonic() + TELL
+            port.spawn(self._tell_soon, "memo-used")
+
+    def hear(self, elsewhere: Callable[[], Iterable[str]]) -> None:
+        """Count what was read elsewhere too: `elsewhere()` gives what was read since it was asked.
+
+        For a tier in front that answers by itself.
+        """
+        self._elsewhere = elsewhere
+
+    def tell(self) -> None:
+        """Tell the index what was read; what it cannot take is forgotten."""
+        if used := self._untold():
+            with suppress(TierError):
+                self._write(lambda index: index.used(used))
+
+    def _untold(self) -> dict[str, None]:
+        """What was read since this was last asked."""
+        used, self._used = self._used, {}
+        return {**used, **dict.fromkeys(self._elsewhere())}
+
+    async def _tell_soon(self, port: Port) -> None:
+        await port.offload(self.tell)
 
     def _again(self, name: str) -> tuple[Any, ...] | None:
         """Look up once more, in the file that is at the index' path now."""
@@ -274,10 +309,9 @@ class Disk:
         now = time.monotonic()
 
         def work(index: Index) -> None:
-            if self._used and (now > self._tell_at or index.lacking(size) > 0):
-                used, self._used = self._used, {}
+            if now > self._tell_at or index.lacking(size) > 0:
                 self._tell_at = now + TELL
-                index.used(used)
+                index.used(self._untold())
             index.make_room(size)
 
         self._write(work)
@@ -383,7 +417,20 @@ class Disk:
 
     def close(self) -> None:
         """Let go of connections and descriptors; the next use opens them again."""
+        if self._database.is_open:
+            self.tell()
         self._database.close()
+
+
+_disks: weakref.WeakSet[Disk] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    for disk in tuple(_disks):
+        disk.close()
+
+
+atexit.register(_at_exit)
 
 
 def _bytes(value: Any) -> bytes:

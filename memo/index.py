@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, NoReturn
 
@@ -210,8 +210,10 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         super()._row_update(rowid, now, columns)
         self._sql(_RANK.replace("key = ? AND raw = 1", "rowid = ?"), (now, rowid))
 
-    def used(self, names: Iterable[str]) -> None:
+    def used(self, names: Collection[str]) -> None:
         """These entries were read: they are worth as much as if they were new."""
+        if not names:
+            return
         now = time.time()
         with self._database.transaction() as connection:
             connection.executemany(_RANK, [(now, name) for name in names])

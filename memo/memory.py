@@ -92,7 +92,7 @@ class PayloadBytes:
 
 
 class _Entry:
-    __slots__ = ("digest", "expires", "found", "parsed", "size")
+    __slots__ = ("digest", "expires", "found", "parsed", "size", "used")
 
     def __init__(self, found: Found, digest: bytes | None, expires: int | None, size: int) -> None:
         self.found = found
@@ -100,6 +100,7 @@ class _Entry:
         self.expires = expires
         self.size = size
         self.parsed: object | None = None
+        self.used = False
 
 
 class Memory:
@@ -163,7 +164,16 @@ class Memory:
             self._entries.move_to_end(name)
         except KeyError:
             return None
+        entry.used = True
         return entry
+
+    def read(self) -> list[str]:
+        """The names that were looked up since this was last asked, of those that are still here."""
+        with self._lock:
+            used = [(name, entry) for name, entry in self._entries.items() if entry.used]
+        for _, entry in used:
+            entry.used = False
+        return [name for name, _ in used]
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.tiers.Tier.payload`."""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ports import run
+from redis_server import RedisServer
 
+import memo
 from memo import cache, codec, seal
+from memo.assembly import default_chain
 from memo.clock import SECOND
 from memo.config import configure
-from memo.disk import Disk
-from memo.drivers import BLOCKING, drive
+from memo.disk import TELL, Disk
+from memo.drivers import BLOCKING, drain_blocking, drive
 from memo.host import Host
 from memo.policy import Times
 from memo.seal import Header, Secret
@@ -102,6 +108,91 @@ def test_what_is_read_survives(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> N
         put(disk, f"later{number}", seconds=1)
     assert held(disk) >= {"n0", "n4"}
     assert not held(disk) & {"n1", "n2", "n3"}
+
+
+def used_at(directory: Path, name: str) -> float:
+    """The time that the rank of an entry counts from, in the index as others see it."""
+    with closing(sqlite3.connect(directory / "entries" / "cache.db")) as index:
+        row = index.execute(
+            "SELECT access_time - CAST(tag AS INTEGER) FROM Cache WHERE key LIKE ?", (f"%{name}",)
+        ).fetchone()
+    return float(row[0])
+
+
+def test_who_only_reads_counts_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stores nothing tells what it reads, in the background, once in a while."""
+    put(disk, "a", seconds=1)
+    put(disk, "b", seconds=1)
+    real, now = time.monotonic, time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    read(disk, "a")
+    assert used_at(disk.directory, "a") < now + 3600, "a look-up wrote"
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * TELL)
+    read(disk, "b")
+    assert drain_blocking(20)
+    assert used_at(disk.directory, "a") > now + 3600
+    assert used_at(disk.directory, "b") > now + 3600
+
+
+def test_who_reads_for_a_moment_only_counts_when_it_ends(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a short program read is told when it closes the tier."""
+    put(disk, "a", seconds=1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    read(disk, "a")
+    disk.close()
+    assert used_at(disk.directory, "a") > now + 3600
+
+
+@pytest.mark.parametrize(
+    "tiers", [["memory", "disk"], ["redis", "disk"], ["memory", "redis", "disk"]]
+)
+def test_hits_above_the_disk_count_too(
+    cache_home: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tiers: list[str]
+) -> None:
+    """What memory or Redis answers is in use: the disk hears of it when the process ends."""
+    with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
+
+        @cache(name="eviction:above", version="1", ttl=None)
+        def load(x: int) -> int:
+            return x
+
+        load(1)
+        load(2)
+        memo.testing.reset()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
+        keys = load.key(1), load.key(2)
+        load.refresh(2)
+        disk: Any = default_chain().tiers[-1]
+        disk.tell()
+        monkeypatch.setattr(time, "time", lambda: now + 14400)
+        for _ in range(3):
+            load(1)
+        disk.close()
+        assert used_at(cache_home / "memo", keys[0]) > now + 10800
+        assert used_at(cache_home / "memo", keys[1]) < now + 10800, "who is not read is not told"
+
+
+def test_a_program_that_ends_tells_what_it_read(tmp_path: Path) -> None:
+    """At the end of the interpreter too, and without a word."""
+    code = (
+        "import sys, time, memo\n"
+        "from memo.config import configure\n"
+        "configure(directory=sys.argv[1], tiers=['memory', 'disk'])\n"
+        "@memo.cache(name='eviction:end', version='1', ttl=None)\n"
+        "def load(x): return x\n"
+        "real = time.time\n"
+        "if sys.argv[2] == 'later': time.time = lambda: real() + 7200\n"
+        "print(load(1), load.key(1))\n"
+    )
+    before = time.time()
+    run(code, tmp_path, "now")
+    key = run(code, tmp_path, "later").split()[1]
+    assert used_at(tmp_path / "memo", key) > before + 3600
 
 
 def test_replaced_code_goes_first(disk: Disk) -> None:

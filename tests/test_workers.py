@@ -283,7 +283,7 @@ def test_process_pool(by: str, method: str, log: Path, tmp_path: Path) -> None:
         with ProcessPoolExecutor(3, mp_context=context) as pool:
             assert pool.submit(f, str(log), 0).result() == own
             results = {task.result() for task in [pool.submit(f, str(log), 1) for _ in range(6)]}
-            places = pool.submit(worked.where).result()
+            places = pool.submit(worked.where, f).result()
         assert len(results) == 1
         assert f(str(log), 1) in results
         assert len(runs(log)) == 2
@@ -327,8 +327,7 @@ def both(x):
     return load(x), asyncio.run(aload(x))
 
 if __name__ == "__main__":
-    memo.configure(directory=sys.argv[2])
-    with ProcessPoolExecutor(3, mp_context=get_context(sys.argv[3])) as pool:
+    with ProcessPoolExecutor(3, mp_context=get_context(sys.argv[2])) as pool:
         print(list(pool.map(load, [1] * 6)), list(pool.map(both, [1] * 6)))
     print(load(1), load.is_cached(1), aload.is_cached(1))
 """
@@ -340,11 +339,13 @@ def test_process_pool_of_a_script(method: str, log: Path, tmp_path: Path) -> Non
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), str(log), str(tmp_path / "cache"), method],
+        [sys.executable, str(script), str(log), method],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
+        # not `configure`, which reaches a worker with its first cached function: `both` is none
+        env={**os.environ, "MEMO_DIRECTORY": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{[2] * 6} {[(2, 3)] * 6}", "2 True True"]
@@ -399,7 +400,7 @@ def main():
         print(load(1) == tasks[0].result())
         tasks = [client.submit(slow, log, 2, pure=False) for _ in range(12)]
         print(len(set(client.gather(tasks))))
-        print({place[0] for place in client.run(where).values()} == {directory})
+        print({place[0] for place in client.run(where, slow).values()} == {directory})
         print(client.gather([client.submit(aload, 3, pure=False) for _ in range(4)]))
         load.invalidate()
         print(client.submit(load.is_cached, 1, pure=False).result())

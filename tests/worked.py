@@ -45,7 +45,11 @@ class Service:
         return x + 3
 
 
-def where() -> tuple[str, str, str]:
-    """The directory in use, where it came from, and the id of the secret."""
+def where(function: object = None) -> tuple[str, str, str]:
+    """The directory in use, where it came from, and the id of the secret.
+
+    Args:
+        function: a cached one, which brings the settings along.
+    """
     settings = memo.config.current()
     return str(settings.directory), settings.sources["directory"], settings.secrets[0].id.hex()
