@@ -568,9 +568,9 @@ class Chain:
         assert tier is not None
         assert tier.generations is not None
         for row, turns, text in await port.offload(host.journal.rows):
-            if _where(tier) in _facts(text).get("to", ()):
+            if not {_where(tier), "*"}.isdisjoint(_facts(text).get("to", ())):
                 await tier.generations.turn(port, turns, text)
-                await port.offload(host.journal.done, row)
+                await self._strike(port, host.journal.done, row)
                 reason = str(_facts(text).get("reason", ""))
                 self._event(events.REPLAYED, "", tier.name, reason, f"{len(turns)} groups")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memo import files, generations, stamps
 from memo.clock import SECOND, SYSTEM, Clock
@@ -24,6 +25,13 @@ from memo.port import Port
 from memo.sqlite import outlasting
 from memo.stamps import ALL, LOST, Ref, State, Turn
 
+if TYPE_CHECKING:
+    from memo.salvage import Row
+
+UNREAD = 3
+"""So often a file is looked at that can neither be opened nor read before it is set aside."""
+COPIED = 1.0
+"""Seconds for which a copy of a file that cannot be opened stands for it."""
 OVERDUE = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: whoever made it has died."""
 
@@ -170,6 +178,10 @@ class Journal:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._failed: set[int] = set()
+        self._struck: tuple[int, set[int]] = (0, set())
+        self._copy: list[Row] = []
+        self._copied_until = 0.0
+        self._unread = 0
 
     def add(self, turns: Sequence[Turn], note: str) -> int:
         """Write one down and turn the host's own generations, in one durable transaction.
@@ -212,8 +224,9 @@ class Journal:
         """It reached the shared tier.
 
         Raises:
-            TierError: it could not be written; then it is replayed once more than needed.
+            TierError: it could not be written; then other processes replay it once more.
         """
+        self._struck_here().add(row)
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             found = connection.execute("SELECT turns FROM journal WHERE id = ?", (row,)).fetchone()
@@ -241,20 +254,48 @@ class Journal:
         Not where there is no file and none can be made: nothing was ever written down there.
 
         Raises:
-            TierError: the file cannot be read.
+            TierError: the file cannot be read, in no way.
         """
         ledger = self._ledger
         if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
             try:
                 ledger.refresh()
-            except TierError:
-                if ledger.is_there():
-                    raise
-                return False
+            except TierError as error:
+                return ledger.is_there() and bool(self._salvaged(error))
         return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
+
+    def _salvaged(self, error: TierError) -> list[Row]:
+        """The rows that are due, from a copy of a file that cannot be opened.
+
+        Raises:
+            TierError: it cannot be read either; after `UNREAD` times it is set aside.
+        """
+        if time.monotonic() > self._copied_until:
+            from memo import salvage
+
+            try:
+                self._copy = salvage.journal(self._ledger.database.path)
+            except TierError:
+                self._unread += 1
+                if self._unread < UNREAD:
+                    raise
+                with suppress(OSError, sqlite3.Error):
+                    self._ledger.database.set_aside()
+                raise error from None
+            self._copied_until = time.monotonic() + COPIED
+        self._unread = 0
+        return [row for row in self._copy if self._is_due(row[:3])]
+
+    def _struck_here(self) -> set[int]:
+        """What this process has replayed, in the file that is open."""
+        if self._struck[0] != self._ledger.database.opened:
+            self._struck = self._ledger.database.opened, set()
+        return self._struck[1]
 
     def _is_due(self, row: tuple[int, int, int]) -> bool:
         number, at, due = row
+        if number in self._struck_here():
+            return False
         if due or number in self._failed:
             return True
         return not 0 <= self._ledger.clock.wall_ns() - at < OVERDUE
@@ -265,7 +306,12 @@ class Journal:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self._ledger.select("SELECT id, at, due, turns, note FROM journal ORDER BY id")
+        try:
+            rows = self._ledger.select("SELECT id, at, due, turns, note FROM journal ORDER BY id")
+        except TierError as error:
+            if not self._ledger.is_there():
+                raise
+            rows = self._salvaged(error)
         return [(row[0], _unpacked(row[3]), row[4]) for row in rows if self._is_due(row[:3])]
 
 

@@ -25,7 +25,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,7 +125,7 @@ class Ledger:
         self.clock = clock
         self._bell_path = directory / "host.bell"
         self.database = Database(directory / "host.sqlite", self._prepare, self._before_aside)
-        self._rescued: list[tuple[int, str, str]] = []
+        self._rescued: list[tuple[int, str, str]] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -166,14 +166,23 @@ class Ledger:
 
     def _founded(self, connection: sqlite3.Connection) -> dict[str, Any]:
         """A new ledger: its numbers begin where no bell of an older one has been."""
-        first = max(time.time_ns() // 1000, self._map_bell()[1] + 1)
+        rung = self._map_bell()[1]
+        first = max(time.time_ns() // 1000, rung + 1)
         facts = {"format": _FORMAT, "commit": first, "id": secrets.token_hex(8)}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         connection.executemany(
-            "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", self._rescued
+            "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", self._carried(rung)
         )
-        self._rescued = []
         return facts
+
+    def _carried(self, rung: int) -> list[tuple[int, str, str]]:
+        """What a new ledger takes over of the journal of the one before, if there was one."""
+        rows, self._rescued = self._rescued, None
+        if rows is None and rung:  # there is a bell: somebody has taken its ledger away
+            from memo import salvage
+
+            rows = salvage.lost(self.database.path, self.clock.wall_ns())
+        return rows or []
 
     def _map_bell(self) -> Sequence[int]:
         descriptor = files.open_or_create(self._bell_path)
@@ -188,10 +197,9 @@ class Ledger:
 
     def _before_aside(self) -> None:
         """Save what can be read of the journal, and wake everybody who uses the damaged file."""
-        with suppress(sqlite3.Error, OSError):
-            source = f"{self.database.path.absolute().as_uri()}?mode=rw"
-            with closing(sqlite3.connect(source, uri=True, timeout=0)) as connection:
-                self._rescued = connection.execute("SELECT at, turns, note FROM journal").fetchall()
+        from memo import salvage
+
+        self._rescued = salvage.before_aside(self.database.path, self.clock.wall_ns())
         with suppress(OSError, ValueError):
             bell: Any = self._map_bell()
             bell[0] = secrets.randbits(64)
@@ -217,8 +225,10 @@ class Ledger:
             self._forget()
 
     def is_there(self) -> bool:
-        """Whether there may be a file, readable or not."""
+        """Whether there may be a file of ours, readable or not."""
         try:
+            if os.stat(self.directory).st_uid != os.geteuid():
+                return False
             os.lstat(self.database.path)
         except (FileNotFoundError, NotADirectoryError):
             return False

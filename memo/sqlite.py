@@ -136,6 +136,7 @@ class Database:
         try:
             with suppress(FileExistsError):
                 os.close(files.create(self.path))
+            self._check_plain()
             self._place = place = _place(self._text)
             self._writer = self._connect(PATIENCE)
             self._writer.execute("PRAGMA journal_mode=WAL").fetchone()
@@ -155,8 +156,17 @@ class Database:
             raise OSError(errno.ESTALE, "replaced while it was opened", self._text)
         return place
 
+    def _check_plain(self) -> None:
+        """Refuse what is not a file of ours: a link, a directory, another user's."""
+        try:
+            files.check_plain(self.path)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise DamagedError("not a plain file of this user") from error
+            raise
+
     def _connect(self, patience: float) -> sqlite3.Connection:
-        files.check_plain(self.path)
+        self._check_plain()
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=rw",
             timeout=patience,

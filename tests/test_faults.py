@@ -36,6 +36,7 @@ from memo.assembly import default_chain
 from memo.config import configure
 from memo.drivers import BLOCKING, drain_blocking, drive
 from memo.errors import TierError
+from memo.testing import recording
 from memo.wire import Wire
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
@@ -674,6 +675,141 @@ def test_garbage_in_place_of_a_file(
             before = world.ran
             assert world.call() == 1
             assert world.ran == before
+
+
+BREAKING: dict[str, Callable[[Path], Any]] = {
+    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
+    "half garbage": lambda path: path.write_bytes(path.read_bytes()[:100] + b"x" * 20_000),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "link": lambda path: (path.unlink(), path.symlink_to("/etc/passwd")),
+    "dangling link": lambda path: (path.unlink(), path.symlink_to("/nowhere/at/all")),
+    "directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def _refusing(world: World, server: RedisServer) -> Any:
+    """Invalidate while Redis fails, so that it is journalled; then let Redis answer again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Wire, "_exchange", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
+        told = world.invalidate()
+    default_chain().tiers[0].wire.breaker.succeeded()  # type: ignore[attr-defined]
+    return told
+
+
+def _closed(path: Path, how: Callable[[Path], Any]) -> None:
+    """Do something to the host's file while nobody has it open."""
+    chain: Any = default_chain()
+    chain.host.close()
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    how(path)
+
+
+@PORTS
+@pytest.mark.parametrize("journalled", [True, False], ids=["journalled", "nothing waits"])
+@pytest.mark.parametrize("how", BREAKING)
+def test_a_broken_host_file_does_not_cost_redis(
+    cache_home: Path, redis_server: RedisServer, how: str, journalled: bool, asynchronous: bool
+) -> None:
+    """It is set aside, Redis goes on, and an invalidation that waited in it is not lost (I7)."""
+    world = World(asynchronous)
+    path = cache_home / "memo" / "host.sqlite"
+    with (
+        configure(redis_url=redis_server.url, tiers=["redis", "disk"], deadline=5.0),
+        recording() as heard,
+    ):
+        assert world.call() == 1
+        if journalled:
+            world.epoch = 2
+            assert _refusing(world, redis_server).tiers["redis"].startswith("journalled")
+        _closed(path, BREAKING[how])
+        assert world.call() == world.epoch
+        ran = world.ran
+        assert ran == 2, "what waits is not known: everything is invalidated, once"
+        assert world.call() == world.epoch
+        assert world.ran == ran
+        told = [event for event in heard if event.reason == "journal"]
+        assert [event.tier for event in told] == ["host"]
+        redis: Any = default_chain().tiers[0]
+        found = drive(redis.lookup(BLOCKING, default_chain().name(*_named(world))))
+        assert found is not None, "Redis is not used"
+
+
+def _named(world: World) -> tuple[str, str]:
+    return world.function.function_id, world.function.key(7)
+
+
+@PORTS
+@pytest.mark.parametrize("journalled", [True, False], ids=["journalled", "nothing waits"])
+def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
+    cache_home: Path,
+    redis_server: RedisServer,
+    journalled: bool,
+    asynchronous: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a disk that became read-only the journal is read from a copy, and replayed once.
+
+    SQLite cannot open a log on such a disk; here `Database._open` fails as it would.
+    """
+    world = World(asynchronous)
+    given = {"tiers": ["memory", "redis"], "redis_url": redis_server.url, "deadline": 5.0}
+    with configure(**given):
+        assert world.call() == 1
+        if journalled:
+            world.epoch = 2
+            default_chain().tiers[1].wire.breaker.succeeded()  # type: ignore[attr-defined]
+            with pytest.MonkeyPatch.context() as patch:
+                lasting = Lasting(frozenset({"redis"}), 0, on=True)
+                patch.setattr(Wire, "_exchange", _exchange(lasting))
+                assert world.invalidate().tiers["redis"].startswith("journalled")
+            default_chain().tiers[1].wire.breaker.succeeded()  # type: ignore[attr-defined]
+        default_chain().host.close()  # type: ignore[union-attr]
+
+        def refuse(self: Any) -> None:
+            error = sqlite3.OperationalError("unable to open database file")
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise error
+
+        monkeypatch.setattr(sqlite_module.Database, "_open", refuse)
+        assert world.call() == world.epoch
+        ran = world.ran
+        assert ran == (2 if journalled else 1)
+        assert world.call() == world.call() == world.epoch
+        assert world.ran == ran, "it is replayed again and again"
+        assert not list(cache_home.rglob("*.damaged")), "it was good"
+
+
+@PORTS
+def test_a_host_file_that_cannot_be_read_at_all(
+    redis_server: RedisServer, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three looks it is set aside, and all that Redis holds is invalidated once."""
+    world = World(asynchronous)
+    with configure(redis_url=redis_server.url, tiers=["redis"], deadline=5.0):
+        assert world.call() == 1
+        default_chain().host.close()  # type: ignore[union-attr]
+        place = {"is": True}
+        really = sqlite_module.Database._open
+
+        def refuse(self: Any) -> None:
+            if place["is"] and self.path.exists() and self.path.stat().st_size:
+                raise sqlite3.OperationalError("disk I/O error")
+            place["is"] = False
+            really(self)
+
+        def unreadable(path: Path) -> Any:
+            raise TierError("no copy")
+
+        monkeypatch.setattr(sqlite_module.Database, "_open", refuse)
+        monkeypatch.setattr("memo.salvage.journal", unreadable)
+        world.epoch = 2
+        answers = [world.call() for _ in range(8)]
+        assert answers[-1] == 2, "Redis may hold what somebody has invalidated"
+        ran = world.ran
+        assert world.call() == 2
+        assert world.ran == ran, "Redis is not used"
 
 
 @PORTS

@@ -25,7 +25,7 @@ ROWS = (
     ("numbers", "tally figures board stats"),
     ("plumbing", "breaker dial scripts manifests"),
     ("compositions", "keys weights flights tiers chain leases sources display"),
-    ("a host's files", "sqlite ledger locks payloads index"),
+    ("a host's files", "sqlite salvage ledger locks payloads index"),
     ("Redis' wire", "links loops wire grants listener"),
     ("leaves", "disk host remote memory adapted"),
     ("flows", "jobs reads loading computing refreshing engine explanations"),
@@ -67,7 +67,7 @@ HEAVY = {
     *("pyarrow", "pydantic", "redis", "rich", "scipy", "torch"),
 }
 # Rooms that are never imported with memo, and may import what they like.
-LATE = {"cli", "demo", "doctor", "links", "loops", "dial", "index", "magics"}
+LATE = {"cli", "demo", "doctor", "links", "loops", "dial", "index", "magics", "salvage"}
 
 LOOPS = {"asyncio", "concurrent", "_thread", "selectors", "multiprocessing"}
 
