@@ -155,8 +155,7 @@ class Disk:
         Raises:
             TierError: it could not be done.
         """
-        done: T = outlasting(self._write_now, work)
-        return done
+        return outlasting(lambda: self._write_now(work))
 
     def _write_now(self, work: Callable[[Index], T]) -> T:
         for _ in range(3):

@@ -272,11 +272,12 @@ def _disturbed(
 ) -> int:
     """Disturb a phase at every operation; how many there are."""
     serial = count()
+    client = server.client() if server is not None else None
 
     def once(at: frozenset[int]) -> int:
         directory = tmp_path / f"{next(serial)}"
-        if server is not None:
-            server.client().flushall()
+        if client is not None:
+            client.flushall()
         given = _settings(directory, tiers, server)
         world = world_of()
         with configure(**given):
