@@ -37,7 +37,7 @@ from memo.sources import Dependencies
 from memo.stamps import Turn
 from memo.stats import COUNTERS, cache_info
 from memo.tiers import CacheProtocol
-from memo.weights import heavy
+from memo.weights import HeavyError
 
 if TYPE_CHECKING:
     from memo.explanations import Explanation
@@ -286,10 +286,13 @@ class CachedCoroutine(CachedFunction[P, R]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         if not assembly.enabled():
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
-        if heavy(args[self._function.keyer.first :], kwargs):
+        result: Any
+        try:
+            result = engine.at_once(self._function, args, kwargs, True)
+        except HeavyError:
+            result = HeavyError
+        if result is HeavyError:
             result = await engine.keyed(native(), self._function, args, kwargs)
-        else:
-            result = engine.at_once(self._function, args, kwargs)
         if type(result) is Call:
             result = await engine.answer(native(), self._function, result, args, kwargs)
             if type(result) is Raised:

@@ -163,8 +163,9 @@ class Disk:
             try:
                 with database.writing:
                     if not database.moved():
-                        self._index = index = self._index or self._made()
-                        return work(index)
+                        if self._index is None:  # not `or`: an empty index is false
+                            self._index = self._made()
+                        return work(self._index)
             except _FAULTS as error:
                 raise self._fault(error) from error
             database.close()
@@ -305,13 +306,14 @@ class Disk:
 
     def _make_room(self, size: int) -> None:
         """Evict until `size` more bytes fit, after the index has heard what was read."""
-        now = time.monotonic()
 
         def work(index: Index) -> None:
-            if now > self._tell_at or index.lacking(size) > 0:
-                self._tell_at = now + TELL
+            lacks = index.lacking(size) > 0
+            if lacks or time.monotonic() > self._tell_at:
+                self._tell_at = time.monotonic() + TELL
                 index.used(self._untold())
-            index.make_room(size)
+            if lacks:
+                index.make_room(size)
 
         self._write(work)
 

@@ -36,7 +36,7 @@ from memo.refreshing import refresh_soon
 from memo.seal import Entry
 from memo.stamps import Turn
 from memo.tiers import MEMORY
-from memo.weights import heavy
+from memo.weights import HeavyError
 
 WAITED_AT_LEAST = 0.001
 """Seconds of waiting for a lease below which it was free."""
@@ -50,13 +50,21 @@ _AGAIN = object()
 # --- answers -------------------------------------------------------------------------------------
 
 
-def at_once(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def at_once(
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    light: bool = False,
+) -> Any:
     """The value of a call from the memory tier, or the `Call` that `answer` has to go on with.
 
     A plain function, so that the commonest hit costs neither coroutine nor port.
+
+    Raises:
+        HeavyError: see `Keyer.call`; then `keyed` makes the `Call`.
     """
     begun = time.perf_counter()
-    call = function.keyer.call(function.code(args), args, kwargs)
+    call = function.keyer.call(function.code(args), args, kwargs, light)
     chain = function.chain()
     entry = chain.quick(function.id, call.text)
     if entry is None or len(entry.stream) > BIG:
@@ -76,11 +84,13 @@ async def keyed(
 ) -> Call:
     """What a call is; made in a thread where it would hold up an event loop."""
     code, keyer = function.code(args), function.keyer
-    if port.native and heavy(args[keyer.first :], kwargs):
-        call = await port.offload(keyer.call, code, args, kwargs)
-        await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
-        return call
-    return keyer.call(code, args, kwargs)
+    try:
+        return keyer.call(code, args, kwargs, port.native)
+    except HeavyError:
+        pass  # what is raised below is not raised while this is handled
+    call = await port.offload(keyer.call, code, args, kwargs)
+    await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
+    return call
 
 
 async def answer(

@@ -26,6 +26,7 @@ from memo.errors import KeyingError, OptionError
 from memo.identity import code_digest
 from memo.resolvers import Resolved, Resolver, words
 from memo.stamps import ADDRESS, Ref
+from memo.weights import LIGHT, refuse_heavy
 
 canon.use_identity(code_digest)
 
@@ -190,9 +191,6 @@ class Keyer:
         tags: names, or a callable of the bound arguments that gives them.
         method: its first positional argument is `self` or `cls`.
 
-    Attributes:
-        first: the index of the first positional argument that is part of keys.
-
     Raises:
         OptionError: one of them is wrong.
     """
@@ -232,7 +230,6 @@ class Keyer:
 
     def _arrange(self) -> None:
         """Work out everything that does not change from call to call."""
-        self.first = int(self._method)
         self.plan = plan(self._signature, self._method)
         self._unknown("ignore", self._ignore)
         self.names = tuple(n for n in self.plan.names if n not in self._ignore)
@@ -266,15 +263,23 @@ class Keyer:
 
     # --- a call ---------------------------------------------------------------------------------
 
-    def call(self, code: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def call(
+        self,
+        code: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        light: bool = False,
+    ) -> Call:
         """What a call is.
 
         Args:
             code: the function's code version.
+            light: refuse arguments that are so big that their key takes long to make.
 
         Raises:
             KeyingError: an argument has no sound key, or a user's function for keys raised.
             TypeError: the arguments do not fit the function.
+            HeavyError: with `light`: the arguments are big.
         """
         owner = ""
         own: Any = None
@@ -283,13 +288,23 @@ class Keyer:
                 self._misfit(args, kwargs)
             own, args = args[0], args[1:]
             owner = _class_name(own)
-        if kwargs or len(args) != self._plain:
-            return self._bound(code, owner, own, args, kwargs)
-        if self._special or (self._method and hasattr(own, CACHE_KEY)):
+        if (
+            kwargs
+            or len(args) != self._plain
+            or self._special
+            or (self._method and hasattr(own, CACHE_KEY))
+        ):
+            if light:
+                refuse_heavy(args, kwargs)
             return self._bound(code, owner, own, args, kwargs)
         try:
-            encodings = [SIMPLE[type(value)](value) for value in args]
+            if light:
+                encodings = [LIGHT[type(value)](value) for value in args]
+            else:
+                encodings = [SIMPLE[type(value)](value) for value in args]
         except KeyError:
+            if light:
+                refuse_heavy(args, kwargs)
             encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
         known = self._heads.get(owner)
         head = known[1] if known is not None and known[0] == code else self._head(owner, code)

@@ -8,9 +8,11 @@ rest by looks that cost less than the key: types, lengths and shapes, never the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
 from typing import Any, Final
+
+from memo import atoms
 
 HEAVY: Final = 2 << 20
 """Bytes of arguments from which their key is made in a thread: hashing them takes about 1 ms."""
@@ -30,11 +32,38 @@ _SMALL: Final = frozenset(
 """Modules whose objects are small, or are not looked into for a key."""
 
 
-def heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether making the key of these arguments may take more than a few milliseconds.
+class HeavyError(Exception):
+    """Arguments are so big that their key is better made in a thread."""
 
-    Less than 0.1 µs where they are a few numbers and short texts.
+
+def _text(value: str) -> bytes:
+    if len(value) > HEAVY:
+        raise HeavyError
+    return atoms.text(value)
+
+
+def _binary(value: bytes) -> bytes:
+    if len(value) > HEAVY:
+        raise HeavyError
+    return atoms.binary(value)
+
+
+LIGHT: Final[Mapping[type, Callable[[Any], bytes]]] = {**atoms.SIMPLE, str: _text, bytes: _binary}
+"""As `atoms.SIMPLE`, for who has no time: what is long is a `HeavyError`."""
+
+
+def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments whose key may take long to make.
+
+    Raises:
+        HeavyError: `heavy` says so.
     """
+    if heavy(args, kwargs):
+        raise HeavyError
+
+
+def heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether making the key of these arguments may take more than a few milliseconds."""
     for value in args:
         kind = type(value)
         if kind in _LIGHT:
