@@ -87,6 +87,20 @@ def voucher() -> None:
     PayloadFile.vouched = lambda self, digest: True  # type: ignore[method-assign]
 
 
+def private_copy() -> None:
+    """Files are mapped where others may change them."""
+    from memo import places
+
+    places.exposed = lambda directory: False
+
+
+def lost_journal() -> None:
+    """A journal that cannot be read is taken to be empty."""
+    from memo import salvage
+
+    salvage.EVERYTHING = "[]"
+
+
 def expiry() -> None:
     """The times of the header do not matter."""
     from memo import policy
@@ -138,6 +152,8 @@ WATCHED: dict[str, tuple[Callable[[], None], str]] = {
         "test_seal.py::test_forged_payload_bytes_in_redis_are_never_believed",
     ),
     "voucher": (voucher, "test_seal.py::test_a_voucher_is_not_forged"),
+    "private_copy": (private_copy, "test_places.py::test_there_each_hit_is_a_verified_copy"),
+    "lost_journal": (lost_journal, "test_faults.py::test_a_broken_host_file_does_not_cost_redis"),
     "expiry": (expiry, "test_seal.py::test_expiry_is_enforced_from_the_header"),
     "arguments": (
         arguments,
