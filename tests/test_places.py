@@ -226,10 +226,10 @@ def test_there_a_file_may_be_cut_while_it_is_read(
             patch.setattr(payloads, "_PIECE", 4096)
             patch.setattr(payloads.os, "preadv", cutting)
             assert np.array_equal(frame(1), np.arange(SIZE) + 1)
-        assert ran == [1, 1]
-        source = payloads.PayloadFile(str(path), exposed=True)
-        with pytest.raises(TierError):
-            source.open(SIZE * 8)
+            assert ran == [1, 1]
+            path.write_bytes(bytes(SIZE))
+            with pytest.raises(TierError, match="4096 bytes instead"):
+                payloads.PayloadFile(str(path), exposed=True).open(SIZE)
 
 
 CUT = """
