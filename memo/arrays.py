@@ -18,11 +18,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from memo import atoms, canon
+from memo import atoms, bands, canon
 from memo.canon import Encoder, Walk, class_of
 
 PIECE: Final = 2 << 20
-"""Bytes that are copied at once where an array does not lie in one piece."""
+"""Bytes up to which an array that does not lie in order is copied whole."""
 SMALL: Final = 64 << 10
 """Bytes below which pieces are collected before they are hashed."""
 
@@ -155,7 +155,10 @@ def _without_padding(array: Any) -> Any:
 
 
 def raw(array: Any) -> Iterator[Any]:
-    """The bytes of an array in C order: in place where they lie so, else copied in pieces."""
+    """The bytes of an array in C order: in place where they lie so, else copied band by band.
+
+    A band is overwritten by the next one.
+    """
     np = numpy()
     if not array.nbytes:
         return
@@ -165,13 +168,7 @@ def raw(array: Any) -> Iterator[Any]:
     if array.nbytes <= PIECE:
         yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return
-    rows = PIECE * len(array) // array.nbytes
-    if rows:
-        for start in range(0, len(array), rows):
-            yield from raw(array[start : start + rows])
-    else:
-        for row in array:
-            yield from raw(row)
+    yield from bands.ordered(bands.cut(array))
 
 
 def ndarray(value: Any, walk: Walk) -> bytes:

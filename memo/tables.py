@@ -4,8 +4,9 @@ Rules of this module:
 
 1.  A frame is its class, its index and columns with their names, the dtype of each column, the
     values, `attrs` and flags.  How columns are gathered in blocks is layout, not value.
-2.  Columns of one dtype are hashed one after another as if they were one array, so that a block
-    that lies in one piece is hashed in one go.
+2.  Columns of one dtype are hashed together, in strips of some columns and bands of some rows whose
+    sizes depend on the shape and the dtype alone.  So a block is hashed where it lies if it lies in
+    columns, and read once, strip by strip, if it lies in rows.
 3.  What pandas keeps under a missing value is nobody's; which kind of missing value it is counts.
 """
 
@@ -14,9 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from memo import arrays, atoms, canon, columns
+from memo import arrays, atoms, bands, canon, columns
 from memo.arrays import node, numpy
 from memo.canon import Encoder, Walk
+
+COLUMNS: Final = 16
+"""Columns of a strip, where columns are long; a band then holds 1 MB of each."""
 
 # --- frames --------------------------------------------------------------------------------------
 
@@ -90,8 +94,7 @@ def _group(value: Any, blocks: Any, owner: Any, row: Any, members: Any, walk: Wa
     some = blocks[owner[members[0]]].values
     plain = _plain(some)
     if plain is not None and plain.dtype.kind not in "OT":
-        runs = _runs(blocks, owner[members], row[members])
-        return arrays.joined(piece for run in runs for piece in arrays.raw(run))
+        return arrays.joined(_strips(blocks, owner[members], row[members], plain))
     return b"".join(
         atoms.sized(_column(blocks[owner[m]].values, int(row[m]), f"[{_label(value, m)}]", walk))
         for m in members
@@ -107,6 +110,33 @@ def _plain(values: Any) -> Any:
     if getattr(values, "ndim", 1) != 2:
         return None
     return values if type(values) is numpy().ndarray else getattr(values, "_ndarray", None)
+
+
+def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> Iterator[Any]:
+    """The bytes of columns of one dtype: strip by strip, in each band by band, and there by column.
+
+    Args:
+        plain: the values of one of the blocks; all have its width and its number of rows.
+    """
+    count, rows = len(owner), plain.shape[1]
+    many = max(COLUMNS, bands.BAND // max(1, rows * plain.dtype.itemsize))
+    strips = -(-count // many)
+    step = max(1, bands.BAND // COLUMNS // plain.dtype.itemsize)
+    for at in range(strips):
+        places = slice(count * at // strips, count * (at + 1) // strips)
+        runs = list(_runs(blocks, owner[places], row[places]))
+        for start in range(0, rows, step):
+            for run in runs:
+                yield from _lines(run[:, start : start + step])
+
+
+def _lines(part: Any) -> Iterator[Any]:
+    """The bytes of some rows of columns: in place where each column lies in order."""
+    if part.flags.c_contiguous or part.strides[1] != part.dtype.itemsize:
+        yield from arrays.raw(part)
+    else:
+        for line in part:
+            yield from arrays.raw(line)
 
 
 def _runs(blocks: Any, owner: Any, row: Any) -> Iterator[Any]:

@@ -24,7 +24,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo import arrays
+from memo import arrays, bands
 from memo.canon import Unkeyable, digest
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
@@ -594,6 +594,96 @@ def test_big_arrays_are_not_copied() -> None:
     assert peak < 8 << 20
 
 
+def layouts(numbers: Any) -> dict[str, pd.DataFrame]:
+    """One frame in many layouts."""
+    rows, columns = numbers.shape
+    wide = np.zeros((rows * 2, columns + 1), numbers.dtype)
+    wide[::2, 1:] = numbers
+    halves = [pd.DataFrame(part.copy()) for part in np.array_split(numbers, 2, axis=1)]
+    return {
+        "columns": pd.DataFrame(np.asfortranarray(numbers), copy=False),
+        "rows": pd.DataFrame(np.ascontiguousarray(numbers), copy=False),
+        "every other": pd.DataFrame(wide, copy=False).iloc[::2, 1:].set_axis(range(columns), axis=1)
+        .reset_index(drop=True),
+        "one by one": pd.DataFrame({n: numbers[:, n].copy() for n in range(columns)}, copy=False),
+        "halves": pd.concat(halves, axis=1).set_axis(pd.RangeIndex(columns), axis=1),
+        "backwards": pd.DataFrame(numbers[::-1].copy(), copy=False)
+        .iloc[::-1].reset_index(drop=True),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["f8", "i1", "M8[us]", "c16"])
+@pytest.mark.parametrize("shape", [(1, 2), (7, 40), (1000, 3), (1000, 17), (40, 700), (0, 3)])
+def test_bands_and_strips_are_not_in_the_key(
+    monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int]
+) -> None:
+    """However a frame lies, and however it is cut for hashing, it has one key."""
+    monkeypatch.setattr(bands, "BAND", 4096)
+    monkeypatch.setattr(bands, "TILE", 100)
+    monkeypatch.setattr(bands, "SHARED", 1000)
+    monkeypatch.setattr(arrays, "PIECE", 500)
+    numbers = np.arange(shape[0] * shape[1]).reshape(shape).astype(kind)
+    frames = layouts(numbers)
+    assert len({digest(frame) for frame in frames.values()}) == 1
+    plain = [numbers, np.asfortranarray(numbers), np.repeat(numbers, 2, axis=0)[::2]]
+    assert len(set(map(digest, plain))) == 1
+
+
+@pytest.mark.parametrize("shape", [(300_000, 3), (300_000, 17), (20_000, 40)])
+def test_big_frames_have_one_key_in_any_layout(shape: tuple[int, int]) -> None:
+    """A frame of several bands or strips has one key, whether it lies in columns or in rows."""
+    numbers = np.random.default_rng(0).random(shape)
+    frames = layouts(numbers)
+    keys = {digest(frames[name]) for name in ("columns", "rows", "one by one")}
+    assert len(keys) == 1
+    numbers[-1, -1] += 1
+    assert digest(pd.DataFrame(numbers)) not in keys
+
+
+def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cells that change places make another key, wherever bands and strips end."""
+    monkeypatch.setattr(bands, "BAND", 2048)
+    monkeypatch.setattr(bands, "TILE", 64)
+    numbers = np.arange(40 * 36.0).reshape(40, 36)
+    keys = {digest(pd.DataFrame(numbers, copy=False))}
+    for (a, b), (c, d) in [
+        ((0, 0), (0, 1)),
+        ((15, 0), (16, 0)),
+        ((0, 17), (0, 18)),
+        ((39, 35), (0, 0)),
+    ]:
+        other = numbers.copy()
+        other[a, b], other[c, d] = numbers[c, d], numbers[a, b]
+        keys.add(digest(pd.DataFrame(other, copy=False)))
+    assert len(keys) == 5
+
+
+def test_bands_are_copied_alone_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the interpreter, where no thread can be started, big frames still have keys."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    frame = pd.DataFrame(np.random.default_rng(0).random((300_000, 5)), copy=False)
+    key = digest(frame)
+    over = ThreadPoolExecutor(1)
+    over.shutdown()
+    monkeypatch.setattr(bands, "_pool", lambda: over)
+    monkeypatch.setattr(bands, "THREADS", 4)
+    assert digest(frame) == key
+
+
+def test_a_frame_in_rows_is_keyed_in_little_memory() -> None:
+    """A frame of 160 MB that lies in rows takes one band of 16 MB, not a copy."""
+    import tracemalloc
+
+    frame = pd.DataFrame(np.zeros((1_000_000, 20)), copy=False)
+    digest(frame)
+    tracemalloc.start()
+    digest(frame)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 24 << 20
+
+
 def test_a_bad_element_is_found() -> None:
     """An element without a key is named by column and row."""
     import threading
@@ -817,6 +907,16 @@ def test_a_big_frame_takes_what_its_bytes_take() -> None:
     floor = fastest(lambda: blake3(view, max_threads=blake3.AUTO).digest())
     assert fastest(lambda: digest(numbers)) < 1.5 * floor
     assert fastest(lambda: digest(frame)) < 1.5 * floor
+
+
+@pytest.mark.timing
+def test_a_big_frame_in_rows_is_read_once() -> None:
+    """200 MB of floats that lie in rows are keyed within 4 x multi-threaded BLAKE3 of them."""
+    numbers = np.random.default_rng(0).random((2_500_000, 10))
+    frame = pd.DataFrame(numbers, copy=False)
+    view = memoryview(numbers.reshape(-1).view(np.uint8))
+    floor = fastest(lambda: blake3(view, max_threads=blake3.AUTO).digest())
+    assert fastest(lambda: digest(frame)) < 4 * floor
 
 
 @pytest.mark.timing

@@ -19,7 +19,10 @@ ROWS = (
     ("code and arguments", "origin code graph members reach seen uses image identity"),
     (
         "values",
-        "atoms canon arrays columns tables frames callables kinds bindings resolvers summaries",
+        (
+            "atoms canon bands arrays columns tables frames callables kinds bindings resolvers"
+            " summaries"
+        ),
     ),
     ("entries", "codec reducers seal stamps generations"),
     ("numbers", "tally figures board stats"),
@@ -73,6 +76,7 @@ LOOPS = {"asyncio", "concurrent", "_thread", "selectors", "multiprocessing"}
 
 # Who may import from LOOPS although it is not `drivers`, and why.
 LOOPS_ALLOWED = {
+    "bands": "big arrays are put in order by all cores",
     "demo": "a program, which runs its own pipeline",
     "dial": "a socket is connected on the caller's loop",
     "loops": "the client connections of one event loop",
@@ -103,6 +107,7 @@ LOCKS = {
     "wire": "clients come and go with their loops",
 }
 STARTS = {
+    "bands": "a band is copied by several threads, which end with the array",
     "dial": "the system's look-up of a name knows no deadline: it is left behind",
     "grants": "a cancelled acquire is undone although its caller has gone",
     "listener": "what Redis pushes is heard whatever sync code or a loop is busy with",
