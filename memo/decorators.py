@@ -25,7 +25,7 @@ from typing import (
     overload,
 )
 
-from memo import assembly, codec, config, engine, options
+from memo import assembly, classes, codec, config, engine, options
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.engine import Invalidation
@@ -70,7 +70,7 @@ class CachedFunction(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
-        self._of_class = False
+        self.of_class = False
         self._given = dict(given)
         self.is_async = isinstance(self, CachedCoroutine)
         self.function_id = function_id(function, given["name"])
@@ -103,7 +103,7 @@ class CachedFunction(Generic[P, R]):
         self: CachedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None
     ) -> BoundFunction[Q, T]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if self._of_class:
+        if self.of_class:
             return BoundFunction(self, owner or type(instance))
         if instance is None:
             return self
@@ -113,6 +113,13 @@ class CachedFunction(Generic[P, R]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._function.keyer.method = True
+
+    def bind_to_class(self) -> None:
+        """Be a class method: what is taken from a class or an instance is bound to the class.
+
+        `memo.classes` says why `classmethod` is not left to do it.
+        """
+        self.of_class = self._function.keyer.method = True
 
     def __repr__(self) -> str:
         return f"<cached {self.function_id}{_shown_policy(self._function)}>"
@@ -137,7 +144,7 @@ class CachedFunction(Generic[P, R]):
             return _unpacked, (_packed(self), *settings)
         given = {**self._given, "name": self.function_id}
         code = self._function.identity.digest()
-        return _rebuilt, (type(self), self.__wrapped__, given, code)
+        return _rebuilt, (type(self), self.__wrapped__, given, code, self.of_class)
 
     # --- what one can do with it besides calling it ---------------------------------------------
 
@@ -474,9 +481,12 @@ def _rebuilt(
     function: Callable[..., Any],
     given: Mapping[str, Any],
     code: str,
+    of_class: bool,
 ) -> CachedFunction[Any, Any]:
     made = kind(function, given)
     made._function.identity = Identity(function, digest=code)
+    if of_class:
+        made.bind_to_class()
     return made
 
 
@@ -599,10 +609,11 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
     if isinstance(function, staticmethod):
         return staticmethod(_decorated(function.__func__, given))
     if isinstance(function, classmethod):
-        # Bound by ourselves: from Python 3.13 on a classmethod binds no descriptor inside it.
         made = _decorated(function.__func__, given)
-        made._of_class = made._function.keyer.method = True
+        made.bind_to_class()
         return made
     options.function("function", function)
     kind: Any = CachedCoroutine if options.is_async(function) else CachedFunction
-    return kind(function, given)
+    made = kind(function, given)
+    classes.expect(made, function)
+    return made

@@ -377,8 +377,8 @@ class _Survey:
                 self._put(node, f"base:{node.name}.{at}", image(base))
         kept: dict[str, Any] = {}
         for name, value in members.attributes(cls):
-            if isinstance(value, classmethod):
-                self.of_cls.add(id(value.__func__))
+            if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
+                self.of_cls.add(id(innermost(value)))
             where = member(cls, name)
             self._follow(node, f"attribute:{node.name}.{name}", where)
             if self.places.pop(where.place, None) is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
+import dataclasses
+import enum
 import functools
 import inspect
-import sys
 import threading
 import time
 import warnings
@@ -13,6 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cloudpickle
 import pytest
 from styles import STYLES, Style
 
@@ -114,8 +117,6 @@ def services(tally: Tally, is_async: bool) -> Any:
 
 
 METHODS = ["method", "outside", "inside", "static_outside", "static_inside"]
-if sys.version_info >= (3, 13):
-    METHODS.remove("outside")  # a classmethod there hides its class from what it holds: see docs
 kinds_of = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
 
@@ -184,6 +185,98 @@ async def test_awaitable_helpers_of_methods(tally: Tally, is_async: bool, name: 
     await method.arefresh(1)
     await method.acache_clear()
     assert await method.apeek(1, default="gone") == "gone"
+
+
+def in_bodies() -> dict[str, Any]:
+    """Classes of several makers, each with a cached class method that says its class."""
+
+    class Abstract(abc.ABC):
+        @abc.abstractmethod
+        def load(self) -> None: ...
+
+        @classmethod
+        @memo.cache(ttl=5)
+        def make(cls, x: int = 0) -> str:
+            return f"{cls.__name__} {x}"
+
+    @dataclasses.dataclass(slots=True)
+    class Data:
+        field: int = 0
+
+        @classmethod
+        @memo.cache
+        def make(cls, x: int = 0) -> str:
+            return f"{cls.__name__} {x}"
+
+    class Colour(enum.Enum):
+        RED = 1
+
+        @classmethod
+        @memo.cache
+        def make(cls, x: int = 0) -> str:
+            return f"{cls.__name__} {x}"
+
+    class Through:
+        def mine(function: Any) -> Any:  # type: ignore[misc]  # a decorator of the body's own
+            return memo.cache(ttl=5)(function)
+
+        @classmethod
+        @mine
+        def make(klass, x: int = 0) -> str:
+            return f"{klass.__name__} {x}"
+
+    return {"abc": Abstract, "dataclass": Data, "enum": Colour, "through": Through}
+
+
+@pytest.mark.parametrize("name", in_bodies())
+def test_class_methods_know_their_class(name: str) -> None:
+    """The helpers of a cached class method know the class, whoever made it, and leave no trace."""
+    made = in_bodies()[name]
+    assert made.make.key() == made.make.key(0) == made.make.key(x=0) != made.make.key(1)
+    assert not made.make.is_cached()
+    assert made.make.refresh() == f"{made.__name__} 0"
+    assert made.make.is_cached(0)
+    assert made.make.peek() == made.make()
+    assert not [n for n in vars(made) if "memo" in n]
+
+
+def test_class_methods_of_subclasses_know_their_class() -> None:
+    """What is taken from a subclass is bound to the subclass."""
+    base = in_bodies()["abc"]
+    other = type("Other", (base,), {})
+    assert other.make.refresh(1) == "Other 1"
+    assert other.make.is_cached(1)
+    assert not base.make.is_cached(1)
+    assert other.make.key(1) != base.make.key(1)
+
+
+def test_a_function_beside_class_methods_stays_what_it_is(tally: Tally) -> None:
+    """Only what `classmethod` holds is bound to the class."""
+
+    class Service:
+        @memo.cache
+        def load(self, x: int) -> str:
+            return f"{type(self).__name__} {tally(x)}"
+
+        @staticmethod
+        @memo.cache
+        def plain(x: int) -> int:
+            return tally(x)
+
+        @classmethod
+        @memo.cache
+        def make(cls, x: int) -> str:
+            return cls.__name__
+
+    assert Service.load(Service(), 1) == Service().load(1) == "Service 1"
+    assert Service.plain(2) == Service().plain(2)
+    assert Service.load.key(Service(), 1) == Service().load.key(1)
+
+
+def test_a_class_method_by_value_knows_its_class() -> None:
+    """Cloudpickle carries a class with its cached class methods."""
+    again = cloudpickle.loads(cloudpickle.dumps(in_bodies()["abc"]))
+    assert again.make.refresh(3) == "Abstract 3"
 
 
 def test_instances_with_a_key_of_their_own(tally: Tally) -> None:

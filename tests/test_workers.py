@@ -103,9 +103,7 @@ def test_copies_are_the_function_itself() -> None:
     assert copy.deepcopy({"f": f})["f"] is f
 
 
-KINDS = ["method", "of_class_too", "static", "static_too"]
-if sys.version_info < (3, 13):
-    KINDS.append("of_class")
+KINDS = ["method", "of_class", "of_class_too", "static", "static_too"]
 
 
 @pytest.mark.parametrize("name", KINDS)

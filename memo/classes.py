@@ -1,0 +1,70 @@
+"""Classes: how a class method that is cached inside of `@classmethod` comes to know its class.
+
+Up to Python 3.12 a classmethod binds what it holds, so that `C.load.refresh(1)` gets the class.
+From 3.13 on it makes a plain method of it, which hands on the class when it is called, but not when
+an attribute is taken from it.  So a cached function that is made in the body of a class leaves a
+note there; when Python has made the class, the note binds the function itself, and goes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+UNBOUND: Final = sys.version_info >= (3, 13)
+"""Whether a classmethod makes a plain method of whatever it holds."""
+NOTE: Final = "__memo_note__"
+"""The name of the note in the body of a class; no class keeps it."""
+_FRAMES: Final = 16
+"""How far up the stack the body of a class is looked for: decorators may call each other."""
+
+
+class Note:
+    """What stands in the body of a class until the class is there.
+
+    Attributes:
+        functions: cached functions that were made in the body.
+    """
+
+    def __init__(self) -> None:
+        self.functions: list[Any] = []
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if vars(owner).get(name) is self:
+            delattr(owner, name)
+        for attribute, value in list(vars(owner).items()):
+            held: Any = value.__func__ if type(value) is classmethod else None
+            if any(held is function for function in self.functions):
+                held.bind_to_class()
+                setattr(owner, attribute, held)
+
+
+def expect(made: Any, function: Callable[..., Any]) -> None:
+    """Bind a cached function to its class, if it stands in the body of one under `@classmethod`.
+
+    Args:
+        made: has `bind_to_class()`.
+        function: what it caches; its name says in which body it stands.
+    """
+    outer = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if not UNBOUND or not outer or outer.endswith("<locals>"):
+        return
+    body = _body(outer)
+    if body is not None:
+        body.setdefault(NOTE, Note()).functions.append(made)
+
+
+def _body(name: str) -> Any:
+    """The namespace of the class of this qualified name, whose body runs just now; or None."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_FRAMES):
+        if frame is None:
+            return None
+        optimized = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # a function's
+        if not optimized and frame.f_locals.get("__qualname__") == name:
+            return frame.f_locals
+        frame = frame.f_back
+    return None
