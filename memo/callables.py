@@ -31,16 +31,10 @@ def klass(value: type, _walk: Walk) -> bytes:
     if known is not None:
         return known
     name = atoms.text(f"{canon.module_of(value)}:{value.__qualname__}")
-    if _is_users(value):
+    if origin.of_type(value).kind == origin.USER:
         return name + atoms.text(canon.code_of(value))
     _names[value] = name
     return name
-
-
-def _is_users(kind: type) -> bool:
-    """Whether a class is the user's; Cython puts its types in a module that nobody brought."""
-    module = canon.module_of(kind)
-    return bool(module) and module[:8] != "_cython_" and origin.of_type(kind).kind == origin.USER
 
 
 def module(value: types.ModuleType, walk: Walk) -> bytes:
@@ -136,6 +130,14 @@ def builtin(value: types.BuiltinFunctionType, walk: Walk) -> bytes:
     if owner is None or isinstance(owner, types.ModuleType):
         return atoms.text(f"{value.__module__}:{value.__qualname__}")
     return atoms.text(value.__name__) + walk.encode(owner, ".__self__")
+
+
+def compiled(value: Any, walk: Walk) -> bytes:
+    """A function that Cython has compiled: where it is found."""
+    found = looked_up(value.__module__, value.__qualname__)
+    if getattr(found, "__func__", found) is not value:
+        raise walk.refuse(value, "it is found nowhere by its name; pass a function of your own.")
+    return atoms.text(f"{value.__module__}:{value.__qualname__}")
 
 
 def method(value: types.MethodType, walk: Walk) -> bytes:

@@ -289,6 +289,9 @@ def encoding(value: Any, path: str = "") -> bytes:
     except Unkeyable as error:
         error.under(path)
         raise
+    except Exception as error:  # whatever the value's own methods raise
+        mend = f"reading it raised {type(error).__name__}: {shown(str(error))}."
+        raise Unkeyable(type_name(type(value)), mend, path) from error
 
 
 def _deeply(value: Any) -> bytes:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from memo.errors import OptionError
+from memo.errors import KeyingError, OptionError, shown
 from memo.image import DESCRIPTORS, STABLE, innermost, layers, note, short, title
 from memo.reach import survey
 from memo.seen import Seen
@@ -87,7 +87,12 @@ class Identity:
         return seen if seen is not None and seen.stands() else self._look(owner)
 
     def _look(self, owner: type | None) -> Seen:
-        seen = survey(self.function, owner or self._owner())
+        try:
+            seen = survey(self.function, owner or self._owner())
+        except Exception as error:  # a class whose own hooks raise, for one
+            told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
+            mend = 'pin it with version="1", or mark what raises with memo.stable'
+            raise KeyingError(f"{title(innermost(self.function))}: {told}; {mend}.") from error
         if len(self._seen) >= _OWNERS:
             self._seen.clear()
         self._seen[owner] = seen

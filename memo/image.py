@@ -156,7 +156,8 @@ def short(data: bytes) -> str:
 
 def title(value: Any) -> str:
     """`"module:qualname"` of a function or a class."""
-    module = getattr(value, "__module__", None) or "__main__"
+    module = getattr(value, "__module__", None)
+    module = module if isinstance(module, str) and module else "__main__"
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     return f"{'__main__' if module == '__mp_main__' else module}:{name}"
 
@@ -237,6 +238,13 @@ class _Painter:
         self.open[id(value)] = len(self.open)
         try:
             text = self._text(value, path)
+        except RecursionError:
+            raise
+        except Exception as error:  # whatever the value's own methods raise
+            name = type(value).__qualname__
+            self.mutable = True
+            self.lost.append((path, f"{name} raised {type(error).__name__} when it was looked at"))
+            text = f"unreadable {name}"
         finally:
             del self.open[id(value)]
         self.done[id(value)] = (text, value)
@@ -334,24 +342,38 @@ class _Painter:
 
     # containers
 
+    def _whole(self, value: Any) -> str | None:
+        """A container of plain values at one go; None: its items are looked at one by one."""
+        if not _dumps(value):
+            return None
+        try:
+            return f"{type(value).__name__} {self._canonical(value)}"
+        except RecursionError:
+            raise
+        except Exception:  # a buffer among the values that has no key, such as one of ctypes
+            return None
+
     def _sequence(self, value: Any, path: str) -> str:
         self.mutable |= type(value) is not tuple
-        if _dumps(value):
-            return f"{type(value).__name__} {self._canonical(value)}"
+        whole = self._whole(value)
+        if whole is not None:
+            return whole
         items = [self.text(item, f"{path}[{at}]") for at, item in enumerate(list(value))]
         return f"{type(value).__name__} [{','.join(items)}]{getattr(value, 'maxlen', '')}"
 
     def _set(self, value: Any, path: str) -> str:
         self.mutable |= type(value) is not frozenset
-        if _dumps(value):
-            return f"{type(value).__name__} {self._canonical(value)}"
+        whole = self._whole(value)
+        if whole is not None:
+            return whole
         items = [self.text(item, path) for item in sorted(value, key=_rank)]
         return f"{type(value).__name__} {{{','.join(items)}}}"
 
     def _mapping(self, value: Any, path: str) -> str:
         self.mutable = True
-        if _dumps(value):
-            return f"{type(value).__name__} {self._canonical(value)}"
+        whole = self._whole(value)
+        if whole is not None:
+            return whole
         items = list(value.items())
         if type(value) is not OrderedDict:
             items.sort(key=lambda item: _rank(item[0]))
@@ -365,6 +387,8 @@ class _Painter:
         kind = type(value)
         whose = origin.of_type(kind)
         mine = whose.kind == origin.USER
+        if origin.compiled(kind):
+            return self._builtin(value, path)
         inner = None if mine else wrapped(value)
         if inner is not None:
             return f"wrapped {self.text(inner, path)}"

@@ -144,6 +144,7 @@ _families: Final[tuple[tuple[type, Encoder], ...]] = (
     (collections.OrderedDict, _node("ordered", _ordered)),
 )
 _TUPLE: Final = _node("tuple", _tuple)
+_COMPILED: Final = _node("builtin", callables.compiled)
 _CACHED: Final = _node("cached", callables.cached)
 _OBJECT: Final = _node(
     "object",
@@ -163,6 +164,8 @@ def find(kind: type) -> Encoder:
             return encoder
     if issubclass(kind, tuple) and _is_plain(kind):
         return _TUPLE
+    if origin.compiled(kind):
+        return _COMPILED
     if hasattr(kind, "__call__") and origin.of_type(kind).kind == origin.MEMO:  # noqa: B004
         return _CACHED
     mend = _why_not(kind)

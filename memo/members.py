@@ -39,8 +39,9 @@ _GENERATED = ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__")
 def head(cls: type) -> str:
     """The first line of a class, and its annotations."""
     lines = [f"class {cls.__qualname__}({', '.join(map(title, cls.__bases__))})"]
-    hints = dict(vars(cls).get("__annotations__", {}))
-    lines += [f"    {name}: {hint(value)}" for name, value in hints.items()]
+    hints = vars(cls).get("__annotations__")
+    if isinstance(hints, dict):  # a class made in C may have something else there
+        lines += [f"    {name}: {hint(value)}" for name, value in list(hints.items())]
     return "\n".join(lines)
 
 

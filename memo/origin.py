@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 USER = "user"
@@ -22,6 +22,7 @@ INSTALLED = "installed"
 
 _SITE = ("site-packages", "dist-packages")
 _MAIN = ("__main__", "__mp_main__")
+_CYTHON = "_cython_"
 _OWN = __name__.partition(".")[0]
 
 
@@ -55,9 +56,21 @@ def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
 
 
 def of_type(kind: type) -> Origin:
-    """Whose a class is."""
-    module = sys.modules.get(kind.__module__) if isinstance(kind.__module__, str) else None
-    return MINE if module is None else of_module(module)
+    """Whose a class is; those that Cython makes for its own use are nobody's, as Python's are."""
+    name = kind.__module__
+    if not isinstance(name, str):  # it has an attribute of this name for its values
+        written = any(isinstance(value, FunctionType) for value in vars(kind).values())
+        return MINE if written else Origin(PYTHON)
+    module = sys.modules.get(name)
+    if module is not None:
+        return of_module(module)
+    return Origin(PYTHON) if name.startswith(_CYTHON) else MINE
+
+
+def compiled(kind: type) -> bool:
+    """Whether the values of a class are functions that Cython has compiled."""
+    name = kind.__module__
+    return isinstance(name, str) and name.startswith(_CYTHON) and hasattr(kind, "func_code")
 
 
 def of_module(module: ModuleType) -> Origin:
@@ -120,7 +133,8 @@ def of_name(name: str, file: str) -> Origin:
 
 def _of_file(file: str, top: str) -> Origin:
     if not file:
-        return Origin(PYTHON) if top in sys.stdlib_module_names else MINE
+        known = top in sys.stdlib_module_names or top.startswith(_CYTHON)
+        return Origin(PYTHON) if known else MINE
     if file.startswith("<"):
         return MINE
     folders = os.path.abspath(file).split(os.sep)

@@ -90,9 +90,9 @@ class _Own:
         """Note what code rebinds: a name, or an attribute of what lies under one."""
         for step in chain:
             value = where.value()
-            if isinstance(value, type):
+            if issubclass(type(value), type):
                 where = member(value, step)
-            elif isinstance(value, (types.ModuleType, types.FunctionType)):
+            elif issubclass(type(value), (types.ModuleType, types.FunctionType)):
                 where = spot(vars(value), step)
             else:
                 return
@@ -210,7 +210,7 @@ class _Survey:
         elif value is MISSING:
             self._keep(where, value)
             node.facts.add((label, "absent"))
-        elif isinstance(value, types.ModuleType):
+        elif issubclass(type(value), types.ModuleType):
             self._keep(where, value)
             self._module(node, label, value, taken)
         else:
@@ -232,9 +232,9 @@ class _Survey:
 
     def _attributes(self, node: Node, label: str, value: Any, taken: Taken) -> None:
         """Attributes hung on a function (`helper.table`); a class is followed whole."""
-        if isinstance(value, type):
+        if issubclass(type(value), type):
             self.own.take_class(value, taken)
-        elif isinstance(value, types.FunctionType):
+        elif type(value) is types.FunctionType:
             for name, inner in taken.inside().items():
                 if name in vars(value):
                     self._name(node, f"{label}.{name}", vars(value), name, inner)

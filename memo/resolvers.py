@@ -320,7 +320,7 @@ def words(value: Any, encoding: bytes) -> str:
 def speaks(value: Any) -> bool:
     """Whether a value has short words of its own."""
     kind: Any = type(value)
-    return isinstance(value, _SPOKEN + _DATES) or _speaks(kind)
+    return issubclass(kind, _SPOKEN + _DATES) or _speaks(kind)
 
 
 @functools.lru_cache(maxsize=256)

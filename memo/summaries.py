@@ -24,6 +24,13 @@ def described_value(name: str, value: Any) -> str:
     """A short text of an argument for people; big values by their shape, secrets not at all."""
     if _SECRET.search(name):
         return "***"
+    try:
+        return _described(value)
+    except Exception:  # whatever the value's own methods raise
+        return type(value).__name__
+
+
+def _described(value: Any) -> str:
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) and shape:

@@ -623,6 +623,25 @@ def test_an_error_has_the_path(name: str) -> None:
 # --- keys of the user's own ----------------------------------------------------------------------
 
 
+class Raising:
+    """What its own methods raise is no error of memo's."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("class")
+
+    __memo_key__ = property(lambda self: self.anything)
+
+
+def test_what_raises_when_it_is_read_has_no_key() -> None:
+    """Whatever a value's own methods raise, it is an error that tells so."""
+    with pytest.raises(Unkeyable, match="RuntimeError"):
+        digest([Raising()])
+
+
 def test_register_key() -> None:
     """A registered type is keyed by what its function gives, under its own class, and inherited."""
 

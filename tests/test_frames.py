@@ -112,6 +112,9 @@ ARRAYS: dict[str, Any] = {
     "sin": np.sin,
     "cos": np.cos,
     "mean": np.mean,
+    "compiled": pd.api.types.is_scalar,
+    "compiled other": pd.api.types.is_float,
+    "compiled method": pd.Timestamp.now,
     "generator": np.random.default_rng(1),
     "generator 2": np.random.default_rng(2),
 }

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from memo import code, origin
-from memo.errors import OptionError
+from memo.errors import KeyingError, OptionError
 from memo.identity import Identity, code_digest, function_id, stable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -1274,6 +1274,100 @@ def test_threads() -> None:
         thread.join()
     assert told <= {one, two}
     assert identity.digest() == two
+
+
+# --- what libraries bring ------------------------------------------------------------------------
+
+
+def test_functions_that_cython_compiled_are_their_library() -> None:
+    """A compiled function of a library is its name and the library's version, never an error."""
+    cell = """
+        import numpy as np, pandas as pd
+        from pandas.api.types import is_scalar
+        table = [is_scalar, pd.Timestamp.now, np.random.default_rng(1).normal, type(is_scalar)]
+        def f(x): return is_scalar(x), table
+    """
+    parts = Notebook(cell).identity().parts()
+    assert parts["global:is_scalar"] == "builtin pandas.api.types.is_scalar"
+    assert "package:pandas" in parts
+    assert "package:numpy" in parts
+    assert not Notebook(cell).identity().untracked()
+    assert Notebook(cell).digest() != Notebook(cell.replace("Timestamp.now", "isna")).digest()
+
+
+def test_a_buffer_without_a_key_in_a_container_is_left_out() -> None:
+    """What looks like plain bytes to Python and has no key is listed, and the rest still counts."""
+    cell = "import ctypes\nG = {'a': [ctypes.memmove, 1]}\ndef f(x): return G"
+    identity = Notebook(cell).identity()
+    assert identity.untracked() == [
+        "global:G['a'][0]: ctypes.CFUNCTYPE.<locals>.CFunctionType has no sound key"
+    ]
+    assert identity.digest() != Notebook(cell.replace("1]", "2]")).digest()
+
+
+PROXY = """
+    class Proxy:
+        @property
+        def __class__(self): raise RuntimeError("outside of a request")
+        def __getattr__(self, name): raise RuntimeError("outside of a request")
+"""
+
+
+@pytest.mark.parametrize("held", ["Proxy()", "[Proxy(), 1]", "{'a': Proxy()}"])
+def test_what_raises_when_it_is_looked_at_is_listed(held: str) -> None:
+    """A proxy of something that is not there just now stops no call, and is told."""
+    cell = textwrap.dedent(PROXY) + f"\nG = {held}\ndef f(x): return G"
+    identity = Notebook(cell).identity()
+    assert [told for told in identity.untracked() if "Proxy raised RuntimeError" in told]
+    assert identity.digest() == Notebook(cell).digest()
+    assert identity.digest() != Notebook(cell.replace("return G", "return G, 1")).digest()
+
+
+def test_code_that_cannot_be_read_is_an_error_with_a_mend() -> None:
+    """A class whose metaclass raises is an error that names the function and what to write."""
+    cell = """
+        class Meta(type):
+            def __getattr__(cls, name): raise RuntimeError("no")
+        class C(metaclass=Meta): pass
+        def f(x): return C
+    """
+    with pytest.raises(KeyingError, match=r"notebook:f: .*RuntimeError: 'no'.*version="):
+        Notebook(cell).digest()
+    assert Identity(Notebook(cell).names["f"], version="1").digest()
+
+
+def test_types_of_cython_are_nobodys() -> None:
+    """Cython keeps its types in a module without a file: they are no code of the user's."""
+    from pandas.api.types import is_scalar
+
+    kind = type(is_scalar)
+    assert kind.__module__.startswith("_cython_")
+    assert origin.of_type(kind).kind == origin.PYTHON
+    assert len(code_digest(kind)) == 32
+
+
+def test_a_class_may_hide_its_module() -> None:
+    """A class whose `__module__` is a property is the user's all the same, and edits are seen."""
+    cell = """
+        class C:
+            __module__ = property(lambda self: "elsewhere")
+            def g(self): return 1
+        def f(x): return C().g()
+    """
+    assert Notebook(cell).digest() == Notebook(cell).digest()
+    assert Notebook(cell).digest() != Notebook(cell.replace("return 1", "return 2")).digest()
+
+
+def test_a_module_of_the_users_with_a_name_like_cythons(tmp_path: Path) -> None:
+    """A file of the user's is the user's, whatever it is called."""
+    (tmp_path / "_cython_mine.py").write_text("class C: pass")
+    sys.path.insert(0, str(tmp_path))
+    found = importlib.import_module("_cython_mine")
+    assert origin.of_type(found.C).kind == origin.USER
+    assert origin.of_module(found).kind == origin.USER
+
+
+# --- cost ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.timing

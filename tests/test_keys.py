@@ -705,6 +705,28 @@ def test_an_annotation_can_change_how_an_argument_is_keyed() -> None:
     assert key(keyer_, "a", "b", "c") != key(keyer_, "a", "b", "C")
 
 
+class Proxy:
+    """An argument that raises when anything but its key is asked for."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("class")
+
+    @property
+    def shape(self) -> Any:
+        raise RuntimeError("shape")
+
+    def __memo_key__(self) -> str:
+        return "proxy"
+
+
+def test_summaries_and_addresses_of_proxies() -> None:
+    """A value that raises when it is looked at has an address and a summary all the same."""
+    call = keyer(pair).call(CODE, (1, Proxy()), {})
+    assert json.loads(call.summary)["b"][0] == "Proxy"
+    assert len(call.address.rpartition(":")[2]) == 16
+
+
 # --- speed ---------------------------------------------------------------------------------------
 
 
