@@ -355,6 +355,25 @@ def use_finder(finder: Callable[[type], Encoder]) -> None:
     _found.clear()
 
 
+class Refusal:
+    """The encoder of a type none of whose values has a key.
+
+    Args:
+        mend: what to do about it.
+    """
+
+    def __init__(self, mend: str) -> None:
+        self._mend = mend
+
+    def __call__(self, value: Any, walk: Walk) -> bytes:
+        raise walk.refuse(value, self._mend)
+
+
+def is_refused(kind: type) -> bool:
+    """Whether no value of a type has a key."""
+    return isinstance(_encoders.get(kind) or _found.get(kind) or _find(kind), Refusal)
+
+
 def _find(kind: type) -> Encoder:
     """The encoder of a type; remembered for as long as the type lives."""
     encoder = _by_the_user(kind)
@@ -373,7 +392,7 @@ def _by_the_user(kind: type) -> Encoder | None:
         if KEY_METHOD in vars(base):
             method = vars(base)[KEY_METHOD]
             if method is None:
-                return _refused
+                return Refusal(f"its class says so by {KEY_METHOD} = None.")
             return _keyed(lambda value: getattr(value, KEY_METHOD)(), KEY_METHOD)
     return None
 
@@ -383,10 +402,6 @@ def _keyed(function: Callable[[Any], Any], name: str) -> Encoder:
         return class_of(value, walk) + walk.keyed(value, function, name)
 
     return lambda value, walk: walk.inside(value, content, b"K")
-
-
-def _refused(value: Any, walk: Walk) -> bytes:
-    raise walk.refuse(value, f"its class says so by {KEY_METHOD} = None.")
 
 
 # --- classes -------------------------------------------------------------------------------------

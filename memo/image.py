@@ -395,9 +395,9 @@ class _Painter:
         if whose.kind == origin.MEMO:
             return f"memo {kind.__qualname__}"
         name = f"{kind.__module__}.{kind.__qualname__}"
-        self.mutable |= name not in _IMMUTABLE
+        self.mutable |= not is_fixed(kind)
         cls = self._code(kind, path)
-        if name in _OPEN or (mine and _open(kind)):
+        if is_open(kind):
             return f"{self._state(value, cls, path)} {self._content(value, path)}"
         try:
             return f"{cls} {self._canonical(value)}"
@@ -428,11 +428,9 @@ class _Painter:
     def _state(self, value: Any, cls: str, path: str) -> str:
         """An object of a class of the user's: its attributes, one by one."""
         state = dict(getattr(value, "__dict__", {}))
-        for base in type(value).__mro__:
-            for name, slot in list(vars(base).items()):
-                if isinstance(slot, types.MemberDescriptorType) and name != "__dict__":
-                    with contextlib.suppress(AttributeError):  # nothing was put there
-                        state[name] = slot.__get__(value)
+        for slot in slots_of(type(value)):
+            with contextlib.suppress(AttributeError):  # nothing was put there
+                state[slot.__name__] = slot.__get__(value)
         parts = [f"{n}={self.text(state[n], f'{path}.{n}')}" for n in sorted(state, key=str)]
         return f"{cls}({','.join(parts)})"
 
@@ -482,9 +480,28 @@ def innermost(function: Any) -> Any:
     return last
 
 
-def _open(kind: type) -> bool:
-    """Whether an object of a user's class is no more than its attributes and what it contains."""
-    return not hasattr(kind, "__memo_key__") and all(map(_holds_nothing, kind.__mro__))
+def is_fixed(kind: type) -> bool:
+    """Whether no value of a type can change in place, nor what it holds."""
+    return kind in _ATOMS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
+
+
+def is_open(kind: type) -> bool:
+    """Whether an object of a class is no more than its attributes and what it contains."""
+    if f"{kind.__module__}.{kind.__qualname__}" in _OPEN:
+        return True
+    if hasattr(kind, "__memo_key__") or origin.of_type(kind).kind != origin.USER:
+        return False
+    return all(map(_holds_nothing, kind.__mro__))
+
+
+def slots_of(kind: type) -> list[Any]:
+    """The places that a class and its bases have for attributes beside `__dict__`."""
+    return [
+        slot
+        for base in kind.__mro__
+        for name, slot in vars(base).items()
+        if isinstance(slot, types.MemberDescriptorType) and name != "__dict__"
+    ]
 
 
 def _holds_nothing(base: type) -> bool:

@@ -130,7 +130,7 @@ _exact: Final[dict[type, Encoder]] = {
     type({}.keys()): _node("dict_keys", unordered),
     type({}.values()): _node("dict_values", lambda v, walk: canon.sequence(list(v), walk)),
     type({}.items()): _node("dict_items", unordered),
-    object: lambda value, walk: _bare(value, walk),  # noqa: PLW0108  # it stands below
+    object: canon.Refusal("it is nothing but its identity; use an enum member or None."),
     **dict.fromkeys(_NAMED, _node("descriptor", callables.descriptor)),
 }
 _families: Final[tuple[tuple[type, Encoder], ...]] = (
@@ -170,7 +170,7 @@ def find(kind: type) -> Encoder:
         return _CACHED
     mend = _why_not(kind)
     if mend:
-        return _refusing(mend)
+        return canon.Refusal(mend)
     return _OBJECT
 
 
@@ -179,17 +179,6 @@ def _is_plain(kind: type) -> bool:
     given: Any = kind
     plain = given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
     return plain and kind not in copyreg.dispatch_table
-
-
-def _bare(value: Any, walk: Walk) -> bytes:
-    raise walk.refuse(value, "it is nothing but its identity; use an enum member or None.")
-
-
-def _refusing(mend: str) -> Encoder:
-    def refuse(value: Any, walk: Walk) -> bytes:
-        raise walk.refuse(value, mend)
-
-    return refuse
 
 
 _REGISTER: Final = "register a key with memo.register_key, or name the argument in ignore=[...]."

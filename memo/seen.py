@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from memo.image import Image, image, resnapshot, snapshot
+from memo.probes import Probe, probe
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
@@ -79,20 +80,30 @@ def captured(cell: types.CellType) -> Spot:
 class Watch:
     """A value that may change in place, and where it lies."""
 
+    probe: Probe | None
+
     def __init__(self, where: Spot, value: Any, shot: Image) -> None:
-        self.where = where
+        self._get, self._name = where.get, where.name
         self.shot = shot
-        self.snapshot = None if shot.refs or shot.noted or shot.lost else snapshot(value)
+        self._remember(value)
+
+    def _remember(self, value: Any) -> None:
+        """Look at a value so that it is known again, the quickest way first."""
+        plain = not (self.shot.refs or self.shot.noted or self.shot.lost)
+        self.snapshot = snapshot(value) if plain else None
+        self.probe = probe(value) if self.snapshot is None else None
 
     def stands(self) -> bool:
         """Whether an equal value lies there now."""
-        value = self.where.value()
-        if self.snapshot is not None and resnapshot(value) == self.snapshot:
+        value = self._get(self._name, MISSING)
+        if self.snapshot is not None:
+            if resnapshot(value) == self.snapshot:
+                return True
+        elif self.probe is not None and self.probe.stands(value):
             return True
-        shot = image(value)
-        same = shot.same(self.shot)
-        if same and self.snapshot is not None:
-            self.snapshot = snapshot(value)
+        same = image(value).same(self.shot)
+        if same:
+            self._remember(value)
         return same
 
 

@@ -1367,20 +1367,140 @@ def test_a_module_of_the_users_with_a_name_like_cythons(tmp_path: Path) -> None:
     assert origin.of_module(found).kind == origin.USER
 
 
+# --- probes --------------------------------------------------------------------------------------
+
+STRUCTURES = {
+    "object": ("G = C(); G.a = 1; G.b = 'x'", ["G.a = 2", "G.a = True", "G.a = 1.0", "del G.b"]),
+    "new attribute": ("G = C()", ["G.a = 1", "G.b = 1", "del G.a"]),
+    "another name": ("G = C(); G.a = 1", ["del G.a; G.b = 1"]),
+    "another class": ("G = C(); G.a = 1", ["G.__class__ = D"]),
+    "other attributes": ("G = C(); G.a = 1", ["G.__dict__ = {'a': 2}", "G.__dict__ = {'a': 3}"]),
+    "nested": ("G = C(); G.d = D(); G.d.a = [1, {'k': (2, [3])}]", ["G.d.a[1]['k'][1].append(4)"]),
+    "slots": ("G = S(); G.a = 1", ["G.a = 2", "G.b = 2", "del G.a"]),
+    "slots and more": ("G = T(); G.a = 1; G.c = 1", ["G.c = 2", "G.a = 2"]),
+    "functions": ("G = [g, g]", ["G[0] = h", "G.reverse(); G.append(1)", "G.clear()"]),
+    "table": ("G = {'a': g}", ["G['a'] = h", "G['b'] = G.pop('a')", "G['c'] = 1"]),
+    "set": ("G = {g, 1}", ["G.discard(1)", "G.add(True)", "G.add(h)"]),
+    "deque": ("G = deque([g, h])", ["G.rotate()", "G.append(1)"]),
+    "default": ("G = defaultdict(list, a=g)", ["G.default_factory = set", "G['b']"]),
+    "ordered": ("G = OrderedDict(a=g, b=h)", ["G.move_to_end('a')"]),
+    "namespace": ("G = SimpleNamespace(a=g)", ["G.a = h", "G.b = 1"]),
+    "partial": (
+        "G = [partial(g, 1, k=[2])]",
+        ["G[0].keywords['k'].append(3)", "G[0] = partial(g)"],
+    ),
+    "method": ("G = C(); G.m = D().m", ["G.m.__self__.a = 1", "G.m = D().m"]),
+    "builtin method": ("L = [1]; G = [L.append, g]", ["L.append(2)", "L[0] = True"]),
+    "enum": ("G = [E.A, g]", ["E.A.value.append(1)", "G[0] = E.B"]),
+    "dict of mine": ("G = M(a=g)", ["G['a'] = h", "G.x = 1", "G['b'] = 1"]),
+    "default of mine": ("G = P(list, a=g)", ["G.default_factory = set", "G['b']"]),
+    "list of mine": ("G = L([g])", ["G.append(1)", "G.x = 1"]),
+    "mapping of mine": ("G = V(); G.x = 1", ["TOLD[0] = 2", "G.x = 3"]),
+    "dict that says otherwise": ("G = O(a=1)", ["TOLD[0] = 2"]),
+    "key of its own": ("G = K(); G.x = 1", ["TOLD[0] = 2"]),
+    "lock": ("G = C(); G.lock = Lock(); G.a = 1", ["G.a = 2", "G.lock = 1"]),
+    "array": ("G = C(); G.a = numpy.zeros(3)", ["G.a[0] = 1", "G.a = G.a[:2]"]),
+    "bytes": ("G = C(); G.a = bytearray(b'a')", ["G.a += b'b'"]),
+    "long": ("G = C(); G.a = 'x' * 20000", ["G.a += 'y'"]),
+    "cycle": ("G = C(); G.me = G; G.a = [G]", ["G.a.append(1)", "G.me = None"]),
+    "tuple": ("G = ([g], 1)", ["G[0].append(1)"]),
+    "a function's code": ("G = [g]", ["g.__code__ = h.__code__"]),
+    "a class": ("G = C(); G.a = 1", ["C.m = 5", "C.n = 5"]),
+}
+PARTS = """
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Mapping
+from enum import Enum
+from functools import partial
+from threading import Lock
+from types import SimpleNamespace
+import numpy
+def g(x): return 1
+def h(x): return 2
+class C:
+    def m(self): return 1
+class D:
+    def m(self): return 1
+class S:
+    __slots__ = ("a", "b")
+class T(S): pass
+class E(Enum):
+    A = []
+    B = 2
+class M(dict): pass
+class L(list): pass
+class P(defaultdict): pass
+TOLD = [1]
+class V(Mapping):
+    def __getitem__(self, key): return TOLD[0]
+    def __iter__(self): return iter("a")
+    def __len__(self): return 1
+class O(dict):
+    def items(self): return [("a", TOLD[0])]
+class K:
+    def __memo_key__(self): return TOLD[0]
+def f(x): return G
+"""
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_change_in_place_is_seen(name: str) -> None:
+    """What a warm look says after each change is what a first look says."""
+    made, changes = STRUCTURES[name]
+    notebook = Notebook(PARTS, made)
+    identity = notebook.identity()
+    told = [identity.digest(), identity.digest()]
+    assert told[0] == told[1] == notebook.digest()
+    for change in changes:
+        notebook.run(change)
+        told.append(identity.digest())
+        assert told[-1] == identity.digest() == notebook.digest(), change
+        assert told[-1] != told[-2], change
+
+
+def test_an_equal_value_in_its_place_is_no_change() -> None:
+    """A part that is replaced by an equal one changes nothing, and is known again."""
+    notebook = Notebook(PARTS, "G = C(); G.a = [1000]; G.b = g")
+    identity = notebook.identity()
+    told = identity.digest()
+    for change in ("G.a = [int('1000')]", "G.b = G.b", "G.__dict__ = dict(G.__dict__)"):
+        notebook.run(change)
+        assert identity.digest() == told
+        assert all(
+            watch.probe.stands(notebook.names["G"]) for watch in identity._seen[None].watches
+        )
+
+
+def test_what_is_probed_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing changed, no image is made of an object of the user's."""
+    probed = set(STRUCTURES) - {
+        *("builtin method", "mapping of mine", "dict that says otherwise", "key of its own"),
+        *("array", "bytes", "long"),
+    }
+    for name in sorted(probed):
+        identity = Notebook(PARTS, STRUCTURES[name][0]).identity()
+        told = identity.digest()
+        with monkeypatch.context() as patch:
+            patch.setattr("memo.seen.image", None)
+            assert identity.digest() == told, name
+
+
 # --- cost ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("kind", ["function", "number", "list"])
+@pytest.mark.parametrize("kind", ["function", "number", "list", "object"])
 def test_cost(kind: str) -> None:
     """While nothing changed, a digest costs under 1 µs for each thing that the function reaches."""
     make: dict[str, Callable[[int], str]] = {
         "function": lambda n: f"def g{n}(x): return {n}",
         "number": lambda n: f"g{n} = {n}",
         "list": lambda n: f"g{n} = [{n}, 'a']",
+        "object": lambda n: f"g{n} = C()",
     }
     count = 20
-    cell = "\n".join(make[kind](n) for n in range(count))
+    cell = "class C:\n    def __init__(self): self.a, self.b = 1, 'x'\n"
+    cell += "\n".join(make[kind](n) for n in range(count))
     reads = ", ".join(f"g{n}" for n in range(count))
     identity = Notebook(f"{cell}\ndef f(x): return [{reads}]").identity()
     identity.digest()

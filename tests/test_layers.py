@@ -16,7 +16,7 @@ PACKAGE = ROOT / "memo"
 ROWS = (
     ("pure data", "errors clock port events policy"),
     ("settings", "options files places secret checks config live"),
-    ("code and arguments", "origin code graph members reach seen uses image identity"),
+    ("code and arguments", "origin code graph members reach seen probes uses image identity"),
     (
         "values",
         (
