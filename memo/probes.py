@@ -141,8 +141,7 @@ class _Prober:
         if issubclass(kind, Mapping):
             if kind.items is not dict.items or kind.__iter__ is not dict.__iter__:
                 raise _Opaque
-            read = _defaulted if issubclass(kind, defaultdict) else _items
-            self._part(functools.partial(read, value))
+            self._part(functools.partial(_items, value))
         for base in _BASES:
             if issubclass(kind, base):
                 if kind.__iter__ is not base.__iter__:
