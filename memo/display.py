@@ -28,6 +28,7 @@ from memo.figures import (
 )
 from memo.seal import Header
 from memo.stats import REFRESH_FAILED, REFRESHED, REFRESHING, Span
+from memo.summaries import RESOLVED
 
 EMPTY = "No cached function was called yet. Put @cache above a function and call it."
 BARS = 96
@@ -478,7 +479,7 @@ def arguments(header: Header) -> dict[str, str]:
     """Argument -> short text, from the summary of an entry."""
     try:
         summary = json.loads(header.summary)
-        return {str(name): str(parts[0]) for name, parts in summary.items()}
+        return {str(name): str(parts[0]) for name, parts in summary.items() if name != RESOLVED}
     except (ValueError, TypeError, AttributeError, LookupError):
         return {}
 

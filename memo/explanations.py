@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from memo import display, seal, sources, stamps
 from memo.chain import Answer, Chain
@@ -41,6 +41,7 @@ from memo.policy import (
 )
 from memo.port import Port
 from memo.seal import Header
+from memo.summaries import HIDDEN, RESOLVED
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
@@ -119,8 +120,10 @@ async def explain(
     """Would this call be answered from the cache, and why or why not?"""
     chain = function.chain()
     call = await keyed(port, function, args, kwargs)
+    code = function.code(args)
     found = await chain.lookup(port, function.id, call.text, function.judge)
-    untracked = tuple(function.identity.untracked())
+    owner = function.owner(args)
+    untracked = tuple(function.identity.untracked(owner))
     if found.verdict.kind != MISS and found.entry is not None:
         reason = found.verdict.kind
         return Explanation(call.address, True, reason, _hit(found, chain), (), untracked)
@@ -138,7 +141,8 @@ async def explain(
     elif reason == ABSENT and own and _is_past(function, chain, own):  # no tier gives it out now
         reason, facts = EXPIRED, _expired(function, chain, own)
     elif reason == ABSENT:
-        reason, facts, diff = _absent(function, chain, manifests, call, stored)
+        asked = _Asked(call, code, function.identity.parts(owner))
+        reason, facts, diff = _absent(chain, manifests, asked, stored)
     return Explanation(call.address, False, reason, tuple(facts), tuple(diff), untracked)
 
 
@@ -287,27 +291,43 @@ def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
     return [f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}"]
 
 
+class _Asked(NamedTuple):
+    """A call that has no entry, its code version and what that is made of."""
+
+    call: Call
+    code: str
+    parts: Mapping[str, str]
+
+
 def _absent(
-    function: Function, chain: Chain, manifests: Manifests, call: Call, stored: list[Header]
+    chain: Chain, manifests: Manifests, asked: _Asked, stored: list[Header]
 ) -> tuple[str, list[str], list[str]]:
+    call, code, _ = asked
     if chain.has_answered(call.text):
         return EVICTED, ["this process has stored or used it; it was evicted or cleared since"], []
     wanted = json.loads(call.summary)
     same = [h for h in stored if _digests(json.loads(h.summary)) == _digests(wanted)]
-    code = function.identity.digest()
     if same and all(header.code != code for header in same):
         latest = max(same, key=lambda header: header.times.finished)
-        return CODE_CHANGED, *_code(function, manifests, latest)
+        return CODE_CHANGED, *_code(manifests, asked, latest)
     others = [header for header in stored if header.code == code] or stored
     if not others:
         return NEVER, ["no entry of this function is on this host"], []
     nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
-    facts = [
-        f"{name} is {after}; the nearest entry has {before}"
-        for name, before, after in _differing(json.loads(nearest.summary), wanted)
-    ]
-    facts.append(f"the nearest of {len(stored)} entries: {nearest.address}")
+    facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
+    many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
+    facts.append(f"{many}: {nearest.address}")
     return ARGUMENTS, facts, []
+
+
+def _difference(name: str, before: str, after: str) -> str:
+    """How an argument differs from that of the nearest entry, by their summaries."""
+    what = "what key_resolver gives" if name == RESOLVED else name
+    if before == after == HIDDEN:
+        return f"{what} is not that of the nearest entry"
+    if before == after:  # too big to be written out
+        return f"{what} is another {after} than that of the nearest entry"
+    return f"{what} is {after}; the nearest entry has {before}"
 
 
 def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,14 +343,13 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     ]
 
 
-def _code(function: Function, manifests: Manifests, header: Header) -> tuple[list[str], list[str]]:
+def _code(manifests: Manifests, asked: _Asked, header: Header) -> tuple[list[str], list[str]]:
     before = manifests.load(header.code)
     if before is None:
         return ["the code changed; its earlier source is not known on this host"], []
-    after = function.identity.parts()
     facts: list[str] = []
     diff: list[str] = []
-    for name, old, new in _changes(before, after):
+    for name, old, new in _changes(before, asked.parts):
         facts.append(_change(name, old, new))
         if old is not None and new is not None:
             diff += _diff(name, old, new)

@@ -77,8 +77,14 @@ class Function:
         """The code version for a call: a method's depends on the class that it is called on."""
         if not self.keyer.method or not args:
             return self.identity.digest()
+        return self.identity.digest(self.owner(args))
+
+    def owner(self, args: tuple[Any, ...]) -> type | None:
+        """The class that a method is called on; of a function None."""
+        if not self.keyer.method or not args:
+            return None
         own = args[0]
-        return self.identity.digest(own if isinstance(own, type) else type(own))
+        return own if isinstance(own, type) else type(own)
 
     def judge(self, times: Times) -> Verdict:
         return judge(times, self.policy, self.chain().clock, self.live_ttl())

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from memo import atoms, canon, options, resolvers, summaries
 from memo.atoms import SIMPLE
@@ -85,6 +85,27 @@ def _under(prefix: str, text: str) -> str:
 # --- one call ------------------------------------------------------------------------------------
 
 
+class Own(NamedTuple):
+    """What of `self` or `cls` is in a key.
+
+    Attributes:
+        owner: its class, `"module:qualname"`.
+        value: what the class says of its instances; `ABSENT`: nothing.
+        encoding: of that, or nothing.
+    """
+
+    owner: str
+    value: Any = ABSENT
+    encoding: bytes = b""
+
+    def described(self) -> tuple[str, str]:
+        """A short text, and a digest."""
+        said = "" if self.value is ABSENT else summaries.described_value(CACHE_KEY, self.value)
+        name = self.owner.rpartition(":")[2]
+        digest = atoms.short(atoms.text(self.owner) + self.encoding)
+        return (f"{name}({said})" if said else name), digest
+
+
 class Call:
     """What one call is.
 
@@ -97,6 +118,7 @@ class Call:
         "_encodings",
         "_keyer",
         "_names",
+        "_own",
         "_resolved",
         "_tags",
         "_values",
@@ -112,6 +134,7 @@ class Call:
         encodings: Sequence[bytes],
         resolved: Resolved | None = None,
         tags: tuple[str, ...] = (),
+        own: Own | None = None,
     ) -> None:
         self.text = text
         self._keyer = keyer
@@ -120,6 +143,7 @@ class Call:
         self._encodings = encodings
         self._resolved = resolved
         self._tags = tags
+        self._own = own
 
     def __repr__(self) -> str:
         return f"<call {self._keyer.function_id} {self.text}>"
@@ -172,8 +196,17 @@ class Call:
     @functools.cached_property
     def summary(self) -> str:
         """JSON for people: see `memo.summaries`."""
-        digests = map(atoms.short, self._encodings)
-        return summaries.summary(zip(self._names, self._values, digests, strict=True))
+        return summaries.summary(self._described())
+
+    def _described(self) -> Iterator[tuple[str, str, str]]:
+        """Name, short text and digest of all that makes the key: also of `self` and a resolver."""
+        if self._own is not None:
+            yield self._keyer.plan.own, *self._own.described()
+        if self._resolved is not None:
+            text = summaries.described_value("", self._resolved.text)
+            yield summaries.RESOLVED, text, atoms.short(self._resolved.encoding)
+        for name, value, encoding in zip(self._names, self._values, self._encodings, strict=True):
+            yield name, summaries.described_value(name, value), atoms.short(encoding)
 
 
 # --- the maker of keys ---------------------------------------------------------------------------
@@ -309,7 +342,8 @@ class Keyer:
         known = self._heads.get(owner)
         head = known[1] if known is not None and known[0] == code else self._head(owner, code)
         text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
-        return Call(text, self, self.names, args, encodings, None, self._tags)
+        mine = Own(owner) if owner else None
+        return Call(text, self, self.names, args, encodings, None, self._tags, mine)
 
     def _head(self, owner: str, code: str) -> bytes:
         """What every key of a function, class and code version begins with."""
@@ -329,19 +363,26 @@ class Keyer:
         except BindingError:
             self._misfit(args if not self._method else (own, *args), kwargs)
         head = self._head(owner, code)
+        mine = None
         if self._method:
-            head += self._own_key(own)
+            mine = self._own_key(owner, own)
+            head += mine.encoding
         if self._special:
             everything = self._by_name(own, values, extra)
             tags = self._tags_of(everything) if callable(self._given_tags) else self._tags
             if self._resolver is not None:
-                return self._by_hand(head, everything, tags)
+                return self._by_hand(head, everything, tags, mine)
         else:
             tags = self._tags
-        return self._by_value(head, values, extra, tags)
+        return self._by_value(head, values, extra, tags, mine)
 
     def _by_value(
-        self, head: bytes, values: list[Any], extra: dict[str, Any], tags: tuple[str, ...]
+        self,
+        head: bytes,
+        values: list[Any],
+        extra: dict[str, Any],
+        tags: tuple[str, ...],
+        own: Own | None,
     ) -> Call:
         """A call whose key is its arguments."""
         if self._kept is not None:
@@ -355,9 +396,11 @@ class Keyer:
             encodings += self._encoded(tuple(extra), list(extra.values()))
             names, values = names + tuple(extra), [*values, *extra.values()]
         text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
-        return Call(text, self, names, values, encodings, None, tags)
+        return Call(text, self, names, values, encodings, None, tags, own)
 
-    def _by_hand(self, head: bytes, everything: Mapping[str, Any], tags: tuple[str, ...]) -> Call:
+    def _by_hand(
+        self, head: bytes, everything: Mapping[str, Any], tags: tuple[str, ...], own: Own | None
+    ) -> Call:
         """A call whose key is what the resolver gives."""
         resolved = self._resolve(everything)
         chosen = self._selecting(everything)
@@ -369,6 +412,7 @@ class Keyer:
             list(chosen.values()),
             resolved,
             tags,
+            own,
         )
 
     def _by_name(self, own: Any, values: list[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -386,13 +430,15 @@ class Keyer:
             raise TypeError(f"{name}() {error}") from None
         raise TypeError(f"{name}() does not take these arguments")
 
-    def _own_key(self, own: Any) -> bytes:
+    def _own_key(self, owner: str, own: Any) -> Own:
         """What a class says of its instances in the keys of its methods; nothing by default."""
         function = getattr(own, CACHE_KEY, None)
         if function is None or (isinstance(own, type) and not hasattr(function, "__self__")):
-            return b""
+            return Own(owner)
         try:
-            return b"&" + atoms.sized(canon.encoding(function(), f"{self.plan.own}.{CACHE_KEY}()"))
+            said = function()
+            encoding = canon.encoding(said, f"{self.plan.own}.{CACHE_KEY}()")
+            return Own(owner, said, b"&" + atoms.sized(encoding))
         except Unkeyable as error:
             raise resolvers.worded(error, self.function_id, self.plan.own) from None
         except Exception as error:

@@ -14,6 +14,14 @@ TEXT: Final = 80
 """Most characters of one argument in a summary."""
 SUMMARY: Final = 2000
 """Most bytes of a summary."""
+SHORT: Final = 16
+"""Most values in a container that is written out."""
+BITS: Final = 200
+"""Most bits of a number that is written out."""
+HIDDEN: Final = "***"
+"""What stands for a secret."""
+RESOLVED: Final = "@key"
+"""The name under which a summary has what a `key_resolver` gave; no argument has it."""
 
 _SECRET: Final = re.compile(
     r"pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth", re.IGNORECASE
@@ -23,7 +31,7 @@ _SECRET: Final = re.compile(
 def described_value(name: str, value: Any) -> str:
     """A short text of an argument for people; big values by their shape, secrets not at all."""
     if _SECRET.search(name):
-        return "***"
+        return HIDDEN
     try:
         return _described(value)
     except Exception:  # whatever the value's own methods raise
@@ -38,7 +46,8 @@ def _described(value: Any) -> str:
     if isinstance(value, (str, bytes)):
         return shown(value if len(value) <= TEXT else value[:TEXT], TEXT)
     if value is None or isinstance(value, (bool, int, float)):
-        return shown(value, TEXT) if not isinstance(value, int) or abs(value) < 1 << 200 else kind
+        long = isinstance(value, int) and value.bit_length() > BITS
+        return kind if long else shown(value, TEXT)
     if resolvers.speaks(value):
         return shown(format(value), TEXT) if isinstance(value, str) else str(value)[:TEXT]
     if isinstance(value, (list, tuple, set, frozenset, dict)):
@@ -47,24 +56,39 @@ def _described(value: Any) -> str:
 
 
 def _described_container(value: Any) -> str:
-    told = f"{type(value).__name__} of {len(value)}"
-    if len(value) > 8:
-        return told
-    parts = [*value, *value.values()] if isinstance(value, dict) else list(value)
-    plain = all(type(p) in atoms.PLAIN for p in parts)
-    secret = isinstance(value, dict) and any(_SECRET.search(str(key)) for key in value)
-    if plain and not secret and all(len(str(p)) <= TEXT for p in parts):
-        return shown(value, TEXT)
-    return told
+    text = _brief(value, [SHORT])
+    return text if text is not None else f"{type(value).__name__} of {len(value)}"
 
 
-def summary(arguments: Iterable[tuple[str, Any, str]]) -> str:
+def _brief(value: Any, left: list[int]) -> str | None:
+    """A value as Python writes it, where it is short, plain and holds no secret."""
+    left[0] -= 1
+    kind = type(value)
+    if left[0] < 0 or kind not in (*atoms.PLAIN, list, tuple, dict, set, frozenset):
+        return None
+    if kind is int and value.bit_length() > BITS:
+        return None
+    if hasattr(value, "__len__") and len(value) > (TEXT if kind in atoms.PLAIN else left[0]):
+        return None
+    if kind is dict:
+        if any(_SECRET.search(str(key)) for key in value):
+            return None
+        parts = [part for pair in value.items() for part in pair]
+    else:
+        parts = [] if kind in atoms.PLAIN else list(value)
+    if any(_brief(part, left) is None for part in parts):
+        return None
+    text = repr(value)
+    return text if len(text) <= TEXT else None
+
+
+def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
     """JSON for people: argument name -> [short text, digest]; at most `SUMMARY` bytes.
 
     Args:
-        arguments: name, value and digest of each.
+        arguments: name, short text and digest of each.
     """
-    described = {name: [described_value(name, value), digest] for name, value, digest in arguments}
+    described = {name: [text, digest] for name, text, digest in arguments}
     text = json.dumps(described, ensure_ascii=False)
     while len(text.encode("utf-8", "replace")) > SUMMARY:
         described.popitem()

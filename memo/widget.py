@@ -25,6 +25,7 @@ from memo.invalidation import invalidate
 from memo.port import Handle, Port
 from memo.seal import Header
 from memo.stats import stats
+from memo.summaries import RESOLVED
 
 INTERVAL = 1.0
 """Seconds between two looks."""
@@ -168,6 +169,7 @@ def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] |
         return None
     try:
         summary = json.loads(header.summary)
+        summary.pop(RESOLVED, None)
         given = {name: ast.literal_eval(parts[0]) for name, parts in summary.items()}
         same = function.key(**given) == header.key
     except (ValueError, SyntaxError, TypeError, LookupError, AttributeError, MemoError):

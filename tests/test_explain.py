@@ -171,7 +171,97 @@ def test_big_arguments_are_named_by_their_shape(clock: ManualClock) -> None:
     fit(pd.DataFrame({"a": [1, 2]}), "one")
     explanation = fit.explain(pd.DataFrame({"a": [1, 2, 3]}), "other")
     shows(explanation, "frame is DataFrame 3x1; the nearest entry has DataFrame 2x1")
-    shows(explanation, "api_key is ***; the nearest entry has ***")
+    shows(explanation, "api_key is not that of the nearest entry", "the only entry")
+    again = fit.explain(pd.DataFrame({"a": [1, 3]}), "one")
+    shows(again, "frame is another DataFrame 2x1 than that of the nearest entry")
+
+
+def test_containers_are_shown_while_they_are_short(clock: ManualClock) -> None:
+    """A short nested argument is written out; a long one, or one with a secret, is summed up."""
+
+    @cache(name="fit")
+    def fit(options: Any) -> int:
+        return 1
+
+    fit({"a": [1, 2], "b": {"c": None}})
+    shows(
+        fit.explain({"a": [1, 3]}), "options is {'a': [1, 3]}; the nearest entry has {'a': [1, 2]"
+    )
+    fit.cache_clear()
+    fit({"deep": {"token": "hunter2"}})
+    hidden = str(fit.explain({"deep": {"token": "hunter3"}}))
+    assert "options is another dict of 1" in hidden
+    assert "hunter" not in hidden
+    assert "dict of 100" in str(fit.explain({n: n for n in range(100)}))
+    assert "list of 1;" in str(fit.explain([[10**400]]))
+
+
+class Shop:
+    """A class whose methods are explained."""
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    def __cache_key__(self) -> str:
+        return self.tenant
+
+    @cache(name="load")
+    def load(self, x: int) -> int:
+        return self.helper(x)
+
+    def helper(self, x: int) -> int:
+        return x
+
+    @cache(name="make")
+    @classmethod
+    def make(cls, x: int) -> int:
+        return x
+
+
+class Branch(Shop):
+    """A class with another helper."""
+
+    def helper(self, x: int) -> int:
+        return x + 1
+
+
+def test_another_class_or_instance_is_named(clock: ManualClock) -> None:
+    """An entry of another class, or of an instance with another key, is no edit of the code."""
+    Shop("a").load(1)
+    Shop.make(1)
+    shows(Shop("b").load.explain(1), "self is Shop('b'); the nearest entry has Shop('a')")
+    shows(Branch("a").load.explain(1), "self is Branch('a'); the nearest entry has Shop('a')")
+    shows(Branch.make.explain(1), "cls is Branch; the nearest entry has Shop")
+    for explanation in (Shop("b").load.explain(1), Branch("a").load.explain(1)):
+        assert explanation.reason == "other arguments"
+    assert Shop("a").load.explain(2).facts[0] == "x is 2; the nearest entry has 1"
+
+
+def test_an_edited_method_shows_the_diff(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a method reaches in the class of `self` is compared for that class."""
+    Branch("a").load(1)
+
+    def helper(self: Any, x: int) -> int:
+        return x + 2
+
+    monkeypatch.setattr(Branch, "helper", helper)
+    explanation = Branch("a").load.explain(1)
+    assert explanation.reason == "code changed"
+    assert not Shop("a").load.explain(1).hit
+    assert any("helper" in fact for fact in explanation.facts)
+
+
+def test_what_a_resolver_gives_is_named(clock: ManualClock) -> None:
+    """With a `key_resolver` it is what that gives that differs."""
+
+    @cache(name="order", key_resolver=lambda order: order["id"])
+    def order(order: dict[str, int]) -> int:
+        return 1
+
+    order({"id": 1})
+    shows(order.explain({"id": 2}), "what key_resolver gives is '2'; the nearest entry has '1'")
 
 
 def test_changed_code_shows_the_diff(code: Code) -> None:
