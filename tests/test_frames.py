@@ -889,6 +889,66 @@ def test_one_changed_cell_is_another_key(frame: Any, data: st.DataObject) -> Non
     assert (digest(changed) == digest(frame)) == (described(changed) == described(frame))
 
 
+DTYPES = ("i1", "i8", ">i8", "u1", "f4", "f8", "?", "M8[s]", "M8[ns]", "m8[s]", "U1", "S1", "O")
+
+
+@st.composite
+def ndarrays(draw: Any) -> Any:
+    """Small arrays of many dtypes, shapes and layouts, so that equal ones are met often."""
+    shape = tuple(draw(st.lists(st.integers(0, 2), max_size=3)))
+    size = int(np.prod(shape))
+    numbers = draw(st.lists(st.integers(0, 1), min_size=size, max_size=size))
+    array = np.array(numbers, dtype="i8").reshape(shape).astype(draw(st.sampled_from(DTYPES)))
+    layout = draw(st.sampled_from(["C", "F", "strided", "backwards"]))
+    if layout == "F":
+        return np.asfortranarray(array)
+    if layout == "strided" and array.ndim:
+        return np.repeat(array, 2, axis=0)[::2]
+    return array[::-1].copy()[::-1] if layout == "backwards" and array.ndim else array
+
+
+LEAVES = frames() | ndarrays() | st.sampled_from([0, 1, True, False, 0.0, None, "a"])
+NESTED = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.sampled_from(["a", "b", 1, None]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def told(value: Any) -> Any:
+    """What a nested value is, by a slow rule of its own."""
+    if isinstance(value, np.ndarray):
+        return "array", value.dtype.str, value.shape, repr(value.tolist())
+    if isinstance(value, pd.DataFrame):
+        return "frame", described(value)
+    if isinstance(value, dict):
+        return "dict", {(type(key), key): told(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value), [told(part) for part in value]
+    return type(value), value
+
+
+@settings(max_examples=200, deadline=None)
+@given(NESTED, NESTED)
+def test_two_nested_values_have_one_key_exactly_when_they_are_equal(one: Any, other: Any) -> None:
+    """Frames and arrays inside of containers: one key exactly when type and content are equal."""
+    assert (digest(one) == digest(other)) == (told(one) == told(other))
+
+
+@settings(max_examples=200, deadline=None)
+@given(NESTED, NESTED, NESTED)
+def test_parts_of_nested_values_do_not_run_into_each_other(a: Any, b: Any, c: Any) -> None:
+    """However the same parts are bracketed, each way is another value."""
+    ways = [[a, b, c], [[a, b], c], [a, [b, c]], [[a, b, c]], (a, b, c), {"a": a, "b": [b, c]}]
+    assert len(set(map(digest, ways))) == len(ways)
+    assert digest([a, b]) == digest([copy.deepcopy(a), copy.deepcopy(b)])
+    assert (digest([a, b]) == digest([b, a])) == (told(a) == told(b))
+
+
 # --- speed ---------------------------------------------------------------------------------------
 
 
