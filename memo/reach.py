@@ -15,6 +15,7 @@ Rules of this module:
 from __future__ import annotations
 
 import builtins
+import importlib
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -30,7 +31,13 @@ from memo.uses import FREE, GLOBAL, IMPORT, SELF, Path, Taken, Use, under
 
 _BUILTINS = vars(builtins)
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-_DYNAMIC = frozenset({"eval", "exec", "__import__"})
+_DYNAMIC = frozenset({"eval", "exec", "__import__", "globals"})
+_DYNAMIC_IN = {
+    "importlib": {"import_module"},
+    "runpy": {"run_path", "run_module"},
+    "sys": {"modules"},
+}
+"""By module: what gives modules by a name that is only known when the code runs."""
 _CONTAINERS = (list, dict, set, bytearray)
 _ITSELF = Taken()
 _ROOT: Key = (0, 0)
@@ -190,9 +197,17 @@ class _Survey:
             return
         self._keep(where, MISSING)
         if name in _DYNAMIC:
-            self.lost.add(f"{node.name}: {name}() reaches what cannot be told")
+            self._dynamic(node, f"{name}()")
         if isinstance(_BUILTINS[name], (types.FunctionType, types.MethodType)):
             self._follow(node, label, spot(_BUILTINS, name), taken)
+
+    def _dynamic(self, node: Node, name: str) -> None:
+        self.lost.add(f"{node.name}: {name} reaches what cannot be told")
+
+    def _dynamic_in(self, node: Node, module: str, chains: Iterable[Path]) -> None:
+        names = {chain[0] for chain in chains if chain} & _DYNAMIC_IN.get(module, set())
+        for name in sorted(names):
+            self._dynamic(node, f"{module}.{name}")
 
     def _follow(
         self,
@@ -214,6 +229,8 @@ class _Survey:
             self._keep(where, value)
             self._module(node, label, value, taken)
         else:
+            if value is importlib.import_module:
+                self._dynamic(node, "import_module()")
             self._put(node, label, self._shot(where, value), owner)
             self._attributes(node, label, value, taken)
 
@@ -243,6 +260,7 @@ class _Survey:
         whose = origin.of_module(module)
         self._package(node, whose)
         if whose.kind != origin.USER:
+            self._dynamic_in(node, module.__name__, taken.chains)
             return
         node.facts.add((label, f"module {module.__name__}"))
         if () in taken.chains:
@@ -320,6 +338,7 @@ class _Survey:
             node.facts.add((f"import:{name}", "absent"))
             return
         self._package(node, whose)
+        self._dynamic_in(node, full, chains)
         if whose.kind == origin.USER:
             origin.imported(full)
             taken = Taken(tuple(chain for chain in chains if chain))

@@ -1070,6 +1070,15 @@ UNTRACKED = {
     "import threading\nl = threading.Lock()\ndef f(x): return l": "global:l",
     "def f(x): return eval(x)": "eval()",
     "def f(x): exec(x)": "exec()",
+    "def f(x): return globals()[x]": "globals()",
+    "import importlib\ndef f(x): return importlib.import_module(x)": "importlib.import_module",
+    "from importlib import import_module as g\ndef f(x): return g(x)": "import_module()",
+    "def f(x):\n    import importlib as i\n    return i.import_module(x)": "importlib.import",
+    "def f(x):\n    from importlib import import_module as i\n    return i(x)": (
+        "importlib.import_module"
+    ),
+    "import sys\ndef f(x): return sys.modules[x]": "sys.modules",
+    "import runpy\ndef f(x): return runpy.run_path(x)": "runpy.run_path",
     "l = [1, {'k': (i for i in ())}]\ndef f(x): return l": "global:l[1]['k']",
 }
 
