@@ -26,27 +26,32 @@ class Note:
     """What stands in the body of a class until the class is there.
 
     Attributes:
-        functions: cached functions that were made in the body.
+        functions: cached functions that were made in the body, and what binds each to its class.
     """
 
     def __init__(self) -> None:
-        self.functions: list[Any] = []
+        self.functions: list[tuple[Any, Callable[[], None]]] = []
 
     def __set_name__(self, owner: type, name: str) -> None:
         if vars(owner).get(name) is self:
             delattr(owner, name)
         for attribute, value in list(vars(owner).items()):
-            held: Any = value.__func__ if type(value) is classmethod else None
-            if any(held is function for function in self.functions):
-                held.bind_to_class()
-                setattr(owner, attribute, held)
+            if type(value) is classmethod:
+                self._bind(owner, attribute, value.__func__)
+
+    def _bind(self, owner: type, attribute: str, held: Any) -> None:
+        for function, bind in self.functions:
+            if function is held:
+                bind()
+                setattr(owner, attribute, function)
 
 
-def expect(made: Any, function: Callable[..., Any]) -> None:
+def expect(made: Any, bind: Callable[[], None], function: Callable[..., Any]) -> None:
     """Bind a cached function to its class, if it stands in the body of one under `@classmethod`.
 
     Args:
-        made: has `bind_to_class()`.
+        made: the cached function.
+        bind: makes a class method of it.
         function: what it caches; its name says in which body it stands.
     """
     outer = getattr(function, "__qualname__", "").rpartition(".")[0]
@@ -54,7 +59,7 @@ def expect(made: Any, function: Callable[..., Any]) -> None:
         return
     body = _body(outer)
     if body is not None:
-        body.setdefault(NOTE, Note()).functions.append(made)
+        body.setdefault(NOTE, Note()).functions.append((made, bind))
 
 
 def _body(name: str) -> Any:

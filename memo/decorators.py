@@ -114,7 +114,7 @@ class CachedFunction(Generic[P, R]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._function.keyer.method = True
 
-    def bind_to_class(self) -> None:
+    def _bind_to_class(self) -> None:
         """Be a class method: what is taken from a class or an instance is bound to the class.
 
         `memo.classes` says why `classmethod` is not left to do it.
@@ -486,7 +486,7 @@ def _rebuilt(
     made = kind(function, given)
     made._function.identity = Identity(function, digest=code)
     if of_class:
-        made.bind_to_class()
+        made._bind_to_class()
     return made
 
 
@@ -610,10 +610,10 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
         return staticmethod(_decorated(function.__func__, given))
     if isinstance(function, classmethod):
         made = _decorated(function.__func__, given)
-        made.bind_to_class()
+        made._bind_to_class()
         return made
     options.function("function", function)
     kind: Any = CachedCoroutine if options.is_async(function) else CachedFunction
     made = kind(function, given)
-    classes.expect(made, function)
+    classes.expect(made, made._bind_to_class, function)
     return made

@@ -205,14 +205,14 @@ class Shop:
     def __cache_key__(self) -> str:
         return self.tenant
 
-    @cache(name="load")
+    @cache(name="shop_load")
     def load(self, x: int) -> int:
         return self.helper(x)
 
     def helper(self, x: int) -> int:
         return x
 
-    @cache(name="make")
+    @cache(name="shop_make")
     @classmethod
     def make(cls, x: int) -> int:
         return x
