@@ -138,7 +138,7 @@ def code_digest(function: Any) -> str:
     if noted is not None:
         return noted
     found = _known.get(id(function))
-    if found is None or found.function is not function:
+    if found is None:  # what is known is kept alive, so no address means another
         found = _known[id(function)] = Identity(function)
         while len(_known) > _KNOWN:
             _known.popitem(last=False)

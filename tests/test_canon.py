@@ -131,6 +131,27 @@ class Group(set):  # type: ignore[type-arg]
     pass
 
 
+class Ordered(collections.OrderedDict):  # type: ignore[type-arg]
+    pass
+
+
+class Couple(Pair):
+    """A named tuple with attributes."""
+
+
+class Strange(enum.Enum):
+    """Members whose values cannot be told apart."""
+
+    ONE = math.nan
+    OTHER = float("nan")
+
+
+def named(value: Any) -> Any:
+    """A value with an attribute of its own."""
+    value.name = "mine"
+    return value
+
+
 class Lazy:
     def __init__(self, n: int) -> None:
         self.n = n
@@ -235,6 +256,11 @@ DISTINCT: dict[str, Any] = {
     "deque maxlen": collections.deque([1, 2], 2),
     "Many": Many([1, 2]),
     "Group": Group([1, 2]),
+    "Group named": named(Group([1, 2])),
+    "Ordered named": named(Ordered(a=1)),
+    "Ordered": Ordered(a=1),
+    "Point named": named(Couple(1, 2)),
+    "Couple": Couple(1, 2),
     "dict_keys": {1: 2}.keys(),
     "dict_values": {1: 2}.values(),
     "dict_items": {1: 2}.items(),
@@ -640,6 +666,42 @@ def test_what_raises_when_it_is_read_has_no_key() -> None:
     """Whatever a value's own methods raise, it is an error that tells so."""
     with pytest.raises(Unkeyable, match="RuntimeError"):
         digest([Raising()])
+
+
+def test_members_with_like_values_are_told_apart() -> None:
+    """Two members of an enum whose values cannot be told apart differ by their names."""
+    assert Strange.ONE is not Strange.OTHER
+    assert digest(Strange.ONE.value) == digest(Strange.OTHER.value)
+    assert digest(Strange.ONE) != digest(Strange.OTHER)
+
+
+def test_a_captured_marker_is_no_handle() -> None:
+    """A function that has captured a bare `object()` has a key, as one with such a default has."""
+
+    def made(marker: object) -> Any:
+        return lambda x: x is marker
+
+    assert digest(made(object())) == digest(made(object())) != digest(made(None))
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ("lambda a, b: 1", "lambda a, /, b: 1"),
+        ("lambda a, b: 1", "lambda a, *, b: 1"),
+        ("lambda a: 1", "lambda a: 2"),
+        ("lambda a: a.x", "lambda a: a.y"),
+        ("lambda a: (lambda: 1)", "lambda a: (lambda: 2)"),
+    ],
+)
+def test_functions_of_others_that_have_no_name_are_their_bytecode(sources: tuple[str, str]) -> None:
+    """A function that an installed module made, and keeps under no name, counts by what it does."""
+    import json
+
+    def made(source: str) -> Any:
+        return eval(compile(source, json.__file__, "eval"), vars(json))
+
+    assert digest(made(sources[0])) == digest(made(sources[0])) != digest(made(sources[1]))
 
 
 def test_register_key() -> None:

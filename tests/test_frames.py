@@ -151,6 +151,8 @@ TABLES: dict[str, Any] = {
     "index name": pd.Index([0, 1, 2], name="a"),
     "range": pd.RangeIndex(3),
     "range name": pd.RangeIndex(3, name="a"),
+    "levels": pd.MultiIndex.from_arrays([[1, 2], [3, 4]]),
+    "levels sorted": pd.MultiIndex.from_arrays([[1, 2], [3, 4]], sortorder=0),
     "days": DAYS,
     "days no freq": DAYS._with_freq(None),
     "days utc": DAYS.tz_localize("UTC"),
@@ -267,6 +269,9 @@ OTHERS: dict[str, Any] = {
     "pa table": pa.table({"a": [1, 2]}),
     "pa table name": pa.table({"b": [1, 2]}),
     "pa table metadata": pa.table({"a": [1, 2]}).replace_schema_metadata({"a": "b"}),
+    "pa table field metadata": pa.table(
+        {"a": [1, 2]}, schema=pa.schema([pa.field("a", pa.int64(), metadata={"a": "b"})])
+    ),
     "pa table not null": pa.table(
         {"a": [1, 2]}, schema=pa.schema([pa.field("a", pa.int64(), nullable=False)])
     ),
@@ -398,7 +403,38 @@ def unsorted() -> Any:
     )
 
 
+def gaps(fields: dict[str, Any], values: tuple[int, ...]) -> tuple[Any, Any]:
+    """Two records that differ only in bytes that belong to no field."""
+    kind = np.dtype(fields)
+    made = [np.frombuffer(bytes([fill]) * kind.itemsize * 2, kind).copy() for fill in (0, 255)]
+    for array in made:
+        array[:] = values
+    return made[0], made[1]
+
+
+def long_doubles(kind: str) -> tuple[Any, Any]:
+    """Two arrays of long doubles with other bytes where none counts."""
+    one, other = np.array([1, -2.5], kind), np.array([1, -2.5], kind)
+    raw = other.view(np.uint8).reshape(2, -1)
+    spare = raw.shape[1] - 10
+    if np.finfo(np.longdouble).nmant == 63:
+        raw[:, slice(spare) if kind[0] == ">" else slice(-spare, None)] = 7
+    assert (one == other).all()
+    return one, other
+
+
 SAME: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "gap at the end": lambda: gaps(
+        {"names": ["a"], "formats": ["i4"], "offsets": [0], "itemsize": 8}, (1,)
+    ),
+    "overlapping fields": lambda: gaps(
+        {"names": ["a", "b"], "formats": ["i4", "i4"], "offsets": [0, 0], "itemsize": 8}, (1, 1)
+    ),
+    "gap between": lambda: gaps(
+        {"names": ["a", "b"], "formats": ["i4", "i4"], "offsets": [0, 8], "itemsize": 12}, (1, 2)
+    ),
+    "long double": lambda: long_doubles("g"),
+    "long double, big-endian": lambda: long_doubles(">g"),
     "fortran": lambda: (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))),
     "fortran, big": lambda: (big("C"), big("F")),
     "transposed, big": lambda: (big("C"), big("C").T.copy().T),
@@ -609,6 +645,11 @@ def layouts(numbers: Any) -> dict[str, pd.DataFrame]:
         "every other": pd.DataFrame(wide, copy=False).iloc[::2, 1:].set_axis(range(columns), axis=1)
         .reset_index(drop=True),
         "one by one": pd.DataFrame({n: numbers[:, n].copy() for n in range(columns)}, copy=False),
+        "interleaved": pd.concat(
+            [pd.DataFrame(numbers[:, at::2].copy()) for at in (0, 1)], axis=1
+        )
+        .iloc[:, np.argsort([*range(0, columns, 2), *range(1, columns, 2)])]
+        .set_axis(pd.RangeIndex(columns), axis=1),
         "halves": pd.concat(halves, axis=1).set_axis(pd.RangeIndex(columns), axis=1),
         "backwards": pd.DataFrame(numbers[::-1].copy(), copy=False)
         .iloc[::-1].reset_index(drop=True),

@@ -10,6 +10,7 @@ import itertools
 import linecache
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -142,6 +143,46 @@ SAME = {
     ),
 }
 OTHER = {
+    "dataclass field compared": (
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0)\ndef f(x): return C(x) == C(0)"
+        ),
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0, compare=False)\ndef f(x): return C(x) == C(0)"
+        ),
+    ),
+    "dataclass field shown": (
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0)\ndef f(x): return C(x) == C(0)"
+        ),
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0, repr=False)\ndef f(x): return C(x) == C(0)"
+        ),
+    ),
+    "dataclass field hashed": (
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0)\ndef f(x): return C(x) == C(0)"
+        ),
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0, hash=True)\ndef f(x): return C(x) == C(0)"
+        ),
+    ),
+    "dataclass field by keyword": (
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0)\ndef f(x): return C(x) == C(0)"
+        ),
+        (
+            "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"
+            "    a: int = field(default=0, kw_only=True)\ndef f(x): return C(x) == C(0)"
+        ),
+    ),
     "body": ("def f(x): return x", "def f(x): return x + 1"),
     "int, float, bool": ("def f(x): return 1", "def f(x): return 1.0"),
     "int, bool": ("def f(x): return 1", "def f(x): return True"),
@@ -737,6 +778,20 @@ def test_reload(tmp_path: Path) -> None:
     write(tmp_path, helpers="# back\ndef g(x): return x")
     importlib.reload(sys.modules["helpers"])
     assert identity.digest() == old
+
+
+def test_an_edited_module_that_was_loaded_again_has_its_source(tmp_path: Path) -> None:
+    """The source of an edited module is the one on disk, not the one that was read before."""
+    path = tmp_path / "edited_module.py"
+    sys.path.insert(0, str(tmp_path))
+    for text in ("def f(x): return 1\n", "# moved\n\ndef f(x): return 22\n"):
+        path.write_text(text)
+        sys.modules.pop("edited_module", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        f = importlib.import_module("edited_module").f
+        assert code.read(f.__code__, f.__globals__).source
+        assert Identity(f).parts()["edited_module:f"].endswith(text.split()[-1])
 
 
 def test_source_that_is_not_the_code(tmp_path: Path) -> None:
@@ -1414,6 +1469,18 @@ STRUCTURES = {
     "cycle": ("G = C(); G.me = G; G.a = [G]", ["G.a.append(1)", "G.me = None"]),
     "tuple": ("G = ([g], 1)", ["G[0].append(1)"]),
     "a function's code": ("G = [g]", ["g.__code__ = h.__code__"]),
+    "keyword defaults": (
+        "def k(x, *, a=1): return a\nG = [k]",
+        ["k.__kwdefaults__ = {'a': 2}", "k.__kwdefaults__ = {'a': True}", "del k.__kwdefaults__"],
+    ),
+    "bases": (
+        "class A: pass\nclass B: pass\nclass X(A): pass\nG = X()",
+        ["X.__bases__ = (B,)", "X.__bases__ = (A, B)"],
+    ),
+    "array of functions": (
+        "def make(n): return lambda: n\nG = numpy.array([make(1)], object)",
+        ["G[0] = make(2)"],
+    ),
     "a class": ("G = C(); G.a = 1", ["C.m = 5", "C.n = 5"]),
 }
 PARTS = """
@@ -1484,7 +1551,7 @@ def test_what_is_probed_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
     """While nothing changed, no image is made of an object of the user's."""
     probed = set(STRUCTURES) - {
         *("builtin method", "mapping of mine", "dict that says otherwise", "key of its own"),
-        *("array", "bytes", "long", "default of mine"),
+        *("array", "array of functions", "bytes", "long", "default of mine"),
     }
     for name in sorted(probed):
         identity = Notebook(PARTS, STRUCTURES[name][0]).identity()
