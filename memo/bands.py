@@ -10,9 +10,11 @@ Rules of this module:
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +25,10 @@ BAND: Final = 16 << 20
 """Bytes that are copied into order at once."""
 TILE: Final = 256 << 10
 """Bytes of a tile: about a third of what a core keeps close."""
+FED: Final = 1 << 20
+"""Bytes of a tile that is hashed by the thread that copied it."""
+ROWS: Final = 8
+"""Rows in such a tile: as many 8-byte numbers as a processor reads at once."""
 SHARED: Final = 4 << 20
 """Bytes of a band from which threads share the work."""
 THREADS: Final = min(8, os.cpu_count() or 1)
@@ -63,6 +69,56 @@ def ordered(parts: Iterable[Any]) -> Iterator[memoryview]:
             yield memoryview(place)
 
 
+def spare(rows: int) -> int:
+    """How many threads may hash one row while `feed` feeds as many."""
+    return max(1, THREADS // rows)
+
+
+def feed(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
+    """Give each taker the bytes of its row of a 2-D array, bit by bit and in order.
+
+    For rows that do not lie in one piece: a thread copies some of them, tile by tile, and has them
+    taken while they are close.  Takers are called from several threads, each from one.
+    """
+    count = min(THREADS, len(array))
+    bounds = [len(array) * at // count for at in range(count + 1)]
+    parts = [(takers[a:b], array[a:b]) for a, b in itertools.pairwise(bounds)]
+    with _pool() as pool:
+        _run([functools.partial(_feed, *part) for part in parts], pool)
+
+
+def _feed(takers: Sequence[Callable[[Any], object]], rows: Any) -> None:
+    for at in range(0, len(rows), ROWS):
+        _feed_some(takers[at : at + ROWS], rows[at : at + ROWS])
+
+
+def _feed_some(takers: Sequence[Callable[[Any], object]], rows: Any) -> None:
+    np = sys.modules["numpy"]
+    step = max(1, FED // (len(rows) * rows.dtype.itemsize))
+    tile = np.empty((len(rows), step), rows.dtype)
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step]
+        place = tile[:, : part.shape[1]]
+        place[...] = part
+        for taker, row in zip(takers, place, strict=True):
+            taker(memoryview(row.view(np.uint8)))
+
+
+def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
+    """Do some work, each but the first in a thread; all of it here where none can be started."""
+    others = []
+    mine = list(work[:1])
+    for one in work[1:]:
+        try:
+            others.append(pool.submit(one))
+        except RuntimeError:  # the interpreter goes down, or there are threads enough
+            mine.append(one)
+    for one in mine:
+        one()
+    for other in others:
+        other.result()
+
+
 def _pool() -> ThreadPoolExecutor:
     from concurrent import futures
 
@@ -75,14 +131,7 @@ def _copy(target: Any, source: Any, pool: ThreadPoolExecutor | None) -> None:
     if pool is None or len(tiles) < THREADS:
         _fill(tiles)
         return
-    try:
-        others = [pool.submit(_fill, tiles[at::THREADS]) for at in range(1, THREADS)]
-    except RuntimeError:  # the interpreter goes down, or there are threads enough
-        _fill(tiles)
-        return
-    _fill(tiles[::THREADS])
-    for other in others:
-        other.result()
+    _run([functools.partial(_fill, tiles[at::THREADS]) for at in range(THREADS)], pool)
 
 
 def _tiles(target: Any, source: Any) -> Iterator[tuple[Any, Any]]:

@@ -4,9 +4,9 @@ Rules of this module:
 
 1.  A frame is its class, its index and columns with their names, the dtype of each column, the
     values, `attrs` and flags.  How columns are gathered in blocks is layout, not value.
-2.  Columns of one dtype are hashed together, in strips of some columns and bands of some rows whose
-    sizes depend on the shape and the dtype alone.  So a block is hashed where it lies if it lies in
-    columns, and read once, strip by strip, if it lies in rows.
+2.  Long columns are hashed one by one, short ones of one dtype in strips whose number of columns
+    depends on the shape and the dtype alone.  So columns are hashed where they lie if they lie in
+    one piece each; if they lie in rows, several are copied and hashed in one pass over the rows.
 3.  What pandas keeps under a missing value is nobody's; which kind of missing value it is counts.
 """
 
@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from memo import arrays, atoms, bands, canon, columns
+from memo import arrays, atoms, canon, columns
 from memo.arrays import node, numpy
 from memo.canon import Encoder, Walk
 
-COLUMNS: Final = 16
-"""Columns of a strip, where columns are long; a band then holds 1 MB of each."""
+LONG: Final = 1 << 20
+"""Bytes of a column from which it is hashed by itself."""
+STRIP: Final = 8 << 20
+"""Bytes of a strip of short columns."""
 
 # --- frames --------------------------------------------------------------------------------------
 
@@ -94,7 +96,7 @@ def _group(value: Any, blocks: Any, owner: Any, row: Any, members: Any, walk: Wa
     some = blocks[owner[members[0]]].values
     plain = _plain(some)
     if plain is not None and plain.dtype.kind not in "OT":
-        return arrays.joined(_strips(blocks, owner[members], row[members], plain))
+        return _strips(blocks, owner[members], row[members], plain)
     return b"".join(
         atoms.sized(_column(blocks[owner[m]].values, int(row[m]), f"[{_label(value, m)}]", walk))
         for m in members
@@ -112,31 +114,21 @@ def _plain(values: Any) -> Any:
     return values if type(values) is numpy().ndarray else getattr(values, "_ndarray", None)
 
 
-def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> Iterator[Any]:
-    """The bytes of columns of one dtype: strip by strip, in each band by band, and there by column.
+def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> bytes:
+    """The content of columns of one dtype: each long column by itself, short ones in strips.
 
     Args:
-        plain: the values of one of the blocks; all have its width and its number of rows.
+        plain: the values of one of the blocks; all have its dtype and its number of rows.
     """
-    count, rows = len(owner), plain.shape[1]
-    many = max(COLUMNS, bands.BAND // max(1, rows * plain.dtype.itemsize))
-    strips = -(-count // many)
-    step = max(1, bands.BAND // COLUMNS // plain.dtype.itemsize)
-    for at in range(strips):
-        places = slice(count * at // strips, count * (at + 1) // strips)
-        runs = list(_runs(blocks, owner[places], row[places]))
-        for start in range(0, rows, step):
-            for run in runs:
-                yield from _lines(run[:, start : start + step])
-
-
-def _lines(part: Any) -> Iterator[Any]:
-    """The bytes of some rows of columns: in place where each column lies in order."""
-    if part.flags.c_contiguous or part.strides[1] != part.dtype.itemsize:
-        yield from arrays.raw(part)
-    else:
-        for line in part:
-            yield from arrays.raw(line)
+    column = max(1, plain.shape[1] * plain.dtype.itemsize)
+    if column >= LONG:
+        return b"".join(arrays.lines(run) for run in _runs(blocks, owner, row))
+    many = STRIP // column
+    content = b""
+    for at in range(0, len(owner), many):
+        runs = _runs(blocks, owner[at : at + many], row[at : at + many])
+        content += arrays.joined(piece for run in runs for piece in arrays.raw(run))
+    return content
 
 
 def _runs(blocks: Any, owner: Any, row: Any) -> Iterator[Any]:

@@ -24,7 +24,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo import arrays, bands
+from memo import arrays, bands, tables
 from memo.canon import Unkeyable, digest
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
@@ -656,16 +656,23 @@ def layouts(numbers: Any) -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that is cut for hashing is cut in little parts."""
+    for name, size in {"BAND": 4096, "TILE": 100, "SHARED": 1000, "FED": 300, "ROWS": 3}.items():
+        monkeypatch.setattr(bands, name, size)
+    monkeypatch.setattr(bands, "THREADS", 4)
+    monkeypatch.setattr(arrays, "PIECE", 500)
+    monkeypatch.setattr(tables, "LONG", 2000)
+    monkeypatch.setattr(tables, "STRIP", 5000)
+
+
 @pytest.mark.parametrize("kind", ["f8", "i1", "M8[us]", "c16"])
 @pytest.mark.parametrize("shape", [(1, 2), (7, 40), (1000, 3), (1000, 17), (40, 700), (0, 3)])
 def test_bands_and_strips_are_not_in_the_key(
     monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int]
 ) -> None:
     """However a frame lies, and however it is cut for hashing, it has one key."""
-    monkeypatch.setattr(bands, "BAND", 4096)
-    monkeypatch.setattr(bands, "TILE", 100)
-    monkeypatch.setattr(bands, "SHARED", 1000)
-    monkeypatch.setattr(arrays, "PIECE", 500)
+    small(monkeypatch)
     numbers = np.arange(shape[0] * shape[1]).reshape(shape).astype(kind)
     frames = layouts(numbers)
     assert len({digest(frame) for frame in frames.values()}) == 1
@@ -684,10 +691,11 @@ def test_big_frames_have_one_key_in_any_layout(shape: tuple[int, int]) -> None:
     assert digest(pd.DataFrame(numbers)) not in keys
 
 
-def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("long", [100, 100_000])
+def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
     """Two cells that change places make another key, wherever bands and strips end."""
-    monkeypatch.setattr(bands, "BAND", 2048)
-    monkeypatch.setattr(bands, "TILE", 64)
+    small(monkeypatch)
+    monkeypatch.setattr(tables, "LONG", long)
     numbers = np.arange(40 * 36.0).reshape(40, 36)
     keys = {digest(pd.DataFrame(numbers, copy=False))}
     for (a, b), (c, d) in [
@@ -702,17 +710,30 @@ def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch) 
     assert len(keys) == 5
 
 
-def test_bands_are_copied_alone_where_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("started", [0, 1])
+def test_bands_are_copied_alone_where_no_thread_starts(
+    monkeypatch: pytest.MonkeyPatch, started: int
+) -> None:
     """At the end of the interpreter, where no thread can be started, big frames still have keys."""
     from concurrent.futures import ThreadPoolExecutor
 
-    frame = pd.DataFrame(np.random.default_rng(0).random((300_000, 5)), copy=False)
-    key = digest(frame)
-    over = ThreadPoolExecutor(1)
-    over.shutdown()
-    monkeypatch.setattr(bands, "_pool", lambda: over)
+    class Few(ThreadPoolExecutor):
+        """Starts so many, and no more."""
+
+        left = started
+
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            if not self.left:
+                raise RuntimeError("can't start new thread")
+            self.left -= 1
+            return super().submit(*args, **kwargs)
+
+    rows = pd.DataFrame(np.random.default_rng(0).random((300_000, 5)), copy=False)
+    fortran = np.asfortranarray(rows.to_numpy())
+    keys = digest(rows), digest(fortran)
+    monkeypatch.setattr(bands, "_pool", lambda: Few(4))
     monkeypatch.setattr(bands, "THREADS", 4)
-    assert digest(frame) == key
+    assert (digest(rows), digest(fortran)) == keys
 
 
 def test_a_frame_in_rows_is_keyed_in_little_memory() -> None:
