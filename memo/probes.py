@@ -38,6 +38,13 @@ _SEQUENCES: Final = (list, deque, set)
 _FIXED: Final = (tuple, frozenset)
 _MAPPINGS: Final = (dict, OrderedDict, defaultdict, Counter)
 _LEAVES: Final = (types.FunctionType, type, types.ModuleType, types.GenericAlias, types.UnionType)
+_BUILTINS: Final = (
+    types.BuiltinFunctionType,
+    types.MethodWrapperType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
 _BASES: Final = (list, deque, set, tuple, frozenset)
 
 
@@ -118,7 +125,9 @@ class _Prober:
         self._all(held)
 
     def _object(self, value: Any, kind: type) -> None:
-        if kind is types.MethodType:
+        if kind in _BUILTINS:
+            self.take(getattr(value, "__self__", None))
+        elif kind is types.MethodType:
             self._all((value.__self__, value.__func__))
         elif kind is functools.partial:
             self._all((value.func, *value.args, value.keywords))

@@ -406,10 +406,12 @@ def unsorted() -> Any:
 def gaps(fields: dict[str, Any], values: tuple[int, ...]) -> tuple[Any, Any]:
     """Two records that differ only in bytes that belong to no field."""
     kind = np.dtype(fields)
-    made = [np.frombuffer(bytes([fill]) * kind.itemsize * 2, kind).copy() for fill in (0, 255)]
-    for array in made:
-        array[:] = values
-    return made[0], made[1]
+    made = [np.full(2, fill, f"V{kind.itemsize}") for fill in (b"\0" * 12, b"\xff" * 12)]
+    for raw in made:
+        for name, value in zip(fields["names"], values, strict=True):
+            raw.view(kind)[name] = value
+    assert made[0].tobytes() != made[1].tobytes()
+    return made[0].view(kind), made[1].view(kind)
 
 
 def long_doubles(kind: str) -> tuple[Any, Any]:

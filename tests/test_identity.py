@@ -27,6 +27,7 @@ import pytest
 from memo import code, origin
 from memo.errors import KeyingError, OptionError
 from memo.identity import Identity, code_digest, function_id, stable
+from memo.probes import probe
 
 ROOT = Path(__file__).resolve().parent.parent
 _counter = itertools.count()
@@ -1459,6 +1460,11 @@ STRUCTURES = {
     "dict of mine": ("G = M(a=g)", ["G['a'] = h", "G.x = 1", "G['b'] = 1"]),
     "default of mine": ("G = P(list, a=g)", ["G.default_factory = set", "G['b']"]),
     "list of mine": ("G = L([g])", ["G.append(1)", "G.x = 1"]),
+    "array of like functions": (
+        "def k(x): return TOLD[0]\nG = numpy.array([k], object)",
+        ["G[0] = FunctionType(k.__code__, {'TOLD': [5], '__name__': __name__}, 'k')"],
+    ),
+    "list that says otherwise": ("G = N([g])", ["TOLD[0] = 2", "G.append(1)"]),
     "mapping of mine": ("G = V(); G.x = 1", ["TOLD[0] = 2", "G.x = 3"]),
     "dict that says otherwise": ("G = O(a=1)", ["TOLD[0] = 2"]),
     "key of its own": ("G = K(); G.x = 1", ["TOLD[0] = 2"]),
@@ -1489,7 +1495,7 @@ from collections.abc import Mapping
 from enum import Enum
 from functools import partial
 from threading import Lock
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 import numpy
 def g(x): return 1
 def h(x): return 2
@@ -1505,6 +1511,8 @@ class E(Enum):
     B = 2
 class M(dict): pass
 class L(list): pass
+class N(list):
+    def __iter__(self): return iter([*TOLD, *self[:]])
 class P(defaultdict): pass
 TOLD = [1]
 class V(Mapping):
@@ -1547,11 +1555,27 @@ def test_an_equal_value_in_its_place_is_no_change() -> None:
         )
 
 
+def test_a_probe_keeps_little_alive() -> None:
+    """A structure with a long text or many parts has no probe, as that would keep it."""
+    assert probe([print, "x" * 1000]) is not None
+    assert probe([print, "x" * 100_000]) is None
+    assert probe([print, b"x" * 100_000]) is None
+    assert probe([print, *range(2000)]) is None
+
+
 def test_what_is_probed_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing changed, no image is made of an object of the user's."""
     probed = set(STRUCTURES) - {
-        *("builtin method", "mapping of mine", "dict that says otherwise", "key of its own"),
-        *("array", "array of functions", "bytes", "long", "default of mine"),
+        *("mapping of mine", "dict that says otherwise", "key of its own"),
+        *(
+            "array",
+            "array of functions",
+            "array of like functions",
+            "list that says otherwise",
+            "bytes",
+            "long",
+            "default of mine",
+        ),
     }
     for name in sorted(probed):
         identity = Notebook(PARTS, STRUCTURES[name][0]).identity()
