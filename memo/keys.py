@@ -274,7 +274,7 @@ class Keyer:
         self._resolver = self._checked_resolver()
         self._wanted = self._checked_tags()
         self._special = bool(self._as) or self._resolver is not None or callable(self._given_tags)
-        self._heads: dict[str, tuple[str, bytes]] = {}
+        self._heads: dict[str, tuple[str, bytes, Own | None]] = {}
 
     def _unknown(self, option: str, names: Iterable[str]) -> None:
         for name in names:
@@ -340,20 +340,20 @@ class Keyer:
                 refuse_heavy(args, kwargs)
             encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
         known = self._heads.get(owner)
-        head = known[1] if known is not None and known[0] == code else self._head(owner, code)
-        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
-        mine = Own(owner) if owner else None
-        return Call(text, self, self.names, args, encodings, None, self._tags, mine)
+        if known is None or known[0] != code:
+            known = self._head(owner, code)
+        text = blake2b(known[1] + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        return Call(text, self, self.names, args, encodings, None, self._tags, known[2])
 
-    def _head(self, owner: str, code: str) -> bytes:
-        """What every key of a function, class and code version begins with."""
+    def _head(self, owner: str, code: str) -> tuple[str, bytes, Own | None]:
+        """The code version, what every key of it and of a class begins with, and the class."""
         known = self._heads.get(owner)
         if known is not None and known[0] == code:
-            return known[1]
+            return known
         facts = atoms.text(self.function_id) + atoms.text(owner) + atoms.text(code)
-        head = facts + canon.encoding(self.names)
-        self._heads[owner] = code, head
-        return head
+        known = code, facts + canon.encoding(self.names), Own(owner) if owner else None
+        self._heads[owner] = known
+        return known
 
     def _bound(
         self, code: str, owner: str, own: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -362,8 +362,7 @@ class Keyer:
             values, extra = bind(self.plan, args, kwargs)
         except BindingError:
             self._misfit(args if not self._method else (own, *args), kwargs)
-        head = self._head(owner, code)
-        mine = None
+        _, head, mine = self._head(owner, code)
         if self._method:
             mine = self._own_key(owner, own)
             head += mine.encoding
