@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memo import config, events, files
+from memo import config, events, files, options
 from memo.adapted import Adapted
 from memo.chain import Chain
 from memo.checks import TRACKING
@@ -197,6 +197,21 @@ def live_ttl(key: str | None) -> Callable[[], float | None]:
         return seconds
 
     return ttl
+
+
+def compress(given: bool | int | str | None) -> Callable[[], int | None]:
+    """What gives the bytes from which a function's results are compressed.
+
+    Args:
+        given: the decorator's `compress`; None: as the setting says, whenever a result is stored.
+
+    Raises:
+        OptionError: it is neither True nor False nor a size.
+    """
+    if given is None:
+        return lambda: config.current().compress
+    number = options.compress("compress", given)
+    return lambda: number
 
 
 def manifests() -> Manifests:

@@ -11,6 +11,8 @@ Rules of this module:
 4.  An invalidation is written down on the host before it is sent to a shared tier.  One that did
     not arrive is replayed, with a fresh token, before anything is read from that tier again.
 5.  A tier that fails is an event and a fall-through.
+6.  What is big goes to the shared tier from this host's disk, in the background, and what is big
+    comes from there to this host's disk: see `memo.transfers`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ from memo.port import Port
 from memo.seal import Entry, Secret
 from memo.stamps import Generation, Ref, Stamp, State, Turn
 from memo.tiers import MEMORY, Found, Front, Generations, Host, Listener, Source, Tier
+from memo.transfers import Transfers
+from memo.uploads import Upload
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
@@ -137,6 +141,14 @@ class Chain:
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
         self._ranked: Any = next((tier for tier in self.tiers if hasattr(tier, "was_read")), None)
+        self._transfers = Transfers(
+            self.tiers,
+            keeps=write_strategy == "write_through",
+            searches=read_strategy == "on_miss_or_error",
+            opened=self._opened,
+            remaining=self._remaining,
+            fault=self._fault,
+        )
         self._floors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -245,7 +257,7 @@ class Chain:
             return Answer(verdict)
         source = found.source
         if entry.header.buffers and source is None:
-            source = await self._payload(port, entry)
+            source = await self._payload(port, name, entry)
             if source is None:
                 return Answer(Verdict(MISS, PAYLOAD_MISSING))
         return Answer(verdict, entry, tier.name, source)
@@ -264,6 +276,9 @@ class Chain:
         entry = seal.unpack(found.record, self.secrets, self.namespace, key)
         front.remember(name, entry, found.record)
         return entry
+
+    def _opened(self, found: Found, name: str) -> Entry:
+        return seal.unpack(found.record, self.secrets, self.namespace, name.rpartition(":")[2])
 
     def remember(self, name: str, entry: Entry) -> None:
         """Keep an entry that was just stored beside its record in the memory tier."""
@@ -293,7 +308,8 @@ class Chain:
 
     def _plainly_true(self, entry: Entry, host: Host) -> bool:
         """Whether an entry has nothing but generations to it, and they read as they did."""
-        if len(entry.generations) != len(entry.header.stamps) or entry.header.buffers:
+        header = entry.header
+        if len(entry.generations) != len(header.stamps) or header.buffers or header.flags:
             return False
         now = host.generations.read(entry.refs)
         for stamp, state in zip(entry.generations, now, strict=True):
@@ -354,12 +370,15 @@ class Chain:
         self._refused = time.monotonic() + LEARN_AGAIN
         return False
 
-    async def _payload(self, port: Port, entry: Entry) -> Source | None:
+    async def _payload(self, port: Port, name: str, entry: Entry) -> Source | None:
         size = seal.payload_size(entry.header.buffers)
         digest = seal.payload_digest(entry.header.buffers)
         for tier in sorted(self.tiers, key=lambda t: t.shared):
             try:
-                source = await tier.payload(port, digest, size)
+                if tier.shared:
+                    source = await self._transfers.payload(port, tier, name, entry)
+                else:
+                    source = await tier.payload(port, digest, size)
             except TierError as error:
                 self._fault(tier.name, error, entry.header.key)
                 continue
@@ -420,7 +439,11 @@ class Chain:
         above = [tier for tier in self.tiers[:place] if not entry.header.buffers]
         slow = [tier for tier in above if tier.name != MEMORY]
         for tier in above:
-            if tier not in slow:
+            if self._transfers.later(tier, name, len(entry.record)):
+                slow.remove(tier)
+                if self._transfers.upload(name) is None:
+                    self._transfers.begin(port, name, len(entry.record))
+            elif tier not in slow:
                 await self._put(port, tier, name, entry.record, None, lifetime)
         if slow:
 
@@ -584,15 +607,32 @@ class Chain:
         payload: Payload | None,
         times: Times,
     ) -> tuple[str, ...]:
-        """Keep an entry in the tiers that the write strategy names; the names of those that did."""
+        """Keep an entry in the tiers that the write strategy names; the names of those that did.
+
+        What is big goes to a shared tier in the background, from this host's disk: see `upload`.
+        """
         lifetime = self._remaining(times)
-        stored = []
+        size = len(record) + (payload.size if payload else 0)
+        stored, later = [], []
         for tier in self.tiers:
+            if self._transfers.later(tier, name, len(record), payload):
+                later.append(tier)
+                continue
             if await self._put(port, tier, name, record, payload, lifetime):
                 stored.append(tier.name)
                 if self.write_strategy == "write_around" and tier.name != MEMORY:
                     break
+        for tier in later:
+            local = self._transfers.local
+            if local and local.name in stored and self._transfers.begin(port, name, size):
+                continue
+            if await self._put(port, tier, name, record, payload, lifetime):
+                stored.append(tier.name)
         return tuple(stored)
+
+    def upload(self, name: str) -> Upload | None:
+        """The upload of an entry to the shared tier that is under way or about to be."""
+        return self._transfers.upload(name)
 
     async def _put(
         self,

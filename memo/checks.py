@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from memo import options
 from memo import secret as secret_room
 from memo.errors import OptionError, SettingError, shown
 from memo.policy import seconds
@@ -120,21 +121,14 @@ def _path_or_none(value: Any, place: Place) -> Path | None:
     return None if value is None or value == "" else _path(value, place)
 
 
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
-_SCALE = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_SCALE |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-
-
 def _size(value: Any, place: Place) -> int:
     mend = 'write bytes as a number, or for instance "10GiB" or "256 MiB".'
-    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
-        number, unit = found.groups()
-        return int(float(number) * _SCALE[(unit or "b").lower()])
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = options.size(value)
+    if number is None:
         raise place.wrong(f"{shown(value)} is no size; {mend}")
-    if value < 0:
+    if number < 0:
         raise place.wrong(f"{value} is less than 0; {mend}")
-    return value
+    return number
 
 
 def _disk_size(value: Any, place: Place) -> int:
@@ -173,6 +167,15 @@ def _truth(value: Any, place: Place) -> bool:
     if found is None:
         raise place.wrong(f"{shown(value)} is neither true nor false; write true or false.")
     return found
+
+
+def _compress(value: Any, place: Place) -> int | None:
+    truth = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+    try:
+        return options.compress(place.setting, value if truth is None else truth)
+    except OptionError:
+        mend = 'write true, false, or the size from which results are compressed, like "1MiB".'
+        raise place.wrong(f"{shown(value)} is none of these; {mend}") from None
 
 
 def _one_of(*choices: str) -> Check:
@@ -256,6 +259,7 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "coherence": (_one_of(STRICT, TRACKING), STRICT),
     "deadline": (_deadline, 0.25),
     "redis_value_limit": (_redis_size, 64 * MIB),
+    "compress": (_compress, None),
     "enabled": (_truth, True),
     "live_file": (_path_or_none, None),
 }

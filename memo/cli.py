@@ -210,5 +210,6 @@ def _facts(header: Header, size: int) -> dict[str, Any]:
         "ttl": None if times.ttl < 0 else times.ttl / SECOND,
         "cost": times.cost / SECOND,
         "size": size,
+        "compressed": bool(header.flags),
         "writer": header.writer,
     }

@@ -10,6 +10,7 @@ import mmap
 import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from memo.errors import EntryError
 from memo.policy import UNREADABLE
 from memo.reducers import SMALL, reduced
-from memo.seal import ALIGN, Buffer, payload_digest, payload_size
+from memo.seal import ALIGN, COMPRESSED, Buffer, payload_digest, payload_size
 
 OUT_OF_BAND = 64 * 1024
 """Bytes of buffers from which a value gets a payload; below, everything is in the stream."""
@@ -55,19 +56,31 @@ class Payload(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A value as bytes."""
+    """A value as bytes.
+
+    Attributes:
+        stream: the pickle stream, or all of it compressed.
+        payload: the big buffers, where they are not in the stream.
+        codec: how it was written, for people.
+        flags: `memo.seal.COMPRESSED`.
+    """
 
     stream: bytes
     payload: Payload | None
     codec: str
+    flags: int = 0
 
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""
         return f"<Encoded {len(self.stream)} bytes>"
 
 
-def encode(value: Any) -> Encoded:
+def encode(value: Any, compress: int | None = None) -> Encoded:
     """A value as a pickle stream and, where it has big buffers, a payload.
+
+    Args:
+        value: what a function returned.
+        compress: bytes from which it is compressed, if it gets smaller; None: never.
 
     Raises:
         Exception: whatever pickling this value raises.
@@ -85,13 +98,26 @@ def encode(value: Any) -> Encoded:
     token = storing.set(True)
     try:
         stream = _pickled(value, keep)
-        if sum(view.nbytes for view in views) >= OUT_OF_BAND:
+        beside = sum(view.nbytes for view in views)
+        if compress is not None and len(stream) + beside >= compress:
+            with suppress(ImportError):
+                packed = zstd().packed(stream, views)
+                if packed is not None:
+                    return Encoded(packed, None, f"{_codec()} zstd", COMPRESSED)
+        if beside >= OUT_OF_BAND:
             return Encoded(stream, payload(tuple(views)), _codec())
         if views:
             stream = _pickled(value, None)
     finally:
         storing.reset(token)
     return Encoded(stream, None, _codec())
+
+
+def zstd() -> Any:
+    """The room that compresses, which most processes never need."""
+    from memo import zstd
+
+    return zstd
 
 
 def by_value(value: Any) -> bytes:
@@ -202,35 +228,45 @@ def digest_of(pieces: Iterable[bytes]) -> bytes:
     return hasher.digest()
 
 
+def hasher(size: int = 0) -> Any:
+    """A BLAKE3 that takes its bytes in pieces, on all cores when `size` says that they are many."""
+    from blake3 import blake3
+
+    return blake3(max_threads=blake3.AUTO if size >= _MULTITHREADED else 1)
+
+
 def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
     """Whether a payload that was just mapped has the buffers of a table.
 
     Pages that were read are let go of at once, so that this takes no memory.
     """
-    from blake3 import blake3
-
     at = 0
     for buffer in table:
-        hasher = blake3(max_threads=blake3.AUTO if buffer.size >= _MULTITHREADED else 1)
+        digester = hasher(buffer.size)
         for start in range(at, at + buffer.size, _WINDOW):
-            hasher.update(payload[start : min(start + _WINDOW, at + buffer.size)])
-            _let_go(payload, start)
-        if hasher.digest() != buffer.digest:
+            digester.update(payload[start : min(start + _WINDOW, at + buffer.size)])
+            let_go(payload, start, _WINDOW)
+        if digester.digest() != buffer.digest:
             return False
         at += -(-buffer.size // ALIGN) * ALIGN
     return True
 
 
-def _let_go(payload: memoryview, start: int) -> None:
+def let_go(payload: memoryview, start: int, size: int) -> None:
     """Let go of the pages of a window of a map that nobody has written to yet."""
     if isinstance(payload.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         page = start - start % mmap.PAGESIZE
         payload.obj.madvise(
-            mmap.MADV_DONTNEED, page, min(_WINDOW + mmap.PAGESIZE, len(payload.obj) - page)
+            mmap.MADV_DONTNEED, page, min(size + mmap.PAGESIZE, len(payload.obj) - page)
         )
 
 
-def decode(stream: memoryview | bytes, payload: memoryview | None, table: Sequence[Buffer]) -> Any:
+def decode(
+    stream: memoryview | bytes,
+    payload: memoryview | None,
+    table: Sequence[Buffer],
+    flags: int = 0,
+) -> Any:
     """The value of a stream and its payload.
 
     Args:
@@ -238,10 +274,15 @@ def decode(stream: memoryview | bytes, payload: memoryview | None, table: Sequen
         payload: the payload's bytes with its buffers aligned; writable and private, since arrays
             will lie in it.  None when `table` is empty.
         table: the buffers' sizes.
+        flags: the header's.
 
     Raises:
         EntryError: `"unreadable"`: it does not load here (a class is gone, a library has changed).
     """
+    if flags & ~COMPRESSED:
+        raise EntryError(UNREADABLE, "written by a later version of memo")
+    if flags:
+        stream, payload, table = _inflated(stream)
     try:
         views = slices(payload, table)
         if len(stream) <= PATIENT:
@@ -249,6 +290,13 @@ def decode(stream: memoryview | bytes, payload: memoryview | None, table: Sequen
         return pickle.Unpickler(_Source(stream), buffers=views).load()
     except Exception as error:
         raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
+
+
+def _inflated(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
+    try:
+        return zstd().unpacked(stream)  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise EntryError(UNREADABLE, "is compressed with zstd, which is not installed") from error
 
 
 def slices(payload: memoryview | None, table: Sequence[Buffer]) -> list[memoryview]:

@@ -138,7 +138,7 @@ def _users(error: BaseException) -> BaseException:
 async def encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:
     """A result as it is stored; None, with an event and one warning, where it cannot be pickled."""
     try:
-        return await port.offload(codec.encode, value)
+        return await port.offload(codec.encode, value, job.function.compress())
     except Exception as error:
         emit(job, events.ERROR, reason="unpicklable", detail=told(error))
         fault = f"cannot be pickled ({type(error).__name__})"
@@ -198,6 +198,7 @@ async def _keep(
         times,
         used,
         encoded.payload.table if encoded.payload else (),
+        encoded.flags,
     )
     if len(encoded.stream) > BIG:
         record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
@@ -206,7 +207,8 @@ async def _keep(
     with patience(function.policy):
         stored = await chain.store(port, job.name, record, encoded.payload, times)
     size = len(record) + (encoded.payload.size if encoded.payload else 0)
-    emit(job, events.STORED, tier=",".join(stored), size=size)
+    follows = "redis follows" if chain.upload(job.name) else ""
+    emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
     chain.raise_floor(job.call.text, started)
     if function.manifest is not None:
         await port.offload(function.manifest, header.code, function.identity.parts)

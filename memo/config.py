@@ -56,6 +56,7 @@ class Settings:
         coherence: `checks.STRICT` or `checks.TRACKING`.
         deadline: seconds that one Redis operation may take in all.
         redis_value_limit: bytes; larger payloads stay on disk.
+        compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
         live_file: a TOML file with the live configuration; None: there is none.
         sources: setting -> where its value came from.
@@ -74,6 +75,7 @@ class Settings:
     coherence: str
     deadline: float
     redis_value_limit: int
+    compress: int | None
     enabled: bool
     live_file: Path | None
     sources: Mapping[str, str] = field(repr=False, compare=False)
@@ -303,6 +305,7 @@ class Changes(TypedDict, total=False):
     coherence: str
     deadline: float | str | timedelta
     redis_value_limit: int | str
+    compress: bool | int | str
     enabled: bool | str
     live_file: str | os.PathLike[str] | None
 

@@ -400,6 +400,7 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         assembly.live_ttl(given["ttl_key"]),
         Dependencies(function, identity, given["depends_on"]) or None,
         assembly.write_down,
+        assembly.compress(given["compress"]),
     )
 
 
@@ -510,6 +511,7 @@ def _options(
     stale_if_error: Any = 0,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
+    compress: bool | int | str | None = None,
 ) -> dict[str, Any]:
     """Cache the results of a function, `async def` or `def`, by its code and its arguments.
 
@@ -539,6 +541,8 @@ def _options(
         stale_if_error: seconds past the ttl in which the old value answers if computing raises.
         name: the function's identity, instead of `"module:qualname"`.
         cache_if: predicate of the result; False: it is returned, not stored.
+        compress: store big results compressed: True (from 64 KiB on), False, or a size such as
+            `"1MiB"` from which; None: as the setting `compress` says.
 
     Raises:
         OptionError: an option is wrong; the message names it, its value and the mend.
@@ -574,6 +578,7 @@ def cache(
     stale_if_error: Any = 0,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
+    compress: bool | int | str | None = None,
 ) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
 def cache(*args: Any, **kwargs: Any) -> Any:
     """See `_options`, whose signature and documentation this has."""
@@ -602,6 +607,7 @@ def _check(given: Mapping[str, Any]) -> None:
     options.text("key_prefix", given["key_prefix"])
     _tags(given["tags"])
     assembly.chain_of(given["provider"])
+    assembly.compress(given["compress"])
     _policy(given)
 
 

@@ -33,6 +33,7 @@ from memo.port import Port
 from memo.seal import Secret
 from memo.sqlite import DamagedError, Database, outlasting
 from memo.tiers import Found, Generations, Host, Source
+from memo.transit import Arriving
 
 if TYPE_CHECKING:
     from memo.index import Index
@@ -285,8 +286,15 @@ class Disk:
         if self._is_sweep_due():
             port.spawn(self._sweep_soon, "memo-sweep")
 
+    async def receive(
+        self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
+    ) -> Source | None:
+        """See `memo.tiers.Receiving.receive`."""
+        await port.offload(self._store, name, record, payload, lifetime)
+        return await self.payload(port, payload.digest, payload.size)
+
     def _store(
-        self, name: str, record: bytes, payload: Payload | None, lifetime: float | None
+        self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
     ) -> None:
         outside = None if len(record) <= INLINE else record
         size = (payload.size if payload else 0) + len(outside or b"")

@@ -507,7 +507,7 @@ def _entry_row(header: Header, held: int, now: float) -> list[Cell]:
         Cell(given, given),
         Cell(duration(age), age),
         Cell("never" if left == math.inf else duration(left) if left > 0 else "expired", left),
-        Cell(size(held), held),
+        Cell(f"{size(held)}{' zstd' if header.flags else ''}", held),
         Cell(duration(cost), cost),
         Cell(header.writer, header.writer),
     ]

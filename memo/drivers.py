@@ -247,6 +247,8 @@ class Blocking:
         work: Callable[[Port], Coroutine[Any, Any, Any]],
         name: str,
         ended: Callable[[], None] | None = None,
+        *,
+        apart: bool = False,
     ) -> Handle:
         context = contextvars.copy_context()
         handle = _Job()
@@ -369,7 +371,11 @@ class Native:
         work: Callable[[Port], Coroutine[Any, Any, Any]],
         name: str,
         ended: Callable[[], None] | None = None,
+        *,
+        apart: bool = False,
     ) -> Handle:
+        if apart:
+            return BLOCKING.spawn(work, name, ended)
         task = self.loop.create_task(work(self), name=name)
         _tasks.add(task)
         task.add_done_callback(_finished)

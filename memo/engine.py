@@ -232,7 +232,7 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
         if encoded.payload is not None:
             table = encoded.payload.table
             payload = memoryview(bytearray(codec.aligned(encoded.payload)))
-        return codec.decode(encoded.stream, payload, table)
+        return codec.decode(encoded.stream, payload, table, encoded.flags)
 
     try:
         return await port.offload(make)
@@ -275,7 +275,7 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
         landing = await compute(port, job, flight)
     finally:
         if held is not None:
-            await held.release(port)
+            await held.release(port, job.chain.upload(job.name))
     if landing.error is not None and found.verdict.fallback and found.entry is not None:
         landing = await _fall_back(port, job, found, landing)
     return await close(port, job, flight, landing)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
-from memo import display, seal, sources, stamps
+from memo import codec, display, seal, sources, stamps
 from memo.chain import Answer, Chain
 from memo.clock import SECOND
 from memo.engine import keyed
@@ -161,6 +161,11 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
     ]
     if found.verdict.reason:
         facts.append(f"the next call answers at once and refreshes it ({found.verdict.reason})")
+    if header.flags == seal.COMPRESSED:
+        whole = codec.zstd().inflated(found.entry.stream)
+        facts.append(
+            f"compressed with zstd: {display.size(found.entry.size)} for {display.size(whole)}"
+        )
     facts += [_source(stamp) for stamp in header.stamps if not isinstance(stamp, stamps.Generation)]
     return tuple(facts)
 

@@ -30,6 +30,7 @@ class Function:
         chain: gives the chain that holds its entries, as the settings are now.
         live_ttl: gives the live configuration's ttl in seconds, or None.
         manifest: writes down what a code version is made of, once.
+        compress: gives the bytes from which results are compressed, or None.
         depends: gives the file and call stamps of one call, where it has any.
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
         warned: it was said that its results are not stored.
@@ -38,6 +39,7 @@ class Function:
     __slots__ = (
         "backoff",
         "chain",
+        "compress",
         "depends",
         "id",
         "identity",
@@ -60,6 +62,7 @@ class Function:
         live_ttl: Callable[[], float | None] = lambda: None,
         depends: Dependencies | None = None,
         manifest: Callable[[str, Callable[[], Mapping[str, str]]], None] | None = None,
+        compress: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.id = function_id
         self.run = run
@@ -70,6 +73,7 @@ class Function:
         self.live_ttl = live_ttl
         self.depends = depends
         self.manifest = manifest
+        self.compress = compress
         self.backoff: dict[str, tuple[float, float]] = {}
         self.warned = False
 

@@ -28,6 +28,7 @@ from memo.flights import Flight
 from memo.policy import Policy
 from memo.port import Handle, Port, patient
 from memo.tiers import Lock
+from memo.uploads import Upload
 
 LEASE = 30.0
 """Seconds that a cluster lease lives without renewal."""
@@ -124,8 +125,14 @@ class Hold:
             self._leases = None
             events.emit(events.Event(events.LEASE_LOST, key=_key(self._name)))
 
-    async def release(self, port: Port) -> None:
-        """Free it, whatever happens; calling it twice is harmless."""
+    async def release(self, port: Port, after: Upload | None = None) -> None:
+        """Free it, whatever happens; calling it twice is harmless.
+
+        Args:
+            after: when this upload has ended, so that who waits finds the entry.
+        """
+        if after is not None and after.then(self.release):
+            return
         HELD.discard(self)
         ticker, self._ticker = self._ticker, None
         lock, self._lock = self._lock, None

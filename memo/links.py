@@ -20,7 +20,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import redis  # noqa: F401 - whole before its parts, or two threads get half of it each
@@ -32,6 +32,7 @@ from memo.breaker import RATE, REPLIES, Fault
 from memo.dial import dial, left
 from memo.errors import TierError
 from memo.scripts import Question
+from memo.transit import Sink
 
 CHUNK = 256 * 1024
 """Bytes that are handed to a socket, or taken from it, at once."""
@@ -44,6 +45,10 @@ _SPARED, _LOOK = 3, 0.005
 """So often, and for so many seconds, a socket is looked at when the deadline has passed already:
 the thread may have been held up while the reply was there."""
 
+_LARGEST = 512 << 20
+"""Bytes of the largest value that Redis has."""
+_LINE = 4096
+"""Bytes of the longest first line of a reply: an error and its text."""
 Part = bytes | memoryview
 _USED = ("host", "port", "db", "username", "password", "path", "client_name")
 
@@ -135,12 +140,80 @@ class ThreadLink:
             self._bounded.received = 0
             self._bounded.spared = 0
 
-    def exchange(self: Any, parts: Sequence[Part], replies: int) -> Any:
+    def exchange(self: Any, question: Question) -> Any:
         """Send, and read one reply, or a list of several."""
-        self.send_packed_command(parts, False)
-        if replies == 1:
+        if question.body is None:
+            self.send_packed_command(question.parts, False)
+        else:
+            self._send_body(question.parts, question.body())
+        if question.sink is not None:
+            return self._receive(question.sink)
+        if question.replies == 1:
             return self.read_response()
-        return all_or_error([_reply(self.read_response) for _ in range(replies)])
+        return all_or_error([_reply(self.read_response) for _ in range(question.replies)])
+
+    def _send_body(self: Any, parts: Sequence[Part], body: Iterable[Part]) -> None:
+        self.send_packed_command(parts[:1], False)
+        for piece in body:
+            self.send_packed_command((piece,), False)
+        self.send_packed_command(parts[1:], False)
+
+    def _receive(self: Any, sink: Sink) -> bool:
+        """Read one reply straight into a sink; False: there is no value, or one of another size."""
+        line, early = self._line()
+        if line[:1] in b"-!":
+            raise self._parser.parse_error(line[1:].decode("utf-8", "replace"))
+        if line == b"$-1":
+            return False
+        if line != b"$%d" % sink.size:
+            if not line[1:].isdigit() or line[:1] != b"$" or int(line[1:]) > _LARGEST:
+                raise exceptions.InvalidResponse("not a value")
+            self.disconnect()  # rather than read what nobody wants
+            return False
+        end = self._fill_sink(sink, early)
+        while len(end) < 2:
+            end += self._some(2 - len(end))
+        if end != b"\r\n":
+            raise exceptions.InvalidResponse("a value without its end")
+        return True
+
+    def _line(self: Any) -> tuple[bytes, bytes]:
+        """The first line of a reply, and what came with it."""
+        text = b""
+        while b"\r\n" not in text:
+            if len(text) > _LINE:
+                raise exceptions.InvalidResponse("a line without an end")
+            text += self._some(64)
+        line, _, early = text.partition(b"\r\n")
+        return line, early
+
+    def _fill_sink(self: Any, sink: Sink, early: bytes) -> bytes:
+        """Receive all that a sink wants; what came behind it."""
+        at = 0
+        sink.begin()
+        while at < sink.size:
+            room = sink.room(at)[: sink.size - at]
+            done = min(len(early), len(room))
+            room[:done] = early[:done]
+            early = early[done:]
+            while done < len(room):
+                done += self._into(room[done:])
+            sink.took(room)
+            at += len(room)
+        return early
+
+    def _some(self: Any, size: int) -> bytes:
+        piece = bytearray(size)
+        return bytes(piece[: self._into(memoryview(piece))])
+
+    def _into(self: Any, room: memoryview) -> int:
+        try:
+            size = self._sock.recv_into(room)
+        except ConnectionError as error:
+            raise exceptions.ConnectionError("closed while receiving") from error
+        if not size:
+            raise exceptions.ConnectionError("closed while receiving") from EOFError()
+        return int(size)
 
 
 class _PlainThread(threads.Connection):
@@ -275,7 +348,7 @@ class ThreadPool:
         epoch = self._epoch
         link.begin(ends)
         try:
-            answer = link.exchange(question.parts, question.replies)
+            answer = link.exchange(question)
         except exceptions.ResponseError:
             self._keep(link, epoch)
             raise

@@ -39,7 +39,8 @@ async def load(port: Port, found: Answer) -> Any:
     """
     entry = found.entry
     assert entry is not None
-    if port.native and (len(entry.stream) > BIG or _must_verify(found)):
+    slow = entry.header.flags or len(entry.stream) > BIG
+    if port.native and (slow or _must_verify(found)):
         return await port.offload(_load, entry, found)
     return _load(entry, found)
 
@@ -47,12 +48,12 @@ async def load(port: Port, found: Answer) -> Any:
 def _load(entry: Entry, found: Answer) -> Any:
     table = entry.header.buffers
     if not table:
-        return codec.decode(entry.stream, None, ())
+        return codec.decode(entry.stream, None, (), entry.header.flags)
     assert found.source is not None
     view = found.source.open(seal.payload_size(table))
     if _must_verify(found):
         _verify(found.source, view, table)
-    return codec.decode(entry.stream, view, table)
+    return codec.decode(entry.stream, view, table, entry.header.flags)
 
 
 def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:

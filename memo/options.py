@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -93,6 +94,38 @@ def texts(option: str, value: Any) -> tuple[str, ...]:
         if not isinstance(one, str) or not one:
             raise OptionError(option, value, f"must be a list of texts; {one!r} is none.")
     return many
+
+
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
+_SCALE = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SCALE |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+def size(value: Any) -> int | None:
+    """Bytes, from a number or from text such as `"10GiB"`; None where it is neither."""
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        number, unit = found.groups()
+        return int(float(number) * _SCALE[(unit or "b").lower()])
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+COMPRESSED_FROM = 64 * 1024
+"""Bytes from which `compress=True` compresses; below, a result is loaded in less time as it is."""
+
+
+def compress(option: str, value: Any) -> int | None:
+    """Bytes from which results are compressed, from True, False or a size; None: none are.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if isinstance(value, bool):
+        return COMPRESSED_FROM if value else None
+    number = size(value)
+    if number is None or number <= 0:
+        mend = 'must be True, False, or the size from which results are compressed, like "1MiB".'
+        raise OptionError(option, value, mend)
+    return number
 
 
 def _predicate(option: str, value: Any) -> Any:

@@ -41,6 +41,7 @@ from memo.clock import SYSTEM
 from memo.codec import Payload
 from memo.errors import TierError
 from memo.seal import ALIGN, Secret
+from memo.transit import Arriving
 
 _NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
 """The one name that an entry has in the index: of its payload, else of its record."""
@@ -237,7 +238,9 @@ class Payloads:
     # --- writing ---------------------------------------------------------------------------------
 
     @contextmanager
-    def keep(self, payload: Payload | None, record: bytes | None) -> Iterator[str | None]:
+    def keep(
+        self, payload: Payload | Arriving | None, record: bytes | None
+    ) -> Iterator[str | None]:
         """Write an entry's payload and its record to files; the entry's name for them.
 
         Until the block ends they are safe from `sweep`; when it raises they are taken back.
@@ -264,11 +267,14 @@ class Payloads:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _keep_payload(self, payload: Payload, name: str, descriptors: list[int]) -> None:
+    def _keep_payload(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> None:
         if self._share(payload, name, descriptors):
             return
         with self._writing(name[:2], descriptors) as (descriptor, temporary):
-            _write(descriptor, _parts(payload.views))
+            if isinstance(payload, Arriving):
+                payload.write(descriptor)
+            else:
+                _write(descriptor, _parts(payload.views))
             try:
                 os.link(temporary, f"{self._text}/{name}")
             except OSError:  # no links here: the entry has a file of its own
@@ -276,7 +282,7 @@ class Payloads:
             else:
                 os.rename(temporary, self._canonical(payload.digest.hex()))
 
-    def _vouch(self, payload: Payload, name: str) -> None:
+    def _vouch(self, payload: Payload | Arriving, name: str) -> None:
         """Say that a payload is whole, as soon as any later change of it would show."""
         source = self._file(f"{self._text}/{name}")
         if isinstance(source.identity, tuple):
@@ -285,7 +291,7 @@ class Payloads:
                 time.sleep(_PAUSE)
             source.vouch(payload.digest)
 
-    def _share(self, payload: Payload, name: str, descriptors: list[int]) -> bool:
+    def _share(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> bool:
         """Link to the payload that is there already, if it is whole."""
         path = self._canonical(payload.digest.hex())
         try:
@@ -432,7 +438,7 @@ def _write(descriptor: int, parts: Iterable[memoryview | bytes]) -> None:
                 batch[0] = batch[0][written:]
 
 
-def _is_whole(descriptor: int, payload: Payload, exposed: bool) -> bool:
+def _is_whole(descriptor: int, payload: Payload | Arriving, exposed: bool) -> bool:
     """Whether a file has exactly these buffers."""
     size = os.fstat(descriptor).st_size
     if size != payload.size:

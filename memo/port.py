@@ -83,6 +83,8 @@ class Port(Protocol):
         work: Callable[[Port], Coroutine[Any, Any, Any]],
         name: str,
         ended: Callable[[], None] | None = None,
+        *,
+        apart: bool = False,
     ) -> Handle:
         """Run `work(port)` in the background: a task of the loop, or a thread of a small pool.
 
@@ -92,6 +94,8 @@ class Port(Protocol):
             work: what to run.
             name: of the task, for people.
             ended: called when it has ended, also when it was cancelled before it began.
+            apart: in a thread also where a loop runs, so that it neither holds up that loop nor
+                ends with it.
         """
         ...
 

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memo import stamps
+from memo.breaker import RATE
 from memo.codec import Payload
 from memo.errors import TierError
 from memo.grants import RedisLeases
@@ -33,6 +34,7 @@ from memo.scripts import LOOKUP, STATES, TURN, pack
 from memo.seal import ALIGN
 from memo.stamps import Ref, State, Turn
 from memo.tiers import REDIS, Found, Source
+from memo.transit import Held, Leaving, Sink
 from memo.wire import Wire
 
 if TYPE_CHECKING:
@@ -116,9 +118,17 @@ class Redis:
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """The payload with a digest, if it is here."""
+        held = Held(size)
+        return held if await port.offload(self.fetch, digest, held) else None
+
+    def fetch(self, digest: bytes, sink: Sink) -> bool:
+        """Receive a payload, in this thread; False: it is not here.
+
+        Raises:
+            TierError: Redis did not give it, or the sink did not take it.
+        """
         command = pack(b"GET", self._payload_name(digest))
-        data = await self.wire.ask(port, command, parse=_bytes_or_none)
-        return Held(data) if data is not None and len(data) == size else None
+        return self.wire.here(lambda port: self.wire.ask(port, command, parse=bool, sink=sink))
 
     async def store(
         self,
@@ -145,6 +155,11 @@ class Redis:
         before = await self.wire.ask(port, pack(b"PTTL", name), parse=int)
         if lifetime is not None:
             lifetime = None if before == -1 else max(lifetime, before / 1000)
+        if isinstance(payload, Leaving):
+            head, tail = _set(name, payload.size, lifetime)
+            seconds = self.wire.deadline + payload.size / RATE
+            await self.wire.ask(port, head, tail, parse=_ok, seconds=seconds, body=payload.pieces)
+            return
         parts: list[bytes | memoryview] = []
         for view in payload.views:
             parts += (view, bytes(-view.nbytes % ALIGN))
@@ -157,15 +172,7 @@ class Redis:
         value: list[bytes | memoryview] | list[bytes],
         lifetime: float | None,
     ) -> None:
-        expiry = () if lifetime is None else (b"PX", b"%d" % _milliseconds(lifetime))
-        size = sum(map(len, value))
-        head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (
-            3 + len(expiry),
-            len(name),
-            name,
-            size,
-        )
-        tail = b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in expiry)
+        head, tail = _set(name, sum(map(len, value)), lifetime)
         await self.wire.ask(port, head, *value, tail, parse=_ok)
 
     async def drop(self, port: Port, name: str) -> bool:
@@ -306,20 +313,11 @@ class Redis:
         self.leases.close()
 
 
-class Held:
-    """A payload that came from Redis."""
-
-    __slots__ = ("_data", "identity")
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.identity: object | None = None
-
-    def open(self, size: int) -> memoryview:
-        """A private, writable copy of the bytes."""
-        if len(self._data) != size:
-            raise TierError("a payload has another size than its record says")
-        return memoryview(bytearray(self._data))
+def _set(name: bytes, size: int, lifetime: float | None) -> tuple[bytes, bytes]:
+    """A SET of `size` bytes: what is sent before them, and what behind."""
+    expiry = () if lifetime is None else (b"PX", b"%d" % _milliseconds(lifetime))
+    head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(expiry), len(name), name, size)
+    return head, b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in expiry)
 
 
 # What answers must look like: each raises where they look otherwise.
@@ -364,10 +362,6 @@ def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, bytes):
         raise TypeError("not bytes")
     return answer
-
-
-def _bytes_or_none(answer: Any) -> bytes | None:
-    return None if answer is None else _bytes(answer)
 
 
 def _text(word: bytes) -> str:

@@ -15,12 +15,13 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha1
 from typing import NamedTuple
 
 from memo.seal import MAGIC
 from memo.stamps import FIELDS, TOKEN
+from memo.transit import Sink
 
 
 def pack(*words: bytes) -> bytes:
@@ -39,12 +40,16 @@ class Question(NamedTuple):
         replies: how many replies they have.
         seconds: the deadline.
         blocks: they wait at the server.
+        body: gives, each time anew, what is sent between the first part and the rest, in pieces.
+        sink: takes the bytes of the one reply, in a thread; the answer is whether it got them.
     """
 
     parts: Sequence[bytes | memoryview]
     replies: int
     seconds: float
     blocks: bool
+    body: Callable[[], Iterator[bytes | memoryview]] | None = None
+    sink: Sink | None = None
 
 
 class Script:

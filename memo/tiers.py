@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from memo.codec import Payload
 from memo.port import Port
 from memo.stamps import Ref, State, Turn
+from memo.transit import Arriving, Sink
 
 MEMORY = "memory"
 REDIS = "redis"
@@ -67,6 +68,8 @@ class Source(Protocol):
 
     def open(self, size: int) -> memoryview:
         """All `size` bytes, aligned as stored: a private, writable view (a copy-on-write map).
+
+        What a tier has no copy of any more is opened once: ask the tier for another.
 
         Raises:
             TierError: the bytes are gone, or are not `size` bytes.
@@ -185,6 +188,41 @@ class Listener(Protocol):
 
     def hear(self, groups: Iterable[str]) -> None:
         """These groups have changed, as whoever changed them says himself."""
+        ...
+
+
+@runtime_checkable
+class Afar(Protocol):
+    """A shared tier that gives its payloads in pieces, and may be stored to in the background."""
+
+    name: str
+    value_limit: int
+    """Bytes; larger payloads and records are not taken."""
+
+    def fetch(self, digest: bytes, sink: Sink) -> bool:
+        """Hand a payload to a sink, in this thread; False: it is not here.  Raises `TierError`."""
+        ...
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """As a `Tier`'s."""
+        ...
+
+
+@runtime_checkable
+class Receiving(Protocol):
+    """A tier of this host that keeps what comes from afar while it comes."""
+
+    async def receive(
+        self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
+    ) -> Source | None:
+        """Keep a record and a payload that is fetched now, as `store` does; where it lies then."""
         ...
 
 

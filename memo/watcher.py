@@ -1,4 +1,6 @@
-"""Progress: what runs for longer than half a second is seen to run, and for how long it will.
+"""Progress: what takes longer than half a second is seen to run, and for how long it will.
+
+That is computations, waits for other processes, and payloads on their way to Redis or from there.
 
 A listener on the stream of events keeps what is under way; the drivers' ticker looks at it four
 times a second while anything is.  What is shown goes to a `Screen`: in a notebook the one that
@@ -121,9 +123,12 @@ class Terminal:
 
 
 class _Run:
-    """One computation or one wait under way."""
+    """One computation, one wait or one transfer under way."""
 
     def __init__(self, event: Event) -> None:
+        self.kind = event.kind
+        self.size = event.size
+        self.tier = event.tier
         self.function = event.function
         self.key = event.key
         self.holder = event.detail if event.kind == events.WAITING else ""
@@ -137,6 +142,8 @@ class _Run:
         what = name if over else f"{name} runs"
         if self.holder:
             what = f"{name} waits for {whom(self.holder)}"
+        if self.kind in _MOVES:
+            what = f"{name}: {display.size(self.size)} {_MOVES[self.kind]} {self.tier}"
         return Line(what, time.monotonic() - self.since, self.expected, over)
 
 
@@ -157,6 +164,7 @@ class Watcher:
         self._shown: dict[tuple[str, str], _Run] = {}
         self._known: OrderedDict[str, float] = OrderedDict()
         self._latest: dict[str, float] = {}
+        self._rates: dict[str, float] = {}
         self._ticker: Handle | None = None
         self._stop: Any = None
 
@@ -185,13 +193,15 @@ class Watcher:
     def hear(self, event: Event) -> None:
         """Take an event."""
         kind = event.kind
-        if kind in (events.COMPUTE_STARTED, events.WAITING):
+        if kind in _BEGINNINGS:
             if not event.reason:
                 self._runs[kind, event.key] = _Run(event)
                 self._wake()
         elif kind == events.COMPUTED:
             self._remember(event)
         elif kind in _ENDS:
+            if kind in (events.UPLOADED, events.FETCHED) and event.seconds:
+                self._rates[_ENDS[kind]] = event.size / event.seconds
             self._end(_ENDS[kind], event.key)
 
     def _remember(self, event: Event) -> None:
@@ -240,6 +250,9 @@ class Watcher:
 
     async def _expected(self, port: Port, run: _Run) -> float | None:
         """How long it took before: this key, else the function, here or wherever it was stored."""
+        if run.kind in _MOVES:
+            rate = self._rates.get(run.kind)
+            return run.size / rate if rate else None
         if run.key in self._known:
             return self._known[run.key]
         found = next((f for f in functions() if f.function_id == run.function), None)
@@ -247,7 +260,16 @@ class Watcher:
         return self._latest.get(run.function) if stored is None else stored
 
 
-_ENDS = {events.COMPUTE_ENDED: events.COMPUTE_STARTED, events.WAIT_ENDED: events.WAITING}
+_ENDS = {
+    events.COMPUTE_ENDED: events.COMPUTE_STARTED,
+    events.WAIT_ENDED: events.WAITING,
+    events.UPLOADED: events.UPLOAD_STARTED,
+    events.UPLOAD_FAILED: events.UPLOAD_STARTED,
+    events.FETCHED: events.FETCH_STARTED,
+    events.FETCH_FAILED: events.FETCH_STARTED,
+}
+_BEGINNINGS = frozenset(_ENDS.values())
+_MOVES = {events.UPLOAD_STARTED: "to", events.FETCH_STARTED: "from"}
 
 
 async def _recorded(port: Port, function: CachedFunction[Any, Any], key: str) -> float | None:
@@ -266,7 +288,9 @@ WATCHER = Watcher()
 
 
 def progress(*, on: bool = True) -> None:
-    """Show computations and waits that take longer than half a second, or show them no more.
+    """Show what takes longer than half a second, or show it no more.
+
+    That is computations, waits for other processes, and transfers to and from Redis.
 
     `%load_ext memo` turns it on; a script does so itself.  Where nobody looks (standard error is no
     terminal, a notebook runs unattended) nothing is shown.

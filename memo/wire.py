@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -28,6 +28,7 @@ from memo.errors import TierError
 from memo.port import Port
 from memo.scripts import Question, Script, pack
 from memo.tiers import REDIS
+from memo.transit import Sink
 
 if TYPE_CHECKING:
     from memo.links import ThreadPool
@@ -90,6 +91,8 @@ class Wire:
         replies: int = 1,
         seconds: float | None = None,
         blocks: bool = False,
+        body: Callable[[], Iterator[bytes | memoryview]] | None = None,
+        sink: Sink | None = None,
     ) -> T:
         """Send packed commands and wait for their replies.
 
@@ -101,16 +104,17 @@ class Wire:
             seconds: the deadline, where it is not the usual one; what is sent and received may take
                 its time at `RATE` on top.
             blocks: the command waits at the server.
+            body, sink: see `Question`; over a blocking port only.  `seconds` is then for all.
 
         Raises:
             TierError: an error reply.
             TierUnavailable: no answer, none that can be understood, or the breaker is open.
         """
         size = sum(map(len, parts))
-        if len(parts) > 1 and size <= TOGETHER:
+        if len(parts) > 1 and size <= TOGETHER and body is None:
             parts = (b"".join(parts),)
         seconds = (seconds or self.deadline) + size / RATE
-        question = Question(parts, replies, seconds, blocks)
+        question = Question(parts, replies, seconds, blocks, body, sink)
         breaker = self.breaker
         if breaker.quiet:
             return await self._ask(port, question, parse)

@@ -24,10 +24,10 @@ ROWS = (
             " summaries"
         ),
     ),
-    ("entries", "codec reducers seal stamps generations"),
+    ("entries", "zstd codec reducers seal stamps generations transit"),
     ("numbers", "tally figures board stats"),
     ("plumbing", "breaker dial scripts manifests"),
-    ("compositions", "keys weights flights tiers chain leases sources display"),
+    ("compositions", "keys weights flights tiers uploads transfers chain leases sources display"),
     ("a host's files", "sqlite salvage ledger locks payloads index"),
     ("Redis' wire", "links loops wire grants listener"),
     ("leaves", "disk host remote memory adapted"),
@@ -47,6 +47,8 @@ HOMES: dict[str, set[str]] = {
     "diskcache": {"index"},
     "cloudpickle": {"codec"},
     "blake3": {"codec", "arrays"},
+    "backports": {"zstd"},
+    "compression": {"zstd"},
     "platformdirs": {"config", "secret"},
     "click": {"cli"},
     "rich": {"demo", "watcher"},
@@ -70,7 +72,7 @@ HEAVY = {
     *("pyarrow", "pydantic", "redis", "rich", "scipy", "torch"),
 }
 # Rooms that are never imported with memo, and may import what they like.
-LATE = {"cli", "demo", "doctor", "links", "loops", "dial", "index", "magics", "salvage"}
+LATE = {"cli", "demo", "doctor", "links", "loops", "dial", "index", "magics", "salvage", "zstd"}
 
 LOOPS = {"asyncio", "concurrent", "_thread", "selectors", "multiprocessing"}
 
@@ -104,6 +106,8 @@ LOCKS = {
     "secret": "the file is made once, by one thread",
     "sqlite": "connections are one per thread, and opened one at a time",
     "stats": "events come from every thread",
+    "transfers": "who fetches a payload is known to all who want it",
+    "uploads": "what waits is shared by who stores and who sends",
     "wire": "clients come and go with their loops",
 }
 STARTS = {

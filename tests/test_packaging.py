@@ -23,16 +23,21 @@ README = (ROOT / "README.md").read_text("utf-8")
 CONDA = {"redis": "redis-py"}
 """Names that differ on conda-forge; an extra in brackets is a package of its own there."""
 CONDA_ONLY = {"pip", "redis-server"}
-IMPORTS = {"IPython": "ipython"}
+IMPORTS = {"IPython": "ipython", "backports": "backports.zstd"}
 """Import names that differ from the distribution's."""
 OPTIONAL = {"anywidget", "numpy", "polars", "pyarrow", "scipy", "torch", "traitlets", "sqlite3"}
 """Used where the user has them, or brought by pandas and ipython."""
+LATER = {"compression"}
+"""Parts of later versions of the standard library."""
 
 
 def bounds(lines: list[str]) -> dict[str, str]:
-    """Requirement lines as name -> bound; `redis[hiredis]>=5` also gives `hiredis`."""
+    """Requirement lines as name -> bound; `redis[hiredis]>=5` also gives `hiredis`.
+
+    What only some versions of Python need is needed by the one that conda chooses, perhaps.
+    """
     found = {}
-    for line in lines:
+    for line in (line.partition(";")[0] for line in lines):
         match = re.fullmatch(r"([\w.-]+)(?:\[([\w-]+)\])?(\S*)", line)
         assert match, line
         name, extra, bound = match.groups()
@@ -66,14 +71,14 @@ def test_every_import_is_declared() -> None:
                 used |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 used.add(node.module.partition(".")[0])
-    others = used - set(sys.stdlib_module_names) - {"memo"} - OPTIONAL
+    others = used - set(sys.stdlib_module_names) - {"memo"} - OPTIONAL - LATER
     assert {IMPORTS.get(name, name) for name in others} <= declared
 
 
 def test_every_dependency_is_used() -> None:
     """Nothing is asked for that memo does not import."""
     text = "\n".join(path.read_text("utf-8") for path in (ROOT / "memo").glob("*.py"))
-    names = {"ipython": "IPython"}
+    names = {distribution: module for module, distribution in IMPORTS.items()}
     for line in PROJECT["dependencies"]:
         name = re.split(r"[\[>=]", line)[0]
         name = names.get(name, name)

@@ -13,12 +13,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from redis_server import RedisServer
 from test_magics import ROOT, Kernel
 
 import memo
 from memo import cache
+from memo.drivers import drain_blocking
+from memo.remote import Redis
+from memo.testing import reset
 from memo.watcher import SHOWN_AFTER, WATCHER, Line, Terminal, whom
 
 
@@ -192,6 +198,71 @@ def test_background_refreshes_show_nothing(sheet: Sheet) -> None:
     slow(1)
     time.sleep(0.8)
     assert not sheet.shown
+
+
+@pytest.fixture
+def slow_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """A Redis to and from which payloads take 0.9 s."""
+    store, fetch = Redis.store, Redis.fetch
+
+    async def storing(tier: Redis, port: Any, name: str, record: Any, payload: Any, t: Any) -> None:
+        time.sleep(0.9 if payload else 0)
+        await store(tier, port, name, record, payload, t)
+
+    def fetching(tier: Redis, digest: bytes, sink: Any) -> bool:
+        time.sleep(0.9)
+        return fetch(tier, digest, sink)
+
+    monkeypatch.setattr(Redis, "store", storing)
+    monkeypatch.setattr(Redis, "fetch", fetching)
+    monkeypatch.setenv("MEMO_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("MEMO_DEADLINE", "10")
+    WATCHER._rates.clear()
+    return redis_server
+
+
+@cache(name="moved", version="1")
+def moved(n: int) -> Any:
+    return np.arange(n)
+
+
+def test_a_long_upload_is_shown(sheet: Sheet, slow_redis: RedisServer) -> None:
+    """A payload that takes its time to Redis is seen to go there; the second with its end."""
+    moved(300_000)
+    assert drain_blocking(10)
+    first = sheet.shown[0][0]
+    assert first.share is None
+    assert str(first).startswith("moved(): 2.3 MiB to redis, ")
+    assert re.fullmatch(r"moved\(\): 2.3 MiB to redis took [\d.]+ m?s", str(sheet.closed[0][0]))
+    sheet.shown.clear()
+    moved(600_000)
+    assert drain_blocking(10)
+    assert 1.2 < (sheet.shown[0][0].expected or 0) < 3.6, "by the size and the rate of the last"
+    assert ticker_gone()
+
+
+def test_a_long_fetch_is_shown(sheet: Sheet, slow_redis: RedisServer, tmp_path: Path) -> None:
+    """A payload that takes its time from Redis is seen to come; from the disk nothing is shown."""
+    moved(300_000)
+    assert drain_blocking(10)
+    reset()
+    sheet.shown.clear()
+    with memo.configure(directory=str(tmp_path / "other")):
+        moved(300_000)
+        assert str(sheet.shown[0][0]).startswith("moved(): 2.3 MiB from redis, ")
+        sheet.shown.clear()
+        moved(300_000)
+        assert not sheet.shown
+    assert not WATCHER._runs
+
+
+def test_a_transfer_that_fails_ends(sheet: Sheet, slow_redis: RedisServer) -> None:
+    """The line of an upload goes when Redis does."""
+    moved(300_000)
+    slow_redis.stop()
+    assert drain_blocking(30)
+    assert not WATCHER._runs
+    assert not WATCHER._rates
 
 
 HOLDER = """
