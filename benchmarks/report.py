@@ -51,6 +51,8 @@ class Result(NamedTuple):
             return ""
         if row.bound(floor, 1.0) == row.bound(2 * floor, 1.0):
             return ""
+        if row.bound(floor, math.inf) < floor:  # the target is to beat it
+            return ""
         figures = {w: f for w, f in self.found.items() if isinstance(f, float | int)}
         return next((who for who, figure in figures.items() if figure < 0.95 * floor), "")
 
