@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from memo import canon, codec, events, uses
+from memo import canon, codec, events, output, uses
 from memo.decorators import CachedFunction, cache
 from memo.errors import KeyingError, OptionError
 from memo.events import Event
@@ -309,72 +309,15 @@ class Recording:
     Attributes:
         outputs: the names that it assigned, with their values.
         gone: those that it deleted.
-        shown: (kind, what) in order: `"stdout"` and `"stderr"` with a text, `"display"` with what a
-            display publisher takes.
+        shown: what it printed and displayed; see `memo.output`.
         value: of the last expression; None where it has none, or where it cannot be pickled: then
             what it looked like is the last of `shown`.
     """
 
     outputs: Mapping[str, Any]
     gone: tuple[str, ...]
-    shown: tuple[tuple[str, Any], ...]
+    shown: output.Shown
     value: Any = None
-
-
-class Recorder:
-    """Keeps what a cell shows while it is shown."""
-
-    def __init__(self, shell: Any) -> None:
-        self._shell = shell
-        self.shown: list[tuple[str, Any]] = []
-
-    def add(self, kind: str, what: Any) -> None:
-        """Keep one thing; texts of one stream in a row are one text."""
-        if kind != "display" and self.shown and self.shown[-1][0] == kind:
-            what = self.shown.pop()[1] + what
-        self.shown.append((kind, what))
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen to both streams and to everything that is displayed."""
-        publisher, out, err = self._shell.display_pub, sys.stdout, sys.stderr
-        publish, clear = publisher.publish, publisher.clear_output
-
-        def published(data: Any, metadata: Any = None, **more: Any) -> Any:
-            kept = {name: more[name] for name in ("transient", "update") if more.get(name)}
-            self.add("display", {"data": data, "metadata": metadata, **kept})
-            return publish(data, metadata, **more)
-
-        def cleared(wait: bool = False) -> Any:
-            self.shown.clear()
-            return clear(wait)
-
-        publisher.publish, publisher.clear_output = published, cleared
-        sys.stdout, sys.stderr = _Tee(out, "stdout", self), _Tee(err, "stderr", self)
-        try:
-            yield
-            _flush_figures()
-        finally:
-            sys.stdout, sys.stderr = out, err
-            del publisher.publish, publisher.clear_output
-
-
-class _Tee:
-    """A stream that also tells a recorder what is written to it."""
-
-    def __init__(self, stream: Any, name: str, recorder: Recorder) -> None:
-        self._stream, self._name, self._recorder = stream, name, recorder
-
-    def write(self, text: str) -> Any:
-        self._recorder.add(self._name, text)
-        return self._stream.write(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def _flush_figures() -> None:
@@ -386,11 +329,7 @@ def _flush_figures() -> None:
 
 def replay(shell: Any, recording: Recording) -> None:
     """Show and assign again what a cell showed and assigned."""
-    for kind, what in recording.shown:
-        if kind == "display":
-            shell.display_pub.publish(**what)
-        else:
-            getattr(sys, kind).write(what)
+    output.replay(recording.shown)
     scope = shell.user_ns
     scope.update({name: _at_home(value, scope) for name, value in recording.outputs.items()})
     for name in recording.gone:
@@ -564,23 +503,23 @@ class Cell:
 
     def _run(self, **_: Any) -> Recording:
         __tracebackhide__ = True
-        recorder = Recorder(self._shell)
-        with self._changes() as changed, recorder.listening():
+        with self._changes() as changed, output.recording() as recorder:
             value = None
             for code in self._codes:
                 value = eval(code, self._scope)  # noqa: S307 - the user's own cell
-        return self._recorded(recorder, value, changed)
+            _flush_figures()
+        return self._recorded(recorder.shown, value, changed)
 
     async def _run_awaited(self, **_: Any) -> Recording:
         __tracebackhide__ = True
-        recorder = Recorder(self._shell)
-        with self._changes() as changed, recorder.listening():
+        with self._changes() as changed, output.recording() as recorder:
             value = None
             for code in self._codes:
                 value = eval(code, self._scope)  # noqa: S307 - the user's own cell
                 if code.co_flags & inspect.CO_COROUTINE:
                     value = await value
-        return self._recorded(recorder, value, changed)
+            _flush_figures()
+        return self._recorded(recorder.shown, value, changed)
 
     @contextmanager
     def _changes(self) -> Iterator[list[str]]:
@@ -609,20 +548,19 @@ class Cell:
             if type(value) not in _UNCHANGING and name not in self.names.assigned
         ]
 
-    def _recorded(self, recorder: Recorder, value: Any, changed: list[str]) -> Recording:
+    def _recorded(self, shown: output.Shown, value: Any, changed: list[str]) -> Recording:
         wanted = changed if self._outputs is None else self._outputs
         missing = [name for name in self._outputs or () if name not in self._scope]
         if missing:
             raise OptionError("outputs", ",".join(missing), "is not assigned by the cell.")
         outputs = {name: self._scope[name] for name in wanted if name in self._scope}
         gone = tuple(name for name in self.names.assigned if name not in self._scope)
-        shown = list(recorder.shown)
         value = None if self._quiet else value
         if value is None or _is_kept(value, outputs):
-            return Recording(outputs, gone, tuple(shown), value)
+            return Recording(outputs, gone, shown, value)
         data, metadata = self._shell.display_formatter.format(value)
-        shown.append(("display", {"data": data, "metadata": metadata}))
-        return _Shown(outputs, gone, tuple(shown), None, value)
+        last = output.plain({"data": data, "metadata": metadata})
+        return _Shown(outputs, gone, (*shown, ("display", last)), None, value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-from memo import codec, events, policy, reads, seal
+from memo import codec, events, output, policy, reads, seal
 from memo.clock import SECOND
 from memo.errors import DependencyError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, inside
@@ -52,7 +52,7 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
         emit(job, events.COMPUTE_STARTED, reason=why)
         clock = time.perf_counter()
         try:
-            outcome = await invoke(port, job)
+            outcome = await invoke(port, job, silent=alone)
         finally:
             CURRENT.reset(token)
             gathered.over = True
@@ -114,8 +114,22 @@ async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
     return own
 
 
-async def invoke(port: Port, job: Job) -> Outcome:
-    """Call the user's function; its exceptions are an outcome, an interrupt is not."""
+async def invoke(port: Port, job: Job, *, silent: bool = False) -> Outcome:
+    """Call the user's function; its exceptions are an outcome, an interrupt is not.
+
+    Args:
+        silent: where its output is kept (`replay`), keep it and show it to nobody.
+    """
+    if not job.function.replay:
+        return await _called(port, job)
+    with output.recording(silent=silent) as recorder:
+        outcome = await _called(port, job)
+    if outcome.error is not None or (not port.native and inspect.isawaitable(outcome.value)):
+        return outcome
+    return Outcome(output.Performed(outcome.value, recorder.shown, live=True))
+
+
+async def _called(port: Port, job: Job) -> Outcome:
     try:
         result = job.function.run(*job.args, **job.kwargs)
         return Outcome(await port.settle(result) if port.native else result)
@@ -151,7 +165,7 @@ def _warn(function: Function, value: Any, fault: str, mend: str) -> None:
     if not function.warned:
         function.warned = True
         warnings.warn(
-            f"{function.id} returned a {type(value).__name__} that {fault}, "
+            f"{function.id} returned a {type(output.bare(value)).__name__} that {fault}, "
             f"so it is computed at each call; {mend}",
             stacklevel=2,
         )
@@ -173,10 +187,11 @@ async def _keep(
     encoded = await encode(port, job, value)
     if encoded is None:
         return Landing(value, used=used)
-    wanted = function.policy.cache_if is None or function.policy.cache_if(value)
+    result = output.bare(value)
+    wanted = function.policy.cache_if is None or function.policy.cache_if(result)
     if used is None or not wanted:
         return Landing(value, encoded=encoded, used=used)
-    ttl = policy.ttl_ns(function.policy, value, function.live_ttl())
+    ttl = policy.ttl_ns(function.policy, result, function.live_ttl())
     times = Times(
         started,
         max(started, chain.clock.wall_ns()),

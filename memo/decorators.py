@@ -25,7 +25,7 @@ from typing import (
     overload,
 )
 
-from memo import assembly, classes, codec, config, engine, options
+from memo import assembly, classes, codec, config, engine, options, output
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.engine import Invalidation
@@ -88,11 +88,13 @@ class CachedFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not assembly.enabled():
+            __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
             return self.__wrapped__(*args, **kwargs)
         result = engine.at_once(self._function, args, kwargs)
         if type(result) is Call:
             result = drive(engine.answer(BLOCKING, self._function, result, args, kwargs))
             if type(result) is Raised:
+                __tracebackhide__ = True
                 raise result.again()
         return cast("R", result)
 
@@ -202,6 +204,7 @@ class CachedFunction(Generic[P, R]):
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Compute now, store, and return the value; also of an async function, then elsewhere."""
+        __tracebackhide__ = True
         if not assembly.enabled():
             return _plainly(self.__wrapped__, args, kwargs)
         if self.is_async:
@@ -212,6 +215,7 @@ class CachedFunction(Generic[P, R]):
 
     async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """As `refresh`, without blocking the event loop."""
+        __tracebackhide__ = True
         port = native()
         if self.is_async and not assembly.enabled():
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
@@ -227,14 +231,14 @@ class CachedFunction(Generic[P, R]):
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
-        return drive(engine.peek(BLOCKING, self._function, args, kwargs, default))
+        return output.bare(drive(engine.peek(BLOCKING, self._function, args, kwargs, default)))
 
     async def apeek(self, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
-        return await engine.peek(native(), self._function, args, kwargs, default)
+        return output.bare(await engine.peek(native(), self._function, args, kwargs, default))
 
     def is_cached(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Would this call be answered from the cache?  Does not load the value."""
@@ -292,6 +296,7 @@ class CachedCoroutine(CachedFunction[P, R]):
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
         if not assembly.enabled():
+            __tracebackhide__ = True
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
         result: Any
         try:
@@ -303,8 +308,25 @@ class CachedCoroutine(CachedFunction[P, R]):
         if type(result) is Call:
             result = await engine.answer(native(), self._function, result, args, kwargs)
             if type(result) is Raised:
+                __tracebackhide__ = True
                 raise result.again()
         return result
+
+
+class ReplayingFunction(CachedFunction[P, R]):
+    """A cached function whose answers show what it showed when it was computed (`replay`)."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True
+        return cast("R", output.performed(super().__call__(*args, **kwargs)))
+
+
+class ReplayingCoroutine(CachedCoroutine[P, R]):
+    """The same of an `async def`."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
+        __tracebackhide__ = True
+        return output.performed(await super().__call__(*args, **kwargs))
 
 
 def _asyncio_marker() -> object:
@@ -327,6 +349,7 @@ class BoundFunction(Generic[P, R]):
         self.__self__ = instance
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True
         return self.__func__(self.__self__, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -359,6 +382,7 @@ def explain(function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs
 
 def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a function, `async def` or `def`, from sync code, as if it were not cached."""
+    __tracebackhide__ = True
     result = function(*args, **kwargs)
     if not inspect.iscoroutine(result):
         return result
@@ -370,9 +394,10 @@ def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 
 def _value(result: Any) -> Any:
+    __tracebackhide__ = True
     if type(result) is Raised:
         raise result.again()
-    return result
+    return output.bare(result)
 
 
 def _shown_policy(function: Function) -> str:
@@ -381,6 +406,7 @@ def _shown_policy(function: Function) -> str:
 
 
 def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:
+    replay = options.flag("replay", given["replay"])
     keyer = Keyer(
         function,
         function_id=identity,
@@ -389,6 +415,7 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         ignore=options.texts("ignore", given["ignore"]),
         tags=_tags(given["tags"]),
         method=_is_method(function),
+        replay=replay,
     )
     return Function(
         identity,
@@ -401,6 +428,7 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         Dependencies(function, identity, given["depends_on"]) or None,
         assembly.write_down,
         assembly.compress(given["compress"]),
+        replay=replay,
     )
 
 
@@ -512,6 +540,7 @@ def _options(
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
+    replay: bool = False,
 ) -> dict[str, Any]:
     """Cache the results of a function, `async def` or `def`, by its code and its arguments.
 
@@ -543,6 +572,8 @@ def _options(
         cache_if: predicate of the result; False: it is returned, not stored.
         compress: store big results compressed: True (from 64 KiB on), False, or a size such as
             `"1MiB"` from which; None: as the setting `compress` says.
+        replay: keep what the function prints and displays with its result, and show it again with
+            each answer from the cache.
 
     Raises:
         OptionError: an option is wrong; the message names it, its value and the mend.
@@ -579,6 +610,7 @@ def cache(
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
+    replay: bool = False,
 ) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
 def cache(*args: Any, **kwargs: Any) -> Any:
     """See `_options`, whose signature and documentation this has."""
@@ -605,6 +637,7 @@ def _check(given: Mapping[str, Any]) -> None:
     options.text("name", given["name"])
     options.text("version", given["version"])
     options.text("key_prefix", given["key_prefix"])
+    options.flag("replay", given["replay"])
     _tags(given["tags"])
     assembly.chain_of(given["provider"])
     assembly.compress(given["compress"])
@@ -619,7 +652,15 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
         made._bind_to_class()
         return made
     options.function("function", function)
-    kind: Any = CachedCoroutine if options.is_async(function) else CachedFunction
-    made = kind(function, given)
+    made = _KINDS[options.is_async(function), given["replay"]](function, given)
     classes.expect(made, made._bind_to_class, function)
     return made
+
+
+_KINDS: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {
+    (False, False): CachedFunction,
+    (True, False): CachedCoroutine,
+    (False, True): ReplayingFunction,
+    (True, True): ReplayingCoroutine,
+}
+"""Whether it is an `async def`, whether it replays -> what becomes of it."""

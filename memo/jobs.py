@@ -32,6 +32,7 @@ class Function:
         manifest: writes down what a code version is made of, once.
         compress: gives the bytes from which results are compressed, or None.
         depends: gives the file and call stamps of one call, where it has any.
+        replay: what it prints and displays is kept with its results, and shown again.
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
         warned: it was said that its results are not stored.
     """
@@ -47,6 +48,7 @@ class Function:
         "live_ttl",
         "manifest",
         "policy",
+        "replay",
         "run",
         "warned",
     )
@@ -63,6 +65,8 @@ class Function:
         depends: Dependencies | None = None,
         manifest: Callable[[str, Callable[[], Mapping[str, str]]], None] | None = None,
         compress: Callable[[], int | None] = lambda: None,
+        *,
+        replay: bool = False,
     ) -> None:
         self.id = function_id
         self.run = run
@@ -74,6 +78,7 @@ class Function:
         self.depends = depends
         self.manifest = manifest
         self.compress = compress
+        self.replay = replay
         self.backoff: dict[str, tuple[float, float]] = {}
         self.warned = False
 

@@ -223,6 +223,7 @@ class Keyer:
         ignore: names of arguments that do not matter.
         tags: names, or a callable of the bound arguments that gives them.
         method: its first positional argument is `self` or `cls`.
+        replay: its entries hold its output as well, so they are others than without.
 
     Raises:
         OptionError: one of them is wrong.
@@ -238,8 +239,10 @@ class Keyer:
         ignore: Iterable[str],
         tags: Iterable[str] | Callable[..., Any],
         method: bool,
+        replay: bool = False,
     ) -> None:
         self.function_id = function_id
+        self._kind = "+replay" if replay else ""
         self._function = function
         self._given = key_resolver
         self._given_tags = tags
@@ -350,7 +353,7 @@ class Keyer:
         known = self._heads.get(owner)
         if known is not None and known[0] == code:
             return known
-        facts = atoms.text(self.function_id) + atoms.text(owner) + atoms.text(code)
+        facts = atoms.text(self.function_id) + atoms.text(owner) + atoms.text(code + self._kind)
         known = code, facts + canon.encoding(self.names), Own(owner) if owner else None
         self._heads[owner] = known
         return known

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from memo import stamps
+from memo import output, stamps
 from memo.chain import Chain
 from memo.flights import Flight, current_path, following
 from memo.port import Port
@@ -78,19 +78,20 @@ class Carried(NamedTuple):
 
     reads: Reads
     path: tuple[Flight, ...]
+    recorders: tuple[output.Recorder, ...]
 
 
 def carried() -> Carried | None:
     """What a thread that is started here must be told; None: no computation runs here."""
     reads = CURRENT.get()
-    return None if reads is None or reads.over else Carried(reads, current_path())
+    return None if reads is None or reads.over else Carried(reads, current_path(), output.current())
 
 
 def carry(given: Carried, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call `work`, in another thread, as part of the computation that started it."""
     token = CURRENT.set(given.reads)
     try:
-        with following(given.path):
+        with following(given.path), output.heard_by(given.recorders):
             return work(*args, **kwargs)
     finally:
         CURRENT.reset(token)
