@@ -67,6 +67,7 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
     if outcome.error is not None:
         emit(job, events.FAILED, reason=type(outcome.error).__name__, seconds=cost)
         return Landing(error=outcome.error, used=used, known=known, started=started)
+    job.function.took = cost
     emit(job, events.COMPUTED, seconds=cost)
     if alone and not await _is_same_call(port, job):
         return Landing(fault=True)

@@ -268,7 +268,8 @@ async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
 
 async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing | None:
     """A landing; None: look again, somebody else has computed it in the meantime."""
-    held = await hold(port, job.chain, job.name, job.function.policy, flight)
+    function = job.function
+    held = await hold(port, job.chain, job.name, function.policy, flight, expected=function.took)
     try:
         if held is not None and await _done_by_another(port, job, held, found.entry):
             return None

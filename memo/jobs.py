@@ -34,6 +34,7 @@ class Function:
         depends: gives the file and call stamps of one call, where it has any.
         replay: what it prints and displays is kept with its results, and shown again.
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
+        took: seconds of its latest computation here; None: there was none.
         warned: it was said that its results are not stored.
     """
 
@@ -50,6 +51,7 @@ class Function:
         "policy",
         "replay",
         "run",
+        "took",
         "warned",
     )
 
@@ -80,6 +82,7 @@ class Function:
         self.compress = compress
         self.replay = replay
         self.backoff: dict[str, tuple[float, float]] = {}
+        self.took: float | None = None
         self.warned = False
 
     def code(self, args: tuple[Any, ...]) -> str:

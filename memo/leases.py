@@ -11,6 +11,7 @@ Two locks, one inside the other:
     lease in the name of the same host knows that its holder is dead, and replaces it.
 
 So at most one process of each host waits for the cluster, and waiters are woken rather than poll.
+Both carry a text that says who holds them, since when, and how long it is likely to take: `Holder`.
 When the shared tier is away, the host lock alone still keeps this host to one computation.
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from memo import events
 from memo.chain import Chain
@@ -39,6 +40,38 @@ LASTING = 2.0
 for others: what he does not find or cannot store is computed by everybody who waits for him."""
 WAIT = 1.0
 """Longest single wait for the cluster lease, in seconds; then its holder is looked at again."""
+
+
+class Holder(NamedTuple):
+    """Who holds a lease, from the text that the lease carries.
+
+    Attributes:
+        node: name of its host.
+        process: its number.
+        since: when its computation began, in Unix seconds by its own clock; None: not yet.
+        expected: seconds that its computation took before; None: not known to it.
+    """
+
+    node: str
+    process: str
+    since: float | None = None
+    expected: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Holder | None:
+        """The holder that a text names; None where it names none."""
+        parts = text.split("/")
+        if len(parts) < 4:
+            return None
+        since, expected = map(_number, (*parts[4:6], "", "")[:2])
+        return cls(parts[1], parts[2], since, expected)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 class Leases(Protocol):
@@ -73,29 +106,58 @@ class Hold:
         waited: seconds that it took to get it.
     """
 
-    __slots__ = ("_leases", "_lock", "_name", "_ticker", "_told", "flight", "mine", "waited", "who")
+    __slots__ = (
+        "_expected",
+        "_leases",
+        "_lock",
+        "_look_at",
+        "_name",
+        "_ticker",
+        "_told",
+        "flight",
+        "me",
+        "mine",
+        "waited",
+        "who",
+    )
 
-    def __init__(self, name: str, who: str, flight: Flight) -> None:
+    def __init__(self, name: str, me: str, flight: Flight, expected: float | None = None) -> None:
         self._name = name
         self.flight = flight
         self._lock: Lock | None = None
         self._leases: Leases | None = None
         self._ticker: Handle | None = None
-        self._told = False
-        self.who = who
+        self._told: str | None = None
+        self._look_at = 0.0
+        self._expected = expected
+        self.me = self.who = me
         self.mine = False
         self.waited = 0.0
 
+    def sign(self) -> str:
+        """The text of a lease that is taken now; it is ours under this one."""
+        expected = "" if self._expected is None else f"{self._expected:.3f}"
+        self.who = f"{self.me}/{time.time():.3f}/{expected}"
+        return self.who
+
     def wait_begins(self, holder: str) -> None:
-        """Say, once, that it is waited for, and who has it."""
-        if not self._told:
-            self._told = True
+        """Say that it is waited for and who has it; again when somebody else has it."""
+        if self._told is None or (holder and holder != self._told):
+            self._told = holder
             self._tell(events.WAITING, holder)
+
+    def curious(self) -> bool:
+        """Whether it is time to see who has it."""
+        now = time.monotonic()
+        due = now >= self._look_at
+        if due:
+            self._look_at = now + WAIT
+        return due
 
     def wait_ended(self) -> None:
         """Say that it is waited for no more, where it was."""
-        if self._told:
-            self._told = False
+        if self._told is not None:
+            self._told = None
             self._tell(events.WAIT_ENDED)
 
     def _tell(self, kind: str, holder: str = "") -> None:
@@ -154,28 +216,38 @@ HELD: set[Hold] = set()
 
 
 async def hold(
-    port: Port, chain: Chain, name: str, policy: Policy, flight: Flight, *, refresh: bool = False
+    port: Port,
+    chain: Chain,
+    name: str,
+    policy: Policy,
+    flight: Flight,
+    *,
+    refresh: bool = False,
+    expected: float | None = None,
 ) -> Hold | None:
     """The lease of a key; None when none is wanted.
 
     With `refresh` it is only tried, never waited for.  Otherwise it is waited for at most
     `policy.lock_timeout` seconds; then the caller computes without it, and an event says so.
+    Those who wait for us are told that it takes `expected` seconds.
     """
     if not (policy.use_lock or refresh):
         return None
     begun = time.monotonic()
     limit = 0.0 if refresh else policy.lock_timeout
     end = None if limit is None else begun + limit
-    held = Hold(name, _me(chain), flight)
+    held = Hold(name, _me(chain), flight, expected)
     lock = _host_lock(chain, name)
+    leases = _cluster_leases(chain)
     try:
-        if lock is not None and not await _host(port, lock, held, end):
+        if lock is not None and not await _host(port, lock, held, end, first=leases is not None):
             return _gave_up(held, lock, begun, refresh)
-        leases = _cluster_leases(chain)
         if leases is not None and not await _cluster(port, leases, name, held, end):
             if lock is not None:
                 lock.release()
             return _gave_up(held, None, begun, refresh)
+        if leases is not None and lock is not None:
+            lock.label(held.who)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -220,18 +292,20 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
         return None
 
 
-async def _host(port: Port, lock: Lock, held: Hold, end: float | None) -> bool:
+async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first: bool) -> bool:
+    """Take the host lock; `first`: the cluster lease is still to come, and nothing runs before."""
     pause, longest = POLL
     while True:
         try:
-            if lock.try_acquire(held.who):
+            if lock.try_acquire(held.me if first else held.sign()):
                 return True
         except TierError as error:  # without locks every process computes: never block on a fault
             events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
             return True
         if end is not None and time.monotonic() >= end:
             return False
-        held.wait_begins(lock.holder())
+        if held.curious():
+            held.wait_begins(lock.holder())
         await port.sleep(pause)
         pause = min(longest, pause * 2)
 
@@ -246,9 +320,9 @@ def _cluster_leases(chain: Chain) -> Leases | None:
 
 async def _cluster(port: Port, leases: Leases, name: str, held: Hold, end: float | None) -> bool:
     """Take the cluster lease; True also when the cluster is away: then the host lock has to do."""
-    who = held.who
     try:
         while True:
+            who = held.sign()
             other = await leases.acquire(port, name, who)
             if other is None:
                 return True

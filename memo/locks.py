@@ -51,10 +51,16 @@ class HostLock:
             # else unlinked by who had it before: this lock guards nothing
         self._descriptor = descriptor
         _locks.add(self)
-        with suppress(OSError):  # a full disk: it is ours all the same, and only says nothing
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
+        self.label(holder)
         return True
+
+    def label(self, holder: str) -> None:
+        """Leave another text that says who has it, where it is ours."""
+        if self._descriptor is None:
+            return
+        with suppress(OSError):  # a full disk: it is ours all the same, and only says nothing
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, holder.encode(), 0)
 
     def _open(self) -> int:
         try:

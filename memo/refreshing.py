@@ -42,7 +42,12 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
     emit(job, events.REFRESH_STARTED)
     kind, reason = events.REFRESH_FAILED, "dropped"
     try:
-        held = await hold(port, job.chain, job.name, job.function.policy, flight, refresh=True)
+        function = job.function
+        held = await hold(
+            *(port, job.chain, job.name, function.policy, flight),
+            refresh=True,
+            expected=function.took,
+        )
         assert held is not None
         try:
             if held.mine and not await _done_elsewhere(port, job):

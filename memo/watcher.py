@@ -23,6 +23,7 @@ from memo.errors import MemoError
 from memo.events import Event
 from memo.explanations import headers
 from memo.figures import label
+from memo.leases import Holder
 from memo.port import Handle, Port
 from memo.stats import COUNTERS
 
@@ -41,15 +42,17 @@ class Line(NamedTuple):
 
     Attributes:
         what: `load() runs`, or whom it waits for.
-        seconds: since it began.
+        seconds: since it began: the computation, where it is known when it did, also for a wait.
         expected: seconds that it will take in all, from an earlier run; None: not known.
         over: it has ended.
+        word: in front of the time, where it is that of another process.
     """
 
     what: str
     seconds: float
     expected: float | None = None
     over: bool = False
+    word: str = ""
 
     @property
     def share(self) -> float | None:
@@ -60,9 +63,9 @@ class Line(NamedTuple):
         if self.over:
             return f"{self.what} took {display.duration(self.seconds)}"
         spent = display.duration(self.seconds)
-        if self.expected is None:
-            return f"{self.what}, {spent} so far"
-        return f"{self.what}, {spent} of about {display.duration(self.expected)}"
+        if self.expected is not None:
+            return f"{self.what}, {self.word}{spent} of about {display.duration(self.expected)}"
+        return f"{self.what}, {self.word}{spent}{'' if self.word else ' so far'}"
 
 
 class Screen(Protocol):
@@ -131,7 +134,8 @@ class _Run:
         self.tier = event.tier
         self.function = event.function
         self.key = event.key
-        self.holder = event.detail if event.kind == events.WAITING else ""
+        self.waits = event.kind == events.WAITING
+        self.holder = Holder.of(event.detail) if self.waits else None
         self.since = time.monotonic()
         self.expected: float | None = None
         self.looked = False
@@ -139,20 +143,22 @@ class _Run:
     def line(self, *, over: bool = False) -> Line:
         name = label(self.function).rpartition(":")[2]
         name = name if name.endswith(")") else f"{name}()"
-        what = name if over else f"{name} runs"
-        if self.holder:
-            what = f"{name} waits for {whom(self.holder)}"
+        spent = time.monotonic() - self.since
         if self.kind in _MOVES:
             what = f"{name}: {display.size(self.size)} {_MOVES[self.kind]} {self.tier}"
-        return Line(what, time.monotonic() - self.since, self.expected, over)
+            return Line(what, spent, self.expected, over)
+        if not self.waits:
+            return Line(name if over else f"{name} runs", spent, self.expected, over)
+        what = f"{name} waits for {whom(self.holder)}"
+        if self.holder is None or self.holder.since is None:
+            return Line(what, spent, None, over)
+        running = max(0.0, time.time() - self.holder.since)
+        return Line(what, running, self.expected, over, "running ")
 
 
-def whom(holder: str) -> str:
+def whom(holder: Holder | None) -> str:
     """Who holds a lease, for people: `kernel 4123 on host a`."""
-    parts = holder.split("/")
-    if len(parts) < 3:
-        return "another process"
-    return f"kernel {parts[2]} on host {parts[1]}"
+    return "another process" if holder is None else f"kernel {holder.process} on host {holder.node}"
 
 
 class Watcher:
@@ -195,14 +201,23 @@ class Watcher:
         kind = event.kind
         if kind in _BEGINNINGS:
             if not event.reason:
-                self._runs[kind, event.key] = _Run(event)
-                self._wake()
+                self._begin(kind, event)
         elif kind == events.COMPUTED:
             self._remember(event)
         elif kind in _ENDS:
             if kind in (events.UPLOADED, events.FETCHED) and event.seconds:
                 self._rates[_ENDS[kind]] = event.size / event.seconds
             self._end(_ENDS[kind], event.key)
+
+    def _begin(self, kind: str, event: Event) -> None:
+        at = (kind, event.key)
+        run, before = _Run(event), self._runs.get(at)
+        if before is not None and run.waits:  # the wait goes on, for somebody else
+            run.since = before.since
+        if at in self._shown:
+            self._shown[at] = run
+        self._runs[at] = run
+        self._wake()
 
     def _remember(self, event: Event) -> None:
         self._latest[event.function] = event.seconds
@@ -226,7 +241,7 @@ class Watcher:
         """Nothing that was shown is under way any more."""
         shown, self._shown = self._shown, {}
         if shown:
-            self._screen.close([run.line(over=True) for run in shown.values() if not run.holder])
+            self._screen.close([run.line(over=True) for run in shown.values() if not run.waits])
 
     async def _tick(self, port: Port) -> None:
         ticker = self._ticker
@@ -249,15 +264,21 @@ class Watcher:
             self._screen.show([run.line() for run in late.values()])
 
     async def _expected(self, port: Port, run: _Run) -> float | None:
-        """How long it took before: this key, else the function, here or wherever it was stored."""
+        """How long it took before: this key, else the function, here or wherever it was stored.
+
+        Of a wait, what its holder expects comes before what is known of other keys; of a transfer,
+        what its bytes took at the latest one's rate.
+        """
         if run.kind in _MOVES:
             rate = self._rates.get(run.kind)
             return run.size / rate if rate else None
         if run.key in self._known:
             return self._known[run.key]
         found = next((f for f in functions() if f.function_id == run.function), None)
-        stored = None if found is None else await _recorded(port, found, run.key)
-        return self._latest.get(run.function) if stored is None else stored
+        costs, own = ([], False) if found is None else await _recorded(port, found, run.key)
+        if run.holder is not None and run.holder.expected is not None and not own:
+            return run.holder.expected
+        return statistics.median(costs) if costs else self._latest.get(run.function)
 
 
 _ENDS = {
@@ -272,16 +293,21 @@ _BEGINNINGS = frozenset(_ENDS.values())
 _MOVES = {events.UPLOAD_STARTED: "to", events.FETCH_STARTED: "from"}
 
 
-async def _recorded(port: Port, function: CachedFunction[Any, Any], key: str) -> float | None:
-    """What computations of a function cost, from its entries on this host; None: it has none."""
+async def _recorded(
+    port: Port, function: CachedFunction[Any, Any], key: str
+) -> tuple[list[float], bool]:
+    """Seconds of a key's computations, from its entries on this host, else of its function's.
+
+    Returns:
+        The latest ones, and whether they are the key's own.
+    """
     try:
         found = await headers(port, function._function.chain(), function.function_id)
     except MemoError:  # a fault of the cache: no bar
-        return None
+        return [], False
     own = [header for header in found if header.key == key]
     latest = sorted(own or found, key=lambda header: -header.times.finished)[:_SIMILAR]
-    costs = [header.times.cost / 1e9 for header in latest]
-    return statistics.median(costs) if costs else None
+    return [header.times.cost / 1e9 for header in latest], bool(own)
 
 
 WATCHER = Watcher()

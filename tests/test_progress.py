@@ -21,8 +21,10 @@ from redis_server import RedisServer
 from test_magics import ROOT, Kernel
 
 import memo
-from memo import cache
+from memo import cache, events
 from memo.drivers import drain_blocking
+from memo.events import Event
+from memo.leases import Holder
 from memo.remote import Redis
 from memo.testing import reset
 from memo.watcher import SHOWN_AFTER, WATCHER, Line, Terminal, whom
@@ -271,36 +273,106 @@ from memo import cache
 @cache(name="shared", use_lock=True, version="1")
 def shared(x):
     print("running", flush=True)
-    time.sleep(1.6)
+    time.sleep(x)
     return x
-shared(1)
+for seconds in map(float, sys.argv[1:]):
+    shared(seconds)
 """
 
 
-def test_a_waiter_shows_whom_it_waits_for(sheet: Sheet, tmp_path: Path) -> None:
-    """Who waits for another process sees which one, and on which host."""
+def held(tmp_path: Path, *seconds: float) -> subprocess.Popen[bytes]:
+    """A process that computes for so many seconds, one after the other; it is at the last now."""
     path = tmp_path / "holder.py"
     path.write_text(HOLDER)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, env=env) as holder:
-        assert holder.stdout is not None
+    command = [sys.executable, str(path), *map(str, seconds)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, env=env)
+    assert holder.stdout is not None
+    for _ in seconds:
         assert holder.stdout.readline() == b"running\n"
+    return holder
+
+
+def of(holder: subprocess.Popen[bytes]) -> str:
+    return f"kernel {holder.pid} on host {os.uname().nodename}"
+
+
+@pytest.mark.parametrize("shared", ["disk", "redis"])
+def test_a_waiter_shows_whom_it_waits_for(
+    sheet: Sheet,
+    tmp_path: Path,
+    shared: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Who waits for another process sees which one, on which host, how long it runs, and will."""
+    if shared == "redis":
+        url = request.getfixturevalue("redis_server").url
+        monkeypatch.setenv("MEMO_REDIS_URL", url)
+    with held(tmp_path, 0.5, 2.5) as holder:
 
         @cache(name="shared", use_lock=True, version="1")
-        def shared(x: int) -> int:
+        def shared_(x: float) -> float:
             return x
 
-        assert shared(1) == 1
-    line = str(sheet.shown[0][0])
-    who = f"kernel {holder.pid} on host {os.uname().nodename}"
-    assert line.startswith(f"shared() waits for {who}, ")
+        time.sleep(0.5)
+        assert shared_(2.5) == 2.5
+    line = sheet.shown[0][0]
+    told = rf"shared\(\) waits for {of(holder)}, running [\d.]+ m?s of about [\d.]+ m?s"
+    assert re.fullmatch(told, str(line)), str(line)
+    assert line.seconds >= 1.0  # it ran for half a second before anybody waited
+    assert line.expected == pytest.approx(0.5, abs=0.2)  # its last one
+    assert not sheet.closed[0]
     assert not WATCHER._runs
 
 
+def test_an_entry_of_the_key_knows_better_what_to_expect(sheet: Sheet, tmp_path: Path) -> None:
+    """Of a key that was computed before, its own duration is expected, not the holder's last."""
+
+    @cache(name="shared", use_lock=True, version="1")
+    def shared(x: float) -> float:
+        time.sleep(x / 2)
+        return x
+
+    shared(2.0)
+    shared.invalidate(2.0)
+    WATCHER._known.clear()
+    with held(tmp_path, 0.1, 2.0):
+        shared(2.0)
+    assert sheet.shown[-1][0].expected == pytest.approx(1.0, abs=0.3)
+
+
+def test_a_waiter_learns_who_has_it_now(sheet: Sheet) -> None:
+    """When another one has taken the lease since, the line names that one, and the wait goes on."""
+
+    def waiting(pid: int) -> None:
+        WATCHER.hear(Event(events.WAITING, "f", "key", detail=f"1f3a/a/{pid}/99ff/{time.time()}/"))
+
+    waiting(1)
+    end = time.monotonic() + 10
+    while not sheet.shown and time.monotonic() < end:
+        time.sleep(0.02)
+    assert str(sheet.shown[-1][0]).startswith("f() waits for kernel 1 on host a, running ")
+    waiting(2)
+    count = len(sheet.shown)
+    while len(sheet.shown) < count + 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    line = sheet.shown[-1][0]
+    assert line.what == "f() waits for kernel 2 on host a"
+    WATCHER.hear(Event(events.WAIT_ENDED, "f", "key"))
+    assert sheet.closed == [[]]
+
+
 def test_holders_for_people() -> None:
-    """A holder is named by process and host, whatever else its text has."""
-    assert whom("1f3a/a/4123/99ff") == "kernel 4123 on host a"
-    assert whom("") == "another process"
+    """A holder is named by process and host; what its text does not tell is not made up."""
+    assert whom(Holder.of("1f3a/a/4123/99ff")) == "kernel 4123 on host a"
+    assert whom(Holder.of("")) == "another process"
+    assert Holder.of("1f3a/a/4123/99ff/12.5/40") == ("a", "4123", 12.5, 40.0)
+    assert Holder.of("1f3a/a/4123/99ff/12.5/") == ("a", "4123", 12.5, None)
+    assert Holder.of("1f3a/a/4123/99ff/soon/x") == ("a", "4123", None, None)
+    line = Line("f() waits for kernel 4123 on host a", 12.0, 40.0, word="running ")
+    assert str(line) == "f() waits for kernel 4123 on host a, running 12.0 s of about 40.0 s"
+    assert str(line._replace(expected=None)).endswith("host a, running 12.0 s")
 
 
 def test_hits_do_not_reach_it(sheet: Sheet) -> None:
