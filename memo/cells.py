@@ -31,6 +31,7 @@ from memo.decorators import CachedFunction, cache
 from memo.errors import KeyingError, OptionError
 from memo.events import Event
 from memo.identity import Identity, function_id
+from memo.jobs import users
 
 _SHOWN_NAMES = 3
 """Names of outputs that are in a cell's name."""
@@ -480,7 +481,7 @@ class Cell:
         """Raise what the cell raised, as the cell did; or leave out what has no sound key."""
         __tracebackhide__ = True
         if self._ran or not isinstance(error, KeyingError):
-            raise error.with_traceback(_users(error.__traceback__))
+            raise users(error)
         self._leave_out()
 
     def _leave_out(self) -> None:
@@ -627,14 +628,6 @@ def _named(run: Any, name: str) -> Any:
         made = cell_
     made.__name__ = made.__qualname__ = name.rpartition(":")[2]
     return made
-
-
-def _users(frames: types.TracebackType | None) -> types.TracebackType | None:
-    """A traceback from the user's first frame on."""
-    first = frames
-    while first is not None and first.tb_frame.f_globals.get("__package__") == "memo":
-        first = first.tb_next
-    return first or frames
 
 
 def _digest(value: Any) -> bytes:

@@ -204,7 +204,7 @@ def _facts(header: Header, size: int) -> dict[str, Any]:
     return {
         "function": header.function,
         "key": header.key,
-        "address": header.address,
+        "address": display.address(header),
         "arguments": display.arguments(header),
         "finished": times.finished / SECOND,
         "ttl": None if times.ttl < 0 else times.ttl / SECOND,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from types import TracebackType
 from typing import Any
 
 from memo import codec, events, output, policy, reads, seal
 from memo.clock import SECOND
 from memo.errors import DependencyError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, inside
-from memo.jobs import Function, Job, Outcome, emit, told, writer
+from memo.jobs import Function, Job, Outcome, emit, told, users, writer
 from memo.leases import patience
 from memo.loading import BIG
 from memo.policy import Policy, Times
@@ -135,19 +134,11 @@ async def _called(port: Port, job: Job) -> Outcome:
         result = job.function.run(*job.args, **job.kwargs)
         return Outcome(await port.settle(result) if port.native else result)
     except Exception as error:
-        return Outcome(error=_users(error))
+        return Outcome(error=users(error))
     except BaseException as error:
         if type(error).__name__ == "CancelledError" and not port.cancelled():
-            return Outcome(error=_users(error))
+            return Outcome(error=users(error))
         raise
-
-
-def _users(error: BaseException) -> BaseException:
-    """An exception whose traceback begins at the user's first frame."""
-    frames: TracebackType | None = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__package__") == "memo":
-        frames = frames.tb_next
-    return error.with_traceback(frames or error.__traceback__)
 
 
 async def encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:

@@ -30,7 +30,7 @@ from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.engine import Invalidation
 from memo.identity import Identity, function_id
-from memo.jobs import Function, Raised
+from memo.jobs import Function, Raised, bare_of_us, users
 from memo.keys import Call, Keyer
 from memo.policy import Policy
 from memo.sources import Dependencies
@@ -90,7 +90,11 @@ class CachedFunction(Generic[P, R]):
         if not assembly.enabled():
             __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
             return self.__wrapped__(*args, **kwargs)
-        result = engine.at_once(self._function, args, kwargs)
+        try:
+            result = engine.at_once(self._function, args, kwargs)
+        except Exception as error:
+            bare_of_us(error)
+            raise
         if type(result) is Call:
             result = drive(engine.answer(BLOCKING, self._function, result, args, kwargs))
             if type(result) is Raised:
@@ -125,6 +129,21 @@ class CachedFunction(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<cached {self.function_id}{_shown_policy(self._function)}>"
+
+    def _repr_html_(self) -> str:
+        """What it is, how long its results are fresh, and its counters; no entry is looked at."""
+        from memo import display
+        from memo.figures import label
+
+        info = self.cache_info()
+        facts = {
+            "signature": inspect.signature(self.__wrapped__),
+            "ttl": _shown_policy(self._function).removeprefix(" ttl="),
+            "addresses": f"{self._function.keyer.prefix}:…",
+            "here": f"{display.counted(info.hits, 'hit')}, "
+            f"{display.counted(info.misses, 'miss', 'misses')}",
+        }
+        return display.facts_html(f"cached {label(self.function_id)}", facts)
 
     def __copy__(self) -> Self:
         return self
@@ -198,8 +217,7 @@ class CachedFunction(Generic[P, R]):
     ) -> Coroutine[Any, Any, Invalidation]:
         pairs, whole = self._function.keyer.partial(args, kwargs)
         turn = Turn(f"f:{self.function_id}", pairs, whole)
-        given = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
-        target = f"{self.function_id}({given})"
+        target = f"{self.function_id}({self._function.keyer.described(args, kwargs)})"
         return engine.invalidate(port, [self._function.chain()], [turn], target, reason)
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -211,7 +229,9 @@ class CachedFunction(Generic[P, R]):
             result = run_elsewhere(lambda port: engine.refresh(port, self._function, args, kwargs))
         else:
             result = drive(engine.refresh(BLOCKING, self._function, args, kwargs))
-        return _value(result)
+        if type(result) is Raised:
+            raise result.again()
+        return output.bare(result)
 
     async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """As `refresh`, without blocking the event loop."""
@@ -220,7 +240,10 @@ class CachedFunction(Generic[P, R]):
         if self.is_async and not assembly.enabled():
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
         if self.is_async:
-            return _value(await engine.refresh(port, self._function, args, kwargs))
+            result = await engine.refresh(port, self._function, args, kwargs)
+            if type(result) is Raised:
+                raise result.again()
+            return output.bare(result)
         return await port.offload(functools.partial(self.refresh, *args, **kwargs))
 
     def peek(self, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
@@ -300,11 +323,13 @@ class CachedCoroutine(CachedFunction[P, R]):
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
         result: Any
         try:
-            result = engine.at_once(self._function, args, kwargs, True)
-        except HeavyError:
-            result = HeavyError
-        if result is HeavyError:
-            result = await engine.keyed(native(), self._function, args, kwargs)
+            try:
+                result = engine.at_once(self._function, args, kwargs, True)
+            except HeavyError:
+                result = await engine.keyed(native(), self._function, args, kwargs)
+        except Exception as error:
+            bare_of_us(error)
+            raise
         if type(result) is Call:
             result = await engine.answer(native(), self._function, result, args, kwargs)
             if type(result) is Raised:
@@ -317,16 +342,22 @@ class ReplayingFunction(CachedFunction[P, R]):
     """A cached function whose answers show what it showed when it was computed (`replay`)."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        __tracebackhide__ = True
-        return cast("R", output.performed(super().__call__(*args, **kwargs)))
+        try:
+            return cast("R", output.performed(super().__call__(*args, **kwargs)))
+        except Exception as error:
+            users(error)
+            raise
 
 
 class ReplayingCoroutine(CachedCoroutine[P, R]):
     """The same of an `async def`."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
-        __tracebackhide__ = True
-        return output.performed(await super().__call__(*args, **kwargs))
+        try:
+            return output.performed(await super().__call__(*args, **kwargs))
+        except Exception as error:
+            users(error)
+            raise
 
 
 def _asyncio_marker() -> object:
@@ -349,8 +380,11 @@ class BoundFunction(Generic[P, R]):
         self.__self__ = instance
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        __tracebackhide__ = True
-        return self.__func__(self.__self__, *args, **kwargs)
+        try:
+            return self.__func__(self.__self__, *args, **kwargs)
+        except Exception as error:
+            users(error)
+            raise
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.__func__, name)
@@ -391,13 +425,6 @@ def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return await port.settle(result)
 
     return run_elsewhere(settled)
-
-
-def _value(result: Any) -> Any:
-    __tracebackhide__ = True
-    if type(result) is Raised:
-        raise result.again()
-    return output.bare(result)
 
 
 def _shown_policy(function: Function) -> str:

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo import files, locks, seal, tiers
 from memo.clock import SECOND, SYSTEM, Clock
@@ -32,7 +32,7 @@ from memo.payloads import Payloads
 from memo.port import Port
 from memo.seal import Secret
 from memo.sqlite import DamagedError, Database, outlasting
-from memo.tiers import Found, Generations, Host, Source
+from memo.tiers import Found, Generations, Host, Listed, Source
 from memo.transit import Arriving
 
 if TYPE_CHECKING:
@@ -60,22 +60,6 @@ _LIST = (
     " WHERE key > ? AND key >= ? AND key < ? AND raw=1 AND mode=1 ORDER BY key LIMIT ?"
 )
 _FAULTS = (sqlite3.Error, OSError, DamagedError, TypeError, ValueError, KeyError, AssertionError)
-
-
-class Listed(NamedTuple):
-    """An entry, for `memo ls`.
-
-    Attributes:
-        name: what it is stored under.
-        record: as stored.
-        size: bytes of the record and its payload.
-        stored_at: Unix seconds.
-    """
-
-    name: str
-    record: bytes
-    size: int
-    stored_at: float
 
 
 class Disk:
@@ -400,6 +384,15 @@ class Disk:
                     held = size if inline is None else size + len(record)
                     yield Listed(name, record, held, stored)
             after = page[-1][0]
+
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """Whether each of some names is here.
+
+        Raises:
+            TierError: the index cannot be read.
+        """
+        statement = "SELECT 1 FROM Cache WHERE key=? AND raw=1"
+        return await port.offload(lambda: [bool(self._read(statement, name)) for name in names])
 
     async def names(self, port: Port, prefix: str = "") -> list[str]:
         """The names of all entries that begin with `prefix`.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from memo import summaries
 from memo.clock import SECOND
 from memo.figures import (
     Counts,
@@ -27,8 +28,9 @@ from memo.figures import (
     label,
 )
 from memo.seal import Header
+from memo.stamps import ADDRESS, Generation
 from memo.stats import REFRESH_FAILED, REFRESHED, REFRESHING, Span
-from memo.summaries import RESOLVED
+from memo.summaries import OWN, RESOLVED
 
 EMPTY = "No cached function was called yet. Put @cache above a function and call it."
 BARS = 96
@@ -477,23 +479,46 @@ def _tiers_html(stats: Stats) -> str:
 
 def arguments(header: Header) -> dict[str, str]:
     """Argument -> short text, from the summary of an entry."""
+    summary = _summary(header)
+    return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name != RESOLVED}
+
+
+def _summary(header: Header) -> dict[str, tuple[str, str]]:
     try:
         summary = json.loads(header.summary)
-        return {str(name): str(parts[0]) for name, parts in summary.items() if name != RESOLVED}
-    except (ValueError, TypeError, AttributeError, LookupError):
+        return {str(name): (str(said), str(digest)) for name, (said, digest) in summary.items()}
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def entries(headers: Iterable[tuple[Header, int]], now: float) -> Table:
+def address(header: Header) -> str:
+    """The address of an entry for people, without the secrets that are among its arguments."""
+    refs = [stamp.ref for stamp in header.stamps if type(stamp) is Generation]
+    prefixes = [ref.group[2:] for ref in refs if ref.group.startswith("p:")]
+    begins = [prefix for prefix in prefixes if f"{header.address}:".startswith(f"{prefix}:")]
+    own = next((ref for ref in refs if ref.group == f"f:{header.function}"), None)
+    resolved = own is None or ADDRESS in dict(own.arguments or ())
+    prefix = max(begins, key=len, default="")
+    return summaries.masked(header.address, prefix, _summary(header), resolved=resolved)
+
+
+def entries(
+    headers: Iterable[tuple[Header, int]], now: float, places: Sequence[str] | None = None
+) -> Table:
     """A table of entries.
 
     Args:
         headers: the header and the size in bytes of each.
         now: Unix seconds.
+        places: the tiers that hold each; None: without that column.
     """
     rows = [_entry_row(header, held, now) for header, held in headers]
-    titles = ("function", "arguments", "age", "expires in", "size", "cost", "by")
-    return Table(titles, rows, texts=2)
+    titles = ["function", "arguments", "age", "expires in", "size", "cost", "by"]
+    if places is not None:
+        titles.insert(2, "tier")
+        for row, place in zip(rows, places, strict=True):
+            row.insert(2, Cell(place, place))
+    return Table(titles, rows, texts=2 + (places is not None))
 
 
 def _entry_row(header: Header, held: int, now: float) -> list[Cell]:

@@ -390,6 +390,13 @@ class Invalidation(NamedTuple):
         how = ", ".join(f"{tier}: {what}" for tier, what in self.tiers.items())
         return f"<invalidated {self.target} ({how})>"
 
+    def _repr_html_(self) -> str:
+        from memo import display
+        from memo.figures import label
+
+        facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
+        return display.facts_html(f"Invalidated {label(self.target)}", facts)
+
 
 async def invalidate(
     port: Port, chains: Iterable[Chain], turns: Iterable[Turn], target: str, reason: str = ""

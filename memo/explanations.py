@@ -41,7 +41,7 @@ from memo.policy import (
 )
 from memo.port import Port
 from memo.seal import Header
-from memo.summaries import HIDDEN, RESOLVED
+from memo.summaries import MASK, OWN, RESOLVED
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
@@ -64,7 +64,7 @@ class Explanation:
     """Why a call would be answered as it would.
 
     Attributes:
-        call: the call's address.
+        call: the call's address, without the secrets that are among its arguments.
         hit: whether it would be answered from the cache.
         reason: one of the words of `memo.policy` or of this module.
         facts: sentences for people.
@@ -126,7 +126,7 @@ async def explain(
     untracked = tuple(function.identity.untracked(owner))
     if found.verdict.kind != MISS and found.entry is not None:
         reason = found.verdict.kind
-        return Explanation(call.address, True, reason, _hit(found, chain), (), untracked)
+        return Explanation(call.shown, True, reason, _hit(found, chain), (), untracked)
     reason = found.verdict.reason
     stored = await headers(port, chain, function.id)
     own = next((header for header in stored if header.key == call.text), None)
@@ -143,7 +143,7 @@ async def explain(
     elif reason == ABSENT:
         asked = _Asked(call, code, function.identity.parts(owner))
         reason, facts, diff = _absent(chain, manifests, asked, stored)
-    return Explanation(call.address, False, reason, tuple(facts), tuple(diff), untracked)
+    return Explanation(call.shown, False, reason, tuple(facts), tuple(diff), untracked)
 
 
 # --- hits -----------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ async def listing(
         try:
             async for listed in entries(port, prefix):
                 header = _header(chain, listed.name, listed.record)
-                if header is not None:
-                    found.setdefault(header.key, (header, listed.size))
+                if header is not None and listed.size > found.get(header.key, (None, -1))[1]:
+                    found[header.key] = (header, listed.size)  # memory may have the record alone
                 if limit is not None and len(found) >= limit:
                     break
         except TierError:
@@ -321,14 +321,14 @@ def _absent(
     nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
     facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
     many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
-    facts.append(f"{many}: {nearest.address}")
+    facts.append(f"{many}: {display.address(nearest)}")
     return ARGUMENTS, facts, []
 
 
 def _difference(name: str, before: str, after: str) -> str:
     """How an argument differs from that of the nearest entry, by their summaries."""
-    what = "what key_resolver gives" if name == RESOLVED else name
-    if before == after == HIDDEN:
+    what = "what key_resolver gives" if name == RESOLVED else name.removeprefix(OWN)
+    if before == after == MASK:
         return f"{what} is not that of the nearest entry"
     if before == after:  # too big to be written out
         return f"{what} is another {after} than that of the nearest entry"

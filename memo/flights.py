@@ -26,7 +26,7 @@ from memo.codec import Encoded
 from memo.errors import ReentryError
 from memo.port import Handle, Port, Waiter
 from memo.seal import Entry
-from memo.stamps import Ref, Stamp, Turn
+from memo.stamps import Ref, Stamp, Turn, concerns
 
 RECENT = 4096
 """How many flights that have ended are remembered by name."""
@@ -219,7 +219,7 @@ class Flights:
         """Let nobody join the flights that an invalidation concerns; how many there were."""
         wanted = list(turns)
         with self._lock:
-            names = [n for n, f in self._active.items() if _concerns(wanted, f.refs)]
+            names = [n for n, f in self._active.items() if concerns(wanted, f.refs)]
             for name in names:
                 self._active.pop(name).detached = True
         return len(names)
@@ -259,15 +259,6 @@ def _reaches(flight: Flight, path: tuple[Flight, ...]) -> bool:
             seen.add(id(current))
             todo.extend(current.waits)
     return False
-
-
-def _concerns(turns: Sequence[Turn], refs: Sequence[Ref]) -> bool:
-    return any(
-        turn.group == ref.group
-        and (ref.arguments is None or set(turn.arguments) <= set(ref.arguments))
-        for turn in turns
-        for ref in refs
-    )
 
 
 class inside:

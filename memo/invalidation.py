@@ -14,6 +14,7 @@ from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive, native
 from memo.engine import Invalidation
 from memo.errors import OptionError
+from memo.jobs import users
 from memo.keys import address_digest, normal_prefix, prefixes
 from memo.port import Port
 from memo.stamps import ADDRESS, Turn
@@ -294,7 +295,11 @@ def invalidate_cache(
 def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        result = function(*args, **kwargs)
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:
+            users(error)
+            raise
         if inspect.iscoroutine(result):  # it has not done anything yet
             return cast("R", _awaited(result, plan, args, kwargs))
         drive(plan.carry_out(BLOCKING, result, args, kwargs))
@@ -306,6 +311,7 @@ def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
 def _async(function: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     @functools.wraps(function)
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
         return await _awaited(function(*args, **kwargs), plan, args, kwargs)
 
     return wrapper
@@ -314,7 +320,11 @@ def _async(function: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
 async def _awaited(
     work: Awaitable[Any], plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    result = await work
+    try:
+        result = await work
+    except Exception as error:
+        users(error)
+        raise
     await _to_the_end(native(), lambda port: plan.carry_out(port, result, args, kwargs))
     return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from memo import events
 from memo.chain import Chain
@@ -14,6 +14,7 @@ from memo.keys import Call, Keyer
 from memo.policy import Policy, Times, Verdict, judge
 from memo.sources import Dependencies
 
+E = TypeVar("E", bound=BaseException)
 NOTHING = object()
 """In the place of a value where there is none."""
 
@@ -137,6 +138,29 @@ class Outcome(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
+
+
+def users(error: E) -> E:
+    """An exception whose traceback begins at the user's first frame, where it has one.
+
+    A bare `raise` after it adds no frame of ours.
+    """
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__package__") == "memo":
+        frames = frames.tb_next
+    return error.with_traceback(frames or error.__traceback__)
+
+
+def bare_of_us(error: E) -> E:
+    """The same of an exception about the arguments of a call, which may be all our own.
+
+    A mistake in a call is seen at the call; only what is no such mistake keeps our frames.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    misfit = last is not None and last.tb_frame.f_code.co_name == "_misfit"
+    return error.with_traceback(None) if misfit or isinstance(error, MemoError) else users(error)
 
 
 def told(error: BaseException) -> str:

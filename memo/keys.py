@@ -13,6 +13,7 @@ Rules of this module:
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -161,6 +162,13 @@ class Call:
         prefix = self._keyer.prefix
         return ((prefix, address(prefix, *self._words())),)
 
+    @property
+    def shown(self) -> str:
+        """The address for people, without the secrets that are among the arguments."""
+        prefix, whole = self.addresses[0]
+        resolved = self._resolved is not None
+        return summaries.masked(whole, prefix, json.loads(self.summary), resolved=resolved)
+
     def _words(self) -> list[str]:
         found: list[str] = []
         fixed = self._keyer.names
@@ -201,7 +209,7 @@ class Call:
     def _described(self) -> Iterator[tuple[str, str, str]]:
         """Name, short text and digest of all that makes the key: also of `self` and a resolver."""
         if self._own is not None:
-            yield self._keyer.plan.own, *self._own.described()
+            yield f"{summaries.OWN}{self._keyer.plan.own}", *self._own.described()
         if self._resolved is not None:
             text = summaries.described_value("", self._resolved.text)
             yield summaries.RESOLVED, text, atoms.short(self._resolved.encoding)
@@ -531,6 +539,14 @@ class Keyer:
         pairs = [(safe, atoms.short(self._encode(name, v))) for safe, name, v in chosen]
         whole = given.keys() >= set(self.names) and not self.plan.extra
         return tuple(sorted(pairs)), whole
+
+    def described(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Some arguments as they are written in a call, for people: see `memo.summaries`."""
+        names = (*self.plan.names, *[""] * len(args))
+        pairs = zip(names, args, strict=False)
+        texts = [summaries.described_value(name, value) for name, value in pairs]
+        texts += [f"{k}={summaries.described_value(k, value)}" for k, value in kwargs.items()]
+        return ", ".join(texts)
 
     def _given_arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -31,14 +31,13 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display as publish
 
-from memo import assembly, display, invalidation
+from memo import assembly, display, inventory
 from memo.cells import Cell
 from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
-from memo.engine import Invalidation
 from memo.errors import MemoError, OptionError
-from memo.explanations import listing
 from memo.figures import Stats, label, matches
+from memo.inventory import Cleared
 from memo.reports import explain_misses
 from memo.seal import Header
 from memo.stats import Span, reset, stats, watch
@@ -49,6 +48,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
     from IPython.display import DisplayHandle
 
+_NAMED = 5
+"""Entries that `%cache_clear` names."""
 OPEN_REPORTS = 16
 """Reports that wait for background refreshes at once; the oldest gives way."""
 
@@ -123,7 +124,7 @@ class CacheMagics(Magics):
             done = _cleared(given.pattern, dict(map(_pair, given.where)), given.tag)
         except MemoError as error:
             raise UsageError(str(error)) from None
-        _say("\n".join(map(_outcome, done)))
+        _say("\n".join(done))
 
     @line_magic
     def cache_explain(self, line: str) -> None:
@@ -148,26 +149,37 @@ class CacheMagics(Magics):
 
     @magic_arguments()
     @argument("patterns", nargs="*", help="functions: load, etl:load, lo*; none: all")
-    @argument("--limit", type=int, default=50, help="show the newest so many; 0: all")
+    @argument("--where", action="append", default=[], metavar="NAME=VALUE",
+              help="only entries with this argument; may be given more than once")  # fmt: skip
+    @argument("--tag", help="only entries with this tag")
+    @argument("--tier", help="only entries that this tier holds: memory, disk, redis")
+    @argument("--by", choices=sorted(inventory.ORDERS), default="newest", help="what comes first")
+    @argument("--limit", type=int, default=50, help="show the first so many; 0: all")
     @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_ls --frame")
     @line_magic
     def cache_ls(self, line: str) -> Any:
-        """List the entries on this host's disk, newest first, without loading any value.
+        """List the entries on this host, without loading any value.
 
         One that was invalidated is listed until it is computed anew or evicted; it is never used.
         """
         given = parse_argstring(self.cache_ls, line)
+        where = dict(map(_pair, given.where))
+        wanted = inventory.Wanted(given.patterns, where, given.tag, given.tier, given.by)
         try:
-            found = sorted(_entries(given.patterns), key=_finished, reverse=True)
+            shown, count = inventory.items(wanted, given.limit or None)
         except MemoError as error:
             raise UsageError(str(error)) from None
-        table = display.entries(found[: given.limit or None], time.time())
+        table = display.entries(
+            [(item.header, item.size) for item in shown],
+            time.time(),
+            [", ".join(item.tiers) for item in shown],
+        )
         if given.frame:
             return _frame(table)
-        if not found:
+        if not count:
             return _say("No entries.")
-        more = f", the newest {len(table.rows)} of them here" * (len(table.rows) < len(found))
-        said = f"{display.counted(len(found), 'entry', 'entries')}{more}"
+        more = f", {len(shown)} of them here" * (len(shown) < count)
+        said = f"{display.counted(count, 'entry', 'entries')}{more}"
         text = f"{display.table_text(table)}\n\n{said}"
         return _show(text, display.boxed(f"{display.table_html(table)}<p>{said}</p>"))
 
@@ -269,22 +281,25 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[Invalidation]:
+def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
+    """Make entries untrue; what was done, in lines."""
     if tag:
-        return [invalidation.invalidate(tag=tag, reason="%cache_clear")]
+        return [*_outcome(inventory.clear_tag(tag, "%cache_clear"))]
     found = [f for f in functions() if matches(f.function_id, pattern)]
     if not found:
         raise UsageError(_no_function(pattern))
-    done: dict[str, Invalidation] = {}
+    done: dict[str, Cleared] = {}
     refused: OptionError | None = None
     for function in found:
         try:
-            done[function.function_id] = function.invalidate(**where, reason="%cache_clear")
+            cleared = inventory.clear_function(function, where, "%cache_clear")
         except OptionError as error:  # it has no such argument, so it has no such entries
             refused = error
+            continue
+        done.setdefault(function.function_id, cleared)
     if refused and not done:
         raise refused
-    return list(done.values())
+    return [line for cleared in done.values() for line in _outcome(cleared)]
 
 
 def _no_function(pattern: str) -> str:
@@ -292,9 +307,19 @@ def _no_function(pattern: str) -> str:
     return f"No cached function matches {pattern}. There are: {names or 'none in this kernel'}"
 
 
-def _outcome(done: Invalidation) -> str:
-    how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
-    return f"Invalidated {label(done.target)} ({how or 'no tier holds anything'})"
+def _outcome(cleared: Cleared) -> Iterator[str]:
+    """What was made untrue, how that went, and which entries of this host it was."""
+    how = ", ".join(f"{tier}: {what}" for tier, what in cleared.how.tiers.items())
+    yield f"Invalidated {label(cleared.how.target)} ({how or 'no tier holds anything'})"
+    count = display.counted(len(cleared.entries), "entry", "entries")
+    calls = [_called(header) for header in cleared.entries[:_NAMED]]
+    more = ", …" * (len(cleared.entries) > _NAMED)
+    yield f"  {count} on this host{': ' * bool(calls)}{', '.join(calls)}{more}"
+
+
+def _called(header: Header) -> str:
+    given = ", ".join(f"{name}={said}" for name, said in display.arguments(header).items())
+    return f"{label(header.function)}({given})"
 
 
 # --- %cache_explain -----------------------------------------------------------------------------
@@ -317,17 +342,6 @@ def _evaluated(node: ast.expr, scope: dict[str, Any]) -> Any:
 
 
 # --- %cache_ls ----------------------------------------------------------------------------------
-
-
-def _entries(patterns: list[str]) -> list[tuple[Header, int]]:
-    """Header and size of every entry on this host that our secrets sealed."""
-    chain = assembly.default_chain()
-    found = drive(listing(BLOCKING, chain, f"{chain.namespace}:"))
-    return [entry for entry in found if matches(entry[0].function, *patterns)]
-
-
-def _finished(entry: tuple[Header, int]) -> int:
-    return entry[0].times.finished
 
 
 def _frame(table: display.Table) -> Any:
@@ -486,7 +500,7 @@ NAMES = ("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_repor
 _OPTIONS = {
     "cache_stats": ("--all", "--plot", "--json", "--frame", "--reset"),
     "cache_clear": ("--where", "--tag"),
-    "cache_ls": ("--limit", "--frame"),
+    "cache_ls": ("--where", "--tag", "--tier", "--by", "--limit", "--frame"),
     "cache_report": ("on", "off"),
     "cache": ("--ttl", "--tags", "--inputs", "--outputs", "--name", "--force", "--explain"),
 }

@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from memo import generations, stamps, tiers
@@ -21,7 +21,7 @@ from memo.generations import Change
 from memo.port import Port
 from memo.seal import ALIGN
 from memo.stamps import ALL, Ref, State, Turn
-from memo.tiers import Found, Generations, Source
+from memo.tiers import Found, Generations, Listed, Source
 
 OVERHEAD = 320
 """Bytes that an entry takes besides its record and payload, roughly (measured with tracemalloc)."""
@@ -246,6 +246,23 @@ class Memory:
         """See `memo.tiers.Tier.clear`."""
         with self._lock:
             return sum([self._forget(n) for n in list(self._entries) if n.startswith(prefix)])
+
+    # --- looking at ------------------------------------------------------------------------------
+
+    async def entries(self, port: Port, prefix: str = "") -> AsyncIterator[Listed]:
+        """Every entry whose name begins with `prefix`."""
+        with self._lock:
+            found = [(name, one) for name, one in self._entries.items() if name.startswith(prefix)]
+        for name, one in found:
+            held = None if one.digest is None else self._payloads.get(one.digest)
+            size = len(one.found.record) + (0 if held is None else len(held.data))
+            yield Listed(name, one.found.record, size, 0.0)
+
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """Whether each of some names is here."""
+        now = self._clock.boot_ns()
+        found = [self._entries.get(name) for name in names]
+        return [e is not None and (e.expires is None or now < e.expires) for e in found]
 
     async def health(self, port: Port) -> Mapping[str, Any]:
         """See `memo.tiers.Tier.health`: up, entries, bytes, budget."""

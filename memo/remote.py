@@ -175,6 +175,20 @@ class Redis:
         head, tail = _set(name, sum(map(len, value)), lifetime)
         await self.wire.ask(port, head, *value, tail, parse=_ok)
 
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """Whether each of some names is here, in one round trip.
+
+        Raises:
+            TierError: nobody can tell.
+        """
+        commands = [pack(b"EXISTS", name.encode()) for name in names]
+        count = len(commands)
+
+        def parse(answer: Any) -> list[bool]:
+            return [bool(int(one)) for one in (answer if count > 1 else [answer])]
+
+        return await self.wire.ask(port, *commands, parse=parse, replies=count)
+
     async def drop(self, port: Port, name: str) -> bool:
         """Forget a name; True when it was there."""
         return bool(await self.wire.ask(port, pack(b"UNLINK", name.encode()), parse=int))
@@ -266,9 +280,10 @@ class Redis:
         """Facts about the server, asked whatever the breaker thinks.
 
         Returns:
-            `up`, `where`; when it is up `version`, `used` and `limit` (bytes of memory; 0: no
-            limit), `policy` (of eviction), `names` (of all who use this database); else `error`.
-            With `tracking`: `tracking`, `"listening"` or `"strict (why)"`.
+            `up`, `where`, `breaker` (`"open"` or `"closed"`); when it is up `version`, `used` and
+            `limit` (bytes of memory; 0: no limit), `policy` (of eviction), `names` (of all who use
+            this database); else `error`.  With `tracking`: `tracking`, `"listening"` or
+            `"strict (why)"`.
         """
         facts = await self._facts_of_server(port)
         if self.listener is not None:
@@ -283,9 +298,15 @@ class Redis:
                 port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2
             )
         except TierError as error:
-            return {"up": False, "where": self.wire.where, "error": str(error)}
+            return {
+                "up": False,
+                "where": self.wire.where,
+                "breaker": self._breaker(),
+                "error": str(error),
+            }
         return {
             "up": True,
+            "breaker": self._breaker(),
             "where": self.wire.where,
             "version": facts.get("redis_version", "?"),
             "used": int(facts.get("used_memory", 0)),
@@ -293,6 +314,9 @@ class Redis:
             "policy": facts.get("maxmemory_policy", "?"),
             "names": names,
         }
+
+    def _breaker(self) -> str:
+        return "open" if self.wire.breaker.open else "closed"
 
     def close(self) -> None:
         """Let go of all connections; they are made again when the tier is used again."""

@@ -27,6 +27,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from hmac import compare_digest
+from html import escape
 from typing import Any, NamedTuple
 
 from memo.errors import EntryError
@@ -147,6 +148,9 @@ class Entry(NamedTuple):
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""
         return f"<Entry {self.header.function} {self.header.key} {self.size} bytes>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
 
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:

@@ -109,6 +109,17 @@ def field(arguments: Iterable[tuple[str, str]]) -> str:
     return f"{shape(pairs)}={','.join(digest for _, digest in pairs)}"
 
 
+def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
+    """Whether one of some invalidations is about one of some refs."""
+    own = tuple(refs)
+    return any(
+        turn.group == ref.group
+        and (ref.arguments is None or set(turn.arguments) <= set(ref.arguments))
+        for turn in turns
+        for ref in own
+    )
+
+
 def read(ref: Ref, fields: Mapping[str, str]) -> State:
     """The state of a ref in a group's fields.
 

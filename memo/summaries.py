@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from memo import atoms, resolvers
@@ -18,20 +18,42 @@ SHORT: Final = 16
 """Most values in a container that is written out."""
 BITS: Final = 200
 """Most bits of a number that is written out."""
-HIDDEN: Final = "***"
-"""What stands for a secret."""
+OWN: Final = "@"
+"""What the names begin with under which a summary has what is no argument, such as `"@self"`."""
 RESOLVED: Final = "@key"
-"""The name under which a summary has what a `key_resolver` gave; no argument has it."""
+"""The name under which a summary has what a `key_resolver` gave."""
+MASK: Final = "***"
+"""In the place of an argument whose name says that it is secret."""
+MORE: Final = "more"
+"""In the place of the arguments for which a summary has no room."""
 
 _SECRET: Final = re.compile(
     r"pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth", re.IGNORECASE
 )
 
 
+def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: bool) -> str:
+    """An address for people: as it is, but for arguments that their summary masks.
+
+    Args:
+        prefix: what it begins with.
+        summary: of the arguments.
+        resolved: it was made by a `key_resolver`, so nobody can tell where which argument stands.
+    """
+    texts = [parts[0] for name, parts in summary.items() if not name.startswith(OWN)]
+    if MASK not in texts and MORE not in texts:
+        return address
+    words = address.removeprefix(prefix).removeprefix(":").split(":")
+    if resolved or MORE in texts or len(words) != len(texts):
+        return f"{prefix}:{MASK}"
+    shown = [MASK if text == MASK else word for text, word in zip(texts, words, strict=True)]
+    return ":".join((prefix, *shown))
+
+
 def described_value(name: str, value: Any) -> str:
     """A short text of an argument for people; big values by their shape, secrets not at all."""
     if _SECRET.search(name):
-        return HIDDEN
+        return MASK
     try:
         return _described(value)
     except Exception:  # whatever the value's own methods raise
@@ -92,5 +114,5 @@ def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
     text = json.dumps(described, ensure_ascii=False)
     while len(text.encode("utf-8", "replace")) > SUMMARY:
         described.popitem()
-        text = json.dumps({**described, "…": ["more", ""]}, ensure_ascii=False)
+        text = json.dumps({**described, "…": [MORE, ""]}, ensure_ascii=False)
     return text

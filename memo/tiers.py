@@ -105,6 +105,22 @@ class Found(NamedTuple):
     states: tuple[State, ...] | None = None
 
 
+class Listed(NamedTuple):
+    """An entry, for `memo ls` and `%cache_ls`.
+
+    Attributes:
+        name: what it is stored under.
+        record: as stored.
+        size: bytes of the record and its payload.
+        stored_at: Unix seconds.
+    """
+
+    name: str
+    record: bytes
+    size: int
+    stored_at: float
+
+
 class Tier(Protocol):
     """A place for records.  Every method raises `TierError` when it could not do its work."""
 

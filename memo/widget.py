@@ -114,7 +114,8 @@ class Model:
             return "That entry has gone."
         if message.get("do") == "refresh":
             return _refresh(header)
-        return _told(invalidate(key=header.address, reason="dashboard"))
+        done = invalidate(key=header.address, reason="dashboard")
+        return _told(done._replace(target=f"key {display.address(header)}"))
 
 
 def _by_saving(now: Stats) -> list[str]:
@@ -192,7 +193,7 @@ def _refresh(header: Header) -> str:
 
     port: Port = native() if function.is_async else BLOCKING
     port.spawn(work, f"memo-dashboard-{function.function_id}")
-    return f"Refreshing {label(header.address)}"
+    return f"Refreshing {label(display.address(header))}"
 
 
 # --- the widget -----------------------------------------------------------------------------------

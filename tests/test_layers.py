@@ -36,7 +36,10 @@ ROWS = (
     ("leaves", "disk host remote memory adapted"),
     ("flows", "jobs reads loading computing refreshing engine explanations"),
     ("loops and threads", "drivers"),
-    ("assembly", "classes assembly decorators invalidation reports watcher cells widget"),
+    (
+        "assembly",
+        "classes assembly decorators invalidation inventory reports watcher cells widget",
+    ),
     ("doors", "demo doctor magics cli testing __init__ __main__"),
 )
 ROW_OF = (0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6)  # the groups of one row are neighbours

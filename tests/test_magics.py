@@ -302,6 +302,12 @@ def test_clear_by_function_and_argument(kernel: Kernel) -> None:
     shown = kernel.run("%cache_clear sales --where region=EU")
     assert "Invalidated sales(region='EU')" in shown.text
     assert "disk" in shown.html
+    dropped = shown.text.splitlines()[1]
+    assert dropped.strip().startswith("2 entries on this host: ")
+    assert "sales(region='EU', year=2023)" in dropped
+    assert "sales(region='EU', year=2024)" in dropped
+    again = kernel.run("%cache_clear sales --where region=EU")
+    assert again.text.splitlines()[1] == "  0 entries on this host"
     assert kernel.run("use()").stdout == "[('EU', 2023), ('EU', 2024)]\n"
     kernel.run("%cache_clear sales --where region=US --where year=2024")
     assert kernel.run("use()").stdout == "[('US', 2024)]\n"
@@ -318,7 +324,9 @@ def test_clear_by_tag(kernel: Kernel) -> None:
             calls.append(x)
         tagged(1)
     """)
-    assert "tag daily" in kernel.run("%cache_clear --tag daily").text
+    shown = kernel.run("%cache_clear --tag daily").text
+    assert "tag daily" in shown
+    assert "1 entry on this host: tagged(x=1)" in shown
     assert kernel.run("tagged(1); print(calls)").stdout == "[1, 1]\n"
 
 
@@ -388,6 +396,35 @@ def test_ls_lists_entries(kernel: Kernel) -> None:
     """)
     assert frame.stdout == "2 True True\n"
     assert "No entries" in kernel.run("%cache_ls nothing_like_it").text
+
+
+def test_ls_filters_and_orders(kernel: Kernel) -> None:
+    """`%cache_ls` says which tiers hold an entry, and selects by argument, tag and tier."""
+    kernel.run("""
+        @cache(tags=["weekly"])
+        def picked(region, size):
+            return "x" * size
+        @cache
+        def other(region): return region
+        picked("EU", 10), picked("EU", 9000), picked("US", 500), other("EU")
+        df = %cache_ls --frame picked other
+    """)
+
+    def rows(options: str) -> list[str]:
+        line = f"df = %cache_ls --frame picked other {options}"
+        return kernel.run(f"{line}\nprint(list(df['arguments']))").stdout.strip()
+
+    assert kernel.run("print(set(df['tier']))").stdout == "{'memory, disk'}\n"
+    assert rows("--where size=500") == """["region='US', size=500"]"""
+    assert rows("--where region=EU --tag weekly --by size") == (
+        """["region='EU', size=9000", "region='EU', size=10"]"""
+    )
+    assert rows("--tier redis") == rows("--tag daily") == rows("--where colour=red") == "[]"
+    assert len(rows("--tier memory --limit 1").split("size=")) <= 2
+    shown = kernel.run("%cache_ls picked --by size --limit 1")
+    assert "size=9000" in shown.text
+    assert "3 entries, 1 of them here" in shown.text
+    assert "memory, disk" in shown.html
 
 
 # --- %cache_report ------------------------------------------------------------------------------

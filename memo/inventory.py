@@ -1,0 +1,163 @@
+"""Inventory: the entries of this host, as `%cache_ls` lists them and `%cache_clear` drops them.
+
+Only headers are read, never a value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from memo import assembly, atoms, canon, invalidation, stamps
+from memo.chain import Chain
+from memo.decorators import CachedFunction
+from memo.drivers import BLOCKING, drive
+from memo.engine import Invalidation
+from memo.errors import TierError
+from memo.explanations import LOOKED_AT, listing
+from memo.figures import matches
+from memo.port import Port
+from memo.seal import Header
+from memo.stamps import Generation, Turn
+
+
+class Item(NamedTuple):
+    """An entry of this host.
+
+    Attributes:
+        header: what is known of it without loading its value.
+        size: bytes of its record and its payload.
+        tiers: names of those that hold it now.
+    """
+
+    header: Header
+    size: int
+    tiers: tuple[str, ...] = ()
+
+
+ORDERS: dict[str, Callable[[Item], float]] = {
+    "newest": lambda item: item.header.times.finished,
+    "oldest": lambda item: -item.header.times.finished,
+    "size": lambda item: item.size,
+    "cost": lambda item: item.header.times.cost,
+}
+"""What may come first -> what is sorted by, the largest first."""
+
+
+class Wanted(NamedTuple):
+    """Which entries are wanted, and in which order.
+
+    Attributes:
+        patterns: names of functions, as `memo.figures.matches` reads them; none: all.
+        where: argument -> value; entries must have all of them.
+        tag: one that they must have; None: any.
+        tier: one that must hold them; None: any.
+        by: one of `ORDERS`.
+    """
+
+    patterns: Sequence[str] = ()
+    where: Mapping[str, Any] = {}
+    tag: str | None = None
+    tier: str | None = None
+    by: str = "newest"
+
+    def holds(self, header: Header) -> bool:
+        """Whether an entry is one of them, wherever it lies."""
+        groups = {s.ref.group for s in header.stamps if type(s) is Generation}
+        tagged = self.tag is None or f"t:{self.tag}" in groups
+        return tagged and matches(header.function, *self.patterns) and self._has(header)
+
+    def _has(self, header: Header) -> bool:
+        given = json.loads(header.summary) if self.where else {}
+        return all(
+            name in given and given[name][1] == atoms.short(canon.encoding(value, name))
+            for name, value in self.where.items()
+        )
+
+
+def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
+    """The entries that are wanted, at most `limit` of them, and how many there are.
+
+    Raises:
+        MemoError: a setting is wrong, or a value has no key.
+    """
+    return drive(_items(BLOCKING, assembly.default_chain(), wanted, limit))
+
+
+async def _items(
+    port: Port, chain: Chain, wanted: Wanted, limit: int | None
+) -> tuple[list[Item], int]:
+    listed = await listing(port, chain, f"{chain.namespace}:")
+    found = [Item(header, size) for header, size in listed if wanted.holds(header)]
+    found.sort(key=ORDERS[wanted.by], reverse=True)
+    shown = found if wanted.tier else found[:limit]
+    places = await _places(port, chain, [item.header for item in shown])
+    shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
+    if wanted.tier:
+        found = shown = [item for item in shown if wanted.tier in item.tiers]
+    return shown[:limit], len(found)
+
+
+async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[tuple[str, ...]]:
+    """The tiers that hold each of some entries; a tier that cannot tell is left out."""
+    names = [chain.name(header.function, header.key) for header in headers]
+    found: list[tuple[str, ...]] = [()] * len(names)
+    for tier in chain.tiers:
+        holds: Any = getattr(tier, "holds", None)
+        if holds is None or not names:
+            continue
+        try:
+            answers = await holds(port, names)
+        except TierError:
+            continue
+        found = [(*at, tier.name) if held else at for at, held in zip(found, answers, strict=True)]
+    return found
+
+
+# --- making them untrue ---------------------------------------------------------------------------
+
+
+class Cleared(NamedTuple):
+    """An invalidation, and the entries of this host that were true until then."""
+
+    how: Invalidation
+    entries: list[Header]
+
+
+def clear_function(
+    function: CachedFunction[Any, Any], where: Mapping[str, Any], reason: str
+) -> Cleared:
+    """Invalidate what a function has for some arguments; none given: all of it.
+
+    Raises:
+        OptionError: it has no such argument.
+    """
+    chain, name = function._function.chain(), function.function_id
+    pairs, whole = function._function.keyer.partial((), where)
+    turn = Turn(f"f:{name}", pairs, whole)
+    found = drive(_concerned(BLOCKING, chain, [turn], chain.prefix(name)))
+    return Cleared(function.invalidate(**where, reason=reason), found)
+
+
+def clear_tag(tag: str, reason: str) -> Cleared:
+    """Invalidate what has a tag, of whatever function."""
+    chain = assembly.default_chain()
+    found = drive(_concerned(BLOCKING, chain, [Turn(f"t:{tag}")], f"{chain.namespace}:"))
+    return Cleared(invalidation.invalidate(tag=tag, reason=reason), found)
+
+
+async def _concerned(port: Port, chain: Chain, turns: Iterable[Turn], prefix: str) -> list[Header]:
+    """The entries that are true now and would not be after some invalidations.
+
+    At most `LOOKED_AT` are looked at; without an authority that answers there are none.
+    """
+    listed = [header for header, _ in await listing(port, chain, prefix, LOOKED_AT)]
+    held = [(h, [s for s in h.stamps if type(s) is Generation]) for h in listed]
+    held = [(h, own) for h, own in held if stamps.concerns(turns, [s.ref for s in own])]
+    refs = {stamp.ref: None for _, own in held for stamp in own}
+    try:
+        now = dict(zip(refs, await chain.states(port, list(refs)), strict=True))
+    except TierError:
+        return []
+    return [h for h, own in held if all(now[s.ref].text == s.state.text for s in own)]
