@@ -138,7 +138,7 @@ class CachedFunction(Generic[P, R]):
         info = self.cache_info()
         facts = {
             "signature": inspect.signature(self.__wrapped__),
-            "ttl": _shown_policy(self._function).removeprefix(" ttl="),
+            "fresh for": _span(self._function.policy.ttl),
             "addresses": f"{self._function.keyer.prefix}:…",
             "here": f"{display.counted(info.hits, 'hit')}, "
             f"{display.counted(info.misses, 'miss', 'misses')}",
@@ -430,6 +430,15 @@ def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 def _shown_policy(function: Function) -> str:
     ttl = function.policy.ttl
     return " ttl=f(result)" if callable(ttl) else f" ttl={ttl}"
+
+
+def _span(ttl: Any) -> str:
+    """A ttl for people."""
+    from memo import display
+
+    if callable(ttl):
+        return "as its result says"
+    return "ever" if ttl is None else display.duration(ttl)
 
 
 def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:

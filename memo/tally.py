@@ -69,7 +69,7 @@ class Tally:
         self.errors: dict[str, int] = {}
         self.times: defaultdict[int, int] = defaultdict(int)
         self.keys: set[str] = set()
-        self.open: dict[str, list[str]] = {}
+        self.open: dict[str, list[tuple[str, int]]] = {}
         self.running = running
         self.done = self.refresh_failed = self.coalesced = self.computed = self.stored = 0
         self.bytes_stored = self.read = self.waits = self.lock_timeouts = self.leases_lost = 0
@@ -126,18 +126,18 @@ def _miss(tally: Tally, event: Event) -> None:
     tally.bucket[2] += 1
     if len(tally.open) >= OPEN:
         tally.open.clear()
-    tally.open.setdefault(event.key, []).append(event.reason)
+    tally.open.setdefault(event.key, []).append((event.reason, tally.second))
 
 
-def _settled(tally: Tally, key: str) -> str | None:
-    """The reason of the latest look-up for a key that has not ended yet, which now has."""
-    reasons = tally.open.get(key)
-    if not reasons:
+def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
+    """The reason and the second of the first miss of a key that has not ended yet: now it has."""
+    misses = tally.open.get(key)
+    if not misses:
         return None
-    reason = reasons.pop()
-    if not reasons:
+    miss = misses.pop(0)
+    if not misses:
         del tally.open[key]
-    return reason
+    return miss
 
 
 def _computed(tally: Tally, event: Event) -> None:
@@ -155,10 +155,12 @@ def _coalesced(tally: Tally, event: Event) -> None:
     """Who looked in vain and then shared another's computation did not miss after all."""
     tally.coalesced += 1
     tally.saved += event.saved
-    reason = _settled(tally, event.key)
-    if reason is not None:
+    miss = _settled(tally, event.key)
+    if miss is not None:
+        reason, second = miss
         tally.misses[reason] -= 1
-        tally.bucket[2] = max(0, tally.bucket[2] - 1)
+        bucket = tally.points.get(second - second % tally.width, [0, 0, 0])
+        bucket[2] = max(0, bucket[2] - 1)
         if not tally.misses[reason]:
             del tally.misses[reason]
 

@@ -10,8 +10,10 @@ no person looks at.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
+import threading
 import time
 from collections import OrderedDict
 from typing import Any, NamedTuple, Protocol
@@ -166,13 +168,18 @@ class Watcher:
 
     def __init__(self) -> None:
         self._screen: Screen = Terminal()
+        self._start_over()
+        self._stop: Any = None
+
+    def _start_over(self) -> None:
+        """Nothing is under way: at first, and in the child of a fork."""
+        self._showing = threading.RLock()  # what ends while it is drawn is not drawn afterwards
         self._runs: dict[tuple[str, str], _Run] = {}
         self._shown: dict[tuple[str, str], _Run] = {}
         self._known: OrderedDict[str, float] = OrderedDict()
         self._latest: dict[str, float] = {}
         self._rates: dict[str, float] = {}
         self._ticker: Handle | None = None
-        self._stop: Any = None
 
     @property
     def on(self) -> bool:
@@ -232,16 +239,18 @@ class Watcher:
 
     def _end(self, kind: str, key: str) -> None:
         run = self._runs.pop((kind, key), None)
-        if run is None or (kind, key) not in self._shown:
+        if run is None or time.monotonic() - run.since < SHOWN_AFTER:
             return
-        if not any(name in self._runs for name in self._shown):
-            self._finish()
+        with self._showing:
+            if not any(name in self._runs for name in self._shown):
+                self._finish()
 
     def _finish(self) -> None:
         """Nothing that was shown is under way any more."""
-        shown, self._shown = self._shown, {}
-        if shown:
-            self._screen.close([run.line(over=True) for run in shown.values() if not run.waits])
+        with self._showing:
+            shown, self._shown = self._shown, {}
+            if shown:
+                self._screen.close([run.line(over=True) for run in shown.values() if not run.waits])
 
     async def _tick(self, port: Port) -> None:
         ticker = self._ticker
@@ -258,10 +267,11 @@ class Watcher:
             if not run.looked:
                 run.looked = True
                 run.expected = await self._expected(port, run)
-        late = {at: run for at, run in late.items() if at in self._runs}
-        if late:
-            self._shown.update(late)
-            self._screen.show([run.line() for run in late.values()])
+        with self._showing:
+            late = {at: run for at, run in late.items() if self._runs.get(at) is run}
+            if late:
+                self._shown.update(late)
+                self._screen.show([run.line() for run in late.values()])
 
     async def _expected(self, port: Port, run: _Run) -> float | None:
         """How long it took before: this key, else the function, here or wherever it was stored.
@@ -311,6 +321,8 @@ async def _recorded(
 
 
 WATCHER = Watcher()
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=WATCHER._start_over)
 
 
 def progress(*, on: bool = True) -> None:

@@ -263,16 +263,19 @@ def _widget_class() -> Any:
     return Dashboard
 
 
+# Two classes deep: each output of a notebook brings memo's style along, also later than this one.
 _CSS = """
-.memo-dashboard{display:grid;gap:.6em;padding:.4em 0}
-.memo-dashboard h4{margin:.4em 0 0;font-weight:600}
-.memo-dashboard button{font:inherit;font-size:.85em;color:inherit;background:transparent;
+.memo .memo-dashboard{display:grid;gap:.6em;padding:.4em 0}
+.memo .memo-dashboard h4{margin:.4em 0 0;font-weight:600}
+.memo .memo-dashboard button{font:inherit;font-size:.85em;color:inherit;background:transparent;
 border:1px solid var(--memo-line);border-radius:3px;padding:.1em .6em;margin-left:.3em;
 cursor:pointer}
-.memo-dashboard button:disabled{opacity:.4;cursor:default}
-.memo-dashboard svg{width:100%;max-width:640px;height:72px}
-.memo-dashboard td.memo-args{white-space:normal;overflow-wrap:anywhere;min-width:8em}
-.memo-key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .8em}
+.memo .memo-dashboard button:disabled{opacity:.4;cursor:default}
+.memo .memo-dashboard button:focus-visible{outline:2px solid currentColor;outline-offset:1px}
+.memo .memo-dashboard svg{width:100%;max-width:640px;height:72px;
+border-bottom:1px solid var(--memo-line)}
+.memo .memo-dashboard td.memo-args{white-space:normal;overflow-wrap:anywhere;min-width:8em}
+.memo .memo-key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .8em}
 """
 
 _ESM = r"""

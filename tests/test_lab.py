@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import nbformat
 import pytest
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(300), pytest.mark.xdist_group("lab")]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900), pytest.mark.xdist_group("lab")]
 
 ROOT = Path(__file__).resolve().parent.parent
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
@@ -33,6 +33,10 @@ CHROMIUM = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+PATIENCE = 120_000
+"""Milliseconds until what a page is about to show is missed."""
+STUCK = 120.0
+"""Seconds that one cell may take on a busy machine."""
 WIDTH, HEIGHT = 1180, 5200
 """A window in which the whole tour is drawn at once: JupyterLab leaves out what is out of sight."""
 
@@ -76,7 +80,7 @@ class Lab:
         self._wait()
 
     def _wait(self) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while time.monotonic() < end:
             with suppress(OSError), urllib.request.urlopen(self.url("api/status"), timeout=2):
                 return
@@ -146,25 +150,53 @@ def opened(page: Any, lab: Lab, path: Path) -> Any:
     name = f"{path.stem}-{page.theme}.ipynb"  # each gets a kernel of its own
     shutil.copy(path, lab.folder / name)
     page.goto(lab.url(f"doc/tree/{name}"))
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-    first = page.locator(".jp-CodeCell >> nth=0").locator(".jp-InputPrompt")
-    for _ in range(5):  # a menu that is not ready yet does nothing
+    codes = sum(c["cell_type"] == "code" for c in nbformat.read(path, as_version=4).cells)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+    assert until(lambda: page.locator(".jp-CodeCell").count() == codes, PATIENCE / 1000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
+    started(page)
+    finished(page)
+    assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    return page.locator(".jp-CodeCell")
+
+
+def prompt(page: Any, cell: int) -> str:
+    """What stands beside a cell: `[ ]:`, `[*]:`, or a number when it has run."""
+    return page.locator(f".jp-CodeCell >> nth={cell}").locator(".jp-InputPrompt").inner_text()
+
+
+def until(met: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition, for so long; whether it was met."""
+    end = time.monotonic() + seconds
+    while not met():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def started(page: Any) -> None:
+    """Run all cells; a menu that is not ready yet does nothing, and is tried again."""
+    for _ in range(6):
         page.click(".jp-Notebook .jp-Cell >> nth=0")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        time.sleep(2)
-        if first.inner_text().strip() != "[ ]:":
-            break
-    count = page.locator(".jp-CodeCell").count()
-    last = page.locator(".jp-CodeCell >> nth=-1").locator(".jp-InputPrompt")
-    end = time.monotonic() + 90
-    while not re.fullmatch(r"\[\d+\]:", last.inner_text().strip()):
-        assert time.monotonic() < end, page.locator(".jp-Notebook").inner_text()
-        time.sleep(0.2)
-    assert count == sum(c["cell_type"] == "code" for c in nbformat.read(path, as_version=4).cells)
-    assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
-    return page.locator(".jp-CodeCell")
+        if until(lambda: prompt(page, 0).strip() != "[ ]:", 10):
+            return
+    raise AssertionError("the cells do not run")
+
+
+def finished(page: Any) -> None:
+    """Wait until the last cell has run: as long as cells go on, and at most for `STUCK` at one."""
+    last = page.locator(".jp-CodeCell").count() - 1
+    seen: list[str] = []
+
+    def goes_on() -> bool:
+        return seen != page.locator(".jp-InputPrompt").all_inner_texts()
+
+    while not re.fullmatch(r"\[\d+\]:", prompt(page, last).strip()):
+        assert until(goes_on, STUCK), page.locator(".jp-Notebook").inner_text()
+        seen = page.locator(".jp-InputPrompt").all_inner_texts()
 
 
 def screenshot(page: Any, name: str, target: Any = None) -> None:
@@ -229,7 +261,7 @@ def test_the_tour(page: Any, lab: Lab) -> None:
     assert "saved" in text
     page.wait_for_function(
         "() => document.querySelector('.jp-Notebook').innerText.includes('1 stale, refreshed')",
-        timeout=20_000,
+        timeout=PATIENCE,
     )
     is_legible(page)
     fits(page)
@@ -263,7 +295,7 @@ def test_the_tour(page: Any, lab: Lab) -> None:
 
 SLOW = """@cache(ttl='1h')
 def slow(region, year=2024):
-    time.sleep(1.6 if year == 2024 else 0.1)
+    time.sleep(2.5 if year == 2024 else 0.1)
     return region"""
 
 
@@ -285,31 +317,31 @@ def test_progress_and_dashboard(page: Any, lab: Lab) -> None:
     )
     nbformat.write(made, path)
     cells = opened(page, lab, path)
-    assert "slow() took 1.6 s" in cells.nth(3).inner_text()
+    assert "slow() took " in cells.nth(3).inner_text()
     assert "the nearest entry has 'EU'" in cells.nth(4).inner_text()
     board = cells.nth(2).locator(".memo-dashboard")
-    board.wait_for(timeout=20_000)
+    board.wait_for(timeout=PATIENCE)
     page.wait_for_function(
         """theme => Array.from(document.querySelectorAll('.memo-dashboard tbody tr'))
             .some(r => r.innerText.includes(theme) && r.innerText.includes('year=2023'))""",
         arg=page.theme,
-        timeout=20_000,
+        timeout=PATIENCE,
     )
-    board.get_by_text("1 hit · 2 misses").wait_for(timeout=10_000)
+    board.get_by_text("1 hit · 2 misses").wait_for(timeout=PATIENCE)
     is_legible(page)
-    screenshot(page, "dashboard")
+    screenshot(page, "dashboard", board)
 
     entries = board.locator("tbody").nth(1)
     mine = entries.get_by_role("row").filter(has_text=f"{page.theme}.ipynb:slow")
     mine.filter(has_text="year=2023").get_by_text("Refresh", exact=True).click()
-    board.get_by_text("Refreshing slow:EU:2023").wait_for(timeout=10_000)
+    board.get_by_text("Refreshing slow:EU:2023").wait_for(timeout=PATIENCE)
     board.locator("tbody").nth(0).get_by_text("Invalidate", exact=True).click()
-    board.get_by_text(re.compile(r"Invalidated .*slow\(\)")).wait_for(timeout=10_000)
+    board.get_by_text(re.compile(r"Invalidated .*slow\(\)")).wait_for(timeout=PATIENCE)
     page.keyboard.press("Escape")
     cells.nth(3).click()
     page.keyboard.press("Control+Enter")
     bar = cells.nth(3).locator(".memo-bar")
-    bar.wait_for(timeout=10_000)
+    bar.wait_for(timeout=PATIENCE)
     screenshot(page, "progress", cells.nth(3))
-    cells.nth(3).get_by_text("slow() took 1.6 s").wait_for(timeout=10_000)
-    board.get_by_text("1 hit · 3 misses").wait_for(timeout=10_000)
+    cells.nth(3).get_by_text("slow() took ").wait_for(timeout=PATIENCE)
+    board.get_by_text("1 hit · 3 misses").wait_for(timeout=PATIENCE)

@@ -115,6 +115,7 @@ LOCKS = {
     "stats": "events come from every thread",
     "transfers": "who fetches a payload is known to all who want it",
     "uploads": "what waits is shared by who stores and who sends",
+    "watcher": "what ends while it is drawn is not drawn afterwards",
     "wire": "clients come and go with their loops",
 }
 STARTS = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -121,6 +123,47 @@ async def test_the_team(tmp_path: Path) -> None:
     assert "replayed: ['corrected']" in done.text("recovery")
     assert "ours is the old value: False" in done.text("recovery")
     assert "the colleague sees the old value: False" in done.text("recovered")
+
+
+UNATTENDED = (
+    "%load_ext memo\nimport time\nfrom memo import cache\n%cache_report on",
+    "n = 1",
+    "@cache(replay=True)\ndef f(x):\n    print('computing')\n    time.sleep(0.7)\n    return x * 2",
+    "f(n)",
+    "f(n)",
+    "%%cache\ny = f(n) + 1\nprint(y)",
+    "%cache_stats f",
+    "%unload_ext memo",
+)
+
+
+@pytest.mark.parametrize("how", ["jupyter execute", "papermill"])
+def test_unattended_runs(tmp_path: Path, how: str) -> None:
+    """`jupyter execute` and papermill show what a notebook shows, but no progress."""
+    cells = [nbformat.v4.new_code_cell(source) for source in UNATTENDED]
+    cells[1]["metadata"]["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path, made = tmp_path / "unattended.ipynb", tmp_path / "made.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    command = ["-c", "from nbclient.cli import main; main()", str(path), f"--output={made}"]
+    if how == "papermill":
+        pytest.importorskip("papermill")
+        command = ["-m", "papermill", str(path), str(made), "-p", "n", "5"]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    ran = Ran(nbformat.read(made, as_version=4))
+    codes = [cell["id"] for cell in ran.cells.values() if cell["cell_type"] == "code"]
+    shown = [list(filter(None, ran.text(code).splitlines())) for code in codes]
+    before = len(shown) - len(UNATTENDED)  # papermill puts in a cell of its own
+    first, second, cell, stats = shown[before + 3 : before + 7]
+    result = "10" if how == "papermill" else "2"
+    assert first == ["computing", result, "1 miss: f() absent"]
+    assert second[:2] == ["computing", result]
+    assert second[2].startswith("1 hit (memory) · saved ")
+    assert cell[:2] == ["computing", str(int(result) + 1)]
+    assert "2 hits · 1 miss" in stats[0]
 
 
 async def test_the_tour(tmp_path: Path) -> None:

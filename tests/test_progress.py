@@ -100,6 +100,33 @@ async def test_a_long_async_computation_is_shown(sheet: Sheet) -> None:
     assert ticker_gone()
 
 
+def test_what_ends_while_it_is_drawn_is_not_drawn_again(sheet: Sheet) -> None:
+    """A computation that ends in the middle of a look leaves its last line, not a running one."""
+    order: list[str] = []
+    drawing, ended = threading.Event(), threading.Event()
+
+    def show(lines: list[Line]) -> None:
+        drawing.set()
+        ended.wait(0.3)  # what ends now has to wait until this was drawn
+        order.append("show")
+
+    def close(lines: list[Line]) -> None:
+        order.append("close")
+        ended.set()
+
+    sheet.show, sheet.close = show, close  # type: ignore[method-assign]
+
+    @cache(name="slow")
+    def slow(x: int) -> int:
+        assert drawing.wait(10)
+        return x
+
+    slow(1)
+    assert ticker_gone()
+    assert order[-1] == "close"
+    assert order.count("close") == 1
+
+
 def test_fast_calls_show_nothing(sheet: Sheet) -> None:
     """What is over within half a second shows nothing, however much of it there is."""
 

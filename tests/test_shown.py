@@ -63,7 +63,7 @@ def test_reprs_load_no_value() -> None:
     html = load._repr_html_()
     assert "etl:load" in html
     assert "= 2024) -&gt;" in html
-    assert "3600" in html
+    assert "1 h 00 min" in html
     assert "0 hits, 1 miss" in html
     assert "disk" in shown["etl:load('<EU>')"]._repr_html_()
 

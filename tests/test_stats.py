@@ -220,6 +220,19 @@ def test_timeline_says_when(counters: Counters, clock: Ticking) -> None:
     )
 
 
+def test_timeline_takes_back_what_was_shared(counters: Counters, clock: Ticking) -> None:
+    """A miss that shared a computation which ended seconds later is not drawn as a miss."""
+    for _ in range(3):
+        counters(Event(events.MISS, LOAD, "k", reason="absent"))
+    clock.go(5)
+    counters(Event(events.COMPUTED, LOAD, "k", seconds=5.0))
+    for _ in range(2):
+        counters(Event(events.COALESCED, LOAD, "k"))
+    total = counters.snapshot().total
+    assert total.misses == 1
+    assert sum(point.misses for point in total.timeline) == 1
+
+
 def test_timeline_is_bounded(counters: Counters, clock: Ticking) -> None:
     """A timeline never has more than `POINTS` points, and loses no call."""
     for _ in range(2000):
