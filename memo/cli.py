@@ -13,17 +13,12 @@ from typing import Any
 import click
 
 import memo
-from memo import config, display, doctor
+from memo import config, display, doctor, inventory
 from memo.assembly import default_chain
-from memo.chain import Chain
 from memo.clock import SECOND
-from memo.disk import Disk
 from memo.drivers import BLOCKING, drive
 from memo.engine import Invalidation, invalidate
-from memo.errors import EntryError, MemoError
-from memo.figures import matches
-from memo.port import Port
-from memo.seal import Header, unpack
+from memo.errors import MemoError
 from memo.stamps import Turn
 from memo.stats import stats as gathered
 from memo.tiers import MEMORY
@@ -96,17 +91,18 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool) -> None:
     PATTERN selects functions by name: load, app.* or sales:load. An entry that was invalidated
     stays here until it is computed again or evicted; it is never used.
     """
-    found = drive(_listed(BLOCKING, default_chain(), pattern))
-    shown = found[:limit] if limit else found
+    shown, count = inventory.items(inventory.Wanted(pattern), limit or None)
     if as_json:
-        for header, size in shown:
-            click.echo(json.dumps(_facts(header, size)))
+        for item in shown:
+            click.echo(json.dumps(_facts(item)))
         return
-    if not found:
+    if not count:
         click.echo("No entries.")
         return
-    click.echo(display.table_text(display.entries(shown, time.time())))
-    more = f", {display.number(len(found))} in all" if len(found) > len(shown) else ""
+    listed = [(item.header, item.size) for item in shown]
+    tiers = [", ".join(item.tiers) for item in shown]
+    click.echo(display.table_text(display.entries(listed, time.time(), tiers)))
+    more = f", {display.number(count)} in all" if count > len(shown) else ""
     click.echo(f"{display.counted(len(shown), 'entry', 'entries')}{more}")
 
 
@@ -178,28 +174,9 @@ def _say_finding(finding: doctor.Finding) -> None:
 # --- memo ls -------------------------------------------------------------------------------------
 
 
-async def _listed(port: Port, chain: Chain, patterns: tuple[str, ...]) -> list[tuple[Header, int]]:
-    """Header and size of the entries on disk that our secrets sealed, newest first."""
-    found = []
-    for tier in chain.tiers:
-        if isinstance(tier, Disk):
-            async for one in tier.entries(port, f"{chain.namespace}:"):
-                header = _header(chain, one.name, one.record)
-                if header is not None and matches(header.function, *patterns):
-                    found.append((header, one.size))
-    return sorted(found, key=lambda row: row[0].times.finished, reverse=True)
-
-
-def _header(chain: Chain, name: str, record: bytes) -> Header | None:
-    try:
-        key = name.rpartition(":")[2]
-        return unpack(record, chain.secrets, chain.namespace, key).header
-    except EntryError:
-        return None
-
-
-def _facts(header: Header, size: int) -> dict[str, Any]:
+def _facts(item: inventory.Item) -> dict[str, Any]:
     """What `--json` says of an entry; times in seconds, moments since the epoch, size in bytes."""
+    header, size, tiers = item
     times = header.times
     return {
         "function": header.function,
@@ -211,5 +188,6 @@ def _facts(header: Header, size: int) -> dict[str, Any]:
         "cost": times.cost / SECOND,
         "size": size,
         "compressed": bool(header.flags),
+        "tiers": tiers,
         "writer": header.writer,
     }

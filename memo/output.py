@@ -282,7 +282,10 @@ def _wrapped(publisher: Any) -> Any:
         recorders, silent = _hearing()
         for recorder in recorders:
             recorder.display({"data": data, "metadata": metadata, **more})
-        return None if silent else publish(data, metadata, **more)
+        if silent:
+            return None
+        with heard_by(()):  # a terminal prints it, which is no second output
+            return publish(data, metadata, **more)
 
     def cleared(wait: bool = False) -> Any:
         recorders, silent = _hearing()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 60
@@ -187,6 +188,35 @@ def test_stats_name_the_tiers(kernel: Kernel) -> None:
     line = next(line for line in shown.text.splitlines() if line.startswith("disk"))
     assert " of 10.0 GiB" in line
     assert "up" in line
+
+
+def test_stats_tell_how_redis_is(kernel: Kernel, redis_server: RedisServer) -> None:
+    """Whether Redis is up, its breaker open, and invalidations wait for it, is said in words."""
+    kernel.run(f"""
+        memo.configure(redis_url={redis_server.url!r})
+        @cache
+        def far(x): return x
+        far(1)
+    """)
+
+    def line(tier: str) -> str:
+        lines = kernel.run("%cache_stats").text.splitlines()
+        return next((line for line in lines if line.startswith(tier)), "")
+
+    try:
+        assert "up" in line("redis").split()
+        assert "breaker closed" in line("redis")
+        redis_server.kill()
+        kernel.run("far.invalidate()")
+        assert "down" in line("redis")
+        assert "breaker open" in line("redis")
+        assert "1 invalidation waiting for replay" in line("host")
+        redis_server.restart()
+        kernel.run("time.sleep(1.2)\nfar(1)")
+        assert "breaker closed" in line("redis")
+        assert "waiting" not in line("host")
+    finally:
+        kernel.run("memo.configure(redis_url=None)")
 
 
 def test_stats_of_some_functions(kernel: Kernel) -> None:
@@ -604,6 +634,10 @@ def test_names_and_options_complete(kernel: Kernel) -> None:
     assert "completed_name" in completions("%cache_clear comp")
     assert "--plot" in completions("%cache_stats --pl")
     assert {"on", "off"} <= set(completions("%cache_report o"))
+    assert "completed_name" in completions("%cache_explain comp")
+    assert "completed_name" in completions("%cache_ls comp")
+    assert "--where" in completions("%cache_ls --wh")
+    assert "--outputs" in completions("%%cache --out")
 
 
 @pytest.mark.parametrize("name", ["stats", "clear", "explain", "ls", "report"])

@@ -445,9 +445,11 @@ def test_health(tier: Redis, redis_server: RedisServer, run: Run) -> None:
     assert facts["up"] is True
     assert facts["version"] == ".".join(map(str, redis_server.version))
     assert facts["used"] > 0
+    assert facts["breaker"] == "closed"
     redis_server.kill()
     facts = run(tier.health)
     assert facts["up"] is False
+    assert facts["breaker"] == "open"
     assert "refuse" in facts["error"]
     redis_server.restart()
     assert run(tier.health)["up"] is True

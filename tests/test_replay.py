@@ -391,6 +391,35 @@ def test_in_scripts(tmp_path: Path) -> None:
         assert (done.stdout, done.stderr) == ("printed 1\n1\n", "warned 1\n")
 
 
+TERMINAL = """
+from memo import cache
+from IPython.display import display
+@cache(replay=True)
+def f(x):
+    print("printed")
+    display("displayed")
+    return x
+
+f(1)
+f(1)
+"""
+
+
+def test_in_a_terminal(tmp_path: Path) -> None:
+    """IPython in a terminal shows a display as text, once each time."""
+    command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor"]
+    done = subprocess.run(
+        [*command, "--simple-prompt"],
+        input=TERMINAL,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"},
+        check=True,
+    )
+    assert done.stdout.count("printed\n") == done.stdout.count("'displayed'\n") == 2, done.stdout
+
+
 # --- in a kernel ----------------------------------------------------------------------------------
 
 
