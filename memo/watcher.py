@@ -173,6 +173,7 @@ class Watcher:
 
     def _start_over(self) -> None:
         """Nothing is under way: at first, and in the child of a fork."""
+        self._waking = threading.Lock()
         self._showing = threading.RLock()  # what ends while it is drawn is not drawn afterwards
         self._runs: dict[tuple[str, str], _Run] = {}
         self._shown: dict[tuple[str, str], _Run] = {}
@@ -196,6 +197,7 @@ class Watcher:
         self._stop()
         self._stop = None
         self._runs.clear()
+        self._rest()
         self._finish()
 
     def use(self, screen: Screen | None) -> None:
@@ -234,8 +236,19 @@ class Watcher:
             self._known.popitem(last=False)
 
     def _wake(self) -> None:
-        if self._ticker is None:
-            self._ticker = BLOCKING.every(TICK, self._tick)
+        with self._waking:
+            if self._ticker is None:
+                self._ticker = BLOCKING.every(TICK, self._tick)
+
+    def _rest(self) -> bool:
+        """Look no more where nothing is under way; whether that is so."""
+        with self._waking:
+            if self._runs:
+                return False
+            ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.cancel()
+        return True
 
     def _end(self, kind: str, key: str) -> None:
         run = self._runs.pop((kind, key), None)
@@ -253,11 +266,7 @@ class Watcher:
                 self._screen.close([run.line(over=True) for run in shown.values() if not run.waits])
 
     async def _tick(self, port: Port) -> None:
-        ticker = self._ticker
-        if not self._runs:
-            self._ticker = None
-            if ticker is not None:
-                ticker.cancel()
+        if self._rest():
             return
         now = time.monotonic()
         late = {at: r for at, r in tuple(self._runs.items()) if now - r.since >= SHOWN_AFTER}

@@ -127,6 +127,27 @@ def test_what_ends_while_it_is_drawn_is_not_drawn_again(sheet: Sheet) -> None:
     assert order.count("close") == 1
 
 
+def test_switching_off_looks_no_more(sheet: Sheet) -> None:
+    """What is still under way when it is switched off keeps no thread."""
+    go = threading.Event()
+
+    @cache(name="slow", version="1")
+    def slow(x: int) -> bool:
+        return go.wait(10)
+
+    thread = threading.Thread(target=slow, args=(1,))
+    thread.start()
+    end = time.monotonic() + 10
+    while not sheet.shown and time.monotonic() < end:
+        time.sleep(0.02)
+    assert WATCHER._ticker is not None
+    memo.progress(on=False)
+    assert WATCHER._ticker is None
+    assert ticker_gone()
+    go.set()
+    thread.join()
+
+
 def test_fast_calls_show_nothing(sheet: Sheet) -> None:
     """What is over within half a second shows nothing, however much of it there is."""
 
