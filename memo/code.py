@@ -17,7 +17,9 @@ import copy
 import dis
 import functools
 import linecache
+import os
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from types import CodeType
@@ -93,6 +95,8 @@ _FUTURES = functools.reduce(
 )
 _SCANNED = 64
 """Source files whose parse is kept; a notebook of more cells parses the oldest again."""
+_ATTEMPTS = 100
+"""How often a source is parsed that another thread's parsing spoils."""
 
 
 class _Index(NamedTuple):
@@ -117,11 +121,31 @@ def _find(code: CodeType, index: _Index | None) -> _Node | None:
     return None if twin is None else _node(twin, index)
 
 
+_parsing = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_parsing._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+def _parsed(source: str) -> ast.Module:
+    """`ast.parse`, whatever other threads parse.
+
+    In older releases of Python 3.11 and 3.12 its guard against deep recursion counts for threads
+    together: one finds what another has counted, and raises SystemError (python/cpython#106905).
+    """
+    with _parsing:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return ast.parse(source)
+            except SystemError:  # a thread that is not ours
+                continue
+        return ast.parse(source)
+
+
 @functools.lru_cache(maxsize=_SCANNED)
 def _written(source: str) -> str:
     """A source as Python writes it out: what `%autoreload` compiles when it patches a function."""
     try:
-        return ast.unparse(ast.parse(source))
+        return ast.unparse(_parsed(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
 
@@ -129,7 +153,7 @@ def _written(source: str) -> str:
 @functools.lru_cache(maxsize=_SCANNED)
 def _index(source: str, flags: int) -> _Index | None:
     try:
-        tree = ast.parse(source)
+        tree = _parsed(source)
         flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         module = compile(tree, "<source>", "exec", flags=flags, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

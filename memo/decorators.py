@@ -326,6 +326,8 @@ class CachedCoroutine(CachedFunction[P, R]):
             try:
                 result = engine.at_once(self._function, args, kwargs, True)
             except HeavyError:
+                result = HeavyError
+            if result is HeavyError:
                 result = await engine.keyed(native(), self._function, args, kwargs)
         except Exception as error:
             bare_of_us(error)

@@ -211,7 +211,9 @@ class Call:
         if self._own is not None:
             yield f"{summaries.OWN}{self._keyer.plan.own}", *self._own.described()
         if self._resolved is not None:
-            text = summaries.described_value("", self._resolved.text)
+            names = (*self._keyer.plan.names, *self._names)
+            hidden = next(filter(summaries.is_secret, names), "")
+            text = summaries.described_value(hidden, self._resolved.text)
             yield summaries.RESOLVED, text, atoms.short(self._resolved.encoding)
         for name, value, encoding in zip(self._names, self._values, self._encodings, strict=True):
             yield name, summaries.described_value(name, value), atoms.short(encoding)

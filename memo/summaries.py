@@ -50,9 +50,14 @@ def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: b
     return ":".join((prefix, *shown))
 
 
+def is_secret(name: str) -> bool:
+    """Whether an argument is named like what nobody is shown."""
+    return _SECRET.search(name) is not None
+
+
 def described_value(name: str, value: Any) -> str:
     """A short text of an argument for people; big values by their shape, secrets not at all."""
-    if _SECRET.search(name):
+    if is_secret(name):
         return MASK
     try:
         return _described(value)
@@ -93,7 +98,7 @@ def _brief(value: Any, left: list[int]) -> str | None:
     if hasattr(value, "__len__") and len(value) > (TEXT if kind in atoms.PLAIN else left[0]):
         return None
     if kind is dict:
-        if any(_SECRET.search(str(key)) for key in value):
+        if any(is_secret(str(key)) for key in value):
             return None
         parts = [part for pair in value.items() for part in pair]
     else:

@@ -24,6 +24,7 @@ from redis_server import RedisServer
 import memo
 from memo import assembly, cache, engine, invalidate_cache, reads, stamps
 from memo.chain import Chain
+from memo.drivers import drain_blocking
 from memo.errors import OptionError, TierError
 from memo.testing import ManualClock, isolated, recording
 
@@ -331,6 +332,7 @@ def test_a_hit_with_a_big_payload_is_one_round_trip(redis_server: Server) -> Non
 
     with memo.configure(redis_url=redis_server.url, deadline=5):
         load(), load()
+        assert drain_blocking(10)  # on its way to Redis
         with monitor(redis_server) as heard:
             assert load()[-1] == 299_999
     assert heard == ["EVALSHA"]

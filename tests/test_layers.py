@@ -97,6 +97,7 @@ LOCKS = {
     "assembly": "a chain is made once",
     "board": "statistics are written by whichever thread comes past",
     "breaker": "its state is shared by all callers",
+    "code": "sources are parsed by one thread at a time",
     "chain": "the latest answers (I2) are shared by all threads",
     "config": "settings change and are read at once",
     "dial": "a look-up of a name is shared by those who wait for it",
