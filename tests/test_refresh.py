@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -655,13 +656,21 @@ def test_one_refresh_per_cluster(
             kernel.communicate()
 
 
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time by which refreshes back off: one number, in seconds, that a test sets."""
+    now = [1000.0]
+    read = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(memo.refreshing, "time", read)
+    return now
+
+
 @styles
 def test_a_failed_refresh_keeps_the_old_value(
-    style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    style: Style, source: Source, clock: ManualClock, waited: list[float]
 ) -> None:
     """It is an event, it is not tried again at once, and the value lasts to its hard limit."""
     f = cached(style, source, ttl=100, stale_while_revalidate=100)
-    monkeypatch.setattr(memo.refreshing, "BACK_OFF", (0.2, 60.0))
     with isolated(clock=clock), recording() as seen, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert style.call(f) == 1
@@ -670,11 +679,11 @@ def test_a_failed_refresh_keeps_the_old_value(
         for _ in range(10):
             assert settled(style, f) == 1
         assert source.runs == 2
-        time.sleep(0.25)
+        waited[0] += 1.1
         assert settled(style, f) == 1
         assert settled(style, f) == 1
         assert source.runs == 3
-        time.sleep(0.25)  # the pause has doubled
+        waited[0] += 1.1  # the pause has doubled
         assert settled(style, f) == 1
         assert source.runs == 3
         clock.advance(100)
@@ -689,21 +698,20 @@ def test_a_failed_refresh_keeps_the_old_value(
 
 @styles
 def test_back_off_begins_anew_after_a_success(
-    style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    style: Style, source: Source, clock: ManualClock, waited: list[float]
 ) -> None:
     """A refresh that succeeded has the next failure tried again as soon as the first one was."""
     f = cached(style, source, ttl=100, stale_while_revalidate=1000)
-    monkeypatch.setattr(memo.refreshing, "BACK_OFF", (0.01, 60.0))
     with isolated(clock=clock):
         style.call(f)
         pauses = []
         for fail in (True, True, False, True):
             source.fail = fail
             clock.advance(110)
-            time.sleep(0.05)
+            waited[0] += 100
             settled(style, f)
             pauses.append([pause for _, pause in f._function.backoff.values()])
-    assert pauses == [[0.01], [0.02], [], [0.01]]
+    assert pauses == [[1.0], [2.0], [], [1.0]]
 
 
 @styles
