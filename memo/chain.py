@@ -22,6 +22,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from memo import events, seal, sources
@@ -40,7 +41,7 @@ from memo.policy import (
     Verdict,
     age,
 )
-from memo.port import Port
+from memo.port import Port, patient
 from memo.seal import Entry, Secret
 from memo.stamps import Generation, Ref, Stamp, State, Turn
 from memo.tiers import MEMORY, Found, Front, Generations, Host, Listener, Source, Tier
@@ -49,6 +50,8 @@ from memo.uploads import Upload
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
+OUTLAST = 10.0
+"""Seconds for which an invalidation waits for a lock of others on this host's file."""
 LEARN_AGAIN = 1.0
 """Seconds for which the host is not asked to learn anything more where it could or would not."""
 FLOORS = 65_536
@@ -149,6 +152,7 @@ class Chain:
             remaining=self._remaining,
             fault=self._fault,
         )
+        self._owed: list[tuple[Sequence[Turn], str]] = []
         self._floors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -537,6 +541,8 @@ class Chain:
                 await self._authority.generations.turn(port, turns, note)
             except TierError as error:
                 how = await self._undelivered(port, self._authority, row, error)
+                if row is None:
+                    self._owed.append((turns, note))
                 outcome[self._authority.name] = how
                 row = None
             finally:
@@ -551,20 +557,24 @@ class Chain:
     ) -> int | None:
         if self.host is None:
             return None
+        note = _addressed(note, ["*" if self._authority is None else _where(self._authority)])
         try:
-            if self._authority is not None:
-                to = _addressed(note, [_where(self._authority)])
-                return await port.offload(self.host.journal.add, turns, to)
-            await self.host.generations.turn(port, turns, note)
+            with patient(OUTLAST):
+                if self._authority is not None:
+                    return await port.offload(self.host.journal.add, turns, note)
+                await self.host.generations.turn(port, turns, note)
         except TierError as error:
             self._fault("host", error)
-            outcome["disk"] = f"failed: {error}"
+            self.host.generations.owe(turns, note)
+            outcome["disk"] = f"failed: {error}; this process reads nothing there until it is done"
         return None
 
     async def _undelivered(self, port: Port, tier: Tier, row: int | None, error: TierError) -> str:
         self._fault(tier.name, error)
         if row is None or self.host is None:
-            return f"failed, and could not be journalled: {error}"
+            return (
+                f"failed, and not journalled: {error}; this process sends it before its next read"
+            )
         if await self._strike(port, self.host.journal.fail, row):
             return "journalled: unreachable, replayed before its next read"
         return "journalled: unreachable, replayed here before its next read, elsewhere within 5 s"
@@ -584,18 +594,30 @@ class Chain:
         Raises:
             TierError: it cannot be reached.
         """
-        host = self.host
-        if host is None or not await host.journal.overdue(port):
-            return
-        tier = self._authority
+        host, tier = self.host, self._authority
         assert tier is not None
         assert tier.generations is not None
+        if self._owed:
+            await self._pay(port, tier, tier.generations)
+        if host is None or not await host.journal.overdue(port):
+            return
         for row, turns, text in await port.offload(host.journal.rows):
             if not {_where(tier), "*"}.isdisjoint(_facts(text).get("to", ())):
                 await tier.generations.turn(port, turns, text)
                 await self._strike(port, host.journal.done, row)
-                reason = str(_facts(text).get("reason", ""))
-                self._event(events.REPLAYED, "", tier.name, reason, f"{len(turns)} groups")
+                self._replayed(tier, turns, text)
+
+    async def _pay(self, port: Port, tier: Tier, generations: Generations) -> None:
+        """Send what neither arrived nor could be journalled."""
+        for owed in list(self._owed):
+            await generations.turn(port, *owed)
+            with suppress(ValueError):  # another caller has
+                self._owed.remove(owed)
+            self._replayed(tier, *owed)
+
+    def _replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
+        reason = str(_facts(note).get("reason", ""))
+        self._event(events.REPLAYED, "", tier.name, reason, f"{len(turns)} groups")
 
     # --- writing ---------------------------------------------------------------------------------
 

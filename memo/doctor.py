@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memo import config, places, salvage, secret
+from memo import config, places, secret
 from memo.assembly import default_chain, host_of
 from memo.checks import redacted
 from memo.clock import SYSTEM
@@ -24,6 +24,7 @@ from memo.config import DEFAULT, Settings
 from memo.display import counted, number, size
 from memo.drivers import BLOCKING, drive
 from memo.errors import MemoError, SettingError
+from memo.host import is_for_any
 from memo.tiers import MEMORY
 
 GOOD = "ok"
@@ -295,8 +296,8 @@ def _facts(facts: dict[str, Any]) -> str:
 
 def _journal(settings: Settings) -> Findings:
     rows = host_of(settings).journal.rows() if settings.directory.exists() else []
-    if not settings.redis_url:  # what stands for a journal that was lost waits for any Redis
-        rows = [row for row in rows if row[2] != salvage.ANYWHERE]
+    if not settings.redis_url:  # what is for whichever Redis is used next may wait for ever
+        rows = [row for row in rows if not is_for_any(row[2])]
     if not rows:
         yield Finding(GOOD, "journal", "every invalidation reached its tier")
         return

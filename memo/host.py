@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -32,8 +32,14 @@ UNREAD = 3
 """So often a file is looked at that can neither be opened nor read before it is set aside."""
 COPIED = 1.0
 """Seconds for which a copy of a file that cannot be opened stands for it."""
+OWED_AGAIN = 0.25
+"""Seconds after which an invalidation that could not be written is tried again."""
+WAITING = 1000
+"""Past so many invalidations that wait for whichever shared tier is used next, they become one."""
 OVERDUE = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: whoever made it has died."""
+_ANYWHERE = '%"to": ["*"]}'
+"""How the note of an invalidation ends that is for whichever shared tier is used next."""
 
 
 class Reading(list[State]):
@@ -51,13 +57,17 @@ class HostGenerations:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._owed: list[Callable[[], None]] = []
+        self._pay_at = 0.0
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
         """What each ref reads now: 1 µs for three refs while nobody on the host has written.
 
         Raises:
-            TierError: the file cannot be read.
+            TierError: the file cannot be read, or an invalidation is still to be written.
         """
+        if self._owed:
+            raise TierError("an invalidation could not be written yet")
         ledger = self._ledger
         if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
             ledger.refresh()
@@ -94,7 +104,7 @@ class HostGenerations:
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             held = _held(connection)
-            changed = False
+            changed = _mark_shared(connection)
             for name in dict.fromkeys(ref.group for ref, _, _ in news):
                 if name not in held and _settled(connection, name) <= since:
                     mine = [(ref, old, new) for ref, old, new in news if ref.group == name]
@@ -105,6 +115,8 @@ class HostGenerations:
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.tiers.Generations.states`."""
+        if self._owed:
+            await port.offload(self._pay)
         if not self._ledger.database.is_open:
             return await port.offload(outlasting, self.read, refs)
         return self.read(refs)
@@ -135,9 +147,30 @@ class HostGenerations:
     def _turn(self, turns: Sequence[Turn], note: str) -> None:
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             _turn(connection, turns, note, commit)
+            if _is_shared(connection):
+                _leave_word(connection, self._ledger.clock.wall_ns(), _packed(turns), note)
             return True
 
         self._ledger.write(work, durable=True)
+
+    def owe(self, turns: Sequence[Turn], note: str) -> None:
+        """An invalidation could not be written: this process reads nothing here until it is."""
+        self._owed.append(lambda: self._turn(turns, note))
+
+    def _pay(self) -> None:
+        """Write what could not be written.
+
+        Raises:
+            TierError: it still cannot.
+        """
+        if time.monotonic() < self._pay_at:
+            raise TierError("an invalidation could not be written yet")
+        for write in list(self._owed):
+            self._pay_at = time.monotonic() + OWED_AGAIN
+            write()
+            with suppress(ValueError):  # another thread has
+                self._owed.remove(write)
+        self._pay_at = 0.0
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """See `memo.tiers.Generations.notes`."""
@@ -149,6 +182,33 @@ def _held(connection: sqlite3.Connection) -> set[str]:
     """The groups that an invalidation on its way concerns."""
     rows = connection.execute("SELECT turns FROM journal").fetchall()
     return {turn.group for (text,) in rows for turn in _unpacked(text)}
+
+
+def is_for_any(note: str) -> bool:
+    """Whether a journalled invalidation is for whichever shared tier is used next."""
+    return note.replace(" ", "").endswith('"to":["*"]}')
+
+
+def _is_shared(connection: sqlite3.Connection) -> bool:
+    """Whether a process of this host has a shared tier that this one may know nothing of."""
+    return connection.execute("SELECT 1 FROM meta WHERE name = 'shared'").fetchone() is not None
+
+
+def _mark_shared(connection: sqlite3.Connection) -> bool:
+    statement = "INSERT OR IGNORE INTO meta VALUES ('shared', 1)"
+    return connection.execute(statement).rowcount > 0
+
+
+def _leave_word(connection: sqlite3.Connection, at: int, turns: str, note: str) -> None:
+    """Journal an invalidation for whichever shared tier is used next, each target once."""
+    connection.execute("DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANYWHERE, turns))
+    count = "SELECT count(*) FROM journal WHERE note LIKE ?"
+    if connection.execute(count, (_ANYWHERE,)).fetchone()[0] >= WAITING:
+        connection.execute("DELETE FROM journal WHERE note LIKE ?", (_ANYWHERE,))
+        turns = _packed([Turn("n")])
+    connection.execute(
+        "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", (at, turns, note)
+    )
 
 
 def _settled(connection: sqlite3.Connection, group: str) -> int:
@@ -194,6 +254,7 @@ class Journal:
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             nonlocal number
             _turn(connection, turns, note, commit)
+            _mark_shared(connection)
             at = self._ledger.clock.wall_ns()
             cursor = connection.execute(
                 "INSERT INTO journal (at, due, turns, note) VALUES (?, 0, ?, ?)",

@@ -300,6 +300,10 @@ class HostGenerations(Generations, Protocol):
         """Adopt what a shared authority reads, where this host still reads `before`."""
         ...
 
+    def owe(self, turns: Sequence[Turn], note: str) -> None:
+        """An invalidation could not be written: this process reads nothing here until it is."""
+        ...
+
 
 class Lock(Protocol):
     """A lock that the kernel frees when its holder dies."""

@@ -304,6 +304,11 @@ SINCE: ContextVar[int] = ContextVar("history_since", default=0)
 """When memo took the start time of the run that is about to begin."""
 
 
+def written(outcome: Any) -> None:
+    """An invalidation that nobody could write down would be no invalidation."""
+    assert not any(how.startswith("failed") for how in outcome.tiers.values()), outcome
+
+
 class Workload:
     """The functions that a worker calls, and how it invalidates them.
 
@@ -419,7 +424,7 @@ class Workload:
         if random.random() < self.plan.invalidate:
             way, covered = self.target("load", "report", "fetch")
             begin = now()
-            way("")
+            written(way(""))
             self.log.write("gone", *covered, begin, now(), self.plan.directory)
             return
         name = "report" if random.random() < self.plan.ask else "load"
@@ -432,7 +437,7 @@ class Workload:
         if random.random() < self.plan.invalidate:
             way, covered = self.target("fetch", "areport", "load")
             begin = now()
-            await way("a")
+            written(await way("a"))
             self.log.write("gone", *covered, begin, now(), self.plan.directory)
             return
         name = "areport" if random.random() < self.plan.ask else "fetch"

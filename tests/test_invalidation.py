@@ -248,7 +248,7 @@ def test_a_ledger_that_cannot_be_written_is_said_so(monkeypatch: pytest.MonkeyPa
         raise TierError("disk full")
 
     monkeypatch.setattr(chain.host.generations, "turn", fail)
-    assert load.invalidate().tiers["disk"] == "failed: disk full"
+    assert load.invalidate().tiers["disk"].startswith("failed: disk full; ")
 
 
 def test_a_journal_that_cannot_be_struck_is_no_error(
@@ -575,6 +575,127 @@ def test_while_redis_is_away_the_host_obeys_itself(redis_server: Server) -> None
         load.invalidate(region="EU")
         assert load("EU") != eu
         assert load("US") == us
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Somebody holds the lock on the host's file."""
+    with closing(sqlite3.connect(place / "memo" / "host.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["disk", "redis"])
+async def test_an_invalidation_outlasts_a_lock(
+    redis_server: Server, tmp_path: Path, shared: bool
+) -> None:
+    """A lock that costs a look-up its answer keeps no invalidation from being written."""
+    load = loads()
+    url = {"redis_url": redis_server.url, "deadline": 5} if shared else {}
+    with memo.configure(directory=tmp_path, **url):
+        for call in (load.invalidate, load.ainvalidate):
+            old = load("EU")
+            other = sqlite3.connect(
+                tmp_path / "memo" / "host.sqlite", isolation_level=None, check_same_thread=False
+            )
+            other.execute("BEGIN IMMEDIATE")
+            ending = threading.Timer(0.6, other.close)
+            ending.start()
+            outcome = call()
+            told = await outcome if call == load.ainvalidate else outcome
+            assert set(told.tiers.values()) == {"done"}
+            ending.join()
+            assert load("EU") != old
+
+
+def test_what_could_not_be_written_is_obeyed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until an invalidation is written nothing old is given; then it holds for everybody."""
+    load = loads()
+    monkeypatch.setattr(memo.chain, "OUTLAST", 0.0)
+    monkeypatch.setattr(memo.host, "OWED_AGAIN", 0.0)
+    with memo.configure(directory=tmp_path):
+        old = load("EU")
+        assert load("EU") == old
+        with locked(tmp_path):
+            outcome = load.invalidate(region="EU")
+            assert outcome.tiers["disk"].startswith("failed: ")
+            assert not outcome.complete
+            assert load("EU") == "EU 2024 #2"
+        assert not load.is_cached("EU")
+        assembly.reset()  # another process
+        assert not load.is_cached("EU")
+        assert load("EU") == load("EU") == "EU 2024 #3"
+
+
+def test_what_neither_arrived_nor_was_journalled_is_sent(
+    redis_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process sends it before it reads from Redis again, although no journal has it."""
+    load = loads()
+    monkeypatch.setattr(memo.chain, "OUTLAST", 0.0)
+    with memo.configure(directory=tmp_path, redis_url=redis_server.url, memory_limit=0, deadline=5):
+        old = load("EU")
+        with locked(tmp_path):
+            redis_server.stop()
+            outcome = load.invalidate(region="EU")
+            assert outcome.tiers["redis"].startswith("failed, and not journalled")
+            assert load("EU") != old
+        redis_server.restart()
+        with recording() as heard:
+            while not any(event.kind == "replayed" for event in heard):
+                time.sleep(0.05)
+                assert load("EU") != old
+    assembly.reset()
+    with memo.configure(directory=tmp_path / "b", redis_url=redis_server.url, deadline=5):
+        assert load("EU") != old
+
+
+def test_processes_with_and_without_redis_share_a_directory(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    """What a process without Redis invalidates is not undone by one that has it, and reaches it."""
+    load = loads()
+
+    @contextmanager
+    def process(**url: Any) -> Iterator[None]:
+        assembly.reset()
+        with memo.configure(directory=tmp_path, memory_limit=0, deadline=5, **url):
+            yield
+
+    with process(redis_url=redis_server.url):
+        old = load("EU")
+    with process():
+        assert load("EU") == old
+        load.invalidate(region="EU", reason="without Redis")
+        load.invalidate(region="EU", reason="without Redis")
+        assert len(assembly.default_chain().host.journal.rows()) == 1  # type: ignore[union-attr]
+    with process(redis_url=redis_server.url), recording() as heard:
+        load("US")
+        assert load("EU") != old
+    assert [e.reason for e in heard if e.kind == "replayed"] == ["without Redis"]
+    with process():
+        assert load("EU") not in (old, "")
+        assert not assembly.default_chain().host.journal.rows()  # type: ignore[union-attr]
+
+
+def test_what_waits_for_any_redis_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no process ever has Redis again, what waits for one becomes one invalidation of all."""
+    monkeypatch.setattr(memo.host, "WAITING", 3)
+    load = loads()
+    with memo.configure(directory=tmp_path):
+        host = assembly.default_chain().host
+        assert host is not None
+        for year in range(5):
+            load.invalidate(year=year)
+        assert host.journal.rows() == [], "no process has a shared tier"
+        host.journal.done(host.journal.add([stamps.Turn("t:x")], "{}"))
+        for year in range(4):
+            load.invalidate(year=year)
+        assert [turns for _, turns, _ in host.journal.rows()] == [[stamps.Turn("n")]]
 
 
 # --- on to what was built on it ------------------------------------------------------------------
