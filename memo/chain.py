@@ -23,7 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from memo import events, seal, sources
 from memo.clock import SECOND, SYSTEM, Clock
@@ -42,12 +42,24 @@ from memo.policy import (
     age,
 )
 from memo.port import Port, patient
-from memo.seal import Entry, Secret
+from memo.seal import Entry, Glance, Secret
 from memo.stamps import Generation, Ref, Stamp, State, Turn
-from memo.tiers import MEMORY, Found, Front, Generations, Host, Listener, Source, Tier
+from memo.tiers import (
+    MEMORY,
+    Asked,
+    Found,
+    Front,
+    Generations,
+    Host,
+    Listener,
+    Prompt,
+    Source,
+    Tier,
+)
 from memo.transfers import Transfers
 from memo.uploads import Upload
 
+Seen = TypeVar("Seen", Entry, Glance)
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
 OUTLAST = 10.0
@@ -153,6 +165,12 @@ class Chain:
             fault=self._fault,
         )
         self._owed: list[tuple[Sequence[Turn], str]] = []
+        self._prompt: Prompt | None = None
+        behind = self.tiers[self._front is not None :]
+        if self._authority is not None and self._authority is behind[0]:
+            self._prompt = self._authority if isinstance(self._authority, Prompt) else None
+        if self._front is not None and self._listener is not None:  # proofs are `_watched`'s
+            self._prompt = None
         self._floors: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -187,10 +205,19 @@ class Chain:
     # --- reading ---------------------------------------------------------------------------------
 
     async def lookup(
-        self, port: Port, function: str, key: str, judge: Callable[[Times], Verdict]
+        self,
+        port: Port,
+        function: str,
+        key: str,
+        judge: Callable[[Times], Verdict],
+        asked: Asked | None = None,
     ) -> Answer:
-        """The best usable entry of a key, under any of the secrets, newest first."""
-        answer = await self._lookup(port, self.name(function, key), key, judge)
+        """The best usable entry of a key, under any of the secrets, newest first.
+
+        Args:
+            asked: what `ask` has begun for this key, settled.
+        """
+        answer = await self._lookup(port, self.name(function, key), key, judge, asked)
         if answer.verdict.reason != ABSENT:
             return answer
         for secret in self.secrets[1:]:
@@ -200,12 +227,17 @@ class Chain:
         return answer
 
     async def _lookup(
-        self, port: Port, name: str, key: str, judge: Callable[[Times], Verdict]
+        self,
+        port: Port,
+        name: str,
+        key: str,
+        judge: Callable[[Times], Verdict],
+        asked: Asked | None = None,
     ) -> Answer:
         miss = Answer(Verdict(MISS, ABSENT))
         for place, tier in enumerate(self.tiers):
             try:
-                found = await self._ask(port, tier, name)
+                found = await self._ask(port, tier, name, asked)
             except TierError as error:
                 self._fault(tier.name, error, key)
                 if miss.verdict.reason == ABSENT:
@@ -224,8 +256,10 @@ class Chain:
                 break
         return miss
 
-    async def _ask(self, port: Port, tier: Tier, name: str) -> Found | None:
+    async def _ask(self, port: Port, tier: Tier, name: str, asked: Asked | None) -> Found | None:
         if tier is self._authority:
+            if asked is not None:
+                return cast("Found | None", asked.found())
             await self._catch_up(port)
         return await tier.lookup(port, name)
 
@@ -248,9 +282,10 @@ class Chain:
         except EntryError as error:
             self._event(events.ERROR, key, tier.name, error.reason, error.detail)
             return Answer(Verdict(MISS, error.reason))
-        states: Sequence[State] | None = found.states if tier is self._authority else None
         if self._listener is not None and tier.name == MEMORY:
             states = await self._watched(port, self._listener, name, entry)
+        else:
+            states = self._read_along(found, tier, entry)
         reason = await self.untrue(port, entry, states)
         if reason:
             return Answer(Verdict(MISS, reason))
@@ -265,6 +300,12 @@ class Chain:
             if source is None:
                 return Answer(Verdict(MISS, PAYLOAD_MISSING))
         return Answer(verdict, entry, tier.name, source)
+
+    def _read_along(self, found: Found, tier: Tier, entry: Entry) -> Sequence[State] | None:
+        """What the authority read together with the record; None: nothing, or too little."""
+        if tier is not self._authority:
+            return None
+        return found.states if found.read is None else found.read(entry.refs)
 
     def _entry(self, found: Found, tier: Tier, name: str, key: str) -> Entry:
         """The entry in a record; one that lies in our own memory was checked when it came there."""
@@ -310,9 +351,74 @@ class Chain:
             return None
         return None if entry.header.times.started < self._floors.get(key, 0) else entry
 
+    def ask(self, port: Port, function: str, key: str) -> Asked | None:
+        """Begin to look an entry up, by a plain function; None: `lookup` it.
+
+        Only where the authority is the first tier, or the second and memory has the entry.
+        """
+        prompt, front = self._prompt, self._front
+        if prompt is None or self._behind():
+            return None
+        name = self.name(function, key)
+        if front is None:
+            return self._mine(prompt.ask(port, name), name, None)
+        entry = front.peek(name)
+        if not isinstance(entry, Entry) or not entry.plain:
+            return None
+        return self._mine(prompt.ask_states(port, entry.refs), name, entry)
+
+    def _mine(self, asked: Asked | None, name: str, entry: Entry | None) -> Asked | None:
+        if asked is not None:
+            asked.chain, asked.name, asked.entry = self, name, entry
+        return asked
+
+    def _behind(self) -> bool:
+        """Whether the authority may have missed an invalidation."""
+        if self._owed:
+            return True
+        try:
+            return self.host is not None and self.host.journal.maybe_due()
+        except TierError:  # `lookup` meets it again, and says so
+            return True
+
+    def plain(self, port: Port, asked: Asked, key: str) -> Entry | Glance | None:
+        """What was asked for, if it is a true entry with nothing but generations to it; or None."""
+        try:
+            found = asked.found()
+        except TierError:
+            return None
+        if asked.entry is not None:
+            return self._not_older(self._remembered(asked.entry, found), key)
+        seen = self._not_older(self._seen(found, key), key)
+        if seen is not None and self._ranked is not None:
+            self._ranked.was_read(port, asked.name)
+        return seen
+
+    def _not_older(self, seen: Seen | None, key: str) -> Seen | None:
+        return None if seen is None or self.older(key, seen.times.started) else seen
+
+    def _remembered(self, entry: Entry, states: tuple[State, ...] | None) -> Entry | None:
+        if states is None:
+            return None
+        return entry if _same(entry.generations, states) else None
+
+    def _seen(self, found: Found | None, key: str) -> Glance | None:
+        if found is None or found.read is None or len(found.record) > BIG:
+            return None
+        seen = seal.glance(found.record, self.secrets, self.namespace, key)
+        if seen is None:
+            return None
+        states = found.read([(row[1], row[2]) for row in seen.rows])
+        if states is None:
+            return None
+        for row, state in zip(seen.rows, states, strict=True):
+            if row[3] != state.text:
+                return None
+        return seen
+
     def _plainly_true(self, entry: Entry, host: Host) -> bool:
         """Whether an entry has nothing but generations to it, and they read as they did."""
-        header = entry.header
+        header = entry.header  # `entry.plain`, without the call
         if len(entry.generations) != len(header.stamps) or header.buffers or header.flags:
             return False
         now = host.generations.read(entry.refs)

@@ -96,10 +96,14 @@ class CachedFunction(Generic[P, R]):
             bare_of_us(error)
             raise
         if type(result) is Call:
-            result = drive(engine.answer(BLOCKING, self._function, result, args, kwargs))
-            if type(result) is Raised:
-                __tracebackhide__ = True
-                raise result.again()
+            function, call = self._function, result
+            asked = engine.ask(BLOCKING, function, call)
+            result = engine.take(BLOCKING, function, call, asked)
+            if result is call:
+                result = drive(engine.answer(BLOCKING, function, call, args, kwargs, asked))
+                if type(result) is Raised:
+                    __tracebackhide__ = True
+                    raise result.again()
         return cast("R", result)
 
     @overload
@@ -333,10 +337,16 @@ class CachedCoroutine(CachedFunction[P, R]):
             bare_of_us(error)
             raise
         if type(result) is Call:
-            result = await engine.answer(native(), self._function, result, args, kwargs)
-            if type(result) is Raised:
-                __tracebackhide__ = True
-                raise result.again()
+            port, function, call = native(), self._function, result
+            asked = engine.ask(port, function, call)
+            if asked is not None:
+                asked.answer = await asked.answer
+            result = engine.take(port, function, call, asked)
+            if result is call:
+                result = await engine.answer(port, function, call, args, kwargs, asked)
+                if type(result) is Raised:
+                    __tracebackhide__ = True
+                    raise result.again()
         return result
 
 

@@ -431,9 +431,17 @@ def native() -> Native:
     Raises:
         RuntimeError: no loop runs in this thread.
     """
+    global _latest
     import asyncio
 
-    return Native(asyncio.get_running_loop())
+    loop, port = asyncio.get_running_loop(), _latest
+    if port is None or port.loop is not loop:
+        port = _latest = Native(loop)
+    return port
+
+
+_latest: Native | None = None
+"""The port that was handed out last: most processes have one loop."""
 
 
 _portal_lock = threading.Lock()

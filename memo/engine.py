@@ -33,9 +33,9 @@ from memo.policy import FRESH, MISS, STALE
 from memo.port import Port
 from memo.reads import CURRENT, tell
 from memo.refreshing import refresh_soon
-from memo.seal import Entry
+from memo.seal import Entry, Glance
 from memo.stamps import Turn
-from memo.tiers import MEMORY
+from memo.tiers import MEMORY, REDIS, Asked
 from memo.weights import HeavyError
 
 WAITED_AT_LEAST = 0.001
@@ -74,7 +74,36 @@ def at_once(
     if function.judge(entry.header.times).kind != FRESH:
         return call
     try:
-        return _quick(chain, function, call, entry, begun)
+        return _quick(chain, function, call, entry, begun, MEMORY)
+    except EntryError:
+        return call  # `look` meets it again, and says so
+
+
+def ask(port: Port, function: Function, call: Call) -> Asked | None:
+    """Begin to look up a call that `at_once` could not answer; None: `answer` it.
+
+    Whoever called this settles `asked.answer`, and hands it to `take`.
+    """
+    if function.policy.ttl_key is not None and live.due():
+        return None
+    begun, since = time.perf_counter(), FLIGHTS.landed
+    asked = function.chain().ask(port, function.id, call.text)
+    if asked is not None:
+        asked.begun, asked.since = begun, since
+    return asked
+
+
+def take(port: Port, function: Function, call: Call, asked: Asked | None) -> Any:
+    """The value of a call that was asked for, or the `Call` that `answer` has to go on with."""
+    chain = function.chain()
+    if asked is None or asked.chain is not chain:  # the settings have changed
+        return call
+    entry = chain.plain(port, asked, call.text)
+    if entry is None or len(entry.stream) > BIG or function.judge(entry.times).kind != FRESH:
+        return call
+    tier = MEMORY if asked.entry is not None else REDIS
+    try:
+        return _quick(chain, function, call, entry, asked.begun, tier)
     except EntryError:
         return call  # `look` meets it again, and says so
 
@@ -94,17 +123,29 @@ async def keyed(
 
 
 async def answer(
-    port: Port, function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    port: Port,
+    function: Function,
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    asked: Asked | None = None,
 ) -> Any:
-    """The value of a call that `at_once` could not answer, or `Raised`."""
+    """The value of a call that `at_once` and `take` could not answer, or `Raised`.
+
+    Args:
+        asked: what `ask` has begun, settled.
+    """
     begun = time.perf_counter()
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
     job = Job(function, function.chain(), call, args, kwargs)
+    if asked is not None and (asked.chain is not job.chain or asked.entry is not None):
+        asked = None
     missed = False
     while True:
-        since = FLIGHTS.landed
-        found, value = await look(port, job)
+        since = FLIGHTS.landed if asked is None else asked.since
+        found, value = await look(port, job, asked)
+        asked = None
         if value is not NOTHING:
             _hit(port, job, found, begun)
             return value
@@ -116,24 +157,20 @@ async def answer(
             return value
 
 
-def _quick(chain: Chain, function: Function, call: Call, entry: Entry, begun: float) -> Any:
-    """Answer from the memory tier, without suspending: the entry was decoded here before."""
+def _quick(
+    chain: Chain, function: Function, call: Call, entry: Entry | Glance, begun: float, tier: str
+) -> Any:
+    """Answer with an entry that is fresh and has all of its value in its stream."""
     value = codec.decode(entry.stream, None, ())
-    chain.raise_floor(call.text, entry.header.times.started)
+    times = entry.times
+    chain.raise_floor(call.text, times.started)
     reads = CURRENT.get()
     if reads is not None:
-        reads.add(entry.header.stamps)
+        reads.add(entry.stamps)
+    seconds = time.perf_counter() - begun
+    saved = times.cost / SECOND
     events.emit(
-        events.Event(
-            events.HIT,
-            function.id,
-            call.text,
-            MEMORY,
-            "",
-            time.perf_counter() - begun,
-            entry.size,
-            entry.header.times.cost / SECOND,
-        )
+        events.Event(events.HIT, function.id, call.text, tier, "", seconds, entry.size, saved)
     )
     return value
 
@@ -164,7 +201,7 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int) -> Any:
     name = job.name
     flight, leads = FLIGHTS.join(name, job.call.refs)
     if leads and FLIGHTS.landed_since(name, since):
-        FLIGHTS.land(flight, None)
+        FLIGHTS.withdraw(flight)
         FLIGHTS.part(flight)
         return _AGAIN
     try:

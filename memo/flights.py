@@ -208,6 +208,19 @@ class Flights:
     def land(self, flight: Flight, landing: Landing | None) -> None:
         """End a flight; None: abandoned.  Wakes everybody."""
         self.close(flight)
+        self._end(flight, landing)
+
+    def withdraw(self, flight: Flight) -> None:
+        """End a flight whose leader has not begun, since he looks again.
+
+        It is not one that has landed: two who took each other's for one would look again forever.
+        """
+        with self._lock:
+            if self._active.get(flight.name) is flight:
+                del self._active[flight.name]
+        self._end(flight, None)
+
+    def _end(self, flight: Flight, landing: Landing | None) -> None:
         with self._lock:
             flight.landing = landing
             flight.over = True

@@ -309,6 +309,10 @@ class Journal:
             return self.due()
         return await port.offload(self.due)
 
+    def maybe_due(self) -> bool:
+        """As `overdue`, at once: True where the file must be opened to tell."""
+        return not self._ledger.database.is_open or self.due()
+
     def due(self) -> bool:
         """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.
 

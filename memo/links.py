@@ -20,9 +20,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import hiredis
 import redis  # noqa: F401 - whole before its parts, or two threads get half of it each
 import redis.connection as threads
 from redis import exceptions
@@ -69,6 +70,13 @@ def options(url: str) -> tuple[str, dict[str, Any]]:
     kept |= {"protocol": 2}  # no HELLO
     kept |= {"socket_timeout": None, "socket_connect_timeout": None, "socket_read_size": CHUNK}
     return url.partition(":")[0].replace("rediss", "tls").replace("redis", "tcp"), kept
+
+
+def reader() -> Any:
+    """What makes replies of bytes: `feed` it; `gets` gives one, or False.  Errors are given too."""
+    return hiredis.Reader(
+        protocolError=exceptions.InvalidResponse, replyError=threads.DefaultParser.parse_error
+    )
 
 
 class _Bounded:
@@ -121,9 +129,14 @@ class ThreadLink:
     ends = 0.0
     _bounded: _Bounded | None = None
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._buffer = bytearray(CHUNK)
+
     def _connect(self) -> Any:
         sock = super()._connect()  # type: ignore[misc]
         self._bounded = _Bounded(sock, self.ends)
+        self._reader = reader()
         return self._bounded
 
     @property
@@ -141,22 +154,48 @@ class ThreadLink:
             self._bounded.spared = 0
 
     def exchange(self: Any, question: Question) -> Any:
-        """Send, and read one reply, or a list of several."""
-        if question.body is None:
-            self.send_packed_command(question.parts, False)
-        else:
-            self._send_body(question.parts, question.body())
+        """Send, and read one reply, or a list of several with the errors among them."""
+        if self._sock is None:
+            self.connect()
+        self._send(question)
         if question.sink is not None:
             return self._receive(question.sink)
-        if question.replies == 1:
-            return self.read_response()
-        return all_or_error([_reply(self.read_response) for _ in range(question.replies)])
+        replies = self._replies(question.replies)
+        if question.replies != 1:
+            return replies
+        if isinstance(replies[0], Exception):
+            raise replies[0]
+        return replies[0]
 
-    def _send_body(self: Any, parts: Sequence[Part], body: Iterable[Part]) -> None:
-        self.send_packed_command(parts[:1], False)
-        for piece in body:
-            self.send_packed_command((piece,), False)
-        self.send_packed_command(parts[1:], False)
+    def _send(self: Any, question: Question) -> None:
+        parts, send = question.parts, self._bounded.sendall
+        if question.body is not None:
+            send(parts[0])
+            for piece in question.body():
+                send(piece)
+            parts = parts[1:]
+        for part in parts:
+            send(part)
+
+    def _replies(self, count: int) -> list[Any]:
+        gets = self._reader.gets
+        found: list[Any] = []
+        while len(found) < count:
+            reply = gets()
+            if reply is False:
+                self._more()
+            elif isinstance(reply, exceptions.ConnectionError):  # nothing follows
+                raise reply
+            else:
+                found.append(reply)
+        return found
+
+    def _more(self) -> None:
+        bounded: Any = self._bounded
+        size = bounded.recv_into(self._buffer)
+        if not size:
+            raise ConnectionError("closed")
+        self._reader.feed(self._buffer, 0, size)
 
     def _receive(self: Any, sink: Sink) -> bool:
         """Read one reply straight into a sink; False: there is no value, or one of another size."""
@@ -273,21 +312,6 @@ def connected(url: str, seconds: float) -> Any:
     return link
 
 
-def _reply(read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except exceptions.ResponseError as error:
-        return error
-
-
-def all_or_error(replies: list[Any]) -> list[Any]:
-    """All replies; an error among them is raised only now that none is left unread."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
-
-
 class ThreadPool:
     """Connections that the threads of this process share.
 
@@ -332,7 +356,7 @@ class ThreadPool:
         if link is not None:
             try:
                 return self._on(link, question, ends)
-            except exceptions.ConnectionError as error:
+            except Exception as error:
                 if fault_of(error) is not breaker.CLOSED:
                     raise
                 self.flush()

@@ -11,15 +11,20 @@ from memo.jobs import NOTHING, Job, emit
 from memo.policy import MISS, Verdict
 from memo.port import Port
 from memo.seal import Entry
-from memo.tiers import Source, Vouching
+from memo.tiers import Asked, Source, Vouching
 
 BIG = 1 << 20
 """Bytes of a pickle stream from which it is loaded off the event loop."""
 
 
-async def look(port: Port, job: Job) -> tuple[Answer, Any]:
-    """The chain's answer, and the value when there is a usable one."""
-    found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
+async def look(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
+    """The chain's answer, and the value when there is a usable one.
+
+    Args:
+        asked: see `Chain.lookup`.
+    """
+    function, key = job.function, job.call.text
+    found = await job.chain.lookup(port, function.id, key, function.judge, asked)
     if found.verdict.kind == MISS or found.entry is None:
         return found, NOTHING
     try:

@@ -22,13 +22,9 @@ from redis import exceptions
 from memo import breaker
 from memo.breaker import RATE
 from memo.dial import connect_async, dial_async
-from memo.links import CHUNK, QUEUE, BusyError, Part, all_or_error, fault_of, options
+from memo.lanes import LATE, SPARED, Home, Road
+from memo.links import CHUNK, QUEUE, BusyError, Part, fault_of, options
 from memo.scripts import Question
-
-LATE = 0.02
-"""Seconds by which a timer of a loop may be late before the loop, not Redis, is held to be slow."""
-SPARED = 20
-"""So often that is held against the loop; then the exchange is given up all the same."""
 
 
 class _Counting(asyncio.StreamReader):
@@ -68,7 +64,7 @@ class LoopLink:
         self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def exchange(self: Any, parts: Sequence[Part], replies: int) -> Any:
-        """Send, and read one reply, or a list of several."""
+        """Send, and read one reply, or a list of several with the errors among them."""
         if len(parts) == 1 and len(parts[0]) <= CHUNK:
             await self.send_packed_command(parts, check_health=False)
         else:
@@ -77,13 +73,25 @@ class LoopLink:
                 await asyncio.sleep(0)
         if replies == 1:
             return await self.read_response()
-        return all_or_error([await self._reply() for _ in range(replies)])
+        return [await self._reply() for _ in range(replies)]
 
     async def _reply(self: Any) -> Any:
         try:
             return await self.read_response()
         except exceptions.ResponseError as error:
             return error
+
+    def hand_over(self: Any, protocol: asyncio.BaseProtocol) -> Any:
+        """Let `protocol` have all that comes from now on; the transport to write to.
+
+        The writer stays where it is: one that is collected closes its transport.
+        """
+        self._transport.set_protocol(protocol)
+        return self._transport
+
+    def forget(self) -> None:
+        """Let go of streams whose loop is closed."""
+        self._reader = self._writer = None
 
     def abort(self: Any) -> None:
         """Close at once, whatever is still to be sent or read; never raises, never waits."""
@@ -160,11 +168,15 @@ class LoopPool:
 
     Args:
         url: where to.
-        size: how many at most.
+        size: how many at most, lanes not counted.
+        home: whose lanes they are.
         ended: called when the loop has ended.
+
+    Attributes:
+        road: its lanes.
     """
 
-    def __init__(self, url: str, size: int, ended: Callable[[], Any]) -> None:
+    def __init__(self, url: str, size: int, home: Home, ended: Callable[[], Any]) -> None:
         self._ended = ended
         kind, self._options = options(url)
         kinds = {"tcp": TcpLoopLink, "tls": TlsLoopLink, "unix": UnixLoopLink}
@@ -174,6 +186,21 @@ class LoopPool:
         self._idle: list[Any] = []
         self._links: set[Any] = set()
         self._keeper: AsyncGenerator[None, None] | None = None
+        self.road = Road(home, self._link)
+
+    def _link(self) -> Any:
+        return self._kind(**self._options)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the loop knows that it has connections to close."""
+        return self._keeper is not None
+
+    async def ask(self, commands: Sequence[bytes]) -> Any:
+        """As `Road.ask`, also at first."""
+        if self._keeper is None:
+            await self._keep()
+        return await self.road.ask(commands)
 
     async def exchange(self, question: Question, check: Callable[[], None]) -> Any:
         """As `ThreadPool.exchange`."""
@@ -210,8 +237,7 @@ class LoopPool:
                 if fault_of(error) is not breaker.CLOSED:
                     raise
                 self.flush()
-        link = self._kind(**self._options)
-        return await self._on(link, question, max(0.001, ends - self.loop.time()))
+        return await self._on(self._link(), question, max(0.001, ends - self.loop.time()))
 
     async def _on(self, link: Any, question: Question, seconds: float) -> Any:
         self._links.add(link)
@@ -255,6 +281,7 @@ class LoopPool:
 
     def flush(self) -> None:
         """Close the connections that are idle."""
+        self.road.flush()
         while self._idle:
             link = self._idle.pop()
             self._links.discard(link)
@@ -264,6 +291,7 @@ class LoopPool:
         """Close all connections, also those in use.  On the pool's own loop."""
         _live.discard(self)
         self.flush()
+        self.road.shut()
         while self._links:
             self._links.pop().abort()
 
@@ -285,8 +313,9 @@ class LoopPool:
     def forget(self) -> None:
         """Let go of the connections of a loop that ended without closing them."""
         _live.discard(self)
+        self.road.forget()
         for link in self._links:
-            link._reader = link._writer = None
+            link.forget()
         self._idle.clear()
         self._links.clear()
 

@@ -12,9 +12,10 @@ the entry's name                a record; dies with the entry
 `{namespace}:live`              the shared live configuration, a hash
 =============================== ==================================================================
 
-A look-up is one round trip whatever the number of stamps: a script reads the record and what each
-of its generations reads now.  Nothing that Redis says is believed here; whoever asked checks the
-seal.
+A look-up is one round trip whatever the number of stamps: plain commands for the record and the
+groups that it is likely to name (`memo.prefetch`), or, where that is not known, a script.  The
+record is read before the groups, never after them.  Nothing that Redis says is believed here;
+whoever asked checks the seal.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memo import stamps
@@ -30,10 +32,11 @@ from memo.codec import Payload
 from memo.errors import TierError
 from memo.grants import RedisLeases
 from memo.port import Port
+from memo.prefetch import BIG, Expected, Plan, Prefetch
 from memo.scripts import LOOKUP, STATES, TURN, pack
 from memo.seal import ALIGN
 from memo.stamps import Ref, State, Turn
-from memo.tiers import REDIS, Found, Source
+from memo.tiers import REDIS, Asked, Found, Source
 from memo.transit import Held, Leaving, Sink
 from memo.wire import Wire
 
@@ -86,6 +89,7 @@ class Redis:
         self._groups = f"{namespace}:g:".encode()
         self._payloads = f"{namespace}:p:".encode()
         self._live = f"{namespace}:live".encode()
+        self._prefetch = Prefetch(self._groups)
         self._kept = (self._groups, *self.leases.prefixes, self._live)
         self.listener = self._listener(url) if tracking else None
 
@@ -113,8 +117,36 @@ class Redis:
 
     async def lookup(self, port: Port, name: str) -> Found | None:
         """The record under a name and what its generations read now, in one round trip."""
-        keys = (name.encode(),)
-        return await self.wire.run(port, LOOKUP, keys, self._groups, parse=_found)
+        asked = self.ask(port, name)
+        if asked is not None:
+            asked.answer = await port.settle(asked.answer)
+            return asked.found()
+        expected = self._prefetch.expected(name)
+        keys, shared = (name.encode(),), not expected.big
+        found = await self.wire.run(port, LOOKUP, keys, self._groups, parse=_found, shared=shared)
+        if found is None or found.states is None:
+            return found
+        expected.big = len(found.record) > BIG
+        return found._replace(read=partial(expected.told, found.states))
+
+    def ask(self, port: Port, name: str) -> AskedRecord | None:
+        """As `lookup`, by a plain function; None where that takes a coroutine."""
+        expected = self._prefetch.expected(name)
+        plan = expected.plan
+        if plan is None or expected.big or plan.resting:
+            return None
+        key = name.encode()
+        command = b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
+        answer = self.wire.prompt(port, (command, *plan.commands))
+        return None if answer is None else AskedRecord(answer, self.wire, expected, plan)
+
+    def ask_states(self, port: Port, refs: Sequence[Ref]) -> AskedStates | None:
+        """As `states`, by a plain function; None where that takes a coroutine."""
+        plan = self._prefetch.plan(refs)
+        if plan is None:
+            return None
+        answer = self.wire.prompt(port, plan.commands)
+        return None if answer is None else AskedStates(answer, self.wire, plan, refs)
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """The payload with a digest, if it is here."""
@@ -335,6 +367,49 @@ class Redis:
         if self.listener is not None:
             self.listener.close()
         self.leases.close()
+
+
+class AskedRecord(Asked):
+    """A look-up of a record and of the groups that it is likely to name."""
+
+    __slots__ = ("_expected", "_plan", "_wire")
+
+    def __init__(self, answer: Any, wire: Wire, expected: Expected, plan: Plan) -> None:
+        super().__init__(answer)
+        self._wire = wire
+        self._expected = expected
+        self._plan = plan
+
+    def found(self) -> Found | None:
+        """See `Asked`."""
+        return self._wire.parsed(self._seen, self.answer)
+
+    def _seen(self, replies: list[Any]) -> Found | None:
+        record = replies[0]
+        if record is None:
+            return None
+        expected = self._expected
+        expected.big = len(_bytes(record)) > BIG
+        return Found(record, read=partial(expected.states, self._plan, replies[1:]))
+
+
+class AskedStates(Asked):
+    """A look at the groups that refs name."""
+
+    __slots__ = ("_plan", "_refs", "_wire")
+
+    def __init__(self, answer: Any, wire: Wire, plan: Plan, refs: Sequence[Ref]) -> None:
+        super().__init__(answer)
+        self._wire = wire
+        self._plan = plan
+        self._refs = refs
+
+    def found(self) -> tuple[State, ...] | None:
+        """See `Asked`."""
+        return self._wire.parsed(self._read, self.answer)
+
+    def _read(self, replies: list[Any]) -> tuple[State, ...] | None:
+        return self._plan.states(self._refs, replies)
 
 
 def _set(name: bytes, size: int, lifetime: float | None) -> tuple[bytes, bytes]:

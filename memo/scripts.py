@@ -69,6 +69,10 @@ class Script:
         """The command that runs it where it is known."""
         return pack(b"EVALSHA", self._digest, b"%d" % len(keys), *keys, *arguments)
 
+    def load(self) -> bytes:
+        """The command that makes it known."""
+        return pack(b"SCRIPT", b"LOAD", self._text)
+
     def by_text(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
         """The command that makes it known and runs it."""
         return pack(b"EVAL", self._text, b"%d" % len(keys), *keys, *arguments)

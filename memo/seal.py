@@ -46,6 +46,7 @@ _SEAL_AT = 16
 _BODY_AT = 48
 _PLACES = struct.Struct(">III")
 _FIXED = struct.Struct(">Qqqqqqq16sI7H2I")
+_FIXED_AT = _BODY_AT + _PLACES.size
 _BUFFER = struct.Struct(">Q32s")
 
 COMPRESSED = 1
@@ -145,6 +146,24 @@ class Entry(NamedTuple):
     refs: tuple[Ref, ...]
     size: int
 
+    @property
+    def times(self) -> Times:
+        """See `Header`."""
+        return self.header.times
+
+    @property
+    def stamps(self) -> tuple[Stamp, ...]:
+        """See `Header`."""
+        return self.header.stamps
+
+    @property
+    def plain(self) -> bool:
+        """Whether its value is its stream as it is, and only generations make it untrue."""
+        header = self.header
+        if header.buffers or header.flags:
+            return False
+        return len(self.generations) == len(header.stamps)
+
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""
         return f"<Entry {self.header.function} {self.header.key} {self.size} bytes>"
@@ -155,9 +174,9 @@ class Entry(NamedTuple):
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     """An entry of its parts."""
-    generations = tuple(stamp for stamp in header.stamps if type(stamp) is Generation)
-    refs = tuple(stamp.ref for stamp in generations)
-    size = len(record) + payload_size(header.buffers)
+    generations = tuple([stamp for stamp in header.stamps if type(stamp) is Generation])
+    refs = tuple([ref for ref, _ in generations])
+    size = len(record) + (payload_size(header.buffers) if header.buffers else 0)
     return Entry(header, stream, record, generations, refs, size)
 
 
@@ -216,6 +235,63 @@ def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     return entry(header, stream, record)
 
 
+class Glance(NamedTuple):
+    """What a hit needs of an entry whose seal held; the rest of its header is not read.
+
+    Attributes:
+        times: as in its header.
+        rows: its stamps as they are stored, all of them generations; see `pack_stamps`.
+        stream: the pickle stream.
+        size: bytes of the record.
+    """
+
+    times: Times
+    rows: list[list[Any]]
+    stream: memoryview
+    size: int
+
+    @property
+    def stamps(self) -> tuple[Stamp, ...]:
+        """Its stamps."""
+        return tuple([_stamp(row) for row in self.rows])
+
+
+def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Glance | None:
+    """What a hit needs of a record; None where there is more to it, and `unpack` tells."""
+    view = memoryview(record)
+    try:
+        if record[:8] != MAGIC:
+            return None
+        _check_seal(view, secrets)
+        header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
+        fixed = _FIXED.unpack_from(view, _FIXED_AT)
+        rows = _rows(view[stamps_at:header_end])
+    except (EntryError, struct.error, ValueError):
+        return None
+    at = _FIXED_AT + _FIXED.size
+    ends = at + sum(fixed[9:17]), stamps_at + stamps_size, header_end + fixed[0]
+    if fixed[8] or fixed[17]:
+        return None
+    if ends != (stamps_at, header_end, len(record)) or not _all_plain(rows):
+        return None
+    home, name = namespace.encode(), key.encode()
+    if (len(home), len(name)) != fixed[9:11] or not record.startswith(home + name, at):
+        return None
+    _, started, finished, boot, ttl, grace, cost, boot_id = fixed[:8]
+    times = Times(started, finished, boot_id, boot, ttl, grace, cost)
+    return Glance(times, rows, view[header_end:], len(record))
+
+
+def _all_plain(rows: Any) -> bool:
+    """Whether stamps are generations, every one of them."""
+    if type(rows) is not list:
+        return False
+    for row in rows:
+        if type(row) is not list or len(row) != 5 or row[0] != "g" or type(row[1]) is not str:
+            return False
+    return True
+
+
 class Worth(NamedTuple):
     """What tells how much an entry is worth keeping.
 
@@ -253,26 +329,41 @@ def _check_seal(view: memoryview, secrets: Sequence[Secret]) -> None:
 
 def _parse(view: memoryview) -> tuple[Header, memoryview]:
     header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
-    at = _BODY_AT + _PLACES.size
-    fixed = _FIXED.unpack_from(view, at)
-    at += _FIXED.size
-    texts: list[str] = []
-    for size in fixed[9:17]:
-        texts.append(str(view[at : at + size], "utf-8"))
-        at += size
-    namespace, key, function, code, address, codec, writer, summary = texts
-    table = view[at : at + fixed[17]]
-    at += fixed[17]
-    if at != stamps_at or at + stamps_size != header_end or header_end + fixed[0] != len(view):
+    fixed = _FIXED.unpack_from(view, _FIXED_AT)
+    length, started, finished, boot, ttl, grace, cost, boot_id, flags = fixed[:9]
+    table_size = fixed[17]
+    texts, at = _texts(view, fixed[9:17])
+    table = view[at : at + table_size]
+    at += table_size
+    if at != stamps_at or at + stamps_size != header_end or header_end + length != len(view):
         raise ValueError("lengths do not add up")
-    buffers = tuple(Buffer(*b) for b in _BUFFER.iter_unpack(table))
-    times = Times(fixed[1], fixed[2], fixed[7], fixed[3], fixed[4], fixed[5], fixed[6])
+    buffers = tuple(Buffer(*b) for b in _BUFFER.iter_unpack(table)) if table_size else ()
+    times = Times(started, finished, boot_id, boot, ttl, grace, cost)
     stamps = unpack_stamps(view[stamps_at:header_end])
+    namespace, key, function, code, address, codec, writer, summary = texts
     header = Header(
         namespace, key, function, code, address, codec, writer, summary, times, stamps, buffers,
-        fixed[8],
+        flags,
     )  # fmt: skip
     return header, view[header_end:]
+
+
+def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
+    """The texts of a header, and where they end."""
+    at = _FIXED_AT + _FIXED.size
+    end = at + sum(sizes)
+    whole = str(view[at:end], "utf-8")
+    texts: list[str] = []
+    if len(whole) == end - at:  # a byte a character
+        at = 0
+        for size in sizes:
+            texts.append(whole[at : at + size])
+            at += size
+        return texts, end
+    for size in sizes:
+        texts.append(str(view[at : at + size], "utf-8"))
+        at += size
+    return texts, end
 
 
 def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
@@ -293,14 +384,27 @@ def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
 
 def unpack_stamps(text: bytes | memoryview) -> tuple[Stamp, ...]:
     """The inverse of `pack_stamps`."""
-    return tuple(map(_stamp, json.loads(str(text, "utf-8"))))
+    return tuple([_stamp(row) for row in _rows(text)])
+
+
+def _rows(text: bytes | memoryview) -> Any:
+    whole = str(text, "utf-8")
+    rows, end = _from_json(whole)
+    if end != len(whole):
+        raise ValueError("more than stamps")
+    return rows
+
+
+_from_json = json.JSONDecoder().raw_decode
+_new = tuple.__new__  # a third of what a named tuple's own takes
 
 
 def _stamp(row: list[Any]) -> Stamp:
     kind = row[0]
     if kind == "g":
-        arguments = None if row[2] is None else tuple((n, d) for n, d in row[2])
-        return Generation(Ref(row[1], arguments), State(row[3], row[4]))
+        _, group, pairs, text, last = row
+        arguments = None if pairs is None else tuple([(name, digest) for name, digest in pairs])
+        return _new(Generation, (_new(Ref, (group, arguments)), _new(State, (text, last))))
     if kind == "f":
         return File(*row[1:])
     if kind == "c":

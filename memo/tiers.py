@@ -7,7 +7,7 @@ that sync and async callers run the same lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from memo.codec import Payload
@@ -90,6 +90,11 @@ class Vouching(Protocol):
         ...
 
 
+Part = tuple[str, Any]
+"""A group, and the (name, digest) of each argument or None for anything in it: a `Ref`, or like
+one."""
+
+
 class Found(NamedTuple):
     """What a tier has under a name.
 
@@ -98,11 +103,64 @@ class Found(NamedTuple):
         source: the record's payload where this tier has it, else None.
         states: where the tier is an authority: the present states of the record's generation
             stamps, in the order of the stamps, read together with the record.  Else None.
+        read: where the tier is an authority: gives the present states of parts of groups, read
+            together with the record; None where these were not read.  Asked only about a record
+            whose seal held, it learns what to read with the next.
     """
 
     record: bytes
     source: Source | None = None
     states: tuple[State, ...] | None = None
+    read: Callable[[Sequence[Part]], tuple[State, ...] | None] | None = None
+
+
+class Asked:
+    """A question to a tier that is under way; each tier that can be asked so has its own kind.
+
+    Args:
+        answer: what `Port.settle` makes the tier's answer of; whoever settled it puts it back here.
+
+    Attributes:
+        begun: when, on the performance counter.
+        since: `Flights.landed` at that time.
+        chain: who asked.
+        name: what was looked up.
+        entry: the entry whose states were asked for; None: a record was.
+    """
+
+    __slots__ = ("answer", "begun", "chain", "entry", "name", "since")
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.begun = 0.0
+        self.since = 0
+        self.chain: object = None
+        self.name = ""
+        self.entry: Any = None
+
+    def found(self) -> Any:
+        """What was asked for, once it is settled.
+
+        Raises:
+            TierError: the tier did not do its work.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """A tier that can be asked by a plain function, so that a hit costs no coroutine.
+
+    None is the answer where it cannot: `Tier.lookup` and `Generations.states` can.
+    """
+
+    def ask(self, port: Port, name: str) -> Asked | None:
+        """Begin to look up a name: a `Found`, or None."""
+        ...
+
+    def ask_states(self, port: Port, refs: Sequence[Ref]) -> Asked | None:
+        """Begin to read refs: a tuple of states, or None where that takes more."""
+        ...
 
 
 class Listed(NamedTuple):
@@ -282,6 +340,10 @@ class Journal(Protocol):
 
     async def overdue(self, port: Port) -> bool:
         """Whether any must be replayed before the next read from a shared tier; about 1 µs."""
+        ...
+
+    def maybe_due(self) -> bool:
+        """As `overdue`, at once: True where that takes longer than a moment to tell."""
         ...
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:

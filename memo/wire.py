@@ -23,6 +23,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
+from memo.batches import Failure, signed
 from memo.breaker import GARBLED, RATE, SILENT, Breaker, Fault
 from memo.errors import TierError
 from memo.port import Port
@@ -126,6 +127,102 @@ class Wire:
             question = question._replace(seconds=min(seconds, PROBE))
         return await self._ask(port, question, parse, probe=probe)
 
+    async def read(
+        self,
+        port: Port,
+        commands: Sequence[bytes],
+        *,
+        parse: Callable[[list[Any]], T],
+        shared: bool = True,
+    ) -> T:
+        """Send packed commands that only read, together with those of others who ask now.
+
+        Args:
+            port: the caller's.
+            commands: what to send.
+            parse: makes of the list of replies what is asked for.
+            shared: False: by themselves, since the answer is big.
+
+        Raises:
+            TierError: as `ask`; an error reply to any of them.
+        """
+        if not (shared and self.breaker.quiet):
+            return await self._read_alone(port, commands, parse)
+        answer = self.prompt(port, commands)
+        if answer is None:
+            place = (port.client(), False)
+            pool = self._loops.get(place) or await self._loop_pool(port, place)
+            answer = pool.ask(commands)
+        return self.parsed(parse, await port.settle(answer))
+
+    def prompt(self, port: Port, commands: Sequence[bytes]) -> Any:
+        """As `read`, by a plain function; None where that takes a coroutine.
+
+        Returns:
+            What `port.settle` makes a list of replies or a `Failure` of, for `parsed`.
+        """
+        if not self.breaker.quiet:
+            return None
+        if not port.native:
+            return self._read_here(commands)
+        pool = self._loops.get((port.client(), False))
+        return None if pool is None or not pool.kept else pool.road.ask(commands)
+
+    def parsed(self, parse: Callable[[list[Any]], T], answer: Any) -> T:
+        """What `parse` makes of replies.
+
+        Raises:
+            TierError: it is a `Failure`, or not what was asked for.
+        """
+        if type(answer) is Failure:
+            raise answer.again()
+        try:
+            return parse(answer)
+        except Exception as error:
+            raise self._failed(_fault_of(error), probe=False) from None
+
+    def _read_here(self, commands: Sequence[bytes]) -> list[Any] | Failure:
+        """The replies to the commands of one who blocks, in an exchange of his own."""
+        ping, nonce = signed()
+        data = b"".join((*commands, ping))
+        question = Question((data,), len(commands) + 1, self.deadline, False)
+        threads = self._threads.get(False) or self._thread_pool(False)
+        try:
+            replies = _unsigned(threads.exchange(question, self.breaker.check), nonce)
+        except TierError as error:
+            return Failure(error)
+        except Exception as error:
+            fault = _fault_of(error)
+            if fault is GARBLED:
+                threads.flush()
+            return Failure(self._failed(fault, probe=False))
+        self.arrived()
+        return replies
+
+    async def _read_alone(
+        self, port: Port, commands: Sequence[bytes], parse: Callable[[list[Any]], T]
+    ) -> T:
+        """As `read`, in an exchange of one's own."""
+        ping, nonce = signed()
+        count = len(commands) + 1
+        return await self.ask(
+            port, *commands, ping, parse=lambda all_: parse(_unsigned(all_, nonce)), replies=count
+        )
+
+    def explain(self, error: Exception) -> Failure:
+        """What an exchange of many callers came to, counted once."""
+        return Failure(self._failed(_fault_of(error), probe=False))
+
+    def arrived(self) -> None:
+        """An exchange of many callers went well."""
+        if not self.breaker.quiet:
+            self._recovered()
+
+    def _recovered(self) -> None:
+        self.breaker.succeeded()
+        for hook in self.on_recover:
+            hook()
+
     async def _ask(
         self, port: Port, question: Question, parse: Callable[[Any], T], *, probe: bool = False
     ) -> T:
@@ -142,13 +239,14 @@ class Wire:
         except BaseException:
             self._abandon(probe)
             raise
-        if not self.breaker.quiet:
-            self.breaker.succeeded()
-            for hook in self.on_recover:
-                hook()
+        self.arrived()
         return answer
 
     async def _exchange(self, port: Port, question: Question) -> Any:
+        answer = await self._exchanged(port, question)
+        return answer if question.replies == 1 else _all_or_error(answer)
+
+    async def _exchanged(self, port: Port, question: Question) -> Any:
         check = self.breaker.check
         if not port.native:
             threads = self._threads.get(question.blocks) or self._thread_pool(question.blocks)
@@ -187,6 +285,7 @@ class Wire:
         keys: Sequence[bytes],
         *arguments: bytes,
         parse: Callable[[list[Any]], T],
+        shared: bool = False,
     ) -> T:
         """Run a script.
 
@@ -196,6 +295,7 @@ class Wire:
             keys: its keys.
             arguments: those behind the nonce.
             parse: makes of its answer, behind the nonce, what is asked for.
+            shared: it only reads, and is sent with what others ask now.
 
         Raises:
             TierError: as `ask`.
@@ -209,9 +309,15 @@ class Wire:
             del answer[0]
             return parse(answer)
 
+        command = script.by_digest(keys, given)
         try:
-            return await self.ask(port, script.by_digest(keys, given), parse=mine)
+            if shared:
+                return await self.read(port, (command,), parse=lambda replies: mine(replies[-1]))
+            return await self.ask(port, command, parse=mine)
         except NoScriptError:
+            if shared:  # many learn it at once: the text travels once for all
+                known = (script.load(), command)
+                return await self.read(port, known, parse=lambda replies: mine(replies[-1]))
             return await self.ask(port, script.by_text(keys, given), parse=mine)
 
     def here(self, work: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
@@ -253,8 +359,9 @@ class Wire:
                     pool.forget()
                     del self._loops[key]
             if place not in self._loops:
+                home = weakref.proxy(self)
                 ended = partial(self._loops.pop, place, None)
-                self._loops[place] = LoopPool(self._url, CONNECTIONS, ended)
+                self._loops[place] = LoopPool(self._url, CONNECTIONS, home, ended)
             return self._loops[place]
 
     def _flush(self, port: Port, blocks: bool) -> None:
@@ -322,6 +429,25 @@ def place(url: str) -> str:
         return f"{parts.path}/{db or 0}"
     db = db or parts.path.strip("/")
     return f"{parts.hostname or 'localhost'}:{parts.port or 6379}/{db or 0}"
+
+
+def _unsigned(replies: list[Any], nonce: bytes) -> list[Any]:
+    """The replies in front of a nonce, none of which is an error.
+
+    Raises:
+        ValueError: they are those to other commands.
+    """
+    if _all_or_error(replies).pop() != nonce:
+        raise ValueError("the answer to another question")
+    return replies
+
+
+def _all_or_error(replies: list[Any]) -> list[Any]:
+    """All replies; an error among them is raised only now that none is left unread."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 def _fault_of(error: Exception) -> Fault:

@@ -6,6 +6,7 @@ Both run in threads, on a free loopback port, and count what they see.
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import threading
@@ -93,6 +94,7 @@ class Proxy(Listener):
             replies; `"drip"`: one byte of a reply every `pause` seconds.
         cut_at: close after so many bytes of replies on a connection; None: never.
         flip_at: turn over the lowest bit of this byte of the replies of a connection; None: never.
+        packets: how often something came from a client.
         pause: seconds between two dripped bytes, and before each reply that is passed on in mode
             `"slow"`.
     """
@@ -103,6 +105,7 @@ class Proxy(Listener):
         self.cut_at: int | None = None
         self.flip_at: int | None = None
         self.pause = 0.01
+        self.packets = 0
         super().__init__()
 
     def handle(self, client: socket.socket) -> None:
@@ -116,6 +119,7 @@ class Proxy(Listener):
                     data = client.recv(65536)
                     if not data:
                         return
+                    self.packets += 1
                     server.sendall(data)
                 if server in ready:
                     data = server.recv(65536)
@@ -145,6 +149,11 @@ class Proxy(Listener):
         return True
 
 
+def commands(data: bytes) -> int:
+    """How many commands begin in some bytes; at least one."""
+    return max(1, len(re.findall(rb"(?:^|\r\n)\*\d+\r\n\$", data)))
+
+
 class Scripted(Listener):
     """Answers every command with given bytes, whatever it is.
 
@@ -171,7 +180,7 @@ class Scripted(Listener):
             if not data:
                 return
             self.received += data
-            answer = self.answer(data) if callable(self.answer) else self.answer
+            answer = self.answer(data) if callable(self.answer) else self.answer * commands(data)
             for at in range(0, len(answer), self.piece):
                 client.sendall(answer[at : at + self.piece])
                 self._over.wait(self.pause)

@@ -142,6 +142,20 @@ def _exchange(faults: Faults) -> Any:
     return exchange
 
 
+def _parsed(faults: Faults) -> Any:
+    original = Wire.parsed
+
+    def parsed(self: Wire, parse: Any, answer: Any) -> Any:
+        try:
+            if faults.step("redis"):
+                faults.how("redis")
+        except ConnectionError as error:
+            answer = self.explain(error)
+        return original(self, parse, answer)
+
+    return parsed
+
+
 @contextmanager
 def numbered(faults: Faults) -> Iterator[Faults]:
     """Number the operations of memo; `faults.on` begins it."""
@@ -153,6 +167,7 @@ def numbered(faults: Faults) -> Iterator[Faults]:
                     patch.setattr(room, name, Piece(module, names, faults))
         patch.setattr(sqlite_module, "sqlite3", _sqlite(faults))
         patch.setattr(Wire, "_exchange", _exchange(faults))
+        patch.setattr(Wire, "parsed", _parsed(faults))
         try:
             yield faults
         finally:

@@ -26,13 +26,13 @@ ROWS = (
     ),
     ("entries", "zstd codec reducers seal stamps generations transit"),
     ("numbers", "tally figures board stats"),
-    ("plumbing", "breaker dial scripts manifests"),
+    ("plumbing", "breaker dial scripts batches manifests"),
     (
         "compositions",
         "keys weights flights tiers uploads transfers chain leases sources display output",
     ),
     ("a host's files", "sqlite salvage ledger locks payloads index"),
-    ("Redis' wire", "links loops wire grants listener"),
+    ("Redis' wire", "links lanes loops wire grants listener prefetch"),
     ("leaves", "disk host remote memory adapted"),
     ("flows", "jobs reads loading computing refreshing engine explanations"),
     ("loops and threads", "drivers"),
@@ -50,6 +50,7 @@ LEAVES = {"disk", "host", "remote", "memory", "adapted"}
 # all there is to read when a package changes.
 HOMES: dict[str, set[str]] = {
     "redis": {"links", "loops"},
+    "hiredis": {"links"},
     "diskcache": {"index"},
     "cloudpickle": {"codec"},
     "blake3": {"codec", "arrays"},
@@ -78,7 +79,10 @@ HEAVY = {
     *("pyarrow", "pydantic", "redis", "rich", "scipy", "torch"),
 }
 # Rooms that are never imported with memo, and may import what they like.
-LATE = {"cli", "demo", "doctor", "links", "loops", "dial", "index", "magics", "salvage", "zstd"}
+LATE = {
+    *("cli", "demo", "doctor", "links", "lanes", "loops", "dial", "index", "magics", "salvage"),
+    "zstd",
+}
 
 LOOPS = {"asyncio", "concurrent", "_thread", "selectors", "multiprocessing"}
 
@@ -87,6 +91,7 @@ LOOPS_ALLOWED = {
     "bands": "big arrays are put in order by all cores",
     "demo": "a program, which runs its own pipeline",
     "dial": "a socket is connected on the caller's loop",
+    "lanes": "what many callers of one event loop send together",
     "loops": "the client connections of one event loop",
     "remote": "closing from a loop what blocks",
     "wire": "one set of connections per running loop",

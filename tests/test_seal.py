@@ -131,6 +131,41 @@ def test_what_is_packed_is_unpacked(made: Header, stream: bytes) -> None:
     assert entry.refs == tuple(s.ref for s in made.stamps if isinstance(s, Generation))
 
 
+PLAIN_STAMPS = st.lists(STAMPS.filter(lambda stamp: isinstance(stamp, Generation)), max_size=4)
+
+
+@given(HEADERS, PLAIN_STAMPS, st.binary(max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_a_glance_sees_what_is_unpacked(made: Header, marks: list[Any], stream: bytes) -> None:
+    """A glance at a plain record gives what unpacking it gives; at any other it gives nothing."""
+    for one in (made, made._replace(stamps=tuple(marks), buffers=())):
+        record = seal.pack(one, stream, SECRET)
+        seen = seal.glance(record, [SECRET], one.namespace, one.key)
+        entry = seal.unpack(record, [SECRET], one.namespace, one.key)
+        assert (seen is not None) == entry.plain
+        if seen is not None:
+            assert (seen.times, seen.stamps) == (entry.times, entry.stamps)
+            assert (bytes(seen.stream), seen.size) == (bytes(entry.stream), entry.size)
+        assert seal.glance(record, [SECRET], one.namespace, one.key + "x") is None
+        assert seal.glance(record, [SECRET], one.namespace + "x", one.key) is None
+
+
+PLAIN_RECORD = seal.pack(header(stamps=header().stamps[:2], buffers=()), STREAM, SECRET)
+
+
+def test_a_glance_believes_nothing_else() -> None:
+    """With any byte changed a glance gives nothing; nor does it trust more than `unpack` does."""
+    look = lambda record: seal.glance(record, [SECRET], "memo", "ab" * 20)
+    assert look(PLAIN_RECORD) is not None
+    for at in range(len(PLAIN_RECORD)):
+        changed = PLAIN_RECORD[:at] + bytes([PLAIN_RECORD[at] ^ 1]) + PLAIN_RECORD[at + 1 :]
+        assert look(changed) is None
+        if at >= 48 and look(sealed(changed)) is not None:
+            opened(sealed(changed))
+    for end in range(0, len(PLAIN_RECORD), 7):
+        assert look(PLAIN_RECORD[:end]) is None
+
+
 def test_a_field_that_is_too_long_is_refused_when_packing() -> None:
     """A field that its length field cannot hold is an `EntryError`, not a torn record."""
     with pytest.raises(EntryError, match="65,535"):

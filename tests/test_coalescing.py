@@ -1,0 +1,614 @@
+"""Look-ups that happen at the same time share round trips, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from chaos import Proxy, Scripted
+from ports import blocking, looping
+from redis_server import RedisServer
+from test_remote import A, B, record, wait_for
+
+import memo
+import memo.loops  # its first import takes a while, in which look-ups are not gathered
+from memo import stamps
+from memo.batches import COUNT, Batch, Failure
+from memo.breaker import CLOSED, GARBLED, RATE
+from memo.drivers import BLOCKING, drive
+from memo.errors import TierError
+from memo.flights import FLIGHTS
+from memo.port import Port
+from memo.prefetch import TRY_AGAIN, Plan, Prefetch
+from memo.remote import Redis
+from memo.scripts import pack
+from memo.stamps import ALL, LAST, LOST, SHAPES, Generation, Ref, Turn
+
+MANY = 1000
+PATIENT = 5.0
+REFS = [Ref("n"), Ref("f:m:f", (("a", A), ("b", B))), Ref("p:m", (("@", A),))]
+
+
+@pytest.fixture
+def tier(redis_server: RedisServer) -> Iterator[Redis]:
+    tier = Redis(redis_server.url, deadline=PATIENT)
+    yield tier
+    tier.close()
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
+    with Proxy(redis_server.port) as proxy:
+        yield proxy
+
+
+def name(number: int) -> str:
+    return f"memo:{{m:f}}:secret:{number}"
+
+
+def fill(tier: Redis, count: int, sizes: Callable[[], int] = lambda: 10) -> dict[str, bytes]:
+    """Store records, and let the tier know what they name; name -> record."""
+    begun = blocking(lambda port: tier.begin(port, REFS))
+    marks = [Generation(ref, state) for ref, state in zip(REFS, begun, strict=True)]
+    stored = {}
+    for number in range(count):
+        stored[name(number)] = record(*marks, stream=b"%d:" % number + bytes(sizes()))
+        blocking(lambda port, n=number: tier.store(port, name(n), stored[name(n)], None, None))
+    blocking(lambda port: taught(tier, port))
+    return stored
+
+
+async def taught(tier: Redis, port: Port) -> None:
+    found = await tier.lookup(port, name(0))
+    assert found is not None
+    assert found.read is not None
+    assert found.read(REFS) is not None
+
+
+async def gathered(tier: Redis, port: Port, numbers: Sequence[int]) -> list[Any]:
+    return await asyncio.gather(
+        *(tier.lookup(port, name(n)) for n in numbers), return_exceptions=True
+    )
+
+
+# --- few round trips -----------------------------------------------------------------------------
+
+
+def test_gathered_look_ups_share_packets(redis_server: RedisServer, proxy: Proxy) -> None:
+    """1,000 look-ups at once take a fortieth of the packets, on one connection."""
+    tier = Redis(proxy.url, deadline=PATIENT)
+    stored = fill(tier, MANY)
+    redis_server.client().config_resetstat()
+    before = proxy.packets, proxy.accepted
+
+    async def work(port: Port) -> None:
+        found = await gathered(tier, port, range(MANY))
+        assert [one.record for one in found] == list(stored.values())
+
+    looping(work)
+    assert proxy.packets - before[0] <= MANY / 40
+    assert proxy.accepted - before[1] == 1
+    counts = redis_server.commands()
+    assert counts["get"] == MANY
+    assert counts["echo"] <= MANY / COUNT * 1.5 + 2
+    assert counts["hmget"] <= (counts["echo"] + 2) * len(REFS)
+    assert counts.get("evalsha", 0) <= 1, "only the one who opens the connection"
+    tier.close()
+
+
+def test_hits_share_packets(redis_server: RedisServer, proxy: Proxy) -> None:
+    """So do 1,000 hits of a cached function in one `asyncio.gather`, which computes nothing."""
+    ran = []
+
+    @memo.cache(ttl=None)
+    async def load(number: int) -> int:
+        ran.append(number)
+        return number
+
+    async def all_of_them() -> list[int]:
+        return list(await asyncio.gather(*map(load, range(MANY))))
+
+    async def main() -> int:
+        await all_of_them()
+        await load(0)
+        before = proxy.packets
+        assert await all_of_them() == list(range(MANY))
+        return proxy.packets - before
+
+    with memo.configure(redis_url=proxy.url, tiers=["redis"], deadline=PATIENT):
+        packets = asyncio.run(main())
+    assert len(ran) == MANY
+    assert packets <= MANY / 40
+
+
+def test_hits_in_memory_share_packets(redis_server: RedisServer, proxy: Proxy) -> None:
+    """Hits in memory, whose stamps lie in Redis, ask for each group once in each packet."""
+
+    @memo.cache(ttl=None)
+    async def load(number: int) -> int:
+        return number
+
+    async def main() -> int:
+        await asyncio.gather(*map(load, range(MANY)))
+        before = proxy.packets
+        redis_server.client().config_resetstat()
+        assert list(await asyncio.gather(*map(load, range(MANY)))) == list(range(MANY))
+        return proxy.packets - before
+
+    with memo.configure(redis_url=proxy.url, tiers=["memory", "redis"], deadline=PATIENT):
+        packets = asyncio.run(main())
+    assert packets <= 20
+    assert redis_server.commands()["hmget"] <= 20 * 3
+    assert "get" not in redis_server.commands()
+
+
+def test_what_many_ask_is_asked_once(tier: Redis, redis_server: RedisServer) -> None:
+    """The same look-up by many at once is one command."""
+    fill(tier, 1)
+    redis_server.client().config_resetstat()
+
+    async def work(port: Port) -> None:
+        assert len({one.record for one in await gathered(tier, port, [0] * 500)}) == 1
+
+    looping(work)
+    assert redis_server.commands()["get"] <= 3
+
+
+def test_a_lone_caller_waits_for_nobody(tier: Redis) -> None:
+    """A look-up that finds nothing under way is sent before the loop comes round."""
+    fill(tier, 1)
+
+    async def work(port: Port) -> None:
+        await tier.lookup(port, name(0))
+        assert tier.ask(port, name(0)) is not None
+        (lane,) = tier.wire._loops[port.client(), False].road._lanes
+        assert len(lane._sent) == 1
+        assert tier.ask(port, name(1)) is not None
+        assert len(lane._sent) == 1
+        await tier.lookup(port, name(0))
+
+    looping(work)
+
+
+def test_scripts_are_taught_once_for_many(tier: Redis, redis_server: RedisServer) -> None:
+    """After a flush of the scripts their text travels with a packet, not with each look-up."""
+    fill(tier, 300)
+    tier._prefetch._functions.clear()
+    client = redis_server.client()
+    client.script_flush()
+    client.config_resetstat()
+
+    async def work(port: Port) -> None:
+        assert all(one.states for one in await gathered(tier, port, range(300)))
+
+    looping(work)
+    counts = redis_server.commands()
+    assert counts.get("script|load", counts.get("script")) <= 300 / COUNT * 2 + 2
+    assert tier.outages == 0
+
+
+def test_who_look_again_together_do_so_once(redis_server: RedisServer) -> None:
+    """Two whose look-ups a flight has overtaken do not take each other's for another such."""
+
+    @memo.cache(ttl=None)
+    async def load(number: int) -> int:
+        return number
+
+    async def main() -> list[int]:
+        await load(0)
+        key, chain = load.key(1), load._function.chain()
+        name = chain.name(load.function_id, key)
+        calls = [asyncio.create_task(load(1)) for _ in range(2)]
+        await asyncio.sleep(0)  # both have asked, and nothing has come yet
+        FLIGHTS.land(FLIGHTS.join(name, ())[0], None)
+        return list(await asyncio.wait_for(asyncio.gather(*calls), PATIENT))
+
+    with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=PATIENT):
+        assert asyncio.run(main()) == [1, 1]
+
+
+# --- whose answer it is --------------------------------------------------------------------------
+
+
+def test_everybody_gets_his_own(tier: Redis, redis_server: RedisServer) -> None:
+    """In random batches, of records of any size, present, absent or foreign, each gets his own."""
+    chance = random.Random(7)
+    stored = fill(tier, 60, lambda: chance.choice((0, 100, 5_000, 200_000)))
+    redis_server.client().lpush(name(70), "a list")
+
+    async def one(port: Port, number: int) -> None:
+        if number == 70:
+            with pytest.raises(TierError, match="WRONGTYPE"):
+                await tier.lookup(port, name(number))
+            return
+        found = await tier.lookup(port, name(number))
+        assert (None if found is None else found.record) == stored.get(name(number))
+
+    async def work(port: Port) -> None:
+        for _ in range(40):
+            wanted = [chance.randrange(75) for _ in range(chance.randrange(1, 200))]
+            begun = [asyncio.create_task(one(port, number)) for number in wanted]
+            await asyncio.sleep(0)
+            begun += [asyncio.create_task(one(port, number)) for number in wanted[:10]]
+            await asyncio.gather(*begun)
+
+    looping(work)
+    assert not tier.wire.breaker.open
+
+
+def test_everybody_gets_his_own_among_threads(tier: Redis) -> None:
+    """So it is when threads ask at once."""
+    stored = fill(tier, 60, lambda: random.choice((0, 100, 5_000, 100_000)))
+    wrong: list[Any] = []
+
+    def ask(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(60):
+            number = chance.randrange(75)
+            found = drive(tier.lookup(BLOCKING, name(number)))
+            if (None if found is None else found.record) != stored.get(name(number)):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+    assert tier.outages == 0
+
+
+@pytest.mark.parametrize("together", [1, 30])
+def test_invalidation_is_seen_by_the_next_batch(tier: Redis, together: int) -> None:
+    """What was turned, whole or in part, before a look-up began reads otherwise in it (I1)."""
+    fill(tier, together)
+    turns = (Turn("n"), Turn("f:m:f", (("a", A),)), Turn("p:m", (("@", A),)), Turn("f:m:f"))
+
+    async def work(port: Port) -> None:
+        for turn in turns:
+            before = await tier.begin(port, REFS)
+            await tier.turn(port, [turn], "{}")
+            now = await tier.states(port, REFS)
+            assert now != before
+            for found in await gathered(tier, port, range(together)):
+                read = found.read(REFS)
+                assert read is None or list(read) == now
+
+    looping(work)
+
+
+def test_a_hit_without_a_coroutine_is_judged_as_any(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short way takes nothing invalidated, older than an answer, or behind a replay."""
+    ran: list[int] = []
+
+    @memo.cache(ttl=None)
+    def load(number: int) -> int:
+        ran.append(number)
+        return len(ran)
+
+    with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=PATIENT):
+        assert [load(1) for _ in range(4)] == [1] * 4
+        load.invalidate()
+        assert [load(1) for _ in range(4)] == [2] * 4
+        key, chain = load.key(1), load._function.chain()
+        asked = chain.ask(BLOCKING, load.function_id, key)
+        assert asked is not None
+        assert chain.plain(BLOCKING, asked, key) is not None
+        chain.raise_floor(key, time.time_ns() + 10**12)
+        assert chain.plain(BLOCKING, asked, key) is None
+        assert load(1) == 3
+        assert chain.host is not None
+        monkeypatch.setattr(chain.host.journal, "maybe_due", lambda: True)
+        assert chain.ask(BLOCKING, load.function_id, key) is None
+
+
+def test_a_thread_believes_no_answer_to_another_question() -> None:
+    """Replies to one who blocks whose signature is wrong are a fault, and nobody's."""
+    with Scripted(b"$1\r\nx\r\n") as server:
+        tier = Redis(server.url, deadline=PATIENT)
+        with pytest.raises(TierError):
+            blocking(lambda port: tier.wire.read(port, (pack(b"GET", b"x"),), parse=list))
+        assert tier.wire.breaker.fault is GARBLED
+        tier.close()
+
+
+# --- whoever goes, and whatever breaks -----------------------------------------------------------
+
+
+def test_who_is_cancelled_takes_nobody_along(tier: Redis, redis_server: RedisServer) -> None:
+    """Half of the callers of a batch are cancelled while it is under way; the others are served."""
+    stored = fill(tier, 100)
+
+    async def work(port: Port) -> None:
+        await tier.lookup(port, name(0))
+        redis_server.freeze()
+        calls = [asyncio.create_task(tier.lookup(port, name(n))) for n in range(100)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        redis_server.thaw()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) for one in found[::2])
+        assert [one.record for one in found[1::2]] == list(stored.values())[1::2]  # type: ignore[union-attr]
+        assert (await tier.lookup(port, name(0))) is not None
+
+    looping(work)
+    assert tier.outages == 0
+
+
+def test_who_opens_the_connection_may_be_cancelled(tier: Redis, redis_server: RedisServer) -> None:
+    """The first caller of all is cancelled while it connects; those behind are served."""
+    fill(tier, 10)
+
+    async def work(port: Port) -> None:
+        calls = [asyncio.create_task(tier.lookup(port, name(n))) for n in range(10)]
+        for _ in range(2):
+            await asyncio.sleep(0)
+        calls[0].cancel()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(one.record for one in found[1:])  # type: ignore[union-attr]
+
+    looping(work)
+    assert tier.outages == 0
+
+
+@pytest.mark.parametrize("at", [0, 1, 700, 5_000, 20_000])
+def test_cut_in_the_midst_of_a_batch(proxy: Proxy, at: int) -> None:
+    """A connection that is cut fails all that is on it as one fault; each caller falls through."""
+    tier = Redis(proxy.url, deadline=PATIENT)
+    stored = fill(tier, 100)
+    proxy.cut_at = at
+
+    async def work(port: Port) -> None:
+        found = await gathered(tier, port, range(100))
+        for number, one in enumerate(found):
+            assert isinstance(one, TierError) or one.record == stored[name(number)]
+        assert any(isinstance(one, TierError) for one in found)
+        assert tier.outages <= 2
+        assert tier.wire.breaker.fault is CLOSED
+        proxy.cut_at = None
+        tier.wire.breaker.succeeded()
+        assert all(one.record for one in await gathered(tier, port, range(100)))
+
+    looping(work)
+    tier.close()
+
+
+def test_a_lane_that_died_is_replaced(proxy: Proxy) -> None:
+    """What was sent on a connection that turns out to be dead is sent again, and nobody notices."""
+    tier = Redis(proxy.url, deadline=PATIENT)
+    stored = fill(tier, 100)
+
+    async def work(port: Port) -> None:
+        for _ in range(3):
+            found = await gathered(tier, port, range(100))
+            assert [one.record for one in found] == list(stored.values())
+            proxy.cut_all(reset=True)
+
+    looping(work)
+    assert tier.outages == 0
+    tier.close()
+
+
+def test_the_answer_to_another_question_is_nobodys() -> None:
+    """Replies whose signature is wrong are given to nobody: one fault, however many waited."""
+    with Scripted(b"$1\r\nx\r\n") as server:
+        tier = Redis(server.url, deadline=PATIENT)
+
+        async def work(port: Port) -> None:
+            found = await gathered(tier, port, range(COUNT))
+            assert all(isinstance(one, TierError) for one in found)
+
+        looping(work)
+        assert tier.wire.breaker.fault is GARBLED
+        assert tier.outages <= 2
+        tier.close()
+
+
+def test_a_redis_that_cannot_save_is_read(tier: Redis, redis_server: RedisServer) -> None:
+    """It refuses writes, and `PING`; look-ups go on."""
+    stored, client = fill(tier, 10), redis_server.client()
+    config = client.config_get()
+    taken = Path(config["dir"], config["dbfilename"])
+    taken.unlink(missing_ok=True)
+    taken.mkdir()
+    client.config_set("save", "3600 1")
+    client.bgsave()
+    assert wait_for(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    with pytest.raises(redis.ResponseError, match="MISCONF"):
+        client.ping()
+
+    async def work(port: Port) -> None:
+        found = await gathered(tier, port, range(10))
+        assert [one.record for one in found] == list(stored.values())
+
+    looping(work)
+    assert blocking(lambda port: tier.lookup(port, name(0))).record == stored[name(0)]
+    assert tier.outages == 0
+    taken.rmdir()
+    client.save()
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_big_answer_earns_its_time(asynchronous: bool) -> None:
+    """A batch that brings much may take longer than the deadline."""
+    size = 20_000_000
+
+    def answer(data: bytes) -> bytes:
+        nonce = data.split(b"\r\n")[-2]
+        return b"*1\r\n$%d\r\n%s\r\n$12\r\n%s\r\n" % (size, bytes(size), nonce)
+
+    with Scripted(answer) as server:
+        server.piece, server.pause = 2_000_000, 0.03
+        tier = Redis(server.url)
+        begun = time.perf_counter()
+        read = lambda port: tier.wire.read(
+            port, (pack(b"GET", b"x"),), parse=lambda found: found[0]
+        )
+        assert len((looping if asynchronous else blocking)(read)[0]) == size
+        assert time.perf_counter() - begun > 0.25
+        tier.close()
+    assert size / RATE + 0.25 > 0.3
+
+
+def test_a_big_answer_does_not_hold_up_others() -> None:
+    """While much of a reply has come and more is to come, others go by another connection."""
+    go_on = threading.Event()
+    whole = b"$2000000\r\n%s\r\n" % bytes(2_000_000)
+
+    def answer(data: bytes) -> bytes:
+        if b"big" not in data:
+            return b"$1\r\ny\r\n$12\r\n%s\r\n" % data.split(b"\r\n")[-2]
+        go_on.wait(PATIENT)
+        return whole[1_000_000:] + b"$12\r\n%s\r\n" % data.split(b"\r\n")[-2]
+
+    with Halved(answer, whole[:1_000_000]) as server:
+        tier = Redis(server.url, deadline=PATIENT)
+
+        def read(port: Port, key: bytes) -> Any:
+            return tier.wire.read(port, (pack(b"GET", key),), parse=lambda found: found[0])
+
+        async def work(port: Port) -> None:
+            big = asyncio.create_task(read(port, b"big"))
+            road = None
+            while road is None or not any(lane.hogged for lane in road._lanes):
+                await asyncio.sleep(0.001)
+                pool = tier.wire._loops.get((port.client(), False))
+                road = None if pool is None else pool.road
+            assert await read(port, b"small") == b"y"
+            assert not big.done()
+            go_on.set()
+            assert len(await big) == 2_000_000
+
+        looping(work)
+        tier.close()
+
+
+class Halved(Scripted):
+    """Sends the first half of a big answer before it asks for the second."""
+
+    def __init__(self, answer: Callable[[bytes], bytes], half: bytes) -> None:
+        self.half = half
+        super().__init__(answer)
+
+    def handle(self, client: Any) -> None:
+        data = client.recv(65536)
+        if b"big" in data:
+            client.sendall(self.half)
+        client.sendall(self.answer(data))  # type: ignore[operator]
+        self._over.wait(PATIENT)
+
+
+# --- what is read along --------------------------------------------------------------------------
+
+
+def test_states_are_those_of_the_stamps() -> None:
+    """What is made of a group's plain fields is what `stamps.read` reads, or nothing."""
+    chance = random.Random(3)
+    for _ in range(500):
+        known = Prefetch(b"memo:g:")
+        fields = {key: chance.choice(("", "t" * 16, "u" * 20)) for key in (ALL, LAST)}
+        fields[SHAPES] = chance.choice(("", "a", "a|a,b"))
+        reply = [fields[key].encode() or None for key in (ALL, LAST, SHAPES)]
+        for arguments in (None, (), (("a", A),)):
+            ref = Ref("f:x", arguments)
+            plan = Plan({"f:x": known._group("f:x")})
+            states = plan.states([ref, ref], [reply])
+            if fields[SHAPES] and arguments:
+                assert states is None
+            else:
+                assert states == (stamps.read(ref, {k: v for k, v in fields.items() if v}),) * 2
+
+
+@pytest.mark.parametrize("reply", [None, 5, b"text", [], [b"x"], [1, 2, 3], [None] * 3, [[]] * 3])
+def test_no_reply_makes_reading_raise(reply: Any) -> None:
+    """Whatever a server gives in the place of a group's fields is a group that is lost."""
+    plan = Prefetch(b"").plan(REFS)
+    assert plan is not None
+    assert plan.states(REFS, [reply] * 3) == (LOST,) * 3
+
+
+def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
+    """The first look-up asks a script, the next for the groups that it named, and for more."""
+    begun = blocking(lambda port: tier.begin(port, REFS))
+    marks = [Generation(ref, state) for ref, state in zip(REFS, begun, strict=True)]
+    for number, kept in enumerate((marks[:1], marks[:1], marks)):
+        blocking(lambda port, n=number, k=kept: tier.store(port, name(n), record(*k), None, None))
+
+    async def look(port: Port, number: int) -> Any:
+        refs = REFS if number == 2 else REFS[:1]
+        found = await tier.lookup(port, name(number))
+        assert found is not None
+        assert found.read is not None
+        return found.read(refs)
+
+    assert blocking(lambda port: look(port, 0)) == (begun[0],)
+    redis_server.client().config_resetstat()
+    assert blocking(lambda port: look(port, 1)) == (begun[0],)
+    assert blocking(lambda port: look(port, 2)) is None
+    assert blocking(lambda port: look(port, 2)) == tuple(begun)
+    assert blocking(lambda port: look(port, 1)) == (begun[0],)
+    assert "evalsha" not in redis_server.commands()
+
+
+def test_parts_are_left_to_the_script(tier: Redis, redis_server: RedisServer) -> None:
+    """Once a part was invalidated the script reads its fields, until the group was renewed."""
+    fill(tier, 1)
+    blocking(lambda port: tier.turn(port, [Turn("f:m:f", (("a", A),))], "{}"))
+
+    async def look(port: Port) -> Any:
+        found = await tier.lookup(port, name(0))
+        assert found is not None
+        return found.states or found.read(REFS)  # type: ignore[misc]
+
+    assert blocking(look) is None
+    now = blocking(lambda port: tier.states(port, REFS))
+    assert list(blocking(look)) == now
+    blocking(lambda port: tier.turn(port, [Turn("f:m:f")], "{}"))
+    blocking(lambda port: tier.begin(port, REFS))
+    for _ in range(TRY_AGAIN + 1):
+        blocking(look)
+    redis_server.client().config_resetstat()
+    assert list(blocking(look)) == blocking(lambda port: tier.states(port, REFS))
+    assert redis_server.commands()["get"] == 1
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+class Slot:
+    def __init__(self) -> None:
+        self.answer: Any = None
+
+    def done(self) -> bool:
+        return self.answer is not None
+
+    def set_result(self, answer: Any, /) -> None:
+        self.answer = answer
+
+
+def test_a_batch_sends_each_command_once() -> None:
+    """Each caller gets the replies to his commands, in his order, whatever the others asked."""
+    chance = random.Random(5)
+    for _ in range(200):
+        batch, asked = Batch(0.0), []
+        for _ in range(chance.randrange(1, 20)):
+            commands = [pack(b"GET", b"%d" % chance.randrange(9)) for _ in range(3)]
+            asked.append((Slot(), commands))
+            batch.add(commands, asked[-1][0])
+        sent = batch.packed().split(b"*2\r\n")[1:]
+        assert len(sent) == len(set(sent)) == batch.missing
+        batch.replies = [b"*2\r\n" + one for one in sent[:-1]] + [sent[-1].split(b"\r\n")[-2]]
+        assert batch.land(lambda error: Failure(TierError("")))
+        assert all(slot.answer == commands for slot, commands in asked)
