@@ -225,12 +225,14 @@ def manifests() -> Manifests:
     return _manifests[home]
 
 
-def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> None:
-    """Keep what a code version is made of, for `explain`."""
+def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
+    """Keep what a code version is made of, for `explain`; whether it is kept."""
     try:
         manifests().save(digest, parts)
     except (OSError, SettingError) as error:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
+        return False
+    return True
 
 
 def _shared(chain: Chain) -> Tier | None:

@@ -71,7 +71,10 @@ def text(value: str) -> bytes:
     """The encoding of a str."""
     if len(value) > BIG:
         return b"s\xfe" + codec.digest_of(_encoded(value))
-    data = value.encode("utf-8", "surrogatepass")
+    try:
+        data = value.encode()
+    except UnicodeEncodeError:
+        data = value.encode("utf-8", "surrogatepass")
     length = len(data)
     return _STRINGS[length] + data if length <= INLINE else b"s" + sized(data)
 

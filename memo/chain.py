@@ -20,10 +20,9 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from memo import events, seal, sources
 from memo.clock import SECOND, SYSTEM, Clock
@@ -42,7 +41,7 @@ from memo.policy import (
     age,
 )
 from memo.port import Port, patient
-from memo.seal import Entry, Glance, Secret
+from memo.seal import Entry, Secret
 from memo.stamps import Generation, Ref, Stamp, State, Turn
 from memo.tiers import (
     MEMORY,
@@ -52,6 +51,7 @@ from memo.tiers import (
     Generations,
     Host,
     Listener,
+    Near,
     Prompt,
     Source,
     Tier,
@@ -59,7 +59,6 @@ from memo.tiers import (
 from memo.transfers import Transfers
 from memo.uploads import Upload
 
-Seen = TypeVar("Seen", Entry, Glance)
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
 OUTLAST = 10.0
@@ -67,7 +66,7 @@ OUTLAST = 10.0
 LEARN_AGAIN = 1.0
 """Seconds for which the host is not asked to learn anything more where it could or would not."""
 FLOORS = 65_536
-"""How many keys' latest answers are remembered, so that no answer goes back (I2)."""
+"""How many keys' latest answers are remembered at least, so that no answer goes back (I2)."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
@@ -142,6 +141,7 @@ class Chain:
         self.namespace = "memo"
         self.secrets: tuple[Secret, ...] = ()
         self._secret_id = ""
+        self._glances = seal.Glances((), self.namespace)
         self.host: Host | None = None
         self.clock: Clock = SYSTEM
         self.check: Callable[[Port, Stamp], Coroutine[Any, Any, str]] = sources.check
@@ -152,6 +152,9 @@ class Chain:
             (tier for tier in self.tiers if tier.shared and tier.generations is not None), None
         )
         self._remote = self._authority is not None
+        self._near: Near | None = next(
+            (tier for tier in self.tiers[:1] if not self._remote and isinstance(tier, Near)), None
+        )
         self._listener: Listener | None = getattr(self._authority, "listener", None)
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
@@ -171,7 +174,8 @@ class Chain:
             self._prompt = self._authority if isinstance(self._authority, Prompt) else None
         if self._front is not None and self._listener is not None:  # proofs are `_watched`'s
             self._prompt = None
-        self._floors: OrderedDict[str, int] = OrderedDict()
+        self._floors: dict[str, int] = {}
+        self._old_floors: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def settle_in(self, namespace: str, secrets: tuple[Secret, ...], host: Host | None) -> Chain:
@@ -179,6 +183,7 @@ class Chain:
         self.namespace = namespace
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
+        self._glances = seal.Glances(secrets, namespace)
         self.host = host
         for tier in self.tiers:
             if trust := getattr(tier, "trust", None):
@@ -289,9 +294,9 @@ class Chain:
         reason = await self.untrue(port, entry, states)
         if reason:
             return Answer(Verdict(MISS, reason))
-        if entry.header.times.started < self._floors.get(key, 0):
+        if self.older(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
-        verdict = judge(entry.header.times)
+        verdict = judge(entry.times)
         if verdict.kind == MISS and not verdict.fallback:
             return Answer(verdict)
         source = found.source
@@ -331,25 +336,22 @@ class Chain:
             self._front.remember(name, entry, entry.record)
 
     def quick(self, function: str, key: str) -> Entry | None:
-        """An entry of the memory tier that is true, without a coroutine; None: `lookup` it.
+        """An entry of the first tier that is true, without a coroutine; None: `lookup` it.
 
         Only where this host's generations are the authority, or the one that is lets us hear of
         changes, and nothing else can make it untrue.
         """
-        front, host = self._front, self.host
-        if front is None or host is None or self._asks:
+        host = self.host
+        if host is None or self._asks:
             return None
-        entry = front.peek(self.name(function, key))
-        if self._listener is not None:
-            entry = _unheard(self._listener, entry)
-        if not isinstance(entry, Entry):
-            return None
+        name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
         try:
-            if not self._plainly_true(entry, host):
+            entry = self._at_hand(name, key)
+            if entry is None or not (entry.plain and host.generations.hold(entry.claims)):
                 return None
-        except TierError:
-            return None
-        return None if entry.header.times.started < self._floors.get(key, 0) else entry
+        except (TierError, EntryError):
+            return None  # `lookup` meets it again, and says so
+        return None if self.older(key, entry.times.started) else entry
 
     def ask(self, port: Port, function: str, key: str) -> Asked | None:
         """Begin to look an entry up, by a plain function; None: `lookup` it.
@@ -381,7 +383,7 @@ class Chain:
         except TierError:  # `lookup` meets it again, and says so
             return True
 
-    def plain(self, port: Port, asked: Asked, key: str) -> Entry | Glance | None:
+    def plain(self, port: Port, asked: Asked, key: str) -> Entry | None:
         """What was asked for, if it is a true entry with nothing but generations to it; or None."""
         try:
             found = asked.found()
@@ -389,12 +391,12 @@ class Chain:
             return None
         if asked.entry is not None:
             return self._not_older(self._remembered(asked.entry, found), key)
-        seen = self._not_older(self._seen(found, key), key)
+        seen = self._not_older(self._seen(found, asked.name, key), key)
         if seen is not None and self._ranked is not None:
             self._ranked.was_read(port, asked.name)
         return seen
 
-    def _not_older(self, seen: Seen | None, key: str) -> Seen | None:
+    def _not_older(self, seen: Entry | None, key: str) -> Entry | None:
         return None if seen is None or self.older(key, seen.times.started) else seen
 
     def _remembered(self, entry: Entry, states: tuple[State, ...] | None) -> Entry | None:
@@ -402,30 +404,32 @@ class Chain:
             return None
         return entry if _same(entry.generations, states) else None
 
-    def _seen(self, found: Found | None, key: str) -> Glance | None:
+    def _seen(self, found: Found | None, name: str, key: str) -> Entry | None:
         if found is None or found.read is None or len(found.record) > BIG:
             return None
-        seen = seal.glance(found.record, self.secrets, self.namespace, key)
+        try:
+            seen = self._glances.glance(name, found.record, key)
+        except EntryError:  # `lookup` meets it again, and says so
+            return None
         if seen is None:
             return None
-        states = found.read([(row[1], row[2]) for row in seen.rows])
+        states = found.read([(group, arguments) for group, arguments, _ in seen.claims])
         if states is None:
             return None
-        for row, state in zip(seen.rows, states, strict=True):
-            if row[3] != state.text:
+        for (_, _, text), state in zip(seen.claims, states, strict=True):
+            if text != state.text:
                 return None
         return seen
 
-    def _plainly_true(self, entry: Entry, host: Host) -> bool:
-        """Whether an entry has nothing but generations to it, and they read as they did."""
-        header = entry.header  # `entry.plain`, without the call
-        if len(entry.generations) != len(header.stamps) or header.buffers or header.flags:
-            return False
-        now = host.generations.read(entry.refs)
-        for stamp, state in zip(entry.generations, now, strict=True):
-            if stamp.state.text != state.text:
-                return False
-        return True
+    def _at_hand(self, name: str, key: str) -> Entry | None:
+        """What the first tier has under a name, if it can tell without a coroutine."""
+        if self._front is not None:
+            known = self._front.peek(name)
+            if self._listener is not None:
+                return _unheard(self._listener, known)
+            return known if type(known) is Entry else None
+        record = None if self._near is None else self._near.at_hand(name)
+        return None if record is None else self._glances.glance(name, record, key)
 
     async def _watched(
         self, port: Port, listener: Listener, name: str, entry: Entry
@@ -780,25 +784,30 @@ class Chain:
 
     def raise_floor(self, key: str, started: int) -> None:
         """Remember when the computation behind the latest answer for a key began."""
-        floors = self._floors
-        if floors.get(key, 0) < started:
+        if self._floors.get(key, 0) < started:
             with self._lock:
-                floors[key] = max(started, floors.get(key, 0))
-                floors.move_to_end(key)
-                if len(floors) > FLOORS:
-                    floors.popitem(last=False)
+                self._floors[key] = max(started, self._floor(key))
+                if len(self._floors) >= FLOORS:
+                    self._old_floors, self._floors = self._floors, {}
+
+    def _floor(self, key: str) -> int:
+        """When the computation behind the latest answer for a key began; 0: not known.
+
+        In this order, since the younger floors become the old ones while others look.
+        """
+        return self._floors.get(key) or self._old_floors.get(key, 0)
 
     def older(self, key: str, started: int) -> bool:
         """Whether an answer already given for a key was computed later (I2)."""
-        return started < self._floors.get(key, 0)
+        return started < (self._floors.get(key) or self._old_floors.get(key, 0))
 
     def has_answered(self, key: str) -> bool:
         """Whether this process has stored or used an entry of this key."""
-        return key in self._floors
+        return self._floor(key) > 0
 
     def start_time(self, key: str) -> int:
         """A start time for a computation: the wall clock, but never before an answer given."""
-        return max(self.clock.wall_ns(), self._floors.get(key, 0) + 1)
+        return max(self.clock.wall_ns(), self._floor(key) + 1)
 
     async def drop(self, port: Port, name: str) -> list[str]:
         """Forget one entry; the tiers that had it."""

@@ -284,8 +284,11 @@ def decode(
     if flags:
         stream, payload, table = _inflated(stream)
     try:
+        patient = len(stream) > PATIENT
+        if not (table or patient):
+            return pickle.loads(stream)
         views = slices(payload, table)
-        if len(stream) <= PATIENT:
+        if not patient:
             return pickle.loads(stream, buffers=views)
         return pickle.Unpickler(_Source(stream), buffers=views).load()
     except Exception as error:

@@ -217,8 +217,9 @@ async def _keep(
     follows = "redis follows" if chain.upload(job.name) else ""
     emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
     chain.raise_floor(job.call.text, started)
-    if function.manifest is not None:
-        await port.offload(function.manifest, header.code, function.identity.parts)
+    if function.manifest is not None and function.noted != (chain, header.code):
+        kept = await port.offload(function.manifest, header.code, function.identity.parts)
+        function.noted = (chain, header.code) if kept else None
     entry = seal.entry(header, memoryview(encoded.stream), record)
     chain.remember(job.name, entry)
     return Landing(value, None, entry, encoded, used=used)

@@ -36,13 +36,15 @@ from memo.tiers import Found, Generations, Host, Listed, Source
 from memo.transit import Arriving
 
 if TYPE_CHECKING:
-    from memo.index import Index
+    from memo.index import Index, Row
 
 T = TypeVar("T")
 INLINE = 32 * 1024
 """Bytes up to which a record lies in the index: reading it there costs what opening a file costs,
 and writing it there is not yet slower than a file (measured: 32 KiB 7.6 against 5.5 µs to read,
 90 against 46 µs to write; 64 KiB 340 against 50 µs to write)."""
+ROW = 1024
+"""Bytes that a row takes besides its record, with its place in four trees, roughly."""
 BIG = 1 << 20
 """Bytes of a record in a file from which it is read off the event loop."""
 PRAGMAS = ("auto_vacuum=1", "cache_size=8192", "synchronous=1", "mmap_size=0")
@@ -55,6 +57,7 @@ USED = 65_536
 """So many names that were read are remembered; past that they are forgotten."""
 _PAGE = 200
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
+_AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
 _LIST = (
     "SELECT key, value, filename, size, store_time FROM Cache"
     " WHERE key > ? AND key >= ? AND key < ? AND raw=1 AND mode=1 ORDER BY key LIMIT ?"
@@ -92,6 +95,8 @@ class Disk:
         self._elsewhere: Callable[[], Iterable[str]] = tuple
         _disks.add(self)
         self._index: Index | None = None
+        self._met: TierError | None = None
+        self._beside: set[str] = set()
         self._database = Database(
             directory / "entries" / "cache.db", self._prepare, self._before_aside, PRAGMAS
         )
@@ -166,14 +171,41 @@ class Disk:
 
     # --- looking up ------------------------------------------------------------------------------
 
+    def at_hand(self, name: str) -> bytes | None:
+        """See `memo.tiers.Near.at_hand`: a record that lies in the index, which is open.
+
+        A fault is what the `lookup` that follows raises, so that it is met and waited for once.
+        """
+        database = self._database
+        if name in self._beside or time.monotonic() > self._tell_at:
+            return None  # `lookup` finds the files, or tells the index what was read
+        try:
+            with database.reading:
+                row = database.look.execute(_AT_HAND, (name,)).fetchone()
+        except TierError:  # closed
+            return None
+        except _FAULTS as error:
+            self._met = self._fault(error)
+            return None
+        if row is None:
+            return None
+        record, expire = row
+        if expire is not None and not self._clock.wall_ns() < _float(expire) * SECOND:
+            return None
+        self._note(name)
+        return _bytes(record)
+
     async def lookup(self, port: Port, name: str) -> Found | None:
         """See `memo.tiers.Tier.lookup`.  Looking up writes nothing."""
+        met, self._met = self._met, None
+        if met is not None:
+            raise met
         database = self._database
         if not database.is_open:
             await port.offload(outlasting, self._ready)
         try:
             with database.reading:
-                row = database.reader.execute(_LOOKUP, (name,)).fetchone()
+                row = database.look.execute(_LOOKUP, (name,)).fetchone()
         except _FAULTS as error:
             raise self._fault(error) from error
         if row is None:
@@ -183,16 +215,25 @@ class Disk:
             if row is None:
                 return None
         self.was_read(port, name)
+        if row[1] is None:
+            self._beside.discard(name)
+        elif name not in self._beside:
+            self._beside = {name} if len(self._beside) >= USED else self._beside
+            self._beside.add(name)
         return await self._found(port, name, *row)
 
     def was_read(self, port: Port, name: str) -> None:
         """An entry was read, here or in a tier above: it is worth more than one that was not."""
-        self._used[name] = None
-        if len(self._used) > USED:
-            self._used = {}
+        self._note(name)
         if time.monotonic() > self._tell_at:
             self._tell_at = time.monotonic() + TELL
             port.spawn(self._tell_soon, "memo-used")
+
+    def _note(self, name: str) -> None:
+        """Remember it for the index."""
+        self._used[name] = None
+        if len(self._used) > USED:
+            self._used = {}
 
     def hear(self, elsewhere: Callable[[], Iterable[str]]) -> None:
         """Count what was read elsewhere too: `elsewhere()` gives what was read since it was asked.
@@ -286,28 +327,36 @@ class Disk:
             raise TierError(f"{size} bytes do not fit in a budget of {self.size_limit}")
         from memo.index import Row, tag
 
-        self._make_room(size if outside is not None else size + len(record))
         worth = seal.worth(record)
         mark = tag(worth.cost, size + len(record), worth.code) if worth else "0 "
+        if not size:
+            row = Row(record, None, 0, mark)
+            self._write(lambda index: self._keep(index, name, row, lifetime))
+            return
+        self._write(lambda index: self._make_room(index, size + len(record)))
         try:
             with self._payloads.keep(payload, outside) as where:
                 row = Row(record if outside is None else None, where, size, mark)
-                self._write(lambda index: index.keep(name, row, lifetime))
+                self._write(lambda index: self._keep(index, name, row, lifetime))
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
-    def _make_room(self, size: int) -> None:
+    def _keep(self, index: Index, name: str, row: Row, lifetime: float | None) -> None:
+        if row.name is None:
+            self._make_room(index, len(row.record or b"") + ROW)
+        index.keep(name, row, lifetime)
+        if row.name is not None:  # others may have stored since room was made
+            with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
+                index.make_room(0)
+
+    def _make_room(self, index: Index, size: int) -> None:
         """Evict until `size` more bytes fit, after the index has heard what was read."""
-
-        def work(index: Index) -> None:
-            lacks = index.lacking(size) > 0
-            if lacks or time.monotonic() > self._tell_at:
-                self._tell_at = time.monotonic() + TELL
-                index.used(self._untold())
-            if lacks:
-                index.make_room(size)
-
-        self._write(work)
+        if index.has_room(size):
+            return
+        if time.monotonic() > self._tell_at or index.lacking(size) > 0:
+            self._tell_at = time.monotonic() + TELL
+            index.used(self._untold())
+        index.make_room(size)
 
     async def drop(self, port: Port, name: str) -> bool:
         """See `memo.tiers.Tier.drop`."""

@@ -22,6 +22,7 @@ from memo.generations import Change
 from memo.ledger import Ledger, change_fields, fields_of
 from memo.locks import HostLock
 from memo.port import Port
+from memo.seal import Claim
 from memo.sqlite import outlasting
 from memo.stamps import ALL, LOST, Ref, State, Turn
 
@@ -82,6 +83,27 @@ class HostGenerations:
             else:
                 states.append(group.plain)
         return Reading(states, commit)
+
+    def hold(self, claims: Iterable[Claim]) -> bool:
+        """Whether each generation reads as a record claims; as `read`, without making states.
+
+        Raises:
+            TierError: the file cannot be read, or an invalidation is still to be written.
+        """
+        if self._owed:
+            raise TierError("an invalidation could not be written yet")
+        ledger = self._ledger
+        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+            ledger.refresh()
+        groups = ledger.groups
+        for name, arguments, text in claims:
+            group = groups.get(name) or ledger.load(name)
+            now = group.plain
+            if now is None or arguments is None:
+                now = group.state(Ref(name, arguments))
+            if now[0] != text:
+                return False
+        return True
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
         """Adopt what a shared authority reads, where this host still reads `before`.

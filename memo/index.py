@@ -18,7 +18,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 import diskcache
@@ -39,6 +39,10 @@ _LEAST_SIZE = 1024
 """Bytes that an entry is taken to have at least."""
 _REPLACED = 10 * 365 * 86_400
 """Seconds by which an entry of another code version ranks behind all others."""
+_SHARE = 16
+"""The part of the free budget that a process may use before it looks at the budget again."""
+_LOOK = 1.0
+"""Seconds after which it looks again in any case."""
 _BATCH = 1000
 _BY_NAME = (
     "CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL"
@@ -57,6 +61,15 @@ _HELD = "SELECT rowid, filename, size + coalesce(length(value), 0) FROM Cache"
 _EXPIRED = f"{_HELD} WHERE expire_time < ? ORDER BY expire_time LIMIT ?"
 _LEAST = f"{_HELD} WHERE ? ORDER BY access_time LIMIT ?"
 _RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
+_INSERT = (
+    "INSERT OR IGNORE INTO Cache (store_time, expire_time, access_time, access_count, tag, size,"
+    " mode, filename, value, key, raw) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, 1)"
+)
+_UPDATE = (
+    "UPDATE Cache SET store_time = ?, expire_time = ?, access_time = ?, access_count = 0,"
+    " tag = ?, size = ?, mode = ?, filename = ?, value = ? WHERE key = ? AND raw = 1"
+)
+_NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
 _REPLACE = (
     "UPDATE Cache SET access_time = store_time - ? WHERE key >= ? AND key < ? AND raw = 1"
     " AND substr(tag, instr(tag, ' ') + 1) <> ?"
@@ -100,7 +113,7 @@ def _refused(what: str) -> NoReturn:
 
 
 class Rows(diskcache.Disk):  # type: ignore[misc]
-    """Keys are text, values are `Row`; nothing is pickled and nothing is unpickled."""
+    """Keys are text, values are stored by `Index.keep`; nothing is pickled or unpickled."""
 
     payloads: Payloads
 
@@ -115,10 +128,8 @@ class Rows(diskcache.Disk):  # type: ignore[misc]
 
     def store(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, value: object, read: bool, key: object = None
-    ) -> tuple[int, int, str | None, bytes | None]:
-        if type(value) is not Row or read:
-            _refused(type(value).__name__)
-        return value.size, MODE_RAW, value.name, value.record
+    ) -> NoReturn:
+        _refused("what this stores: `Index.keep` does")
 
     def fetch(self, mode: object, filename: object, value: object, read: object) -> NoReturn:
         _refused("what this asks for")
@@ -142,6 +153,9 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def __init__(self, database: Database, payloads: Payloads, size_limit: int) -> None:
         self._database = database
         self._codes: dict[str, str] = {}
+        self._free = 0
+        self._look_at = 0.0
+        self._kept = 0
         check(database.writer)
         settings = {
             **DEFAULT_SETTINGS,
@@ -189,26 +203,21 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     def keep(self, name: str, row: Row, lifetime: float | None) -> None:
         """Put a row in the place of what lies under a name, for so many seconds."""
-        self.set(name, row, expire=lifetime, tag=row.tag)
-        with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
-            self._settle_in(name, row)
-
-    def _settle_in(self, name: str, row: Row) -> None:
-        """See what the others are worth now that a row is there."""
-        self.make_room(0)  # others may have stored since room was made
-        function, code = name.rpartition(":")[0] + ":", row.tag.partition(" ")[2]
-        if code and self._codes.get(function) != code:
-            with self._database.transaction():
-                self._sql(_REPLACE, (_REPLACED, function, f"{function}\U0010ffff", code))
-            self._codes[function] = code
-
-    def _row_insert(self, key: str, raw: bool, now: float, columns: tuple[object, ...]) -> None:
-        super()._row_insert(key, raw, now, columns)
-        self._sql(_RANK, (now, key))
-
-    def _row_update(self, rowid: int, now: float, columns: tuple[object, ...]) -> None:
-        super()._row_update(rowid, now, columns)
-        self._sql(_RANK.replace("key = ? AND raw = 1", "rowid = ?"), (now, rowid))
+        now = time.time()
+        expire = None if lifetime is None else now + lifetime
+        added, _, code = row.tag.partition(" ")
+        columns = (
+            now, expire, now + int(added), row.tag, row.size, MODE_RAW, row.name, row.record, name,
+        )  # fmt: skip
+        with self._transact() as (sql, cleanup):
+            if not sql(_INSERT, columns).rowcount:
+                cleanup(sql(_NAME, (name,)).fetchone()[0])
+                sql(_UPDATE, columns)
+            function = name.rpartition(":")[0] + ":"
+            if code and self._codes.get(function) != code:
+                sql(_REPLACE, (_REPLACED, function, f"{function}\U0010ffff", code))
+        self._codes[function] = code
+        self._kept += 1
 
     def used(self, names: Collection[str]) -> None:
         """These entries were read: they are worth as much as if they were new."""
@@ -224,14 +233,34 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         volume: int = self.volume()
         return volume + size - limit
 
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes fit for sure, by the last look at the budget.
+
+        A part of what was free then may be used before the next look, and only for a while, since
+        other processes store too.
+        """
+        if size > self._free or time.monotonic() > self._look_at:
+            return False
+        self._free -= size
+        return True
+
     def make_room(self, size: int) -> None:
-        """Evict what is worth least until `size` more bytes fit in the budget."""
+        """Evict what is worth least until `size` more bytes fit in the budget.
+
+        What has expired goes too, as many as were stored since the last look, and some more.
+        """
         now = time.time()
         while (lacking := self.lacking(size)) > 0:
             if not (self._evict(_EXPIRED, now, lacking) or self._evict(_LEAST, now, lacking)):
-                return
+                break
+        for _ in range(1 + self._kept // CULL):
+            if not self._evict(_EXPIRED, now, math.inf):
+                break
+        self._free = max(0, -lacking) // _SHARE
+        self._look_at = time.monotonic() + _LOOK
+        self._kept = 0
 
-    def _evict(self, which: str, now: float, lacking: int) -> int:
+    def _evict(self, which: str, now: float, lacking: float) -> int:
         """Evict until so many bytes are free, or `CULL` entries are gone; how many went."""
         count = 0
         with self._transact() as (sql, cleanup):
@@ -242,18 +271,6 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                     lacking -= size
                     count += 1
         return count
-
-    def _cull(
-        self,
-        now: float,
-        sql: Callable[..., sqlite3.Cursor],
-        cleanup: Callable[[str | None], None],
-        limit: int | None = None,
-    ) -> None:
-        """What `diskcache` does within each store: here it drops what has expired, no more."""
-        for rowid, name, _ in sql(_EXPIRED, (now, CULL)).fetchall():
-            sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
-            cleanup(name)
 
     def clear_prefix(self, prefix: str) -> int:
         """Delete every key that begins with `prefix`; how many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +31,8 @@ class Function:
         policy: how its entries age.
         chain: gives the chain that holds its entries, as the settings are now.
         live_ttl: gives the live configuration's ttl in seconds, or None.
-        manifest: writes down what a code version is made of, once.
+        manifest: writes down what a code version is made of; whether it could.
+        noted: the chain and the code version for which it did last.
         compress: gives the bytes from which results are compressed, or None.
         depends: gives the file and call stamps of one call, where it has any.
         replay: what it prints and displays is kept with its results, and shown again.
@@ -49,6 +51,7 @@ class Function:
         "keyer",
         "live_ttl",
         "manifest",
+        "noted",
         "policy",
         "replay",
         "run",
@@ -66,7 +69,7 @@ class Function:
         chain: Callable[[], Chain],
         live_ttl: Callable[[], float | None] = lambda: None,
         depends: Dependencies | None = None,
-        manifest: Callable[[str, Callable[[], Mapping[str, str]]], None] | None = None,
+        manifest: Callable[[str, Callable[[], Mapping[str, str]]], bool] | None = None,
         compress: Callable[[], int | None] = lambda: None,
         *,
         replay: bool = False,
@@ -80,6 +83,7 @@ class Function:
         self.live_ttl = live_ttl
         self.depends = depends
         self.manifest = manifest
+        self.noted: tuple[Chain, str] | None = None
         self.compress = compress
         self.replay = replay
         self.backoff: dict[str, tuple[float, float]] = {}
@@ -183,4 +187,9 @@ def emit(job: Job, kind: str, **facts: Any) -> None:
 
 def writer() -> str:
     """Who writes: host and process, as entries and notes say it."""
-    return f"{os.uname().nodename}/{os.getpid()}"
+    return f"{_node()}/{os.getpid()}"
+
+
+@functools.cache
+def _node() -> str:
+    return os.uname().nodename

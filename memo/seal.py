@@ -47,7 +47,16 @@ _BODY_AT = 48
 _PLACES = struct.Struct(">III")
 _FIXED = struct.Struct(">Qqqqqqq16sI7H2I")
 _FIXED_AT = _BODY_AT + _PLACES.size
+_OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
+_TEXTS_AT = _BODY_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
+
+GLANCES = 512 * 1024
+"""Bytes of entries that `Glances` keeps at most; past that it begins anew."""
+LOOKED_AT = 32 * 1024
+"""Bytes of a record that is kept there at most."""
+GLANCE = 1536
+"""Bytes that an entry takes there besides its record, roughly (measured with tracemalloc)."""
 
 COMPRESSED = 1
 """Flag: the stream is compressed with zstd."""
@@ -127,42 +136,71 @@ class Header(NamedTuple):
     flags: int = 0
 
 
-class Entry(NamedTuple):
-    """A header whose seal held, with its stream.
+Claim = tuple[str, tuple[tuple[str, str], ...] | None, str]
+"""A generation as a record names it: group and arguments as in `Ref`, text as in `State`."""
+
+
+class Entry:
+    """A record whose seal held.
 
     Attributes:
-        header: all that is known without loading the value.
-        stream: the pickle stream, still packed.
         record: the whole record as stored.
-        generations: those of its stamps that are generations.
-        refs: their refs, in the same order.
+        stream: the pickle stream, still packed.
+        times: see `memo.policy.Times`.
+        claims: its generations, as `HostGenerations.hold` compares them, where it is plain.
+        plain: whether those, read from here, are all that can make it untrue and all that it has:
+            no other stamps, no payload, no flags.
         size: bytes of the record and its payload.
     """
 
-    header: Header
-    stream: memoryview
-    record: bytes
-    generations: tuple[Generation, ...]
-    refs: tuple[Ref, ...]
-    size: int
+    __slots__ = ("_header", "_stamps", "claims", "plain", "record", "size", "stream", "times")
+
+    def __init__(
+        self,
+        record: bytes,
+        stream: memoryview,
+        times: Times,
+        claims: Sequence[Claim],
+        plain: bool,
+        size: int,
+        header: Header | None = None,
+    ) -> None:
+        self.record = record
+        self.stream = stream
+        self.times = times
+        self.claims = claims
+        self.plain = plain
+        self.size = size
+        self._header = header
+        self._stamps: tuple[tuple[Generation, ...], tuple[Ref, ...]] | None = None
 
     @property
-    def times(self) -> Times:
-        """See `Header`."""
-        return self.header.times
+    def header(self) -> Header:
+        """All that is known without loading the value."""
+        if self._header is None:
+            self._header = _parse(memoryview(self.record))[0]
+        return self._header
 
     @property
     def stamps(self) -> tuple[Stamp, ...]:
-        """See `Header`."""
+        """What makes it untrue."""
         return self.header.stamps
 
     @property
-    def plain(self) -> bool:
-        """Whether its value is its stream as it is, and only generations make it untrue."""
-        header = self.header
-        if header.buffers or header.flags:
-            return False
-        return len(self.generations) == len(header.stamps)
+    def generations(self) -> tuple[Generation, ...]:
+        """Those of its stamps that are generations."""
+        return self._split()[0]
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """Their refs, in the same order."""
+        return self._split()[1]
+
+    def _split(self) -> tuple[tuple[Generation, ...], tuple[Ref, ...]]:
+        if self._stamps is None:
+            own = tuple(stamp for stamp in self.header.stamps if type(stamp) is Generation)
+            self._stamps = own, tuple(stamp.ref for stamp in own)
+        return self._stamps
 
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""
@@ -174,10 +212,16 @@ class Entry(NamedTuple):
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     """An entry of its parts."""
-    generations = tuple([stamp for stamp in header.stamps if type(stamp) is Generation])
-    refs = tuple([ref for ref, _ in generations])
-    size = len(record) + (payload_size(header.buffers) if header.buffers else 0)
-    return Entry(header, stream, record, generations, refs, size)
+    size = len(record) + payload_size(header.buffers)
+    plain = not (header.buffers or header.flags)
+    told = header.stamps if plain else ()
+    claims = [
+        (stamp.ref.group, stamp.ref.arguments, stamp.state.text)
+        for stamp in told
+        if type(stamp) is Generation
+    ]
+    plain = plain and len(claims) == len(header.stamps)
+    return Entry(record, stream, header.times, claims, plain, size, header)
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
@@ -235,61 +279,79 @@ def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     return entry(header, stream, record)
 
 
-class Glance(NamedTuple):
-    """What a hit needs of an entry whose seal held; the rest of its header is not read.
+def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry | None:
+    """The entry in a record, as `unpack` has it, with no more of it read than a hit needs.
 
-    Attributes:
-        times: as in its header.
-        rows: its stamps as they are stored, all of them generations; see `pack_stamps`.
-        stream: the pickle stream.
-        size: bytes of the record.
+    None where that is not enough to tell: it has a payload, or stamps that are no generations, or
+    `unpack` would refuse it for another reason than its seal.
+
+    Raises:
+        EntryError: `"unauthentic"`.
+    """
+    if len(record) < _TEXTS_AT or not record.startswith(MAGIC):
+        return None
+    view = memoryview(record)
+    _check_seal(view, secrets)
+    facts = _OUTLINE.unpack_from(record, _BODY_AT)
+    end, stamps_at, stamps_size, size = facts[:4]
+    started, finished, boot, ttl, grace, cost, boot_id, flags = facts[4:12]
+    place = f"{namespace}{key}".encode()
+    if (
+        stamps_at + stamps_size != end
+        or end + size != len(record)
+        or facts[12] + facts[13] != len(place)
+        or facts[13] != len(key)
+        or not record.startswith(place, _TEXTS_AT)
+        or flags
+        or facts[-1]  # there are buffers
+    ):
+        return None
+    try:
+        claims = [_claim(*row) for row in _rows(view[stamps_at:end])]
+    except (ValueError, TypeError):
+        return None
+    times = Times(started, finished, boot_id, boot, ttl, grace, cost)
+    return Entry(record, view[end:], times, claims, True, len(record))
+
+
+def _claim(kind: str, group: str, arguments: Any, text: str, _: str) -> Claim:
+    if kind != "g":
+        raise ValueError(kind)
+    return group, None if arguments is None else tuple(map(tuple, arguments)), text
+
+
+class Glances:
+    """What was glanced at last, so that a record that is hit again and again is checked once.
+
+    Equal bytes under the same name have the seal that was compared; one set of secrets has one such
+    object.
+
+    Args:
+        secrets, namespace: as for `glance`.
     """
 
-    times: Times
-    rows: list[list[Any]]
-    stream: memoryview
-    size: int
+    def __init__(self, secrets: Sequence[Secret], namespace: str) -> None:
+        self._secrets = secrets
+        self._namespace = namespace
+        self._known: dict[str, Entry] = {}
+        self._bytes = 0
 
-    @property
-    def stamps(self) -> tuple[Stamp, ...]:
-        """Its stamps."""
-        return tuple([_stamp(row) for row in self.rows])
+    def glance(self, name: str, record: bytes, key: str) -> Entry | None:
+        """As the function `glance`, of a record that lies under a name.
 
-
-def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Glance | None:
-    """What a hit needs of a record; None where there is more to it, and `unpack` tells."""
-    view = memoryview(record)
-    try:
-        if record[:8] != MAGIC:
-            return None
-        _check_seal(view, secrets)
-        header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
-        fixed = _FIXED.unpack_from(view, _FIXED_AT)
-        rows = _rows(view[stamps_at:header_end])
-    except (EntryError, struct.error, ValueError):
-        return None
-    at = _FIXED_AT + _FIXED.size
-    ends = at + sum(fixed[9:17]), stamps_at + stamps_size, header_end + fixed[0]
-    if fixed[8] or fixed[17]:
-        return None
-    if ends != (stamps_at, header_end, len(record)) or not _all_plain(rows):
-        return None
-    home, name = namespace.encode(), key.encode()
-    if (len(home), len(name)) != fixed[9:11] or not record.startswith(home + name, at):
-        return None
-    _, started, finished, boot, ttl, grace, cost, boot_id = fixed[:8]
-    times = Times(started, finished, boot_id, boot, ttl, grace, cost)
-    return Glance(times, rows, view[header_end:], len(record))
-
-
-def _all_plain(rows: Any) -> bool:
-    """Whether stamps are generations, every one of them."""
-    if type(rows) is not list:
-        return False
-    for row in rows:
-        if type(row) is not list or len(row) != 5 or row[0] != "g" or type(row[1]) is not str:
-            return False
-    return True
+        Raises:
+            EntryError: `"unauthentic"`.
+        """
+        known = self._known.get(name)
+        if known is not None and known.record == record:
+            return known
+        entry = glance(record, self._secrets, self._namespace, key)
+        if entry is not None and len(record) <= LOOKED_AT:
+            self._bytes += len(record) + GLANCE
+            if self._bytes > GLANCES:
+                self._known, self._bytes = {}, len(record) + GLANCE
+            self._known[name] = entry
+        return entry
 
 
 class Worth(NamedTuple):
@@ -304,23 +366,22 @@ class Worth(NamedTuple):
     code: str
 
 
-def worth(record: bytes | memoryview) -> Worth | None:
+def worth(record: bytes) -> Worth | None:
     """What a record says of its worth, believed or not; None where it is no record."""
-    view = memoryview(record)
-    try:
-        if view[:8] != MAGIC:
-            return None
-        header, _ = _parse(view)
-    except (struct.error, ValueError, KeyError, TypeError, IndexError):
+    if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
         return None
-    return Worth(header.times.cost, header.code)
+    facts = _OUTLINE.unpack_from(record, _BODY_AT)
+    at = _TEXTS_AT + sum(facts[12:15])
+    code = record[at : at + facts[15]]
+    if len(code) != facts[15]:
+        return None
+    return Worth(facts[9], code.decode("utf-8", "replace"))
 
 
 def _check_seal(view: memoryview, secrets: Sequence[Secret]) -> None:
-    head = view[:_SEAL_AT]
-    secret_id = view[8:_SEAL_AT]
+    head = view[:_SEAL_AT].tobytes()
     for secret in secrets:
-        if secret.id == secret_id:
+        if head.endswith(secret.id):
             if compare_digest(secret.seal(head, view[_BODY_AT:]), view[_SEAL_AT:_BODY_AT]):
                 return
             raise EntryError(UNAUTHENTIC, "changed since it was sealed")
@@ -379,7 +440,10 @@ def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
             rows.append(["f", *stamp])
         else:
             rows.append(["c", *stamp])
-    return json.dumps(rows, separators=(",", ":")).encode()
+    return _json(rows).encode()
+
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def unpack_stamps(text: bytes | memoryview) -> tuple[Stamp, ...]:

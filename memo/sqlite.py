@@ -88,6 +88,7 @@ class Database:
 
     def _forget(self) -> None:
         self._reader: sqlite3.Connection | None = None
+        self._look: sqlite3.Cursor | None = None
         self._writer: sqlite3.Connection | None = None
         self._place: tuple[int, ...] = ()
 
@@ -97,6 +98,16 @@ class Database:
         if self._reader is None:
             raise TierError(f"{self.path.name}: closed while it was used")
         return self._reader
+
+    @property
+    def look(self) -> sqlite3.Cursor:
+        """A cursor of `reader` that is kept, for queries of one row: takes 1 µs less than another.
+
+        Under `reading`, until its row was fetched.
+        """
+        if self._look is None:
+            raise TierError(f"{self.path.name}: closed while it was used")
+        return self._look
 
     @property
     def writer(self) -> sqlite3.Connection:
@@ -144,6 +155,7 @@ class Database:
             self._reader = self._connect(READ_PATIENCE)
             self._reader.execute("PRAGMA query_only=1")
             self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            self._look = self._reader.cursor()
             self._place = (*self._unmoved(place), *_place(f"{self._text}-wal"))
         except BaseException:
             self._close()

@@ -27,6 +27,7 @@ MASK: Final = "***"
 MORE: Final = "more"
 """In the place of the arguments for which a summary has no room."""
 
+_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SECRET: Final = re.compile(
     r"pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth", re.IGNORECASE
 )
@@ -116,8 +117,8 @@ def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
         arguments: name, short text and digest of each.
     """
     described = {name: [text, digest] for name, text, digest in arguments}
-    text = json.dumps(described, ensure_ascii=False)
+    text = _json(described)
     while len(text.encode("utf-8", "replace")) > SUMMARY:
         described.popitem()
-        text = json.dumps({**described, "…": [MORE, ""]}, ensure_ascii=False)
+        text = _json({**described, "…": [MORE, ""]})
     return text

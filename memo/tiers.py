@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from memo.codec import Payload
 from memo.port import Port
+from memo.seal import Claim
 from memo.stamps import Ref, State, Turn
 from memo.transit import Arriving, Sink
 
@@ -246,6 +247,15 @@ class Front(Protocol):
         ...
 
 
+@runtime_checkable
+class Near(Protocol):
+    """A tier that can look small records up in less time than a coroutine takes."""
+
+    def at_hand(self, name: str) -> bytes | None:
+        """The record under a name; None: `lookup` it, which also says what went wrong."""
+        ...
+
+
 class Listener(Protocol):
     """Word of every change of a shared tier's generations, as it happens: `Tier.listener`.
 
@@ -356,6 +366,10 @@ class HostGenerations(Generations, Protocol):
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
         """As `states`, as a plain function."""
+        ...
+
+    def hold(self, claims: Iterable[Claim]) -> bool:
+        """Whether each generation reads as a record claims."""
         ...
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import memo
 from memo import OptionError
+from memo import chain as chain_module
 from memo.assembly import default_chain
 from memo.drivers import drain_blocking
 from memo.testing import recording
@@ -164,6 +165,74 @@ def test_default_chains() -> None:
         assert [t.name for t in default_chain().tiers] == ["memory", "redis", "disk"]
     with memo.configure(tiers=("disk", "memory")):
         assert [t.name for t in default_chain().tiers] == ["disk", "memory"]
+
+
+def quick(function: Any, *args: Any) -> bool:
+    """Whether the next call is answered without a coroutine."""
+    call = function._function.keyer.call(function._function.code(args), args, {})
+    return default_chain().quick(function.function_id, call.text) is not None
+
+
+def test_a_hit_on_the_disk_alone_is_a_function_call() -> None:
+    """A small entry is answered at once, until anything that it depends on was invalidated."""
+    ran: list[str] = []
+
+    @memo.cache(ttl=None, version="1", tags=["all"])
+    def load(region: str, year: int) -> dict[str, int]:
+        ran.append(region)
+        return {"runs": len(ran)}
+
+    @memo.cache(ttl=None, version="1", tags=["all"])
+    def now() -> int:
+        ran.append("now")
+        return len(ran)
+
+    @memo.cache(ttl=None, version="1")
+    def report() -> int:
+        return load("EU", 2024)["runs"] * 100
+
+    with memo.configure(tiers=["disk"]):
+        load("EU", 2024), load("US", 2024), now(), report()
+        assert [quick(load, "EU", 2024), quick(load, "US", 2024), quick(now)] == [True] * 3
+        assert quick(report)
+        load.invalidate(region="EU")
+        assert [quick(load, "EU", 2024), quick(load, "US", 2024), quick(now)] == [False, True, True]
+        assert not quick(report)
+        assert load("EU", 2024) == {"runs": 4}
+        assert report() == 400
+        assert [quick(load, "EU", 2024), quick(report)] == [True, True]
+        memo.invalidate(tag="all")
+        assert not any([quick(load, "EU", 2024), quick(load, "US", 2024), quick(now)])
+        first = load("US", 2024)
+        first["runs"] = 0
+        assert load("US", 2024) == {"runs": 5}, "a caller changed what another got"
+
+
+def test_a_hit_at_once_is_not_gone_back_behind() -> None:
+    """An entry that is older than an answer given is no hit on the disk alone (I2)."""
+
+    @memo.cache(ttl=None, version="1")
+    def load(x: int) -> int:
+        return x
+
+    with memo.configure(tiers=["disk"]):
+        load(1)
+        assert quick(load, 1)
+        chain, key = default_chain(), load.key(1)
+        chain.raise_floor(key, chain.start_time(key) + 1)
+        assert not quick(load, 1)
+
+
+def test_floors_of_many_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest answers of at least `FLOORS` keys are remembered, and no key's goes back."""
+    monkeypatch.setattr(chain_module, "FLOORS", 100)
+    chain = default_chain()
+    for number in range(1000):
+        chain.raise_floor(f"k{number}", number + 1)
+        chain.raise_floor(f"k{number}", number)
+        kept = range(max(0, number - 99), number + 1)
+        assert all(chain.older(f"k{n}", n) and not chain.older(f"k{n}", n + 1) for n in kept)
+        assert len(chain._floors) + len(chain._old_floors) <= 200
 
 
 def test_a_chain_as_provider(tmp_path: Path) -> None:

@@ -230,6 +230,51 @@ def test_an_entry_expires_with_its_lifetime(directory, host):
     disk.close()
 
 
+def test_at_hand_is_what_a_look_up_finds(directory, host):
+    """A small record that lies in the index, until it expires or goes; of the rest nothing."""
+    offset = 0
+
+    class Later(Clock):
+        def wall_ns(self):
+            return time.time_ns() + offset * SECOND
+
+    disk = Disk(directory, MIB, host, Later())
+    assert disk.at_hand("a") is None, "nothing is open yet"
+    put(disk, "a", b"record", lifetime=100)
+    put(disk, "payload", b"record", payload(bytes(100_000)))
+    put(disk, "big", os.urandom(INLINE + 1))
+    assert disk.at_hand("a") == b"record"
+    assert [disk.at_hand(name) for name in ("b", "payload", "big")] == [None] * 3
+    offset = 101
+    assert disk.at_hand("a") is None
+    offset = 0
+    put(disk, "a", b"another")
+    assert disk.at_hand("a") == b"another"
+    blocking(lambda port: disk.drop(port, "a"))
+    assert disk.at_hand("a") is None
+    for name in ("payload", "big"):
+        assert get(disk, name)
+        assert disk.at_hand(name) is None
+        put(disk, name, b"small")
+        assert get(disk, name) == Found(b"small")
+        assert disk.at_hand(name) == b"small"
+    disk.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "tables"])
+def test_a_fault_is_met_once(disk, directory, damage):
+    """What goes wrong at hand is raised by the look-up that follows, and by no other."""
+    for number in range(200):
+        put(disk, f"n{number}", os.urandom(2000))
+    disk.close()
+    get(disk, "n0")
+    _damage(directory / "entries" / "cache.db", damage)
+    assert [disk.at_hand(f"n{number}") for number in range(200)].count(None) > 0
+    with pytest.raises(TierError):
+        get(disk, "n1")
+    assert get(disk, "n1") is None
+
+
 def test_looking_up_writes_nothing(disk, monkeypatch):
     """A hit leaves no trace in the index: no commit, no statistics, no time of use."""
     put(disk, "a")
@@ -239,6 +284,7 @@ def test_looking_up_writes_nothing(disk, monkeypatch):
     for _ in range(10):
         get(disk, "a")
         get(disk, "b")
+        assert disk.at_hand("a") == b"record"
     assert disk._database.reader.execute("PRAGMA data_version").fetchone() == version
     assert disk._database.writer.total_changes == changes
 

@@ -134,6 +134,34 @@ def test_who_only_reads_counts_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) 
     assert used_at(disk.directory, "b") > now + 3600
 
 
+def test_hits_without_a_look_up_count_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was at hand is told with the rest: when that is due, a look-up comes first."""
+    name = "memo:{f}:00:a"
+    drive(disk.store(BLOCKING, name, b"record", None, None))
+    real, now = time.monotonic, time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    assert disk.at_hand(name) == b"record"
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * TELL)
+    assert disk.at_hand(name) is None
+    read(disk, "a")
+    assert drain_blocking(20)
+    assert used_at(disk.directory, "a") > now + 3600
+    assert disk.at_hand(name) == b"record"
+
+
+def test_small_stores_of_two_hold_the_budget(tmp_path: Path) -> None:
+    """Who looks at the budget once for many small stores leaves room for those of others."""
+    host = Host(tmp_path / "cache")
+    disks = [Disk(tmp_path / "cache", 2 * MIB, host) for _ in range(2)]
+    for number in range(600):
+        for at, one in enumerate(disks):
+            drive(one.store(BLOCKING, f"memo:{{f}}:00:{number}.{at}", bytes(4000), None, None))
+    assert drive(disks[0].health(BLOCKING))["bytes"] <= 2 * MIB
+    for one in disks:
+        one.close()
+    host.close()
+
+
 def test_who_reads_for_a_moment_only_counts_when_it_ends(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -615,14 +615,15 @@ async def test_an_invalidation_outlasts_a_lock(
             assert load("EU") != old
 
 
+@pytest.mark.parametrize("memory_limit", ["1MiB", 0], ids=["memory", "disk"])
 def test_what_could_not_be_written_is_obeyed_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: str | int
 ) -> None:
     """Until an invalidation is written nothing old is given; then it holds for everybody."""
     load = loads()
     monkeypatch.setattr(memo.chain, "OUTLAST", 0.0)
     monkeypatch.setattr(memo.host, "OWED_AGAIN", 0.0)
-    with memo.configure(directory=tmp_path):
+    with memo.configure(directory=tmp_path, memory_limit=memory_limit):
         old = load("EU")
         assert load("EU") == old
         with locked(tmp_path):

@@ -54,6 +54,8 @@ def plan(mutant: str, tiers: list[str], **more: Any) -> dict[str, Any]:
         ("comparison", ["disk"], {}),
         ("comparison", FRONT, {}),
         ("comparison_in_memory", FRONT, {}),
+        ("comparison_by_the_host", ["disk"], {}),
+        ("comparison_by_the_host", FRONT, {}),
         ("stamps_afterwards", ["disk"], SLOW),
         ("stamps_afterwards", FRONT, SLOW),
         ("flights", ["disk"], SLOW),

@@ -169,6 +169,16 @@ def test_strict_asks_each_time(redis_server: RedisServer) -> None:
     assert assembly.default_chain()._listener is None
 
 
+def test_no_hit_on_the_disk_alone_is_quick(tracking: RedisServer) -> None:
+    """Without a memory tier nothing is proven, so that each hit asks Redis what is true."""
+    with memo.configure(tiers=["disk", "redis"], coherence="tracking"):
+        load("EU")
+        assert load("EU") == 1
+        assert not is_quick(load, "EU")
+        elsewhere(tracking.url, load)
+        assert load("EU") == 2
+
+
 @pytest.mark.parametrize("function", [sourced, array], ids=["depends_on", "buffers"])
 def test_what_is_not_quick_asks_nobody_either(tracking: RedisServer, function: Any) -> None:
     """A hit in memory that has to look at a source, or copy buffers, asks Redis nothing."""
