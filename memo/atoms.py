@@ -13,10 +13,10 @@ import operator
 import pickle
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
 from typing import Any, Final
 
 from memo import codec
+from memo.digests import blake2b
 
 SIZE: Final = 20
 """Bytes of a digest."""

@@ -7,15 +7,14 @@ defines a helper was run twice and both helpers are still held by somebody.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+
+from memo.digests import blake2b
 
 Key = tuple[int, int]
 """Of a node: the address of its object, and of the class of `self` or 0."""
 
 
-@dataclass(slots=True)
 class Node:
     """A function or a class of the graph.
 
@@ -26,10 +25,13 @@ class Node:
         edges: (label, node).
     """
 
-    name: str
-    text: str
-    facts: set[tuple[str, str]] = field(default_factory=set)
-    edges: set[tuple[str, Key]] = field(default_factory=set)
+    __slots__ = ("edges", "facts", "name", "text")
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        self.facts: set[tuple[str, str]] = set()
+        self.edges: set[tuple[str, Key]] = set()
 
 
 def digest(nodes: Mapping[Key, Node], root: Key) -> str:
@@ -63,7 +65,7 @@ def _flat(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _mark(parts: Iterable[str]) -> str:
-    mark = hashlib.blake2b(digest_size=16)
+    mark = blake2b(digest_size=16)
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")
         mark.update(len(data).to_bytes(8, "little") + data)

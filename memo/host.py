@@ -11,12 +11,12 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memo import files, generations, stamps
 from memo.clock import SECOND, SYSTEM, Clock
+from memo.digests import blake2b
 from memo.errors import TierError
 from memo.generations import Change
 from memo.ledger import Ledger, change_fields, fields_of

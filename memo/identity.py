@@ -6,7 +6,6 @@ function reaches, `memo.seen` compares.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import weakref
@@ -14,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from memo.digests import blake2b
 from memo.errors import KeyingError, OptionError, shown
 from memo.image import DESCRIPTORS, STABLE, innermost, layers, note, short, title
 from memo.reach import survey
@@ -180,7 +180,7 @@ def _main(namespace: Mapping[str, Any]) -> str:
 
 def _pinned(function: Callable[..., Any], version: str, name: str | None) -> str:
     text = f"version\0{function_id(function, name)}\0{version}"
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 # --- methods --------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
-import hashlib
 import marshal
 import threading
 import types
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from memo import code, origin
+from memo.digests import blake2b
 
 STABLE = "__memo_stable__"
 """The attribute that `memo.identity.stable` sets."""
@@ -151,7 +151,7 @@ def _plain(value: Any, budget: list[int]) -> bool:
 
 def short(data: bytes) -> str:
     """16 hex digits that stand for some bytes."""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return blake2b(data, digest_size=8).hexdigest()
 
 
 def title(value: Any) -> str:

@@ -16,13 +16,13 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, Final, NamedTuple, NoReturn
 
 from memo import atoms, canon, options, resolvers, summaries
 from memo.atoms import SIMPLE
 from memo.bindings import ABSENT, BindingError, annotated, bind, plan, signature
 from memo.canon import Unkeyable
+from memo.digests import blake2b
 from memo.errors import KeyingError, OptionError
 from memo.identity import code_digest
 from memo.resolvers import Resolved, Resolver, words

@@ -32,13 +32,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from hmac import compare_digest
 from itertools import islice
 from pathlib import Path
 
 from memo import codec, files, places
 from memo.clock import SYSTEM
 from memo.codec import Payload
+from memo.digests import compare_digest
 from memo.errors import TierError
 from memo.seal import ALIGN, Secret
 from memo.transit import Arriving

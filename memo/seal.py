@@ -25,11 +25,9 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
-from hmac import compare_digest
-from html import escape
 from typing import Any, NamedTuple
 
+from memo.digests import blake2b, compare_digest
 from memo.errors import EntryError
 from memo.policy import UNAUTHENTIC, UNREADABLE, Times
 from memo.stamps import Call, File, Generation, Ref, Stamp, State
@@ -207,6 +205,8 @@ class Entry:
         return f"<Entry {self.header.function} {self.header.key} {self.size} bytes>"
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         return f"<code>{escape(repr(self))}</code>"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from memo.image import Image, image, resnapshot, snapshot
@@ -128,7 +127,6 @@ class Shape(NamedTuple):
         return True
 
 
-@dataclass(slots=True)
 class Seen:
     """A digest, and all that must stay as it is for the digest to stand.
 
@@ -137,13 +135,25 @@ class Seen:
         functions: (function, its code, its defaults, its keyword defaults).
     """
 
-    digest: str = ""
-    parts: dict[str, str] = field(default_factory=dict)
-    lost: frozenset[str] = frozenset()
-    places: list[tuple[Get, str, Any]] = field(default_factory=list)
-    functions: list[tuple[types.FunctionType, Any, Any, Any]] = field(default_factory=list)
-    shapes: list[Shape] = field(default_factory=list)
-    watches: list[Watch] = field(default_factory=list)
+    __slots__ = ("digest", "functions", "lost", "parts", "places", "shapes", "watches")
+
+    def __init__(
+        self,
+        digest: str,
+        parts: dict[str, str],
+        lost: frozenset[str],
+        places: list[tuple[Get, str, Any]],
+        functions: list[tuple[types.FunctionType, Any, Any, Any]],
+        shapes: list[Shape],
+        watches: list[Watch],
+    ) -> None:
+        self.digest = digest
+        self.parts = parts
+        self.lost = lost
+        self.places = places
+        self.functions = functions
+        self.shapes = shapes
+        self.watches = watches
 
     def stands(self) -> bool:
         """Whether nothing changed since; identity comparisons, the quickest first."""

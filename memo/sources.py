@@ -18,10 +18,10 @@ import stat
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import blake2b
 from typing import Any
 
 from memo import bindings, canon
+from memo.digests import blake2b
 from memo.errors import DependencyError, OptionError, shown
 from memo.policy import DEPENDENCY_CHANGED, FILE_CHANGED
 from memo.port import Port

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "memo"
 
 # A module imports only from rows above its own, or, without cycles, from its own.
 ROWS = (
-    ("pure data", "errors clock port events policy"),
+    ("pure data", "errors clock digests port events policy"),
     ("settings", "options files places secret checks config live"),
     ("code and arguments", "origin code graph members reach seen probes uses image identity"),
     (

@@ -1,0 +1,21 @@
+"""BLAKE2b, and comparing in constant time, without what `hashlib` and `hmac` bring with them.
+
+Both load OpenSSL, which neither of the two needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import blake2b
+    from hmac import compare_digest
+else:
+    try:
+        from _blake2 import blake2b
+        from _operator import _compare_digest as compare_digest
+    except ImportError:  # another Python than CPython, or a later one
+        from hashlib import blake2b
+        from hmac import compare_digest
+
+__all__ = ["blake2b", "compare_digest"]
