@@ -320,6 +320,10 @@ def _absent(
         return NEVER, ["no entry of this function is on this host"], []
     nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
     facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
+    if not facts:  # all that a summary tells is the same
+        facts.append(
+            "its arguments are the same; an option that makes other entries is not (replay)"
+        )
     many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
     facts.append(f"{many}: {display.address(nearest)}")
     return ARGUMENTS, facts, []

@@ -279,6 +279,13 @@ def test_turning_it_on_is_another_entry(capsys: pytest.CaptureFixture[str]) -> N
     assert said(capsys)[0] == SHOWN[0] * 3
 
 
+def test_that_it_was_turned_on_is_explained() -> None:
+    """Entries from before are named, and why they do not count."""
+    cache(name="replay:turned")(speak)(1)
+    told = str(cache(name="replay:turned", replay=True)(speak).explain(1))
+    assert "an option that makes other entries is not (replay)" in told
+
+
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     """It works on methods, class methods and static methods."""
 
