@@ -281,8 +281,9 @@ class _Survey:
             node.text = said.text
             self._assigned(function, said, owner)
             self._uses(node, function, said, owner)
-        else:
-            node.text = "installed"
+        else:  # by the names that its code has: its own may be lent to whatever uses it last
+            home = function.__globals__.get("__name__", "")
+            node.name, node.text = f"{home}:{function.__code__.co_qualname}", "installed"
             self._inside(node, function)
         self._defaults(node, function)
         if "__wrapped__" in vars(function):

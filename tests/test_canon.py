@@ -43,6 +43,7 @@ from hypothesis import strategies as st
 from memo import canon, register_key
 from memo.canon import Unkeyable, digest
 from memo.errors import OptionError
+from memo.identity import Identity
 
 
 class Colour(enum.Enum):
@@ -475,6 +476,22 @@ def test_keys_are_the_same_in_every_process(seed: str) -> None:
     theirs = eval(done.stdout)
     mine = {name: digest(value).hex() for name, value in DISTINCT.items()}
     assert {n for n in mine if mine[n] != theirs[n]} == set()
+
+
+def test_classes_do_not_depend_on_those_made_after_them() -> None:
+    """From Python 3.13 on attrs gives one function to all classes, and the name of the last one."""
+
+    def digest() -> str:
+        return Identity(lambda: Attrs).digest()
+
+    before = digest()
+
+    @attrs.define
+    class Other:
+        y: int = 2
+
+    assert Other() != Attrs()
+    assert digest() == before
 
 
 # --- cycles, sharing and depth -------------------------------------------------------------------
