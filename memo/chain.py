@@ -163,7 +163,7 @@ class Chain:
             self.tiers,
             keeps=write_strategy == "write_through",
             searches=read_strategy == "on_miss_or_error",
-            opened=self._opened,
+            opened=self.opened,
             remaining=self._remaining,
             fault=self._fault,
         )
@@ -281,9 +281,9 @@ class Chain:
             return Answer(Verdict(MISS, ABSENT))
         try:
             if len(found.record) > BIG:
-                entry = await port.offload(self._entry, found, tier, name, key)
+                entry = await port.offload(self._entry, found, tier, name)
             else:
-                entry = self._entry(found, tier, name, key)
+                entry = self._entry(found, tier, name)
         except EntryError as error:
             self._event(events.ERROR, key, tier.name, error.reason, error.detail)
             return Answer(Verdict(MISS, error.reason))
@@ -312,23 +312,28 @@ class Chain:
             return None
         return found.states if found.read is None else found.read(entry.refs)
 
-    def _entry(self, found: Found, tier: Tier, name: str, key: str) -> Entry:
+    def _entry(self, found: Found, tier: Tier, name: str) -> Entry:
         """The entry in a record; one that lies in our own memory was checked when it came there."""
         front = self._front
         here: object = tier  # compared by identity, since isinstance of a Protocol costs 8 µs
         if front is None or here is not front:
-            return seal.unpack(found.record, self.secrets, self.namespace, key)
+            return self.opened(name, found.record)
         known = front.peek(name)
         if type(known) is Proof:
             known = known.entry
         if isinstance(known, Entry) and known.record is found.record:
             return known
-        entry = seal.unpack(found.record, self.secrets, self.namespace, key)
+        entry = self.opened(name, found.record)
         front.remember(name, entry, found.record)
         return entry
 
-    def _opened(self, found: Found, name: str) -> Entry:
-        return seal.unpack(found.record, self.secrets, self.namespace, name.rpartition(":")[2])
+    def opened(self, name: str, record: bytes) -> Entry:
+        """The entry in a record that was found under a name.
+
+        Raises:
+            EntryError: it cannot be read, or is not to be believed.
+        """
+        return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
     def remember(self, name: str, entry: Entry) -> None:
         """Keep an entry that was just stored beside its record in the memory tier."""

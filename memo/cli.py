@@ -7,7 +7,6 @@ with one line on standard error and the status 2, a finding that needs work with
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import click
@@ -99,9 +98,7 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool) -> None:
     if not count:
         click.echo("No entries.")
         return
-    listed = [(item.header, item.size) for item in shown]
-    tiers = [", ".join(item.tiers) for item in shown]
-    click.echo(display.table_text(display.entries(listed, time.time(), tiers)))
+    click.echo(display.table_text(inventory.table(shown)))
     more = f", {display.number(count)} in all" if count > len(shown) else ""
     click.echo(f"{display.counted(len(shown), 'entry', 'entries')}{more}")
 

@@ -67,21 +67,9 @@ def at_once(
     call = function.keyer.call(function.code(args), args, kwargs, light)
     chain = function.chain()
     entry = chain.quick(function.id, call.text)
-    if entry is None or len(entry.stream) > BIG:
+    if entry is None:
         return call
-    rules, ttl = function.policy, None
-    if rules.ttl_key is not None:
-        if live.due():
-            return call
-        ttl = function.live_ttl()
-    if policy.judge(entry.times, rules, chain.clock, ttl).kind != FRESH:
-        return call
-    try:
-        value = codec.decode(entry.stream, None, ())
-    except EntryError:
-        return call  # `look` meets it again, and says so
-    _hit_at_once(function, chain, call, entry, begun, chain.tiers[0].name)
-    return value
+    return _value(function, chain, call, entry, begun, chain.tiers[0].name)
 
 
 def ask(port: Port, function: Function, call: Call) -> Asked | None:
@@ -104,20 +92,29 @@ def take(port: Port, function: Function, call: Call, asked: Asked | None) -> Any
     if asked is None or asked.chain is not chain:  # the settings have changed
         return call
     entry = chain.plain(port, asked, call.text)
-    if entry is None or len(entry.stream) > BIG or function.judge(entry.times).kind != FRESH:
+    if entry is None:
         return call
     tier = MEMORY if asked.entry is not None else REDIS
+    return _value(function, chain, call, entry, asked.begun, tier)
+
+
+def _value(
+    function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
+) -> Any:
+    """The value of an entry that is true, if it is fresh and small, or the `Call` to go on with."""
+    if len(entry.stream) > BIG:
+        return call
+    rules, ttl = function.policy, None
+    if rules.ttl_key is not None:
+        if live.due():
+            return call
+        ttl = function.live_ttl()
+    if policy.judge(entry.times, rules, chain.clock, ttl).kind != FRESH:
+        return call
     try:
         value = codec.decode(entry.stream, None, ())
     except EntryError:
         return call  # `look` meets it again, and says so
-    _hit_at_once(function, chain, call, entry, asked.begun, tier)
-    return value
-
-
-def _hit_at_once(
-    function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
-) -> None:
     chain.raise_floor(call.text, entry.times.started)
     reads = CURRENT.get()
     if reads is not None:
@@ -126,6 +123,7 @@ def _hit_at_once(
     saved = entry.times.cost / SECOND
     facts = (events.HIT, function.id, call.text, tier, "", taken, entry.size, saved, "")
     events.emit(_made(events.Event, facts))
+    return value
 
 
 _made = tuple.__new__  # an event in half the time

@@ -214,8 +214,7 @@ async def listing(
 
 def _header(chain: Chain, name: str, record: bytes) -> Header | None:
     try:
-        key = name.rpartition(":")[2]
-        return seal.unpack(record, chain.secrets, chain.namespace, key).header
+        return chain.opened(name, record).header
     except EntryError:
         return None
 

@@ -33,6 +33,7 @@ UNREAD = 3
 """So often a file is looked at that can neither be opened nor read before it is set aside."""
 COPIED = 1.0
 """Seconds for which a copy of a file that cannot be opened stands for it."""
+UNWRITTEN = "an invalidation could not be written yet"
 OWED_AGAIN = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
 WAITING = 1000
@@ -67,11 +68,7 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
         """
-        if self._owed:
-            raise TierError("an invalidation could not be written yet")
-        ledger = self._ledger
-        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
-            ledger.refresh()
+        ledger = self._up_to_date()
         commit = ledger.commit
         groups = ledger.groups
         states = []
@@ -90,11 +87,7 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
         """
-        if self._owed:
-            raise TierError("an invalidation could not be written yet")
-        ledger = self._ledger
-        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
-            ledger.refresh()
+        ledger = self._up_to_date()
         groups = ledger.groups
         for name, arguments, text in claims:
             group = groups.get(name) or ledger.load(name)
@@ -104,6 +97,19 @@ class HostGenerations:
             if now[0] != text:
                 return False
         return True
+
+    def _up_to_date(self) -> Ledger:
+        """The ledger, when all that was invalidated so far is in its mirror.
+
+        Raises:
+            TierError: the file cannot be read, or an invalidation is still to be written.
+        """
+        if self._owed:
+            raise TierError(UNWRITTEN)
+        ledger = self._ledger
+        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+            ledger.refresh()
+        return ledger
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
         """Adopt what a shared authority reads, where this host still reads `before`.
@@ -186,7 +192,7 @@ class HostGenerations:
             TierError: it still cannot.
         """
         if time.monotonic() < self._pay_at:
-            raise TierError("an invalidation could not be written yet")
+            raise TierError(UNWRITTEN)
         for write in list(self._owed):
             self._pay_at = time.monotonic() + OWED_AGAIN
             write()

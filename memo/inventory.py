@@ -6,10 +6,11 @@ Only headers are read, never a value.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memo import assembly, atoms, canon, invalidation, stamps
+from memo import assembly, atoms, canon, display, invalidation, stamps
 from memo.chain import Chain
 from memo.decorators import CachedFunction
 from memo.drivers import BLOCKING, drive
@@ -83,6 +84,12 @@ def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
         MemoError: a setting is wrong, or a value has no key.
     """
     return drive(_items(BLOCKING, assembly.default_chain(), wanted, limit))
+
+
+def table(items: Sequence[Item]) -> display.Table:
+    """Entries as they are listed, with the tiers that hold each."""
+    listed = [(item.header, item.size) for item in items]
+    return display.entries(listed, time.time(), [", ".join(item.tiers) for item in items])
 
 
 async def _items(

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -169,11 +168,7 @@ class CacheMagics(Magics):
             shown, count = inventory.items(wanted, given.limit or None)
         except MemoError as error:
             raise UsageError(str(error)) from None
-        table = display.entries(
-            [(item.header, item.size) for item in shown],
-            time.time(),
-            [", ".join(item.tiers) for item in shown],
-        )
+        table = inventory.table(shown)
         if given.frame:
             return _frame(table)
         if not count:

@@ -47,7 +47,7 @@ class Transfers:
         *,
         keeps: bool,
         searches: bool,
-        opened: Callable[[Found, str], Entry],
+        opened: Callable[[str, bytes], Entry],
         remaining: Callable[[Times], float | None],
         fault: Callable[[str, TierError, str], None],
     ) -> None:
@@ -101,7 +101,7 @@ class Transfers:
         try:
             found = await self.local.lookup(port, name)
             if found is not None:
-                entry = self._opened(found, name)
+                entry = self._opened(name, found.record)
                 _tell(events.UPLOAD_STARTED, entry, far.name)
                 lifetime = self._remaining(entry.header.times)
                 await far.store(port, name, found.record, _mapped(found, entry), lifetime)
