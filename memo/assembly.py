@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memo import config, events, files, options
-from memo.adapted import Adapted
 from memo.chain import Chain
 from memo.checks import TRACKING
 from memo.errors import OptionError, SettingError
@@ -159,6 +158,8 @@ def adapt(tier: Any) -> Tier:
     if hasattr(tier, "lookup") and hasattr(tier, "store"):
         made: Tier = tier
         return made
+    from memo.adapted import Adapted
+
     return Adapted(tier)
 
 

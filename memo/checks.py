@@ -188,11 +188,11 @@ def _one_of(*choices: str) -> Check:
     return check
 
 
-_NAMESPACE = re.compile(r"\w[\w.-]{0,99}")
+_NAMESPACE = r"\w[\w.-]{0,99}"
 
 
 def _namespace(value: Any, place: Place) -> str:
-    if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_NAMESPACE, value):
         mend = "write 1 to 100 letters, digits, dots, hyphens or underscores."
         raise place.wrong(f"{shown(value)} cannot be a namespace; {mend}")
     return value

@@ -17,8 +17,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import timedelta
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
@@ -28,6 +26,7 @@ from memo.errors import SettingError
 from memo.seal import Secret
 
 if TYPE_CHECKING:
+    from datetime import timedelta
     from pathlib import Path
 
 DEFAULT: Final = "default"
@@ -37,8 +36,7 @@ _PREFIX = "MEMO_"
 _TABLE = "[tool.memo]"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """All settings at one moment.
 
     Attributes:
@@ -78,7 +76,7 @@ class Settings:
     compress: int | None
     enabled: bool
     live_file: Path | None
-    sources: Mapping[str, str] = field(repr=False, compare=False)
+    sources: Mapping[str, str]
 
 
 class Given(NamedTuple):

@@ -14,10 +14,10 @@ import atexit
 import contextvars
 import inspect
 import os
-import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,20 +93,22 @@ class Pool:
         self._reset()
 
     def _reset(self) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
         self._busy = 0
+        self._work_there = threading.Condition(self._lock)
         self._quiet = threading.Condition(self._lock)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job()` in a thread of the pool; it must not raise."""
         with self._lock:
             self._busy += 1
-            start = self._idle < self._busy and self._threads < self._size
+            self._jobs.append(job)
+            start = self._idle < len(self._jobs) and self._threads < self._size
             self._threads += start
-        self._queue.put(job)
+            self._work_there.notify()
         if start:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
 
@@ -114,17 +116,12 @@ class Pool:
         while True:
             with self._lock:
                 self._idle += 1
-            try:
-                job = self._queue.get(timeout=_IDLE)
-            except queue.Empty:
-                with self._lock:
-                    self._idle -= 1
-                    if self._queue.empty():
-                        self._threads -= 1
-                        return
-                continue
-            with self._lock:
+                there = self._work_there.wait_for(lambda: self._jobs, _IDLE)
                 self._idle -= 1
+                if not there:
+                    self._threads -= 1
+                    return
+                job = self._jobs.popleft()
             try:
                 job()
             finally:

@@ -11,13 +11,14 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.digests import blake2b
 from memo.errors import KeyingError, OptionError, shown
 from memo.image import DESCRIPTORS, STABLE, innermost, layers, note, short, title
-from memo.reach import survey
-from memo.seen import Seen
+
+if TYPE_CHECKING:
+    from memo.seen import Seen
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,6 +88,8 @@ class Identity:
         return seen if seen is not None and seen.stands() else self._look(owner)
 
     def _look(self, owner: type | None) -> Seen:
+        from memo.reach import survey
+
         try:
             seen = survey(self.function, owner or self._owner())
         except Exception as error:  # a class whose own hooks raise, for one

@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from memo import code, origin
+from memo import origin
 from memo.digests import blake2b
 
 STABLE = "__memo_stable__"
@@ -533,6 +533,8 @@ def _rank(value: Any) -> tuple[str, list[str]]:
 def _said(ref: Ref) -> str:
     if isinstance(ref, type):
         return ""
+    from memo import code
+
     return code.read(ref.__code__, ref.__globals__).text
 
 

@@ -20,13 +20,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo import config
 from memo.errors import OptionError
 from memo.events import ERROR, Event, emit
 from memo.policy import seconds
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 LOOK_EVERY = 0.2
 """Seconds between two looks at the file."""
@@ -35,7 +37,7 @@ SHARED_AGE = 0.5
 _SETTLED = 0.1
 """Seconds: a file that is younger may be written again within the same tick of its time stamp."""
 
-Ttl = float | int | str | timedelta | None
+Ttl: TypeAlias = "float | int | str | timedelta | None"
 """What people write: seconds, `"1h30m"`, a `timedelta`; None, `"none"` or infinity: no expiry."""
 Fetch = Callable[[], Mapping[str, Any]]
 Publish = Callable[[str, str | None], Any]

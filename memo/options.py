@@ -96,14 +96,14 @@ def texts(option: str, value: Any) -> tuple[str, ...]:
     return many
 
 
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
+_SIZE = r"(?ai)(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?"
 _SCALE = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _SCALE |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 def size(value: Any) -> int | None:
     """Bytes, from a number or from text such as `"10GiB"`; None where it is neither."""
-    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+    if isinstance(value, str) and (found := re.fullmatch(_SIZE, value.strip())):
         number, unit = found.groups()
         return int(float(number) * _SCALE[(unit or "b").lower()])
     return value if isinstance(value, int) and not isinstance(value, bool) else None

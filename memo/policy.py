@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from memo.clock import SECOND, Clock
@@ -95,8 +93,7 @@ def age(times: Times, clock: Clock) -> int | None:
     return max(0, difference)
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """How a function's entries age; checked at decoration, so always sound.
 
     Attributes:
@@ -164,9 +161,10 @@ def _ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float
     if live_ttl is not None:
         return None if live_ttl == math.inf else live_ttl * SECOND * _share(times, policy)
     recorded = None if times.ttl < 0 else times.ttl
-    if policy.ttl is None or callable(policy.ttl):
+    ttl = policy.ttl
+    if ttl is None or callable(ttl):
         return recorded
-    now = policy.ttl * SECOND
+    now = ttl * SECOND
     return now if recorded is None else min(now, recorded)
 
 
@@ -201,8 +199,8 @@ def ttl_ns(policy: Policy, result: Any, live_ttl: float | None = None) -> int:
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
-_WHOLE = re.compile(rf"\s*(?:{_PART.pattern}\s*)+", re.ASCII)
+_PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
+_WHOLE = rf"(?a)\s*(?:{_PART}\s*)+"
 
 
 def seconds(
@@ -233,17 +231,19 @@ def seconds(
 def _number_of_seconds(option: str, value: Any, mend: str) -> float:
     if isinstance(value, bool):
         raise OptionError(option, value, "is a bool; write a number of seconds.")
-    if isinstance(value, timedelta):
-        return value.total_seconds()
     if isinstance(value, (int, float)):
         try:
             return float(value)
         except OverflowError:
             raise OptionError(option, value, f"is too large; {mend}.") from None
     if isinstance(value, str):
-        if not _WHOLE.fullmatch(value):
+        if not re.fullmatch(_WHOLE, value):
             raise OptionError(option, value, 'has no units; write for instance "90s" or "1h30m".')
-        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+        return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, value))
+    from datetime import timedelta
+
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     raise OptionError(
         option, value, 'must be seconds, a timedelta, a text such as "1h30m", or None.'
     )

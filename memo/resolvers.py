@@ -6,7 +6,6 @@ the address.  `"{id}"` of 1 and of "1" has one text and two encodings: one addre
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
 import functools
 import inspect
@@ -138,8 +137,8 @@ class Field(NamedTuple):
     format: str
 
 
-_FIELD: Final = re.compile(r"(\w+)((?:\.\w+|\[[^\]\[]+\])*)")
-_STEP: Final = re.compile(r"\.(\w+)|\[([^\]\[]+)\]")
+_FIELD: Final = r"(\w+)((?:\.\w+|\[[^\]\[]+\])*)"
+_STEP: Final = r"\.(\w+)|\[([^\]\[]+)\]"
 
 
 class Template:
@@ -190,12 +189,12 @@ def _parsed(given: str) -> list[str | Field]:
 
 
 def _field(given: str, name: str, spec: str, conversion: str) -> Field:
-    match = _FIELD.fullmatch(name)
+    match = re.fullmatch(_FIELD, name)
     if match is None or match[1].isdigit() or "{" in spec or conversion not in ("", "s", "r", "a"):
         raise _wrong(given, f'has the placeholder "{{{name}}}"; write {{argument.attribute[key]}}.')
     steps = tuple(
         (True, attribute) if attribute else (False, int(key) if key.isdigit() else key)
-        for attribute, key in _STEP.findall(match[2])
+        for attribute, key in re.findall(_STEP, match[2])
     )
     return Field(match[1], steps, name, conversion, spec)
 
@@ -296,8 +295,12 @@ def called(
 # --- words ---------------------------------------------------------------------------------------
 
 _SPOKEN: Final = (str, int, float, complex, enum.Enum)
-_DATES: Final = (dt.date, dt.time, dt.timedelta)
-_PATHS: Final = frozenset({"pathlib.PurePath", "pathlib._local.PurePath"})
+_BASES: Final = frozenset(
+    {
+        *("datetime.date", "datetime.time", "datetime.timedelta"),
+        *("pathlib.PurePath", "pathlib._local.PurePath"),
+    }
+)
 _OTHERS: Final = frozenset({"uuid.UUID", "decimal.Decimal", "fractions.Fraction"})
 
 
@@ -320,7 +323,7 @@ def words(value: Any, encoding: bytes) -> str:
 def speaks(value: Any) -> bool:
     """Whether a value has short words of its own."""
     kind: Any = type(value)
-    return issubclass(kind, _SPOKEN + _DATES) or _speaks(kind)
+    return issubclass(kind, _SPOKEN) or _speaks(kind)
 
 
 @functools.lru_cache(maxsize=256)
@@ -328,7 +331,7 @@ def _speaks(kind: type) -> bool:
     numpy = sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, numpy.generic):
         return not issubclass(kind, numpy.void)
-    if not _PATHS.isdisjoint(map(canon.type_name, kind.__mro__)):
+    if not _BASES.isdisjoint(map(canon.type_name, kind.__mro__)):
         return True
     return canon.type_name(kind) in _OTHERS
 

@@ -32,7 +32,7 @@ APPLICATION = "jupyter-memo"
 LARGEST_FILE = 65_536
 """Bytes; a longer file is no secret."""
 
-_SEPARATOR = re.compile(r"[,\r\n]+")
+_SEPARATOR = r"[,\r\n]+"
 _MAKE = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
 
 
@@ -66,7 +66,7 @@ def _split(part: Any, source: str) -> Iterable[bytes]:
     if isinstance(part, (bytes, bytearray)):
         return [bytes(part)]
     if isinstance(part, str):
-        return [one.strip().encode() for one in _SEPARATOR.split(part) if one.strip()]
+        return [one.strip().encode() for one in re.split(_SEPARATOR, part) if one.strip()]
     kind = type(part).__name__
     raise SecretError("secret", source, f"has the type {kind}; give text, bytes or a list of them.")
 

@@ -28,9 +28,7 @@ MORE: Final = "more"
 """In the place of the arguments for which a summary has no room."""
 
 _json: Final = json.JSONEncoder(ensure_ascii=False).encode
-_SECRET: Final = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth", re.IGNORECASE
-)
+_SECRECY: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
 
 
 def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: bool) -> str:
@@ -53,7 +51,7 @@ def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: b
 
 def is_secret(name: str) -> bool:
     """Whether an argument is named like what nobody is shown."""
-    return _SECRET.search(name) is not None
+    return re.search(_SECRECY, name) is not None
 
 
 def described_value(name: str, value: Any) -> str:

@@ -66,11 +66,13 @@ class Notebook:
 
 
 @pytest.fixture(autouse=True)
-def _no_traces() -> Iterator[None]:
+def _no_traces(tmp_path: Path) -> Iterator[None]:
+    """What a test has written or made goes; libraries that were imported meanwhile stay whole."""
     before, path = dict(sys.modules), list(sys.path)
     yield
     for name in set(sys.modules) - set(before):
-        if not name.startswith(("memo", "numpy", "pandas", "importlib")):
+        made = getattr(sys.modules[name], "__spec__", None) is None
+        if made or str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
     sys.path[:] = path
 

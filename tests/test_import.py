@@ -13,7 +13,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {
     *("IPython", "anywidget", "asyncio", "attr", "blake3", "click", "cloudpickle", "concurrent"),
-    *("diskcache", "hiredis", "multiprocessing", "numpy", "pandas", "platformdirs", "polars"),
+    *(
+        "dataclasses",
+        "datetime",
+        "diskcache",
+        "hiredis",
+        "multiprocessing",
+        "numpy",
+        "pandas",
+        "platformdirs",
+        "polars",
+    ),
     *("pyarrow", "pydantic", "redis", "rich", "scipy", "sqlite3", "ssl", "torch", "typer"),
 }
 
