@@ -143,6 +143,17 @@ ROWS: Sequence[Row] = (
         notes="the floor is one pipeline of 1,000 GETs with loads; "
         "redis.asyncio: 100 GETs at a time",
     ),
+    Row(
+        "hits of 16 threads, Redis (each)",
+        "hit_threads",
+        ("memo Redis",),
+        "redis-py GET",
+        ("dogpile Redis",),
+        "(no target)",
+        lambda floor, peer: float("inf"),
+        "store_record",
+        notes="of all threads together: how long until the next one has its answer",
+    ),
     _frame("hit, 100 MB float frame, disk", "floats", 100 * MB, 10 * MB, 0.3e-3),
     _frame("hit, 1 GB float frame, disk", "floats", GB, 50 * MB, 0.3e-3),
     _frame("hit, 100 MB mixed frame, disk", "mixed", 100 * MB, 10 * MB, 0.5e-3),

@@ -14,6 +14,7 @@ import pickle
 import random
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
@@ -25,6 +26,7 @@ from benchmarks.peers import Place, decorated, is_async
 
 ARGUMENTS = (7, "Ada")
 CONCURRENT = 1000
+THREADS = 16
 
 
 class Task(NamedTuple):
@@ -195,6 +197,44 @@ def hit_record(task: Task) -> Figures:
     if task.subject == "redis.asyncio GET":
         return {"value": asyncio.run(_get_awaited(task))}
     return {"value": timed(task, records(task), *ARGUMENTS)}
+
+
+def hit_threads(task: Task) -> Figures:
+    """Hits of 16 threads at once: seconds from one answer to the next."""
+    if task.subject == "redis-py GET":
+        import redis
+
+        client = redis.Redis(port=task.place.port)
+        return {"value": per_answer(lambda: client.get("record"), task.seconds)}
+    function = records(task)
+    return {"value": only_hits(task, per_answer(lambda: function(*ARGUMENTS), task.seconds))}
+
+
+def per_answer(call: Callable[[], Any], seconds: float) -> float:
+    """Seconds from one answer to the next, of threads that ask without a pause."""
+    begin = threading.Barrier(THREADS + 1)
+    over = threading.Event()
+    answers: list[int] = []
+
+    def ask() -> None:
+        call()
+        begin.wait()
+        count = 0
+        while not over.is_set():
+            call()
+            count += 1
+        answers.append(count)
+
+    threads = [threading.Thread(target=ask) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    begin.wait()
+    begun = time.perf_counter()
+    over.wait(seconds)
+    over.set()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter() - begun) / sum(answers)
 
 
 async def _get_awaited(task: Task) -> float:

@@ -23,8 +23,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
-from memo.batches import Failure, signed
+from memo.batches import Batch, Failure, signed
 from memo.breaker import GARBLED, RATE, SILENT, Breaker, Fault
+from memo.crews import Crews
 from memo.errors import TierError
 from memo.port import Port
 from memo.scripts import Question, Script, pack
@@ -81,6 +82,7 @@ class Wire:
         self._lock = threading.Lock()
         self._threads: dict[bool, ThreadPool] = {}
         self._loops: dict[tuple[Any, bool], LoopPool] = {}
+        self._crews = Crews()
 
     # --- asking ----------------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class Wire:
             TierError: as `ask`; an error reply to any of them.
         """
         if not (shared and self.breaker.quiet):
-            return await self._read_alone(port, commands, parse)
+            return await self._read_unshared(port, commands, parse)
         answer = self.prompt(port, commands)
         if answer is None:
             place = (port.client(), False)
@@ -164,7 +166,7 @@ class Wire:
         if not self.breaker.quiet:
             return None
         if not port.native:
-            return self._read_here(commands)
+            return self._crews.ask(self, commands)
         pool = self._loops.get((port.client(), False))
         return None if pool is None or not pool.kept else pool.road.ask(commands)
 
@@ -181,7 +183,7 @@ class Wire:
         except Exception as error:
             raise self._failed(_fault_of(error), probe=False) from None
 
-    def _read_here(self, commands: Sequence[bytes]) -> list[Any] | Failure:
+    def read_alone(self, commands: Sequence[bytes]) -> list[Any] | Failure:
         """The replies to the commands of one who blocks, in an exchange of his own."""
         ping, nonce = signed()
         data = b"".join((*commands, ping))
@@ -192,14 +194,31 @@ class Wire:
         except TierError as error:
             return Failure(error)
         except Exception as error:
-            fault = _fault_of(error)
-            if fault is GARBLED:
-                threads.flush()
-            return Failure(self._failed(fault, probe=False))
+            return self._lost(error, threads)
         self.arrived()
         return replies
 
-    async def _read_alone(
+    def read_for(self, batch: Batch) -> None:
+        """Send a batch for the threads that wait for it, and hand out what comes."""
+        threads = self._threads.get(False) or self._thread_pool(False)
+        question = Question((batch.packed(),), batch.missing, self.deadline, False)
+        try:
+            self.breaker.check()  # they have waited
+            batch.replies = threads.exchange(question, self.breaker.check)
+            if batch.land(self.explain):
+                self.arrived()
+        except TierError as error:
+            batch.fail(Failure(error))
+        except Exception as error:
+            batch.fail(self._lost(error, threads))
+
+    def _lost(self, error: Exception, threads: ThreadPool) -> Failure:
+        fault = _fault_of(error)
+        if fault is GARBLED:
+            threads.flush()
+        return Failure(self._failed(fault, probe=False))
+
+    async def _read_unshared(
         self, port: Port, commands: Sequence[bytes], parse: Callable[[list[Any]], T]
     ) -> T:
         """As `read`, in an exchange of one's own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +20,18 @@ from test_remote import A, B, record, wait_for
 
 import memo
 import memo.loops  # its first import takes a while, in which look-ups are not gathered
-from memo import stamps
+from memo import crews, stamps
 from memo.batches import COUNT, Batch, Failure
 from memo.breaker import CLOSED, GARBLED, RATE
 from memo.drivers import BLOCKING, drive
-from memo.errors import TierError
+from memo.errors import TierError, TierUnavailable
 from memo.flights import FLIGHTS
 from memo.port import Port
 from memo.prefetch import TRY_AGAIN, Plan, Prefetch
 from memo.remote import Redis
 from memo.scripts import pack
 from memo.stamps import ALL, LAST, LOST, SHAPES, Generation, Ref, Turn
+from memo.wire import Wire
 
 MANY = 1000
 PATIENT = 5.0
@@ -319,6 +321,226 @@ def test_a_thread_believes_no_answer_to_another_question() -> None:
             blocking(lambda port: tier.wire.read(port, (pack(b"GET", b"x"),), parse=list))
         assert tier.wire.breaker.fault is GARBLED
         tier.close()
+
+
+# --- threads -------------------------------------------------------------------------------------
+
+
+class Gated:
+    """A server that lets replies wait.
+
+    Attributes:
+        gates: open or shut; each packet waits for its own, the last of them serves all later ones.
+        packets: what came, in order.
+    """
+
+    def __init__(self, *gates: threading.Event) -> None:
+        self.gates = gates
+        self.packets: list[bytes] = []
+        self._lock = threading.Lock()
+        self.server = Scripted(self.answer)
+        self.url = self.server.url
+
+    def answer(self, data: bytes) -> bytes:
+        """A GET is answered with the key, an ECHO with its text."""
+        with self._lock:
+            number = len(self.packets)
+            self.packets.append(data)
+        self.gates[min(number, len(self.gates) - 1)].wait(PATIENT)
+        words = re.findall(rb"\$4?3?\r\n(?:GET|ECHO)\r\n\$(\d+)\r\n([^\r]*)\r\n", data)
+        return b"".join(b"$%s\r\n%s\r\n" % pair for pair in words)
+
+
+@pytest.fixture
+def asking() -> Iterator[Callable[..., list[tuple[Any, float]]]]:
+    """Starts threads that ask a wire for a key each; what came of it, and after how long."""
+    threads: list[threading.Thread] = []
+
+    def start(wire: Wire, *keys: bytes) -> list[tuple[Any, float]]:
+        came: list[tuple[Any, float]] = []
+
+        def ask(key: bytes) -> None:
+            begun = time.monotonic()
+            answer: Any
+            try:
+                answer = blocking(lambda port: wire.read(port, (pack(b"GET", key),), parse=list))
+            except TierError as error:
+                answer = error
+            came.append((answer, time.monotonic() - begun))
+
+        for key in keys:
+            threads.append(threading.Thread(target=ask, args=(key,)))
+            threads[-1].start()
+        return came
+
+    yield start
+    for thread in threads:
+        thread.join(2 * PATIENT)
+        assert not thread.is_alive()
+
+
+def occupied(server: Gated) -> bool:
+    return wait_for(lambda: len(server.packets) == crews.CREWS)
+
+
+def gathered_by(wire: Wire, count: int) -> bool:
+    def there() -> bool:
+        batch = wire._crews._next
+        return batch is not None and len(batch._slots) == count
+
+    return wait_for(there)
+
+
+BUSY = [b"busy%d" % number for number in range(crews.CREWS)]
+KEYS = [b"key%d" % number for number in range(20)]
+
+
+def test_threads_share_round_trips(
+    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who ask while others wait for an answer are sent in one packet; each gets his own."""
+    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
+    gate = threading.Event()
+    held = Gated(gate)
+    with held.server:
+        wire = Wire(held.url, PATIENT)
+        first = asking(wire, *BUSY)
+        assert occupied(held)
+        rest = asking(wire, *KEYS, *KEYS)
+        assert gathered_by(wire, 2 * len(KEYS))
+        gate.set()
+        assert wait_for(lambda: len(first) + len(rest) == len(BUSY) + 2 * len(KEYS))
+        assert sorted(answer for answer, _ in first) == sorted([key] for key in BUSY)
+        assert sorted(answer for answer, _ in rest) == sorted([key] for key in 2 * KEYS)
+        assert len(held.packets) == len(BUSY) + 1
+        assert held.packets[-1].count(b"GET") == len(KEYS), "a key that two want is asked for once"
+        assert held.server.accepted == len(BUSY)
+        wire.close()
+
+
+def test_hits_of_threads_share_packets(
+    redis_server: RedisServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So do hits of a cached function: 16 threads take less than half as many packets as hits."""
+    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
+
+    @memo.cache(ttl=None)
+    def load(number: int) -> int:
+        return number
+
+    def hits(seed: int) -> None:
+        for number in range(10):
+            assert load((number + seed) % 10) == (number + seed) % 10
+
+    with memo.configure(redis_url=proxy.url, tiers=["redis"], deadline=PATIENT):
+        for _ in range(2):
+            hits(0)
+        proxy.mode, before = "slow", proxy.packets
+        threads = [threading.Thread(target=hits, args=(seed,)) for seed in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert proxy.packets - before < 80
+        assert load.cache_info().misses == 10
+
+
+def test_threads_that_waited_ask_the_breaker_again(
+    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Redis turns out to be silent, those who waited for others do not ask it as well (I6)."""
+    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
+    held = Gated(threading.Event())
+    with held.server:
+        wire = Wire(held.url, 0.3)
+        asking(wire, *BUSY)
+        assert occupied(held)
+        rest = asking(wire, *KEYS)
+        assert wait_for(lambda: len(rest) == len(KEYS))
+        assert all(isinstance(answer, TierUnavailable) for answer, _ in rest)
+        assert max(seconds for _, seconds in rest) < 0.45, "one deadline, and not another"
+        assert len(held.packets) == len(BUSY)
+        held.gates[0].set()
+        wire.close()
+
+
+def test_nobody_waits_long_for_what_others_asked(
+    asking: Callable[..., list[tuple[Any, float]]],
+) -> None:
+    """While answers to others do not come, a thread is soon answered over another connection."""
+    gates = [threading.Event() for _ in BUSY]
+    free = threading.Event()
+    free.set()
+    held = Gated(*gates, free)
+    with held.server:
+        wire = Wire(held.url, PATIENT)
+        asking(wire, *BUSY)
+        assert occupied(held)
+        rest = asking(wire, *KEYS)
+        assert wait_for(lambda: len(rest) == len(KEYS))
+        assert max(seconds for _, seconds in rest) < PATIENT / 5
+        for gate in gates:
+            gate.set()
+        wire.close()
+
+
+def test_who_waited_for_the_first_is_not_lost_with_him(
+    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who is woken to lead and does not come is replaced by another of those who wait."""
+    monkeypatch.setattr(crews, "PATIENCE", 0.2)
+    gate = threading.Event()
+    held = Gated(gate)
+    with held.server:
+        wire = Wire(held.url, PATIENT)
+        asking(wire, *BUSY)
+        assert occupied(held)
+        rest = asking(wire, *KEYS)
+        assert gathered_by(wire, len(KEYS))
+        wire._crews._first = None  # as if it had been interrupted: nobody is woken
+        gate.set()
+        assert wait_for(lambda: len(rest) == len(KEYS))
+        assert sorted(answer for answer, _ in rest) == sorted([key] for key in KEYS)
+        wire.close()
+
+
+def test_an_interrupted_leader_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is interrupted while it asks for others leaves them to ask by themselves.
+
+    The server is made up: an interrupt cannot be timed to come in the midst of an exchange.
+    """
+    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
+    crew = crews.Crews()
+    under_way, go_on = threading.Semaphore(0), threading.Event()
+    answers: list[Any] = []
+
+    class Server:
+        def read_alone(self, commands: Sequence[bytes]) -> list[Any] | Failure:
+            under_way.release()
+            go_on.wait(PATIENT)
+            return list(commands)
+
+        def read_for(self, batch: Batch) -> None:
+            raise KeyboardInterrupt
+
+    def ask(command: bytes) -> None:
+        try:
+            answers.append(crew.ask(Server(), (command,)))
+        except KeyboardInterrupt:
+            answers.append("interrupted")
+
+    threads = [threading.Thread(target=ask, args=(key,)) for key in (*BUSY, *KEYS)]
+    for thread in threads:
+        thread.start()
+        if thread in threads[: len(BUSY)]:
+            assert under_way.acquire(timeout=PATIENT)
+    assert wait_for(lambda: crew._next is not None and len(crew._next._slots) == len(KEYS))
+    go_on.set()
+    for thread in threads:
+        thread.join(PATIENT)
+    assert answers.count("interrupted") == 1
+    assert len(answers) == len(threads)
+    assert sum(answer == [key] for answer in answers for key in KEYS) == len(KEYS) - 1
 
 
 # --- whoever goes, and whatever breaks -----------------------------------------------------------
