@@ -22,7 +22,7 @@ from memo.generations import Change
 from memo.ledger import Ledger, change_fields, fields_of
 from memo.locks import HostLock
 from memo.port import Port
-from memo.seal import Claim
+from memo.seal import Claim, claimed
 from memo.sqlite import outlasting
 from memo.stamps import ALL, LOST, Ref, State, Turn
 
@@ -86,14 +86,16 @@ class HostGenerations:
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
+            EntryError: a claim cannot be read.
         """
         ledger = self._up_to_date()
         groups = ledger.groups
-        for name, arguments, text in claims:
+        for claim in claims:
+            _, name, arguments, text, _ = claim
             group = groups.get(name) or ledger.load(name)
             now = group.plain
             if now is None or arguments is None:
-                now = group.state(Ref(name, arguments))
+                now = group.state(claimed(claim))
             if now[0] != text:
                 return False
         return True

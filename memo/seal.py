@@ -49,8 +49,10 @@ _OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
 _TEXTS_AT = _BODY_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
-GLANCES = 512 * 1024
+GLANCES = 2 * 1024 * 1024
 """Bytes of entries that `Glances` keeps at most; past that it begins anew."""
+ONCE = 4096
+"""Names that `Glances` remembers to have met."""
 LOOKED_AT = 32 * 1024
 """Bytes of a record that is kept there at most."""
 GLANCE = 1536
@@ -134,8 +136,8 @@ class Header(NamedTuple):
     flags: int = 0
 
 
-Claim = tuple[str, tuple[tuple[str, str], ...] | None, str]
-"""A generation as a record names it: group and arguments as in `Ref`, text as in `State`."""
+Claim = Sequence[Any]
+"""A generation as `pack_stamps` writes it: "g", group, arguments, text and last."""
 
 
 class Entry:
@@ -210,16 +212,27 @@ class Entry:
         return f"<code>{escape(repr(self))}</code>"
 
 
+def claimed(claim: Claim) -> Ref:
+    """What a claim is about.
+
+    Raises:
+        EntryError: it cannot be read.
+    """
+    _, group, arguments, _, _ = claim
+    try:
+        if arguments is not None:
+            arguments = tuple([(name, digest) for name, digest in arguments])
+    except (TypeError, ValueError):
+        raise EntryError(UNREADABLE, "sealed, but malformed: a generation") from None
+    return _new(Ref, (group, arguments))
+
+
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     """An entry of its parts."""
     size = len(record) + payload_size(header.buffers)
     plain = not (header.buffers or header.flags)
     told = header.stamps if plain else ()
-    claims = [
-        (stamp.ref.group, stamp.ref.arguments, stamp.state.text)
-        for stamp in told
-        if type(stamp) is Generation
-    ]
+    claims = [("g", *stamp.ref, *stamp.state) for stamp in told if type(stamp) is Generation]
     plain = plain and len(claims) == len(header.stamps)
     return Entry(record, stream, header.times, claims, plain, size, header)
 
@@ -269,7 +282,7 @@ def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     view = memoryview(record)
     if len(view) < _BODY_AT + _PLACES.size + _FIXED.size or view[:8] != MAGIC:
         raise EntryError(UNREADABLE, "not a record of this format")
-    _check_seal(view, secrets)
+    _check_seal(record, view, secrets)
     try:
         header, stream = _parse(view)
     except (struct.error, ValueError, KeyError, TypeError, IndexError) as error:
@@ -291,40 +304,39 @@ def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     if len(record) < _TEXTS_AT or not record.startswith(MAGIC):
         return None
     view = memoryview(record)
-    _check_seal(view, secrets)
-    facts = _OUTLINE.unpack_from(record, _BODY_AT)
-    end, stamps_at, stamps_size, size = facts[:4]
-    started, finished, boot, ttl, grace, cost, boot_id, flags = facts[4:12]
+    _check_seal(record, view, secrets)
+    (
+        end, stamps_at, stamps_size, size, started, finished, boot, ttl, grace, cost, boot_id,
+        flags, of_namespace, of_key, _, _, _, _, _, _, of_buffers,
+    ) = _OUTLINE.unpack_from(record, _BODY_AT)  # fmt: skip
     place = f"{namespace}{key}".encode()
     if (
         stamps_at + stamps_size != end
         or end + size != len(record)
-        or facts[12] + facts[13] != len(place)
-        or facts[13] != len(key)
+        or of_namespace + of_key != len(place)
+        or of_key != len(key)
         or not record.startswith(place, _TEXTS_AT)
         or flags
-        or facts[-1]  # there are buffers
+        or of_buffers
     ):
         return None
     try:
-        claims = [_claim(*row) for row in _rows(view[stamps_at:end])]
+        claims = _rows(record[stamps_at:end])
+        for kind, _, _, _, _ in claims:
+            if kind != "g":
+                return None
     except (ValueError, TypeError):
         return None
-    times = Times(started, finished, boot_id, boot, ttl, grace, cost)
+    times = _new(Times, (started, finished, boot_id, boot, ttl, grace, cost))
     return Entry(record, view[end:], times, claims, True, len(record))
-
-
-def _claim(kind: str, group: str, arguments: Any, text: str, _: str) -> Claim:
-    if kind != "g":
-        raise ValueError(kind)
-    return group, None if arguments is None else tuple(map(tuple, arguments)), text
 
 
 class Glances:
     """What was glanced at last, so that a record that is hit again and again is checked once.
 
     Equal bytes under the same name have the seal that was compared; one set of secrets has one such
-    object.
+    object.  A record is kept from the second time on that it is met, since to keep what does not
+    come back costs more than to check it.
 
     Args:
         secrets, namespace: as for `glance`.
@@ -334,6 +346,7 @@ class Glances:
         self._secrets = secrets
         self._namespace = namespace
         self._known: dict[str, Entry] = {}
+        self._once: dict[str, None] = {}
         self._bytes = 0
 
     def glance(self, name: str, record: bytes, key: str) -> Entry | None:
@@ -346,7 +359,11 @@ class Glances:
         if known is not None and known.record == record:
             return known
         entry = glance(record, self._secrets, self._namespace, key)
-        if entry is not None and len(record) <= LOOKED_AT:
+        if name not in self._once:
+            if len(self._once) >= ONCE:
+                self._once = {}
+            self._once[name] = None
+        elif entry is not None and len(record) <= LOOKED_AT:
             self._bytes += len(record) + GLANCE
             if self._bytes > GLANCES:
                 self._known, self._bytes = {}, len(record) + GLANCE
@@ -378,11 +395,11 @@ def worth(record: bytes) -> Worth | None:
     return Worth(facts[9], code.decode("utf-8", "replace"))
 
 
-def _check_seal(view: memoryview, secrets: Sequence[Secret]) -> None:
-    head = view[:_SEAL_AT].tobytes()
+def _check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> None:
+    head = record[:_SEAL_AT]
     for secret in secrets:
         if head.endswith(secret.id):
-            if compare_digest(secret.seal(head, view[_BODY_AT:]), view[_SEAL_AT:_BODY_AT]):
+            if compare_digest(secret.seal(head, view[_BODY_AT:]), record[_SEAL_AT:_BODY_AT]):
                 return
             raise EntryError(UNAUTHENTIC, "changed since it was sealed")
     raise EntryError(UNAUTHENTIC, "sealed by an unknown secret")
