@@ -104,24 +104,25 @@ def _value(
     """The value of an entry that is true, if it is fresh and small, or the `Call` to go on with."""
     if len(entry.stream) > BIG:
         return call
-    rules, ttl = function.policy, None
+    rules, ttl, times = function.policy, None, entry.times
     if rules.ttl_key is not None:
         if live.due():
             return call
         ttl = function.live_ttl()
-    if policy.judge(entry.times, rules, chain.clock, ttl).kind != FRESH:
+    if policy.judge(times, rules, chain.clock, ttl).kind != FRESH:
         return call
     try:
         value = codec.decode(entry.stream, None, ())
     except EntryError:
         return call  # `look` meets it again, and says so
-    chain.raise_floor(call.text, entry.times.started)
+    started, _, _, _, _, _, cost = times
+    key = call.text
+    chain.raise_floor(key, started)
     reads = CURRENT.get()
     if reads is not None:
         tell(entry.stamps)
     taken = time.perf_counter() - begun
-    saved = entry.times.cost / SECOND
-    facts = (events.HIT, function.id, call.text, tier, "", taken, entry.size, saved, "")
+    facts = (events.HIT, function.id, key, tier, "", taken, entry.size, cost / SECOND, "")
     events.emit(_made(events.Event, facts))
     return value
 

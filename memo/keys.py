@@ -41,6 +41,15 @@ def _find(kind: type) -> canon.Encoder:
 
 canon.use_finder(_find)
 
+REPEATED: Final = 256
+"""Calls of a function whose keys are kept."""
+MET: Final = 4096
+"""Calls of which it is known that they were met before."""
+LONG: Final = 256
+"""Characters of a text from which its call is not kept."""
+_STEADY: Final = frozenset({int, type(None)})
+"""Besides texts, types whose values never change, and equal others of these types only where their
+encodings do.  `True` equals 1, and 0.0 equals -0.0."""
 CACHE_KEY: Final = "__cache_key__"
 """Method by which a class puts its instances into the keys of its cached methods."""
 
@@ -288,6 +297,9 @@ class Keyer:
         self._wanted = self._checked_tags()
         self._special = bool(self._as) or self._resolver is not None or callable(self._given_tags)
         self._heads: dict[str, tuple[str, bytes, Own | None]] = {}
+        self._repeatable = -1 if self._method or self._special else self._plain
+        self._met: set[int] = set()
+        self._repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
     def _unknown(self, option: str, names: Iterable[str]) -> None:
         for name in names:
@@ -327,6 +339,26 @@ class Keyer:
             TypeError: the arguments do not fit the function.
             HeavyError: with `light`: the arguments are big.
         """
+        steady = len(args) == self._repeatable and not kwargs
+        if steady:
+            for value in args:
+                kind = type(value)
+                if kind is str:
+                    if len(value) > LONG:
+                        steady = False
+                elif kind not in _STEADY:
+                    steady = False
+            repeated = self._repeated.get(args) if steady else None
+            if repeated is not None and repeated[0] == code:
+                return repeated[1]
+        call = self._call(code, args, kwargs, light)
+        if steady:
+            self._remember(code, args, call)
+        return call
+
+    def _call(
+        self, code: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool
+    ) -> Call:
         owner = ""
         own: Any = None
         if self._method:
@@ -357,6 +389,22 @@ class Keyer:
             known = self._head(owner, code)
         text = blake2b(known[1] + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
         return Call(text, self, self.names, args, encodings, None, self._tags, known[2])
+
+    def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
+        """Keep what a call is, from its second time on: to keep what does not come back costs more.
+
+        Args:
+            args: all of them steady.
+        """
+        met = hash(args)
+        if met not in self._met:
+            if len(self._met) >= MET:
+                self._met = set()
+            self._met.add(met)
+        else:
+            if len(self._repeated) >= REPEATED:
+                self._repeated = {}
+            self._repeated[args] = code, call
 
     def _head(self, owner: str, code: str) -> tuple[str, bytes, Own | None]:
         """The code version, what every key of it and of a class begins with, and the class."""

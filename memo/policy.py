@@ -40,6 +40,7 @@ JITTER = 0.1
 FUTURE_TOLERANCE = 60 * SECOND
 """How far ahead of this host's wall clock another host's may be before an entry is refused."""
 DEFAULT_THRESHOLD = 0.8
+_NAMELESS = bytes(16)
 
 
 class Verdict(NamedTuple):
@@ -84,10 +85,11 @@ def age(times: Times, clock: Clock) -> int | None:
     On the machine and start that computed it, by the clock that cannot step.  Elsewhere by the wall
     clocks of the two hosts, which may differ by as much as the hosts' clocks do.
     """
+    _, finished, here, finished_boot, _, _, _ = times  # a fifth of what the names would take
     boot_id = clock.boot_id
-    if times.boot_id == boot_id and boot_id != bytes(16):
-        return max(0, clock.boot_ns() - times.finished_boot)
-    difference = clock.wall_ns() - times.finished
+    if here == boot_id and boot_id != _NAMELESS:
+        return max(0, clock.boot_ns() - finished_boot)
+    difference = clock.wall_ns() - finished
     if difference < -FUTURE_TOLERANCE:
         return None
     return max(0, difference)
@@ -160,12 +162,12 @@ _FRESH = Verdict(FRESH)
 def _ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
     if live_ttl is not None:
         return None if live_ttl == math.inf else live_ttl * SECOND * _share(times, policy)
-    recorded = None if times.ttl < 0 else times.ttl
+    recorded = times.ttl
     ttl = policy.ttl
     if ttl is None or callable(ttl):
-        return recorded
+        return None if recorded < 0 else recorded
     now = ttl * SECOND
-    return now if recorded is None else min(now, recorded)
+    return recorded if 0 <= recorded < now else now
 
 
 def _share(times: Times, policy: Policy) -> float:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo import stamps
+from memo import keys, stamps
 from memo.errors import KeyingError, OptionError
 from memo.keys import Call, Keyer, address, address_digest, normal_prefix, prefixes
 
@@ -748,6 +748,70 @@ def test_a_small_key_is_quick() -> None:
     assert per_call(lambda: plain.call(CODE, args, {})) < 4e-6
     assert per_call(lambda: plain.call(CODE, args[:1], {"b": "a text"})) < 6e-6
     assert per_call(lambda: method.call(CODE, (service, *args), {})) < 4e-6
+
+
+ALIKE = st.sampled_from(
+    [0, 0.0, -0.0, False, 1, 1.0, True, None, "", b"", "a", b"a", "1", 2**70, float(2**70), 1j]
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(ALIKE, ALIKE, st.sampled_from([CODE, "1" * 32])), max_size=40))
+def test_calls_that_come_again_have_the_keys_they_had(
+    calls: list[tuple[Any, Any, str]],
+) -> None:
+    """What is kept of a call answers that call only: not one that is equal, or of other code."""
+
+    def kept(a: Any, b: Any) -> None: ...
+
+    maker = keyer(kept)
+    for a, b, code in calls * 3:
+        fresh = keyer(kept)
+        made, wanted = maker.call(code, (a, b), {}), fresh.call(code, (a, b), {})
+        assert made.text == wanted.text
+        assert made.arguments == wanted.arguments
+        assert made.addresses == wanted.addresses
+        assert made.summary == wanted.summary
+
+
+def test_what_is_kept_of_calls_is_bounded() -> None:
+    """A thousand calls that come again leave a few hundred behind, and long texts none."""
+
+    def f(a: Any) -> None: ...
+
+    maker = keyer(f)
+    for _ in range(3):
+        for number in range(3 * keys.REPEATED):
+            key(maker, number)
+    assert 0 < len(maker._repeated) <= keys.REPEATED
+    for number in range(2 * keys.MET):
+        key(maker, -number)
+    assert len(maker._met) <= keys.MET
+    before = set(maker._repeated)
+    for value in ("x" * (keys.LONG + 1), b"x", 1.5, True, (1,)):
+        for _ in range(3):
+            key(maker, value)
+    assert set(maker._repeated) == before
+    key(maker, 10**6)
+    assert call(maker, 10**6) is call(maker, 10**6), "which is what this is for"
+
+
+def test_what_others_decide_is_asked_each_time() -> None:
+    """Calls whose keys, or tags, a function of the user's makes are not kept."""
+    turns: list[int] = []
+
+    def resolver(a: Any) -> str:
+        turns.append(a)
+        return f"x:{len(turns)}"
+
+    def f(a: Any) -> None: ...
+
+    maker = keyer(f, key_resolver=resolver)
+    assert len({key(maker, 1) for _ in range(4)}) == 4
+    tagged = keyer(f, tags=lambda a: [resolver(a)])
+    for _ in range(4):
+        assert call(tagged, 1).refs
+    assert len(turns) == 8
 
 
 def test_no_signature_is_read_on_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
