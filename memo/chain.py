@@ -414,10 +414,12 @@ class Chain:
             return None
         try:
             seen = self._glances.glance(name, found.record, key)
-            states = None if seen is None else found.read(list(map(seal.claimed, seen.claims)))
         except EntryError:  # `lookup` meets it again, and says so
             return None
-        if seen is None or states is None:
+        if seen is None:
+            return None
+        states = found.read([(group, arguments) for _, group, arguments, _, _ in seen.claims])
+        if states is None:
             return None
         for (_, _, _, text, _), state in zip(seen.claims, states, strict=True):
             if text != state.text:
