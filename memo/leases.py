@@ -34,7 +34,8 @@ from memo.uploads import Upload
 LEASE = 30.0
 """Seconds that a cluster lease lives without renewal."""
 POLL = (0.002, 0.02)
-"""Seconds between two looks at a host lock: the first, doubled each time, up to the last."""
+"""Seconds between two looks at a host lock: the first, doubled each time up to the last, as long as
+the same one has it."""
 LASTING = 2.0
 """Seconds for which who has a lease waits for a lock on a file of the cache, where 0.25 s would do
 for others: what he does not find or cannot store is computed by everybody who waits for him."""
@@ -294,7 +295,8 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
 
 async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first: bool) -> bool:
     """Take the host lock; `first`: the cluster lease is still to come, and nothing runs before."""
-    pause, longest = POLL
+    shortest, longest = POLL
+    pause, known = shortest, ""
     while True:
         try:
             if lock.try_acquire(held.me if first else held.sign()):
@@ -304,8 +306,11 @@ async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first:
             return True
         if end is not None and time.monotonic() >= end:
             return False
+        holder = lock.holder()
+        if holder != known:  # the one before is done, and this one may only see what he left
+            pause, known = shortest, holder
         if held.curious():
-            held.wait_begins(lock.holder())
+            held.wait_begins(holder)
         await port.sleep(pause)
         pause = min(longest, pause * 2)
 
