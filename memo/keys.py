@@ -44,7 +44,7 @@ canon.use_finder(_find)
 REPEATED: Final = 256
 """Calls of a function whose keys are kept."""
 MET: Final = 4096
-"""Calls of which it is known that they were met before."""
+"""Calls of which it is known that they were met before; then all of them are forgotten."""
 LONG: Final = 256
 """Characters of a text from which its call is not kept."""
 _STEADY: Final = frozenset({int, type(None)})
@@ -393,17 +393,17 @@ class Keyer:
     def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
         """Keep what a call is, from its second time on: to keep what does not come back costs more.
 
+        What there is no room for is not kept, until so many others were met that all is forgotten.
+
         Args:
             args: all of them steady.
         """
         met = hash(args)
         if met not in self._met:
             if len(self._met) >= MET:
-                self._met = set()
+                self._met, self._repeated = set(), {}
             self._met.add(met)
-        else:
-            if len(self._repeated) >= REPEATED:
-                self._repeated = {}
+        elif len(self._repeated) < REPEATED or args in self._repeated:
             self._repeated[args] = code, call
 
     def _head(self, owner: str, code: str) -> tuple[str, bytes, Own | None]:

@@ -49,10 +49,10 @@ _OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
 _TEXTS_AT = _BODY_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
-GLANCES = 2 * 1024 * 1024
+GLANCES = 4 * 1024 * 1024
 """Bytes of entries that `Glances` keeps at most; past that it begins anew."""
 ONCE = 4096
-"""Names that `Glances` remembers to have met."""
+"""Names that `Glances` remembers to have met; then it forgets all."""
 LOOKED_AT = 32 * 1024
 """Bytes of a record that is kept there at most."""
 GLANCE = 1536
@@ -336,7 +336,8 @@ class Glances:
 
     Equal bytes under the same name have the seal that was compared; one set of secrets has one such
     object.  A record is kept from the second time on that it is met, since to keep what does not
-    come back costs more than to check it.
+    come back costs more than to check it.  What there is no room for is not kept, until so many
+    others were met that all is forgotten.
 
     Args:
         secrets, namespace: as for `glance`.
@@ -361,13 +362,13 @@ class Glances:
         entry = glance(record, self._secrets, self._namespace, key)
         if name not in self._once:
             if len(self._once) >= ONCE:
-                self._once = {}
+                self._once, self._known, self._bytes = {}, {}, 0
             self._once[name] = None
         elif entry is not None and len(record) <= LOOKED_AT:
-            self._bytes += len(record) + GLANCE
-            if self._bytes > GLANCES:
-                self._known, self._bytes = {}, len(record) + GLANCE
-            self._known[name] = entry
+            more = len(record) + GLANCE - (0 if known is None else len(known.record) + GLANCE)
+            if self._bytes + more <= GLANCES:
+                self._bytes += more
+                self._known[name] = entry
         return entry
 
 

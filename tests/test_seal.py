@@ -316,9 +316,26 @@ def test_what_was_glanced_at_is_bounded() -> None:
         assert glances.glance(key, record, key) is not None
         assert key not in glances._known
         assert glances.glance(key, record, key) is not None
-        assert key in glances._known
         kept = sum(len(entry.record) + seal.GLANCE for entry in glances._known.values())
-        assert kept <= seal.GLANCES
+        assert kept == glances._bytes <= seal.GLANCES
+        assert key in glances._known or kept > seal.GLANCES - 2 * (len(record) + seal.GLANCE)
+    assert f"{0:040x}" in glances._known, "not pushed out by what came later"
+    for number in range(seal.ONCE):
+        key = f"{number:038x}-0"
+        glances.glance(key, seal.pack(PLAIN._replace(key=key), b"", SECRET), key)
+    assert not glances._known, "until so much was met that it is old"
+    assert len(glances._once) <= seal.ONCE
+
+
+def test_a_record_that_changes_takes_the_place_of_the_one_before() -> None:
+    """Of entries that were stored anew, the latest is kept, and its bytes are counted."""
+    glances = seal.Glances([SECRET], "memo")
+    for size in (10, 1000, 0, 500):
+        record = seal.pack(PLAIN, b"x" * size, SECRET)
+        for _ in range(2):
+            assert glances.glance("name", record, PLAIN.key) is not None
+    assert glances._known["name"].record == record
+    assert glances._bytes == len(record) + seal.GLANCE
 
 
 @given(st.binary(max_size=400))
