@@ -8,8 +8,8 @@
     async def load(region: str) -> pandas.DataFrame: ...
 
 Where to find what: `decorators` makes a cached function, `engine` answers its calls, `chain` asks
-the tiers, `keys` and `identity` say which entry, `stamps` whether it is still true, `policy` how
-long.
+the tiers, `keys` and `identity` say which entry, `stamps` and `authorities` whether it is still
+true, `policy` how long.
 """
 
 from __future__ import annotations

@@ -4,30 +4,26 @@ Rules of this module:
 
 1.  A record is believed only when its seal holds for this namespace and key, its stamps still read
     the same at the *authority*, its clock makes sense, and no answer before was computed later.
-2.  The authority is the first shared tier (Redis); while that is away, this host's generations.
-    The host *learns* what the shared authority reads, so that it can judge while that is away.
+2.  What is true is for `memo.authorities` to say.
 3.  Where a shared authority lets us hear of changes (`Listener`), what it said of an entry in
     memory holds until something was heard, or this host's generations turned.
-4.  An invalidation is written down on the host before it is sent to a shared tier.  One that did
-    not arrive is replayed, with a fresh token, before anything is read from that tier again.
-5.  A tier that fails is an event and a fall-through.
-6.  What is big goes to the shared tier from this host's disk, in the background, and what is big
+4.  A tier that fails is an event and a fall-through.
+5.  What is big goes to the shared tier from this host's disk, in the background, and what is big
     comes from there to this host's disk: see `memo.transfers`.
 """
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any, Literal, NamedTuple, cast
 
 from memo import events, seal, sources
+from memo.authorities import Authorities
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.codec import Payload
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable
+from memo.floors import Floors
 from memo.policy import (
     ABSENT,
     GENERATION_LOST,
@@ -40,15 +36,14 @@ from memo.policy import (
     Verdict,
     age,
 )
-from memo.port import Port, patient
+from memo.port import Port
 from memo.seal import Entry, Secret
-from memo.stamps import Generation, Ref, Stamp, State, Turn
+from memo.stamps import Generation, Stamp, State
 from memo.tiers import (
     MEMORY,
     Asked,
     Found,
     Front,
-    Generations,
     Host,
     Listener,
     Near,
@@ -61,12 +56,8 @@ from memo.uploads import Upload
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
-OUTLAST = 10.0
-"""Seconds for which an invalidation waits for a lock of others on this host's file."""
 LEARN_AGAIN = 1.0
 """Seconds for which the host is not asked to learn anything more where it could or would not."""
-FLOORS = 65_536
-"""How many keys' latest answers are remembered at least, so that no answer goes back (I2)."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
@@ -142,20 +133,19 @@ class Chain:
         self.secrets: tuple[Secret, ...] = ()
         self._secret_id = ""
         self._glances = seal.Glances((), self.namespace)
-        self.host: Host | None = None
         self.clock: Clock = SYSTEM
         self.check: Callable[[Port, Stamp], Coroutine[Any, Any, str]] = sources.check
         self._front: Front | None = next(
             (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
         )
-        self._authority: Tier | None = next(
-            (tier for tier in self.tiers if tier.shared and tier.generations is not None), None
-        )
+        self.authorities = Authorities(self.tiers, self._fault)
+        self.floors = Floors()
+        self._authority = self.authorities.shared
         self._remote = self._authority is not None
         self._near: Near | None = next(
             (tier for tier in self.tiers[:1] if not self._remote and isinstance(tier, Near)), None
         )
-        self._listener: Listener | None = getattr(self._authority, "listener", None)
+        self._listener = self.authorities.listener
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
         self._ranked: Any = next((tier for tier in self.tiers if hasattr(tier, "was_read")), None)
@@ -167,16 +157,12 @@ class Chain:
             remaining=self._remaining,
             fault=self._fault,
         )
-        self._owed: list[tuple[Sequence[Turn], str]] = []
         self._prompt: Prompt | None = None
         behind = self.tiers[self._front is not None :]
         if self._authority is not None and self._authority is behind[0]:
             self._prompt = self._authority if isinstance(self._authority, Prompt) else None
         if self._front is not None and self._listener is not None:  # proofs are `_watched`'s
             self._prompt = None
-        self._floors: dict[str, int] = {}
-        self._old_floors: dict[str, int] = {}
-        self._lock = threading.Lock()
 
     def settle_in(self, namespace: str, secrets: tuple[Secret, ...], host: Host | None) -> Chain:
         """Give the chain its place: done once by whoever assembles it."""
@@ -184,7 +170,7 @@ class Chain:
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
         self._glances = seal.Glances(secrets, namespace)
-        self.host = host
+        self.authorities.host = host
         for tier in self.tiers:
             if trust := getattr(tier, "trust", None):
                 trust(secrets)
@@ -192,6 +178,11 @@ class Chain:
             if read and hear:
                 hear(read)
         return self
+
+    @property
+    def host(self) -> Host | None:
+        """What the processes of this host share; None: there is none."""
+        return self.authorities.host
 
     def __repr__(self) -> str:
         return f"<Chain {' > '.join(t.name for t in self.tiers)}>"
@@ -265,7 +256,7 @@ class Chain:
         if tier is self._authority:
             if asked is not None:
                 return cast("Found | None", asked.found())
-            await self._catch_up(port)
+            await self.authorities.catch_up(port)
         return await tier.lookup(port, name)
 
     async def _weigh(
@@ -294,7 +285,7 @@ class Chain:
         reason = await self.untrue(port, entry, states)
         if reason:
             return Answer(Verdict(MISS, reason))
-        if self.older(key, entry.times.started):
+        if self.floors.older(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
         verdict = judge(entry.times)
         if verdict.kind == MISS and not verdict.fallback:
@@ -346,7 +337,7 @@ class Chain:
         Only where this host's generations are the authority, or the one that is lets us hear of
         changes, and nothing else can make it untrue.
         """
-        host = self.host
+        host = self.authorities.host
         if host is None or self._asks:
             return None
         name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
@@ -356,7 +347,7 @@ class Chain:
                 return None
         except (TierError, EntryError):
             return None  # `lookup` meets it again, and says so
-        return None if self.older(key, entry.times.started) else entry
+        return None if self.floors.older(key, entry.times.started) else entry
 
     def ask(self, port: Port, function: str, key: str) -> Asked | None:
         """Begin to look an entry up, by a plain function; None: `lookup` it.
@@ -364,7 +355,7 @@ class Chain:
         Only where the authority is the first tier, or the second and memory has the entry.
         """
         prompt, front = self._prompt, self._front
-        if prompt is None or self._behind():
+        if prompt is None or self.authorities.behind():
             return None
         name = self.name(function, key)
         if front is None:
@@ -378,15 +369,6 @@ class Chain:
         if asked is not None:
             asked.chain, asked.name, asked.entry = self, name, entry
         return asked
-
-    def _behind(self) -> bool:
-        """Whether the authority may have missed an invalidation."""
-        if self._owed:
-            return True
-        try:
-            return self.host is not None and self.host.journal.maybe_due()
-        except TierError:  # `lookup` meets it again, and says so
-            return True
 
     def plain(self, port: Port, asked: Asked, key: str) -> Entry | None:
         """What was asked for, if it is a true entry with nothing but generations to it; or None."""
@@ -402,7 +384,7 @@ class Chain:
         return seen
 
     def _not_older(self, seen: Entry | None, key: str) -> Entry | None:
-        return None if seen is None or self.older(key, seen.times.started) else seen
+        return None if seen is None or self.floors.older(key, seen.times.started) else seen
 
     def _remembered(self, entry: Entry, states: tuple[State, ...] | None) -> Entry | None:
         if states is None:
@@ -453,7 +435,7 @@ class Chain:
                     return own
             mark = listener.mark()
             before = host.generations.read(entry.refs)
-            states, by = await self._asked(port, "states", entry.refs)
+            states, by = await self.authorities.asked(port, "states", entry.refs)
             if mark is None or by is host.generations or not _same(entry.generations, states):
                 return states
             if await self._has_learned(port, host, entry, before, states):
@@ -537,7 +519,8 @@ class Chain:
             generations = [stamp for stamp in stamps if type(stamp) is Generation]
         if states is None or len(states) != len(generations):
             try:
-                states = tuple(await self.states(port, [stamp.ref for stamp in generations]))
+                refs = [stamp.ref for stamp in generations]
+                states = tuple(await self.authorities.states(port, refs))
             except TierError:
                 return UNREACHABLE
         for stamp, state in zip(generations, states, strict=True):
@@ -577,162 +560,6 @@ class Chain:
             return None
         old = age(times, self.clock) or 0
         return max(0.001, (times.ttl + times.grace - old) / SECOND)
-
-    # --- generations -----------------------------------------------------------------------------
-
-    def _authorities(self) -> list[Generations]:
-        found: list[Generations] = []
-        if self._authority is not None and self._authority.generations is not None:
-            found.append(self._authority.generations)
-        if self.host is not None:
-            found.append(self.host.generations)
-        return found or [t.generations for t in self.tiers[:1] if t.generations]
-
-    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """What refs read now, at the first authority that answers.
-
-        Raises:
-            TierUnavailable: none does.
-        """
-        return await self._first(port, "states", refs)
-
-    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """What refs read now, for the stamps of a computation that is about to begin.
-
-        The host learns what a shared authority reads: it is asked first, so that an invalidation on
-        this host that comes in between is not undone.
-        """
-        if self.host is None:
-            return await self._first(port, "begin", refs)
-        own = self.host.generations
-        try:
-            before = await own.states(port, refs)
-        except TierError as error:
-            self._fault("host", error)
-            return await self._first(port, "begin", refs)
-        now = await self._first(port, "begin", refs)
-        if now != before:
-            try:
-                await port.offload(own.learn, refs, before, now)
-            except TierError as error:
-                self._fault("host", error)
-        return now
-
-    async def _first(self, port: Port, verb: str, refs: Sequence[Ref]) -> list[State]:
-        return (await self._asked(port, verb, refs))[0]
-
-    async def _asked(
-        self, port: Port, verb: str, refs: Sequence[Ref]
-    ) -> tuple[list[State], Generations]:
-        """What the first authority that can tell says, and who that is."""
-        for authority in self._authorities():
-            try:
-                if self._authority is not None and authority is self._authority.generations:
-                    await self._catch_up(port)
-                states: list[State] = await getattr(authority, verb)(port, refs)
-            except TierError as error:
-                self._fault("generations", error)
-                continue
-            return states, authority
-        raise TierUnavailable("no tier can tell what is true")
-
-    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        """(field, note) of the invalidations that a ref has seen, from the first that can tell."""
-        for authority in self._authorities():
-            try:
-                return await authority.notes(port, ref)
-            except TierError as error:
-                self._fault("generations", error)
-        return []
-
-    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
-        """Invalidate; how it went, tier by tier: `"done"`, or why not and what will happen."""
-        outcome: dict[str, str] = {}
-        row = await self._turn_host(port, turns, note, outcome)
-        for tier in self.tiers:
-            outcome.setdefault(tier.name, "done")
-        if self._authority is not None and self._authority.generations is not None:
-            try:
-                await self._authority.generations.turn(port, turns, note)
-            except TierError as error:
-                how = await self._undelivered(port, self._authority, row, error)
-                if row is None:
-                    self._owed.append((turns, note))
-                outcome[self._authority.name] = how
-                row = None
-            finally:
-                if self._listener is not None:
-                    self._listener.hear({turn.group: None for turn in turns})
-        if row is not None and self.host is not None:
-            await self._strike(port, self.host.journal.done, row)
-        return outcome
-
-    async def _turn_host(
-        self, port: Port, turns: Sequence[Turn], note: str, outcome: dict[str, str]
-    ) -> int | None:
-        if self.host is None:
-            return None
-        note = _addressed(note, ["*" if self._authority is None else _where(self._authority)])
-        try:
-            with patient(OUTLAST):
-                if self._authority is not None:
-                    return await port.offload(self.host.journal.add, turns, note)
-                await self.host.generations.turn(port, turns, note)
-        except TierError as error:
-            self._fault("host", error)
-            self.host.generations.owe(turns, note)
-            outcome["disk"] = f"failed: {error}; this process reads nothing there until it is done"
-        return None
-
-    async def _undelivered(self, port: Port, tier: Tier, row: int | None, error: TierError) -> str:
-        self._fault(tier.name, error)
-        if row is None or self.host is None:
-            return (
-                f"failed, and not journalled: {error}; this process sends it before its next read"
-            )
-        if await self._strike(port, self.host.journal.fail, row):
-            return "journalled: unreachable, replayed before its next read"
-        return "journalled: unreachable, replayed here before its next read, elsewhere within 5 s"
-
-    async def _strike(self, port: Port, verb: Callable[[int], None], row: int) -> bool:
-        """Say how a journal row went; if that cannot be written, it is due in a while by itself."""
-        try:
-            await port.offload(verb, row)
-        except TierError as error:
-            self._fault("host", error)
-            return False
-        return True
-
-    async def _catch_up(self, port: Port) -> None:
-        """Replay what a shared tier missed; it is not read before.
-
-        Raises:
-            TierError: it cannot be reached.
-        """
-        host, tier = self.host, self._authority
-        assert tier is not None
-        assert tier.generations is not None
-        if self._owed:
-            await self._pay(port, tier, tier.generations)
-        if host is None or not await host.journal.overdue(port):
-            return
-        for row, turns, text in await port.offload(host.journal.rows):
-            if not {_where(tier), "*"}.isdisjoint(_facts(text).get("to", ())):
-                await tier.generations.turn(port, turns, text)
-                await self._strike(port, host.journal.done, row)
-                self._replayed(tier, turns, text)
-
-    async def _pay(self, port: Port, tier: Tier, generations: Generations) -> None:
-        """Send what neither arrived nor could be journalled."""
-        for owed in list(self._owed):
-            await generations.turn(port, *owed)
-            with suppress(ValueError):  # another caller has
-                self._owed.remove(owed)
-            self._replayed(tier, *owed)
-
-    def _replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
-        reason = str(_facts(note).get("reason", ""))
-        self._event(events.REPLAYED, "", tier.name, reason, f"{len(turns)} groups")
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -786,33 +613,6 @@ class Chain:
             self._fault(tier.name, error, name.rpartition(":")[2])
             return False
         return True
-
-    def raise_floor(self, key: str, started: int) -> None:
-        """Remember when the computation behind the latest answer for a key began."""
-        if self._floors.get(key, 0) < started:
-            with self._lock:
-                self._floors[key] = max(started, self._floor(key))
-                if len(self._floors) >= FLOORS:
-                    self._old_floors, self._floors = self._floors, {}
-
-    def _floor(self, key: str) -> int:
-        """When the computation behind the latest answer for a key began; 0: not known.
-
-        In this order, since the younger floors become the old ones while others look.
-        """
-        return self._floors.get(key) or self._old_floors.get(key, 0)
-
-    def older(self, key: str, started: int) -> bool:
-        """Whether an answer already given for a key was computed later (I2)."""
-        return started < (self._floors.get(key) or self._old_floors.get(key, 0))
-
-    def has_answered(self, key: str) -> bool:
-        """Whether this process has stored or used an entry of this key."""
-        return self._floor(key) > 0
-
-    def start_time(self, key: str) -> int:
-        """A start time for a computation: the wall clock, but never before an answer given."""
-        return max(self.clock.wall_ns(), self._floor(key) + 1)
 
     async def drop(self, port: Port, name: str) -> list[str]:
         """Forget one entry; the tiers that had it."""
@@ -880,28 +680,6 @@ def _unheard(listener: Listener, known: object) -> Entry | None:
 def _same(stamps: Sequence[Generation], states: Sequence[State]) -> bool:
     """Whether generations read as they did when the stamps were taken."""
     return all(stamp.state.text == state.text for stamp, state in zip(stamps, states, strict=True))
-
-
-def make_note(reason: str, by: str) -> str:
-    """What is kept of an invalidation for people: JSON with `at` (Unix seconds), `by`, `reason`."""
-    return json.dumps({"at": round(time.time(), 3), "by": by, "reason": reason})
-
-
-def _addressed(text: str, to: list[str]) -> str:
-    return json.dumps({**_facts(text), "to": to})
-
-
-def _facts(text: str) -> dict[str, Any]:
-    try:
-        facts = json.loads(text)
-    except ValueError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _where(tier: Tier) -> str:
-    """Which store a shared tier is, so that a journalled invalidation is replayed to that one."""
-    return str(getattr(tier, "where", tier.name))
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:

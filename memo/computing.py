@@ -44,7 +44,7 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
         return Landing(fault=True)
     reads.prepare()
     gathered = Reads()
-    started = job.chain.start_time(job.call.text)
+    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     with inside(flight, alone=alone):
         token = CURRENT.set(gathered)
         why = "refresh" if alone else ""
@@ -70,7 +70,7 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
     emit(job, events.COMPUTED, seconds=cost)
     if alone and not await _is_same_call(port, job):
         return Landing(fault=True)
-    job.chain.raise_floor(job.call.text, started)
+    job.chain.floors.rise(job.call.text, started)
     true = same and not flight.detached
     true = true and not (alone and await job.chain.turned(port, known))
     try:
@@ -104,7 +104,7 @@ async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
     """The stamps of a computation that is about to begin; None: nobody can tell what is true."""
     refs = job.call.refs
     try:
-        states = await job.chain.begin(port, refs)
+        states = await job.chain.authorities.begin(port, refs)
     except TierError as error:
         emit(job, events.ERROR, reason=policy.UNREACHABLE, detail=str(error))
         return None
@@ -216,7 +216,7 @@ async def _keep(
     size = len(record) + (encoded.payload.size if encoded.payload else 0)
     follows = "redis follows" if chain.upload(job.name) else ""
     emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
-    chain.raise_floor(job.call.text, started)
+    chain.floors.rise(job.call.text, started)
     if function.manifest is not None and function.noted != (chain, header.code):
         kept = await port.offload(function.manifest, header.code, function.identity.parts)
         function.noted = (chain, header.code) if kept else None

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from memo import codec, events, policy, seal, stamps
-from memo.chain import Answer, Chain, make_note
+from memo.authorities import make_note
+from memo.chain import Answer, Chain
 from memo.clock import SECOND
 from memo.computing import close, compute, encode, invoke
 from memo.errors import EntryError, TierError
@@ -117,7 +118,7 @@ def _value(
         return call  # `look` meets it again, and says so
     started, _, _, _, _, _, cost = times
     key = call.text
-    chain.raise_floor(key, started)
+    chain.floors.rise(key, started)
     reads = CURRENT.get()
     if reads is not None:
         tell(entry.stamps)
@@ -182,7 +183,7 @@ async def answer(
 def _hit(port: Port, job: Job, found: Answer, begun: float) -> None:
     assert found.entry is not None
     header = found.entry.header
-    job.chain.raise_floor(job.call.text, header.times.started)
+    job.chain.floors.rise(job.call.text, header.times.started)
     tell(header.stamps)
     stale = found.verdict.kind == STALE
     events.emit(
@@ -251,7 +252,7 @@ async def _disembark(port: Port, job: Job, landing: Landing, leads: bool) -> Any
         tell(landing.used)
         emit(job, events.COALESCED, reason=type(landing.error).__name__)
         return Raised(landing.error)
-    if job.chain.older(job.call.text, landing.started):
+    if job.chain.floors.older(job.call.text, landing.started):
         return _AGAIN
     if landing.encoded is None:
         return await _alone(port, job)
@@ -284,11 +285,11 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
 
 async def _alone(port: Port, job: Job) -> Any:
     """Compute for one caller only: the result cannot be copied, or the cache is out of order."""
-    started = job.chain.start_time(job.call.text)
+    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     outcome = await invoke(port, job)
     tell(None)
     if outcome.error is None:
-        job.chain.raise_floor(job.call.text, started)
+        job.chain.floors.rise(job.call.text, started)
     return Raised(outcome.error) if outcome.error is not None else outcome.value
 
 
@@ -348,7 +349,7 @@ async def _fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> L
     except (EntryError, TierError):
         return landing
     started, used = found.entry.header.times.started, found.entry.header.stamps
-    job.chain.raise_floor(job.call.text, started)
+    job.chain.floors.rise(job.call.text, started)
     emit(job, events.STALE, tier=found.tier, reason=f"error: {type(landing.error).__name__}")
     encoded = await encode(port, job, value)
     return Landing(value, None, found.entry, encoded, used=used, known=used, started=started)
@@ -395,7 +396,7 @@ async def peek(
     if value is NOTHING:
         return default
     assert found.entry is not None
-    job.chain.raise_floor(job.call.text, found.entry.header.times.started)
+    job.chain.floors.rise(job.call.text, found.entry.header.times.started)
     tell(found.entry.header.stamps)
     return value
 
@@ -447,7 +448,7 @@ async def invalidate(
     note = make_note(reason, writer())
     tiers: dict[str, str] = {}
     for chain in chains:
-        for tier, how in (await chain.turn(port, wanted, note)).items():
+        for tier, how in (await chain.authorities.turn(port, wanted, note)).items():
             if tiers.get(tier, "done") == "done":
                 tiers[tier] = how
     FLIGHTS.detach(wanted)

@@ -223,7 +223,7 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
     facts = []
     generations = [s for s in header.stamps if isinstance(s, stamps.Generation)]
     try:
-        now = await chain.states(port, [stamp.ref for stamp in generations])
+        now = await chain.authorities.states(port, [stamp.ref for stamp in generations])
     except TierError:
         now = []
     for stamp, state in zip(generations, now, strict=False):
@@ -241,7 +241,8 @@ async def _turned(
     """Who invalidated what, since a computation that began at `started`."""
     if not state.text:
         return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
-    notes = [(field, _parsed(text)) for field, text in await chain.notes(port, stamp.ref)]
+    kept = await chain.authorities.notes(port, stamp.ref)
+    notes = [(field, _parsed(text)) for field, text in kept]
     told = [(field, note) for field, note in notes if note]
     since = [(field, note) for field, note in told if note["at"] * SECOND >= started - SECOND]
     facts = [
@@ -266,7 +267,7 @@ def _group(group: str) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A note as it was made by `memo.chain.make_note`; `{}` where it is none."""
+    """A note as it was made by `memo.authorities.make_note`; `{}` where it is none."""
     try:
         facts = json.loads(text)
         return {**facts, "at": float(facts["at"])}
@@ -307,7 +308,7 @@ def _absent(
     chain: Chain, manifests: Manifests, asked: _Asked, stored: list[Header]
 ) -> tuple[str, list[str], list[str]]:
     call, code, _ = asked
-    if chain.has_answered(call.text):
+    if chain.floors.has_answered(call.text):
         return EVICTED, ["this process has stored or used it; it was evicted or cleared since"], []
     wanted = json.loads(call.summary)
     same = [h for h in stored if _digests(json.loads(h.summary)) == _digests(wanted)]

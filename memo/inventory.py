@@ -164,7 +164,7 @@ async def _concerned(port: Port, chain: Chain, turns: Iterable[Turn], prefix: st
     held = [(h, own) for h, own in held if stamps.concerns(turns, [s.ref for s in own])]
     refs = {stamp.ref: None for _, own in held for stamp in own}
     try:
-        now = dict(zip(refs, await chain.states(port, list(refs)), strict=True))
+        now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
     except TierError:
         return []
     return [h for h, own in held if all(now[s.ref].text == s.state.text for s in own)]

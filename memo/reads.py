@@ -66,7 +66,7 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
         return known
     wholes = [Ref(name, None) for name in big]
     members = [stamp for name in big for stamp in groups[name]]
-    states = await chain.states(port, [*wholes, *(stamp.ref for stamp in members)])
+    states = await chain.authorities.states(port, [*wholes, *(stamp.ref for stamp in members)])
     now = zip(members, states[len(big) :], strict=True)
     changed = [stamp for stamp, state in now if stamp.state.text != state.text]
     kept = [s for s in known if type(s) is not Generation or s.ref.group not in big]

@@ -327,15 +327,15 @@ class Workload:
         self.memo = memo
 
     def _watch_starts(self) -> None:
-        from memo.chain import Chain
+        from memo.floors import Floors
 
-        original = Chain.start_time
+        original = Floors.start_time
 
-        def start_time(chain: Chain, key: str) -> int:
+        def start_time(floors: Floors, key: str, clock: Any) -> int:
             SINCE.set(now())
-            return original(chain, key)
+            return original(floors, key, clock)
 
-        Chain.start_time = start_time  # type: ignore[method-assign]
+        Floors.start_time = start_time  # type: ignore[method-assign]
 
     def _functions(self, memo: Any) -> dict[str, Any]:
         def cached(name: str) -> Any:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from memo import computing, engine, refreshing
+from memo.authorities import Authorities
 from memo.chain import Chain
 from memo.flights import FLIGHTS, Flights
+from memo.floors import Floors
 from memo.host import HostGenerations
 
 
@@ -60,10 +62,10 @@ def stamps_afterwards() -> None:
 def replay() -> None:
     """What Redis missed is never told to it."""
 
-    async def nothing(self: Chain, port: Any) -> None:
+    async def nothing(self: Authorities, port: Any) -> None:
         return
 
-    Chain._catch_up = nothing  # type: ignore[method-assign]
+    Authorities.catch_up = nothing  # type: ignore[method-assign]
 
 
 def detaching() -> None:
@@ -89,7 +91,7 @@ def flights() -> None:
 
 def floors() -> None:
     """Nobody remembers how new the answers were that were given."""
-    Chain.raise_floor = lambda self, key, started: None  # type: ignore[method-assign]
+    Floors.rise = lambda self, key, started: None  # type: ignore[method-assign]
 
 
 APPLY: dict[str, Callable[[], None]] = {

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 import memo
-from memo import OptionError
-from memo import chain as chain_module
+from memo import OptionError, floors
 from memo.assembly import default_chain
 from memo.drivers import drain_blocking
 from memo.testing import recording
@@ -219,20 +218,20 @@ def test_a_hit_at_once_is_not_gone_back_behind() -> None:
         load(1)
         assert quick(load, 1)
         chain, key = default_chain(), load.key(1)
-        chain.raise_floor(key, chain.start_time(key) + 1)
+        chain.floors.rise(key, chain.floors.start_time(key, chain.clock) + 1)
         assert not quick(load, 1)
 
 
 def test_floors_of_many_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest answers of at least `FLOORS` keys are remembered, and no key's goes back."""
-    monkeypatch.setattr(chain_module, "FLOORS", 100)
-    chain = default_chain()
+    monkeypatch.setattr(floors, "FLOORS", 100)
+    known = default_chain().floors
     for number in range(1000):
-        chain.raise_floor(f"k{number}", number + 1)
-        chain.raise_floor(f"k{number}", number)
+        known.rise(f"k{number}", number + 1)
+        known.rise(f"k{number}", number)
         kept = range(max(0, number - 99), number + 1)
-        assert all(chain.older(f"k{n}", n) and not chain.older(f"k{n}", n + 1) for n in kept)
-        assert len(chain._floors) + len(chain._old_floors) <= 200
+        assert all(known.older(f"k{n}", n) and not known.older(f"k{n}", n + 1) for n in kept)
+        assert len(known._floors) + len(known._old_floors) <= 200
 
 
 def test_a_chain_as_provider(tmp_path: Path) -> None:

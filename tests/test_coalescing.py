@@ -305,7 +305,7 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(
         asked = chain.ask(BLOCKING, load.function_id, key)
         assert asked is not None
         assert chain.plain(BLOCKING, asked, key) is not None
-        chain.raise_floor(key, time.time_ns() + 10**12)
+        chain.floors.rise(key, time.time_ns() + 10**12)
         assert chain.plain(BLOCKING, asked, key) is None
         assert load(1) == 3
         assert chain.host is not None

@@ -23,6 +23,7 @@ from redis_server import RedisServer
 
 import memo
 from memo import assembly, cache, engine, invalidate_cache, reads, stamps
+from memo.authorities import Authorities
 from memo.chain import Chain
 from memo.drivers import drain_blocking
 from memo.errors import OptionError, TierError
@@ -162,7 +163,7 @@ def test_the_whole_namespace() -> None:
     load, other = loads(), loads("other")
     load("EU"), other("EU")
     chain = assembly.default_chain()
-    blocking(lambda port: chain.turn(port, [stamps.Turn("n")], "{}"))
+    blocking(lambda port: chain.authorities.turn(port, [stamps.Turn("n")], "{}"))
     assert not load.is_cached("EU")
     assert not other.is_cached("EU")
 
@@ -621,7 +622,7 @@ def test_what_could_not_be_written_is_obeyed_here(
 ) -> None:
     """Until an invalidation is written nothing old is given; then it holds for everybody."""
     load = loads()
-    monkeypatch.setattr(memo.chain, "OUTLAST", 0.0)
+    monkeypatch.setattr(memo.authorities, "OUTLAST", 0.0)
     monkeypatch.setattr(memo.host, "OWED_AGAIN", 0.0)
     with memo.configure(directory=tmp_path, memory_limit=memory_limit):
         old = load("EU")
@@ -642,7 +643,7 @@ def test_what_neither_arrived_nor_was_journalled_is_sent(
 ) -> None:
     """This process sends it before it reads from Redis again, although no journal has it."""
     load = loads()
-    monkeypatch.setattr(memo.chain, "OUTLAST", 0.0)
+    monkeypatch.setattr(memo.authorities, "OUTLAST", 0.0)
     with memo.configure(directory=tmp_path, redis_url=redis_server.url, memory_limit=0, deadline=5):
         old = load("EU")
         with locked(tmp_path):
@@ -1145,7 +1146,8 @@ def test_a_result_that_is_not_stored_is_still_held_to_its_stamps() -> None:
     assert under_way.wait(5)
     turn = stamps.Turn(f"f:{load.function_id}")
     chain = assembly.default_chain()
-    blocking(lambda port: chain.turn(port, [turn], "{}"))  # by another process: nothing detached
+    # by another process: nothing is detached
+    blocking(lambda port: chain.authorities.turn(port, [turn], "{}"))
     second = threading.Thread(target=lambda: answers.append(load()))
     second.start()
     _somebody_waits()
@@ -1215,7 +1217,7 @@ def test_a_joiner_does_not_go_back() -> None:
     first.start()
     assert under_way.wait(5)
     chain, answers = assembly.default_chain(), []
-    chain.raise_floor(load.key(), time.time_ns())  # as an answer from another process would
+    chain.floors.rise(load.key(), time.time_ns())  # as an answer from another process would
     second = threading.Thread(target=lambda: answers.append(load()))
     second.start()
     _somebody_waits()
@@ -1241,7 +1243,7 @@ def test_a_refresh_that_another_process_invalidated_is_dropped() -> None:
             mine = ran("load")
             if mine == 2:
                 turn, chain = stamps.Turn(f"f:{load.function_id}"), assembly.default_chain()
-                blocking(lambda port: chain.turn(port, [turn], "{}"))
+                blocking(lambda port: chain.authorities.turn(port, [turn], "{}"))
             return mine
 
         load()
@@ -1499,9 +1501,9 @@ async def test_a_cancelled_update_still_drops_what_it_names() -> None:
     load = loads(key_prefix="sales")
     await asyncio.to_thread(load, "EU")
     begun = asyncio.Event()
-    original = Chain.turn
+    original = Authorities.turn
 
-    async def slow(self: Chain, *args: Any) -> dict[str, str]:
+    async def slow(self: Authorities, *args: Any) -> dict[str, str]:
         begun.set()
         await asyncio.sleep(0.05)
         return await original(self, *args)
@@ -1511,7 +1513,7 @@ async def test_a_cancelled_update_still_drops_what_it_names() -> None:
         return None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Chain, "turn", slow)
+        patch.setattr(Authorities, "turn", slow)
         task = asyncio.create_task(update())
         await begun.wait()
         task.cancel()

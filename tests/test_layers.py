@@ -29,7 +29,10 @@ ROWS = (
     ("plumbing", "breaker dial scripts batches manifests"),
     (
         "compositions",
-        "keys weights flights tiers uploads transfers chain leases sources display output",
+        (
+            "keys weights flights tiers uploads transfers authorities floors chain leases sources"
+            " display output"
+        ),
     ),
     ("a host's files", "sqlite salvage ledger locks payloads index"),
     ("Redis' wire", "links lanes crews loops wire grants listener prefetch"),
@@ -103,11 +106,11 @@ LOCKS = {
     "board": "statistics are written by whichever thread comes past",
     "breaker": "its state is shared by all callers",
     "code": "sources are parsed by one thread at a time",
-    "chain": "the latest answers (I2) are shared by all threads",
     "config": "settings change and are read at once",
     "crews": "threads find each other, and wait for what one of them asks for all",
     "dial": "a look-up of a name is shared by those who wait for it",
     "events": "hooks come and go while others are called",
+    "floors": "the latest answers (I2) are shared by all threads",
     "flights": "the table of flights is shared by all threads",
     "grants": "the pause before a lost acquire is undone",
     "image": "recursion is noticed per thread",

@@ -20,6 +20,7 @@ from redis_server import RedisServer
 
 import memo
 from memo import assembly, cache, configure, doctor, listener
+from memo.authorities import Authorities
 from memo.events import ERROR
 from memo.listener import BOUND, Listener, parse
 from memo.remote import Redis
@@ -345,7 +346,7 @@ def test_word_between_question_and_answer_is_not_lost(
     """What changes after Redis has answered, and before that is remembered, is noticed."""
     before = proven(load, "EU")
     ears = ear()
-    asked = assembly.Chain._asked
+    asked = Authorities.asked
 
     async def overtaken(self: Any, port: Any, verb: str, refs: Any) -> Any:
         answer = await asked(self, port, verb, refs)
@@ -358,7 +359,7 @@ def test_word_between_question_and_answer_is_not_lost(
 
     overtaken.done = False  # type: ignore[attr-defined]
     ears.begin_anew()
-    monkeypatch.setattr(assembly.Chain, "_asked", overtaken)
+    monkeypatch.setattr(Authorities, "asked", overtaken)
     assert load("EU") == before  # it began before the invalidation
     assert overtaken.done  # type: ignore[attr-defined]
     assert not is_quick(load, "EU")
