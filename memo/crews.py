@@ -8,7 +8,8 @@ The rules are those of `batches` and `links`, and:
 2.  Nobody waits for an exchange of others longer than `PATIENCE`: then one of those who wait leads
     over a connection more.  So silence costs one deadline and `PATIENCE`, whoever else asks.
 3.  Who leads after he has waited asks the breaker again, for all.
-4.  A leader who is interrupted takes nobody along: the others ask by themselves.
+4.  A leader who is interrupted takes nobody along: the others ask by themselves, at once where he
+    can tell them, else after `STRANDED`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ CREWS = 2
 answers 1.2 times as fast from a server on the same host, and two threads wait for each other."""
 PATIENCE = 0.002
 """Seconds that a batch waits for an exchange of others to end."""
+STRANDED = 5.0
+"""Seconds after which one who waits asks by himself, whatever has become of the others."""
 _ALONE: Any = object()
 """Instead of an answer: ask by yourself."""
 
@@ -75,15 +78,15 @@ class Crews:
                 self._first = mine
             batch.add(commands, mine)
             leads = (self._under_way < CREWS or batch.full) and self._take(batch)
-        while not leads:
+        while not (leads or mine.done()):
             mine.wait(PATIENCE)
-            if mine.done():
-                break
             with self._lock:
-                leads = self._take(batch)
+                leads = not mine.done() and self._take(batch)
+            if time.monotonic() - batch.begun > STRANDED:
+                break
         if leads:
             self._lead(home, batch)
-        return home.read_alone(commands) if mine.answer is _ALONE else mine.answer
+        return home.read_alone(commands) if mine.answer in (None, _ALONE) else mine.answer
 
     def _take(self, batch: Batch) -> bool:
         """Whether the batch was still to be sent; now it is the caller's to do so."""

@@ -504,6 +504,27 @@ def test_who_waited_for_the_first_is_not_lost_with_him(
         wire.close()
 
 
+def test_nobody_waits_for_ever(
+    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the leader went without a word, the others ask by themselves in the end."""
+    monkeypatch.setattr(crews, "PATIENCE", 0.1)
+    monkeypatch.setattr(crews, "STRANDED", 0.5)
+    gate = threading.Event()
+    held = Gated(gate)
+    with held.server:
+        wire = Wire(held.url, PATIENT)
+        asking(wire, *BUSY)
+        assert occupied(held)
+        rest = asking(wire, *KEYS)
+        assert gathered_by(wire, len(KEYS))
+        wire._crews._next = None  # as if one had taken it, and been interrupted there and then
+        gate.set()
+        assert wait_for(lambda: len(rest) == len(KEYS))
+        assert sorted(answer for answer, _ in rest) == sorted([key] for key in KEYS)
+        wire.close()
+
+
 def test_an_interrupted_leader_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is interrupted while it asks for others leaves them to ask by themselves.
 
