@@ -43,7 +43,7 @@ canon.use_finder(_find)
 
 REPEATED: Final = 256
 """Calls of a function whose keys are kept."""
-MET: Final = 4096
+MET: Final = 1024
 """Calls of which it is known that they were met before; then all of them are forgotten."""
 LONG: Final = 256
 """Characters of a text from which its call is not kept."""
