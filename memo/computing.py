@@ -9,6 +9,7 @@ from typing import Any
 
 from memo import codec, events, output, policy, reads, seal
 from memo.clock import SECOND
+from memo.codec import Encoded
 from memo.errors import DependencyError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, inside
 from memo.jobs import Function, Job, Outcome, emit, told, users, writer
@@ -184,17 +185,47 @@ async def _keep(
     if used is None or not wanted:
         return Landing(value, encoded=encoded, used=used)
     ttl = policy.ttl_ns(function.policy, result, function.live_ttl())
+    header = _header(job, encoded, used, started, cost, ttl)
+    if len(encoded.stream) > BIG:
+        record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
+    else:
+        record = seal.pack(header, encoded.stream, chain.secrets[0])
+    with patience(function.policy):
+        stored = await chain.store(port, job.name, record, encoded.payload, header.times)
+    size = len(record) + (encoded.payload.size if encoded.payload else 0)
+    follows = "redis follows" if chain.upload(job.name) else ""
+    emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
+    chain.floors.rise(job.call.text, started)
+    if function.manifest is not None and function.noted != (chain, header.code):
+        kept = await port.offload(function.manifest, header.code, function.identity.parts)
+        function.noted = (chain, header.code) if kept else None
+    entry = seal.entry(header, memoryview(encoded.stream), record)
+    chain.remember(job.name, entry)
+    return Landing(value, None, entry, encoded, used=used)
+
+
+def _header(
+    job: Job, encoded: Encoded, used: tuple[Stamp, ...], started: int, cost: float, ttl: int
+) -> Header:
+    """What is told of a result that was computed just now.
+
+    Args:
+        started: as `Times` has it.
+        cost: seconds that it took.
+        ttl: nanoseconds, as `Times` has it.
+    """
+    function, clock = job.function, job.chain.clock
     times = Times(
         started,
-        max(started, chain.clock.wall_ns()),
-        chain.clock.boot_id,
-        chain.clock.boot_ns(),
+        max(started, clock.wall_ns()),
+        clock.boot_id,
+        clock.boot_ns(),
         ttl,
         _grace(function.policy, ttl),
         int(cost * SECOND),
     )
-    header = Header(
-        chain.namespace,
+    return Header(
+        job.chain.namespace,
         job.call.text,
         function.id,
         function.code(job.args),
@@ -207,22 +238,6 @@ async def _keep(
         encoded.payload.table if encoded.payload else (),
         encoded.flags,
     )
-    if len(encoded.stream) > BIG:
-        record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
-    else:
-        record = seal.pack(header, encoded.stream, chain.secrets[0])
-    with patience(function.policy):
-        stored = await chain.store(port, job.name, record, encoded.payload, times)
-    size = len(record) + (encoded.payload.size if encoded.payload else 0)
-    follows = "redis follows" if chain.upload(job.name) else ""
-    emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
-    chain.floors.rise(job.call.text, started)
-    if function.manifest is not None and function.noted != (chain, header.code):
-        kept = await port.offload(function.manifest, header.code, function.identity.parts)
-        function.noted = (chain, header.code) if kept else None
-    entry = seal.entry(header, memoryview(encoded.stream), record)
-    chain.remember(job.name, entry)
-    return Landing(value, None, entry, encoded, used=used)
 
 
 def _told_address(address: str) -> str:
