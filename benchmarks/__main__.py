@@ -3,7 +3,9 @@
     python -m benchmarks [--quick] [--runs 3] [--only TEXT] [--output docs/performance.md]
 
 Each sample is a fresh process; each figure is the median of several, and the floor of a row is
-measured in the same run.  `--quick` takes smaller values, one run and under two minutes.
+measured in the same run.  Where a call takes microseconds, the subjects of a row take turns, so
+that a slow spell of the machine meets all alike.  `--quick` takes smaller values, one run and under
+two minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import report
@@ -29,6 +32,8 @@ QUICK_PEERS = 1
 
 EMPTY = ("stampede", "store_pairs")
 """Measures that need a place where nothing is stored, each time."""
+TURNS = ("hit_record", "hit_many", "hit_threads")
+"""Measures whose subjects take turns, and twice as often as the others are run."""
 
 
 class Bench:
@@ -43,6 +48,8 @@ class Bench:
     def row(self, row: Row) -> Result:
         """Everybody's figures for a row."""
         peers = row.peers[:QUICK_PEERS] if self._quick else row.peers
+        if row.measure in TURNS:
+            self._in_turns(row, (*row.ours, *peers, row.floor))
         found = {s: self._figure(row, s) for s in (*row.ours, *peers)}
         runs = {s: self._figure(row, s, "runs") for s in found} if row.runs else {}
         floor: float | str | None = None
@@ -64,42 +71,70 @@ class Bench:
         figures = hit if row.measure else stored
         return figures.get(name or row.figure, "not measured")
 
+    def _in_turns(self, row: Row, subjects: Sequence[str]) -> None:
+        """Measure subjects in rounds, each of them once in each."""
+        cells = [self._cell(row, subject) for subject in subjects if subject]
+        begun = time.perf_counter()
+        samples: dict[Cell, tuple[list[Figures], list[Figures]]] = {c: ([], []) for c in cells}
+        for _ in range(self._runs if self._quick else 2 * self._runs):
+            for cell in cells:
+                if cell in self._done:
+                    continue
+                try:
+                    for kept, more in zip(samples[cell], self._samples(cell, 1, 1), strict=True):
+                        kept.extend(more)
+                except FailedError as failed:
+                    self._done[cell] = str(failed)
+        for cell, (stored, hits) in samples.items():
+            self._done.setdefault(cell, (_medians(stored), _medians(hits)))
+        self._tell(row, "in turns", begun)
+
     def _subject(self, row: Row, subject: str) -> tuple[Figures, Figures] | str:
+        cell = self._cell(row, subject)
+        if cell not in self._done:
+            begun = time.perf_counter()
+            self._done[cell] = self._measured(cell)
+            self._tell(row, subject, begun)
+        return self._done[cell]
+
+    def _tell(self, row: Row, subject: str, begun: float) -> None:
+        taken = time.perf_counter() - begun
+        name = row.named(quick=self._quick)
+        print(f"  {name}: {subject} ({taken:.0f} s)", file=sys.stderr, flush=True)
+
+    def _cell(self, row: Row, subject: str) -> Cell:
         size = row.quick_size if self._quick else row.size
         measure = row.measure or next(
             other.measure for other in ROWS if other.store == row.store and other.measure
         )
         if subject == row.floor and measure == "hit_elsewhere":
             measure = "hit_frame"
-        cell = (subject, row.store, measure, row.kind, size)
-        if cell not in self._done:
-            begun = time.perf_counter()
-            self._done[cell] = self._measured(*cell)
-            taken = time.perf_counter() - begun
-            print(
-                f"  {row.named(quick=self._quick)}: {subject} ({taken:.0f} s)",
-                file=sys.stderr,
-                flush=True,
-            )
-        return self._done[cell]
+        return (subject, row.store, measure, row.kind, size)
 
-    def _measured(
-        self, subject: str, store: str, measure: str, kind: str, size: int
-    ) -> tuple[Figures, Figures] | str:
+    def _measured(self, cell: Cell) -> tuple[Figures, Figures] | str:
         """What the process that stores measures, and those that hit, each in medians."""
-        stored: list[Figures] = []
-        hits: list[Figures] = []
-        places = self._runs if measure in EMPTY else 1
+        places = self._runs if cell[2] in EMPTY else 1
         try:
-            for _ in range(places):
-                with self._machine.place() as place:
-                    if store:
-                        stored.append(self._sample(store, subject, place, kind, size))
-                    each = range(self._runs // places)
-                    hits += [self._sample(measure, subject, place, kind, size) for _ in each]
+            stored, hits = self._samples(cell, places, self._runs // places)
         except FailedError as failed:
             return str(failed)
         return _medians(stored), _medians(hits)
+
+    def _samples(self, cell: Cell, places: int, each: int) -> tuple[list[Figures], list[Figures]]:
+        """What processes measure that store, and that hit, so many of them in each place.
+
+        Raises:
+            FailedError: one of them failed.
+        """
+        subject, store, measure, kind, size = cell
+        stored: list[Figures] = []
+        hits: list[Figures] = []
+        for _ in range(places):
+            with self._machine.place() as place:
+                if store:
+                    stored.append(self._sample(store, subject, place, kind, size))
+                hits += [self._sample(measure, subject, place, kind, size) for _ in range(each)]
+        return stored, hits
 
     def _sample(self, measure: str, subject: str, place: Place, kind: str, size: int) -> Figures:
         seconds = 0.05 if self._quick else 0.5
