@@ -139,9 +139,9 @@ def _how(begun: float, load: float, *, quick: bool) -> list[str]:
         f"{load:.1f} when it began and {os.getloadavg()[0]:.1f} when it ended, this run included:",
         "look at ratios, and at a target missed or met by a few per cent as undecided.  Each",
         "figure is the median of fresh processes, each of which gives a median; where a call takes",
-        "microseconds, the subjects of a row took turns.  A subject that",
-        "computes again instead of hitting fails.  Nobody can beat a floor: where one did,",
-        "load disturbed it, and whether the target was reached is undecided.",
+        "microseconds, the subjects of a row took turns, each on the core that was the quietest.",
+        "A subject that computes again instead of hitting fails.  Nobody can beat a floor: where",
+        "one did, load disturbed it, and whether the target was reached is undecided.",
         "Versions: " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES) + ".",
     ]
 
