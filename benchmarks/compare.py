@@ -1,8 +1,9 @@
 """Two commits of memo on the hot paths: `python -m benchmarks.compare OLD NEW [--paired]`.
 
-By default instructions are counted (`valgrind --tool=callgrind`): what a call executes, to within a
-per cent, whatever else the machine does.  Two numbers of calls are run, and the difference counts,
-so that starting up does not.  `--paired` takes time instead: processes of both commits in turns.
+By default instructions are counted (`valgrind --tool=callgrind`): what a call executes, whatever
+else the machine does.  Two numbers of calls are run, and the difference counts, so that starting up
+does not.  What is done by time counts along (statistics, looks at files), by up to a tenth in
+memory, so small differences are for `--paired`, which takes time: processes of both in turns.
 
 A commit may also be `.`: the files as they are.
 """

@@ -226,8 +226,8 @@ class Authorities:
 
     def _replayed(self, tier: Tier, turns: Sequence[Turn], note: str) -> None:
         reason = str(_facts(note).get("reason", ""))
-        told = events.Event(events.REPLAYED, tier=tier.name, reason=reason)
-        events.emit(told._replace(detail=f"{len(turns)} groups"))
+        detail = f"{len(turns)} groups"
+        events.emit(events.Event(events.REPLAYED, tier=tier.name, reason=reason, detail=detail))
 
 
 def make_note(reason: str, by: str) -> str:

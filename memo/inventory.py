@@ -86,10 +86,10 @@ def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
     return drive(_items(BLOCKING, assembly.default_chain(), wanted, limit))
 
 
-def table(items: Sequence[Item]) -> display.Table:
+def table(shown: Sequence[Item]) -> display.Table:
     """Entries as they are listed, with the tiers that hold each."""
-    listed = [(item.header, item.size) for item in items]
-    return display.entries(listed, time.time(), [", ".join(item.tiers) for item in items])
+    listed = [(item.header, item.size) for item in shown]
+    return display.entries(listed, time.time(), [", ".join(item.tiers) for item in shown])
 
 
 async def _items(

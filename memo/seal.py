@@ -50,7 +50,7 @@ _TEXTS_AT = _BODY_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
 GLANCES = 4 * 1024 * 1024
-"""Bytes of entries that `Glances` keeps at most; past that it begins anew."""
+"""Bytes of entries that `Glances` keeps at most."""
 ONCE = 4096
 """Names that `Glances` remembers to have met; then it forgets all."""
 LOOKED_AT = 32 * 1024

@@ -395,6 +395,17 @@ BUSY = [b"busy%d" % number for number in range(crews.CREWS)]
 KEYS = [b"key%d" % number for number in range(20)]
 
 
+def crowd(
+    asking: Callable[..., list[tuple[Any, float]]], server: Gated, wire: Wire
+) -> list[tuple[Any, float]]:
+    """What comes of threads that are gathered in one batch, while others wait for answers."""
+    asking(wire, *BUSY)
+    assert occupied(server)
+    rest = asking(wire, *KEYS)
+    assert gathered_by(wire, len(KEYS))
+    return rest
+
+
 def test_threads_share_round_trips(
     asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,10 +504,7 @@ def test_who_waited_for_the_first_is_not_lost_with_him(
     held = Gated(gate)
     with held.server:
         wire = Wire(held.url, PATIENT)
-        asking(wire, *BUSY)
-        assert occupied(held)
-        rest = asking(wire, *KEYS)
-        assert gathered_by(wire, len(KEYS))
+        rest = crowd(asking, held, wire)
         wire._crews._first = None  # as if it had been interrupted: nobody is woken
         gate.set()
         assert wait_for(lambda: len(rest) == len(KEYS))
@@ -514,10 +522,7 @@ def test_nobody_waits_for_ever(
     held = Gated(gate)
     with held.server:
         wire = Wire(held.url, PATIENT)
-        asking(wire, *BUSY)
-        assert occupied(held)
-        rest = asking(wire, *KEYS)
-        assert gathered_by(wire, len(KEYS))
+        rest = crowd(asking, held, wire)
         wire._crews._next = None  # as if one had taken it, and been interrupted there and then
         gate.set()
         assert wait_for(lambda: len(rest) == len(KEYS))
