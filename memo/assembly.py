@@ -48,6 +48,8 @@ def default_chain() -> Chain:
         chain = _chains.get(key)
         if chain is None:
             chain = _chains[key] = CacheFallbackFactory.create(settings)
+        if seen is not None and seen[1] is not chain:
+            events.emit(events.Event(events.RECONFIGURED))
         if seen is None or seen[1] is not chain:
             _share_live(chain)
         _seen = (version, chain)

@@ -646,7 +646,12 @@ class Chain:
             except TierError as error:
                 facts[tier.name] = {"up": False, "error": str(error)}
         if self.host is not None:
-            facts.setdefault("host", {})["journal"] = len(self.host.journal.rows())
+            rows = self.host.journal.rows()
+            if not any(tier.shared for tier in self.tiers):  # then it waits for a Redis to come
+                from memo.host import is_for_any
+
+                rows = [row for row in rows if not is_for_any(row[2])]
+            facts.setdefault("host", {})["journal"] = len(rows)
         return facts
 
     def close(self) -> None:

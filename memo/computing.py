@@ -44,7 +44,9 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
     if alone and not same:
         return Landing(fault=True)
     reads.prepare()
-    gathered = Reads()
+    around = CURRENT.get()
+    behind = around is not None and not around.over and around.background
+    gathered = Reads(background=alone or behind)
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     with inside(flight, alone=alone):
         token = CURRENT.set(gathered)
@@ -56,8 +58,10 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
         finally:
             CURRENT.reset(token)
             gathered.over = True
-            emit(job, events.COMPUTE_ENDED, reason=why)
-        cost = time.perf_counter() - clock
+            ended = time.perf_counter()
+            own_time = gathered.own_time(clock, ended)
+            emit(job, events.COMPUTE_ENDED, reason=why, seconds=own_time)
+        cost = ended - clock
     known, sound = gathered.merged(own or ())
     try:
         known = await bounded(port, job.chain, known)

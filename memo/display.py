@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
+
+from rich.cells import cell_len, set_cell_size
 
 from memo import summaries
 from memo.clock import SECOND
@@ -122,39 +125,109 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of cells under titles; the first `texts` columns are texts, the others numbers."""
+    """Rows of cells under titles; the first `texts` columns are texts, the others numbers.
+
+    `spare` are the titles of columns that go where there is no room, in that order.
+    """
 
     titles: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     total: Sequence[Cell] = ()
     texts: int = 1
+    spare: Sequence[str] = ()
+
+    def without(self, title: str) -> Table:
+        """The same without one column."""
+        at = list(self.titles).index(title)
+        rows = [(*row[:at], *row[at + 1 :]) for row in self.rows]
+        total = (*self.total[:at], *self.total[at + 1 :]) if self.total else ()
+        titles = (*self.titles[:at], *self.titles[at + 1 :])
+        return Table(titles, rows, total, self.texts - (at < self.texts), self.spare)
 
 
-def table_text(table: Table) -> str:
-    """A table as aligned plain text; the notes of a row are a line of their own below it."""
-    rows = [[cell.text for cell in row] for row in (*table.rows, table.total) if row]
-    widths = [max(map(len, column)) for column in zip(table.titles, *rows, strict=True)]
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [_line(table.titles, widths, table.texts), rule]
+class Styled(NamedTuple):
+    """A line of text and its style in the words of Rich; `""` for plain."""
+
+    text: str
+    style: str = ""
+
+
+SHORTEST = 8
+"""Fewest columns to which a text is cut."""
+
+
+def table_text(table: Table, width: int = 80) -> str:
+    """A table as aligned plain text, at most so many columns wide."""
+    return "\n".join(line.text for line in table_lines(table, width))
+
+
+def table_lines(table: Table, width: int = 80) -> list[Styled]:
+    """A table as lines of at most `width` columns; the notes of a row are lines of their own.
+
+    Columns go where there is no room for all, and a last line names them; after that texts are cut.
+    """
+    gone = []
+    for title in table.spare:
+        if _needed(table) <= width:
+            break
+        if title in table.titles:
+            gone.append(title)
+            table = table.without(title)
+    widths = _widths(table)
+    for index in sorted(range(table.texts), key=lambda at: -widths[at]):
+        over = sum(widths) + 2 * (len(widths) - 1) - width
+        widths[index] = max(min(widths[index], SHORTEST), widths[index] - max(0, over))
+    rule = Styled("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim")
+    lines = [Styled(_line(table.titles, widths, table.texts), "bold"), rule]
     for row in table.rows:
-        lines += _row_text(row, table, widths)
+        lines += _row_lines(row, table, widths, width)
     if table.total:
-        lines += [rule, *_row_text(table.total, table, widths)]
-    return "\n".join(lines)
+        lines += [rule, *_row_lines(table.total, table, widths, width)]
+    if gone:
+        lines += [Styled(line, "dim") for line in wrapped(f"Not shown: {', '.join(gone)}.", width)]
+    return lines
 
 
-def _row_text(row: Sequence[Cell], table: Table, widths: Sequence[int]) -> list[str]:
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """A text as lines of at most `width` columns."""
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def cut(text: str, width: int) -> str:
+    """A text that fits into `width` columns, with `…` where something is left out."""
+    if cell_len(text) <= width:
+        return text
+    return f"{set_cell_size(text, width - 1).rstrip()}…"
+
+
+def _widths(table: Table) -> list[int]:
+    rows = [[cell.text for cell in row] for row in (*table.rows, table.total) if row]
+    return [max(map(cell_len, column)) for column in zip(table.titles, *rows, strict=True)]
+
+
+def _needed(table: Table) -> int:
+    """Columns that a table needs where no text is longer than a third of a terminal's line."""
+    widths = [min(w, 26) if at < table.texts else w for at, w in enumerate(_widths(table))]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _row_lines(
+    row: Sequence[Cell], table: Table, widths: Sequence[int], width: int
+) -> list[Styled]:
     pairs = zip(table.titles, row, strict=True)
     notes = [f"{title}: {cell.note}" for title, cell in pairs if cell.note]
-    line = _line([cell.text for cell in row], widths, table.texts)
-    return [line, f"  {'; '.join(notes)}"] if notes else [line]
+    line = Styled(_line([cell.text for cell in row], widths, table.texts))
+    return [line, *(Styled(one, "dim") for one in wrapped("; ".join(notes), width, "  "))]
 
 
 def _line(parts: Sequence[str], widths: Sequence[int], texts: int) -> str:
-    padded = (
-        part.ljust(width) if index < texts else part.rjust(width)
-        for index, (part, width) in enumerate(zip(parts, widths, strict=True))
-    )
+    padded = []
+    for index, (part, width) in enumerate(zip(parts, widths, strict=True)):
+        text = cut(part, width)
+        space = " " * (width - cell_len(text))
+        padded.append(f"{text}{space}" if index < texts else f"{space}{text}")
     return "  ".join(padded).rstrip()
 
 
@@ -347,10 +420,17 @@ _COLUMNS = (
     _Column("shared", _coalesced),
     _Column("waited", _waited),
     _Column("raised", _raised),
-    _Column("faults", _errors),
+    _Column("cache errors", _errors),
     _Column("read", _read),
     _Column("stored", _stored),
 )
+
+
+_SPARE = (
+    *("read", "stored", "median hit", "waited", "refreshed", "answered"),
+    *("raised", "cache errors", "computing", "shared", "stale", "saved"),
+)
+"""Columns that go first where there is no room."""
 
 
 def table(stats: Stats) -> Table:
@@ -363,7 +443,7 @@ def table(stats: Stats) -> Table:
         for name, part in ordered
     ]
     last = [Cell("total"), *(column.cell(total) for column in shown)] if len(rows) > 1 else ()
-    return Table(["function", *(column.title for column in shown)], rows, last)
+    return Table(["function", *(column.title for column in shown)], rows, last, spare=_SPARE)
 
 
 def headline(stats: Stats) -> str:
@@ -372,6 +452,8 @@ def headline(stats: Stats) -> str:
     parts = [f"{counted(total.hits, 'hit')}", f"{counted(total.misses, 'miss', 'misses')}"]
     if total.stale:
         parts.insert(1, f"{number(total.stale)} stale")
+    if total.coalesced:
+        parts.append(f"{number(total.coalesced)} shared")
     if total.calls:
         parts.append(f"{percent(total.hit_rate)} answered")
     if total.refreshes_running:
@@ -399,13 +481,14 @@ def tiers(stats: Stats) -> list[tuple[str, str, bool]]:
 
 
 def _is_well(tier: TierStats) -> bool:
-    return tier.up is not False and not tier.health.get("journal")
+    """Whether nothing needs doing: what waits for Redis is sent by itself."""
+    return tier.up is not False
 
 
 def _tier_line(tier: TierStats) -> str:
     parts = [counted(tier.hits, "hit")] if tier.hits else []
     parts += [f"{number(tier.stale)} stale"] if tier.stale else []
-    parts += [counted(tier.errors, "fault")] if tier.errors else []
+    parts += [counted(tier.errors, "error")] if tier.errors else []
     if tier.up is not None:
         parts.append("up" if tier.up else "down")
     parts += [counted(tier.downs, "outage")] if tier.downs else []
@@ -425,7 +508,13 @@ def _health(facts: Mapping[str, Any]) -> list[str]:
     if used is not None:
         parts.append(size(used) + (f" of {size(budget)}" if budget else ""))
     if journal := left.pop("journal", 0):
-        parts.append(f"{counted(journal, 'invalidation')} waiting for replay")
+        parts.append(f"{counted(journal, 'invalidation')} on the way to Redis")
+    if left.pop("breaker", "") == "open":
+        parts.append("not asked until it answers again")
+    if names := left.pop("names", 0):
+        parts.append(f"{counted(names, 'key')} in this database")
+    if policy := left.pop("policy", ""):
+        parts.append(f"eviction: {policy}")
     return parts + [_fact(name, fact) for name, fact in left.items()]
 
 
@@ -440,15 +529,26 @@ def _fact(name: str, fact: object) -> str:
     return f"{words} {fact}"
 
 
-def text(stats: Stats, plot: bool = False) -> str:
-    """Statistics as plain text."""
-    parts = [f"memo: {headline(stats)}"]
-    parts.append(table_text(table(stats)) if stats.functions else EMPTY)
-    lines = tiers(stats)
-    width = max((len(name) for name, _, _ in lines), default=0)
-    parts += ["\n".join(f"{name.ljust(width)}  {said}" for name, said, _ in lines)] if lines else []
-    parts += [sparks(stats)] if plot else []
-    return "\n\n".join(part for part in parts if part)
+def text(stats: Stats, plot: bool = False, width: int = 80) -> str:
+    """Statistics as plain text, at most `width` columns wide."""
+    return "\n".join(line.text for line in stats_lines(stats, plot=plot, width=width))
+
+
+def stats_lines(stats: Stats, *, plot: bool = False, width: int = 80) -> list[Styled]:
+    """Statistics as lines of at most `width` columns."""
+    lines = [Styled(line, "bold") for line in wrapped(f"memo: {headline(stats)}", width)]
+    lines.append(Styled(""))
+    lines += table_lines(table(stats), width) if stats.functions else [Styled(EMPTY)]
+    facts = tiers(stats)
+    lines += [Styled("")] if facts else []
+    first = max((len(name) for name, _, _ in facts), default=0)
+    for name, said, well in facts:
+        head, *rest = wrapped(said, width - first - 2)
+        style = "" if well else "red"
+        lines.append(Styled(f"{name.ljust(first)}  {head}", style))
+        lines += [Styled(f"{' ' * first}  {line}", style) for line in rest]
+    drawn = sparks(stats) if plot else ""
+    return [*lines, *map(Styled, ["", *drawn.splitlines()] if drawn else [])]
 
 
 def html(stats: Stats, plot: bool = False) -> str:
@@ -514,11 +614,12 @@ def entries(
     """
     rows = [_entry_row(header, held, now) for header, held in headers]
     titles = ["function", "arguments", "age", "expires in", "size", "cost", "by"]
+    spare = ("by", "tier", "cost", "age")
     if places is not None:
         titles.insert(2, "tier")
         for row, place in zip(rows, places, strict=True):
             row.insert(2, Cell(place, place))
-    return Table(titles, rows, texts=2 + (places is not None))
+    return Table(titles, rows, texts=2 + (places is not None), spare=spare)
 
 
 def _entry_row(header: Header, held: int, now: float) -> list[Cell]:
@@ -639,7 +740,9 @@ def report(span: Span) -> str:
         parts.append(f"{counted(total.misses, 'miss', 'misses')}{_reasons(span, total)}")
     parts += [f"{number(total.coalesced)} shared"] if total.coalesced else []
     parts += [f"{number(total.failed)} raised"] if total.failed else []
-    parts += [counted(total.errors, "cache fault")] if total.errors else []
+    if total.errors:
+        kinds = ", ".join(total.errors_by_reason)
+        parts.append(f"{counted(total.errors, 'cache error')} ({kinds})")
     parts += [f"saved {duration(total.saved)}"] if total.saved > 0 else []
     return DOT.join(parts)
 
@@ -677,9 +780,18 @@ def report_html(line: str) -> str:
     return boxed("".join(f'<p class="memo-dim">{escape(one)}</p>' for one in line.splitlines()))
 
 
-def progress_html(lines: Iterable[tuple[str, float | None]]) -> str:
-    """What is under way as HTML: text, and a bar where it is known how much is done (0 to 1)."""
-    parts = (f'<p class="memo-dim">{_bar_html(share)}{escape(text)}</p>' for text, share in lines)
+def progress_html(lines: Iterable[tuple[str, float | None, int]]) -> str:
+    """What is under way as HTML.
+
+    Args:
+        lines: the text of each, how much of it is done (0 to 1, None: not known), and of how many
+            others it is a part.
+    """
+    parts = (
+        f'<p class="memo-dim" style="margin-left:{depth * 1.5}em">{_bar_html(share)}'
+        f"{escape(text)}</p>"
+        for text, share, depth in lines
+    )
     return boxed("".join(parts))
 
 

@@ -15,7 +15,8 @@ the cache is an event.  Its exceptions are its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from memo import codec, events, policy, seal, stamps
@@ -123,7 +124,8 @@ def _value(
     if reads is not None:
         tell(entry.stamps)
     taken = time.perf_counter() - begun
-    facts = (events.HIT, function.id, key, tier, "", taken, entry.size, cost / SECOND, "")
+    saved = 0.0 if reads is not None and reads.background else cost / SECOND
+    facts = (events.HIT, function.id, key, tier, "", taken, entry.size, saved, "")
     events.emit(_made(events.Event, facts))
     return value
 
@@ -158,6 +160,29 @@ async def answer(
     Args:
         asked: what `ask` has begun, settled.
     """
+    with _pausing():
+        return await _answer(port, function, call, args, kwargs, asked)
+
+
+@contextmanager
+def _pausing() -> Iterator[None]:
+    """Time in here is not the own time of the computation around it, if any."""
+    around, begun = CURRENT.get(), time.perf_counter()
+    try:
+        yield
+    finally:
+        if around is not None and not around.over:
+            around.pauses.append((begun, time.perf_counter()))
+
+
+async def _answer(
+    port: Port,
+    function: Function,
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    asked: Asked | None,
+) -> Any:
     begun = time.perf_counter()
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
@@ -170,22 +195,31 @@ async def answer(
         found, value = await look(port, job, asked)
         asked = None
         if value is not NOTHING:
-            _hit(port, job, found, begun)
+            _hit(port, job, found, begun, shared=missed)
             return value
         if not missed:
             missed = True
             emit(job, events.MISS, reason=found.verdict.reason)
-        value = await _lead_or_join(port, job, found, since)
+        value = await _lead_or_join(port, job, found, since, begun)
         if value is not _AGAIN:
             return value
 
 
-def _hit(port: Port, job: Job, found: Answer, begun: float) -> None:
+def _hit(port: Port, job: Job, found: Answer, begun: float, *, shared: bool) -> None:
+    """Tell of an answer.
+
+    Args:
+        shared: there was none at first: another caller or process has computed it meanwhile.
+    """
     assert found.entry is not None
     header = found.entry.header
     job.chain.floors.rise(job.call.text, header.times.started)
     tell(header.stamps)
     stale = found.verdict.kind == STALE
+    if shared and not stale:
+        _tell_shared(job, begun, header.times.cost / SECOND)
+        return
+    saved = 0.0 if _in_background() else header.times.cost / SECOND
     events.emit(
         events.Event(
             events.STALE if stale else events.HIT,
@@ -195,14 +229,27 @@ def _hit(port: Port, job: Job, found: Answer, begun: float) -> None:
             found.verdict.reason,
             time.perf_counter() - begun,
             found.entry.size,
-            header.times.cost / SECOND,
+            saved,
         )
     )
     if stale:
         refresh_soon(port, job)
 
 
-async def _lead_or_join(port: Port, job: Job, found: Answer, since: int) -> Any:
+def _in_background() -> bool:
+    """Whether no caller waits for the computation around this call."""
+    around = CURRENT.get()
+    return around is not None and not around.over and around.background
+
+
+def _tell_shared(job: Job, begun: float, cost: float) -> None:
+    """Tell of an answer that another caller or process has computed since this call began."""
+    waited = time.perf_counter() - begun
+    saved = 0.0 if _in_background() else max(0.0, cost - waited)
+    emit(job, events.COALESCED, seconds=waited, saved=saved)
+
+
+async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: float) -> Any:
     name = job.name
     flight, leads = FLIGHTS.join(name, job.call.refs)
     if leads and FLIGHTS.landed_since(name, since):
@@ -219,7 +266,7 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int) -> Any:
     landing = flight.landing
     if landing is None:
         return _AGAIN
-    return await _disembark(port, job, landing, leads)
+    return await _disembark(port, job, landing, leads, begun)
 
 
 async def _wait(port: Port, job: Job, flight: Flight, found: Answer, leads: bool) -> None:
@@ -239,7 +286,7 @@ async def _wait(port: Port, job: Job, flight: Flight, found: Answer, leads: bool
         FLIGHTS.leave(flight, waiter)
 
 
-async def _disembark(port: Port, job: Job, landing: Landing, leads: bool) -> Any:
+async def _disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
     """What a landing means for one of those who waited."""
     if landing.fault:
         return await _alone(port, job)
@@ -250,7 +297,8 @@ async def _disembark(port: Port, job: Job, landing: Landing, leads: bool) -> Any
         return _AGAIN
     if landing.error is not None:
         tell(landing.used)
-        emit(job, events.COALESCED, reason=type(landing.error).__name__)
+        waited = time.perf_counter() - begun
+        emit(job, events.COALESCED, reason=type(landing.error).__name__, seconds=waited)
         return Raised(landing.error)
     if job.chain.floors.older(job.call.text, landing.started):
         return _AGAIN
@@ -260,7 +308,7 @@ async def _disembark(port: Port, job: Job, landing: Landing, leads: bool) -> Any
     if value is NOTHING:
         return await _alone(port, job)
     cost = landing.entry.header.times.cost / SECOND if landing.entry else 0.0
-    emit(job, events.COALESCED, saved=cost)
+    _tell_shared(job, begun, cost)
     tell(landing.used)
     return value
 
@@ -380,7 +428,8 @@ async def refresh(
     refuse_reentry(job.name)
     flight = Flight(job.name, call.refs, background=False)
     try:
-        landing = await compute(port, job, flight)
+        with _pausing():
+            landing = await compute(port, job, flight)
     finally:
         flight.over = True
     tell(landing.used)

@@ -19,13 +19,15 @@ MISS = "miss"
 """No stored value could be used; `reason` says why."""
 COMPUTE_STARTED = "compute_started"
 COMPUTE_ENDED = "compute_ended"
-"""The function begins to run, has ended, however it did; `reason` is `"refresh"` in background."""
+"""The function begins to run, has ended, however it did; `reason` is `"refresh"` in background.
+At its end `seconds` is how long it ran itself, without the cached calls inside it."""
 COMPUTED = "computed"
 """The function ran and returned; `seconds` is how long it ran."""
 FAILED = "failed"
 """The function ran and raised; `reason` is the type of the exception."""
 COALESCED = "coalesced"
-"""A caller took the result of a computation that another caller had begun."""
+"""A caller took the result of a computation that another caller or process had begun; `seconds`
+is how long it waited, `saved` what it would have waited longer for its own."""
 STORED = "stored"
 """A result was written; `size` in bytes, `tier` names the tiers, `detail` one that follows."""
 UPLOAD_STARTED = "upload_started"
@@ -57,6 +59,8 @@ LEASE_LOST = "lease_lost"
 TIER_DOWN = "tier_down"
 TIER_UP = "tier_up"
 """A tier's breaker opened, or closed again."""
+RECONFIGURED = "reconfigured"
+"""The settings describe another chain from now on."""
 ERROR = "error"
 """A fault of the cache that the caller did not notice; `reason` names its kind."""
 
@@ -72,7 +76,8 @@ class Event(NamedTuple):
         reason: why, in the words of `memo.policy` for a miss.
         seconds: how long it took; for `HIT` and `STALE` the whole look-up.
         size: bytes of the record and its payload.
-        saved: seconds of computation that a hit saved, from the entry's recorded cost.
+        saved: seconds that a computation would have taken, from the entry's recorded cost; 0 where
+            no caller waits for the answer.
         detail: more for people, never a value.
     """
 

@@ -45,7 +45,6 @@ from memo.summaries import MASK, OWN, RESOLVED
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
-NEVER = "never computed"
 EVICTED = "evicted"
 _FAULTS = {
     UNREADABLE: "what is stored is damaged, or of another format; the next call replaces it",
@@ -154,7 +153,10 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
     header = found.entry.header
     times = header.times
     old = age(times, chain.clock) or 0
-    left = "no expiry" if times.ttl < 0 else f"fresh for {_span(times.ttl - old)} more"
+    left = "no expiry"
+    if times.ttl >= 0:
+        rest = times.ttl - old
+        left = f"fresh for {_span(rest)} more" if rest >= 0 else f"expired {_span(-rest)} ago"
     facts = [
         f"in {found.tier}, computed {_span(old)} ago by {header.writer} in {_span(times.cost)}; "
         + left,
@@ -317,7 +319,7 @@ def _absent(
         return CODE_CHANGED, *_code(manifests, asked, latest)
     others = [header for header in stored if header.code == code] or stored
     if not others:
-        return NEVER, ["no entry of this function is on this host"], []
+        return ABSENT, ["no entry of this function is on this host"], []
     nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
     facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
     if not facts:  # all that a summary tells is the same

@@ -66,15 +66,16 @@ class FunctionStats:
         refreshes_running, refreshes_done, refreshes_failed: background refreshes.
         coalesced: callers that shared a computation which another caller had begun.
         computed: how often the function ran and returned.
-        compute_seconds: how long that took together.
+        compute_seconds: how long the function ran itself, whether it returned or raised, without
+            the cached calls inside it.
         failed_by_type: how often the function itself raised, by type of the exception.
         errors_by_reason: faults of the cache that no caller noticed.
         stored: results written; `bytes_stored` their bytes.
         bytes_read: bytes of the entries that answered.
         hit_seconds: time spent in look-ups that answered.
         hit_times: histogram of those times; see `STEPS`.
-        saved: recorded cost of the computations that answers made needless, less `hit_seconds`.
-            Negative when looking up takes longer than computing.
+        saved: seconds that callers would have waited longer without the cache: for each answer the
+            recorded cost of its computation, less the time that the answer took, at least 0.
         waits, wait_seconds: waits for another process' computation.
         lock_timeouts, leases_lost: waits given up, leases lost while computing.
         invalidations: invalidations of the function by this process.

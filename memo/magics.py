@@ -358,6 +358,8 @@ class Reporter:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.on = False
+        kernel = getattr(shell, "kernel", None)
+        self.screen = None if kernel is None else Notebook(kernel)
         self._live = getattr(shell, "kernel", None) is not None  # a terminal takes no updates
         self._span: Span | None = None
         self._open: deque[tuple[Span, DisplayHandle]] = deque()
@@ -370,6 +372,7 @@ class Reporter:
 
     def begin(self, *_: Any) -> None:
         """A cell begins."""
+        WATCHER.cell_begins()
         if self._span is not None:
             self._span.close()
         self._span = watch(self._changed) if self.on else None
@@ -377,6 +380,7 @@ class Reporter:
     def end(self, result: ExecutionResult | None = None) -> None:
         """A cell has ended, well or not; whatever other processes want to know is left for them."""
         leave_for_others()
+        WATCHER.cell_ends()
         span, self._span = self._span, None
         if span is None:
             return
@@ -385,7 +389,11 @@ class Reporter:
             span.close()
             return
         explain_misses(span)
-        handle = publish(_bundle(span), raw=True, display_id=True)
+        handle = self.screen.given_up() if self.screen else None
+        if handle is None:
+            handle = publish(_bundle(span), raw=True, display_id=True)
+        else:  # the lines of progress become the report
+            handle.update(_bundle(span), raw=True)
         if span.settled or not self._live or handle is None:
             span.close()
         else:
@@ -458,21 +466,30 @@ def _awaits(shell: Any, cell: str) -> bool:
 
 
 class Notebook:
-    """A screen in the output of the cell that runs; its last line stays."""
+    """A screen in the output of the cell that runs; its last lines stay, or become the report."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
         self._handle: DisplayHandle | None = None
+        self._last: DisplayHandle | None = None
 
     def open(self) -> bool:
-        """Whether somebody could answer a question: who runs a notebook unattended cannot."""
-        return bool(getattr(self._kernel, "_allow_stdin", True))
+        """Whether a person looks, at a page that can replace what it shows.
+
+        A notebook that runs unattended cannot answer a question; a terminal (`jupyter console`)
+        has no cells, and would keep every line for good.
+        """
+        parent = self._kernel.get_parent() if hasattr(self._kernel, "get_parent") else {}
+        has_cells = "cellId" in (parent or {}).get("metadata", {})
+        return has_cells and bool(getattr(self._kernel, "_allow_stdin", True))
 
     def show(self, lines: list[Line]) -> None:
         """Show these lines in place of those before."""
         bundle = {
             "text/plain": "\n".join(map(str, lines)),
-            "text/html": display.progress_html([(str(line), line.share) for line in lines]),
+            "text/html": display.progress_html(
+                [(str(line).strip(), line.share, line.depth) for line in lines]
+            ),
         }
         # Without this thread's context the message belongs to the cell that runs now.
         if self._handle is None:
@@ -482,11 +499,16 @@ class Notebook:
 
     def close(self, lines: list[Line]) -> None:
         """Leave these lines, and begin anew in the next cell."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
+        self._last, self._handle = self._handle, None
+        if self._last is not None:
             text = "\n".join(map(str, lines))
             bundle = {"text/plain": text, "text/html": display.report_html(text)}
-            Context().run(handle.update, bundle, raw=True)
+            Context().run(self._last.update, bundle, raw=True)
+
+    def given_up(self) -> DisplayHandle | None:
+        """The place of the cell's last lines, for the report; None where there were none."""
+        last, self._last = self._last, None
+        return last
 
 
 # --- Coming and going ---------------------------------------------------------------------------
@@ -511,8 +533,7 @@ def load(shell: InteractiveShell) -> None:
     shell.events.register("pre_run_cell", magics.reporter.begin)
     shell.events.register("post_run_cell", magics.reporter.end)
     shell.input_transformers_cleanup.append(_awaiting)
-    kernel = getattr(shell, "kernel", None)
-    WATCHER.use(None if kernel is None else Notebook(kernel))
+    WATCHER.use(magics.reporter.screen)
     WATCHER.turn(on=True)
     for key in _keys():
         shell.set_hook("complete_command", _complete, str_key=key)

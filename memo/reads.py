@@ -19,11 +19,15 @@ class Reads:
     Attributes:
         sound: nothing is missing, and nothing changed under the computation.
         over: the computation has ended; what a thread of it still reads is no part of it.
+        background: no caller waits for the computation, so its hits save nobody time.
+        pauses: (begin, end) of the time spent in other cached calls, by `time.perf_counter`.
     """
 
-    __slots__ = ("_others", "_states", "over", "sound")
+    __slots__ = ("_others", "_states", "background", "over", "pauses", "sound")
 
-    def __init__(self) -> None:
+    def __init__(self, *, background: bool = False) -> None:
+        self.background = background
+        self.pauses: list[tuple[float, float]] = []
         self._states: dict[Ref, State] = {}
         self._others: dict[Stamp, None] = {}
         self.sound = True
@@ -40,6 +44,14 @@ class Reads:
     def all(self) -> tuple[Stamp, ...]:
         states = self._states.copy()  # in one step: threads may still add
         return (*map(Generation, states.keys(), states.values()), *self._others.copy())
+
+    def own_time(self, begun: float, ended: float) -> float:
+        """Seconds between two moments that were not spent in other cached calls."""
+        left, until = ended - begun, begun
+        for begin, end in sorted(self.pauses):
+            left -= max(0.0, min(end, ended) - max(begin, until))
+            until = max(until, end)
+        return max(0.0, left)
 
     def merged(self, own: Iterable[Stamp]) -> tuple[tuple[Stamp, ...], bool]:
         """A computation's own stamps with those of what it used; whether nothing is missing."""

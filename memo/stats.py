@@ -112,7 +112,8 @@ class Counters:
                 bucket[0] += 1
                 tally.read += size
                 tally.hit_seconds += seconds
-                tally.saved += saved - seconds
+                if saved > seconds:
+                    tally.saved += saved - seconds
 
     def _present(self, function: str) -> Tally:
         """The tally of a function, with its timeline at the present second."""
@@ -127,6 +128,9 @@ class Counters:
         if not self._second <= self._now() < self._until:  # the clock may have been set back
             self._roll()
         with self._lock:
+            if event.kind == events.RECONFIGURED:  # what was up or down then says nothing now
+                for tier in self._tiers.values():
+                    tier.up = None
             count = COUNT.get(event.kind)
             if count:
                 count(self._present(event.function), event)

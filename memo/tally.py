@@ -116,7 +116,7 @@ def _stale(tally: Tally, event: Event) -> None:
     _up(tally.stale, event.tier)
     tally.read += event.size
     tally.hit_seconds += event.seconds
-    tally.saved += event.saved - event.seconds
+    tally.saved += max(0.0, event.saved - event.seconds)
     tally.times[int(math.log2(max(event.seconds, 1e-9)) * STEPS + ORIGIN)] += 1
     tally.bucket[1] += 1
 
@@ -142,8 +142,11 @@ def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
 
 def _computed(tally: Tally, event: Event) -> None:
     tally.computed += 1
-    tally.compute_seconds += event.seconds
     _settled(tally, event.key)
+
+
+def _compute_ended(tally: Tally, event: Event) -> None:
+    tally.compute_seconds += event.seconds
 
 
 def _failed(tally: Tally, event: Event) -> None:
@@ -215,6 +218,7 @@ COUNT: dict[str, Callable[[Tally, Event], None]] = {
     events.STALE: _stale,
     events.MISS: _miss,
     events.COMPUTED: _computed,
+    events.COMPUTE_ENDED: _compute_ended,
     events.FAILED: _failed,
     events.COALESCED: _coalesced,
     events.STORED: _stored,

@@ -25,6 +25,7 @@ from memo.errors import MemoError
 from memo.events import Event
 from memo.explanations import headers
 from memo.figures import label
+from memo.flights import Flight, current_path
 from memo.leases import Holder
 from memo.port import Handle, Port
 from memo.stats import COUNTERS
@@ -35,19 +36,26 @@ TICK = 0.25
 """Seconds between two looks at what is under way."""
 KNOWN = 4096
 """Keys whose last duration is remembered."""
+_ASKED = 20
+"""Most runs whose expected end is looked up in one look."""
 _SIMILAR = 20
 """Latest entries of a function whose median cost is expected of a key that has none."""
 
 
 class Line(NamedTuple):
-    """One thing under way.
+    """What is under way of one function, in one line.
 
     Attributes:
-        what: `load() runs`, or whom it waits for.
-        seconds: since it began: the computation, where it is known when it did, also for a wait.
-        expected: seconds that it will take in all, from an earlier run; None: not known.
+        what: the function and what is done, such as `load() runs`.
+        seconds: since it began; once over, how long it took by the clock.
+        expected: seconds that it will take in all, from earlier runs; None: not known.
         over: it has ended.
         word: in front of the time, where it is that of another process.
+        done: how many have ended; of `count` that have begun.
+        count: how many have begun.
+        each: seconds that one takes; None: not known.
+        left: seconds until the last of those under way is expected to end; None: not known.
+        depth: of how many others that are shown it is a part.
     """
 
     what: str
@@ -55,16 +63,31 @@ class Line(NamedTuple):
     expected: float | None = None
     over: bool = False
     word: str = ""
+    done: int = 0
+    count: int = 1
+    each: float | None = None
+    left: float | None = None
+    depth: int = 0
 
     @property
     def share(self) -> float | None:
         """How much of it is done, 0 to 1; None: not known."""
+        if self.count > 1:
+            return self.done / self.count
         return min(1.0, self.seconds / self.expected) if self.expected else None
 
     def __str__(self) -> str:
-        if self.over:
-            return f"{self.what} took {display.duration(self.seconds)}"
+        return f"{'  ' * self.depth}{self._said()}"
+
+    def _said(self) -> str:
         spent = display.duration(self.seconds)
+        if self.count > 1:
+            parts = [f"{self.count} in {spent}" if self.over else f"{self.done} of {self.count}"]
+            parts += [f"{display.duration(self.each)} each"] if self.each is not None else []
+            parts += [f"{display.duration(self.left)} left"] if self.left is not None else []
+            return f"{self.what}: {', '.join(parts)}"
+        if self.over:
+            return f"{self.what} took {spent}"
         if self.expected is not None:
             return f"{self.what}, {self.word}{spent} of about {display.duration(self.expected)}"
         return f"{self.what}, {self.word}{spent}{'' if self.word else ' so far'}"
@@ -81,7 +104,7 @@ class Screen(Protocol):
         """Show these lines in place of those before."""
 
     def close(self, lines: list[Line]) -> None:
-        """Nothing is under way any more; these lines are the last."""
+        """The stretch is over, and nothing is under way; these lines are the last."""
 
 
 class Terminal:
@@ -139,23 +162,79 @@ class _Run:
         self.waits = event.kind == events.WAITING
         self.holder = Holder.of(event.detail) if self.waits else None
         self.since = time.monotonic()
+        self.until = 0.0
         self.expected: float | None = None
         self.looked = False
+        path = [] if self.waits else [function_of(flight) for flight in current_path()]
+        self.around = [name for name in path if name != self.function]
 
-    def line(self, *, over: bool = False) -> Line:
-        name = label(self.function).rpartition(":")[2]
-        name = name if name.endswith(")") else f"{name}()"
-        spent = time.monotonic() - self.since
-        if self.kind in _MOVES:
-            what = f"{name}: {display.size(self.size)} {_MOVES[self.kind]} {self.tier}"
-            return Line(what, spent, self.expected, over)
-        if not self.waits:
-            return Line(name if over else f"{name} runs", spent, self.expected, over)
-        what = f"{name} waits for {whom(self.holder)}"
-        if self.holder is None or self.holder.since is None:
-            return Line(what, spent, None, over)
-        running = max(0.0, time.time() - self.holder.since)
-        return Line(what, running, self.expected, over, "running ")
+    @property
+    def spent(self) -> float:
+        """Seconds since it began, up to its end."""
+        return (self.until or time.monotonic()) - self.since
+
+
+class _Group:
+    """What one function has under way, and has done since the stretch began."""
+
+    def __init__(self, run: _Run) -> None:
+        self.first = run
+        self.running: list[_Run] = []
+        self.done = 0
+        self.seconds = 0.0
+        self.until = 0.0
+
+    def add(self, run: _Run) -> None:
+        """One more begins."""
+        self.running.append(run)
+
+    def end(self, run: _Run) -> None:
+        """One of those under way has ended."""
+        self.running.remove(run)
+        self.done += 1
+        self.seconds += run.spent
+        self.until = run.until
+
+    @property
+    def spent(self) -> float:
+        """Seconds that all took together."""
+        return self.seconds + sum(run.spent for run in self.running)
+
+    def line(self, depth: int = 0) -> Line:
+        """All of it in one line."""
+        run = self.running[0] if self.running else self.first
+        count, over = self.done + len(self.running), not self.running
+        if count > 1:
+            known = [r.expected for r in self.running if r.expected is not None]
+            each = self.seconds / self.done if self.done else statistics.mean(known or [0.0])
+            ends = [(r.expected or each) - r.spent for r in self.running]
+            seconds = (self.until if over else time.monotonic()) - self.first.since
+            left = max(0.0, *ends, 0.0) if each and not over else None
+            what = _name(run) if run.kind == events.COMPUTE_STARTED else _what(run)
+            return Line(what, seconds, None, over, "", self.done, count, each or None, left, depth)
+        if run.holder is None or run.holder.since is None:
+            what = _name(run) if over and run.kind == events.COMPUTE_STARTED else _what(run)
+            return Line(what, run.spent, None if run.waits else run.expected, over, depth=depth)
+        running = max(0.0, time.time() - run.holder.since)
+        return Line(_what(run), running, run.expected, over, "running ", depth=depth)
+
+
+def _name(run: _Run) -> str:
+    name = label(run.function).rpartition(":")[2]
+    return name if name.endswith(")") else f"{name}()"
+
+
+def _what(run: _Run) -> str:
+    if run.kind in _MOVES:
+        return f"{_name(run)}: {display.size(run.size)} {_MOVES[run.kind]} {run.tier}"
+    if run.waits:
+        return f"{_name(run)} waits for {whom(run.holder)}"
+    return f"{_name(run)} runs"
+
+
+def function_of(flight: Flight) -> str:
+    """The identity of the function whose result a flight computes, from its name."""
+    return flight.name.partition("{")[2].rpartition("}")[0]
 
 
 def whom(holder: Holder | None) -> str:
@@ -164,7 +243,11 @@ def whom(holder: Holder | None) -> str:
 
 
 class Watcher:
-    """Keeps what is under way, and shows it while a person looks."""
+    """Keeps what is under way, and shows it while a person looks.
+
+    A *stretch* is a cell of a notebook that runs, else the time in which anything is under way.  In
+    a stretch each function has one line, however often it runs.
+    """
 
     def __init__(self) -> None:
         self._screen: Screen = Terminal()
@@ -176,7 +259,9 @@ class Watcher:
         self._waking = threading.Lock()
         self._showing = threading.RLock()  # what ends while it is drawn is not drawn afterwards
         self._runs: dict[tuple[str, str], _Run] = {}
-        self._shown: dict[tuple[str, str], _Run] = {}
+        self._groups: dict[tuple[str, str], _Group] = {}
+        self._shown: set[tuple[str, str]] = set()
+        self._in_cell = False
         self._known: OrderedDict[str, float] = OrderedDict()
         self._latest: dict[str, float] = {}
         self._rates: dict[str, float] = {}
@@ -203,7 +288,18 @@ class Watcher:
     def use(self, screen: Screen | None) -> None:
         """Show it on a screen from now on; None: in the terminal."""
         self._finish()
+        self._in_cell = False
         self._screen = screen or Terminal()
+
+    def cell_begins(self) -> None:
+        """The lines from now on belong to one cell of a notebook, until it ends."""
+        self._finish()
+        self._in_cell = True
+
+    def cell_ends(self) -> None:
+        """The cell is over: its lines are final, but for what still runs."""
+        self._in_cell = False
+        self._finish()
 
     def hear(self, event: Event) -> None:
         """Take an event."""
@@ -220,12 +316,14 @@ class Watcher:
 
     def _begin(self, kind: str, event: Event) -> None:
         at = (kind, event.key)
-        run, before = _Run(event), self._runs.get(at)
-        if before is not None and run.waits:  # the wait goes on, for somebody else
-            run.since = before.since
-        if at in self._shown:
-            self._shown[at] = run
-        self._runs[at] = run
+        run = _Run(event)
+        with self._showing:
+            before = self._runs.get(at)
+            if before is not None and run.waits:  # the wait goes on, for another holder
+                before.holder, before.looked = run.holder, False
+                return
+            self._runs[at] = run
+            self._groups.setdefault((kind, event.function), _Group(run)).add(run)
         self._wake()
 
     def _remember(self, event: Event) -> None:
@@ -251,36 +349,56 @@ class Watcher:
         return True
 
     def _end(self, kind: str, key: str) -> None:
-        run = self._runs.pop((kind, key), None)
-        if run is None or time.monotonic() - run.since < SHOWN_AFTER:
-            return
         with self._showing:
-            if not any(name in self._runs for name in self._shown):
+            run = self._runs.pop((kind, key), None)
+            if run is None:
+                return
+            run.until = time.monotonic()
+            group = self._groups.get((kind, run.function))
+            if group is not None and run in group.running:
+                group.end(run)
+            if not self._runs and not self._in_cell:
                 self._finish()
 
     def _finish(self) -> None:
-        """Nothing that was shown is under way any more."""
+        """The stretch is over: what is still under way belongs to the next one."""
         with self._showing:
-            shown, self._shown = self._shown, {}
+            shown, self._shown = self._shown, set()
+            lines = [line for at, line in self._lines(shown) if at[0] != events.WAITING]
+            self._groups.clear()
+            for (kind, _), run in self._runs.items():
+                self._groups.setdefault((kind, run.function), _Group(run)).add(run)
             if shown:
-                self._screen.close([run.line(over=True) for run in shown.values() if not run.waits])
+                self._screen.close(lines)
+
+    def _lines(self, shown: set[tuple[str, str]]) -> list[tuple[tuple[str, str], Line]]:
+        """A line for each group that is shown, those that are part of another one below it."""
+        around = {name: None for kind, name in shown if kind == events.COMPUTE_STARTED}
+        found: list[tuple[tuple[str, ...], tuple[str, str], Line]] = []
+        for at, group in self._groups.items():
+            if at in shown:
+                outer = tuple(name for name in group.first.around if name in around)
+                found.append(((*outer, at[1]), at, group.line(len(outer))))
+        order = {name: place for place, (_, name) in enumerate(self._groups)}
+        found.sort(key=lambda one: [order.get(name, 0) for name in one[0]])
+        return [(at, line) for _, at, line in found]
 
     async def _tick(self, port: Port) -> None:
         if self._rest():
             return
-        now = time.monotonic()
-        late = {at: r for at, r in tuple(self._runs.items()) if now - r.since >= SHOWN_AFTER}
+        with self._showing:
+            late = {at for at, g in self._groups.items() if g.running and g.spent >= SHOWN_AFTER}
+            unknown = [run for at in late for run in self._groups[at].running if not run.looked]
         if not late or not self._screen.open():
             return
-        for run in late.values():
-            if not run.looked:
-                run.looked = True
-                run.expected = await self._expected(port, run)
+        for run in unknown[:_ASKED]:
+            run.looked = True
+            run.expected = await self._expected(port, run)
         with self._showing:
-            late = {at: run for at, run in late.items() if self._runs.get(at) is run}
+            late = {at for at in late if at in self._groups and self._groups[at].running}
             if late:
-                self._shown.update(late)
-                self._screen.show([run.line() for run in late.values()])
+                self._shown |= late
+                self._screen.show([line for _, line in self._lines(self._shown)])
 
     async def _expected(self, port: Port, run: _Run) -> float | None:
         """How long it took before: this key, else the function, here or wherever it was stored.

@@ -323,7 +323,7 @@ def test_explain_runs_nothing(kernel: Kernel, await_: str) -> None:
     kernel.run("threshold = 3")
     cell = f"%%cache\n{await_}{MARK}\nabove = threshold + 1"
     explain = cell.replace("%%cache", "%%cache --explain")
-    assert "never computed" in kernel.run(explain).text
+    assert "not cached yet" in kernel.run(explain).text
     kernel.run(cell)
     assert "hit" in kernel.run(explain).text
     kernel.run("threshold = 5")

@@ -139,7 +139,7 @@ def test_shares(share: float | None, text: str) -> None:
 
 def test_text_is_aligned(found: Stats) -> None:
     """In plain text every number stands right-aligned under its title."""
-    text = display.text(found)
+    text = display.text(found, width=160)
     lines = text.splitlines()
     head = next(line for line in lines if line.startswith("function"))
     row = next(line for line in lines if line.startswith("etl:load"))
@@ -298,8 +298,8 @@ def test_health_of_tiers_is_said_in_words(found: Stats) -> None:
     }
     lines = {name: (said, well) for name, said, well in display.tiers(found.with_health(facts))}
     assert lines["disk"] == ("2 hits · 1 stale · up · 1.2 GiB of 10.0 GiB · entries 12", True)
-    assert lines["host"] == ("2 invalidations waiting for replay", False)
-    assert lines["redis"] == ("1 fault · down · 1 outage", False)
+    assert lines["host"] == ("2 invalidations on the way to Redis", True)
+    assert lines["redis"] == ("1 error · down · 1 outage", False)
 
 
 # --- The line under a cell ----------------------------------------------------------------------
@@ -325,7 +325,9 @@ def test_report_tells_whatever_the_event_tells(counters: Counters) -> None:
     """A miss that knows more than its reason says it; many of one kind are counted."""
     span = Span(counters)
     for _ in range(3):
-        counters(Event(events.MISS, LOAD, reason="absent", detail="code of clean() changed"))
+        counters(
+            Event(events.MISS, LOAD, reason="not cached yet", detail="code of clean() changed")
+        )
     counters(Event(events.MISS, LOAD, reason="expired"))
     counters(Event(events.FAILED, LOAD, reason="KeyError"))
     span.end()
@@ -338,8 +340,8 @@ def test_report_counts_shared_computations_once(counters: Counters) -> None:
     """Callers that shared another's computation are not said to have missed."""
     span = Span(counters)
     for _ in range(5):
-        counters(Event(events.MISS, LOAD, "k", reason="absent"))
+        counters(Event(events.MISS, LOAD, "k", reason="not cached yet"))
     for _ in range(4):
         counters(Event(events.COALESCED, LOAD, "k", saved=1.0))
     span.end()
-    assert display.report(span) == "1 miss: load() absent · 4 shared · saved 4.0 s"
+    assert display.report(span) == "1 miss: load() not cached yet · 4 shared · saved 4.0 s"

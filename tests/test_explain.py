@@ -133,7 +133,7 @@ def _loud() -> int:
 
 
 def test_never_computed(clock: ManualClock) -> None:
-    """Without any entry of the function: never computed."""
+    """Without any entry of the function: not cached yet."""
 
     @cache(name="load")
     def load(region: str) -> str:
@@ -141,8 +141,8 @@ def test_never_computed(clock: ManualClock) -> None:
 
     explanation = load.explain("EU")
     assert not explanation.hit
-    assert explanation.reason == "never computed"
-    shows(explanation, "load:EU: miss (never computed)", "no entry of this function")
+    assert explanation.reason == "not cached yet"
+    shows(explanation, "load:EU: miss (not cached yet)", "no entry of this function")
 
 
 def test_other_arguments_are_named_with_both_values(clock: ManualClock) -> None:
@@ -432,7 +432,7 @@ def test_evicted(clock: ManualClock) -> None:
     ("at", "reason", "said"),
     [
         (0, "unreadable", "damaged, or of another format"),
-        (-1, "unauthentic", "never loaded"),
+        (-1, "signed with another secret", "never loaded"),
     ],
 )
 def test_damaged_and_forged_entries(clock: ManualClock, at: int, reason: str, said: str) -> None:
@@ -501,7 +501,7 @@ def test_a_report_says_which_code_changed(code: Code, capsys: pytest.CaptureFixt
     first = "def clean(x):\n    return x\n@cache\ndef load(x):\n    return clean(x)\n"
     with memo.report():
         code.load(first).load(1)
-    assert capsys.readouterr().err == "memo: 1 miss: load() absent\n"
+    assert capsys.readouterr().err == "memo: 1 miss: load() not cached yet\n"
     edited = code.load(first.replace("return x\n", "return x + 1\n"))
     with memo.report() as span:
         edited.load(1)

@@ -159,7 +159,7 @@ def test_unattended_runs(tmp_path: Path, how: str) -> None:
     before = len(shown) - len(UNATTENDED)  # papermill puts in a cell of its own
     first, second, cell, stats = shown[before + 3 : before + 7]
     result = "10" if how == "papermill" else "2"
-    assert first == ["computing", result, "1 miss: f() absent"]
+    assert first == ["computing", result, "1 miss: f() not cached yet"]
     assert second[:2] == ["computing", result]
     assert second[2].startswith("1 hit (memory) · saved ")
     assert cell[:2] == ["computing", str(int(result) + 1)]
@@ -171,7 +171,7 @@ async def test_the_tour(tmp_path: Path) -> None:
     first = await run(TOUR, tmp_path)
 
     assert requests_in(first.text("first")) == 1
-    assert "1 miss: load() absent" in first.text("first")
+    assert "1 miss: load() not cached yet" in first.text("first")
     assert requests_in(first.text("again")) == 1
     assert re.search(r"1 hit \(\w+\) · saved", first.text("again"))
     assert "requests for US: 1 | untouched: True" in first.text("together")

@@ -159,7 +159,7 @@ def test_expires(style: Style) -> None:
         assert style.call(f) == 1
         clock.advance(2)
         assert style.call(f) == 2
-    assert [e.reason for e in seen if e.kind == events.MISS] == ["absent", "expired"]
+    assert [e.reason for e in seen if e.kind == events.MISS] == ["not cached yet", "expired"]
 
 
 def test_wall_clock_that_steps_does_not_age(style: Style) -> None:

@@ -95,8 +95,8 @@ async def test_a_long_async_computation_is_shown(sheet: Sheet) -> None:
         return x
 
     await asyncio.gather(slow(1), slow(1), slow(2))
-    assert max(len(lines) for lines in sheet.shown) == 2
-    assert len(sheet.closed) == 1
+    assert str(sheet.shown[0][0]).startswith("slow(): 0 of 2")
+    assert [str(line) for line in sheet.closed[0]] == ["slow(): 2 in 1.0 s, 1.0 s each"]
     assert ticker_gone()
 
 
@@ -526,3 +526,71 @@ def test_in_a_notebook(kernel: Kernel) -> None:
     kernel.run("memo.progress()")
     kernel.client.allow_stdin = False  # as nbclient and papermill run it
     assert not kernel.run("slow(3);").bundles
+    kernel.client.allow_stdin = True
+
+
+async def test_one_line_per_function_with_its_own_times(sheet: Sheet) -> None:
+    """Nine concurrent calls of three durations are one line; each took what the clock says."""
+
+    @cache(name="load", version="1")
+    async def load(x: int) -> int:
+        await asyncio.sleep(0.4 * (1 + x % 3))
+        return x
+
+    begun = time.perf_counter()
+    await asyncio.gather(*map(load, range(9)))
+    took = time.perf_counter() - begun
+    shown = [str(lines[0]) for lines in sheet.shown]
+    assert all(len(lines) == 1 for lines in sheet.shown)
+    assert any(
+        re.fullmatch(r"load\(\): [36] of 9, [\d.]+ m?s each, [\d.]+ m?s left", s) for s in shown
+    )
+    (line,) = sheet.closed[0]
+    assert line.seconds == pytest.approx(took, abs=0.1)
+    assert line.each == pytest.approx(0.8, abs=0.1)
+
+
+def test_what_is_part_of_another_call_stands_below_it(sheet: Sheet) -> None:
+    """Nested calls are indented under the outer one, each with its own duration."""
+
+    @cache(name="load", version="1")
+    def load(x: int) -> int:
+        time.sleep(0.7)
+        return x
+
+    @cache(name="report", version="1")
+    def report() -> int:
+        return load(1) + load(2)
+
+    report()
+    lines = sheet.closed[0]
+    assert str(lines[0]).startswith("report() took ")
+    assert lines[0].seconds == pytest.approx(1.4, abs=0.15)
+    assert str(lines[1]).startswith("  load(): 2 in 1.4 s, ")
+    assert lines[1].each == pytest.approx(0.7, abs=0.1)
+
+
+def test_a_loop_in_a_cell_is_one_line(kernel: Kernel) -> None:
+    """Calls one after the other in a cell are one line, which becomes the report of the cell."""
+    kernel.run("@cache(version='1')\ndef step(x):\n    time.sleep(0.6)\n    return x")
+    kernel.run("%cache_report on")
+    kernel.updates.clear()
+    shown = kernel.run("for i in range(3): step(i)")
+    kernel.run("%cache_report off")
+    assert len(shown.bundles) == 1
+    (updates,) = kernel.updates.values()
+    assert any(
+        "step(): 2 of 3, 0.6" in u["text/plain"] or "2 of 3, 60" in u["text/plain"] for u in updates
+    )
+    assert updates[-1]["text/plain"].startswith("3 misses: step() not cached yet")
+
+
+def test_a_front_end_without_cells_gets_no_lines(kernel: Kernel) -> None:
+    """`jupyter console` would keep each line for good, so it is shown none."""
+    kernel.run("@cache(version='1')\ndef late(x):\n    time.sleep(0.8)\n    return x")
+    kernel.has_cells = False
+    try:
+        assert not kernel.run("late(1);").bundles
+    finally:
+        kernel.has_cells = True
+    assert kernel.run("late(2);").bundles

@@ -1,0 +1,240 @@
+"""Figures are true to the clock: each is compared with a stopwatch."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import memo
+from memo import assembly, cache, display
+from memo.drivers import BLOCKING, drain_blocking, drive
+from memo.stats import reset, watch
+
+NEAR = 0.12
+"""Seconds that a busy machine may add."""
+
+
+@pytest.fixture(autouse=True)
+def _from_zero() -> None:
+    reset()
+
+
+def timed(call: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def test_sharing_a_computation_saves_no_waiting() -> None:
+    """Nine callers that wait for one computation each waited for it: nothing was saved."""
+
+    @cache(version="1")
+    async def load(x: int) -> int:
+        await asyncio.sleep(0.5)
+        return x
+
+    async def main() -> None:
+        await asyncio.gather(*(load(1) for _ in range(9)))
+
+    took = timed(lambda: asyncio.run(main()))
+    total = memo.stats().total
+    assert (total.misses, total.coalesced) == (1, 8)
+    assert total.saved < 0.1
+    assert total.compute_seconds == pytest.approx(took, abs=NEAR)
+
+
+def test_a_late_joiner_saves_the_rest() -> None:
+    """A caller that joins half-way saves the half that it did not wait for."""
+
+    @cache(version="1")
+    async def load(x: int) -> int:
+        await asyncio.sleep(0.8)
+        return x
+
+    async def main() -> None:
+        first = asyncio.ensure_future(load(1))
+        await asyncio.sleep(0.4)
+        begun = time.perf_counter()
+        await load(1)
+        waits.append(time.perf_counter() - begun)
+        await first
+
+    waits: list[float] = []
+    asyncio.run(main())
+    assert memo.stats().total.saved == pytest.approx(0.8 - waits[0], abs=NEAR)
+
+
+def test_computing_is_exclusive() -> None:
+    """What an outer call spends in cached calls is theirs; all together is what the clock says."""
+
+    @cache(version="1")
+    def inner(x: int) -> int:
+        time.sleep(0.3)
+        return x
+
+    @cache(version="1")
+    def outer() -> int:
+        time.sleep(0.2)
+        return inner(1) + inner(2)
+
+    took = timed(outer)
+    parts = {name.rpartition(".")[2]: part for name, part in memo.stats().functions.items()}
+    assert parts["outer"].compute_seconds == pytest.approx(0.2, abs=NEAR)
+    assert parts["inner"].compute_seconds == pytest.approx(0.6, abs=NEAR)
+    assert memo.stats().total.compute_seconds == pytest.approx(took, abs=NEAR)
+
+
+def test_concurrent_inner_calls_count_once_for_the_outer() -> None:
+    """Three inner calls at once are one stretch of the outer call's time, not three."""
+
+    @cache(version="1")
+    async def inner(x: int) -> int:
+        await asyncio.sleep(0.4)
+        return x
+
+    @cache(version="1")
+    async def outer() -> None:
+        await asyncio.gather(inner(1), inner(2), inner(3))
+        await asyncio.sleep(0.3)
+
+    asyncio.run(outer())
+    parts = {name.rpartition(".")[2]: part for name, part in memo.stats().functions.items()}
+    assert parts["outer"].compute_seconds == pytest.approx(0.3, abs=NEAR)
+    assert parts["inner"].compute_seconds == pytest.approx(1.2, abs=2 * NEAR)
+
+
+def test_a_hit_saves_what_the_caller_would_have_waited() -> None:
+    """A hit on the outer call saves its whole time once, its inner calls included."""
+
+    @cache(version="1")
+    def inner(x: int) -> int:
+        time.sleep(0.3)
+        return x
+
+    @cache(version="1")
+    def outer() -> int:
+        time.sleep(0.2)
+        return inner(1)
+
+    took = timed(outer)
+    again = timed(outer)
+    assert memo.stats().total.saved == pytest.approx(took - again, abs=NEAR)
+
+
+def test_a_stale_answer_saves_once() -> None:
+    """A stale answer saves its cost; its refresh, in the background, nothing."""
+
+    @cache(version="1")
+    def inner() -> int:
+        time.sleep(0.4)
+        return 1
+
+    @cache(version="1", ttl=0.3, stale_while_revalidate=60)
+    def outer() -> int:
+        return inner()
+
+    took = timed(outer)
+    time.sleep(0.35)
+    again = timed(outer)
+    assert drain_blocking(10)
+    total = memo.stats().total
+    assert total.stale == 1
+    assert total.saved == pytest.approx(took - again, abs=NEAR)
+
+
+def test_a_cache_that_is_slower_than_the_function_saves_nothing() -> None:
+    """Time saved is never negative."""
+
+    @cache(version="1")
+    def quick(x: int) -> int:
+        return x
+
+    for _ in range(3):
+        quick(1)
+    assert memo.stats().total.saved >= 0
+    assert "\u2212" not in repr(memo.stats())
+
+
+def test_the_headline_adds_up() -> None:
+    """Hits, stale hits, misses and shared computations are all of the calls."""
+
+    @cache(version="1")
+    async def load(x: int) -> int:
+        await asyncio.sleep(0.05)
+        return x
+
+    async def main() -> None:
+        await asyncio.gather(*(load(i % 3) for i in range(12)))
+        await asyncio.gather(*(load(i % 4) for i in range(8)))
+
+    asyncio.run(main())
+    words = display.headline(memo.stats())
+    found = re.findall(r"(\d+) (?:hits?|miss(?:es)?|stale|shared)", words)
+    assert sum(map(int, found)) == 20, words
+
+
+def test_a_report_of_a_cell_that_only_computed_saves_nothing() -> None:
+    """The line under a cell of concurrent callers does not claim what they waited for."""
+
+    @cache(version="1")
+    async def load(x: int) -> int:
+        await asyncio.sleep(0.3)
+        return x
+
+    async def main() -> None:
+        await asyncio.gather(*(load(1) for _ in range(9)))
+
+    span = watch()
+    asyncio.run(main())
+    span.end()
+    said = display.report(span)
+    saved = re.search(r"saved ([\d.]+) (ms|µs|s)", said)
+    assert saved is None or saved[2] != "s", said
+
+
+def test_without_redis_nothing_waits_for_it() -> None:
+    """Invalidations are not said to be under way to a Redis that is not there."""
+
+    @cache(version="1")
+    def load(x: int) -> int:
+        return x
+
+    load(1)
+    load.invalidate(1)
+    memo.invalidate(tag="never")
+    health = drive(assembly.default_chain().health(BLOCKING))
+    assert health["host"]["journal"] == 0
+
+
+def test_after_new_settings_no_tier_is_called_down() -> None:
+    """A Redis that was refused is not called down once the settings name none."""
+
+    @cache(version="1")
+    def load(x: int) -> int:
+        return x
+
+    with memo.configure(redis_url="redis://127.0.0.1:1"):
+        load(1)
+        assert memo.stats().tiers["redis"].up is False
+    load(2)
+    assert memo.stats().tiers["redis"].up is None
+
+
+def test_an_expired_hit_is_said_to_be_expired() -> None:
+    """`explain` counts no time that is left where none is."""
+
+    @cache(version="1", ttl=0.05, stale_while_revalidate=60)
+    def load(x: int) -> int:
+        return x
+
+    load(1)
+    time.sleep(0.1)
+    said = str(load.explain(1))
+    assert "\u2212" not in said
+    assert "-" not in said.partition("fresh for")[2][:3]
+    assert re.search(r"expired [\d.]+ m?s ago", said)
