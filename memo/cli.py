@@ -7,6 +7,8 @@ with one line on standard error and the status 2, a finding that needs work with
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -59,8 +61,9 @@ def demo(redis: str | None, quick: bool) -> None:
 @main.command()
 @click.argument("pattern", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")
 @click.option("--plot", is_flag=True, help="With hits and misses over time.")
-def stats(pattern: tuple[str, ...], as_json: bool, plot: bool) -> None:
+def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool) -> None:
     """What the cache did, in every process that shares the directory.
 
     PATTERN selects functions by name: load, app.* or sales:load.
@@ -69,7 +72,26 @@ def stats(pattern: tuple[str, ...], as_json: bool, plot: bool) -> None:
     if as_json:
         click.echo(found.to_json())
         return
-    click.echo(display.text(found.with_health(_health()), plot=plot))
+    found = found.with_health(_health())
+    if as_html:
+        click.echo(display.page("memo stats", display.html(found, plot=plot)))
+        return
+    _show(display.stats_lines(found, plot=plot, width=_width()))
+
+
+def _width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size().columns
+
+
+def _show(lines: Iterable[display.Styled]) -> None:
+    """Print lines, with their styles where a person reads them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=_width(), highlight=False)
+    for line in lines:
+        console.print(Text(line.text, style=line.style), soft_wrap=True)
 
 
 def _health() -> dict[str, dict[str, Any]]:
@@ -84,8 +106,9 @@ def _health() -> dict[str, dict[str, Any]]:
 @click.argument("pattern", nargs=-1)
 @click.option("-n", "--limit", default=50, show_default=True, help="Most entries; 0: all of them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """List entries of the disk, newest first.
+@click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")
+def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: bool) -> None:
+    """List entries of the disk, newest first, with their state.
 
     PATTERN selects functions by name: load, app.* or sales:load. An entry that was invalidated
     stays here until it is computed again or evicted; it is never used.
@@ -98,7 +121,11 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool) -> None:
     if not count:
         click.echo("No entries.")
         return
-    click.echo(display.table_text(inventory.table(shown)))
+    table = inventory.table(shown)
+    if as_html:
+        click.echo(display.page("memo ls", display.boxed(display.table_html(table))))
+        return
+    _show(display.table_lines(table, _width()))
     more = f", {display.number(count)} in all" if count > len(shown) else ""
     click.echo(f"{display.counted(len(shown), 'entry', 'entries')}{more}")
 
@@ -173,7 +200,7 @@ def _say_finding(finding: doctor.Finding) -> None:
 
 def _facts(item: inventory.Item) -> dict[str, Any]:
     """What `--json` says of an entry; times in seconds, moments since the epoch, size in bytes."""
-    header, size, tiers = item
+    header, size, tiers, state = item
     times = header.times
     return {
         "function": header.function,
@@ -186,5 +213,6 @@ def _facts(item: inventory.Item) -> dict[str, Any]:
         "size": size,
         "compressed": bool(header.flags),
         "tiers": tiers,
+        "state": state,
         "writer": header.writer,
     }

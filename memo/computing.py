@@ -161,11 +161,15 @@ def _warn(function: Function, value: Any, fault: str, mend: str) -> None:
     """Say once per function that its results are not stored, and why."""
     if not function.warned:
         function.warned = True
-        warnings.warn(
+        said = (
             f"{function.id} returned a {type(output.bare(value)).__name__} that {fault}, "
-            f"so it is computed at each call; {mend}",
-            stacklevel=2,
+            f"so it is computed at each call; {mend}"
         )
+        code = getattr(inspect.unwrap(function.run), "__code__", None)
+        if code is None:
+            warnings.warn(said, stacklevel=2)
+        else:  # it may run far from the line that called: the function is what needs work
+            warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
 
 async def _keep(

@@ -29,6 +29,7 @@ from memo import assembly, classes, codec, config, engine, options, output
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.engine import Invalidation
+from memo.errors import public
 from memo.identity import Identity, function_id
 from memo.jobs import Function, Raised, bare_of_us, users
 from memo.keys import Call, Keyer
@@ -673,6 +674,8 @@ def cache(*args: Any, **kwargs: Any) -> Any:
 
 cache.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
 cache.__doc__ = _options.__doc__
+if not TYPE_CHECKING:  # its types are those of the overloads
+    cache = public(cache)
 
 
 def _is_wrapper(value: Any) -> bool:

@@ -316,6 +316,15 @@ def boxed(content: str) -> str:
     return f'{STYLE}<div class="memo">{content}</div>'
 
 
+def page(title: str, content: str) -> str:
+    """A whole page of HTML, light or dark as the reader's system is."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width">'
+        f'<meta name="color-scheme" content="light dark">{content}</html>'
+    )
+
+
 def lines_html(text: str) -> str:
     """Plain lines as HTML."""
     return boxed("".join(f"<p>{escape(line)}</p>" for line in text.splitlines()))
@@ -603,7 +612,10 @@ def address(header: Header) -> str:
 
 
 def entries(
-    headers: Iterable[tuple[Header, int]], now: float, places: Sequence[str] | None = None
+    headers: Iterable[tuple[Header, int]],
+    now: float,
+    places: Sequence[str] | None = None,
+    states: Sequence[str] | None = None,
 ) -> Table:
     """A table of entries.
 
@@ -611,6 +623,7 @@ def entries(
         headers: the header and the size in bytes of each.
         now: Unix seconds.
         places: the tiers that hold each; None: without that column.
+        states: the state of each, in a word; None: without that column.
     """
     rows = [_entry_row(header, held, now) for header, held in headers]
     titles = ["function", "arguments", "age", "expires in", "size", "cost", "by"]
@@ -619,7 +632,12 @@ def entries(
         titles.insert(2, "tier")
         for row, place in zip(rows, places, strict=True):
             row.insert(2, Cell(place, place))
-    return Table(titles, rows, texts=2 + (places is not None), spare=spare)
+    if states is not None:
+        titles.insert(2, "state")
+        for row, state in zip(rows, states, strict=True):
+            row.insert(2, Cell(state, state))
+    texts = 2 + (places is not None) + (states is not None)
+    return Table(titles, rows, texts=texts, spare=spare)
 
 
 def _entry_row(header: Header, held: int, now: float) -> list[Cell]:

@@ -20,6 +20,15 @@ are faults of the cache: the engine turns them into an event and a fall-through.
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class MemoError(Exception):
     """The root of all errors of memo."""
@@ -108,3 +117,36 @@ def shown(value: object, limit: int = 80) -> str:
     except Exception:
         text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'ttl'?` where one of some names is close to a wrong one, else `""`."""
+    found = difflib.get_close_matches(name, list(names), 1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """Make errors of memo end at the line that called a public function.
+
+    A traceback then shows the mistake instead of memo's own frames, and an unknown option is an
+    `OptionError` that names the nearest one.
+    """
+    names = [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True
+        try:
+            wrong = next((name for name in kwargs if name not in names), None)
+            if wrong is not None:
+                mend = f"there is no such option{nearest(wrong, names)}"
+                raise OptionError(wrong, kwargs[wrong], mend)
+            return function(*args, **kwargs)
+        except MemoError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    return called

@@ -10,17 +10,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memo import assembly, atoms, canon, display, invalidation, stamps
+from memo import assembly, atoms, canon, display, invalidation, sources, stamps
+from memo import policy as policy_words
 from memo.chain import Chain
-from memo.decorators import CachedFunction
+from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
 from memo.engine import Invalidation
 from memo.errors import TierError
 from memo.explanations import LOOKED_AT, listing
 from memo.figures import matches
+from memo.jobs import Function
+from memo.policy import Policy, judge
 from memo.port import Port
 from memo.seal import Header
-from memo.stamps import Generation, Turn
+from memo.stamps import Generation, Ref, Stamp, State, Turn
 
 
 class Item(NamedTuple):
@@ -30,11 +33,24 @@ class Item(NamedTuple):
         header: what is known of it without loading its value.
         size: bytes of its record and its payload.
         tiers: names of those that hold it now.
+        state: one of the words below.
     """
 
     header: Header
     size: int
     tiers: tuple[str, ...] = ()
+    state: str = ""
+
+
+FRESH = "fresh"
+STALE = "stale"
+"""It answers, and is refreshed."""
+EXPIRED = "expired"
+INVALIDATED = "invalidated"
+OUTDATED = "outdated"
+"""The code of its function, or what it depends on, has changed since."""
+UNKNOWN = "unknown"
+"""No tier can tell now."""
 
 
 ORDERS: dict[str, Callable[[Item], float]] = {
@@ -89,7 +105,8 @@ def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
 def table(shown: Sequence[Item]) -> display.Table:
     """Entries as they are listed, with the tiers that hold each."""
     listed = [(item.header, item.size) for item in shown]
-    return display.entries(listed, time.time(), [", ".join(item.tiers) for item in shown])
+    tiers = [", ".join(item.tiers) for item in shown]
+    return display.entries(listed, time.time(), tiers, [item.state for item in shown])
 
 
 async def _items(
@@ -103,7 +120,49 @@ async def _items(
     shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
     if wanted.tier:
         found = shown = [item for item in shown if wanted.tier in item.tiers]
-    return shown[:limit], len(found)
+    shown = shown[:limit]
+    told = await states(port, chain, [item.header for item in shown])
+    return [item._replace(state=one) for item, one in zip(shown, told, strict=True)], len(found)
+
+
+async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[str]:
+    """The state of some entries: what the next call of each would find, without loading a value."""
+    refs = {s.ref: None for h in headers for s in h.stamps if type(s) is Generation}
+    try:
+        now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
+    except TierError:
+        return [UNKNOWN] * len(headers)
+    others = {s: False for h in headers for s in h.stamps if type(s) is not Generation}
+    for stamp in others:
+        others[stamp] = bool(await sources.check(port, stamp))
+    known = {function.function_id: function._function for function in functions()}
+    codes = {name: f.identity.digest() for name, f in known.items() if not f.keyer.method}
+    return [
+        _state(header, now, others, known.get(header.function), codes.get(header.function), chain)
+        for header in headers
+    ]
+
+
+def _state(
+    header: Header,
+    now: Mapping[Ref, State],
+    changed: Mapping[Stamp, bool],
+    function: Function | None,
+    code: str | None,
+    chain: Chain,
+) -> str:
+    own = [stamp for stamp in header.stamps if type(stamp) is Generation]
+    if any(now[stamp.ref].text != stamp.state.text for stamp in own):
+        return INVALIDATED
+    if any(changed[stamp] for stamp in header.stamps if type(stamp) is not Generation):
+        return OUTDATED
+    if code is not None and header.code != code:
+        return OUTDATED
+    policy = Policy(ttl=None) if function is None else function.policy
+    kind = judge(header.times, policy, chain.clock).kind
+    if function is None:
+        return FRESH if kind == policy_words.FRESH else EXPIRED
+    return {policy_words.FRESH: FRESH, policy_words.STALE: STALE}.get(kind, EXPIRED)
 
 
 async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[tuple[str, ...]]:

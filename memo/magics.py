@@ -2,7 +2,7 @@
 
 ======================= ==========================================================================
 `%cache_stats`          what the cache did, per function
-`%cache_clear`          make entries untrue, and say which
+`%cache_clear`          invalidate entries, and say which
 `%cache_explain f(x)`   would this call hit, and if not why
 `%cache_ls`             the entries on this host's disk
 `%cache_report on`      one line under each cell that used the cache
@@ -21,16 +21,17 @@ import ast
 import inspect
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display as publish
 
-from memo import assembly, display, inventory
+from memo import assembly, display, errors, inventory
 from memo.cells import Cell
 from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
@@ -94,7 +95,7 @@ class CacheMagics(Magics):
     @line_magic
     def cache_stats(self, line: str) -> Any:
         """Show what the cache did: hits by tier, misses by reason, time saved, per function."""
-        given = parse_argstring(self.cache_stats, line)
+        given = _parsed(self.cache_stats, line)
         found = stats(shared=given.all)
         if given.reset:
             reset()
@@ -109,21 +110,47 @@ class CacheMagics(Magics):
         return _show(display.text(chosen, given.plot), display.html(chosen, given.plot))
 
     @magic_arguments()
-    @argument("pattern", nargs="?", default="*", help="functions: load, etl:load, lo*; none: all")
+    @argument("pattern", nargs="?", help="functions: load, etl:load, lo*")
+    @argument("--all", action="store_true", help="every function of this kernel")
     @argument("--where", action="append", default=[], metavar="NAME=VALUE",
               help="only entries with this argument; may be given more than once")  # fmt: skip
     @argument("--tag", help="entries with this tag, of whatever function")
     @line_magic
     def cache_clear(self, line: str) -> None:
-        """Make entries untrue, in every kernel that shares the cache, and say which."""
-        given = parse_argstring(self.cache_clear, line)
-        if given.tag and (given.where or given.pattern != "*"):
-            raise UsageError("--tag goes alone: it names entries of whatever function.")
+        """Invalidate entries, in every kernel that shares the cache, and say which."""
+        given = _parsed(self.cache_clear, line)
+        if given.tag and (given.where or given.pattern or given.all):
+            raise UsageError("--tag goes alone: it selects entries of any function.")
+        if given.all and given.pattern:
+            raise UsageError("Give a pattern or --all, not both.")
+        if not (given.tag or given.pattern or given.all) and not self._is_sure():
+            return
         try:
-            done = _cleared(given.pattern, dict(map(_pair, given.where)), given.tag)
+            done = _cleared(given.pattern or "*", dict(map(_pair, given.where)), given.tag)
         except MemoError as error:
             raise UsageError(str(error)) from None
         _say("\n".join(done))
+
+    def _is_sure(self) -> bool:
+        """Whether every function of the kernel is meant, which a bare `%cache_clear` does not say.
+
+        Raises:
+            UsageError: no person can be asked here.
+        """
+        names = list(dict.fromkeys(label(f.function_id) for f in functions()))
+        what = display.counted(len(names), "function")
+        said = f"This invalidates every entry of {what}: {', '.join(names)}."
+        kernel = getattr(self.shell, "kernel", None)
+        if not getattr(kernel, "_allow_stdin", True):
+            raise UsageError(f"{said} Write %cache_clear --all if you mean that.")
+        try:
+            answer = input(f"{said} Go on? [y/N] ")
+        except (EOFError, RuntimeError):
+            raise UsageError(f"{said} Write %cache_clear --all if you mean that.") from None
+        if answer.strip().lower() in ("y", "yes"):
+            return True
+        _say("Nothing was invalidated.")
+        return False
 
     @line_magic
     def cache_explain(self, line: str) -> None:
@@ -159,9 +186,10 @@ class CacheMagics(Magics):
     def cache_ls(self, line: str) -> Any:
         """List the entries on this host, without loading any value.
 
-        One that was invalidated is listed until it is computed anew or evicted; it is never used.
+        Its state says what the next call would find.  One that was invalidated is listed until it
+        is computed again or evicted; it is never used.
         """
-        given = parse_argstring(self.cache_ls, line)
+        given = _parsed(self.cache_ls, line)
         where = dict(map(_pair, given.where))
         wanted = inventory.Wanted(given.patterns, where, given.tag, given.tier, given.by)
         try:
@@ -183,7 +211,7 @@ class CacheMagics(Magics):
     @line_magic
     def cache_report(self, line: str) -> None:
         """Put one line under each cell that used the cache; it follows background refreshes."""
-        state = parse_argstring(self.cache_report, line).state
+        state = _parsed(self.cache_report, line).state
         if state:
             self.reporter.turn(on=state == "on")
         _say(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
@@ -222,7 +250,7 @@ class CacheMagics(Magics):
 
     def _made(self, line: str, cell: str) -> tuple[Cell, Any]:
         shell: Any = self.shell
-        given = parse_argstring(self.cache, line)
+        given = _parsed(self.cache, line)
         source = shell.transform_cell(cell)
         file = shell.compile.cache(source, shell.displayhook.prompt_count, raw_code=cell)
         try:
@@ -242,6 +270,24 @@ class CacheMagics(Magics):
         return made, given
 
 
+def _parsed(magic: Any, line: str) -> Any:
+    """The arguments of a magic.
+
+    Raises:
+        UsageError: one is wrong; a flag that is not known is told with the nearest one.
+    """
+    try:
+        return parse_argstring(magic, line)
+    except UsageError as error:
+        flags = _OPTIONS.get(magic.__name__, ())
+        wrong = next((w for w in line.split() if w.startswith("-") and w not in flags), "")
+        if "unrecognized" not in str(error) or not wrong:
+            raise
+        known = f" Flags: {', '.join(flags)}." if flags else ""
+        told = f"%{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
+        raise UsageError(told.replace("?.", "?")) from None
+
+
 # --- %cache_stats -------------------------------------------------------------------------------
 
 
@@ -249,7 +295,10 @@ def _chosen(found: Stats, patterns: list[str]) -> Stats:
     chosen = found.select(*patterns)
     if patterns and found.functions and not chosen.functions:
         names = ", ".join(map(label, found.functions))
-        raise UsageError(f"No cached function matches {' '.join(patterns)}. There are: {names}")
+        near = "".join(errors.nearest(p, map(label, found.functions)) for p in patterns[:1])
+        raise UsageError(
+            f"No cached function matches {' '.join(patterns)}{near or '.'} There are: {names}"
+        )
     return chosen
 
 
@@ -298,8 +347,10 @@ def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
 
 
 def _no_function(pattern: str) -> str:
-    names = ", ".join(dict.fromkeys(label(f.function_id) for f in functions()))
-    return f"No cached function matches {pattern}. There are: {names or 'none in this kernel'}"
+    names = list(dict.fromkeys(label(f.function_id) for f in functions()))
+    near = errors.nearest(pattern, names) or "."
+    there = ", ".join(names) or "none in this kernel"
+    return f"No cached function matches {pattern}{near} There are: {there}"
 
 
 def _outcome(cleared: Cleared) -> Iterator[str]:
@@ -516,7 +567,7 @@ class Notebook:
 NAMES = ("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_report")
 _OPTIONS = {
     "cache_stats": ("--all", "--plot", "--json", "--frame", "--reset"),
-    "cache_clear": ("--where", "--tag"),
+    "cache_clear": ("--all", "--where", "--tag"),
     "cache_ls": ("--where", "--tag", "--tier", "--by", "--limit", "--frame"),
     "cache_report": ("on", "off"),
     "cache": ("--ttl", "--tags", "--inputs", "--outputs", "--name", "--force", "--explain"),
@@ -535,8 +586,7 @@ def load(shell: InteractiveShell) -> None:
     shell.input_transformers_cleanup.append(_awaiting)
     WATCHER.use(magics.reporter.screen)
     WATCHER.turn(on=True)
-    for key in _keys():
-        shell.set_hook("complete_command", _complete, str_key=key)
+    shell.Completer.custom_matchers.append(_matcher)
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -558,8 +608,7 @@ def unload(shell: InteractiveShell) -> None:
     configurables: list[Any] = shell.configurables
     if magics in configurables:
         configurables.remove(magics)
-    for key in _keys():
-        shell.strdispatchers["complete_command"].strs.pop(key, None)
+    shell.Completer.custom_matchers.remove(_matcher)
 
 
 def _keys() -> Iterator[str]:
@@ -568,12 +617,25 @@ def _keys() -> Iterator[str]:
     yield "%%cache"
 
 
-def _complete(_shell: InteractiveShell, event: Any) -> Iterable[str]:
-    """Options and names of cached functions, for the completer of IPython."""
-    name = event.command.lstrip("%")
-    if name in ("cache_report", "cache"):
-        return list(_OPTIONS[name])
-    return [*_OPTIONS.get(name, ()), *dict.fromkeys(map(_typed, functions()))]
+@context_matcher(priority=1000, identifier="memo")
+def _matcher(context: Any) -> Any:
+    """Flags and names of cached functions, and nothing else, in a line with one of the magics."""
+    name, space, rest = context.line_with_cursor[: context.cursor_position].partition(" ")
+    if not space or name not in _keys():
+        return {"completions": []}
+    name, word = name.lstrip("%"), rest.rpartition(" ")[2]
+    if name == "cache_explain":  # a call: Python completes what is in its brackets
+        names = [] if "(" in rest else [_typed(f).rpartition(":")[2] for f in functions()]
+    elif word.startswith("-") or name in ("cache_report", "cache"):
+        names = list(_OPTIONS[name])
+    else:
+        names = list(map(_typed, functions()))
+    found = [one for one in dict.fromkeys(names) if one.startswith(word)]
+    return {
+        "completions": [SimpleCompletion(one, type="magic") for one in found],
+        "matched_fragment": word,
+        "suppress": bool(found) or name != "cache_explain",
+    }
 
 
 def _typed(function: CachedFunction[Any, Any]) -> str:

@@ -51,8 +51,8 @@ class Line(NamedTuple):
         expected: seconds that it will take in all, from earlier runs; None: not known.
         over: it has ended.
         word: in front of the time, where it is that of another process.
-        done: how many have ended; of `count` that have begun.
-        count: how many have begun.
+        done: how many have ended; of `begun` that have begun.
+        begun: how many have begun.
         each: seconds that one takes; None: not known.
         left: seconds until the last of those under way is expected to end; None: not known.
         depth: of how many others that are shown it is a part.
@@ -64,7 +64,7 @@ class Line(NamedTuple):
     over: bool = False
     word: str = ""
     done: int = 0
-    count: int = 1
+    begun: int = 1
     each: float | None = None
     left: float | None = None
     depth: int = 0
@@ -72,8 +72,8 @@ class Line(NamedTuple):
     @property
     def share(self) -> float | None:
         """How much of it is done, 0 to 1; None: not known."""
-        if self.count > 1:
-            return self.done / self.count
+        if self.begun > 1:
+            return self.done / self.begun
         return min(1.0, self.seconds / self.expected) if self.expected else None
 
     def __str__(self) -> str:
@@ -81,8 +81,8 @@ class Line(NamedTuple):
 
     def _said(self) -> str:
         spent = display.duration(self.seconds)
-        if self.count > 1:
-            parts = [f"{self.count} in {spent}" if self.over else f"{self.done} of {self.count}"]
+        if self.begun > 1:
+            parts = [f"{self.begun} in {spent}" if self.over else f"{self.done} of {self.begun}"]
             parts += [f"{display.duration(self.each)} each"] if self.each is not None else []
             parts += [f"{display.duration(self.left)} left"] if self.left is not None else []
             return f"{self.what}: {', '.join(parts)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -78,10 +79,13 @@ class Kernel:
         assert not shown.error, shown.error
         return shown
 
-    def attempt(self, code: str) -> Shown:
-        """Run a cell, which may raise."""
+    def attempt(self, code: str, answer: str | None = None) -> Shown:
+        """Run a cell, which may raise, and answer the question that it asks."""
         code = textwrap.dedent(code).strip()
         wanted = self._execute(code)
+        if answer is not None:
+            self.client.get_stdin_msg(timeout=TIMEOUT)
+            self.client.input(answer)
         bundles, out, error = [], {"stdout": "", "stderr": ""}, ""
         while True:
             message = self.client.get_iopub_msg(timeout=TIMEOUT)
@@ -386,7 +390,7 @@ def test_clear_by_tag(kernel: Kernel) -> None:
         ("%cache_explain known", "Write a call"),
         ("%cache_explain known(", "Write a call"),
         ("%cache_explain len([])", "not a cached function"),
-        ("%cache_stats --colour", "unrecognized arguments"),
+        ("%cache_stats --colour", "%cache_stats has no --colour"),
         ("%cache_report perhaps", "perhaps"),
     ],
 )
@@ -603,7 +607,7 @@ def state():
         sorted(shell.magics_manager.magics["cell"]),
         sorted(shell.magics_manager.registry),
         [type(one).__name__ for one in shell.configurables],
-        sorted(shell.strdispatchers["complete_command"].strs),
+        len(shell.Completer.custom_matchers),
         sorted(t.name for t in threading.enumerate() if not t.name.startswith(POOLS)),
         len(shell.input_transformers_cleanup),
         len(sys.modules["memo.stats"].COUNTERS._listeners),
@@ -654,6 +658,101 @@ def test_names_and_options_complete(kernel: Kernel) -> None:
     assert "completed_name" in completions("%cache_ls comp")
     assert "--where" in completions("%cache_ls --wh")
     assert "--outputs" in completions("%%cache --out")
+
+
+def test_completion_offers_nothing_of_others(kernel: Kernel) -> None:
+    """In a line of ours Tab offers our flags and names only: no magics and no names of IPython."""
+    kernel.run("""
+        @cache
+        def recalled(x): return x
+    """)
+
+    def completions(code: str) -> list[str]:
+        reply = kernel.client.complete(code, reply=True, timeout=TIMEOUT)
+        return sorted(reply["content"]["matches"])
+
+    wanted = sorted(["--all", "--plot", "--json", "--frame", "--reset"])
+    assert completions("%cache_stats --") == wanted
+    assert completions("%cache_clear recal") == ["recalled"]
+    assert completions("%cache_clear zzz") == []
+    assert "print" in completions("%cache_explain recalled(prin")
+
+
+def test_wrong_flags_and_names_get_a_suggestion(kernel: Kernel) -> None:
+    """A flag, a function and an option that are nearly right are told the right one."""
+    kernel.run("""
+        @cache
+        def suggested(x): return x
+        suggested(1)
+    """)
+    assert "did you mean '--plot'?" in kernel.attempt("%cache_stats --plto").stderr
+    assert "did you mean 'suggested'?" in kernel.attempt("%cache_stats sugested").stderr
+    assert "did you mean 'suggested'?" in kernel.attempt("%cache_clear sugested").stderr
+    raised = kernel.attempt("@cache(tll=5)\ndef f(x): return x").error
+    assert "did you mean 'ttl'?" in raised
+
+
+def test_errors_of_memo_show_no_internals(kernel: Kernel) -> None:
+    """The traceback of a wrong option shows the line that has it, and one frame of ours at most."""
+    raised = kernel.attempt("@cache(ttl=-5)\ndef f(x): return x").error
+    assert "ttl=-5" in raised
+    assert raised.count("memo/") == 1
+    assert "in public.<locals>.called" in re.sub(r"\x1b\[[\d;]*m", "", raised)
+
+
+def test_a_warning_points_at_the_function(kernel: Kernel) -> None:
+    """A result that cannot be stored is warned about where its function is, not inside memo."""
+    shown = kernel.run("""
+        import threading
+        @cache
+        def lock(x): return threading.Lock()
+        lock(1)
+    """)
+    assert "cannot be pickled" in shown.stderr
+    assert "memo/" not in shown.stderr
+
+
+def test_a_bare_cache_clear_asks(kernel: Kernel) -> None:
+    """Without a name and without --all nothing is invalidated before a question is answered."""
+    kernel.run("""
+        @cache
+        def asked_about(x): return x
+        asked_about(1)
+    """)
+    kernel.client.allow_stdin = False
+    try:
+        refused = kernel.attempt("%cache_clear").stderr
+    finally:
+        kernel.client.allow_stdin = True
+    assert "asked_about" in refused
+    assert "--all" in refused
+    assert kernel.run("print(asked_about.is_cached(1))").stdout == "True\n"
+    for answer, left in (("n", "True"), ("y", "False")):
+        kernel.attempt("%cache_clear", answer)
+        assert kernel.run("print(asked_about.is_cached(1))").stdout == f"{left}\n"
+    kernel.run("asked_about(1)")
+    kernel.run("%cache_clear --all")
+    assert kernel.run("print(asked_about.is_cached(1))").stdout == "False\n"
+
+
+def test_entries_are_listed_with_their_state(kernel: Kernel) -> None:
+    """`%cache_ls` says of each entry whether the next call would use it."""
+    kernel.run("""
+        @cache(ttl=3600)
+        def listed_state(x): return x
+        @cache(ttl=0.05, stale_while_revalidate=60)
+        def aged(x): return x
+        listed_state(1); listed_state(2); aged(1)
+        listed_state.invalidate(2)
+        time.sleep(0.1)
+    """)
+    text = kernel.run("%cache_ls listed_state aged").text
+    rows = {tuple(line.split()[:3]) for line in text.splitlines()}
+    assert {("listed_state", "x=1", "fresh"), ("listed_state", "x=2", "invalidated")} <= rows
+    assert ("aged", "x=1", "stale") in rows
+    kernel.run("@cache(ttl=3600)\ndef listed_state(x): return x + 1")
+    text = kernel.run("%cache_ls listed_state").text
+    assert ["listed_state", "x=1", "outdated"] in [line.split()[:3] for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("name", ["stats", "clear", "explain", "ls", "report"])

@@ -225,7 +225,7 @@ def test_a_lone_value_is_no_function(value: Any) -> None:
 
 def test_unknown_option_is_a_type_error() -> None:
     """A misspelt option is an error, as for any function."""
-    with pytest.raises(TypeError, match="unexpected keyword argument 'tll'"):
+    with pytest.raises(TypeError, match="tll=5: there is no such option; did you mean 'ttl'"):
         cache(tll=5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="too many positional"):
         cache(*range(1, 14))  # type: ignore[call-overload]
