@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from IPython.core.interactiveshell import InteractiveShell
 
+    from memo.call_graph import Graph
     from memo.figures import Stats
     from memo.stats import Span
 
@@ -73,6 +74,7 @@ __all__ = [
     "drain",
     "explain",
     "functions",
+    "graph",
     "invalidate",
     "invalidate_cache",
     "live",
@@ -97,6 +99,20 @@ def progress(*, on: bool = True) -> None:
     from memo import watcher
 
     watcher.progress(on=on)
+
+
+def graph(*, group: bool | None = None) -> Graph:
+    """The cached calls of this process and what they were built on; see `memo.call_graph`.
+
+    It is an SVG drawing in a notebook and a tree in a terminal; `.to_svg()` and `.to_dict()` give
+    it to others.
+
+    Args:
+        group: one node for each function; None: where there are more than 40 calls.
+    """
+    from memo import call_graph
+
+    return call_graph.graph(group=group)
 
 
 def dashboard() -> Any:

@@ -250,3 +250,8 @@ def _facts(text: str) -> dict[str, Any]:
 def _where(tier: Tier) -> str:
     """Which store a shared tier is, so that a journalled invalidation is replayed to that one."""
     return str(getattr(tier, "where", tier.name))
+
+
+def is_for_any(note: str) -> bool:
+    """Whether a journalled invalidation is for any shared tier, the next one to be used."""
+    return note.replace(" ", "").endswith('"to":["*"]}')

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 from memo import events, seal, sources
-from memo.authorities import Authorities
+from memo.authorities import Authorities, is_for_any
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.codec import Payload
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable
@@ -648,8 +648,6 @@ class Chain:
         if self.host is not None:
             rows = self.host.journal.rows()
             if not any(tier.shared for tier in self.tiers):  # then it waits for a Redis to come
-                from memo.host import is_for_any
-
                 rows = [row for row in rows if not is_for_any(row[2])]
             facts.setdefault("host", {})["journal"] = len(rows)
         return facts

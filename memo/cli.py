@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 import memo
-from memo import config, display, doctor, inventory
+from memo import call_graph, config, display, doctor, inventory
 from memo.assembly import default_chain
 from memo.clock import SECOND
 from memo.drivers import BLOCKING, drive
@@ -128,6 +128,23 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
     _show(display.table_lines(table, _width()))
     more = f", {display.number(count)} in all" if count > len(shown) else ""
     click.echo(f"{display.counted(len(shown), 'entry', 'entries')}{more}")
+
+
+@main.command("graph")
+@click.option("--svg", metavar="FILE", type=click.File("w"), help="Write a drawing; - for stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Nodes and edges as JSON.")
+@click.option("--calls", is_flag=True, help="Each call, however many there are.")
+def draw_graph(svg: Any, as_json: bool, calls: bool) -> None:
+    """Show what the stored results of this host were built on."""
+    made = call_graph.graph(everything=True, group=False if calls else None)
+    if svg:
+        svg.write(made.to_svg())
+    elif as_json:
+        click.echo(json.dumps(made.to_dict(), indent=1))
+    else:
+        _show(made.lines(_width()))
+    if not made.nodes:
+        raise SystemExit(1)
 
 
 @main.command()

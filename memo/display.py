@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from rich.cells import cell_len, set_cell_size
-
 from memo import summaries
 from memo.clock import SECOND
 from memo.figures import (
@@ -195,11 +193,20 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     )
 
 
+def cell_len(text: str) -> int:
+    """Columns that a text takes in a terminal."""
+    from rich import cells
+
+    return cells.cell_len(text)
+
+
 def cut(text: str, width: int) -> str:
     """A text that fits into `width` columns, with `…` where something is left out."""
     if cell_len(text) <= width:
         return text
-    return f"{set_cell_size(text, width - 1).rstrip()}…"
+    from rich import cells
+
+    return f"{cells.set_cell_size(text, width - 1).rstrip()}…"
 
 
 def _widths(table: Table) -> list[int]:

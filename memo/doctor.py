@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 from memo import config, places, secret
 from memo.assembly import default_chain, host_of
+from memo.authorities import is_for_any
 from memo.checks import redacted
 from memo.clock import SYSTEM
 from memo.config import DEFAULT, Settings
 from memo.display import counted, number, size
 from memo.drivers import BLOCKING, drive
 from memo.errors import MemoError, SettingError
-from memo.host import is_for_any
 from memo.tiers import MEMORY
 
 GOOD = "ok"

@@ -214,11 +214,6 @@ def _held(connection: sqlite3.Connection) -> set[str]:
     return {turn.group for (text,) in rows for turn in _unpacked(text)}
 
 
-def is_for_any(note: str) -> bool:
-    """Whether a journalled invalidation is for whichever shared tier is used next."""
-    return note.replace(" ", "").endswith('"to":["*"]}')
-
-
 def _is_shared(connection: sqlite3.Connection) -> bool:
     """Whether a process of this host has a shared tier that this one may know nothing of."""
     return connection.execute("SELECT 1 FROM meta WHERE name = 'shared'").fetchone() is not None

@@ -5,6 +5,7 @@
 `%cache_clear`          invalidate entries, and say which
 `%cache_explain f(x)`   would this call hit, and if not why
 `%cache_ls`             the entries on this host's disk
+`%cache_graph`          the cached calls of this kernel and what they were built on
 `%cache_report on`      one line under each cell that used the cache
 `%%cache`               memoize a cell
 ======================= ==========================================================================
@@ -31,7 +32,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display as publish
 
-from memo import assembly, display, errors, inventory
+from memo import assembly, call_graph, display, errors, inventory
 from memo.cells import Cell
 from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
@@ -205,6 +206,15 @@ class CacheMagics(Magics):
         said = f"{display.counted(count, 'entry', 'entries')}{more}"
         text = f"{display.table_text(table)}\n\n{said}"
         return _show(text, display.boxed(f"{display.table_html(table)}<p>{said}</p>"))
+
+    @magic_arguments()
+    @argument("--group", action="store_true", help="one node for each function")
+    @argument("--everything", action="store_true", help="all that is stored on this host")
+    @line_magic
+    def cache_graph(self, line: str) -> None:
+        """Draw the cached calls of this kernel and what they were built on."""
+        given = _parsed(self.cache_graph, line)
+        publish(call_graph.graph(everything=given.everything, group=given.group or None))
 
     @magic_arguments()
     @argument("state", nargs="?", choices=("on", "off"), help="on or off; none: say which it is")
@@ -564,11 +574,15 @@ class Notebook:
 
 # --- Coming and going ---------------------------------------------------------------------------
 
-NAMES = ("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_report")
+NAMES = (
+    *("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_graph"),
+    "cache_report",
+)
 _OPTIONS = {
     "cache_stats": ("--all", "--plot", "--json", "--frame", "--reset"),
     "cache_clear": ("--all", "--where", "--tag"),
     "cache_ls": ("--where", "--tag", "--tier", "--by", "--limit", "--frame"),
+    "cache_graph": ("--group", "--everything"),
     "cache_report": ("on", "off"),
     "cache": ("--ttl", "--tags", "--inputs", "--outputs", "--name", "--force", "--explain"),
 }

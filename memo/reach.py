@@ -2,8 +2,8 @@
 
 Rules of this module:
 
-1.  Functions and classes are nodes of a graph (`memo.graph`), with the text that `memo.code` gives
-    them; the names through which they reach each other are its edges (`memo.uses`).
+1.  Functions and classes are nodes of a graph (`memo.name_graph`), with the text that `memo.code`
+    gives them; the names through which they reach each other are its edges (`memo.uses`).
 2.  Plain values (globals, defaults, captured variables, class attributes) are facts of a node, by
     their image (`memo.image`).  Python and installed distributions are facts by their version
     (`memo.origin`).  memo's own code is none: what it wraps is followed.
@@ -21,10 +21,10 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from memo import code, graph, members, origin
+from memo import code, members, name_graph, origin
 from memo.code import Code
-from memo.graph import Key, Node
 from memo.image import STABLE, Image, Ref, image, innermost, title
+from memo.name_graph import Key, Node
 from memo.origin import Origin
 from memo.seen import MISSING, Place, Seen, Shape, Spot, Watch, captured, member, spot
 from memo.uses import FREE, GLOBAL, IMPORT, SELF, Path, Taken, Use, under
@@ -142,8 +142,8 @@ class _Survey:
     def seen(self) -> Seen:
         """The digest and what it rests on."""
         return Seen(
-            graph.digest(self.nodes, _ROOT),
-            graph.parts(self.nodes),
+            name_graph.digest(self.nodes, _ROOT),
+            name_graph.parts(self.nodes),
             frozenset(self.lost),
             [(at.get, at.name, self.values[place]) for place, at in self.places.items()],
             [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions.values()],

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from memo import events
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.events import Event
-from memo.tally import COUNT, ELSEWHERE, ORIGIN, STEPS, TIER_KINDS, Tally, TierTally
+from memo.tally import COUNT, ELSEWHERE, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,11 +102,14 @@ class Counters:
             hits = self._pending[:count]
             del self._pending[:count]  # others may have appended since
             last, tally = None, _NOTHING
-            by_tier, times, bucket = tally.hits, tally.times, tally.bucket
-            for _, function, _, tier, _, seconds, size, saved, _ in hits:
+            by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
+            for _, function, key, tier, _, seconds, size, saved, _ in hits:
                 if function is not last:
                     last, tally = function, self._present(function)
                     by_tier, times, bucket = tally.hits, tally.times, tally.bucket
+                    seen = tally.seen
+                if len(seen) < SEEN:
+                    seen[key] = "hit"
                 by_tier[tier] += 1
                 times[int(log2(seconds) * STEPS + ORIGIN) if seconds > 1e-9 else 0] += 1
                 bucket[0] += 1
@@ -185,6 +188,12 @@ class Counters:
             for name, stale in part.stale_by_tier.items():
                 tiers[name] = tiers.get(name, figures.TierStats()) + figures.TierStats(stale=stale)
         return figures.Stats(parts, other, tiers, self.since / SECOND, self._now() / SECOND)
+
+    def outcomes(self) -> dict[str, dict[str, str]]:
+        """Function -> key -> how it was answered last: `"hit"`, `"stale"` or `"computed"`."""
+        with self._lock:
+            self._drain()
+            return {name: dict(tally.seen) for name, tally in self._tallies.items() if name}
 
     def info(self, function: str, currsize: int | None = None) -> CacheInfo:
         """What `cache_info()` of a function answers.

@@ -21,6 +21,8 @@ POINTS = 128
 """Most points of a timeline; past it, two neighbours become one of twice the width."""
 OPEN = 4096
 """Most keys whose computation is remembered to be under way."""
+SEEN = 4096
+"""Most keys per function whose latest outcome is remembered, for the graph."""
 KEYS = 65536
 """Most stored keys that are remembered per function, for `cache_info().currsize`."""
 ELSEWHERE = "another process refreshes"
@@ -53,6 +55,7 @@ class Tally:
         "running",
         "saved",
         "second",
+        "seen",
         "stale",
         "stored",
         "times",
@@ -69,6 +72,7 @@ class Tally:
         self.errors: dict[str, int] = {}
         self.times: defaultdict[int, int] = defaultdict(int)
         self.keys: set[str] = set()
+        self.seen: dict[str, str] = {}
         self.open: dict[str, list[tuple[str, int]]] = {}
         self.running = running
         self.done = self.refresh_failed = self.coalesced = self.computed = self.stored = 0
@@ -112,7 +116,13 @@ def _up(counts: dict[str, int], name: str) -> None:
     counts[name] = counts.get(name, 0) + 1
 
 
+def _see(tally: Tally, event: Event) -> None:
+    if len(tally.seen) < SEEN or event.key in tally.seen:
+        tally.seen[event.key] = event.kind
+
+
 def _stale(tally: Tally, event: Event) -> None:
+    _see(tally, event)
     _up(tally.stale, event.tier)
     tally.read += event.size
     tally.hit_seconds += event.seconds
@@ -142,6 +152,7 @@ def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
 
 def _computed(tally: Tally, event: Event) -> None:
     tally.computed += 1
+    _see(tally, event)
     _settled(tally, event.key)
 
 
@@ -157,6 +168,7 @@ def _failed(tally: Tally, event: Event) -> None:
 def _coalesced(tally: Tally, event: Event) -> None:
     """Who looked in vain and then shared another's computation did not miss after all."""
     tally.coalesced += 1
+    tally.seen.setdefault(event.key, events.COMPUTED)
     tally.saved += event.saved
     miss = _settled(tally, event.key)
     if miss is not None:

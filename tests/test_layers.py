@@ -16,7 +16,7 @@ PACKAGE = ROOT / "memo"
 ROWS = (
     ("pure data", "errors clock digests port events policy"),
     ("settings", "options files places secret checks config live"),
-    ("code and arguments", "origin code graph members reach seen probes uses image identity"),
+    ("code and arguments", "origin code name_graph members reach seen probes uses image identity"),
     (
         "values",
         (
@@ -41,7 +41,10 @@ ROWS = (
     ("loops and threads", "drivers"),
     (
         "assembly",
-        "classes assembly decorators invalidation inventory reports watcher cells widget",
+        (
+            "classes assembly decorators invalidation inventory graph_drawing call_graph reports"
+            " watcher cells widget"
+        ),
     ),
     ("doors", "demo doctor magics cli testing __init__ __main__"),
 )
@@ -61,7 +64,7 @@ HOMES: dict[str, set[str]] = {
     "compression": {"zstd"},
     "platformdirs": {"config", "secret"},
     "click": {"cli"},
-    "rich": {"demo", "watcher"},
+    "rich": {"cli", "demo", "display", "watcher"},
     "anywidget": {"widget"},
     "IPython": {"magics", "__init__"},
 }
