@@ -65,15 +65,18 @@ class Fault(NamedTuple):
 _START = "Start it, or correct redis_url."
 _SLOW = "See whether it is overloaded or behind a firewall; MEMO_DEADLINE sets how long is waited."
 _LOGIN = "Put the right user and password in redis_url: redis://user:password@host:6379/0."
-_CLUSTER = "Point redis_url at a single server; Redis Cluster is not supported."
+_SENTINEL = "Correct the name in redis_url, or see to the Sentinels."
+_CLUSTER = "Write redis+cluster:// in redis_url, so that the whole cluster is used."
 
 REFUSED = Fault("refused", "refuses connections", _START, at_once=True)
 UNRESOLVED = Fault("unresolved", "has a name that cannot be resolved", _START, at_once=True)
 SILENT = Fault("silent", "does not answer in time", _SLOW, at_once=True)
 CLOSED = Fault("closed", "closes the connection in the middle", "See its log.")
 GARBLED = Fault("garbled", "answers with something that is not RESP", "Correct redis_url.")
-INSECURE = Fault(
-    "tls", "fails the TLS handshake", "Correct the certificates, or the scheme.", at_once=True
+_TLS = "Correct the certificates (redis_options: ssl_ca_certs, ssl_certfile), or the scheme."
+INSECURE = Fault("tls", "fails the TLS handshake", _TLS, at_once=True)
+UNREADABLE = Fault(
+    "file", "cannot be reached, since a file is missing", "Correct the path.", at_once=True
 )
 OTHER = Fault("ERR", "answers with an error", "See its log.", down=False)
 
@@ -90,11 +93,14 @@ REPLIES = {
         Fault("BUSY", "is stuck in somebody's script", "Send it SCRIPT KILL.", at_once=True),
         Fault("NOREPLICAS", "has too few replicas to write", "Mend the replicas.", down=False),
         Fault("MASTERDOWN", "has lost its primary", "Mend the primary.", at_once=True),
-        Fault("CLUSTERDOWN", "is a cluster that is down", _CLUSTER, at_once=True),
+        Fault("CLUSTERDOWN", "is a cluster that is down", "See to its nodes.", at_once=True),
         Fault("MOVED", "is one node of a cluster", _CLUSTER, down=False),
         Fault("ASK", "is one node of a cluster", _CLUSTER, down=False),
-        Fault("TRYAGAIN", "is one node of a cluster", _CLUSTER, down=False),
+        Fault("TRYAGAIN", "is moving a slot", "Wait until it is done.", down=False),
         Fault("CROSSSLOT", "is one node of a cluster", _CLUSTER, down=False),
+        Fault("UNKNOWN", "does not have a command", "See docs/deployments.md.", down=False),
+        Fault("DATABASE", "does not have that database", "Correct redis_url.", at_once=True),
+        Fault("MASTERS", "has Sentinels that know no primary", _SENTINEL, at_once=True),
         Fault("DENIED", "runs in protected mode", "Set a password or bind address.", at_once=True),
         Fault("MAXCLIENTS", "has too many clients", "Raise maxclients.", at_once=True),
         Fault("WRONGTYPE", "has a foreign value at a key of memo", "Delete it.", down=False),
@@ -104,6 +110,11 @@ REPLIES = {
 """What the error replies of Redis mean, by their code."""
 
 
+WRITES_DENIED = frozenset(("READONLY", "NOREPLICAS", "MISCONF", "NOPERM"))
+"""Faults of a server that may still be read.  `OOM` is none of them: invalidations and leases get
+through a full Redis."""
+
+
 class Breaker:
     """Whether a server is worth asking.  Safe from every thread.
 
@@ -111,18 +122,27 @@ class Breaker:
         tier: what events call it.
         where: what people know it by, without user and password: `"127.0.0.1:6379/0"`.
         now: a clock that never goes back, in seconds.
+        goes_on: what happens while it is open, as a sentence.
 
     Attributes:
         quiet: closed, and no fault since the last success; the only thing to look at on a hit.
         fault: the last fault, or None.
     """
 
-    def __init__(self, tier: str, where: str, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        tier: str,
+        where: str,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        goes_on: str = "Calls go on without it, from the other tiers or by computing",
+    ) -> None:
         self.tier = tier
         self.where = where
         self.quiet = True
         self.fault: Fault | None = None
         self._now = now
+        self._goes_on = goes_on
         self._lock = threading.Lock()
         self._open = False
         self._probing = False
@@ -187,20 +207,27 @@ class Breaker:
             emit(Event(TIER_UP, tier=self.tier, seconds=away, detail=self.where))
             _log.info("memo: Redis at %s answers again after %.1f s.", self.where, away)
 
-    def failed(self, fault: Fault, *, probe: bool = False) -> TierError:
-        """Somebody met a fault.
+    def failed(
+        self, fault: Fault, *, probe: bool = False, detail: str = "", told: bool = False
+    ) -> TierError:
+        """A caller met a fault.
 
         Args:
+            fault: which.
             probe: the caller was admitted as the probe.
+            detail: what the server or the operating system said about it.
+            told: no warning is needed: this is told elsewhere.
 
         Returns:
             The error to raise.
         """
+        error = self._error(fault, detail)
         if not fault.down:
-            self._warn_once(fault)
+            if not told:
+                self._warn_once(fault, detail)
             if probe:  # it answers, which is what the probe asked
                 self.succeeded()
-            return TierError(f"Redis at {self.where} {fault.text} ({fault.kind})")
+            return error
         with self._lock:
             self.fault = fault
             self.quiet = False
@@ -209,9 +236,31 @@ class Breaker:
             if opens or (probe and self._probing):
                 self._back_off(fresh=opens)
         if opens:
-            emit(Event(TIER_DOWN, tier=self.tier, reason=fault.kind, detail=self._story(fault)))
-            _log.warning("%s", self._story(fault))
-        return TierUnavailable(f"Redis at {self.where} {fault.text}")
+            story = self._story(fault, detail)
+            emit(Event(TIER_DOWN, tier=self.tier, reason=fault.kind, detail=story))
+            _log.warning("%s", story)
+        return error
+
+    def refused(self, error: TierError, *, probe: bool = False) -> TierError:
+        """A fault that does not count against the server as a whole, but against this.
+
+        Args:
+            error: what `failed` of the breaker for the whole server gave.
+        """
+        fault = REPLIES[error.kind]._replace(down=True, at_once=True)
+        self._warned.add(fault.kind)
+        self.failed(fault, probe=probe)
+        return error
+
+    def _error(self, fault: Fault, detail: str) -> TierError:
+        if fault.down:
+            error: TierError = TierUnavailable(f"Redis at {self.where} {_said(fault.text, detail)}")
+        else:
+            error = TierError(
+                f"Redis at {self.where} {_said(f'{fault.text} ({fault.kind})', detail)}"
+            )
+        error.kind = fault.kind
+        return error
 
     def abandoned(self) -> None:
         """The probe was cancelled before it knew: the next caller probes."""
@@ -231,21 +280,20 @@ class Breaker:
         self._openings += 1
         self._retry_at = now + seconds * (1 - random.random() * JITTER)
 
-    def _story(self, fault: Fault) -> str:
+    def _story(self, fault: Fault, detail: str) -> str:
         return (
-            f"memo: Redis at {self.where} {fault.text}. Calls go on without it, from the other "
-            f"tiers or by computing, and it is tried again every {LONGEST:g} s at the latest. "
-            f"{fault.mend}"
+            f"memo: Redis at {self.where} {_said(fault.text, detail)}. {self._goes_on}; it is "
+            f"tried again every {LONGEST:g} s at the latest. {fault.mend}"
         )
 
-    def _warn_once(self, fault: Fault) -> None:
+    def _warn_once(self, fault: Fault, detail: str) -> None:
         if fault.kind in self._warned or fault.kind == "NOSCRIPT":
             return
         self._warned.add(fault.kind)
         _log.warning(
             "memo: Redis at %s %s (%s); what needs it goes on without. %s",
             self.where,
-            fault.text,
+            _said(fault.text, detail),
             fault.kind,
             fault.mend,
         )
@@ -253,6 +301,11 @@ class Breaker:
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
         self._probing = False
+
+
+def _said(text: str, detail: str) -> str:
+    """What is wrong, with what was said about it."""
+    return f"{text} [{detail}]" if detail else text
 
 
 _all: weakref.WeakSet[Breaker] = weakref.WeakSet()

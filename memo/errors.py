@@ -95,7 +95,13 @@ class EntryError(MemoError):
 
 
 class TierError(MemoError):
-    """A tier did not do what was asked: an error reply, a full disk, a damaged index."""
+    """A tier did not do what was asked: an error reply, a full disk, a damaged index.
+
+    Attributes:
+        kind: one word for what went wrong, such as the code of an error reply; `""`: not known.
+    """
+
+    kind = ""
 
 
 class TierUnavailable(TierError):

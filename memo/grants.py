@@ -17,14 +17,17 @@ import threading
 from functools import partial
 from typing import Any
 
+from memo.client import Client
 from memo.errors import TierError
+from memo.exchange import BusyError, pack
 from memo.leases import LEASE
 from memo.port import Port
-from memo.scripts import ACQUIRE, RELEASE, RENEW, pack
-from memo.wire import Wire
+from memo.scripts import ACQUIRE, RELEASE, RENEW
 
 LOOK_EVERY = 1.0
 """Seconds after which one who waits looks again, in case the holder died."""
+LOOK_SOON = 0.05
+"""Seconds after which a waiter looks again that found no connection to wait on."""
 RING = 5.0
 """Seconds that a bell can be heard by those who come too late for it."""
 _UNDO_AFTER = (0.0, 0.5)
@@ -35,22 +38,22 @@ class RedisLeases:
     """The leases of a namespace on one Redis.
 
     Args:
-        wire: the way to it.
-        namespace: in front of all names.
+        client: the way to it.
+        prefix: in front of all names.
         lease: seconds that a lease lives.
     """
 
-    def __init__(self, wire: Wire, namespace: str, lease: float = LEASE) -> None:
+    def __init__(self, client: Client, prefix: bytes, lease: float = LEASE) -> None:
         self.lease = lease
-        self._wire = wire
+        self._client = client
         self._lives = b"%d" % int(lease * 1000)
         self._rings = b"%d" % int(RING * 1000)
-        self._lease_prefix = f"{namespace}:l:".encode()
-        self._bell_prefix = f"{namespace}:w:".encode()
+        self._lease_prefix = prefix + b"l:"
+        self._bell_prefix = prefix + b"w:"
         self._orphans: set[tuple[str, str]] = set()
         self._undoing: set[threading.Thread] = set()
         self._closing = threading.Event()
-        wire.on_recover.append(self._adopt)
+        client.on_recover.append(self._adopt)
 
     @property
     def prefixes(self) -> tuple[bytes, bytes]:
@@ -74,7 +77,7 @@ class RedisLeases:
         keys = self._keys(name)
         try:
             words = (holder.encode(), self._lives)
-            return await self._wire.run(port, ACQUIRE, keys, *words, parse=_holder)
+            return await self._client.run(port, ACQUIRE, keys, *words, parse=_holder)
         except BaseException:
             self._undo(name, holder)
             raise
@@ -86,7 +89,7 @@ class RedisLeases:
     async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
         """Hand a lease on, with a full life; False when `old` does not have it."""
         words = (old.encode(), new.encode(), self._lives)
-        return await self._wire.run(port, RENEW, self._keys(name)[:1], *words, parse=_whether)
+        return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_whether)
 
     async def release(self, port: Port, name: str, holder: str) -> bool:
         """Give a lease back and wake all who wait; False when the holder did not have it."""
@@ -99,7 +102,7 @@ class RedisLeases:
     async def _release(self, held: tuple[str, str], port: Port) -> bool:
         name, holder = held
         words = (holder.encode(), self._rings)
-        return await self._wire.run(port, RELEASE, self._keys(name), *words, parse=_whether)
+        return await self._client.run(port, RELEASE, self._keys(name), *words, parse=_whether)
 
     async def wait(self, port: Port, name: str, timeout: float) -> None:
         """Wait until a lease may be free: it was given back, or `timeout` or a second went by.
@@ -110,11 +113,16 @@ class RedisLeases:
         seconds = min(max(timeout, 0.01), LOOK_EVERY)
         bell = self._keys(name)[1]
         command = pack(b"BLMOVE", bell, bell, b"LEFT", b"RIGHT", b"%.3f" % seconds)
-        deadline = seconds + self._wire.deadline
-        await self._wire.ask(port, command, parse=bool, seconds=deadline, blocks=True)
+        deadline = seconds + self._client.deadline
+        try:
+            await self._client.ask(
+                port, command, parse=bool, key=bell, seconds=deadline, writes=True, blocks=True
+            )
+        except BusyError:  # too many wait already: look again soon, rather than queue
+            await port.sleep(min(seconds, LOOK_SOON))
 
     def _keys(self, name: str) -> tuple[bytes, bytes]:
-        lease = name.encode()
+        lease = name.encode() if "{" in name else f"{{{name}}}".encode()
         return self._lease_prefix + lease, self._bell_prefix + lease
 
     def _undo(self, name: str, holder: str) -> None:
@@ -139,7 +147,7 @@ class RedisLeases:
             for seconds in _UNDO_AFTER:
                 closing.wait(seconds)
                 for orphan in orphans:
-                    self._wire.here(partial(self._release, orphan))
+                    self._client.here(partial(self._release, orphan))
             self._orphans.difference_update(orphans)
         except TierError:
             return  # the breaker knows; when it closes this is done again
@@ -151,12 +159,12 @@ class RedisLeases:
         closing, self._closing = self._closing, threading.Event()
         closing.set()
         for thread in list(self._undoing):
-            thread.join(2 * self._wire.deadline)
+            thread.join(2 * self._client.deadline)
 
 
 def _holder(answer: list[Any]) -> str | None:
     return answer[0].decode("utf-8", "replace") if answer else None
 
 
-def _whether(answer: list[Any]) -> bool:
-    return bool(int(answer[0]))
+def _whether(answer: Any) -> bool:
+    return bool(int(answer))

@@ -26,14 +26,14 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memo import events
 from memo.breaker import OTHER, REPLIES, Fault
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.errors import TierError
-from memo.scripts import pack
+from memo.exchange import pack
 from memo.tiers import REDIS
 
 BOUND = 1.0
@@ -62,6 +62,7 @@ class Listener:
         prefix: what the names of groups begin with in Redis.
         deadline: seconds that connecting and logging in may take.
         where: the server, without user and password.
+        options: arguments of redis-py's client, beyond those in the URL.
         clock: tells how old the last echo is, also when the machine slept meanwhile.
 
     Attributes:
@@ -71,9 +72,17 @@ class Listener:
     """
 
     def __init__(
-        self, url: str, prefix: bytes, deadline: float, where: str, clock: Clock = SYSTEM
+        self,
+        url: str,
+        prefix: bytes,
+        deadline: float,
+        where: str,
+        clock: Clock = SYSTEM,
+        *,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.url = url
+        self.options = dict(options or {})
         self.prefix = prefix
         self.deadline = deadline
         self.where = where
@@ -283,16 +292,16 @@ class _Ear:
 
     def _connection(self) -> None:
         """Listen on one connection until it is of no use any more."""
-        from memo import links
+        from memo.connections import alone
 
-        link = links.connected(self.listener.url, self.listener.deadline)
+        connection, sock = alone(self.listener.url, self.listener.options)
         try:
-            self.sock = link.socket
+            self.sock = sock
             if not self.closing:
-                self._listen(_Stream(link.socket))
+                self._listen(_Stream(sock))
         finally:
             self.sock = None
-            link.disconnect()
+            connection.disconnect()
 
     def _listen(self, stream: _Stream) -> None:
         listener = self.listener
@@ -343,7 +352,7 @@ class _Ear:
             self.listener.begin_anew()
             return
         prefix = self.listener.prefix
-        names = [name[len(prefix) :] for name in message[1] if name.startswith(prefix)]
+        names = [name[len(prefix) : -1] for name in message[1] if name.startswith(prefix)]
         self.listener.hear(name.decode("utf-8", "surrogateescape") for name in names)
 
 
@@ -437,7 +446,7 @@ def _text(data: bytearray, kind: bytes, at: int, size: int) -> tuple[Any, int]:
 def _fault_of(error: Exception) -> Fault:
     if isinstance(error, _RefusedError):
         return REPLIES.get(str(error).partition(" ")[0], OTHER)
-    from memo.links import fault_of
+    from memo.connections import fault_of
 
     return fault_of(error)
 

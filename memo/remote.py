@@ -1,72 +1,89 @@
 """Redis as a tier: records, payloads, and the generations that all hosts share.
 
-What lies there, all of it under the namespace:
+What lies there, all of it under the namespace and the version of the format; every key expires:
 
-=============================== ==================================================================
-key                             what
-=============================== ==================================================================
-the entry's name                a record; dies with the entry
-`{namespace}:p:{digest}`        a payload; dies with the last entry stored with it
-`{namespace}:g:{group}`         a group of generations (`memo.stamps`), a hash; never dies
-`{namespace}:l:…`, `…:w:…`      leases and their bells (`memo.grants`)
-`{namespace}:live`              the shared live configuration, a hash
-=============================== ==================================================================
+================================ =================================================================
+key                              what, and how long it lives
+================================ =================================================================
+`{namespace}:2:{function}:…`     a record; as long as the entry, without a ttl `RETENTION`
+`{namespace}:2:p:{digest}`       a payload; as long as the longest-lived entry stored with it
+`{namespace}:2:g:{group}`        a group of generations (`memo.stamps`), a hash; as long as the
+                                 longest-lived entry that names it, and `SLACK`
+`{namespace}:2:l:…`, `…:w:…`     leases and their bells (`memo.grants`)
+`{namespace}:live`               the shared live configuration, a hash
+================================ =================================================================
 
-A look-up is one round trip whatever the number of stamps: plain commands for the record and the
-groups that it is likely to name (`memo.prefetch`), or, where that is not known, a script.  The
-record is read before the groups, never after them.  Nothing that Redis says is believed here;
-whoever asked checks the seal.
+Braces in a key are the hash tag of a cluster: what belongs to a function, and each group, lies on
+one server.  A look-up is one round trip to each server concerned: plain commands for the record and
+for the groups that it is likely to name (`memo.prefetch`).  Their order does not matter, since a
+state that does not match is a miss.  Nothing that Redis says is believed here; the caller checks
+the seal.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import struct
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memo import stamps
 from memo.breaker import RATE
+from memo.client import Client, NoScriptsError
 from memo.codec import Payload
 from memo.errors import TierError
+from memo.exchange import pack
 from memo.grants import RedisLeases
 from memo.port import Port
-from memo.prefetch import BIG, Expected, Plan, Prefetch
-from memo.scripts import LOOKUP, STATES, TURN, pack
-from memo.seal import ALIGN
-from memo.stamps import Ref, State, Turn
-from memo.tiers import REDIS, Asked, Found, Source
+from memo.prefetch import BIG, Command, Group, Prefetch, plain
+from memo.scripts import BEGIN, LAST, TURN
+from memo.seal import ALIGN, MAGIC
+from memo.stamps import LOST, Ref, State, Turn
+from memo.tiers import REDIS, Asked, Found, Part, Source
 from memo.transit import Held, Leaving, Sink
-from memo.wire import Wire
 
 if TYPE_CHECKING:
     from memo.listener import Listener
 
+FORMAT = b"2"
+"""The version of what is stored, in the names of all keys: others do not disturb it."""
 VALUE_LIMIT = 64 * 1024 * 1024
 """Bytes up to which a record or a payload is sent to Redis, unless a setting says otherwise."""
 BATCH = 1000
 """Names that one step of `clear` looks at."""
+RETENTION = 30 * 86400.0
+"""Seconds that an entry without a ttl, and its groups, stay after it was stored."""
+DAY = 86400.0
+"""Seconds that a group lives, at least, from when a computation that names it began."""
+SLACK = 30.0
+"""Seconds that a group outlives the entries that name it."""
+KNOWN = 65_536
+"""Groups of which it is remembered how long they live."""
 _LONGEST = 10**14
 """Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
 _GLOB = re.compile(r"([*?\[\]\\^])")
+_PLACES = struct.Struct(">II")
 
 
 class Redis:
-    """A Redis server as a tier, its generations, and its leases.
+    """A Redis as a tier, its generations, and its leases.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`; user and password in it are never shown.
-        namespace: in front of the names of everything but entries, whose names have it already.
+        url: see `memo.redis_urls`; user and password in it are never shown.
+        namespace: in front of all names.
         deadline: seconds that one operation may take in all; what is moved may take its time at
             `memo.breaker.RATE` on top.
         value_limit: bytes; larger payloads are not sent, larger records are refused.
         tracking: let Redis push word of what changes, so that a memory tier need not ask each time.
+        options: arguments of redis-py's clients, beyond those in the URL.
 
     Attributes:
         where: names this store among all others, for the journal.
         leases: see `memo.grants`.
-        wire: the way to the server, with its breaker.
+        client: the way to the server, with its breakers.
         listener: hears of changes of the generations, with `tracking`; else None.
     """
 
@@ -81,72 +98,87 @@ class Redis:
         deadline: float = 0.25,
         value_limit: int = VALUE_LIMIT,
         tracking: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.wire = Wire(url, deadline)
-        self.where = f"redis {self.wire.where} {namespace}"
+        self.client = Client(url, deadline, options)
+        self.where = f"redis {self.client.where} {namespace}"
         self.value_limit = value_limit
-        self.leases = RedisLeases(self.wire, namespace)
-        self._groups = f"{namespace}:g:".encode()
-        self._payloads = f"{namespace}:p:".encode()
+        self._namespace = namespace
+        self._prefix = f"{namespace}:".encode() + FORMAT + b":"
+        self.leases = RedisLeases(self.client, self._prefix)
+        self._groups = self._prefix + b"g:{"
+        self._payloads = self._prefix + b"p:"
         self._live = f"{namespace}:live".encode()
-        self._prefetch = Prefetch(self._groups)
+        self._prefetch = Prefetch(self._group_key)
         self._kept = (self._groups, *self.leases.prefixes, self._live)
-        self.listener = self._listener(url) if tracking else None
+        self._lives: dict[str, float] = {}
+        self._made: set[str] = set()
+        self.listener = (
+            self._listener(url, options) if tracking and not self.client.clustered else None
+        )
 
     def __repr__(self) -> str:
-        return f"<Redis {self.wire.where}>"
+        return f"<Redis {self.client.where}>"
 
-    def _listener(self, url: str) -> Listener:
+    def _listener(self, url: str, options: Mapping[str, Any] | None) -> Listener:
         from memo.listener import Listener
 
-        listener = Listener(url, self._groups, self.wire.deadline, self.wire.where)
-        self.wire.on_recover.append(listener.wake)
+        client = self.client
+        listener = Listener(url, self._groups, client.deadline, client.where, options=options)
+        client.on_recover.append(listener.wake)
         return listener
 
     @property
     def generations(self) -> Redis:
-        """Itself: it is an authority on what is true."""
+        """Itself: it is an authority on what is valid."""
         return self
 
     @property
     def outages(self) -> int:
         """How often an operation failed; unchanged since a moment: nothing was lost since."""
-        return self.wire.outages
+        return self.client.outages
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it takes no writes now, so that a group that is missing cannot be made here."""
+        return self.client.writes.open
+
+    def _key(self, name: str) -> bytes:
+        """The key of an entry."""
+        return self._prefix + name.removeprefix(f"{self._namespace}:").encode()
+
+    def _group_key(self, group: str) -> bytes:
+        return b"%s%s}" % (self._groups, group.encode("utf-8", "surrogateescape"))
 
     # --- entries ---------------------------------------------------------------------------------
 
     async def lookup(self, port: Port, name: str) -> Found | None:
-        """The record under a name and what its generations read now, in one round trip."""
+        """The record under a name and what its groups read now, in one round trip."""
         asked = self.ask(port, name)
         if asked is not None:
             asked.answer = await port.settle(asked.answer)
             return asked.found()
-        expected = self._prefetch.expected(name)
-        keys, shared = (name.encode(),), not expected.big
-        found = await self.wire.run(port, LOOKUP, keys, self._groups, parse=_found, shared=shared)
-        if found is None or found.states is None:
-            return found
-        expected.big = len(found.record) > BIG
-        return found._replace(read=partial(expected.told, found.states))
+        look = self._look(name)
+        if look.expected.big:
+            return look.seen(await self.client.ask_each(port, look.commands))
+        return await self.client.look_up(port, look.commands, parse=look.seen)
+
+    def _look(self, name: str) -> _Look:
+        return _Look(self._prefetch, name, self._key(name))
 
     def ask(self, port: Port, name: str) -> AskedRecord | None:
         """As `lookup`, by a plain function; None where that takes a coroutine."""
-        expected = self._prefetch.expected(name)
-        plan = expected.plan
-        if plan is None or expected.big or plan.resting:
+        look = self._look(name)
+        if look.expected.big:
             return None
-        key = name.encode()
-        command = b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
-        answer = self.wire.prompt(port, (command, *plan.commands))
-        return None if answer is None else AskedRecord(answer, self.wire, expected, plan)
+        answer = self.client.prompt(port, look.commands)
+        return None if answer is None else AskedRecord(answer, self.client, look)
 
     def ask_states(self, port: Port, refs: Sequence[Ref]) -> AskedStates | None:
         """As `states`, by a plain function; None where that takes a coroutine."""
-        plan = self._prefetch.plan(refs)
-        if plan is None:
-            return None
-        answer = self.wire.prompt(port, plan.commands)
-        return None if answer is None else AskedStates(answer, self.wire, plan, refs)
+        reading = _Reading(self._prefetch, refs)
+        answer = self.client.prompt(port, reading.commands) if reading.commands else None
+        return None if answer is None else AskedStates(answer, self.client, reading)
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """The payload with a digest, if it is here."""
@@ -159,8 +191,10 @@ class Redis:
         Raises:
             TierError: Redis did not give it, or the sink did not take it.
         """
-        command = pack(b"GET", self._payload_name(digest))
-        return self.wire.here(lambda port: self.wire.ask(port, command, parse=bool, sink=sink))
+        key = self._payload_name(digest)
+        command = pack(b"GET", key)
+        client = self.client
+        return client.here(lambda port: client.ask(port, command, parse=bool, key=key, sink=sink))
 
     async def store(
         self,
@@ -170,60 +204,97 @@ class Redis:
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        """Keep a record, after its payload if that is not too big.
+        """Keep a record, after its payload if that is not too big; its groups live as long.
 
         Raises:
             TierError: the record is too big, or Redis did not take it.
         """
         if len(record) > self.value_limit:
             raise TierError(f"a record of {len(record)} bytes is too big for Redis")
+        lifetime = RETENTION if lifetime is None else lifetime
         if payload is not None and payload.size <= self.value_limit:
             await self._store_payload(port, payload, lifetime)
-        await self._set(port, name.encode(), [record], lifetime)
+        await self._set(port, self._key(name), [record], lifetime)
+        await self._keep_groups(port, record, lifetime)
 
-    async def _store_payload(self, port: Port, payload: Payload, lifetime: float | None) -> None:
+    async def _store_payload(self, port: Port, payload: Payload, lifetime: float) -> None:
         """Keep a payload; it outlives whatever was stored with it before."""
         name = self._payload_name(payload.digest)
-        before = await self.wire.ask(port, pack(b"PTTL", name), parse=int)
-        if lifetime is not None:
-            lifetime = None if before == -1 else max(lifetime, before / 1000)
+        before = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
+        lifetime = max(lifetime, before / 1000)
         if isinstance(payload, Leaving):
             head, tail = _set(name, payload.size, lifetime)
-            seconds = self.wire.deadline + payload.size / RATE
-            await self.wire.ask(port, head, tail, parse=_ok, seconds=seconds, body=payload.pieces)
+            seconds = self.client.deadline + payload.size / RATE
+            await self.client.ask(
+                port,
+                head,
+                tail,
+                parse=_ok,
+                key=name,
+                seconds=seconds,
+                writes=True,
+                body=payload.pieces,
+            )
             return
         parts: list[bytes | memoryview] = []
         for view in payload.views:
             parts += (view, bytes(-view.nbytes % ALIGN))
         await self._set(port, name, parts, lifetime)
 
+    async def _keep_groups(self, port: Port, record: bytes, lifetime: float) -> None:
+        """Let the groups that a record names live as long as the entry."""
+        now = time.monotonic()
+        calls = []
+        for group in _groups_of(record):
+            shortens = group in self._made and group.startswith("t:")
+            if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
+                continue
+            self._made.discard(group)
+            seconds = (lifetime + SLACK) * (1 if shortens or lifetime < DAY else 1.1)
+            words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
+            calls.append(((self._group_key(group),), words))
+            self._live_until(group, now + seconds)
+        try:
+            if calls:
+                await self.client.run_each(port, LAST, calls)
+        except NoScriptsError:
+            commands = [
+                (keys[0], pack(b"PEXPIRE", keys[0], b"%d" % _milliseconds(max(lifetime, DAY))))
+                for keys, _ in calls
+            ]
+            await self.client.ask_each(port, commands, writes=True)
+
+    def _live_until(self, group: str, until: float) -> None:
+        if len(self._lives) >= KNOWN:
+            self._lives.clear()
+        self._lives[group] = until
+
     async def _set(
         self,
         port: Port,
         name: bytes,
         value: list[bytes | memoryview] | list[bytes],
-        lifetime: float | None,
+        lifetime: float,
     ) -> None:
         head, tail = _set(name, sum(map(len, value)), lifetime)
-        await self.wire.ask(port, head, *value, tail, parse=_ok)
+        await self.client.ask(port, head, *value, tail, parse=_ok, key=name, writes=True)
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
         """Whether each of some names is here, in one round trip.
 
         Raises:
-            TierError: nobody can tell.
+            TierError: it is not known.
         """
-        commands = [pack(b"EXISTS", name.encode()) for name in names]
-        count = len(commands)
-
-        def parse(answer: Any) -> list[bool]:
-            return [bool(int(one)) for one in (answer if count > 1 else [answer])]
-
-        return await self.wire.ask(port, *commands, parse=parse, replies=count)
+        keys = [self._key(name) for name in names]
+        found = await self.client.ask_each(port, [(key, pack(b"EXISTS", key)) for key in keys])
+        return [bool(one) for one in found]
 
     async def drop(self, port: Port, name: str) -> bool:
         """Forget a name; True when it was there."""
-        return bool(await self.wire.ask(port, pack(b"UNLINK", name.encode()), parse=int))
+        key = self._key(name)
+        return bool(
+            await self.client.ask(port, pack(b"UNLINK", key), parse=int, key=key, writes=True)
+        )
 
     async def clear(self, port: Port, prefix: str) -> int:
         """Forget every entry whose name begins with `prefix`; looks at all names, in steps.
@@ -231,16 +302,19 @@ class Redis:
         Payloads go with a prefix that covers them, and are not counted.  Generations, leases and
         the live configuration stay.
         """
-        pattern = _GLOB.sub(r"\\\1", prefix).encode() + b"*"
-        cursor, dropped = b"0", 0
-        while True:
-            command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
-            cursor, names = await self.wire.ask(port, command, parse=_page)
-            if names := [name for name in names if not name.startswith(self._kept)]:
-                await self.wire.ask(port, pack(b"UNLINK", *names), parse=int)
-                dropped += sum(not name.startswith(self._payloads) for name in names)
-            if cursor == b"0":
-                return dropped
+        pattern = _GLOB.sub(r"\\\1", self._key(prefix).decode()).encode() + b"*"
+        dropped = 0
+        for node in await self.client.nodes(port):
+            cursor = None
+            while cursor != b"0":
+                command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
+                cursor, names = await self.client.ask(port, command, parse=_page, key=node)
+                if names := [name for name in names if not name.startswith(self._kept)]:
+                    await self.client.ask_each(
+                        port, [(name, pack(b"UNLINK", name)) for name in names], writes=True
+                    )
+                    dropped += sum(not name.startswith(self._payloads) for name in names)
+        return dropped
 
     def _payload_name(self, digest: bytes) -> bytes:
         return self._payloads + digest.hex().encode()
@@ -248,35 +322,89 @@ class Redis:
     # --- generations -----------------------------------------------------------------------------
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """What each ref reads now."""
-        return await self._read(port, refs)
+        """What each ref reads now: one round trip, one more where parts were invalidated lately."""
+        for _ in range(4):
+            reading = _Reading(self._prefetch, refs)
+            if not reading.commands:
+                return []
+            states = await self.client.look_up(port, reading.commands, parse=reading.states)
+            if states is not None:
+                return list(states)
+        raise TierError("the generations in Redis change faster than they can be read")
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but a group that has no `*` gets one first."""
-        tokens = [stamps.token().encode() for _ in refs]
-        return await self._read(port, refs, *tokens)
+        """As `states`, but a group without `*` is made first, and none dies within a `DAY`.
 
-    async def _read(self, port: Port, refs: Sequence[Ref], *tokens: bytes) -> list[State]:
-        def parse(answer: list[Any]) -> list[State]:
-            states = _states(answer)
-            if len(states) != len(refs):
-                raise ValueError("more or fewer states than were asked for")
+        Where Redis takes no writes, a group that is missing reads `LOST`.
+        """
+        try:
+            states = await self.states(port, refs)
+        except TierError as error:
+            if error.kind != "WRONGTYPE":
+                raise
+            states = [LOST] * len(refs)
+        now = time.monotonic()
+        missing = {
+            ref.group
+            for ref, state in zip(refs, states, strict=True)
+            if state == LOST or (self._lives.get(ref.group, 0.0) < now + DAY / 2 and _lasts(ref))
+        }
+        if not missing:
             return states
+        try:
+            await self._begin(port, sorted(missing))
+        except TierError:
+            if self.read_only or LOST not in states:
+                return states
+            raise
+        return await self.states(port, refs)
 
-        words = (self._groups, _json(refs), *tokens)
-        return await self.wire.run(port, STATES, (), *words, parse=parse)
+    async def _begin(self, port: Port, groups: Sequence[str]) -> None:
+        life = b"%d" % _milliseconds(DAY)
+        tokens = [stamps.token().encode() for _ in groups]
+        keys = [self._group_key(group) for group in groups]
+        now = time.monotonic()
+        try:
+            calls = [
+                ((key,), (token, life, b"1" if not group.startswith("t:") else b"", b"*"))
+                for key, token, group in zip(keys, tokens, groups, strict=True)
+            ]
+            made = [bool(answer[0]) for answer in await self.client.run_each(port, BEGIN, calls)]
+        except NoScriptsError:
+            commands: list[Command] = []
+            for key, token in zip(keys, tokens, strict=True):
+                commands.append((key, pack(b"HSETNX", key, b"*", token)))
+                commands.append((key, pack(b"PEXPIRE", key, life)))
+            made = [
+                bool(one) for one in (await self.client.ask_each(port, commands, writes=True))[::2]
+            ]
+        for group, new in zip(groups, made, strict=True):
+            self._live_until(group, now + DAY if new or not group.startswith("t:") else 0.0)
+            if new:
+                self._made = self._made if len(self._made) < KNOWN else set()
+                self._made.add(group)
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        """Invalidate; all groups in one step."""
-        rows = [(t.group, stamps.shape(t.arguments), stamps.field(t.arguments)) for t in turns]
-        tokens = [stamps.token().encode() for _ in turns]
-        words = (self._groups, _json(rows), note.encode(), *tokens)
-        await self.wire.run(port, TURN, (), *words, parse=len)
+        """Invalidate; each group in one step."""
+        calls = []
+        for turn in turns:
+            value = (stamps.token() + note).encode()
+            shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
+            words = (shape.encode(), field.encode(), value, b"%d" % stamps.FIELDS, b"")
+            calls.append(((self._group_key(turn.group),), words))
+        try:
+            await self.client.run_each(port, TURN, calls)
+        except NoScriptsError:  # the whole group, then: more than was asked for, and atomic
+            commands = []
+            for (key,), (_, _, value, _, _) in calls:
+                commands.append((key, pack(b"HSET", key, b"*", value, b"!", value)))
+                commands.append((key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(DAY))))
+            await self.client.ask_each(port, commands, writes=True)
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """(field, note) of every invalidation that a ref has seen."""
-        command = pack(b"HGETALL", self._groups + ref.group.encode())
-        fields = await self.wire.ask(port, command, parse=_fields)
+        key = self._group_key(ref.group)
+        fields = await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
         seen = stamps.read(ref, fields)
         names = {stamps.ALL, *(part.rpartition(":")[0] for part in seen.text.split("|")[1:])}
         if ref.arguments is None:
@@ -292,8 +420,9 @@ class Redis:
         Raises:
             TierError: it cannot be read.
         """
-        command = pack(b"HGETALL", self._live)
-        return self.wire.here(lambda port: self.wire.ask(port, command, parse=_fields))
+        command, key = pack(b"HGETALL", self._live), self._live
+        client = self.client
+        return client.here(lambda port: client.ask(port, command, parse=_fields, key=key))
 
     def publish(self, key: str, text: str | None) -> None:
         """Set a key of the shared live configuration, or take it away; blocks as `live`.
@@ -304,7 +433,9 @@ class Redis:
         words: tuple[bytes, ...] = (b"HDEL", self._live, key.encode())
         if text is not None:
             words = (b"HSET", *words[1:], text.encode())
-        self.wire.here(lambda port: self.wire.ask(port, pack(*words), parse=int))
+        client, live = self.client, self._live
+        command = pack(*words)
+        client.here(lambda port: client.ask(port, command, parse=int, key=live, writes=True))
 
     # --- housekeeping ----------------------------------------------------------------------------
 
@@ -320,26 +451,26 @@ class Redis:
         facts = await self._facts_of_server(port)
         if self.listener is not None:
             if facts["up"] and not self.listener.listening:
-                await port.offload(self.listener.wait, self.wire.deadline)
+                await port.offload(self.listener.wait, self.client.deadline)
             facts["tracking"] = self.listener.state
         return facts
 
     async def _facts_of_server(self, port: Port) -> dict[str, Any]:
         try:
-            facts, names = await self.wire.reach(
+            facts, names = await self.client.reach(
                 port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2
             )
         except TierError as error:
             return {
                 "up": False,
-                "where": self.wire.where,
+                "where": self.client.where,
                 "breaker": self._breaker(),
                 "error": str(error),
             }
         return {
             "up": True,
             "breaker": self._breaker(),
-            "where": self.wire.where,
+            "where": self.client.where,
             "version": facts.get("redis_version", "?"),
             "used": int(facts.get("used_memory", 0)),
             "limit": int(facts.get("maxmemory", 0)),
@@ -348,19 +479,19 @@ class Redis:
         }
 
     def _breaker(self) -> str:
-        return "open" if self.wire.breaker.open else "closed"
+        return "open" if self.client.breaker.open else "closed"
 
     def close(self) -> None:
         """Let go of all connections; they are made again when the tier is used again."""
         self._close_others()
-        self.wire.close()
+        self.client.close()
 
     async def aclose(self) -> None:
         """As `close`, and wait until those of the running loop are closed."""
         import asyncio
 
         await asyncio.to_thread(self._close_others)
-        await self.wire.aclose()
+        await self.client.aclose()
 
     def _close_others(self) -> None:
         """Close what connects by itself; waits for two deadlines at most, for each."""
@@ -372,69 +503,120 @@ class Redis:
 class AskedRecord(Asked):
     """A look-up of a record and of the groups that it is likely to name."""
 
-    __slots__ = ("_expected", "_plan", "_wire")
+    __slots__ = ("_client", "_look")
 
-    def __init__(self, answer: Any, wire: Wire, expected: Expected, plan: Plan) -> None:
+    def __init__(self, answer: Any, client: Client, look: _Look) -> None:
         super().__init__(answer)
-        self._wire = wire
-        self._expected = expected
-        self._plan = plan
+        self._client = client
+        self._look = look
 
     def found(self) -> Found | None:
         """See `Asked`."""
-        return self._wire.parsed(self._seen, self.answer)
-
-    def _seen(self, replies: list[Any]) -> Found | None:
-        record = replies[0]
-        if record is None:
-            return None
-        expected = self._expected
-        expected.big = len(_bytes(record)) > BIG
-        return Found(record, read=partial(expected.states, self._plan, replies[1:]))
+        return self._client.parsed(self._look.seen, self.answer)
 
 
 class AskedStates(Asked):
     """A look at the groups that refs name."""
 
-    __slots__ = ("_plan", "_refs", "_wire")
+    __slots__ = ("_client", "_reading")
 
-    def __init__(self, answer: Any, wire: Wire, plan: Plan, refs: Sequence[Ref]) -> None:
+    def __init__(self, answer: Any, client: Client, reading: _Reading) -> None:
         super().__init__(answer)
-        self._wire = wire
-        self._plan = plan
-        self._refs = refs
+        self._client = client
+        self._reading = reading
 
     def found(self) -> tuple[State, ...] | None:
         """See `Asked`."""
-        return self._wire.parsed(self._read, self.answer)
-
-    def _read(self, replies: list[Any]) -> tuple[State, ...] | None:
-        return self._plan.states(self._refs, replies)
+        return self._client.parsed(self._reading.states, self.answer)
 
 
-def _set(name: bytes, size: int, lifetime: float | None) -> tuple[bytes, bytes]:
+class _Reading:
+    """The commands that read some refs, and what their replies mean."""
+
+    __slots__ = ("_parts", "commands")
+
+    def __init__(self, prefetch: Prefetch, refs: Sequence[Ref]) -> None:
+        places: dict[Command, int] = {}
+        parts: list[tuple[Ref, Group, tuple[str, ...], int]] = []
+        for ref in refs:
+            group = prefetch.group(ref.group)
+            names = group.covering(ref.arguments) if group.shapes else ()
+            command = group.read(names)
+            parts.append((ref, group, names, places.setdefault(command, len(places))))
+        self.commands = tuple(places)
+        self._parts = parts
+
+    def states(self, replies: list[Any]) -> tuple[State, ...] | None:
+        """What the refs read; None where that takes more fields than were asked for."""
+        found = []
+        for ref, group, names, place in self._parts:
+            state = group.state(ref.group, ref.arguments, replies[place], names)
+            if state is None:
+                return None
+            found.append(state)
+        return tuple(found)
+
+
+class _Look:
+    """The commands that look an entry up, and what their replies mean."""
+
+    __slots__ = ("_groups", "_name", "_parts", "_reading", "commands", "expected")
+
+    def __init__(self, prefetch: Prefetch, name: str, key: bytes) -> None:
+        self._name = name
+        self.expected = expected = prefetch.expected(name)
+        self._parts = expected.parts.get(name) if expected.parts else None
+        get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
+        if self._parts is None:
+            self._groups = expected.groups
+            self.commands = (get, *expected.commands)
+        else:
+            self._reading = _Reading(prefetch, [Ref(*part) for part in self._parts])
+            self.commands = (get, *self._reading.commands)
+
+    def seen(self, replies: list[Any]) -> Found | None:
+        """The record among the replies, and what reads the groups among them."""
+        record = replies[0]
+        if record is None:
+            return None
+        self.expected.big = len(_bytes(record)) > BIG
+        return Found(record, read=partial(self._read, replies[1:]))
+
+    def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
+        if self._parts is None:
+            return self.expected.states(self._name, self._groups, replies, parts)
+        if self._parts != tuple(map(plain, parts)):
+            self.expected.parts.pop(self._name, None)
+            return None
+        return self._reading.states(replies)
+
+
+def _lasts(ref: Ref) -> bool:
+    """Whether there are few groups like this one, and long computations may rely on it."""
+    return not ref.group.startswith("t:")
+
+
+def _groups_of(record: bytes) -> list[str]:
+    """The groups that a record names; none where it is no record of ours."""
+    try:
+        if not record.startswith(MAGIC):
+            return []
+        at, size = _PLACES.unpack_from(record, 52)
+        rows = json.loads(record[at : at + size])
+        groups = dict.fromkeys(row[1] for row in rows if row[0] == "g")
+        return [group for group in groups if isinstance(group, str)]
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
+        return []
+
+
+def _set(name: bytes, size: int, lifetime: float) -> tuple[bytes, bytes]:
     """A SET of `size` bytes: what is sent before them, and what behind."""
-    expiry = () if lifetime is None else (b"PX", b"%d" % _milliseconds(lifetime))
+    expiry = b"PX", b"%d" % _milliseconds(lifetime)
     head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(expiry), len(name), name, size)
     return head, b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in expiry)
 
 
 # What answers must look like: each raises where they look otherwise.
-
-
-def _found(answer: list[Any]) -> Found | None:
-    if not answer:
-        return None
-    record = _bytes(answer.pop(0))
-    return Found(record, None, None if answer == [None] else tuple(_states(answer)))
-
-
-def _states(flat: list[Any]) -> list[State]:
-    """States from their texts and lasts in turn."""
-    if len(flat) % 2:
-        raise ValueError("half a state")
-    words = map(_text, flat)
-    return list(map(State, words, words))
 
 
 def _fields(flat: list[Any]) -> dict[str, str]:
@@ -465,10 +647,6 @@ def _bytes(answer: Any) -> bytes:
 
 def _text(word: bytes) -> str:
     return word.decode("utf-8", "surrogateescape")
-
-
-def _json(rows: Sequence[Any]) -> bytes:
-    return json.dumps(rows, separators=(",", ":")).encode()
 
 
 def _milliseconds(seconds: float) -> int:

@@ -136,13 +136,12 @@ def read(ref: Ref, fields: Mapping[str, str]) -> State:
     shapes = fields.get(SHAPES, "")
     if not shapes:
         return State(star, last)
-    covering = sorted(
-        name for name in _covering(ref.arguments, shapes.split("|")) if name in fields
-    )
-    return State(star + "".join(f"|{name}:{fields[name][:TOKEN]}" for name in covering), last)
+    names = sorted(n for n in covering(ref.arguments, shapes.split("|")) if n in fields)
+    return State(star + "".join(f"|{name}:{fields[name][:TOKEN]}" for name in names), last)
 
 
-def _covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> Iterable[str]:
+def covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> Iterable[str]:
+    """The fields of a group with these shapes that cover a call with these arguments."""
     digests = dict(arguments)
     for names in shapes:
         parts = names.split(",")

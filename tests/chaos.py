@@ -159,13 +159,15 @@ class Scripted(Listener):
 
     Attributes:
         answer: the bytes, or a function of the bytes received that gives them.
+        echoes: answer `ECHO` as a server does.
         hang_up: close after the answer.
         piece: bytes of the answer that are sent at once, `pause` seconds apart.
         received: all that came in.
     """
 
-    def __init__(self, answer: bytes | Callable[[bytes], bytes]) -> None:
+    def __init__(self, answer: bytes | Callable[[bytes], bytes], *, echoes: bool = False) -> None:
         self.answer = answer
+        self.echoes = echoes
         self.hang_up = False
         self.piece = 1 << 30
         self.pause = 0.0
@@ -180,12 +182,20 @@ class Scripted(Listener):
             if not data:
                 return
             self.received += data
-            answer = self.answer(data) if callable(self.answer) else self.answer * commands(data)
+            answer = self._answer_to(data)
             for at in range(0, len(answer), self.piece):
                 client.sendall(answer[at : at + self.piece])
                 self._over.wait(self.pause)
             if self.hang_up:
                 return
+
+    def _answer_to(self, data: bytes) -> bytes:
+        if callable(self.answer):
+            return self.answer(data)
+        echo = re.search(rb"\$4\r\nECHO\r\n(\$\d+\r\n[^\r]*\r\n)", data)
+        if not (self.echoes and echo):
+            return self.answer * commands(data)
+        return self.answer * (commands(data) - 1) + echo[1]
 
 
 class BlackHole:

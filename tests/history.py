@@ -496,7 +496,14 @@ def worker(plan: Plan) -> None:
 
 def serve() -> None:
     """What the nursery process runs: it has imported everything, and forks a worker when asked."""
-    for name in ("memo", "memo.disk", "memo.index", "memo.memory", "memo.links", "memo.loops"):
+    for name in (
+        "memo",
+        "memo.disk",
+        "memo.index",
+        "memo.memory",
+        "memo.links",
+        "memo.connections",
+    ):
         import_module(name)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -351,7 +351,7 @@ def test_keyboard_interrupt_in_a_sync_call(
         process.kill()
         process.communicate()
     assert not lock_files(cache_home)
-    assert not redis_server.client().keys("memo:l:*")
+    assert not redis_server.client().keys("memo:2:l:*")
 
 
 def test_keyboard_interrupt_while_waiting_for_another_process(
@@ -374,7 +374,7 @@ def test_keyboard_interrupt_while_waiting_for_another_process(
         for process in (holder, waiter):
             process.kill()
             process.communicate()
-    assert not redis_server.client().keys("memo:l:*")
+    assert not redis_server.client().keys("memo:2:l:*")
 
 
 def test_interrupt_of_an_async_program(cache_home: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +18,19 @@ from redis_server import RedisServer
 from test_remote import A, B, record, wait_for
 
 import memo
-import memo.loops  # its first import takes a while, in which look-ups are not gathered
-from memo import crews, stamps
-from memo.batches import COUNT, Batch, Failure
+import memo.connections  # its first import takes a while, in which look-ups are not gathered
+from memo import stamps
 from memo.breaker import CLOSED, GARBLED, RATE
+from memo.coalescing import COUNT, Batch, Failure
+from memo.connections import CONNECTIONS
 from memo.drivers import BLOCKING, drive
-from memo.errors import TierError, TierUnavailable
+from memo.errors import TierError
+from memo.exchange import pack
 from memo.flights import FLIGHTS
 from memo.port import Port
-from memo.prefetch import TRY_AGAIN, Plan, Prefetch
+from memo.prefetch import Group
 from memo.remote import Redis
-from memo.scripts import pack
 from memo.stamps import ALL, LAST, LOST, SHAPES, Generation, Ref, Turn
-from memo.wire import Wire
 
 MANY = 1000
 PATIENT = 5.0
@@ -68,10 +67,12 @@ def fill(tier: Redis, count: int, sizes: Callable[[], int] = lambda: 10) -> dict
 
 
 async def taught(tier: Redis, port: Port) -> None:
-    found = await tier.lookup(port, name(0))
-    assert found is not None
-    assert found.read is not None
-    assert found.read(REFS) is not None
+    for _ in range(2):
+        found = await tier.lookup(port, name(0))
+        assert found is not None
+        assert found.read is not None
+        read = found.read(REFS)
+    assert read is not None
 
 
 async def gathered(tier: Redis, port: Port, numbers: Sequence[int]) -> list[Any]:
@@ -163,37 +164,20 @@ def test_what_many_ask_is_asked_once(tier: Redis, redis_server: RedisServer) -> 
     assert redis_server.commands()["get"] <= 3
 
 
-def test_a_lone_caller_waits_for_nobody(tier: Redis) -> None:
+def test_a_lone_caller_waits_for_nobody(proxy: Proxy) -> None:
     """A look-up that finds nothing under way is sent before the loop comes round."""
+    tier = Redis(proxy.url, deadline=PATIENT)
     fill(tier, 1)
 
     async def work(port: Port) -> None:
         await tier.lookup(port, name(0))
+        before = proxy.packets
         assert tier.ask(port, name(0)) is not None
-        (lane,) = tier.wire._loops[port.client(), False].road._lanes
-        assert len(lane._sent) == 1
-        assert tier.ask(port, name(1)) is not None
-        assert len(lane._sent) == 1
+        assert wait_for(lambda: proxy.packets > before)  # while the loop is held up
         await tier.lookup(port, name(0))
 
     looping(work)
-
-
-def test_scripts_are_taught_once_for_many(tier: Redis, redis_server: RedisServer) -> None:
-    """After a flush of the scripts their text travels with a packet, not with each look-up."""
-    fill(tier, 300)
-    tier._prefetch._functions.clear()
-    client = redis_server.client()
-    client.script_flush()
-    client.config_resetstat()
-
-    async def work(port: Port) -> None:
-        assert all(one.states for one in await gathered(tier, port, range(300)))
-
-    looping(work)
-    counts = redis_server.commands()
-    assert counts.get("script|load", counts.get("script")) <= 300 / COUNT * 2 + 2
-    assert tier.outages == 0
+    tier.close()
 
 
 def test_who_look_again_together_do_so_once(redis_server: RedisServer) -> None:
@@ -223,7 +207,7 @@ def test_everybody_gets_his_own(tier: Redis, redis_server: RedisServer) -> None:
     """In random batches, of records of any size, present, absent or foreign, each gets his own."""
     chance = random.Random(7)
     stored = fill(tier, 60, lambda: chance.choice((0, 100, 5_000, 200_000)))
-    redis_server.client().lpush(name(70), "a list")
+    redis_server.client().lpush(name(70).replace("memo:", "memo:2:"), "a list")
 
     async def one(port: Port, number: int) -> None:
         if number == 70:
@@ -242,7 +226,7 @@ def test_everybody_gets_his_own(tier: Redis, redis_server: RedisServer) -> None:
             await asyncio.gather(*begun)
 
     looping(work)
-    assert not tier.wire.breaker.open
+    assert not tier.client.breaker.open
 
 
 def test_everybody_gets_his_own_among_threads(tier: Redis) -> None:
@@ -318,255 +302,34 @@ def test_a_thread_believes_no_answer_to_another_question() -> None:
     with Scripted(b"$1\r\nx\r\n") as server:
         tier = Redis(server.url, deadline=PATIENT)
         with pytest.raises(TierError):
-            blocking(lambda port: tier.wire.read(port, (pack(b"GET", b"x"),), parse=list))
-        assert tier.wire.breaker.fault is GARBLED
+            blocking(lambda port: tier.lookup(port, name(0)))
+        assert tier.client.breaker.fault is GARBLED
         tier.close()
 
 
 # --- threads -------------------------------------------------------------------------------------
 
 
-class Gated:
-    """A server that lets replies wait.
+def test_a_crowd_of_threads_is_served(tier: Redis, redis_server: RedisServer) -> None:
+    """Many more threads than there are connections all get their answers, over `CONNECTIONS`."""
+    stored = fill(tier, 100)
+    wrong: list[Any] = []
 
-    Attributes:
-        gates: open or shut; each packet waits for its own, the last of them serves all later ones.
-        packets: what came, in order.
-    """
+    def ask(number: int) -> None:
+        for _ in range(5):
+            found = blocking(lambda port: tier.lookup(port, name(number)))
+            if found is None or found.record != stored[name(number)]:
+                wrong.append(number)
 
-    def __init__(self, *gates: threading.Event) -> None:
-        self.gates = gates
-        self.packets: list[bytes] = []
-        self._lock = threading.Lock()
-        self.server = Scripted(self.answer)
-        self.url = self.server.url
-
-    def answer(self, data: bytes) -> bytes:
-        """A GET is answered with the key, an ECHO with its text."""
-        with self._lock:
-            number = len(self.packets)
-            self.packets.append(data)
-        self.gates[min(number, len(self.gates) - 1)].wait(PATIENT)
-        words = re.findall(rb"\$4?3?\r\n(?:GET|ECHO)\r\n\$(\d+)\r\n([^\r]*)\r\n", data)
-        return b"".join(b"$%s\r\n%s\r\n" % pair for pair in words)
-
-
-@pytest.fixture
-def asking() -> Iterator[Callable[..., list[tuple[Any, float]]]]:
-    """Starts threads that ask a wire for a key each; what came of it, and after how long."""
-    threads: list[threading.Thread] = []
-
-    def start(wire: Wire, *keys: bytes) -> list[tuple[Any, float]]:
-        came: list[tuple[Any, float]] = []
-
-        def ask(key: bytes) -> None:
-            begun = time.monotonic()
-            answer: Any
-            try:
-                answer = blocking(lambda port: wire.read(port, (pack(b"GET", key),), parse=list))
-            except TierError as error:
-                answer = error
-            came.append((answer, time.monotonic() - begun))
-
-        for key in keys:
-            threads.append(threading.Thread(target=ask, args=(key,)))
-            threads[-1].start()
-        return came
-
-    yield start
-    for thread in threads:
-        thread.join(2 * PATIENT)
-        assert not thread.is_alive()
-
-
-def occupied(server: Gated) -> bool:
-    return wait_for(lambda: len(server.packets) == crews.CREWS)
-
-
-def gathered_by(wire: Wire, count: int) -> bool:
-    def there() -> bool:
-        batch = wire._crews._next
-        return batch is not None and len(batch._slots) == count
-
-    return wait_for(there)
-
-
-BUSY = [b"busy%d" % number for number in range(crews.CREWS)]
-KEYS = [b"key%d" % number for number in range(20)]
-
-
-def crowd(
-    asking: Callable[..., list[tuple[Any, float]]], server: Gated, wire: Wire
-) -> list[tuple[Any, float]]:
-    """What comes of threads that are gathered in one batch, while others wait for answers."""
-    asking(wire, *BUSY)
-    assert occupied(server)
-    rest = asking(wire, *KEYS)
-    assert gathered_by(wire, len(KEYS))
-    return rest
-
-
-def test_threads_share_round_trips(
-    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those who ask while others wait for an answer are sent in one packet; each gets his own."""
-    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
-    gate = threading.Event()
-    held = Gated(gate)
-    with held.server:
-        wire = Wire(held.url, PATIENT)
-        first = asking(wire, *BUSY)
-        assert occupied(held)
-        rest = asking(wire, *KEYS, *KEYS)
-        assert gathered_by(wire, 2 * len(KEYS))
-        gate.set()
-        assert wait_for(lambda: len(first) + len(rest) == len(BUSY) + 2 * len(KEYS))
-        assert sorted(answer for answer, _ in first) == sorted([key] for key in BUSY)
-        assert sorted(answer for answer, _ in rest) == sorted([key] for key in 2 * KEYS)
-        assert len(held.packets) == len(BUSY) + 1
-        assert held.packets[-1].count(b"GET") == len(KEYS), "a key that two want is asked for once"
-        assert held.server.accepted == len(BUSY)
-        wire.close()
-
-
-def test_hits_of_threads_share_packets(
-    redis_server: RedisServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So do hits of a cached function: 16 threads take less than half as many packets as hits."""
-    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
-
-    @memo.cache(ttl=None)
-    def load(number: int) -> int:
-        return number
-
-    def hits(seed: int) -> None:
-        for number in range(10):
-            assert load((number + seed) % 10) == (number + seed) % 10
-
-    with memo.configure(redis_url=proxy.url, tiers=["redis"], deadline=PATIENT):
-        for _ in range(2):
-            hits(0)
-        proxy.mode, before = "slow", proxy.packets
-        threads = [threading.Thread(target=hits, args=(seed,)) for seed in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-        assert proxy.packets - before < 80
-        assert load.cache_info().misses == 10
-
-
-def test_threads_that_waited_ask_the_breaker_again(
-    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When Redis turns out to be silent, those who waited for others do not ask it as well (I6)."""
-    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
-    held = Gated(threading.Event())
-    with held.server:
-        wire = Wire(held.url, 0.3)
-        asking(wire, *BUSY)
-        assert occupied(held)
-        rest = asking(wire, *KEYS)
-        assert wait_for(lambda: len(rest) == len(KEYS))
-        assert all(isinstance(answer, TierUnavailable) for answer, _ in rest)
-        assert max(seconds for _, seconds in rest) < 0.45, "one deadline, and not another"
-        assert len(held.packets) == len(BUSY)
-        held.gates[0].set()
-        wire.close()
-
-
-def test_nobody_waits_long_for_what_others_asked(
-    asking: Callable[..., list[tuple[Any, float]]],
-) -> None:
-    """While answers to others do not come, a thread is soon answered over another connection."""
-    gates = [threading.Event() for _ in BUSY]
-    free = threading.Event()
-    free.set()
-    held = Gated(*gates, free)
-    with held.server:
-        wire = Wire(held.url, PATIENT)
-        asking(wire, *BUSY)
-        assert occupied(held)
-        rest = asking(wire, *KEYS)
-        assert wait_for(lambda: len(rest) == len(KEYS))
-        assert max(seconds for _, seconds in rest) < PATIENT / 5
-        for gate in gates:
-            gate.set()
-        wire.close()
-
-
-def test_who_waited_for_the_first_is_not_lost_with_him(
-    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One who is woken to lead and does not come is replaced by another of those who wait."""
-    monkeypatch.setattr(crews, "PATIENCE", 0.2)
-    gate = threading.Event()
-    held = Gated(gate)
-    with held.server:
-        wire = Wire(held.url, PATIENT)
-        rest = crowd(asking, held, wire)
-        wire._crews._first = None  # as if it had been interrupted: nobody is woken
-        gate.set()
-        assert wait_for(lambda: len(rest) == len(KEYS))
-        assert sorted(answer for answer, _ in rest) == sorted([key] for key in KEYS)
-        wire.close()
-
-
-def test_nobody_waits_for_ever(
-    asking: Callable[..., list[tuple[Any, float]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the leader went without a word, the others ask by themselves in the end."""
-    monkeypatch.setattr(crews, "PATIENCE", 0.1)
-    monkeypatch.setattr(crews, "STRANDED", 0.5)
-    gate = threading.Event()
-    held = Gated(gate)
-    with held.server:
-        wire = Wire(held.url, PATIENT)
-        rest = crowd(asking, held, wire)
-        wire._crews._next = None  # as if one had taken it, and been interrupted there and then
-        gate.set()
-        assert wait_for(lambda: len(rest) == len(KEYS))
-        assert sorted(answer for answer, _ in rest) == sorted([key] for key in KEYS)
-        wire.close()
-
-
-def test_an_interrupted_leader_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that is interrupted while it asks for others leaves them to ask by themselves.
-
-    The server is made up: an interrupt cannot be timed to come in the midst of an exchange.
-    """
-    monkeypatch.setattr(crews, "PATIENCE", PATIENT)
-    crew = crews.Crews()
-    under_way, go_on = threading.Semaphore(0), threading.Event()
-    answers: list[Any] = []
-
-    class Server:
-        def read_alone(self, commands: Sequence[bytes]) -> list[Any] | Failure:
-            under_way.release()
-            go_on.wait(PATIENT)
-            return list(commands)
-
-        def read_for(self, batch: Batch) -> None:
-            raise KeyboardInterrupt
-
-    def ask(command: bytes) -> None:
-        try:
-            answers.append(crew.ask(Server(), (command,)))
-        except KeyboardInterrupt:
-            answers.append("interrupted")
-
-    threads = [threading.Thread(target=ask, args=(key,)) for key in (*BUSY, *KEYS)]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(100)]
     for thread in threads:
         thread.start()
-        if thread in threads[: len(BUSY)]:
-            assert under_way.acquire(timeout=PATIENT)
-    assert wait_for(lambda: crew._next is not None and len(crew._next._slots) == len(KEYS))
-    go_on.set()
     for thread in threads:
         thread.join(PATIENT)
-    assert answers.count("interrupted") == 1
-    assert len(answers) == len(threads)
-    assert sum(answer == [key] for answer in answers for key in KEYS) == len(KEYS) - 1
+    assert not wrong
+    assert tier.outages == 0
+    clients = redis_server.client().client_list()
+    assert len(clients) <= CONNECTIONS + 1
 
 
 # --- whoever goes, and whatever breaks -----------------------------------------------------------
@@ -623,9 +386,9 @@ def test_cut_in_the_midst_of_a_batch(proxy: Proxy, at: int) -> None:
             assert isinstance(one, TierError) or one.record == stored[name(number)]
         assert any(isinstance(one, TierError) for one in found)
         assert tier.outages <= 2
-        assert tier.wire.breaker.fault is CLOSED
+        assert tier.client.breaker.fault is CLOSED
         proxy.cut_at = None
-        tier.wire.breaker.succeeded()
+        tier.client.breaker.succeeded()
         assert all(one.record for one in await gathered(tier, port, range(100)))
 
     looping(work)
@@ -658,7 +421,7 @@ def test_the_answer_to_another_question_is_nobodys() -> None:
             assert all(isinstance(one, TierError) for one in found)
 
         looping(work)
-        assert tier.wire.breaker.fault is GARBLED
+        assert tier.client.breaker.fault is GARBLED
         assert tier.outages <= 2
         tier.close()
 
@@ -695,67 +458,21 @@ def test_a_big_answer_earns_its_time(asynchronous: bool) -> None:
 
     def answer(data: bytes) -> bytes:
         nonce = data.split(b"\r\n")[-2]
+        if b"GET" not in data:
+            return b"$4\r\nmemo\r\n"
         return b"*1\r\n$%d\r\n%s\r\n$12\r\n%s\r\n" % (size, bytes(size), nonce)
 
     with Scripted(answer) as server:
         server.piece, server.pause = 2_000_000, 0.03
         tier = Redis(server.url)
         begun = time.perf_counter()
-        read = lambda port: tier.wire.read(
-            port, (pack(b"GET", b"x"),), parse=lambda found: found[0]
+        read = lambda port: tier.client.look_up(
+            port, ((b"x", pack(b"GET", b"x")),), parse=lambda found: found[0]
         )
         assert len((looping if asynchronous else blocking)(read)[0]) == size
         assert time.perf_counter() - begun > 0.25
         tier.close()
     assert size / RATE + 0.25 > 0.3
-
-
-def test_a_big_answer_does_not_hold_up_others() -> None:
-    """While much of a reply has come and more is to come, others go by another connection."""
-    go_on = threading.Event()
-    whole = b"$2000000\r\n%s\r\n" % bytes(2_000_000)
-
-    def answer(data: bytes) -> bytes:
-        if b"big" not in data:
-            return b"$1\r\ny\r\n$12\r\n%s\r\n" % data.split(b"\r\n")[-2]
-        go_on.wait(PATIENT)
-        return whole[1_000_000:] + b"$12\r\n%s\r\n" % data.split(b"\r\n")[-2]
-
-    with Halved(answer, whole[:1_000_000]) as server:
-        tier = Redis(server.url, deadline=PATIENT)
-
-        def read(port: Port, key: bytes) -> Any:
-            return tier.wire.read(port, (pack(b"GET", key),), parse=lambda found: found[0])
-
-        async def work(port: Port) -> None:
-            big = asyncio.create_task(read(port, b"big"))
-            road = None
-            while road is None or not any(lane.hogged for lane in road._lanes):
-                await asyncio.sleep(0.001)
-                pool = tier.wire._loops.get((port.client(), False))
-                road = None if pool is None else pool.road
-            assert await read(port, b"small") == b"y"
-            assert not big.done()
-            go_on.set()
-            assert len(await big) == 2_000_000
-
-        looping(work)
-        tier.close()
-
-
-class Halved(Scripted):
-    """Sends the first half of a big answer before it asks for the second."""
-
-    def __init__(self, answer: Callable[[bytes], bytes], half: bytes) -> None:
-        self.half = half
-        super().__init__(answer)
-
-    def handle(self, client: Any) -> None:
-        data = client.recv(65536)
-        if b"big" in data:
-            client.sendall(self.half)
-        client.sendall(self.answer(data))  # type: ignore[operator]
-        self._over.wait(PATIENT)
 
 
 # --- what is read along --------------------------------------------------------------------------
@@ -765,30 +482,28 @@ def test_states_are_those_of_the_stamps() -> None:
     """What is made of a group's plain fields is what `stamps.read` reads, or nothing."""
     chance = random.Random(3)
     for _ in range(500):
-        known = Prefetch(b"memo:g:")
         fields = {key: chance.choice(("", "t" * 16, "u" * 20)) for key in (ALL, LAST)}
         fields[SHAPES] = chance.choice(("", "a", "a|a,b"))
         reply = [fields[key].encode() or None for key in (ALL, LAST, SHAPES)]
         for arguments in (None, (), (("a", A),)):
             ref = Ref("f:x", arguments)
-            plan = Plan({"f:x": known._group("f:x")})
-            states = plan.states([ref, ref], [reply])
-            if fields[SHAPES] and arguments:
-                assert states is None
-            else:
-                assert states == (stamps.read(ref, {k: v for k, v in fields.items() if v}),) * 2
+            group = Group(b"key")
+            for _ in range(2):
+                state = group.state("f:x", arguments, reply)
+                if fields[SHAPES] and arguments:
+                    assert state is None
+                else:
+                    assert state == stamps.read(ref, {k: v for k, v in fields.items() if v})
 
 
 @pytest.mark.parametrize("reply", [None, 5, b"text", [], [b"x"], [1, 2, 3], [None] * 3, [[]] * 3])
 def test_no_reply_makes_reading_raise(reply: Any) -> None:
     """Whatever a server gives in the place of a group's fields is a group that is lost."""
-    plan = Prefetch(b"").plan(REFS)
-    assert plan is not None
-    assert plan.states(REFS, [reply] * 3) == (LOST,) * 3
+    assert [Group(b"key").state(ref.group, ref.arguments, reply) for ref in REFS] == [LOST] * 3
 
 
 def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
-    """The first look-up asks a script, the next for the groups that it named, and for more."""
+    """The first look-up reads the record, the next one the groups that it named as well."""
     begun = blocking(lambda port: tier.begin(port, REFS))
     marks = [Generation(ref, state) for ref, state in zip(REFS, begun, strict=True)]
     for number, kept in enumerate((marks[:1], marks[:1], marks)):
@@ -801,62 +516,53 @@ def test_groups_are_learned(tier: Redis, redis_server: RedisServer) -> None:
         assert found.read is not None
         return found.read(refs)
 
-    assert blocking(lambda port: look(port, 0)) == (begun[0],)
-    redis_server.client().config_resetstat()
+    assert blocking(lambda port: look(port, 0)) is None
     assert blocking(lambda port: look(port, 1)) == (begun[0],)
     assert blocking(lambda port: look(port, 2)) is None
     assert blocking(lambda port: look(port, 2)) == tuple(begun)
     assert blocking(lambda port: look(port, 1)) == (begun[0],)
-    assert "evalsha" not in redis_server.commands()
 
 
-def test_parts_are_left_to_the_script(tier: Redis, redis_server: RedisServer) -> None:
-    """Once a part was invalidated the script reads its fields, until the group was renewed."""
+def test_what_covers_a_call_is_read_along(tier: Redis, redis_server: RedisServer) -> None:
+    """Once a part was invalidated, the second look-up of an entry reads its fields at once."""
     fill(tier, 1)
     blocking(lambda port: tier.turn(port, [Turn("f:m:f", (("a", A),))], "{}"))
 
     async def look(port: Port) -> Any:
         found = await tier.lookup(port, name(0))
         assert found is not None
-        return found.states or found.read(REFS)  # type: ignore[misc]
+        return found.read(REFS)  # type: ignore[misc]
 
     assert blocking(look) is None
     now = blocking(lambda port: tier.states(port, REFS))
-    assert list(blocking(look)) == now
-    blocking(lambda port: tier.turn(port, [Turn("f:m:f")], "{}"))
-    blocking(lambda port: tier.begin(port, REFS))
-    for _ in range(TRY_AGAIN + 1):
-        blocking(look)
     redis_server.client().config_resetstat()
-    assert list(blocking(look)) == blocking(lambda port: tier.states(port, REFS))
-    assert redis_server.commands()["get"] == 1
+    assert list(blocking(look)) == now
+    assert redis_server.commands()["echo"] == 1
+    blocking(lambda port: tier.turn(port, [Turn("f:m:f", (("a", A), ("b", B)))], "{}"))
+    assert blocking(look) is None
+    after = blocking(lambda port: tier.states(port, REFS))
+    assert after != now
+    assert list(blocking(look)) == after
 
 
 # --- batches -------------------------------------------------------------------------------------
 
 
-class Slot:
-    def __init__(self) -> None:
-        self.answer: Any = None
-
-    def done(self) -> bool:
-        return self.answer is not None
-
-    def set_result(self, answer: Any, /) -> None:
-        self.answer = answer
-
-
 def test_a_batch_sends_each_command_once() -> None:
-    """Each caller gets the replies to his commands, in his order, whatever the others asked."""
+    """Each caller gets the replies to its commands, in its order, whatever the others asked."""
     chance = random.Random(5)
-    for _ in range(200):
-        batch, asked = Batch(0.0), []
-        for _ in range(chance.randrange(1, 20)):
-            commands = [pack(b"GET", b"%d" % chance.randrange(9)) for _ in range(3)]
-            asked.append((Slot(), commands))
-            batch.add(commands, asked[-1][0])
-        sent = batch.packed().split(b"*2\r\n")[1:]
-        assert len(sent) == len(set(sent)) == batch.missing
-        batch.replies = [b"*2\r\n" + one for one in sent[:-1]] + [sent[-1].split(b"\r\n")[-2]]
-        assert batch.land(lambda error: Failure(TierError("")))
-        assert all(slot.answer == commands for slot, commands in asked)
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(200):
+            batch, asked = Batch(), []
+            for _ in range(chance.randrange(1, 20)):
+                commands = [pack(b"GET", b"%d" % chance.randrange(9)) for _ in range(3)]
+                asked.append((loop.create_future(), commands))
+                batch.add(commands, asked[-1][0])
+            exchange = batch.exchange(1.0)
+            assert len(exchange.given) == len(set(exchange.given)) == exchange.count
+            assert batch.hand_out(list(exchange.given), lambda error: Failure(TierError("")))
+            assert all(future.result() == commands for future, commands in asked)
+
+    asyncio.run(work())

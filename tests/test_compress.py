@@ -309,7 +309,7 @@ def test_a_compressed_result_goes_to_other_hosts(
         numbers = numbers_of(compress=True)
         numbers(40 * N)
         drain_blocking(10)
-        assert not redis_server.client().keys("memo:p:*")
+        assert not redis_server.client().keys("memo:2:p:*")
         reset()
     with memo.configure(redis_url=redis_server.url, deadline=10, directory=str(tmp_path / "b")):
         assert numbers.peek(40 * N)[-1] == 40 * N - 1

@@ -33,11 +33,11 @@ from memo import cache, files, ledger, locks, manifests, payloads
 from memo import disk as disk_module
 from memo import sqlite as sqlite_module
 from memo.assembly import default_chain
+from memo.client import Client
 from memo.config import configure
 from memo.drivers import BLOCKING, drain_blocking, drive
 from memo.errors import TierError
 from memo.testing import recording
-from memo.wire import Wire
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 ROOMS = (files, payloads, locks, ledger, manifests, disk_module, sqlite_module)
@@ -128,13 +128,13 @@ def _sqlite(faults: Faults) -> Any:
 
 
 def _exchange(faults: Faults) -> Any:
-    original = Wire._exchange
+    original = Client._exchanged
 
-    async def exchange(self: Wire, port: Any, question: Any) -> Any:
+    async def exchange(self: Client, *args: Any, **kwargs: Any) -> Any:
         hit = faults.step("redis")
         if hit and not faults.after:
             faults.how("redis")
-        answer = await original(self, port, question)
+        answer = await original(self, *args, **kwargs)
         if hit:
             faults.how("redis")
         return answer
@@ -143,9 +143,9 @@ def _exchange(faults: Faults) -> Any:
 
 
 def _parsed(faults: Faults) -> Any:
-    original = Wire.parsed
+    original = Client.parsed
 
-    def parsed(self: Wire, parse: Any, answer: Any) -> Any:
+    def parsed(self: Client, parse: Any, answer: Any) -> Any:
         try:
             if faults.step("redis"):
                 faults.how("redis")
@@ -166,8 +166,8 @@ def numbered(faults: Faults) -> Iterator[Faults]:
                     module = sys.modules[name]
                     patch.setattr(room, name, Piece(module, names, faults))
         patch.setattr(sqlite_module, "sqlite3", _sqlite(faults))
-        patch.setattr(Wire, "_exchange", _exchange(faults))
-        patch.setattr(Wire, "parsed", _parsed(faults))
+        patch.setattr(Client, "_exchanged", _exchange(faults))
+        patch.setattr(Client, "parsed", _parsed(faults))
         try:
             yield faults
         finally:
@@ -388,10 +388,12 @@ def test_an_invalidation_that_no_tier_takes_to_the_end(
         world.epoch = 2
         with monkeypatch.context() as patch:
             patch.setattr(ledger, "write", once)
-            patch.setattr(Wire, "_exchange", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
+            patch.setattr(
+                Client, "_exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True))
+            )
             told = world.invalidate()
         assert told.tiers["redis"].startswith("journalled: unreachable, replayed here")
-        default_chain().tiers[0].wire.breaker.succeeded()  # type: ignore[attr-defined]
+        default_chain().tiers[0].client.breaker.succeeded()  # type: ignore[attr-defined]
         assert world.call() == 2
 
 
@@ -707,9 +709,9 @@ BREAKING: dict[str, Callable[[Path], Any]] = {
 def _refusing(world: World, server: RedisServer) -> Any:
     """Invalidate while Redis fails, so that it is journalled; then let Redis answer again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Wire, "_exchange", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
+        patch.setattr(Client, "_exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
         told = world.invalidate()
-    default_chain().tiers[0].wire.breaker.succeeded()  # type: ignore[attr-defined]
+    default_chain().tiers[0].client.breaker.succeeded()  # type: ignore[attr-defined]
     return told
 
 
@@ -775,12 +777,12 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
         assert world.call() == 1
         if journalled:
             world.epoch = 2
-            default_chain().tiers[1].wire.breaker.succeeded()  # type: ignore[attr-defined]
+            default_chain().tiers[1].client.breaker.succeeded()  # type: ignore[attr-defined]
             with pytest.MonkeyPatch.context() as patch:
                 lasting = Lasting(frozenset({"redis"}), 0, on=True)
-                patch.setattr(Wire, "_exchange", _exchange(lasting))
+                patch.setattr(Client, "_exchanged", _exchange(lasting))
                 assert world.invalidate().tiers["redis"].startswith("journalled")
-            default_chain().tiers[1].wire.breaker.succeeded()  # type: ignore[attr-defined]
+            default_chain().tiers[1].client.breaker.succeeded()  # type: ignore[attr-defined]
         default_chain().host.close()  # type: ignore[union-attr]
 
         def refuse(self: Any) -> None:

@@ -254,7 +254,7 @@ def test_lock_timeout_bounds_no_computation(
         chain = memo.assembly.default_chain()
         assert chain.host is not None
         lock = chain.host.lock(chain.name(f.function_id, f.key()))
-        found.append((lock.try_acquire("another"), len(client.keys("memo:l:*"))))
+        found.append((lock.try_acquire("another"), len(client.keys("memo:2:l:*"))))
         return 5
 
     f = style.cached(load, use_lock=True, lock_timeout=0.1, version="1", name="bounds")
@@ -311,7 +311,7 @@ def test_a_lost_lease_is_told(
 
     def load() -> Any:
         yield 0.0
-        redis_server.client().delete(*redis_server.client().keys("memo:l:*"))
+        redis_server.client().delete(*redis_server.client().keys("memo:2:l:*"))
         yield 0.4
         return 5
 
@@ -337,7 +337,7 @@ def test_a_lease_ends_with_its_computation(style: Style, redis_server: RedisServ
         style.call(f, False)
         with pytest.raises(LookupError):
             style.call(f, True)
-        assert not redis_server.client().keys("memo:l:*")
+        assert not redis_server.client().keys("memo:2:l:*")
         memo.assembly.reset()
     assert not leases.HELD
 
@@ -350,7 +350,7 @@ async def test_renewed_while_the_loop_is_blocked(
 
     @memo.cache(use_lock=True)
     async def load() -> list[Any]:
-        name = redis_server.client().keys("memo:l:*")[0]
+        name = redis_server.client().keys("memo:2:l:*")[0]
         found = []
         for _ in range(8):
             time.sleep(0.1)

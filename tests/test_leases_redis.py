@@ -68,7 +68,7 @@ def test_one_holder(tier: Redis, redis_server: RedisServer, run: Any) -> None:
     assert run(lambda port: leases.acquire(port, "x", "me")) is None
     assert run(lambda port: leases.acquire(port, "x", "you")) == "me"
     assert run(lambda port: leases.acquire(port, "y", "you")) is None
-    assert LEASE - 5 < redis_server.client().ttl("memo:l:x") <= LEASE
+    assert LEASE - 5 < redis_server.client().ttl("memo:2:l:{x}") <= LEASE
     assert run(lambda port: leases.release(port, "x", "you")) is False
     assert run(lambda port: leases.release(port, "x", "me")) is True
     assert run(lambda port: leases.release(port, "x", "me")) is False
@@ -79,21 +79,21 @@ def test_renewed_and_replaced(tier: Redis, redis_server: RedisServer, run: Any) 
     """Only its holder renews a lease, and only from its holder can it be taken over."""
     client, leases = redis_server.client(), tier.leases
     run(lambda port: leases.acquire(port, "x", "me"))
-    client.pexpire("memo:l:x", 1000)
+    client.pexpire("memo:2:l:{x}", 1000)
     assert run(lambda port: leases.renew(port, "x", "you")) is False
-    assert client.pttl("memo:l:x") <= 1000
+    assert client.pttl("memo:2:l:{x}") <= 1000
     assert run(lambda port: leases.renew(port, "x", "me")) is True
-    assert client.pttl("memo:l:x") > 20_000
+    assert client.pttl("memo:2:l:{x}") > 20_000
     assert run(lambda port: leases.replace(port, "x", "you", "her")) is False
     assert run(lambda port: leases.replace(port, "x", "me", "you")) is True
     assert run(lambda port: leases.acquire(port, "x", "me")) == "you"
-    client.delete("memo:l:x")
+    client.delete("memo:2:l:{x}")
     assert run(lambda port: leases.renew(port, "x", "you")) is False
 
 
 def test_a_dead_holder(tier: Redis, run: Any) -> None:
     """A lease that nobody renews is free when its time is over, and waiting ends with it."""
-    leases = RedisLeases(tier.wire, "memo", lease=0.3)
+    leases = RedisLeases(tier.client, b"memo:2:", lease=0.3)
     run(lambda port: leases.acquire(port, "x", "dead"))
     begun = time.monotonic()
 
@@ -239,24 +239,28 @@ def test_a_cancelled_acquire_leaves_no_orphan(
             await tier.leases.release(port, "x", "me")
 
     looping(work)
-    assert within(0.1, lambda: not redis_server.client().exists("memo:l:x"))
+    assert within(0.1, lambda: not redis_server.client().exists("memo:2:l:{x}"))
     time.sleep(0.02)
-    assert not redis_server.client().exists("memo:l:x")
+    assert not redis_server.client().exists("memo:2:l:{x}")
 
 
 def test_a_lost_answer_leaves_no_orphan(redis_server: RedisServer, run: Any) -> None:
     """An acquisition that timed out, though the server did it, is taken back."""
     with Proxy(redis_server.port) as proxy:
         tier = Redis(proxy.url)
-        run(lambda port: tier.leases.acquire(port, "warm", "me"))
-        redis_server.client().config_resetstat()
-        proxy.mode = "silence"
-        with pytest.raises(TierError):
-            run(lambda port: tier.leases.acquire(port, "x", "me"))
+
+        async def work(port: Port) -> None:
+            await tier.leases.acquire(port, "warm", "me")
+            redis_server.client().config_resetstat()
+            proxy.mode = "silence"
+            with pytest.raises(TierError):
+                await tier.leases.acquire(port, "x", "me")
+
+        run(work)
         assert redis_server.commands()["set"] == 1, "the server did it"
         proxy.mode = "pass"
         client = redis_server.client()
-        assert within(3, lambda: answers(tier) and not client.exists("memo:l:x"))
+        assert within(3, lambda: answers(tier) and not client.exists("memo:2:l:{x}"))
         assert within(2, lambda: not tier.leases._orphans)
         tier.close()
 
@@ -274,7 +278,7 @@ def test_an_orphan_of_a_frozen_server(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.ping()
 
-    assert within(8, lambda: answers(tier) and not client.exists("memo:l:x"))
+    assert within(8, lambda: answers(tier) and not client.exists("memo:2:l:{x}"))
     tier.close()
 
 

@@ -40,10 +40,10 @@ def key_binding() -> None:
 
 def deadline() -> None:
     """Redis may take its time."""
-    from memo.wire import Wire
+    from memo.client import Client
 
-    begin = Wire.__init__
-    Wire.__init__ = lambda self, url, deadline: begin(self, url, 60.0)  # type: ignore[method-assign]
+    begin = Client.__init__
+    Client.__init__ = lambda self, url, deadline, options=None: begin(self, url, 60.0)  # type: ignore[method-assign]
 
 
 def shield() -> None:

@@ -92,7 +92,8 @@ def test_wheel_is_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("jupyter_memo-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sources = {f"memo/{path.name}" for path in (ROOT / "memo").glob("*.py")} | {"memo/py.typed"}
+    files = (path for path in (ROOT / "memo").rglob("*") if path.is_file())
+    sources = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".pyc"}
     assert {name for name in names if ".dist-info/" not in name} == sources
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -16,7 +16,7 @@ from redis_server import RedisServer
 from test_remote import record
 
 from memo import breaker as breakers
-from memo import dial, events
+from memo import events
 from memo.breaker import CLOSED, FIRST, LONGEST, RATE, REFUSED, REPLIES, SILENT, Breaker
 from memo.codec import payload
 from memo.drivers import BLOCKING, drive, native
@@ -53,7 +53,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Work], Any]:
 
 
 async def _warm(port: Port) -> None:
-    import memo.loops  # noqa: F401
+    import memo.connections  # noqa: F401
     from memo import config
 
     config.current()
@@ -178,7 +178,7 @@ def test_slow_name(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.6)
         raise socket.gaierror("nobody knows")
 
-    monkeypatch.setattr(dial.socket, "getaddrinfo", hang)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     tier = Redis("redis://nowhere.invalid:6379/0")
     for _ in range(2):
         _, seconds = run(lambda port: failing(port, lambda port: tier.lookup(port, "memo:k")))
@@ -195,11 +195,11 @@ def test_unresolvable(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: Any, **kwargs: Any) -> Any:
         raise socket.gaierror("nobody knows")
 
-    monkeypatch.setattr(dial.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     tier = Redis("redis://nowhere.invalid:6379/0")
     error, _ = run(lambda port: failing(port, lambda port: tier.lookup(port, "memo:k")))
     assert "name" in str(error)
-    assert tier.wire.breaker.open
+    assert tier.client.breaker.open
     tier.close()
 
 
@@ -208,7 +208,7 @@ def test_unresolvable(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_big_replies_have_more_time(run: Any, pause: float, arrives: bool) -> None:
     """A payload may take 0.25 s and a second for each 50 MB of it; a slower one is given up."""
     size = 40_000_000
-    with Scripted(b"$%d\r\n%s\r\n" % (size, bytes(size))) as server:
+    with Scripted(b"$%d\r\n%s\r\n" % (size, bytes(size)), echoes=True) as server:
         server.piece, server.pause = 4_000_000, pause
         tier = Redis(server.url)
         fetch = lambda port: tier.payload(port, bytes(32), size)
@@ -234,7 +234,7 @@ def test_busy_loop_is_not_held_against_redis(redis_server: RedisServer) -> None:
         blocker = asyncio.create_task(block())
         for _ in range(3):
             await tier.lookup(port, "memo:k")
-            tier.wire._loops[port.client(), False].flush()
+            tier.client._loops[port.client()].flush()
         blocker.cancel()
 
     looping(work)
@@ -281,7 +281,7 @@ def operations(tier: Redis) -> dict[str, Work]:
 
 def patient(tier: Redis) -> None:
     """Let the breaker forget, so that each fault is met by itself."""
-    tier.wire.breaker = Breaker("redis", tier.wire.where)
+    tier.client.breaker = Breaker("redis", tier.client.where)
 
 
 @pytest.mark.parametrize("name", list(operations(Redis("redis://x"))))
@@ -294,7 +294,7 @@ def test_cut_at_every_byte(proxy: Proxy, run: Any, name: str) -> None:
         proxy.cut_at = at
         with contextlib.suppress(TierError):
             run(operations(tier)[name])
-        assert tier.wire.breaker.fault in (None, CLOSED)
+        assert tier.client.breaker.fault in (None, CLOSED)
         proxy.cut_at = None
         patient(tier)
         tier.close()
@@ -322,9 +322,9 @@ def test_flipped_byte(proxy: Proxy, run: Any) -> None:
             proxy.flip_at = None
             proxy.cut_all()
             patient(tier)
-            tier.wire.deadline = 1.0
+            tier.client.deadline = 1.0
             assert await tier.states(port, refs) == right
-            tier.wire.deadline = 0.05
+            tier.client.deadline = 0.05
 
     run(work)
     tier.close()
@@ -388,7 +388,7 @@ def test_error_replies(code: str, run: Any, caplog: pytest.LogCaptureFixture) ->
             error, _ = run(lambda port: failing(port, lambda port: tier.lookup(port, "memo:k")))
             assert isinstance(error, TierUnavailable) == fault.down
             assert fault.text in str(error)
-        assert tier.wire.breaker.open == fault.down
+        assert tier.client.breaker.open == fault.down
         tier.close()
     assert len(warnings_of(caplog)) == 1
 
@@ -427,7 +427,7 @@ def test_no_password(redis_server: RedisServer, run: Any) -> None:
             error, _ = run(lambda port, t=tier: failing(port, lambda port: t.lookup(port, "k")))
             assert text in str(error)
             assert "wr0ng" not in str(error)
-            assert tier.wire.breaker.open
+            assert tier.client.breaker.open
             tier.close()
     finally:
         client.config_set("requirepass", "")
@@ -450,7 +450,7 @@ def test_full_server(redis_server: RedisServer, run: Any) -> None:
     assert run(lambda port: tier.leases.acquire(port, "x", "me")) is None
     assert run(lambda port: tier.leases.renew(port, "x", "me")) is True
     assert run(lambda port: tier.leases.release(port, "x", "me")) is True
-    assert not tier.wire.breaker.open
+    assert not tier.client.breaker.open
     tier.close()
 
 
@@ -461,11 +461,13 @@ def test_read_only_replica(redis_server: RedisServer, run: Any) -> None:
     client = redis_server.client()
     client.replicaof("127.0.0.1", free_port())
     try:
-        for name in ("store", "turn", "begin", "acquire"):
+        for name in ("store", "turn", "acquire"):
             with pytest.raises(TierError, match="replica"):
                 run(operations(tier)[name])
+        assert tier.read_only
+        assert run(lambda port: tier.begin(port, [Ref("never")])) == [LOST]
         assert run(lambda port: tier.lookup(port, "memo:k")).record == b"v"
-        assert not tier.wire.breaker.open
+        assert not tier.client.breaker.open
     finally:
         client.replicaof("NO", "ONE")
         tier.close()
@@ -496,11 +498,10 @@ def test_foreign_types(redis_server: RedisServer, run: Any) -> None:
     sent = payload((memoryview(b"y" * 300),))
     mark = Generation(Ref("n"), LOST)
     for key, names in (
-        ("memo:k", ["lookup"]),
-        (f"memo:p:{sent.digest.hex()}", ["payload"]),
-        ("memo:g:n", ["states", "begin", "notes", "lookup"]),
-        ("memo:g:t:x", ["turn"]),
-        ("memo:l:x", ["acquire", "release"]),
+        ("memo:2:k", ["lookup"]),
+        (f"memo:2:p:{sent.digest.hex()}", ["payload"]),
+        ("memo:2:g:{n}", ["states", "notes"]),
+        ("memo:2:l:{x}", ["acquire", "release"]),
     ):
         client.lpush(key, "foreign")
         for name in names:
@@ -510,7 +511,7 @@ def test_foreign_types(redis_server: RedisServer, run: Any) -> None:
         for name in names:
             run(operations(tier)[name])
         run(lambda port: tier.store(port, "memo:k", record(mark), None, None))
-    assert not tier.wire.breaker.open
+    assert not tier.client.breaker.open
     tier.close()
 
 
@@ -523,7 +524,7 @@ def test_forbidden_key(redis_server: RedisServer, run: Any) -> None:
         for name in ("lookup", "states", "turn", "store", "acquire"):
             with pytest.raises(TierError, match="forbids"):
                 run(operations(tier)[name])
-        assert not tier.wire.breaker.open
+        assert not tier.client.breaker.open
     finally:
         tier.close()
         client.acl_deluser("bob")
@@ -576,7 +577,7 @@ def test_frozen_and_thawed(redis_server: RedisServer, run: Any, heard: list[Even
     async def work(port: Port) -> None:
         await tier.lookup(port, "memo:k")
         redis_server.freeze()
-        while not tier.wire.breaker.open:
+        while not tier.client.breaker.open:
             await failing(port, lambda port: tier.lookup(port, "memo:k"))
         end = time.monotonic() + 1
         while time.monotonic() < end:

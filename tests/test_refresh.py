@@ -948,7 +948,7 @@ def test_interpreter_exit(
     assert process.stderr == ""
     last_line, over = map(float, process.stdout.split())
     assert over - last_line < 2.0
-    assert not redis_server.client().keys("memo:l:*")
+    assert not redis_server.client().keys("memo:2:l:*")
     assert not list((cache_home / "memo").glob("locks/*"))
 
 

@@ -443,13 +443,17 @@ def stored_name(load: Any, x: int) -> str:
     return default_chain().name(load.function_id, load.key(x))
 
 
+def redis_name(load: Any, x: int) -> str:
+    return stored_name(load, x).replace("memo:", "memo:2:", 1)
+
+
 def test_a_forged_record_in_redis_is_computed_anew(redis_server: RedisServer) -> None:
     """Records of others at our names are never believed or unpickled; ours replace them."""
     client = redis_server.client()
     with with_redis(redis_server):
         load, ran = make()
         assert load(1) == 101
-        name = stored_name(load, 1)
+        name = redis_name(load, 1)
         whole = client.get(name)
         forged = [
             canary_record(OTHER, "memo", load.key(1), load.function_id),
@@ -473,9 +477,9 @@ def test_an_entry_moved_in_redis_is_refused(redis_server: RedisServer) -> None:
         load, ran = make()
         twin, twins = make("seal:twin")
         assert (load(1), load(2), twin(1)) == (101, 102, 101)
-        first = client.get(stored_name(load, 1))
-        client.set(stored_name(load, 2), first)
-        client.set(stored_name(twin, 1), first)
+        first = client.get(redis_name(load, 1))
+        client.set(redis_name(load, 2), first)
+        client.set(redis_name(twin, 1), first)
         assert (load(2), twin(1)) == (102, 101)
         assert (ran, twins) == ([1, 2, 2], [1, 1])
 
@@ -516,7 +520,7 @@ def test_expiry_is_enforced_from_the_header(
         default_chain().clock = clock
         load(1)
         if tiers == ["redis"]:
-            assert redis_server.client().persist(stored_name(load, 1))
+            assert redis_server.client().persist(redis_name(load, 1))
         else:
             with sqlite3.connect(cache_home / "memo" / "entries" / "cache.db") as index:
                 assert index.execute("UPDATE Cache SET expire_time = NULL").rowcount == 1
@@ -541,7 +545,7 @@ def test_forged_payload_bytes_in_redis_are_never_believed(redis_server: RedisSer
             return np.arange(50_000, dtype=np.int64) + x
 
         expected = frame(1)
-        [name] = client.keys("memo:p:*")
+        [name] = client.keys("memo:2:p:*")
         good = client.get(name)
         assert np.array_equal(frame(1), expected)
         assert ran == [1]
@@ -568,9 +572,9 @@ def test_a_payload_of_another_entry_is_not_taken(redis_server: RedisServer) -> N
             return np.full(50_000, x)
 
         frame(1)
-        [first] = client.keys("memo:p:*")
+        [first] = client.keys("memo:2:p:*")
         frame(2)
-        [second] = set(client.keys("memo:p:*")) - {first}
+        [second] = set(client.keys("memo:2:p:*")) - {first}
         client.set(second, client.get(first))
         assert frame(2)[0] == 2
 

@@ -419,7 +419,7 @@ def test_a_flush_is_heard(tracking: RedisServer) -> None:
 def test_a_lost_group_is_heard(tracking: RedisServer) -> None:
     """A generation that Redis evicts, or that somebody deletes, makes its entries untrue."""
     before = proven(load, "EU")
-    assert tracking.client().delete("memo:g:f:tracking:load") == 1
+    assert tracking.client().delete("memo:2:g:{f:tracking:load}") == 1
     until(lambda: load("EU") != before)
 
 
@@ -583,7 +583,7 @@ def test_a_user_with_a_password_listens(tracking: RedisServer) -> None:
 def test_what_is_no_redis_is_never_listened_to(answer: bytes) -> None:
     """Whatever answers at the other end, nothing is vouched for and nothing raises."""
     with Scripted(answer) as server:
-        ears = Listener(server.url, b"memo:g:", 1.0, "nowhere")
+        ears = Listener(server.url, b"memo:2:g:{", 1.0, "nowhere")
         assert ears.mark() is None
         until(lambda: server.accepted > 1 or ears.told)
         assert ears.mark() is None
@@ -593,7 +593,7 @@ def test_what_is_no_redis_is_never_listened_to(answer: bytes) -> None:
 
 def test_nobody_there() -> None:
     """Where nobody listens at the port, it tries again, later and later, until it is closed."""
-    ears = Listener(f"redis://127.0.0.1:{free_port()}/0", b"memo:g:", 1.0, "nowhere")
+    ears = Listener(f"redis://127.0.0.1:{free_port()}/0", b"memo:2:g:{", 1.0, "nowhere")
     assert ears.mark() is None
     until(lambda: "refuses" in ears.state)
     assert not ears.wait(0.05)
@@ -735,7 +735,7 @@ def test_health_says_so(tracking: RedisServer) -> None:
 
 def heard(clock: ManualClock) -> Listener:
     """A listener without a thread, that listens for a second of its clock."""
-    ears = Listener("redis://nowhere", b"memo:g:", 1.0, "nowhere", clock)
+    ears = Listener("redis://nowhere", b"memo:2:g:{", 1.0, "nowhere", clock)
     ears.until = clock.boot_ns() + int(BOUND * 1e9)
     return ears
 

@@ -180,7 +180,7 @@ def test_nothing_secret_shows(
             with configure(redis_url=url, tiers=["redis", "disk"]):
                 _everything(said, "", clock)
                 if fault == "damaged":
-                    for name in client.keys("memo:{*"):
+                    for name in client.keys("memo:2:{*"):
                         client.set(name, client.get(name)[:-1] + b"?")
                     with sqlite3.connect(cache_home / "memo" / "entries" / "cache.db") as index:
                         index.execute("UPDATE Cache SET value = substr(value, 1, 100) || 'x'")

@@ -75,7 +75,7 @@ UPLOADS = (events.UPLOADED, events.UPLOAD_FAILED)
 
 
 def records(server: RedisServer) -> list[bytes]:
-    return list(server.client().keys("memo:{*"))
+    return list(server.client().keys("memo:2:{*"))
 
 
 def redis_tier() -> Any:
@@ -322,7 +322,7 @@ def elsewhere(name: str, n: int) -> list[str]:
 
 
 def leases(server: RedisServer) -> list[bytes]:
-    return server.client().keys("memo:l:*")
+    return server.client().keys("memo:2:l:*")
 
 
 def test_the_lease_is_held_until_redis_has_the_result(shared: RedisServer, gate: Gate) -> None:
@@ -571,7 +571,7 @@ def stored(shared: RedisServer) -> Any:
 
 
 def payload_name(server: RedisServer) -> bytes:
-    (name,) = server.client().keys("memo:p:*")
+    (name,) = server.client().keys("memo:2:p:*")
     return name
 
 

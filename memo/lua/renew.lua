@@ -1,0 +1,9 @@
+-- Hand a lease on, with a full life, from one holder to the same or another.
+--
+-- KEYS[1]  lease
+-- ARGV     old holder, new holder, milliseconds
+-- Answer   whether the old holder had it
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1

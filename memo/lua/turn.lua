@@ -1,0 +1,37 @@
+-- Invalidate a group of generations, or the entries in it that have some arguments.
+--
+-- KEYS[1]  the group, a hash
+-- ARGV     shape ("" for the whole group); field; token and note; most fields a group may have;
+--          milliseconds that a group lives that is created here, "" to leave a missing one alone
+-- Answer   1
+--
+-- No entry can be valid whose group is missing: computations create it before they begin.
+-- A turn of the whole group, and one that makes it too long, replaces all fields by a new `*`: every
+-- state that was recorded before began with another one.  A value of another type is replaced.
+-- A command that takes no memory comes first: a full Redis then lets the rest of the script pass.
+local key, shape, field, value = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+if redis.call('TYPE', key).ok ~= 'hash' then
+  redis.call('DEL', key)
+end
+redis.call('HDEL', key, '')
+local left = redis.call('PTTL', key)
+if left == -2 and ARGV[5] == '' then return 1 end
+if shape ~= '' then
+  redis.call('HSET', key, field, value, '!', value)
+  local shapes = redis.call('HGET', key, '?')
+  if not shapes or shapes == '' then
+    redis.call('HSET', key, '?', shape)
+  elseif not ('|' .. shapes .. '|'):find('|' .. shape .. '|', 1, true) then
+    redis.call('HSET', key, '?', shapes .. '|' .. shape)
+  end
+end
+if shape == '' or redis.call('HLEN', key) > tonumber(ARGV[4]) then
+  redis.call('DEL', key)
+  redis.call('HSET', key, '*', value, '!', value)
+end
+if left > 0 then
+  redis.call('PEXPIRE', key, left)
+elseif ARGV[5] ~= '' then
+  redis.call('PEXPIRE', key, ARGV[5])
+end
+return 1

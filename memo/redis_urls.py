@@ -1,0 +1,210 @@
+"""Addresses of Redis: what a `redis_url` names, whatever kind of Redis it is.
+
+================================================= =================================================
+`redis://user:password@host:6379/0`               one server (or Valkey)
+`rediss://…`                                      the same over TLS
+`unix:///run/redis.sock?db=0`                     a socket on this machine
+`redis+sentinel://host:26379,host:26379/name/0`   the primary that Sentinels know as `name`
+`redis+cluster://host:6379,host:6379`             a cluster, found by way of any of its nodes
+`rediss+sentinel://…`, `rediss+cluster://…`       the same over TLS
+================================================= =================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from memo.errors import shown
+
+SERVER, SENTINEL, CLUSTER, SOCKET = "server", "sentinel", "cluster", "socket"
+_SCHEMES = {
+    "redis": (SERVER, False),
+    "rediss": (SERVER, True),
+    "unix": (SOCKET, False),
+    "redis+sentinel": (SENTINEL, False),
+    "rediss+sentinel": (SENTINEL, True),
+    "redis+cluster": (CLUSTER, False),
+    "rediss+cluster": (CLUSTER, True),
+}
+_TLS = (
+    "ssl_keyfile",
+    "ssl_certfile",
+    "ssl_password",
+    "ssl_cert_reqs",
+    "ssl_ca_certs",
+    "ssl_ca_data",
+    "ssl_check_hostname",
+    "ssl_min_version",
+    "ssl_ciphers",
+)
+_TEXTS = ("username", "password", "client_name", *_TLS)
+OPTIONS = (
+    *_TEXTS,
+    "db",
+    "credential_provider",
+    "socket_keepalive",
+    "socket_keepalive_options",
+    "sentinel_kwargs",
+    "address_remap",
+)
+"""What `redis_options` may hold: arguments of redis-py's clients."""
+_OURS = {
+    "socket_timeout": "the setting `deadline` bounds an operation",
+    "socket_connect_timeout": "memo bounds connecting itself",
+    "retry": "memo does not retry; it falls back to the next tier",
+    "retry_on_timeout": "memo does not retry; it falls back to the next tier",
+    "retry_on_error": "memo does not retry; it falls back to the next tier",
+    "protocol": "memo speaks RESP2",
+    "decode_responses": "memo stores bytes",
+    "host": "it belongs into redis_url",
+    "port": "it belongs into redis_url",
+    "path": "it belongs into redis_url",
+    "unix_socket_path": "it belongs into redis_url, as unix:///run/redis.sock",
+    "ssl": "write rediss:// in redis_url",
+}
+_QUERY = ("db", *_TEXTS, "socket_keepalive")
+_PORTS = {SENTINEL: 26379}
+
+
+class Address(NamedTuple):
+    """Where a Redis is.
+
+    Attributes:
+        kind: `SERVER`, `SOCKET`, `SENTINEL` or `CLUSTER`.
+        hosts: (name, port) of the server, the Sentinels, or some nodes of the cluster.
+        path: of a socket.
+        service: the name that Sentinels know the primary by.
+        options: arguments of redis-py's client that the URL gives.
+        tls: whether to connect over TLS.
+    """
+
+    kind: str
+    hosts: tuple[tuple[str, int], ...]
+    path: str
+    service: str
+    options: Mapping[str, Any]
+    tls: bool
+
+    @property
+    def where(self) -> str:
+        """What people know it by, without user and password: `"127.0.0.1:6379/0"`."""
+        db = self.options.get("db", 0)
+        if self.kind == SOCKET:
+            return f"{self.path}/{db}"
+        hosts = ",".join(
+            f"{f'[{name}]' if ':' in name else name}:{port}" for name, port in self.hosts
+        )
+        if self.kind == CLUSTER:
+            return hosts
+        return f"{hosts}/{self.service}/{db}" if self.service else f"{hosts}/{db}"
+
+
+def parse(url: str) -> Address:
+    """The address that a URL names.
+
+    Raises:
+        ValueError: it names none; the text says what is wrong and how to write it, without user
+            and password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"must begin with {', '.join(f'{name}://' for name in _SCHEMES)}.")
+    kind, tls = _SCHEMES[parts.scheme]
+    options = _query(parts.query)
+    user, _, places = parts.netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    if name:
+        options["username"] = unquote(name)
+    if password:
+        options["password"] = unquote(password)
+    path = unquote(parts.path)
+    if kind == SOCKET:
+        if not path.strip("/"):
+            raise ValueError("names no socket; write unix:///run/redis.sock")
+        return Address(kind, (), path, "", options, tls)
+    service, db = _path(kind, path.strip("/"))
+    if db:
+        options.setdefault("db", _database(db))
+    if kind == CLUSTER and options.pop("db", 0):
+        raise ValueError("a cluster has only database 0; leave the number out.")
+    return Address(kind, _hosts(kind, places), "", service, options, tls)
+
+
+def _path(kind: str, path: str) -> tuple[str, str]:
+    """The service and the database that a path names."""
+    if kind != SENTINEL:
+        if path and not path.isdecimal():
+            raise ValueError("what follows the host must be the number of a database, as in .../0.")
+        return "", path
+    service, _, db = path.partition("/")
+    if not service:
+        raise ValueError(
+            "names no service; write redis+sentinel://host:26379,host:26379/mymaster/0."
+        )
+    return service, db
+
+
+def _hosts(kind: str, places: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    for place in places.split(","):
+        try:
+            parts = urlsplit(f"//{place}")
+            port = parts.port
+        except ValueError:
+            raise ValueError("its host or port is malformed; a port is a number.") from None
+        if port == 0:
+            raise ValueError("port 0 is no port; Redis listens on 6379 by default.")
+        found.append((parts.hostname or "localhost", port or _PORTS.get(kind, 6379)))
+    if len(found) > 1 and kind == SERVER:
+        raise ValueError(
+            "names several servers; write redis+cluster:// for a cluster, redis+sentinel:// for "
+            "Sentinels."
+        )
+    return tuple(found)
+
+
+def _query(query: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _QUERY:
+            raise ValueError(unknown(name, _QUERY, "query parameter"))
+        options[name] = _database(value) if name == "db" else _truth(value)
+    return options
+
+
+def _database(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("db must be the number of a database, as in ?db=0.")
+    return int(text)
+
+
+def _truth(text: str) -> Any:
+    return {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
+
+
+def unknown(name: str, known: tuple[str, ...], what: str) -> str:
+    """Why a name does not count, and the nearest one that does."""
+    if name in _OURS:
+        return f"{name!r} cannot be set: {_OURS[name]}."
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
+    return f"there is no {what} {name!r}; {hint}"
+
+
+def options(given: Any) -> dict[str, Any]:
+    """The arguments of redis-py's clients in a `redis_options`.
+
+    Raises:
+        ValueError: it holds something else; the text says what.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{shown(given)} is no mapping of redis-py's connection arguments.")  # noqa: TRY004
+    for name in given:
+        if name not in OPTIONS:
+            raise ValueError(unknown(str(name), OPTIONS, "argument"))
+    if given.get("credential_provider") and (given.get("username") or given.get("password")):
+        raise ValueError("give either credential_provider, or username and password.")
+    return dict(given)
