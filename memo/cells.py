@@ -278,10 +278,11 @@ class _Flow(ast.NodeVisitor):
         code = compile(ast.fix_missing_locations(ast.Module(body, [])), "<cell>", "exec")
         inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
         local = set().union(*self.local)
-        for reads, rebinds in map(uses.scan, inner):
-            found = {use.name for use in reads if use.root == uses.GLOBAL} - local
+        for scanned in map(uses.scan, inner):
+            found = {use.name for use in scanned.uses if use.root == uses.GLOBAL} - local
+            rebound = (use.name for use in scanned.assigned if use.root == uses.GLOBAL)
             self.later.update(dict.fromkeys(sorted(found)))
-            self.assigned.update({u.name: None for u in rebinds if u.root == uses.GLOBAL})
+            self.assigned.update(dict.fromkeys(rebound))
 
     def _comprehension(self, node: Any) -> None:
         self.local.append(set())

@@ -38,6 +38,8 @@ class Code(NamedTuple):
         uses: sorted, each once.
         assigned: uses that the code rebinds.
         filled: dotted names of containers that the code only fills.
+        items: each use that is subscripted or called with a text, with that text.
+        names: every name and attribute that the code mentions.
     """
 
     text: str
@@ -45,6 +47,8 @@ class Code(NamedTuple):
     uses: tuple[Use, ...]
     assigned: frozenset[Use]
     filled: frozenset[Path]
+    items: frozenset[tuple[Use, str]]
+    names: frozenset[str]
 
 
 _known: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
@@ -76,13 +80,15 @@ def _forget(at: int, gone: weakref.ref[CodeType]) -> None:
 def _read(code: CodeType, namespace: dict[str, Any]) -> Code:
     node = source_node(code, namespace)
     text = None if node is None else _text(node)
-    reads, assigned = uses.scan(code)
+    scanned = uses.scan(code)
     return Code(
         bytecode(code) if text is None else text,
         text is not None,
-        reads,
-        assigned,
+        scanned.uses,
+        scanned.assigned,
         frozenset() if node is None else uses.filled(node),
+        scanned.items,
+        scanned.names,
     )
 
 

@@ -13,6 +13,7 @@ import contextlib
 import enum
 import functools
 import marshal
+import sys
 import threading
 import types
 import typing
@@ -251,8 +252,10 @@ class _Painter:
         return text
 
     def _text(self, value: Any, path: str) -> str:
-        if isinstance(value, (types.FunctionType, type)):
+        if issubclass(type(value), (types.FunctionType, type)):
             return self._code(value, path)
+        if _is_proxy(type(value)):
+            return self.text(value._get_current_object(), path)
         special = _SPECIAL.get(type(value))
         if special is not None:
             return special(self, value, path)
@@ -330,6 +333,8 @@ class _Painter:
         names = ("__func__", "fget", "fset", "fdel", "func", "method")
         held = [(n, getattr(value, n, None)) for n in names]
         parts = [f"{n}={self.text(v, path)}" for n, v in held if v is not None]
+        if isinstance(value, functools.partialmethod):
+            parts += [self.text((value.args, value.keywords), path)]
         return f"{type(value).__name__}({','.join(parts)})"
 
     def _generic(self, value: Any, path: str) -> str:
@@ -387,6 +392,8 @@ class _Painter:
         kind = type(value)
         whose = origin.of_type(kind)
         mine = whose.kind == origin.USER
+        if "_decorated_fun" in vars(kind):
+            return self._task(kind, path)
         if origin.compiled(kind):
             return self._builtin(value, path)
         inner = None if mine else wrapped(value)
@@ -408,6 +415,12 @@ class _Painter:
                 return self._state(value, cls, path)
             self.lost.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
             return f"{cls} {self._callables(value, path)}"
+
+    def _task(self, kind: type, path: str) -> str:
+        """A task of Celery: its function, and its classes of the user's."""
+        bases = [base for base in kind.__mro__[1:] if origin.of_type(base).kind == origin.USER]
+        parts = [vars(kind)["run"], *bases]
+        return f"task {','.join(self.text(part, path) for part in parts)}"
 
     def _content(self, value: Any, path: str) -> str:
         """What an object of a class derived from a container contains."""
@@ -442,6 +455,12 @@ class _Painter:
         kinds = (types.FunctionType, types.MethodType, functools.partial)
         held = [(n, v) for n, v in sorted(state.items()) if isinstance(v, kinds)]
         return ",".join(f"{n}={self.text(v, f'{path}.{n}')}" for n, v in held)
+
+
+def _is_proxy(kind: type) -> bool:
+    """Whether objects of a class stand for a task of Celery, before its first use and after."""
+    module = sys.modules.get("celery.local")
+    return module is not None and issubclass(kind, module.Proxy)
 
 
 def wrapped(value: Any) -> Any:

@@ -80,8 +80,22 @@ def fields(cls: type) -> Iterator[tuple[str, Any]]:
     for found in members.get("__attrs_attrs__", ()):
         default = getattr(found.default, "factory", found.default)
         yield found.name, (default, found.validator, found.converter, found.eq, found.init)
+    yield from _struct_fields(cls)
     for name, found in (members.get("__pydantic_fields__") or {}).items():
         yield name, (found.default, found.default_factory, found.alias, list(found.metadata))
+
+
+def _struct_fields(cls: Any) -> Iterator[tuple[str, Any]]:
+    """What a `Struct` of msgspec says of itself and of its fields."""
+    if f"{type(cls).__module__}.{type(cls).__qualname__}" != "msgspec._core.StructMeta":
+        return
+    said = cls.__struct_config__
+    settings = {name: getattr(said, name) for name in dir(said) if not name.startswith("__")}
+    yield "__struct_config__", settings
+    yield "__struct_encode_fields__", cls.__struct_encode_fields__
+    fields, defaults = cls.__struct_fields__, cls.__struct_defaults__
+    for name, default in zip(fields[len(fields) - len(defaults) :], defaults, strict=True):
+        yield name, getattr(default, "factory", default)
 
 
 def hint(value: Any) -> str:

@@ -62,9 +62,24 @@ def of_type(kind: type) -> Origin:
         written = any(isinstance(value, FunctionType) for value in vars(kind).values())
         return MINE if written else Origin(PYTHON)
     module = sys.modules.get(name)
-    if module is not None:
-        return of_module(module)
-    return Origin(PYTHON) if name.startswith(_CYTHON) else MINE
+    if module is None:
+        return Origin(PYTHON) if name.startswith(_CYTHON) else MINE
+    whose = of_module(module)
+    if whose.kind == USER or name not in _MAKERS:
+        return whose
+    return whose if _holds(module, kind) else MINE
+
+
+_MAKERS = frozenset({"types", "dataclasses", "typing", "enum", "abc", "msgspec", "attr._make"})
+"""Modules that a class made by one of their functions may name as its own."""
+
+
+def _holds(module: ModuleType, kind: type) -> bool:
+    """Whether a class is found in a module under its name, or under that of the package above."""
+    found: Any = module
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is kind or "<locals>" in kind.__qualname__
 
 
 def compiled(kind: type) -> bool:

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import itertools
+import os
 import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from memo import code, members, name_graph, origin
+from memo import code, members, name_graph, origin, patches
 from memo.code import Code
 from memo.image import STABLE, Image, Ref, image, innermost, title
 from memo.name_graph import Key, Node
@@ -38,6 +40,9 @@ _DYNAMIC_IN = {
     "sys": {"modules"},
 }
 """By module: what gives modules by a name that is only known when the code runs."""
+_ENVIRONMENT = tuple(
+    vars(os)[name] for name in ("environ", "environb", "getenv", "getenvb") if name in vars(os)
+)
 _CONTAINERS = (list, dict, set, bytearray)
 _ITSELF = Taken()
 _ROOT: Key = (0, 0)
@@ -121,6 +126,8 @@ class _Survey:
         self.functions: dict[int, types.FunctionType] = {}
         self.shapes: dict[int, Shape] = {}
         self.of_cls: set[int] = set()
+        self.named: dict[Key, frozenset[str]] = {}
+        self.library: dict[type, None] = dict.fromkeys(patches.extensible())
         self.lost: set[str] = set()
         self.home = "__main__"
 
@@ -137,7 +144,9 @@ class _Survey:
             if isinstance(found, type):
                 self._class(self.nodes[key], found)
             else:
-                self._function(self.nodes[key], found, of)
+                self._function(key, found, of)
+            if not self.todo:
+                self._patched()
 
     def seen(self) -> Seen:
         """The digest and what it rests on."""
@@ -147,7 +156,7 @@ class _Survey:
             frozenset(self.lost),
             [(at.get, at.name, self.values[place]) for place, at in self.places.items()],
             [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions.values()],
-            list(self.shapes.values()),
+            [*self.shapes.values(), *map(patches.Grown, self.library)],
             list(self.watches.values()),
         )
 
@@ -231,6 +240,11 @@ class _Survey:
         else:
             if value is importlib.import_module:
                 self._dynamic(node, "import_module()")
+            if value is os.environ:  # its items are listed by name
+                self._keep(where, value)
+                return
+            if issubclass(type(value), type) and origin.of_type(value).kind != origin.USER:
+                self.library[value] = None
             self._put(node, label, self._shot(where, value), owner)
             self._attributes(node, label, value, taken)
 
@@ -259,26 +273,64 @@ class _Survey:
     def _module(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
         whose = origin.of_module(module)
         self._package(node, whose)
+        node.facts.add((label, f"module {module.__name__}"))
         if whose.kind != origin.USER:
             self._dynamic_in(node, module.__name__, taken.chains)
+            self._taken(node, label, module, taken)
             return
-        node.facts.add((label, f"module {module.__name__}"))
         if () in taken.chains:
             self.lost.add(f"{label}: module {module.__name__} is used as a value")
         for name, inner in taken.inside().items():
             if name not in vars(module) and hasattr(module, "__path__"):
                 origin.imported(f"{module.__name__}.{name}")
             self._name(node, self._label(module.__name__, name), vars(module), name, inner)
+            if name not in vars(module) and "__getattr__" in vars(module):
+                self._computed(node, module, name)
+
+    def _computed(self, node: Node, module: types.ModuleType, name: str) -> None:
+        """A name that a module of the user's gives by its `__getattr__`."""
+        where = f"{module.__name__}.{name}"
+        self.lost.add(f"{where}: is computed by {module.__name__}.__getattr__ when it is read")
+        self._name(
+            node, self._label(module.__name__, "__getattr__"), vars(module), "__getattr__", _ITSELF
+        )
+
+    def _taken(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
+        """What is taken from a library's module, which the user may have put there."""
+        for name, inner in taken.inside().items():
+            where = spot(vars(module), name)
+            value = where.value()
+            if patches.is_users(value):
+                self._follow(node, f"{label}.{name}", where, inner)
+            elif patches.is_fixed(value):
+                self._keep(where, value)
+                if issubclass(type(value), type):
+                    self.library[value] = None
+                elif issubclass(type(value), types.ModuleType):
+                    self._taken(node, f"{label}.{name}", value, inner)
+
+    def _patched(self) -> None:
+        """Follow what the user has put onto classes of libraries, by the names that code uses."""
+        classes = {base: None for cls in self.library for base in cls.__mro__ if base is not object}
+        for cls, (key, names) in itertools.product(classes, list(self.named.items())):
+            for name in names & vars(cls).keys():
+                where = member(cls, name)
+                if patches.is_users(where.value()):
+                    self._follow(self.nodes[key], f"attribute:{title(cls)}.{name}", where)
+                else:
+                    self._keep(where, where.value())
 
     # functions
 
-    def _function(self, node: Node, function: types.FunctionType, owner: type | None) -> None:
+    def _function(self, key: Key, function: types.FunctionType, owner: type | None) -> None:
+        node = self.nodes[key]
         whose = origin.of_namespace(function.__globals__, function.__code__.co_filename)
         self.functions[id(function)] = function
         self._package(node, whose)
         if whose.kind == origin.USER:
             said = code.read(function.__code__, function.__globals__)
             node.text = said.text
+            self.named[key] = said.names
             self._assigned(function, said, owner)
             self._uses(node, function, said, owner)
         else:  # by the names that its code has: its own may be lent to whatever uses it last
@@ -319,6 +371,7 @@ class _Survey:
         for (root, name), chains in used.items():
             variable = _first(function) if root == SELF else name
             taken = Taken(chains, under(said.filled, variable))
+            self._environment(node, function, said, (root, name))
             if root == GLOBAL:
                 self._name(node, self._label(module, name), home, name, taken)
             elif root == IMPORT:
@@ -328,6 +381,16 @@ class _Survey:
         for name, cell in _cells(function).items():  # `super()` uses `__class__` without a word
             taken = Taken(used.get((FREE, name), ((),)), under(said.filled, name))
             self._follow(node, f"closure:{node.name}.{name}", captured(cell), taken)
+
+    def _environment(
+        self, node: Node, function: types.FunctionType, said: Code, name: tuple[str, str]
+    ) -> None:
+        """List the environment variables that a function reads through a name."""
+        for use in said.uses:
+            if (use.root, use.name) == name and _reads_environment(function, use):
+                items = sorted(item for held, item in said.items if held == use)
+                for item in [f"[{one!r}]" for one in items] or [""]:
+                    self.lost.add(f"os.environ{item}: is read by {node.name} when it runs")
 
     def _import(
         self, node: Node, home: dict[str, Any], name: str, chains: tuple[Path, ...]
@@ -340,7 +403,11 @@ class _Survey:
             return
         self._package(node, whose)
         self._dynamic_in(node, full, chains)
-        if whose.kind == origin.USER:
+        module = sys.modules.get(full)
+        if whose.kind != origin.USER:
+            if module is not None:
+                self._taken(node, f"import:{full}", module, Taken(chains))
+        else:
             origin.imported(full)
             taken = Taken(tuple(chain for chain in chains if chain))
             self._follow(node, f"import:{full}", spot(sys.modules, full), taken)
@@ -412,6 +479,20 @@ class _Survey:
 
 def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _reads_environment(function: types.FunctionType, use: Use) -> bool:
+    """Whether a use is `os.environ`, `os.getenv` or one of their likes."""
+    found: Any = None
+    if use.root == GLOBAL:
+        found = function.__globals__.get(use.name)
+    elif use.root == IMPORT:
+        found = sys.modules.get(origin.absolute(use.name, function.__globals__) or "")
+    for step in ("", *use.chain):
+        found = vars(found).get(step) if step and type(found) is types.ModuleType else found
+        if any(found is one for one in _ENVIRONMENT):
+            return True
+    return False
 
 
 def _first(function: types.FunctionType) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from memo.image import Image, image, resnapshot, snapshot
+from memo.patches import Grown
 from memo.probes import Probe, probe
 
 Get = Callable[[Any, Any], Any]
@@ -144,7 +145,7 @@ class Seen:
         lost: frozenset[str],
         places: list[tuple[Get, str, Any]],
         functions: list[tuple[types.FunctionType, Any, Any, Any]],
-        shapes: list[Shape],
+        shapes: list[Shape | Grown],
         watches: list[Watch],
     ) -> None:
         self.digest = digest

@@ -91,14 +91,35 @@ _CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _IMPLICIT = {"__name__", "__doc__", "__qualname__", "__module__", "__builtins__", "__annotations__"}
 
 
-def scan(code: CodeType) -> tuple[tuple[Use, ...], frozenset[Use]]:
+class Scanned(NamedTuple):
+    """The names through which code reaches what lies outside of it.
+
+    Attributes:
+        uses: sorted, each once.
+        assigned: uses that the code rebinds.
+        items: each use that is subscripted or called with a text, with that text.
+        names: every name and attribute that the code mentions.
+    """
+
+    uses: tuple[Use, ...]
+    assigned: frozenset[Use]
+    items: frozenset[tuple[Use, str]]
+    names: frozenset[str]
+
+
+def scan(code: CodeType) -> Scanned:
     """The uses of a function's code and of the code inside it, and those that it rebinds."""
     known = {name: Use(FREE, name) for name in code.co_freevars}
     if code.co_argcount:
         known[code.co_varnames[0]] = Use(SELF, "")
     found = _Scan()
     found.run(code, known)
-    return tuple(sorted(found.uses)), frozenset(found.assigned)
+    return Scanned(
+        tuple(sorted(found.uses)),
+        frozenset(found.assigned),
+        frozenset(found.items),
+        frozenset(found.names),
+    )
 
 
 class _Scan:
@@ -107,6 +128,8 @@ class _Scan:
     def __init__(self) -> None:
         self.uses: set[Use] = set()
         self.assigned: set[Use] = set()
+        self.items: set[tuple[Use, str]] = set()
+        self.names: set[str] = set()
 
     def run(self, code: CodeType, known: dict[str, Use]) -> None:
         """Scan one code object.
@@ -115,6 +138,7 @@ class _Scan:
             code: what to scan.
             known: its variables that stand for something outside.  Imports add to it.
         """
+        self.names.update(code.co_names)
         scope = _Scope(self, code, known)
         for item in instructions(code):
             scope.step(item.opname, item.argval)
@@ -160,6 +184,8 @@ class _Scope:
         elif name == "COPY" and self.pending is not None:
             self.copied = self.pending
         else:
+            if name == "LOAD_CONST" and self.pending is not None and isinstance(value, str):
+                self.scan.items.add((self.pending, value))
             self.end()
             self._load(name, value)
         self.operands = [self.operands[1], value]

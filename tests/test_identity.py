@@ -828,7 +828,8 @@ def test_installed_packages_count_by_version() -> None:
 
     assert found["package:numpy"] == np.__version__
     assert found["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert set(found) == {"notebook:f", "package:numpy", "python"}
+    assert set(found) == {"notebook:f", "package:numpy", "python", "global:np", "global:json"}
+    assert found["global:np"] == "module numpy"
 
 
 def test_installed_under_another_name() -> None:

@@ -16,7 +16,10 @@ PACKAGE = ROOT / "memo"
 ROWS = (
     ("pure data", "errors clock digests port events policy"),
     ("settings", "redis_urls options files places secret checks config live"),
-    ("code and arguments", "origin code name_graph members reach seen probes uses image identity"),
+    (
+        "code and arguments",
+        "origin code name_graph members patches reach seen probes uses image identity",
+    ),
     (
         "values",
         (

@@ -1,0 +1,404 @@
+"""All that a cached function reaches is part of its code version, or listed as not tracked."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import linecache
+import sys
+import textwrap
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+_numbers = itertools.count()
+
+
+class Notebook:
+    """Cells that share one namespace, each with its source, as in a kernel."""
+
+    def __init__(self) -> None:
+        self.module = types.ModuleType(f"cells_{next(_numbers)}")
+        sys.modules[self.module.__name__] = self.module
+
+    def run(self, cell: str) -> None:
+        """Run a cell."""
+        cell = textwrap.dedent(cell)
+        file = f"<cell {next(_numbers)}>"
+        linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
+        exec(compile(cell, file, "exec", dont_inherit=True), vars(self.module))
+
+    def load(self, *cells: str) -> Any:
+        """Run cells; the cached function that the last one defines."""
+        for cell in cells:
+            self.run(cell)
+        return self.module.load
+
+    def lost(self, *arguments: Any) -> str:
+        """All that `explain` lists as not tracked."""
+        return "\n".join(self.module.load.explain(*arguments).untracked)
+
+
+@pytest.fixture
+def notebook() -> Iterator[Notebook]:
+    """An empty notebook."""
+    made = Notebook()
+    yield made
+    del sys.modules[made.module.__name__]
+
+
+# --- modules that an alias points to -------------------------------------------------------------
+
+ALIASES = {
+    "standard library": ("import math as m", "import cmath as m", "m.sqrt(x)"),
+    "a part of a package": ("import os.path as m", "import ntpath as m", "m.join(str(x), 'a')"),
+    "installed": ("import numpy as m", "import scipy as m", "m.__name__, x"),
+    "submodule": (
+        "import urllib; import urllib.parse; m = urllib",
+        "import email; import types; m = types.SimpleNamespace(parse=email)",
+        "m.parse, x",
+    ),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+def test_a_module_alias_counts_by_the_module_that_it_points_to(
+    notebook: Notebook, alias: tuple[str, str, str]
+) -> None:
+    """`import math as m`, later `import cmath as m`, recomputes what calls `m.sqrt`."""
+    first, second, body = alias
+    load = notebook.load(
+        f"import memo\n{first}", f"@memo.cache\ndef load(x):\n    return repr(({body}))"
+    )
+    before = load(4), load.key(4)
+    notebook.run(second)
+    after = load(4), load.key(4)
+    assert before[1] != after[1]
+    assert before[0] != after[0]
+    notebook.run(first)
+    assert load.key(4) == before[1]
+
+
+def test_two_aliases_of_one_module_are_told_apart_from_two_modules(notebook: Notebook) -> None:
+    """The alias counts together with its module, so swapping two aliases is seen."""
+    load = notebook.load(
+        "import memo, math as a, cmath as b",
+        "@memo.cache\ndef load(x):\n    return repr((a.sqrt(x), b.sqrt(x)))",
+    )
+    before = load(4)
+    notebook.run("a, b = b, a")
+    assert load(4) != before
+
+
+def test_a_function_that_takes_the_place_of_a_library_function_is_followed(
+    notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function of one's own patched onto a library module is part of the code."""
+    import fnmatch
+
+    load = notebook.load(
+        "import memo, fnmatch",
+        "@memo.cache\ndef load(x):\n    return fnmatch.translate(x)",
+    )
+    plain = load("a")
+    notebook.run("def mine(x):\n    return 'mine ' + x")
+    monkeypatch.setattr(fnmatch, "translate", vars(notebook.module)["mine"])
+    assert load("a") == "mine a"
+    notebook.run("def mine(x):\n    return 'yours ' + x")
+    monkeypatch.setattr(fnmatch, "translate", vars(notebook.module)["mine"])
+    assert load("a") == "yours a"
+    monkeypatch.undo()
+    assert load("a") == plain
+
+
+def test_a_method_patched_onto_a_library_class_is_followed(
+    notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`string.Formatter.mine = mine` counts where a function names the class."""
+    import string
+
+    load = notebook.load(
+        "import memo, string",
+        "@memo.cache\ndef load(x):\n    return string.Formatter().mine(x)",
+    )
+    for word in ("one", "two"):
+        notebook.run(f"def mine(self, x):\n    return ('{word}', x)")
+        monkeypatch.setattr(string.Formatter, "mine", vars(notebook.module)["mine"], raising=False)
+        assert load(1) == (word, 1)
+
+
+ACCESSORS = {
+    "pandas": (
+        "import pandas as lib",
+        "lib.api.extensions.register_dataframe_accessor('mine')",
+        "self.value = frame",
+    ),
+    "polars": (
+        "import polars as lib",
+        "lib.api.register_dataframe_namespace('mine')",
+        "self.value = frame",
+    ),
+    "xarray": (
+        "import xarray as lib",
+        "lib.register_dataset_accessor('mine')",
+        "self.value = frame",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(overrid|registration)")
+@pytest.mark.parametrize("library", ACCESSORS)
+def test_a_registered_accessor_is_followed(notebook: Notebook, library: str) -> None:
+    """`frame.mine.answer()` depends on the accessor that is registered as `mine`."""
+    imports, register, start = ACCESSORS[library]
+    lib = importlib.import_module(library)
+    make = lib.Dataset if library == "xarray" else lib.DataFrame
+
+    def accessor(word: str) -> str:
+        return f"""
+            @{register}
+            class Mine:
+                def __init__(self, frame):
+                    {start}
+                def answer(self):
+                    return {word!r}
+            """
+
+    load = notebook.load(
+        f"import memo\n{imports}",
+        accessor("one"),
+        "@memo.cache\ndef load(frame):\n    return frame.mine.answer()",
+    )
+    try:
+        assert load(make({"a": [1, 2]})) == "one"
+        notebook.run(accessor("two"))
+        assert load(make({"a": [1, 2]})) == "two"
+        notebook.run(accessor("one"))
+        assert load.is_cached(make({"a": [1, 2]}))
+    finally:
+        for kind in (getattr(lib, "Dataset", None), getattr(lib, "DataFrame", None)):
+            if kind is not None and "mine" in vars(kind):
+                del kind.mine
+
+
+# --- classes -------------------------------------------------------------------------------------
+
+CLASSES = {
+    "partialmethod": (
+        """
+        import functools
+        class Scale:
+            def times(self, n, x):
+                return n * x
+            double = functools.partialmethod(times, {0})
+        """,
+        "Scale().double(x)",
+        (2, 100),
+    ),
+    "partialmethod by keyword": (
+        """
+        import functools
+        class Scale:
+            def times(self, x, n=1):
+                return n * x
+            double = functools.partialmethod(times, n={0})
+        """,
+        "Scale().double(x)",
+        (2, 100),
+    ),
+    "types.new_class": (
+        """
+        import types
+        def times(self, x):
+            return {0} * x
+        Scale = types.new_class("Scale", (), {{}}, lambda names: names.update(times=times))
+        """,
+        "Scale().times(x)",
+        (2, 100),
+    ),
+    "types.new_class with values only": (
+        """
+        import types
+        Scale = types.new_class("Scale", (), {{}}, lambda names: names.update(n={0}))
+        """,
+        "Scale.n * x",
+        (2, 100),
+    ),
+    "make_dataclass": (
+        """
+        import dataclasses
+        def times(self, x):
+            return {0} * x
+        Scale = dataclasses.make_dataclass("Scale", [("n", int, 1)], namespace={{"times": times}})
+        """,
+        "Scale().times(x)",
+        (2, 100),
+    ),
+    "make_dataclass, default": (
+        """
+        import dataclasses
+        Scale = dataclasses.make_dataclass("Scale", [("n", int, {0})])
+        """,
+        "Scale().n * x",
+        (2, 100),
+    ),
+    "msgspec, default": (
+        """
+        import msgspec
+        class Scale(msgspec.Struct):
+            n: int = {0}
+        """,
+        "Scale().n * x",
+        (2, 100),
+    ),
+    "msgspec, default factory": (
+        """
+        import msgspec
+        class Scale(msgspec.Struct):
+            n: list = msgspec.field(default_factory=lambda: [{0}])
+        """,
+        "Scale().n * x",
+        (2, 100),
+    ),
+    "msgspec, rename": (
+        """
+        import msgspec
+        class Scale(msgspec.Struct, rename={0!r}):
+            some_name: int = 1
+        """,
+        "[msgspec.json.encode(Scale())] * x",
+        ("camel", "pascal"),
+    ),
+    "msgspec, tag": (
+        """
+        import msgspec
+        class Scale(msgspec.Struct, tag={0!r}):
+            n: int = 1
+        """,
+        "[msgspec.json.encode(Scale())] * x",
+        ("a", "b"),
+    ),
+    "msgspec, defstruct": (
+        """
+        import msgspec
+        Scale = msgspec.defstruct("Scale", [("n", int, {0})])
+        """,
+        "Scale().n * x",
+        (2, 100),
+    ),
+}
+
+
+@pytest.mark.parametrize("given", CLASSES.values(), ids=CLASSES)
+@pytest.mark.parametrize("role", ["read", "argument"])
+def test_a_changed_class_is_seen(
+    notebook: Notebook, given: tuple[str, str, tuple[Any, Any]], role: str
+) -> None:
+    """Whatever makes a class: a change of it is seen where it is read, and in an argument."""
+    made, used, (first, second) = given
+    cell = textwrap.dedent(made)
+    notebook.run("import memo")
+    notebook.run(cell.format(first))
+    if role == "read":
+        load = notebook.load(f"@memo.cache\ndef load(x):\n    return {used}")
+        before, _ = load(3), notebook.run(cell.format(second))
+        after = load(3)
+        notebook.run(cell.format(first))
+        again = load(3)
+        assert before != after
+        assert before == again
+    else:
+        load = notebook.load("@memo.cache\ndef load(x):\n    return 1")
+        keys = []
+        for value in (first, second, first):
+            notebook.run(cell.format(value))
+            keys.append(load.key(notebook.module.Scale()))
+        assert keys[0] != keys[1]
+        assert keys[0] == keys[2]
+
+
+TASKS = {
+    "task": "@app.task",
+    "shared task": "@celery.shared_task(name)",  # an app keeps the first of a name
+    "bound": "@app.task(bind=True)",
+    "lazy": "@app.task(lazy=True)",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*already registered")
+@pytest.mark.parametrize("decorator", TASKS.values(), ids=TASKS)
+def test_the_body_of_a_celery_task_is_followed(notebook: Notebook, decorator: str) -> None:
+    """A function that calls a Celery task depends on the task's body."""
+    own = "self, " if "bind" in decorator else ""
+
+    def task(word: str) -> str:
+        app = f"app = celery.Celery('app{next(_numbers)}', set_as_current=False)"
+        if "shared" in decorator:
+            app = "app = celery.current_app; app.finalize()"
+        named = decorator.replace("task(name)", f"task(name='task{next(_numbers)}')")
+        return f"{app}\n{named}\ndef task({own}x):\n    return ({word!r}, x)"
+
+    load = notebook.load(
+        "import memo, celery", task("one"), "@memo.cache\ndef load(x):\n    return task(x)"
+    )
+    assert load(1) == ("one", 1)
+    notebook.run(task("two"))
+    assert load(1) == ("two", 1)
+    notebook.run(task("one"))
+    assert load.is_cached(1)
+
+
+# --- what cannot be followed ---------------------------------------------------------------------
+
+
+def test_the_getattr_of_a_module_is_followed_and_listed(
+    notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that a module computes by `__getattr__` depends on that function."""
+    lazy = Notebook()
+    monkeypatch.setitem(sys.modules, "lazy_settings", lazy.module)
+    lazy.run("def __getattr__(name):\n    return (name, 1)")
+    load = notebook.load(
+        "import memo, lazy_settings",
+        "@memo.cache\ndef load(x):\n    return lazy_settings.rate",
+    )
+    assert load(1) == ("rate", 1)
+    assert "rate" in notebook.lost(1)
+    assert "__getattr__" in notebook.lost(1)
+    lazy.run("def __getattr__(name):\n    return (name, 2)")
+    assert load(1) == ("rate", 2)
+    lazy.run("rate = 3")
+    assert load(1) == 3
+
+
+ENVIRONMENT = {
+    "item": ("import os", "os.environ['SOME_DIR']"),
+    "get": ("import os", "os.environ.get('SOME_DIR', '/data')"),
+    "getenv": ("import os", "os.getenv('SOME_DIR')"),
+    "imported": ("from os import environ", "environ['SOME_DIR']"),
+    "imported getenv": ("from os import getenv as get", "get('SOME_DIR')"),
+    "imported inside": ("", "inner()"),
+}
+
+
+@pytest.mark.parametrize("how", ENVIRONMENT)
+def test_environment_variables_that_the_code_reads_are_listed(notebook: Notebook, how: str) -> None:
+    """`explain()` names each item of `os.environ` that the code reads."""
+    imports, read = ENVIRONMENT[how]
+    inner = "def inner():\n    import os\n    return os.environ.get('SOME_DIR')"
+    load = notebook.load(
+        f"import memo\n{imports}", inner, f"@memo.cache\ndef load(x):\n    return {read}, x"
+    )
+    lines = [one for one in load.explain(1).untracked if "environ" in one]
+    assert len(lines) == 1
+    assert "SOME_DIR" in lines[0]
+
+
+def test_an_environment_variable_with_a_computed_name_is_listed(notebook: Notebook) -> None:
+    """A name that is only known when the code runs is listed as such."""
+    notebook.load(
+        "import memo, os", "@memo.cache\ndef load(x):\n    return os.environ.get(x.upper())"
+    )
+    assert "os.environ" in notebook.lost("home")
