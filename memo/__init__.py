@@ -41,6 +41,7 @@ from memo.sources import File
 from memo.stats import install as _install
 from memo.stats import stats
 from memo.tiers import CacheProtocol
+from memo.under_way import listen as _listen
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -145,6 +146,7 @@ def _dress() -> None:
 
 
 _install(stats_directory, _dress)
+_listen(stats_directory)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

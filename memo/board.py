@@ -76,7 +76,7 @@ class Board:
         for name, snapshot in self._snapshots():
             if name in folded or (own is not None and name == process_name()):
                 continue
-            parts.append(snapshot if _alive(name) else _at_rest(snapshot))
+            parts.append(snapshot if is_alive(name) else _at_rest(snapshot))
         return added([*parts, total] if total.processes else parts)
 
     def _snapshots(self) -> Iterator[tuple[str, Stats]]:
@@ -113,7 +113,7 @@ class Board:
 
     def _is_old(self, path: Path, horizon: float) -> bool:
         try:
-            return path.stat().st_mtime < horizon and not _alive(path.stem)
+            return path.stat().st_mtime < horizon and not is_alive(path.stem)
         except OSError:
             return False
 
@@ -158,7 +158,7 @@ def _at_rest(stats: Stats) -> Stats:
     return replace(stats, functions=functions, tiers=tiers)
 
 
-def _alive(name: str) -> bool:
+def is_alive(name: str) -> bool:
     """Whether the process that left a snapshot may still run, as far as this host can tell."""
     try:
         os.kill(int(name.partition("-")[0]), 0)
@@ -196,9 +196,9 @@ class Publisher:
         self._began = False
         self._complained = False
 
-    def __call__(self) -> None:
-        """Publish if it is time to."""
-        if time.monotonic() >= self._due:
+    def __call__(self, within: float = 0.0) -> None:
+        """Publish if it is time to, or will be within so many seconds."""
+        if time.monotonic() >= self._due - within:
             self.publish()
 
     def publish(self) -> None:

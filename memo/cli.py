@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from memo.assembly import default_chain
 from memo.clock import SECOND
 from memo.drivers import BLOCKING, drive
 from memo.engine import Invalidation, invalidate
-from memo.errors import MemoError
+from memo.errors import MemoError, MissingExtraError
 from memo.stamps import Turn
 from memo.stats import stats as gathered
 from memo.tiers import MEMORY
@@ -169,6 +170,31 @@ def clear(everything: bool, yes: bool, **target: str | None) -> None:
         _clear_all(namespace)
         return
     _say_outcome(memo.invalidate(**named, reason="memo clear"))
+
+
+@main.command()
+@click.option("--port", default=0, metavar="N", help="Port to listen on; 0: any that is free.")
+@click.option("--no-browser", is_flag=True, help="Print the URL, and open no browser.")
+def ui(port: int, no_browser: bool) -> None:
+    """Serve the live view as a local page, over every process that shares the directory.
+
+    It listens on this machine alone, and its URL has a token: with it one can read what is
+    listed, and invalidate. No value is loaded.
+    """
+    try:
+        from memo.web_page import Server
+    except ImportError:
+        raise MissingExtraError("memo ui needs pip install 'jupyter-memo[ui]'") from None
+    try:
+        server = Server(port)
+    except OSError as error:
+        mend = f"{error.strerror}; take another one, or 0."
+        raise click.UsageError(f"--port {port}: {mend}") from None
+    click.echo(f"memo ui: {server.url}\nCtrl-C ends it.")
+    if not no_browser:
+        click.launch(server.url)
+    with suppress(KeyboardInterrupt):
+        server.run()
 
 
 @main.command("doctor")

@@ -20,6 +20,7 @@ from memo.port import Port
 from memo.reads import CURRENT, Reads, bounded
 from memo.seal import Header
 from memo.stamps import Generation, Stamp
+from memo.summaries import with_result
 
 KEPT = 86_400 * SECOND
 """Nanoseconds that entries of a function with a `ttl_key` are kept at least: it may be raised."""
@@ -48,6 +49,7 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
     behind = around is not None and not around.over and around.background
     gathered = Reads(background=alone or behind)
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+    flight.call, flight.expected = job.call, job.function.took
     with inside(flight, alone=alone):
         token = CURRENT.set(gathered)
         why = "refresh" if alone else ""
@@ -194,6 +196,7 @@ async def _keep(
         return Landing(value, encoded=encoded, used=used)
     ttl = policy.ttl_ns(function.policy, result, function.live_ttl())
     header = _header(job, encoded, used, started, cost, ttl)
+    header = header._replace(summary=with_result(header.summary, result))
     if len(encoded.stream) > BIG:
         record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
     else:

@@ -31,7 +31,7 @@ from memo.figures import (
 from memo.seal import Header
 from memo.stamps import ADDRESS, Generation
 from memo.stats import REFRESH_FAILED, REFRESHED, REFRESHING, Span
-from memo.summaries import OWN, RESOLVED
+from memo.summaries import OWN, RESOLVED, RESULT
 
 EMPTY = "No cached function was called yet. Put @cache above a function and call it."
 BARS = 96
@@ -236,6 +236,19 @@ def _line(parts: Sequence[str], widths: Sequence[int], texts: int) -> str:
         space = " " * (width - cell_len(text))
         padded.append(f"{text}{space}" if index < texts else f"{space}{text}")
     return "  ".join(padded).rstrip()
+
+
+def table_data(table: Table) -> dict[str, Any]:
+    """A table as plain data, for the page of the live view."""
+    rows = [
+        {"cells": [{"text": c.text, "value": _plain(c.value), "note": c.note} for c in row]}
+        for row in table.rows
+    ]
+    return {"titles": list(table.titles), "texts": table.texts, "rows": rows}
+
+
+def _plain(value: float | str) -> float | str:
+    return "Infinity" if value == math.inf else value
 
 
 def table_html(table: Table) -> str:
@@ -596,7 +609,8 @@ def _tiers_html(stats: Stats) -> str:
 def arguments(header: Header) -> dict[str, str]:
     """Argument -> short text, from the summary of an entry."""
     summary = _summary(header)
-    return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name != RESOLVED}
+    hidden = (RESOLVED, RESULT)
+    return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name not in hidden}
 
 
 def _summary(header: Header) -> dict[str, tuple[str, str]]:

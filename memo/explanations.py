@@ -41,7 +41,7 @@ from memo.policy import (
 )
 from memo.port import Port
 from memo.seal import Header
-from memo.summaries import MASK, OWN, RESOLVED
+from memo.summaries import MASK, OWN, RESOLVED, RESULT
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
@@ -342,7 +342,7 @@ def _difference(name: str, before: str, after: str) -> str:
 
 
 def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: pair[1] for name, pair in summary.items()}
+    return {name: pair[1] for name, pair in summary.items() if name != RESULT}
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -350,7 +350,7 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     return [
         (name, str(before.get(name, nothing)[0]), str(after.get(name, nothing)[0]))
         for name in dict.fromkeys((*before, *after))
-        if before.get(name, nothing)[1] != after.get(name, nothing)[1]
+        if name != RESULT and before.get(name, nothing)[1] != after.get(name, nothing)[1]
     ]
 
 

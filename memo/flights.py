@@ -63,7 +63,9 @@ class Flight:
 
     __slots__ = (
         "background",
+        "call",
         "detached",
+        "expected",
         "handle",
         "joined",
         "joiners",
@@ -84,6 +86,8 @@ class Flight:
         self.joined = 0
         self.joiners: list[Waiter] = []
         self.handle: Handle | None = None
+        self.call: Any = None
+        self.expected: float | None = None
         self.waits: list[Flight] = []
 
     def __repr__(self) -> str:

@@ -130,7 +130,8 @@ def layers(graph: Graph) -> list[list[str]]:
     made.add_nodes_from(node.id for node in graph.nodes)
     while not nx.is_directed_acyclic_graph(made):  # functions that call each other
         made.remove_edge(*nx.find_cycle(made)[-1][:2])
-    found = [sorted(layer) for layer in nx.topological_generations(made)]
+    generations = list(nx.topological_generations(made.reverse()))  # next to what they serve
+    found = [sorted(layer) for layer in reversed(generations)]
     for sweep in range(SWEEPS):
         place = {name: at for layer in found for at, name in enumerate(layer)}
         for layer in found if sweep % 2 == 0 else reversed(found):

@@ -22,6 +22,8 @@ OWN: Final = "@"
 """What the names begin with under which a summary has what is no argument, such as `"@self"`."""
 RESOLVED: Final = "@key"
 """The name under which a summary has what a `key_resolver` gave."""
+RESULT: Final = "@result"
+"""The name under which the summary of an entry has what its value is: a type and a shape."""
 MASK: Final = "***"
 """In the place of an argument whose name says that it is secret."""
 MORE: Final = "more"
@@ -120,3 +122,24 @@ def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
         described.popitem()
         text = _json({**described, "…": [MORE, ""]})
     return text
+
+
+def with_result(text: str, value: Any) -> str:
+    """A summary with the type and the shape of the result; as it was where there is no room."""
+    try:
+        said = described_shape(value)
+    except Exception:  # whatever the value's own methods raise
+        said = type(value).__name__
+    whole = _json({**json.loads(text), RESULT: [said, ""]})
+    return whole if len(whole.encode("utf-8", "replace")) <= SUMMARY else text
+
+
+def described_shape(value: Any) -> str:
+    """The type and the size of a value, and nothing of what it holds: `DataFrame 1000x5`."""
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
+        return f"{kind} {'x'.join(map(str, shape))}".rstrip()[:TEXT]
+    if isinstance(value, (str, bytes, list, tuple, set, frozenset, dict)):
+        return f"{kind} of {len(value)}"[:TEXT]
+    return kind[:TEXT]

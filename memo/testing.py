@@ -32,6 +32,7 @@ from memo.clock import SECOND, SYSTEM, Clock
 from memo.events import Event, on_event
 from memo.live import live
 from memo.stats import reset as reset_stats
+from memo.under_way import BOARD
 
 
 class ManualClock(Clock):
@@ -87,6 +88,7 @@ def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
                 yield Path(place)
             finally:
                 drivers.drain_blocking(drivers.EXIT_GRACE)
+                BOARD.close()
                 assembly.reset()
 
 
@@ -109,6 +111,7 @@ def reset() -> None:
     stored stays.
     """
     drivers.drain_blocking(drivers.EXIT_GRACE)
+    BOARD.close()
     assembly.reset()
     config.reset()
     live.clear()

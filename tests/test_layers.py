@@ -46,7 +46,7 @@ ROWS = (
         "assembly",
         (
             "classes assembly decorators invalidation inventory graph_drawing call_graph reports"
-            " watcher cells widget"
+            " under_way live_view watcher cells widget web_page"
         ),
     ),
     ("doors", "demo doctor magics cli testing __init__ __main__"),
@@ -108,6 +108,8 @@ LOOPS_ALLOWED = {
 
 # Who may use `threading`, and for what; only `drivers`, and who is in STARTS, starts threads.
 LOCKS = {
+    "under_way": "computations begin and end in any thread",
+    "web_page": "requests are answered one at a time",
     "assembly": "a chain is made once",
     "board": "statistics are written by whichever thread comes past",
     "breaker": "its state is shared by all callers",

@@ -25,7 +25,18 @@ CONDA = {"redis": "redis-py"}
 CONDA_ONLY = {"pip", "redis-server"}
 IMPORTS = {"IPython": "ipython", "backports": "backports.zstd"}
 """Import names that differ from the distribution's."""
-OPTIONAL = {"anywidget", "numpy", "polars", "pyarrow", "scipy", "torch", "traitlets", "sqlite3"}
+OPTIONAL = {
+    "starlette",
+    "uvicorn",
+    "anywidget",
+    "numpy",
+    "polars",
+    "pyarrow",
+    "scipy",
+    "torch",
+    "traitlets",
+    "sqlite3",
+}
 """Used where the user has them, or brought by pandas and ipython."""
 LATER = {"compression"}
 """Parts of later versions of the standard library."""

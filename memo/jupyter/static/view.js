@@ -1,0 +1,384 @@
+// The live view: draws the state that memo/live_view.py makes, in a notebook (anywidget) and on the
+// page of `memo ui`. A section is drawn again only when its part of the state changed, so that
+// focus, scrolling and clicks survive the updates. Every text is put in as text.
+
+const SVG = "http://www.w3.org/2000/svg";
+const KINDS = [["hits", "memo-hits"], ["stale", "memo-stale"], ["misses", "memo-misses"]];
+const ORDERS = ["newest", "oldest", "size", "cost"];
+const BUSY = "Working…";
+
+function make(name, parent, { text, className, ...attributes } = {}) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  parent?.append(made);
+  return made;
+}
+
+function draw(name, parent, attributes = {}, text) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  parent?.append(made);
+  return made;
+}
+
+export function duration(seconds) {
+  if (seconds < 0.9995) return `${(seconds * 1000).toFixed(0)} ms`;
+  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
+}
+
+function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+}
+
+class View {
+  constructor(root, send) {
+    this.root = root;
+    this.send = send;
+    this.drawn = {};
+    this.sorted = {};
+    this.chosen = null;
+    this.waiting = new Map();
+    root.classList.add("memo-live");
+    const part = (name, title) => {
+      const section = make("section", root, { className: `memo-${name}`, "aria-label": title });
+      make("h2", section, { text: title });
+      return make("div", section);
+    };
+    this.head = make("header", root);
+    this.graph = part("graph", "Graph");
+    this.running = part("running", "Under way");
+    this.functions = part("functions", "Functions");
+    this.entries = part("entries", "Entries");
+    this.tools();
+    this.tiers = part("tiers", "Tiers");
+    root.addEventListener("click", (event) => this.clicked(event));
+    root.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      if (event.target.closest("[data-sort],[data-node]")) {
+        event.preventDefault();
+        this.clicked(event);
+      }
+    });
+  }
+
+  tools() {
+    const bar = make("div", null, { className: "memo-tools" });
+    this.filter = make("input", bar, {
+      type: "search", placeholder: "Filter by name, argument, state", "aria-label": "Filter",
+    });
+    this.order = make("select", bar, { "aria-label": "First" });
+    for (const name of ORDERS) make("option", this.order, { text: name, value: name });
+    const show = () => this.send({ do: "show", filter: this.filter.value, order: this.order.value });
+    let pause;
+    this.filter.addEventListener("input", () => {
+      clearTimeout(pause);
+      pause = setTimeout(show, 200);
+    });
+    this.order.addEventListener("change", show);
+    this.count = make("span", bar, { className: "memo-dim", role: "status" });
+    this.entries.before(bar);
+  }
+
+  update(state) {
+    if (!state || !state.functions) return;
+    this.state = state;
+    for (const [target, before] of this.waiting) {
+      if (state.said[target] !== before || state.said[target] === undefined) {
+        this.waiting.delete(target);
+      }
+    }
+    const said = { ...state.said };
+    for (const target of this.waiting.keys()) said[target] = BUSY;
+    this.part("head", [state.headline, state.error, state.shared], () => this.drawHead(state));
+    this.part("graph", [state.graph, this.chosen, said], () => this.drawGraph(state, said));
+    this.part("running", state.running, () => this.drawRunning(state));
+    this.part("functions", [state.functions, said, this.sorted.functions],
+      () => this.drawFunctions(state, said));
+    this.part("entries", [state.entries, said, this.sorted.entries],
+      () => this.drawEntries(state, said));
+    this.part("tiers", state.tiers, () => this.drawTiers(state));
+  }
+
+  part(name, facts, redraw) {
+    const text = JSON.stringify(facts);
+    if (this.drawn[name] === text) return;
+    this.drawn[name] = text;
+    const focus = document.activeElement?.dataset?.focus ?? this.shadowFocus();
+    redraw();
+    if (focus) this.root.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
+  }
+
+  shadowFocus() {
+    return this.root.getRootNode()?.activeElement?.dataset?.focus;
+  }
+
+  act(what, target, message) {
+    this.waiting.set(target, this.state.said[target]);
+    this.send({ do: what, ...message });
+    this.update(this.state);
+  }
+
+  clicked(event) {
+    const sort = event.target.closest("[data-sort]");
+    const node = event.target.closest("[data-node]");
+    const button = event.target.closest("[data-do]");
+    if (sort) {
+      const [name, column] = sort.dataset.sort.split("/");
+      const old = this.sorted[name];
+      this.sorted[name] = { column: Number(column), up: old?.column === Number(column) && !old.up };
+      this.update(this.state);
+    } else if (node) {
+      this.chosen = this.chosen === node.dataset.node ? null : node.dataset.node;
+      this.update(this.state);
+    } else if (button && !button.disabled) {
+      const { do: what, key, function: name } = button.dataset;
+      this.act(what, key || name, key ? { key } : { function: name });
+    }
+  }
+
+  drawHead({ headline, error, shared }) {
+    this.head.replaceChildren();
+    make("strong", this.head, { text: "memo" });
+    make("span", this.head, { text: ` ${headline}` });
+    const where = shared ? "every process of this directory" : "this notebook";
+    make("span", this.head, { text: ` · ${where}`, className: "memo-dim" });
+    if (error) make("p", this.head, { text: error, className: "memo-bad", role: "alert" });
+  }
+
+  button(parent, what, text, title, target, off) {
+    const made = make("button", parent, { text, title: off || title, type: "button" });
+    made.dataset.do = what;
+    Object.assign(made.dataset, target);
+    made.dataset.focus = `${what} ${target.key || target.function}`;
+    made.disabled = Boolean(off);
+  }
+
+  actions(parent, row, said) {
+    const target = { key: row.key };
+    const cell = make("td", parent, { className: "memo-actions memo-text" });
+    this.button(cell, "refresh", "Refresh", "compute it again, in the background", target, row.why);
+    this.button(cell, "invalidate", "Invalidate", "drop it, and what is built on it", target);
+    this.button(cell, "explain", "Explain", "its state, and how it came to be", target);
+    if (said) make("p", cell, { text: said, className: "memo-said", role: "status" });
+  }
+
+  drawGraph({ graph, entries }, said) {
+    this.graph.replaceChildren();
+    if (!graph.svg) {
+      make("p", this.graph, { text: graph.text || "Nothing yet.", className: "memo-dim" });
+      return;
+    }
+    const drawing = document.importNode(
+      new DOMParser().parseFromString(graph.svg, "image/svg+xml").documentElement, true);
+    make("div", this.graph, { className: "memo-wide" }).append(drawing);
+    for (const node of drawing.querySelectorAll(".memo-node")) {
+      node.setAttribute("tabindex", "0");
+      node.setAttribute("role", "button");
+      node.dataset.node = node.dataset.id;
+      node.dataset.focus = `node ${node.dataset.id}`;
+      if (node.dataset.id !== this.chosen) continue;
+      node.classList.add("memo-chosen");
+      const panel = make("div", this.graph, { className: "memo-panel" });
+      for (const line of node.querySelector("title").textContent.split("\n")) {
+        make("p", panel, { text: line });
+      }
+      const key = node.dataset.key;
+      const row = key && entries.rows.find((one) => one.key === key);
+      if (row) {
+        this.actions(panel, row, said[key]);
+      } else {
+        const name = node.dataset.function;
+        this.button(panel, "invalidate", "Invalidate all of it",
+          "drop every entry of the function", { function: name });
+        if (said[name]) make("p", panel, { text: said[name], className: "memo-said" });
+      }
+    }
+  }
+
+  drawRunning({ running }) {
+    this.running.replaceChildren();
+    if (!running.length) {
+      make("p", this.running, { text: "Nothing is being computed.", className: "memo-dim" });
+      return;
+    }
+    const list = make("ul", this.running);
+    for (const run of running) {
+      const item = make("li", list);
+      make("code", item, { text: run.call });
+      const spent = duration(run.seconds);
+      const end = run.expected ? ` of about ${duration(run.expected)}` : " so far";
+      const where = run.where ? ` · ${run.where}` : "";
+      make("span", item, { text: ` ${run.doing}, ${spent}${end}${where}` });
+      if (run.expected) {
+        make("progress", item, {
+          value: Math.min(1, run.seconds / run.expected), max: 1, "aria-label": run.call,
+        });
+      }
+    }
+  }
+
+  table(parent, name, { titles, texts, rows }, more) {
+    const sorted = this.sorted[name];
+    const made = make("table", make("div", parent, { className: "memo-wide", tabindex: "0" }));
+    const head = make("tr", make("thead", made));
+    titles.forEach((title, at) => {
+      const cell = make("th", head, { text: title, scope: "col", tabindex: "0" });
+      if (at < texts) cell.classList.add("memo-text");
+      cell.dataset.sort = `${name}/${at}`;
+      cell.dataset.title = title;
+      cell.dataset.focus = `sort ${name} ${at}`;
+      if (sorted?.column === at) {
+        cell.setAttribute("aria-sort", sorted.up ? "ascending" : "descending");
+      }
+    });
+    for (const title of more) {
+      make("th", head, { text: title, scope: "col", className: "memo-text" }).dataset.title = title;
+    }
+    const value = (row) => {
+      const found = row.cells[sorted.column].value;
+      return found === "Infinity" ? Infinity : found;
+    };
+    const shown = sorted ? [...rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      return (x < y ? -1 : x > y ? 1 : 0) * (sorted.up ? 1 : -1);
+    }) : rows;
+    const body = make("tbody", made);
+    return shown.map((row) => {
+      const line = make("tr", body);
+      row.cells.forEach((cell, at) => {
+        const kind = at ? "td" : "th";
+        const box = make(kind, line, { text: cell.text });
+        if (!at) box.scope = "row";
+        if (at < texts) box.classList.add("memo-text");
+        if (titles[at] === "state") box.dataset.state = cell.text;
+        box.dataset.title = titles[at];
+        if (cell.note) make("small", box, { text: cell.note });
+      });
+      return [row, line];
+    });
+  }
+
+  drawFunctions({ functions }, said) {
+    this.functions.replaceChildren();
+    if (!functions.rows.length) {
+      const text = "No cached function was called yet. Put @cache above a function and call it.";
+      make("p", this.functions, { text, className: "memo-dim" });
+      return;
+    }
+    for (const [row, line] of this.table(this.functions, "functions", functions, ["over time", ""])) {
+      const box = make("td", line);
+      box.dataset.title = "over time";
+      this.plot(box, row.plot);
+      const cell = make("td", line, { className: "memo-actions memo-text" });
+      this.button(cell, "invalidate", "Invalidate", "drop every entry of it",
+        { function: row.function });
+      const told = said[row.function];
+      if (told) make("p", cell, { text: told, className: "memo-said", role: "status" });
+    }
+  }
+
+  plot(parent, { width, points }) {
+    if (!points.length) return;
+    const [left, wide, high] = [26, 150, 30];
+    const top = Math.max(1, ...points.map((point) => point[1] + point[2] + point[3]));
+    const step = wide / Math.max(points.length, 12);
+    const drawing = draw("svg", parent, {
+      viewBox: `0 0 ${left + wide + 4} ${high + 14}`, width: left + wide + 4, height: high + 14,
+      role: "img", "aria-label": `calls in each ${duration(width)}, at most ${top}`,
+    });
+    draw("text", drawing, { x: left - 3, y: 9, "text-anchor": "end" }, top);
+    draw("text", drawing, { x: left - 3, y: high, "text-anchor": "end" }, 0);
+    draw("path", drawing, { d: `M${left} 2V${high}H${left + wide}`, class: "memo-axis" });
+    points.forEach((point, at) => {
+      let base = high;
+      KINDS.forEach(([name, kind], index) => {
+        const count = point[index + 1];
+        if (!count) return;
+        const height = (count / top) * (high - 4);
+        base -= height;
+        const bar = draw("rect", drawing, {
+          x: left + at * step, y: base, width: Math.max(1, step - 1), height, class: kind,
+        });
+        draw("title", bar, {}, `${count} ${name}, ${clock(point[0])}`);
+      });
+    });
+    draw("text", drawing, { x: left, y: high + 12 }, clock(points[0][0]));
+    if (points.length > 1) {
+      const last = clock(points[points.length - 1][0] + width);
+      draw("text", drawing, { x: left + wide, y: high + 12, "text-anchor": "end" }, last);
+    }
+  }
+
+  drawEntries({ entries }, said) {
+    const { rows, count } = entries;
+    this.count.textContent = rows.length < count ? `${rows.length} of ${count}` : `${count}`;
+    this.entries.replaceChildren();
+    if (!rows.length) {
+      const text = this.filter.value ? "No entry matches the filter." : "No entries.";
+      make("p", this.entries, { text, className: "memo-dim" });
+      return;
+    }
+    for (const [row, line] of this.table(this.entries, "entries", entries, ["value", ""])) {
+      make("td", line, { text: row.preview, className: "memo-text memo-preview" })
+        .dataset.title = "value";
+      this.actions(line, row, said[row.key]);
+    }
+  }
+
+  drawTiers({ tiers }) {
+    this.tiers.replaceChildren();
+    const list = make("dl", this.tiers);
+    for (const [name, said, well] of tiers) {
+      make("dt", list, { text: name, className: well ? "" : "memo-bad" });
+      make("dd", list, { text: said });
+    }
+  }
+}
+
+// In a notebook: see memo/widget.py.
+function render({ model, el }) {
+  const view = new View(make("div", el), (message) => model.send(message));
+  const update = () => view.update(model.get("state"));
+  model.on("change:state", update);
+  update();
+  model.send({ do: "open" });
+  return () => {
+    model.off("change:state", update);
+    model.send({ do: "shut" });
+  };
+}
+
+// On the page of `memo ui`: see memo/web_page.py.
+export function serve(el) {
+  const token = new URLSearchParams(location.search).get("token");
+  const headers = { "X-Memo-Token": token, "Content-Type": "application/json" };
+  let stopped = false;
+  const lost = make("p", null, { className: "memo-bad", role: "alert" });
+  const ask = async (path, options) => {
+    try {
+      const reply = await fetch(path, { headers, ...options });
+      if (!reply.ok) throw new Error(await reply.text());
+      lost.remove();
+      view.update(await reply.json());
+    } catch (error) {
+      lost.textContent = `memo ui does not answer: ${error.message}. Is it still running?`;
+      el.before(lost);
+    }
+  };
+  const view = new View(el, (message) => {
+    ask("do", { method: "POST", body: JSON.stringify(message) });
+  });
+  const look = async () => {
+    if (!document.hidden) await ask("state");
+    if (!stopped) setTimeout(look, 1000);
+  };
+  look();
+  return () => { stopped = true; };
+}
+
+export default { render };
