@@ -22,12 +22,13 @@ from memo.chain import Chain
 from memo.config import configure
 from memo.decorators import cache, explain, functions
 from memo.drivers import drain
-from memo.engine import Invalidation
 from memo.errors import (
     DependencyError,
     KeyingError,
     MemoError,
     MissingExtraError,
+    NotCachedError,
+    NothingMatchedError,
     OptionError,
     ReentryError,
     SecretError,
@@ -35,7 +36,8 @@ from memo.errors import (
 )
 from memo.events import Event, on_event
 from memo.identity import stable
-from memo.invalidation import ainvalidate, invalidate, invalidate_cache
+from memo.invalidating import Invalidation
+from memo.invalidation import aexpire, ainvalidate, expire, invalidate, invalidate_cache
 from memo.live import live
 from memo.sources import File
 from memo.stats import install as _install
@@ -64,15 +66,19 @@ __all__ = [
     "KeyingError",
     "MemoError",
     "MissingExtraError",
+    "NotCachedError",
+    "NothingMatchedError",
     "OptionError",
     "ReentryError",
     "SecretError",
     "SettingError",
+    "aexpire",
     "ainvalidate",
     "cache",
     "configure",
     "dashboard",
     "drain",
+    "expire",
     "explain",
     "functions",
     "graph",

@@ -155,15 +155,22 @@ class AdaptedGenerations:
 
     async def _turn(self, turns: Sequence[Turn], note: str) -> None:
         for turn in turns:
-            token = stamps.token()
+            token = stamps.token_for(turn)
+            if stamps.is_soft(turn.arguments):  # always of the whole group: one field to read
+                await self._set(turn.group, stamps.field(_EXPIRED), token + note)
+                await self._set(turn.group, stamps.LAST, token)
+                continue
             field = stamps.field(turn.arguments)
             narrow = turn.whole or len(turn.arguments) == 1
             await self._set(turn.group, field if narrow else stamps.ALL, token + note)
             await self._set(turn.group, stamps.LAST, token)
 
 
+_EXPIRED = ((stamps.SOFT, ""),)
+
+
 def _readable(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
     if not ref.arguments:
-        return []
-    singles: list[tuple[tuple[str, str], ...]] = [(pair,) for pair in ref.arguments]
-    return singles if len(singles) == 1 else [*singles, tuple(ref.arguments)]
+        return [_EXPIRED]
+    singles: list[tuple[tuple[str, str], ...]] = [_EXPIRED, *((pair,) for pair in ref.arguments)]
+    return singles if len(singles) == 2 else [*singles, tuple(ref.arguments)]

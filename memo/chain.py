@@ -26,6 +26,7 @@ from memo.errors import EntryError, OptionError, TierError, TierUnavailable
 from memo.floors import Floors
 from memo.policy import (
     ABSENT,
+    EXPIRED,
     GENERATION_LOST,
     INVALIDATED,
     MISS,
@@ -37,8 +38,8 @@ from memo.policy import (
     age,
 )
 from memo.port import Port
-from memo.seal import Entry, Secret
-from memo.stamps import Generation, Stamp, State
+from memo.seal import Entry, Header, Secret
+from memo.stamps import Generation, Stamp, State, expired_at
 from memo.tiers import (
     MEMORY,
     Asked,
@@ -61,6 +62,10 @@ LEARN_AGAIN = 1.0
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
+
+
+Judge = Callable[..., Verdict]
+"""Gives the verdict on an entry by its times, and by when it was let expire, if it was."""
 
 
 class Answer(NamedTuple):
@@ -205,7 +210,7 @@ class Chain:
         port: Port,
         function: str,
         key: str,
-        judge: Callable[[Times], Verdict],
+        judge: Judge,
         asked: Asked | None = None,
     ) -> Answer:
         """The best usable entry of a key, under any of the secrets, newest first.
@@ -227,7 +232,7 @@ class Chain:
         port: Port,
         name: str,
         key: str,
-        judge: Callable[[Times], Verdict],
+        judge: Judge,
         asked: Asked | None = None,
     ) -> Answer:
         miss = Answer(Verdict(MISS, ABSENT))
@@ -266,7 +271,7 @@ class Chain:
         tier: Tier,
         name: str,
         key: str,
-        judge: Callable[[Times], Verdict],
+        judge: Judge,
     ) -> Answer:
         if found is None:
             return Answer(Verdict(MISS, ABSENT))
@@ -283,11 +288,12 @@ class Chain:
         else:
             states = self._read_along(found, tier, entry)
         reason = await self.untrue(port, entry, states)
-        if reason:
+        expired = reason if isinstance(reason, Expired) else None
+        if reason and expired is None:
             return Answer(Verdict(MISS, reason))
         if self.floors.older(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
-        verdict = judge(entry.times)
+        verdict = judge(entry.times) if expired is None else judge(entry.times, expired.at)
         if verdict.kind == MISS and not verdict.fallback:
             return Answer(verdict)
         source = found.source
@@ -501,10 +507,7 @@ class Chain:
                 self._fault("host", error)
                 return UNREACHABLE
         if states is not None and len(states) == len(generations) == len(entry.header.stamps):
-            for stamp, state in zip(generations, states, strict=True):
-                if state.text != stamp.state.text:
-                    return INVALIDATED if state.text else GENERATION_LOST
-            return ""
+            return _changed(generations, states)
         return await self.turned(port, entry.header.stamps, generations, states)
 
     async def turned(
@@ -523,14 +526,14 @@ class Chain:
                 states = tuple(await self.authorities.states(port, refs))
             except TierError:
                 return UNREACHABLE
-        for stamp, state in zip(generations, states, strict=True):
-            if state.text != stamp.state.text:
-                return INVALIDATED if state.text else GENERATION_LOST
+        changed = _changed(generations, states)
+        if changed and not isinstance(changed, Expired):
+            return changed
         if len(generations) != len(stamps):
             for other in stamps:
                 if type(other) is not Generation and (reason := await self.check(port, other)):
                     return reason
-        return ""
+        return changed
 
     async def _heal(self, port: Port, place: int, name: str, answer: Answer) -> None:
         """Write an entry that a lower tier had back above it, with its remaining lifetime."""
@@ -625,6 +628,17 @@ class Chain:
                 self._fault(tier.name, error)
         return dropped
 
+    async def stored(self, port: Port, name: str) -> Header | None:
+        """The header of an entry in whatever tier has it, valid or not; None: none has."""
+        for tier in self.tiers:
+            try:
+                found = await tier.lookup(port, name)
+                if found is not None:
+                    return self.opened(name, found.record).header
+            except (TierError, EntryError):
+                continue
+        return None
+
     async def clear(self, port: Port, prefix: str | None = None) -> dict[str, int | str]:
         """Forget all entries whose names begin so; per tier how many, or why not."""
         prefix = f"{self.namespace}:" if prefix is None else prefix
@@ -678,6 +692,35 @@ def _unheard(listener: Listener, known: object) -> Entry | None:
         return None
     known.mark = mark
     return known.entry
+
+
+class Expired(str):
+    """The reason of an entry that was let expire (`memo.expire`).
+
+    Attributes:
+        at: when, in nanoseconds since the epoch.
+    """
+
+    __slots__ = ("at",)
+    at: int
+
+    @classmethod
+    def since(cls, at: int) -> Expired:
+        reason = cls(EXPIRED)
+        reason.at = at
+        return reason
+
+
+def _changed(generations: Sequence[Generation], states: Sequence[State]) -> str:
+    """Why generations do not read as they did; an `Expired` where no more than that happened."""
+    times: list[int] = []
+    for stamp, state in zip(generations, states, strict=True):
+        if state.text != stamp.state.text:
+            at = expired_at(stamp.state.text, state.text)
+            if at is None:
+                return INVALIDATED if state.text else GENERATION_LOST
+            times.append(at)
+    return Expired.since(min(times)) if times else ""
 
 
 def _same(stamps: Sequence[Generation], states: Sequence[State]) -> bool:

@@ -19,8 +19,8 @@ from memo import call_graph, config, display, doctor, inventory
 from memo.assembly import default_chain
 from memo.clock import SECOND
 from memo.drivers import BLOCKING, drive
-from memo.engine import Invalidation, invalidate
 from memo.errors import MemoError, MissingExtraError
+from memo.invalidating import invalidate
 from memo.stamps import Turn
 from memo.stats import stats as gathered
 from memo.tiers import MEMORY
@@ -151,14 +151,15 @@ def draw_graph(svg: Any, as_json: bool, calls: bool) -> None:
 @main.command()
 @click.option("--prefix", metavar="PREFIX", help="Entries of an address prefix.")
 @click.option("--tag", metavar="TAG", help="Entries with a tag.")
-@click.option("--function", metavar="MODULE:NAME", help="Entries of a function.")
-@click.option("--key", metavar="ADDRESS", help="Entries of one address, as in products:42.")
+@click.option("--function", metavar="NAME", help="Entries of a function: load, etl:load.")
+@click.option("--key", metavar="KEY", help="Entries of one address or key: products:42.")
 @click.option("--all", "everything", is_flag=True, help="All entries of the namespace.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before --all.")
 def clear(everything: bool, yes: bool, **target: str | None) -> None:
-    """Make entries untrue, for every process and host that shares the tiers.
+    """Invalidate entries, in every process and on every host that shares the cache.
 
     Say which: one of the options. --all also frees their space.
+    Ends with the status 1 when nothing matched.
     """
     named = {name: value for name, value in target.items() if value is not None}
     if len(named) + everything != 1:
@@ -169,7 +170,10 @@ def clear(everything: bool, yes: bool, **target: str | None) -> None:
             click.confirm(f"Drop all entries of the namespace {namespace!r}?", abort=True)
         _clear_all(namespace)
         return
-    _say_outcome(memo.invalidate(**named, reason="memo clear"))
+    done = memo.invalidate(**named, reason="memo clear")
+    click.echo(repr(done))
+    if done.missed:
+        raise SystemExit(1)
 
 
 @main.command()
@@ -217,18 +221,12 @@ def examine(as_json: bool) -> None:
 def _clear_all(namespace: str) -> None:
     chain, turns = default_chain(), [Turn("n")]
     work = invalidate(BLOCKING, [chain], turns, f"namespace {namespace}", "memo clear")
-    _say_outcome(drive(work))
+    click.echo(repr(drive(work)))
     for tier, how in drive(chain.clear(BLOCKING)).items():
         said = (
             f"{display.counted(how, 'entry', 'entries')} dropped" if isinstance(how, int) else how
         )
         click.echo(f"{tier}: {said}")
-
-
-def _say_outcome(outcome: Invalidation) -> None:
-    click.echo(f"Invalidated: {outcome.target}")
-    for tier, how in outcome.tiers.items():
-        click.echo(f"{tier}: {how}")
 
 
 def _say_finding(finding: doctor.Finding) -> None:

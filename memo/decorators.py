@@ -12,6 +12,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import (
     TYPE_CHECKING,
@@ -25,12 +26,12 @@ from typing import (
     overload,
 )
 
-from memo import assembly, classes, codec, config, engine, options, output
+from memo import assembly, classes, codec, config, engine, invalidating, options, output
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
-from memo.engine import Invalidation
-from memo.errors import public
+from memo.errors import OptionError, public
 from memo.identity import Identity, function_id
+from memo.invalidating import Invalidation
 from memo.jobs import Function, Raised, bare_of_us, users
 from memo.keys import Call, Keyer
 from memo.policy import Policy
@@ -175,9 +176,11 @@ class CachedFunction(Generic[P, R]):
     # --- what one can do with it besides calling it ---------------------------------------------
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The key of this call: 40 hexadecimal digits that find its entry."""
+        """The key of this call: 40 hexadecimal digits, which `memo.invalidate(key=...)` takes."""
         f = self._function
-        return f.keyer.call(f.code(args), args, dict(kwargs)).text
+        call = f.keyer.call(f.code(args), args, dict(kwargs))
+        _give(call, self.function_id)
+        return call.text
 
     async def akey(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """As `key`, without blocking the event loop while big arguments are hashed."""
@@ -189,22 +192,39 @@ class CachedFunction(Generic[P, R]):
         return f.keyer.call(f.code(args), args, dict(kwargs)).address
 
     def invalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
-        """Make every entry untrue whose arguments include the given ones; none given: all.
+        """Invalidate every entry whose arguments include the given ones; none given: all.
 
         Args:
             reason: kept with the invalidation, and shown by `explain`; of a function that has an
                 argument of this name, that argument.
 
+        Returns:
+            What it hit, and how it went, tier by tier.
+
         Raises:
-            OptionError: the function has no such argument.
+            OptionError: the function has no such argument, or the value is a function.
         """
         kwargs, reason = self._apart(kwargs, "reason", reason, "")
-        return drive(self._invalidate(BLOCKING, args, kwargs, reason))
+        return drive(self._drop(BLOCKING, args, _no_predicates(args, kwargs), reason))
 
     async def ainvalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """As `invalidate`, without blocking the event loop."""
         kwargs, reason = self._apart(kwargs, "reason", reason, "")
-        return await self._invalidate(native(), args, kwargs, reason)
+        return await self._drop(native(), args, _no_predicates(args, kwargs), reason)
+
+    def expire(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+        """Let entries expire now; which ones, and the rest, as with `invalidate`.
+
+        Within `stale_while_revalidate` the old value is served while one refresh runs.
+        """
+        kwargs, reason = self._apart(kwargs, "reason", reason, "")
+        return drive(self._drop(BLOCKING, args, _no_predicates(args, kwargs), reason, soft=True))
+
+    async def aexpire(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+        """As `expire`, without blocking the event loop."""
+        kwargs, reason = self._apart(kwargs, "reason", reason, "")
+        work = self._drop(native(), args, _no_predicates(args, kwargs), reason, soft=True)
+        return await work
 
     def _apart(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
@@ -217,13 +237,34 @@ class CachedFunction(Generic[P, R]):
             return kwargs, otherwise if given is _MISSING else given
         return {**kwargs, name: given}, otherwise
 
-    def _invalidate(
-        self, port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: str
+    def _drop(
+        self,
+        port: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        reason: str,
+        *,
+        soft: bool = False,
+        count: bool = True,
     ) -> Coroutine[Any, Any, Invalidation]:
-        pairs, whole = self._function.keyer.partial(args, kwargs)
+        keyer = self._function.keyer
+        pairs, whole = keyer.partial(args, kwargs)
         turn = Turn(f"f:{self.function_id}", pairs, whole)
-        target = f"{self.function_id}({self._function.keyer.described(args, kwargs)})"
-        return engine.invalidate(port, [self._function.chain()], [turn], target, reason)
+        given = f"({keyer.described(args, kwargs)})" if args or kwargs else ""
+
+        async def hint(_port: Any, _found: Any) -> str:
+            return keyer.mistyped(args, kwargs)
+
+        return invalidating.invalidate(
+            port,
+            [self._function.chain()],
+            [turn],
+            f"{self.function_id}{given}",
+            reason,
+            soft=soft,
+            count=count,
+            hint=hint,
+        )
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Compute now, store, and return the value; also of an async function, then elsewhere."""
@@ -312,7 +353,7 @@ class CachedFunction(Generic[P, R]):
 
     async def _clear(self, port: Any) -> None:
         chain = self._function.chain()
-        await self._invalidate(port, (), {}, "cache_clear")
+        await self._drop(port, (), {}, "cache_clear", count=False)
         await chain.clear(port, chain.prefix(self.function_id))
         COUNTERS.reset(self.function_id)
 
@@ -382,7 +423,7 @@ class BoundFunction(Generic[P, R]):
     """A cached function as a method of an instance; `self` is not part of the key."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
-    _PARTIAL = ("invalidate", "ainvalidate")
+    _PARTIAL = ("invalidate", "ainvalidate", "expire", "aexpire")
     _CALLS = (
         *("key", "akey", "address", "refresh", "arefresh", "peek", "apeek"),
         *("is_cached", "ais_cached"),
@@ -420,6 +461,40 @@ class BoundFunction(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<bound {self.__func__!r} of {type(self.__self__).__name__}>"
+
+
+_GIVEN = 4096
+"""Keys that this process has given out and remembers the calls of."""
+_given: dict[str, Turn] = {}
+
+
+def _give(call: Call, function_id: str) -> None:
+    """Remember which call has a key that is given out, so that the key can be invalidated."""
+    if len(_given) >= _GIVEN:
+        with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
+            del _given[next(iter(_given))]
+    _given[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
+
+
+def given_call(key: str) -> Turn | None:
+    """What invalidates the call whose key this process has given out; None: it has not."""
+    return _given.get(key)
+
+
+def _no_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an invalidation.
+
+    Raises:
+        OptionError: one of them is a function, which would select nothing.
+    """
+    for name, value in (*((f"argument {at + 1}", v) for at, v in enumerate(args)), *kwargs.items()):
+        if inspect.isroutine(value):
+            mend = (
+                "is a function, and predicates are not supported: give the values one by one, "
+                "or for a call that takes a function memo.invalidate(key=f.key(...))."
+            )
+            raise OptionError(name, value, mend)
+    return kwargs
 
 
 def explain(function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Explanation:

@@ -15,18 +15,17 @@ the cache is an event.  Its exceptions are its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-from memo import codec, events, policy, seal, stamps
-from memo.authorities import make_note
-from memo.chain import Answer, Chain
+from memo import codec, events, policy, seal
+from memo.chain import Answer, Chain, Expired
 from memo.clock import SECOND
 from memo.computing import close, compute, encode, invoke
 from memo.errors import EntryError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, refuse_reentry
-from memo.jobs import NOTHING, Function, Job, Raised, emit, told, writer
+from memo.jobs import NOTHING, Function, Job, Raised, emit, told
 from memo.keys import Call
 from memo.leases import Hold, hold, let_go, patience
 from memo.live import live
@@ -36,7 +35,6 @@ from memo.port import Port
 from memo.reads import CURRENT, tell
 from memo.refreshing import refresh_soon
 from memo.seal import Entry
-from memo.stamps import Turn
 from memo.tiers import MEMORY, REDIS, Asked
 from memo.weights import HeavyError
 
@@ -390,7 +388,8 @@ async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None =
 async def _fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
     """The old value instead of an error (`stale_if_error`), unless it was invalidated meanwhile."""
     assert found.entry is not None
-    if await job.chain.untrue(port, found.entry):
+    reason = await job.chain.untrue(port, found.entry)
+    if reason and not isinstance(reason, Expired):
         return landing
     try:
         value = await load(port, found)
@@ -457,64 +456,3 @@ async def is_cached(
     job = await _job(port, function, args, kwargs)
     found = await job.chain.lookup(port, function.id, job.call.text, function.judge)
     return found.verdict.kind != MISS
-
-
-class Invalidation(NamedTuple):
-    """How an invalidation went.
-
-    Attributes:
-        target: what was invalidated, for people.
-        tiers: tier -> `"done"`, or why not and what happens now.
-        reason: the caller's.
-    """
-
-    target: str
-    tiers: Mapping[str, str]
-    reason: str = ""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every tier has it already."""
-        return all(how == "done" for how in self.tiers.values())
-
-    def __repr__(self) -> str:
-        how = ", ".join(f"{tier}: {what}" for tier, what in self.tiers.items())
-        return f"<invalidated {self.target} ({how})>"
-
-    def _repr_html_(self) -> str:
-        from memo import display
-        from memo.figures import label
-
-        facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
-        return display.facts_html(f"Invalidated {label(self.target)}", facts)
-
-
-async def invalidate(
-    port: Port, chains: Iterable[Chain], turns: Iterable[Turn], target: str, reason: str = ""
-) -> Invalidation:
-    """Make entries untrue, in every chain that may hold them."""
-    wanted = tuple(turns)
-    note = make_note(reason, writer())
-    tiers: dict[str, str] = {}
-    for chain in chains:
-        for tier, how in (await chain.authorities.turn(port, wanted, note)).items():
-            if tiers.get(tier, "done") == "done":
-                tiers[tier] = how
-    FLIGHTS.detach(wanted)
-    for function in {_function_of(turn): None for turn in wanted} or ("",):
-        about = _about(wanted)
-        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=about))
-    return Invalidation(target, tiers, reason)
-
-
-def _about(turns: Iterable[Turn]) -> str:
-    """What an invalidation names, without any argument's value: groups, and names of arguments."""
-    return ", ".join(
-        f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
-        for turn in turns
-    )
-
-
-def _function_of(turn: Turn) -> str:
-    """The function that an invalidation is about; `""` for a prefix, a tag or a namespace."""
-    return turn.group[2:] if turn.group.startswith("f:") else ""

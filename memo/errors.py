@@ -9,12 +9,14 @@
     ├── KeyingError        (TypeError)               an argument that has no sound key
     ├── ReentryError       (RecursionError)          a computation that waits for itself
     ├── DependencyError    (FileNotFoundError)       what a function depends on is not there
+    ├── NothingMatchedError (LookupError)            an invalidation with `strict=True` hit nothing
+    ├── NotCachedError     (LookupError)             a call in mode "only" has no entry
     ├── MissingExtraError  (ImportError)             an optional package that is not installed
     ├── EntryError                                   a stored entry that must not be believed
     └── TierError                                    a tier that did not do its work
         └── TierUnavailable                          a tier that cannot be reached at all
 
-The first six reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
+The first eight reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
 are faults of the cache: the engine turns them into an event and a fall-through.
 """
 
@@ -74,6 +76,30 @@ class ReentryError(MemoError, RecursionError):
 
 class DependencyError(MemoError, FileNotFoundError):
     """What a cached function depends on (`depends_on`, `File`) is not there, or cannot tell."""
+
+
+class NothingMatchedError(MemoError, LookupError):
+    """An invalidation with `strict=True` matched no entry.
+
+    Attributes:
+        outcome: the answer that it would have given; every tier was told all the same.
+    """
+
+    def __init__(self, outcome: object) -> None:
+        super().__init__(str(outcome))
+        self.outcome = outcome
+
+
+class NotCachedError(MemoError, LookupError):
+    """A call in the mode `"only"` has no entry that could answer it.
+
+    Attributes:
+        explanation: why, as `explain` says it.
+    """
+
+    def __init__(self, explanation: object) -> None:
+        super().__init__(str(explanation))
+        self.explanation = explanation
 
 
 class MissingExtraError(MemoError, ImportError):

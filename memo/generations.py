@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
 def turned(fields: Mapping[str, str], turn: Turn, note: str) -> Change:
     """One invalidation: a fresh token under the field that `turn` names, and under `!`."""
-    value = stamps.token() + note
+    value = stamps.token_for(turn) + note
     if not turn.arguments:
         return Change({ALL: value, LAST: value}, renew=True)
     shapes = [s for s in fields.get(SHAPES, "").split("|") if s]

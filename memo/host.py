@@ -170,6 +170,16 @@ class HostGenerations:
         self._ledger.write(work, durable=False)
         return self.read(refs)
 
+    def names(self, kind: str, most: int) -> list[str]:
+        """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        statement = "SELECT name FROM groups WHERE name >= ? AND name < ? ORDER BY name LIMIT ?"
+        rows = self._ledger.select(statement, kind, f"{kind}\U0010ffff", most)
+        return [name.removeprefix(kind) for (name,) in rows]
+
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
         """See `memo.tiers.Generations.turn`."""
         await port.offload(self._turn, turns, note)

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memo import assembly, atoms, canon, display, invalidation, sources, stamps
+from memo import assembly, atoms, canon, display, sources
 from memo import policy as policy_words
 from memo.chain import Chain
-from memo.decorators import CachedFunction, functions
+from memo.decorators import functions
 from memo.drivers import BLOCKING, drive
-from memo.engine import Invalidation
 from memo.errors import TierError
-from memo.explanations import LOOKED_AT, listing
+from memo.explanations import listing
 from memo.figures import matches
 from memo.jobs import Function
 from memo.policy import Policy, judge
 from memo.port import Port
 from memo.seal import Header
-from memo.stamps import Generation, Ref, Stamp, State, Turn
+from memo.stamps import Generation, Ref, Stamp, State
 
 
 class Item(NamedTuple):
@@ -179,51 +178,3 @@ async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[t
             continue
         found = [(*at, tier.name) if held else at for at, held in zip(found, answers, strict=True)]
     return found
-
-
-# --- making them untrue ---------------------------------------------------------------------------
-
-
-class Cleared(NamedTuple):
-    """An invalidation, and the entries of this host that were true until then."""
-
-    how: Invalidation
-    entries: list[Header]
-
-
-def clear_function(
-    function: CachedFunction[Any, Any], where: Mapping[str, Any], reason: str
-) -> Cleared:
-    """Invalidate what a function has for some arguments; none given: all of it.
-
-    Raises:
-        OptionError: it has no such argument.
-    """
-    chain, name = function._function.chain(), function.function_id
-    pairs, whole = function._function.keyer.partial((), where)
-    turn = Turn(f"f:{name}", pairs, whole)
-    found = drive(_concerned(BLOCKING, chain, [turn], chain.prefix(name)))
-    return Cleared(function.invalidate(**where, reason=reason), found)
-
-
-def clear_tag(tag: str, reason: str) -> Cleared:
-    """Invalidate what has a tag, of whatever function."""
-    chain = assembly.default_chain()
-    found = drive(_concerned(BLOCKING, chain, [Turn(f"t:{tag}")], f"{chain.namespace}:"))
-    return Cleared(invalidation.invalidate(tag=tag, reason=reason), found)
-
-
-async def _concerned(port: Port, chain: Chain, turns: Iterable[Turn], prefix: str) -> list[Header]:
-    """The entries that are true now and would not be after some invalidations.
-
-    At most `LOOKED_AT` are looked at; without an authority that answers there are none.
-    """
-    listed = [header for header, _ in await listing(port, chain, prefix, LOOKED_AT)]
-    held = [(h, [s for s in h.stamps if type(s) is Generation]) for h in listed]
-    held = [(h, own) for h, own in held if stamps.concerns(turns, [s.ref for s in own])]
-    refs = {stamp.ref: None for _, own in held for stamp in own}
-    try:
-        now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
-    except TierError:
-        return []
-    return [h for h, own in held if all(now[s.ref].text == s.state.text for s in own)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from memo.chain import Chain
 from memo.errors import MemoError
 from memo.identity import Identity
 from memo.keys import Call, Keyer
-from memo.policy import Policy, Times, Verdict, judge
+from memo.policy import Policy, Times, Verdict, judge, judge_expired
 from memo.sources import Dependencies
 
 E = TypeVar("E", bound=BaseException)
@@ -103,8 +104,20 @@ class Function:
         own = args[0]
         return own if isinstance(own, type) else type(own)
 
-    def judge(self, times: Times) -> Verdict:
-        return judge(times, self.policy, self.chain().clock, self.live_ttl())
+    def judge(self, times: Times, expired: int | None = None) -> Verdict:
+        """What may be done with an entry of these times.
+
+        Args:
+            expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
+        """
+        verdict = judge(times, self.policy, self.chain().clock, self.live_ttl())
+        return verdict if expired is None else judge_expired(verdict, self.policy, expired)
+
+    def under(self, policy: Policy) -> Function:
+        """The same function, whose entries age by another policy."""
+        made = copy.copy(self)
+        made.policy = policy
+        return made
 
 
 class Job(NamedTuple):

@@ -15,15 +15,17 @@ from __future__ import annotations
 import functools
 import json
 import re
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from memo import atoms, canon, options, resolvers, summaries
 from memo.atoms import SIMPLE
-from memo.bindings import ABSENT, BindingError, annotated, bind, plan, signature
+from memo.bindings import ABSENT, BindingError, annotated, bind, hints, plan, signature
 from memo.canon import Unkeyable
 from memo.digests import blake2b
-from memo.errors import KeyingError, OptionError
+from memo.errors import KeyingError, OptionError, shown
 from memo.identity import code_digest
 from memo.resolvers import Resolved, Resolver, words
 from memo.stamps import ADDRESS, Ref
@@ -319,6 +321,11 @@ class Keyer:
         names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
         return resolvers.declared("tags", self._given_tags, names, extra, own)
 
+    @property
+    def fixed_tags(self) -> list[str]:
+        """The tags that every entry has."""
+        return list(self._tags)
+
     # --- a call ---------------------------------------------------------------------------------
 
     def call(
@@ -598,6 +605,17 @@ class Keyer:
         texts += [f"{k}={summaries.described_value(k, value)}" for k, value in kwargs.items()]
         return ", ".join(texts)
 
+    def mistyped(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The arguments whose type is not that of their annotation, for people; `""`: none."""
+        given = {**dict(zip(self.plan.names, args, strict=False)), **kwargs}
+        wrong = [
+            f"{name}={shown(given[name])} is a {type(given[name]).__name__}, "
+            f"but is annotated {_type_named(hint)}"
+            for name, hint in hints(self._function, self._signature)
+            if name in given and not _is_of(given[name], hint)
+        ]
+        return "; ".join(dict.fromkeys(wrong))
+
     def _given_arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -664,6 +682,28 @@ class Keyer:
 def _not_selecting(given: Mapping[str, Any]) -> OptionError:
     name, value = next(iter(given.items()))
     return OptionError(name, value, "is not part of the key, so it selects no entries.")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value may have the type of an annotation; True where that cannot be told."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in typing.get_args(hint))
+    if hint is None:
+        return value is None
+    if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
+        return True
+    try:
+        return isinstance(value, hint) or (hint in _WIDER and isinstance(value, _WIDER[hint]))
+    except TypeError:  # a protocol that cannot be asked
+        return True
+
+
+_WIDER: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, float)}
+"""What may be given for a type besides its own values."""
+
+
+def _type_named(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def _class_name(own: Any) -> str:

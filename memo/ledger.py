@@ -318,7 +318,7 @@ class Ledger:
                 self.suffer(error)
         raise TierError("host.sqlite is damaged again and again")
 
-    def select(self, statement: str) -> list[Any]:
+    def select(self, statement: str, *values: object) -> list[Any]:
         """The rows of a query, from the file as it is now.
 
         Raises:
@@ -328,7 +328,7 @@ class Ledger:
             database = self.ready()
             try:
                 with database.reading:
-                    return database.reader.execute(statement).fetchall()
+                    return database.reader.execute(statement, values).fetchall()
             except FAULTS as error:
                 self.suffer(error)
         raise TierError("host.sqlite is damaged again and again")

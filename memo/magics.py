@@ -32,13 +32,14 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display as publish
 
-from memo import assembly, call_graph, display, errors, inventory
+from memo import assembly, call_graph, display, errors, inventory, names
 from memo.cells import Cell
 from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
 from memo.errors import MemoError, OptionError
-from memo.figures import Stats, label, matches
-from memo.inventory import Cleared
+from memo.figures import Stats, label
+from memo.invalidating import Invalidation
+from memo.invalidation import invalidate
 from memo.reports import explain_misses
 from memo.seal import Header
 from memo.stats import Span, reset, stats, watch
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
     from IPython.display import DisplayHandle
 
-_NAMED = 5
-"""Entries that `%cache_clear` names."""
 OPEN_REPORTS = 16
 """Reports that wait for background refreshes at once; the oldest gives way."""
 
@@ -336,41 +335,44 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
-    """Make entries untrue; what was done, in lines."""
+    """Invalidate entries; what that hit, in lines."""
+    reason = "%cache_clear"
     if tag:
-        return [*_outcome(inventory.clear_tag(tag, "%cache_clear"))]
-    found = [f for f in functions() if matches(f.function_id, pattern)]
-    if not found:
-        raise UsageError(_no_function(pattern))
-    done: dict[str, Cleared] = {}
+        return [*_outcome(invalidate(tag=tag, reason=reason))]
+    here = {function.function_id: function for function in functions()}
+    if pattern == "*":
+        found = list(here)
+    else:
+        found = drive(names.functions_matching(BLOCKING, "function", pattern, list(here)))
+    done: list[Invalidation] = []
     refused: OptionError | None = None
-    for function in found:
+    for identity in found:
         try:
-            cleared = inventory.clear_function(function, where, "%cache_clear")
+            done.append(_clear_one(here.get(identity), identity, where, reason))
         except OptionError as error:  # it has no such argument, so it has no such entries
             refused = error
-            continue
-        done.setdefault(function.function_id, cleared)
     if refused and not done:
         raise refused
-    return [line for cleared in done.values() for line in _outcome(cleared)]
+    return [line for outcome in done for line in _outcome(outcome)]
 
 
-def _no_function(pattern: str) -> str:
-    names = list(dict.fromkeys(label(f.function_id) for f in functions()))
-    near = errors.nearest(pattern, names) or "."
-    there = ", ".join(names) or "none in this kernel"
-    return f"No cached function matches {pattern}{near} There are: {there}"
+def _clear_one(
+    function: CachedFunction[..., Any] | None, identity: str, where: dict[str, Any], reason: str
+) -> Invalidation:
+    if function is not None:
+        return function.invalidate(**where, reason=reason)
+    if where:
+        mend = "selects entries of a function that is defined in this kernel."
+        raise OptionError("--where", label(identity), mend)
+    return invalidate(function=identity, reason=reason)
 
 
-def _outcome(cleared: Cleared) -> Iterator[str]:
-    """What was made untrue, how that went, and which entries of this host it was."""
-    how = ", ".join(f"{tier}: {what}" for tier, what in cleared.how.tiers.items())
-    yield f"Invalidated {label(cleared.how.target)} ({how or 'no tier holds anything'})"
-    count = display.counted(len(cleared.entries), "entry", "entries")
-    calls = [_called(header) for header in cleared.entries[:_NAMED]]
-    more = ", …" * (len(cleared.entries) > _NAMED)
-    yield f"  {count} on this host{': ' * bool(calls)}{', '.join(calls)}{more}"
+def _outcome(done: Invalidation) -> Iterator[str]:
+    """What an invalidation hit, and some of the calls."""
+    yield repr(done)
+    if done.first:
+        more = ", …" * (done.matched > len(done.first) or done.at_least)
+        yield f"  {', '.join(map(_called, done.first))}{more}"
 
 
 def _called(header: Header) -> str:

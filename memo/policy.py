@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,6 +56,21 @@ class Verdict(NamedTuple):
     kind: str
     reason: str = ""
     fallback: bool = False
+
+
+def judge_expired(verdict: Verdict, policy: Policy, at: int) -> Verdict:
+    """The verdict on an entry that was let expire before its ttl was over.
+
+    Args:
+        verdict: what it would be otherwise.
+        at: when it was let expire, in nanoseconds since the epoch.
+    """
+    if verdict.kind == MISS:
+        return verdict
+    past = max(0, time.time_ns() - at)
+    if past < policy.stale_while_revalidate * SECOND:
+        return Verdict(STALE, EXPIRED)
+    return Verdict(MISS, EXPIRED, fallback=past < policy.stale_if_error * SECOND)
 
 
 class Times(NamedTuple):
@@ -109,6 +125,7 @@ class Policy(NamedTuple):
         lock_timeout: longest wait for another holder, in seconds; None: as long as it lives.
         ttl_key: key in the live configuration that overrides `ttl`.
         cache_if: predicate of the result; False: return it, do not store it.
+        max_age: seconds; older entries do not answer, whatever their ttl and stale windows.
     """
 
     ttl: float | Callable[[Any], Any] | None = 60.0
@@ -121,6 +138,7 @@ class Policy(NamedTuple):
     lock_timeout: float | None = 30.0
     ttl_key: str | None = None
     cache_if: Callable[[Any], bool] | None = None
+    max_age: float | None = None
 
     @property
     def grace(self) -> float:
@@ -138,6 +156,10 @@ def judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None = N
         live_ttl: seconds, the value that the live configuration has for `policy.ttl_key`; it
             replaces the entry's own ttl.  `math.inf`: no expiry.
     """
+    if policy.max_age is not None:
+        old = age(times, clock)
+        if old is None or old >= policy.max_age * SECOND:
+            return Verdict(MISS, CLOCK if old is None else EXPIRED)
     ttl = _ttl_in_force(times, policy, live_ttl)
     if ttl is None and times.boot_id == clock.boot_id:
         return _FRESH

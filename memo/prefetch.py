@@ -53,7 +53,7 @@ class Group:
 
     def covering(self, arguments: tuple[tuple[str, str], ...] | None) -> tuple[str, ...]:
         """The fields that cover a call, by the shapes that were seen last."""
-        if not (self.shapes and arguments):
+        if not self.shapes or arguments is None:
             return ()
         return tuple(stamps.covering(arguments, self.shapes.split("|")))
 
@@ -89,7 +89,7 @@ class Group:
                 k: v.decode("utf-8", "surrogateescape") for k, v in pairs if isinstance(v, bytes)
             }
         self.shapes = fields.get(SHAPES, "")
-        if self.shapes and arguments and not set(self.covering(arguments)) <= set(names):
+        if self.shapes and not set(self.covering(arguments)) <= set(names):
             return None
         state = stamps.read(Ref(name, arguments), fields)
         if arguments is not None and not self.shapes:

@@ -388,7 +388,7 @@ class Redis:
         """Invalidate; each group in one step."""
         calls = []
         for turn in turns:
-            value = (stamps.token() + note).encode()
+            value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
             words = (shape.encode(), field.encode(), value, b"%d" % stamps.FIELDS, b"")
             calls.append(((self._group_key(turn.group),), words))

@@ -25,12 +25,16 @@ Rules of this module:
     digests.  Its `State` is `*` and every field that covers the call.  Invalidating is O(1): write
     one field.  Reading is O(number of shapes), which is small and bounded.
 5.  Past `FIELDS` fields a group is renewed: `*` turns and the fields go.
+6.  A *soft* turn lets entries expire instead of dropping them.  Its field names one more argument,
+    `~`, which every call has with an empty digest.  So it leaves all other fields as they are, and
+    a state in which nothing but such fields changed has expired; its token says when.
 """
 
 from __future__ import annotations
 
 import os
-from binascii import b2a_base64
+import time
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -38,6 +42,7 @@ ALL = "*"
 LAST = "!"
 SHAPES = "?"
 ADDRESS = "@"
+SOFT = "~"
 TOKEN = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
 FIELDS = 4096
@@ -47,11 +52,29 @@ READS = 256
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def token() -> str:
     """A fresh random token of `TOKEN` characters."""
     return b2a_base64(os.urandom(12), newline=False).translate(_URL_SAFE).decode()
+
+
+def token_for(turn: Turn) -> str:
+    """A fresh token for an invalidation; that of a soft one begins with the time."""
+    if not is_soft(turn.arguments):
+        return token()
+    at = (time.time_ns() // 1_000_000).to_bytes(6, "big")
+    return b2a_base64(at + os.urandom(6), newline=False).translate(_URL_SAFE).decode()
+
+
+def _made_at(soft: str) -> int:
+    """When the token of a soft turn was made, in nanoseconds since the epoch; 0: not known."""
+    try:
+        data = a2b_base64(soft.encode().translate(_FROM_URL_SAFE))
+    except ValueError:
+        return 0
+    return int.from_bytes(data[:6], "big") * 1_000_000
 
 
 class Ref(NamedTuple):
@@ -96,6 +119,39 @@ class Turn(NamedTuple):
     whole: bool = False
 
 
+def softened(turn: Turn) -> Turn:
+    """The turn that lets expire what another would drop."""
+    return turn._replace(arguments=(*turn.arguments, (SOFT, "")))
+
+
+def is_soft(arguments: Iterable[tuple[str, str]]) -> bool:
+    """Whether the arguments of a turn make it a soft one."""
+    return (SOFT, "") in arguments
+
+
+def expired_at(before: str, now: str) -> int | None:
+    """When a state was last expired, if nothing but that happened to it.
+
+    Args:
+        before: the text of the state that an entry recorded.
+        now: the text of the present state, which is another.
+
+    Returns:
+        Nanoseconds since the epoch; None: it was invalidated, or is lost.
+    """
+    old, new = before.split("|"), now.split("|")
+    if [part for part in old if not _softly(part)] != [part for part in new if not _softly(part)]:
+        return None
+    later = set(new).difference(old)
+    return max((_made_at(part[-TOKEN:]) for part in later), default=None)
+
+
+def _softly(part: str) -> bool:
+    """Whether a part of a state's text is the field of a soft turn."""
+    names, equals, _ = part.partition("=")
+    return bool(equals) and names.split(",")[-1] == SOFT
+
+
 def shape(arguments: Iterable[tuple[str, str]]) -> str:
     """The names of some arguments, as `?` lists them."""
     return ",".join(name for name, _ in arguments)
@@ -114,7 +170,7 @@ def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
     own = tuple(refs)
     return any(
         turn.group == ref.group
-        and (ref.arguments is None or set(turn.arguments) <= set(ref.arguments))
+        and (ref.arguments is None or set(turn.arguments) <= {*ref.arguments, (SOFT, "")})
         for turn in turns
         for ref in own
     )
@@ -142,7 +198,7 @@ def read(ref: Ref, fields: Mapping[str, str]) -> State:
 
 def covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> Iterable[str]:
     """The fields of a group with these shapes that cover a call with these arguments."""
-    digests = dict(arguments)
+    digests = {**dict(arguments), SOFT: ""}
     for names in shapes:
         parts = names.split(",")
         if all(part in digests for part in parts):

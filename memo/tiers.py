@@ -376,6 +376,10 @@ class HostGenerations(Generations, Protocol):
         """Adopt what a shared authority reads, where this host still reads `before`."""
         ...
 
+    def names(self, kind: str, most: int) -> list[str]:
+        """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many."""
+        ...
+
     def owe(self, turns: Sequence[Turn], note: str) -> None:
         """An invalidation could not be written: this process reads nothing here until it is."""
         ...

@@ -141,8 +141,9 @@ def test_an_address_is_never_a_pattern() -> None:
     load = loads(key_prefix="sales", key_resolver="{region}:{year}")
     load("EU"), load("EU*"), load("U")
     assert load.address("EU") == "sales:EU:2024"
-    memo.invalidate(key="sales:EU*:2024")
-    assert [load.is_cached(r) for r in ("EU", "EU*", "U")] == [True, False, True]
+    with pytest.raises(OptionError, match="prefix='sales:EU'"):
+        memo.invalidate(key="sales:EU*:2024")
+    assert [load.is_cached(r) for r in ("EU", "EU*", "U")] == [True, True, True]
     memo.invalidate(key="sales:EU")
     assert load.is_cached("EU")
     memo.invalidate(key="sales:EU:2024")
@@ -1451,11 +1452,11 @@ def test_tags_of_the_decorator() -> None:
     assert not load.is_cached("EU")
 
 
-@pytest.mark.parametrize("answer", ["raises", "a number", "an empty text"])
+@pytest.mark.parametrize("answer", ["raises", "an empty text"])
 def test_a_resolver_that_fails_drops_the_whole_prefix(answer: str) -> None:
     """The result reaches the caller, the whole prefix goes, an event and a warning say so."""
     load, other = loads(key_prefix="sales"), loads("other", key_prefix="rest")
-    given: dict[str, Any] = {"a number": 5, "an empty text": ""}
+    given: dict[str, Any] = {"an empty text": ""}
 
     @invalidate_cache(key_prefix="sales", key_resolver=lambda result: [given[answer]])
     def update() -> str:

@@ -45,7 +45,8 @@ ROWS = (
     (
         "assembly",
         (
-            "classes assembly decorators invalidation inventory graph_drawing call_graph reports"
+            "classes matching invalidating names assembly decorators invalidation inventory"
+            " graph_drawing call_graph reports"
             " under_way live_view watcher cells widget web_page"
         ),
     ),

@@ -60,7 +60,8 @@ def test_signatures() -> None:
     """The names, their order and their defaults are those of the specification."""
     assert bare(cache) == SIGNATURE
     assert bare(invalidate_cache) == (
-        "(key_prefix=None, key_resolver=None, provider=None, *, functions=(), match=(), tags=())"
+        "(key_prefix=None, key_resolver=None, provider=None, *, functions=(), match=(), tags=(), "
+        "soft=False)"
     )
     assert "ttl: how long" in inspect.getdoc(cache)  # type: ignore[operator]
 

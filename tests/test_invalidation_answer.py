@@ -1,0 +1,292 @@
+"""The answer of an invalidation: what it hit, or which name was probably meant."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from redis_server import RedisServer
+
+import memo
+from memo import NothingMatchedError, OptionError, cache, invalidate_cache
+from memo.cli import main
+
+chains = pytest.mark.parametrize("where", ["disk", "redis"])
+
+
+@contextmanager
+def place(where: str, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Disk alone, or Redis over disk."""
+    if where == "disk":
+        yield
+        return
+    server: RedisServer = request.getfixturevalue("redis_server")
+    with memo.configure(redis_url=server.url, deadline=5):
+        yield
+
+
+def loads(name: str = "shop:load", **options: Any) -> Any:
+    @cache(name=name, version="1", **{"ttl": None, **options})
+    def load(region: str, year: int = 2024) -> str:
+        return f"{region} {year}"
+
+    return load
+
+
+def aloads(name: str = "shop:aload", **options: Any) -> Any:
+    @cache(name=name, version="1", **{"ttl": None, **options})
+    async def load(region: str, year: int = 2024) -> str:
+        return f"{region} {year}"
+
+    return load
+
+
+@chains
+def test_the_answer_counts_what_it_hit(where: str, request: pytest.FixtureRequest) -> None:
+    """`.matched` is the number of valid entries, and the repr says it with the tiers."""
+    with place(where, request):
+        load = loads()
+        for year in (2022, 2023, 2024):
+            load("EU", year), load("US", year)
+        done = load.invalidate(region="EU")
+        assert done.matched == 3
+        tiers = "memory: done, redis: done, disk: done"
+        tiers = tiers if where == "redis" else "memory: done, disk: done"
+        assert repr(done) == f"invalidated shop:load(region='EU'): 3 entries on this host ({tiers})"
+        assert load.invalidate(region="EU").matched == 0, "they are invalid already"
+        assert load.invalidate("US", 2024).matched == 1
+        assert load.invalidate().matched == 2
+
+
+async def test_the_answer_of_a_coroutine_counts_too() -> None:
+    """`await f.ainvalidate()` and `await memo.ainvalidate()` say the same."""
+    load = aloads(tags=["sales"])
+    await asyncio.gather(load("EU"), load("US"))
+    assert (await load.ainvalidate("EU")).matched == 1
+    assert (await memo.ainvalidate(tag="sales")).matched == 1
+
+
+@chains
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"prefix": "product"}, "nothing matched prefix 'product'; did you mean 'products'?"),
+        ({"tag": "sale"}, "nothing matched tag 'sale'; did you mean 'sales'?"),
+        ({"key": "products:EV:2024"},
+         "nothing matched key 'products:EV:2024'; did you mean 'products:EU:2024'?"),
+        ({"prefix": "zzz"}, "nothing matched prefix 'zzz'"),
+    ],
+    ids=["prefix", "tag", "key", "nothing near"],
+)  # fmt: skip
+def test_nothing_matched_is_said(
+    where: str, request: pytest.FixtureRequest, wrong: dict[str, str], said: str
+) -> None:
+    """A target that matches nothing says so, names the nearest, and raises with `strict=True`."""
+    with place(where, request):
+        load = loads(key_prefix="products", tags=["sales"])
+        load("EU")
+        done = memo.invalidate(**wrong)
+        assert (done.matched, repr(done)) == (0, said)
+        with pytest.raises(NothingMatchedError, match=said.split(";", maxsplit=1)[0]) as caught:
+            memo.invalidate(**wrong, strict=True)
+        assert caught.value.outcome.complete, "the tiers were told all the same"
+        assert load.is_cached("EU")
+        right = {"prefix": "products", "tag": "sales", "key": load.address("EU")}
+        name = next(iter(wrong))
+        assert memo.invalidate(**{name: right[name]}, strict=True).matched == 1
+
+
+def test_a_wrong_type_is_named() -> None:
+    """A text for an argument that is annotated `int` is named in the answer."""
+    load = loads()
+    load("EU", 2024)
+    done = load.invalidate(year="2024")
+    assert done.matched == 0
+    assert "year='2024' is a str, but is annotated int" in repr(done)
+    assert load.invalidate(year=2024).matched == 1
+
+
+def test_a_function_is_no_predicate() -> None:
+    """A function as a value selects nothing, so it is refused and nothing is dropped."""
+    load = loads()
+    load("EU")
+    for how in (load.invalidate, load.expire):
+        with pytest.raises(OptionError, match=r"region=.*predicates are not supported"):
+            how(region=lambda region: region == "EU")
+    assert load.is_cached("EU")
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@chains
+@pytest.mark.parametrize("name", ["shop:load", "load"])
+def test_a_function_by_the_name_that_is_shown(
+    where: str, request: pytest.FixtureRequest, name: str
+) -> None:
+    """`function=` takes the identity and the short name."""
+    with place(where, request):
+        load = loads()
+        load("EU")
+        assert memo.invalidate(function=name).matched == 1
+        assert not load.is_cached("EU")
+
+
+def test_an_unknown_or_ambiguous_name_is_an_error() -> None:
+    """An unknown name lists the nearest, an ambiguous one what it could be; nothing is dropped."""
+    one, other = loads("shop:load"), loads("store:load")
+    one("EU"), other("EU")
+    with pytest.raises(OptionError, match=r"function='shop:laod'.*did you mean 'shop:load'"):
+        memo.invalidate(function="shop:laod")
+    with pytest.raises(OptionError, match=r"function='load'.*shop:load.*store:load"):
+        memo.invalidate(function="load")
+    assert one.is_cached("EU")
+    assert other.is_cached("EU")
+    assert set(memo.stats().functions) <= {"shop:load", "store:load"}, "no phantom rows"
+
+
+def test_a_function_of_another_process_is_known_by_its_name() -> None:
+    """What another process cached here can be named without importing it."""
+    code = (
+        "import memo\n"
+        "@memo.cache(ttl=None, name='jobs:nightly', tags=['sales'])\n"
+        "def f(x): return x\n"
+        "f(1), f(2)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert memo.invalidate(function="nightly").matched == 2
+    assert memo.invalidate(tag="sales").matched == 0
+
+
+@chains
+def test_a_key_invalidates_its_call(where: str, request: pytest.FixtureRequest) -> None:
+    """`key=` takes what `f.key(...)` gave, and drops exactly that call."""
+    with place(where, request):
+        load = loads()
+        load("EU"), load("US")
+        assert memo.invalidate(key=load.key("EU")).matched == 1
+        assert (load.is_cached("EU"), load.is_cached("US")) == (False, True)
+
+
+def test_a_key_of_another_process(cache_home: Any) -> None:
+    """A key that another process printed is found by its entry."""
+    code = (
+        "import memo\n"
+        "@memo.cache(ttl=None, name='jobs:keyed')\n"
+        "def f(x): return x\n"
+        "f(1); print(f.key(1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert memo.invalidate(key=done.stdout.strip()).matched == 1
+    assert memo.invalidate(key="0" * 40).matched == 0
+
+
+def test_a_star_in_a_key_is_an_error() -> None:
+    """A pattern is refused, with the option that drops several."""
+    with pytest.raises(OptionError, match=r"key='products:\*'.*prefix='products'"):
+        memo.invalidate(key="products:*")
+
+
+# --- bounds --------------------------------------------------------------------------------------
+
+
+def test_counting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time for counting is over the answer says "at least", and everything is dropped."""
+    load = loads()
+    for year in range(40):
+        load("EU", year)
+    monkeypatch.setattr("memo.matching.BOUND", 0.0)
+    done = load.invalidate()
+    assert done.at_least
+    assert "at least" in repr(done)
+    assert not any(load.is_cached("EU", year) for year in range(40))
+
+
+@pytest.mark.timing
+def test_counting_takes_no_longer_than_it_may() -> None:
+    """With 3,000 entries of another function in the namespace an answer takes under 0.1 s."""
+    load = loads(tags=["a"])
+    for year in range(3000):
+        load("EU", year)
+    begun = time.perf_counter()
+    memo.invalidate(tag="b")
+    assert time.perf_counter() - begun < 0.1
+
+
+# --- invalidate_cache ----------------------------------------------------------------------------
+
+
+def services(cached: Callable[..., Any], **options: Any) -> Any:
+    """Something with a cached read and a write that invalidates it."""
+    return invalidate_cache(**options)(cached)
+
+
+@pytest.mark.parametrize(
+    "resolver",
+    [
+        "products:{product_id}",
+        "{product_id}",
+        lambda product_id: product_id,
+        lambda result: [result["id"], 99],
+        "{result[id]}",
+    ],
+    ids=["template", "bare template", "an int", "a list of ints", "template of the result"],
+)
+def test_an_address_may_be_a_template_or_a_number(resolver: Any) -> None:
+    """A template gives the address; what is no text is formatted as in a template."""
+    read = cache(ttl=None, key_prefix="products")(lambda product_id: product_id)
+    read(1), read(2)
+
+    @invalidate_cache(key_prefix="products", key_resolver=resolver)
+    def update(product_id: int) -> dict[str, int]:
+        return {"id": product_id}
+
+    update(1)
+    assert (read.is_cached(1), read.is_cached(2)) == (False, True)
+
+
+def test_a_template_is_checked_at_decoration() -> None:
+    """An unknown placeholder is an error when the function is decorated."""
+    with pytest.raises(OptionError, match="prodct_id"):
+        invalidate_cache(key_resolver="products:{prodct_id}")(lambda product_id: 1)
+
+
+def test_a_soft_invalidation_of_a_decorator() -> None:
+    """`soft=True` lets the entries expire: within the stale window the old value is served."""
+    runs: dict[str, int] = {}
+
+    @cache(ttl=None, key_prefix="products", stale_while_revalidate=60, version="1")
+    def read(product_id: int) -> int:
+        runs["n"] = runs.get("n", 0) + 1
+        return runs["n"]
+
+    @invalidate_cache(key_prefix="products", key_resolver="{product_id}", soft=True)
+    def update(product_id: int) -> None: ...
+
+    assert read(1) == 1
+    update(1)
+    assert read(1) == 1
+
+
+# --- the command line and the magics -------------------------------------------------------------
+
+
+def test_the_command_line_says_what_it_hit() -> None:
+    """`memo clear` exits 0 with the count, and 1 when nothing matched, with the nearest name."""
+    load = loads(key_prefix="products")
+    load("EU"), load("US")
+    missed = CliRunner().invoke(main, ["clear", "--prefix", "product"])
+    assert missed.exit_code == 1
+    assert "did you mean 'products'?" in missed.output
+    done = CliRunner().invoke(main, ["clear", "--function", "load"])
+    assert (done.exit_code, "2 entries on this host" in done.output) == (0, True)
+    unknown = CliRunner().invoke(main, ["clear", "--function", "laod"])
+    assert unknown.exit_code == 2
+    assert "did you mean" in unknown.output
