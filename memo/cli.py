@@ -161,7 +161,7 @@ def clear(everything: bool, yes: bool, **target: str | None) -> None:
     Say which: one of the options. --all also frees their space.
     Ends with the status 1 when nothing matched.
     """
-    named = {name: value for name, value in target.items() if value is not None}
+    named: dict[str, Any] = {name: value for name, value in target.items() if value is not None}
     if len(named) + everything != 1:
         raise click.UsageError("give exactly one of --prefix, --tag, --function, --key, --all.")
     if everything:

@@ -134,7 +134,7 @@ async def explain(
     if reason in (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED) and own:
         facts = await _untrue(port, chain, own)
     elif reason == EXPIRED and own:
-        facts = _expired(function, chain, own)
+        facts = await _untrue(port, chain, own) or _expired(function, chain, own)
     elif reason in _FAULTS:
         facts = [_FAULTS[reason]]
     elif reason == ABSENT and own and _is_past(function, chain, own):  # no tier gives it out now
@@ -248,18 +248,23 @@ async def _turned(
     told = [(field, note) for field, note in notes if note]
     since = [(field, note) for field, note in told if note["at"] * SECOND >= started - SECOND]
     facts = [
-        f"{_group(stamp.ref.group)} invalidated{_selected(field)} {_note(note)}"
+        f"{_group(stamp.ref.group)} {_selected(field)} {_note(note)}"
         for field, note in since or told[-1:]
     ]
     return facts or [f"{_group(stamp.ref.group)} was invalidated"]
 
 
 def _selected(field: str) -> str:
-    """Which entries of a group an invalidation was about."""
-    names = field.partition("=")[0]
+    """What was done to which entries of a group."""
     if field == stamps.ALL:
-        return ""
-    return " at this address" if names == stamps.ADDRESS else f" for this {names}"
+        return "invalidated"
+    names = field.partition("=")[0].split(",")
+    done = "expired" if names[-1] == stamps.SOFT else "invalidated"
+    names = [name for name in names if name != stamps.SOFT]
+    if not names:
+        return done
+    listed = ",".join(names)
+    return f"{done} at this address" if listed == stamps.ADDRESS else f"{done} for this {listed}"
 
 
 def _group(group: str) -> str:

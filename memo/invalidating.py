@@ -105,10 +105,10 @@ async def invalidate(
         wanted = tuple(map(stamps.softened, wanted))
     tiers = await _turn(port, every, wanted, reason)
     said = ""
-    if hint is not None and not (found.count or found.partial):
+    if hint is not None and not (found.number or found.partial):
         said = await hint(port, found)
     verb = "expired" if soft else "invalidated"
-    return Invalidation(target, tiers, reason, found.count, found.partial, said, verb, found.first)
+    return Invalidation(target, tiers, reason, found.number, found.partial, said, verb, found.first)
 
 
 async def _turn(

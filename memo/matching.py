@@ -31,13 +31,13 @@ class Matches(NamedTuple):
     """What an invalidation is about to drop on this host.
 
     Attributes:
-        count: how many valid entries were found.
+        number: how many valid entries were found.
         partial: looking was given up, so there may be more.
         first: the headers of the first of them.
         others: addresses of valid entries that it does not concern.
     """
 
-    count: int = 0
+    number: int = 0
     partial: bool = False
     first: tuple[Header, ...] = ()
     others: tuple[str, ...] = ()

@@ -1,0 +1,206 @@
+"""Soft invalidation: `memo.expire` and `f.expire` let entries expire, and stale windows apply."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+from providers import InADict
+
+import memo
+from memo import cache
+from memo.drivers import drain_blocking
+
+RUNS: dict[str, int] = {}
+
+
+@pytest.fixture(autouse=True)
+def fresh_counts() -> None:
+    RUNS.clear()
+
+
+@pytest.fixture(params=["disk", "redis"])
+def where(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
+    """Disk alone, or Redis over disk."""
+    if request.param == "disk":
+        return nullcontext()
+    server = request.getfixturevalue("redis_server")
+    return memo.configure(redis_url=server.url, deadline=5)
+
+
+def loads(**options: Any) -> Any:
+    @cache(name="shop:load", version="1", **{"ttl": None, **options})
+    def load(region: str, year: int = 2024) -> int:
+        RUNS["n"] = RUNS.get("n", 0) + 1
+        return RUNS["n"]
+
+    return load
+
+
+HOW: dict[str, Callable[[Any], Any]] = {
+    "function": lambda f: f.expire(),
+    "arguments": lambda f: f.expire(region="EU"),
+    "call": lambda f: f.expire("EU", 2024),
+    "tag": lambda f: memo.expire(tag="sales"),
+    "prefix": lambda f: memo.expire(prefix="shops"),
+    "name": lambda f: memo.expire(function="load"),
+    "address": lambda f: memo.expire(key=f.address("EU")),
+    "key": lambda f: memo.expire(key=f.key("EU")),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_old_value_is_served_while_it_is_refreshed(where: Any, how: str) -> None:
+    """Within `stale_while_revalidate` an expired entry answers once more, and one refresh runs."""
+    with where:
+        load = loads(stale_while_revalidate=60, tags=["sales"], key_prefix="shops")
+        assert load("EU") == 1
+        done = HOW[how](load)
+        assert (done.matched, repr(done).split()[0]) == (1, "expired")
+        with memo.testing.recording() as heard:
+            assert load("EU") == 1
+            assert drain_blocking(10)
+        kinds = [event.kind for event in heard]
+        assert (kinds.count("stale"), kinds.count("refresh_done")) == (1, 1)
+        assert load("EU") == 2
+        assert load.is_cached("EU")
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_without_a_window_it_is_computed_anew(where: Any, how: str) -> None:
+    """Without a stale window nothing old is served; what was stored since is good."""
+    with where:
+        load = loads(tags=["sales"], key_prefix="shops")
+        assert load("EU") == 1
+        HOW[how](load)
+        assert not load.is_cached("EU")
+        assert load("EU") == load("EU") == 2
+
+
+def test_others_do_not_expire(where: Any) -> None:
+    """Only entries that include the arguments expire."""
+    with where:
+        load = loads()
+        load("EU"), load("US")
+        load.expire(region="EU")
+        assert (load.is_cached("EU"), load.is_cached("US")) == (False, True)
+
+
+@pytest.mark.parametrize("first", ["invalidate", "expire"])
+def test_an_invalidation_is_stronger_whatever_comes_first(where: Any, first: str) -> None:
+    """What was invalidated before or after it expired is not served, whatever its window."""
+    with where:
+        load = loads(stale_while_revalidate=60, stale_if_error=60)
+        assert load("EU") == 1
+        calls = [load.invalidate, load.expire]
+        for call in calls if first == "invalidate" else calls[::-1]:
+            call(region="EU")
+        assert load("EU") == 2
+
+
+def test_an_expired_value_answers_when_computing_raises(where: Any) -> None:
+    """`stale_if_error` serves the expired value if the function raises."""
+    broken: dict[str, bool] = {}
+
+    @cache(ttl=None, stale_if_error=60, version="1", name="shop:broken")
+    def load() -> str:
+        if broken:
+            raise OSError
+        return "old"
+
+    with where:
+        assert load() == "old"
+        broken["now"] = True
+        load.expire()
+        assert load() == "old"
+        load.invalidate()
+        with pytest.raises(OSError):
+            load()
+
+
+def test_what_was_built_on_it_expires_too(where: Any) -> None:
+    """An outer entry has expired when what it was built on has, and its own window applies."""
+    load = loads()
+
+    @cache(ttl=None, version="1", name="shop:report", stale_while_revalidate=60)
+    def report() -> int:
+        return 10 * load("EU")
+
+    with where:
+        assert report() == 10
+        load.expire()
+        assert report() == 10
+        assert drain_blocking(10)
+        assert report() == 20
+
+
+async def test_the_awaitable_twins() -> None:
+    """`aexpire` of a function and of the module do the same inside an event loop."""
+    runs: dict[str, int] = {}
+
+    @cache(ttl=None, version="1", name="shop:aload", stale_while_revalidate=60)
+    async def load() -> int:
+        runs["n"] = runs.get("n", 0) + 1
+        return runs["n"]
+
+    assert await load() == 1
+    assert (await load.aexpire()).matched == 1
+    assert await load() == 1
+    assert await memo.drain(10)
+    assert await load() == 2
+    assert (await memo.aexpire(function="aload")).matched == 1
+    assert await load() == 2
+    assert await memo.drain(10)
+    assert await load() == 3
+
+
+def test_another_process_expires(where: Any) -> None:
+    """What another process expires has expired here."""
+    load = loads()
+    with where:
+        load("EU")
+        url = memo.config.current().redis_url
+        code = (
+            f"import memo; memo.configure(redis_url={url!r}, deadline=5); "
+            "print(memo.expire(function='shop:load').matched)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout == "1\n", done.stderr
+        assert load("EU") == 2
+
+
+def test_a_store_of_ones_own() -> None:
+    """With a store of four methods the whole group expires."""
+    load = loads(provider=InADict(), stale_while_revalidate=60)
+    assert load("EU") == 1
+    load.expire(region="EU")
+    assert load("EU") == 1
+    assert drain_blocking(10)
+    assert load("EU") == 2
+
+
+def test_the_window_begins_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However old an entry is, its window is counted from when it was let expire."""
+    load = loads(stale_while_revalidate=60)
+    assert load("EU") == 1
+    load.expire()
+    later = time.time_ns() + 61 * 10**9
+    monkeypatch.setattr("memo.policy.time.time_ns", lambda: later)
+    assert load("EU") == 2
+
+
+def test_explain_says_who_let_it_expire(where: Any) -> None:
+    """`explain` names the soft invalidation with its reason, and does not blame the ttl."""
+    load = loads()
+    with where:
+        load("EU")
+        load.expire(region="EU", reason="new data")
+        told = str(load.explain("EU"))
+        assert "miss (expired)" in told
+        assert "expired for this region" in told
+        assert "new data" in told
