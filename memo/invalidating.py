@@ -8,7 +8,6 @@ from typing import NamedTuple
 from memo import events, stamps
 from memo.authorities import make_note
 from memo.chain import Chain
-from memo.figures import label
 from memo.flights import FLIGHTS
 from memo.jobs import writer
 from memo.matching import Matches, matching
@@ -61,6 +60,8 @@ class Invalidation(NamedTuple):
         return f"{'at least ' * self.at_least}{self.matched:,} {entries} on this host"
 
     def __repr__(self) -> str:
+        from memo.figures import label
+
         how = ", ".join(f"{tier}: {what}" for tier, what in self.tiers.items())
         target = label(self.target)
         if not self.missed:
@@ -70,6 +71,7 @@ class Invalidation(NamedTuple):
 
     def _repr_html_(self) -> str:
         from memo import display
+        from memo.figures import label
 
         facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
         if self.missed:

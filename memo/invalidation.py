@@ -22,7 +22,6 @@ from memo.chain import Chain
 from memo.decorators import CachedFunction, functions, given_call
 from memo.drivers import BLOCKING, drive, native
 from memo.errors import NothingMatchedError, OptionError
-from memo.figures import label
 from memo.flights import FLIGHTS
 from memo.invalidating import Hint, Invalidation
 from memo.jobs import users
@@ -77,7 +76,7 @@ async def _target(
     name = named[0]
     if name == "function":
         identity = await names.function_named(port, "function", function, _here())
-        return _Target([Turn(f"f:{identity}")], f"function {label(identity)!r}")
+        return _Target([Turn(f"f:{identity}")], f"function {names.label(identity)!r}")
     text = options.text(name, given[name])
     assert text is not None
     if name == "prefix":

@@ -14,9 +14,16 @@ from typing import Any
 from memo import assembly
 from memo.chain import Chain
 from memo.errors import OptionError, TierError
-from memo.figures import label, matches
 from memo.port import Port
 from memo.stamps import Ref
+
+
+def label(identity: str) -> str:
+    """A function's identity as people read it: see `memo.figures.label`."""
+    from memo import figures  # imported late: it is heavy
+
+    return figures.label(identity)
+
 
 MOST = 20_000
 """Names of one kind that are read from this host."""
@@ -139,6 +146,8 @@ async def functions_matching(
     """
     known = await functions_known(port, here)
     if not set(pattern).isdisjoint("*?["):
+        from memo.figures import matches
+
         found = [identity for identity in known if matches(identity, pattern)]
         if found:
             return found
