@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import math
 import os
 import secrets
 import shutil
@@ -29,13 +30,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import memo
-from memo import cache
+from memo import cache, display
+from memo.display import duration
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-FULL = 16_000_000
+FULL = 8_000_000
 """Bytes of source in a whole demo: parsing takes about 0.5 s a megabyte on a machine of 2022."""
 QUICK = 3_000_000
 """Bytes of source with `--quick`."""
@@ -248,9 +250,8 @@ def answer() -> None:
 # --- what is shown -------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
-    """A duration for people: `8.31 s`, `2.4 ms`."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+WIDE = 30
+"""Most characters of a bar."""
 
 
 class Story:
@@ -260,15 +261,26 @@ class Story:
         self._console = console
         self.first = Run()
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str = "", style: str = "") -> None:
         """One line."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def tell(self, number: int, title: str, run: Run, note: str = "") -> None:
         """One run: how long, compared with the first, and what really ran."""
-        ratio = self.first.seconds / run.seconds
-        times = f"{ratio:,.0f} x faster" if number > 1 else ""
-        self.say(f"{number}  {title:<22}{duration(run.seconds):>10}  {times:<16}{note}".rstrip())
+        times = f"{self.first.seconds / run.seconds:,.0f} x faster" if number > 1 else ""
+        head = f"{number}  {title:<19}{duration(run.seconds):>9}  {times:<15}"
+        self.say(f"{head}{note}".rstrip(), "green" if number > 1 else "")
+
+    def chart(self, runs: dict[str, Run]) -> None:
+        """The time of each run as a bar, on a scale on which a tenth is one step shorter."""
+        shortest = min(run.seconds for run in runs.values())
+        whole = math.log10(max(run.seconds for run in runs.values()) / shortest) + 1
+        self.say("Time of each run (logarithmic: each step of the scale is ten times)", "bold")
+        for title, run in runs.items():
+            share = (math.log10(run.seconds / shortest) + 1) / whole
+            bar = "█" * max(1, round(share * WIDE))
+            style = "green" if run is not self.first else "red"
+            self.say(f"   {title:<19}{bar:<{WIDE}} {duration(run.seconds):>9}", style)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[memo.Event], None]]:
@@ -373,7 +385,8 @@ def _tell(story: Story, directory: Path, limit: int) -> bool:
     again = measure(folders)
     story.tell(2, "again", again, _where(again))
     fresh, whole = measure_elsewhere(folders)
-    story.tell(3, "in a fresh process", fresh, f"{_where(fresh)}; {duration(whole)} with its start")
+    story.tell(3, "in a fresh process", fresh, _where(fresh))
+    story.say(f"   ({duration(whole)} with the start of Python and its imports)", "dim")
     change_package(workspace)
     story.say(f"   ... a function is added to the package {PACKAGE!r}:")
     story.say(f"   definitions.invalidate(folder={PACKAGE!r})")
@@ -382,7 +395,10 @@ def _tell(story: Story, directory: Path, limit: int) -> bool:
     parsed = changed.computed["definitions"]
     story.tell(4, "after the change", changed, f"{parsed} of {total} packages parsed again")
     story.say()
-    story.say(str(memo.stats()))
+    runs = {"first run": first, "again": again, "in a fresh process": fresh}
+    story.chart({**runs, "after the change": changed})
+    story.say()
+    story.say(display.text(memo.stats(), width=80))
     story.say()
     return _verdict(story, [first, again, fresh, changed], total)
 
@@ -398,9 +414,13 @@ def _verdict(story: Story, runs: list[Run], total: int) -> bool:
         "the report has the change": changed.rows == first.rows + 1,
     }
     for promise, held in promises.items():
-        story.say(f"{'yes' if held else 'NO '}  {promise}")
+        story.say(f"{'✓' if held else '✗'} {promise}", "green" if held else "bold red")
     repeated = again.seconds + fresh.seconds
     story.say()
     story.say(f"The two repeated runs took {duration(repeated)} instead of")
     story.say(f"{duration(2 * first.seconds)}: {duration(2 * first.seconds - repeated)} saved.")
+    story.say()
+    story.say("Next: put @cache above a slow function of your own, run it twice, then")
+    story.say("   memo ls       what is stored      memo graph   what was built on what", "bold")
+    story.say("   memo stats    what it saved       memo ui      all of it, live", "bold")
     return all(promises.values())

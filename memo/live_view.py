@@ -154,6 +154,7 @@ class Model:
         after = drive(inventory.states(BLOCKING, chain, headers))
         pairs = zip(headers, before, after, strict=True)
         gone = [h for h, old, new in pairs if old != new and new == inventory.INVALIDATED]
+        gone.sort(key=lambda header: header.times.finished)  # what was built on it comes after it
         how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
         if not gone:
             return f"Nothing here was valid any more ({how})."

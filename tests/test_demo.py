@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def demo(*args: str, cwd: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+def demo(*args: str, cwd: Path, quick: tuple[str, ...] = ("--quick",)) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "memo", "demo", "--quick", *args],
+        [sys.executable, "-W", "error", "-m", "memo", "demo", *quick, *args],
         capture_output=True,
         text=True,
         env=environment,
@@ -28,14 +29,17 @@ def demo(*args: str, cwd: Path) -> str:
 
 
 def seconds(said: str, title: str) -> float:
-    found = re.search(rf"{title}\s+([\d.,]+) (ms|s)", said)
+    found = re.search(rf"\d  {title}\s+([\d.,]+) (µs|ms|s)", said)
     assert found, said
-    return float(found[1]) * (0.001 if found[2] == "ms" else 1)
+    return float(found[1]) * {"µs": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
 
 
 def check(said: str) -> None:
-    assert "NO " not in said
-    assert said.count("yes  ") == 6
+    assert "✗" not in said
+    assert said.count("✓ ") == 6
+    assert max(map(len, said.splitlines())) <= 80
+    assert len(re.findall("█+ +[\\d.]+ ", said)) == 4, "the chart has a bar for each run"
+    assert "memo ui" in said.splitlines()[-1], "it ends with what to try next"
     first = seconds(said, "first run")
     assert seconds(said, "again") < first / 10
     assert seconds(said, "in a fresh process") < first / 2
@@ -78,3 +82,11 @@ def test_the_users_own_settings_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMO_DIRECTORY", str(directory))
     check(demo(cwd=tmp_path))
     assert not directory.exists()
+
+
+@pytest.mark.timing
+def test_the_whole_demo_takes_seconds(tmp_path):
+    """The demo as a user starts it ends within 15 s on two cores."""
+    begun = time.perf_counter()
+    check(demo(cwd=tmp_path, quick=()))
+    assert time.perf_counter() - begun < 15

@@ -44,7 +44,7 @@ WIDTH, HEIGHT = 1180, 5200
 class Lab:
     """A JupyterLab of the test's own: folder, settings, cache, runtime files."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, module: str = "jupyterlab") -> None:
         self.home = home
         self.folder = home / "work"
         self.folder.mkdir(parents=True)
@@ -67,7 +67,7 @@ class Lab:
         self.log = (home / "lab.log").open("wb")
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                *(sys.executable, "-m", module, "--no-browser", "--allow-root"),
                 *(f"--port={self.port}", "--ip=127.0.0.1"),
                 f"--IdentityProvider.token={self.token}",
                 *(f"--ServerApp.root_dir={self.folder}", "--LabApp.news_url=None"),
@@ -215,6 +215,7 @@ def parts(page: Any, name: str, top: float, bottom: float) -> None:
         page.screenshot(path=str(Path(folder) / f"{name}-{page.theme}.png"), clip=clip)
 
 
+TEXTS = ", ".join(f".memo {one}" for one in ("th", "td", "p", "small", "li", "button:enabled"))
 FAINT = """() => {
   const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
@@ -226,8 +227,7 @@ FAINT = """() => {
     }
     return [255, 255, 255];
   };
-  const texts = Array.from(document.querySelectorAll(
-    '.memo th, .memo td, .memo p, .memo small, .memo li, .memo button:enabled'));
+  const texts = Array.from(document.querySelectorAll('TEXTS'));
   const told = texts.filter(text => text.innerText.trim()).map(text => {
     const one = light(parts(getComputedStyle(text).color)), other = light(behind(text));
     const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
@@ -238,11 +238,16 @@ FAINT = """() => {
 }"""
 
 
+def faint(texts: str = TEXTS) -> str:
+    """A script that gives the number of some texts, and those that do not stand out."""
+    return FAINT.replace("TEXTS", texts)
+
+
 def is_legible(page: Any) -> None:
     """Every text of memo's own stands out from what is behind it (WCAG: 4.5 : 1; notes 3 : 1)."""
-    count, faint = page.evaluate(FAINT)
+    count, wrong = page.evaluate(faint())
     assert count > 10
-    assert not faint
+    assert not wrong
 
 
 def fits(page: Any) -> None:
@@ -319,29 +324,71 @@ def test_progress_and_dashboard(page: Any, lab: Lab) -> None:
     cells = opened(page, lab, path)
     assert "slow() took " in cells.nth(3).inner_text()
     assert "the nearest entry has 'EU'" in cells.nth(4).inner_text()
-    board = cells.nth(2).locator(".memo-dashboard")
+    board = cells.nth(2).locator(".memo-live")
     board.wait_for(timeout=PATIENCE)
-    page.wait_for_function(
-        """theme => Array.from(document.querySelectorAll('.memo-dashboard tbody tr'))
-            .some(r => r.innerText.includes(theme) && r.innerText.includes('year=2023'))""",
-        arg=page.theme,
-        timeout=PATIENCE,
-    )
+    mine = board.locator(".memo-entries tbody tr").filter(has_text=f"{page.theme}.ipynb:slow")
+    mine.filter(has_text="year=2023").wait_for(timeout=PATIENCE)
     board.get_by_text("1 hit · 2 misses").wait_for(timeout=PATIENCE)
-    is_legible(page)
+    count, wrong = page.evaluate(faint(".memo-live :is(th, td, p, small, dt, dd, h2)"))
+    assert count > 10
+    assert not wrong
+    assert board.locator(".memo-node").count() == 2
+    board.get_by_label("Filter").fill("year=2023")
+    assert until(lambda: mine.count() == 1, 20)
     screenshot(page, "dashboard", board)
 
-    entries = board.locator("tbody").nth(1)
-    mine = entries.get_by_role("row").filter(has_text=f"{page.theme}.ipynb:slow")
-    mine.filter(has_text="year=2023").get_by_text("Refresh", exact=True).click()
-    board.get_by_text("Refreshing slow:EU:2023").wait_for(timeout=PATIENCE)
-    board.locator("tbody").nth(0).get_by_text("Invalidate", exact=True).click()
-    board.get_by_text(re.compile(r"Invalidated .*slow\(\)")).wait_for(timeout=PATIENCE)
+    mine.get_by_role("button", name="Explain").click()
+    mine.get_by_text("year=2023) is fresh").wait_for(timeout=PATIENCE)
+    mine.get_by_role("button", name="Refresh").click()
+    mine.get_by_text("in the background").wait_for(timeout=PATIENCE)
+    board.locator(".memo-functions").get_by_role("button", name="Invalidate").click()
+    board.locator(".memo-functions .memo-said", has_text="slow(").wait_for(timeout=PATIENCE)
     page.keyboard.press("Escape")
     cells.nth(3).click()
     page.keyboard.press("Control+Enter")
     bar = cells.nth(3).locator(".memo-bar")
     bar.wait_for(timeout=PATIENCE)
+    board.locator(".memo-running", has_text="slow:EU:2024 computing").wait_for(timeout=PATIENCE)
     screenshot(page, "progress", cells.nth(3))
     cells.nth(3).get_by_text("slow() took ").wait_for(timeout=PATIENCE)
     board.get_by_text("1 hit · 3 misses").wait_for(timeout=PATIENCE)
+
+
+def test_the_dashboard_in_notebook_7(browser: Any, tmp_path: Path) -> None:
+    """The same view in Notebook 7, in a window of 500 pixels: filter, explain, invalidate."""
+    server = Lab(tmp_path / "notebook", module="notebook")
+    try:
+        path = server.folder / "small.ipynb"
+        source = (
+            "import memo\nfrom memo import cache\n"
+            "@cache(ttl='1h')\ndef load(region): return [region] * 3\n"
+            "@cache(ttl='1h')\ndef report(): return load('EU')\n"
+            "report(); load('US')\nmemo.dashboard()"
+        )
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        cell = nbformat.v4.new_code_cell(source)
+        nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[cell]), path)
+        context = browser.new_context(viewport={"width": 500, "height": 1600})
+        page = context.new_page()
+        page.theme = "light"
+        page.goto(server.url("notebooks/small.ipynb"))
+        page.wait_for_selector(".jp-CodeCell", timeout=PATIENCE)
+        page.wait_for_selector('[data-status="idle"]', timeout=PATIENCE, state="attached")
+        board = page.locator(".memo-live")
+
+        def runs() -> bool:
+            page.click(".jp-CodeCell .cm-content")
+            page.keyboard.press("Shift+Enter")
+            return until(lambda: board.count() > 0, 15)
+
+        assert any(runs() for _ in range(6))
+        board.get_by_label("Filter").fill("US")
+        rows = board.locator(".memo-entries tbody tr")
+        assert until(lambda: rows.count() == 1, 20)
+        rows.get_by_role("button", name="Invalidate").click()
+        rows.get_by_text("Invalidated small.ipynb:load(region='US')").wait_for(timeout=PATIENCE)
+        rows.get_by_text("invalidated", exact=True).wait_for(timeout=PATIENCE)
+        screenshot(page, "notebook7")
+        context.close()
+    finally:
+        server.close()
