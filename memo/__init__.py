@@ -39,6 +39,7 @@ from memo.identity import stable
 from memo.invalidating import Invalidation
 from memo.invalidation import aexpire, ainvalidate, expire, invalidate, invalidate_cache
 from memo.live import live
+from memo.modes import mode
 from memo.sources import File
 from memo.stats import install as _install
 from memo.stats import stats
@@ -85,6 +86,7 @@ __all__ = [
     "invalidate",
     "invalidate_cache",
     "live",
+    "mode",
     "on_event",
     "progress",
     "register_key",

@@ -12,6 +12,7 @@ from memo.chain import Chain
 from memo.checks import TRACKING
 from memo.errors import OptionError, SettingError
 from memo.live import live
+from memo.modes import OFF, Mode
 from memo.tiers import DISK, MEMORY, REDIS, CacheProtocol, Tier
 
 if TYPE_CHECKING:
@@ -34,6 +35,18 @@ _seen: tuple[int, Chain] | None = None
 def enabled() -> bool:
     """Whether anything is cached at all (the setting `enabled`)."""
     return config.current().enabled
+
+
+def as_usual() -> bool:
+    """Whether calls read and store, as far as the settings say."""
+    settings = config.current()
+    return settings.enabled and settings.mode is None
+
+
+def mode() -> Mode:
+    """The mode that the settings give to every call of this process."""
+    settings = config.current()
+    return Mode(settings.mode if settings.enabled else OFF)
 
 
 def default_chain() -> Chain:

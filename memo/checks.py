@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from memo import options
 from memo import secret as secret_room
 from memo.errors import OptionError, SettingError, shown
+from memo.modes import KINDS
 from memo.policy import seconds
 from memo.seal import Secret
 
@@ -178,6 +179,10 @@ def _compress(value: Any, place: Place) -> int | None:
         raise place.wrong(f"{shown(value)} is none of these; {mend}") from None
 
 
+def _mode(value: Any, place: Place) -> str | None:
+    return None if value is None or value == "" else _one_of(*KINDS)(value, place)
+
+
 def _one_of(*choices: str) -> Check:
     def check(value: Any, place: Place) -> str:
         if not isinstance(value, str) or value not in choices:
@@ -261,6 +266,7 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "redis_value_limit": (_redis_size, 64 * MIB),
     "compress": (_compress, None),
     "enabled": (_truth, True),
+    "mode": (_mode, None),
     "live_file": (_path_or_none, None),
 }
 """Setting -> its check and its default; SPEC, section 6.  The deadline is five times a slow

@@ -30,11 +30,14 @@ _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 """Types of arguments that nobody can change."""
 
 
-async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) -> Landing:
+async def compute(
+    port: Port, job: Job, flight: Flight, *, alone: bool = False, keep: bool = True
+) -> Landing:
     """Run the function once, and keep what it returned.
 
     Args:
         alone: in the background: nobody waits for it, so it is part of no other computation.
+        keep: store it.
     """
     try:
         with patience(job.function.policy):
@@ -81,7 +84,8 @@ async def compute(port: Port, job: Job, flight: Flight, *, alone: bool = False) 
     true = same and not flight.detached
     true = true and not (alone and await job.chain.turned(port, known))
     try:
-        landing = await _keep(port, job, outcome.value, used if true else None, started, cost)
+        vouched = used if true and keep else None
+        landing = await store_result(port, job, outcome.value, vouched, started, cost)
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
         landing = Landing(outcome.value)
@@ -174,7 +178,7 @@ def _warn(function: Function, value: Any, fault: str, mend: str) -> None:
             warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
 
-async def _keep(
+async def store_result(
     port: Port,
     job: Job,
     value: Any,

@@ -56,6 +56,7 @@ class Settings(NamedTuple):
         redis_value_limit: bytes; larger payloads stay on disk.
         compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
+        mode: how every call uses the cache (`memo.mode`); None: as usual.
         live_file: a TOML file with the live configuration; None: there is none.
         sources: setting -> where its value came from.
     """
@@ -75,6 +76,7 @@ class Settings(NamedTuple):
     redis_value_limit: int
     compress: int | None
     enabled: bool
+    mode: str | None
     live_file: Path | None
     sources: Mapping[str, str]
 
@@ -305,6 +307,7 @@ class Changes(TypedDict, total=False):
     redis_value_limit: int | str
     compress: bool | int | str
     enabled: bool | str
+    mode: str | None
     live_file: str | os.PathLike[str] | None
 
 

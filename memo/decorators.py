@@ -21,19 +21,21 @@ from typing import (
     Generic,
     ParamSpec,
     Self,
+    TypeAlias,
     TypeVar,
     cast,
     overload,
 )
 
-from memo import assembly, classes, codec, config, engine, invalidating, options, output
+from memo import assembly, classes, codec, config, engine, invalidating, modes, options, output
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
-from memo.errors import OptionError, public
+from memo.errors import NotCachedError, OptionError, public
 from memo.identity import Identity, function_id
 from memo.invalidating import Invalidation
-from memo.jobs import Function, Raised, bare_of_us, users
+from memo.jobs import NOTHING, Function, Raised, bare_of_us, users
 from memo.keys import Call, Keyer
+from memo.modes import Mode
 from memo.policy import Policy
 from memo.sources import Dependencies
 from memo.stamps import Turn
@@ -42,6 +44,8 @@ from memo.tiers import CacheProtocol
 from memo.weights import HeavyError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from memo.explanations import Explanation
     from memo.figures import CacheInfo
 
@@ -53,6 +57,8 @@ T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
 _MISSING: Any = object()
+Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
+"""A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
 
 
 def functions() -> list[CachedFunction[Any, Any]]:
@@ -69,6 +75,7 @@ class CachedFunction(Generic[P, R]):
     """
 
     __wrapped__: Callable[P, R]
+    _using: Mode | None = None
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
@@ -89,16 +96,20 @@ class CachedFunction(Generic[P, R]):
             inspect.markcoroutinefunction(self)  # type: ignore[type-var]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not assembly.enabled():
+        function = self._function
+        if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
             __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
-            return self.__wrapped__(*args, **kwargs)
+            mode = self._mode()
+            if mode.kind is not None:
+                return cast("R", self._in_mode(mode.kind, _aged(function, mode), args, kwargs))
+            function = _aged(function, mode)
         try:
-            result = engine.at_once(self._function, args, kwargs)
+            result = engine.at_once(function, args, kwargs)
         except Exception as error:
             bare_of_us(error)
             raise
         if type(result) is Call:
-            function, call = self._function, result
+            call = result
             asked = engine.ask(BLOCKING, function, call)
             result = engine.take(BLOCKING, function, call, asked)
             if result is call:
@@ -107,6 +118,58 @@ class CachedFunction(Generic[P, R]):
                     __tracebackhide__ = True
                     raise result.again()
         return cast("R", result)
+
+    def _mode(self) -> Mode:
+        """The mode of a call: of `using`, else of the context, else of the settings."""
+        return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
+
+    def _in_mode(
+        self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a call gives in a mode that is not the usual one."""
+        __tracebackhide__ = True
+        if kind == modes.OFF and not (assembly.enabled() and engine.is_inside()):
+            return self.__wrapped__(*args, **kwargs)
+        if kind == modes.ONLY:
+            result = drive(engine.only(BLOCKING, function, args, kwargs))
+            if result is NOTHING:
+                raise NotCachedError(self._explained(function, args, kwargs))
+            return result
+        keep = kind == modes.REFRESH
+        result = drive(engine.refresh(BLOCKING, function, args, kwargs, keep=keep))
+        if type(result) is Raised:
+            raise result.again()
+        return result
+
+    def using(
+        self,
+        *,
+        mode: modes.Kind | None = None,
+        max_age: float | str | timedelta | None = None,
+        ttl: Ttl = _MISSING,
+    ) -> Self:
+        """The same function, whose calls use the cache in another way; what they call does not.
+
+        ::
+
+            load.using(max_age="1m")("EU")
+
+        Args:
+            mode: as of `memo.mode`.
+            max_age: entries that are older do not answer, whatever their ttl.
+            ttl: instead of the function's own, for entries that are stored and judged.
+
+        Raises:
+            OptionError: one of them is wrong.
+        """
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made._using = modes.checked(mode, max_age).over(self._using)
+        if ttl is not _MISSING:
+            made._function = self._function.under(
+                self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
+            )
+        return made
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
@@ -292,6 +355,16 @@ class CachedFunction(Generic[P, R]):
             return output.bare(result)
         return await port.offload(functools.partial(self.refresh, *args, **kwargs))
 
+    def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Store a value as the result of a call, without computing it."""
+        if assembly.enabled():
+            drive(engine.put(BLOCKING, self._function, args, kwargs, value))
+
+    async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """As `put`, without blocking the event loop."""
+        if assembly.enabled():
+            await engine.put(native(), self._function, args, kwargs, value)
+
     def peek(self, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
         """The stored value if a call would use it, else `default` (None); never computes.
 
@@ -321,11 +394,14 @@ class CachedFunction(Generic[P, R]):
 
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """Would this call hit, and if not, why?  Neither computes nor loads."""
+        return self._explained(_aged(self._function, self._mode()), args, kwargs)
+
+    def _explained(
+        self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Explanation:
         from memo import explanations
 
-        return drive(
-            explanations.explain(BLOCKING, self._function, assembly.manifests(), args, kwargs)
-        )
+        return drive(explanations.explain(BLOCKING, function, assembly.manifests(), args, kwargs))
 
     async def aexplain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """As `explain`, without blocking the event loop."""
@@ -363,23 +439,36 @@ class CachedCoroutine(CachedFunction[P, R]):
 
     _is_coroutine = property(lambda self: _asyncio_marker())
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
-        if not assembly.enabled():
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        if kwargs or len(args) != self._function.keyer.usual:
+            try:
+                self._function.keyer.check_call(args, kwargs)
+            except TypeError as error:
+                bare_of_us(error)
+                raise
+        return self._called(args, kwargs)
+
+    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = self._function
+        if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
             __tracebackhide__ = True
-            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+            mode = self._mode()
+            function = _aged(function, mode)
+            if mode.kind is not None:
+                return await self._awaited_in_mode(mode.kind, function, args, kwargs)
         result: Any
         try:
             try:
-                result = engine.at_once(self._function, args, kwargs, True)
+                result = engine.at_once(function, args, kwargs, True)
             except HeavyError:
                 result = HeavyError
             if result is HeavyError:
-                result = await engine.keyed(native(), self._function, args, kwargs)
+                result = await engine.keyed(native(), function, args, kwargs)
         except Exception as error:
             bare_of_us(error)
             raise
         if type(result) is Call:
-            port, function, call = native(), self._function, result
+            port, call = native(), result
             asked = engine.ask(port, function, call)
             if asked is not None:
                 asked.answer = await asked.answer
@@ -389,6 +478,30 @@ class CachedCoroutine(CachedFunction[P, R]):
                 if type(result) is Raised:
                     __tracebackhide__ = True
                     raise result.again()
+        return result
+
+    async def _awaited_in_mode(
+        self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a call gives in a mode that is not the usual one."""
+        __tracebackhide__ = True
+        if kind == modes.OFF and not (assembly.enabled() and engine.is_inside()):
+            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+        port = native()
+        if kind == modes.ONLY:
+            result = await engine.only(port, function, args, kwargs)
+            if result is NOTHING:
+                from memo import explanations
+
+                written = assembly.manifests()
+                raise NotCachedError(
+                    await explanations.explain(port, function, written, args, kwargs)
+                )
+            return result
+        keep = kind == modes.REFRESH
+        result = await engine.refresh(port, function, args, kwargs, keep=keep)
+        if type(result) is Raised:
+            raise result.again()
         return result
 
 
@@ -406,9 +519,9 @@ class ReplayingFunction(CachedFunction[P, R]):
 class ReplayingCoroutine(CachedCoroutine[P, R]):
     """The same of an `async def`."""
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:  # type: ignore[override]
+    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return output.performed(await super().__call__(*args, **kwargs))
+            return output.performed(await super()._called(args, kwargs))
         except Exception as error:
             users(error)
             raise
@@ -441,7 +554,11 @@ class BoundFunction(Generic[P, R]):
             raise
 
     def __getattr__(self, name: str) -> Any:
+        if name == "using":
+            return functools.partial(_bound_using, self)
         found = getattr(self.__func__, name)
+        if name in {"put", "aput"}:
+            return lambda value, /, *args, **kwargs: found(value, self.__self__, *args, **kwargs)
         if name in self._CALLS or name in {"explain", "aexplain"}:
             return functools.partial(found, self.__self__)
         return found
@@ -495,6 +612,17 @@ def _no_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, A
             )
             raise OptionError(name, value, mend)
     return kwargs
+
+
+def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction[Any, Any]:
+    return BoundFunction(method.__func__.using(**given), method.__self__)
+
+
+def _aged(function: Function, mode: Mode) -> Function:
+    """A function as a mode lets its entries age."""
+    if mode.max_age is None:
+        return function
+    return function.under(function.policy._replace(max_age=mode.max_age))
 
 
 def explain(function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Explanation:

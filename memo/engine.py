@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from memo import codec, events, policy, seal
+from memo import codec, events, output, policy, seal
 from memo.chain import Answer, Chain, Expired
 from memo.clock import SECOND
-from memo.computing import close, compute, encode, invoke
+from memo.computing import close, compute, encode, invoke, store_result, take_stamps
 from memo.errors import EntryError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, refuse_reentry
 from memo.jobs import NOTHING, Function, Job, Raised, emit, told
@@ -203,11 +203,20 @@ async def _answer(
             return value
 
 
-def _hit(port: Port, job: Job, found: Answer, begun: float, *, shared: bool) -> None:
+def _hit(
+    port: Port,
+    job: Job,
+    found: Answer,
+    begun: float,
+    *,
+    shared: bool,
+    refreshes: bool = True,
+) -> None:
     """Tell of an answer.
 
     Args:
         shared: there was none at first: another caller or process has computed it meanwhile.
+        refreshes: refresh it if it is stale.
     """
     assert found.entry is not None
     header = found.entry.header
@@ -230,7 +239,7 @@ def _hit(port: Port, job: Job, found: Answer, begun: float, *, shared: bool) -> 
             saved,
         )
     )
-    if stale:
+    if stale and refreshes:
         refresh_soon(port, job)
 
 
@@ -414,10 +423,55 @@ async def _job(
     return Job(function, function.chain(), call, args, kwargs)
 
 
-async def refresh(
+def is_inside() -> bool:
+    """Whether a computation of a cached function runs here, which wants to know what it uses."""
+    reads = CURRENT.get()
+    return reads is not None and not reads.over
+
+
+async def only(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
+    """The stored value if it may be used now, else `NOTHING`: never computes nor refreshes."""
+    begun = time.perf_counter()
+    job = await _job(port, function, args, kwargs)
+    found, value = await look(port, job)
+    if value is NOTHING:
+        emit(job, events.MISS, reason=found.verdict.reason)
+    else:
+        _hit(port, job, found, begun, shared=False, refreshes=False)
+    return value
+
+
+async def put(
+    port: Port,
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    value: Any,
+) -> None:
+    """Store a value as the result of a call, under the stamps of the present."""
+    job = await _job(port, function, args, kwargs)
+    own = await take_stamps(port, job)
+    if own is None:
+        return
+    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+    result = output.Performed(value, ()) if function.replay else value
+    await store_result(port, job, result, own, started, 0.0)
+
+
+async def refresh(
+    port: Port,
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    keep: bool = True,
+) -> Any:
     """Compute now, store, and give the value (or `Raised`).
+
+    Args:
+        keep: store it.
 
     Raises:
         ReentryError: the computation of this very key asks for it.
@@ -428,7 +482,7 @@ async def refresh(
     flight = Flight(job.name, call.refs, background=False)
     try:
         with _pausing():
-            landing = await compute(port, job, flight)
+            landing = await compute(port, job, flight, keep=keep)
     finally:
         flight.over = True
     tell(landing.used)

@@ -298,6 +298,9 @@ def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
     old = age(header.times, chain.clock)
     if old is None:
         return ["its age cannot be told: it comes from the future"]
+    limit = function.policy.max_age
+    if limit is not None and old >= limit * SECOND:
+        return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
     live = function.live_ttl()
     ttl = header.times.ttl if live is None else int(live * SECOND)
     return [f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}"]

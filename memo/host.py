@@ -173,11 +173,12 @@ class HostGenerations:
     def names(self, kind: str, most: int) -> list[str]:
         """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many.
 
+        Not those in which something was invalidated, but nothing ever stored.
+
         Raises:
             TierError: the file cannot be read.
         """
-        statement = "SELECT name FROM groups WHERE name >= ? AND name < ? ORDER BY name LIMIT ?"
-        rows = self._ledger.select(statement, kind, f"{kind}\U0010ffff", most)
+        rows = self._ledger.select(_NAMES, kind, f"{kind}\U0010ffff", most)
         return [name.removeprefix(kind) for (name,) in rows]
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
@@ -216,6 +217,13 @@ class HostGenerations:
         """See `memo.tiers.Generations.notes`."""
         await self.states(port, [ref])
         return generations.noted(self._ledger.load(ref.group).fields, ref)
+
+
+_NAMES = (
+    "SELECT name FROM groups WHERE name >= ? AND name < ? AND EXISTS"
+    " (SELECT 1 FROM generations g WHERE g.name = groups.name AND g.field = '*')"
+    " ORDER BY name LIMIT ?"
+)
 
 
 def _held(connection: sqlite3.Connection) -> set[str]:

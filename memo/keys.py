@@ -301,6 +301,7 @@ class Keyer:
         self._heads: dict[str, tuple[str, bytes, Own | None]] = {}
         self._repeatable = -1 if self._method or self._special else self._plain
         self._met: set[int] = set()
+        self._fitting: set[tuple[Any, ...]] = set()
         self._repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
     def _unknown(self, option: str, names: Iterable[str]) -> None:
@@ -325,6 +326,30 @@ class Keyer:
     def fixed_tags(self) -> list[str]:
         """The tags that every entry has."""
         return list(self._tags)
+
+    @property
+    def usual(self) -> int:
+        """How many arguments fit by position, `self` included; -1: other calls fit as well."""
+        return self._plain + self._method if self._plain >= 0 else -1
+
+    def check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """That the arguments of a call fit the function.
+
+        Raises:
+            TypeError: they do not; the message is the one that the function itself would give.
+        """
+        shape = (len(args), *kwargs)
+        if shape in self._fitting:
+            return
+        own = 1 if self._method else 0
+        if len(args) < own:
+            self._misfit(args, kwargs)
+        try:
+            bind(self.plan, args[own:], kwargs)
+        except BindingError:
+            self._misfit(args, kwargs)
+        if len(self._fitting) < REPEATED:
+            self._fitting.add(shape)
 
     # --- a call ---------------------------------------------------------------------------------
 

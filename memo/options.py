@@ -38,7 +38,7 @@ def policy(
     if ttl is None and refresh_ahead and ttl_key is None:
         raise OptionError("refresh_ahead", True, "needs a ttl: without one nothing ever ages.")
     return Policy(
-        ttl=_of_result("ttl", ttl) if callable(ttl) else seconds("ttl", ttl),
+        ttl=given_ttl("ttl", ttl),
         use_jitter=flag("use_jitter", use_jitter),
         refresh_ahead=flag("refresh_ahead", refresh_ahead),
         refresh_threshold=_threshold(refresh_threshold),
@@ -49,6 +49,11 @@ def policy(
         ttl_key=text("ttl_key", ttl_key),
         cache_if=_predicate("cache_if", cache_if),
     )
+
+
+def given_ttl(option: str, value: Any) -> Any:
+    """A ttl in seconds, None for no expiry, or a callable of the result."""
+    return _of_result(option, value) if callable(value) else seconds(option, value)
 
 
 def _threshold(value: Any) -> float:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "memo"
 # A module imports only from rows above its own, or, without cycles, from its own.
 ROWS = (
     ("pure data", "errors clock digests port events policy"),
-    ("settings", "redis_urls options files places secret checks config live"),
+    ("settings", "redis_urls options modes files places secret checks config live"),
     (
         "code and arguments",
         "origin code name_graph members patches reach seen probes uses image identity",
