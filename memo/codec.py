@@ -6,6 +6,7 @@ that they can be written once, named by their digest, and mapped instead of read
 
 from __future__ import annotations
 
+import io
 import mmap
 import pickle
 import sys
@@ -31,6 +32,9 @@ _PIECE = 4 * 1024 * 1024
 PATIENT = 256 * 1024
 """Bytes of a stream from which it is loaded so that other threads get their turn."""
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
+
+_ALTERED = (io.TextIOWrapper, memoryview)
+"""Types whose objects cloudpickle pickles as `StringIO` and `bytes`."""
 
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
 """Whether what is being pickled is a result, which takes no settings along."""
@@ -75,12 +79,23 @@ class Encoded(NamedTuple):
         return f"<Encoded {len(self.stream)} bytes>"
 
 
-def encode(value: Any, compress: int | None = None) -> Encoded:
+class AlteredError(Exception):
+    """A value, or something in it, would not load as what it is."""
+
+
+Reduce = Callable[[Any], Any]
+"""How an object is pickled, or `NotImplemented`: as without it."""
+
+
+def encode(
+    value: Any, compress: int | None = None, reduce: Reduce = lambda value: NotImplemented
+) -> Encoded:
     """A value as a pickle stream and, where it has big buffers, a payload.
 
     Args:
         value: what a function returned.
         compress: bytes from which it is compressed, if it gets smaller; None: never.
+        reduce: asked for every object that has no way of its own here.
 
     Raises:
         Exception: whatever pickling this value raises.
@@ -97,7 +112,7 @@ def encode(value: Any, compress: int | None = None) -> Encoded:
 
     token = storing.set(True)
     try:
-        stream = _pickled(value, keep)
+        stream = _pickled(value, keep, reduce)
         beside = sum(view.nbytes for view in views)
         if compress is not None and len(stream) + beside >= compress:
             with suppress(ImportError):
@@ -107,7 +122,7 @@ def encode(value: Any, compress: int | None = None) -> Encoded:
         if beside >= OUT_OF_BAND:
             return Encoded(stream, payload(tuple(views)), _codec())
         if views:
-            stream = _pickled(value, None)
+            stream = _pickled(value, None, reduce)
     finally:
         storing.reset(token)
     return Encoded(stream, None, _codec())
@@ -128,9 +143,18 @@ def by_value(value: Any) -> bytes:
     return packed
 
 
-def _pickled(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
+def modules_by_value() -> set[str]:
+    """Modules whose functions and classes cloudpickle takes along by value."""
+    import cloudpickle
+
+    return {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+
+
+def _pickled(
+    value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, reduce: Reduce
+) -> bytes:
     sink = _Sink()
-    _pickler()(sink, keep).dump(value)
+    _pickler()(sink, keep, reduce).dump(value)
     return b"".join(sink.parts)
 
 
@@ -186,12 +210,18 @@ def _pickler() -> Any:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        def __init__(self, file: Any, keep: Any) -> None:
+        def __init__(self, file: Any, keep: Any, reduce: Reduce) -> None:
             super().__init__(file, protocol=5, buffer_callback=keep)
+            self.reduce = reduce
             self.seen: dict[tuple[str, int, int], Any] = {}
 
         def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, _ALTERED):  # cloudpickle would make another type of it
+                back = "bytes" if isinstance(obj, memoryview) else "StringIO"
+                raise AlteredError(f"holds a {type(obj).__name__} that would load as {back}")
             done = reduced(self, obj)
+            if done is NotImplemented:
+                done = self.reduce(obj)
             return super().reducer_override(obj) if done is NotImplemented else done
 
     return Pickler

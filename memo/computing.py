@@ -7,7 +7,7 @@ import time
 import warnings
 from typing import Any
 
-from memo import codec, events, output, policy, reads, seal
+from memo import codec, events, output, policy, reads, same_types, seal
 from memo.clock import SECOND
 from memo.codec import Encoded
 from memo.errors import DependencyError, TierError
@@ -135,7 +135,7 @@ async def invoke(port: Port, job: Job, *, silent: bool = False) -> Outcome:
         return await _called(port, job)
     with output.recording(silent=silent) as recorder:
         outcome = await _called(port, job)
-    if outcome.error is not None or (not port.native and inspect.isawaitable(outcome.value)):
+    if outcome.error is not None or (not port.native and same_types.only_once(outcome.value)):
         return outcome
     return Outcome(output.Performed(outcome.value, recorder.shown, live=True))
 
@@ -155,10 +155,13 @@ async def _called(port: Port, job: Job) -> Outcome:
 async def encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:
     """A result as it is stored; None, with an event and one warning, where it cannot be pickled."""
     try:
-        return await port.offload(codec.encode, value, job.function.compress())
+        bare = output.bare(value)
+        return await port.offload(same_types.encode, value, bare, job.function.compress())
     except Exception as error:
         emit(job, events.ERROR, reason="unpicklable", detail=told(error))
         fault = f"cannot be pickled ({type(error).__name__})"
+        if isinstance(error, codec.AlteredError):
+            fault = str(error)
         _warn(job.function, value, fault, "return plain data instead")
         return None
 
@@ -188,7 +191,7 @@ async def store_result(
 ) -> Landing:
     """Encode, seal and store a result."""
     chain, function = job.chain, job.function
-    if not port.native and inspect.isawaitable(value):
+    if not port.native and same_types.only_once(value):
         _warn(function, value, "can be awaited only once", "decorate the `async def` itself")
         return Landing(value, used=used)
     encoded = await encode(port, job, value)

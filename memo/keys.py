@@ -482,13 +482,19 @@ class Keyer:
         names = self.names
         encodings = self._encoded(names, values)
         if extra:
-            extra = {name: value for name, value in extra.items() if name not in self._ignore}
+            extra = self._counting(extra)
         if extra:
             head += b"*" + canon.encoding(list(extra))
             encodings += self._encoded(tuple(extra), list(extra.values()))
             names, values = names + tuple(extra), [*values, *extra.values()]
         text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
         return Call(text, self, names, values, encodings, None, tags, own)
+
+    def _counting(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of `**kwargs` that are not ignored, singly or all together."""
+        if self.plan.extra in self._ignore:
+            return {}
+        return {name: value for name, value in extra.items() if name not in self._ignore}
 
     def _by_hand(
         self, head: bytes, everything: Mapping[str, Any], tags: tuple[str, ...], own: Own | None
@@ -615,11 +621,12 @@ class Keyer:
         if self._resolver is not None:
             return self._partial_by_hand({**extra, **given}), False
         chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
-        chosen += [(self._safe(n), n, v) for n, v in extra.items() if n not in self._ignore]
+        chosen += [(self._safe(n), n, v) for n, v in self._counting(extra).items()]
         if not chosen:
             raise _not_selecting({**extra, **given})
         pairs = [(safe, atoms.short(self._encode(name, v))) for safe, name, v in chosen]
-        whole = given.keys() >= set(self.names) and not self.plan.extra
+        counts = self.plan.extra and self.plan.extra not in self._ignore
+        whole = given.keys() >= set(self.names) and not counts
         return tuple(sorted(pairs)), whole
 
     def described(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -689,7 +696,8 @@ class Keyer:
         names = list(names)
         self._unknown(option, names)
         for name in names:
-            if name in self._ignore:
+            extra = name not in self.plan.names and self.plan.extra in self._ignore
+            if extra or name in self._ignore:
                 raise OptionError(option, name, "is ignored, so it selects no entries.")
 
     def safe_names(self, names: Sequence[str]) -> list[str]:

@@ -419,7 +419,7 @@ def test_what_is_no_function_is_refused(body: Any) -> None:
 
 
 async def test_sync_function_that_returns_an_awaitable(tally: Tally) -> None:
-    """It is returned as it is, each time a fresh one, and not stored; one warning says why."""
+    """A coroutine is returned as it is, each time a fresh one; one warning says why."""
 
     async def work(x: int) -> int:
         return x
@@ -437,12 +437,12 @@ async def test_sync_function_that_returns_an_awaitable(tally: Tally) -> None:
     with warnings.catch_warnings(record=True) as caught, recording() as seen:
         warnings.simplefilter("always")
         assert [await load(1), await load(1), await load(0), await load(0)] == [1, 1, 9, 9]
-    assert tally.calls == [1, 1, 0, 0]
+    assert tally.calls == [1, 1, 0]
     mine = [str(w.message) for w in caught if "awaited only once" in str(w.message)]
     assert len(mine) == 1
     assert "load" in mine[0]
     assert "async def" in mine[0]
-    assert events.STORED not in {event.kind for event in seen}
+    assert [event.kind for event in seen].count(events.STORED) == 1
 
 
 def test_sync_function_that_returns_a_generator(tally: Tally) -> None:

@@ -40,7 +40,7 @@ ROWS = (
     ("a host's files", "sqlite salvage ledger locks payloads index"),
     ("Redis' wire", "exchange scripts coalescing connections client grants listener prefetch"),
     ("leaves", "disk host remote memory adapted"),
-    ("flows", "jobs reads loading computing refreshing engine explanations"),
+    ("flows", "jobs reads loading same_types computing refreshing engine explanations"),
     ("loops and threads", "drivers"),
     (
         "assembly",
