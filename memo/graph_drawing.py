@@ -46,6 +46,8 @@ SAID = {
 }
 """State -> what it means."""
 WIDTH, HEIGHT = 188, 58
+BOLD = 23
+"""Characters of bold text that fit into a box."""
 _ACROSS, _DOWN, _EDGE = 56, 16, 12
 SWEEPS = 4
 """Times that each layer is sorted by where its neighbours are, to have few crossings."""
@@ -198,7 +200,7 @@ def _box_svg(place: Placed) -> str:
     node, x, y = place
     fill = COLOURS.get(node.state, "#d9dde3")
     texts = [
-        (node.label, 'font-weight="600"', 18),
+        (_short(node.label), 'font-weight="600"', 18),
         (node.arguments, "", 34),
         (node.facts or node.state, 'font-size="11"', 50),
     ]
@@ -213,6 +215,11 @@ def _box_svg(place: Placed) -> str:
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{fill}" '
         f'stroke="#5b6470"/>{lines}</g>'
     )
+
+
+def _short(name: str) -> str:
+    """A name that fits in bold: without its module where there is no room for both."""
+    return cut(name if cell_len(name) <= BOLD else name.rpartition(":")[2], BOLD)
 
 
 def _fitting(text: str) -> str:

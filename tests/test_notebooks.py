@@ -119,7 +119,7 @@ async def test_the_team(tmp_path: Path) -> None:
     assert "newer than before: True" in done.text("fresh")
     assert "the same: True" in done.text("outage")
     assert "journalled" in done.text("journal")
-    assert "1 invalidation waiting for replay" in done.text("journal-stats")
+    assert "1 invalidation on the way to Redis" in done.text("journal-stats")
     assert "replayed: ['corrected']" in done.text("recovery")
     assert "ours is the old value: False" in done.text("recovery")
     assert "the colleague sees the old value: False" in done.text("recovered")
@@ -183,7 +183,7 @@ async def test_the_tour(tmp_path: Path) -> None:
     assert re.search(r"1 hit", first.text("pipeline-again"))
     assert "asked the server again for: ['EU']" in first.text("update")
     assert "sold after" in first.text("update")
-    assert "Invalidated tour.load(region='ASIA')" in first.text("by-hand")
+    assert "invalidated tour.load(region='ASIA')" in first.text("by-hand")
     assert first.text("stale-again").splitlines()[-1].startswith("1 stale, refreshed · saved")
 
     assert "tour.load" in first.text("stats")
@@ -198,3 +198,21 @@ async def test_the_tour(tmp_path: Path) -> None:
     assert again.text("first").splitlines()[-1].startswith("1 hit (")
     assert "requests for US: 0 | untouched: True" in again.text("together")
     assert "asked the server again for: ['EU']" in again.text("update")
+
+
+@pytest.mark.parametrize("to", ["html", "markdown"])
+def test_a_converted_notebook_has_the_graph_and_the_tables(tmp_path: Path, to: str) -> None:
+    """`nbconvert --execute` of the tour keeps the graph as SVG, and the tables."""
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", to]
+    options = [f"--output-dir={tmp_path}", "--ExecutePreprocessor.timeout=90"]
+    done = subprocess.run([*command, *options, str(TOUR)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (made,) = [path for path in tmp_path.glob("tour.*") if path.suffix in (".html", ".md")]
+    text = made.read_text("utf-8")
+    drawings = list(tmp_path.rglob("*.svg"))
+    drawn = text + "".join(path.read_text("utf-8") for path in drawings)
+    assert "Cached calls and what they were built on" in drawn
+    assert drawn.count("memo-node") > 4
+    assert "tour.load" in text
+    assert re.search(r"<table|\\u2500{20}|─{20}", text)
+    assert "object at 0x" not in text
