@@ -85,7 +85,17 @@ def _facts(settings: Settings) -> Any:
         settings.coherence,
         settings.deadline,
         settings.redis_value_limit,
+        _options_key(settings.redis_options),
+        settings.on_redis_loss,
+        settings.payload_store,
     )
+
+
+def _options_key(options: Mapping[str, Any] | None) -> Any:
+    """Redis options as something that can be compared: texts and numbers by value."""
+    plain = (str, int, float, bool, type(None))
+    pairs = sorted((options or {}).items())
+    return tuple((name, one if isinstance(one, plain) else id(one)) for name, one in pairs)
 
 
 def _key(tier: Any) -> Any:
@@ -142,6 +152,7 @@ def _redis(settings: Settings) -> Tier:
         deadline=settings.deadline,
         value_limit=settings.redis_value_limit,
         tracking=settings.coherence == TRACKING,
+        options=settings.redis_options,
     )
 
 

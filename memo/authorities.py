@@ -21,7 +21,7 @@ from typing import Any
 from memo import events
 from memo.errors import TierError, TierUnavailable
 from memo.port import Port, patient
-from memo.stamps import Ref, State, Turn
+from memo.stamps import LOST, Ref, State, Turn
 from memo.tiers import Generations, Host, Listener, Tier
 
 OUTLAST = 10.0
@@ -113,11 +113,29 @@ class Authorities:
                 if self.shared is not None and authority is self.shared.generations:
                     await self.catch_up(port)
                 states: list[State] = await getattr(authority, verb)(port, refs)
+                if LOST in states and (verb == "begin" or getattr(authority, "read_only", False)):
+                    states = await self._filled(port, verb, refs, states)
             except TierError as error:
                 self._fault("generations", error)
                 continue
             return states, authority
         raise TierUnavailable("no tier can tell what is true")
+
+    async def _filled(
+        self, port: Port, verb: str, refs: Sequence[Ref], states: list[State]
+    ) -> list[State]:
+        """States whose groups an authority that takes no writes does not have, from this host.
+
+        What is computed here meanwhile is so judged here.  When the authority takes writes again,
+        these groups are missing there, and what was computed under them is computed once more.
+
+        Raises:
+            TierUnavailable: this host cannot tell either.
+        """
+        if self.host is None:
+            raise TierUnavailable("no tier can tell what is valid")
+        own: list[State] = await getattr(self.host.generations, verb)(port, refs)
+        return [mine if state == LOST else state for mine, state in zip(own, states, strict=True)]
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """(field, note) of the invalidations that a ref has seen, from the first that can tell."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from memo import options
+from memo import options, redis_urls
 from memo import secret as secret_room
 from memo.errors import OptionError, SettingError, shown
 from memo.modes import KINDS
@@ -31,6 +31,8 @@ WRITE_THROUGH: Final = "write_through"
 WRITE_AROUND: Final = "write_around"
 STRICT: Final = "strict"
 TRACKING: Final = "tracking"
+RECOMPUTE: Final = "recompute"
+TRUST_DISK: Final = "trust_disk"
 TIERS: Final = ("memory", "redis", "disk")
 """The tiers that have a name; any other is an object."""
 
@@ -72,38 +74,41 @@ Check = Callable[[Any, Place], Any]
 def _redis_url(value: Any, place: Place) -> Url | None:
     if value is None or value == "":
         return None
-    from urllib.parse import urlsplit
-
     if not isinstance(value, str):
         raise place.wrong('must be text such as "redis://host:6379/0".')
     try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError:
-        raise place.wrong("its host or port is malformed; a port is a number.") from None
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise place.wrong('must begin with "redis://", "rediss://" or "unix://".')
-    if port == 0:
-        raise place.wrong("port 0 is no port; Redis listens on 6379 by default.")
-    if parts.scheme == "unix":
-        _check_socket(parts.path, place)
-    elif parts.path.strip("/") and not parts.path.strip("/").isdecimal():
-        raise place.wrong("what follows the host must be the number of a database, as in .../0.")
-    _check_query(parts.query, place)
+        redis_urls.parse(value)
+    except ValueError as error:
+        raise place.wrong(str(error)) from None
     return Url(value)
 
 
-def _check_socket(path: str, place: Place) -> None:
-    if not path.strip("/"):
-        raise place.wrong("names no socket; write unix:///run/redis.sock")
+class Options(dict[str, Any]):
+    """Arguments of redis-py's clients, whose values never show."""
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(f'{name!r}: ***' for name in self)}}}"
 
 
-def _check_query(query: str, place: Place) -> None:
-    from urllib.parse import parse_qsl
+def _redis_options(value: Any, place: Place) -> Options | None:
+    if value is None or value == "":
+        return None
+    try:
+        return Options(redis_urls.options(value))
+    except ValueError as error:
+        raise place.wrong(str(error)) from None
 
-    db = dict(parse_qsl(query)).get("db", "0")
-    if not db.isdecimal():
-        raise place.wrong("db must be the number of a database, as in ?db=0.")
+
+def _payload_store(value: Any, place: Place) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise place.wrong('must be text such as "s3://bucket/memo" or "/mnt/shared/memo".')
+    if "://" in value:
+        return value
+    return str(_path(value, place))
 
 
 def _path(value: Any, place: Place) -> Path:
@@ -264,6 +269,9 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "coherence": (_one_of(STRICT, TRACKING), STRICT),
     "deadline": (_deadline, 0.25),
     "redis_value_limit": (_redis_size, 64 * MIB),
+    "redis_options": (_redis_options, None),
+    "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
+    "payload_store": (_payload_store, None),
     "compress": (_compress, None),
     "enabled": (_truth, True),
     "mode": (_mode, None),

@@ -19,6 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha1
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -69,6 +70,7 @@ class Client:
         outages: how often an exchange failed; unchanged since a moment: nothing was lost since.
         on_recover: called, and quick, when Redis answers again after a fault.
         scripts: whether it runs scripts; None: not known yet.
+        knows_digests: whether scripts may be named by their digest.
     """
 
     def __init__(self, url: str, deadline: float, options: Mapping[str, Any] | None = None) -> None:
@@ -81,6 +83,7 @@ class Client:
         self.writes = Breaker(REDIS, self.where, goes_on=_READ_ONLY)
         self.outages = 0
         self.scripts: bool | None = None
+        self.knows_digests = True
         self.on_recover: list[Callable[[], None]] = []
         self._reset()
         _all.add(self)
@@ -438,30 +441,36 @@ class Client:
         """Run a script for each of some (keys, arguments), in one exchange for each server."""
         if not await self.runs_scripts(port):
             raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
-        try:
+        texts = [(k[0], script.by_text(k, a)) for k, a in calls]
+        if self.knows_digests:
             digests = [(k[0], script.by_digest(k, a)) for k, a in calls]
-            return await self.ask_each(port, digests, writes=True)
-        except NoScriptError:
-            texts = [(k[0], script.by_text(k, a)) for k, a in calls]
-            return await self.ask_each(port, texts, writes=True)
-        except TierError as error:
-            if error.kind != "NOPERM":
-                raise
-            digests = [(k[0], script.by_text(k, a)) for k, a in calls]  # only EVALSHA may be denied
-            return await self.ask_each(port, digests, writes=True)
+            try:
+                return await self.ask_each(port, digests, writes=True)
+            except NoScriptError:
+                pass  # the text makes it known
+        return await self.ask_each(port, texts, writes=True)
 
     async def runs_scripts(self, port: Port) -> bool:
         """Whether it runs scripts for this user: tried once, with one that does nothing."""
         if self.scripts is None:
-            try:
-                await self.ask(port, pack(b"EVAL", b"return 1", b"0"), parse=int)
-            except TierError as error:
-                if error.kind not in _DENIED:
-                    raise
-                self.scripts = False
-            else:
-                self.scripts = True
+            text = b"return 1"
+            digest = sha1(text, usedforsecurity=False).hexdigest().encode()
+            self.knows_digests = True
+            self.scripts = await self.allows(port, b"EVAL", text, b"0")
+            self.knows_digests = self.scripts and await self.allows(port, b"EVALSHA", digest, b"0")
         return self.scripts
+
+    async def allows(self, port: Port, *words: bytes) -> bool:
+        """Whether it has a command, and lets this user send it; anything else is raised."""
+        try:
+            await self.ask(port, pack(*words), parse=_same)
+        except NoScriptError:
+            return True
+        except TierError as error:
+            if error.kind not in _DENIED:
+                raise
+            return False
+        return True
 
     # --- without a port, or without the breaker --------------------------------------------------
 
@@ -518,7 +527,10 @@ class Client:
             if where not in self._loops:
                 home = weakref.proxy(self)
                 ended = partial(self._loops.pop, where, None)
-                self._loops[where] = Loop(self._address, self._options, home, ended)
+                try:
+                    self._loops[where] = Loop(self._address, self._options, home, ended)
+                except Exception as error:
+                    raise self._failed(_fault_of(error), probe=False, error=error) from None
             return self._loops[where]
 
     def close(self) -> None:

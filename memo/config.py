@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     """All settings at one moment.
 
     Attributes:
-        redis_url: `redis://`, `rediss://` or `unix://`; None: no Redis.
+        redis_url: see `memo.redis_urls`; None: no Redis.
         directory: absolute; where the disk tier lies.
         size_limit: bytes of the disk tier.
         memory_limit: bytes of the memory tier; 0: there is none.
@@ -54,6 +54,10 @@ class Settings(NamedTuple):
         coherence: `checks.STRICT` or `checks.TRACKING`.
         deadline: seconds that one Redis operation may take in all.
         redis_value_limit: bytes; larger payloads stay on disk.
+        redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
+        on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`: what becomes of the entries on
+            this host when a Redis that several hosts share comes back empty.
+        payload_store: fsspec URL or folder for payloads above `redis_value_limit`; None: none.
         compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
         mode: how every call uses the cache (`memo.mode`); None: as usual.
@@ -74,6 +78,9 @@ class Settings(NamedTuple):
     coherence: str
     deadline: float
     redis_value_limit: int
+    redis_options: Mapping[str, Any] | None
+    on_redis_loss: str
+    payload_store: str | None
     compress: int | None
     enabled: bool
     mode: str | None
@@ -305,6 +312,9 @@ class Changes(TypedDict, total=False):
     coherence: str
     deadline: float | str | timedelta
     redis_value_limit: int | str
+    redis_options: Mapping[str, Any] | None
+    on_redis_loss: str
+    payload_store: str | os.PathLike[str] | None
     compress: bool | int | str
     enabled: bool | str
     mode: str | None
@@ -353,6 +363,8 @@ def _may_travel(name: str, value: Any) -> bool:
         return False
     if name == "redis_url":
         return value is None or not _password(value)
+    if name == "redis_options":
+        return value is None or not {"password", "ssl_password", "credential_provider"} & {*value}
     return name != "tiers" or all(isinstance(tier, str) for tier in value or ())
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import socket
 import ssl
 import threading
@@ -59,7 +60,11 @@ CONNECTIONS = 32
 CONNECT = 1.0
 """Seconds that each step of connecting may take: TCP, TLS, login."""
 OPENS = 0.25
-"""Seconds that a caller waits for a connection to be opened."""
+"""Seconds that a caller waits for a connection to be opened; as long as its deadline if that is
+longer."""
+OPENINGS = 4
+"""Connections that a loop opens at once: a crowd that finds none shares the first ones instead of
+having a TLS handshake each."""
 REFRESH = 0.5
 """Seconds between two questions for the topology of a cluster at least."""
 _LOOK_AGAIN = 0.001
@@ -67,9 +72,19 @@ _LOOK_AGAIN = 0.001
 _DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
 
 
+class MissingFileError(Exception):
+    """A file that an option names is not there."""
+
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+
 def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[str, Any]:
     """Arguments of a client of redis-py, of either family."""
     given = {**address.options, **options}
+    for name in _FILES:
+        if given.get(name) and not os.path.isfile(given[name]):
+            raise MissingFileError(f"{name}: there is no file {given[name]}")
     given.pop("sentinel_kwargs", None)
     if address.kind != CLUSTER:
         given.pop("address_remap", None)
@@ -161,9 +176,7 @@ class _ThreadNodes(_Nodes):
         if address.kind == CLUSTER:
             node: Any = redis.cluster.ClusterNode
             nodes = [node(*host) for host in address.hosts]
-            self.cluster = redis.RedisCluster(
-                startup_nodes=nodes, cluster_error_retry_attempts=0, **given
-            )
+            self.cluster = redis.RedisCluster(startup_nodes=nodes, **given)
         elif address.kind == SENTINEL:
             self.pool = _sentinels(redis.sentinel, address, options, given).connection_pool
         else:
@@ -208,12 +221,13 @@ class Threads:
 
     @property
     def nodes(self) -> _ThreadNodes:
-        """The servers; makes their client first.
+        """The servers; makes their client first, or asks for the topology again.
 
         Raises:
             Exception: whatever redis-py raises, for `fault_of`.
         """
-        return self._nodes or self._opened(b"")
+        nodes = self._nodes if self._proven else None
+        return nodes or self._opened(b"")
 
     def exchange(
         self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
@@ -228,7 +242,7 @@ class Threads:
             BusyError: no connection became free.
             Exception: whatever redis-py raises, for `fault_of`.
         """
-        nodes = self._nodes if self._proven else self._opened(route)
+        nodes = self._nodes if self._proven else self._opened(route, exchange.seconds)
         assert nodes is not None
         pool = nodes.of(route)
         connection = self._taken(pool, exchange.seconds, check, blocks)
@@ -275,7 +289,7 @@ class Threads:
                 return pool.get_connection()
         raise BusyError("all connections to Redis are busy")
 
-    def _opened(self, route: Route) -> _ThreadNodes:
+    def _opened(self, route: Route, seconds: float = OPENS) -> _ThreadNodes:
         """The servers, that of the route with a connection ready."""
         for last in (False, True):
             with self._lock:
@@ -284,7 +298,7 @@ class Threads:
                 if opening is None:
                     opening = self._opening = _Opening(partial(self._open, route), self._over)
                     opening.thread.start()
-            if not opening.done.wait(OPENS):
+            if not opening.done.wait(max(OPENS, seconds)):
                 raise TimeoutError("connecting")
             if opening.error is None:
                 break
@@ -300,9 +314,10 @@ class Threads:
         nodes = self._nodes
         if nodes is None:
             nodes = _ThreadNodes(self._address, self._options)
+            self._refreshed = time.monotonic()
         elif time.monotonic() - self._refreshed > REFRESH:
             nodes.refresh()
-        self._refreshed = time.monotonic()
+            self._refreshed = time.monotonic()
         pool = nodes.of(route)
         pool.release(pool.get_connection())
         with self._lock:
@@ -413,11 +428,17 @@ class _LoopNodes(_Nodes):
     def connections(self) -> list[Any]:
         """All of them, open or not."""
         if self.cluster is None:
-            pool = self.pool
-            return [*pool._available_connections, *pool._in_use_connections]
+            group = getattr(self.pool, "sentinel_manager", None)
+            sentinels = [] if group is None else [one.connection_pool for one in group.sentinels]
+            return [
+                connection
+                for pool in (self.pool, *sentinels)
+                for connection in (*pool._available_connections, *pool._in_use_connections)
+            ]
         manager = self.cluster.nodes_manager
-        nodes = {*manager.nodes_cache.values(), *manager.startup_nodes.values()}
-        return [connection for node in nodes for connection in node._connections]
+        both = (*manager.nodes_cache.values(), *manager.startup_nodes.values())
+        nodes = (*both, *self.cluster.startup_nodes)  # equal ones are not the same
+        return list({id(c): c for node in nodes for c in node._connections}.values())
 
 
 class Home(Protocol):
@@ -455,8 +476,9 @@ class Loop:
         self._ended = ended
         self.nodes = _LoopNodes(address, options)
         self._slots = {blocks: asyncio.Semaphore(CONNECTIONS) for blocks in (False, True)}
+        self._openings = asyncio.Semaphore(OPENINGS)
         self._refreshing = asyncio.Lock()
-        self._refreshed = 0.0
+        self._refreshed = -REFRESH
         self._doubted = self.nodes.cluster is not None
         self._coalescers: dict[Any, Coalescer] = {}
         self._streams: dict[Stream, Any] = {}
@@ -521,7 +543,7 @@ class Loop:
             await slots.acquire()
         try:
             await self.get_ready()
-            return await self._exchange(self.nodes.of(route), exchange)
+            return await self._exchange(self.nodes.of(route), exchange, check)
         finally:
             slots.release()
 
@@ -539,9 +561,11 @@ class Loop:
             slots.release()
             raise
 
-    async def _exchange(self, node: Any, exchange: Exchange) -> list[Any]:
+    async def _exchange(
+        self, node: Any, exchange: Exchange, check: Callable[[], None]
+    ) -> list[Any]:
         for again in (True, False):
-            stream = await self._open(node)
+            stream = await self._open(node, check)
             landed: asyncio.Future[None] = self.loop.create_future()
             fresh = not getattr(stream.connection, "used", False)
             stream.connection.used = True
@@ -568,10 +592,13 @@ class Loop:
 
     # --- connections -----------------------------------------------------------------------------
 
-    async def _open(self, node: Any) -> Stream:
-        connection = await self._within_time(
-            self.nodes.acquire(node), lambda late: self._abandon(node, late)
-        )
+    async def _open(self, node: Any, check: Callable[[], None] | None = None) -> Stream:
+        async with self._openings:
+            if check is not None:
+                check()
+            connection = await self._within_time(
+                self.nodes.acquire(node), lambda late: self._abandon(node, late)
+            )
         stream = Stream(connection)
         self._streams[stream] = node
         return stream
@@ -589,8 +616,9 @@ class Loop:
         task.add_done_callback(self._tasks.discard)
         try:
             for _ in range(SPARED):
-                due = self.loop.time() + OPENS
-                await asyncio.wait({task}, timeout=OPENS)
+                seconds = max(OPENS, self._home.deadline)
+                due = self.loop.time() + seconds
+                await asyncio.wait({task}, timeout=seconds)
                 if task.done() or self.loop.time() - due < LATE:
                     break
         finally:
@@ -619,9 +647,9 @@ class Loop:
         """Ask for the topology of a cluster, where that is in doubt."""
         async with self._refreshing:
             if self._doubted and self.loop.time() - self._refreshed > REFRESH:
-                await self.nodes.refresh()
                 self._refreshed = self.loop.time()
-            self._doubted = False
+                await self.nodes.refresh()
+                self._doubted = False
 
     def doubt_soon(self) -> None:
         """After a fault: ask for the topology before the next exchange; from any thread."""
@@ -824,6 +852,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 _KINDS: tuple[tuple[Fault, Any], ...] = (
     (REPLIES["CLUSTERDOWN"], exceptions.SlotNotCoveredError),
+    (breaker.UNREADABLE, MissingFileError),
     (breaker.INSECURE, ssl.SSLError),
     (breaker.UNRESOLVED, socket.gaierror),
     (breaker.REFUSED, (ConnectionRefusedError, FileNotFoundError, PermissionError)),

@@ -109,7 +109,10 @@ def parse(url: str) -> Address:
         ValueError: it names none; the text says what is wrong and how to write it, without user
             and password.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("its host or port is malformed; a port is a number.") from None
     if parts.scheme not in _SCHEMES:
         raise ValueError(f"must begin with {', '.join(f'{name}://' for name in _SCHEMES)}.")
     kind, tls = _SCHEMES[parts.scheme]
