@@ -47,12 +47,15 @@ from memo.tiers import CacheProtocol
 from memo.under_way import listen as _listen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from IPython.core.interactiveshell import InteractiveShell
 
     from memo.call_graph import Graph
+    from memo.decorators import CachedFunction
     from memo.figures import Stats
+    from memo.inventory import Entries
     from memo.stats import Span
 
 __version__ = "0.1.0"
@@ -79,6 +82,7 @@ __all__ = [
     "configure",
     "dashboard",
     "drain",
+    "entries",
     "expire",
     "explain",
     "functions",
@@ -94,6 +98,33 @@ __all__ = [
     "stable",
     "stats",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def entries(
+    function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
+    /,
+    **arguments: Any,
+) -> Entries:
+    """What is stored on this host, as records; no value is loaded.  See `memo.inventory.entries`.
+
+    ::
+
+        memo.entries(load, region="EU").to_frame()
+
+    Args:
+        function: a cached function, or any name that tables show; None: all of them.
+        arguments: only entries with these arguments.
+
+    Raises:
+        OptionError: no function, or several, have the name; or it has no such argument.
+    """
+    from memo import inventory
+
+    return inventory.entries(function, **arguments)
 
 
 def report(file: TextIO | None = None) -> AbstractContextManager[Span]:

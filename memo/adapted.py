@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from memo import stamps
 from memo.codec import Payload, aligned
@@ -11,6 +12,62 @@ from memo.errors import OptionError, TierError
 from memo.port import Port
 from memo.stamps import Ref, State, Turn
 from memo.tiers import Found, Generations, Source
+
+_CALLS: Final[Mapping[str, tuple[Any, ...]]] = {
+    "get": ("key",),
+    "set": ("key", b"", None),
+    "delete": ("key",),
+    "clear": (),
+    "get_many": (["key"],),
+    "set_many": ({"key": b""}, None),
+}
+"""Method -> what it is called with."""
+_SHOWN: Final = {
+    "get": "get(key)",
+    "set": "set(key, value, ttl=None)",
+    "delete": "delete(key)",
+    "clear": "clear()",
+    "get_many": "get_many(keys)",
+    "set_many": "set_many(items, ttl=None)",
+}
+_OPTIONAL: Final = ("get_many", "set_many")
+
+
+def _check(provider: Any) -> None:
+    """That a provider has the methods of a `CacheProtocol`.
+
+    Raises:
+        OptionError: it has not, or they do not fit; the message says what to pass instead.
+    """
+    if type(provider).__module__.partition(".")[0] in _CLIENTS:
+        mend = "is a Redis client: write memo.configure(redis_url=...) and no provider."
+        raise OptionError("provider", provider, mend)
+    methods = {name: getattr(provider, name, None) for name in _CALLS}
+    missing = [n for n, m in methods.items() if not callable(m) and n not in _OPTIONAL]
+    if missing:
+        mend = f"has no {', '.join(missing)}(); a provider has async get, set, delete and clear."
+        raise OptionError("provider", provider, mend)
+    for name, method in methods.items():
+        if method is not None:
+            _check_method(provider, name, method)
+
+
+def _check_method(provider: Any, name: str, method: Any) -> None:
+    if inspect.ismethod(method) and inspect.isfunction(method.__func__):
+        wrapped = hasattr(method.__func__, "__wrapped__")
+        if not (inspect.iscoroutinefunction(method) or wrapped):
+            mend = f"its {name} is no coroutine: write `async def {_SHOWN[name]}`."
+            raise OptionError("provider", provider, mend)
+    try:
+        inspect.signature(method).bind(*_CALLS[name])
+    except TypeError:
+        mend = f"its {name} does not take what it is called with: {_SHOWN[name]}."
+        raise OptionError("provider", provider, mend) from None
+    except ValueError:  # written in C: it says when it is called
+        pass
+
+
+_CLIENTS: Final = frozenset({"redis", "valkey", "fakeredis"})
 
 
 class Adapted:
@@ -25,13 +82,7 @@ class Adapted:
     shared = True
 
     def __init__(self, provider: Any) -> None:
-        missing = [m for m in ("get", "set", "delete") if not callable(getattr(provider, m, None))]
-        if missing:
-            raise OptionError(
-                "provider",
-                provider,
-                f"has no {', '.join(missing)}(); a provider has async get, set, delete and clear.",
-            )
+        _check(provider)
         self.provider = provider
         self.name = type(provider).__name__
         self.where = f"{self.name}@{getattr(provider, 'where', id(provider))}"

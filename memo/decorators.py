@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -22,7 +23,9 @@ from typing import (
     ParamSpec,
     Self,
     TypeAlias,
+    TypedDict,
     TypeVar,
+    Unpack,
     cast,
     overload,
 )
@@ -37,7 +40,7 @@ from memo.jobs import NOTHING, Function, Raised, bare_of_us, users
 from memo.keys import Call, Keyer
 from memo.modes import Mode
 from memo.policy import Policy
-from memo.sources import Dependencies
+from memo.sources import Dependencies, File
 from memo.stamps import Turn
 from memo.stats import COUNTERS, cache_info
 from memo.tiers import CacheProtocol
@@ -59,6 +62,35 @@ _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
 _MISSING: Any = object()
 Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
 """A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
+Span: TypeAlias = "float | timedelta | str"
+"""A length of time: seconds, a `timedelta`, or a text such as `"1h30m"`."""
+Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
+"""A file, directory or glob, a `memo.File`, or a callable."""
+
+
+class Options(TypedDict, total=False):
+    """The options of `cache`, for `cache(f, ttl=5)`; see there."""
+
+    ttl: Ttl
+    key_prefix: str | None
+    key_resolver: Callable[..., Any] | str | Sequence[str] | None
+    use_jitter: bool
+    use_lock: bool
+    lock_timeout: Span | None
+    refresh_ahead: bool
+    refresh_threshold: float | None
+    provider: CacheProtocol | Chain | None
+    ttl_key: str | None
+    tags: Iterable[str] | Callable[..., Iterable[str]]
+    depends_on: Dependency | Iterable[Dependency]
+    ignore: Iterable[str]
+    version: str | None
+    stale_while_revalidate: Span
+    stale_if_error: Span
+    name: str | None
+    cache_if: Callable[[Any], bool] | None
+    compress: bool | int | str | None
+    replay: bool
 
 
 def functions() -> list[CachedFunction[Any, Any]]:
@@ -772,23 +804,23 @@ def _rebuilt(
 
 
 def _options(
-    ttl: Any = 60,
+    ttl: Ttl = 60,
     key_prefix: str | None = None,
     key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
     use_jitter: bool = False,
     use_lock: bool = False,
-    lock_timeout: Any = 30,
+    lock_timeout: Span | None = 30,
     refresh_ahead: bool = False,
     refresh_threshold: float | None = None,
     provider: CacheProtocol | Chain | None = None,
     ttl_key: str | None = None,
     *,
     tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-    depends_on: Any = (),
+    depends_on: Dependency | Iterable[Dependency] = (),
     ignore: Iterable[str] = (),
     version: str | None = None,
-    stale_while_revalidate: Any = 0,
-    stale_if_error: Any = 0,
+    stale_while_revalidate: Span = 0,
+    stale_if_error: Span = 0,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -838,27 +870,27 @@ _SIGNATURE = inspect.signature(_options)
 
 @overload
 def cache(  # pyright: ignore[reportOverlappingOverload] - a ttl may be callable as well
-    function: Callable[P, R], /
+    function: Callable[P, R], /, **options: Unpack[Options]
 ) -> CachedFunction[P, R]: ...
 @overload
 def cache(
-    ttl: Any = 60,
+    ttl: Ttl = 60,
     key_prefix: str | None = None,
     key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
     use_jitter: bool = False,
     use_lock: bool = False,
-    lock_timeout: Any = 30,
+    lock_timeout: Span | None = 30,
     refresh_ahead: bool = False,
     refresh_threshold: float | None = None,
     provider: CacheProtocol | Chain | None = None,
     ttl_key: str | None = None,
     *,
     tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-    depends_on: Any = (),
+    depends_on: Dependency | Iterable[Dependency] = (),
     ignore: Iterable[str] = (),
     version: str | None = None,
-    stale_while_revalidate: Any = 0,
-    stale_if_error: Any = 0,
+    stale_while_revalidate: Span = 0,
+    stale_if_error: Span = 0,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -866,8 +898,8 @@ def cache(
 ) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
 def cache(*args: Any, **kwargs: Any) -> Any:
     """See `_options`, whose signature and documentation this has."""
-    if len(args) == 1 and not kwargs and (callable(args[0]) or _is_wrapper(args[0])):
-        return _decorated(args[0], _options())
+    if len(args) == 1 and (callable(args[0]) or _is_wrapper(args[0])):
+        return cache(**kwargs)(args[0])
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)

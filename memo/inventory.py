@@ -8,21 +8,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memo import assembly, atoms, canon, display, sources
+from memo import assembly, atoms, canon, display, names, sources
 from memo import policy as policy_words
 from memo.chain import Chain
-from memo.decorators import functions
+from memo.clock import SECOND, Clock
+from memo.decorators import CachedFunction, functions
 from memo.drivers import BLOCKING, drive
-from memo.errors import TierError
+from memo.errors import MissingExtraError, TierError
 from memo.explanations import listing
-from memo.figures import matches
+from memo.figures import label, matches
 from memo.jobs import Function
-from memo.policy import Policy, judge
+from memo.matching import own_refs
+from memo.policy import Policy, age, judge, judge_expired
 from memo.port import Port
 from memo.seal import Header
-from memo.stamps import Generation, Ref, Stamp, State
+from memo.stamps import Generation, Ref, Stamp, State, expired_at
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Item(NamedTuple):
@@ -109,9 +114,9 @@ def table(shown: Sequence[Item]) -> display.Table:
 
 
 async def _items(
-    port: Port, chain: Chain, wanted: Wanted, limit: int | None
+    port: Port, chain: Chain, wanted: Wanted, limit: int | None, prefix: str | None = None
 ) -> tuple[list[Item], int]:
-    listed = await listing(port, chain, f"{chain.namespace}:")
+    listed = await listing(port, chain, f"{chain.namespace}:" if prefix is None else prefix)
     found = [Item(header, size) for header, size in listed if wanted.holds(header)]
     found.sort(key=ORDERS[wanted.by], reverse=True)
     shown = found if wanted.tier else found[:limit]
@@ -151,14 +156,19 @@ def _state(
     chain: Chain,
 ) -> str:
     own = [stamp for stamp in header.stamps if type(stamp) is Generation]
-    if any(now[stamp.ref].text != stamp.state.text for stamp in own):
+    turned = [(s.state.text, now[s.ref].text) for s in own if now[s.ref].text != s.state.text]
+    times = [expired_at(*texts) for texts in turned]
+    if None in times:
         return INVALIDATED
     if any(changed[stamp] for stamp in header.stamps if type(stamp) is not Generation):
         return OUTDATED
     if code is not None and header.code != code:
         return OUTDATED
     policy = Policy(ttl=None) if function is None else function.policy
-    kind = judge(header.times, policy, chain.clock).kind
+    verdict = judge(header.times, policy, chain.clock)
+    if times:
+        verdict = judge_expired(verdict, policy, min(at for at in times if at is not None))
+    kind = verdict.kind
     if function is None:
         return FRESH if kind == policy_words.FRESH else EXPIRED
     return {policy_words.FRESH: FRESH, policy_words.STALE: STALE}.get(kind, EXPIRED)
@@ -178,3 +188,115 @@ async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[t
             continue
         found = [(*at, tier.name) if held else at for at, held in zip(found, answers, strict=True)]
     return found
+
+
+# --- memo.entries --------------------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """An entry, as `memo.entries` lists it.  Times are in seconds, the size in bytes.
+
+    Attributes:
+        function: its name as tables show it.
+        arguments: name -> short text.
+        state: `"fresh"`, `"stale"`, `"expired"`, `"invalidated"`, `"outdated"` (its code or what it
+            depends on has changed) or `"unknown"`.
+        age: since it was computed; None: no clock can tell.
+        ttl: None: no expiry.
+        size: of its record and payload.
+        cost: how long its computation took.
+        tiers: names of those that hold it.
+        tags: by which it can be invalidated.
+        address: as `memo.invalidate(key=...)` takes it, secrets masked.
+        key: what finds it; `memo.invalidate(key=...)` takes it too.
+    """
+
+    function: str
+    arguments: Mapping[str, str]
+    state: str
+    age: float | None
+    ttl: float | None
+    size: int
+    cost: float
+    tiers: tuple[str, ...]
+    tags: tuple[str, ...]
+    address: str
+    key: str
+
+
+class Entries(list[Stored]):
+    """Entries in a list, newest first; a table in a notebook and in a terminal."""
+
+    def __init__(self, found: Sequence[Item], clock: Clock) -> None:
+        super().__init__(_stored(item, clock) for item in found)
+        self._items = found
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas DataFrame, one row for each entry.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
+        return pd.DataFrame(list(self), columns=list(Stored._fields))
+
+    def __repr__(self) -> str:
+        return display.table_text(table(self._items)) if self else "No entries."
+
+    def _repr_html_(self) -> str:
+        return display.boxed(display.table_html(table(self._items)) if self else "No entries.")
+
+
+def _stored(item: Item, clock: Clock) -> Stored:
+    header, size, tiers, state = item
+    old = age(header.times, clock)
+    groups = [ref.group for ref in own_refs(header)]
+    return Stored(
+        label(header.function),
+        display.arguments(header),
+        state,
+        None if old is None else old / SECOND,
+        None if header.times.ttl < 0 else header.times.ttl / SECOND,
+        size,
+        header.times.cost / SECOND,
+        tiers,
+        tuple(group[2:] for group in groups if group.startswith("t:")),
+        display.address(header),
+        header.key,
+    )
+
+
+def entries(
+    function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
+    /,
+    **arguments: Any,
+) -> Entries:
+    """What is stored on this host, without loading any value.
+
+    ::
+
+        memo.entries(load, region="EU").to_frame()
+
+    Args:
+        function: a cached function, or any name that tables show; None: all of them.
+        arguments: only entries with these arguments.
+
+    Raises:
+        OptionError: no function, or several, have the name; or it has no such argument.
+    """
+    here = {one.function_id: one for one in functions()}
+    chain = assembly.default_chain()
+    prefix = f"{chain.namespace}:"
+    if function is not None:
+        identity = drive(names.function_named(BLOCKING, "function", function, list(here)))
+        prefix = chain.prefix(identity)
+        known = here.get(identity)
+        if known is not None:
+            chain = known._function.chain()
+            known._function.keyer.check_names("entries", arguments)
+    wanted = Wanted(where=arguments)
+    found, _ = drive(_items(BLOCKING, chain, wanted, None, prefix))
+    return Entries(found, chain.clock)

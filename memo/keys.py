@@ -66,6 +66,9 @@ def normal_prefix(key_prefix: str) -> str:
         OptionError: nothing is left.
     """
     prefix = key_prefix.rstrip(":")
+    if not set("{}").isdisjoint(prefix):
+        mend = "is static, so it has no braces; write a template as key_resolver=."
+        raise OptionError("key_prefix", key_prefix, mend)
     if not prefix:
         raise OptionError("key_prefix", key_prefix, 'is empty; write a name such as "products".')
     return prefix

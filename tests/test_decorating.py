@@ -1,0 +1,101 @@
+"""Decorating: the plain call, checked options, and what `dir` and signatures show."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any
+
+import pytest
+from providers import InADict
+
+import memo
+from memo import OptionError, cache
+
+
+def body(x: int = 0) -> int:
+    return x
+
+
+async def abody(x: int = 0) -> int:
+    return x
+
+
+async def test_the_plain_call() -> None:
+    """`cache(f)` and `cache(f, ttl=5)` make a cached function, as joblib's `Memory.cache` does."""
+    for function in (body, abody):
+        assert cache(function)._function.policy.ttl == 60
+        assert cache(function, ttl=5)._function.policy.ttl == 5
+        assert cache(function, ttl="1h", key_prefix="p").address(3) == "p:3"
+    assert cache(body, ttl=5)(3) == 3
+    assert await cache(abody, ttl=5)(3) == 3
+    with pytest.raises(OptionError, match="did you mean 'ttl'"):
+        cache(body, tll=5)  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match="ttl="):
+        cache(body, ttl=0)
+
+
+def test_an_object_with_cache_is_a_memory() -> None:
+    """What calls `memory.cache(f, ignore=[...])`, as scikit-learn's pipelines do, can use memo."""
+    memory = types.SimpleNamespace(cache=memo.cache)
+    runs: dict[str, int] = {}
+
+    def fit(x: list[int], verbose: bool = False) -> int:
+        runs["n"] = runs.get("n", 0) + 1
+        return sum(x)
+
+    cached = memory.cache(fit, ignore=["verbose"], version="1")
+    assert cached([1, 2]) == cached([1, 2], verbose=True) == 3
+    assert runs == {"n": 1}
+
+
+@pytest.mark.parametrize("prefix", ["products:{id}", "{", "a}b"])
+def test_braces_in_a_prefix_are_refused(prefix: str) -> None:
+    """A prefix is static: braces in it are a template in the wrong place."""
+    with pytest.raises(OptionError, match="key_resolver"):
+        cache(key_prefix=prefix)(body)
+
+
+class Sync:
+    def get(self, key: str) -> None: ...
+    def set(self, key: str, value: bytes, ttl: float | None = None) -> None: ...
+    def delete(self, key: str) -> None: ...
+    def clear(self) -> None: ...
+
+
+class NoTtl(InADict):
+    async def set(self, key: str, value: bytes) -> None: ...  # type: ignore[override]
+
+
+class NoClear:
+    get, set, delete = InADict.get, InADict.set, InADict.delete
+
+
+def test_providers_that_do_not_fit() -> None:
+    """A provider whose methods do not fit is refused, and the error says what to pass instead."""
+    import redis
+    import redis.asyncio
+
+    for client in (redis.Redis(), redis.asyncio.Redis()):
+        with pytest.raises(OptionError, match=r"provider=.*configure\(redis_url="):
+            cache(provider=client)(body)  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match=r"get.*async def"):
+        cache(provider=Sync())(body)  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match=r"set\(key, value, ttl=None\)"):
+        cache(provider=NoTtl())(body)
+    with pytest.raises(OptionError, match="clear"):
+        cache(provider=NoClear())(body)  # type: ignore[call-overload]
+    cache(provider=InADict())(body)
+
+
+def test_dir_shows_public_names_only() -> None:
+    """`dir(memo)` is `__all__`, and all of it is there."""
+    assert dir(memo) == sorted(memo.__all__)
+    assert all(hasattr(memo, name) for name in memo.__all__)
+
+
+def test_options_have_real_types() -> None:
+    """No option of `cache` is annotated `Any` in the signature that tooltips show."""
+    for decorator in (memo.cache, memo.invalidate_cache):
+        for parameter in inspect.signature(decorator).parameters.values():
+            assert parameter.annotation not in ("Any", Any, parameter.empty), parameter

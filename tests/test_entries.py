@@ -1,0 +1,89 @@
+"""`memo.entries(...)`: what is stored, as records."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import memo
+from memo import OptionError, cache
+
+
+def loads(name: str = "shop:load", **options: Any) -> Any:
+    @cache(name=name, version="1", **{"ttl": 3600, **options})
+    def load(region: str, year: int = 2024) -> str:
+        return f"{region} {year}"
+
+    return load
+
+
+@pytest.mark.parametrize("where", ["disk", "redis"])
+def test_what_is_stored(where: str, request: pytest.FixtureRequest) -> None:
+    """Each entry is a record with its function, arguments, state, times, size, tiers and tags."""
+    url = request.getfixturevalue("redis_server").url if where == "redis" else None
+    with memo.configure(redis_url=url, deadline=5):
+        load = loads(tags=["sales"])
+        load("EU")
+        [entry] = memo.entries()
+        assert entry.function == "shop:load"
+        assert entry.arguments == {"region": "'EU'", "year": "2024"}
+        assert (entry.state, entry.tags, entry.ttl) == ("fresh", ("sales",), 3600)
+        assert 0 <= entry.age < 60
+        assert entry.size > 0
+        assert entry.cost >= 0
+        assert {"memory", "disk"} <= set(entry.tiers)
+        assert memo.invalidate(key=entry.key).matched == 1
+        assert [entry.state for entry in memo.entries()] == ["invalidated"]
+
+
+def test_of_a_function_and_of_arguments() -> None:
+    """A function is given itself or by any name that is shown; arguments select as elsewhere."""
+    load, other = loads(), loads("shop:other")
+    load("EU"), load("US"), load("EU", 2023), other("EU")
+    for given in (load, "shop:load", "load"):
+        assert len(memo.entries(given)) == 3
+        assert len(memo.entries(given, region="EU")) == 2
+    assert len(memo.entries(load, region="EU", year=2023)) == 1
+    assert len(memo.entries(region="EU")) == 3
+    with pytest.raises(OptionError, match="land"):
+        memo.entries(load, land="EU")
+    with pytest.raises(OptionError, match="did you mean 'shop:load'"):
+        memo.entries("shop:laod")
+
+
+def test_states() -> None:
+    """An entry that was let expire is stale within its window, else expired."""
+    load, swr = loads(), loads("shop:swr", stale_while_revalidate=60)
+    load("EU"), swr("EU")
+    memo.expire(function=load)
+    memo.expire(function=swr)
+    assert {e.function: e.state for e in memo.entries()} == {
+        "shop:load": "expired",
+        "shop:swr": "stale",
+    }
+
+
+def test_as_a_frame_and_as_text() -> None:
+    """`.to_frame()` gives one row for each entry, a column for each argument's fact."""
+    load = loads()
+    assert repr(memo.entries()) == "No entries."
+    load("EU"), load("US")
+    found = memo.entries()
+    frame = found.to_frame()
+    assert len(frame) == 2
+    assert {"function", "arguments", "state", "age", "ttl", "size", "cost", "tiers", "tags"} <= {
+        *frame.columns
+    }
+    assert "shop:load" in repr(found)
+    assert "<table" in found._repr_html_()
+
+
+def test_of_another_process() -> None:
+    """Entries of functions that this process does not know are listed, and can be selected."""
+    code = "import memo\n@memo.cache(ttl=None, name='jobs:nightly')\ndef f(x): return x\nf(1), f(2)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(memo.entries("nightly", x=1)) == 1
+    assert memo.entries("nightly")[0].ttl is None
