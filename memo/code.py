@@ -40,6 +40,7 @@ class Code(NamedTuple):
         filled: dotted names of containers that the code only fills.
         items: each use that is subscripted or called with a text, with that text.
         names: every name and attribute that the code mentions.
+        stored: names of the attributes that it sets on any object.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Code(NamedTuple):
     filled: frozenset[Path]
     items: frozenset[tuple[Use, str]]
     names: frozenset[str]
+    stored: frozenset[str]
 
 
 _known: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
@@ -89,6 +91,7 @@ def _read(code: CodeType, namespace: dict[str, Any]) -> Code:
         frozenset() if node is None else uses.filled(node),
         scanned.items,
         scanned.names,
+        scanned.stored,
     )
 
 

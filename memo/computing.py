@@ -100,9 +100,8 @@ async def _is_same_call(port: Port, job: Job) -> bool:
     values = (*job.args, *job.kwargs.values())
     if _SCALARS.issuperset(map(type, values)):
         return True
-    keyer, code = job.function.keyer, job.function.code(job.args)
     try:
-        now = await port.offload(keyer.call, code, job.args, job.kwargs)
+        now = await port.offload(job.function.call, job.args, job.kwargs)
     except Exception:  # what cannot be keyed any more is another call
         now = None
     if now is not None and now.text == job.call.text:

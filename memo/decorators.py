@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import (
     TYPE_CHECKING,
     Any,
+    ClassVar,
     Concatenate,
     Generic,
     ParamSpec,
@@ -31,6 +32,7 @@ from typing import (
 )
 
 from memo import assembly, classes, codec, config, engine, invalidating, modes, options, output
+from memo.bindings import ABSENT
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.errors import NotCachedError, OptionError, public
@@ -273,7 +275,7 @@ class CachedFunction(Generic[P, R]):
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of this call: 40 hexadecimal digits, which `memo.invalidate(key=...)` takes."""
         f = self._function
-        call = f.keyer.call(f.code(args), args, dict(kwargs))
+        call = f.call(args, dict(kwargs))
         _give(call, self.function_id)
         return call.text
 
@@ -284,7 +286,7 @@ class CachedFunction(Generic[P, R]):
     def address(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
         f = self._function
-        return f.keyer.call(f.code(args), args, dict(kwargs)).address
+        return f.call(args, dict(kwargs)).address
 
     def invalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """Invalidate every entry whose arguments include the given ones; none given: all.
@@ -299,27 +301,22 @@ class CachedFunction(Generic[P, R]):
         Raises:
             OptionError: the function has no such argument, or the value is a function.
         """
-        kwargs, reason = self._apart(kwargs, "reason", reason, "")
-        return drive(self._drop(BLOCKING, args, _no_predicates(args, kwargs), reason))
+        return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason))
 
     async def ainvalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """As `invalidate`, without blocking the event loop."""
-        kwargs, reason = self._apart(kwargs, "reason", reason, "")
-        return await self._drop(native(), args, _no_predicates(args, kwargs), reason)
+        return await self._dropped(native(), ABSENT, args, kwargs, reason)
 
     def expire(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """Let entries expire now; which ones, and the rest, as with `invalidate`.
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
         """
-        kwargs, reason = self._apart(kwargs, "reason", reason, "")
-        return drive(self._drop(BLOCKING, args, _no_predicates(args, kwargs), reason, soft=True))
+        return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason, soft=True))
 
     async def aexpire(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """As `expire`, without blocking the event loop."""
-        kwargs, reason = self._apart(kwargs, "reason", reason, "")
-        work = self._drop(native(), args, _no_predicates(args, kwargs), reason, soft=True)
-        return await work
+        return await self._dropped(native(), ABSENT, args, kwargs, reason, soft=True)
 
     def _apart(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
@@ -332,6 +329,25 @@ class CachedFunction(Generic[P, R]):
             return kwargs, otherwise if given is _MISSING else given
         return {**kwargs, name: given}, otherwise
 
+    def _dropped(
+        self,
+        port: Any,
+        own: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reason: str,
+        *,
+        soft: bool = False,
+    ) -> Coroutine[Any, Any, Invalidation]:
+        """Drop entries whose arguments include the given ones, of one object or of all.
+
+        Args:
+            own: the object; `ABSENT`: all objects.
+        """
+        kwargs, reason = self._apart(kwargs, "reason", reason, "")
+        given = _no_predicates(args, kwargs)
+        return self._drop(port, args, given, reason, own=own, soft=soft)
+
     def _drop(
         self,
         port: Any,
@@ -339,11 +355,12 @@ class CachedFunction(Generic[P, R]):
         kwargs: Mapping[str, Any],
         reason: str,
         *,
+        own: Any = ABSENT,
         soft: bool = False,
         count: bool = True,
     ) -> Coroutine[Any, Any, Invalidation]:
         keyer = self._function.keyer
-        pairs, whole = keyer.partial(args, kwargs)
+        pairs, whole = keyer.partial(args, kwargs, own, self._function.state(own))
         turn = Turn(f"f:{self.function_id}", pairs, whole)
         given = f"({keyer.described(args, kwargs)})" if args or kwargs else ""
 
@@ -565,10 +582,16 @@ def _asyncio_marker() -> object:
 
 
 class BoundFunction(Generic[P, R]):
-    """A cached function as a method of an instance; `self` is not part of the key."""
+    """A cached function as a method of an instance, whose state is part of its keys."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
-    _PARTIAL = ("invalidate", "ainvalidate", "expire", "aexpire")
+    _DROPS: ClassVar = {
+        "invalidate": (False, False),
+        "ainvalidate": (True, False),
+        "expire": (False, True),
+        "aexpire": (True, True),
+    }
+    """Name -> whether it is awaited, and whether it is soft."""
     _CALLS = (
         *("key", "akey", "address", "refresh", "arefresh", "peek", "apeek"),
         *("is_cached", "ais_cached"),
@@ -591,9 +614,19 @@ class BoundFunction(Generic[P, R]):
         found = getattr(self.__func__, name)
         if name in {"put", "aput"}:
             return lambda value, /, *args, **kwargs: found(value, self.__self__, *args, **kwargs)
+        if name in self._DROPS and not isinstance(self.__self__, type):
+            return functools.wraps(found)(functools.partial(self._drop_own, *self._DROPS[name]))
         if name in self._CALLS or name in {"explain", "aexplain"}:
             return functools.partial(found, self.__self__)
         return found
+
+    def _drop_own(
+        self, awaited: bool, soft: bool, /, *args: Any, reason: str = _MISSING, **kwargs: Any
+    ) -> Any:
+        """Drop entries of an object in this one's state."""
+        port = native() if awaited else BLOCKING
+        work = self.__func__._dropped(port, self.__self__, args, kwargs, reason, soft=soft)
+        return work if awaited else drive(work)
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -64,7 +64,7 @@ def at_once(
         HeavyError: see `Keyer.call`; then `keyed` makes the `Call`.
     """
     begun = time.perf_counter()
-    call = function.keyer.call(function.code(args), args, kwargs, light)
+    call = function.call(args, kwargs, light)
     chain = function.chain()
     entry = chain.quick(function.id, call.text)
     if entry is None:
@@ -135,12 +135,11 @@ async def keyed(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Call:
     """What a call is; made in a thread where it would hold up an event loop."""
-    code, keyer = function.code(args), function.keyer
     try:
-        return keyer.call(code, args, kwargs, port.native)
+        return function.call(args, kwargs, port.native)
     except HeavyError:
         pass  # what is raised below is not raised while this is handled
-    call = await port.offload(keyer.call, code, args, kwargs)
+    call = await port.offload(function.call, args, kwargs)
     await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
     return call
 

@@ -122,7 +122,7 @@ async def explain(
     code = function.code(args)
     found = await chain.lookup(port, function.id, call.text, function.judge)
     owner = function.owner(args)
-    untracked = tuple(function.identity.untracked(owner))
+    untracked = (*call.left_out, *function.identity.untracked(owner))
     if found.verdict.kind != MISS and found.entry is not None:
         reason = found.verdict.kind
         return Explanation(call.shown, True, reason, _hit(found, chain), (), untracked)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.digests import blake2b
 from memo.errors import KeyingError, OptionError, shown
-from memo.image import DESCRIPTORS, STABLE, innermost, layers, note, short, title
+from memo.image import DESCRIPTORS, STABLE, State, innermost, layers, note, short, title
 
 if TYPE_CHECKING:
     from memo.seen import Seen
@@ -48,6 +48,7 @@ class Identity:
         self.function = function
         self._pinned = digest if version is None else _pinned(function, version, name)
         self._seen: dict[type | None, Seen] = {}
+        self._states: dict[type, State] = {}
         self._home: weakref.ref[type] | None = None
 
     def digest(self, owner: type | None = None) -> str:
@@ -66,6 +67,18 @@ class Identity:
         if seen is not None and seen.stands():
             return seen.digest
         return self._look(owner).digest
+
+    def state(self, owner: type) -> State:
+        """What of `self` the method reads, of objects of a class; as `digest` has found last."""
+        if self._pinned is None:
+            seen = self._seen.get(owner)
+            return (seen if seen is not None else self._look(owner)).state
+        known = self._states.get(owner)
+        if known is None:
+            from memo.reach import survey
+
+            known = self._states[owner] = survey(self.function, owner).state
+        return known
 
     def parts(self, owner: type | None = None) -> dict[str, str]:
         """What the digest is of: part -> normalised source, number or digest.

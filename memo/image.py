@@ -32,6 +32,23 @@ ELEMENTS = 20_000
 Ref = types.FunctionType | type
 
 
+class State(NamedTuple):
+    """The state of `self` that a method reads.
+
+    Attributes:
+        names: of the attributes that may lie on the object, sorted.
+        whole: `self` goes elsewhere, so that all of its attributes count.
+        slots: name -> the place that the class has for it.
+    """
+
+    names: tuple[str, ...] = ()
+    whole: bool = False
+    slots: Mapping[str, Any] = types.MappingProxyType({})
+
+
+STATELESS = State()
+
+
 class Image(NamedTuple):
     """What a value says of itself.
 

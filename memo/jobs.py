@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from memo import events
+from memo.bindings import ABSENT
 from memo.chain import Chain
 from memo.errors import MemoError
 from memo.identity import Identity
+from memo.image import STATELESS, State
 from memo.keys import Call, Keyer
 from memo.policy import Policy, Times, Verdict, judge, judge_expired
 from memo.sources import Dependencies
@@ -96,6 +98,22 @@ class Function:
         if not self.keyer.method or not args:
             return self.identity.digest()
         return self.identity.digest(self.owner(args))
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool = False) -> Call:
+        """What a call is: see `Keyer.call`."""
+        if not self.keyer.method or not args:
+            return self.keyer.call(self.identity.digest(), args, kwargs, light)
+        owner = self.owner(args)
+        assert owner is not None
+        code = self.identity.digest(owner)
+        return self.keyer.call(code, args, kwargs, light, self.identity.state(owner))
+
+    def state(self, own: Any) -> State:
+        """What the method reads of an object."""
+        if own is ABSENT or not self.keyer.method or isinstance(own, type):
+            return STATELESS
+        self.identity.digest(type(own))
+        return self.identity.state(type(own))
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
         """The class that a method is called on; of a function None."""

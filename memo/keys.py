@@ -17,16 +17,19 @@ import json
 import re
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from memo import atoms, canon, options, resolvers, summaries
+from memo import atoms, canon, instances, options, resolvers, summaries
 from memo.atoms import SIMPLE
 from memo.bindings import ABSENT, BindingError, annotated, bind, hints, plan, signature
 from memo.canon import Unkeyable
 from memo.digests import blake2b
 from memo.errors import KeyingError, OptionError, shown
 from memo.identity import code_digest
+from memo.image import STATELESS, State
+from memo.instances import Attributes
 from memo.resolvers import Resolved, Resolver, words
 from memo.stamps import ADDRESS, Ref
 from memo.weights import LIGHT, refuse_heavy
@@ -52,6 +55,8 @@ LONG: Final = 256
 _STEADY: Final = frozenset({int, type(None)})
 """Besides texts, types whose values never change, and equal others of these types only where their
 encodings do.  `True` equals 1, and 0.0 equals -0.0."""
+OWN: Final = "@self"
+"""Under this name an entry has the digest of its `self` beside those of its arguments."""
 CACHE_KEY: Final = "__cache_key__"
 """Method by which a class puts its instances into the keys of its cached methods."""
 
@@ -106,19 +111,33 @@ class Own(NamedTuple):
     Attributes:
         owner: its class, `"module:qualname"`.
         value: what the class says of its instances; `ABSENT`: nothing.
-        encoding: of that, or nothing.
+        encoding: of that, or of the state that counts, or nothing.
+        state: the attributes that count.
     """
 
     owner: str
     value: Any = ABSENT
     encoding: bytes = b""
+    state: Attributes = instances.EMPTY
 
-    def described(self) -> tuple[str, str]:
-        """A short text, and a digest."""
+    def digest(self) -> str:
+        """16 hexadecimal digits of the class and of the state."""
+        return atoms.short(atoms.text(self.owner) + self.encoding)
+
+    def described(self, own: str) -> Iterator[tuple[str, str, str]]:
+        """Name, short text and digest of the class, and of each attribute that counts.
+
+        Args:
+            own: what the function calls it, such as `"self"`.
+        """
         said = "" if self.value is ABSENT else summaries.described_value(CACHE_KEY, self.value)
         name = self.owner.rpartition(":")[2]
-        digest = atoms.short(atoms.text(self.owner) + self.encoding)
-        return (f"{name}({said})" if said else name), digest
+        encoding = b"" if self.state.names else self.encoding
+        digest = atoms.short(atoms.text(self.owner) + encoding)
+        yield own, (f"{name}({said})" if said else name), digest
+        for name, value, one in zip(*self.state[:3], strict=True):
+            text = "nothing" if value is ABSENT else summaries.described_value(name, value)
+            yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short(one)
 
 
 class Call:
@@ -203,7 +222,15 @@ class Call:
         pairs = list(zip(self._keyer.safe_names(self._names), digests, strict=True))
         if self._resolved is not None:
             pairs.append((ADDRESS, atoms.short(self._resolved.encoding)))
+        if self._own is not None:
+            pairs.append((OWN, self._own.digest()))
         return tuple(sorted(pairs))
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the state of `self` has no sound key, for people."""
+        lost = () if self._own is None else self._own.state.lost
+        return tuple(f"{self._keyer.plan.own}.{path}: {why}" for path, why in lost)
 
     @functools.cached_property
     def refs(self) -> tuple[Ref, ...]:
@@ -223,7 +250,7 @@ class Call:
     def _described(self) -> Iterator[tuple[str, str, str]]:
         """Name, short text and digest of all that makes the key: also of `self` and a resolver."""
         if self._own is not None:
-            yield f"{summaries.OWN}{self._keyer.plan.own}", *self._own.described()
+            yield from self._own.described(f"{summaries.OWN}{self._keyer.plan.own}")
         if self._resolved is not None:
             names = (*self._keyer.plan.names, *self._names)
             hidden = next(filter(summaries.is_secret, names), "")
@@ -231,6 +258,14 @@ class Call:
             yield summaries.RESOLVED, text, atoms.short(self._resolved.encoding)
         for name, value, encoding in zip(self._names, self._values, self._encodings, strict=True):
             yield name, summaries.described_value(name, value), atoms.short(encoding)
+
+
+class _Head(NamedTuple):
+    """What the keys of a function and of a class begin with, and what that was made from."""
+
+    code: str
+    state: State
+    facts: bytes
 
 
 # --- the maker of keys ---------------------------------------------------------------------------
@@ -280,7 +315,7 @@ class Keyer:
 
     @property
     def method(self) -> bool:
-        """Whether the first positional argument is `self` or `cls`, which are not in the key."""
+        """Whether the first positional argument is `self` or `cls`."""
         return self._method
 
     @method.setter
@@ -301,14 +336,24 @@ class Keyer:
         self._resolver = self._checked_resolver()
         self._wanted = self._checked_tags()
         self._special = bool(self._as) or self._resolver is not None or callable(self._given_tags)
-        self._heads: dict[str, tuple[str, bytes, Own | None]] = {}
+        self._heads: dict[str, _Head] = {}
+        self._told = False
+        self._stateful = self._method and not self._decided()
         self._repeatable = -1 if self._method or self._special else self._plain
         self._met: set[int] = set()
         self._fitting: set[tuple[Any, ...]] = set()
         self._repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
+    def _decided(self) -> bool:
+        """Whether the options say what of `self` counts."""
+        own = self.plan.own
+        needs = () if self._resolver is None else self._resolver.needs or ()
+        return own in self._ignore or own in needs
+
     def _unknown(self, option: str, names: Iterable[str]) -> None:
         for name in names:
+            if name == self.plan.own != "":
+                continue
             if name not in self.plan.names and not self.plan.extra:
                 known = ", ".join(self.plan.names) or "none"
                 raise OptionError(option, name, f"is no argument of the function; it has: {known}.")
@@ -362,12 +407,14 @@ class Keyer:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         light: bool = False,
+        state: State = STATELESS,
     ) -> Call:
         """What a call is.
 
         Args:
             code: the function's code version.
             light: refuse arguments that are so big that their key takes long to make.
+            state: of a method: what of `self` it reads.
 
         Raises:
             KeyingError: an argument has no sound key, or a user's function for keys raised.
@@ -386,30 +433,30 @@ class Keyer:
             repeated = self._repeated.get(args) if steady else None
             if repeated is not None and repeated[0] == code:
                 return repeated[1]
-        call = self._call(code, args, kwargs, light)
+        call = self._call(code, args, kwargs, light, state)
         if steady:
             self._remember(code, args, call)
         return call
 
     def _call(
-        self, code: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool
+        self,
+        code: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        light: bool,
+        state: State,
     ) -> Call:
-        owner = ""
         own: Any = None
+        mine: Own | None = None
         if self._method:
             if not args:
                 self._misfit(args, kwargs)
             own, args = args[0], args[1:]
-            owner = _class_name(own)
-        if (
-            kwargs
-            or len(args) != self._plain
-            or self._special
-            or (self._method and hasattr(own, CACHE_KEY))
-        ):
+            mine = self.own(own, state, light)
+        if kwargs or len(args) != self._plain or self._special:
             if light:
                 refuse_heavy(args, kwargs)
-            return self._bound(code, owner, own, args, kwargs)
+            return self._bound(code, own, mine, state, args, kwargs)
         try:
             if light:
                 encodings = [LIGHT[type(value)](value) for value in args]
@@ -419,11 +466,9 @@ class Keyer:
             if light:
                 refuse_heavy(args, kwargs)
             encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
-        known = self._heads.get(owner)
-        if known is None or known[0] != code:
-            known = self._head(owner, code)
-        text = blake2b(known[1] + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
-        return Call(text, self, self.names, args, encodings, None, self._tags, known[2])
+        head = self._head(mine, state, code)
+        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        return Call(text, self, self.names, args, encodings, None, self._tags, mine)
 
     def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
         """Keep what a call is, from its second time on: to keep what does not come back costs more.
@@ -441,27 +486,32 @@ class Keyer:
         elif len(self._repeated) < REPEATED or args in self._repeated:
             self._repeated[args] = code, call
 
-    def _head(self, owner: str, code: str) -> tuple[str, bytes, Own | None]:
-        """The code version, what every key of it and of a class begins with, and the class."""
+    def _head(self, own: Own | None, state: State, code: str) -> bytes:
+        """What a key begins with: the function, the code version, the class and its state."""
+        owner = "" if own is None else own.owner
         known = self._heads.get(owner)
-        if known is not None and known[0] == code:
-            return known
-        facts = atoms.text(self.function_id) + atoms.text(owner) + atoms.text(code + self._kind)
-        known = code, facts + canon.encoding(self.names), Own(owner) if owner else None
-        self._heads[owner] = known
-        return known
+        if known is None or known.code != code or known.state is not state:
+            facts = atoms.text(self.function_id) + atoms.text(owner)
+            facts += atoms.text(code + self._kind) + canon.encoding(self.names)
+            if self._stateful:
+                facts += canon.encoding((state.names, state.whole))
+            known = self._heads[owner] = _Head(code, state, facts)
+        return known.facts if own is None else known.facts + own.encoding
 
     def _bound(
-        self, code: str, owner: str, own: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        code: str,
+        own: Any,
+        mine: Own | None,
+        state: State,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Call:
         try:
             values, extra = bind(self.plan, args, kwargs)
         except BindingError:
             self._misfit(args if not self._method else (own, *args), kwargs)
-        _, head, mine = self._head(owner, code)
-        if self._method:
-            mine = self._own_key(owner, own)
-            head += mine.encoding
+        head = self._head(mine, state, code)
         if self._special:
             everything = self._by_name(own, values, extra)
             tags = self._tags_of(everything) if callable(self._given_tags) else self._tags
@@ -531,10 +581,23 @@ class Keyer:
             raise TypeError(f"{name}() {error}") from None
         raise TypeError(f"{name}() does not take these arguments")
 
-    def _own_key(self, owner: str, own: Any) -> Own:
-        """What a class says of its instances in the keys of its methods; nothing by default."""
-        function = getattr(own, CACHE_KEY, None)
-        if function is None or (isinstance(own, type) and not hasattr(function, "__self__")):
+    def own(self, own: Any, state: State, light: bool = False) -> Own:
+        """What of `self` or `cls` is in a key: what its class says, or the state that is read."""
+        kind = own if isinstance(own, type) else type(own)
+        owner = f"{kind.__module__}:{kind.__qualname__}"
+        if not self._stateful:
+            return Own(owner)
+        if hasattr(kind, CACHE_KEY):
+            return self._said(owner, own)
+        found = instances.attributes(own, state, light)
+        if found.lost and not self._told:
+            self._tell(found)
+        return Own(owner, ABSENT, found.encoding, found)
+
+    def _said(self, owner: str, own: Any) -> Own:
+        """What a class says of its instances in the keys of its methods."""
+        function = getattr(own, CACHE_KEY)
+        if isinstance(own, type) and not hasattr(function, "__self__"):
             return Own(owner)
         try:
             said = function()
@@ -545,6 +608,18 @@ class Keyer:
         except Exception as error:
             told = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
             raise KeyingError(f"{self.function_id}: {told}") from error
+
+    def _tell(self, found: Attributes) -> None:
+        """Say once what of `self` is not in the keys, and how to decide."""
+        self._told = True
+        own = self.plan.own or "self"
+        lost = ", ".join(sorted({f"{own}.{path}" for path, _ in found.lost}))
+        warnings.warn(
+            f"{self.function_id} reads {lost}, which has no sound key and is left out: objects "
+            f"that differ only there share results. Decide what counts: a method {CACHE_KEY}() on "
+            f'the class, key_resolver="{{{own}.tenant}}:{{x}}", or ignore=["{own}"].',
+            stacklevel=2,
+        )
 
     def _encoded(self, names: Sequence[str], values: Sequence[Any]) -> list[bytes]:
         if not self._as:
@@ -607,22 +682,32 @@ class Keyer:
     # --- invalidation by arguments --------------------------------------------------------------
 
     def partial(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        own: Any = ABSENT,
+        state: State = STATELESS,
     ) -> tuple[tuple[tuple[str, str], ...], bool]:
         """The digests of some arguments, and whether they are all that a call has.
 
         Args:
             args: by position; of a method without `self`.
+            own: the object whose entries are meant; without it those of all objects.
+            state: what of it the method reads.
 
         Raises:
             OptionError: there is no such argument, or none of them selects entries.
             KeyingError: one has no sound key.
         """
         given, extra = self._given_arguments(args, kwargs)
+        mine = () if own is ABSENT else ((OWN, self.own(own, state).digest()),)
         if not given and not extra:
-            return (), False
+            return mine, False
         if self._resolver is not None:
-            return self._partial_by_hand({**extra, **given}), False
+            everything = {**extra, **given}
+            if mine:
+                everything[self.plan.own] = own
+            return tuple(sorted((*mine, *self._partial_by_hand(everything)))), False
         chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
         chosen += [(self._safe(n), n, v) for n, v in self._counting(extra).items()]
         if not chosen:
@@ -630,7 +715,7 @@ class Keyer:
         pairs = [(safe, atoms.short(self._encode(name, v))) for safe, name, v in chosen]
         counts = self.plan.extra and self.plan.extra not in self._ignore
         whole = given.keys() >= set(self.names) and not counts
-        return tuple(sorted(pairs)), whole
+        return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
 
     def described(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """Some arguments as they are written in a call, for people: see `memo.summaries`."""
@@ -740,8 +825,3 @@ _WIDER: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, flo
 
 def _type_named(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _class_name(own: Any) -> str:
-    kind = own if isinstance(own, type) else type(own)
-    return f"{kind.__module__}:{kind.__qualname__}"

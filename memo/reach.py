@@ -15,7 +15,9 @@ Rules of this module:
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
+import inspect
 import itertools
 import os
 import sys
@@ -25,11 +27,11 @@ from typing import Any
 
 from memo import code, members, name_graph, origin, patches
 from memo.code import Code
-from memo.image import STABLE, Image, Ref, image, innermost, title
+from memo.image import DESCRIPTORS, STABLE, Image, Ref, State, image, innermost, slots_of, title
 from memo.name_graph import Key, Node
 from memo.origin import Origin
 from memo.seen import MISSING, Place, Seen, Shape, Spot, Watch, captured, member, spot
-from memo.uses import FREE, GLOBAL, IMPORT, SELF, Path, Taken, Use, under
+from memo.uses import FREE, GLOBAL, IMPORT, SELF, SUPER, Path, Taken, Use, under
 
 _BUILTINS = vars(builtins)
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -130,10 +132,14 @@ class _Survey:
         self.library: dict[type, None] = dict.fromkeys(patches.extensible())
         self.lost: set[str] = set()
         self.home = "__main__"
+        self.of_self: set[str] = set()
+        self.escapes = False
+        self.owner: type | None = None
 
     def start(self, function: Callable[..., Any], owner: type | None) -> None:
         """Build the graph from its root."""
         self.home = title(innermost(function)).partition(":")[0]
+        self.owner = owner
         root = self.nodes[_ROOT] = Node("", "")
         root.facts.add(("python", _PYTHON))
         marked = isinstance(function, types.FunctionType) and STABLE in vars(function)
@@ -158,7 +164,15 @@ class _Survey:
             [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions.values()],
             [*self.shapes.values(), *map(patches.Grown, self.library)],
             list(self.watches.values()),
+            self._state(),
         )
+
+    def _state(self) -> State:
+        """What the methods that were followed read of `self`."""
+        if self.owner is None:
+            return State()
+        slots = {slot.__name__: slot for slot in slots_of(self.owner)}
+        return State(tuple(sorted(self.of_self)), self.escapes, slots)
 
     # nodes
 
@@ -377,7 +391,10 @@ class _Survey:
             elif root == IMPORT:
                 self._import(node, home, name, chains)
             elif root == SELF:
-                self._self(node, owner, taken)
+                self._self(node, function, owner, taken)
+            elif root == SUPER:
+                self._super(node, function, owner, taken)
+        self._hidden(function, owner)
         for name, cell in _cells(function).items():  # `super()` uses `__class__` without a word
             taken = Taken(used.get((FREE, name), ((),)), under(said.filled, name))
             self._follow(node, f"closure:{node.name}.{name}", captured(cell), taken)
@@ -428,19 +445,67 @@ class _Survey:
 
     # classes
 
-    def _self(self, node: Node, owner: type | None, taken: Taken) -> None:
+    def _self(
+        self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
+    ) -> None:
         """What a method takes from `self` and `cls`, found in the class where it is known."""
         self.own.take_self(taken)
         if owner is None:
             return
         if () in taken.chains:
             self._put(node, f"self:{node.name}", image(owner))
+        self.escapes |= () in taken.chains and id(function) not in self.of_cls
         for name, inner in taken.inside().items():
-            self._member(node, owner, name, inner)
+            if id(function) not in self.of_cls:
+                self._attribute(node, owner, name)
+            self._member(node, owner, owner.__mro__, name, inner)
 
-    def _member(self, node: Node, owner: type, name: str, taken: Taken) -> None:
+    def _attribute(self, node: Node, owner: type, name: str) -> None:
+        """Note an attribute of `self`, unless a property of the class stands before it."""
+        found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), MISSING)
+        if name == "__class__":
+            self._put(node, f"self:{node.name}", image(owner))
+        elif name.startswith("__") and name.endswith("__") and found is not MISSING:
+            self.escapes = True
+        elif found is MISSING:
+            self.of_self.add(name)
+            for hook in ("__getattr__", "__getattribute__"):
+                if any(hook in vars(base) for base in owner.__mro__[:-1]):
+                    self._member(node, owner, owner.__mro__[:-1], hook, _ITSELF)
+        elif type(found) in (property, functools.cached_property):
+            pass  # what its function reads counts
+        elif _is_known(found) or not hasattr(type(found), "__get__"):
+            self.of_self.add(name)
+        else:  # a descriptor of another kind gets `self`
+            self.escapes = True
+
+    def _super(
+        self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
+    ) -> None:
+        """What a method takes from `super()`: the next class that has it."""
+        cell = _cells(function).get("__class__")
+        here = None if cell is None else captured(cell).value()
+        if owner is None:
+            return
+        if here not in owner.__mro__ or () in taken.chains:
+            self.escapes = True
+            return
+        after = owner.__mro__[owner.__mro__.index(here) + 1 :]
+        for name, inner in taken.inside().items():
+            self._member(node, owner, after, name, inner)
+
+    def _hidden(self, function: types.FunctionType, owner: type | None) -> None:
+        """A method that takes `self` among `*args` may read all of it."""
+        variadic = function.__code__.co_flags & inspect.CO_VARARGS
+        hides = not function.__code__.co_argcount and variadic
+        if owner is not None and hides and "__wrapped__" not in vars(function):
+            self.escapes = True
+
+    def _member(
+        self, node: Node, owner: type, bases: Iterable[type], name: str, taken: Taken
+    ) -> None:
         """An attribute of `self`, in the first class that has it; an object may have its own."""
-        for base in owner.__mro__:
+        for base in bases:
             where = member(base, name)
             value = where.value()
             if origin.of_type(base).kind == origin.USER:
@@ -448,12 +513,15 @@ class _Survey:
                     return
                 if value is not MISSING:
                     of = None if isinstance(value, staticmethod) else owner
+                    if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
+                        self.of_cls.add(id(innermost(value)))
                     label = f"attribute:{title(base)}.{name}"
                     self._follow(node, label, where, taken, of)
                     return
                 self._keep(where, value)
             elif value is not MISSING:
                 self._put(node, f"base:{title(base)}", image(base))
+                self.escapes |= base is not object and hasattr(type(value), "__get__")
                 return
 
     def _class(self, node: Node, cls: type) -> None:
@@ -493,6 +561,13 @@ def _reads_environment(function: types.FunctionType, use: Use) -> bool:
         if any(found is one for one in _ENVIRONMENT):
             return True
     return False
+
+
+def _is_known(value: Any) -> bool:
+    """Whether an attribute of a class gives `self` to no code but functions that are followed."""
+    if type(value) in (*DESCRIPTORS, types.FunctionType, *members.SLOTS):
+        return True
+    return origin.of_type(type(value)).kind == origin.MEMO
 
 
 def _first(function: types.FunctionType) -> str:

@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from memo.image import Image, image, resnapshot, snapshot
+from memo.image import STATELESS, Image, State, image, resnapshot, snapshot
 from memo.patches import Grown
 from memo.probes import Probe, probe
 
@@ -134,9 +134,10 @@ class Seen:
     Attributes:
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
+        state: of `self`, which each object has its own of.
     """
 
-    __slots__ = ("digest", "functions", "lost", "parts", "places", "shapes", "watches")
+    __slots__ = ("digest", "functions", "lost", "parts", "places", "shapes", "state", "watches")
 
     def __init__(
         self,
@@ -147,6 +148,7 @@ class Seen:
         functions: list[tuple[types.FunctionType, Any, Any, Any]],
         shapes: list[Shape | Grown],
         watches: list[Watch],
+        state: State = STATELESS,
     ) -> None:
         self.digest = digest
         self.parts = parts
@@ -155,6 +157,7 @@ class Seen:
         self.functions = functions
         self.shapes = shapes
         self.watches = watches
+        self.state = state
 
     def stands(self) -> bool:
         """Whether nothing changed since; identity comparisons, the quickest first."""

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 GLOBAL = "global"
 FREE = "free"
 SELF = "self"
+SUPER = "super"
 IMPORT = "import"
 
 Path = tuple[str, ...]
@@ -34,8 +35,8 @@ class Use(NamedTuple):
     """A name that code reads from outside itself.
 
     Attributes:
-        root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), or `IMPORT`
-            (a module imported inside the function).
+        root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), `SUPER` (what
+            `super()` gives), or `IMPORT` (a module imported inside the function).
         name: the variable; for `IMPORT` the module, relative ones with their leading dots.
         chain: the attributes taken from it at once.
     """
@@ -88,6 +89,7 @@ NOISE = frozenset({"CACHE", "NOP", "EXTENDED_ARG", "RESUME", "PRECALL"})
 _FAST = re.compile(r"(LOAD|STORE)_FAST")
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
+_SUPER = Use(GLOBAL, "super")
 _IMPLICIT = {"__name__", "__doc__", "__qualname__", "__module__", "__builtins__", "__annotations__"}
 
 
@@ -99,12 +101,14 @@ class Scanned(NamedTuple):
         assigned: uses that the code rebinds.
         items: each use that is subscripted or called with a text, with that text.
         names: every name and attribute that the code mentions.
+        stored: names of the attributes that it sets on any object.
     """
 
     uses: tuple[Use, ...]
     assigned: frozenset[Use]
     items: frozenset[tuple[Use, str]]
     names: frozenset[str]
+    stored: frozenset[str]
 
 
 def scan(code: CodeType) -> Scanned:
@@ -119,6 +123,7 @@ def scan(code: CodeType) -> Scanned:
         frozenset(found.assigned),
         frozenset(found.items),
         frozenset(found.names),
+        frozenset(found.stored),
     )
 
 
@@ -130,6 +135,7 @@ class _Scan:
         self.assigned: set[Use] = set()
         self.items: set[tuple[Use, str]] = set()
         self.names: set[str] = set()
+        self.stored: set[str] = set()
 
     def run(self, code: CodeType, known: dict[str, Use]) -> None:
         """Scan one code object.
@@ -183,6 +189,10 @@ class _Scope:
             self._change(name, value)
         elif name == "COPY" and self.pending is not None:
             self.copied = self.pending
+        elif name == "LOAD_SUPER_ATTR":
+            self.pending = Use(SUPER, "", (value,))
+        elif name == "CALL" and self.pending == _SUPER:
+            self.pending = Use(SUPER, "")
         else:
             if name == "LOAD_CONST" and self.pending is not None and isinstance(value, str):
                 self.scan.items.add((self.pending, value))
@@ -241,6 +251,7 @@ class _Scope:
         self.pending = self.imported._replace(chain=chain)
 
     def _store_attribute(self, value: str) -> None:
+        self.scan.stored.add(value)
         holder, self.copied = self.pending or self.copied, None
         if holder is not None:
             self.scan.assigned.add(holder._replace(chain=(*holder.chain, value)))

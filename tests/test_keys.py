@@ -279,7 +279,7 @@ def test_method_is_learned_late() -> None:
     keyer_.method = True
     made = call(keyer_, Service(), "42")
     assert made.address == "products:42:en"
-    assert [name for name, _ in made.arguments] == ["lang", "product"]
+    assert [name for name, _ in made.arguments] == ["@self", "lang", "product"]
 
 
 # --- addresses -----------------------------------------------------------------------------------
@@ -640,11 +640,12 @@ def test_partial_is_checked() -> None:
     keyer_.check_names("match", ["a", "c"])
 
 
-def test_partial_of_a_method_has_no_self() -> None:
-    """A method's entries are selected by its arguments alone."""
+def test_partial_of_a_method_selects_by_object_where_one_is_given() -> None:
+    """Without an object the entries of all objects are selected; with one, those of its state."""
     keyer_ = keyer(Service.get, method=True)
     made = call(keyer_, Service(), "42", "de")
-    assert keyer_.partial(("42",), {"lang": "de"}) == (made.arguments, True)
+    assert keyer_.partial(("42",), {"lang": "de"}) == (made.arguments[1:], False)
+    assert keyer_.partial(("42",), {"lang": "de"}, Service()) == (made.arguments, True)
     assert set(keyer_.partial((), {"lang": "de"})[0]) < set(made.arguments)
 
 

@@ -33,8 +33,8 @@ ROWS = (
     (
         "compositions",
         (
-            "keys weights flights tiers uploads transfers authorities floors chain leases sources"
-            " display output"
+            "instances keys weights flights tiers uploads transfers authorities floors chain leases"
+            " sources display output"
         ),
     ),
     ("a host's files", "sqlite salvage ledger locks payloads index"),

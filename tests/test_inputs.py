@@ -1,0 +1,553 @@
+"""Inputs: what a result depends on besides its arguments, first of all the state of `self`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memo
+from memo import instances, reach
+
+Maker = Callable[[str], Any]
+RUNS: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path) -> Any:
+    RUNS.clear()
+    with memo.configure(directory=tmp_path / "cache"):
+        yield
+
+
+def run(value: Any) -> Any:
+    """The result of a call, be it of an `async def`."""
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
+
+
+# --- four kinds of classes, sync and async --------------------------------------------------------
+
+
+class Plain:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+    @memo.cache
+    async def aget(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    tenant: str
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+    @memo.cache
+    async def aget(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+
+class Slotted:
+    __slots__ = ("tenant",)
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+    @memo.cache
+    async def aget(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+
+class Base:
+    prefix = ""
+
+    def __init__(self, tenant: str) -> None:
+        self._tenant = tenant
+
+    @property
+    def tenant(self) -> str:
+        return self._name()
+
+    def _name(self) -> str:
+        return self.prefix + self._tenant
+
+
+class Derived(Base):
+    def _name(self) -> str:
+        return super()._name()
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+    @memo.cache
+    async def aget(self, x: int) -> str:
+        RUNS.append(x)
+        return f"{self.tenant} {x}"
+
+
+KINDS: list[Maker] = [Plain, Frozen, Slotted, Derived]
+each_kind = pytest.mark.parametrize("make", KINDS)
+each_way = pytest.mark.parametrize("way", ["get", "aget"])
+
+
+@each_way
+@each_kind
+def test_objects_in_other_states_have_entries_of_their_own(make: Maker, way: str) -> None:
+    """`Client("a").get(1)` and `Client("b").get(1)` are different entries; equal ones share one."""
+    assert run(getattr(make("a"), way)(1)) == "a 1"
+    assert run(getattr(make("b"), way)(1)) == "b 1"
+    assert run(getattr(make("a"), way)(1)) == "a 1"
+    assert RUNS == [1, 1]
+
+
+@each_way
+@pytest.mark.parametrize("make", [kind for kind in KINDS if kind is not Frozen])
+def test_an_object_that_changed_misses(make: Maker, way: str) -> None:
+    """An attribute that changes between calls is another input; changed back, it hits."""
+    client = make("a")
+    name = "_tenant" if make is Derived else "tenant"
+    assert run(getattr(client, way)(1)) == "a 1"
+    setattr(client, name, "b")
+    assert run(getattr(client, way)(1)) == "b 1"
+    setattr(client, name, "a")
+    assert run(getattr(client, way)(1)) == "a 1"
+    assert RUNS == [1, 1]
+
+
+@each_way
+@each_kind
+def test_the_suite_notices_a_key_without_state(
+    make: Maker, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the state in the key, b gets a's answer: the tests above would notice."""
+    monkeypatch.setattr(instances, "attributes", lambda own, state, light=False: instances.EMPTY)
+    run(getattr(make("a"), way)(2))
+    assert run(getattr(make("b"), way)(2)) == "a 2"
+
+
+def test_what_a_method_does_not_read_is_no_input() -> None:
+    """An attribute that the method never reads, sound or not, is not in its key."""
+    one, two = Plain("a"), Plain("a")
+    two.more = threading.Lock()  # type: ignore[attr-defined]
+    assert one.get.key(1) == two.get.key(1)
+
+
+def test_addresses_do_not_contain_self() -> None:
+    """Two objects have one address for one call, and two keys."""
+    one, two = Plain("a"), Plain("b")
+    assert one.get.address(1) == two.get.address(1)
+    assert one.get.key(1) != two.get.key(1)
+
+
+# --- how state is reached -------------------------------------------------------------------------
+
+
+def helper(client: Any) -> str:
+    return str(client.tenant)
+
+
+class Escaping(Plain):
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return helper(self)
+
+
+class Nested(Plain):
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return "".join(self.tenant for _ in range(1))
+
+
+class Lambda(Plain):
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        give = lambda: self.tenant  # the point of the test
+        return give()
+
+
+class Getattr:
+    def __init__(self, tenant: str) -> None:
+        self._held = {"tenant": tenant}
+
+    def __getattr__(self, name: str) -> Any:
+        return self._held[name]
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return str(self.tenant)
+
+
+class Cached(Plain):
+    @functools.cached_property
+    def upper(self) -> str:
+        return self.tenant.upper()
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return self.upper.lower()
+
+
+class Descriptor:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        return self if instance is None else getattr(instance, self.name)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        setattr(instance, self.name, value)
+
+
+class Described:
+    tenant = Descriptor()
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return str(self.tenant)
+
+
+class Overridden:
+    tenant = "class"
+
+    def __init__(self, tenant: str) -> None:
+        if tenant != "class":
+            self.tenant = tenant
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return self.tenant
+
+
+class Inner:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.lock = threading.Lock()
+
+
+class Holding:
+    def __init__(self, tenant: str) -> None:
+        self.inner = Inner(tenant)
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return self.inner.tenant
+
+
+class Contained(dict[str, str]):
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant=tenant)
+
+    @memo.cache
+    def get_it(self, x: int) -> str:
+        RUNS.append(x)
+        return self["tenant"]
+
+    get = get_it  # type: ignore[assignment]
+
+
+def passed_on(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+class Wrapped(Plain):
+    @memo.cache
+    @passed_on
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return self.tenant
+
+
+class Other(Plain):
+    @memo.cache
+    def inner(self, x: int) -> str:
+        return self.tenant
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        return self.inner(x)
+
+
+WAYS: list[Maker] = [
+    Escaping, Nested, Lambda, Getattr, Cached, Described, Overridden, Contained, Wrapped, Other,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", WAYS)
+def test_state_counts_however_a_method_reaches_it(make: Maker) -> None:
+    """Helpers, closures, hooks, descriptors, overridden attributes, contents, decorators."""
+    one, two = make("a"), make("b")
+    assert one.get(1) == "a"
+    assert two.get(1) == "b"
+    assert one.get(1) == make("a").get(1) == "a"
+    assert RUNS == [1, 1]
+
+
+def test_a_class_attribute_and_an_instance_attribute_are_told_apart() -> None:
+    """An object that overrides a class attribute has another entry than one that does not."""
+    assert Overridden("class").get(1) == "class"
+    assert Overridden("own").get(1) == "own"
+
+
+def test_only_what_escapes_counts_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A survey that forgets that `self` goes elsewhere would share a helper's results."""
+    state = reach._Survey._state
+    monkeypatch.setattr(
+        reach._Survey, "_state", lambda self: state(self)._replace(whole=False, names=())
+    )
+
+    class Fresh(Plain):
+        @memo.cache
+        def get(self, x: int) -> str:
+            return helper(self)
+
+    assert Fresh("a").get(1) == "a"
+    assert Fresh("b").get(1) == "a"
+
+
+# --- what has no sound key ------------------------------------------------------------------------
+
+
+class Locked:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.lock = threading.Lock()
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        with self.lock:
+            return f"{self.tenant} {x}"
+
+
+def test_an_attribute_without_a_key_is_left_out_listed_and_warned_about_once() -> None:
+    """The warning names the three ways to decide, and `explain` lists the attribute."""
+    with pytest.warns(UserWarning, match="reads self.lock") as told:
+        assert [Locked(tenant).get(1) for tenant in "aba"] == ["a 1", "b 1", "a 1"]
+    assert Locked("a").get.is_cached(1)
+    assert len(told) == 1
+    text = str(told[0].message)
+    assert "__cache_key__()" in text
+    assert 'key_resolver="{self.tenant}:{x}"' in text
+    assert 'ignore=["self"]' in text
+    assert any("self.lock" in one for one in Locked("a").get.explain(1).untracked)
+
+
+def test_the_sound_part_of_an_attribute_counts() -> None:
+    """An object that holds a lock beside a name counts by the name."""
+    with pytest.warns(UserWarning, match="self.inner.lock"):
+        assert Holding("a").get(1) == "a"
+    assert Holding("b").get(1) == "b"
+
+
+def test_the_three_ways_to_decide() -> None:
+    """`__cache_key__`, a resolver that names `self`, and `ignore=["self"]` each end the warning."""
+
+    class Said(Locked):
+        def __cache_key__(self) -> str:
+            return self.tenant
+
+    class Resolved(Locked):
+        @memo.cache(key_resolver="{self.tenant}:{x}")
+        def get(self, x: int) -> str:
+            with self.lock:
+                return f"{self.tenant} {x}"
+
+    class Ignored(Locked):
+        @memo.cache(ignore=["self"])
+        def get(self, x: int) -> str:
+            with self.lock:
+                return f"{self.tenant} {x}"
+
+    for made in (Said, Resolved):
+        assert made("a").get(1) == "a 1"
+        assert made("b").get(1) == "b 1"
+    assert Ignored("a").get(1) == Ignored("b").get(1) == "a 1"
+
+
+def test_a_pinned_version_still_counts_state() -> None:
+    """`version=` pins the code, not the object."""
+
+    class Pinned(Plain):
+        @memo.cache(version="1")
+        def get(self, x: int) -> str:
+            return self.tenant
+
+    assert (Pinned("a").get(1), Pinned("b").get(1)) == ("a", "b")
+
+
+# --- invalidation ---------------------------------------------------------------------------------
+
+
+@each_kind
+def test_invalidation_of_one_object_and_of_all(make: Maker) -> None:
+    """`obj.f.invalidate()` is for the object's state, `Class.f.invalidate()` for every object."""
+    one, two = make("a"), make("b")
+    for client in (one, two):
+        client.get(1)
+        client.get(2)
+    one.get.invalidate(1)
+    assert [one.get.is_cached(1), one.get.is_cached(2)] == [False, True]
+    assert two.get.is_cached(1)
+    one.get.invalidate()
+    assert not one.get.is_cached(2)
+    assert two.get.is_cached(2)
+    one.get(1)
+    type(one).get.invalidate(1)
+    assert not one.get.is_cached(1)
+    assert not two.get.is_cached(1)
+    assert two.get.is_cached(2)
+    type(one).get.invalidate()
+    assert not two.get.is_cached(2)
+
+
+def test_async_and_soft_invalidation_of_one_object() -> None:
+    """The awaitable twins and `expire` are for the object's state as well."""
+    one, two = Plain("a"), Plain("b")
+
+    async def main() -> None:
+        for client in (one, two):
+            await client.aget(1)
+        await one.aget.ainvalidate(1)
+        assert not await one.aget.ais_cached(1)
+        assert await two.aget.ais_cached(1)
+        await two.aget.aexpire(1)
+        assert not await two.aget.ais_cached(1)
+
+    asyncio.run(main())
+    one.get(1)
+    two.get(1)
+    one.get.expire()
+    assert [one.get.is_cached(1), two.get.is_cached(1)] == [False, True]
+
+
+class ProductService:
+    """The example of the specification, over a database of its own."""
+
+    def __init__(self, database: str) -> None:
+        self.database = database
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.database)
+
+    @memo.cache(ttl=300, key_prefix="products")
+    async def get_product_details(self, product_id: str) -> dict[str, Any]:
+        RUNS.append(product_id)
+        with self._connect() as db:
+            row = db.execute("SELECT name FROM products WHERE id = ?", (product_id,)).fetchone()
+        return {"name": row[0]}
+
+    @memo.invalidate_cache(
+        key_prefix="products",
+        key_resolver=lambda result, **kwargs: f"products:{kwargs['product_id']}",
+    )
+    async def update_product_details(self, product_id: str, data: dict[str, Any]) -> None:
+        with self._connect() as db:
+            db.execute("UPDATE products SET name = ? WHERE id = ?", (data["name"], product_id))
+
+
+def test_product_services_over_two_databases(tmp_path: Path) -> None:
+    """Each has its own products; an update drops the product of both, and nothing else."""
+    services = []
+    for shop in ("north", "south"):
+        path = tmp_path / f"{shop}.db"
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE products (id TEXT, name TEXT)")
+            db.executemany(
+                "INSERT INTO products VALUES (?, ?)", [("1", f"{shop} 1"), ("2", f"{shop} 2")]
+            )
+        services.append(ProductService(str(path)))
+    north, south = services
+
+    async def main() -> None:
+        for service, shop in ((north, "north"), (south, "south")):
+            for product in "12":
+                details = await service.get_product_details(product)
+                assert details == {"name": f"{shop} {product}"}
+        await north.update_product_details("1", {"name": "new"})
+        for service in services:
+            assert not await service.get_product_details.ais_cached("1")
+            assert await service.get_product_details.ais_cached("2")
+        assert await north.get_product_details("1") == {"name": "new"}
+        assert await south.get_product_details("1") == {"name": "south 1"}
+
+    asyncio.run(main())
+
+
+# --- another process ------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+import memo
+
+class Client:
+    def __init__(self, tenant):
+        self.tenant = tenant
+
+    @memo.cache
+    def get(self, x):
+        return f"{self.tenant} {x}"
+
+client = Client(sys.argv[1])
+print(client.get.is_cached(1), client.get(1))
+"""
+
+
+def test_an_equal_object_in_another_process_hits(tmp_path: Path) -> None:
+    """The key of a state is the same in every process; another state is another key."""
+    script = tmp_path / "client.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+
+    def other(tenant: str) -> str:
+        command = [sys.executable, str(script), tenant]
+        environment = {"MEMO_DIRECTORY": str(tmp_path / "shared"), "PYTHONHASHSEED": "random"}
+        made = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        )
+        return made.stdout.strip()
+
+    assert [other("a"), other("a"), other("b")] == ["False a 1", "True a 1", "False b 1"]
