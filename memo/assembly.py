@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from memo import config, events, files, options
 from memo.chain import Chain
 from memo.checks import TRACKING
-from memo.errors import OptionError, SettingError
+from memo.errors import OptionError, SettingError, lacks_resources
 from memo.live import live
 from memo.modes import OFF, Mode
 from memo.tiers import DISK, MEMORY, REDIS, CacheProtocol, Tier
@@ -34,19 +34,31 @@ _seen: tuple[int, Chain] | None = None
 
 def enabled() -> bool:
     """Whether anything is cached at all (the setting `enabled`)."""
-    return config.current().enabled
+    settings = _settings()
+    return settings is not None and settings.enabled
 
 
 def as_usual() -> bool:
     """Whether calls read and store, as far as the settings say."""
-    settings = config.current()
-    return settings.enabled and settings.mode is None
+    settings = _settings()
+    return settings is not None and settings.enabled and settings.mode is None
 
 
 def mode() -> Mode:
     """The mode that the settings give to every call of this process."""
-    settings = config.current()
-    return Mode(settings.mode if settings.enabled else OFF)
+    settings = _settings()
+    return Mode(settings.mode if settings is not None and settings.enabled else OFF)
+
+
+def _settings() -> Settings | None:
+    """The settings; None, with an event, where the process lacks what reading them takes."""
+    try:
+        return config.current()
+    except Exception as error:
+        if not lacks_resources(error):
+            raise
+        events.emit(events.Event(events.ERROR, reason="settings", detail=type(error).__name__))
+        return None
 
 
 def default_chain() -> Chain:

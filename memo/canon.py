@@ -295,17 +295,17 @@ def encoding(value: Any, path: str = "") -> bytes:
 
 
 def _deeply(value: Any) -> bytes:
-    """The encoding of a value that is nested deeper than the recursion limit allows."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(before, DEEP))
+    """The encoding of a value that is nested deeper than the recursion limit allows.
+
+    The limit is raised for good.  It belongs to all threads, and lowering it while another one is
+    deep in recursion ends the process.
+    """
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP))
     try:
         return encode(value, Walk())
     except RecursionError:
         mend = "it is nested too deeply; flatten it."
         raise Unkeyable(type_name(type(value)), mend) from None
-    finally:
-        if before < DEEP == sys.getrecursionlimit():
-            sys.setrecursionlimit(before)
 
 
 def digest(value: Any, path: str = "") -> bytes:

@@ -212,17 +212,20 @@ class Chain:
         key: str,
         judge: Judge,
         asked: Asked | None = None,
+        behind: Tier | None = None,
     ) -> Answer:
         """The best usable entry of a key, under any of the secrets, newest first.
 
         Args:
             asked: what `ask` has begun for this key, settled.
+            behind: a tier that is not asked, nor written to.
         """
-        answer = await self._lookup(port, self.name(function, key), key, judge, asked)
+        answer = await self._lookup(port, self.name(function, key), key, judge, asked, behind)
         if answer.verdict.reason != ABSENT:
             return answer
         for secret in self.secrets[1:]:
-            older = await self._lookup(port, self.name(function, key, secret), key, judge)
+            name = self.name(function, key, secret)
+            older = await self._lookup(port, name, key, judge, None, behind)
             if older.verdict.reason != ABSENT:
                 return older
         return answer
@@ -234,9 +237,12 @@ class Chain:
         key: str,
         judge: Judge,
         asked: Asked | None = None,
+        behind: Tier | None = None,
     ) -> Answer:
         miss = Answer(Verdict(MISS, ABSENT))
         for place, tier in enumerate(self.tiers):
+            if tier is behind:
+                continue
             try:
                 found = await self._ask(port, tier, name, asked)
             except TierError as error:
@@ -248,7 +254,7 @@ class Chain:
             if answer.verdict.kind != MISS:
                 if tier is self._authority and self._ranked is not None:
                     self._ranked.was_read(port, name)
-                if place:
+                if place and behind is None:
                     await self._heal(port, place, name, answer)
                 return answer
             if answer.verdict.reason != ABSENT and not miss.verdict.fallback:

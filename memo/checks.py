@@ -275,6 +275,7 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "compress": (_compress, None),
     "enabled": (_truth, True),
     "mode": (_mode, None),
+    "follow_threads": (_truth, True),
     "live_file": (_path_or_none, None),
 }
 """Setting -> its check and its default; SPEC, section 6.  The deadline is five times a slow

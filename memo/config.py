@@ -61,6 +61,7 @@ class Settings(NamedTuple):
         compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
         mode: how every call uses the cache (`memo.mode`); None: as usual.
+        follow_threads: threads that a computation starts are part of it.
         live_file: a TOML file with the live configuration; None: there is none.
         sources: setting -> where its value came from.
     """
@@ -84,6 +85,7 @@ class Settings(NamedTuple):
     compress: int | None
     enabled: bool
     mode: str | None
+    follow_threads: bool
     live_file: Path | None
     sources: Mapping[str, str]
 
@@ -318,6 +320,7 @@ class Changes(TypedDict, total=False):
     compress: bool | int | str
     enabled: bool | str
     mode: str | None
+    follow_threads: bool | str
     live_file: str | os.PathLike[str] | None
 
 

@@ -38,7 +38,7 @@ from memo.drivers import BLOCKING, drive, native, run_elsewhere
 from memo.errors import NotCachedError, OptionError, public
 from memo.identity import Identity, function_id
 from memo.invalidating import Invalidation
-from memo.jobs import NOTHING, Function, Raised, bare_of_us, users
+from memo.jobs import NOTHING, Function, Raised, bare_of_us, hindered, users
 from memo.keys import Call, Keyer
 from memo.modes import Mode
 from memo.policy import Policy
@@ -129,7 +129,7 @@ class CachedFunction(Generic[P, R]):
         if self.is_async and sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)  # type: ignore[type-var]
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         function = self._function
         if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
             __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
@@ -140,6 +140,9 @@ class CachedFunction(Generic[P, R]):
         try:
             result = engine.at_once(function, args, kwargs)
         except Exception as error:
+            if hindered(error):
+                __tracebackhide__ = True
+                return self.__wrapped__(*args, **kwargs)
             bare_of_us(error)
             raise
         if type(result) is Call:
@@ -272,23 +275,23 @@ class CachedFunction(Generic[P, R]):
 
     # --- what one can do with it besides calling it ---------------------------------------------
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of this call: 40 hexadecimal digits, which `memo.invalidate(key=...)` takes."""
         f = self._function
         call = f.call(args, dict(kwargs))
         _give(call, self.function_id)
         return call.text
 
-    async def akey(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    async def akey(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """As `key`, without blocking the event loop while big arguments are hashed."""
         return await native().offload(functools.partial(self.key, *args, **kwargs))
 
-    def address(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def address(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
         f = self._function
         return f.call(args, dict(kwargs)).address
 
-    def invalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+    def invalidate(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """Invalidate every entry whose arguments include the given ones; none given: all.
 
         Args:
@@ -303,18 +306,20 @@ class CachedFunction(Generic[P, R]):
         """
         return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason))
 
-    async def ainvalidate(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+    async def ainvalidate(
+        self, /, *args: Any, reason: str = _MISSING, **kwargs: Any
+    ) -> Invalidation:
         """As `invalidate`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason)
 
-    def expire(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+    def expire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """Let entries expire now; which ones, and the rest, as with `invalidate`.
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
         """
         return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason, soft=True))
 
-    async def aexpire(self, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+    async def aexpire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """As `expire`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason, soft=True)
 
@@ -378,7 +383,7 @@ class CachedFunction(Generic[P, R]):
             hint=hint,
         )
 
-    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Compute now, store, and return the value; also of an async function, then elsewhere."""
         __tracebackhide__ = True
         if not assembly.enabled():
@@ -391,7 +396,7 @@ class CachedFunction(Generic[P, R]):
             raise result.again()
         return output.bare(result)
 
-    async def arefresh(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    async def arefresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """As `refresh`, without blocking the event loop."""
         __tracebackhide__ = True
         port = native()
@@ -414,7 +419,7 @@ class CachedFunction(Generic[P, R]):
         if assembly.enabled():
             await engine.put(native(), self._function, args, kwargs, value)
 
-    def peek(self, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
+    def peek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
         """The stored value if a call would use it, else `default` (None); never computes.
 
         Of a function that has an argument called `default`, that is meant, and None the default.
@@ -424,24 +429,24 @@ class CachedFunction(Generic[P, R]):
             return default
         return output.bare(drive(engine.peek(BLOCKING, self._function, args, kwargs, default)))
 
-    async def apeek(self, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
+    async def apeek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
         return output.bare(await engine.peek(native(), self._function, args, kwargs, default))
 
-    def is_cached(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Would this call be answered from the cache?  Does not load the value."""
         enabled = assembly.enabled()
         return enabled and drive(engine.is_cached(BLOCKING, self._function, args, kwargs))
 
-    async def ais_cached(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+    async def ais_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """As `is_cached`, without blocking the event loop."""
         enabled = assembly.enabled()
         return enabled and await engine.is_cached(native(), self._function, args, kwargs)
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """Would this call hit, and if not, why?  Neither computes nor loads."""
         return self._explained(_aged(self._function, self._mode()), args, kwargs)
 
@@ -452,7 +457,7 @@ class CachedFunction(Generic[P, R]):
 
         return drive(explanations.explain(BLOCKING, function, assembly.manifests(), args, kwargs))
 
-    async def aexplain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    async def aexplain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """As `explain`, without blocking the event loop."""
         from memo import explanations
 
@@ -488,7 +493,7 @@ class CachedCoroutine(CachedFunction[P, R]):
 
     _is_coroutine = property(lambda self: _asyncio_marker())
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         if kwargs or len(args) != self._function.keyer.usual:
             try:
                 self._function.keyer.check_call(args, kwargs)
@@ -505,15 +510,12 @@ class CachedCoroutine(CachedFunction[P, R]):
             function = _aged(function, mode)
             if mode.kind is not None:
                 return await self._awaited_in_mode(mode.kind, function, args, kwargs)
-        result: Any
         try:
-            try:
-                result = engine.at_once(function, args, kwargs, True)
-            except HeavyError:
-                result = HeavyError
-            if result is HeavyError:
-                result = await engine.keyed(native(), function, args, kwargs)
+            result = await self._at_once(function, args, kwargs)
         except Exception as error:
+            if hindered(error):
+                __tracebackhide__ = True
+                return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
             bare_of_us(error)
             raise
         if type(result) is Call:
@@ -528,6 +530,15 @@ class CachedCoroutine(CachedFunction[P, R]):
                     __tracebackhide__ = True
                     raise result.again()
         return result
+
+    @staticmethod
+    async def _at_once(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `engine.at_once`; what would hold up the event loop is keyed in a thread."""
+        try:
+            return engine.at_once(function, args, kwargs, True)
+        except HeavyError:
+            pass  # what is raised below is not raised while this is handled
+        return await engine.keyed(native(), function, args, kwargs)
 
     async def _awaited_in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -557,7 +568,7 @@ class CachedCoroutine(CachedFunction[P, R]):
 class ReplayingFunction(CachedFunction[P, R]):
     """A cached function whose answers show what it showed when it was computed (`replay`)."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return cast("R", output.performed(super().__call__(*args, **kwargs)))
         except Exception as error:
@@ -601,7 +612,7 @@ class BoundFunction(Generic[P, R]):
         self.__func__ = function
         self.__self__ = instance
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return self.__func__(self.__self__, *args, **kwargs)
         except Exception as error:

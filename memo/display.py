@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from memo import summaries
 from memo.clock import SECOND
+from memo.events import ELSEWHERE
 from memo.figures import (
     Counts,
     FunctionStats,
@@ -794,7 +795,7 @@ def _answers(hits: int, by_tier: Counts) -> str:
 def _stale_part(stale: int, states: Iterable[str]) -> str:
     kinds = list(states)
     words = [f"{number(stale)} stale"] if stale else []
-    for state in (REFRESHING, REFRESHED, REFRESH_FAILED):
+    for state in (REFRESHING, REFRESHED, ELSEWHERE, REFRESH_FAILED):
         count = kinds.count(state)
         if count:
             words.append(state if count == len(kinds) else f"{number(count)} {state}")

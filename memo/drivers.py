@@ -19,10 +19,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo import events, leases, reads
+from memo import config, events, leases, reads
 from memo.flights import current_path
 from memo.port import Handle, Port, Waiter
 
@@ -84,6 +86,15 @@ def _drive(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("memo: a coroutine suspended over a blocking port")
 
 
+def start_thread(work: Callable[[], None], name: str) -> None:
+    """Start a daemon thread.
+
+    Raises:
+        RuntimeError: no thread can be started: there are too many, or the process is ending.
+    """
+    threading.Thread(target=work, name=name, daemon=True).start()
+
+
 class Pool:
     """Daemon threads that run what is handed in, at most `size` at once; idle ones end."""
 
@@ -102,7 +113,7 @@ class Pool:
         self._quiet = threading.Condition(self._lock)
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Run `job()` in a thread of the pool; it must not raise."""
+        """Run `job()` in a thread of the pool, or here if there is none; it must not raise."""
         with self._lock:
             self._busy += 1
             self._jobs.append(job)
@@ -110,7 +121,15 @@ class Pool:
             self._threads += start
             self._work_there.notify()
         if start:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            try:
+                start_thread(self._work, self._name)
+            except RuntimeError:  # no more threads: another one of the pool takes it, or we do
+                with self._lock:
+                    self._threads -= 1
+                    if self._threads or job not in self._jobs:
+                        return
+                    self._jobs.remove(job)
+                self._run(job)
 
     def _work(self) -> None:
         while True:
@@ -122,14 +141,17 @@ class Pool:
                     self._threads -= 1
                     return
                 job = self._jobs.popleft()
-            try:
-                job()
-            finally:
-                del job
-                with self._lock:
-                    self._busy -= 1
-                    if not self._busy:
-                        self._quiet.notify_all()
+            self._run(job)
+            del job
+
+    def _run(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        finally:
+            with self._lock:
+                self._busy -= 1
+                if not self._busy:
+                    self._quiet.notify_all()
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until nothing runs and nothing is queued; False when `timeout` went by first."""
@@ -159,9 +181,15 @@ class _Job:
 class _Tick:
     """Work that is done at intervals until it is cancelled."""
 
-    __slots__ = ("dropped", "due", "interval", "work")
+    __slots__ = ("dropped", "due", "interval", "ticker", "work")
 
-    def __init__(self, interval: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> None:
+    def __init__(
+        self,
+        ticker: Ticker,
+        interval: float,
+        work: Callable[[Port], Coroutine[Any, Any, Any]],
+    ) -> None:
+        self.ticker = ticker
         self.interval = interval
         self.due = time.monotonic() + interval
         self.work = work
@@ -169,7 +197,7 @@ class _Tick:
 
     def cancel(self) -> None:
         self.dropped = True
-        _ticker.wake()
+        self.ticker.wake()
 
     def dead(self) -> bool:
         return False
@@ -178,7 +206,8 @@ class _Tick:
 class Ticker:
     """One daemon thread that does work at intervals; it ends when there is none left."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._reset()
 
     def _reset(self) -> None:
@@ -186,13 +215,20 @@ class Ticker:
         self._ticks: list[_Tick] = []
         self._running = False
 
-    def add(self, tick: _Tick) -> None:
+    def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
+        """Run `work(port)` every so many seconds, until the handle is cancelled."""
+        tick = _Tick(self, seconds, work)
         with self._changed:
             self._ticks.append(tick)
             self._changed.notify()
             if not self._running:
                 self._running = True
-                threading.Thread(target=self._run, name="memo-renew", daemon=True).start()
+                try:
+                    start_thread(self._run, self._name)
+                except RuntimeError as error:  # a lease then lives as long as it was taken for
+                    self._running = False
+                    _complain(self._name, error)
+        return tick
 
     def wake(self) -> None:
         with self._changed:
@@ -201,22 +237,24 @@ class Ticker:
 
     def _run(self) -> None:
         while (tick := self._next()) is not None:
-            _report("memo-renew", partial(drive, tick.work(BLOCKING)))
+            _report(self._name, partial(drive, tick.work(BLOCKING)))
 
     def _next(self) -> _Tick | None:
         with self._changed:
             while self._ticks:
                 tick = min(self._ticks, key=lambda tick: tick.due)
                 left = tick.due - time.monotonic()
-                if left <= 0:
-                    tick.due += tick.interval
+                if left <= 0:  # ticks that were missed are not made up for
+                    tick.due += tick.interval * (1 + -left // tick.interval)
                     return tick
                 self._changed.wait(left)
             self._running = False
             return None
 
 
-_ticker = Ticker()
+_ticker = Ticker("memo-renew")
+DISPLAYS = Ticker("memo-show")
+"""For what is shown: listing entries may be slow, and must not cost a lease its renewal."""
 
 
 class Blocking:
@@ -265,9 +303,7 @@ class Blocking:
         time.sleep(seconds)
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
-        tick = _Tick(seconds, work)
-        _ticker.add(tick)
-        return tick
+        return _ticker.every(seconds, work)
 
     def cancelled(self) -> bool:
         return False
@@ -386,9 +422,7 @@ class Native:
         await asyncio.sleep(seconds)
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
-        tick = _Tick(seconds, work)
-        _ticker.add(tick)
-        return tick
+        return _ticker.every(seconds, work)
 
     def cancelled(self) -> bool:
         import asyncio
@@ -464,7 +498,7 @@ def _portal_running() -> asyncio.AbstractEventLoop:
     with _portal_lock:
         if _portal_loop is None:
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="memo-portal", daemon=True).start()
+            start_thread(loop.run_forever, "memo-portal")
             _portal_loop = loop
         return _portal_loop
 
@@ -513,41 +547,66 @@ def drain_blocking(timeout: float | None = None) -> bool:
     return _pool.drain(timeout)
 
 
-_carrying = threading.Lock()
-_UNCARRIED = ("concurrent.futures.thread", "memo.drivers", "memo.listener")
-"""Whose threads live longer than the work they were started for; they are told with each piece."""
+_carrying = threading.RLock()
+_originals: list[tuple[type, str, Any, Any]] = []
+"""What was wrapped: the class, the name, its own method, and ours."""
+_submitting: ContextVar[bool] = ContextVar("memo_submitting", default=False)
 
 
 def carry_context() -> None:
-    """Let threads that a computation starts be part of it, from the first computation on.
+    """Let threads that a computation starts be part of it, unless `follow_threads` is off.
 
     What a computation reads through other cached functions becomes part of its stamps, and a
     context variable gathers it; `threading.Thread` starts with an empty context, and so does what
-    is submitted to a `ThreadPoolExecutor`, `loop.run_in_executor` included.  Both are wrapped once,
-    here, and do what they always did unless a cached computation is running where they are called.
-    Only memo's own two variables are carried; the user's keep Python's rules.
+    is submitted to a `ThreadPoolExecutor`, `loop.run_in_executor` included.  Both methods are
+    wrapped before the first computation, and do what they always did unless a cached computation
+    is running where they are called.  Only memo's own two variables are carried; the user's keep
+    Python's rules.  `stop_carrying` puts the methods back.
 
     Pools of other kinds tell nobody on whose behalf their threads work, and other processes have a
     context of their own: what is read there is no part of the computation.
     """
-    if getattr(threading.Thread.start, "__memo__", False):
+    wanted = config.current().follow_threads
+    if wanted is bool(_originals):
         return
-    import concurrent.futures.thread
-
+    if not wanted:
+        stop_carrying()
+        return
     with _carrying:
-        if getattr(threading.Thread.start, "__memo__", False):
+        if _originals:
             return
-        executor = concurrent.futures.thread.ThreadPoolExecutor
-        executor.submit = _carrying_submit(executor.submit)  # type: ignore[method-assign]
-        threading.Thread.start = _carrying_start(threading.Thread.start)  # type: ignore[method-assign]
+        _wrap(threading.Thread, "start", _carrying_start)
+        with suppress(ImportError, RuntimeError):  # too late in the process' life for a pool
+            from concurrent.futures.thread import ThreadPoolExecutor
+
+            _wrap(ThreadPoolExecutor, "submit", _carrying_submit)
+
+
+def stop_carrying() -> None:
+    """Put `Thread.start` and `ThreadPoolExecutor.submit` back.
+
+    Where somebody has wrapped ours meanwhile, theirs stays, and ours does nothing more.
+    """
+    with _carrying:
+        while _originals:
+            owner, name, original, ours = _originals.pop()
+            if getattr(owner, name) is ours:
+                setattr(owner, name, original)
+
+
+def _wrap(owner: type, name: str, made: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    ours = made(original)
+    setattr(owner, name, ours)
+    _originals.append((owner, name, original, ours))
 
 
 def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
     @wraps(original)
     def start(self: threading.Thread) -> None:
-        given = reads.carried()
-        target = getattr(self, "_target", None)
-        if given is not None and getattr(target, "__module__", None) not in _UNCARRIED:
+        given = reads.carried() if _originals else None
+        # A pool's thread outlives the work it was started for; it is told with each piece.
+        if given is not None and not _submitting.get() and not self.name.startswith("memo-"):
             body = self.run
 
             def run() -> None:
@@ -557,17 +616,20 @@ def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..
             self.run = run  # type: ignore[method-assign]
         original(self)
 
-    start.__memo__ = True  # type: ignore[attr-defined]
     return start
 
 
 def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        given = reads.carried()
-        if given is not None:
-            fn = partial(reads.carry, given, fn)
-        return original(self, fn, *args, **kwargs)
+        given = reads.carried() if _originals else None
+        if given is None:
+            return original(self, fn, *args, **kwargs)
+        token = _submitting.set(True)
+        try:
+            return original(self, partial(reads.carry, given, fn), *args, **kwargs)
+        finally:
+            _submitting.reset(token)
 
     return submit
 
@@ -590,6 +652,7 @@ def _after_fork() -> None:
     _pool._reset()
     _offload._reset()
     _ticker._reset()
+    DISPLAYS._reset()
     leases.HELD.clear()
 
 

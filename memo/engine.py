@@ -25,12 +25,12 @@ from memo.clock import SECOND
 from memo.computing import close, compute, encode, invoke, store_result, take_stamps
 from memo.errors import EntryError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, refuse_reentry
-from memo.jobs import NOTHING, Function, Job, Raised, emit, told
+from memo.jobs import NOTHING, Function, Job, Raised, emit, hindered, told
 from memo.keys import Call
 from memo.leases import Hold, hold, let_go, patience
 from memo.live import live
 from memo.loading import BIG, load, look
-from memo.policy import FRESH, MISS, STALE
+from memo.policy import FRESH, MISS, STALE, Verdict
 from memo.port import Port
 from memo.reads import CURRENT, tell
 from memo.refreshing import refresh_soon
@@ -80,7 +80,12 @@ def ask(port: Port, function: Function, call: Call) -> Asked | None:
     if function.policy.ttl_key is not None and live.due():
         return None
     begun, since = time.perf_counter(), FLIGHTS.landed
-    asked = function.chain().ask(port, function.id, call.text)
+    try:
+        asked = function.chain().ask(port, function.id, call.text)
+    except Exception as error:
+        if not hindered(error):
+            raise
+        return None
     if asked is not None:
         asked.begun, asked.since = begun, since
     return asked
@@ -189,7 +194,12 @@ async def _answer(
     missed = False
     while True:
         since = FLIGHTS.landed if asked is None else asked.since
-        found, value = await look(port, job, asked)
+        try:
+            found, value = await look(port, job, asked)
+        except Exception as error:
+            if not hindered(error):
+                raise
+            found, value = Answer(Verdict(MISS, policy.UNREACHABLE)), NOTHING
         asked = None
         if value is not NOTHING:
             _hit(port, job, found, begun, shared=missed)

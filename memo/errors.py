@@ -23,6 +23,7 @@ are faults of the cache: the engine turns them into an event and a fall-through.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -182,3 +183,21 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
             raise error.with_traceback(None) from error.__cause__
 
     return called
+
+
+_LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN})
+
+
+def lacks_resources(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, says that the process has run out of something.
+
+    No descriptor, thread or memory is left, or it is too late in its life to import a module.
+    """
+    if isinstance(error, (ModuleNotFoundError, MissingExtraError)):
+        return False
+    if isinstance(error, MemoError):
+        return lacks_resources(error.__cause__ or error.__context__)
+    if isinstance(error, OSError):
+        return error.errno in _LACKING
+    late = type(error) is RuntimeError and str(error).startswith("can't ")
+    return late or isinstance(error, (ImportError, MemoryError))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from memo import events
 from memo.bindings import ABSENT
 from memo.chain import Chain
-from memo.errors import MemoError
+from memo.errors import MemoError, lacks_resources
 from memo.identity import Identity
 from memo.image import STATELESS, State
 from memo.keys import Call, Keyer
@@ -202,6 +202,14 @@ def told(error: BaseException) -> str:
     """An error for an event: an error of others may quote a value, so only where it was raised."""
     text = str(error) if isinstance(error, MemoError) else _raised_at(error)
     return f"{type(error).__name__}: {text}"
+
+
+def hindered(error: Exception) -> bool:
+    """Whether the process lacks what the cache needs, with an event: then it computes without."""
+    if not lacks_resources(error):
+        return False
+    events.emit(events.Event(events.ERROR, reason="engine", detail=told(error)))
+    return True
 
 
 def _raised_at(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from memo import codec, events, policy, seal
@@ -74,11 +75,15 @@ def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) ->
             raise EntryError(policy.UNREADABLE, "a payload does not have its digest")
         if vouching is not None:
             vouching.vouch(digest)
-    _verified[(source.identity, digest)] = None
-    if len(_verified) > 4096:
-        _verified.pop(next(iter(_verified)))
+    with _verifying:
+        if len(_verified) >= VERIFIED:
+            _verified.pop(next(iter(_verified)))
+        _verified[(source.identity, digest)] = None
 
 
+VERIFIED = 4096
+"""How many verified payloads are remembered; past that the oldest are verified again."""
+_verifying = threading.Lock()
 _verified: dict[tuple[Any, bytes], None] = {}
 
 

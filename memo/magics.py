@@ -35,7 +35,7 @@ from IPython.display import display as publish
 from memo import assembly, call_graph, display, errors, inventory, names
 from memo.cells import Cell
 from memo.decorators import CachedFunction, functions
-from memo.drivers import BLOCKING, drive
+from memo.drivers import BLOCKING, drive, stop_carrying
 from memo.errors import MemoError, OptionError
 from memo.figures import Stats, label
 from memo.invalidating import Invalidation
@@ -613,6 +613,8 @@ def unload(shell: InteractiveShell) -> None:
     magics.reporter.turn(on=False)
     WATCHER.turn(on=False)
     WATCHER.use(None)
+    if not _loaded:
+        stop_carrying()
     shell.events.unregister("pre_run_cell", magics.reporter.begin)
     shell.events.unregister("post_run_cell", magics.reporter.end)
     manager: Any = shell.magics_manager

@@ -28,10 +28,10 @@ OVERHEAD = 320
 
 
 class ForkedLock:
-    """A lock that nobody holds while the process forks, so that what it guards is whole there."""
+    """A reentrant lock that is free while the process forks, so what it guards is whole there."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         _locks.add(self)
 
     def __enter__(self) -> None:
@@ -41,7 +41,7 @@ class ForkedLock:
         self.lock.release()
 
     def renew(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
 
 _locks: weakref.WeakSet[ForkedLock] = weakref.WeakSet()
@@ -153,17 +153,14 @@ class Memory:
             entry.parsed = parsed
 
     def _used(self, name: str) -> _Entry | None:
-        """An entry that has not expired, moved to the end of the queue of those to go.
-
-        Without the lock: each step is atomic, and an entry that goes in between is no harm.
-        """
+        """An entry that has not expired, moved to the end of the queue of those to go."""
         entry = self._entries.get(name)
         if entry is None or (entry.expires is not None and self._clock.boot_ns() >= entry.expires):
             return None
-        try:
+        with self._lock:  # moving it while another thread iterates would fail that iteration
+            if self._entries.get(name) is not entry:
+                return None
             self._entries.move_to_end(name)
-        except KeyError:
-            return None
         entry.used = True
         return entry
 

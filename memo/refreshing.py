@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 
 from memo import events, policy
@@ -66,9 +65,9 @@ async def _done_elsewhere(port: Port, job: Job) -> bool:
     front, *others = job.chain.tiers
     if front.name != MEMORY or not others:
         return False
-    behind = copy.copy(job.chain)
-    behind.tiers = tuple(others)
-    found = await behind.lookup(port, job.function.id, job.call.text, job.function.judge)
+    found = await job.chain.lookup(
+        port, job.function.id, job.call.text, job.function.judge, behind=front
+    )
     if found.verdict.kind == FRESH:
         await front.drop(port, job.name)
     return found.verdict.kind == FRESH
@@ -79,7 +78,7 @@ def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
     backoff, key = job.function.backoff, job.call.text
     if landing is None:  # who has it will have done it soon: do not ask at every stale answer
         backoff[key] = (time.monotonic() + SOON, 0.0)
-        return events.REFRESH_DONE, "by another process"
+        return events.REFRESH_DONE, events.ELSEWHERE
     if landing.fault:
         return events.REFRESH_FAILED, CHANGED
     if landing.error is None:

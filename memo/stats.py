@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from memo import events
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.events import Event
-from memo.tally import COUNT, ELSEWHERE, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
+from memo.tally import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -296,8 +296,8 @@ class Span:
         begins = running and event.kind == events.REFRESH_STARTED
         if event.key not in self.refreshes and not begins:
             return
-        elsewhere = event.reason == ELSEWHERE
-        self.refreshes[event.key] = ELSEWHERE if elsewhere else _REFRESH_STATES[event.kind]
+        elsewhere = event.reason == events.ELSEWHERE
+        self.refreshes[event.key] = event.reason if elsewhere else _REFRESH_STATES[event.kind]
         if self._ended is None:
             return
         if self.settled:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from memo import events
 from memo.clock import SECOND
-from memo.events import Event
+from memo.events import ELSEWHERE, Event
 
 STEPS = 8
 """Steps per doubling in the histogram of hit times: a median is right to about 4.5 %."""
@@ -25,8 +25,6 @@ SEEN = 4096
 """Most keys per function whose latest outcome is remembered, for the graph."""
 KEYS = 65536
 """Most stored keys that are remembered per function, for `cache_info().currsize`."""
-ELSEWHERE = "another process refreshes"
-"""The reason of a refresh that ended because another process was at it: no failure."""
 
 
 class Tally:
@@ -191,14 +189,14 @@ def _refresh_started(tally: Tally, _event: Event) -> None:
     tally.running += 1
 
 
-def _refresh_done(tally: Tally, _event: Event) -> None:
+def _refresh_done(tally: Tally, event: Event) -> None:
     tally.running = max(0, tally.running - 1)
-    tally.done += 1
+    tally.done += event.reason != ELSEWHERE
 
 
-def _refresh_failed(tally: Tally, event: Event) -> None:
+def _refresh_failed(tally: Tally, _event: Event) -> None:
     tally.running = max(0, tally.running - 1)
-    tally.refresh_failed += event.reason != ELSEWHERE
+    tally.refresh_failed += 1
 
 
 def _invalidated(tally: Tally, event: Event) -> None:

@@ -112,6 +112,7 @@ def reset() -> None:
     """
     drivers.drain_blocking(drivers.EXIT_GRACE)
     BOARD.close()
+    drivers.stop_carrying()
     assembly.reset()
     config.reset()
     live.clear()

@@ -55,7 +55,10 @@ class Upload:
         with self._lock:
             self.over = True
         for work in self._after:
-            await work(port)
+            try:
+                await work(port)
+            except Exception as error:  # the others still have their turn
+                _complain(error)
 
 
 class Uploads:
@@ -114,12 +117,16 @@ class Uploads:
             try:
                 await self._send(port, upload.name)
             except Exception as error:
-                detail = f"upload: {type(error).__name__}"
-                events.emit(events.Event(events.ERROR, reason="background", detail=detail))
+                _complain(error)
             finally:
                 with self._lock:
-                    del self._running[upload.name]
+                    self._running.pop(upload.name, None)
                 await upload.end(port)
+
+
+def _complain(error: Exception) -> None:
+    detail = f"upload: {type(error).__name__}"
+    events.emit(events.Event(events.ERROR, reason="background", detail=detail))
 
 
 _all: weakref.WeakSet[Uploads] = weakref.WeakSet()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from memo import display, events
 from memo.decorators import CachedFunction, functions
-from memo.drivers import BLOCKING
+from memo.drivers import DISPLAYS
 from memo.errors import MemoError
 from memo.events import Event
 from memo.explanations import headers
@@ -336,7 +336,7 @@ class Watcher:
     def _wake(self) -> None:
         with self._waking:
             if self._ticker is None:
-                self._ticker = BLOCKING.every(TICK, self._tick)
+                self._ticker = DISPLAYS.every(TICK, self._tick)
 
     def _rest(self) -> bool:
         """Look no more where nothing is under way; whether that is so."""

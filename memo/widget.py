@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from memo import live_view
-from memo.drivers import BLOCKING
+from memo.drivers import DISPLAYS
 from memo.errors import MissingExtraError
 from memo.live_view import Model
 from memo.port import Handle, Port
@@ -79,7 +79,7 @@ def _widget_class() -> Any:
             """Look while somebody looks."""
             self._views = max(0, views)
             if self._views and self._ticker is None:
-                self._ticker = BLOCKING.every(INTERVAL, self._look)
+                self._ticker = DISPLAYS.every(INTERVAL, self._look)
             elif not self._views and self._ticker is not None:
                 self._ticker.cancel()
                 self._ticker = None

@@ -31,6 +31,7 @@ DEFAULTS = {
     "deadline": 0.25,
     "redis_value_limit": 64 * 2**20,
     "enabled": True,
+    "follow_threads": True,
     "live_file": None,
 }
 

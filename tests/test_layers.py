@@ -113,6 +113,7 @@ LOCKS = {
     "web_page": "requests are answered one at a time",
     "assembly": "a chain is made once",
     "board": "statistics are written by whichever thread comes past",
+    "loading": "which payloads were verified is shared by all callers",
     "breaker": "its state is shared by all callers",
     "code": "sources are parsed by one thread at a time",
     "config": "settings change and are read at once",

@@ -301,7 +301,7 @@ def test_it_looks_only_while_it_is_seen(widget: Any) -> None:
     """The ticker runs while there is a view, and ends with the last one or with `close()`."""
 
     def ticking() -> bool:
-        return any(thread.name == "memo-renew" for thread in threading.enumerate())
+        return any(thread.name == "memo-show" for thread in threading.enumerate())
 
     def settles(wanted: bool) -> bool:
         end = time.monotonic() + 3

@@ -61,7 +61,7 @@ def sheet() -> Iterator[Sheet]:
 
 def ticker_gone() -> bool:
     end = time.monotonic() + 5
-    while any(thread.name == "memo-renew" for thread in threading.enumerate()):
+    while any(thread.name == "memo-show" for thread in threading.enumerate()):
         if time.monotonic() > end:
             return False
         time.sleep(0.02)

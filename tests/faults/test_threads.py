@@ -1,0 +1,267 @@
+"""Threads: what they share must not fail, leak, or hold each other up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memo
+from memo.testing import isolated, recording
+
+
+def ran(script: str) -> subprocess.CompletedProcess[str]:
+    """A program that was run to its end, in a process of its own."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_hits_from_many_threads_on_a_small_memory_tier(cache_home: Path) -> None:
+    """Threads that hit, and threads that make room for new entries, do not fail each other."""
+
+    @memo.cache(ttl=None)
+    def load(x: int) -> bytes:
+        return bytes(1000)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with isolated(memory_limit=20_000), recording() as seen, ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda n: load(n % 23), range(4000)))
+            chain_entries = [list(pool.map(lambda n: load(n % 23), range(400))) for _ in range(3)]
+    finally:
+        sys.setswitchinterval(before)
+    assert len(chain_entries) == 3
+    assert [event for event in seen if event.kind == "error"] == []
+
+
+def test_more_big_results_than_are_remembered_as_verified() -> None:
+    """Loading more different payloads than are remembered works from many threads at once."""
+    script = """
+import sys, threading, memo, numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from memo.testing import isolated
+sys.setswitchinterval(1e-6)
+@memo.cache(ttl=None)
+def load(x):
+    return np.full(2048, x)
+with isolated(memory_limit=0):
+    for x in range(4300):
+        load(x)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: load(n % 4300), range(13000)))
+print("whole")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "whole\n", done.stderr[-2000:]
+
+
+def test_deeply_nested_arguments_in_several_threads() -> None:
+    """Threads that key deeply nested arguments at once do not end the process."""
+    script = """
+import memo
+from concurrent.futures import ThreadPoolExecutor
+value = []
+for _ in range(2000):
+    value = [value]
+@memo.cache
+def load(value):
+    return 1
+with ThreadPoolExecutor(8) as pool:
+    print(len(set(pool.map(lambda _: load.key(value), range(200)))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1\n", done.stderr[:2000]
+
+
+def test_threads_are_followed_only_from_the_first_computation_on() -> None:
+    """`Thread.start` and `ThreadPoolExecutor.submit` are wrapped at the first computation."""
+    script = """
+import threading, memo
+from concurrent.futures import ThreadPoolExecutor
+from memo.testing import isolated
+start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+@memo.cache
+def load(): return 1
+assert (threading.Thread.start, ThreadPoolExecutor.submit) == (start, submit)
+with isolated(follow_threads=False):
+    load()
+    assert (threading.Thread.start, ThreadPoolExecutor.submit) == (start, submit)
+with isolated():
+    load()
+    assert threading.Thread.start is not start and ThreadPoolExecutor.submit is not submit
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_line_magic("load_ext", "memo")
+shell.run_line_magic("unload_ext", "memo")
+assert (threading.Thread.start, ThreadPoolExecutor.submit) == (start, submit)
+print("whole")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("whole\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_follow_threads(follow: bool) -> None:
+    """With `follow_threads` off, what a started thread reads is no part of the computation."""
+
+    @memo.cache
+    def inner() -> int:
+        return 1
+
+    @memo.cache
+    def outer() -> int:
+        got: list[int] = []
+        thread = threading.Thread(target=lambda: got.append(inner()))
+        thread.start()
+        thread.join()
+        return got[0]
+
+    with isolated(follow_threads=follow):
+        outer()
+        inner.invalidate()
+        assert outer.is_cached() is not follow
+
+
+def test_the_renewal_of_leases_does_not_wait_for_what_is_shown() -> None:
+    """A slow display holds up no lease: the two have threads of their own."""
+    from memo.drivers import BLOCKING, DISPLAYS
+
+    slow, renewed = threading.Event(), threading.Event()
+
+    async def show(_: Any) -> None:
+        slow.wait(5)
+
+    async def renew(_: Any) -> None:
+        renewed.set()
+
+    handles = [DISPLAYS.every(0.001, show), BLOCKING.every(0.01, renew)]
+    try:
+        assert renewed.wait(2)
+    finally:
+        slow.set()
+        for handle in handles:
+            handle.cancel()
+
+
+def test_missed_ticks_are_not_made_up_for() -> None:
+    """After a stall, work at intervals goes on at its interval, not in a burst."""
+    from memo.drivers import BLOCKING
+
+    times: list[float] = []
+
+    async def tick(_: Any) -> None:
+        if not times:
+            time.sleep(0.5)
+        times.append(time.monotonic())
+
+    handle = BLOCKING.every(0.05, tick)
+    end = time.monotonic() + 5
+    while len(times) < 4 and time.monotonic() < end:
+        time.sleep(0.01)
+    handle.cancel()
+    assert times[3] - times[0] > 0.045
+
+
+def test_the_first_call_after_the_main_thread_has_ended() -> None:
+    """A cached function works, and hits, in a thread that outlives the main thread."""
+    script = """
+import threading, time, memo
+runs = []
+@memo.cache(ttl=None)
+def load(x):
+    runs.append(x)
+    return x
+def work():
+    threading.main_thread().join()
+    time.sleep(0.05)
+    print([load(1), load(1), load(1), len(runs)], flush=True)
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[1, 1, 1, 1]\n", done.stderr[-2000:]
+
+
+def test_the_first_call_without_a_descriptor_left() -> None:
+    """A first call that can open no file gives what the function gives."""
+    script = """
+import asyncio, os, resource, memo
+loop = asyncio.new_event_loop()
+@memo.cache(ttl=None)
+def load(x):
+    return x
+@memo.cache(ttl=None)
+async def aload(x):
+    return x
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+print(load(1), loop.run_until_complete(aload(2)), flush=True)
+for descriptor in taken:
+    os.close(descriptor)
+load(1)
+print(load.is_cached(1))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1 2\nTrue\n", done.stderr[-3000:]
+
+
+REFRESH = """
+import memo, pathlib, subprocess, sys, time
+from memo.testing import recording
+place = pathlib.Path(sys.argv[1])
+memo.configure(directory=place / "cache")
+@memo.cache(ttl=0.2, stale_while_revalidate=60, name="shared:load", version="1")
+def load():
+    if len(sys.argv) > 2:
+        print("refreshing", flush=True)
+        sys.stdin.readline()
+    return 1
+if len(sys.argv) > 2:
+    load()
+    memo.drivers.drain_blocking(10)
+    sys.exit()
+load()
+time.sleep(0.3)
+other = subprocess.Popen(
+    [sys.executable, __file__, place, "other"], stdin=-1, stdout=-1, text=True
+)
+assert other.stdout.readline() == "refreshing\\n"
+with recording() as seen:
+    load()
+    end = time.monotonic() + 10
+    while not any(e.kind == "refresh_done" for e in seen) and time.monotonic() < end:
+        time.sleep(0.01)
+other.communicate("go\\n")
+print([e.reason for e in seen if e.kind == "refresh_done"], memo.stats().total.refreshes_done)
+"""
+
+
+def test_a_refresh_by_another_process_is_not_ours(tmp_path: Path) -> None:
+    """A refresh that another process was quicker with says so, and counts as none of ours."""
+    path = tmp_path / "both.py"
+    path.write_text(REFRESH.replace("\\\\", "\\"))
+    done = subprocess.run(
+        [sys.executable, path, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "['refreshed by another process'] 0\n", done.stderr[-2000:]
