@@ -213,6 +213,8 @@ _FUNCTIONS_IN_C = (
 )
 _OPEN = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
 """Classes whose objects are no more than their attributes."""
+_KEYED_WHOLE = frozenset({"numba"})
+"""Distributions whose functions compute as they were told, besides what they wrap."""
 _BARE_BASES = frozenset({"abc", "typing", "collections.abc", "enum", "dataclasses"})
 """Modules of base classes whose objects hold no state of their own."""
 
@@ -413,7 +415,7 @@ class _Painter:
             return self._task(kind, path)
         if origin.compiled(kind):
             return self._builtin(value, path)
-        inner = None if mine else wrapped(value)
+        inner = None if mine or whose.name in _KEYED_WHOLE else wrapped(value)
         if inner is not None:
             return f"wrapped {self.text(inner, path)}"
         if whose.kind == origin.MEMO:

@@ -14,6 +14,7 @@ import collections
 import copyreg
 import enum
 import functools
+import io
 import re
 import types
 import weakref
@@ -89,6 +90,13 @@ def _array(value: bytearray, _walk: Walk) -> bytes:
     return atoms.sized(value)
 
 
+def _buffer(value: Any, walk: Walk) -> bytes:
+    """A file in memory: its content, and the place up to which it was read."""
+    if value.closed:
+        raise walk.refuse(value, "it is closed; pass its content.")
+    return class_of(value, walk) + walk.encode((value.getvalue(), value.tell()))
+
+
 def _set(value: Any, walk: Walk) -> bytes:
     """A subclass of set or frozenset: the items without order, and the state."""
     return class_of(value, walk) + atoms.sized(unordered(value, walk)) + _own_state(value, walk)
@@ -139,6 +147,8 @@ _families: Final[tuple[tuple[type, Encoder], ...]] = (
     (types.ModuleType, _node("module", callables.module)),
     (PurePath, _node("path", _path)),
     (zoneinfo.ZoneInfo, _node("zone", _zone)),
+    (io.BytesIO, _node("buffer", _buffer)),
+    (io.StringIO, _node("buffer", _buffer)),
     (set, _node("set", _set)),
     (frozenset, _node("frozenset", _set)),
     (collections.OrderedDict, _node("ordered", _ordered)),
@@ -150,6 +160,11 @@ _OBJECT: Final = _node(
     "object",
     lambda value, walk: _object(value, walk),  # noqa: PLW0108  # it stands below
 )
+
+
+def an_object(value: Any, walk: Walk) -> bytes:
+    """The encoding of an object that has no adapter: its class and state."""
+    return _OBJECT(value, walk)
 
 
 def find(kind: type) -> Encoder:

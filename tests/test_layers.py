@@ -24,7 +24,7 @@ ROWS = (
         "values",
         (
             "atoms canon bands arrays columns tables frames callables kinds bindings resolvers"
-            " summaries"
+            " summaries for_handles for_xarray for_dask for_sqlalchemy for_science"
         ),
     ),
     ("entries", "zstd codec reducers seal stamps generations transit"),

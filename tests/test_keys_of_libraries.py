@@ -1,0 +1,299 @@
+"""Values of libraries: equal ones have one key, mere use changes none, and handles are refused."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+import sqlalchemy as sa
+import xarray as xr
+import zarr
+
+import memo
+from memo.errors import KeyingError
+
+zarr.zeros((1,), store=zarr.storage.MemoryStore())[:]
+"""zarr starts the thread of its event loop when it first works, and keeps it: before any test."""
+
+
+@memo.cache(version="1", name="libraries:load")
+def load(x: Any) -> int:
+    """A function of anything."""
+    return 1
+
+
+# --- equal values, one key ---
+
+
+def dataset(**changes: Any) -> xr.Dataset:
+    given: dict[str, Any] = {"values": [1.0, 2.0], "places": [10, 20], "attrs": {}, **changes}
+    return xr.Dataset(
+        {"a": ("t", np.array(given["values"]))},
+        coords={"t": given["places"]},
+        attrs=given["attrs"],
+    )
+
+
+def table(width: int = 10) -> sa.Table:
+    return sa.Table(
+        "users",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(width)),
+    )
+
+
+def select(name: str = "ann", width: int = 10) -> Any:
+    users = table(width)
+    return sa.select(users.c.id).where(users.c.name == name).limit(5)
+
+
+USES = {
+    "xarray repr": (dataset, repr),
+    "xarray attrs": (dataset, lambda value: value.attrs),
+    "xarray html": (dataset, lambda value: value._repr_html_()),
+    "xarray copied": (dataset, lambda value: value.copy(deep=True)),
+    "xarray array": (lambda: dataset()["a"], lambda value: (repr(value), value.attrs, value.sum())),
+    "xarray variable": (lambda: dataset()["a"].variable, lambda value: value.attrs),
+    "sqlalchemy": (select, str),
+    "sqlalchemy compiled": (select, lambda value: value.compile()),
+    "sqlalchemy table": (table, repr),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_mere_use_changes_no_key(use: tuple[Any, Any]) -> None:
+    """To display, copy or compile a value changes nothing, and an equal one has its key."""
+    make, touch = use
+    value = make()
+    before = load.key(value)
+    used = touch(value)
+    assert load.key(value) == before
+    assert load.key(make()) == before
+    if type(used) is type(value):
+        assert load.key(used) == before
+
+
+OTHERS = {
+    "xarray values": (dataset(), dataset(values=[1.0, 3.0])),
+    "xarray coordinates": (dataset(), dataset(places=[10, 30])),
+    "xarray attributes": (dataset(), dataset(attrs={"unit": "m"})),
+    "xarray names": (dataset(), dataset().rename(a="b")),
+    "xarray dimensions": (dataset(), dataset().rename(t="u")),
+    "xarray array name": (dataset()["a"], dataset()["a"].rename("b")),
+    "sqlalchemy value": (select(), select("bob")),
+    "sqlalchemy limit": (select(), select().limit(6)),
+    "sqlalchemy type": (sa.select(table()), sa.select(table(20))),
+    "sqlalchemy lock": (select(), select().with_for_update(skip_locked=True)),
+    "sqlalchemy hint": (select(), select().with_hint(table(), "x", "oracle")),
+    "sqlalchemy table": (table(), table(20)),
+    "bytes": (io.BytesIO(b"a"), io.BytesIO(b"b")),
+    "text": (io.StringIO("a"), io.StringIO("b")),
+    "bytes, text": (io.BytesIO(b"a"), io.StringIO("a")),
+}
+
+
+@pytest.mark.parametrize("pair", OTHERS.values(), ids=OTHERS)
+def test_another_value_has_another_key(pair: tuple[Any, Any]) -> None:
+    """Nothing that a computation may read is left out."""
+    assert load.key(pair[0]) != load.key(pair[1])
+
+
+def test_a_buffer_is_its_content_and_its_place() -> None:
+    """A `BytesIO` that was read up to some place gives another answer than a fresh one."""
+    fresh, read = io.BytesIO(b"abc"), io.BytesIO(b"abc")
+    assert load.key(fresh) == load.key(read)
+    read.read(1)
+    assert load.key(fresh) != load.key(read)
+    read.close()
+    with pytest.raises(KeyingError, match="closed"):
+        load.key(read)
+
+
+def test_an_opened_dataset_has_one_key_once_it_is_loaded(tmp_path: Path) -> None:
+    """`load()` makes it a value; opened again, it has the same key."""
+    path = tmp_path / "d.nc"
+    dataset().to_netcdf(path, engine="scipy")
+    keys = set()
+    for _ in range(3):
+        with xr.open_dataset(path, engine="scipy") as opened:
+            keys.add(load.key(opened.load()))
+    assert len(keys) == 1
+
+
+# --- the same key in every process ---
+
+VALUES = {
+    "vectorizer": """
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        value = TfidfVectorizer(stop_words=["and"]).fit(["one and two", "two and three"])
+    """,
+    "frozen distribution": "import scipy.stats; value = scipy.stats.norm(loc=1)",
+    "njit": """
+        import numba
+        @numba.njit
+        def value(x):
+            return x + 1
+    """,
+    "njit options": """
+        import numba
+        @numba.njit(fastmath=True)
+        def value(x):
+            return x + 1
+    """,
+    "astropy table": """
+        from astropy.table import Table
+        import astropy.units as u
+        value = Table({"a": [1, 2], "b": [1.0, 2.0] * u.m}, meta={"k": 1})
+    """,
+    "astropy quantity": "import astropy.units as u; value = [1.0, 2.0] * u.m",
+    "dask array": "import dask.array, numpy; value = dask.array.from_array(numpy.arange(6)) + 1",
+    "dask bag": "import dask.bag; value = dask.bag.from_sequence([1, 2, 3]).map(abs)",
+    "select": """
+        import sqlalchemy as sa
+        users = sa.Table("users", sa.MetaData(), sa.Column("id", sa.Integer))
+        value = sa.select(users).where(users.c.id.in_([1, 2]))
+    """,
+    "xarray": "import xarray; value = xarray.Dataset({'a': ('t', [1, 2])})",
+    "pydantic": """
+        import pydantic
+        class Model(pydantic.BaseModel):
+            n: int = 1
+            _private: int = pydantic.PrivateAttr(default=2)
+        value = Model(n=2)
+    """,
+    "msgspec": """
+        import msgspec
+        class Model(msgspec.Struct):
+            n: int = 1
+        value = Model(2)
+    """,
+}
+KEYS = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import memo
+memo.configure(directory=sys.argv[1])
+
+@memo.cache(version="1", name="libraries:argument")
+def load(x):
+    return 1
+{value}
+@memo.cache(name="libraries:global")
+def read(x):
+    return value, x
+
+print(load.key(value), read.key(1), load.key(value) == load.key(value))
+"""
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_a_value_has_one_key_in_every_process(value: str, tmp_path: Path) -> None:
+    """As an argument and as a global that the code reads."""
+    script = tmp_path / "script.py"
+    script.write_text(KEYS.replace("{value}", textwrap.dedent(value)))
+    seen = set()
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path / "cache")],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-1500:]
+        seen.add(done.stdout)
+    assert len(seen) == 1
+    assert "True" in seen.pop()
+
+
+# --- handles to data that lies elsewhere ---
+
+
+def zarr_array(folder: Path) -> Any:
+    made = zarr.open_array(str(folder / "z"), mode="w", shape=(3,), dtype="i8")
+    made[:] = 1
+    return made
+
+
+def arrow_dataset(folder: Path) -> Any:
+    path = folder / "d.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(path)
+    return pa.dataset.dataset(str(path))
+
+
+def lazy(folder: Path, **given: Any) -> Any:
+    dataset().to_netcdf(folder / "d.nc", engine="scipy")
+    return xr.open_dataset(folder / "d.nc", engine="scipy", **given)
+
+
+def ibis_table(folder: Path) -> Any:
+    import ibis
+
+    database = ibis.duckdb.connect()
+    database.con.execute("create table t (a int)")
+    return database.table("t")
+
+
+def duckdb_relation(folder: Path) -> Any:
+    import duckdb
+
+    return duckdb.connect().sql("select 1 as a")
+
+
+def opened(folder: Path) -> Any:
+    (folder / "f.txt").write_text("a")
+    return fsspec.open(str(folder / "f.txt"))
+
+
+HANDLES = {
+    "zarr array": zarr_array,
+    "zarr group": lambda folder: zarr.open_group(str(folder / "g"), mode="w"),
+    "arrow dataset": arrow_dataset,
+    "arrow file system": lambda folder: pa.fs.LocalFileSystem(),
+    "lazy xarray": lazy,
+    "lazy xarray array": lambda folder: lazy(folder)["a"],
+    "chunked xarray": lambda folder: lazy(folder, chunks={}),
+    "ibis": ibis_table,
+    "ibis column": lambda folder: ibis_table(folder).a,
+    "duckdb": duckdb_relation,
+    "fsspec file system": lambda folder: fsspec.filesystem("file"),
+    "fsspec mapper": lambda folder: fsspec.get_mapper(str(folder)),
+    "fsspec file": opened,
+    "sqlalchemy engine": lambda folder: sa.create_engine("sqlite://"),
+    "dask of zarr": lambda folder: __import__("dask.array").array.from_zarr(zarr_array(folder)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:fetch_arrow_table")
+@pytest.mark.parametrize("make", HANDLES.values(), ids=HANDLES)
+def test_a_handle_is_refused_as_an_argument(make: Any, tmp_path: Path) -> None:
+    """Its data changes behind its back; the error says what to pass instead."""
+    value = make(tmp_path)
+    with pytest.raises(KeyingError, match=r"depends_on|key_resolver|ignore"):
+        load.key(value)
+    with pytest.raises(KeyingError):
+        load.key([{"a": value}])
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:fetch_arrow_table")
+@pytest.mark.parametrize("make", HANDLES.values(), ids=HANDLES)
+def test_a_handle_that_the_code_reads_is_listed(make: Any, tmp_path: Path) -> None:
+    """As a global or captured variable it is left out, and `explain` says so."""
+    value = make(tmp_path)
+
+    @memo.cache(name="libraries:handle")
+    def read() -> str:
+        return repr(value)
+
+    assert any("value" in line for line in read.explain().untracked)
