@@ -19,7 +19,7 @@ from memo.policy import Policy, Times
 from memo.port import Port
 from memo.reads import CURRENT, Reads, bounded
 from memo.seal import Header
-from memo.stamps import Generation, Stamp
+from memo.stamps import LOST, TAGS, Generation, Ref, Stamp
 from memo.summaries import with_result
 
 KEPT = 86_400 * SECOND
@@ -53,6 +53,7 @@ async def compute(
     gathered = Reads(background=alone or behind)
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     flight.call, flight.expected = job.call, job.function.took
+    watch = await watch_tags(port, job)
     with inside(flight, alone=alone):
         token = CURRENT.set(gathered)
         why = "refresh" if alone else ""
@@ -67,12 +68,10 @@ async def compute(
             own_time = gathered.own_time(clock, ended)
             emit(job, events.COMPUTE_ENDED, reason=why, seconds=own_time)
         cost = ended - clock
-    known, sound = gathered.merged(own or ())
-    try:
-        known = await bounded(port, job.chain, known)
-    except TierError:
-        sound = False
-    used = known if sound and own is not None else None
+    if own is not None and outcome.error is None:
+        late = await late_stamps(port, job, outcome.value, watch)
+        own = None if late is None else own + late
+    known, used = await _merged(port, job, gathered, own)
     if outcome.error is not None:
         emit(job, events.FAILED, reason=type(outcome.error).__name__, seconds=cost)
         return Landing(error=outcome.error, used=used, known=known, started=started)
@@ -89,7 +88,7 @@ async def compute(
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
         landing = Landing(outcome.value)
-    return landing._replace(used=used, known=known, started=started, true=true)
+    return landing._replace(used=used, known=known + watch, started=started, true=true)
 
 
 async def _is_same_call(port: Port, job: Job) -> bool:
@@ -122,6 +121,53 @@ async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
     if job.function.depends is not None:
         own += await job.function.depends.take(port, job.args, job.kwargs)
     return own
+
+
+async def _merged(
+    port: Port, job: Job, gathered: Reads, own: tuple[Stamp, ...] | None
+) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
+    """The stamps that are known of a computation, and the same where nothing is missing."""
+    known, sound = gathered.merged(own or ())
+    try:
+        known = await bounded(port, job.chain, known)
+    except TierError:
+        sound = False
+    return known, known if sound and own is not None else None
+
+
+async def watch_tags(port: Port, job: Job) -> tuple[Generation, ...]:
+    """A stamp that changes with any tag, for a function whose tags depend on its result."""
+    if not job.function.keyer.has_late_tags:
+        return ()
+    ref = Ref(TAGS)
+    try:
+        [state] = await job.chain.authorities.begin(port, [ref])
+    except TierError:
+        return (Generation(ref, LOST),)
+    return (Generation(ref, state),)
+
+
+async def late_stamps(
+    port: Port, job: Job, result: Any, watch: tuple[Generation, ...]
+) -> tuple[Generation, ...] | None:
+    """The stamps of the tags that a result gives; None: one may have turned meanwhile.
+
+    They are read before `watch` is looked at again, and an invalidation turns that first: so if
+    it still holds, what was read is from before any invalidation of a tag.
+    """
+    function = job.function
+    if not function.keyer.has_late_tags:
+        return ()
+    try:
+        tags = function.keyer.late_tags(job.args, job.kwargs, output.bare(result))
+        refs = [Ref(f"t:{tag}") for tag in tags]
+        states = await job.chain.authorities.begin(port, refs)
+        if await job.chain.turned(port, watch):
+            return None
+    except Exception as error:  # the user's callable raised, or no tier can tell
+        emit(job, events.ERROR, reason="tags", detail=told(error))
+        return None
+    return tuple(map(Generation, refs, states))
 
 
 async def invoke(port: Port, job: Job, *, silent: bool = False) -> Outcome:

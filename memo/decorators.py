@@ -889,7 +889,8 @@ def _options(
         refresh_threshold: fraction of the ttl in (0, 1); default 0.8.
         provider: where entries lie: a `CacheProtocol` or a `Chain`; default: as the settings say.
         ttl_key: key in `memo.live` whose value overrides `ttl`, also for entries that exist.
-        tags: names to invalidate by, or a callable of the bound arguments that gives them.
+        tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable of the bound
+            arguments, and of `result` if it takes that, which gives them.
         depends_on: files, directories, globs, or callables whose change makes entries untrue.
         ignore: names of arguments that do not matter.
         version: pins the code version by hand.

@@ -22,7 +22,16 @@ from typing import Any
 from memo import codec, events, output, policy, seal
 from memo.chain import Answer, Chain, Expired
 from memo.clock import SECOND
-from memo.computing import close, compute, encode, invoke, store_result, take_stamps
+from memo.computing import (
+    close,
+    compute,
+    encode,
+    invoke,
+    late_stamps,
+    store_result,
+    take_stamps,
+    watch_tags,
+)
 from memo.errors import EntryError, TierError
 from memo.flights import FLIGHTS, Flight, Landing, refuse_reentry
 from memo.jobs import NOTHING, Function, Job, Raised, emit, hindered, told
@@ -465,6 +474,10 @@ async def put(
     if own is None:
         return
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+    late = await late_stamps(port, job, value, await watch_tags(port, job))
+    if late is None:
+        return
+    own += late
     result = output.Performed(value, ()) if function.replay else value
     await store_result(port, job, result, own, started, 0.0)
 

@@ -28,7 +28,7 @@ from memo.jobs import users
 from memo.keys import address_digest, normal_prefix, prefixes
 from memo.matching import Matches
 from memo.port import Port
-from memo.stamps import ADDRESS, Ref, Turn
+from memo.stamps import ADDRESS, Ref, Turn, tag_turns
 from memo.tiers import CacheProtocol
 
 P = ParamSpec("P")
@@ -83,7 +83,7 @@ async def _target(
         turns = [Turn(f"p:{normal_prefix(text)}")]
         return _Target(turns, f"prefix {text!r}", _near(names.PREFIX, text.rstrip(":")))
     if name == "tag":
-        return _Target([Turn(f"t:{text}")], f"tag {text!r}", _near(names.TAG, text))
+        return _Target(list(tag_turns(text)), f"tag {text!r}", _near(names.TAG, text))
     return await _key_target(port, text)
 
 
@@ -318,7 +318,7 @@ class _Plan:
     def _turns(
         self, result: Any, arguments: Mapping[str, Any], wrong: list[Exception]
     ) -> tuple[list[Turn], str]:
-        turns = [Turn(f"t:{tag}") for tag in self.tags]
+        turns = [turn for tag in self.tags for turn in tag_turns(tag)]
         named = [f"tag {tag}" for tag in self.tags]
         addresses: list[str] | None = None
         if self.resolves:

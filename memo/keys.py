@@ -13,6 +13,7 @@ Rules of this module:
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 import types
@@ -30,7 +31,7 @@ from memo.errors import KeyingError, OptionError, shown
 from memo.identity import code_digest
 from memo.image import STATELESS, State
 from memo.instances import Attributes
-from memo.resolvers import Resolved, Resolver, words
+from memo.resolvers import Resolved, Resolver, Template, words
 from memo.stamps import ADDRESS, Ref
 from memo.weights import LIGHT, refuse_heavy
 
@@ -57,6 +58,8 @@ _STEADY: Final = frozenset({int, type(None)})
 encodings do.  `True` equals 1, and 0.0 equals -0.0."""
 OWN: Final = "@self"
 """Under this name an entry has the digest of its `self` beside those of its arguments."""
+RESULT: Final = "result"
+"""The name under which a template or a callable of tags gets the result."""
 CACHE_KEY: Final = "__cache_key__"
 """Method by which a class puts its instances into the keys of its cached methods."""
 
@@ -306,7 +309,6 @@ class Keyer:
         self._given = key_resolver
         self._given_tags = tags
         self._ignore = options.texts("ignore", ignore)
-        self._tags = () if callable(tags) else options.texts("tags", tags)
         self._fixed_prefix = None if key_prefix is None else normal_prefix(key_prefix)
         self.prefix = self._fixed_prefix or function_id.rpartition(":")[2]
         self._signature = signature(function)
@@ -334,8 +336,9 @@ class Keyer:
         self._plain = len(self.plan.positional) if plain and self._kept is None else -1
         self._as = {n: f for n, f in self._annotated.items() if n in self.names}
         self._resolver = self._checked_resolver()
-        self._wanted = self._checked_tags()
-        self._special = bool(self._as) or self._resolver is not None or callable(self._given_tags)
+        self._arrange_tags()
+        made = bool(self._templates) or (callable(self._given_tags) and not self.has_late_tags)
+        self._special = bool(self._as) or self._resolver is not None or made
         self._heads: dict[str, _Head] = {}
         self._told = False
         self._stateful = self._method and not self._decided()
@@ -364,11 +367,27 @@ class Keyer:
         names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
         return resolvers.resolver(self._given, names, extra, own)
 
-    def _checked_tags(self) -> tuple[str, ...] | None:
-        if not callable(self._given_tags):
-            return ()
+    def _arrange_tags(self) -> None:
+        """Tell fixed tags from those of the arguments, and from those that need the result."""
         names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
-        return resolvers.declared("tags", self._given_tags, names, extra, own)
+        given, every = self._given_tags, (*names, RESULT)
+        self._tags: tuple[str, ...] = ()
+        self._templates: tuple[Template, ...] = ()
+        self._late_templates: tuple[Template, ...] = ()
+        self._wanted: tuple[str, ...] | None = ()
+        self.has_late_tags = False
+        if callable(given):
+            self.has_late_tags = RESULT not in names and _takes(given, RESULT)
+            known = every if self.has_late_tags else names
+            self._wanted = resolvers.declared("tags", given, known, extra, own)
+            return
+        parsed = [resolvers.tag(one, every, extra, own) for one in options.texts("tags", given)]
+        self._tags = tuple(one for one in parsed if isinstance(one, str))
+        made = [one for one in parsed if not isinstance(one, str)]
+        late = [one for one in made if RESULT in one.needs and RESULT not in names]
+        self._late_templates = tuple(late)
+        self._templates = tuple(one for one in made if one not in late)
+        self.has_late_tags = bool(late)
 
     @property
     def fixed_tags(self) -> list[str]:
@@ -514,7 +533,7 @@ class Keyer:
         head = self._head(mine, state, code)
         if self._special:
             everything = self._by_name(own, values, extra)
-            tags = self._tags_of(everything) if callable(self._given_tags) else self._tags
+            tags = self._tags_of(everything)
             if self._resolver is not None:
                 return self._by_hand(head, everything, tags, mine)
         else:
@@ -651,6 +670,14 @@ class Keyer:
             raise resolvers.worded(error, self.function_id, name) from error.__cause__
 
     def _tags_of(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
+        """The tags that a call has whatever its result is."""
+        if callable(self._given_tags):
+            return () if self.has_late_tags else self._called_tags(everything)
+        if not self._templates:
+            return self._tags
+        return (*self._tags, *self._filled(self._templates, everything))
+
+    def _called_tags(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
         assert callable(self._given_tags)
         try:
             tags = resolvers.called(
@@ -659,6 +686,31 @@ class Keyer:
         except KeyingError as error:
             raise KeyingError(f"{self.function_id}: {error}") from error.__cause__
         return options.texts("tags", tags)
+
+    def _filled(
+        self, templates: Iterable[Template], everything: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        try:
+            return tuple(template.resolve(everything).text for template in templates)
+        except KeyingError as error:
+            said = str(error).replace("key_resolver", "tags")
+            raise KeyingError(f"{self.function_id}: {said}") from error.__cause__
+
+    def late_tags(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> tuple[str, ...]:
+        """The tags of a call that its result gives.
+
+        Raises:
+            KeyingError: the callable raised, or a placeholder cannot be followed.
+            OptionError: it gave what is no list of texts.
+        """
+        own = args[0] if self._method else None
+        values, extra = bind(self.plan, args[1:] if self._method else args, kwargs)
+        everything = {**self._by_name(own, values, extra), RESULT: result}
+        if callable(self._given_tags):
+            return self._called_tags(everything)
+        return self._filled(self._late_templates, everything)
 
     # --- addresses by hand ----------------------------------------------------------------------
 
@@ -825,3 +877,11 @@ _WIDER: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, flo
 
 def _type_named(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function declares a parameter of this name."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # `resolvers.declared` says so
+        return False

@@ -385,7 +385,11 @@ class Redis:
                 self._made.add(group)
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        """Invalidate; each group in one step."""
+        """Invalidate; each group in one step, and `TAGS` before any tag, wherever they lie."""
+        first = [turn for turn in turns if turn.group == stamps.TAGS]
+        if 0 < len(first) < len(turns):
+            await self.turn(port, first, note)
+            turns = [turn for turn in turns if turn.group != stamps.TAGS]
         calls = []
         for turn in turns:
             value = (stamps.token_for(turn) + note).encode()

@@ -171,6 +171,21 @@ class Template:
         return Resolved(b"".join(encodings), "".join(spoken))
 
 
+def tag(given: str, names: Collection[str], open_: bool, own: str) -> str | Template:
+    """A tag as it is, or the template that it is.
+
+    Raises:
+        OptionError: it names what is no argument, or is malformed.
+    """
+    try:
+        parts = _parsed(given)
+        if not any(isinstance(part, Field) for part in parts):
+            return "".join(part for part in parts if isinstance(part, str))
+        return Template(given, names, open_, own)
+    except OptionError as error:
+        raise OptionError("tags", given, error.mend) from None
+
+
 def _parsed(given: str) -> list[str | Field]:
     from string import Formatter
 

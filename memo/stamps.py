@@ -43,6 +43,8 @@ LAST = "!"
 SHAPES = "?"
 ADDRESS = "@"
 SOFT = "~"
+TAGS = "t"
+"""The group that every invalidation of a tag turns before the tag's own."""
 TOKEN = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
 FIELDS = 4096
@@ -117,6 +119,11 @@ class Turn(NamedTuple):
     group: str
     arguments: tuple[tuple[str, str], ...] = ()
     whole: bool = False
+
+
+def tag_turns(tag: str) -> tuple[Turn, Turn]:
+    """What invalidates a tag: first all that looks out for any tag, then the tag."""
+    return Turn(TAGS), Turn(f"t:{tag}")
 
 
 def softened(turn: Turn) -> Turn:
