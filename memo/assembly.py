@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memo import config, events, files, options
+from memo import config, events, options, secret
 from memo.chain import Chain
 from memo.checks import TRACKING
 from memo.errors import OptionError, SettingError, lacks_resources
@@ -158,6 +157,7 @@ def _redis(settings: Settings) -> Tier:
 
     if settings.redis_url is None:
         raise OptionError("tiers", settings.tiers, "names redis, but redis_url is not set.")
+    secret.warn_if_not_kept()
     return Redis(
         settings.redis_url,
         namespace=settings.namespace,
@@ -180,10 +180,7 @@ def host_of(settings: Settings) -> Host:
     with _lock:
         key = (settings.directory, settings.namespace)
         if key not in _hosts:
-            if not settings.directory.exists():
-                with contextlib.suppress(OSError):  # whoever uses it says so
-                    files.claim(settings.directory)
-            _hosts[key] = Host(_home(settings))
+            _hosts[key] = Host(_home(settings), root=settings.directory)
         return _hosts[key]
 
 

@@ -183,8 +183,7 @@ class Authorities:
                 await self.host.generations.turn(port, turns, note)
         except TierError as error:
             self._fault("host", error)
-            self.host.generations.owe(turns, note)
-            outcome["disk"] = f"failed: {error}; this process reads nothing there until it is done"
+            outcome["disk"] = self.host.generations.owe(turns, note, error)
         return None
 
     async def _undelivered(self, port: Port, tier: Tier, row: int | None, error: TierError) -> str:

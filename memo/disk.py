@@ -24,10 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo import files, locks, seal, tiers
+from memo import files, locks, seal, secret, tiers
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.codec import Payload
-from memo.errors import SettingError, TierError
+from memo.errors import SettingError, TierError, TierUnavailable
+from memo.home import READ_ONLY, is_full
 from memo.payloads import Payloads
 from memo.port import Port
 from memo.seal import Secret
@@ -56,6 +57,10 @@ TELL = 60.0
 USED = 65_536
 """So many names that were read are remembered; past that they are forgotten."""
 _PAGE = 200
+_RELIEF = 256 * 1024
+"""Bytes that are freed at least when the disk turns out to be full."""
+_RELIEFS = 4
+"""So often room is made for one entry."""
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
 _LIST = (
@@ -85,6 +90,8 @@ class Disk:
         self.directory = directory
         self.size_limit = size_limit
         self.generations: Generations | None = host.generations
+        self._home = host.home
+        self._home.relieve = self._relieve
         self._clock = clock
         self._payloads = Payloads(directory / "payloads")
         self._swept = directory / "entries" / "swept"
@@ -110,7 +117,8 @@ class Disk:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         from memo.index import check
 
-        self._index = None if check(connection) else self._made()
+        found = check(connection)
+        self._index = None if found or self._database.read_only else self._made()
 
     def _made(self) -> Index:
         """The index for who writes; making it takes the lock of writers."""
@@ -126,10 +134,16 @@ class Disk:
         database = self._database
         if not database.is_open:
             try:
-                files.claim(self.directory)
-                files.subdirectory(self._database.path.parent)
-                database.open()
+                read_only = self._home.open() == READ_ONLY
+                if not read_only:
+                    files.subdirectory(self._database.path.parent)
+                database.open(read_only=read_only)
+                secret.warn_if_not_kept()
+            except TierError:
+                raise
             except (*_FAULTS, SettingError) as error:
+                if is_full(error):
+                    raise self._home.refuse("cannot be used: the disk is full.") from error
                 raise database.suffer(error) from error
         return database
 
@@ -153,6 +167,7 @@ class Disk:
             try:
                 with database.writing:
                     if not database.moved():
+                        database.writer  # noqa: B018 - raises where the file is read-only
                         if self._index is None:  # not `or`: an empty index is false
                             self._index = self._made()
                         return work(self._index)
@@ -202,6 +217,8 @@ class Disk:
             raise met
         database = self._database
         if not database.is_open:
+            if self._home.lost():
+                raise self._home.fault()
             await port.offload(outlasting, self._ready)
         try:
             with database.reading:
@@ -307,7 +324,9 @@ class Disk:
         lifetime: float | None,
     ) -> None:
         """See `memo.tiers.Tier.store`."""
-        await port.offload(self._store, name, record, payload, lifetime)
+        if self._home.lost():
+            raise self._home.fault()
+        await port.offload(self._store_with_room, name, record, payload, lifetime)
         if self._is_sweep_due():
             port.spawn(self._sweep_soon, "memo-sweep")
 
@@ -315,8 +334,37 @@ class Disk:
         self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
     ) -> Source | None:
         """See `memo.tiers.Receiving.receive`."""
-        await port.offload(self._store, name, record, payload, lifetime)
+        await port.offload(self._store_with_room, name, record, payload, lifetime)
         return await self.payload(port, payload.digest, payload.size)
+
+    def _store_with_room(
+        self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
+    ) -> None:
+        """Store; on a full disk, after entries that are worth less have made room."""
+        size = len(record) + (payload.size if payload else 0)
+        for _ in range(_RELIEFS):
+            try:
+                self._store(name, record, payload, lifetime)
+            except TierError as error:
+                if not is_full(error.__cause__) or isinstance(payload, Arriving):
+                    raise
+                if not self._relieve(size):
+                    self._home.full()
+                    raise TierUnavailable(str(error), told=True) from error
+            else:
+                return
+        self._home.full()
+        raise TierUnavailable("the disk is full", told=True)
+
+    def _relieve(self, size: int) -> bool:
+        """Remove entries of at least so many bytes, on a full disk; whether any went."""
+        with suppress(TierError, sqlite3.Error):
+            database = self._ready()
+            with database.writing:
+                if self._index is None:
+                    self._index = self._made()
+                return self._index.relieve(max(2 * size, _RELIEF)) > 0
+        return False
 
     def _store(
         self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
@@ -458,12 +506,19 @@ class Disk:
         return await port.offload(self._health)
 
     def _health(self) -> dict[str, Any]:
+        try:
+            self._ready()
+        except TierUnavailable as error:
+            return {"up": False, "error": str(error), **self._home.health()}
+        if self._database.read_only:
+            (count,) = self._read("SELECT count(*) FROM Cache")[0]
+            return {"up": True, "entries": count, **self._home.health()}
         return {
             "up": True,
             "entries": self._write(lambda index: index.reset("count")),
             "bytes": self._write(lambda index: index.volume()),
             "budget": self.size_limit,
-            "directory": str(self.directory),
+            **self._home.health(),
         }
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ def claim(path: Path, setting: str = "directory") -> None:
         SettingError: it is somebody else's, or no directory.
         OSError: it cannot be made.
     """
-    path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    _make(path)
     me = os.geteuid()
     link = os.lstat(path)
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in (me, 0):
@@ -41,6 +41,35 @@ def claim(path: Path, setting: str = "directory") -> None:
     if facts.st_uid != me:
         raise SettingError(setting, str(path), "is another user's; name a directory of your own.")
     _close_to_others(path, facts)
+
+
+def _make(path: Path) -> None:
+    """Make a directory and its parents, as far as they are missing: all of them mode 0700."""
+    if path.is_dir():
+        return
+    if not path.parent.is_dir() and path.parent != path:
+        _make(path.parent)
+    try:
+        os.mkdir(path, DIRECTORY_MODE)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+
+
+def tighten(path: Path) -> bool:
+    """Close a directory of this user's that others can write; whether it was open to them.
+
+    Not one with the sticky bit, which people share on purpose.
+    """
+    try:
+        facts = os.lstat(path)
+    except OSError:
+        return False
+    wide = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not facts.st_mode & stat.S_ISVTX
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or not wide:
+        return False
+    _close_to_others(path, facts)
+    return True
 
 
 def subdirectory(path: Path) -> Path:
@@ -59,6 +88,30 @@ def subdirectory(path: Path) -> Path:
         facts = os.lstat(path)
     _close_to_others(path, facts)
     return path
+
+
+def check_folder(path: str | Path) -> None:
+    """Refuse a link in the place of a directory.
+
+    Raises:
+        OSError: it is a link or something else, or is not there.
+    """
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
+
+
+def listed(path: str | Path) -> list[str]:
+    """The names in a directory; none where there is no directory, or a link in its place."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return os.listdir(descriptor)
+    except OSError:
+        return []
+    finally:
+        os.close(descriptor)
 
 
 def _close_to_others(path: Path, facts: os.stat_result) -> None:
@@ -113,14 +166,18 @@ def open_or_create(path: str | Path, flags: int = os.O_RDWR) -> int:
                 continue
 
 
-def check_plain(path: str | Path) -> None:
+def check_plain(path: str | Path, *, read_only: bool = False) -> None:
     """Refuse what is not a plain file of the user's own, for those that open it by themselves.
+
+    Args:
+        read_only: it lies in a directory that this user cannot write: root's will do as well.
 
     Raises:
         OSError: it is a link, something else, another user's, or not there.
     """
     facts = os.lstat(path)
-    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+    owners = (os.geteuid(), 0) if read_only else (os.geteuid(),)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in owners:
         raise OSError(errno.EINVAL, "not a plain file of this user", str(path))
-    if stat.S_IMODE(facts.st_mode) != FILE_MODE:
+    if not read_only and stat.S_IMODE(facts.st_mode) != FILE_MODE:
         os.chmod(path, FILE_MODE)

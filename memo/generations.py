@@ -34,9 +34,9 @@ class Change(NamedTuple):
         return not (self.write or self.erase or self.renew)
 
 
-def turned(fields: Mapping[str, str], turn: Turn, note: str) -> Change:
-    """One invalidation: a fresh token under the field that `turn` names, and under `!`."""
-    value = stamps.token_for(turn) + note
+def turned(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") -> Change:
+    """One invalidation: a fresh token (or `token`) under the field of `turn`, and under `!`."""
+    value = (token or stamps.token_for(turn)) + note
     if not turn.arguments:
         return Change({ALL: value, LAST: value}, renew=True)
     shapes = [s for s in fields.get(SHAPES, "").split("|") if s]

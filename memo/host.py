@@ -14,17 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memo import files, generations, stamps
+from memo import files, generations, home, stamps
 from memo.clock import SECOND, SYSTEM, Clock
 from memo.digests import blake2b
-from memo.errors import TierError
+from memo.errors import SettingError, TierError, TierUnavailable
 from memo.generations import Change
+from memo.home import READ_ONLY, Home
 from memo.ledger import Ledger, change_fields, fields_of
 from memo.locks import HostLock
 from memo.port import Port
 from memo.seal import Claim, claimed
 from memo.sqlite import outlasting
 from memo.stamps import ALL, LOST, Ref, State, Turn
+from memo.unwritten import Unwritten
 
 if TYPE_CHECKING:
     from memo.salvage import Row
@@ -34,6 +36,8 @@ UNREAD = 3
 COPIED = 1.0
 """Seconds for which a copy of a file that cannot be opened stands for it."""
 UNWRITTEN = "an invalidation could not be written yet"
+LATE_AGAIN = 1.0
+"""Seconds after which changes that the file could not take are tried again."""
 OWED_AGAIN = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
 WAITING = 1000
@@ -61,6 +65,7 @@ class HostGenerations:
         self._ledger = ledger
         self._owed: list[Callable[[], None]] = []
         self._pay_at = 0.0
+        self._unwritten = Unwritten()
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
         """What each ref reads now: 1 µs for three refs while nobody on the host has written.
@@ -75,6 +80,8 @@ class HostGenerations:
         for ref in refs:
             name, arguments = ref
             group = groups.get(name) or ledger.load(name)
+            if self._unwritten:
+                group = self._unwritten.over(name, group)
             if group.plain is None or arguments is None:
                 states.append(group.state(ref))
             else:
@@ -93,6 +100,8 @@ class HostGenerations:
         for claim in claims:
             _, name, arguments, text, _ = claim
             group = groups.get(name) or ledger.load(name)
+            if self._unwritten:
+                group = self._unwritten.over(name, group)
             now = group.plain
             if now is None or arguments is None:
                 now = group.state(claimed(claim))
@@ -147,7 +156,9 @@ class HostGenerations:
         """See `memo.tiers.Generations.states`."""
         if self._owed:
             await port.offload(self._pay)
-        if not self._ledger.database.is_open:
+        if self._unwritten and time.monotonic() > self._pay_at:
+            await port.offload(self._write_late)
+        if not self._ledger.is_at_hand:
             return await port.offload(outlasting, self.read, refs)
         return self.read(refs)
 
@@ -167,8 +178,27 @@ class HostGenerations:
                     changed = True
             return changed
 
-        self._ledger.write(work, durable=False)
+        try:
+            self._ledger.write(work, durable=False)
+        except TierError as error:
+            if not _is_closed(error):
+                raise
+            self._unwritten.begin(ref.group for ref in refs)
         return self.read(refs)
+
+    def _write_late(self) -> None:
+        """Write what the file could not take, if it can by now."""
+        self._pay_at = time.monotonic() + LATE_AGAIN
+        written: tuple[object, ...] = ()
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            nonlocal written
+            written = self._unwritten.write(connection, commit)
+            return True
+
+        with suppress(TierError):
+            self._ledger.write(work, durable=True)
+            self._unwritten.forget(written)
 
     def names(self, kind: str, most: int) -> list[str]:
         """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many.
@@ -194,9 +224,17 @@ class HostGenerations:
 
         self._ledger.write(work, durable=True)
 
-    def owe(self, turns: Sequence[Turn], note: str) -> None:
-        """An invalidation could not be written: this process reads nothing here until it is."""
+    def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
+        """An invalidation could not be written; what happens now, for people.
+
+        Where the directory is not for this process it holds in this process.  After any other
+        fault this process reads nothing here until it is written.
+        """
+        if _is_closed(error):
+            self._unwritten.turn(turns, note)
+            return f"not written: {error}; it holds in this process, and is written when possible"
         self._owed.append(lambda: self._turn(turns, note))
+        return f"failed: {error}; this process reads nothing there until it is done"
 
     def _pay(self) -> None:
         """Write what could not be written.
@@ -216,7 +254,13 @@ class HostGenerations:
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """See `memo.tiers.Generations.notes`."""
         await self.states(port, [ref])
-        return generations.noted(self._ledger.load(ref.group).fields, ref)
+        group = self._unwritten.over(ref.group, self._ledger.load(ref.group))
+        return generations.noted(group.fields, ref)
+
+
+def _is_closed(error: TierError) -> bool:
+    """Whether a fault is that the directory is missing, not writable, or on a full disk."""
+    return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
 
 
 _NAMES = (
@@ -348,13 +392,13 @@ class Journal:
 
     async def overdue(self, port: Port) -> bool:
         """As `due`, in a thread where the file must be opened."""
-        if self._ledger.database.is_open:
+        if self._ledger.is_at_hand:
             return self.due()
         return await port.offload(self.due)
 
     def maybe_due(self) -> bool:
         """As `overdue`, at once: True where the file must be opened to tell."""
-        return not self._ledger.database.is_open or self.due()
+        return not self._ledger.is_at_hand or self.due()
 
     def due(self) -> bool:
         """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.
@@ -449,15 +493,16 @@ class Host:
         directory: the cache directory; made, with mode 0700, where it is missing.
         clock: tells the age of journal rows.
 
-    Raises:
-        SettingError: the directory is another user's.
+        root: the setting's directory, where `directory` is a folder in it.
     """
 
-    def __init__(self, directory: Path, clock: Clock = SYSTEM) -> None:
+    def __init__(self, directory: Path, clock: Clock = SYSTEM, root: Path | None = None) -> None:
         self.directory = directory
-        with suppress(OSError):  # whoever uses it hears of it then, as a `TierError`
-            files.claim(directory)
-        self._ledger = Ledger(directory, clock)
+        self.home = Home(directory, root)
+        with suppress(OSError, SettingError):  # said where it is used
+            if not directory.exists():
+                files.claim(directory)
+        self._ledger = Ledger(self.home, clock)
         self.generations = HostGenerations(self._ledger)
         self.journal = Journal(self._ledger)
 
@@ -472,7 +517,13 @@ class Host:
         return str(rows[0][0]) if rows else ""
 
     def lock(self, name: str) -> HostLock:
-        """A lock for a name of any length, free."""
+        """A lock for a name of any length, free.
+
+        Raises:
+            TierUnavailable: no file can be made for it.
+        """
+        if self.home.lost() or self.home.state == READ_ONLY:
+            raise self.home.fault()
         digest = blake2b(name.encode(), digest_size=20).hexdigest()
         return HostLock(self.directory / "locks" / digest)
 

@@ -18,7 +18,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, NoReturn
 
 import diskcache
@@ -60,6 +60,7 @@ _PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
 _HELD = "SELECT rowid, filename, size + coalesce(length(value), 0) FROM Cache"
 _EXPIRED = f"{_HELD} WHERE expire_time < ? ORDER BY expire_time LIMIT ?"
 _LEAST = f"{_HELD} WHERE ? ORDER BY access_time LIMIT ?"
+_RELIEVE = f"{_HELD} ORDER BY access_time"
 _RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
 _INSERT = (
     "INSERT OR IGNORE INTO Cache (store_time, expire_time, access_time, access_count, tag, size,"
@@ -271,6 +272,27 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                     lacking -= size
                     count += 1
         return count
+
+    def relieve(self, size: int) -> int:
+        """Evict entries of at least so many bytes on a full disk; the bytes that went.
+
+        Files go first: to delete a row takes space in the log, which there may be none of.
+        """
+        rows = []
+        freed = 0
+        for rowid, name, held in self._sql(_RELIEVE):
+            rows.append((rowid,))
+            freed += held
+            if name is not None:
+                self._disk.remove(name)
+            if freed >= size:
+                break
+        with suppress(sqlite3.Error):  # readers keep the log from being cut
+            self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with suppress(sqlite3.Error), self._database.transaction() as connection:
+            connection.executemany("DELETE FROM Cache WHERE rowid = ?", rows)
+        self._free = 0
+        return freed
 
     def clear_prefix(self, prefix: str) -> int:
         """Delete every key that begins with `prefix`; how many."""

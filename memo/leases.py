@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 
 from memo import events
 from memo.chain import Chain
-from memo.errors import TierError
+from memo.errors import TierError, TierUnavailable
 from memo.flights import Flight
 from memo.policy import Policy
 from memo.port import Handle, Port, patient
@@ -289,7 +289,8 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
     try:
         return chain.host.lock(name)
     except TierError as error:
-        events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
+        if not (isinstance(error, TierUnavailable) and error.told):
+            events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
         return None
 
 

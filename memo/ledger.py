@@ -26,13 +26,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from memo import files, places, sqlite, stamps
 from memo.clock import Clock
-from memo.errors import SettingError, TierError
+from memo.errors import SettingError, TierError, TierUnavailable
 from memo.generations import Change
+from memo.home import READ_ONLY, Home, is_full
 from memo.sqlite import DamagedError, Database
 from memo.stamps import SHAPES, Ref, State
 
@@ -45,6 +45,8 @@ STATES = 1024
 """Past so many states of one group the mirror works them out anew."""
 GROUPS = 1_000_000
 """Past so many groups the oldest half is forgotten when the file is opened: a miss, no more."""
+ROOM = 1 << 20
+"""Bytes that are freed on a full disk, so that an invalidation can be written."""
 TRIES = 3
 """How often a use is tried when the file was replaced or set aside meanwhile."""
 FAULTS = (sqlite3.Error, OSError, ValueError, TypeError)
@@ -120,8 +122,9 @@ class Ledger:
         journal: (row, at, due) of every journalled invalidation.
     """
 
-    def __init__(self, directory: Path, clock: Clock) -> None:
-        self.directory = directory
+    def __init__(self, home: Home, clock: Clock) -> None:
+        self.home = home
+        self.directory = directory = home.path
         self.clock = clock
         self._bell_path = directory / "host.bell"
         self.database = Database(directory / "host.sqlite", self._prepare, self._before_aside)
@@ -141,6 +144,9 @@ class Ledger:
     # --- opening ---------------------------------------------------------------------------------
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        if self.database.read_only:
+            _check(_facts(connection), 0)
+            return
         connection.execute("PRAGMA synchronous=NORMAL")
         bell = self._map_bell()
         heard = bell[1]  # before the commit is read: it may go on, and must not have gone back
@@ -188,7 +194,8 @@ class Ledger:
         descriptor = files.open_or_create(self._bell_path)
         try:
             if os.fstat(descriptor).st_size != _BELL.size:
-                os.ftruncate(descriptor, _BELL.size)
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, bytes(_BELL.size), 0)  # so that a full disk says so here
             if places.exposed(self.directory):
                 return ReadBell(os.dup(descriptor))
             return memoryview(mmap.mmap(descriptor, _BELL.size)).cast("Q")
@@ -213,11 +220,17 @@ class Ledger:
         database = self.database
         if not database.is_open:
             try:
-                files.claim(self.directory)
-                database.open()
+                database.open(read_only=self.home.open() == READ_ONLY)
             except (sqlite3.Error, OSError, DamagedError, SettingError) as error:
+                if is_full(error):
+                    raise self.home.refuse("cannot be used: the disk is full.") from error
                 raise database.suffer(error) from error
         return database
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it can be asked without a wait."""
+        return self.database.is_open or self.home.lost()
 
     def close(self) -> None:
         with self.database.writing:
@@ -245,7 +258,11 @@ class Ledger:
             TierError: the file cannot be read.
         """
         for _ in range(TRIES):
-            database = self.ready()
+            try:
+                database = self.ready()
+            except TierUnavailable:  # there is nothing to read: every group is lost
+                self._forget()
+                return
             if database.moved():
                 database.close()
                 continue
@@ -305,7 +322,10 @@ class Ledger:
     def load(self, name: str) -> Group:
         """A group that was not in the mirror."""
         for _ in range(TRIES):
-            database = self.ready()
+            try:
+                database = self.ready()
+            except TierUnavailable:
+                return Group({})
             try:
                 with database.reading:
                     group = self.groups.get(name)
@@ -345,7 +365,15 @@ class Ledger:
         Raises:
             TierError: it could not be committed.
         """
-        sqlite.outlasting(self._write_now, work, durable)
+        try:
+            sqlite.outlasting(self._write_now, work, durable)
+        except TierError as error:
+            if not is_full(error.__cause__):
+                raise
+            if not self.home.relieve(ROOM):
+                self.home.full()
+                raise
+            sqlite.outlasting(self._write_now, work, durable)
 
     def _write_now(self, work: Callable[[sqlite3.Connection, int], bool], durable: bool) -> None:
         for _ in range(TRIES):

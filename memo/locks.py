@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from memo import files
-from memo.errors import TierError
+from memo.errors import SettingError, TierError
 
 
 class HostLock:
@@ -32,6 +32,8 @@ class HostLock:
             return False
         try:
             return self._try_acquire(holder)
+        except SettingError as error:
+            raise TierError(f"lock: {error}") from error
         except OSError as error:
             raise TierError(f"lock: {type(error).__name__}: {error.strerror}") from error
 
@@ -64,6 +66,7 @@ class HostLock:
 
     def _open(self) -> int:
         try:
+            files.check_folder(self._path.parent)
             return files.open_or_create(self._path)
         except FileNotFoundError:
             files.claim(self._path.parent.parent)
@@ -116,7 +119,7 @@ def sweep(directory: Path) -> int:
     """
     removed = 0
     with suppress(OSError):
-        for name in os.listdir(directory):
+        for name in files.listed(directory):
             with suppress(OSError):
                 removed += _sweep(directory / name)
     return removed

@@ -15,6 +15,9 @@ from memo import files
 
 KEPT = 4096
 """Code versions that are kept on a host; past that the oldest go."""
+PRUNED = 500
+"""Files that a process makes between two times that it looks for old ones: to list them takes time
+for each that is there."""
 
 
 class Manifests:
@@ -23,6 +26,7 @@ class Manifests:
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "code"
         self._known: set[str] = set()
+        self._made = 0
 
     def save(self, digest: str, parts: Callable[[], Mapping[str, str]]) -> None:
         """Write down what a code version is made of, unless that has been done.
@@ -34,7 +38,8 @@ class Manifests:
             return
         path = self._path(digest)
         if not path.exists():
-            files.claim(self._directory)
+            files.claim(self._directory.parent)
+            files.subdirectory(self._directory)
             temporary = path.with_suffix(f".{os.urandom(4).hex()}")
             try:
                 with os.fdopen(files.create(temporary), "w", encoding="utf-8") as file:
@@ -43,7 +48,9 @@ class Manifests:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            self._prune()
+            self._made += 1
+            if self._made % PRUNED == 1:
+                self._prune()
         self._known.add(digest)
 
     def load(self, digest: str) -> dict[str, str] | None:
@@ -59,6 +66,8 @@ class Manifests:
         return self._directory / f"{digest}.json"
 
     def _prune(self) -> None:
-        paths = sorted(self._directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in paths[:-KEPT]:
+        paths = list(self._directory.glob("*.json"))
+        if len(paths) <= KEPT:
+            return
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-KEPT]:
             path.unlink(missing_ok=True)

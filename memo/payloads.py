@@ -318,6 +318,7 @@ class Payloads:
         """A new file under a temporary name, locked; the name is gone when the block ends."""
         temporary = f"{self._text}/{shard}/{secrets.token_hex(16)}{_TEMPORARY}"
         try:
+            self._check(shard)
             descriptor = files.create(temporary)
         except FileNotFoundError:
             files.subdirectory(self.directory)
@@ -342,6 +343,10 @@ class Payloads:
         if not _NAME.fullmatch(name):
             return
         path = f"{self._text}/{name}"
+        try:
+            self._check(name[:2])
+        except OSError:  # gone, or a link
+            return
         for one in {path, _record(path)}:
             with suppress(OSError):
                 os.unlink(one)
@@ -358,8 +363,8 @@ class Payloads:
         """
         removed = 0
         with self._sweeping:
-            for shard in _listed(self.directory):
-                for name in sorted(_listed(self.directory / shard), key=len, reverse=True):
+            for shard in files.listed(self.directory):
+                for name in sorted(files.listed(self.directory / shard), key=len, reverse=True):
                     removed += self._sweep(f"{shard}/{name}", used)
         return removed
 
@@ -384,6 +389,15 @@ class Payloads:
         finally:
             os.close(descriptor)
         return False
+
+    def _check(self, shard: str) -> None:
+        """Refuse links in the place of our folders.
+
+        Raises:
+            OSError: there is one, or the folder is not there.
+        """
+        files.check_folder(self._text)
+        files.check_folder(f"{self._text}/{shard}")
 
     def _canonical(self, text: str) -> str:
         return f"{self._text}/{text[:2]}/{text}"
@@ -410,13 +424,6 @@ def _remove_voucher(path: str) -> bool:
         return False
     os.unlink(path)
     return True
-
-
-def _listed(path: Path) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []
 
 
 def _parts(views: Sequence[memoryview]) -> Iterator[memoryview | bytes]:

@@ -211,12 +211,22 @@ def _of_this_process(why: str) -> Secret:
         if first:
             _fallback.append(Secret(os.urandom(SECRET_BYTES)))
     if first:
-        _warn(why)
+        text = f"no secret could be kept ({why}): cached entries will not survive this process."
+        _untold.append(text)
+        emit(Event(ERROR, reason="secret", detail=text))
     return _fallback[0]
 
 
-def _warn(why: str) -> None:
-    text = f"no secret could be kept ({why}): cached entries will not survive this process."
-    emit(Event(ERROR, reason="secret", detail=text))
-    mend = "Set MEMO_SECRET_FILE, or MEMO_SECRET, to keep and share them."
-    warnings.warn(f"memo: {text} {mend}", SecretWarning, stacklevel=2)
+_untold: list[str] = []
+
+
+def warn_if_not_kept() -> None:
+    """Warn, once, that no secret could be kept: called where entries could outlive this process.
+
+    Where they could not, the warning about the directory says all there is to say.
+    """
+    while _untold:
+        text = _untold.pop()
+        fix = "Set MEMO_SECRET_FILE, or MEMO_SECRET, to keep and share them."
+        with suppress(Warning):  # made an error by a filter: the caller gets a result all the same
+            warnings.warn(f"memo: {text} {fix}", SecretWarning, stacklevel=2)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memo import files
-from memo.errors import TierError
+from memo.errors import TierError, TierUnavailable
 from memo.port import PATIENT
 
 T = TypeVar("T")
@@ -78,6 +78,7 @@ class Database:
         self._before_aside = before_aside
         self._pragmas = ("trusted_schema=0", *pragmas)
         self.opened = 0
+        self.read_only = False
         self._new_locks()
         self._forget()
         _databases.add(self)
@@ -112,6 +113,8 @@ class Database:
     @property
     def writer(self) -> sqlite3.Connection:
         """The connection to write; `open` first, then take `writing`."""
+        if self.read_only and self._reader is not None:
+            raise TierUnavailable(f"{self.path.name}: read-only", told=True)
         if self._writer is None:
             raise TierError(f"{self.path.name}: closed while it was used")
         return self._writer
@@ -120,10 +123,13 @@ class Database:
     def is_open(self) -> bool:
         return self._reader is not None
 
-    def open(self) -> None:
+    def open(self, *, read_only: bool = False) -> None:
         """Open both connections where they are closed; a damaged file is set aside and made anew.
 
         Never called by who holds `reading` alone: the order of the locks is `writing`, `reading`.
+
+        Args:
+            read_only: the file and its directory cannot be written: it is read as it is.
 
         Raises:
             sqlite3.Error, OSError: it cannot be opened.
@@ -132,6 +138,10 @@ class Database:
             return
         with self.writing, self.reading, _opening:
             if self._reader is not None:
+                return
+            self.read_only = read_only
+            if read_only:
+                self._open_to_read()
                 return
             with _alone(self._lock_path):
                 try:
@@ -163,6 +173,29 @@ class Database:
             raise
         self.opened += 1
 
+    def _open_to_read(self) -> None:
+        try:
+            self._place = place = self._version()
+            immutable = not (len(place) > 5 and place[-1])
+            more = "mode=ro&immutable=1" if immutable else "mode=ro"
+            self._reader = self._connect(READ_PATIENCE, more)
+            self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            self._prepare(self._reader)
+            self._look = self._reader.cursor()
+        except BaseException:
+            self._close()
+            raise
+        self.opened += 1
+
+    def _version(self) -> tuple[int, ...]:
+        """Which content of the file and its log this is, where SQLite does not watch it."""
+        facts = os.stat(self._text)
+        version: tuple[int, ...] = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        with suppress(FileNotFoundError):
+            log = os.stat(f"{self._text}-wal")
+            version = (*version, log.st_ino, log.st_mtime_ns, log.st_size)
+        return version
+
     def _unmoved(self, place: tuple[int, ...]) -> tuple[int, ...]:
         if _place(self._text) != place:
             raise OSError(errno.ESTALE, "replaced while it was opened", self._text)
@@ -171,16 +204,16 @@ class Database:
     def _check_plain(self) -> None:
         """Refuse what is not a file of ours: a link, a directory, another user's."""
         try:
-            files.check_plain(self.path)
+            files.check_plain(self.path, read_only=self.read_only)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 raise DamagedError("not a plain file of this user") from error
             raise
 
-    def _connect(self, patience: float) -> sqlite3.Connection:
+    def _connect(self, patience: float, mode: str = "mode=rw") -> sqlite3.Connection:
         self._check_plain()
         connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode=rw",
+            f"{self.path.absolute().as_uri()}?{mode}",
             timeout=patience,
             isolation_level=None,
             check_same_thread=False,
@@ -188,7 +221,7 @@ class Database:
         )
         try:
             connection.text_factory = _text
-            for pragma in self._pragmas:
+            for pragma in () if self.read_only else self._pragmas:
                 _set(connection, pragma)
         except BaseException:
             connection.close()
@@ -199,6 +232,8 @@ class Database:
         """Whether what is open is not what lies at the path any more; about 3 µs."""
         place = self._place
         try:
+            if self.read_only:
+                return self._version() != place or os.access(self.path.parent, os.W_OK)
             return _place(self._text) != place[:2] or (
                 len(place) > 2 and _place(f"{self._text}-wal") != place[2:]
             )
@@ -243,7 +278,7 @@ class Database:
         if isinstance(error, TierError):
             return error
         code = primary(error)
-        if damaged(error):
+        if damaged(error) and not self.read_only:
             with suppress(OSError, sqlite3.Error):
                 self.set_aside()
         elif code not in _BUSY and code != sqlite3.SQLITE_FULL:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from memo.codec import Payload
+from memo.errors import TierError
+from memo.home import Home
 from memo.port import Port
 from memo.seal import Claim
 from memo.stamps import Ref, State, Turn
@@ -380,8 +382,8 @@ class HostGenerations(Generations, Protocol):
         """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many."""
         ...
 
-    def owe(self, turns: Sequence[Turn], note: str) -> None:
-        """An invalidation could not be written: this process reads nothing here until it is."""
+    def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
+        """An invalidation could not be written; what happens now, for people."""
         ...
 
 
@@ -408,5 +410,8 @@ class Host(Protocol):
 
     @property
     def journal(self) -> Journal: ...
+
+    @property
+    def home(self) -> Home: ...
 
     def lock(self, name: str) -> Lock: ...

@@ -129,7 +129,8 @@ class Board:
             self._path = folder / f"{process_name()}{SUFFIX}"
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                os.truncate(descriptor, SLOTS * SLOT)
+                # written rather than truncated: on a full disk this fails, and a mapped hole kills
+                os.pwrite(descriptor, bytes(SLOTS * SLOT), 0)
                 self._map = mmap.mmap(descriptor, SLOTS * SLOT)
             finally:
                 os.close(descriptor)
@@ -144,7 +145,8 @@ class Board:
         if self._map is not None:
             self._map.close()
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # gone, or a directory that has become read-only
+                self._path.unlink()
         self._map = self._path = self._home = None
 
     def here(self) -> list[Running]:

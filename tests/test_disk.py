@@ -11,18 +11,19 @@ import sqlite3
 import stat
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 from ports import RUNNERS, blocking, start
 from ports import run as run_process
 
-from memo import codec
+from memo import codec, home
 from memo import disk as disk_module
 from memo.clock import SECOND, Clock
 from memo.disk import INLINE, Disk
 from memo.drivers import native
-from memo.errors import SettingError, TierError
+from memo.errors import TierError
 from memo.host import Host
 from memo.tiers import Found
 
@@ -363,12 +364,13 @@ def test_everything_is_the_owners_only(disk, directory):
 def test_another_users_directory_is_refused(tmp_path):
     """The cache directory of another user is refused before anything is written to it."""
     if os.geteuid() != 0:
-        pytest.skip("only root can give a directory away")
+        pytest.fail("only root can give a directory away; run this test as root")
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     os.chown(theirs, 12345, 12345)
-    with pytest.raises(SettingError):
-        Disk(theirs, MIB, Host(theirs))
+    disk = Disk(theirs, MIB, Host(theirs))
+    with pytest.warns(home.DirectoryWarning, match="another user"), pytest.raises(TierError):
+        put(disk, "a")
     assert list(theirs.iterdir()) == []
 
 
@@ -582,11 +584,15 @@ def test_a_directory_that_cannot_be_used_is_a_tier_error(tmp_path, run):
         lambda port: disk.store(port, "a", b"", payload(bytes(1000)), None),
         lambda port: disk.drop(port, "a"),
         lambda port: disk.clear(port, ""),
-        disk.health,
         disk.names,
     ):
-        with pytest.raises(TierError):
+        with warnings.catch_warnings(), pytest.raises(TierError):
+            warnings.simplefilter("ignore", home.DirectoryWarning)
             run(use)
+    facts = run(disk.health)
+    assert not facts["up"]
+    assert facts["directory"] == str(path / "cache")
+    assert "MEMO_DIRECTORY" in facts["fix"]
     assert run(lambda port: disk.payload(port, bytes(32), 0)) is None
     disk.close()
 

@@ -29,7 +29,7 @@ from ports import ROOT, run, start
 from redis_server import RedisServer
 
 import memo
-from memo import cache, files, ledger, locks, manifests, payloads
+from memo import cache, files, home, ledger, locks, manifests, payloads
 from memo import disk as disk_module
 from memo import sqlite as sqlite_module
 from memo.assembly import default_chain
@@ -586,9 +586,16 @@ class Lasting(Faults):
     ids=["full", "full files", "read-only", "unwritable", "descriptors", "broken"],
 )
 def test_a_disk_that_takes_nothing(
-    cache_home: Path, names: frozenset[str], code: int, opened: bool, asynchronous: bool
+    cache_home: Path,
+    names: frozenset[str],
+    code: int,
+    opened: bool,
+    asynchronous: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Full, read-only, unwritable, out of descriptors: right values; mended, it is used again."""
+    """Full, read-only, unwritable, out of descriptors: right values; later it is used again."""
+    monkeypatch.setattr(home, "AGAIN", -1.0)  # the second after which it is tried again is over
+    monkeypatch.setattr(home, "TICK", -1.0)
     world = World(asynchronous)
     with configure(tiers=["disk"]):
         if opened:
