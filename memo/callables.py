@@ -59,8 +59,12 @@ def _part(name: str, value: Any, walk: Walk) -> bytes:
 # --- functions -----------------------------------------------------------------------------------
 
 
-def function(value: types.FunctionType, walk: Walk) -> bytes:
-    """A function: its code with all that it reaches, and strictly what it captured."""
+def function(value: types.FunctionType, walk: Walk, owner: type | None = None) -> bytes:
+    """A function: its code with all that it reaches, and strictly what it captured.
+
+    Args:
+        owner: of a method the class that it is bound to.
+    """
     cells = value.__closure__ or ()
     captured = {
         name: _content(cell)
@@ -73,7 +77,7 @@ def function(value: types.FunctionType, walk: Walk) -> bytes:
         if not _is_sentinel(default)
     }
     return (
-        _code(value, walk)
+        _code(value, walk, owner)
         + atoms.sized(mapping(captured, walk, lambda name: f".<captured>.{name}"))
         + mapping(defaults, walk, lambda name: f".<defaults>.{name}")
     )
@@ -91,11 +95,11 @@ def _is_sentinel(value: Any) -> bool:
     return type(value) is object
 
 
-def _code(value: types.FunctionType, walk: Walk) -> bytes:
+def _code(value: types.FunctionType, walk: Walk, owner: type | None) -> bytes:
     """The code of a function: of the user's by `memo.identity`, of others by name or bytecode."""
     namespace, code = value.__globals__, value.__code__
     if origin.of_namespace(namespace, code.co_filename).kind == origin.USER:
-        return atoms.text(canon.code_of(value))
+        return atoms.text(canon.code_of(value, owner))
     place = f"{value.__module__}:{value.__qualname__}"
     if looked_up(value.__module__, value.__qualname__) is value:
         return atoms.text(place)
@@ -142,7 +146,11 @@ def compiled(value: Any, walk: Walk) -> bytes:
 
 def method(value: types.MethodType, walk: Walk) -> bytes:
     """A bound method: what it is bound to, and its function."""
-    return walk.encode(value.__self__, ".__self__") + walk.encode(value.__func__)
+    bound = walk.encode(value.__self__, ".__self__")
+    if type(value.__func__) is not types.FunctionType:
+        return bound + walk.encode(value.__func__)
+    owner = value.__self__ if isinstance(value.__self__, type) else type(value.__self__)
+    return bound + function(value.__func__, walk, owner)
 
 
 def descriptor(value: Any, walk: Walk) -> bytes:

@@ -406,19 +406,19 @@ def _keyed(function: Callable[[Any], Any], name: str) -> Encoder:
 
 # --- classes -------------------------------------------------------------------------------------
 
-_identify: Callable[[Any], str] | None = None
+_identify: Callable[[Any, type | None], str] | None = None
 
 
-def use_identity(identify: Callable[[Any], str]) -> None:
+def use_identity(identify: Callable[[Any, type | None], str]) -> None:
     """Tell what names the code of a function or class of the user's: `memo.identity` does."""
     global _identify
     _identify = identify
 
 
-def code_of(function: Any) -> str:
+def code_of(function: Any, owner: type | None = None) -> str:
     """The digest of the code of a function or class and of what it reaches."""
     assert _identify is not None, "memo.keys is imported with memo"
-    return _identify(function)
+    return _identify(function, owner)
 
 
 def type_name(kind: type) -> str:

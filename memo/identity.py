@@ -35,6 +35,8 @@ class Identity:
         name: what the function is called instead of `"module:qualname"`; with a version, wherever
             it lies it stays the same.
         digest: the digest that another process found for this very function, which it sent here.
+        shipped: digest the bytecode, which is the same where cloudpickle has brought the function
+            without its source.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Identity:
         version: str | None = None,
         digest: str | None = None,
         name: str | None = None,
+        shipped: bool = False,
     ) -> None:
         self.function = function
+        self._shipped = shipped
         self._pinned = digest if version is None else _pinned(function, version, name)
         self._seen: dict[type | None, Seen] = {}
         self._states: dict[type, State] = {}
@@ -104,7 +108,7 @@ class Identity:
         from memo.reach import survey
 
         try:
-            seen = survey(self.function, owner or self._owner())
+            seen = survey(self.function, owner or self._owner(), shipped=self._shipped)
         except Exception as error:  # a class whose own hooks raise, for one
             told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
             mend = 'pin it with version="1", or mark what raises with memo.stable'
@@ -144,21 +148,25 @@ _KNOWN = 256
 """Functions and classes in arguments whose digest is kept."""
 
 
-def code_digest(function: Any) -> str:
+def code_digest(function: Any, owner: type | None = None) -> str:
     """The digest of a function or a class that is part of a value, for `memo.canon`.
 
     Where the value is one that a function reads, what it says of itself alone: the survey of that
     function follows the one in the value too.
+
+    Args:
+        function: a function or a class.
+        owner: of a method the class that it is bound to.
     """
     noted = note(function)
     if noted is not None:
         return noted
     found = _known.get(id(function))
     if found is None:  # what is known is kept alive, so no address means another
-        found = _known[id(function)] = Identity(function)
+        found = _known[id(function)] = Identity(function, shipped=True)
         while len(_known) > _KNOWN:
             _known.popitem(last=False)
-    return found.digest()
+    return found.digest(owner)
 
 
 def function_id(function: Callable[..., Any], name: str | None = None) -> str:

@@ -573,7 +573,7 @@ def _said(ref: Ref) -> str:
         return ""
     from memo import code
 
-    return code.read(ref.__code__, ref.__globals__).text
+    return code.bytecode(ref.__code__)
 
 
 def _key(value: Any) -> str:

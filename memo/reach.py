@@ -50,7 +50,7 @@ _ITSELF = Taken()
 _ROOT: Key = (0, 0)
 
 
-def survey(function: Callable[..., Any], owner: type | None) -> Seen:
+def survey(function: Callable[..., Any], owner: type | None, *, shipped: bool = False) -> Seen:
     """Look at a function and at all that it reaches.
 
     Again while the code turns out to assign or fill more places, which are no inputs then.
@@ -58,10 +58,11 @@ def survey(function: Callable[..., Any], owner: type | None) -> Seen:
     Args:
         function: the root.
         owner: for a method the class of `self`.
+        shipped: take functions by their bytecode, which cloudpickle brings to other processes.
     """
     excluded: frozenset[Place] = frozenset()
     while True:
-        found = _Survey(excluded)
+        found = _Survey(excluded, shipped)
         found.start(function, owner)
         own = found.own.places(found.shapes.values())
         if own <= excluded:
@@ -116,8 +117,9 @@ class _Own:
 class _Survey:
     """The graph of one function, while it is built."""
 
-    def __init__(self, excluded: frozenset[Place]) -> None:
+    def __init__(self, excluded: frozenset[Place], shipped: bool) -> None:
         self.excluded = excluded
+        self.shipped = shipped
         self.own = _Own()
         self.nodes: dict[Key, Node] = {}
         self.todo: list[tuple[Key, Ref, type | None]] = []
@@ -343,7 +345,7 @@ class _Survey:
         self._package(node, whose)
         if whose.kind == origin.USER:
             said = code.read(function.__code__, function.__globals__)
-            node.text = said.text
+            node.text = code.bytecode(function.__code__) if self.shipped else said.text
             self.named[key] = said.names
             self._assigned(function, said, owner)
             self._uses(node, function, said, owner)
