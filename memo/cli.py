@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 import memo
-from memo import call_graph, config, display, doctor, inventory
+from memo import call_graph, config, display, doctor, inventory, names
 from memo.assembly import default_chain
 from memo.clock import SECOND
 from memo.drivers import BLOCKING, drive
@@ -121,6 +121,9 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
         return
     if not count:
         click.echo("No entries.")
+        if pattern:
+            _say_nearest(pattern)
+            raise SystemExit(1)
         return
     table = inventory.table(shown)
     if as_html:
@@ -216,6 +219,14 @@ def examine(as_json: bool) -> None:
             _say_finding(finding)
     if doctor.worst(findings) == doctor.FAIL:
         raise SystemExit(1)
+
+
+def _say_nearest(patterns: tuple[str, ...]) -> None:
+    """Name the functions that were probably meant by patterns that matched none."""
+    known = list(map(names.label, drive(names.functions_known(BLOCKING, []))))
+    near = [found for one in patterns for found in names.nearest(one, known)]
+    if near:
+        click.echo(names.meant(near), err=True)
 
 
 def _clear_all(namespace: str) -> None:

@@ -31,7 +31,18 @@ from typing import (
     overload,
 )
 
-from memo import assembly, classes, codec, config, engine, invalidating, modes, options, output
+from memo import (
+    assembly,
+    classes,
+    codec,
+    config,
+    engine,
+    invalidating,
+    modes,
+    names,
+    options,
+    output,
+)
 from memo.bindings import ABSENT
 from memo.chain import Chain
 from memo.drivers import BLOCKING, drive, native, run_elsewhere
@@ -701,9 +712,26 @@ def _aged(function: Function, mode: Mode) -> Function:
     return function.under(function.policy._replace(max_age=mode.max_age))
 
 
-def explain(function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
-    """Would this call of a cached function hit, and if not, why?  As `function.explain(...)`."""
-    return function.explain(*args, **kwargs)
+@overload
+def explain(
+    function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> Explanation: ...
+@overload
+def explain(function: str, /, *args: Any, **kwargs: Any) -> Explanation: ...
+def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
+    """Would this call of a cached function hit, and if not, why?  As `function.explain(...)`.
+
+    Args:
+        function: a cached function of this process, or any name of it that tables show.
+
+    Raises:
+        OptionError: no function of this process, or several, have the name.
+    """
+    if isinstance(function, str):
+        here = {one.function_id: one for one in functions()}
+        function = here[names.one_of("function", function, list(here))]
+    found: Explanation = function.explain(*args, **kwargs)
+    return found
 
 
 def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

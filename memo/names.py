@@ -84,15 +84,24 @@ async def function_named(port: Port, option: str, given: Any, here: Sequence[str
     if given in here:
         return given
     known = await functions_known(port, here)
-    found = fitting(given, known)
+    if not fitting(given, known) and await _known_elsewhere(port, given):
+        return given
+    return one_of(option, given, known)
+
+
+def one_of(option: str, name: str, known: Sequence[str]) -> str:
+    """The one identity of several that a name fits.
+
+    Raises:
+        OptionError: none does, or several do.
+    """
+    found = fitting(name, known)
     if len(found) == 1:
         return found[0]
     if found:
         several = ", ".join(sorted(map(_apart(found), found)))
-        raise OptionError(option, given, f"fits several functions: {several}. Name one of them.")
-    if await _known_elsewhere(port, given):
-        return given
-    raise unknown(option, given, known)
+        raise OptionError(option, name, f"fits several functions: {several}. Name one of them.")
+    raise unknown(option, name, known)
 
 
 def _apart(identities: Sequence[str]) -> Any:

@@ -290,3 +290,38 @@ def test_the_command_line_says_what_it_hit() -> None:
     unknown = CliRunner().invoke(main, ["clear", "--function", "laod"])
     assert unknown.exit_code == 2
     assert "did you mean" in unknown.output
+
+
+def test_listing_says_what_was_probably_meant() -> None:
+    """`memo ls` takes the names that it shows, and exits 1 when a name matched nothing."""
+    load = loads()
+    load("EU")
+    assert CliRunner().invoke(main, ["ls", "shop:load"]).exit_code == 0
+    missed = CliRunner().invoke(main, ["ls", "shop:laod"])
+    assert missed.exit_code == 1
+    assert "did you mean 'shop:load'?" in missed.output + missed.stderr
+
+
+def test_explain_takes_a_name() -> None:
+    """`memo.explain` takes a name that tables show, and names the nearest."""
+    load = loads()
+    load("EU")
+    assert memo.explain("load", "EU").hit
+    assert memo.explain("shop:load", "EU").hit
+    with pytest.raises(OptionError, match="did you mean 'shop:load'"):
+        memo.explain("laod", "EU")
+
+
+def test_a_bound_method_refuses_predicates_too() -> None:
+    """`obj.f.invalidate(...)` says the same as that of a function."""
+
+    class Service:
+        @cache(ttl=None)
+        def get(self, x: int) -> int:
+            return x
+
+    service = Service()
+    service.get(1)
+    with pytest.raises(OptionError, match="predicates are not supported"):
+        service.get.invalidate(lambda x: True)
+    assert service.get.expire(1).matched == 1
