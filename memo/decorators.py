@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import os
 import sys
 import weakref
@@ -73,6 +74,7 @@ T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
 _MISSING: Any = object()
+_numbers = itertools.count()
 Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
 """A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
 Span: TypeAlias = "float | timedelta | str"
@@ -107,8 +109,8 @@ class Options(TypedDict, total=False):
 
 
 def functions() -> list[CachedFunction[Any, Any]]:
-    """The cached functions of this process, by identity."""
-    return sorted(_functions, key=lambda function: function.function_id)
+    """The cached functions of this process, by identity, and of one identity the latest last."""
+    return sorted(_functions, key=lambda function: (function.function_id, function._number))
 
 
 class CachedFunction(Generic[P, R]):
@@ -126,6 +128,7 @@ class CachedFunction(Generic[P, R]):
         options.function("function", function)
         self.of_class = False
         self._given = dict(given)
+        self._number = next(_numbers)
         self.is_async = isinstance(self, CachedCoroutine)
         self.function_id = function_id(function, given["name"])
         self._function = _assemble(function, self.function_id, given)

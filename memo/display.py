@@ -8,6 +8,7 @@ scripts run; where they are stripped it is a plain table.  Every text is escaped
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import secrets
@@ -15,6 +16,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from importlib import resources
 from typing import Any, NamedTuple
 
 from memo import summaries
@@ -261,7 +263,9 @@ def table_html(table: Table) -> str:
     )
     body = "".join(_row_html(row, table.texts) for row in table.rows)
     foot = f"<tfoot>{_row_html(table.total, table.texts)}</tfoot>" if table.total else ""
-    script = f"<script>({_SORT})({name!r})</script>" if len(table.rows) > 1 else ""
+    script = (
+        f"<script>({asset('sort.js').strip()})({name!r})</script>" if len(table.rows) > 1 else ""
+    )
     parts = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>{foot}"
     return f'<div class="memo-wide"><table id="{name}">{parts}</table></div>{script}'
 
@@ -289,52 +293,15 @@ def _cell_html(cell: Cell) -> str:
     return escape(cell.text) + "".join(f"<small>{escape(note)}</small>" for note in notes)
 
 
-_SORT = """function(id){var t=document.getElementById(id);if(!t)return;
-var heads=t.querySelectorAll('thead th');
-heads.forEach(function(h,i){h.classList.add('memo-sorts');h.tabIndex=0;h.title='Sort';
-function value(r){var x=r.cells[i].dataset.v,n=Number(x);return x===''?-Infinity:isNaN(n)?x:n}
-function sort(){var old=h.getAttribute('aria-sort'),up=old?old==='descending':!i;
-heads.forEach(function(o){o.removeAttribute('aria-sort')});
-h.setAttribute('aria-sort',up?'ascending':'descending');var b=t.tBodies[0];
-Array.from(b.rows).sort(function(p,q){var x=value(p),y=value(q);
-return (x<y?-1:x>y?1:0)*(up?1:-1)}).forEach(function(r){b.appendChild(r)})}
-h.addEventListener('click',sort);h.addEventListener('keydown',function(e){
-if(e.key==='Enter'||e.key===' '){e.preventDefault();sort()}})})}"""
-
-STYLE = """<style>
-.memo{--memo-line:var(--jp-border-color2,var(--vscode-panel-border,rgba(128,128,128,.4)));
---memo-dim:var(--jp-ui-font-color2,var(--vscode-descriptionForeground,currentColor));
-color:var(--jp-content-font-color1,var(--vscode-foreground,inherit));background:transparent;
-font-variant-numeric:tabular-nums;line-height:1.4}
-.memo p{margin:.3em 0}
-.memo .memo-dim,.memo small{color:var(--memo-dim);font-size:.85em}
-.memo .memo-bad{border-bottom:2px solid #c9503f}
-.memo .memo-wide{overflow-x:auto}
-.memo .memo-bar{display:inline-block;width:12em;height:.7em;border-radius:.35em;overflow:hidden;
-background:var(--memo-line);margin-right:.6em}
-.memo .memo-bar>span{display:block;height:100%;background:#3a9d5d}
-.memo pre{background:transparent;color:inherit;margin:.5em 0;overflow-x:auto}
-.memo table{border-collapse:collapse;border:0;margin:.5em 0;background:transparent;color:inherit;
-font:inherit;font-variant-numeric:inherit;table-layout:auto}
-.memo th,.memo td{padding:.25em .6em;text-align:right;vertical-align:top;background:transparent;
-border:0;border-bottom:1px solid var(--memo-line);white-space:nowrap;max-width:none}
-.memo thead th{font-weight:600;border-bottom-width:2px;vertical-align:bottom}
-.memo tbody th,.memo tfoot th{font-weight:400}
-.memo tfoot th,.memo tfoot td{font-weight:600;border-bottom:0;border-top:2px solid var(--memo-line)}
-.memo .memo-text{text-align:left!important}
-.memo small{display:block;font-weight:400}
-.memo .memo-sorts{cursor:pointer}
-.memo .memo-sorts:hover,.memo .memo-sorts:focus{text-decoration:underline}
-.memo .memo-sorts[aria-sort=ascending]::after{content:' \\2191'}
-.memo .memo-sorts[aria-sort=descending]::after{content:' \\2193'}
-.memo svg{display:block;max-width:100%;height:auto;color:inherit;background:transparent}
-.memo svg text{fill:currentColor;font-size:11px;font-family:inherit}
-</style>"""
+@functools.cache
+def asset(name: str) -> str:
+    """A file of the pages that memo shows, from `jupyter/static`."""
+    return resources.files("memo").joinpath("jupyter", "static", name).read_text("utf-8")
 
 
 def boxed(content: str) -> str:
     """HTML in memo's own style."""
-    return f'{STYLE}<div class="memo">{content}</div>'
+    return f'<style>{asset("tables.css")}</style><div class="memo">{content}</div>'
 
 
 def page(title: str, content: str) -> str:

@@ -440,8 +440,4 @@ def _diff(name: str, old: str, new: str) -> Iterable[str]:
 
 
 def _span(nanoseconds: float) -> str:
-    seconds = nanoseconds / SECOND
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
-        if abs(seconds) >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+    return display.duration(nanoseconds / SECOND)

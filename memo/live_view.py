@@ -10,6 +10,7 @@ import ast
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from memo import assembly, call_graph, display, graph_drawing, inventory
@@ -176,12 +177,14 @@ def _called(header: Header) -> str:
 
 
 def _running(run: Running) -> dict[str, Any]:
+    spent = max(0.0, time.time() - run.since)
     return {
         "function": run.label,
         "call": run.call,
         "since": run.since,
-        "seconds": max(0.0, time.time() - run.since),
-        "expected": run.expected,
+        "spent": display.duration(spent),
+        "about": display.duration(run.expected) if run.expected else "",
+        "share": min(1.0, spent / run.expected) if run.expected else None,
         "doing": "refreshing" if run.background else "computing",
         "where": "" if run.here else f"process {run.process}",
     }
@@ -204,7 +207,8 @@ def _functions(now: Stats) -> dict[str, Any]:
 def _plot(part: FunctionStats) -> dict[str, Any]:
     """Hits, stale hits and misses over time: seconds of a step, and the last `POINTS` steps."""
     width, points = display.bars(Stats({"": part}))
-    return {"width": width, "points": [list(point) for point in points[-POINTS:]]}
+    step = display.duration(width)
+    return {"width": width, "step": step, "points": [list(point) for point in points[-POINTS:]]}
 
 
 def preview(item: Item) -> str:
@@ -234,13 +238,14 @@ def _explained(item: Item) -> str:
 # --- refreshing an entry --------------------------------------------------------------------------
 
 
-def _named(identity: str) -> CachedFunction[Any, Any] | None:
-    return next((f for f in functions() if f.function_id == identity), None)
+def _named(identity: str) -> list[CachedFunction[Any, Any]]:
+    """The functions of an identity: a cell that ran again has left an earlier one behind."""
+    return [function for function in functions() if function.function_id == identity]
 
 
 def _why_not(header: Header) -> str:
     """Why an entry cannot be refreshed from here."""
-    if _named(header.function) is None:
+    if not _named(header.function):
         return "its function is not in this process"
     return "its arguments cannot be read back; call its refresh() by hand"
 
@@ -251,18 +256,18 @@ def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] |
     Only where the function is in this process, and the entry's summary has every argument in full:
     whether it has is decided by the key, which must be the same.
     """
-    function = _named(header.function)
-    if function is None:
-        return None
     try:
         summary = json.loads(header.summary)
         summary.pop(RESOLVED, None)
         summary.pop(RESULT, None)
         given = {name: ast.literal_eval(parts[0]) for name, parts in summary.items()}
-        same = function.key(**given) == header.key
-    except (ValueError, SyntaxError, TypeError, LookupError, AttributeError, MemoError):
+    except (ValueError, SyntaxError, TypeError, LookupError, AttributeError):
         return None
-    return (function, given) if same else None
+    for function in reversed(_named(header.function)):
+        with suppress(ValueError, TypeError, MemoError):
+            if function.key(**given) == header.key:
+                return function, given
+    return None
 
 
 def _refresh(header: Header) -> str:
@@ -287,10 +292,7 @@ def static_bundle(model: Model) -> dict[str, str]:
     """The same facts without a script: HTML with the graph as SVG, and plain text."""
     state = model.state()
     now = stats(shared=model.shared)
-    running = [
-        f"{run['call']} {run['doing']}, {display.duration(run['seconds'])}"
-        for run in state["running"]
-    ]
+    running = [f"{run['call']} {run['doing']}, {run['spent']}" for run in state["running"]]
     parts = [display.html(now), display.lines_html("\n".join(running))]
     text = [display.text(now), *running]
     if model.items:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
-from importlib import resources
 from typing import Any
 
 import uvicorn
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from memo.display import asset
 from memo.live_view import Model
 
 HOST = "127.0.0.1"
@@ -47,11 +47,6 @@ PAGE = """<!doctype html>
 <noscript>This page needs JavaScript; memo stats and memo ls show the same facts.</noscript>
 </body></html>
 """
-
-
-def static(name: str) -> str:
-    """A file of the live view's page."""
-    return resources.files("memo").joinpath("jupyter", "static", name).read_text("utf-8")
 
 
 class Site:
@@ -96,7 +91,7 @@ class Site:
         if name not in FILES:
             return _said("Not found.", 404)
         refusal = self.refusal(request, needs_token=False)
-        return refusal or Response(static(name), 200, HEADERS, FILES[name])
+        return refusal or Response(asset(name), 200, HEADERS, FILES[name])
 
     def state(self, request: Request) -> Response:
         """What the page draws."""

@@ -7,10 +7,9 @@ Where a notebook is run unattended, the same facts are HTML and SVG that need no
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
-from memo import live_view
+from memo import display, live_view
 from memo.drivers import DISPLAYS
 from memo.errors import MissingExtraError
 from memo.live_view import Model
@@ -37,11 +36,6 @@ def dashboard() -> Any:
         ) from None
 
 
-def static(name: str) -> str:
-    """A file of the page."""
-    return resources.files("memo").joinpath("jupyter", "static", name).read_text("utf-8")
-
-
 def _with_static(made: Any, model: Model) -> Any:
     """What a widget shows, with the static form for front ends that have no widgets."""
     data, more = made if isinstance(made, tuple) else (made or {}, {})
@@ -56,8 +50,8 @@ def _widget_class() -> Any:
     class Dashboard(anywidget.AnyWidget):
         """The widget."""
 
-        _esm = static("view.js")
-        _css = static("view.css")
+        _esm = display.asset("view.js")
+        _css = display.asset("view.css")
         state = traitlets.Dict().tag(sync=True)
 
         def __init__(self) -> None:

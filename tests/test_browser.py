@@ -105,6 +105,7 @@ def test_what_three_processes_do_is_on_the_page(
     page = opened(browser, ui, 1200, "light")
     running = page.locator(".memo-running li")
     assert until(lambda: running.count() == 3, 20)
+    assert until(lambda: bool(re.findall(r"[\d.]+ s so far", running.first.inner_text())), 20)
     begun = time.perf_counter()
     first = float(re.findall(r"([\d.]+) s so far", running.first.inner_text())[0])
     time.sleep(3)

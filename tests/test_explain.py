@@ -79,7 +79,9 @@ def test_a_hit_says_where_and_how_long(clock: ManualClock) -> None:
     explanation = load.explain("EU")
     assert explanation.hit
     assert explanation.reason == "fresh"
-    shows(explanation, "load:EU: hit", "in memory, computed 20 s ago by ", "fresh for 40 s more")
+    shows(
+        explanation, "load:EU: hit", "in memory, computed 20.0 s ago by ", "fresh for 40.0 s more"
+    )
 
 
 def test_a_stale_hit_says_that_it_is_refreshed(clock: ManualClock) -> None:
@@ -327,7 +329,7 @@ def test_expired_and_gone_from_every_tier() -> None:
     time.sleep(0.15)
     explanation = load.explain("EU")
     assert explanation.reason == "expired"
-    shows(explanation, "ttl 50 ms")
+    shows(explanation, "ttl 50.0 ms")
 
 
 def test_invalidated_when_by_whom_and_why(

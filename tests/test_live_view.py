@@ -48,7 +48,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_the_page_loads_nothing_from_elsewhere() -> None:
     """The page's files name no other host, and put every text in as text."""
     folder = resources.files("memo") / "jupyter" / "static"
-    for name in ("view.js", "page.js", "view.css"):
+    for name in ("view.js", "page.js", "view.css", "sort.js", "tables.css"):
         text = (folder / name).read_text("utf-8")
         assert set(re.findall(r"https?://[^\s\"'`]+", text)) <= {"http://www.w3.org/2000/svg"}
         assert not re.search(r"innerHTML|insertAdjacentHTML|eval\(|@import|url\(", text)
@@ -119,7 +119,8 @@ def test_what_is_under_way_is_shown() -> None:
         thread.join()
     assert (run["function"], run["call"], run["doing"]) == ("slow", "slow:1", "computing")
     assert run["since"] == pytest.approx(at, abs=0.5)
-    assert run["expected"] is not None
+    assert run["about"]
+    assert run["share"] is not None
     assert Model().state()["running"] == []
 
 

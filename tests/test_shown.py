@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import memo
 from memo import assembly, cache, display, invalidate_cache
 from memo.drivers import BLOCKING, drive
 from memo.explanations import listing
-from memo.widget import Model
+from memo.live_view import Model
 
 HERE = Path(__file__).name
 
@@ -31,14 +32,19 @@ class Touchy:
         return _loaded, ()
 
 
-def _loaded() -> None:
-    raise Loaded
+ARMED: list[bool] = []
+
+
+def _loaded() -> Touchy:
+    if ARMED:
+        raise Loaded
+    return Touchy()
 
 
 # --- reprs ----------------------------------------------------------------------------------------
 
 
-def test_reprs_load_no_value() -> None:
+def test_reprs_load_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function, an entry, an explanation and an invalidation show as text and as HTML."""
 
     @cache(ttl="1h", name="etl:load")
@@ -46,6 +52,7 @@ def test_reprs_load_no_value() -> None:
         return Touchy()
 
     load("<EU>")
+    monkeypatch.setattr(sys.modules[__name__], "ARMED", [True])
     chain = assembly.default_chain()
     entry = drive(chain.lookup(BLOCKING, "etl:load", load.key("<EU>"), load._function.judge)).entry
     shown: dict[str, Any] = {
@@ -76,7 +83,7 @@ def everything_shown(load: Any, *args: Any) -> str:
     chain = assembly.default_chain()
     found = drive(listing(BLOCKING, chain, f"{chain.namespace}:"))
     model = Model()
-    (row,) = model.state()["entries"]
+    (row,) = model.state()["entries"]["rows"]
     model.press({"do": "refresh", "key": row["key"]})
     parts = [model.said, load.explain(*args), load.explain(*args[:-1], "other"), model.state()]
     parts += [display.table_text(display.entries(found, 0.0)), load.explain(*args)._repr_html_()]

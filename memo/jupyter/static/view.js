@@ -24,13 +24,6 @@ function draw(name, parent, attributes = {}, text) {
   return made;
 }
 
-export function duration(seconds) {
-  if (seconds < 0.9995) return `${(seconds * 1000).toFixed(0)} ms`;
-  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
-  const whole = Math.round(seconds);
-  return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
-}
-
 function clock(seconds) {
   return new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
 }
@@ -210,14 +203,11 @@ class View {
     for (const run of running) {
       const item = make("li", list);
       make("code", item, { text: run.call });
-      const spent = duration(run.seconds);
-      const end = run.expected ? ` of about ${duration(run.expected)}` : " so far";
+      const end = run.about ? ` of about ${run.about}` : " so far";
       const where = run.where ? ` · ${run.where}` : "";
-      make("span", item, { text: ` ${run.doing}, ${spent}${end}${where}` });
-      if (run.expected) {
-        make("progress", item, {
-          value: Math.min(1, run.seconds / run.expected), max: 1, "aria-label": run.call,
-        });
+      make("span", item, { text: ` ${run.doing}, ${run.spent}${end}${where}` });
+      if (run.share !== null) {
+        make("progress", item, { value: run.share, max: 1, "aria-label": run.call });
       }
     }
   }
@@ -282,14 +272,14 @@ class View {
     }
   }
 
-  plot(parent, { width, points }) {
+  plot(parent, { width, step: each, points }) {
     if (!points.length) return;
     const [left, wide, high] = [26, 150, 30];
     const top = Math.max(1, ...points.map((point) => point[1] + point[2] + point[3]));
     const step = wide / Math.max(points.length, 12);
     const drawing = draw("svg", parent, {
       viewBox: `0 0 ${left + wide + 4} ${high + 14}`, width: left + wide + 4, height: high + 14,
-      role: "img", "aria-label": `calls in each ${duration(width)}, at most ${top}`,
+      role: "img", "aria-label": `calls in each ${each}, at most ${top}`,
     });
     draw("text", drawing, { x: left - 3, y: 9, "text-anchor": "end" }, top);
     draw("text", drawing, { x: left - 3, y: high, "text-anchor": "end" }, 0);
