@@ -73,7 +73,7 @@ class BindingError(Exception):
 def bind(
     plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], missing: Any = None
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The values of `plan.names` for a call, and the entries of `**kwargs` sorted by name.
+    """The values of `plan.names` for a call, and the entries of `**kwargs` in their order.
 
     Args:
         missing: `ABSENT`: leave out what is not given, defaults too, instead of refusing.
@@ -98,7 +98,7 @@ def bind(
     values += [_taken(plan, name, left, True, missing) for name in plan.keyword]
     if left and not plan.extra:
         raise BindingError
-    return values, dict(sorted(left.items())) if left else left
+    return values, left
 
 
 def _taken(plan: Plan, name: str, left: dict[str, Any], by_name: bool, missing: Any) -> Any:

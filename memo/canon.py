@@ -253,7 +253,7 @@ _encoders: Final[dict[type, Encoder]] = {
     bytes: lambda value, walk: binary(value),
     tuple: _contained(b"(", sequence),
     list: _contained(b"[", sequence),
-    dict: _contained(b"{", mapping),
+    dict: _contained(b"{", ordered),
     set: _contained(b"<", unordered),
     frozenset: _contained(b"|", unordered),
 }

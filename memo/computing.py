@@ -291,7 +291,7 @@ def _header(
         job.chain.namespace,
         job.call.text,
         function.id,
-        function.code(job.args),
+        job.call.code,
         _told_address(job.call.address),
         encoded.codec,
         writer(),

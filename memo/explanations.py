@@ -331,12 +331,19 @@ def _absent(
     nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
     facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
     if not facts:  # all that a summary tells is the same
-        facts.append(
-            "its arguments are the same; an option that makes other entries is not (replay)"
-        )
+        facts.append(_unlike(call, code, nearest))
     many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
     facts.append(f"{many}: {display.address(nearest)}")
     return ARGUMENTS, facts, []
+
+
+def _unlike(call: Call, code: str, nearest: Header) -> str:
+    """Why an entry with equal arguments is another: what no summary tells."""
+    if nearest.code != code:
+        return "its arguments are the same; what the function reads has changed"
+    if call.takes_order:
+        return "its arguments are the same, in another order of its keyword arguments"
+    return "its arguments are the same; the entry was stored with another choice of replay"
 
 
 def _difference(name: str, before: str, after: str) -> str:

@@ -344,7 +344,7 @@ class _Painter:
         parts = [self.text(value.func, path)]
         parts += [self.text(item, f"{path}.args[{at}]") for at, item in enumerate(value.args)]
         keywords = value.keywords
-        parts += [f"{n}={self.text(keywords[n], f'{path}.{n}')}" for n in sorted(keywords)]
+        parts += [f"{n}={self.text(keywords[n], f'{path}.{n}')}" for n in keywords]
         return f"partial({','.join(parts)})"
 
     def _held(self, value: Any, path: str) -> str:
@@ -399,8 +399,6 @@ class _Painter:
         if whole is not None:
             return whole
         items = list(value.items())
-        if type(value) is not OrderedDict:
-            items.sort(key=lambda item: _rank(item[0]))
         factory = self.text(getattr(value, "default_factory", None), path)
         lines = [f"{self.text(k, path)}:{self.text(v, f'{path}[{_key(k)}]')}" for k, v in items]
         return f"{type(value).__name__} {{{','.join(lines)}}} {factory}"

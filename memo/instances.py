@@ -12,6 +12,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +24,12 @@ from memo.identity import code_digest
 from memo.image import State
 from memo.weights import refuse_heavy
 
+_PLAIN: Final = {
+    **SIMPLE,
+    type(None): lambda _: atoms.NONE,
+    bool: lambda value: atoms.TRUE if value else atoms.FALSE,
+}
+"""The encodings of the plain types, as `memo.canon` has them."""
 _NOTHING: Final = b"-"
 """The encoding of an attribute that the object does not have."""
 
@@ -38,16 +45,12 @@ class Attributes(NamedTuple):
     """
 
     names: tuple[str, ...] = ()
-    values: tuple[Any, ...] = ()
-    encodings: tuple[bytes, ...] = ()
+    values: Sequence[Any] = ()
+    encodings: Sequence[bytes] = ()
     lost: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def encoding(self) -> bytes:
-        """One encoding of all of them."""
-        return b"".join(self.encodings)
 
-
+_made: Any = tuple.__new__  # a named tuple in half the time
 EMPTY: Final = Attributes()
 
 
@@ -68,15 +71,16 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
         return _whole(own, light)
     if not state.names:
         return EMPTY
-    held = _held(own)
-    values = [held.get(name, ABSENT) for name in state.names]
-    if state.slots:
-        values = [_slot(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
     try:
-        encodings = [_NOTHING if v is ABSENT else SIMPLE[type(v)](v) for v in values]
-    except KeyError:
+        held = object.__getattribute__(own, "__dict__")
+        values = [held[name] for name in state.names]
+        encodings = [_PLAIN[type(value)](value) for value in values]
+    except (AttributeError, KeyError, TypeError):  # the commonest case costs the least
+        held = _held(own)
+        values = [held.get(name, ABSENT) for name in state.names]
+        values = [_slot(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
         return _encoded(state.names, values, light)
-    return Attributes(state.names, tuple(values), tuple(encodings))
+    return _made(Attributes, (state.names, values, encodings, ()))
 
 
 def _held(own: Any) -> dict[str, Any]:
@@ -136,6 +140,11 @@ def _content(own: Any, kind: type) -> bytes:
 def _encoded(names: tuple[str, ...], values: list[Any], light: bool) -> Attributes:
     if light:
         refuse_heavy([value for value in values if value is not ABSENT], {})
+    try:
+        simple = [_NOTHING if v is ABSENT else _PLAIN[type(v)](v) for v in values]
+        return Attributes(names, tuple(values), tuple(simple))
+    except KeyError:
+        pass
     lost: list[tuple[str, str]] = []
     encodings = [_one(name, v, lost) for name, v in zip(names, values, strict=True)]
     return Attributes(names, tuple(values), tuple(encodings), tuple(lost))

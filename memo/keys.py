@@ -143,11 +143,15 @@ class Own(NamedTuple):
             yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short(one)
 
 
+_made: Any = tuple.__new__  # a named tuple in half the time
+
+
 class Call:
     """What one call is.
 
     Attributes:
         text: the key: 40 hexadecimal digits.
+        code: the code version that is part of it.
     """
 
     __slots__ = (
@@ -159,6 +163,7 @@ class Call:
         "_resolved",
         "_tags",
         "_values",
+        "code",
         "text",
     )
 
@@ -172,8 +177,10 @@ class Call:
         resolved: Resolved | None = None,
         tags: tuple[str, ...] = (),
         own: Own | None = None,
+        code: str = "",
     ) -> None:
         self.text = text
+        self.code = code
         self._keyer = keyer
         self._names = names
         self._values = values
@@ -208,8 +215,7 @@ class Call:
     def _words(self) -> list[str]:
         found: list[str] = []
         fixed = self._keyer.names
-        for at, (name, value) in enumerate(zip(self._names, self._values, strict=True)):
-            encoding = self._encodings[at]
+        for at, name, value, encoding in self._in_one_order():
             if at < len(fixed) and name == self._keyer.plan.rest:
                 found += [words(item, canon.encoding(item, name)) for item in value]
             elif at < len(fixed):
@@ -217,6 +223,16 @@ class Call:
             else:
                 found.append(f"{name}={words(value, encoding)}")
         return found
+
+    def _in_one_order(self) -> list[tuple[int, str, Any, bytes]]:
+        """Place, name, value and encoding of each argument; those of `**kwargs` by name.
+
+        The key has their order, the address and the summary do not.
+        """
+        count = len(self._names)
+        every = list(zip(range(count), self._names, self._values, self._encodings, strict=True))
+        fixed = count if self._resolved is not None else len(self._keyer.names)
+        return every[:fixed] + sorted(every[fixed:], key=lambda one: one[1])
 
     @functools.cached_property
     def arguments(self) -> tuple[tuple[str, str], ...]:
@@ -228,6 +244,11 @@ class Call:
         if self._own is not None:
             pairs.append((OWN, self._own.digest()))
         return tuple(sorted(pairs))
+
+    @property
+    def takes_order(self) -> bool:
+        """Whether it has several `**kwargs`, whose order counts."""
+        return self._resolved is None and len(self._names) > len(self._keyer.names) + 1
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -259,7 +280,7 @@ class Call:
             hidden = next(filter(summaries.is_secret, names), "")
             text = summaries.described_value(hidden, self._resolved.text)
             yield summaries.RESOLVED, text, atoms.short(self._resolved.encoding)
-        for name, value, encoding in zip(self._names, self._values, self._encodings, strict=True):
+        for _, name, value, encoding in self._in_one_order():
             yield name, summaries.described_value(name, value), atoms.short(encoding)
 
 
@@ -487,7 +508,7 @@ class Keyer:
             encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
         head = self._head(mine, state, code)
         text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
-        return Call(text, self, self.names, args, encodings, None, self._tags, mine)
+        return Call(text, self, self.names, args, encodings, None, self._tags, mine, code)
 
     def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
         """Keep what a call is, from its second time on: to keep what does not come back costs more.
@@ -535,13 +556,14 @@ class Keyer:
             everything = self._by_name(own, values, extra)
             tags = self._tags_of(everything)
             if self._resolver is not None:
-                return self._by_hand(head, everything, tags, mine)
+                return self._by_hand(code, head, everything, tags, mine)
         else:
             tags = self._tags
-        return self._by_value(head, values, extra, tags, mine)
+        return self._by_value(code, head, values, extra, tags, mine)
 
     def _by_value(
         self,
+        code: str,
         head: bytes,
         values: list[Any],
         extra: dict[str, Any],
@@ -560,7 +582,7 @@ class Keyer:
             encodings += self._encoded(tuple(extra), list(extra.values()))
             names, values = names + tuple(extra), [*values, *extra.values()]
         text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
-        return Call(text, self, names, values, encodings, None, tags, own)
+        return Call(text, self, names, values, encodings, None, tags, own, code)
 
     def _counting(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         """The entries of `**kwargs` that are not ignored, singly or all together."""
@@ -569,7 +591,12 @@ class Keyer:
         return {name: value for name, value in extra.items() if name not in self._ignore}
 
     def _by_hand(
-        self, head: bytes, everything: Mapping[str, Any], tags: tuple[str, ...], own: Own | None
+        self,
+        code: str,
+        head: bytes,
+        everything: Mapping[str, Any],
+        tags: tuple[str, ...],
+        own: Own | None,
     ) -> Call:
         """A call whose key is what the resolver gives."""
         resolved = self._resolve(everything)
@@ -583,6 +610,7 @@ class Keyer:
             resolved,
             tags,
             own,
+            code,
         )
 
     def _by_name(self, own: Any, values: list[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -611,7 +639,8 @@ class Keyer:
         found = instances.attributes(own, state, light)
         if found.lost and not self._told:
             self._tell(found)
-        return Own(owner, ABSENT, found.encoding, found)
+        encoding = b"".join(found.encodings)
+        return _made(Own, (owner, ABSENT, encoding, found))
 
     def _said(self, owner: str, own: Any) -> Own:
         """What a class says of its instances in the keys of its methods."""

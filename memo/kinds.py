@@ -134,10 +134,10 @@ _exact: Final[dict[type, Encoder]] = {
     re.Pattern: _node("pattern", _pattern),
     memoryview: _node("memoryview", _view),
     bytearray: _node("bytearray", _array),
-    types.MappingProxyType: _node("mappingproxy", lambda v, walk: mapping(dict(v), walk)),
-    type({}.keys()): _node("dict_keys", unordered),
+    types.MappingProxyType: _node("mappingproxy", lambda v, walk: ordered(dict(v), walk)),
+    type({}.keys()): _node("dict_keys", lambda v, walk: canon.sequence(list(v), walk)),
     type({}.values()): _node("dict_values", lambda v, walk: canon.sequence(list(v), walk)),
-    type({}.items()): _node("dict_items", unordered),
+    type({}.items()): _node("dict_items", lambda v, walk: canon.sequence(list(v), walk)),
     object: canon.Refusal("it is nothing but its identity; use an enum member or None."),
     **dict.fromkeys(_NAMED, _node("descriptor", callables.descriptor)),
 }
@@ -228,7 +228,7 @@ def _object(value: Any, walk: Walk) -> bytes:
         + atoms.sized(_made(value, function, arguments, walk))
         + atoms.sized(_state(type(value), state, walk))
         + atoms.sized(b"" if items is None else walk.sequence(list(items)))
-        + (b"" if pairs is None else mapping(dict(pairs), walk))
+        + (b"" if pairs is None else ordered(dict(pairs), walk))
     )
 
 

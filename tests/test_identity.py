@@ -126,10 +126,6 @@ SAME = {
         "L = [1]\nA = [L, L]\ndef f(x): return A",
         "A = [[1], [1]]\ndef f(x): return A",
     ),
-    "order of a table of functions": (
-        "def g(): return 1\nT = {'a': g, 'b': len, 'c': lambda: 2}\ndef f(x): return T[x]()",
-        "def g(): return 1\nT = {'c': lambda: 2, 'b': len, 'a': g}\ndef f(x): return T[x]()",
-    ),
     "unrelated method": (
         (
             "class C:\n    def f(self): return self.g()\n    def g(self): return 1\n"
@@ -146,6 +142,10 @@ SAME = {
     ),
 }
 OTHER = {
+    "order of a table of functions": (
+        "def g(): return 1\nT = {'a': g, 'b': len, 'c': lambda: 2}\ndef f(x): return T[x]()",
+        "def g(): return 1\nT = {'c': lambda: 2, 'b': len, 'a': g}\ndef f(x): return T[x]()",
+    ),
     "dataclass field compared": (
         (
             "from dataclasses import dataclass, field\n@dataclass\nclass C:\n"

@@ -551,3 +551,86 @@ def test_an_equal_object_in_another_process_hits(tmp_path: Path) -> None:
         return made.stdout.strip()
 
     assert [other("a"), other("a"), other("b")] == ["False a 1", "True a 1", "False b 1"]
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+@memo.cache
+def columns(table: dict[str, int]) -> list[str]:
+    RUNS.append(1)
+    return list(table)
+
+
+@memo.cache
+async def acolumns(**table: int) -> list[str]:
+    RUNS.append(1)
+    return list(table)
+
+
+class Table:
+    def __init__(self, table: dict[str, int]) -> None:
+        self.table = table
+
+    @memo.cache
+    def columns(self) -> list[str]:
+        RUNS.append(1)
+        return list(self.table)
+
+
+TABLE = {"a": 1, "b": 2}
+
+
+@memo.cache
+def columns_of_a_global() -> list[str]:
+    RUNS.append(1)
+    return list(TABLE)
+
+
+def test_the_order_of_a_dict_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function can read it: of an argument, of `**kwargs`, of `self`, and of a global."""
+    ab, ba = {"a": 1, "b": 2}, {"b": 2, "a": 1}
+    assert [columns(ab), columns(ba)] == [["a", "b"], ["b", "a"]]
+    assert [run(acolumns(**ab)), run(acolumns(**ba))] == [["a", "b"], ["b", "a"]]
+    assert [Table(ab).columns(), Table(ba).columns()] == [["a", "b"], ["b", "a"]]
+    assert columns_of_a_global() == ["a", "b"]
+    monkeypatch.setitem(globals(), "TABLE", ba)
+    assert columns_of_a_global() == ["b", "a"]
+    assert len(RUNS) == 8
+
+
+def test_the_order_of_a_set_and_of_attributes_does_not_count() -> None:
+    """What has no order has none in a key."""
+
+    class Pair:
+        def __init__(self, *names: str) -> None:
+            for name in names:
+                setattr(self, name, name)
+
+    @memo.cache
+    def take(value: Any) -> int:
+        return 1
+
+    assert take.key({1, 1 << 20, 5}) == take.key({5, 1 << 20, 1})
+    assert take.key(Pair("a", "b")) == take.key(Pair("b", "a"))
+
+
+def test_one_address_for_every_order_of_keyword_arguments() -> None:
+    """An address names a call for people: it hits the entries of every order."""
+    assert acolumns.address(a=1, b=2) == acolumns.address(b=2, a=1)
+    run(acolumns(a=1, b=2))
+    run(acolumns(b=2, a=1))
+    memo.invalidate(key=acolumns.address(a=1, b=2))
+    assert not acolumns.is_cached(a=1, b=2)
+    assert not acolumns.is_cached(b=2, a=1)
+
+
+def test_explain_names_the_order_and_the_attribute() -> None:
+    """A miss is explained by what differs: an order, an attribute; never by an option."""
+    run(acolumns(a=1, b=2))
+    told = str(acolumns.explain(b=2, a=1))
+    assert "another order of its keyword arguments" in told
+    assert "replay" not in told
+    Plain("a").get(1)
+    told = str(Plain("b").get.explain(1))
+    assert "self.tenant is 'b'; the nearest entry has 'a'" in told

@@ -82,7 +82,7 @@ SPELLINGS: dict[str, tuple[Any, list[Any]]] = {
     "positional": (positional, [((1,), {}), ((1, 2), {}), ((1, 2, 3), {}), ((1,), {"c": 3})]),
     "variable": (variable, [((1,), {}), ((), {"a": 1}), ((1,), {"b": 2})]),
     "rest": (variable, [((1, 5, 6), {}), ((1, 5, 6), {"b": 2})]),
-    "extra": (variable, [((1,), {"x": 1, "y": 2}), ((), {"y": 2, "x": 1, "a": 1})]),
+    "extra": (variable, [((1,), {"x": 1, "y": 2}), ((), {"x": 1, "y": 2, "a": 1})]),
     "pair": (pair, [((1, 2), {}), ((1,), {"b": 2}), ((), {"b": 2, "a": 1})]),
     "nothing": (nothing, [((), {})]),
 }
