@@ -276,7 +276,10 @@ class Client:
         return [b""] if not self.clustered else list((await self._nodes(port)).all())
 
     async def _nodes(self, port: Port) -> Any:
-        self.breaker.check()
+        if self.breaker.open:
+            if self.breaker.admit():
+                self._probe(port)
+            raise self.breaker.unavailable()
         if not port.native:
             try:
                 return (self._threads or self._thread_pool()).nodes

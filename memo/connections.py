@@ -411,6 +411,8 @@ class _LoopNodes(_Nodes):
         if self.cluster is None:
             return await node.get_connection()
         connection = node.acquire_connection()
+        if connection.is_connected and connection._writer.transport.is_closing():
+            _let_go(connection)  # pools look at what they hand out, nodes of a cluster do not
         try:
             await connection.connect()
         except BaseException:
@@ -593,8 +595,9 @@ class Loop:
     # --- connections -----------------------------------------------------------------------------
 
     async def _open(self, node: Any, check: Callable[[], None] | None = None) -> Stream:
+        waits = self._openings.locked()
         async with self._openings:
-            if check is not None:
+            if waits and check is not None:  # not the one that probes whether it answers again
                 check()
             connection = await self._within_time(
                 self.nodes.acquire(node), lambda late: self._abandon(node, late)
