@@ -178,7 +178,6 @@ DISTINCT: dict[str, Any] = {
     "dict in another order": {"b": 2, "a": 1},
     "dict of numbers": {1: 1, (2,): 2},
     "dict of numbers in another order": {(2,): 2, 1: 1},
-    "defaultdict ab": collections.defaultdict(int, a=1, b=2),
     "defaultdict ba": collections.defaultdict(int, b=2, a=1),
     "Counter ab": collections.Counter("ab"),
     "Counter ba": collections.Counter("ba"),

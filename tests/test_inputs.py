@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import linecache
 import os
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import memo
 from memo import instances, reach
@@ -634,3 +638,111 @@ def test_explain_names_the_order_and_the_attribute() -> None:
     Plain("a").get(1)
     told = str(Plain("b").get.explain(1))
     assert "self.tenant is 'b'; the nearest entry has 'a'" in told
+
+
+# --- random functions -----------------------------------------------------------------------------
+
+INPUTS = ("GLOBAL", "helper", "closure", "self.first", "self.second", "self.nested.value")
+FORMS = {
+    "GLOBAL": "GLOBAL",
+    "helper": "assist()",
+    "closure": "captured",
+    "self.first": "self.first",
+    "self.second": "self.through()",
+    "self.nested.value": "self.nested.value",
+}
+SOURCE = """
+import memo
+
+GLOBAL = {GLOBAL}
+HELPED = {helper}
+
+def assist():
+    return HELPED
+
+class Nested:
+    def __init__(self, value):
+        self.value = value
+
+def make(captured):
+    class Made:
+        def __init__(self):
+            self.first = {first}
+            self.second = {second}
+            self.nested = Nested({nested})
+
+        def through(self):
+            return self.second
+
+        @memo.cache(name="random:{name}")
+        def f(self, x):
+            RUNS.append(x)
+            return [x, {body}]
+
+    return Made
+
+made = make({closure})()
+"""
+_number = iter(range(1 << 30))
+
+
+@dataclass
+class Random:
+    """A method of a grammar: which inputs it reads, and the present value of every input."""
+
+    reads: tuple[str, ...]
+    name: str
+
+    def made(self, values: dict[str, int]) -> Any:
+        """The object, its class and its module, made anew as another process would."""
+        text = SOURCE.format(
+            **{name: values[name] for name in ("GLOBAL", "helper", "closure")},
+            first=values["self.first"],
+            second=values["self.second"],
+            nested=values["self.nested.value"],
+            body=", ".join(FORMS[name] for name in self.reads),
+            name=self.name,
+        )
+        module = types.ModuleType("random_function")
+        vars(module)["RUNS"] = _Mute()
+        file = f"<random {next(_number)}>"
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+        sys.modules["random_function"] = module
+        try:
+            exec(compile(text, file, "exec", dont_inherit=True), vars(module))
+            return module.made.f(1)  # type: ignore[attr-defined]
+        finally:
+            del sys.modules["random_function"], linecache.cache[file]
+
+
+class _Mute:
+    """Counts computations without being an input of them."""
+
+    @memo.stable
+    def append(self, value: Any) -> None:
+        RUNS.append(value)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(st.sampled_from(INPUTS), min_size=1, unique=True),
+    st.lists(st.integers(0, 9), min_size=len(INPUTS), max_size=len(INPUTS)),
+    st.sampled_from(INPUTS),
+)
+def test_equal_inputs_hit_and_a_changed_one_misses(
+    reads: list[str], numbers: list[int], changed: str
+) -> None:
+    """A method that reads globals, helpers, closures and attributes, in any combination."""
+    RUNS.clear()
+    function = Random(tuple(reads), f"f{next(_number)}")
+    values = dict(zip(INPUTS, numbers, strict=True))
+    first = function.made(values)
+    assert function.made(values) == first == [1, *(values[name] for name in reads)]
+    assert len(RUNS) == 1
+    values[changed] += 100
+    assert function.made(values) == [1, *(values[name] for name in reads)]
+    assert len(RUNS) == 1 + (changed in reads)
