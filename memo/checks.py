@@ -251,7 +251,7 @@ def _secret(value: Any, place: Place) -> tuple[Secret, ...] | None:
 
 def _secret_file(value: Any, place: Place) -> tuple[Secret, ...] | None:
     path = _path_or_none(value, place)
-    return None if path is None else secret_room.from_file(path, place.source)
+    return None if path is None else secret_room.from_file(path, place.source, mounted=True)
 
 
 CHECKS: Final[dict[str, tuple[Check, Any]]] = {

@@ -128,7 +128,10 @@ def _unknown(name: str, source: str) -> SettingError:
 
 
 def _environment() -> Layer:
-    """`MEMO_*`; an empty variable counts as not set.
+    """`MEMO_*`; an empty variable counts as not set, except for `MEMO_SECRET`.
+
+    An empty secret is what a template leaves when the real one is missing: to go on with another
+    secret would silently share nothing.
 
     A name that is nearly one of ours is an error.  One that is not is somebody else's, since other
     programs are called memo as well; so is `MEMO_TEST_*`.
@@ -136,7 +139,9 @@ def _environment() -> Layer:
     values = {}
     for variable, text in os.environ.items():
         name = variable[len(_PREFIX) :].lower()
-        if not variable.startswith(_PREFIX) or not text.strip() or name.startswith("test_"):
+        if not variable.startswith(_PREFIX) or name.startswith("test_"):
+            continue
+        if not text.strip() and name != "secret":
             continue
         if name in CHECKS or _near(name, 0.7):
             values[name] = text

@@ -481,9 +481,13 @@ def _unpacked(text: str) -> list[Turn]:
 
 
 def _turn(connection: sqlite3.Connection, turns: Iterable[Turn], note: str, commit: int) -> None:
+    """Write invalidations; a group is read and written once, however many of them are in it."""
+    groups: dict[str, list[Turn]] = {}
     for turn in turns:
-        fields = fields_of(connection, turn.group)
-        change_fields(connection, turn.group, generations.turned(fields, turn, note), commit)
+        groups.setdefault(turn.group, []).append(turn)
+    for name, own in groups.items():
+        change = generations.turned_all(fields_of(connection, name), own, note)
+        change_fields(connection, name, change, commit)
 
 
 class Host:

@@ -78,17 +78,23 @@ def _secret(value: bytes, number: int, source: str) -> Secret:
     return Secret(value)
 
 
-def from_file(path: Path, source: str) -> tuple[Secret, ...]:
-    """The secrets in a file that belongs to this user, and that nobody else can read.
+def from_file(path: Path, source: str, *, mounted: bool = False) -> tuple[Secret, ...]:
+    """The secrets in a file that belongs to this user, and that no other user can read.
 
     A file of text may hold several, separated by commas or line breaks; any other is one secret.
+
+    Args:
+        path: of the file.
+        source: where the setting came from, for the error.
+        mounted: named by the user as the secret file: links are followed, root may own the file,
+            and its group may read it, as container platforms mount secrets.
 
     Raises:
         SecretError: missing, a symlink, not a plain file, another user's, readable by others, too
             long, or its content is too short.
     """
     where = f"{source}, file {path}"
-    content = read_private(path, source)
+    content = read_private(path, source, mounted=mounted)
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -97,16 +103,18 @@ def from_file(path: Path, source: str) -> tuple[Secret, ...]:
     return from_value(text if plain else content, where)
 
 
-def read_private(path: Path, source: str) -> bytes:
+def read_private(path: Path, source: str, *, mounted: bool = False) -> bytes:
     """The bytes of a file that only this user can read; see `from_file`."""
     where = f"{source}, file {path}"
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    if not mounted:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise SecretError("secret", where, _why_not_opened(path, error)) from None
     try:
-        _check_private(os.fstat(descriptor), path, where)
+        _check_private(os.fstat(descriptor), path, where, mounted=mounted)
         content = os.read(descriptor, LARGEST_FILE + 1)
     finally:
         os.close(descriptor)
@@ -127,16 +135,18 @@ def _why_not_opened(path: Path, error: OSError) -> str:
     return f"cannot be read: {error.strerror}."
 
 
-def _check_private(found: os.stat_result, path: Path, where: str) -> None:
+def _check_private(found: os.stat_result, path: Path, where: str, *, mounted: bool) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise SecretError("secret", where, "is not a plain file.")
     if os.name != "posix":
         return
-    if _foreign(found):
+    if _foreign(found) and not (mounted and found.st_uid == 0):
         raise SecretError("secret", where, "belongs to another user; give a file of your own.")
-    if found.st_mode & 0o077:
-        mend = "can be read or written by others, so it is no secret any more; "
-        raise SecretError("secret", where, f"{mend}replace it, and run: chmod 600 {path}")
+    if found.st_mode & (0o037 if mounted else 0o077):
+        fix = "can be read or written by others, so it is no secret any more; "
+        fix += f"replace it, and run: chmod 600 {path}"
+        fix += " (in Kubernetes: defaultMode: 0440)" if mounted else ""
+        raise SecretError("secret", where, fix)
 
 
 def _foreign(found: os.stat_result) -> bool:

@@ -12,7 +12,7 @@ from subprocess import PIPE
 
 import pytest
 
-from memo import events, secret
+from memo import config, events, secret
 from memo.errors import SecretError
 from memo.seal import Secret
 
@@ -24,7 +24,9 @@ GOOD = "0123456789abcdef" * 2
 def home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(secret, "_fallback", [])
-    return tmp_path
+    yield tmp_path
+    monkeypatch.undo()
+    config.reset()
 
 
 def ids(secrets):
@@ -108,6 +110,41 @@ def test_a_symlink_is_refused(home):
     link.symlink_to(private(home / "s", GOOD))
     with pytest.raises(SecretError, match="symlink"):
         secret.from_file(link, "x")
+
+
+def test_a_mounted_secret_is_accepted_when_it_is_named(home, monkeypatch):
+    """Kubernetes mounts links to files of root that the group can read: `secret_file` takes them.
+
+    Others must not be able to read it, nor the group to write it, and no third user may own it.
+    """
+    if os.geteuid() != 0:
+        pytest.fail("only root can give a file away; run this test as root")
+    (home / "..data").mkdir()
+    path = private(home / "..data" / "secret", GOOD)
+    path.chmod(0o440)
+    link = home / "secret"
+    link.symlink_to("..data/secret")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)  # as a container's user
+    config.configure(secret_file=link)
+    assert ids(config.current().secrets) == [Secret(GOOD.encode()).id]
+    with pytest.raises(SecretError):
+        config.configure(secret=link)
+    for mode in (0o444, 0o460):
+        path.chmod(mode)
+        with pytest.raises(SecretError, match="defaultMode: 0440"):
+            config.configure(secret_file=link)
+    path.chmod(0o440)
+    os.chown(path, 999, 999)
+    with pytest.raises(SecretError, match="another user"):
+        config.configure(secret_file=link)
+
+
+def test_an_empty_secret_in_the_environment_is_an_error(monkeypatch):
+    """An empty `MEMO_SECRET` names the setting and where it came from."""
+    monkeypatch.setenv("MEMO_SECRET", "")
+    config.reload()
+    with pytest.raises(SecretError, match=r"'secret' \(from MEMO_SECRET\): is empty"):
+        config.current()
 
 
 def test_a_file_of_another_user_is_refused(home, monkeypatch):
