@@ -32,7 +32,7 @@ PROGRAM = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
 import memo
-from memo import codec
+from memo.records import codec
 path, calls = sys.argv[2], int(sys.argv[3])
 memo.configure(
     directory=sys.argv[4], secret="0123456789abcdef" * 4, redis_url=None,

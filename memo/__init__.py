@@ -16,12 +16,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TextIO
 
-from memo.assembly import CacheFallbackFactory, stats_directory
-from memo.canon import register_key
-from memo.chain import Chain
-from memo.config import configure
-from memo.decorators import cache, explain, functions
-from memo.drivers import drain
+from memo.decorators.assembly import CacheFallbackFactory, stats_directory
+from memo.decorators.cached_function import cache, explain, functions
+from memo.decorators.invalidators import aexpire, ainvalidate, expire, invalidate, invalidate_cache
+from memo.engine.invalidating import Invalidation
 from memo.errors import (
     DependencyError,
     KeyingError,
@@ -34,17 +32,19 @@ from memo.errors import (
     SecretError,
     SettingError,
 )
-from memo.events import Event, on_event
-from memo.identity import stable
-from memo.invalidating import Invalidation
-from memo.invalidation import aexpire, ainvalidate, expire, invalidate, invalidate_cache
-from memo.live import live
-from memo.modes import mode
-from memo.sources import File
-from memo.stats import install as _install
-from memo.stats import stats
-from memo.tiers import CacheProtocol
-from memo.under_way import listen as _listen
+from memo.inspection.under_way import listen as _listen
+from memo.keys.encoding.canonical import register_key
+from memo.keys.fingerprint.function_version import stable
+from memo.metrics.recorder import install as _install
+from memo.metrics.recorder import stats
+from memo.runtime.events import Event, on_event
+from memo.runtime.ports import drain
+from memo.settings.configuration import configure
+from memo.settings.live_values import live
+from memo.settings.modes import mode
+from memo.stores.chain import Chain
+from memo.stores.protocols import CacheProtocol
+from memo.validity.dependencies import File
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,11 +52,11 @@ if TYPE_CHECKING:
 
     from IPython.core.interactiveshell import InteractiveShell
 
-    from memo.call_graph import Graph
-    from memo.decorators import CachedFunction
-    from memo.figures import Stats
-    from memo.inventory import Entries
-    from memo.stats import Span
+    from memo.decorators.cached_function import CachedFunction
+    from memo.inspection.call_graph import Graph
+    from memo.inspection.inventory import Entries
+    from memo.metrics.recorder import Span
+    from memo.metrics.snapshots import Stats
 
 __version__ = "0.1.0"
 __all__ = [
@@ -109,7 +109,7 @@ def entries(
     /,
     **arguments: Any,
 ) -> Entries:
-    """What is stored on this host, as records; no value is loaded.  See `memo.inventory.entries`.
+    """What is stored on this host, as records; no value is loaded.  See `entries`.
 
     ::
 
@@ -122,27 +122,27 @@ def entries(
     Raises:
         OptionError: no function, or several, have the name; or it has no such argument.
     """
-    from memo import inventory
+    from memo.inspection import inventory
 
     return inventory.entries(function, **arguments)
 
 
 def report(file: TextIO | None = None) -> AbstractContextManager[Span]:
-    """Print what the cache did in a `with` block, in one line; see `memo.reports`."""
-    from memo import reports
+    """Print what the cache did in a `with` block, in one line; see `report_line`."""
+    from memo.inspection import report_line
 
-    return reports.report(file)
+    return report_line.report(file)
 
 
 def progress(*, on: bool = True) -> None:
-    """Show computations and waits longer than half a second, or no more; see `memo.watcher`."""
-    from memo import watcher
+    """Show computations and waits longer than half a second, or no more; see `progress_view`."""
+    from memo.jupyter import progress_view
 
-    watcher.progress(on=on)
+    progress_view.progress(on=on)
 
 
 def graph(*, group: bool | None = None) -> Graph:
-    """The cached calls of this process and what they were built on; see `memo.call_graph`.
+    """The cached calls of this process and what they were built on; see `call_graph`.
 
     It is an SVG drawing in a notebook and a tree in a terminal; `.to_svg()` and `.to_dict()` give
     it to others.
@@ -150,38 +150,38 @@ def graph(*, group: bool | None = None) -> Graph:
     Args:
         group: one node for each function; None: where there are more than 40 calls.
     """
-    from memo import call_graph
+    from memo.inspection import call_graph
 
     return call_graph.graph(group=group)
 
 
 def dashboard() -> Any:
-    """A live view of the cache, a widget; see `memo.widget`.
+    """A live view of the cache, a widget; see `dashboard_widget`.
 
     Raises:
         MissingExtraError: the extra `notebook` is not installed.
     """
-    from memo import widget
+    from memo.jupyter import dashboard_widget
 
-    return widget.dashboard()
+    return dashboard_widget.dashboard()
 
 
 def _text(snapshot: Stats) -> str:
-    from memo import display
+    from memo.inspection import rendering
 
-    return display.text(snapshot)
+    return rendering.text(snapshot)
 
 
 def _html(snapshot: Stats) -> str:
-    from memo import display
+    from memo.inspection import rendering
 
-    return display.html(snapshot)
+    return rendering.html(snapshot)
 
 
 def _dress() -> None:
-    from memo import figures
+    from memo.metrics import snapshots
 
-    figures.render_with(_text, _html)
+    snapshots.render_with(_text, _html)
 
 
 _install(stats_directory, _dress)
@@ -190,13 +190,13 @@ _listen(stats_directory)
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """`%load_ext memo`."""
-    from memo import magics
+    from memo.jupyter import magics
 
     magics.load(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """`%unload_ext memo`: nothing stays behind."""
-    from memo import magics
+    from memo.jupyter import magics
 
     magics.unload(shell)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memo.cli import main
+from memo.cli.commands import main
 
 if __name__ == "__main__":
     main(prog_name="memo")

@@ -111,7 +111,7 @@ class EntryError(MemoError):
     """A stored entry must not be believed: damaged, forged, foreign, or of another format.
 
     Args:
-        reason: one of the miss reasons of `memo.policy`, for instance `"unreadable"`.
+        reason: one of the miss reasons of `lifetimes`, for instance `"unreadable"`.
         detail: what exactly was wrong, without any stored value.
     """
 

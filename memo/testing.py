@@ -27,12 +27,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from memo import assembly, config, drivers, places
-from memo.clock import SECOND, SYSTEM, Clock
-from memo.events import Event, on_event
-from memo.live import live
-from memo.stats import reset as reset_stats
-from memo.under_way import BOARD
+from memo.decorators import assembly
+from memo.inspection.under_way import BOARD
+from memo.metrics.recorder import reset as reset_stats
+from memo.runtime import ownership, ports
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.events import Event, on_event
+from memo.settings import configuration
+from memo.settings.live_values import live
 
 
 class ManualClock(Clock):
@@ -81,13 +83,13 @@ def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="memo-", ignore_cleanup_errors=True) as place:
         given = {"directory": place, "secret": secrets.token_hex(32), "redis_url": None, **settings}
-        with config.configure(**given):
+        with configuration.configure(**given):
             if clock is not None:
                 assembly.default_chain().clock = clock
             try:
                 yield Path(place)
             finally:
-                drivers.drain_blocking(drivers.EXIT_GRACE)
+                ports.drain_blocking(ports.EXIT_GRACE)
                 BOARD.close()
                 assembly.reset()
 
@@ -110,11 +112,11 @@ def reset() -> None:
     closed, `configure`d settings, the counters and the live configuration are forgotten.  What is
     stored stays.
     """
-    drivers.drain_blocking(drivers.EXIT_GRACE)
+    ports.drain_blocking(ports.EXIT_GRACE)
     BOARD.close()
-    drivers.stop_carrying()
+    ports.stop_carrying()
     assembly.reset()
-    config.reset()
+    configuration.reset()
     live.clear()
-    places.forget()
+    ownership.forget()
     reset_stats()

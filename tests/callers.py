@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import memo
-from memo import leases
+from memo.engine.coordination import leases
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +43,7 @@ class Job:
 
 
 def main(plan: dict[str, Any]) -> None:
-    leases.LEASE = plan.get("lease", leases.LEASE)  # before `memo.grants` is imported
+    leases.LEASE = plan.get("lease", leases.LEASE)  # before `cluster_leases` is imported
     memo.configure(**plan.get("settings", {}))
     job = Job(plan["seconds"], plan["log"])
     seen: list[Any] = []

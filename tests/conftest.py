@@ -144,7 +144,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def _settle() -> None:
     """Let background work end, as a program would that calls `drain`."""
-    drivers = sys.modules.get("memo.drivers")
+    drivers = sys.modules.get("memo.runtime.ports")
     if drivers is None:
         return
     for name in ("_pool", "_offload"):
@@ -202,6 +202,6 @@ def _left_open(before: dict[str, str]) -> list[str]:
 
 def _portal_descriptors() -> set[str]:
     """Those of the loop in memo's portal thread, which lives as long as the process."""
-    loop = getattr(sys.modules.get("memo.drivers"), "_portal_loop", None)
+    loop = getattr(sys.modules.get("memo.runtime.ports"), "_portal_loop", None)
     parts = ("_selector", "_ssock", "_csock")
     return {str(getattr(loop, part).fileno()) for part in parts} if loop else set()

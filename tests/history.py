@@ -327,7 +327,7 @@ class Workload:
         self.memo = memo
 
     def _watch_starts(self) -> None:
-        from memo.floors import Floors
+        from memo.stores.latest_answers import Floors
 
         original = Floors.start_time
 
@@ -498,11 +498,10 @@ def serve() -> None:
     """What the nursery process runs: it has imported everything, and forks a worker when asked."""
     for name in (
         "memo",
-        "memo.disk",
-        "memo.index",
-        "memo.memory",
-        "memo.links",
-        "memo.connections",
+        "memo.stores.disk.disk_tier",
+        "memo.stores.disk.index",
+        "memo.stores.memory",
+        "memo.stores.redis.connections",
     ):
         import_module(name)
     print("ready", flush=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memo import computing, engine, refreshing
-from memo.authorities import Authorities
-from memo.chain import Chain
-from memo.flights import FLIGHTS, Flights
-from memo.floors import Floors
-from memo.host import HostGenerations
+from memo.engine import answering, computing, refreshing
+from memo.engine.coordination.flights import FLIGHTS, Flights
+from memo.stores.authorities import Authorities
+from memo.stores.chain import Chain
+from memo.stores.disk.host_state import HostGenerations
+from memo.stores.latest_answers import Floors
 
 
 def comparison() -> None:
@@ -80,7 +80,7 @@ def landing() -> None:
         FLIGHTS.close(flight)
         return landing
 
-    engine.close = refreshing.close = close  # type: ignore[assignment]
+    answering.close = refreshing.close = close  # type: ignore[assignment]
 
 
 def flights() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from memo.drivers import BLOCKING, drive, native
-from memo.port import Port
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive, native
 
 ROOT = Path(__file__).resolve().parent.parent
 Work = Callable[[Port], Coroutine[Any, Any, Any]]

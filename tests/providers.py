@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class InADict:
-    """The ten lines of `memo.tiers.CacheProtocol`."""
+    """The ten lines of `memo.stores.protocols.CacheProtocol`."""
 
     def __init__(self) -> None:
         self.store: dict[str, bytes] = {}

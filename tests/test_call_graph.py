@@ -16,8 +16,8 @@ from test_magics import Kernel
 
 import memo
 from memo import cache
-from memo.cli import main
-from memo.stats import reset
+from memo.cli.commands import main
+from memo.metrics.recorder import reset
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,9 @@ from ports import start
 from redis_server import RedisServer
 
 import memo
-from memo import drivers, leases
-from memo.flights import FLIGHTS
+from memo.engine.coordination import leases
+from memo.engine.coordination.flights import FLIGHTS
+from memo.runtime import ports
 from memo.testing import recording
 
 
@@ -82,7 +83,7 @@ def use_lock(request: pytest.FixtureRequest) -> Iterator[bool]:
     if request.param == "redis":
         memo.configure(redis_url=request.getfixturevalue("redis_server").url)
     yield request.param != "process"
-    memo.assembly.reset()
+    memo.decorators.assembly.reset()
 
 
 async def free(gate: Gate, home: Path) -> None:
@@ -175,14 +176,14 @@ async def test_a_waiter_for_another_process_is_cancelled(
 
 
 def _name(f: Any) -> str:
-    return memo.assembly.default_chain().name(f.function_id, f.key(1, 0.0))
+    return memo.decorators.assembly.default_chain().name(f.function_id, f.key(1, 0.0))
 
 
 class _held:
     """The lock of a key, as if another process had it."""
 
     def __init__(self, f: Any) -> None:
-        host = memo.assembly.default_chain().host
+        host = memo.decorators.assembly.default_chain().host
         assert host is not None
         self.lock = host.lock(_name(f))
 
@@ -257,7 +258,7 @@ def test_leader_in_a_loop_that_was_closed(gate: Gate, cache_home: Path) -> None:
     assert time.monotonic() - now < 2.0
     assert not leases.HELD
     assert not lock_files(cache_home)
-    drivers._tasks.clear()
+    ports._tasks.clear()
     del task
     gc.collect()
 
@@ -285,8 +286,8 @@ async def test_refresh_that_is_cancelled_before_it_began(gate: Gate) -> None:
 INTERRUPTED = """
 import sys, threading, time, json
 import memo
-from memo import leases
-from memo.flights import FLIGHTS
+from memo.engine.coordination import leases
+from memo.engine.coordination.flights import FLIGHTS
 
 memo.configure(redis_url=sys.argv[1] or None)
 runs = [0]

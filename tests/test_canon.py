@@ -40,10 +40,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo import canon, register_key
-from memo.canon import Unkeyable, digest
+from memo import register_key
 from memo.errors import OptionError
-from memo.identity import Identity
+from memo.keys.encoding import canonical
+from memo.keys.encoding.canonical import Unkeyable, digest
+from memo.keys.fingerprint.function_version import Identity
 
 
 class Colour(enum.Enum):
@@ -457,7 +458,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
 import test_canon
-from memo.canon import digest
+from memo.keys.encoding.canonical import digest
 print({{name: digest(value).hex() for name, value in test_canon.DISTINCT.items()}})
 """
 
@@ -546,7 +547,7 @@ def test_shared_parts_are_looked_at_once() -> None:
 
 def test_a_dense_cycle_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects that all know each other are refused rather than walked for ever."""
-    monkeypatch.setattr(canon, "OPEN", 2000)
+    monkeypatch.setattr(canonical, "OPEN", 2000)
     crowd = [Plain(n=n) for n in range(12)]
     for one in crowd:
         one.others = crowd

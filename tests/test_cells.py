@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_magics import Kernel, Shown
 
-from memo.cells import names
+from memo.jupyter.cell_cache import names
 
 SETUP = """
 import asyncio, time, threading, sys, memo

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import memo
-from memo import OptionError, floors
-from memo.assembly import default_chain
-from memo.drivers import drain_blocking
+from memo import OptionError
+from memo.decorators.assembly import default_chain
+from memo.runtime.ports import drain_blocking
+from memo.stores import latest_answers
 from memo.testing import recording
 
 Tiers = list[str]
@@ -224,7 +225,7 @@ def test_a_hit_at_once_is_not_gone_back_behind() -> None:
 
 def test_floors_of_many_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest answers of at least `FLOORS` keys are remembered, and no key's goes back."""
-    monkeypatch.setattr(floors, "FLOORS", 100)
+    monkeypatch.setattr(latest_answers, "FLOORS", 100)
     known = default_chain().floors
     for number in range(1000):
         known.rise(f"k{number}", number + 1)

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 import memo
-from memo import config, doctor
-from memo.cli import main
+from memo.cli import doctor
+from memo.cli.commands import main
+from memo.settings import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,7 +58,7 @@ def test_python_m_memo_is_the_command(cache_home):
 def test_a_wrong_setting_is_a_message_and_no_traceback(monkeypatch):
     """A mistake in the settings ends with the status 2 and says the mend."""
     monkeypatch.setenv("MEMO_SIZE_LIMIT", "big")
-    config.reload()
+    configuration.reload()
     said = run("stats", status=2)
     assert "MEMO_SIZE_LIMIT" in said
     assert "10GiB" in said
@@ -107,7 +108,7 @@ def test_ls_as_json_is_one_object_a_line():
 def test_ls_shows_nothing_that_our_secret_did_not_seal():
     """Entries of another secret are none of ours, and are not believed."""
     squared(7)
-    with config.configure(secret="another secret of the tests: 32 bytes"):
+    with configuration.configure(secret="another secret of the tests: 32 bytes"):
         assert run("ls") == "No entries.\n"
 
 
@@ -202,7 +203,7 @@ def test_doctor_before_the_first_use():
 def test_doctor_names_a_wrong_setting(monkeypatch):
     """A wrong setting is the finding that hides all others; status 1."""
     monkeypatch.setenv("MEMO_DEADLINE", "soon")
-    config.reload()
+    configuration.reload()
     said = run("doctor", status=1)
     assert "MEMO_DEADLINE" in said
     assert "250ms" in said
@@ -236,29 +237,29 @@ def test_doctor_finds_leftovers(cache_home):
 
 def test_doctor_finds_a_secret_that_cannot_be_kept(monkeypatch, tmp_path):
     """A home without a place for the secret is a failure with the mend."""
-    monkeypatch.setattr("memo.secret._fallback", [])
+    monkeypatch.setattr("memo.records.secret_keys._fallback", [])
     monkeypatch.delenv("MEMO_SECRET")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
-    config.reload()
+    configuration.reload()
     assert "MEMO_SECRET_FILE" in levels("secret")[doctor.FAIL].mend
 
 
 def test_doctor_finds_a_disk_that_is_too_small():
     """A budget that the disk does not have is found before it is used up."""
-    with config.configure(size_limit="1000000 TiB"):
+    with configuration.configure(size_limit="1000000 TiB"):
         assert "free" in levels("disk")[doctor.WARN].said
 
 
 def test_doctor_finds_that_caching_is_off():
     """`enabled = false` is easily forgotten."""
-    with config.configure(enabled=False):
+    with configuration.configure(enabled=False):
         assert "off" in levels("settings")[doctor.WARN].said
 
 
 def test_doctor_tells_the_version_of_redis(redis_server):
     """A Redis that works is named with its version."""
-    with config.configure(redis_url=redis_server.url):
+    with configuration.configure(redis_url=redis_server.url):
         assert "version" in levels("redis")[doctor.GOOD].said
 
 
@@ -266,7 +267,7 @@ def test_doctor_finds_a_redis_that_is_away(redis_server):
     """A Redis that cannot be reached is a failure; no password is shown."""
     redis_server.stop()
     url = redis_server.url.replace("redis://", "redis://user:hunter2@")
-    with config.configure(redis_url=url):
+    with configuration.configure(redis_url=url):
         finding = levels("redis")[doctor.FAIL]
     assert "hunter2" not in str(finding)
     assert "redis_url" in finding.mend
@@ -274,7 +275,7 @@ def test_doctor_finds_a_redis_that_is_away(redis_server):
 
 def test_doctor_finds_invalidations_that_wait(redis_server):
     """What has not reached Redis yet is counted."""
-    with config.configure(redis_url=redis_server.url):
+    with configuration.configure(redis_url=redis_server.url):
         squared(7)
         redis_server.stop()
         squared.invalidate(7)

@@ -18,19 +18,21 @@ from redis_server import RedisServer
 from test_remote import A, B, record, wait_for
 
 import memo
-import memo.connections  # its first import takes a while, in which look-ups are not gathered
-from memo import stamps
-from memo.breaker import CLOSED, GARBLED, RATE
-from memo.coalescing import COUNT, Batch, Failure
-from memo.connections import CONNECTIONS
-from memo.drivers import BLOCKING, drive
+
+# its first import takes a while, in which look-ups are not gathered
+import memo.stores.redis.connections
+from memo.engine.coordination.flights import FLIGHTS
 from memo.errors import TierError
-from memo.exchange import pack
-from memo.flights import FLIGHTS
-from memo.port import Port
-from memo.prefetch import Group
-from memo.remote import Redis
-from memo.stamps import ALL, LAST, LOST, SHAPES, Generation, Ref, Turn
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive
+from memo.stores.redis.breaker import CLOSED, GARBLED, RATE
+from memo.stores.redis.coalescing import COUNT, Batch, Failure
+from memo.stores.redis.connections import CONNECTIONS
+from memo.stores.redis.exchange import pack
+from memo.stores.redis.prefetch import Group
+from memo.stores.redis.redis_tier import Redis
+from memo.validity import stamps
+from memo.validity.stamps import ALL, LAST, LOST, SHAPES, Generation, Ref, Turn
 
 MANY = 1000
 PATIENT = 5.0

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from pandas.testing import assert_frame_equal, assert_series_equal
 
-from memo import codec, reducers
 from memo.errors import EntryError
-from memo.seal import ALIGN, Buffer, payload_size
+from memo.records import buffers, codec
+from memo.records.seal import ALIGN, Buffer, payload_size
 
 N = 20_000
 NAMES = [f"name-{i % 777}" for i in range(N)]
@@ -336,7 +336,7 @@ def test_type_that_claims_to_be_numpys_is_pickled_as_what_it_is() -> None:
 
 def test_streams_load_without_pyarrow_unless_it_was_needed(monkeypatch: Any) -> None:
     """Where pyarrow is missing, object strings are pickled as ever."""
-    monkeypatch.setattr(reducers, "_pyarrow", lambda: None)
+    monkeypatch.setattr(buffers, "_pyarrow", lambda: None)
     back, _, payload = stored(np.array(NAMES, dtype=object))
     assert payload == 0
     assert back.tolist() == NAMES

@@ -22,12 +22,15 @@ from pandas.testing import assert_frame_equal
 from redis_server import RedisServer
 
 import memo
-from memo import OptionError, SettingError, cache, codec, config, events, seal, zstd
-from memo.cli import main
-from memo.drivers import drain_blocking
+from memo import OptionError, SettingError, cache
+from memo.cli.commands import main
 from memo.errors import EntryError
-from memo.policy import UNREADABLE
+from memo.records import codec, seal, zstd_frames
+from memo.runtime import events
+from memo.runtime.ports import drain_blocking
+from memo.settings import configuration
 from memo.testing import recording, reset
+from memo.validity.lifetimes import UNREADABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 N = 50_000
@@ -100,23 +103,23 @@ def test_below_the_size_nothing_is_compressed() -> None:
 def test_any_lengths(views: list[bytes], stream: bytes) -> None:
     """Streams and buffers of any length, empty ones too, come back where they belong."""
     views = [view * 40 for view in views]
-    packed = zstd.packed(stream * 40 + bytes(4000), [memoryview(view) for view in views])
+    packed = zstd_frames.packed(stream * 40 + bytes(4000), [memoryview(view) for view in views])
     if packed is None:
         return
-    back, payload, table = zstd.unpacked(packed)
+    back, payload, table = zstd_frames.unpacked(packed)
     assert bytes(back) == stream * 40 + bytes(4000)
     assert [bytes(view) for view in codec.slices(payload, table)] == views
-    assert zstd.inflated(packed) == len(back) + -len(back) % 64 + len(payload)
+    assert zstd_frames.inflated(packed) == len(back) + -len(back) % 64 + len(payload)
 
 
 def compressed(size: int = N * 8) -> bytes:
-    packed = zstd.packed(bytes(size), [])
+    packed = zstd_frames.packed(bytes(size), [])
     assert packed is not None
     return packed
 
 
 def frame_of(data: bytes, *, pledged: bool = True) -> bytes:
-    machine = zstd.library().ZstdCompressor(level=3)
+    machine = zstd_frames.library().ZstdCompressor(level=3)
     if pledged:
         machine.set_pledged_input_size(len(data))
     return bytes(machine.compress(data) + machine.flush())
@@ -153,7 +156,7 @@ BOMB = bytes(64 << 20)
 def test_a_frame_that_is_not_what_its_lengths_say_is_refused(stream: bytes) -> None:
     """A zip bomb, half a frame, and one too many: none of them is inflated past the lengths."""
     with pytest.raises(EntryError) as caught:
-        zstd.unpacked(stream)
+        zstd_frames.unpacked(stream)
     assert caught.value.reason == UNREADABLE
 
 
@@ -164,7 +167,7 @@ def test_a_frame_that_lies_about_its_length_stops_at_it() -> None:
     assert small[:5] == big[:5]
     stream = claiming(1 << 20, small[:9] + big[9:])
     with pytest.raises(EntryError):
-        zstd.unpacked(stream)
+        zstd_frames.unpacked(stream)
 
 
 def test_what_announces_another_length_is_not_even_begun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,18 +176,20 @@ def test_what_announces_another_length_is_not_even_begun(monkeypatch: pytest.Mon
     def never(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(zstd, "_inflate", never)
-    monkeypatch.setattr(zstd.mmap, "mmap", never)
+    monkeypatch.setattr(zstd_frames, "_inflate", never)
+    monkeypatch.setattr(zstd_frames.mmap, "mmap", never)
     with pytest.raises(EntryError, match="67108864 bytes instead of 64"):
-        zstd.unpacked(claiming(64, frame_of(BOMB)))
+        zstd_frames.unpacked(claiming(64, frame_of(BOMB)))
 
 
 def test_no_more_memory_than_the_lengths_say() -> None:
     """A bomb of a gigabyte behind a small length takes nothing near that."""
     program = """
 import resource, struct, sys
-from memo import codec, seal, zstd
-machine = zstd.library().ZstdCompressor(level=3)
+from memo.records import codec
+from memo.records import seal
+from memo.records import zstd_frames
+machine = zstd_frames.library().ZstdCompressor(level=3)
 machine.set_pledged_input_size(1 << 30)
 frame = b"".join(machine.compress(bytes(1 << 20)) for _ in range(1 << 10)) + machine.flush()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -248,7 +253,7 @@ def test_a_compressed_result_is_a_hit(
 async def test_joiners_and_hits_of_an_async_function() -> None:
     """Who joins a computation gets a copy, and hits are inflated in a thread."""
     threads: set[str] = set()
-    unpacked = zstd.unpacked
+    unpacked = zstd_frames.unpacked
 
     def spy(stream: Any) -> Any:
         threads.add(threading.current_thread().name)
@@ -260,7 +265,7 @@ async def test_joiners_and_hits_of_an_async_function() -> None:
         return np.arange(n)
 
     with pytest.MonkeyPatch.context() as patch, memo.configure(memory_limit="64MiB"):
-        patch.setattr(zstd, "unpacked", spy)
+        patch.setattr(zstd_frames, "unpacked", spy)
         one, two = await asyncio.gather(numbers(N), numbers(N))
         one[0] = two[1] = 5
         three = await numbers(N)
@@ -287,7 +292,7 @@ def test_the_setting_is_for_functions_that_say_nothing(cache_home: Path) -> None
                 assert ("zstd" in str(silent.explain(n))) == (n in sizes or value == "true")
             off.refresh(N)
             assert "zstd" not in str(off.explain(N))
-    assert config.current().compress is None
+    assert configuration.current().compress is None
 
 
 def test_explain_and_ls_show_it(cache_home: Path) -> None:
@@ -337,7 +342,7 @@ def test_what_the_seal_does_not_cover_is_never_inflated(
     path.write_bytes(data)
     reset()
     seen: list[Any] = []
-    monkeypatch.setattr(zstd, "unpacked", lambda stream: seen.append(stream))
+    monkeypatch.setattr(zstd_frames, "unpacked", lambda stream: seen.append(stream))
     assert text.peek(400_000) is None
     assert not seen
 
@@ -345,7 +350,7 @@ def test_what_the_seal_does_not_cover_is_never_inflated(
 def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> None:
     """Who has the secret and still writes nonsense makes a miss, not an error."""
     numbers = numbers_of(compress=True)
-    packed = zstd.packed
+    packed = zstd_frames.packed
 
     def broken(stream: Any, views: Any) -> bytes:
         good = packed(stream, views)
@@ -353,7 +358,7 @@ def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> No
         return good[:-5]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zstd, "packed", broken)
+        patch.setattr(zstd_frames, "packed", broken)
         numbers(N)
     with recording() as seen:
         assert numbers(N)[-1] == N - 1
@@ -371,7 +376,7 @@ def test_without_the_package_results_are_stored_as_they_are(
     def missing() -> Any:
         raise ImportError("zstd")
 
-    monkeypatch.setattr(zstd, "library", missing)
+    monkeypatch.setattr(zstd_frames, "library", missing)
     with recording() as seen:
         assert numbers(N)[-1] == N - 1
         assert numbers(N)[-1] == N - 1
@@ -398,7 +403,7 @@ def test_bad_values_are_errors_at_decoration(value: Any) -> None:
 def test_the_setting_takes_what_the_option_takes(value: Any, size: int | None) -> None:
     """True, False or a size, also as text of the environment."""
     with memo.configure(compress=value):
-        assert config.current().compress == size
+        assert configuration.current().compress == size
 
 
 def test_zstd_is_imported_when_it_is_needed() -> None:

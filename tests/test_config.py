@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from memo import config
 from memo.errors import SettingError
+from memo.settings import configuration
 
 SECRET = "s3cr3t-of-the-tests-" * 2
 DEFAULTS = {
@@ -45,21 +45,21 @@ def nothing_set(monkeypatch, tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     monkeypatch.chdir(project)
-    config.reset()
+    configuration.reset()
     yield
-    config.reset()
+    configuration.reset()
 
 
 def project(text: str, directory: Path | None = None) -> Path:
     path = (directory or Path.cwd()) / "pyproject.toml"
     path.write_text(textwrap.dedent(text))
-    config.reload()
+    configuration.reload()
     return path
 
 
 def wrong(**settings):
     with pytest.raises(SettingError) as caught:
-        config.configure(**settings)
+        configuration.configure(**settings)
     return caught.value
 
 
@@ -75,7 +75,7 @@ class InADict:
 
 def test_the_defaults_are_those_of_the_specification(tmp_path):
     """With nothing set anywhere, every setting has the default of SPEC section 6."""
-    settings = config.current()
+    settings = configuration.current()
     assert {name: getattr(settings, name) for name in DEFAULTS} == DEFAULTS
     assert settings.directory == tmp_path / "home" / "cache" / "jupyter-memo"
     assert len(settings.secrets) == 1
@@ -87,9 +87,9 @@ def test_configure_wins_over_environment_over_project_over_default(monkeypatch):
     path = project('[tool.memo]\nnamespace = "p"\nmemory_limit = "1 MiB"\ndeadline = 1\n')
     monkeypatch.setenv("MEMO_NAMESPACE", "e")
     monkeypatch.setenv("MEMO_MEMORY_LIMIT", "2MiB")
-    config.reload()
-    config.configure(namespace="c")
-    settings = config.current()
+    configuration.reload()
+    configuration.configure(namespace="c")
+    settings = configuration.current()
     assert (settings.namespace, settings.memory_limit) == ("c", 2 << 20)
     assert (settings.deadline, settings.coherence) == (1.0, "strict")
     assert settings.sources["namespace"] == "configure()"
@@ -104,16 +104,16 @@ def test_the_nearest_pyproject_counts_and_no_other(monkeypatch, tmp_path):
     inner = tmp_path / "project" / "notebooks"
     inner.mkdir()
     monkeypatch.chdir(inner)
-    config.reload()
-    assert config.current().namespace == "outer"
+    configuration.reload()
+    assert configuration.current().namespace == "outer"
     project('[project]\nname = "memo-user"\n', tmp_path / "project")
-    assert config.current().namespace == "memo"
+    assert configuration.current().namespace == "memo"
 
 
 def test_paths_of_a_project_count_from_the_project(monkeypatch, tmp_path):
     """A relative path in `pyproject.toml` means the same from every working directory below."""
     project('[tool.memo]\ndirectory = "cache"\nlive_file = "live.toml"\n', tmp_path)
-    settings = config.current()
+    settings = configuration.current()
     assert settings.directory == tmp_path / "cache"
     assert settings.live_file == tmp_path / "live.toml"
 
@@ -121,9 +121,9 @@ def test_paths_of_a_project_count_from_the_project(monkeypatch, tmp_path):
 def test_nothing_is_read_before_the_first_call(monkeypatch):
     """A wrong variable is no error at import; it is one at the first call, with its name."""
     monkeypatch.setenv("MEMO_DEADLINE", "soon")
-    config.reload()
+    configuration.reload()
     with pytest.raises(SettingError, match=r"'deadline' \(from MEMO_DEADLINE\)"):
-        config.current()
+        configuration.current()
 
 
 def test_import_reads_no_settings_and_loads_no_heavy_package(tmp_path):
@@ -134,7 +134,7 @@ def test_import_reads_no_settings_and_loads_no_heavy_package(tmp_path):
         "assert not bad & set(sys.modules), bad & set(sys.modules)"
     )
     environment = {**os.environ, "MEMO_DEADLINE": "never"}
-    root = Path(config.__file__).parents[1]
+    root = Path(configuration.__file__).parents[1]
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -145,19 +145,19 @@ def test_import_reads_no_settings_and_loads_no_heavy_package(tmp_path):
 
 def test_what_was_read_is_kept(monkeypatch):
     """The environment is read once: a later change acts after `reload`, not in the middle."""
-    assert config.current().namespace == "memo"
+    assert configuration.current().namespace == "memo"
     monkeypatch.setenv("MEMO_NAMESPACE", "later")
-    assert config.current().namespace == "memo"
-    config.reload()
-    assert config.current().namespace == "later"
+    assert configuration.current().namespace == "memo"
+    configuration.reload()
+    assert configuration.current().namespace == "later"
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch):
     """`MEMO_REDIS_URL=` is how a shell takes a variable back."""
     project('[tool.memo]\nnamespace = "p"\n')
     monkeypatch.setenv("MEMO_NAMESPACE", "")
-    config.reload()
-    assert config.current().namespace == "p"
+    configuration.reload()
+    assert configuration.current().namespace == "p"
 
 
 # --- configure and restore --------------------------------------------------------------------
@@ -165,56 +165,56 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
 
 def test_with_configure_restores_what_it_set():
     """After the block every setting reads as before, nested blocks included."""
-    config.configure(namespace="a")
-    with config.configure(namespace="b", enabled=False):
-        with config.configure(namespace="c"):
-            assert config.current().namespace == "c"
-            assert config.current().enabled is False
-        assert config.current().namespace == "b"
-    assert config.current().namespace == "a"
-    assert config.current().enabled is True
-    assert config.current().sources["enabled"] == "default"
+    configuration.configure(namespace="a")
+    with configuration.configure(namespace="b", enabled=False):
+        with configuration.configure(namespace="c"):
+            assert configuration.current().namespace == "c"
+            assert configuration.current().enabled is False
+        assert configuration.current().namespace == "b"
+    assert configuration.current().namespace == "a"
+    assert configuration.current().enabled is True
+    assert configuration.current().sources["enabled"] == "default"
 
 
 def test_with_configure_restores_after_an_exception():
     """An exception inside the block takes nothing of the settings with it."""
-    with pytest.raises(ZeroDivisionError), config.configure(enabled=False):
+    with pytest.raises(ZeroDivisionError), configuration.configure(enabled=False):
         1 / 0  # noqa: B018
-    assert config.current().enabled is True
+    assert configuration.current().enabled is True
 
 
 def test_a_block_takes_back_only_what_it_set_itself():
     """What is configured for good inside a block stays after it."""
-    with config.configure(namespace="inner"):
-        config.configure(deadline="1s")
-    assert config.current().deadline == 1.0
-    assert config.current().namespace == "memo"
+    with configuration.configure(namespace="inner"):
+        configuration.configure(deadline="1s")
+    assert configuration.current().deadline == 1.0
+    assert configuration.current().namespace == "memo"
 
 
 def test_a_wrong_value_sets_nothing():
     """`configure` checks everything before it sets anything."""
     wrong(namespace="fine", deadline=-1)
-    assert config.current().namespace == "memo"
+    assert configuration.current().namespace == "memo"
 
 
 def test_none_overrides_an_outer_layer(monkeypatch):
     """`configure(redis_url=None)` turns Redis off, whatever the environment says."""
     monkeypatch.setenv("MEMO_REDIS_URL", "redis://cache")
-    config.reload()
-    assert config.current().redis_url == "redis://cache"
-    with config.configure(redis_url=None):
-        assert config.current().redis_url is None
-    assert config.current().redis_url == "redis://cache"
+    configuration.reload()
+    assert configuration.current().redis_url == "redis://cache"
+    with configuration.configure(redis_url=None):
+        assert configuration.current().redis_url is None
+    assert configuration.current().redis_url == "redis://cache"
 
 
 def test_version_changes_with_every_change():
     """Whoever keeps something made of the settings can tell when it is out of date."""
-    seen = {config.version()}
-    with config.configure(enabled=False):
-        seen.add(config.version())
-    seen.add(config.version())
-    config.reload()
-    seen.add(config.version())
+    seen = {configuration.version()}
+    with configuration.configure(enabled=False):
+        seen.add(configuration.version())
+    seen.add(configuration.version())
+    configuration.reload()
+    seen.add(configuration.version())
     assert len(seen) == 4
 
 
@@ -223,12 +223,12 @@ def test_configure_is_safe_from_many_threads():
 
     def work(number: int) -> None:
         for _ in range(50):
-            config.configure(namespace=f"n{number}", memory_limit=number)
-            settings = config.current()
+            configuration.configure(namespace=f"n{number}", memory_limit=number)
+            settings = configuration.current()
             if settings.namespace != f"n{settings.memory_limit}":
                 torn.append(settings)
 
-    torn: list[config.Settings] = []
+    torn: list[configuration.Settings] = []
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
@@ -240,8 +240,8 @@ def test_configure_is_safe_from_many_threads():
 @pytest.mark.timing
 def test_current_costs_next_to_nothing():
     """After the first read, `current()` takes less than 0.2 µs."""
-    config.current()
-    best = min(_timed(config.current, 20_000) for _ in range(5))
+    configuration.current()
+    best = min(_timed(configuration.current, 20_000) for _ in range(5))
     assert best < 0.2e-6
 
 
@@ -272,7 +272,7 @@ def test_an_unknown_name_in_the_project_names_the_file():
     """A misspelt setting in `pyproject.toml` names the file."""
     path = project("[tool.memo]\nsize-limit = 1\n")
     with pytest.raises(SettingError, match="did you mean 'size_limit'") as caught:
-        config.current()
+        configuration.current()
     assert str(path) in str(caught.value)
 
 
@@ -280,9 +280,9 @@ def test_an_unknown_name_in_the_project_names_the_file():
 def test_a_misspelt_variable_is_an_error(monkeypatch, variable):
     """A variable that is nearly one of ours is a mistake, not silence."""
     monkeypatch.setenv(variable, "x")
-    config.reload()
+    configuration.reload()
     with pytest.raises(SettingError, match="did you mean") as caught:
-        config.current()
+        configuration.current()
     assert variable in str(caught.value)
 
 
@@ -290,8 +290,8 @@ def test_a_misspelt_variable_is_an_error(monkeypatch, variable):
 def test_variables_of_other_programs_are_left_alone(monkeypatch, variable):
     """Other programs are called memo as well; their variables are none of our business."""
     monkeypatch.setenv(variable, "x")
-    config.reload()
-    assert config.current().namespace == "memo"
+    configuration.reload()
+    assert configuration.current().namespace == "memo"
 
 
 # --- values -----------------------------------------------------------------------------------
@@ -312,8 +312,8 @@ def test_variables_of_other_programs_are_left_alone(monkeypatch, variable):
 )
 def test_sizes_are_bytes_or_text_with_units(text, size):
     """Sizes are read to the byte: KiB are 1,024, kB are 1,000."""
-    with config.configure(size_limit=text):
-        assert config.current().size_limit == size
+    with configuration.configure(size_limit=text):
+        assert configuration.current().size_limit == size
 
 
 def test_a_negative_memory_limit_is_refused():
@@ -331,8 +331,8 @@ def test_wrong_sizes_are_refused(value):
 
 def test_memory_limit_may_be_zero():
     """0 turns the memory tier off."""
-    with config.configure(memory_limit=0):
-        assert config.current().memory_limit == 0
+    with configuration.configure(memory_limit=0):
+        assert configuration.current().memory_limit == 0
 
 
 @pytest.mark.parametrize(
@@ -340,8 +340,8 @@ def test_memory_limit_may_be_zero():
 )
 def test_deadline_takes_seconds_and_text(value, number):
     """The deadline is seconds, or text with units."""
-    with config.configure(deadline=value):
-        assert config.current().deadline == number
+    with configuration.configure(deadline=value):
+        assert configuration.current().deadline == number
 
 
 @pytest.mark.parametrize("value", [0, -1, "soon", None, True, float("nan"), "inf"])
@@ -362,8 +362,8 @@ def test_wrong_deadlines_are_refused(value):
 )
 def test_urls_of_redis_are_kept_as_they_are(url):
     """A good URL reaches the client unchanged."""
-    with config.configure(redis_url=url):
-        assert str(config.current().redis_url) == url
+    with configuration.configure(redis_url=url):
+        assert str(configuration.current().redis_url) == url
 
 
 @pytest.mark.parametrize(
@@ -389,19 +389,19 @@ def test_wrong_urls_are_refused(url):
 @pytest.mark.parametrize("value", [True, "1", "true", "YES", "on", 1])
 def test_truth_is_read_from_text(monkeypatch, value):
     """What people write for true is true."""
-    with config.configure(self_healing=value):
-        assert config.current().self_healing is True
+    with configuration.configure(self_healing=value):
+        assert configuration.current().self_healing is True
 
 
 def test_enabled_from_the_environment(monkeypatch):
     """`MEMO_ENABLED=0` turns the cache off; other text is refused."""
     monkeypatch.setenv("MEMO_ENABLED", "0")
-    config.reload()
-    assert config.current().enabled is False
+    configuration.reload()
+    assert configuration.current().enabled is False
     monkeypatch.setenv("MEMO_ENABLED", "maybe")
-    config.reload()
+    configuration.reload()
     with pytest.raises(SettingError, match="write true or false"):
-        config.current()
+        configuration.current()
 
 
 @pytest.mark.parametrize(
@@ -429,15 +429,15 @@ def test_other_wrong_values_are_refused(name, value):
 def test_tiers_are_names_or_objects(monkeypatch):
     """A chain is text, a list of names, or objects; an object of four async methods will do."""
     own = InADict()
-    with config.configure(redis_url="redis://cache", tiers="memory, redis,disk"):
-        assert config.current().tiers == ("memory", "redis", "disk")
-    with config.configure(tiers=["memory", own]):
-        assert config.current().tiers == ("memory", own)
-    with config.configure(tiers=own):
-        assert config.current().tiers == (own,)
+    with configuration.configure(redis_url="redis://cache", tiers="memory, redis,disk"):
+        assert configuration.current().tiers == ("memory", "redis", "disk")
+    with configuration.configure(tiers=["memory", own]):
+        assert configuration.current().tiers == ("memory", own)
+    with configuration.configure(tiers=own):
+        assert configuration.current().tiers == (own,)
     monkeypatch.setenv("MEMO_TIERS", "disk")
-    config.reload()
-    assert config.current().tiers == ("disk",)
+    configuration.reload()
+    assert configuration.current().tiers == ("disk",)
 
 
 @pytest.mark.parametrize(
@@ -458,18 +458,18 @@ def test_wrong_tiers_are_refused(value, part):
 def test_redis_in_the_chain_needs_a_url(monkeypatch):
     """A chain that names Redis without one is an error with the source of the chain."""
     monkeypatch.setenv("MEMO_TIERS", "redis,disk")
-    config.reload()
+    configuration.reload()
     with pytest.raises(SettingError, match=r"'tiers' \(from MEMO_TIERS\).*redis_url"):
-        config.current()
+        configuration.current()
 
 
 def test_a_broken_project_file_is_an_error_only_if_it_speaks_of_memo():
     """Half-written TOML is an error where it may have settings of ours, and only there."""
     project("[tool.other\n")
-    assert config.current().namespace == "memo"
+    assert configuration.current().namespace == "memo"
     path = project("[tool.memo\n")
     with pytest.raises(SettingError, match="not valid TOML") as caught:
-        config.current()
+        configuration.current()
     assert str(path) in str(caught.value)
 
 
@@ -477,7 +477,7 @@ def test_a_project_table_that_is_none_is_refused():
     """`tool.memo = 1` is no table."""
     project("[tool]\nmemo = 1\n")
     with pytest.raises(SettingError, match="must be a table"):
-        config.current()
+        configuration.current()
 
 
 def test_a_removed_working_directory_is_no_error(monkeypatch, tmp_path):
@@ -486,17 +486,17 @@ def test_a_removed_working_directory_is_no_error(monkeypatch, tmp_path):
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    config.reload()
-    assert config.current().namespace == "memo"
+    configuration.reload()
+    assert configuration.current().namespace == "memo"
 
 
 def test_directory_is_absolute_and_knows_the_home(monkeypatch, tmp_path):
     """`~` and relative paths are resolved when they are read, and never again."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    with config.configure(directory="~/cache"):
-        assert config.current().directory == tmp_path / "cache"
-    with config.configure(directory="here"):
-        assert config.current().directory == Path.cwd() / "here"
+    with configuration.configure(directory="~/cache"):
+        assert configuration.current().directory == tmp_path / "cache"
+    with configuration.configure(directory="here"):
+        assert configuration.current().directory == Path.cwd() / "here"
 
 
 # --- nothing leaks ----------------------------------------------------------------------------
@@ -505,8 +505,12 @@ def test_directory_is_absolute_and_knows_the_home(monkeypatch, tmp_path):
 def test_no_password_and_no_secret_is_ever_shown():
     """Neither the repr of the settings nor that of the URL has user, password, query or secret."""
     url = "redis://user:hunter2@cache:6379/0?password=hunter3"
-    with config.configure(redis_url=url, secret=SECRET):
-        shown = repr(config.current()) + repr(config.current().redis_url) + repr(config.configure())
+    with configuration.configure(redis_url=url, secret=SECRET):
+        shown = (
+            repr(configuration.current())
+            + repr(configuration.current().redis_url)
+            + repr(configuration.configure())
+        )
     for hidden in ("hunter2", "hunter3", "user:", SECRET):
         assert hidden not in shown
     assert "redis://***@cache:6379/0?***" in shown
@@ -528,25 +532,25 @@ def test_the_secret_comes_from_the_first_layer_that_has_one(monkeypatch, tmp_pat
     path = tmp_path / "secret"
     path.write_text("f" * 40)
     path.chmod(0o600)
-    ids = [config.current().secrets[0].id]
+    ids = [configuration.current().secrets[0].id]
     monkeypatch.setenv("MEMO_SECRET_FILE", str(path))
-    config.reload()
-    ids.append(config.current().secrets[0].id)
-    assert config.current().sources["secrets"] == "MEMO_SECRET_FILE"
+    configuration.reload()
+    ids.append(configuration.current().secrets[0].id)
+    assert configuration.current().sources["secrets"] == "MEMO_SECRET_FILE"
     monkeypatch.setenv("MEMO_SECRET", "e" * 40)
-    config.reload()
-    ids.append(config.current().secrets[0].id)
-    config.configure(secret="c" * 40)
-    ids.append(config.current().secrets[0].id)
-    config.configure(secret_file=path)
-    assert config.current().secrets[0].id == ids[1]
+    configuration.reload()
+    ids.append(configuration.current().secrets[0].id)
+    configuration.configure(secret="c" * 40)
+    ids.append(configuration.current().secrets[0].id)
+    configuration.configure(secret_file=path)
+    assert configuration.current().secrets[0].id == ids[1]
     assert len(set(ids)) == 4
     for both in (
         {"secret": "c" * 40, "secret_file": path},
         {"secret_file": path, "secret": "c" * 40},
     ):
-        config.configure(**both)
-        assert config.current().secrets[0].id == ids[3]
+        configuration.configure(**both)
+        assert configuration.current().secrets[0].id == ids[3]
 
 
 def test_a_secret_in_a_readable_project_file_is_refused(tmp_path):
@@ -554,17 +558,19 @@ def test_a_secret_in_a_readable_project_file_is_refused(tmp_path):
     path = project(f'[tool.memo]\nsecret = "{SECRET}"\n')
     path.chmod(0o644)
     with pytest.raises(SettingError, match="chmod 600"):
-        config.current()
+        configuration.current()
     path.chmod(0o600)
-    assert len(config.current().secrets) == 1
+    assert len(configuration.current().secrets) == 1
 
 
 def test_a_forked_child_can_configure():
     """A process forked while another thread holds the lock is not stuck in it."""
-    with config._lock:
+    with configuration._lock:
         child = os.fork()
         if child == 0:
-            held = threading.Thread(target=config.configure, kwargs={"enabled": False}, daemon=True)
+            held = threading.Thread(
+                target=configuration.configure, kwargs={"enabled": False}, daemon=True
+            )
             held.start()
             held.join(5)
             os._exit(1 if held.is_alive() else 0)

@@ -142,11 +142,11 @@ def test_a_cluster_is_used_as_a_whole(cluster: Cluster) -> None:
 
 def test_a_lease_in_a_cluster(cluster: Cluster) -> None:
     """`use_lock` works in a cluster: one computation for two hosts that ask at once."""
-    from memo.assembly import default_chain
+    from memo.decorators.assembly import default_chain
 
     with only_redis(cluster.url, namespace="lease"):
         leases = default_chain().tiers[0].leases  # type: ignore[attr-defined]
-        from memo.drivers import BLOCKING, drive
+        from memo.runtime.ports import BLOCKING, drive
 
         assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "one")) is None
         assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "two")) == "one"
@@ -477,16 +477,16 @@ def test_wrong_options_are_named(options: Any, said: str) -> None:
 
 def test_options_from_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`[tool.memo.redis_options]` holds arguments of redis-py; their values never show."""
-    from memo import config
+    from memo.settings import configuration
 
     text = '[tool.memo.redis_options]\nusername = "ann"\npassword = "s3cret"\n'
     (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    config.reload()
-    found = config.current().redis_options
+    configuration.reload()
+    found = configuration.current().redis_options
     assert found is not None
     assert found["username"] == "ann"
-    assert "s3cret" not in repr(config.current())
+    assert "s3cret" not in repr(configuration.current())
 
 
 def test_a_database_that_does_not_exist(

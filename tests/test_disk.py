@@ -18,14 +18,15 @@ import pytest
 from ports import RUNNERS, blocking, start
 from ports import run as run_process
 
-from memo import codec, home
-from memo import disk as disk_module
-from memo.clock import SECOND, Clock
-from memo.disk import INLINE, Disk
-from memo.drivers import native
 from memo.errors import TierError
-from memo.host import Host
-from memo.tiers import Found
+from memo.records import codec
+from memo.runtime.clock import SECOND, Clock
+from memo.runtime.ports import native
+from memo.stores.disk import disk_tier as disk_module
+from memo.stores.disk import home
+from memo.stores.disk.disk_tier import INLINE, Disk
+from memo.stores.disk.host_state import Host
+from memo.stores.protocols import Found
 
 MIB = 1 << 20
 
@@ -87,10 +88,10 @@ def shape(names: list[str]) -> dict[str, int]:
 IN_A_PROCESS = """
 import os, sys
 from pathlib import Path
-from memo import codec
-from memo.disk import Disk
-from memo.drivers import BLOCKING, drive
-from memo.host import Host
+from memo.records import codec
+from memo.stores.disk.disk_tier import Disk
+from memo.runtime.ports import BLOCKING, drive
+from memo.stores.disk.host_state import Host
 directory = Path(sys.argv[1])
 host = Host(directory)
 disk = Disk(directory, 64 << 20, host)

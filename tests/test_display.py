@@ -9,12 +9,13 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from memo import display, events
-from memo.clock import SECOND, Clock
-from memo.display import COLOURS, Cell, Table
-from memo.events import Event
-from memo.figures import Stats
-from memo.stats import Counters, Span
+from memo.inspection import rendering
+from memo.inspection.rendering import COLOURS, Cell, Table
+from memo.metrics.recorder import Counters, Span
+from memo.metrics.snapshots import Stats
+from memo.runtime import events
+from memo.runtime.clock import SECOND, Clock
+from memo.runtime.events import Event
 
 LOAD = "etl:load"
 EVIL = '__main__:<img src=x onerror="alert(1)">&'
@@ -108,7 +109,7 @@ def found(counters: Counters, clock: Ticking) -> Stats:
 )
 def test_durations(seconds: float | None, text: str) -> None:
     """A time has the unit in which it is easiest to read, and never carries past it."""
-    assert display.duration(seconds) == text
+    assert rendering.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_durations(seconds: float | None, text: str) -> None:
 )
 def test_sizes(count: int | None, text: str) -> None:
     """A size is in powers of 1024, and never reads 1024.0 of the smaller unit."""
-    assert display.size(count) == text
+    assert rendering.size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -134,12 +135,12 @@ def test_sizes(count: int | None, text: str) -> None:
 )
 def test_shares(share: float | None, text: str) -> None:
     """100 % is said only where nothing is missing."""
-    assert display.percent(share) == text
+    assert rendering.percent(share) == text
 
 
 def test_text_is_aligned(found: Stats) -> None:
     """In plain text every number stands right-aligned under its title."""
-    text = display.text(found, width=160)
+    text = rendering.text(found, width=160)
     lines = text.splitlines()
     head = next(line for line in lines if line.startswith("function"))
     row = next(line for line in lines if line.startswith("etl:load"))
@@ -157,37 +158,37 @@ def test_text_is_aligned(found: Stats) -> None:
 def test_columns_of_zeros_are_left_out(counters: Counters) -> None:
     """A table has the columns that say something, and always the main ones."""
     counters(Event(events.HIT, LOAD, "a", "disk", seconds=1e-4, saved=1.0))
-    titles = display.table(counters.snapshot()).titles
+    titles = rendering.table(counters.snapshot()).titles
     assert {"function", "hits", "misses", "saved", "median hit"} <= set(titles)
     assert not {"stale", "refreshed", "faults", "raised", "waited"} & set(titles)
 
 
 def test_the_most_useful_function_is_first(found: Stats) -> None:
     """Functions are in the order of the time that they saved; the total is last."""
-    table = display.table(found)
+    table = rendering.table(found)
     assert [row[0].value for row in table.rows] == [LOAD, EVIL]
     assert table.total[0].text == "total"
-    assert not display.table(found.select("load")).total
+    assert not rendering.table(found.select("load")).total
 
 
 def test_empty_says_what_to_do() -> None:
     """Before anything was called, text and HTML say what to do."""
-    assert "@cache" in display.text(Stats())
-    assert "@cache" in "".join(read(display.html(Stats())).texts)
-    assert display.svg(Stats()) == ""
-    assert display.sparks(Stats()) == ""
+    assert "@cache" in rendering.text(Stats())
+    assert "@cache" in "".join(read(rendering.html(Stats())).texts)
+    assert rendering.svg(Stats()) == ""
+    assert rendering.sparks(Stats()) == ""
 
 
 def test_repr_is_the_table(found: Stats) -> None:
     """A snapshot shows as its table, in a terminal and in a notebook."""
-    assert repr(found) == display.text(found)
+    assert repr(found) == rendering.text(found)
     assert "<table" in found._repr_html_()
 
 
 def test_html_says_what_the_text_says(found: Stats) -> None:
     """Every number of the plain text is in the HTML."""
-    texts = " ".join(read(display.html(found)).texts)
-    for cell in (cell for row in display.table(found).rows for cell in row):
+    texts = " ".join(read(rendering.html(found)).texts)
+    for cell in (cell for row in rendering.table(found).rows for cell in row):
         assert cell.text in texts
     assert "saved 1 min 24 s" in texts
     assert "disk 2" in texts
@@ -198,11 +199,11 @@ def test_everything_is_escaped(found: Stats) -> None:
     odd = found.with_health({"<b>tier": {"<i>fact": "<u>value", "up": False}})
     table = Table(["<s>x", "y"], [[Cell("<s>a", '"><s>'), Cell("<s>b", '"><s>', "<s>note")]])
     for html in (
-        display.html(odd, plot=True),
-        display.boxed(display.table_html(table)),
-        display.facts_html("<b>title", {"<i>name": "<u>value"}),
-        display.report_html("<b>line"),
-        display.lines_html("<b>line"),
+        rendering.html(odd, plot=True),
+        rendering.boxed(rendering.table_html(table)),
+        rendering.facts_html("<b>title", {"<i>name": "<u>value"}),
+        rendering.report_html("<b>line"),
+        rendering.lines_html("<b>line"),
     ):
         tags = {tag for tag, _ in read(html).seen}
         assert not tags & {"img", "i", "u", "s"}
@@ -212,7 +213,7 @@ def test_everything_is_escaped(found: Stats) -> None:
 
 def test_html_brings_no_colours_but_those_of_the_plot(found: Stats) -> None:
     """Text, lines and backgrounds are the theme's own, so light and dark both read well."""
-    html = display.html(found, plot=True)
+    html = rendering.html(found, plot=True)
     colours = set(re.findall(r"#[0-9a-fA-F]{3,8}\b", html))
     assert colours <= set(COLOURS.values())
     backgrounds = set(re.findall(r"background(?:-color)?:([^;}]+)", html))
@@ -236,7 +237,7 @@ def test_plot_colours_have_contrast(colour: str, background: str) -> None:
 
 def test_table_needs_no_script(found: Stats) -> None:
     """Where scripts are stripped the table is whole, and nothing says that it could be sorted."""
-    html = display.html(found)
+    html = rendering.html(found)
     stripped = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     assert stripped != html
     reader = read(stripped)
@@ -247,13 +248,13 @@ def test_table_needs_no_script(found: Stats) -> None:
 
 def test_two_tables_do_not_share_a_name(found: Stats) -> None:
     """Tables of two kernels on one page sort each by itself."""
-    names = {re.search(r'table id="([^"]+)"', display.html(found))[1] for _ in range(5)}  # type: ignore[index]
+    names = {re.search(r'table id="([^"]+)"', rendering.html(found))[1] for _ in range(5)}  # type: ignore[index]
     assert len(names) == 5
 
 
 def test_sort_keys_are_numbers(found: Stats) -> None:
     """A column sorts by its number, not by the text that shows it."""
-    reader = read(display.html(found))
+    reader = read(rendering.html(found))
     keys = [attrs["data-v"] for tag, attrs in reader.seen if tag == "td" and "data-v" in attrs]
     assert keys
     assert all(key == "" or float(key) is not None for key in keys if key is not None)
@@ -261,7 +262,7 @@ def test_sort_keys_are_numbers(found: Stats) -> None:
 
 def test_svg_draws_every_call(found: Stats) -> None:
     """The plot is well-formed, and its bars name every hit, stale hit and miss."""
-    root = ET.fromstring(display.svg(found))
+    root = ET.fromstring(rendering.svg(found))
     titles = " ".join(t.text or "" for t in root.iter("{http://www.w3.org/2000/svg}title"))
     counts = {n: sum(map(int, re.findall(rf"(\d+) {n}", titles))) for n in COLOURS}
     assert counts == {"hits": 3, "stale": 1, "misses": 1}
@@ -273,8 +274,8 @@ def test_plots_have_bounded_bars(counters: Counters, clock: Ticking) -> None:
     for _ in range(50):
         clock.now += 1800 * SECOND
         counters(Event(events.HIT, LOAD, "a", "disk", seconds=1e-4))
-    width, points = display.bars(counters.snapshot())
-    assert len(points) <= display.BARS
+    width, points = rendering.bars(counters.snapshot())
+    assert len(points) <= rendering.BARS
     assert sum(point.hits for point in points) == 50
     starts = [point.start for point in points]
     assert {b - a for a, b in pairwise(starts)} == {width}
@@ -282,12 +283,12 @@ def test_plots_have_bounded_bars(counters: Counters, clock: Ticking) -> None:
 
 def test_sparks_are_the_plot_as_text(found: Stats) -> None:
     """A terminal gets the same plot in block characters."""
-    hits, stale, misses, foot = display.sparks(found).splitlines()
+    hits, stale, misses, foot = rendering.sparks(found).splitlines()
     assert hits.startswith("  hits  █")
     assert stale.endswith("▃")
     assert misses.endswith("▃")
     assert "1.0 s each" in foot
-    assert display.sparks(found) in display.text(found, plot=True)
+    assert rendering.sparks(found) in rendering.text(found, plot=True)
 
 
 def test_health_of_tiers_is_said_in_words(found: Stats) -> None:
@@ -296,7 +297,7 @@ def test_health_of_tiers_is_said_in_words(found: Stats) -> None:
         "disk": {"up": True, "size": 1_300_000_000, "size_limit": 10 << 30, "entries": 12},
         "host": {"journal": 2},
     }
-    lines = {name: (said, well) for name, said, well in display.tiers(found.with_health(facts))}
+    lines = {name: (said, well) for name, said, well in rendering.tiers(found.with_health(facts))}
     assert lines["disk"] == ("2 hits · 1 stale · up · 1.2 GiB of 10.0 GiB · entries 12", True)
     assert lines["host"] == ("2 invalidations on the way to Redis", True)
     assert lines["redis"] == ("1 error · down · 1 outage", False)
@@ -314,11 +315,11 @@ def test_report_says_it_in_one_line(counters: Counters) -> None:
     counters(Event(events.REFRESH_STARTED, LOAD, "b"))
     counters(Event(events.MISS, "etl:Sales.clean", "c", reason="expired"))
     span.end()
-    assert display.report(span) == (
+    assert rendering.report(span) == (
         "2 hits (disk) · 1 stale, refreshing · 1 miss: clean() expired · saved 41.8 s"
     )
     counters(Event(events.REFRESH_DONE, LOAD, "b"))
-    assert "1 stale, refreshed · " in display.report(span)
+    assert "1 stale, refreshed · " in rendering.report(span)
 
 
 def test_report_tells_whatever_the_event_tells(counters: Counters) -> None:
@@ -331,7 +332,7 @@ def test_report_tells_whatever_the_event_tells(counters: Counters) -> None:
     counters(Event(events.MISS, LOAD, reason="expired"))
     counters(Event(events.FAILED, LOAD, reason="KeyError"))
     span.end()
-    assert display.report(span) == (
+    assert rendering.report(span) == (
         "4 misses: code of clean() changed (3\u00d7), load() expired · 1 raised"
     )
 
@@ -344,4 +345,4 @@ def test_report_counts_shared_computations_once(counters: Counters) -> None:
     for _ in range(4):
         counters(Event(events.COALESCED, LOAD, "k", saved=1.0))
     span.end()
-    assert display.report(span) == "1 miss: load() not cached yet · 4 shared · saved 4.0 s"
+    assert rendering.report(span) == "1 miss: load() not cached yet · 4 shared · saved 4.0 s"

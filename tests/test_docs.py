@@ -17,7 +17,7 @@ import pytest
 from redis_server import RedisServer
 
 import memo
-from memo.decorators import CachedFunction
+from memo.decorators.cached_function import CachedFunction
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

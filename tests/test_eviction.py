@@ -17,15 +17,16 @@ from ports import run
 from redis_server import RedisServer
 
 import memo
-from memo import cache, codec, seal
-from memo.assembly import default_chain
-from memo.clock import SECOND
-from memo.config import configure
-from memo.disk import TELL, Disk
-from memo.drivers import BLOCKING, drain_blocking, drive
-from memo.host import Host
-from memo.policy import Times
-from memo.seal import Header, Secret
+from memo import cache
+from memo.decorators.assembly import default_chain
+from memo.records import codec, seal
+from memo.records.seal import Header, Secret
+from memo.runtime.clock import SECOND
+from memo.runtime.ports import BLOCKING, drain_blocking, drive
+from memo.settings.configuration import configure
+from memo.stores.disk.disk_tier import TELL, Disk
+from memo.stores.disk.host_state import Host
+from memo.validity.lifetimes import Times
 
 MIB = 1 << 20
 SECRET = Secret(b"s" * 32)
@@ -209,7 +210,7 @@ def test_a_program_that_ends_tells_what_it_read(tmp_path: Path) -> None:
     """At the end of the interpreter too, and without a word."""
     code = (
         "import sys, time, memo\n"
-        "from memo.config import configure\n"
+        "from memo.settings.configuration import configure\n"
         "configure(directory=sys.argv[1], tiers=['memory', 'disk'])\n"
         "@memo.cache(name='eviction:end', version='1', ttl=None)\n"
         "def load(x): return x\n"

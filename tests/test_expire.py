@@ -14,7 +14,7 @@ from providers import InADict
 
 import memo
 from memo import cache
-from memo.drivers import drain_blocking
+from memo.runtime.ports import drain_blocking
 
 RUNS: dict[str, int] = {}
 
@@ -164,7 +164,7 @@ def test_another_process_expires(where: Any) -> None:
     load = loads()
     with where:
         load("EU")
-        url = memo.config.current().redis_url
+        url = memo.settings.configuration.current().redis_url
         code = (
             f"import memo; memo.configure(redis_url={url!r}, deadline=5); "
             "print(memo.expire(function='shop:load').matched)"
@@ -190,7 +190,7 @@ def test_the_window_begins_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> N
     assert load("EU") == 1
     load.expire()
     later = time.time_ns() + 61 * 10**9
-    monkeypatch.setattr("memo.policy.time.time_ns", lambda: later)
+    monkeypatch.setattr("memo.validity.lifetimes.time.time_ns", lambda: later)
     assert load("EU") == 2
 
 

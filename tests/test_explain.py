@@ -18,8 +18,10 @@ import pytest
 from providers import InADict
 
 import memo
-from memo import assembly, cache, events
-from memo.explanations import Explanation
+from memo import cache
+from memo.decorators import assembly
+from memo.engine.explaining import Explanation
+from memo.runtime import events
 from memo.testing import ManualClock, isolated, recording
 
 
@@ -341,7 +343,9 @@ def test_invalidated_when_by_whom_and_why(
     def load(region: str, year: int) -> str:
         return region
 
-    monkeypatch.setattr("memo.chain.time", SimpleNamespace(time=lambda: clock.wall_ns() / 1e9))
+    monkeypatch.setattr(
+        "memo.stores.chain.time", SimpleNamespace(time=lambda: clock.wall_ns() / 1e9)
+    )
     load("EU", 2024)
     load.invalidate(reason="older than the entry")
     clock.advance(5)
@@ -424,7 +428,7 @@ def test_evicted(clock: ManualClock) -> None:
 
     load("EU")
     chain = assembly.default_chain()
-    memo.drivers.drive(chain.clear(memo.drivers.BLOCKING))
+    memo.runtime.ports.drive(chain.clear(memo.runtime.ports.BLOCKING))
     explanation = load.explain("EU")
     assert explanation.reason == "evicted"
     shows(explanation, "evicted or cleared since")

@@ -29,18 +29,29 @@ from ports import ROOT, run, start
 from redis_server import RedisServer
 
 import memo
-from memo import cache, files, home, ledger, locks, manifests, payloads
-from memo import disk as disk_module
-from memo import sqlite as sqlite_module
-from memo.assembly import default_chain
-from memo.client import Client
-from memo.config import configure
-from memo.drivers import BLOCKING, drain_blocking, drive
+from memo import cache
+from memo.decorators.assembly import default_chain
 from memo.errors import TierError
+from memo.keys.fingerprint import source_history
+from memo.runtime import private_files
+from memo.runtime.ports import BLOCKING, drain_blocking, drive
+from memo.settings.configuration import configure
+from memo.stores.disk import disk_tier as disk_module
+from memo.stores.disk import file_locks, home, host_database, payload_files
+from memo.stores.disk import sqlite_file as sqlite_module
+from memo.stores.redis.client import Client
 from memo.testing import recording
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
-ROOMS = (files, payloads, locks, ledger, manifests, disk_module, sqlite_module)
+ROOMS = (
+    private_files,
+    payload_files,
+    file_locks,
+    host_database,
+    source_history,
+    disk_module,
+    sqlite_module,
+)
 """The modules that touch files."""
 WRITING = frozenset(
     ["write", "writev", "pwrite", "link", "rename", "replace", "unlink", "ftruncate", "utime"]
@@ -405,7 +416,7 @@ import gc, os, random, signal, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_faults as faults
-from memo.config import configure
+from memo.settings.configuration import configure
 
 def in_a_child(work):
     child = os.fork()
@@ -623,7 +634,7 @@ def test_real_limits(limit: str, tmp_path: Path) -> None:
         "import os, resource, signal, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "import test_faults as faults\n"
-        "from memo.config import configure\n"
+        "from memo.settings.configuration import configure\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "world = faults.World(False, use_lock=True)\n"
         "with configure(directory=sys.argv[2], tiers=['memory', 'disk']):\n"
@@ -828,7 +839,7 @@ def test_a_host_file_that_cannot_be_read_at_all(
             raise TierError("no copy")
 
         monkeypatch.setattr(sqlite_module.Database, "_open", refuse)
-        monkeypatch.setattr("memo.salvage.journal", unreadable)
+        monkeypatch.setattr("memo.stores.disk.recovery.journal", unreadable)
         world.epoch = 2
         answers = [world.call() for _ in range(8)]
         assert answers[-1] == 2, "Redis may hold what somebody has invalidated"
@@ -861,7 +872,7 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from pathlib import Path
 import memo, memo.testing
-from memo.config import configure
+from memo.settings.configuration import configure
 
 SIZE = 2_000_000
 
@@ -996,7 +1007,7 @@ def test_spawned_processes(tmp_path: Path, redis_server: RedisServer) -> None:
         mine = worked.slow(str(tmp_path / "log"), 1)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import worked; from memo.config import configure\n"
+        "import worked; from memo.settings.configuration import configure\n"
         "with configure(directory=sys.argv[2], redis_url=sys.argv[3], deadline=5.0):\n"
         "    print(worked.slow(sys.argv[4], 1))\n"
     )
@@ -1056,7 +1067,7 @@ def test_many_loops(redis_server: RedisServer) -> None:
 EXITING = """
 import asyncio, atexit, os, sys, threading, time
 import memo
-from memo.config import configure
+from memo.settings.configuration import configure
 from memo.testing import ManualClock
 
 how = sys.argv[2]

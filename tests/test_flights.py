@@ -10,7 +10,7 @@ from ports import run
 from styles import STYLES, Style
 
 import memo
-from memo.flights import FLIGHTS
+from memo.engine.coordination.flights import FLIGHTS
 from memo.testing import recording
 
 

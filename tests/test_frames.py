@@ -24,8 +24,8 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo import arrays, bands, tables
-from memo.canon import Unkeyable, digest
+from memo.keys.encoding import array_order, for_arrays, for_pandas
+from memo.keys.encoding.canonical import Unkeyable, digest
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 NAN = float("nan")
@@ -661,11 +661,11 @@ def layouts(numbers: Any) -> dict[str, pd.DataFrame]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that is cut for hashing is cut in little parts."""
     for name, size in {"BAND": 4096, "TILE": 100, "SHARED": 1000, "FED": 300, "ROWS": 3}.items():
-        monkeypatch.setattr(bands, name, size)
-    monkeypatch.setattr(bands, "THREADS", 4)
-    monkeypatch.setattr(arrays, "PIECE", 500)
-    monkeypatch.setattr(tables, "LONG", 2000)
-    monkeypatch.setattr(tables, "STRIP", 5000)
+        monkeypatch.setattr(array_order, name, size)
+    monkeypatch.setattr(array_order, "THREADS", 4)
+    monkeypatch.setattr(for_arrays, "PIECE", 500)
+    monkeypatch.setattr(for_pandas, "LONG", 2000)
+    monkeypatch.setattr(for_pandas, "STRIP", 5000)
 
 
 @pytest.mark.parametrize("kind", ["f8", "i1", "M8[us]", "c16"])
@@ -697,7 +697,7 @@ def test_big_frames_have_one_key_in_any_layout(shape: tuple[int, int]) -> None:
 def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
     """Two cells that change places make another key, wherever bands and strips end."""
     small(monkeypatch)
-    monkeypatch.setattr(tables, "LONG", long)
+    monkeypatch.setattr(for_pandas, "LONG", long)
     numbers = np.arange(40 * 36.0).reshape(40, 36)
     keys = {digest(pd.DataFrame(numbers, copy=False))}
     for (a, b), (c, d) in [
@@ -733,8 +733,8 @@ def test_bands_are_copied_alone_where_no_thread_starts(
     rows = pd.DataFrame(np.random.default_rng(0).random((300_000, 5)), copy=False)
     fortran = np.asfortranarray(rows.to_numpy())
     keys = digest(rows), digest(fortran)
-    monkeypatch.setattr(bands, "_pool", lambda: Few(4))
-    monkeypatch.setattr(bands, "THREADS", 4)
+    monkeypatch.setattr(array_order, "_pool", lambda: Few(4))
+    monkeypatch.setattr(array_order, "THREADS", 4)
     assert (digest(rows), digest(fortran)) == keys
 
 
@@ -772,7 +772,7 @@ SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
 import test_frames
-from memo.canon import digest
+from memo.keys.encoding.canonical import digest
 print({{name: digest(value).hex() for name, value in test_frames.DISTINCT.items()}})
 """
 
@@ -798,9 +798,9 @@ ALONE = """
 import sys
 {block}
 import {library} as library
-import memo.canon
+import memo.keys.encoding.canonical
 before = set(sys.modules)
-print(memo.canon.digest({value}).hex())
+print(memo.keys.encoding.canonical.digest({value}).hex())
 new = {{m.partition(".")[0] for m in set(sys.modules) - before}}
 assert not new & {{"numpy", "pandas", "pyarrow", "polars", "scipy", "torch"}} - {{{library!r}}}, new
 """
@@ -1060,4 +1060,4 @@ def test_pieces_are_what_is_hashed() -> None:
     for size in (0, 1, 199, 200, 201, 65_535, 65_536, len(data)):
         cuts = sorted(chance.randrange(size + 1) for _ in range(5))
         pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, size], strict=True)]
-        assert arrays.joined(pieces) == arrays.joined([data[:size]])
+        assert for_arrays.joined(pieces) == for_arrays.joined([data[:size]])

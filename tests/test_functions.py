@@ -20,7 +20,7 @@ import pytest
 from styles import STYLES, Style
 
 import memo
-from memo import events
+from memo.runtime import events
 from memo.testing import recording
 
 styles = pytest.mark.parametrize("style", STYLES, ids=repr)
@@ -550,9 +550,9 @@ def test_looking_loads_nothing(
     """`is_cached` and `key` neither compute nor load the value; `__wrapped__` asks no cache."""
     f = loader(tally, is_async)
     settle(f(1))
-    memo.assembly.reset()
+    memo.decorators.assembly.reset()
     with monkeypatch.context() as patch, recording() as seen:
-        patch.setattr(memo.codec, "decode", None)
+        patch.setattr(memo.records.codec, "decode", None)
         assert f.is_cached(1)
         assert not f.is_cached(2)
         f.key(1)

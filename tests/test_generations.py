@@ -1,4 +1,4 @@
-"""What every keeper of generations promises: see `memo.tiers.Generations` and `memo.stamps`.
+"""What every keeper of generations promises: see `memo.stores.protocols.Generations` and `stamps`.
 
 To add a keeper, add a line to `KEEPERS`: a context manager that gives a fresh one.
 """
@@ -14,10 +14,10 @@ import pytest
 from ports import RUNNERS
 from ports import run as run_process
 
-from memo import generations, stamps
-from memo.host import Host
-from memo.memory import Memory
-from memo.stamps import LOST, Ref, State, Turn
+from memo.stores.disk.host_state import Host
+from memo.stores.memory import Memory
+from memo.validity import generations, stamps
+from memo.validity.stamps import LOST, Ref, State, Turn
 
 EU, US, Y24 = ("region", "e" * 16), ("region", "u" * 16), ("year", "2" * 16)
 F = "f:module:load"
@@ -111,7 +111,7 @@ def test_turning_some_arguments_changes_what_has_them_all(ask):
 
 def test_tokens_are_random():
     """No two processes make the same token, so that one that was lost never comes again."""
-    code = "from memo import stamps; print(*(stamps.token() for _ in range(1000)))"
+    code = "from memo.validity import stamps; print(*(stamps.token() for _ in range(1000)))"
     made = [*run_process(code).split(), *run_process(code).split()]
     assert len(set(made)) == 2000
     assert {len(token) for token in made} == {stamps.TOKEN}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import memo
-from memo.manifests import Manifests
+from memo.keys.fingerprint.source_history import Manifests
 
 
 def _best(work: Callable[[], object], rounds: int = 3) -> float:

@@ -24,7 +24,7 @@ import pytest
 from history import Asked, Gone, History, Nursery, Run, Stage
 from redis_server import RedisServer
 
-from memo.listener import BOUND
+from memo.stores.redis.tracking import BOUND
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 SECONDS = float(os.environ.get("MEMO_TEST_SECONDS", "90" if LONG else "1.0"))

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from ports import blocking, looping, run, start
 
-from memo import home, ledger, locks, sqlite, stamps
-from memo.clock import SECOND, Clock
 from memo.errors import TierError
-from memo.host import Host
-from memo.stamps import LOST, Ref, State, Turn
+from memo.runtime.clock import SECOND, Clock
+from memo.stores.disk import file_locks, home, host_database, sqlite_file
+from memo.stores.disk.host_state import Host
+from memo.validity import stamps
+from memo.validity.stamps import LOST, Ref, State, Turn
 
 EU = ("region", "e" * 16)
 US = ("region", "u" * 16)
@@ -58,9 +59,9 @@ def turn(host, *turns, note="{}"):
 IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from memo.drivers import BLOCKING, drive
-from memo.host import Host
-from memo.stamps import Ref, Turn
+from memo.runtime.ports import BLOCKING, drive
+from memo.stores.disk.host_state import Host
+from memo.validity.stamps import Ref, Turn
 host = Host(Path(sys.argv[1]))
 F, EU = "f:module:load", ("region", "e" * 16)
 CALL = Ref(F, (EU,))
@@ -110,7 +111,7 @@ def test_a_turn_is_seen_at_once_by_other_processes(host, directory):
 def test_reading_while_nothing_changes_touches_no_file(host, monkeypatch):
     """A read asks the file nothing while the bell is silent and the tick has not passed."""
     begin(host, CALL)
-    monkeypatch.setattr(ledger, "TICK", 1000.0)
+    monkeypatch.setattr(host_database, "TICK", 1000.0)
     host._ledger.refresh()
 
     def refuse():
@@ -128,7 +129,7 @@ def test_a_writer_killed_before_the_bell_is_seen_after_the_tick(host, second, mo
     (before,) = begin(host, CALL)
     monkeypatch.setattr(second._ledger, "_ring", lambda commit: None)
     turn(second, Turn(F))
-    time.sleep(2 * ledger.TICK)
+    time.sleep(2 * host_database.TICK)
     assert host.generations.read([CALL]) != [before]
 
 
@@ -153,7 +154,7 @@ def test_reading_costs_microseconds(host):
 
 def test_the_mirror_is_bounded_and_still_right(host, second, monkeypatch):
     """A mirror that was begun anew reads what it read before."""
-    monkeypatch.setattr(ledger, "MIRROR", 10)
+    monkeypatch.setattr(host_database, "MIRROR", 10)
     refs = [Ref(f"t:{n}") for n in range(50)]
     states = begin(host, *refs)
     turn(second, Turn("t:7"))
@@ -386,7 +387,7 @@ def test_a_damaged_file_loses_generations_and_revives_none(host, directory, dama
     if not running:
         host.close()
     _damage(directory / "host.sqlite", damage)
-    time.sleep(2 * ledger.TICK)
+    time.sleep(2 * host_database.TICK)
     now = begin(host, CALL)
     assert now != old
     assert now[0].text
@@ -443,7 +444,7 @@ def test_a_directory_removed_while_running_is_made_anew(host, second, directory)
     begin(host, CALL)
     old = second.generations.read([CALL])
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
-    time.sleep(2 * ledger.TICK)
+    time.sleep(2 * host_database.TICK)
     assert host.generations.read([CALL]) == [LOST]
     new = begin(second, CALL)
     assert host.generations.read([CALL]) == new != old
@@ -499,7 +500,7 @@ def test_a_locked_file_costs_a_quarter_of_a_second(host, directory):
         turn(host, Turn(F))
     assert time.monotonic() - begun < 0.25 + 0.35  # a busy machine
     begun = time.monotonic()
-    time.sleep(2 * ledger.TICK)
+    time.sleep(2 * host_database.TICK)
     host.generations.read([CALL, Ref("t:new")])
     assert time.monotonic() - begun < 0.1
     other.execute("ROLLBACK")
@@ -704,15 +705,15 @@ def test_a_lock_on_a_file_that_was_unlinked_meanwhile_is_none(host, monkeypatch)
     """Between opening and locking the file, its holder lets go and somebody else takes the name."""
     first, late, third = (host.lock("key") for _ in range(3))
     assert first.try_acquire()
-    flock = locks._flock
+    flock = file_locks._flock
 
     def slow(descriptor, kind):  # late has opened the file, and not yet locked it
-        monkeypatch.setattr(locks, "_flock", flock)
+        monkeypatch.setattr(file_locks, "_flock", flock)
         first.release()
         assert third.try_acquire()
         return flock(descriptor, kind)
 
-    monkeypatch.setattr(locks, "_flock", slow)
+    monkeypatch.setattr(file_locks, "_flock", slow)
     assert not late.try_acquire()
     third.release()
 
@@ -749,6 +750,6 @@ def test_locks_are_exclusive_under_contention(host):
 
 def test_patience_is_what_is_promised():
     """The patience with foreign locks stays within the bounds on cost (I6)."""
-    assert sqlite.PATIENCE <= 0.25
-    assert sqlite.READ_PATIENCE <= 0.05
+    assert sqlite_file.PATIENCE <= 0.25
+    assert sqlite_file.READ_PATIENCE <= 0.05
     assert stamps.TOKEN == 16

@@ -24,10 +24,10 @@ from typing import Any
 
 import pytest
 
-from memo import code, origin
 from memo.errors import KeyingError, OptionError
-from memo.identity import Identity, code_digest, function_id, stable
-from memo.probes import probe
+from memo.keys.fingerprint import normalised_code, origin
+from memo.keys.fingerprint.function_version import Identity, code_digest, function_id, stable
+from memo.keys.fingerprint.probes import probe
 
 ROOT = Path(__file__).resolve().parent.parent
 _counter = itertools.count()
@@ -94,8 +94,8 @@ SAME = {
         "def f(x):\n    while x: pass\n    return 1",
     ),
     "options of the decorator, elsewhere": (
-        "from memo.decorators import cache\n@cache(ttl=5)\ndef f(x): return x",
-        "from memo.decorators import cache\n\n@cache(ttl=9)\ndef f(x): return x",
+        "from memo.decorators.cached_function import cache\n@cache(ttl=5)\ndef f(x): return x",
+        "from memo.decorators.cached_function import cache\n\n@cache(ttl=9)\ndef f(x): return x",
     ),
     "quotes": ("def f(x):\n    return 'a' 'b'", 'def f(x):\n    return "ab"'),
     "u prefix": ("def f(x):\n    return 'a'", "def f(x):\n    return u'a'"),
@@ -111,8 +111,8 @@ SAME = {
         "def helper(x):\n    # same\n    return x\n" + F,
     ),
     "options of the decorator": (
-        "import memo\nfrom memo.decorators import cache\n@cache(ttl=5)\ndef f(x): return x",
-        "import memo\nfrom memo.decorators import cache\n@cache(ttl=9)\ndef f(x): return x",
+        "import memo\nfrom memo.decorators.cached_function import cache\n@cache(ttl=5)\ndef f(x): return x",  # noqa: E501
+        "import memo\nfrom memo.decorators.cached_function import cache\n@cache(ttl=9)\ndef f(x): return x",  # noqa: E501
     ),
     "order of a set": (
         "S = {'a', 'b', 'c'}\ndef f(x): return x in S",
@@ -276,8 +276,8 @@ OTHER = {
         "import functools\n@functools.lru_cache\ndef helper(x): return -x\n" + F,
     ),
     "cached function": (
-        "from memo.decorators import cache\n@cache\ndef helper(x): return x\n" + F,
-        "from memo.decorators import cache\n@cache\ndef helper(x): return -x\n" + F,
+        "from memo.decorators.cached_function import cache\n@cache\ndef helper(x): return x\n" + F,
+        "from memo.decorators.cached_function import cache\n@cache\ndef helper(x): return -x\n" + F,
     ),
     "global number": ("A = 1\ndef f(x): return A", "A = 2\ndef f(x): return A"),
     "global's type": ("A = 1\ndef f(x): return A", "A = True\ndef f(x): return A"),
@@ -793,7 +793,7 @@ def test_an_edited_module_that_was_loaded_again_has_its_source(tmp_path: Path) -
         importlib.invalidate_caches()
         shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
         f = importlib.import_module("edited_module").f
-        assert code.read(f.__code__, f.__globals__).source
+        assert normalised_code.read(f.__code__, f.__globals__).source
         assert Identity(f).parts()["edited_module:f"].endswith(text.split()[-1])
 
 
@@ -816,7 +816,7 @@ def test_source_that_moved(tmp_path: Path) -> None:
     del sys.modules["helpers"]
     helpers = importlib.import_module("helpers")
     write(tmp_path, helpers="# one\n# two\ndef g(x): return x")
-    code._known.clear()
+    normalised_code._known.clear()
     assert Identity(helpers.g).digest() == first
 
 
@@ -842,7 +842,7 @@ def test_lazy_import_of_an_installed_package_imports_nothing() -> None:
     """Looking at a function that would import a heavy package does not import it."""
     cell = "def f(x):\n    import xmlrpc.client, nbclient\n    return nbclient.execute(x)"
     script = (
-        "import sys; from memo import identity\n"
+        "import sys; from memo.keys.fingerprint import function_version as identity\n"
         f"names = {{'__name__': 'm'}}; exec({cell!r}, names)\n"
         "parts = identity.Identity(names['f']).parts()\n"
         "print('nbclient' in sys.modules, 'package:nbclient' in parts)"
@@ -897,7 +897,7 @@ def test_processes_agree(source: bool, tmp_path: Path) -> None:
             f"names = {{'__name__': 'everything'}}; exec({EVERYTHING!r}, names); f = names['f']\n"
         )
     script = (
-        "import memo.keys; from memo.identity import Identity\n"
+        "import memo.keys.call_keys; from memo.keys.fingerprint.function_version import Identity\n"
         + load
         + "i = Identity(f); print(i.digest(), i.untracked())"
     )
@@ -908,7 +908,7 @@ def test_processes_agree(source: bool, tmp_path: Path) -> None:
 def test_script_and_folder(tmp_path: Path) -> None:
     """In a script, the folder is no part of the code version, but of the function's name."""
     script = (
-        "import memo.keys; from memo.identity import Identity, function_id\n"
+        "import memo.keys.call_keys; from memo.keys.fingerprint.function_version import Identity, function_id\n"  # noqa: E501
         "def helper(x): return x\ndef f(x): return helper(x)\n"
         "print(Identity(f).digest(), function_id(f))"
     )
@@ -934,7 +934,7 @@ def test_script_and_folder(tmp_path: Path) -> None:
 
 def test_asserts_off() -> None:
     """`python -O` changes the identity of what asserts, and of nothing else."""
-    cell = "import linecache\nfrom memo.identity import Identity\n"
+    cell = "import linecache\nfrom memo.keys.fingerprint.function_version import Identity\n"
     for body in ("assert x", "pass"):
         source = f"def f(x):\n    {body}\n    return x\n"
         script = cell + (
@@ -974,7 +974,7 @@ def test_zip(tmp_path: Path) -> None:
 def test_doctest() -> None:
     """In a doctest the source is the example's."""
     text = (
-        ">>> from memo.identity import Identity\n"
+        ">>> from memo.keys.fingerprint.function_version import Identity\n"
         ">>> def g(x):\n...     return x  # same\n"
         ">>> def f(x):\n...     return g(x)\n"
         ">>> sorted(Identity(f).parts().values())[1:]\n"
@@ -1006,7 +1006,7 @@ def test_real_sources(name: str) -> None:
         file = f"<{name} {index}>"
         linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         found = list(functions(compile(text, file, "exec", dont_inherit=True)))
-        texts.append([(c.co_qualname, code.read(c, {})) for c in found])
+        texts.append([(c.co_qualname, normalised_code.read(c, {})) for c in found])
         assert all(said.source for _, said in texts[-1])
     assert len(texts[0]) > 5
     assert [(n, said.text) for n, said in texts[0]] == [(n, said.text) for n, said in texts[1]]
@@ -1104,7 +1104,10 @@ def test_version() -> None:
 
 def test_stable() -> None:
     """A helper marked stable may change; it is listed."""
-    cell = "from memo.identity import stable\n@stable\ndef helper(x): return {n}\n" + F
+    cell = (
+        "from memo.keys.fingerprint.function_version import stable\n@stable\ndef helper(x): return {n}\n"  # noqa: E501
+        + F
+    )
     one, other = (Notebook(cell.format(n=n)).identity() for n in (1, 2))
     assert one.digest() == other.digest()
     assert one.untracked() == ["global:helper: notebook:helper is marked stable"]
@@ -1113,7 +1116,7 @@ def test_stable() -> None:
 def test_stable_class_is_not_inherited() -> None:
     """A class derived from a stable one is tracked."""
     cell = (
-        "from memo.identity import stable\n@stable\nclass B:\n    n = 1\n"
+        "from memo.keys.fingerprint.function_version import stable\n@stable\nclass B:\n    n = 1\n"
         "class C(B):\n    m = {n}\ndef f(x): return C()"
     )
     assert Notebook(cell.format(n=1)).digest() != Notebook(cell.format(n=2)).digest()
@@ -1274,7 +1277,7 @@ def test_annotations_are_code() -> None:
 def test_stable_in_an_array() -> None:
     """A helper marked stable is not tracked inside of a value either."""
     cell = (
-        "import numpy as np\nfrom memo.identity import stable\n"
+        "import numpy as np\nfrom memo.keys.fingerprint.function_version import stable\n"
         "T = np.array([stable(lambda: {n}), lambda: {m}])\ndef f(x): return T[x]()"
     )
     digests = [Notebook(cell.format(n=n, m=m)).digest() for n, m in ((1, 1), (2, 1), (1, 2))]
@@ -1357,7 +1360,7 @@ def test_sources_are_parsed_whatever_other_threads_parse(monkeypatch: pytest.Mon
         return real(source, *rest)
 
     monkeypatch.setattr(ast, "parse", parse)
-    assert code._index("# spoiled\ndef f():\n    return 1\n", 0) is not None
+    assert normalised_code._index("# spoiled\ndef f():\n    return 1\n", 0) is not None
     assert next(spoiled, None) is None
 
 
@@ -1601,7 +1604,7 @@ def test_what_is_probed_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
         identity = Notebook(PARTS, STRUCTURES[name][0]).identity()
         told = identity.digest()
         with monkeypatch.context() as patch:
-            patch.setattr("memo.seen.image", None)
+            patch.setattr("memo.keys.fingerprint.unchanged.image", None)
             assert identity.digest() == told, name
 
 

@@ -17,8 +17,8 @@ jupyter_client = pytest.importorskip("jupyter_client")
 
 ROOT = Path(__file__).resolve().parent.parent
 START = """
-import memo.keys
-from memo.identity import Identity, function_id, stable
+import memo.keys.call_keys
+from memo.keys.fingerprint.function_version import Identity, function_id, stable
 """
 SECONDS = 60.0
 _later = itertools.count()

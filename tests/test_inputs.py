@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memo
-from memo import instances, reach
+from memo.keys import instances
+from memo.keys.fingerprint import reachable
 
 Maker = Callable[[str], Any]
 RUNS: list[Any] = []
@@ -340,9 +341,9 @@ def test_a_class_attribute_and_an_instance_attribute_are_told_apart() -> None:
 
 def test_only_what_escapes_counts_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A survey that forgets that `self` goes elsewhere would share a helper's results."""
-    state = reach._Survey._state
+    state = reachable._Survey._state
     monkeypatch.setattr(
-        reach._Survey, "_state", lambda self: state(self)._replace(whole=False, names=())
+        reachable._Survey, "_state", lambda self: state(self)._replace(whole=False, names=())
     )
 
     class Fresh(Plain):

@@ -22,12 +22,15 @@ from ports import blocking
 from redis_server import RedisServer
 
 import memo
-from memo import assembly, cache, engine, invalidate_cache, reads, stamps
-from memo.authorities import Authorities
-from memo.chain import Chain
-from memo.drivers import drain_blocking
+from memo import cache, invalidate_cache
+from memo.decorators import assembly
+from memo.engine import answering, used_calls
 from memo.errors import OptionError, TierError
+from memo.runtime.ports import drain_blocking
+from memo.stores.authorities import Authorities
+from memo.stores.chain import Chain
 from memo.testing import ManualClock, isolated, recording
+from memo.validity import stamps
 
 Server = RedisServer
 COUNT: dict[str, int] = {}
@@ -623,8 +626,8 @@ def test_what_could_not_be_written_is_obeyed_here(
 ) -> None:
     """Until an invalidation is written nothing old is given; then it holds for everybody."""
     load = loads()
-    monkeypatch.setattr(memo.authorities, "OUTLAST", 0.0)
-    monkeypatch.setattr(memo.host, "OWED_AGAIN", 0.0)
+    monkeypatch.setattr(memo.stores.authorities, "OUTLAST", 0.0)
+    monkeypatch.setattr(memo.stores.disk.host_state, "OWED_AGAIN", 0.0)
     with memo.configure(directory=tmp_path, memory_limit=memory_limit):
         old = load("EU")
         assert load("EU") == old
@@ -644,7 +647,7 @@ def test_what_neither_arrived_nor_was_journalled_is_sent(
 ) -> None:
     """This process sends it before it reads from Redis again, although no journal has it."""
     load = loads()
-    monkeypatch.setattr(memo.authorities, "OUTLAST", 0.0)
+    monkeypatch.setattr(memo.stores.authorities, "OUTLAST", 0.0)
     with memo.configure(directory=tmp_path, redis_url=redis_server.url, memory_limit=0, deadline=5):
         old = load("EU")
         with locked(tmp_path):
@@ -694,7 +697,7 @@ def test_what_waits_for_any_redis_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no process ever has Redis again, what waits for one becomes one invalidation of all."""
-    monkeypatch.setattr(memo.host, "WAITING", 3)
+    monkeypatch.setattr(memo.stores.disk.host_state, "WAITING", 3)
     load = loads()
     with memo.configure(directory=tmp_path):
         host = assembly.default_chain().host
@@ -926,7 +929,7 @@ def test_threads_outside_a_computation_are_left_alone() -> None:
     """A thread that no cached computation started runs as Python made it."""
     loads("raw")("EU")
     seen: list[Any] = []
-    thread = threading.Thread(target=lambda: seen.append(reads.carried()))
+    thread = threading.Thread(target=lambda: seen.append(used_calls.carried()))
     thread.start()
     thread.join()
     assert "run" not in vars(thread)
@@ -942,7 +945,7 @@ def test_a_thread_that_outlives_its_computation_adds_nothing() -> None:
     def read_late() -> None:
         go_on.wait(5)
         raw("EU")
-        seen.append(reads.carried())
+        seen.append(used_calls.carried())
 
     @cache(ttl=None, version="1", name="tests:outlived")
     def report() -> int:
@@ -1099,7 +1102,7 @@ def test_a_refresh_that_is_invalidated_underway_is_dropped() -> None:
         load.invalidate()
         assert load() == 3
         go_on.set()
-        memo.drivers.drain_blocking(5)
+        memo.runtime.ports.drain_blocking(5)
         assert load() == 3
         assert COUNT["load"] == 3
     assert [e.reason for e in heard if e.kind == "refresh_failed"] == ["invalidated"]
@@ -1229,7 +1232,7 @@ def test_a_joiner_does_not_go_back() -> None:
 
 
 def _somebody_waits() -> None:
-    flight = next(iter(engine.FLIGHTS.under_way()))
+    flight = next(iter(answering.FLIGHTS.under_way()))
     while not flight.joiners:
         time.sleep(0.001)
 
@@ -1250,7 +1253,7 @@ def test_a_refresh_that_another_process_invalidated_is_dropped() -> None:
         load()
         clock.advance(50)
         load()
-        memo.drivers.drain_blocking(5)
+        memo.runtime.ports.drain_blocking(5)
         kinds = [event.kind for event in heard]
         assert kinds.count("stored") == 1
         assert [e.reason for e in heard if e.kind == "refresh_failed"] == ["invalidated"]
@@ -1266,7 +1269,7 @@ def test_an_entry_that_does_not_load_does_not_stop_the_lock() -> None:
         raise memo.errors.EntryError("unreadable", "on purpose")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.codec, "decode", broken)
+        patch.setattr(answering.codec, "decode", broken)
         assert load("EU").endswith("#2")
     assert load("EU").endswith("#2")
 

@@ -16,7 +16,7 @@ from redis_server import RedisServer
 
 import memo
 from memo import NothingMatchedError, OptionError, cache, invalidate_cache
-from memo.cli import main
+from memo.cli.commands import main
 
 chains = pytest.mark.parametrize("where", ["disk", "redis"])
 
@@ -202,7 +202,7 @@ def test_counting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     load = loads()
     for year in range(40):
         load("EU", year)
-    monkeypatch.setattr("memo.matching.BOUND", 0.0)
+    monkeypatch.setattr("memo.engine.matching.BOUND", 0.0)
     done = load.invalidate()
     assert done.at_least
     assert "at least" in repr(done)

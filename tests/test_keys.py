@@ -20,9 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo import keys, stamps
 from memo.errors import KeyingError, OptionError
-from memo.keys import Call, Keyer, address, address_digest, normal_prefix, prefixes
+from memo.keys import call_keys
+from memo.keys.call_keys import Call, Keyer, address, address_digest, normal_prefix, prefixes
+from memo.validity import stamps
 
 CODE = "0" * 32
 LOCK = threading.Lock()
@@ -782,14 +783,14 @@ def test_what_is_kept_of_calls_is_bounded() -> None:
 
     maker = keyer(f)
     for _ in range(3):
-        for number in range(3 * keys.REPEATED):
+        for number in range(3 * call_keys.REPEATED):
             key(maker, number)
-    assert 0 < len(maker._repeated) <= keys.REPEATED
-    for number in range(2 * keys.MET):
+    assert 0 < len(maker._repeated) <= call_keys.REPEATED
+    for number in range(2 * call_keys.MET):
         key(maker, -number)
-    assert len(maker._met) <= keys.MET
+    assert len(maker._met) <= call_keys.MET
     before = set(maker._repeated)
-    for value in ("x" * (keys.LONG + 1), b"x", 1.5, True, (1,)):
+    for value in ("x" * (call_keys.LONG + 1), b"x", 1.5, True, (1,)):
         for _ in range(3):
             key(maker, value)
     assert set(maker._repeated) == before

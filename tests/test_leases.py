@@ -16,7 +16,8 @@ from redis_server import RedisServer
 from styles import STYLES, Style
 
 import memo
-from memo import events, leases
+from memo.engine.coordination import leases
+from memo.runtime import events
 from memo.testing import recording
 
 STYLE_NAMES = ["sync", "async"]
@@ -231,7 +232,7 @@ def test_lock_timeout_computes_here(
         begun = time.monotonic()
         assert style.call(f, 7) == "made here of 7"
         waited = time.monotonic() - begun
-        memo.assembly.reset()
+        memo.decorators.assembly.reset()
     assert 0.3 <= waited < 1.0
     told = [event for event in seen if event.kind == events.LOCK_TIMEOUT]
     assert len(told) == 1
@@ -251,7 +252,7 @@ def test_lock_timeout_bounds_no_computation(
 
     def load() -> Any:
         yield 0.4
-        chain = memo.assembly.default_chain()
+        chain = memo.decorators.assembly.default_chain()
         assert chain.host is not None
         lock = chain.host.lock(chain.name(f.function_id, f.key()))
         found.append((lock.try_acquire("another"), len(client.keys("memo:2:l:*"))))
@@ -261,7 +262,7 @@ def test_lock_timeout_bounds_no_computation(
     with memo.configure(**settings), recording() as seen:
         assert style.together([f] * 3) == [5] * 3
         assert f.is_cached()
-        memo.assembly.reset()
+        memo.decorators.assembly.reset()
     assert found == [(False, 1 if shared == "redis" else 0)]
     assert events.LOCK_TIMEOUT not in [event.kind for event in seen]
 
@@ -319,7 +320,7 @@ def test_a_lost_lease_is_told(
     with memo.configure(redis_url=redis_server.url), recording() as seen:
         assert style.call(f) == 5
         assert f.is_cached()
-        memo.assembly.reset()
+        memo.decorators.assembly.reset()
     assert [event.kind for event in seen].count(events.LEASE_LOST) == 1
     assert not leases.HELD
 
@@ -338,7 +339,7 @@ def test_a_lease_ends_with_its_computation(style: Style, redis_server: RedisServ
         with pytest.raises(LookupError):
             style.call(f, True)
         assert not redis_server.client().keys("memo:2:l:*")
-        memo.assembly.reset()
+        memo.decorators.assembly.reset()
     assert not leases.HELD
 
 
@@ -359,9 +360,9 @@ async def test_renewed_while_the_loop_is_blocked(
         return found
 
     with memo.configure(redis_url=redis_server.url):
-        memo.assembly.default_chain().tiers[1].leases._lives = b"300"  # type: ignore[attr-defined]
+        memo.decorators.assembly.default_chain().tiers[1].leases._lives = b"300"  # type: ignore[attr-defined]
         found = await load()
-        memo.assembly.reset()
+        memo.decorators.assembly.reset()
     assert len(set(found)) == 1
     assert found[0]
 

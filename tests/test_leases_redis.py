@@ -12,12 +12,12 @@ import pytest
 from chaos import Proxy
 from redis_server import RedisServer
 
-from memo.drivers import BLOCKING, drive, native
+from memo.engine.coordination.leases import LEASE
 from memo.errors import TierError
-from memo.grants import RedisLeases
-from memo.leases import LEASE
-from memo.port import Port
-from memo.remote import Redis
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive, native
+from memo.stores.redis.cluster_leases import RedisLeases
+from memo.stores.redis.redis_tier import Redis
 
 
 def blocking(work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Any:

@@ -11,9 +11,10 @@ from datetime import timedelta
 
 import pytest
 
-from memo import config, events
 from memo.errors import OptionError
-from memo.live import LOOK_EVERY, SHARED_AGE, Live
+from memo.runtime import events
+from memo.settings import configuration
+from memo.settings.live_values import LOOK_EVERY, SHARED_AGE, Live
 
 
 class Time:
@@ -40,11 +41,11 @@ def file(tmp_path, monkeypatch):
     """The live file; settings of this test only."""
     monkeypatch.setenv("MEMO_SECRET", "x" * 32)
     path = tmp_path / "live.toml"
-    config.reset()
-    config.configure(live_file=path)
+    configuration.reset()
+    configuration.configure(live_file=path)
     write(path, "")
     yield path
-    config.reset()
+    configuration.reset()
 
 
 @pytest.fixture
@@ -171,7 +172,9 @@ def test_a_file_that_rests_is_not_read_again(live, file, clock, monkeypatch):
     """A look at a file that did not change is one `stat`."""
     write(file, "x = 1\n")
     assert live["x"] == 1
-    monkeypatch.setattr(sys.modules["memo.live"], "_load", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(
+        sys.modules["memo.settings.live_values"], "_load", lambda path: pytest.fail("read again")
+    )
     clock.now += LOOK_EVERY
     assert live["x"] == 1
 
@@ -220,10 +223,10 @@ def test_another_file_acts_at_once(live, file, tmp_path):
     other = tmp_path / "other.toml"
     write(other, "x = 2\n")
     assert live["x"] == 1
-    with config.configure(live_file=other):
+    with configuration.configure(live_file=other):
         assert live["x"] == 2
     assert live["x"] == 1
-    config.configure(live_file=None)
+    configuration.configure(live_file=None)
     assert live.get("x") is None
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 import memo
-from memo import assembly, cache
-from memo.live_view import Model, call_of
-from memo.stats import reset
-from memo.under_way import BOARD
+from memo import cache
+from memo.decorators import assembly
+from memo.inspection.live_view import Model, call_of
+from memo.inspection.under_way import BOARD
+from memo.metrics.recorder import reset
 
 
 @pytest.fixture(autouse=True)

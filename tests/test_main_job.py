@@ -219,7 +219,7 @@ def test_frames_come_back_equal() -> None:
     load()
     for _ in range(2):
         pd.testing.assert_frame_equal(load(), frame)
-        memo.assembly.reset()
+        memo.decorators.assembly.reset()
     again = load()
     again.loc[0, "f"] = 9.0
     again["s"] = "changed"

@@ -17,11 +17,14 @@ import pyarrow as pa
 import pytest
 from pandas.testing import assert_frame_equal
 
-from memo import cache, codec, loading, payloads
-from memo.clock import SYSTEM
-from memo.codec import Payload
-from memo.payloads import VOUCHED, PayloadFile, Payloads
-from memo.seal import Secret
+from memo import cache
+from memo.engine import loading
+from memo.records import codec
+from memo.records.codec import Payload
+from memo.records.seal import Secret
+from memo.runtime.clock import SYSTEM
+from memo.stores.disk import payload_files
+from memo.stores.disk.payload_files import VOUCHED, PayloadFile, Payloads
 from memo.testing import reset
 
 ROWS = 20_000
@@ -449,13 +452,13 @@ def test_nobody_vouches_for_a_file_that_changed_just_now(
 ) -> None:
     """Within a tick of the file system's clock a change might not show, so nobody vouches."""
     source = keep(files, payload)
-    Path(payloads._voucher(source.path)).unlink()
+    Path(payload_files._voucher(source.path)).unlink()
     assert isinstance(source.identity, tuple)
     changed = source.identity[4]
-    monkeypatch.setattr(payloads, "_file_time", lambda: changed)
+    monkeypatch.setattr(payload_files, "_file_time", lambda: changed)
     source.vouch(payload.digest)
     assert not source.vouched(payload.digest)
-    monkeypatch.setattr(payloads, "_file_time", lambda: changed + 1)
+    monkeypatch.setattr(payload_files, "_file_time", lambda: changed + 1)
     source.vouch(payload.digest)
     assert source.vouched(payload.digest)
 
@@ -471,7 +474,7 @@ def test_change_right_after_storing_shows(files: Payloads, payload: Payload) -> 
 def test_forged_voucher_is_not_believed(files: Payloads, payload: Payload) -> None:
     """A voucher of any other bytes is as good as none."""
     source = keep(files, payload)
-    path = Path(payloads._voucher(source.path))
+    path = Path(payload_files._voucher(source.path))
     good = path.read_bytes()
     for bad in (b"", good[:-1], good + b"x", OTHER.id + good[8:], bytes(len(good))):
         path.write_bytes(bad)
@@ -481,7 +484,7 @@ def test_forged_voucher_is_not_believed(files: Payloads, payload: Payload) -> No
 def test_voucher_goes_with_its_payload(files: Payloads, payload: Payload) -> None:
     """Neither removing nor sweeping leaves a voucher for nothing behind."""
     source = keep(files, payload)
-    voucher = Path(payloads._voucher(source.path))
+    voucher = Path(payload_files._voucher(source.path))
     assert voucher.exists()
     assert files.sweep(lambda name: True) == 0
     files.remove(source.path.removeprefix(f"{files.directory}/"))

@@ -10,11 +10,12 @@ import pytest
 from ports import RUNNERS, blocking
 from ports import run as run_process
 
-from memo import codec, memory
-from memo.clock import SECOND, Clock
 from memo.errors import TierError
-from memo.memory import OVERHEAD, Memory
-from memo.tiers import Found
+from memo.records import codec
+from memo.runtime.clock import SECOND, Clock
+from memo.stores import memory
+from memo.stores.memory import OVERHEAD, Memory
+from memo.stores.protocols import Found
 
 
 class Stopped(Clock):
@@ -242,7 +243,7 @@ def test_locks_are_free_after_a_fork():
     """What a thread held when the process forked is free in the child, and whole."""
     code = (
         "import os, threading, time\n"
-        "from memo.memory import Memory\nfrom memo.drivers import BLOCKING, drive\n"
+        "from memo.stores.memory import Memory\nfrom memo.runtime.ports import BLOCKING, drive\n"
         "tier = Memory(1 << 20)\n"
         "def work():\n"
         "    while True: drive(tier.store(BLOCKING, 'a', b'x', None, None))\n"

@@ -19,8 +19,8 @@ from history import History, Nursery, Stage
 from redis_server import RedisServer
 
 from memo import cache
-from memo.chain import Chain
-from memo.flights import FLIGHTS, Flights
+from memo.engine.coordination.flights import FLIGHTS, Flights
+from memo.stores.chain import Chain
 
 TRIES = 5
 """So often a mutant may be lucky."""
@@ -194,4 +194,4 @@ def test_every_mutant_is_named() -> None:
     text = Path(__file__).read_text("utf-8")
     assert [name for name in mutants.APPLY if name not in text] == []
     assert FLIGHTS.under_way() == []
-    assert Chain.untrue.__module__ == "memo.chain"
+    assert Chain.untrue.__module__ == "memo.stores.chain"

@@ -20,14 +20,14 @@ TESTS = Path(__file__).parent
 
 def seal_check() -> None:
     """Nobody compares seals any more."""
-    from memo import seal
+    from memo.records import seal
 
     seal._check_seal = lambda view, secrets: None
 
 
 def key_binding() -> None:
     """An authentic entry is taken for whatever key it lies under."""
-    from memo import seal
+    from memo.records import seal
 
     def unpack(record: bytes, secrets: Any, namespace: str, key: str) -> Any:
         view = memoryview(record)
@@ -40,7 +40,7 @@ def key_binding() -> None:
 
 def deadline() -> None:
     """Redis may take its time."""
-    from memo.client import Client
+    from memo.stores.redis.client import Client
 
     begin = Client.__init__
     Client.__init__ = lambda self, url, deadline, options=None: begin(self, url, 60.0)  # type: ignore[method-assign]
@@ -48,7 +48,7 @@ def deadline() -> None:
 
 def shield() -> None:
     """Whoever is cancelled takes the computation with him."""
-    from memo.flights import Flights
+    from memo.engine.coordination.flights import Flights
 
     def leave(self: Flights, flight: Any, waiter: Any) -> None:
         if waiter in flight.joiners:
@@ -61,56 +61,57 @@ def shield() -> None:
 
 def size_check() -> None:
     """A payload file is mapped whatever its size."""
-    from memo import files, payloads
+    from memo.runtime import private_files
+    from memo.stores.disk import payload_files
 
     def open_(self: Any, size: int) -> memoryview:
-        descriptor = files.open_old(self.path)
+        descriptor = private_files.open_old(self.path)
         try:
-            return payloads._mapped(descriptor, os.fstat(descriptor).st_size)
+            return payload_files._mapped(descriptor, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
 
-    payloads.PayloadFile.open = open_  # type: ignore[method-assign]
+    payload_files.PayloadFile.open = open_  # type: ignore[method-assign]
 
 
 def payload_digest() -> None:
     """The bytes of a payload are believed."""
-    from memo import loading
+    from memo.engine import loading
 
     loading._verify = lambda source, view, table: None
 
 
 def voucher() -> None:
     """Any voucher vouches."""
-    from memo.payloads import PayloadFile
+    from memo.stores.disk.payload_files import PayloadFile
 
     PayloadFile.vouched = lambda self, digest: True  # type: ignore[method-assign]
 
 
 def private_copy() -> None:
     """Files are mapped where others may change them."""
-    from memo import places
+    from memo.runtime import ownership
 
-    places.exposed = lambda directory: False
+    ownership.exposed = lambda directory: False
 
 
 def lost_journal() -> None:
     """A journal that cannot be read is taken to be empty."""
-    from memo import salvage
+    from memo.stores.disk import recovery
 
-    salvage.EVERYTHING = "[]"
+    recovery.EVERYTHING = "[]"
 
 
 def expiry() -> None:
     """The times of the header do not matter."""
-    from memo import policy
+    from memo.validity import lifetimes
 
-    policy._ttl_in_force = lambda times, policy, live_ttl: None
+    lifetimes._ttl_in_force = lambda times, policy, live_ttl: None
 
 
 def arguments() -> None:
     """Nobody looks whether the arguments of a refresh are still the same."""
-    from memo import computing
+    from memo.engine import computing
 
     async def same(port: Any, job: Any) -> bool:
         return True
@@ -120,15 +121,15 @@ def arguments() -> None:
 
 def silence() -> None:
     """Events quote what others raised."""
-    from memo import computing, engine
+    from memo.engine import answering, computing
 
-    computing.told = engine.told = repr
+    computing.told = answering.told = repr
 
 
 def fall_through() -> None:
     """What a tier raises reaches the caller."""
-    from memo.chain import Chain
     from memo.errors import TierError
+    from memo.stores.chain import Chain
 
     ask = Chain._ask
 

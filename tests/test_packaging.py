@@ -76,7 +76,7 @@ def test_every_import_is_declared() -> None:
     declared = {name.lower() for name in bounds(PROJECT["dependencies"])}
     declared.add("redis")
     used = set()
-    for path in (ROOT / "memo").glob("*.py"):
+    for path in (ROOT / "memo").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 used |= {alias.name.partition(".")[0] for alias in node.names}
@@ -88,7 +88,7 @@ def test_every_import_is_declared() -> None:
 
 def test_every_dependency_is_used() -> None:
     """Nothing is asked for that memo does not import."""
-    text = "\n".join(path.read_text("utf-8") for path in (ROOT / "memo").glob("*.py"))
+    text = "\n".join(path.read_text("utf-8") for path in (ROOT / "memo").rglob("*.py"))
     names = {distribution: module for module, distribution in IMPORTS.items()}
     for line in PROJECT["dependencies"]:
         name = re.split(r"[\[>=]", line)[0]

@@ -15,7 +15,7 @@ from providers import InADict
 from styles import STYLES, Style
 
 import memo
-from memo import events
+from memo.runtime import events
 from memo.testing import ManualClock, isolated, recording
 
 pytestmark = pytest.mark.parametrize("style", STYLES, ids=repr)
@@ -49,7 +49,7 @@ def test_hit_survives_a_restart(style: Style) -> None:
 
     f = style.cached(load, ttl=None)
     first = style.call(f, 20_000)
-    memo.assembly.reset()
+    memo.decorators.assembly.reset()
     pd.testing.assert_frame_equal(style.call(f, 20_000), first)
     assert runs == [20_000]
 
@@ -223,7 +223,7 @@ def _until(style: Style, f: Any, wanted: Any) -> list[Any]:
     end = time.monotonic() + 10
     while not answers or answers[-1] != wanted:
         answers.append(style.call(f))
-        memo.drivers.drain_blocking(5)
+        memo.runtime.ports.drain_blocking(5)
         assert time.monotonic() < end, answers
     return answers
 
@@ -520,7 +520,7 @@ def test_a_fault_of_memo_itself_loses_no_result(
         return [x]
 
     f = style.cached(load)
-    monkeypatch.setattr(memo.engine, "hold", broken)
+    monkeypatch.setattr(memo.engine.answering, "hold", broken)
     with recording() as seen:
         assert style.together([lambda: f(7)] * 4) == [[7]] * 4
     assert {e.reason for e in seen if e.kind == events.ERROR} == {"engine"}

@@ -18,9 +18,12 @@ import pytest
 from ports import run
 
 import memo
-from memo import cache, doctor, payloads, places
-from memo.config import configure, current
+from memo import cache
+from memo.cli import doctor
 from memo.errors import TierError
+from memo.runtime import ownership
+from memo.settings.configuration import configure, current
+from memo.stores.disk import payload_files
 from memo.testing import recording
 
 SIZE = 300_000
@@ -29,8 +32,8 @@ SIZE = 300_000
 @pytest.fixture
 def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every directory lies on a network file system, as far as memo can tell."""
-    monkeypatch.setattr(places, "file_system", lambda path: "nfs4")
-    places.forget()
+    monkeypatch.setattr(ownership, "file_system", lambda path: "nfs4")
+    ownership.forget()
 
 
 def made() -> tuple[Callable[[int], Any], list[int]]:
@@ -79,8 +82,8 @@ def test_the_innermost_mount_tells_the_type(
     """The type is that of the innermost mount above a path, with spaces in names and without."""
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS)
-    monkeypatch.setattr(places, "_MOUNTS", mounts)
-    assert places.file_system(Path(path)) == kind
+    monkeypatch.setattr(ownership, "_MOUNTS", mounts)
+    assert ownership.file_system(Path(path)) == kind
 
 
 @pytest.mark.parametrize(
@@ -96,14 +99,14 @@ def test_network_file_systems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
 ) -> None:
     """File systems that other machines may change are told from those of this one."""
-    monkeypatch.setattr(places, "file_system", lambda path: kind)
-    places.forget()
-    assert places.exposed(tmp_path) == network
+    monkeypatch.setattr(ownership, "file_system", lambda path: kind)
+    ownership.forget()
+    assert ownership.exposed(tmp_path) == network
 
 
 def test_this_machine_can_tell() -> None:
     """Where the system has a table of mounts, the type of the root is in it."""
-    told = places.file_system(Path("/"))
+    told = ownership.file_system(Path("/"))
     assert told or not Path("/proc/mounts").exists()
 
 
@@ -127,7 +130,7 @@ def test_directories_that_others_can_write(
     inner.mkdir(parents=True)
     inner.chmod(mode)
     inner.parent.chmod(above)
-    assert places.exposed(inner) == exposed
+    assert ownership.exposed(inner) == exposed
 
 
 def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path) -> None:
@@ -140,8 +143,8 @@ def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path) -> None:
     inner.parent.chmod(0o775)
     facts = grp.getgrgid(inner.parent.stat().st_gid)
     mine = facts.gr_gid == 0 or facts.gr_name == pwd.getpwuid(os.geteuid()).pw_name
-    assert places.exposed(inner) == (not mine or bool(set(facts.gr_mem) - {"root"}))
-    assert not places._is_ones_own_group(2**31 - 7), "a group without a name"
+    assert ownership.exposed(inner) == (not mine or bool(set(facts.gr_mem) - {"root"}))
+    assert not ownership._is_ones_own_group(2**31 - 7), "a group without a name"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -149,10 +152,10 @@ def test_a_directory_under_another_users(tmp_path: Path) -> None:
     """Whoever owns a directory above ours may replace what is in it."""
     inner = tmp_path / "above" / "inner"
     inner.mkdir(parents=True, mode=0o700)
-    assert not places.exposed(inner)
+    assert not ownership.exposed(inner)
     os.chown(inner.parent, 12345, -1)
-    places.forget()
-    assert places.exposed(inner)
+    ownership.forget()
+    assert ownership.exposed(inner)
 
 
 # --- what is different there ---------------------------------------------------------------------
@@ -198,7 +201,7 @@ def test_there_a_results_bytes_are_not_taken_over_unread(cache_home: Path) -> No
 @pytest.mark.usefixtures("nfs")
 def test_there_nothing_is_vouched_for(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No voucher is written where it could not hold."""
-    monkeypatch.setattr(payloads, "VOUCHED", 1000)
+    monkeypatch.setattr(payload_files, "VOUCHED", 1000)
     frame, _ = made()
     with configure(tiers=["disk"]):
         frame(1)
@@ -223,13 +226,13 @@ def test_there_a_file_may_be_cut_while_it_is_read(
             return got
 
         with monkeypatch.context() as patch:
-            patch.setattr(payloads, "_PIECE", 4096)
-            patch.setattr(payloads.os, "preadv", cutting)
+            patch.setattr(payload_files, "_PIECE", 4096)
+            patch.setattr(payload_files.os, "preadv", cutting)
             assert np.array_equal(frame(1), np.arange(SIZE) + 1)
             assert ran == [1, 1]
             path.write_bytes(bytes(SIZE))
             with pytest.raises(TierError, match="4096 bytes instead"):
-                payloads.PayloadFile(str(path), exposed=True).open(SIZE)
+                payload_files.PayloadFile(str(path), exposed=True).open(SIZE)
 
 
 CUT = """
@@ -237,11 +240,11 @@ import os, sys
 from pathlib import Path
 import numpy as np
 import memo
-from memo import places
-from memo.config import configure
+from memo.runtime import ownership
+from memo.settings.configuration import configure
 
 if sys.argv[2] == "exposed":
-    places.file_system = lambda path: "nfs4"  # as if it were one: there is none here
+    ownership.file_system = lambda path: "nfs4"  # as if it were one: there is none here
 
 @memo.cache(name="places:cut", version="1", ttl=None)
 def frame(x):
@@ -273,10 +276,10 @@ def test_there_nobody_dies_of_a_file_that_was_cut(tmp_path: Path) -> None:
 def test_here_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a directory of one's own on a local disk a payload is mapped, and verified once."""
     for exposed in (False, True):
-        monkeypatch.setattr(places, "exposed", lambda path, e=exposed: e)
+        monkeypatch.setattr(ownership, "exposed", lambda path, e=exposed: e)
         file = tmp_path / "payload"
         file.write_bytes(bytes(8192))
-        source = payloads.Payloads(tmp_path)._file(str(file))
+        source = payload_files.Payloads(tmp_path)._file(str(file))
         view = source.open(8192)
         assert isinstance(view.obj, bytearray if exposed else mmap.mmap)
         assert (source.identity is None) == exposed
@@ -291,7 +294,7 @@ def test_doctor_says_so(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     home.mkdir(parents=True, mode=0o700)
     home.parent.chmod(stat.S_IRWXU | stat.S_IRWXO if how == "modes" else 0o755)
     if how != "modes":
-        monkeypatch.setattr(places, "file_system", lambda path: how)
+        monkeypatch.setattr(ownership, "file_system", lambda path: how)
     with configure(directory=home):
         found = list(doctor._directory(current().directory))
     [warned] = [one for one in found if "nothing there is mapped" in one.said]

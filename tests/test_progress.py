@@ -21,13 +21,14 @@ from redis_server import RedisServer
 from test_magics import ROOT, Kernel
 
 import memo
-from memo import cache, events
-from memo.drivers import drain_blocking
-from memo.events import Event
-from memo.leases import Holder
-from memo.remote import Redis
+from memo import cache
+from memo.engine.coordination.leases import Holder
+from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, Terminal, whom
+from memo.runtime import events
+from memo.runtime.events import Event
+from memo.runtime.ports import drain_blocking
+from memo.stores.redis.redis_tier import Redis
 from memo.testing import reset
-from memo.watcher import SHOWN_AFTER, WATCHER, Line, Terminal, whom
 
 
 class Sheet:

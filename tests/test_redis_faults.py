@@ -15,16 +15,25 @@ from chaos import BlackHole, Proxy, Scripted, free_port
 from redis_server import RedisServer
 from test_remote import record
 
-from memo import breaker as breakers
-from memo import events
-from memo.breaker import CLOSED, FIRST, LONGEST, RATE, REFUSED, REPLIES, SILENT, Breaker
-from memo.codec import payload
-from memo.drivers import BLOCKING, drive, native
 from memo.errors import TierError, TierUnavailable
-from memo.events import TIER_DOWN, TIER_UP, Event
-from memo.port import Port
-from memo.remote import Redis
-from memo.stamps import LOST, Generation, Ref, Turn
+from memo.records.codec import payload
+from memo.runtime import events
+from memo.runtime.events import TIER_DOWN, TIER_UP, Event
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive, native
+from memo.stores.redis import breaker as breakers
+from memo.stores.redis.breaker import (
+    CLOSED,
+    FIRST,
+    LONGEST,
+    RATE,
+    REFUSED,
+    REPLIES,
+    SILENT,
+    Breaker,
+)
+from memo.stores.redis.redis_tier import Redis
+from memo.validity.stamps import LOST, Generation, Ref, Turn
 
 Work = Callable[[Port], Coroutine[Any, Any, Any]]
 DEADLINE = 0.25
@@ -53,10 +62,10 @@ def run(request: pytest.FixtureRequest) -> Callable[[Work], Any]:
 
 
 async def _warm(port: Port) -> None:
-    import memo.connections  # noqa: F401
-    from memo import config
+    import memo.stores.redis.connections  # noqa: F401
+    from memo.settings import configuration
 
-    config.current()
+    configuration.current()
 
 
 @pytest.fixture

@@ -27,9 +27,11 @@ from redis_server import RedisServer
 from styles import STYLES, Style
 
 import memo
-from memo import events, leases, policy
-from memo.clock import SECOND
+from memo.engine.coordination import leases
+from memo.runtime import events
+from memo.runtime.clock import SECOND
 from memo.testing import ManualClock, isolated, recording
+from memo.validity import lifetimes
 
 styles = pytest.mark.parametrize("style", STYLES, ids=repr)
 
@@ -84,7 +86,7 @@ def settled(style: Style, f: Any, *args: Any) -> Any:
 
         return asyncio.run(inside())
     answer = style.call(f, *args)
-    assert memo.drivers.drain_blocking(10)
+    assert memo.runtime.ports.drain_blocking(10)
     return answer
 
 
@@ -152,10 +154,10 @@ def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
     import random
     from unittest.mock import patch
 
-    jittered = policy.Policy(ttl=ttl, use_jitter=True)
+    jittered = lifetimes.Policy(ttl=ttl, use_jitter=True)
     with patch.object(random, "random", lambda: draw):
-        got = policy.ttl_ns(jittered, None)
-        live = policy.ttl_ns(jittered, None, live_ttl=ttl)
+        got = lifetimes.ttl_ns(jittered, None)
+        live = lifetimes.ttl_ns(jittered, None, live_ttl=ttl)
     assert got == live
     assert got <= ttl * SECOND
     assert got >= min(1, ttl * SECOND)
@@ -164,11 +166,11 @@ def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
 
 def test_jitter_spreads() -> None:
     """A thousand entries of one ttl expire over all of the tenth, not together."""
-    jittered = policy.Policy(ttl=1000.0, use_jitter=True)
-    drawn = sorted(policy.ttl_ns(jittered, None) / SECOND for _ in range(1000))
+    jittered = lifetimes.Policy(ttl=1000.0, use_jitter=True)
+    drawn = sorted(lifetimes.ttl_ns(jittered, None) / SECOND for _ in range(1000))
     assert 900 <= drawn[0] < 910
     assert 990 < drawn[-1] <= 1000
-    assert policy.ttl_ns(policy.Policy(ttl=1000.0), None) == 1000 * SECOND
+    assert lifetimes.ttl_ns(lifetimes.Policy(ttl=1000.0), None) == 1000 * SECOND
 
 
 @styles
@@ -238,7 +240,7 @@ def test_an_entry_outlives_a_short_ttl(style: Style, source: Source) -> None:
     plain = cached(style, source, ttl=0.05, name="plain")
     assert style.call(f) == 1
     style.call(plain)
-    memo.assembly.reset()  # so that the memory tier has nothing
+    memo.decorators.assembly.reset()  # so that the memory tier has nothing
     time.sleep(0.3)
     assert not f.is_cached()
     memo.live["ttl.short"] = 60
@@ -337,7 +339,7 @@ def test_shared_live_ttl_reaches_all_kernels(redis_server: RedisServer, tmp_path
             for kernel in kernels:
                 seen = float(kernel.stdout.readline())  # type: ignore[union-attr]
                 assert seen - deleted < 1.0
-            memo.assembly.reset()
+            memo.decorators.assembly.reset()
     finally:
         for kernel in kernels:
             kernel.kill()
@@ -358,7 +360,7 @@ def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisS
         assert style.call(f) == 3
         assert memo.live["ttl.here"] == 0.001
         redis_server.restart()
-        memo.assembly.reset()
+        memo.decorators.assembly.reset()
     assert "ttl.here" not in memo.live
 
 
@@ -410,23 +412,23 @@ def test_age_of_another_hosts_entry(
     """It is told by the wall clocks; what comes from the future has no age and is not believed."""
     finished = clock.wall_ns() + ahead * SECOND
     lasts = ttl * SECOND if ttl > 0 else ttl
-    times = policy.Times(finished, finished, ELSEWHERE, 0, lasts, 0, 0)
-    asked = policy.Policy(ttl=ttl if ttl > 0 else None)
-    assert policy.judge(times, asked, clock)[:2] == (kind, reason)
+    times = lifetimes.Times(finished, finished, ELSEWHERE, 0, lasts, 0, 0)
+    asked = lifetimes.Policy(ttl=ttl if ttl > 0 else None)
+    assert lifetimes.judge(times, asked, clock)[:2] == (kind, reason)
 
 
 def test_age_of_this_hosts_entry(clock: ManualClock) -> None:
     """It is told by the clock that counts from the start of the machine and never steps (I9)."""
-    times = policy.Times(
+    times = lifetimes.Times(
         clock.wall_ns(), clock.wall_ns(), clock.boot_id, clock.boot_ns(), 100 * SECOND, 0, 0
     )
     for step in (-(10**6), 10**7, -5):
         clock.step(step)
-        assert policy.judge(times, policy.Policy(ttl=100), clock).kind == "fresh"
+        assert lifetimes.judge(times, lifetimes.Policy(ttl=100), clock).kind == "fresh"
     clock.advance(99)
-    assert policy.judge(times, policy.Policy(ttl=100), clock).kind == "fresh"
+    assert lifetimes.judge(times, lifetimes.Policy(ttl=100), clock).kind == "fresh"
     clock.advance(2)
-    assert policy.judge(times, policy.Policy(ttl=100), clock).kind == "miss"
+    assert lifetimes.judge(times, lifetimes.Policy(ttl=100), clock).kind == "miss"
 
 
 # --- stale windows -------------------------------------------------------------------------------
@@ -494,7 +496,7 @@ def test_a_stale_answer_does_not_wait(
             asyncio.run(acalls())
         else:
             calls()
-            assert memo.drivers.drain_blocking(10)
+            assert memo.runtime.ports.drain_blocking(10)
         assert style.call(f) == 2
     assert sorted(waits)[10] < 0.005
     assert max(waits) < 0.3
@@ -533,8 +535,8 @@ def test_where_a_refresh_runs(style: Style, source: Source, clock: ManualClock) 
             for x in range(12):
                 style.call(f, x)
             names = [thread.name for thread in threading.enumerate()]
-            assert names.count("memo-background") <= memo.drivers.POOL
-            assert memo.drivers.drain_blocking(10)
+            assert names.count("memo-background") <= memo.runtime.ports.POOL
+            assert memo.runtime.ports.drain_blocking(10)
             assert {place[1] for place in places[12:]} == {"memo-background"}
     assert len(places) == 24
 
@@ -557,7 +559,7 @@ async def test_a_failed_refresh_is_no_unretrieved_exception(
         assert await f() == 1
         assert await memo.drain(5)
         f._function.backoff.clear()
-        monkeypatch.setattr(memo.refreshing, "hold", broken)
+        monkeypatch.setattr(memo.engine.refreshing, "hold", broken)
         assert await f() == 1
         assert await memo.drain(5)
         gc.collect()
@@ -583,7 +585,7 @@ def test_one_refresh_per_key(style: Style, source: Source, clock: ManualClock) -
             return answers
 
         answers = asyncio.run(many()) if style.is_async else style.together([f] * 50)
-        memo.drivers.drain_blocking(10)
+        memo.runtime.ports.drain_blocking(10)
         assert answers == [1] * 50
         assert source.runs == 2
 
@@ -661,7 +663,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time by which refreshes back off: one number, in seconds, that a test sets."""
     now = [1000.0]
     read = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(memo.refreshing, "time", read)
+    monkeypatch.setattr(memo.engine.refreshing, "time", read)
     return now
 
 
@@ -734,7 +736,7 @@ def test_context_variables_travel(style: Style, source: Source, clock: ManualClo
             settled(style, f)
         else:
             f()
-            memo.drivers.drain_blocking(5)
+            memo.runtime.ports.drain_blocking(5)
 
     with isolated(clock=clock):
         contextvars.copy_context().run(calls)
@@ -789,12 +791,12 @@ def test_a_refresh_that_another_process_has_is_not_asked_for_at_every_call(
     style: Style, source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While another process refreshes, stale answers ask about that now and then only."""
-    monkeypatch.setattr(memo.refreshing, "SOON", 5.0)
+    monkeypatch.setattr(memo.engine.refreshing, "SOON", 5.0)
     f = cached(style, source, ttl=10, stale_while_revalidate=1000)
     with isolated(clock=clock), recording() as seen:
         style.call(f)
         clock.advance(20)
-        chain = memo.assembly.default_chain()
+        chain = memo.decorators.assembly.default_chain()
         assert chain.host is not None
         lock = chain.host.lock(chain.name(f.function_id, f.key()))
         assert lock.try_acquire("another process")
@@ -823,7 +825,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
         loop = asyncio.new_event_loop()
         loop.run_until_complete(begin())
         loop.close()
-        left = [task for task in memo.drivers._tasks if not task.done()]
+        left = [task for task in memo.runtime.ports._tasks if not task.done()]
         assert len(left) == 1
         left[0]._log_destroy_pending = False  # type: ignore[attr-defined]
         source.seconds = 0.0
@@ -831,7 +833,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
         assert not leases.HELD
         assert settled(STYLES[1], f) == 1
         assert asyncio.run(f()) == 3
-    memo.drivers._tasks.clear()
+    memo.runtime.ports._tasks.clear()
     del left
     gc.collect()
 
@@ -957,7 +959,7 @@ def test_exit_lets_a_short_refresh_end() -> None:
     code = """
 import time, sys
 import memo
-from memo import events
+from memo.runtime import events
 memo.on_event(lambda event: print(event.kind, flush=True) if "refresh" in event.kind else None)
 runs = []
 @memo.cache(ttl=0.01, stale_while_revalidate=100, version="1")

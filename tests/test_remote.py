@@ -23,13 +23,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_server import RedisServer, bundled
 
-from memo import codec, seal, stamps
-from memo.drivers import BLOCKING, drive, native
 from memo.errors import TierError, TierUnavailable
-from memo.policy import Times
-from memo.port import Port
-from memo.remote import DAY, RETENTION, Redis
-from memo.stamps import LOST, Call, File, Generation, Ref, State, Turn
+from memo.records import codec, seal
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive, native
+from memo.stores.redis.redis_tier import DAY, RETENTION, Redis
+from memo.validity import stamps
+from memo.validity.lifetimes import Times
+from memo.validity.stamps import LOST, Call, File, Generation, Ref, State, Turn
 
 SECRET = seal.Secret(b"s" * 32)
 A, B, C = "a" * 16, "b" * 16, "c" * 16

@@ -18,7 +18,8 @@ import pytest
 from test_magics import ROOT, Kernel
 
 import memo
-from memo import cache, output
+from memo import cache
+from memo.engine import replay
 from memo.errors import OptionError
 
 
@@ -59,7 +60,7 @@ def test_without_it_nothing_is_shown_again(capsys: pytest.CaptureFixture[str]) -
     f = cache(version="1", name="quiet")(speak)
     f(1), f(1)
     assert said(capsys) == SHOWN
-    assert type(sys.stdout) is not output._Stream
+    assert type(sys.stdout) is not replay._Stream
 
 
 def test_the_computing_caller_sees_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +209,7 @@ def test_an_exception_stores_nothing(capsys: pytest.CaptureFixture[str]) -> None
             f(1)
         assert said(capsys)[0] == "trying\n"
     assert not f.is_cached(1)
-    assert type(sys.stdout) is not output._Stream
+    assert type(sys.stdout) is not replay._Stream
 
 
 def test_a_refresh_in_the_background_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +225,7 @@ def test_a_refresh_in_the_background_is_silent(capsys: pytest.CaptureFixture[str
     f(1)
     time.sleep(0.1)
     assert f(1) == 1
-    assert memo.drivers.drain_blocking(5)  # type: ignore[attr-defined]
+    assert memo.runtime.ports.drain_blocking(5)  # type: ignore[attr-defined]
     assert said(capsys)[0] == "run 1\n" * 2
     assert f(1) == 2
     assert said(capsys)[0] == "run 2\n"
@@ -316,7 +317,7 @@ def test_what_is_kept_is_bounded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past a limit nothing more is kept, which a replay says; the first caller saw all of it."""
-    monkeypatch.setattr(output, "KEPT", 1000)
+    monkeypatch.setattr(replay, "KEPT", 1000)
 
     @cache(replay=True, version="1")
     def f(x: int) -> int:

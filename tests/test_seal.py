@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 from redis_server import RedisServer
 
 import memo
-from memo import cache, codec, seal
-from memo.assembly import default_chain
-from memo.config import configure
+from memo import cache
+from memo.decorators.assembly import default_chain
 from memo.errors import EntryError
-from memo.policy import UNAUTHENTIC, UNREADABLE, Times
-from memo.seal import Buffer, Entry, Header, Secret
-from memo.stamps import Call, File, Generation, Ref, State
+from memo.records import codec, seal
+from memo.records.seal import Buffer, Entry, Header, Secret
+from memo.settings.configuration import configure
 from memo.testing import ManualClock, recording
+from memo.validity.lifetimes import UNAUTHENTIC, UNREADABLE, Times
+from memo.validity.stamps import Call, File, Generation, Ref, State
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 MUTANTS = 1_000_000 if LONG else 20_000
@@ -614,14 +615,14 @@ def test_damaged_payload_files_are_never_believed(cache_home: Path, damage: str)
 
 def test_a_voucher_is_not_forged(cache_home: Path) -> None:
     """A voucher that somebody without the secret wrote vouches for nothing."""
-    from memo import payloads
+    from memo.stores.disk import payload_files
 
     ran: list[int] = []
 
     @cache(name="seal:vouched", version="1", ttl=None)
     def frame() -> Any:
         ran.append(1)
-        return np.arange(payloads.VOUCHED // 8 + 1, dtype=np.int64)
+        return np.arange(payload_files.VOUCHED // 8 + 1, dtype=np.int64)
 
     with configure(tiers=["disk"]):
         whole = frame()
@@ -631,10 +632,10 @@ def test_a_voucher_is_not_forged(cache_home: Path) -> None:
         with path.open("r+b") as file:
             file.seek(4096)
             file.write(b"\xff")
-        source = payloads.PayloadFile(str(path), [OTHER])
+        source = payload_files.PayloadFile(str(path), [OTHER])
         source.open(path.stat().st_size)
         digest = bytes.fromhex(path.name)
-        voucher.write_bytes(payloads._vow(OTHER, digest, source.identity))  # type: ignore[arg-type]
+        voucher.write_bytes(payload_files._vow(OTHER, digest, source.identity))  # type: ignore[arg-type]
         memo.testing.reset()
         with configure(tiers=["disk"]):
             assert np.array_equal(frame(), whole)
@@ -670,7 +671,7 @@ def test_a_forged_record_is_told() -> None:
         chain = default_chain()
         front: Any = chain.tiers[0]
         name = stored_name(load, 1)
-        from memo.drivers import BLOCKING, drive
+        from memo.runtime.ports import BLOCKING, drive
 
         forged = canary_record(OTHER, "memo", load.key(1), load.function_id)
         for tier in chain.tiers:

@@ -12,9 +12,11 @@ from subprocess import PIPE
 
 import pytest
 
-from memo import config, events, secret
 from memo.errors import SecretError
-from memo.seal import Secret
+from memo.records import secret_keys
+from memo.records.seal import Secret
+from memo.runtime import events
+from memo.settings import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = "0123456789abcdef" * 2
@@ -23,10 +25,10 @@ GOOD = "0123456789abcdef" * 2
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(secret, "_fallback", [])
+    monkeypatch.setattr(secret_keys, "_fallback", [])
     yield tmp_path
     monkeypatch.undo()
-    config.reset()
+    configuration.reset()
 
 
 def ids(secrets):
@@ -41,8 +43,10 @@ def private(path: Path, content: bytes | str) -> Path:
 
 def test_text_is_used_as_its_bytes():
     """A secret means the same as text and as bytes, so it can be moved between hosts."""
-    assert ids(secret.from_value(GOOD, "x")) == [Secret(GOOD.encode()).id]
-    assert ids(secret.from_value(f"  {GOOD}\n", "x")) == ids(secret.from_value(GOOD.encode(), "x"))
+    assert ids(secret_keys.from_value(GOOD, "x")) == [Secret(GOOD.encode()).id]
+    assert ids(secret_keys.from_value(f"  {GOOD}\n", "x")) == ids(
+        secret_keys.from_value(GOOD.encode(), "x")
+    )
 
 
 def test_a_list_rotates_newest_first():
@@ -55,13 +59,13 @@ def test_a_list_rotates_newest_first():
         [GOOD, second],
         (GOOD, second.encode()),
     ):
-        assert ids(secret.from_value(given, "x")) == expected
+        assert ids(secret_keys.from_value(given, "x")) == expected
 
 
 def test_bytes_are_never_split():
     """Random bytes may have a comma in them."""
     raw = b"," * 40
-    assert ids(secret.from_value(raw, "x")) == [Secret(raw).id]
+    assert ids(secret_keys.from_value(raw, "x")) == [Secret(raw).id]
 
 
 @pytest.mark.parametrize(
@@ -70,13 +74,13 @@ def test_bytes_are_never_split():
 def test_what_is_too_short_or_no_secret_is_refused(value):
     """32 bytes are the least, for each secret of a list."""
     with pytest.raises(SecretError, match=r"'secret' \(from here\)"):
-        secret.from_value(value, "here")
+        secret_keys.from_value(value, "here")
 
 
 def test_an_error_has_no_part_of_the_secret():
     """A refused secret is not shown: it may be a good one with a slip."""
     with pytest.raises(SecretError) as caught:
-        secret.from_value("hunter2hunter2", "here")
+        secret_keys.from_value("hunter2hunter2", "here")
     assert "hunter" not in str(caught.value)
     assert "31" not in str(caught.value)
 
@@ -84,15 +88,17 @@ def test_an_error_has_no_part_of_the_secret():
 def test_a_file_may_hold_several_and_equals_their_text(home):
     """The content of a secret file may be given as text elsewhere."""
     path = private(home / "s", f"{GOOD}\n{GOOD[::-1]}\n")
-    assert ids(secret.from_file(path, "x")) == ids(secret.from_value(path.read_text(), "x"))
+    assert ids(secret_keys.from_file(path, "x")) == ids(
+        secret_keys.from_value(path.read_text(), "x")
+    )
 
 
 def test_a_binary_file_is_one_secret(home):
     """32 random bytes straight from the system are a secret as they are."""
     raw = bytes(range(0, 64, 2))
-    assert ids(secret.from_file(private(home / "s", raw), "x")) == [Secret(raw).id]
+    assert ids(secret_keys.from_file(private(home / "s", raw), "x")) == [Secret(raw).id]
     raw = bytes(range(200, 240))
-    assert ids(secret.from_file(private(home / "s", raw), "x")) == [Secret(raw).id]
+    assert ids(secret_keys.from_file(private(home / "s", raw), "x")) == [Secret(raw).id]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
@@ -101,7 +107,7 @@ def test_a_file_that_others_can_reach_is_refused(home, mode):
     path = private(home / "s", GOOD)
     path.chmod(mode)
     with pytest.raises(SecretError, match=f"chmod 600 {path}"):
-        secret.from_file(path, "x")
+        secret_keys.from_file(path, "x")
 
 
 def test_a_symlink_is_refused(home):
@@ -109,7 +115,7 @@ def test_a_symlink_is_refused(home):
     link = home / "link"
     link.symlink_to(private(home / "s", GOOD))
     with pytest.raises(SecretError, match="symlink"):
-        secret.from_file(link, "x")
+        secret_keys.from_file(link, "x")
 
 
 def test_a_mounted_secret_is_accepted_when_it_is_named(home, monkeypatch):
@@ -125,26 +131,26 @@ def test_a_mounted_secret_is_accepted_when_it_is_named(home, monkeypatch):
     link = home / "secret"
     link.symlink_to("..data/secret")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)  # as a container's user
-    config.configure(secret_file=link)
-    assert ids(config.current().secrets) == [Secret(GOOD.encode()).id]
+    configuration.configure(secret_file=link)
+    assert ids(configuration.current().secrets) == [Secret(GOOD.encode()).id]
     with pytest.raises(SecretError):
-        config.configure(secret=link)
+        configuration.configure(secret=link)
     for mode in (0o444, 0o460):
         path.chmod(mode)
         with pytest.raises(SecretError, match="defaultMode: 0440"):
-            config.configure(secret_file=link)
+            configuration.configure(secret_file=link)
     path.chmod(0o440)
     os.chown(path, 999, 999)
     with pytest.raises(SecretError, match="another user"):
-        config.configure(secret_file=link)
+        configuration.configure(secret_file=link)
 
 
 def test_an_empty_secret_in_the_environment_is_an_error(monkeypatch):
     """An empty `MEMO_SECRET` names the setting and where it came from."""
     monkeypatch.setenv("MEMO_SECRET", "")
-    config.reload()
+    configuration.reload()
     with pytest.raises(SecretError, match=r"'secret' \(from MEMO_SECRET\): is empty"):
-        config.current()
+        configuration.current()
 
 
 def test_a_file_of_another_user_is_refused(home, monkeypatch):
@@ -155,7 +161,7 @@ def test_a_file_of_another_user_is_refused(home, monkeypatch):
     else:
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(SecretError, match="another user"):
-        secret.from_file(path, "x")
+        secret_keys.from_file(path, "x")
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo", "short", "empty", "long"])
@@ -169,7 +175,7 @@ def test_what_is_no_secret_file_is_refused(home, kind):
     elif kind != "missing":
         private(path, {"short": "x", "empty": "", "long": "x" * 70_000}[kind])
     with pytest.raises(SecretError) as caught:
-        secret.from_file(path, "MEMO_SECRET_FILE")
+        secret_keys.from_file(path, "MEMO_SECRET_FILE")
     assert "MEMO_SECRET_FILE" in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -180,27 +186,27 @@ def test_the_generated_file_is_owner_only_whatever_the_umask(umask):
     before = os.umask(umask)
     try:
         if umask & 0o200:
-            path = secret.default_file()
+            path = secret_keys.default_file()
             path.parent.mkdir(parents=True)
             for directory in (path.parent, path.parent.parent):
                 directory.chmod(0o700)
-        first = secret.generated()
+        first = secret_keys.generated()
     finally:
         os.umask(before)
-    path = secret.default_file()
+    path = secret_keys.default_file()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert len(bytes.fromhex(path.read_text())) == 32
     assert os.listdir(path.parent) == ["secret"]
-    assert ids(secret.generated()) == ids(first)
+    assert ids(secret_keys.generated()) == ids(first)
 
 
 AT_ONCE = """
 import os, sys
-from memo import secret
+from memo.records import secret_keys
 print("ready", flush=True)
 sys.stdin.readline()
-print(secret.generated()[0].id.hex())
+print(secret_keys.generated()[0].id.hex())
 """
 
 
@@ -220,7 +226,7 @@ def test_processes_that_start_together_agree_on_one_secret():
     answers = {process.communicate(timeout=30)[0] for process in processes}
     assert len(answers) == 1
     assert len(answers.pop().strip()) == 16
-    assert os.listdir(secret.default_file().parent) == ["secret"]
+    assert os.listdir(secret_keys.default_file().parent) == ["secret"]
 
 
 def test_the_file_is_never_seen_half_written(monkeypatch):
@@ -229,11 +235,11 @@ def test_the_file_is_never_seen_half_written(monkeypatch):
     fsync = os.fsync
 
     def watched(descriptor):
-        seen.append(secret.default_file().exists())
+        seen.append(secret_keys.default_file().exists())
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched)
-    secret.generated()
+    secret_keys.generated()
     assert seen == [False]
 
 
@@ -249,7 +255,7 @@ def test_the_file_is_never_readable_by_others(monkeypatch):
     monkeypatch.setattr(os, "fchmod", watched)
     before = os.umask(0)
     try:
-        secret.generated()
+        secret_keys.generated()
     finally:
         os.umask(before)
     assert modes == [0o600]
@@ -264,15 +270,15 @@ def test_a_process_that_loses_the_race_takes_the_winners_secret(monkeypatch):
         link(source, target)
 
     monkeypatch.setattr(os, "link", late)
-    assert ids(secret.generated()) == [Secret(GOOD.encode()).id]
+    assert ids(secret_keys.generated()) == [Secret(GOOD.encode()).id]
 
 
 def test_an_existing_generated_file_is_checked_too():
     """A generated secret that somebody made readable is refused, not used."""
-    secret.generated()
-    secret.default_file().chmod(0o644)
+    secret_keys.generated()
+    secret_keys.default_file().chmod(0o644)
     with pytest.raises(SecretError, match="chmod 600"):
-        secret.generated()
+        secret_keys.generated()
 
 
 def test_without_a_place_for_it_the_secret_is_of_this_process(home, monkeypatch):
@@ -281,12 +287,14 @@ def test_without_a_place_for_it_the_secret_is_of_this_process(home, monkeypatch)
     heard: list[events.Event] = []
     remove = events.on_event(heard.append)
     try:
-        first = secret.generated()
-        with pytest.warns(secret.SecretWarning, match="will not survive this process") as caught:
-            secret.warn_if_not_kept()
+        first = secret_keys.generated()
+        with pytest.warns(
+            secret_keys.SecretWarning, match="will not survive this process"
+        ) as caught:
+            secret_keys.warn_if_not_kept()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert ids(secret.generated()) == ids(first)
+            assert ids(secret_keys.generated()) == ids(first)
     finally:
         remove()
     assert len(caught) == 1
@@ -297,9 +305,9 @@ def test_without_a_place_for_it_the_secret_is_of_this_process(home, monkeypatch)
 def test_a_read_only_home_is_no_error(home):
     """A directory without write permission falls back as well."""
     (home / "config").mkdir(mode=0o500)
-    assert len(secret.generated()) == 1
-    with pytest.warns(secret.SecretWarning):
-        secret.warn_if_not_kept()
+    assert len(secret_keys.generated()) == 1
+    with pytest.warns(secret_keys.SecretWarning):
+        secret_keys.warn_if_not_kept()
 
 
 def test_a_file_system_without_links_falls_back(monkeypatch):
@@ -309,15 +317,15 @@ def test_a_file_system_without_links_falls_back(monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    secret.generated()
-    with pytest.warns(secret.SecretWarning, match="not permitted"):
-        secret.warn_if_not_kept()
-    assert os.listdir(secret.default_file().parent) == []
+    secret_keys.generated()
+    with pytest.warns(secret_keys.SecretWarning, match="not permitted"):
+        secret_keys.warn_if_not_kept()
+    assert os.listdir(secret_keys.default_file().parent) == []
 
 
 def test_no_home_at_all_falls_back(monkeypatch):
     """A user without a home directory can cache within the process."""
-    monkeypatch.setattr(secret, "default_file", lambda: None)
-    assert len(secret.generated()) == 1
-    with pytest.warns(secret.SecretWarning, match="no configuration directory"):
-        secret.warn_if_not_kept()
+    monkeypatch.setattr(secret_keys, "default_file", lambda: None)
+    assert len(secret_keys.generated()) == 1
+    with pytest.warns(secret_keys.SecretWarning, match="no configuration directory"):
+        secret_keys.warn_if_not_kept()

@@ -13,10 +13,12 @@ import pytest
 from test_magics import Kernel
 
 import memo
-from memo import assembly, cache, display, invalidate_cache
-from memo.drivers import BLOCKING, drive
-from memo.explanations import listing
-from memo.live_view import Model
+from memo import cache, invalidate_cache
+from memo.decorators import assembly
+from memo.engine.explaining import listing
+from memo.inspection import rendering
+from memo.inspection.live_view import Model
+from memo.runtime.ports import BLOCKING, drive
 
 HERE = Path(__file__).name
 
@@ -86,9 +88,12 @@ def everything_shown(load: Any, *args: Any) -> str:
     (row,) = model.state()["entries"]["rows"]
     model.press({"do": "refresh", "key": row["key"]})
     parts = [model.said, load.explain(*args), load.explain(*args[:-1], "other"), model.state()]
-    parts += [display.table_text(display.entries(found, 0.0)), load.explain(*args)._repr_html_()]
+    parts += [
+        rendering.table_text(rendering.entries(found, 0.0)),
+        load.explain(*args)._repr_html_(),
+    ]
     model.press({"do": "invalidate", "key": row["key"]})
-    parts += [model.said, *(display.address(header) for header, _ in found)]
+    parts += [model.said, *(rendering.address(header) for header, _ in found)]
     parts += [load.invalidate(*args), load.invalidate(token=args[-1])]
     return "\n".join(map(str, parts))
 
@@ -164,7 +169,7 @@ class Service:
         raise KeyError(x)
 
 
-OURS = {"decorators.py", "invalidation.py"}
+OURS = {"cached_function.py", "invalidators.py"}
 
 
 @pytest.mark.parametrize("replay", [False, True])

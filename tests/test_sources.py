@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import pytest
 
 import memo
-from memo import DependencyError, File, OptionError, cache, sources
+from memo import DependencyError, File, OptionError, cache
+from memo.validity import dependencies
 
 LONG_AGO = 3600
 """Seconds: older than any clock tick, so that the content is not looked at as well."""
@@ -99,7 +100,7 @@ def test_a_stamp_that_was_taken_just_after_writing_stays_good(tmp_path: Path) ->
     path.write_text("text")
     read = reader(path, path)
     read()
-    time.sleep(2 * sources.RACY)
+    time.sleep(2 * dependencies.RACY)
     assert read.is_cached()
 
 
@@ -334,7 +335,7 @@ def test_an_entry_whose_callable_is_elsewhere_is_not_believed() -> None:
 
     outer()
     assert outer.is_cached()
-    sources._callables.pop("tests:inner")
+    dependencies._callables.pop("tests:inner")
     assert not outer.is_cached()
 
 

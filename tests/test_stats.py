@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from memo import events
-from memo.board import KEEP_SECONDS, Board, Publisher, process_name
-from memo.clock import SECOND, Clock
-from memo.events import Event
-from memo.figures import Stats, added, label, matches
-from memo.stats import COUNTERS, REFRESH_FAILED, REFRESHED, REFRESHING, Counters, Span
-from memo.tally import POINTS
+from memo.metrics.counters import POINTS
+from memo.metrics.recorder import COUNTERS, REFRESH_FAILED, REFRESHED, REFRESHING, Counters, Span
+from memo.metrics.shared_counters import KEEP_SECONDS, Board, Publisher, process_name
+from memo.metrics.snapshots import Stats, added, label, matches
+from memo.runtime import events
+from memo.runtime.clock import SECOND, Clock
+from memo.runtime.events import Event
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD = "etl:load"
@@ -586,9 +586,9 @@ def test_publisher_takes_no_harm(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from memo import events
-from memo.events import Event
-from memo.stats import install, stats
+from memo.runtime import events
+from memo.runtime.events import Event
+from memo.metrics.recorder import install, stats
 install(lambda: Path(sys.argv[1]))
 for _ in range(int(sys.argv[2])):
     events.emit(Event(events.HIT, "etl:load", "k", "disk", seconds=1e-4, saved=2.0))

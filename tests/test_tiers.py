@@ -1,4 +1,4 @@
-"""What every tier promises (see `memo.tiers.Tier`), a user's own store of ten lines included."""
+"""What every tier promises (see `Tier`), a user's own store of ten lines included."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from ports import RUNNERS
 from providers import InADict
 
-from memo.adapted import Adapted
-from memo.codec import payload
-from memo.disk import Disk
-from memo.host import Host
-from memo.memory import Memory
-from memo.remote import Redis
+from memo.records.codec import payload
+from memo.stores.custom import Adapted
+from memo.stores.disk.disk_tier import Disk
+from memo.stores.disk.host_state import Host
+from memo.stores.memory import Memory
+from memo.stores.redis.redis_tier import Redis
 
 NAME = "memo:{module:load}:0123:abcdef"
 

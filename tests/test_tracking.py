@@ -19,13 +19,16 @@ from ports import blocking, run, start
 from redis_server import RedisServer
 
 import memo
-from memo import assembly, cache, configure, doctor, listener
-from memo.authorities import Authorities
-from memo.events import ERROR
-from memo.listener import BOUND, Listener, parse
-from memo.remote import Redis
-from memo.stamps import Turn
+from memo import cache, configure
+from memo.cli import doctor
+from memo.decorators import assembly
+from memo.runtime.events import ERROR
+from memo.stores.authorities import Authorities
+from memo.stores.redis import tracking as tracking_module
+from memo.stores.redis.redis_tier import Redis
+from memo.stores.redis.tracking import BOUND, Listener, parse
 from memo.testing import ManualClock, recording
+from memo.validity.stamps import Turn
 
 PATIENCE = 30.0
 """Seconds after which what must happen soon has not happened."""
@@ -41,7 +44,7 @@ def _no_runs() -> None:
 @pytest.fixture
 def tracking(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     """A Redis, and settings that have hits in memory answered without it; no machine is slow."""
-    monkeypatch.setattr(listener, "BOUND", PATIENCE)
+    monkeypatch.setattr(tracking_module, "BOUND", PATIENCE)
     configure(redis_url=redis_server.url, coherence="tracking", deadline=5.0)
     return redis_server
 
@@ -269,7 +272,7 @@ def test_this_host_is_heard_at_once(
     tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another process of this host invalidates is gone when that returned, word or no (I1)."""
-    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
     with another_process(tracking.url, cache_home) as invalidate:
         for _ in range(20):
             before = proven(load, "EU")
@@ -282,7 +285,7 @@ def test_this_host_is_heard_where_hits_are_not_quick(
     tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch, function: Any
 ) -> None:
     """The same holds of hits that look at a source, or copy buffers (I1)."""
-    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
     with another_process(tracking.url, cache_home) as invalidate:
         for round_ in range(1, 6):
             function("EU")
@@ -301,7 +304,7 @@ def test_this_process_is_heard_at_once(
     tracking: RedisServer, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     """What this process invalidates is not given any more when that has returned (I1)."""
-    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
     for _ in range(20):
         before = proven(load, "EU"), proven(fetch, "EU")
         load.invalidate() if whole else load.invalidate(region="EU")
@@ -316,7 +319,7 @@ def test_this_process_is_heard_where_the_host_cannot_be_written(
     """An invalidation that could not be written down on the host acts in this process at once."""
     from memo.errors import TierError
 
-    monkeypatch.setattr(listener._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
     before = proven(load, "EU")
     host = assembly.default_chain().host
     assert host is not None
@@ -455,7 +458,7 @@ class HalfDead(Proxy):
 @pytest.fixture
 def half_dead(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HalfDead]:
     """The way of the listener alone leads through it; the bound is the one that is promised."""
-    monkeypatch.setattr(listener, "BOUND", BOUND)
+    monkeypatch.setattr(tracking_module, "BOUND", BOUND)
     with HalfDead(tracking.port) as proxy:
         ear().url = proxy.url
         yield proxy
@@ -488,7 +491,7 @@ def test_a_frozen_redis_is_noticed_within_the_bound(
     tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Redis that hangs is not believed for longer than `BOUND`; when it is back, it is again."""
-    monkeypatch.setattr(listener, "BOUND", BOUND)
+    monkeypatch.setattr(tracking_module, "BOUND", BOUND)
     configure(deadline=0.25)
     proven(load, "EU")
     ears = ear()
@@ -531,7 +534,7 @@ def test_without_permission_each_hit_asks(
     )
     try:
         configure(redis_url=f"redis://deaf:pw@127.0.0.1:{tracking.port}/0")
-        monkeypatch.setattr(listener, "REFUSED_FOR", 0.01)
+        monkeypatch.setattr(tracking_module, "REFUSED_FOR", 0.01)
         with recording() as seen:
             until(lambda: load("EU") and ear().told)
             client = tracking.client()
@@ -622,7 +625,7 @@ def test_the_thread_ends_when_nobody_wants_it(
 ) -> None:
     """A process that asks nothing for a while keeps no connection; it comes back when wanted."""
     before = proven(load, "EU")
-    monkeypatch.setattr(listener, "IDLE", 0.0)
+    monkeypatch.setattr(tracking_module, "IDLE", 0.0)
     until(lambda: not threads())
     assert not ear().listening
     monkeypatch.undo()
@@ -637,10 +640,10 @@ def test_no_thread_without_a_hit(tracking: RedisServer) -> None:
 
 FORKED = """
 import json, os, sys, time, memo
-from memo import assembly
-from memo.stamps import Turn
-from memo.remote import Redis
-from memo.drivers import BLOCKING, drive
+from memo.decorators import assembly
+from memo.validity.stamps import Turn
+from memo.stores.redis.redis_tier import Redis
+from memo.runtime.ports import BLOCKING, drive
 url, directory = sys.argv[1:]
 memo.configure(redis_url=url, directory=directory, coherence="tracking", deadline=5.0)
 runs = []
@@ -698,7 +701,7 @@ def test_a_fork_listens_for_itself(redis_server: RedisServer, tmp_path: Path) ->
 
 LEAVING = """
 import sys, time, memo
-from memo import assembly
+from memo.decorators import assembly
 url, directory = sys.argv[1:]
 memo.configure(redis_url=url, directory=directory, coherence="tracking", deadline=5.0)
 
@@ -720,7 +723,7 @@ def test_the_interpreter_exits_promptly(redis_server: RedisServer, tmp_path: Pat
         assert process.stdout.readline() == "listening\n"
         begun = time.monotonic()
         assert process.wait(PATIENCE) == 0
-        assert time.monotonic() - begun < listener.IDLE / 2
+        assert time.monotonic() - begun < tracking_module.IDLE / 2
 
 
 def test_health_says_so(tracking: RedisServer) -> None:
@@ -772,7 +775,7 @@ def test_marks_do_not_outlive_the_bound() -> None:
 
 def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past `GROUPS` groups it forgets them, and with them all earlier marks."""
-    monkeypatch.setattr(listener, "GROUPS", 3)
+    monkeypatch.setattr(tracking_module, "GROUPS", 3)
     ears = heard(ManualClock())
     mark = ears.mark()
     assert mark is not None

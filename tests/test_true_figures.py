@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 import memo
-from memo import assembly, cache, display
-from memo.drivers import BLOCKING, drain_blocking, drive
-from memo.stats import reset, watch
+from memo import cache
+from memo.decorators import assembly
+from memo.inspection import rendering
+from memo.metrics.recorder import reset, watch
+from memo.runtime.ports import BLOCKING, drain_blocking, drive
 
 NEAR = 0.12
 """Seconds that a busy machine may add."""
@@ -173,7 +175,7 @@ def test_the_headline_adds_up() -> None:
         await asyncio.gather(*(load(i % 4) for i in range(8)))
 
     asyncio.run(main())
-    words = display.headline(memo.stats())
+    words = rendering.headline(memo.stats())
     found = re.findall(r"(\d+) (?:hits?|miss(?:es)?|stale|shared)", words)
     assert sum(map(int, found)) == 20, words
 
@@ -192,7 +194,7 @@ def test_a_report_of_a_cell_that_only_computed_saves_nothing() -> None:
     span = watch()
     asyncio.run(main())
     span.end()
-    said = display.report(span)
+    said = rendering.report(span)
     saved = re.search(r"saved ([\d.]+) (ms|µs|s)", said)
     assert saved is None or saved[2] != "s", said
 

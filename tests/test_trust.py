@@ -24,10 +24,11 @@ from ports import ROOT
 from redis_server import RedisServer
 
 import memo
-from memo import cache, display
-from memo.assembly import default_chain
-from memo.config import configure, current
-from memo.drivers import drain_blocking
+from memo import cache
+from memo.decorators.assembly import default_chain
+from memo.inspection import rendering
+from memo.runtime.ports import drain_blocking
+from memo.settings.configuration import configure, current
 from memo.testing import ManualClock, recording
 
 PASSWORD = "pa55w0rd-marked"
@@ -135,7 +136,7 @@ def _everything(said: Said, tag: str, clock: ManualClock) -> None:
         said.add("repr", repr(getattr(tier, "wire", None)) + repr(getattr(tier, "where", None)))
         said.add("vars", " ".join(map(repr, vars(tier).values())))
     snapshot = memo.stats()
-    said.add("stats", display.text(snapshot) + display.html(snapshot) + repr(snapshot))
+    said.add("stats", rendering.text(snapshot) + rendering.html(snapshot) + repr(snapshot))
     try:
         raise RuntimeError("here") from None
     except RuntimeError as error:
@@ -213,7 +214,7 @@ def test_a_setting_with_a_password_is_refused_without_it() -> None:
 
 def test_entries_do_not_show_their_values() -> None:
     """What the engine hands around shows whose it is, not what is in it."""
-    from memo import codec, seal
+    from memo.records import codec, seal
 
     encoded = codec.encode({"text": VALUE})
     assert VALUE not in repr(encoded)
@@ -445,7 +446,7 @@ async def test_a_foreign_lock_does_not_hold_up_the_loop(
 FIRST = """
 import asyncio, sys, time
 import memo
-from memo.config import configure
+from memo.settings.configuration import configure
 assert "redis" not in sys.modules
 
 @memo.cache(name="trust:first", version="1", ttl=None)

@@ -19,13 +19,17 @@ from hypothesis import strategies as st
 from redis_server import RedisServer
 
 import memo
-from memo import assembly, cache, codec, events, payloads
-from memo.drivers import BLOCKING, drain, drain_blocking, drive
-from memo.remote import Redis
-from memo.seal import ALIGN
+from memo import cache
+from memo.decorators import assembly
+from memo.records import codec
+from memo.records.payload_pieces import PIECE, Check, Leaving, leaving
+from memo.records.seal import ALIGN
+from memo.runtime import events
+from memo.runtime.ports import BLOCKING, drain, drain_blocking, drive
+from memo.stores.disk import payload_files
+from memo.stores.redis.redis_tier import Redis
+from memo.stores.uploads import WAITING, WORKERS, Upload, Uploads
 from memo.testing import recording, reset
-from memo.transit import PIECE, Check, Leaving, leaving
-from memo.uploads import WAITING, WORKERS, Upload, Uploads
 
 ROOT = Path(__file__).resolve().parent.parent
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -628,7 +632,7 @@ def test_a_changed_payload_is_not_kept(shared: RedisServer, stored: Any, at: int
     client.setrange(name, at, bytes([byte ^ 1]))
     with recording() as seen:
         assert stored.peek(BIG) is None
-        assert not files(memo.config.current().directory)
+        assert not files(memo.settings.configuration.current().directory)
         assert kinds(seen, events.FETCH_FAILED)[0].detail == "a payload was changed"
         assert stored(BIG)[-1] == BIG - 1
     assert len(kinds(seen, events.COMPUTED)) == 1
@@ -648,7 +652,7 @@ def test_a_payload_of_another_size_is_none(shared: RedisServer, stored: Any, cha
         client.rpush(name, b"x")
     with recording() as seen:
         assert stored.peek(BIG) is None
-    assert not files(memo.config.current().directory)
+    assert not files(memo.settings.configuration.current().directory)
     assert len(kinds(seen, events.FETCH_FAILED)) == 1
     assert stored(BIG)[-1] == BIG - 1
     drain_blocking(10)
@@ -668,14 +672,14 @@ def test_a_disk_without_room_is_no_hindrance(
         def write(self, descriptor: int, data: Any) -> int:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("memo.transit.os", Full())
+    monkeypatch.setattr("memo.records.payload_pieces.os", Full())
     with recording() as seen:
         assert stored(BIG)[-1] == BIG - 1
     assert len(kinds(seen, events.FETCHED)) == 1
     assert not kinds(seen, events.COMPUTED)
     errors = kinds(seen, events.ERROR)
     assert [event.tier for event in errors] == ["disk"]
-    assert not files(memo.config.current().directory)
+    assert not files(memo.settings.configuration.current().directory)
 
 
 def test_a_connection_that_broke_while_it_was_idle(
@@ -699,7 +703,7 @@ PEAK = """
 import sys, os
 import numpy as np
 import memo
-from memo.drivers import drain_blocking
+from memo.runtime.ports import drain_blocking
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM"))
@@ -715,7 +719,7 @@ with memo.configure(directory=sys.argv[1], redis_value_limit="256MiB"):
     before = peak()
     numbers(n)
     drain_blocking(60)
-    print(peak() - before, memo.config.current().redis_url is not None)
+    print(peak() - before, memo.settings.configuration.current().redis_url is not None)
 """
 
 
@@ -767,7 +771,7 @@ def test_half_and_too_much_are_not_whole() -> None:
 def test_a_leaving_payload_is_what_was_stored(tmp_path: Path) -> None:
     """The pieces of a map are the aligned bytes, none longer than a piece."""
     sent = codec.payload((memoryview(os.urandom(PIECE + 5)), memoryview(b"x" * 7)))
-    store = payloads.Payloads(tmp_path / "payloads")
+    store = payload_files.Payloads(tmp_path / "payloads")
     store.directory.mkdir()
     with store.keep(sent, None) as name:
         assert name is not None

@@ -19,9 +19,10 @@ import pytest
 from redis_server import RedisServer
 
 import memo
-from memo import cache, events
-from memo.config import configure
-from memo.drivers import drain_blocking
+from memo import cache
+from memo.runtime import events
+from memo.runtime.ports import drain_blocking
+from memo.settings.configuration import configure
 from memo.testing import ManualClock, recording
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
@@ -448,7 +449,7 @@ def test_a_refresh_of_changed_arguments_is_not_stored_sync() -> None:
         return sum(xs)
 
     with configure(tiers=["memory", "disk"]):
-        memo.assembly.default_chain().clock = clock
+        memo.decorators.assembly.default_chain().clock = clock
         assert total([1, 2]) == 3
         clock.advance(20)
         waits[0] = True
@@ -477,7 +478,7 @@ async def test_a_refresh_of_changed_arguments_does_not_run_async() -> None:
         return sum(xs)
 
     with configure(tiers=["memory", "disk"]):
-        memo.assembly.default_chain().clock = clock
+        memo.decorators.assembly.default_chain().clock = clock
         assert await total([1, 2]) == 3
         clock.advance(20)
         given = [1, 2]

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from memo import cache
-from memo.cli import main
+from memo.cli.commands import main
 
 
 class Ui:

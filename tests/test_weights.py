@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from memo import cache
-from memo.config import configure
+from memo.keys.offloading import HeavyError, heavy
+from memo.settings.configuration import configure
 from memo.testing import recording
-from memo.weights import HeavyError, heavy
 
 MIB = 1 << 20
 

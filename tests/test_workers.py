@@ -21,7 +21,7 @@ from ports import ROOT
 from redis_server import RedisServer
 
 import memo
-from memo import config
+from memo.settings import configuration
 from memo.testing import isolated
 
 PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -127,14 +127,14 @@ def test_a_function_inside_a_result_takes_no_settings_along(tmp_path: Path) -> N
 
     with memo.configure(directory=tmp_path / "zq7-other"):
         give()
-        stored = memo.codec.encode([f]).stream
+        stored = memo.records.codec.encode([f]).stream
     assert b"zq7-other" not in stored
-    config.PROCESS, mine = "another", config.PROCESS
+    configuration.PROCESS, mine = "another", configuration.PROCESS
     try:
         pickle.loads(stored)
     finally:
-        config.PROCESS = mine
-    assert config.current().sources["directory"] == "MEMO_DIRECTORY"
+        configuration.PROCESS = mine
+    assert configuration.current().sources["directory"] == "MEMO_DIRECTORY"
 
 
 def test_recursive_functions_are_pickled_by_value() -> None:
@@ -211,30 +211,30 @@ def test_many_functions_of_a_notebook_are_pickled_in_linear_time() -> None:
 
 def packed_elsewhere(f: Any, **settings: Any) -> bytes:
     """A function as another process with these settings would send it."""
-    mine = config.PROCESS
-    config.PROCESS = "another process"
+    mine = configuration.PROCESS
+    configuration.PROCESS = "another process"
     try:
         with memo.configure(**settings):
             return cloudpickle.dumps(f)
     finally:
-        config.PROCESS = mine
+        configuration.PROCESS = mine
 
 
 @FUNCTIONS
 def test_settings_travel(by: str, tmp_path: Path) -> None:
     """What `configure` has set in the parent counts in a worker, above its environment."""
     packed = packed_elsewhere(function(by), directory=tmp_path / "there", memory_limit=0)
-    assert config.current().directory != tmp_path / "there"
+    assert configuration.current().directory != tmp_path / "there"
     pickle.loads(packed)
-    assert config.current().directory == tmp_path / "there"
-    assert config.current().sources["directory"] == "configure() of another process"
-    assert config.current().memory_limit == 0
-    config.reset()
+    assert configuration.current().directory == tmp_path / "there"
+    assert configuration.current().sources["directory"] == "configure() of another process"
+    assert configuration.current().memory_limit == 0
+    configuration.reset()
     later = packed_elsewhere(worked.slow, directory=tmp_path / "later")
     pickle.loads(packed)
     pickle.loads(later)
-    assert config.current().directory == tmp_path / "later"
-    assert config.current().sources["memory_limit"] == "default"
+    assert configuration.current().directory == tmp_path / "later"
+    assert configuration.current().sources["memory_limit"] == "default"
 
 
 def test_a_worker_that_configures_itself_keeps_that(tmp_path: Path) -> None:
@@ -242,8 +242,8 @@ def test_a_worker_that_configures_itself_keeps_that(tmp_path: Path) -> None:
     packed = packed_elsewhere(worked.slow, directory=tmp_path / "there", memory_limit=0)
     with memo.configure(directory=tmp_path / "here"):
         pickle.loads(packed)
-        assert config.current().directory == tmp_path / "here"
-        assert config.current().memory_limit == 0
+        assert configuration.current().directory == tmp_path / "here"
+        assert configuration.current().memory_limit == 0
 
 
 def test_own_settings_do_not_come_back(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_own_settings_do_not_come_back(tmp_path: Path) -> None:
     with memo.configure(directory=tmp_path / "one"):
         packed = cloudpickle.dumps(worked.slow)
     pickle.loads(packed)
-    assert config.current().directory != tmp_path / "one"
+    assert configuration.current().directory != tmp_path / "one"
 
 
 @FUNCTIONS
@@ -260,7 +260,7 @@ def test_no_secret_travels(by: str) -> None:
     secret = "my own secret of the very best kind"
     with memo.configure(secret=secret, redis_url="redis://:hunter2@127.0.0.1:1/0"):
         packed = cloudpickle.dumps(function(by))
-        held = config.current().secrets[0]
+        held = configuration.current().secrets[0]
     assert secret.encode() not in packed
     assert b"hunter2" not in packed
     assert held.id not in packed

@@ -51,5 +51,5 @@ def where(function: object = None) -> tuple[str, str, str]:
     Args:
         function: a cached one, which brings the settings along.
     """
-    settings = memo.config.current()
+    settings = memo.settings.configuration.current()
     return str(settings.directory), settings.sources["directory"], settings.secrets[0].id.hex()

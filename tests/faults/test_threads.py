@@ -137,7 +137,7 @@ def test_follow_threads(follow: bool) -> None:
 
 def test_the_renewal_of_leases_does_not_wait_for_what_is_shown() -> None:
     """A slow display holds up no lease: the two have threads of their own."""
-    from memo.drivers import BLOCKING, DISPLAYS
+    from memo.runtime.ports import BLOCKING, DISPLAYS
 
     slow, renewed = threading.Event(), threading.Event()
 
@@ -158,7 +158,7 @@ def test_the_renewal_of_leases_does_not_wait_for_what_is_shown() -> None:
 
 def test_missed_ticks_are_not_made_up_for() -> None:
     """After a stall, work at intervals goes on at its interval, not in a burst."""
-    from memo.drivers import BLOCKING
+    from memo.runtime.ports import BLOCKING
 
     times: list[float] = []
 
@@ -239,7 +239,7 @@ def load():
     return 1
 if len(sys.argv) > 2:
     load()
-    memo.drivers.drain_blocking(10)
+    memo.runtime.ports.drain_blocking(10)
     sys.exit()
 load()
 time.sleep(0.3)

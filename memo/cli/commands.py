@@ -1,0 +1,273 @@
+"""The command line: `memo demo`, `stats`, `ls`, `clear` and `doctor`.
+
+Thin: each command asks a room of the house and prints what it says.  A mistake of the user's ends
+with one line on standard error and the status 2, a finding that needs work with the status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import click
+
+import memo
+from memo.cli import doctor
+from memo.decorators import names
+from memo.decorators.assembly import default_chain
+from memo.engine.invalidating import invalidate
+from memo.errors import MemoError, MissingExtraError
+from memo.inspection import call_graph, inventory, rendering
+from memo.metrics.recorder import stats as gathered
+from memo.runtime.clock import SECOND
+from memo.runtime.ports import BLOCKING, drive
+from memo.settings import configuration
+from memo.stores.protocols import MEMORY
+from memo.validity.stamps import Turn
+
+MARKS = {doctor.GOOD: "green", doctor.NOTE: "cyan", doctor.WARN: "yellow", doctor.FAIL: "red"}
+
+
+class _Commands(click.Group):
+    """Turns memo's own errors into messages: they say what was wrong, and the mend."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemoError as error:
+            raise click.UsageError(str(error), None) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(memo.__version__, prog_name="memo")
+def main() -> None:
+    """Results of expensive functions, kept across calls, kernels, processes and hosts."""
+
+
+@main.command()
+@click.option("--redis", metavar="URL", help="Put this Redis before the disk.")
+@click.option("--quick", is_flag=True, help="Take less data: 1 to 2 seconds of work.")
+def demo(redis: str | None, quick: bool) -> None:
+    """Cache a pipeline over real data, and print what that saved.
+
+    Reads and parses the source of the packages installed here: first run, again, in a fresh
+    process, and after a change of the data. Needs no network, and leaves nothing behind.
+    """
+    from memo.cli import demo as show
+
+    if not show.main(redis, quick=quick):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("pattern", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")
+@click.option("--plot", is_flag=True, help="With hits and misses over time.")
+def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool) -> None:
+    """What the cache did, in every process that shares the directory.
+
+    PATTERN selects functions by name: load, app.* or sales:load.
+    """
+    found = gathered(*pattern, shared=True)
+    if as_json:
+        click.echo(found.to_json())
+        return
+    found = found.with_health(_health())
+    if as_html:
+        click.echo(rendering.page("memo stats", rendering.html(found, plot=plot)))
+        return
+    _show(rendering.stats_lines(found, plot=plot, width=_width()))
+
+
+def _width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size().columns
+
+
+def _show(lines: Iterable[rendering.Styled]) -> None:
+    """Print lines, with their styles where a person reads them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=_width(), highlight=False)
+    for line in lines:
+        console.print(Text(line.text, style=line.style), soft_wrap=True)
+
+
+def _health() -> dict[str, dict[str, Any]]:
+    """Facts of the tiers that processes share; this one's memory is empty."""
+    facts = drive(default_chain().health(BLOCKING))
+    host = facts.pop("host", {})
+    facts.pop(MEMORY, None)
+    return {**facts, "host": host} if host.get("journal") else facts
+
+
+@main.command("ls")
+@click.argument("pattern", nargs=-1)
+@click.option("-n", "--limit", default=50, show_default=True, help="Most entries; 0: all of them.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")
+def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: bool) -> None:
+    """List entries of the disk, newest first, with their state.
+
+    PATTERN selects functions by name: load, app.* or sales:load. An entry that was invalidated
+    stays here until it is computed again or evicted; it is never used.
+    """
+    shown, count = inventory.items(inventory.Wanted(pattern), limit or None)
+    if as_json:
+        for item in shown:
+            click.echo(json.dumps(_facts(item)))
+        return
+    if not count:
+        click.echo("No entries.")
+        if pattern:
+            _say_nearest(pattern)
+            raise SystemExit(1)
+        return
+    table = inventory.table(shown)
+    if as_html:
+        click.echo(rendering.page("memo ls", rendering.boxed(rendering.table_html(table))))
+        return
+    _show(rendering.table_lines(table, _width()))
+    more = f", {rendering.number(count)} in all" if count > len(shown) else ""
+    click.echo(f"{rendering.counted(len(shown), 'entry', 'entries')}{more}")
+
+
+@main.command("graph")
+@click.option("--svg", metavar="FILE", type=click.File("w"), help="Write a drawing; - for stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Nodes and edges as JSON.")
+@click.option("--calls", is_flag=True, help="Each call, however many there are.")
+def draw_graph(svg: Any, as_json: bool, calls: bool) -> None:
+    """Show what the stored results of this host were built on."""
+    made = call_graph.graph(everything=True, group=False if calls else None)
+    if svg:
+        svg.write(made.to_svg())
+    elif as_json:
+        click.echo(json.dumps(made.to_dict(), indent=1))
+    else:
+        _show(made.lines(_width()))
+    if not made.nodes:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--prefix", metavar="PREFIX", help="Entries of an address prefix.")
+@click.option("--tag", metavar="TAG", help="Entries with a tag.")
+@click.option("--function", metavar="NAME", help="Entries of a function: load, etl:load.")
+@click.option("--key", metavar="KEY", help="Entries of one address or key: products:42.")
+@click.option("--all", "everything", is_flag=True, help="All entries of the namespace.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before --all.")
+def clear(everything: bool, yes: bool, **target: str | None) -> None:
+    """Invalidate entries, in every process and on every host that shares the cache.
+
+    Say which: one of the options. --all also frees their space.
+    Ends with the status 1 when nothing matched.
+    """
+    named: dict[str, Any] = {name: value for name, value in target.items() if value is not None}
+    if len(named) + everything != 1:
+        raise click.UsageError("give exactly one of --prefix, --tag, --function, --key, --all.")
+    if everything:
+        namespace = configuration.current().namespace
+        if not yes:
+            click.confirm(f"Drop all entries of the namespace {namespace!r}?", abort=True)
+        _clear_all(namespace)
+        return
+    done = memo.invalidate(**named, reason="memo clear")
+    click.echo(repr(done))
+    if done.missed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--port", default=0, metavar="N", help="Port to listen on; 0: any that is free.")
+@click.option("--no-browser", is_flag=True, help="Print the URL, and open no browser.")
+def ui(port: int, no_browser: bool) -> None:
+    """Serve the live view as a local page, over every process that shares the directory.
+
+    It listens on this machine alone, and its URL has a token: with it one can read what is
+    listed, and invalidate. No value is loaded.
+    """
+    try:
+        from memo.cli.web_page import Server
+    except ImportError:
+        raise MissingExtraError("memo ui needs pip install 'jupyter-memo[ui]'") from None
+    try:
+        server = Server(port)
+    except OSError as error:
+        mend = f"{error.strerror}; take another one, or 0."
+        raise click.UsageError(f"--port {port}: {mend}") from None
+    click.echo(f"memo ui: {server.url}\nCtrl-C ends it.")
+    if not no_browser:
+        click.launch(server.url)
+    with suppress(KeyboardInterrupt):
+        server.run()
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def examine(as_json: bool) -> None:
+    """Check this set-up, and say for each finding what to do.
+
+    Ends with the status 1 when something does not work or must not be trusted.
+    """
+    findings = doctor.examine()
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            _say_finding(finding)
+    if doctor.worst(findings) == doctor.FAIL:
+        raise SystemExit(1)
+
+
+def _say_nearest(patterns: tuple[str, ...]) -> None:
+    """Name the functions that were probably meant by patterns that matched none."""
+    known = list(map(names.label, drive(names.functions_known(BLOCKING, []))))
+    near = [found for one in patterns for found in names.nearest(one, known)]
+    if near:
+        click.echo(names.meant(near), err=True)
+
+
+def _clear_all(namespace: str) -> None:
+    chain, turns = default_chain(), [Turn("n")]
+    work = invalidate(BLOCKING, [chain], turns, f"namespace {namespace}", "memo clear")
+    click.echo(repr(drive(work)))
+    for tier, how in drive(chain.clear(BLOCKING)).items():
+        said = (
+            f"{rendering.counted(how, 'entry', 'entries')} dropped" if isinstance(how, int) else how
+        )
+        click.echo(f"{tier}: {said}")
+
+
+def _say_finding(finding: doctor.Finding) -> None:
+    mark = click.style(f"{finding.level:<5}", fg=MARKS[finding.level])
+    click.echo(f"{mark} {finding.topic:<10} {finding.said}")
+    if finding.mend:
+        click.echo(f"{'':<16} {finding.mend}")
+
+
+# --- memo ls -------------------------------------------------------------------------------------
+
+
+def _facts(item: inventory.Item) -> dict[str, Any]:
+    """What `--json` says of an entry; times in seconds, moments since the epoch, size in bytes."""
+    header, size, tiers, state = item
+    times = header.times
+    return {
+        "function": header.function,
+        "key": header.key,
+        "address": rendering.address(header),
+        "arguments": rendering.arguments(header),
+        "finished": times.finished / SECOND,
+        "ttl": None if times.ttl < 0 else times.ttl / SECOND,
+        "cost": times.cost / SECOND,
+        "size": size,
+        "compressed": bool(header.flags),
+        "tiers": tiers,
+        "state": state,
+        "writer": header.writer,
+    }

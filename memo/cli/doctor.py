@@ -1,0 +1,316 @@
+"""`memo doctor`: what is wrong with a set-up, and what to do about each finding.
+
+Every check looks, and mends nothing.  What a check itself cannot find out is a finding as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memo.decorators.assembly import default_chain, host_of
+from memo.errors import MemoError, SettingError
+from memo.inspection.rendering import counted, number, size
+from memo.records import secret_keys
+from memo.runtime import ownership
+from memo.runtime.clock import SYSTEM
+from memo.runtime.ports import BLOCKING, drive
+from memo.settings import configuration
+from memo.settings.checks import redacted
+from memo.settings.configuration import DEFAULT, Settings
+from memo.stores.authorities import is_for_any
+from memo.stores.protocols import MEMORY
+
+GOOD = "ok"
+NOTE = "note"
+"""Nothing is wrong; good to know."""
+WARN = "warn"
+"""It works, and not as well as it could."""
+FAIL = "fail"
+"""It does not work, or must not be trusted."""
+PACKAGES = ("jupyter-memo", "redis", "diskcache", "cloudpickle", "pandas", "ipython")
+OLDEST_REDIS = (6, 2)
+"""The oldest Redis that memo is tested with."""
+OLD = 3600.0
+"""Seconds after which a temporary file belongs to nobody any more."""
+SHOWN = 3
+"""So many of the files concerned are named."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        level: `GOOD`, `NOTE`, `WARN` or `FAIL`.
+        topic: what was looked at.
+        said: what was found.
+        mend: what to do; `""` when there is nothing to do.
+    """
+
+    level: str
+    topic: str
+    said: str
+    mend: str = ""
+
+
+Findings = Iterator[Finding]
+
+
+def examine() -> list[Finding]:
+    """Look at everything; without settings there is nothing else to look at."""
+    found = _guarded("python", _python)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            settings = configuration.current()
+    except SettingError as error:
+        mend = "Mend this setting, then run `memo doctor` again."
+        return [*found, Finding(FAIL, "settings", str(error), mend)]
+    temporary = any(issubclass(one.category, secret_keys.SecretWarning) for one in caught)
+    checks: list[tuple[str, Callable[[], Findings]]] = [
+        ("settings", lambda: _settings(settings)),
+        ("secret", lambda: _secret(settings, temporary)),
+        ("directory", lambda: _directory(settings.directory)),
+        ("disk", lambda: _disk(settings)),
+        ("leftovers", lambda: _leftovers(settings)),
+        ("clock", _clock),
+        ("tiers", lambda: _tiers(settings)),
+        ("journal", lambda: _journal(settings)),
+    ]
+    return found + [one for topic, check in checks for one in _guarded(topic, check)]
+
+
+def _guarded(topic: str, check: Callable[[], Findings]) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        found.extend(check())
+    except (OSError, MemoError) as error:
+        found.append(Finding(WARN, topic, f"could not be checked: {error}"))
+    return found
+
+
+def _python() -> Findings:
+    parts = [f"Python {sys.version.split()[0]}"]
+    for package in PACKAGES:
+        try:
+            parts.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            parts.append(f"{package} not installed")
+    yield Finding(GOOD, "python", ", ".join(parts))
+
+
+def _settings(settings: Settings) -> Findings:
+    given = {name: source for name, source in settings.sources.items() if source != DEFAULT}
+    given.pop("secrets", None)
+    said = ", ".join(f"{name} from {source}" for name, source in given.items())
+    yield Finding(GOOD, "settings", said or "all defaults")
+    if not settings.enabled:
+        mend = "Set enabled to true to cache again."
+        yield Finding(WARN, "settings", f"off (from {settings.sources['enabled']})", mend)
+
+
+def _secret(settings: Settings, temporary: bool) -> Findings:
+    source = settings.sources["secrets"]
+    if temporary:
+        mend = "Set MEMO_SECRET_FILE to an owner-only file, so that entries outlive the process."
+        yield Finding(FAIL, "secret", "none can be kept on this machine", mend)
+        return
+    where = str(secret_keys.default_file()) if source == DEFAULT else source
+    ids = ", ".join(one.id.hex()[:8] for one in settings.secrets)
+    yield Finding(GOOD, "secret", f"{where}; id {ids}")
+    if settings.redis_url and source == DEFAULT:
+        mend = "Give all hosts that share this Redis the same MEMO_SECRET or MEMO_SECRET_FILE."
+        yield Finding(NOTE, "secret", "generated here: other hosts cannot use this one's", mend)
+
+
+def _directory(directory: Path) -> Findings:
+    if not directory.exists():
+        place = next(parent for parent in directory.parents if parent.exists())
+        if os.access(place, os.W_OK | os.X_OK):
+            yield Finding(GOOD, "directory", f"{directory} is made at the first use")
+        else:
+            mend = "Set MEMO_DIRECTORY to a directory of your own."
+            yield Finding(FAIL, "directory", f"{directory} cannot be made", mend)
+        return
+    yield from _owner(directory)
+    yield from _modes(directory)
+    kind = ownership.file_system(directory)
+    if ownership.is_network(kind):
+        mend = "Set MEMO_DIRECTORY to a local disk; share results through Redis."
+        said = f"{directory} lies on a network file system ({kind}): nothing there is mapped"
+        yield Finding(WARN, "directory", said, mend)
+    elif ownership.exposed(directory):
+        mend = "Set MEMO_DIRECTORY to where only you can write, from the root on."
+        said = f"others can write above {directory}: nothing there is mapped"
+        yield Finding(WARN, "directory", said, mend)
+
+
+def _owner(directory: Path) -> Findings:
+    if directory.stat().st_uid != os.geteuid():
+        mend = "Set MEMO_DIRECTORY to a directory of your own."
+        yield Finding(FAIL, "directory", f"{directory} belongs to another user", mend)
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        mend = f"Run: chmod 700 {directory}"
+        yield Finding(FAIL, "directory", f"{directory} cannot be written", mend)
+    else:
+        yield Finding(GOOD, "directory", str(directory))
+
+
+def _modes(directory: Path) -> Findings:
+    """Whatever is in the directory is the user's alone: 0700 and 0600, no links."""
+    open_, foreign = [], []
+    for path, facts in _walk(directory):
+        if stat.S_ISLNK(facts.st_mode) or facts.st_uid != os.geteuid():
+            foreign.append(path)
+        elif facts.st_mode & 0o077:
+            open_.append(path)
+    if open_:
+        mend = f"Run: chmod -R go= {directory}"
+        yield Finding(WARN, "directory", f"others can reach {_named(open_)}", mend)
+    if foreign:
+        mend = "Find out how they came there, and remove them."
+        yield Finding(FAIL, "directory", f"links, or of another user: {_named(foreign)}", mend)
+
+
+def _walk(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for root, folders, names in os.walk(directory):
+        for name in ("", *folders, *names) if root == str(directory) else (*folders, *names):
+            path = Path(root, name)
+            try:
+                yield path, path.lstat()
+            except FileNotFoundError:
+                continue  # evicted meanwhile
+
+
+def _named(paths: list[Path]) -> str:
+    more = f" and {number(len(paths) - SHOWN)} more" if len(paths) > SHOWN else ""
+    return ", ".join(str(path) for path in paths[:SHOWN]) + more
+
+
+def _disk(settings: Settings) -> Findings:
+    directory = settings.directory / settings.namespace
+    place = next(path for path in (directory, *directory.parents) if path.exists())
+    sizes = {facts.st_ino: facts.st_blocks * 512 for _, facts in _walk(directory)}
+    used = sum(sizes.values())
+    free = shutil.disk_usage(place).free
+    limit = settings.size_limit
+    said = f"{size(used)} used of {size(limit)} allowed, {size(free)} free"
+    if used > limit * 1.1:
+        yield Finding(WARN, "disk", said, "Run `memo clear`, or raise size_limit.")
+    elif free < limit - used:
+        mend = f"Free some space, or set size_limit to at most {size(used + free // 2)}."
+        yield Finding(WARN, "disk", f"{said}: the disk is full before the limit is reached", mend)
+    else:
+        yield Finding(GOOD, "disk", said)
+
+
+def _leftovers(settings: Settings) -> Findings:
+    horizon = time.time() - OLD
+    places = [settings.directory]
+    if (file := secret_keys.default_file()) is not None:
+        places.append(file.parent)
+    old = [
+        path
+        for place in places
+        for path, facts in _walk(place)
+        if _is_leftover(path.name) and facts.st_mtime < horizon
+    ]
+    if old:
+        mend = f"Nobody uses them any more; run: rm {' '.join(str(path) for path in old[:SHOWN])}"
+        yield Finding(WARN, "leftovers", _named(old), mend)
+    else:
+        yield Finding(GOOD, "leftovers", "none")
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith((".secret.", ".tmp")) or name.endswith((".tmp", ".damaged"))
+
+
+def _clock() -> Findings:
+    if SYSTEM.boot_id == bytes(16):
+        mend = "Keep the clock right (NTP); ages are taken from it."
+        yield Finding(NOTE, "clock", "this system has no name for its start", mend)
+    else:
+        yield Finding(GOOD, "clock", "ages are taken from a clock that cannot step")
+
+
+def _tiers(settings: Settings) -> Findings:
+    chain = default_chain()
+    for name, facts in drive(chain.health(BLOCKING)).items():
+        if name in ("host", MEMORY):
+            continue
+        if name == "redis":
+            yield from _redis(settings, facts)
+        elif facts.get("up"):
+            yield Finding(GOOD, name, _facts(facts) or "up")
+        else:
+            mend = "See `directory` and `disk` above." if name == "disk" else ""
+            yield Finding(FAIL, name, str(facts.get("error", "down")), mend)
+    if not settings.redis_url:
+        mend = "Set MEMO_REDIS_URL to share entries between hosts."
+        yield Finding(NOTE, "redis", "not configured: entries are shared on this host only", mend)
+
+
+def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
+    url = redacted(settings.redis_url or "")
+    if not facts.get("up"):
+        mend = f"Start it, or mend redis_url (from {settings.sources['redis_url']})."
+        said = f"{url} cannot be used: {facts.get('error', 'down')}; memo works without it"
+        yield Finding(FAIL, "redis", said, mend)
+        return
+    yield Finding(GOOD, "redis", f"{url}: {_facts(facts) or 'up'}")
+    version = str(facts.get("version", ""))
+    if version and _parts(version) < OLDEST_REDIS:
+        mend = "Use Redis 6.2 or newer."
+        yield Finding(FAIL, "redis", f"version {version} is too old", mend)
+    if str(facts.get("tracking", "")).startswith("strict"):
+        mend = "Let its ACL allow +hello +echo +client|tracking."
+        said = f"coherence is {facts['tracking']}: each hit in memory asks it"
+        yield Finding(WARN, "redis", said, mend)
+    if facts.get("limit") and facts.get("policy") == "noeviction":
+        mend = "Set its maxmemory-policy to allkeys-lru, or to volatile-lru."
+        yield Finding(WARN, "redis", "refuses to store when its memory is full", mend)
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    """What a tier says of itself, except where it is."""
+    hidden = ("up", "where", "error", "directory")
+    sizes = ("bytes", "budget", "used", "limit")
+    parts = (
+        f"{name} {size(fact) if name in sizes else fact}"
+        for name, fact in facts.items()
+        if name not in hidden
+    )
+    return ", ".join(parts)
+
+
+def _journal(settings: Settings) -> Findings:
+    rows = host_of(settings).journal.rows() if settings.directory.exists() else []
+    if not settings.redis_url:  # what is for whichever Redis is used next may wait for ever
+        rows = [row for row in rows if not is_for_any(row[2])]
+    if not rows:
+        yield Finding(GOOD, "journal", "every invalidation reached its tier")
+        return
+    mend = "Nothing: they are replayed before the next read from Redis."
+    if not settings.redis_url:
+        mend = "Set redis_url again: they are replayed before the next read from Redis."
+    said = f"{counted(len(rows), 'invalidation')} not yet in Redis"
+    yield Finding(WARN, "journal", said, mend)
+
+
+def worst(findings: list[Finding]) -> str:
+    """The gravest level among findings."""
+    levels = {finding.level for finding in findings}
+    return next((level for level in (FAIL, WARN, NOTE) if level in levels), GOOD)

@@ -1,0 +1,150 @@
+"""`memo ui`: the live view as a local page, over every process that shares the directory.
+
+It listens on the loopback address alone.  Each request must name this host and port (`Host`, and
+`Origin` where a browser sends one), and all but the page's own files need the token of the URL, so
+that no other page and no other user can read or invalidate.  Values are never loaded: what is shown
+comes from headers that this user's secret has authenticated.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from memo.inspection.live_view import Model
+from memo.inspection.rendering import asset
+
+HOST = "127.0.0.1"
+TOKEN = "X-Memo-Token"  # noqa: S105 - the name of the header
+LARGEST = 10_000
+"""Bytes of the largest message that a page sends."""
+FILES = {"view.js": "text/javascript", "view.css": "text/css", "page.js": "text/javascript"}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>memo</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><link rel="stylesheet" href="view.css">
+<script type="module" src="page.js"></script></head>
+<body class="memo-page"><main id="memo"></main>
+<noscript>This page needs JavaScript; memo stats and memo ls show the same facts.</noscript>
+</body></html>
+"""
+
+
+class Site:
+    """The page and its two requests, for a server that listens on `HOST` and a port."""
+
+    def __init__(self, token: str, port: int) -> None:
+        self._token = token
+        self._hosts = {f"{HOST}:{port}", f"localhost:{port}"}
+        self._model = Model(shared=True)
+        self._lock = threading.Lock()
+
+    def application(self) -> Starlette:
+        """It as an application."""
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/state", self.state),
+                Route("/do", self.do, methods=["POST"]),
+                Route("/{name}", self.file),
+            ]
+        )
+
+    def refusal(self, request: Request, *, needs_token: bool = True) -> Response | None:
+        """The answer to a request that is not from our page; None: it is."""
+        origin = request.headers.get("origin")
+        if request.headers.get("host") not in self._hosts:
+            return _said("This host is not served.", 403)
+        if origin is not None and origin.removeprefix("http://") not in self._hosts:
+            return _said("Requests of other pages are not served.", 403)
+        given = request.headers.get(TOKEN) or request.query_params.get("token", "")
+        if needs_token and not secrets.compare_digest(given.encode(), self._token.encode()):
+            return _said("Open the URL that memo ui printed: it has a token.", 403)
+        return None
+
+    def page(self, request: Request) -> Response:
+        """The page."""
+        return self.refusal(request) or Response(PAGE, 200, HEADERS, "text/html")
+
+    def file(self, request: Request) -> Response:
+        """A file of the page, which holds nothing of the cache."""
+        name = request.path_params["name"]
+        if name not in FILES:
+            return _said("Not found.", 404)
+        refusal = self.refusal(request, needs_token=False)
+        return refusal or Response(asset(name), 200, HEADERS, FILES[name])
+
+    def state(self, request: Request) -> Response:
+        """What the page draws."""
+        return self.refusal(request) or self._answer(None)
+
+    async def do(self, request: Request) -> Response:
+        """What a button says is done; then what the page draws."""
+        refusal = self.refusal(request)
+        if refusal is not None:
+            return refusal
+        if int(request.headers.get("content-length") or LARGEST + 1) > LARGEST:
+            return _said("The message is too large.", 413)
+        try:
+            message: Any = await request.json()
+        except ValueError:
+            return _said("The message is not JSON.", 400)
+        return await run_in_threadpool(self._answer, message)
+
+    def _answer(self, message: Any) -> Response:
+        with self._lock:
+            if message is not None:
+                self._model.press(message)
+            return JSONResponse(self._model.state(), 200, HEADERS)
+
+
+def _said(text: str, status: int) -> Response:
+    return PlainTextResponse(text, status, HEADERS)
+
+
+class Server:
+    """The server of `memo ui`; its socket is bound when it is made.
+
+    Attributes:
+        url: the page's address, with its token.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.token = secrets.token_urlsafe(24)
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((HOST, port))
+            self._socket.listen()  # so that a browser that is quicker than the start waits
+            self._port = self._socket.getsockname()[1]
+            self._application = Site(self.token, self._port).application()
+        except BaseException:
+            self._socket.close()
+            raise
+        self.url = f"http://{HOST}:{self._port}/?token={self.token}"
+
+    def run(self) -> None:
+        """Serve until the process is interrupted."""
+        config = uvicorn.Config(
+            self._application, log_level="warning", access_log=False, server_header=False
+        )
+        uvicorn.Server(config).run(sockets=[self._socket])

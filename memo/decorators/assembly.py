@@ -1,0 +1,328 @@
+"""Assembly: from settings to the chain that they describe."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from memo.errors import OptionError, SettingError, lacks_resources
+from memo.records import secret_keys
+from memo.runtime import events
+from memo.settings import configuration, options
+from memo.settings.checks import TRACKING
+from memo.settings.live_values import live
+from memo.settings.modes import OFF, Mode
+from memo.stores.chain import Chain
+from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, Tier
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from memo.keys.fingerprint.source_history import Manifests
+    from memo.settings.configuration import Settings
+    from memo.stores.disk.host_state import Host
+
+_SHARE, _COPIED = 8, 2 << 20
+"""What one payload may take of the memory tier where a tier is behind it: a part of its budget, and
+bytes, from which mapping a file (70 µs here) is faster than the copy that each hit gets."""
+_lock = threading.RLock()
+_chains: dict[Any, Chain] = {}
+_hosts: dict[tuple[Path, str], Host] = {}
+_manifests: dict[Path, Manifests] = {}
+_seen: tuple[int, Chain] | None = None
+
+
+def enabled() -> bool:
+    """Whether anything is cached at all (the setting `enabled`)."""
+    settings = _settings()
+    return settings is not None and settings.enabled
+
+
+def as_usual() -> bool:
+    """Whether calls read and store, as far as the settings say."""
+    settings = _settings()
+    return settings is not None and settings.enabled and settings.mode is None
+
+
+def mode() -> Mode:
+    """The mode that the settings give to every call of this process."""
+    settings = _settings()
+    return Mode(settings.mode if settings is not None and settings.enabled else OFF)
+
+
+def _settings() -> Settings | None:
+    """The settings; None, with an event, where the process lacks what reading them takes."""
+    try:
+        return configuration.current()
+    except Exception as error:
+        if not lacks_resources(error):
+            raise
+        events.emit(events.Event(events.ERROR, reason="settings", detail=type(error).__name__))
+        return None
+
+
+def default_chain() -> Chain:
+    """The chain that the settings describe, as they are now."""
+    global _seen
+    seen, version = _seen, configuration.version()
+    if seen is not None and seen[0] == version:
+        return seen[1]
+    settings = configuration.current()
+    with _lock:
+        key = _facts(settings)
+        chain = _chains.get(key)
+        if chain is None:
+            chain = _chains[key] = CacheFallbackFactory.create(settings)
+        if seen is not None and seen[1] is not chain:
+            events.emit(events.Event(events.RECONFIGURED))
+        if seen is None or seen[1] is not chain:
+            _share_live(chain)
+        _seen = (version, chain)
+    return chain
+
+
+def _facts(settings: Settings) -> Any:
+    """What of the settings makes a chain what it is."""
+    return (
+        settings.redis_url,
+        settings.directory,
+        settings.size_limit,
+        settings.memory_limit,
+        None if settings.tiers is None else tuple(_key(tier) for tier in settings.tiers),
+        settings.read_strategy,
+        settings.write_strategy,
+        settings.self_healing,
+        settings.namespace,
+        tuple(secret.id for secret in settings.secrets),
+        settings.coherence,
+        settings.deadline,
+        settings.redis_value_limit,
+        _options_key(settings.redis_options),
+        settings.on_redis_loss,
+        settings.payload_store,
+    )
+
+
+def _options_key(options: Mapping[str, Any] | None) -> Any:
+    """Redis options as something that can be compared: texts and numbers by value."""
+    plain = (str, int, float, bool, type(None))
+    pairs = sorted((options or {}).items())
+    return tuple((name, one if isinstance(one, plain) else id(one)) for name, one in pairs)
+
+
+def _key(tier: Any) -> Any:
+    return tier if isinstance(tier, str) else id(tier)
+
+
+class CacheFallbackFactory:
+    """Makes the chain that settings describe: memory, Redis where one is configured, disk."""
+
+    @classmethod
+    def create(cls, settings: Settings | None = None) -> Chain:
+        """A chain of its own for these settings (default: those in force)."""
+        settings = settings or configuration.current()
+        names = settings.tiers if settings.tiers is not None else cls._default_tiers(settings)
+        chain = Chain(
+            [cls._tier(name, settings) for name in names],
+            read_strategy=settings.read_strategy,  # type: ignore[arg-type]
+            write_strategy=settings.write_strategy,  # type: ignore[arg-type]
+            self_healing=settings.self_healing,
+        )
+        return chain.settle_in(settings.namespace, settings.secrets, host_of(settings))
+
+    @staticmethod
+    def _default_tiers(settings: Settings) -> tuple[str, ...]:
+        memory = (MEMORY,) if settings.memory_limit else ()
+        redis = (REDIS,) if settings.redis_url else ()
+        return (*memory, *redis, DISK)
+
+    @staticmethod
+    def _tier(tier: Any, settings: Settings) -> Tier:
+        if tier == MEMORY:
+            from memo.stores.memory import Memory
+
+            behind = settings.tiers is None or len(settings.tiers) > 1
+            limit = settings.memory_limit
+            return Memory(limit, payload_limit=min(limit // _SHARE, _COPIED) if behind else None)
+        if tier == REDIS:
+            return _redis(settings)
+        if tier == DISK:
+            from memo.stores.disk.disk_tier import Disk
+
+            return Disk(_home(settings), settings.size_limit, host_of(settings))
+        return adapt(tier)
+
+
+def _redis(settings: Settings) -> Tier:
+    from memo.stores.redis.redis_tier import Redis
+
+    if settings.redis_url is None:
+        raise OptionError("tiers", settings.tiers, "names redis, but redis_url is not set.")
+    secret_keys.warn_if_not_kept()
+    return Redis(
+        settings.redis_url,
+        namespace=settings.namespace,
+        deadline=settings.deadline,
+        value_limit=settings.redis_value_limit,
+        tracking=settings.coherence == TRACKING,
+        options=settings.redis_options,
+    )
+
+
+def _home(settings: Settings) -> Path:
+    """Where a namespace lies: each has a directory, a host store and a disk budget of its own."""
+    return settings.directory / settings.namespace
+
+
+def host_of(settings: Settings) -> Host:
+    """What the processes of this host share for one directory and namespace."""
+    from memo.stores.disk.host_state import Host
+
+    with _lock:
+        key = (settings.directory, settings.namespace)
+        if key not in _hosts:
+            _hosts[key] = Host(_home(settings), root=settings.directory)
+        return _hosts[key]
+
+
+def adapt(tier: Any) -> Tier:
+    """A tier as it is, or a user's `CacheProtocol` as a tier.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if hasattr(tier, "lookup") and hasattr(tier, "store"):
+        made: Tier = tier
+        return made
+    from memo.stores.custom import Adapted
+
+    return Adapted(tier)
+
+
+def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
+    """What gives the chain for a decorator's `provider`.
+
+    Raises:
+        OptionError: the provider has not the methods of a `CacheProtocol`.
+    """
+    if provider is None:
+        return default_chain
+    if isinstance(provider, Chain):
+        return lambda: _settled(provider)
+    if isinstance(provider, type):
+        raise OptionError("provider", provider, "is a class; give an instance of it.")
+    own = Chain([adapt(provider)])
+    return lambda: _settled(own)
+
+
+def _settled(chain: Chain) -> Chain:
+    """A chain that the user made, with the namespace, the secrets and the host of the settings."""
+    settings = configuration.current()
+    if chain.secrets is not settings.secrets or chain.namespace != settings.namespace:
+        chain.settle_in(settings.namespace, settings.secrets, host_of(settings))
+    return chain
+
+
+def live_ttl(key: str | None) -> Callable[[], float | None]:
+    """What gives the live configuration's ttl for a `ttl_key`, in seconds; inf: no expiry."""
+    if key is None:
+        return lambda: None
+
+    def ttl() -> float | None:
+        default_chain()  # so that the shared values are those of the settings in force
+        seconds: float | None = live.get(key)
+        return seconds
+
+    return ttl
+
+
+def compress(given: bool | int | str | None) -> Callable[[], int | None]:
+    """What gives the bytes from which a function's results are compressed.
+
+    Args:
+        given: the decorator's `compress`; None: as the setting says, whenever a result is stored.
+
+    Raises:
+        OptionError: it is neither True nor False nor a size.
+    """
+    if given is None:
+        return lambda: configuration.current().compress
+    number = options.compress("compress", given)
+    return lambda: number
+
+
+def manifests() -> Manifests:
+    """Where code versions are written down, for the settings as they are now."""
+    from memo.keys.fingerprint.source_history import Manifests
+
+    settings = configuration.current()
+    home = _home(settings)
+    if home not in _manifests:
+        _manifests[home] = Manifests(home)
+    return _manifests[home]
+
+
+def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
+    """Keep what a code version is made of, for `explain`; whether it is kept."""
+    try:
+        manifests().save(digest, parts)
+    except (OSError, SettingError) as error:
+        events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
+        return False
+    return True
+
+
+def _shared(chain: Chain) -> Tier | None:
+    """The tier in which a chain has the shared live configuration: Redis."""
+    return next((tier for tier in chain.tiers if hasattr(tier, "publish")), None)
+
+
+def _share_live(chain: Chain) -> None:
+    """Let the live configuration look into this chain's Redis, if it has one."""
+    global _unshare
+    _unshare()
+    tier: Any = _shared(chain)
+    _unshare = live.attach(None if tier is None else tier.live, _publish)
+
+
+def _publish(key: str, text: str | None) -> None:
+    """Set a key of the shared live configuration, in the Redis that the settings name now.
+
+    Raises:
+        OptionError: they name none.
+        TierError: it could not be written.
+    """
+    tier: Any = _shared(default_chain())
+    if tier is None:
+        raise OptionError("shared", True, "nothing shared is attached; set redis_url first.")
+    tier.publish(key, text)
+
+
+_unshare: Callable[[], None] = live.attach(None, _publish)
+
+
+def chains() -> list[Chain]:
+    """The default chain, and every other that the settings have called for so far."""
+    return list({id(chain): chain for chain in (default_chain(), *_chains.values())}.values())
+
+
+def reset() -> None:
+    """Close and forget every chain; the next call makes them anew."""
+    global _seen, _unshare
+    with _lock:
+        for chain in _chains.values():
+            chain.close()
+        for host in _hosts.values():
+            host.close()
+        _chains.clear()
+        _hosts.clear()
+        _manifests.clear()
+        _seen = None
+        _unshare()
+        _unshare = live.attach(None, _publish)
+
+
+def stats_directory() -> Path | None:
+    """Where the processes of this host leave their counters for each other."""
+    return _home(configuration.current())

@@ -1,0 +1,1022 @@
+"""The decorators, and the only room that assembles: settings -> chain, function -> engine.
+
+The kind of a function (`def` or `async def`) is decided once, at decoration.  A sync function runs
+the engine over the blocking port, in the caller's thread; an async one over its running loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import itertools
+import os
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
+
+from memo.decorators import assembly, classmethods, names
+from memo.engine import answering, invalidating, replay
+from memo.engine.call import NOTHING, Function, Raised, bare_of_us, hindered, users
+from memo.engine.invalidating import Invalidation
+from memo.errors import NotCachedError, OptionError, public
+from memo.keys.bindings import ABSENT
+from memo.keys.call_keys import Call, Keyer
+from memo.keys.fingerprint.function_version import Identity, function_id
+from memo.keys.offloading import HeavyError
+from memo.metrics.recorder import COUNTERS, cache_info
+from memo.records import codec
+from memo.runtime.ports import BLOCKING, drive, native, run_elsewhere
+from memo.settings import configuration, modes, options
+from memo.settings.modes import Mode
+from memo.stores.chain import Chain
+from memo.stores.protocols import CacheProtocol
+from memo.validity.dependencies import Dependencies, File
+from memo.validity.lifetimes import Policy
+from memo.validity.stamps import Turn
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from memo.engine.explaining import Explanation
+    from memo.metrics.snapshots import CacheInfo
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
+
+_functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
+_MISSING: Any = object()
+_numbers = itertools.count()
+Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
+"""A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
+Span: TypeAlias = "float | timedelta | str"
+"""A length of time: seconds, a `timedelta`, or a text such as `"1h30m"`."""
+Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
+"""A file, directory or glob, a `memo.File`, or a callable."""
+
+
+class Options(TypedDict, total=False):
+    """The options of `cache`, for `cache(f, ttl=5)`; see there."""
+
+    ttl: Ttl
+    key_prefix: str | None
+    key_resolver: Callable[..., Any] | str | Sequence[str] | None
+    use_jitter: bool
+    use_lock: bool
+    lock_timeout: Span | None
+    refresh_ahead: bool
+    refresh_threshold: float | None
+    provider: CacheProtocol | Chain | None
+    ttl_key: str | None
+    tags: Iterable[str] | Callable[..., Iterable[str]]
+    depends_on: Dependency | Iterable[Dependency]
+    ignore: Iterable[str]
+    version: str | None
+    stale_while_revalidate: Span
+    stale_if_error: Span
+    name: str | None
+    cache_if: Callable[[Any], bool] | None
+    compress: bool | int | str | None
+    replay: bool
+
+
+def functions() -> list[CachedFunction[Any, Any]]:
+    """The cached functions of this process, by identity, and of one identity the latest last."""
+    return sorted(_functions, key=lambda function: (function.function_id, function._number))
+
+
+class CachedFunction(Generic[P, R]):
+    """A function whose results are cached; what `@cache` makes of it.
+
+    Calling it gives what the function gives.  Attributes:
+        function_id: its identity, `"module:qualname"` or its `name`.
+        __wrapped__: the function itself, uncached.
+    """
+
+    __wrapped__: Callable[P, R]
+    _using: Mode | None = None
+
+    def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
+        options.function("function", function)
+        self.of_class = False
+        self._given = dict(given)
+        self._number = next(_numbers)
+        self.is_async = isinstance(self, CachedCoroutine)
+        self.function_id = function_id(function, given["name"])
+        self._function = _assemble(function, self.function_id, given)
+        self._adopt(function)
+        _functions.add(self)
+
+    def _adopt(self, function: Callable[P, R]) -> None:
+        functools.update_wrapper(self, function)
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            if hasattr(function, name):
+                setattr(self, name, getattr(function, name))
+        if self.is_async and sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(self)  # type: ignore[type-var]
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        function = self._function
+        if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
+            __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
+            mode = self._mode()
+            if mode.kind is not None:
+                return cast("R", self._in_mode(mode.kind, _aged(function, mode), args, kwargs))
+            function = _aged(function, mode)
+        try:
+            result = answering.at_once(function, args, kwargs)
+        except Exception as error:
+            if hindered(error):
+                __tracebackhide__ = True
+                return self.__wrapped__(*args, **kwargs)
+            bare_of_us(error)
+            raise
+        if type(result) is Call:
+            call = result
+            asked = answering.ask(BLOCKING, function, call)
+            result = answering.take(BLOCKING, function, call, asked)
+            if result is call:
+                result = drive(answering.answer(BLOCKING, function, call, args, kwargs, asked))
+                if type(result) is Raised:
+                    __tracebackhide__ = True
+                    raise result.again()
+        return cast("R", result)
+
+    def _mode(self) -> Mode:
+        """The mode of a call: of `using`, else of the context, else of the settings."""
+        return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
+
+    def _in_mode(
+        self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a call gives in a mode that is not the usual one."""
+        __tracebackhide__ = True
+        if kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
+            return self.__wrapped__(*args, **kwargs)
+        if kind == modes.ONLY:
+            result = drive(answering.only(BLOCKING, function, args, kwargs))
+            if result is NOTHING:
+                raise NotCachedError(self._explained(function, args, kwargs))
+            return result
+        keep = kind == modes.REFRESH
+        result = drive(answering.refresh(BLOCKING, function, args, kwargs, keep=keep))
+        if type(result) is Raised:
+            raise result.again()
+        return result
+
+    def using(
+        self,
+        *,
+        mode: modes.Kind | None = None,
+        max_age: float | str | timedelta | None = None,
+        ttl: Ttl = _MISSING,
+    ) -> Self:
+        """The same function, whose calls use the cache in another way; what they call does not.
+
+        ::
+
+            load.using(max_age="1m")("EU")
+
+        Args:
+            mode: as of `memo.mode`.
+            max_age: entries that are older do not answer, whatever their ttl.
+            ttl: instead of the function's own, for entries that are stored and judged.
+
+        Raises:
+            OptionError: one of them is wrong.
+        """
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made._using = modes.checked(mode, max_age).over(self._using)
+        if ttl is not _MISSING:
+            made._function = self._function.under(
+                self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
+            )
+        return made
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None
+    ) -> BoundFunction[Q, T]: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if self.of_class:
+            return BoundFunction(self, owner or type(instance))
+        if instance is None:
+            return self
+        if not self._function.keyer.method:  # assigned to a class after its body, or a `klass`
+            self._function.keyer.method = True
+        return BoundFunction(self, instance)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._function.keyer.method = True
+
+    def _bind_to_class(self) -> None:
+        """Be a class method: what is taken from a class or an instance is bound to the class.
+
+        `classmethods` says why `classmethod` is not left to do it.
+        """
+        self.of_class = self._function.keyer.method = True
+
+    def __repr__(self) -> str:
+        return f"<cached {self.function_id}{_shown_policy(self._function)}>"
+
+    def _repr_html_(self) -> str:
+        """What it is, how long its results are fresh, and its counters; no entry is looked at."""
+        from memo.inspection import rendering
+        from memo.metrics.snapshots import label
+
+        info = self.cache_info()
+        facts = {
+            "signature": inspect.signature(self.__wrapped__),
+            "fresh for": _span(self._function.policy.ttl),
+            "addresses": f"{self._function.keyer.prefix}:…",
+            "here": f"{rendering.counted(info.hits, 'hit')}, "
+            f"{rendering.counted(info.misses, 'miss', 'misses')}",
+        }
+        return rendering.facts_html(f"cached {label(self.function_id)}", facts)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        """By reference where it can be imported, else by value with its identity and code version.
+
+        A worker that gets it so finds the same entries, though it has neither file nor source.
+        What `configure` has set here goes with it (`config.carried`).
+        """
+        module, name = self.__module__, getattr(self, "__qualname__", "")
+        settings = _settings()
+        if module != "__main__" and _at(module, name) is self:
+            return _found, (module, name, *settings)
+        if not _whole.get():
+            return _unpacked, (_packed(self), *settings)
+        given = {**self._given, "name": self.function_id}
+        code = self._function.identity.digest()
+        return _rebuilt, (type(self), self.__wrapped__, given, code, self.of_class)
+
+    # --- what one can do with it besides calling it ---------------------------------------------
+
+    def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key of this call: 40 hexadecimal digits, which `memo.invalidate(key=...)` takes."""
+        f = self._function
+        call = f.call(args, dict(kwargs))
+        _give(call, self.function_id)
+        return call.text
+
+    async def akey(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
+        """As `key`, without blocking the event loop while big arguments are hashed."""
+        return await native().offload(functools.partial(self.key, *args, **kwargs))
+
+    def address(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
+        f = self._function
+        return f.call(args, dict(kwargs)).address
+
+    def invalidate(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+        """Invalidate every entry whose arguments include the given ones; none given: all.
+
+        Args:
+            reason: kept with the invalidation, and shown by `explain`; of a function that has an
+                argument of this name, that argument.
+
+        Returns:
+            What it hit, and how it went, tier by tier.
+
+        Raises:
+            OptionError: the function has no such argument, or the value is a function.
+        """
+        return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason))
+
+    async def ainvalidate(
+        self, /, *args: Any, reason: str = _MISSING, **kwargs: Any
+    ) -> Invalidation:
+        """As `invalidate`, without blocking the event loop."""
+        return await self._dropped(native(), ABSENT, args, kwargs, reason)
+
+    def expire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+        """Let entries expire now; which ones, and the rest, as with `invalidate`.
+
+        Within `stale_while_revalidate` the old value is served while one refresh runs.
+        """
+        return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason, soft=True))
+
+    async def aexpire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+        """As `expire`, without blocking the event loop."""
+        return await self._dropped(native(), ABSENT, args, kwargs, reason, soft=True)
+
+    def _apart(
+        self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
+    ) -> tuple[dict[str, Any], Any]:
+        """A helper's own option, apart from the call's arguments, which may have one of its name.
+
+        The name is the function's own then: what is given is an argument of the call.
+        """
+        if given is _MISSING or name not in self._function.keyer.plan.names:
+            return kwargs, otherwise if given is _MISSING else given
+        return {**kwargs, name: given}, otherwise
+
+    def _dropped(
+        self,
+        port: Any,
+        own: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reason: str,
+        *,
+        soft: bool = False,
+    ) -> Coroutine[Any, Any, Invalidation]:
+        """Drop entries whose arguments include the given ones, of one object or of all.
+
+        Args:
+            own: the object; `ABSENT`: all objects.
+        """
+        kwargs, reason = self._apart(kwargs, "reason", reason, "")
+        given = _no_predicates(args, kwargs)
+        return self._drop(port, args, given, reason, own=own, soft=soft)
+
+    def _drop(
+        self,
+        port: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        reason: str,
+        *,
+        own: Any = ABSENT,
+        soft: bool = False,
+        count: bool = True,
+    ) -> Coroutine[Any, Any, Invalidation]:
+        keyer = self._function.keyer
+        pairs, whole = keyer.partial(args, kwargs, own, self._function.state(own))
+        turn = Turn(f"f:{self.function_id}", pairs, whole)
+        given = f"({keyer.described(args, kwargs)})" if args or kwargs else ""
+
+        async def hint(_port: Any, _found: Any) -> str:
+            return keyer.mistyped(args, kwargs)
+
+        return invalidating.invalidate(
+            port,
+            [self._function.chain()],
+            [turn],
+            f"{self.function_id}{given}",
+            reason,
+            soft=soft,
+            count=count,
+            hint=hint,
+        )
+
+    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Compute now, store, and return the value; also of an async function, then elsewhere."""
+        __tracebackhide__ = True
+        if not assembly.enabled():
+            return _plainly(self.__wrapped__, args, kwargs)
+        if self.is_async:
+            result = run_elsewhere(
+                lambda port: answering.refresh(port, self._function, args, kwargs)
+            )
+        else:
+            result = drive(answering.refresh(BLOCKING, self._function, args, kwargs))
+        if type(result) is Raised:
+            raise result.again()
+        return replay.bare(result)
+
+    async def arefresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """As `refresh`, without blocking the event loop."""
+        __tracebackhide__ = True
+        port = native()
+        if self.is_async and not assembly.enabled():
+            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+        if self.is_async:
+            result = await answering.refresh(port, self._function, args, kwargs)
+            if type(result) is Raised:
+                raise result.again()
+            return replay.bare(result)
+        return await port.offload(functools.partial(self.refresh, *args, **kwargs))
+
+    def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Store a value as the result of a call, without computing it."""
+        if assembly.enabled():
+            drive(answering.put(BLOCKING, self._function, args, kwargs, value))
+
+    async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """As `put`, without blocking the event loop."""
+        if assembly.enabled():
+            await answering.put(native(), self._function, args, kwargs, value)
+
+    def peek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
+        """The stored value if a call would use it, else `default` (None); never computes.
+
+        Of a function that has an argument called `default`, that is meant, and None the default.
+        """
+        kwargs, default = self._apart(kwargs, "default", default, None)
+        if not assembly.enabled():
+            return default
+        return replay.bare(drive(answering.peek(BLOCKING, self._function, args, kwargs, default)))
+
+    async def apeek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
+        """As `peek`, without blocking the event loop."""
+        kwargs, default = self._apart(kwargs, "default", default, None)
+        if not assembly.enabled():
+            return default
+        return replay.bare(await answering.peek(native(), self._function, args, kwargs, default))
+
+    def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Would this call be answered from the cache?  Does not load the value."""
+        enabled = assembly.enabled()
+        return enabled and drive(answering.is_cached(BLOCKING, self._function, args, kwargs))
+
+    async def ais_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """As `is_cached`, without blocking the event loop."""
+        enabled = assembly.enabled()
+        return enabled and await answering.is_cached(native(), self._function, args, kwargs)
+
+    def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Would this call hit, and if not, why?  Neither computes nor loads."""
+        return self._explained(_aged(self._function, self._mode()), args, kwargs)
+
+    def _explained(
+        self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Explanation:
+        from memo.engine import explaining
+
+        return drive(explaining.explain(BLOCKING, function, assembly.manifests(), args, kwargs))
+
+    async def aexplain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """As `explain`, without blocking the event loop."""
+        from memo.engine import explaining
+
+        return await explaining.explain(
+            native(), self._function, assembly.manifests(), args, kwargs
+        )
+
+    def cache_info(self) -> CacheInfo:
+        """Hits, misses, maxsize (None) and currsize, as on `functools.lru_cache`."""
+        return cache_info(self.function_id)
+
+    async def acache_info(self) -> CacheInfo:
+        """As `cache_info`, which waits for nothing."""
+        return self.cache_info()
+
+    def cache_clear(self) -> None:
+        """Forget every entry of this function, and its counters."""
+        drive(self._clear(BLOCKING))
+
+    async def acache_clear(self) -> None:
+        """As `cache_clear`, without blocking the event loop."""
+        await self._clear(native())
+
+    async def _clear(self, port: Any) -> None:
+        chain = self._function.chain()
+        await self._drop(port, (), {}, "cache_clear", count=False)
+        await chain.clear(port, chain.prefix(self.function_id))
+        COUNTERS.reset(self.function_id)
+
+
+class CachedCoroutine(CachedFunction[P, R]):
+    """A cached `async def`: calling it gives a coroutine."""
+
+    _is_coroutine = property(lambda self: _asyncio_marker())
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        if kwargs or len(args) != self._function.keyer.usual:
+            try:
+                self._function.keyer.check_call(args, kwargs)
+            except TypeError as error:
+                bare_of_us(error)
+                raise
+        return self._called(args, kwargs)
+
+    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = self._function
+        if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
+            __tracebackhide__ = True
+            mode = self._mode()
+            function = _aged(function, mode)
+            if mode.kind is not None:
+                return await self._awaited_in_mode(mode.kind, function, args, kwargs)
+        try:
+            result = await self._at_once(function, args, kwargs)
+        except Exception as error:
+            if hindered(error):
+                __tracebackhide__ = True
+                return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+            bare_of_us(error)
+            raise
+        if type(result) is Call:
+            port, call = native(), result
+            asked = answering.ask(port, function, call)
+            if asked is not None:
+                asked.answer = await asked.answer
+            result = answering.take(port, function, call, asked)
+            if result is call:
+                result = await answering.answer(port, function, call, args, kwargs, asked)
+                if type(result) is Raised:
+                    __tracebackhide__ = True
+                    raise result.again()
+        return result
+
+    @staticmethod
+    async def _at_once(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `engine.at_once`; what would hold up the event loop is keyed in a thread."""
+        try:
+            return answering.at_once(function, args, kwargs, True)
+        except HeavyError:
+            pass  # what is raised below is not raised while this is handled
+        return await answering.keyed(native(), function, args, kwargs)
+
+    async def _awaited_in_mode(
+        self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a call gives in a mode that is not the usual one."""
+        __tracebackhide__ = True
+        if kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
+            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+        port = native()
+        if kind == modes.ONLY:
+            result = await answering.only(port, function, args, kwargs)
+            if result is NOTHING:
+                from memo.engine import explaining
+
+                written = assembly.manifests()
+                raise NotCachedError(
+                    await explaining.explain(port, function, written, args, kwargs)
+                )
+            return result
+        keep = kind == modes.REFRESH
+        result = await answering.refresh(port, function, args, kwargs, keep=keep)
+        if type(result) is Raised:
+            raise result.again()
+        return result
+
+
+class ReplayingFunction(CachedFunction[P, R]):
+    """A cached function whose answers show what it showed when it was computed (`replay`)."""
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return cast("R", replay.performed(super().__call__(*args, **kwargs)))
+        except Exception as error:
+            users(error)
+            raise
+
+
+class ReplayingCoroutine(CachedCoroutine[P, R]):
+    """The same of an `async def`."""
+
+    async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return replay.performed(await super()._called(args, kwargs))
+        except Exception as error:
+            users(error)
+            raise
+
+
+def _asyncio_marker() -> object:
+    coroutines = sys.modules.get("asyncio.coroutines")
+    return getattr(coroutines, "_is_coroutine", None)
+
+
+class BoundFunction(Generic[P, R]):
+    """A cached function as a method of an instance, whose state is part of its keys."""
+
+    __slots__ = ("__func__", "__self__", "__weakref__")
+    _DROPS: ClassVar = {
+        "invalidate": (False, False),
+        "ainvalidate": (True, False),
+        "expire": (False, True),
+        "aexpire": (True, True),
+    }
+    """Name -> whether it is awaited, and whether it is soft."""
+    _CALLS = (
+        *("key", "akey", "address", "refresh", "arefresh", "peek", "apeek"),
+        *("is_cached", "ais_cached"),
+    )
+
+    def __init__(self, function: CachedFunction[Any, R], instance: Any) -> None:
+        self.__func__ = function
+        self.__self__ = instance
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return self.__func__(self.__self__, *args, **kwargs)
+        except Exception as error:
+            users(error)
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "using":
+            return functools.partial(_bound_using, self)
+        found = getattr(self.__func__, name)
+        if name in {"put", "aput"}:
+            return lambda value, /, *args, **kwargs: found(value, self.__self__, *args, **kwargs)
+        if name in self._DROPS and not isinstance(self.__self__, type):
+            return functools.wraps(found)(functools.partial(self._drop_own, *self._DROPS[name]))
+        if name in self._CALLS or name in {"explain", "aexplain"}:
+            return functools.partial(found, self.__self__)
+        return found
+
+    def _drop_own(
+        self, awaited: bool, soft: bool, /, *args: Any, reason: str = _MISSING, **kwargs: Any
+    ) -> Any:
+        """Drop entries of an object in this one's state."""
+        port = native() if awaited else BLOCKING
+        work = self.__func__._dropped(port, self.__self__, args, kwargs, reason, soft=soft)
+        return work if awaited else drive(work)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, BoundFunction)
+            and self.__func__ is other.__func__
+            and self.__self__ is other.__self__
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+    def __reduce__(self) -> Any:
+        return BoundFunction, (self.__func__, self.__self__)
+
+    def __repr__(self) -> str:
+        return f"<bound {self.__func__!r} of {type(self.__self__).__name__}>"
+
+
+_GIVEN = 4096
+"""Keys that this process has given out and remembers the calls of."""
+_given: dict[str, Turn] = {}
+
+
+def _give(call: Call, function_id: str) -> None:
+    """Remember which call has a key that is given out, so that the key can be invalidated."""
+    if len(_given) >= _GIVEN:
+        with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
+            del _given[next(iter(_given))]
+    _given[call.text] = Turn(f"f:{function_id}", call.arguments, whole=True)
+
+
+def given_call(key: str) -> Turn | None:
+    """What invalidates the call whose key this process has given out; None: it has not."""
+    return _given.get(key)
+
+
+def _no_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an invalidation.
+
+    Raises:
+        OptionError: one of them is a function, which would select nothing.
+    """
+    for name, value in (*((f"argument {at + 1}", v) for at, v in enumerate(args)), *kwargs.items()):
+        if inspect.isroutine(value):
+            mend = (
+                "is a function, and predicates are not supported: give the values one by one, "
+                "or for a call that takes a function memo.invalidate(key=f.key(...))."
+            )
+            raise OptionError(name, value, mend)
+    return kwargs
+
+
+def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction[Any, Any]:
+    return BoundFunction(method.__func__.using(**given), method.__self__)
+
+
+def _aged(function: Function, mode: Mode) -> Function:
+    """A function as a mode lets its entries age."""
+    if mode.max_age is None:
+        return function
+    return function.under(function.policy._replace(max_age=mode.max_age))
+
+
+@overload
+def explain(
+    function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> Explanation: ...
+@overload
+def explain(function: str, /, *args: Any, **kwargs: Any) -> Explanation: ...
+def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
+    """Would this call of a cached function hit, and if not, why?  As `function.explain(...)`.
+
+    Args:
+        function: a cached function of this process, or any name of it that tables show.
+
+    Raises:
+        OptionError: no function of this process, or several, have the name.
+    """
+    if isinstance(function, str):
+        here = {one.function_id: one for one in functions()}
+        function = here[names.one_of("function", function, list(here))]
+    found: Explanation = function.explain(*args, **kwargs)
+    return found
+
+
+def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a function, `async def` or `def`, from sync code, as if it were not cached."""
+    __tracebackhide__ = True
+    result = function(*args, **kwargs)
+    if not inspect.iscoroutine(result):
+        return result
+
+    async def settled(port: Any) -> Any:
+        return await port.settle(result)
+
+    return run_elsewhere(settled)
+
+
+def _shown_policy(function: Function) -> str:
+    ttl = function.policy.ttl
+    return " ttl=f(result)" if callable(ttl) else f" ttl={ttl}"
+
+
+def _span(ttl: Any) -> str:
+    """A ttl for people."""
+    from memo.inspection import rendering
+
+    if callable(ttl):
+        return "as its result says"
+    return "ever" if ttl is None else rendering.duration(ttl)
+
+
+def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:
+    replay = options.flag("replay", given["replay"])
+    keyer = Keyer(
+        function,
+        function_id=identity,
+        key_prefix=options.text("key_prefix", given["key_prefix"]),
+        key_resolver=given["key_resolver"],
+        ignore=options.texts("ignore", given["ignore"]),
+        tags=_tags(given["tags"]),
+        method=_is_method(function),
+        replay=replay,
+    )
+    return Function(
+        identity,
+        function,
+        keyer,
+        Identity(function, version=options.text("version", given["version"]), name=given["name"]),
+        _policy(given),
+        assembly.chain_of(given["provider"]),
+        assembly.live_ttl(given["ttl_key"]),
+        Dependencies(function, identity, given["depends_on"]) or None,
+        assembly.write_down,
+        assembly.compress(given["compress"]),
+        replay=replay,
+    )
+
+
+_POLICY = (
+    "ttl",
+    "use_jitter",
+    "use_lock",
+    "lock_timeout",
+    "refresh_ahead",
+    "refresh_threshold",
+    "ttl_key",
+    "stale_while_revalidate",
+    "stale_if_error",
+    "cache_if",
+)
+
+
+def _policy(given: Mapping[str, Any]) -> Policy:
+    return options.policy(**{name: given[name] for name in _POLICY})
+
+
+def _tags(tags: Any) -> Any:
+    return tags if callable(tags) else options.texts("tags", tags)
+
+
+def _is_method(function: Callable[..., Any]) -> bool:
+    """Whether a function that is being decorated stands in a class body, with a `self` or `cls`."""
+    outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
+    if not outer or outer.endswith("<locals>"):
+        return False
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and code.co_varnames[:1] in {("self",), ("cls",), ("mcs",)}
+
+
+def _settings() -> tuple[dict[str, Any], str]:
+    """What a worker is told of the settings, and by whom."""
+    return ({}, "") if codec.storing.get() else (configuration.carried(), configuration.PROCESS)
+
+
+_whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
+"""Whether a cached function is being packed, with all that it reaches, by cloudpickle."""
+
+
+def _packed(function: CachedFunction[Any, Any]) -> bytes:
+    """A function by value, so that any pickler may carry it, also one that knows no functions."""
+    token = _whole.set(True)
+    try:
+        return codec.by_value(function)
+    finally:
+        _whole.reset(token)
+
+
+def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
+    import pickle
+
+    configuration.adopt(settings, sender)
+    return pickle.loads(packed)
+
+
+def _at(module: str, name: str) -> Any:
+    """What a module has under a dotted name; of a method the function itself."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)  # `None` has none of them
+    return found.__func__ if isinstance(found, BoundFunction) else found
+
+
+def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> Any:
+    configuration.adopt(settings, sender)
+    importlib.import_module(module)
+    found = _at(module, name)
+    if found is None:
+        raise AttributeError(f"module {module!r} has no cached function {name!r}")
+    return found
+
+
+def _rebuilt(
+    kind: type[CachedFunction[Any, Any]],
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    code: str,
+    of_class: bool,
+) -> CachedFunction[Any, Any]:
+    made = kind(function, given)
+    made._function.identity = Identity(function, digest=code)
+    if of_class:
+        made._bind_to_class()
+    return made
+
+
+def _options(
+    ttl: Ttl = 60,
+    key_prefix: str | None = None,
+    key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
+    use_jitter: bool = False,
+    use_lock: bool = False,
+    lock_timeout: Span | None = 30,
+    refresh_ahead: bool = False,
+    refresh_threshold: float | None = None,
+    provider: CacheProtocol | Chain | None = None,
+    ttl_key: str | None = None,
+    *,
+    tags: Iterable[str] | Callable[..., Iterable[str]] = (),
+    depends_on: Dependency | Iterable[Dependency] = (),
+    ignore: Iterable[str] = (),
+    version: str | None = None,
+    stale_while_revalidate: Span = 0,
+    stale_if_error: Span = 0,
+    name: str | None = None,
+    cache_if: Callable[[Any], bool] | None = None,
+    compress: bool | int | str | None = None,
+    replay: bool = False,
+) -> dict[str, Any]:
+    """Cache the results of a function, `async def` or `def`, by its code and its arguments.
+
+    Works bare (`@cache`) and called (`@cache(ttl="1h")`), on functions, methods, static methods and
+    class methods.  Every option is checked here, at decoration.
+
+    Args:
+        ttl: how long a result is fresh: seconds, a `timedelta`, a text such as `"1h30m"`, None for
+            no expiry, or a callable of the result that gives one of these.
+        key_prefix: address prefix; functions may share one.  Without it: the function's name.
+        key_resolver: replaces the automatic argument key: a callable of the bound arguments, a
+            template such as `"order:{order_id}"`, or a list of argument names.
+        use_jitter: shorten each ttl by a random share of up to 10 %, never lengthen it.
+        use_lock: single flight across processes and hosts; within a process it is always on.
+        lock_timeout: seconds to wait for another holder's result, then compute here; None: as long
+            as the holder lives.
+        refresh_ahead: from `refresh_threshold * ttl` on answer at once and refresh in background.
+        refresh_threshold: fraction of the ttl in (0, 1); default 0.8.
+        provider: where entries lie: a `CacheProtocol` or a `Chain`; default: as the settings say.
+        ttl_key: key in `memo.live` whose value overrides `ttl`, also for entries that exist.
+        tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable of the bound
+            arguments, and of `result` if it takes that, which gives them.
+        depends_on: files, directories, globs, or callables whose change makes entries untrue.
+        ignore: names of arguments that do not matter.
+        version: pins the code version by hand.
+        stale_while_revalidate: seconds past the ttl in which the old value answers while it is
+            refreshed (RFC 5861).
+        stale_if_error: seconds past the ttl in which the old value answers if computing raises.
+        name: the function's identity, instead of `"module:qualname"`.
+        cache_if: predicate of the result; False: it is returned, not stored.
+        compress: store big results compressed: True (from 64 KiB on), False, or a size such as
+            `"1MiB"` from which; None: as the setting `compress` says.
+        replay: keep what the function prints and displays with its result, and show it again with
+            each answer from the cache.
+
+    Raises:
+        OptionError: an option is wrong; the message names it, its value and the mend.
+    """
+    return dict(locals())
+
+
+_SIGNATURE = inspect.signature(_options)
+
+
+@overload
+def cache(  # pyright: ignore[reportOverlappingOverload] - a ttl may be callable as well
+    function: Callable[P, R], /, **options: Unpack[Options]
+) -> CachedFunction[P, R]: ...
+@overload
+def cache(
+    ttl: Ttl = 60,
+    key_prefix: str | None = None,
+    key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
+    use_jitter: bool = False,
+    use_lock: bool = False,
+    lock_timeout: Span | None = 30,
+    refresh_ahead: bool = False,
+    refresh_threshold: float | None = None,
+    provider: CacheProtocol | Chain | None = None,
+    ttl_key: str | None = None,
+    *,
+    tags: Iterable[str] | Callable[..., Iterable[str]] = (),
+    depends_on: Dependency | Iterable[Dependency] = (),
+    ignore: Iterable[str] = (),
+    version: str | None = None,
+    stale_while_revalidate: Span = 0,
+    stale_if_error: Span = 0,
+    name: str | None = None,
+    cache_if: Callable[[Any], bool] | None = None,
+    compress: bool | int | str | None = None,
+    replay: bool = False,
+) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
+def cache(*args: Any, **kwargs: Any) -> Any:
+    """See `_options`, whose signature and documentation this has."""
+    if len(args) == 1 and (callable(args[0]) or _is_wrapper(args[0])):
+        return cache(**kwargs)(args[0])
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    _check(given)
+    return lambda function: _decorated(function, given)
+
+
+cache.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
+cache.__doc__ = _options.__doc__
+if not TYPE_CHECKING:  # its types are those of the overloads
+    cache = public(cache)
+
+
+def _is_wrapper(value: Any) -> bool:
+    return isinstance(value, (staticmethod, classmethod))
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """What can be checked before there is a function."""
+    options.texts("ignore", given["ignore"])
+    options.text("name", given["name"])
+    options.text("version", given["version"])
+    options.text("key_prefix", given["key_prefix"])
+    options.flag("replay", given["replay"])
+    _tags(given["tags"])
+    assembly.chain_of(given["provider"])
+    assembly.compress(given["compress"])
+    _policy(given)
+
+
+def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
+    if isinstance(function, staticmethod):
+        return staticmethod(_decorated(function.__func__, given))
+    if isinstance(function, classmethod):
+        made = _decorated(function.__func__, given)
+        made._bind_to_class()
+        return made
+    options.function("function", function)
+    made = _KINDS[options.is_async(function), given["replay"]](function, given)
+    classmethods.expect(made, made._bind_to_class, function)
+    return made
+
+
+_KINDS: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {
+    (False, False): CachedFunction,
+    (True, False): CachedCoroutine,
+    (False, True): ReplayingFunction,
+    (True, True): ReplayingCoroutine,
+}
+"""Whether it is an `async def`, whether it replays -> what becomes of it."""

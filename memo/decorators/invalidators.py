@@ -1,0 +1,537 @@
+"""Invalidating: the decorator, and the helpers at module level."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import warnings
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+
+from memo.decorators import assembly, names
+from memo.decorators.cached_function import CachedFunction, functions, given_call
+from memo.engine import invalidating, matching
+from memo.engine.call import users
+from memo.engine.coordination.flights import FLIGHTS
+from memo.engine.invalidating import Hint, Invalidation
+from memo.engine.matching import Matches
+from memo.errors import NothingMatchedError, OptionError
+from memo.keys import resolvers
+from memo.keys.call_keys import address_digest, normal_prefix, prefixes
+from memo.keys.encoding import canonical
+from memo.runtime import events
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive, native
+from memo.settings import options
+from memo.stores.chain import Chain
+from memo.stores.protocols import CacheProtocol
+from memo.validity.stamps import ADDRESS, Ref, Turn, tag_turns
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _all_chains() -> list[Chain]:
+    """Every chain of this process that may hold entries."""
+    found = [assembly.default_chain(), *(f._function.chain() for f in functions())]
+    return list({id(chain): chain for chain in found}.values())
+
+
+def address_turns(address: str, prefix: str | None = None) -> list[Turn]:
+    """The turns that invalidate the entries of one address, under each prefix it may have."""
+    wanted = prefixes(address) if prefix is None else [prefix]
+    pair = (ADDRESS, address_digest(address))
+    return [Turn(f"p:{one}", (pair,), whole=True) for one in wanted]
+
+
+class _Target(NamedTuple):
+    """What one of the options `prefix`, `tag`, `function`, `key` names.
+
+    Attributes:
+        turns: what invalidates it.
+        said: for people.
+        hint: gives the names that were probably meant.
+    """
+
+    turns: list[Turn]
+    said: str
+    hint: Hint | None = None
+
+
+async def _target(
+    port: Port, prefix: str | None, tag: str | None, function: Any, key: str | None
+) -> _Target:
+    given = {"prefix": prefix, "tag": tag, "function": function, "key": key}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise OptionError(
+            ", ".join(named) or "prefix",
+            None if not named else given[named[0]],
+            "give exactly one of prefix=, tag=, function=, key=.",
+        )
+    name = named[0]
+    if name == "function":
+        identity = await names.function_named(port, "function", function, _here())
+        return _Target([Turn(f"f:{identity}")], f"function {names.label(identity)!r}")
+    text = options.text(name, given[name])
+    assert text is not None
+    if name == "prefix":
+        turns = [Turn(f"p:{normal_prefix(text)}")]
+        return _Target(turns, f"prefix {text!r}", _near(names.PREFIX, text.rstrip(":")))
+    if name == "tag":
+        return _Target(list(tag_turns(text)), f"tag {text!r}", _near(names.TAG, text))
+    return await _key_target(port, text)
+
+
+def _here() -> list[str]:
+    """The identities of the functions of this process."""
+    return [function.function_id for function in functions()]
+
+
+def _near(kind: str, name: str) -> Hint:
+    """Asks which prefix or tag was probably meant."""
+
+    async def hint(port: Port, _: Matches) -> str:
+        known = await names.on_host(port, assembly.default_chain(), kind)
+        for function in functions():
+            keyer = function._function.keyer
+            known += [keyer.prefix] if kind == names.PREFIX else keyer.fixed_tags
+        return names.meant(names.nearest(name, (one for one in known if one != name)))
+
+    return hint
+
+
+# --- keys and addresses --------------------------------------------------------------------------
+
+
+async def _key_target(port: Port, text: str) -> _Target:
+    """The target of an address, or of a key that `f.key(...)` gave."""
+    if "*" in text:
+        prefix = text.partition("*")[0].rstrip(":")
+        rest = f"write prefix={prefix!r}" if prefix else "write prefix="
+        mend = f"is no pattern: it names one address; {rest} to invalidate all below a prefix."
+        raise OptionError("key", text, mend)
+    if re.fullmatch(_KEY, text):
+        turns = await _turns_of_key(port, text)
+        return _Target(turns, f"key {text!r}")
+
+    async def hint(_: Port, found: Matches) -> str:
+        return names.meant(names.nearest(text, found.others))
+
+    return _Target(address_turns(text), f"key {text!r}", hint)
+
+
+_KEY: Final = r"[0-9a-f]{40}"
+
+
+async def _turns_of_key(port: Port, key: str) -> list[Turn]:
+    """What invalidates the call that has a key: known here, under way here, or stored."""
+    given = given_call(key)
+    if given is not None:
+        return [given]
+    for flight in FLIGHTS.under_way():
+        if flight.name.endswith(f":{key}"):
+            return [_whole(ref) for ref in flight.refs if ref.group.startswith("f:")]
+    identities = await names.functions_known(port, _here())
+    for chain in _all_chains():
+        for identity in identities:
+            for secret in chain.secrets:
+                header = await chain.stored(port, chain.name(identity, key, secret))
+                if header is not None:
+                    own = matching.own_refs(header)
+                    return [_whole(ref) for ref in own if ref.group.startswith("f:")]
+    return []
+
+
+def _whole(ref: Ref) -> Turn:
+    return Turn(ref.group, ref.arguments or (), whole=True)
+
+
+# --- the helpers at module level -----------------------------------------------------------------
+
+
+async def _drop(
+    port: Port, target: Mapping[str, Any], reason: str, *, soft: bool, strict: bool
+) -> Invalidation:
+    turns, said, hint = await _target(port, **target)
+    done = await invalidating.invalidate(
+        port, _all_chains(), turns, said, reason, soft=soft, hint=hint
+    )
+    if strict and done.missed:
+        raise NothingMatchedError(done)
+    return done
+
+
+def invalidate(
+    *,
+    prefix: str | None = None,
+    tag: str | None = None,
+    function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
+    key: str | None = None,
+    reason: str = "",
+    strict: bool = False,
+) -> Invalidation:
+    """Invalidate entries, in every process and on every host that shares the cache.
+
+    Args:
+        prefix: an address prefix, as in `cache(key_prefix=...)`: all its entries.
+        tag: as in `cache(tags=...)`.
+        function: a cached function, its identity `"module:qualname"`, or the name that tables show.
+        key: an address, `"prefix:arg:arg"`, which matches exactly and never as a pattern; or what
+            `f.key(...)` gave.
+        reason: kept with the invalidation, and shown by `explain`.
+        strict: raise if no valid entry is known here that it could match.
+
+    Returns:
+        What it hit, and how it went, tier by tier.
+
+    Raises:
+        OptionError: not exactly one target was given, or no function, or several, have the name.
+        NothingMatchedError: with `strict`; every tier was told all the same.
+    """
+    target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
+    return drive(_drop(BLOCKING, target, reason, soft=False, strict=strict))
+
+
+async def ainvalidate(
+    *,
+    prefix: str | None = None,
+    tag: str | None = None,
+    function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
+    key: str | None = None,
+    reason: str = "",
+    strict: bool = False,
+) -> Invalidation:
+    """As `invalidate`, without blocking the event loop."""
+    target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
+    return await _drop(native(), target, reason, soft=False, strict=strict)
+
+
+def expire(
+    *,
+    prefix: str | None = None,
+    tag: str | None = None,
+    function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
+    key: str | None = None,
+    reason: str = "",
+    strict: bool = False,
+) -> Invalidation:
+    """Let entries expire now, in every process and on every host that shares the cache.
+
+    Unlike after `invalidate`, an old value may still answer: within `stale_while_revalidate` while
+    one refresh runs, within `stale_if_error` if computing raises.  The arguments, the answer and
+    the errors are those of `invalidate`.
+    """
+    target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
+    return drive(_drop(BLOCKING, target, reason, soft=True, strict=strict))
+
+
+async def aexpire(
+    *,
+    prefix: str | None = None,
+    tag: str | None = None,
+    function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
+    key: str | None = None,
+    reason: str = "",
+    strict: bool = False,
+) -> Invalidation:
+    """As `expire`, without blocking the event loop."""
+    target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
+    return await _drop(native(), target, reason, soft=True, strict=strict)
+
+
+class _Plan:
+    """What an `invalidate_cache` decorator does after its function returned."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        key_prefix: str | None,
+        key_resolver: Callable[..., Any] | str | None,
+        provider: CacheProtocol | Chain | None,
+        targets: Sequence[CachedFunction[Any, Any]],
+        match: Sequence[str],
+        tags: Sequence[str],
+        soft: bool,
+    ) -> None:
+        self.prefix = None if key_prefix is None else normal_prefix(key_prefix)
+        self.soft = soft
+        self.targets = targets
+        self.match = match
+        self.tags = tags
+        self.chain = assembly.chain_of(provider)
+        self.own_chain = provider is not None
+        self.signature = inspect.signature(function)
+        options.known("match", match, self.signature.parameters)
+        self.template, self.resolver, self.wants = None, None, None
+        if isinstance(key_resolver, str):
+            self.template = _template(key_resolver, self.signature)
+        elif key_resolver is not None:
+            self.resolver = key_resolver
+            self.wants = _declared(key_resolver, self.signature)
+        self.resolves = key_resolver is not None
+        self.who = getattr(function, "__qualname__", repr(function))
+
+    async def carry_out(
+        self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Drop what the call asks for; the function has returned, so nothing is raised any more.
+
+        What cannot be told exactly is dropped as a whole, with an event and a warning.
+        """
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = _flat(self.signature, bound.arguments)
+        wrong: list[Exception] = []
+        turns, target = self._turns(result, arguments, wrong)
+        if turns:
+            chains = [self.chain()] if self.own_chain else _all_chains()
+            await invalidating.invalidate(
+                port, chains, turns, target, f"after {self.who}", soft=self.soft, count=False
+            )
+        chosen = {name: arguments[name] for name in self.match}
+        for function in self.targets:
+            await self._target(port, function, chosen, wrong)
+        for error in wrong:
+            self._complain(error)
+
+    async def _target(
+        self,
+        port: Port,
+        function: CachedFunction[Any, Any],
+        chosen: Mapping[str, Any],
+        wrong: list[Exception],
+    ) -> None:
+        try:
+            work = function._drop(
+                port, (), chosen, f"after {self.who}", soft=self.soft, count=False
+            )
+        except Exception as error:  # an argument that has no key
+            wrong.append(error)
+            work = function._drop(port, (), {}, f"after {self.who}", soft=self.soft, count=False)
+        await work
+
+    def _turns(
+        self, result: Any, arguments: Mapping[str, Any], wrong: list[Exception]
+    ) -> tuple[list[Turn], str]:
+        turns = [turn for tag in self.tags for turn in tag_turns(tag)]
+        named = [f"tag {tag}" for tag in self.tags]
+        addresses: list[str] | None = None
+        if self.resolves:
+            try:
+                addresses = self._addresses(result, arguments)
+            except Exception as error:
+                wrong.append(error)
+        for address in addresses or ():
+            turns += address_turns(address)
+            named.append(f"key {address}")
+        if addresses is None and self.prefix is not None:
+            turns.append(Turn(f"p:{self.prefix}"))
+            named.append(f"prefix {self.prefix}")
+        elif addresses is None and self.resolves:
+            turns.append(Turn("n"))
+            named.append("everything")
+        return turns, ", ".join(named)
+
+    def _complain(self, error: Exception) -> None:
+        what = "the whole prefix" if self.prefix is not None else "everything"
+        what = what if self.resolves else "all entries of its functions"
+        told = f"invalidate_cache of {self.who}: {type(error).__name__}: {error}"
+        events.emit(events.Event(events.ERROR, reason="key_resolver", detail=told))
+        warnings.warn(f"{told}; so {what} was invalidated instead", stacklevel=2)
+
+    def _addresses(self, result: Any, arguments: Mapping[str, Any]) -> list[str]:
+        everything = {**arguments, "result": result}
+        if self.template is not None:
+            return [self._full(self.template.resolve(everything).text)]
+        assert self.resolver is not None
+        wanted = everything if self.wants is None else self.wants
+        chosen = {name: everything[name] for name in wanted if name in everything}
+        return [self._full(address) for address in _addresses(self.resolver(**chosen), self.who)]
+
+    def _full(self, address: str) -> str:
+        if self.prefix is None or address.startswith(f"{self.prefix}:"):
+            return address
+        return f"{self.prefix}:{address}"
+
+
+def _addresses(resolved: Any, who: str) -> list[str]:
+    """The addresses that a resolver gave: one, or several; numbers as a template writes them."""
+    if resolved is None:
+        return []
+    many = isinstance(resolved, (list, tuple, set, frozenset, Iterator))
+    found = [_address(one) for one in (resolved if many else [resolved])]
+    if not all(found):
+        raise OptionError("key_resolver", resolved, f"of {who} gave an empty address.")
+    return found
+
+
+def _address(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return resolvers.words(value, canonical.encoding(value, "key_resolver()"))
+
+
+def _template(text: str, signature: inspect.Signature) -> resolvers.Template:
+    """A template of `result` and of the function's arguments, checked.
+
+    Raises:
+        OptionError: it has another placeholder, or none.
+    """
+    named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    open_ = len(named) < len(signature.parameters)
+    return resolvers.Template(text, [*named, "result"], open_, "")
+
+
+def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tuple[str, ...] | None:
+    """The names that a resolver takes; None: everything, since it takes `**kwargs`.
+
+    Raises:
+        OptionError: it takes what is neither `result` nor an argument of the function.
+    """
+    named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    open_ = len(named) < len(signature.parameters)
+    return resolvers.declared("key_resolver", resolver, [*named, "result"], open_, "")
+
+
+def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Bound arguments by name, with those of `**kwargs` under their own names."""
+    flat = dict(arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            flat.update(flat.pop(parameter.name, {}))
+    return flat
+
+
+def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
+    one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
+    many: list[Any] = [value] if one_only else list(cast("Iterable[Any]", value))
+    many = [getattr(one, "__func__", one) for one in many]  # of methods, the function itself
+    for one in many:
+        if not isinstance(one, CachedFunction):
+            raise OptionError(option, one, "must be functions that @cache decorates.")
+    return many
+
+
+def invalidate_cache(
+    key_prefix: str | None = None,
+    key_resolver: Callable[..., Any] | str | None = None,
+    provider: CacheProtocol | Chain | None = None,
+    *,
+    functions: Iterable[CachedFunction[Any, Any]] = (),
+    match: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    soft: bool = False,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """After the decorated function (sync or async) returned without raising, drop what is named.
+
+    Args:
+        key_prefix: an address prefix; without `key_resolver` all of it goes.
+        key_resolver: a template such as `"products:{product_id}"` of the bound arguments and of
+            `result`; or a function that gets them by name, takes those that it declares, and
+            returns an address or a list of them (what is no text is written as in a template).
+            A prefix that is missing is put in front.
+        provider: whose entries; default: every chain in use.
+        functions: cached functions of which entries go.
+        match: names of arguments of the decorated function; the entries of `functions` whose
+            arguments of these names have the same values go.  None: all entries of them.
+        tags: tags whose entries go.
+        soft: let the entries expire, as `memo.expire` does, instead of dropping them.
+
+    Raises:
+        OptionError: nothing is named, or an option is wrong.
+    """
+    prefix = options.text("key_prefix", key_prefix)
+    targets = _cached("functions", functions)
+    matched, tagged = options.texts("match", match), options.texts("tags", tags)
+    if key_resolver is not None and not (callable(key_resolver) or isinstance(key_resolver, str)):
+        raise OptionError(
+            "key_resolver", key_resolver, "must be a template, or a function that gives addresses."
+        )
+    options.flag("soft", soft)
+    if matched and not targets:
+        raise OptionError("match", matched, "selects entries of functions=, which is missing.")
+    if prefix is None and key_resolver is None and not targets and not tagged:
+        raise OptionError(
+            "key_prefix", None, "name what to drop: key_prefix, key_resolver, functions or tags."
+        )
+    for target in targets:
+        target._function.keyer.check_names("match", matched)
+    assembly.chain_of(provider)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if isinstance(function, (staticmethod, classmethod)):
+            kind: Any = type(function)
+            return cast("Callable[P, R]", kind(decorate(function.__func__)))
+        options.function("function", function)
+        plan = _Plan(function, prefix, key_resolver, provider, targets, matched, tagged, soft)
+        if options.is_async(function):
+            return cast("Callable[P, R]", _async(function, plan))
+        return _sync(function, plan)
+
+    return decorate
+
+
+def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            result = function(*args, **kwargs)
+        except Exception as error:
+            users(error)
+            raise
+        if inspect.iscoroutine(result):  # it has not done anything yet
+            return cast("R", _awaited(result, plan, args, kwargs))
+        drive(plan.carry_out(BLOCKING, result, args, kwargs))
+        return result
+
+    return wrapper
+
+
+def _async(function: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        return await _awaited(function(*args, **kwargs), plan, args, kwargs)
+
+    return wrapper
+
+
+async def _awaited(
+    work: Awaitable[Any], plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    try:
+        result = await work
+    except Exception as error:
+        users(error)
+        raise
+    await _to_the_end(native(), lambda port: plan.carry_out(port, result, args, kwargs))
+    return result
+
+
+async def _to_the_end(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
+    """Wait for work that goes on when whoever waits for it is cancelled."""
+    over = port.waiter()
+    failed: list[Exception] = []
+
+    async def inside(port: Port) -> None:
+        try:
+            await work(port)
+        except Exception as error:  # a warning that is an error
+            failed.append(error)
+        finally:
+            over.set()
+
+    port.spawn(inside, "memo-invalidate")
+    await port.wait(over, None)
+    if failed:
+        raise failed[0]

@@ -1,0 +1,168 @@
+"""Names: from what is shown of a function, a prefix or a tag back to what it stands for.
+
+Known are the functions of this process, and whatever this host keeps generations of.  A function
+can be named by its identity, by the label that tables show, by its qualified name or by its bare
+name, as long as only one function fits.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from memo.decorators import assembly
+from memo.errors import OptionError, TierError
+from memo.runtime.port import Port
+from memo.stores.chain import Chain
+from memo.validity.stamps import Ref
+
+
+def label(identity: str) -> str:
+    """A function's identity as people read it: see `memo.metrics.snapshots.label`."""
+    from memo.metrics import snapshots  # imported late: it is heavy
+
+    return snapshots.label(identity)
+
+
+MOST = 20_000
+"""Names of one kind that are read from this host."""
+NEAR = 3
+"""Names that an error lists."""
+FUNCTION, PREFIX, TAG = "f", "p", "t"
+
+
+async def on_host(port: Port, chain: Chain, kind: str) -> list[str]:
+    """The names of one kind that this host keeps generations of; none where it cannot be read."""
+    if chain.host is None:
+        return []
+    try:
+        return await port.offload(chain.host.generations.names, f"{kind}:", MOST)
+    except TierError:
+        return []
+
+
+async def functions_known(port: Port, here: Iterable[str]) -> list[str]:
+    """The identities of the functions of this process and of this host."""
+    stored = await on_host(port, assembly.default_chain(), FUNCTION)
+    return list(dict.fromkeys((*here, *stored)))
+
+
+def fitting(name: str, identities: Iterable[str]) -> list[str]:
+    """The functions that a name fits best: by identity, else label, qualified name, bare name."""
+    known = list(dict.fromkeys(identities))
+    for shown in (str, label, _qualified, _bare):
+        found = [identity for identity in known if shown(identity) == name]
+        if found:
+            return found
+    return []
+
+
+def _qualified(identity: str) -> str:
+    return label(identity).rpartition(":")[2]
+
+
+def _bare(identity: str) -> str:
+    qualified = _qualified(identity)
+    return qualified if "(" in qualified else qualified.rpartition(".")[2]
+
+
+async def function_named(port: Port, option: str, given: Any, here: Sequence[str]) -> str:
+    """The identity of a function, from a cached function or from any name that is shown.
+
+    Args:
+        here: the identities of the functions of this process.
+
+    Raises:
+        OptionError: no function has the name, or several have.
+    """
+    identity = getattr(given, "function_id", None)
+    if identity is not None:
+        return str(identity)
+    if not isinstance(given, str) or not given:
+        raise OptionError(option, given, "must be a cached function, or its name.")
+    if given in here:
+        return given
+    known = await functions_known(port, here)
+    if not fitting(given, known) and await _known_elsewhere(port, given):
+        return given
+    return one_of(option, given, known)
+
+
+def one_of(option: str, name: str, known: Sequence[str]) -> str:
+    """The one identity of several that a name fits.
+
+    Raises:
+        OptionError: none does, or several do.
+    """
+    found = fitting(name, known)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(sorted(map(_apart(found), found)))
+        raise OptionError(option, name, f"fits several functions: {several}. Name one of them.")
+    raise unknown(option, name, known)
+
+
+def _apart(identities: Sequence[str]) -> Any:
+    """What tells some identities apart: their labels, else themselves."""
+    return label if len(set(map(label, identities))) == len(identities) else str
+
+
+async def _known_elsewhere(port: Port, identity: str) -> bool:
+    """Whether a shared tier knows a function, or cannot be asked."""
+    chain = assembly.default_chain()
+    shared = chain.authorities.shared
+    if shared is None or shared.generations is None:
+        return False
+    try:
+        [state] = await shared.generations.states(port, [Ref(f"f:{identity}")])
+    except TierError:
+        return ":" in identity
+    return bool(state.text)
+
+
+def unknown(option: str, name: str, known: Iterable[str]) -> OptionError:
+    """The error for a name that no function has, with the nearest, else some that there are."""
+    labels = {label(identity): identity for identity in known}
+    near = nearest(name, [*labels, *map(_qualified, labels), *map(_bare, labels)])
+    near = [next((one for one in labels if one == n or one.endswith((f":{n}", f".{n}"))), n)
+            for n in near]  # fmt: skip
+    if near:
+        return OptionError(option, name, f"no cached function has this name; {meant(near)}")
+    there = ", ".join(sorted(labels)[:NEAR]) or "none"
+    return OptionError(option, name, f"no cached function has this name; there are: {there}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The names that are nearest to a misspelt one, the best first."""
+    return difflib.get_close_matches(name, list(dict.fromkeys(known)), NEAR, 0.6)
+
+
+def meant(names: Iterable[str]) -> str:
+    """A question that lists names: `did you mean 'a' or 'b'?`; `""` for none."""
+    listed = " or ".join(map(repr, dict.fromkeys(names)))
+    return f"did you mean {listed}?" if listed else ""
+
+
+async def functions_matching(
+    port: Port, option: str, pattern: str, here: Sequence[str]
+) -> list[str]:
+    """The functions that a name or a pattern (`lo*`, or a module) stands for.
+
+    Raises:
+        OptionError: there is none, or a name without `*` fits several.
+    """
+    known = await functions_known(port, here)
+    if not set(pattern).isdisjoint("*?["):
+        from memo.metrics.snapshots import matches
+
+        found = [identity for identity in known if matches(identity, pattern)]
+        if found:
+            return found
+        raise unknown(option, pattern, known)
+    if not fitting(pattern, known):
+        found = [one for one in known if label(one).rpartition(":")[0] == pattern]
+        if found:
+            return found
+    return [await function_named(port, option, pattern, here)]

@@ -1,0 +1,537 @@
+"""The engine: what happens between a call and its answer, once, as coroutines over the port.
+
+::
+
+    call ──> look ──> fresh ─────────────────────────────> load ──> value
+               │ ├──> stale ──> refresh in background ───> load ──> value
+               │ └──> miss ──> lead or join a flight
+               │                 │ lead: lease ──> stamps ──> compute ──> seal, store ──> value
+               └─── again <──────┘ join: wait ──> a copy of what landed
+
+Whatever the function returned reaches its caller: from the moment it has returned, every fault of
+the cache is an event.  Its exceptions are its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from memo.engine import replay
+from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
+from memo.engine.computing import (
+    close,
+    compute,
+    encode,
+    invoke,
+    late_stamps,
+    store_result,
+    take_stamps,
+    watch_tags,
+)
+from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, refuse_reentry
+from memo.engine.coordination.leases import Hold, hold, let_go, patience
+from memo.engine.loading import BIG, load, look
+from memo.engine.refreshing import refresh_soon
+from memo.engine.used_calls import CURRENT, tell
+from memo.errors import EntryError, TierError
+from memo.keys.call_keys import Call
+from memo.keys.offloading import HeavyError
+from memo.records import codec, seal
+from memo.records.seal import Entry
+from memo.runtime import events
+from memo.runtime.clock import SECOND
+from memo.runtime.port import Port
+from memo.settings.live_values import live
+from memo.stores.chain import Answer, Chain, Expired
+from memo.stores.protocols import MEMORY, REDIS, Asked
+from memo.validity import lifetimes
+from memo.validity.lifetimes import FRESH, MISS, STALE, Verdict
+
+WAITED_AT_LEAST = 0.001
+"""Seconds of waiting for a lease below which it was free."""
+LOOK_AGAIN = 0.5
+"""Seconds after which one who waits sees whether the loop that computes is still there."""
+
+
+_AGAIN = object()
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def at_once(
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    light: bool = False,
+) -> Any:
+    """The value of a call from the first tier, or the `Call` that `answer` has to go on with.
+
+    A plain function, so that the commonest hit costs neither coroutine nor port.
+
+    Raises:
+        HeavyError: see `Keyer.call`; then `keyed` makes the `Call`.
+    """
+    begun = time.perf_counter()
+    call = function.call(args, kwargs, light)
+    chain = function.chain()
+    entry = chain.quick(function.id, call.text)
+    if entry is None:
+        return call
+    return _value(function, chain, call, entry, begun, chain.tiers[0].name)
+
+
+def ask(port: Port, function: Function, call: Call) -> Asked | None:
+    """Begin to look up a call that `at_once` could not answer; None: `answer` it.
+
+    Whoever called this settles `asked.answer`, and hands it to `take`.
+    """
+    if function.policy.ttl_key is not None and live.due():
+        return None
+    begun, since = time.perf_counter(), FLIGHTS.landed
+    try:
+        asked = function.chain().ask(port, function.id, call.text)
+    except Exception as error:
+        if not hindered(error):
+            raise
+        return None
+    if asked is not None:
+        asked.begun, asked.since = begun, since
+    return asked
+
+
+def take(port: Port, function: Function, call: Call, asked: Asked | None) -> Any:
+    """The value of a call that was asked for, or the `Call` that `answer` has to go on with."""
+    chain = function.chain()
+    if asked is None or asked.chain is not chain:  # the settings have changed
+        return call
+    entry = chain.plain(port, asked, call.text)
+    if entry is None:
+        return call
+    tier = MEMORY if asked.entry is not None else REDIS
+    return _value(function, chain, call, entry, asked.begun, tier)
+
+
+def _value(
+    function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
+) -> Any:
+    """The value of an entry that is true, if it is fresh and small, or the `Call` to go on with."""
+    if len(entry.stream) > BIG:
+        return call
+    rules, ttl, times = function.policy, None, entry.times
+    if rules.ttl_key is not None:
+        if live.due():
+            return call
+        ttl = function.live_ttl()
+    if lifetimes.judge(times, rules, chain.clock, ttl).kind != FRESH:
+        return call
+    try:
+        value = codec.decode(entry.stream, None, ())
+    except EntryError:
+        return call  # `look` meets it again, and says so
+    started, _, _, _, _, _, cost = times
+    key = call.text
+    chain.floors.rise(key, started)
+    reads = CURRENT.get()
+    if reads is not None:
+        tell(entry.stamps)
+    taken = time.perf_counter() - begun
+    saved = 0.0 if reads is not None and reads.background else cost / SECOND
+    facts = (events.HIT, function.id, key, tier, "", taken, entry.size, saved, "")
+    events.emit(_made(events.Event, facts))
+    return value
+
+
+_made = tuple.__new__  # an event in half the time
+
+
+async def keyed(
+    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Call:
+    """What a call is; made in a thread where it would hold up an event loop."""
+    try:
+        return function.call(args, kwargs, port.native)
+    except HeavyError:
+        pass  # what is raised below is not raised while this is handled
+    call = await port.offload(function.call, args, kwargs)
+    await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
+    return call
+
+
+async def answer(
+    port: Port,
+    function: Function,
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    asked: Asked | None = None,
+) -> Any:
+    """The value of a call that `at_once` and `take` could not answer, or `Raised`.
+
+    Args:
+        asked: what `ask` has begun, settled.
+    """
+    with _pausing():
+        return await _answer(port, function, call, args, kwargs, asked)
+
+
+@contextmanager
+def _pausing() -> Iterator[None]:
+    """Time in here is not the own time of the computation around it, if any."""
+    around, begun = CURRENT.get(), time.perf_counter()
+    try:
+        yield
+    finally:
+        if around is not None and not around.over:
+            around.pauses.append((begun, time.perf_counter()))
+
+
+async def _answer(
+    port: Port,
+    function: Function,
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    asked: Asked | None,
+) -> Any:
+    begun = time.perf_counter()
+    if function.policy.ttl_key is not None and live.due():
+        await port.offload(live.refresh)
+    job = Job(function, function.chain(), call, args, kwargs)
+    if asked is not None and (asked.chain is not job.chain or asked.entry is not None):
+        asked = None
+    missed = False
+    while True:
+        since = FLIGHTS.landed if asked is None else asked.since
+        try:
+            found, value = await look(port, job, asked)
+        except Exception as error:
+            if not hindered(error):
+                raise
+            found, value = Answer(Verdict(MISS, lifetimes.UNREACHABLE)), NOTHING
+        asked = None
+        if value is not NOTHING:
+            _hit(port, job, found, begun, shared=missed)
+            return value
+        if not missed:
+            missed = True
+            emit(job, events.MISS, reason=found.verdict.reason)
+        value = await _lead_or_join(port, job, found, since, begun)
+        if value is not _AGAIN:
+            return value
+
+
+def _hit(
+    port: Port,
+    job: Job,
+    found: Answer,
+    begun: float,
+    *,
+    shared: bool,
+    refreshes: bool = True,
+) -> None:
+    """Tell of an answer.
+
+    Args:
+        shared: there was none at first: another caller or process has computed it meanwhile.
+        refreshes: refresh it if it is stale.
+    """
+    assert found.entry is not None
+    header = found.entry.header
+    job.chain.floors.rise(job.call.text, header.times.started)
+    tell(header.stamps)
+    stale = found.verdict.kind == STALE
+    if shared and not stale:
+        _tell_shared(job, begun, header.times.cost / SECOND)
+        return
+    saved = 0.0 if _in_background() else header.times.cost / SECOND
+    events.emit(
+        events.Event(
+            events.STALE if stale else events.HIT,
+            job.function.id,
+            job.call.text,
+            found.tier,
+            found.verdict.reason,
+            time.perf_counter() - begun,
+            found.entry.size,
+            saved,
+        )
+    )
+    if stale and refreshes:
+        refresh_soon(port, job)
+
+
+def _in_background() -> bool:
+    """Whether no caller waits for the computation around this call."""
+    around = CURRENT.get()
+    return around is not None and not around.over and around.background
+
+
+def _tell_shared(job: Job, begun: float, cost: float) -> None:
+    """Tell of an answer that another caller or process has computed since this call began."""
+    waited = time.perf_counter() - begun
+    saved = 0.0 if _in_background() else max(0.0, cost - waited)
+    emit(job, events.COALESCED, seconds=waited, saved=saved)
+
+
+async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: float) -> Any:
+    name = job.name
+    flight, leads = FLIGHTS.join(name, job.call.refs)
+    if leads and FLIGHTS.landed_since(name, since):
+        FLIGHTS.withdraw(flight)
+        FLIGHTS.part(flight)
+        return _AGAIN
+    try:
+        if leads and not port.native:
+            await _fly(port, job, flight, found)
+        else:
+            await _wait(port, job, flight, found, leads)
+    finally:
+        FLIGHTS.part(flight)
+    landing = flight.landing
+    if landing is None:
+        return _AGAIN
+    return await _disembark(port, job, landing, leads, begun)
+
+
+async def _wait(port: Port, job: Job, flight: Flight, found: Answer, leads: bool) -> None:
+    """Wait until a flight has landed, or can never land."""
+    waiter = FLIGHTS.board(flight, port)
+    try:
+        if leads:
+            flight.handle = port.spawn(
+                lambda port: _fly(port, job, flight, found),
+                f"memo-{job.function.id}",
+                lambda: FLIGHTS.abandon(flight),
+            )
+        while not await port.wait(waiter, None if leads else LOOK_AGAIN):
+            if FLIGHTS.lost(flight):
+                await let_go(port, flight)
+    finally:
+        FLIGHTS.leave(flight, waiter)
+
+
+async def _disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
+    """What a landing means for one of those who waited."""
+    if landing.fault:
+        return await _alone(port, job)
+    if leads:
+        tell(landing.used)
+        return Raised(landing.error) if landing.error is not None else landing.value
+    if not landing.true:
+        return _AGAIN
+    if landing.error is not None:
+        tell(landing.used)
+        waited = time.perf_counter() - begun
+        emit(job, events.COALESCED, reason=type(landing.error).__name__, seconds=waited)
+        return Raised(landing.error)
+    if job.chain.floors.older(job.call.text, landing.started):
+        return _AGAIN
+    if landing.encoded is None:
+        return await _alone(port, job)
+    value = await _copy(port, job, landing.encoded)
+    if value is NOTHING:
+        return await _alone(port, job)
+    cost = landing.entry.header.times.cost / SECOND if landing.entry else 0.0
+    _tell_shared(job, begun, cost)
+    tell(landing.used)
+    return value
+
+
+async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
+    """A joiner's own copy of a result that has just been computed."""
+
+    def make() -> Any:
+        payload: memoryview | None = None
+        table: tuple[seal.Buffer, ...] = ()
+        if encoded.payload is not None:
+            table = encoded.payload.table
+            payload = memoryview(bytearray(codec.aligned(encoded.payload)))
+        return codec.decode(encoded.stream, payload, table, encoded.flags)
+
+    try:
+        return await port.offload(make)
+    except EntryError as error:
+        emit(job, events.ERROR, reason=error.reason, detail=str(error))
+        return NOTHING
+
+
+async def _alone(port: Port, job: Job) -> Any:
+    """Compute for one caller only: the result cannot be copied, or the cache is out of order."""
+    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+    outcome = await invoke(port, job)
+    tell(None)
+    if outcome.error is None:
+        job.chain.floors.rise(job.call.text, started)
+    return Raised(outcome.error) if outcome.error is not None else outcome.value
+
+
+# --- computing -----------------------------------------------------------------------------------
+
+
+async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
+    """Compute for everybody on board, and end the flight, however it ends."""
+    landing: Landing | None = None
+    try:
+        landing = await _land(port, job, flight, found)
+    except Exception as error:  # ours, since the user's are in the landing
+        emit(job, events.ERROR, reason="engine", detail=told(error))
+        landing = Landing(fault=True)
+    finally:
+        FLIGHTS.land(flight, landing)
+
+
+async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing | None:
+    """A landing; None: look again, somebody else has computed it in the meantime."""
+    function = job.function
+    held = await hold(port, job.chain, job.name, function.policy, flight, expected=function.took)
+    try:
+        if held is not None and await _done_by_another(port, job, held, found.entry):
+            return None
+        landing = await compute(port, job, flight)
+    finally:
+        if held is not None:
+            await held.release(port, job.chain.upload(job.name))
+    if landing.error is not None and found.verdict.fallback and found.entry is not None:
+        landing = await _fall_back(port, job, found, landing)
+    return await close(port, job, flight, landing)
+
+
+async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None = None) -> bool:
+    """Whether somebody stored a fresh result before this process got the lease.
+
+    Args:
+        bad: an entry that could not be used: only a later one counts.
+    """
+    if held.mine and held.waited >= WAITED_AT_LEAST:
+        emit(job, events.WAITED, seconds=held.waited)
+    with patience(job.function.policy):
+        found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
+    if found.verdict.kind != lifetimes.FRESH or found.entry is None:
+        return False
+    return bad is None or found.entry.header.times.started > bad.header.times.started
+
+
+async def _fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
+    """The old value instead of an error (`stale_if_error`), unless it was invalidated meanwhile."""
+    assert found.entry is not None
+    reason = await job.chain.untrue(port, found.entry)
+    if reason and not isinstance(reason, Expired):
+        return landing
+    try:
+        value = await load(port, found)
+    except (EntryError, TierError):
+        return landing
+    started, used = found.entry.header.times.started, found.entry.header.stamps
+    job.chain.floors.rise(job.call.text, started)
+    emit(job, events.STALE, tier=found.tier, reason=f"error: {type(landing.error).__name__}")
+    encoded = await encode(port, job, value)
+    return Landing(value, None, found.entry, encoded, used=used, known=used, started=started)
+
+
+# --- what the decorated function can do besides --------------------------------------------------
+
+
+async def _job(
+    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Job:
+    if function.policy.ttl_key is not None and live.due():
+        await port.offload(live.refresh)
+    call = await keyed(port, function, args, kwargs)
+    return Job(function, function.chain(), call, args, kwargs)
+
+
+def is_inside() -> bool:
+    """Whether a computation of a cached function runs here, which wants to know what it uses."""
+    reads = CURRENT.get()
+    return reads is not None and not reads.over
+
+
+async def only(
+    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """The stored value if it may be used now, else `NOTHING`: never computes nor refreshes."""
+    begun = time.perf_counter()
+    job = await _job(port, function, args, kwargs)
+    found, value = await look(port, job)
+    if value is NOTHING:
+        emit(job, events.MISS, reason=found.verdict.reason)
+    else:
+        _hit(port, job, found, begun, shared=False, refreshes=False)
+    return value
+
+
+async def put(
+    port: Port,
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    value: Any,
+) -> None:
+    """Store a value as the result of a call, under the stamps of the present."""
+    job = await _job(port, function, args, kwargs)
+    own = await take_stamps(port, job)
+    if own is None:
+        return
+    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+    late = await late_stamps(port, job, value, await watch_tags(port, job))
+    if late is None:
+        return
+    own += late
+    result = replay.Performed(value, ()) if function.replay else value
+    await store_result(port, job, result, own, started, 0.0)
+
+
+async def refresh(
+    port: Port,
+    function: Function,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    keep: bool = True,
+) -> Any:
+    """Compute now, store, and give the value (or `Raised`).
+
+    Args:
+        keep: store it.
+
+    Raises:
+        ReentryError: the computation of this very key asks for it.
+    """
+    job = await _job(port, function, args, kwargs)
+    call = job.call
+    refuse_reentry(job.name)
+    flight = Flight(job.name, call.refs, background=False)
+    try:
+        with _pausing():
+            landing = await compute(port, job, flight, keep=keep)
+    finally:
+        flight.over = True
+    tell(landing.used)
+    return Raised(landing.error) if landing.error is not None else landing.value
+
+
+async def peek(
+    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any
+) -> Any:
+    """The stored value if it may be used now, else `default`; never computes."""
+    job = await _job(port, function, args, kwargs)
+    found, value = await look(port, job)
+    if value is NOTHING:
+        return default
+    assert found.entry is not None
+    job.chain.floors.rise(job.call.text, found.entry.header.times.started)
+    tell(found.entry.header.stamps)
+    return value
+
+
+async def is_cached(
+    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    """Would this call be answered from the cache?  Does not load the value."""
+    job = await _job(port, function, args, kwargs)
+    found = await job.chain.lookup(port, function.id, job.call.text, function.judge)
+    return found.verdict.kind != MISS

@@ -1,0 +1,237 @@
+"""Jobs: a cached function as the engine knows it, one call of it, and what came of that."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from memo.errors import MemoError, lacks_resources
+from memo.keys.bindings import ABSENT
+from memo.keys.call_keys import Call, Keyer
+from memo.keys.fingerprint.function_version import Identity
+from memo.keys.fingerprint.held_values import STATELESS, State
+from memo.runtime import events
+from memo.stores.chain import Chain
+from memo.validity.dependencies import Dependencies
+from memo.validity.lifetimes import Policy, Times, Verdict, judge, judge_expired
+
+E = TypeVar("E", bound=BaseException)
+NOTHING = object()
+"""In the place of a value where there is none."""
+
+
+class Function:
+    """What the engine knows of a cached function.
+
+    Attributes:
+        id: `"module:qualname"`.
+        run: the user's function.
+        keyer: makes keys of its arguments.
+        identity: its code version.
+        policy: how its entries age.
+        chain: gives the chain that holds its entries, as the settings are now.
+        live_ttl: gives the live configuration's ttl in seconds, or None.
+        manifest: writes down what a code version is made of; whether it could.
+        noted: the chain and the code version for which it did last.
+        compress: gives the bytes from which results are compressed, or None.
+        depends: gives the file and call stamps of one call, where it has any.
+        replay: what it prints and displays is kept with its results, and shown again.
+        backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
+        took: seconds of its latest computation here; None: there was none.
+        warned: it was said that its results are not stored.
+    """
+
+    __slots__ = (
+        "backoff",
+        "chain",
+        "compress",
+        "depends",
+        "id",
+        "identity",
+        "keyer",
+        "live_ttl",
+        "manifest",
+        "noted",
+        "policy",
+        "replay",
+        "run",
+        "took",
+        "warned",
+    )
+
+    def __init__(
+        self,
+        function_id: str,
+        run: Callable[..., Any],
+        keyer: Keyer,
+        identity: Identity,
+        policy: Policy,
+        chain: Callable[[], Chain],
+        live_ttl: Callable[[], float | None] = lambda: None,
+        depends: Dependencies | None = None,
+        manifest: Callable[[str, Callable[[], Mapping[str, str]]], bool] | None = None,
+        compress: Callable[[], int | None] = lambda: None,
+        *,
+        replay: bool = False,
+    ) -> None:
+        self.id = function_id
+        self.run = run
+        self.keyer = keyer
+        self.identity = identity
+        self.policy = policy
+        self.chain = chain
+        self.live_ttl = live_ttl
+        self.depends = depends
+        self.manifest = manifest
+        self.noted: tuple[Chain, str] | None = None
+        self.compress = compress
+        self.replay = replay
+        self.backoff: dict[str, tuple[float, float]] = {}
+        self.took: float | None = None
+        self.warned = False
+
+    def code(self, args: tuple[Any, ...]) -> str:
+        """The code version for a call: a method's depends on the class that it is called on."""
+        if not self.keyer.method or not args:
+            return self.identity.digest()
+        return self.identity.digest(self.owner(args))
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool = False) -> Call:
+        """What a call is: see `Keyer.call`."""
+        if not self.keyer.method or not args:
+            return self.keyer.call(self.identity.digest(), args, kwargs, light)
+        owner = self.owner(args)
+        assert owner is not None
+        code = self.identity.digest(owner)
+        return self.keyer.call(code, args, kwargs, light, self.identity.state(owner))
+
+    def state(self, own: Any) -> State:
+        """What the method reads of an object."""
+        if own is ABSENT or not self.keyer.method or isinstance(own, type):
+            return STATELESS
+        self.identity.digest(type(own))
+        return self.identity.state(type(own))
+
+    def owner(self, args: tuple[Any, ...]) -> type | None:
+        """The class that a method is called on; of a function None."""
+        if not self.keyer.method or not args:
+            return None
+        own = args[0]
+        return own if isinstance(own, type) else type(own)
+
+    def judge(self, times: Times, expired: int | None = None) -> Verdict:
+        """What may be done with an entry of these times.
+
+        Args:
+            expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
+        """
+        verdict = judge(times, self.policy, self.chain().clock, self.live_ttl())
+        return verdict if expired is None else judge_expired(verdict, self.policy, expired)
+
+    def under(self, policy: Policy) -> Function:
+        """The same function, whose entries age by another policy."""
+        made = copy.copy(self)
+        made.policy = policy
+        return made
+
+
+class Job(NamedTuple):
+    """One call on its way."""
+
+    function: Function
+    chain: Chain
+    call: Call
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.chain.name(self.function.id, self.call.text)
+
+
+class Raised:
+    """The function raised: the wrapper raises it again, with the user's frames only."""
+
+    __slots__ = ("error", "traceback")
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.traceback = error.__traceback__
+
+    def again(self) -> BaseException:
+        return self.error.with_traceback(self.traceback)
+
+
+class Outcome(NamedTuple):
+    """What the function did: it returned `value`, or raised `error`."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
+
+
+def users(error: E) -> E:
+    """An exception whose traceback begins at the user's first frame, where it has one.
+
+    A bare `raise` after it adds no frame of ours.
+    """
+    frames = error.__traceback__
+    while (
+        frames is not None
+        and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "memo"
+    ):
+        frames = frames.tb_next
+    return error.with_traceback(frames or error.__traceback__)
+
+
+def bare_of_us(error: E) -> E:
+    """The same of an exception about the arguments of a call, which may be all our own.
+
+    A mistake in a call is seen at the call; only what is no such mistake keeps our frames.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    misfit = last is not None and last.tb_frame.f_code.co_name == "_misfit"
+    return error.with_traceback(None) if misfit or isinstance(error, MemoError) else users(error)
+
+
+def told(error: BaseException) -> str:
+    """An error for an event: an error of others may quote a value, so only where it was raised."""
+    text = str(error) if isinstance(error, MemoError) else _raised_at(error)
+    return f"{type(error).__name__}: {text}"
+
+
+def hindered(error: Exception) -> bool:
+    """Whether the process lacks what the cache needs, with an event: then it computes without."""
+    if not lacks_resources(error):
+        return False
+    events.emit(events.Event(events.ERROR, reason="engine", detail=told(error)))
+    return True
+
+
+def _raised_at(error: BaseException) -> str:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    return "" if frames is None else f"{frames.tb_frame.f_code.co_filename}:{frames.tb_lineno}"
+
+
+def emit(job: Job, kind: str, **facts: Any) -> None:
+    """Tell whoever listens what has become of a call."""
+    events.emit(events.Event(kind, job.function.id, job.call.text, **facts))
+
+
+def writer() -> str:
+    """Who writes: host and process, as entries and notes say it."""
+    return f"{_node()}/{os.getpid()}"
+
+
+@functools.cache
+def _node() -> str:
+    return os.uname().nodename

@@ -1,0 +1,330 @@
+"""Computing: run the function once, with its stamps taken before, and keep what it returned."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from typing import Any
+
+from memo.engine import replay, used_calls
+from memo.engine.call import Function, Job, Outcome, emit, told, users, writer
+from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
+from memo.engine.coordination.leases import patience
+from memo.engine.loading import BIG
+from memo.engine.used_calls import CURRENT, Reads, bounded
+from memo.errors import DependencyError, TierError
+from memo.keys.summaries import with_result
+from memo.records import codec, same_types, seal
+from memo.records.codec import Encoded
+from memo.records.seal import Header
+from memo.runtime import events
+from memo.runtime.clock import SECOND
+from memo.runtime.port import Port
+from memo.validity import lifetimes
+from memo.validity.lifetimes import Policy, Times
+from memo.validity.stamps import LOST, TAGS, Generation, Ref, Stamp
+
+KEPT = 86_400 * SECOND
+"""Nanoseconds that entries of a function with a `ttl_key` are kept at least: it may be raised."""
+CHANGED = "arguments changed"
+"""Why a result is not stored: the caller changed what it passed before the function was done."""
+_SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
+"""Types of arguments that nobody can change."""
+
+
+async def compute(
+    port: Port, job: Job, flight: Flight, *, alone: bool = False, keep: bool = True
+) -> Landing:
+    """Run the function once, and keep what it returned.
+
+    Args:
+        alone: in the background: nobody waits for it, so it is part of no other computation.
+        keep: store it.
+    """
+    try:
+        with patience(job.function.policy):
+            own = await take_stamps(port, job)
+    except DependencyError as error:
+        return Landing(error=error)
+    same = not (alone or port.native) or await _is_same_call(port, job)
+    if alone and not same:
+        return Landing(fault=True)
+    used_calls.prepare()
+    around = CURRENT.get()
+    behind = around is not None and not around.over and around.background
+    gathered = Reads(background=alone or behind)
+    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+    flight.call, flight.expected = job.call, job.function.took
+    watch = await watch_tags(port, job)
+    with inside(flight, alone=alone):
+        token = CURRENT.set(gathered)
+        why = "refresh" if alone else ""
+        emit(job, events.COMPUTE_STARTED, reason=why)
+        clock = time.perf_counter()
+        try:
+            outcome = await invoke(port, job, silent=alone)
+        finally:
+            CURRENT.reset(token)
+            gathered.over = True
+            ended = time.perf_counter()
+            own_time = gathered.own_time(clock, ended)
+            emit(job, events.COMPUTE_ENDED, reason=why, seconds=own_time)
+        cost = ended - clock
+    if own is not None and outcome.error is None:
+        late = await late_stamps(port, job, outcome.value, watch)
+        own = None if late is None else own + late
+    known, used = await _merged(port, job, gathered, own)
+    if outcome.error is not None:
+        emit(job, events.FAILED, reason=type(outcome.error).__name__, seconds=cost)
+        return Landing(error=outcome.error, used=used, known=known, started=started)
+    job.function.took = cost
+    emit(job, events.COMPUTED, seconds=cost)
+    if alone and not await _is_same_call(port, job):
+        return Landing(fault=True)
+    job.chain.floors.rise(job.call.text, started)
+    true = same and not flight.detached
+    true = true and not (alone and await job.chain.turned(port, known))
+    try:
+        vouched = used if true and keep else None
+        landing = await store_result(port, job, outcome.value, vouched, started, cost)
+    except Exception as error:
+        emit(job, events.ERROR, reason="store", detail=told(error))
+        landing = Landing(outcome.value)
+    return landing._replace(used=used, known=known + watch, started=started, true=true)
+
+
+async def _is_same_call(port: Port, job: Job) -> bool:
+    """Whether the arguments, which the caller has too, still make the key of the call.
+
+    While a computation waits for its turn, and all the more in the background, the caller goes on.
+    """
+    values = (*job.args, *job.kwargs.values())
+    if _SCALARS.issuperset(map(type, values)):
+        return True
+    try:
+        now = await port.offload(job.function.call, job.args, job.kwargs)
+    except Exception:  # what cannot be keyed any more is another call
+        now = None
+    if now is not None and now.text == job.call.text:
+        return True
+    emit(job, events.ERROR, reason=CHANGED)
+    return False
+
+
+async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
+    """The stamps of a computation that is about to begin; None: nobody can tell what is true."""
+    refs = job.call.refs
+    try:
+        states = await job.chain.authorities.begin(port, refs)
+    except TierError as error:
+        emit(job, events.ERROR, reason=lifetimes.UNREACHABLE, detail=str(error))
+        return None
+    own: tuple[Stamp, ...] = tuple(map(Generation, refs, states))
+    if job.function.depends is not None:
+        own += await job.function.depends.take(port, job.args, job.kwargs)
+    return own
+
+
+async def _merged(
+    port: Port, job: Job, gathered: Reads, own: tuple[Stamp, ...] | None
+) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
+    """The stamps that are known of a computation, and the same where nothing is missing."""
+    known, sound = gathered.merged(own or ())
+    try:
+        known = await bounded(port, job.chain, known)
+    except TierError:
+        sound = False
+    return known, known if sound and own is not None else None
+
+
+async def watch_tags(port: Port, job: Job) -> tuple[Generation, ...]:
+    """A stamp that changes with any tag, for a function whose tags depend on its result."""
+    if not job.function.keyer.has_late_tags:
+        return ()
+    ref = Ref(TAGS)
+    try:
+        [state] = await job.chain.authorities.begin(port, [ref])
+    except TierError:
+        return (Generation(ref, LOST),)
+    return (Generation(ref, state),)
+
+
+async def late_stamps(
+    port: Port, job: Job, result: Any, watch: tuple[Generation, ...]
+) -> tuple[Generation, ...] | None:
+    """The stamps of the tags that a result gives; None: one may have turned meanwhile.
+
+    They are read before `watch` is looked at again, and an invalidation turns that first: so if
+    it still holds, what was read is from before any invalidation of a tag.
+    """
+    function = job.function
+    if not function.keyer.has_late_tags:
+        return ()
+    try:
+        tags = function.keyer.late_tags(job.args, job.kwargs, replay.bare(result))
+        refs = [Ref(f"t:{tag}") for tag in tags]
+        states = await job.chain.authorities.begin(port, refs)
+        if await job.chain.turned(port, watch):
+            return None
+    except Exception as error:  # the user's callable raised, or no tier can tell
+        emit(job, events.ERROR, reason="tags", detail=told(error))
+        return None
+    return tuple(map(Generation, refs, states))
+
+
+async def invoke(port: Port, job: Job, *, silent: bool = False) -> Outcome:
+    """Call the user's function; its exceptions are an outcome, an interrupt is not.
+
+    Args:
+        silent: where its output is kept (`replay`), keep it and show it to nobody.
+    """
+    if not job.function.replay:
+        return await _called(port, job)
+    with replay.recording(silent=silent) as recorder:
+        outcome = await _called(port, job)
+    if outcome.error is not None or (not port.native and same_types.only_once(outcome.value)):
+        return outcome
+    return Outcome(replay.Performed(outcome.value, recorder.shown, live=True))
+
+
+async def _called(port: Port, job: Job) -> Outcome:
+    try:
+        result = job.function.run(*job.args, **job.kwargs)
+        return Outcome(await port.settle(result) if port.native else result)
+    except Exception as error:
+        return Outcome(error=users(error))
+    except BaseException as error:
+        if type(error).__name__ == "CancelledError" and not port.cancelled():
+            return Outcome(error=users(error))
+        raise
+
+
+async def encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:
+    """A result as it is stored; None, with an event and one warning, where it cannot be pickled."""
+    try:
+        bare = replay.bare(value)
+        return await port.offload(same_types.encode, value, bare, job.function.compress())
+    except Exception as error:
+        emit(job, events.ERROR, reason="unpicklable", detail=told(error))
+        fault = f"cannot be pickled ({type(error).__name__})"
+        if isinstance(error, codec.AlteredError):
+            fault = str(error)
+        _warn(job.function, value, fault, "return plain data instead")
+        return None
+
+
+def _warn(function: Function, value: Any, fault: str, mend: str) -> None:
+    """Say once per function that its results are not stored, and why."""
+    if not function.warned:
+        function.warned = True
+        said = (
+            f"{function.id} returned a {type(replay.bare(value)).__name__} that {fault}, "
+            f"so it is computed at each call; {mend}"
+        )
+        code = getattr(inspect.unwrap(function.run), "__code__", None)
+        if code is None:
+            warnings.warn(said, stacklevel=2)
+        else:  # it may run far from the line that called: the function is what needs work
+            warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
+
+
+async def store_result(
+    port: Port,
+    job: Job,
+    value: Any,
+    used: tuple[Stamp, ...] | None,
+    started: int,
+    cost: float,
+) -> Landing:
+    """Encode, seal and store a result."""
+    chain, function = job.chain, job.function
+    if not port.native and same_types.only_once(value):
+        _warn(function, value, "can be awaited only once", "decorate the `async def` itself")
+        return Landing(value, used=used)
+    encoded = await encode(port, job, value)
+    if encoded is None:
+        return Landing(value, used=used)
+    result = replay.bare(value)
+    wanted = function.policy.cache_if is None or function.policy.cache_if(result)
+    if used is None or not wanted:
+        return Landing(value, encoded=encoded, used=used)
+    ttl = lifetimes.ttl_ns(function.policy, result, function.live_ttl())
+    header = _header(job, encoded, used, started, cost, ttl)
+    header = header._replace(summary=with_result(header.summary, result))
+    if len(encoded.stream) > BIG:
+        record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
+    else:
+        record = seal.pack(header, encoded.stream, chain.secrets[0])
+    with patience(function.policy):
+        stored = await chain.store(port, job.name, record, encoded.payload, header.times)
+    size = len(record) + (encoded.payload.size if encoded.payload else 0)
+    follows = "redis follows" if chain.upload(job.name) else ""
+    emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
+    chain.floors.rise(job.call.text, started)
+    if function.manifest is not None and function.noted != (chain, header.code):
+        kept = await port.offload(function.manifest, header.code, function.identity.parts)
+        function.noted = (chain, header.code) if kept else None
+    entry = seal.entry(header, memoryview(encoded.stream), record)
+    chain.remember(job.name, entry)
+    return Landing(value, None, entry, encoded, used=used)
+
+
+def _header(
+    job: Job, encoded: Encoded, used: tuple[Stamp, ...], started: int, cost: float, ttl: int
+) -> Header:
+    """What is told of a result that was computed just now.
+
+    Args:
+        started: as `Times` has it.
+        cost: seconds that it took.
+        ttl: nanoseconds, as `Times` has it.
+    """
+    function, clock = job.function, job.chain.clock
+    times = Times(
+        started,
+        max(started, clock.wall_ns()),
+        clock.boot_id,
+        clock.boot_ns(),
+        ttl,
+        _grace(function.policy, ttl),
+        int(cost * SECOND),
+    )
+    return Header(
+        job.chain.namespace,
+        job.call.text,
+        function.id,
+        job.call.code,
+        _told_address(job.call.address),
+        encoded.codec,
+        writer(),
+        job.call.summary,
+        times,
+        used,
+        encoded.payload.table if encoded.payload else (),
+        encoded.flags,
+    )
+
+
+def _told_address(address: str) -> str:
+    """An address as a header holds it, for people: one that is too long is cut, and shows it."""
+    data = address[: seal.LONGEST + 1].encode("utf-8", "replace")
+    if len(data) <= seal.LONGEST:
+        return data.decode()
+    return data[: seal.LONGEST - 8].decode("utf-8", "ignore") + "…"
+
+
+def _grace(policy: Policy, ttl: int) -> int:
+    """Nanoseconds past its ttl for which an entry is kept."""
+    grace = int(policy.grace * SECOND)
+    return grace if policy.ttl_key is None or ttl < 0 else max(grace, KEPT - ttl)
+
+
+async def close(port: Port, job: Job, flight: Flight, landing: Landing) -> Landing:
+    """Let nobody join any more; then see whether an invalidation overtook the computation.
+
+    Whoever joined did so before this look, so what it finds true is true for all of them (I1).
+    """
+    if FLIGHTS.close(flight) and landing.known and landing.true:
+        return landing._replace(true=not await job.chain.turned(port, landing.known))
+    return landing

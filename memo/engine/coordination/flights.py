@@ -1,0 +1,318 @@
+"""Flights: at most one computation per key in this process.
+
+Whoever comes first *leads*; the others *join* and wait.  Rules of this module:
+
+1.  A flight belongs to nobody: a joiner that leaves (is cancelled, interrupted) takes nobody with
+    it.  When the last one has left, the computation itself is asked to stop, a refresh excepted.
+2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*, whereupon one of those who
+    waited leads a new one.
+3.  An invalidation *detaches* a flight: nobody joins it any more, and what it brings is not
+    stored.  Who leads it gets what he asked for; who waits for it looks again.
+4.  Whoever would wait for a flight that waits for him, over any number of flights, gets a
+    `ReentryError` at once instead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from memo.errors import ReentryError
+from memo.records.codec import Encoded
+from memo.records.seal import Entry
+from memo.runtime.port import Handle, Port, Waiter
+from memo.validity.stamps import Ref, Stamp, Turn, concerns
+
+RECENT = 4096
+"""How many flights that have ended are remembered by name."""
+
+
+class Landing(NamedTuple):
+    """How a computation ended.
+
+    Attributes:
+        value: what the function returned.
+        error: what it raised, or None.
+        entry: what was stored of it, None where nothing could be.
+        encoded: the bytes from which each joiner makes its own copy; None: it cannot be copied.
+        true: whether its stamps still held when nobody could join any more.
+        used: the stamps of what the computation used; None: nobody can vouch for it.
+        known: the stamps that are known, also where others are missing.
+        started: when the computation began, in nanoseconds; 0: it did not.
+        fault: the cache itself failed before the function ran: each computes by himself.
+    """
+
+    value: Any = None
+    error: BaseException | None = None
+    entry: Entry | None = None
+    encoded: Encoded | None = None
+    true: bool = True
+    used: tuple[Stamp, ...] | None = None
+    known: tuple[Stamp, ...] = ()
+    started: int = 0
+    fault: bool = False
+
+
+class Flight:
+    """One computation under way."""
+
+    __slots__ = (
+        "background",
+        "call",
+        "detached",
+        "expected",
+        "handle",
+        "joined",
+        "joiners",
+        "landing",
+        "name",
+        "over",
+        "refs",
+        "waits",
+    )
+
+    def __init__(self, name: str, refs: Sequence[Ref], *, background: bool) -> None:
+        self.name = name
+        self.refs = refs
+        self.background = background
+        self.landing: Landing | None = None
+        self.over = False
+        self.detached = False
+        self.joined = 0
+        self.joiners: list[Waiter] = []
+        self.handle: Handle | None = None
+        self.call: Any = None
+        self.expected: float | None = None
+        self.waits: list[Flight] = []
+
+    def __repr__(self) -> str:
+        return f"<Flight {self.name} {'over' if self.over else 'under way'}>"
+
+
+_path: ContextVar[tuple[Flight, ...]] = ContextVar("memo_path", default=())
+"""The flights whose computations the running code is part of, outermost first."""
+
+
+def current_path() -> tuple[Flight, ...]:
+    """The flights whose computations the running code is part of, outermost first."""
+    return _path.get()
+
+
+@contextmanager
+def following(path: tuple[Flight, ...]) -> Iterator[None]:
+    """The running code, of another thread, is part of these flights' computations."""
+    token = _path.set(path)
+    try:
+        yield
+    finally:
+        _path.reset(token)
+
+
+class Flights:
+    """The flights of this process."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._active: dict[str, Flight] = {}
+        self._recent: dict[str, int] = {}
+        self.landed = 0
+        """How many flights have ended."""
+
+    def join(
+        self, name: str, refs: Sequence[Ref], *, background: bool = False
+    ) -> tuple[Flight, bool]:
+        """The flight of a name, and whether the caller leads it.
+
+        Raises:
+            ReentryError: the flight waits, directly or not, for the caller.
+        """
+        path = _path.get()
+        with self._lock:
+            flight = self._active.get(name)
+            if flight is not None and not background and path and _reaches(flight, path):
+                raise _reentry(name)
+            leads = flight is None
+            if flight is None:
+                flight = self._active[name] = Flight(name, refs, background=background)
+            else:
+                flight.joined += not background
+            if not background:
+                flight.background = False
+                if path:  # in the same step as the look above: two who cross see each other
+                    path[-1].waits.append(flight)
+            return flight, leads
+
+    def part(self, flight: Flight) -> None:
+        """The computation around this call waits for a flight no more."""
+        path = _path.get()
+        if path:
+            with self._lock:
+                if flight in path[-1].waits:
+                    path[-1].waits.remove(flight)
+
+    def abandon(self, flight: Flight) -> None:
+        """End a flight that nobody computes any more, unless it has landed."""
+        if not flight.over:
+            self.land(flight, None)
+
+    def lost(self, flight: Flight) -> bool:
+        """Whether a flight can never land, because its loop is closed; it is abandoned then."""
+        handle = flight.handle
+        if flight.over or handle is None or not handle.dead():
+            return False
+        self.abandon(flight)
+        return True
+
+    def board(self, flight: Flight, port: Port) -> Waiter:
+        """A waiter that is set when the flight ends; `leave` it on the way out."""
+        waiter = port.waiter()
+        with self._lock:
+            if flight.over:
+                waiter.set()
+            else:
+                flight.joiners.append(waiter)
+        return waiter
+
+    def leave(self, flight: Flight, waiter: Waiter) -> None:
+        """The one who waited goes; the last to go stops a computation that nobody wants."""
+        with self._lock:
+            if waiter in flight.joiners:
+                flight.joiners.remove(waiter)
+            unwanted = not (flight.over or flight.joiners or flight.background)
+            unwanted = unwanted and flight.handle is not None
+            if unwanted and self._active.get(flight.name) is flight:
+                del self._active[flight.name]
+        if unwanted and flight.handle is not None:  # without a handle its leader computes in place
+            flight.handle.cancel()
+
+    def close(self, flight: Flight) -> int:
+        """Let nobody join any more; how many have joined, whether or not they have boarded yet."""
+        with self._lock:
+            if self._active.get(flight.name) is flight:
+                del self._active[flight.name]
+            self.landed += 1
+            self._recent.pop(flight.name, None)
+            self._recent[flight.name] = self.landed
+            if len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+            return flight.joined
+
+    def landed_since(self, name: str, since: int) -> bool:
+        """May a flight of this name have ended after `landed` was `since`?  Then look again."""
+        return self._recent.get(name, 0) > since or self.landed - since > RECENT
+
+    def land(self, flight: Flight, landing: Landing | None) -> None:
+        """End a flight; None: abandoned.  Wakes everybody."""
+        self.close(flight)
+        self._end(flight, landing)
+
+    def withdraw(self, flight: Flight) -> None:
+        """End a flight whose leader has not begun, since he looks again.
+
+        It is not one that has landed: two who took each other's for one would look again forever.
+        """
+        with self._lock:
+            if self._active.get(flight.name) is flight:
+                del self._active[flight.name]
+        self._end(flight, None)
+
+    def _end(self, flight: Flight, landing: Landing | None) -> None:
+        with self._lock:
+            flight.landing = landing
+            flight.over = True
+            joiners, flight.joiners = flight.joiners, []
+        for waiter in joiners:
+            waiter.set()
+
+    def detach(self, turns: Iterable[Turn]) -> int:
+        """Let nobody join the flights that an invalidation concerns; how many there were."""
+        wanted = list(turns)
+        with self._lock:
+            names = [n for n, f in self._active.items() if concerns(wanted, f.refs)]
+            for name in names:
+                self._active.pop(name).detached = True
+        return len(names)
+
+    def under_way(self) -> list[Flight]:
+        """The flights that others may join now."""
+        with self._lock:
+            return list(self._active.values())
+
+
+def _reentry(name: str) -> ReentryError:
+    return ReentryError(
+        f"the computation of {name} asks for its own result; "
+        "a cached function that calls itself must do so with other arguments"
+    )
+
+
+def refuse_reentry(name: str) -> None:
+    """See that the running code is not part of the computation of `name`.
+
+    Raises:
+        ReentryError: it is.
+    """
+    if any(flight.name == name and not flight.over for flight in _path.get()):
+        raise _reentry(name)
+
+
+def _reaches(flight: Flight, path: tuple[Flight, ...]) -> bool:
+    """Does `flight` wait for one of `path`, through any number of flights?"""
+    seen: set[int] = set()
+    todo = [flight]
+    while todo:
+        current = todo.pop()
+        if current in path:
+            return True
+        if id(current) not in seen:
+            seen.add(id(current))
+            todo.extend(current.waits)
+    return False
+
+
+class inside:
+    """Marks the running code as part of a flight's computation: `with inside(flight): ...`.
+
+    `alone`: nobody waits for it, so it is not part of the computation that set it off.
+    """
+
+    __slots__ = ("_alone", "_flight", "_token")
+    FRAMES = 16
+    """Python frames that one level of cached recursion adds to the user's own."""
+
+    def __init__(self, flight: Flight, *, alone: bool = False) -> None:
+        self._flight = flight
+        self._alone = alone
+
+    def __enter__(self) -> None:
+        path = (self._flight,) if self._alone else (*_path.get(), self._flight)
+        self._token = _path.set(path)
+        if len(path) % 16 == 0:
+            _make_room(len(path))
+
+    def __exit__(self, *_: object) -> None:
+        _path.reset(self._token)
+
+
+_limit = sys.getrecursionlimit()
+
+
+def _make_room(depth: int) -> None:
+    """Raise the recursion limit by the frames that are ours, so that the user keeps his own."""
+    wanted = _limit + (depth + 32) * inside.FRAMES
+    if sys.getrecursionlimit() < wanted:
+        sys.setrecursionlimit(wanted)
+
+
+FLIGHTS = Flights()
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=FLIGHTS._reset)

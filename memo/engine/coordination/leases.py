@@ -1,0 +1,362 @@
+"""Leases: at most one computation per key on a host and in a cluster (`use_lock`).
+
+Two locks, one inside the other:
+
+*host*
+    `flock` on a file of the key, in the cache directory.  The kernel frees it when its holder dies,
+    so a waiter on the same host takes over at once.
+*cluster*
+    A record in the shared tier with `LEASE` seconds to live, renewed every third of that by a
+    thread and released by compare-and-delete.  Whoever holds the host lock and finds the cluster
+    lease in the name of the same host knows that its holder is dead, and replaces it.
+
+So at most one process of each host waits for the cluster, and waiters are woken rather than poll.
+Both carry a text that says who holds them, since when, and how long it is likely to take: `Holder`.
+When the shared tier is away, the host lock alone still keeps this host to one computation.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import NamedTuple, Protocol
+
+from memo.engine.coordination.flights import Flight
+from memo.errors import TierError, TierUnavailable
+from memo.runtime import events
+from memo.runtime.port import Handle, Port, patient
+from memo.stores.chain import Chain
+from memo.stores.protocols import Lock
+from memo.stores.uploads import Upload
+from memo.validity.lifetimes import Policy
+
+LEASE = 30.0
+"""Seconds that a cluster lease lives without renewal."""
+POLL = (0.002, 0.02)
+"""Seconds between two looks at a host lock: the first, doubled each time up to the last, as long as
+the same one has it."""
+LASTING = 2.0
+"""Seconds for which who has a lease waits for a lock on a file of the cache, where 0.25 s would do
+for others: what he does not find or cannot store is computed by everybody who waits for him."""
+WAIT = 1.0
+"""Longest single wait for the cluster lease, in seconds; then its holder is looked at again."""
+
+
+class Holder(NamedTuple):
+    """Who holds a lease, from the text that the lease carries.
+
+    Attributes:
+        node: name of its host.
+        process: its number.
+        since: when its computation began, in Unix seconds by its own clock; None: not yet.
+        expected: seconds that its computation took before; None: not known to it.
+    """
+
+    node: str
+    process: str
+    since: float | None = None
+    expected: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Holder | None:
+        """The holder that a text names; None where it names none."""
+        parts = text.split("/")
+        if len(parts) < 4:
+            return None
+        since, expected = map(_number, (*parts[4:6], "", "")[:2])
+        return cls(parts[1], parts[2], since, expected)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+class Leases(Protocol):
+    """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
+
+    async def acquire(self, port: Port, name: str, holder: str) -> str | None:
+        """Take a free lease; None when taken, else who holds it."""
+        ...
+
+    async def renew(self, port: Port, name: str, holder: str) -> bool:
+        """Give it `LEASE` more seconds; False when it is not ours any more."""
+        ...
+
+    async def release(self, port: Port, name: str, holder: str) -> None:
+        """Free it if it is ours, and wake every waiter."""
+        ...
+
+    async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
+        """Take it from a holder that is known to be dead; False when that is not the holder."""
+        ...
+
+    async def wait(self, port: Port, name: str, timeout: float) -> None:
+        """Return when it is released, or after `timeout` seconds."""
+        ...
+
+
+class Hold:
+    """What came of asking for a lease.
+
+    Attributes:
+        mine: whether this process holds it now.
+        waited: seconds that it took to get it.
+    """
+
+    __slots__ = (
+        "_expected",
+        "_leases",
+        "_lock",
+        "_look_at",
+        "_name",
+        "_ticker",
+        "_told",
+        "flight",
+        "me",
+        "mine",
+        "waited",
+        "who",
+    )
+
+    def __init__(self, name: str, me: str, flight: Flight, expected: float | None = None) -> None:
+        self._name = name
+        self.flight = flight
+        self._lock: Lock | None = None
+        self._leases: Leases | None = None
+        self._ticker: Handle | None = None
+        self._told: str | None = None
+        self._look_at = 0.0
+        self._expected = expected
+        self.me = self.who = me
+        self.mine = False
+        self.waited = 0.0
+
+    def sign(self) -> str:
+        """The text of a lease that is taken now; it is ours under this one."""
+        expected = "" if self._expected is None else f"{self._expected:.3f}"
+        self.who = f"{self.me}/{time.time():.3f}/{expected}"
+        return self.who
+
+    def wait_begins(self, holder: str) -> None:
+        """Say that it is waited for and who has it; again when somebody else has it."""
+        if self._told is None or (holder and holder != self._told):
+            self._told = holder
+            self._tell(events.WAITING, holder)
+
+    def curious(self) -> bool:
+        """Whether it is time to see who has it."""
+        now = time.monotonic()
+        due = now >= self._look_at
+        if due:
+            self._look_at = now + WAIT
+        return due
+
+    def wait_ended(self) -> None:
+        """Say that it is waited for no more, where it was."""
+        if self._told is not None:
+            self._told = None
+            self._tell(events.WAIT_ENDED)
+
+    def _tell(self, kind: str, holder: str = "") -> None:
+        function = self._name.partition("{")[2].rpartition("}")[0]
+        events.emit(events.Event(kind, function, _key(self._name), detail=holder))
+
+    def take(self, port: Port, lock: Lock | None, leases: Leases | None) -> Hold:
+        """It is ours: renew it until it is released."""
+        self.mine = True
+        self._lock, self._leases = lock, leases
+        HELD.add(self)
+        if leases is not None or port.native:
+            self._ticker = port.every(LEASE / 3, self._renew)
+        return self
+
+    async def _renew(self, port: Port) -> None:
+        handle = self.flight.handle
+        if handle is not None and handle.dead():  # nobody computes any more, and nobody may wait
+            await self.release(port)
+        if self._leases is None:
+            return
+        try:
+            kept = await self._leases.renew(port, self._name, self.who)
+        except TierError:
+            return  # the next renewal may reach it in time
+        if not kept:
+            self._leases = None
+            events.emit(events.Event(events.LEASE_LOST, key=_key(self._name)))
+
+    async def release(self, port: Port, after: Upload | None = None) -> None:
+        """Free it, whatever happens; calling it twice is harmless.
+
+        Args:
+            after: when this upload has ended, so that who waits finds the entry.
+        """
+        if after is not None and after.then(self.release):
+            return
+        HELD.discard(self)
+        ticker, self._ticker = self._ticker, None
+        lock, self._lock = self._lock, None
+        leases, self._leases = self._leases, None
+        if ticker is not None:
+            ticker.cancel()
+        try:
+            if leases is not None:
+                await leases.release(port, self._name, self.who)
+        except TierError as error:
+            events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
+        finally:
+            if lock is not None:
+                lock.release()
+
+
+HELD: set[Hold] = set()
+"""The leases of this process; released at interpreter exit."""
+
+
+async def hold(
+    port: Port,
+    chain: Chain,
+    name: str,
+    policy: Policy,
+    flight: Flight,
+    *,
+    refresh: bool = False,
+    expected: float | None = None,
+) -> Hold | None:
+    """The lease of a key; None when none is wanted.
+
+    With `refresh` it is only tried, never waited for.  Otherwise it is waited for at most
+    `policy.lock_timeout` seconds; then the caller computes without it, and an event says so.
+    Those who wait for us are told that it takes `expected` seconds.
+    """
+    if not (policy.use_lock or refresh):
+        return None
+    begun = time.monotonic()
+    limit = 0.0 if refresh else policy.lock_timeout
+    end = None if limit is None else begun + limit
+    held = Hold(name, _me(chain), flight, expected)
+    lock = _host_lock(chain, name)
+    leases = _cluster_leases(chain)
+    try:
+        if lock is not None and not await _host(port, lock, held, end, first=leases is not None):
+            return _gave_up(held, lock, begun, refresh)
+        if leases is not None and not await _cluster(port, leases, name, held, end):
+            if lock is not None:
+                lock.release()
+            return _gave_up(held, None, begun, refresh)
+        if leases is not None and lock is not None:
+            lock.label(held.who)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    finally:
+        held.wait_ended()
+    held.waited = time.monotonic() - begun
+    return held.take(port, lock, leases)
+
+
+def patience(policy: Policy) -> AbstractContextManager[None]:
+    """What is asked for in here may wait for a lock of SQLite, where a lease is held meanwhile."""
+    return patient(LASTING) if policy.use_lock else nullcontext()
+
+
+async def let_go(port: Port, flight: Flight) -> None:
+    """Free the lease of a flight that can never land."""
+    for held in tuple(HELD):
+        if held.flight is flight:
+            await held.release(port)
+
+
+def _gave_up(held: Hold, lock: Lock | None, begun: float, refresh: bool) -> Hold:
+    held.waited = time.monotonic() - begun
+    if not refresh:
+        holder = lock.holder() if lock is not None else ""
+        events.emit(
+            events.Event(
+                events.LOCK_TIMEOUT, key=_key(held._name), seconds=held.waited, detail=holder
+            )
+        )
+    return held
+
+
+def _host_lock(chain: Chain, name: str) -> Lock | None:
+    if chain.host is None:
+        return None
+    try:
+        return chain.host.lock(name)
+    except TierError as error:
+        if not (isinstance(error, TierUnavailable) and error.told):
+            events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
+        return None
+
+
+async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first: bool) -> bool:
+    """Take the host lock; `first`: the cluster lease is still to come, and nothing runs before."""
+    shortest, longest = POLL
+    pause, known = shortest, ""
+    while True:
+        try:
+            if lock.try_acquire(held.me if first else held.sign()):
+                return True
+        except TierError as error:  # without locks every process computes: never block on a fault
+            events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
+            return True
+        if end is not None and time.monotonic() >= end:
+            return False
+        holder = lock.holder()
+        if holder != known:  # the one before is done, and this one may only see what he left
+            pause, known = shortest, holder
+        if held.curious():
+            held.wait_begins(holder)
+        await port.sleep(pause)
+        pause = min(longest, pause * 2)
+
+
+def _cluster_leases(chain: Chain) -> Leases | None:
+    for tier in chain.tiers:
+        leases: Leases | None = getattr(tier, "leases", None)
+        if leases is not None:
+            return leases
+    return None
+
+
+async def _cluster(port: Port, leases: Leases, name: str, held: Hold, end: float | None) -> bool:
+    """Take the cluster lease; True also when the cluster is away: then the host lock has to do."""
+    try:
+        while True:
+            who = held.sign()
+            other = await leases.acquire(port, name, who)
+            if other is None:
+                return True
+            if _host_of(other) == _host_of(who) and await leases.replace(port, name, other, who):
+                return True
+            left = WAIT if end is None else min(WAIT, end - time.monotonic())
+            if left <= 0:
+                return False
+            held.wait_begins(other)
+            await leases.wait(port, name, left)
+    except TierError as error:
+        events.emit(events.Event(events.ERROR, reason="lease", detail=str(error)))
+        return True
+
+
+def _me(chain: Chain) -> str:
+    """Who we are, for people and for `_host_of`: host id, host name, process, a random token."""
+    host = ""
+    if chain.host is not None:
+        with suppress(TierError):  # its file cannot be read: then nobody knows us for a neighbour
+            host = chain.host.id
+    host = host or os.urandom(8).hex()
+    return f"{host}/{os.uname().nodename}/{os.getpid()}/{os.urandom(8).hex()}"
+
+
+def _host_of(holder: str) -> str:
+    return holder.partition("/")[0]
+
+
+def _key(name: str) -> str:
+    return name.rpartition(":")[2]

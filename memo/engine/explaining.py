@@ -1,0 +1,452 @@
+"""Explain: would a call hit, and if not, why; from recorded facts, without computing or loading.
+
+The facts are the headers of entries (arguments' summaries, times, stamps), the notes of
+invalidations, and the manifests of code versions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NamedTuple
+
+from memo.engine.answering import keyed
+from memo.engine.call import Function
+from memo.errors import EntryError, TierError
+from memo.inspection import rendering
+from memo.keys.call_keys import Call
+from memo.keys.fingerprint.source_history import Manifests
+from memo.keys.summaries import MASK, OWN, RESOLVED, RESULT
+from memo.metrics.snapshots import label
+from memo.records import codec, seal
+from memo.records.seal import Header
+from memo.runtime.clock import SECOND
+from memo.runtime.port import Port
+from memo.stores.chain import Answer, Chain
+from memo.validity import dependencies, stamps
+from memo.validity.lifetimes import (
+    ABSENT,
+    CLOCK,
+    DEPENDENCY_CHANGED,
+    EXPIRED,
+    FILE_CHANGED,
+    GENERATION_LOST,
+    INVALIDATED,
+    MISS,
+    OLDER,
+    PAYLOAD_MISSING,
+    UNAUTHENTIC,
+    UNREACHABLE,
+    UNREADABLE,
+    age,
+)
+
+CODE_CHANGED = "code changed"
+ARGUMENTS = "other arguments"
+EVICTED = "evicted"
+_FAULTS = {
+    UNREADABLE: "what is stored is damaged, or of another format; the next call replaces it",
+    UNAUTHENTIC: "it was not sealed with a secret of this process, and is never loaded",
+    PAYLOAD_MISSING: "its record is here, but no tier has its buffers any more",
+    OLDER: "a later computation has answered here before",
+    CLOCK: "it comes from the future: the clock of this host, or of its writer's, is wrong",
+    UNREACHABLE: "no tier that could tell what is true can be reached",
+}
+LOOKED_AT = 2000
+"""Most entries of a function that are looked at for the nearest one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a call would be answered as it would.
+
+    Attributes:
+        call: the call's address, without the secrets that are among its arguments.
+        hit: whether it would be answered from the cache.
+        reason: one of the words of `lifetimes` or of this module.
+        facts: sentences for people.
+        diff: lines of a unified diff, where code changed.
+        untracked: what the function reads that is not part of its identity.
+    """
+
+    call: str
+    hit: bool
+    reason: str
+    facts: tuple[str, ...] = ()
+    diff: tuple[str, ...] = ()
+    untracked: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = f"{self.call}: {'hit' if self.hit else 'miss'} ({self.reason})"
+        lines = [head, *(f"  {fact}" for fact in self.facts)]
+        lines += [f"  {line}" for line in self.diff]
+        lines += [f"  not tracked: {one}" for one in self.untracked]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        facts = "".join(f"<li>{escape(fact)}</li>" for fact in self.facts)
+        lost = "".join(
+            f'<li class="memo-dim">not tracked: {escape(one)}</li>' for one in self.untracked
+        )
+        diff = "".join(map(_coloured, self.diff))
+        colour = rendering.COLOURS["hits" if self.hit else "misses"]
+        return rendering.boxed(
+            f"<p><b>{escape(self.call)}</b>: "
+            f'<b style="color:{colour}">{"hit" if self.hit else "miss"}</b> '
+            f"({escape(self.reason)})</p>"
+            + (f"<ul>{facts}{lost}</ul>" if facts or lost else "")
+            + (f"<pre>{diff}</pre>" if diff else "")
+        )
+
+
+def _coloured(line: str) -> str:
+    colour = {"+": rendering.COLOURS["hits"], "-": rendering.COLOURS["misses"]}.get(line[:1])
+    text = escape(line)
+    return f'<span style="color:{colour}">{text}</span>\n' if colour else f"{text}\n"
+
+
+async def explain(
+    port: Port,
+    function: Function,
+    manifests: Manifests,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Explanation:
+    """Would this call be answered from the cache, and why or why not?"""
+    chain = function.chain()
+    call = await keyed(port, function, args, kwargs)
+    code = function.code(args)
+    found = await chain.lookup(port, function.id, call.text, function.judge)
+    owner = function.owner(args)
+    untracked = (*call.left_out, *function.identity.untracked(owner))
+    if found.verdict.kind != MISS and found.entry is not None:
+        reason = found.verdict.kind
+        return Explanation(call.shown, True, reason, _hit(found, chain), (), untracked)
+    reason = found.verdict.reason
+    stored = await headers(port, chain, function.id)
+    own = next((header for header in stored if header.key == call.text), None)
+    facts: Sequence[str] = ()
+    diff: Sequence[str] = ()
+    if reason in (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED) and own:
+        facts = await _untrue(port, chain, own)
+    elif reason == EXPIRED and own:
+        facts = await _untrue(port, chain, own) or _expired(function, chain, own)
+    elif reason in _FAULTS:
+        facts = [_FAULTS[reason]]
+    elif reason == ABSENT and own and _is_past(function, chain, own):  # no tier gives it out now
+        reason, facts = EXPIRED, _expired(function, chain, own)
+    elif reason == ABSENT:
+        asked = _Asked(call, code, function.identity.parts(owner))
+        reason, facts, diff = _absent(chain, manifests, asked, stored)
+    return Explanation(call.shown, False, reason, tuple(facts), tuple(diff), untracked)
+
+
+# --- hits -----------------------------------------------------------------------------------------
+
+
+def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
+    assert found.entry is not None
+    header = found.entry.header
+    times = header.times
+    old = age(times, chain.clock) or 0
+    left = "no expiry"
+    if times.ttl >= 0:
+        rest = times.ttl - old
+        left = f"fresh for {_span(rest)} more" if rest >= 0 else f"expired {_span(-rest)} ago"
+    facts = [
+        f"in {found.tier}, computed {_span(old)} ago by {header.writer} in {_span(times.cost)}; "
+        + left,
+    ]
+    if found.verdict.reason:
+        facts.append(f"the next call answers at once and refreshes it ({found.verdict.reason})")
+    if header.flags == seal.COMPRESSED:
+        whole = codec.zstd().inflated(found.entry.stream)
+        facts.append(
+            f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
+        )
+    facts += [_source(stamp) for stamp in header.stamps if not isinstance(stamp, stamps.Generation)]
+    return tuple(facts)
+
+
+def _source(stamp: stamps.Stamp) -> str:
+    if isinstance(stamp, stamps.File):
+        return f"depends on {stamp.path}" + (" (by content)" if stamp.by_content else "")
+    assert isinstance(stamp, stamps.Call)
+    return f"depends on the callable {stamp.name}"
+
+
+# --- misses ---------------------------------------------------------------------------------------
+
+
+async def headers(port: Port, chain: Chain, function: str) -> list[Header]:
+    """The headers of a function's entries in the tiers of this host that can list them."""
+    found = await listing(port, chain, chain.prefix(function), LOOKED_AT)
+    return [header for header, _ in found]
+
+
+async def listing(
+    port: Port, chain: Chain, prefix: str, limit: int | None = None
+) -> list[tuple[Header, int]]:
+    """Header and size of the entries of this host that our secrets sealed, each key once.
+
+    Args:
+        prefix: what their names begin with.
+        limit: stop after so many.
+    """
+    found: dict[str, tuple[Header, int]] = {}
+    for tier in chain.tiers:
+        entries: Any = getattr(tier, "entries", None)  # the disk lists what it has
+        if entries is None:
+            continue
+        try:
+            async for listed in entries(port, prefix):
+                header = _header(chain, listed.name, listed.record)
+                if header is not None and listed.size > found.get(header.key, (None, -1))[1]:
+                    found[header.key] = (header, listed.size)  # memory may have the record alone
+                if limit is not None and len(found) >= limit:
+                    break
+        except TierError:
+            continue
+    return list(found.values())
+
+
+def _header(chain: Chain, name: str, record: bytes) -> Header | None:
+    try:
+        return chain.opened(name, record).header
+    except EntryError:
+        return None
+
+
+async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
+    facts = []
+    generations = [s for s in header.stamps if isinstance(s, stamps.Generation)]
+    try:
+        now = await chain.authorities.states(port, [stamp.ref for stamp in generations])
+    except TierError:
+        now = []
+    for stamp, state in zip(generations, now, strict=False):
+        if state.text != stamp.state.text:
+            facts += await _turned(port, chain, stamp, state, header.times.started)
+    for other in header.stamps:
+        if not isinstance(other, stamps.Generation) and await dependencies.check(port, other):
+            facts.append(f"{_source(other)}, which has changed")
+    return facts
+
+
+async def _turned(
+    port: Port, chain: Chain, stamp: stamps.Generation, state: stamps.State, started: int
+) -> list[str]:
+    """Who invalidated what, since a computation that began at `started`."""
+    if not state.text:
+        return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
+    kept = await chain.authorities.notes(port, stamp.ref)
+    notes = [(field, _parsed(text)) for field, text in kept]
+    told = [(field, note) for field, note in notes if note]
+    since = [(field, note) for field, note in told if note["at"] * SECOND >= started - SECOND]
+    facts = [
+        f"{_group(stamp.ref.group)} {_selected(field)} {_note(note)}"
+        for field, note in since or told[-1:]
+    ]
+    return facts or [f"{_group(stamp.ref.group)} was invalidated"]
+
+
+def _selected(field: str) -> str:
+    """What was done to which entries of a group."""
+    if field == stamps.ALL:
+        return "invalidated"
+    names = field.partition("=")[0].split(",")
+    done = "expired" if names[-1] == stamps.SOFT else "invalidated"
+    names = [name for name in names if name != stamps.SOFT]
+    if not names:
+        return done
+    listed = ",".join(names)
+    return f"{done} at this address" if listed == stamps.ADDRESS else f"{done} for this {listed}"
+
+
+def _group(group: str) -> str:
+    kind, _, name = group.partition(":")
+    words = {"n": "the namespace", "f": "function", "p": "prefix", "t": "tag"}
+    return f"{words.get(kind, kind)} {label(name)}".rstrip()
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A note as it was made by `memo.stores.authorities.make_note`; `{}` where it is none."""
+    try:
+        facts = json.loads(text)
+        return {**facts, "at": float(facts["at"])}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _note(note: Mapping[str, Any]) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(note["at"]))
+    reason = f": {note['reason']}" if note.get("reason") else ""
+    return f"at {at} by {note.get('by', '?')}{reason}"
+
+
+def _is_past(function: Function, chain: Chain, header: Header) -> bool:
+    """Whether an entry is past its ttl and its stale windows."""
+    old = age(header.times, chain.clock)
+    return function.judge(header.times).kind == MISS and old is not None
+
+
+def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
+    old = age(header.times, chain.clock)
+    if old is None:
+        return ["its age cannot be told: it comes from the future"]
+    limit = function.policy.max_age
+    if limit is not None and old >= limit * SECOND:
+        return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
+    live = function.live_ttl()
+    ttl = header.times.ttl if live is None else int(live * SECOND)
+    return [f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}"]
+
+
+class _Asked(NamedTuple):
+    """A call that has no entry, its code version and what that is made of."""
+
+    call: Call
+    code: str
+    parts: Mapping[str, str]
+
+
+def _absent(
+    chain: Chain, manifests: Manifests, asked: _Asked, stored: list[Header]
+) -> tuple[str, list[str], list[str]]:
+    call, code, _ = asked
+    if chain.floors.has_answered(call.text):
+        return EVICTED, ["this process has stored or used it; it was evicted or cleared since"], []
+    wanted = json.loads(call.summary)
+    same = [h for h in stored if _digests(json.loads(h.summary)) == _digests(wanted)]
+    if same and all(header.code != code for header in same):
+        latest = max(same, key=lambda header: header.times.finished)
+        return CODE_CHANGED, *_code(manifests, asked, latest)
+    others = [header for header in stored if header.code == code] or stored
+    if not others:
+        return ABSENT, ["no entry of this function is on this host"], []
+    nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
+    facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
+    if not facts:  # all that a summary tells is the same
+        facts.append(_unlike(call, code, nearest))
+    many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
+    facts.append(f"{many}: {rendering.address(nearest)}")
+    return ARGUMENTS, facts, []
+
+
+def _unlike(call: Call, code: str, nearest: Header) -> str:
+    """Why an entry with equal arguments is another: what no summary tells."""
+    if nearest.code != code:
+        return "its arguments are the same; what the function reads has changed"
+    if call.takes_order:
+        return "its arguments are the same, in another order of its keyword arguments"
+    return "its arguments are the same; the entry was stored with another choice of replay"
+
+
+def _difference(name: str, before: str, after: str) -> str:
+    """How an argument differs from that of the nearest entry, by their summaries."""
+    what = "what key_resolver gives" if name == RESOLVED else name.removeprefix(OWN)
+    if before == after == MASK:
+        return f"{what} is not that of the nearest entry"
+    if before == after:  # too big to be written out
+        return f"{what} is another {after} than that of the nearest entry"
+    return f"{what} is {after}; the nearest entry has {before}"
+
+
+def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: pair[1] for name, pair in summary.items() if name != RESULT}
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    nothing = ("nothing", "")
+    return [
+        (name, str(before.get(name, nothing)[0]), str(after.get(name, nothing)[0]))
+        for name in dict.fromkeys((*before, *after))
+        if name != RESULT and before.get(name, nothing)[1] != after.get(name, nothing)[1]
+    ]
+
+
+def _code(manifests: Manifests, asked: _Asked, header: Header) -> tuple[list[str], list[str]]:
+    before = manifests.load(header.code)
+    if before is None:
+        return ["the code changed; its earlier source is not known on this host"], []
+    facts: list[str] = []
+    diff: list[str] = []
+    for name, old, new in _changes(before, asked.parts):
+        facts.append(_change(name, old, new))
+        if old is not None and new is not None:
+            diff += _diff(name, old, new)
+    return facts, diff
+
+
+def _changes(
+    before: Mapping[str, str], after: Mapping[str, str]
+) -> list[tuple[str, str | None, str | None]]:
+    """The parts of a code version that differ from those of an earlier one."""
+    names = sorted({*before, *after})
+    pairs = ((name, before.get(name), after.get(name)) for name in names)
+    return [(name, old, new) for name, old, new in pairs if old != new]
+
+
+def _change(name: str, old: str | None, new: str | None) -> str:
+    """`code of clean() changed`, `global THRESHOLD changed`, `code of clean() is new`."""
+    kind, _, rest = name.partition(":")
+    if kind in _VALUES:
+        what = f"{kind} {rest}"
+    elif name in _PLAIN:
+        what = _PLAIN[name]
+    else:
+        what = f"code of {label(name).rpartition(':')[2]}()"
+    return f"{what} {'is new' if old is None else 'is gone' if new is None else 'changed'}"
+
+
+_VALUES = frozenset({"global", "closure", "default", "attribute", "package"})
+"""Kinds of parts of a code version that are no code."""
+_PLAIN = {
+    "cell": "code of the cell",
+    "outputs": "the choice of outputs",
+    "python": "the version of Python",
+    "version": "the version given by hand",
+}
+
+
+async def changed_code(port: Port, function: Function, manifests: Manifests, key: str) -> str:
+    """What of the code changed before an entry was computed, in a few words; `""`: nothing did.
+
+    For a miss that has been computed by now: the entry that it stored is compared with the last one
+    before it that has the same arguments and another code version.
+    """
+    chain = function.chain()
+    stored = await headers(port, chain, function.id)
+    own = next((header for header in stored if header.key == key), None)
+    if own is None:
+        return ""
+    wanted = _digests(json.loads(own.summary))
+    same = [
+        header
+        for header in stored
+        if header.code != own.code
+        and header.times.started < own.times.started
+        and _digests(json.loads(header.summary)) == wanted
+    ]
+    before, after = None, manifests.load(own.code)
+    if same:
+        before = manifests.load(max(same, key=lambda header: header.times.started).code)
+    if not same or before is None or after is None:
+        return "code changed" if same else ""
+    changes = [_change(*change) for change in _changes(before, after)]
+    return changes[0] + (f" (and {len(changes) - 1} more)" if len(changes) > 1 else "")
+
+
+def _diff(name: str, old: str, new: str) -> Iterable[str]:
+    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), name, name, lineterm="", n=1)
+    return list(lines)
+
+
+def _span(nanoseconds: float) -> str:
+    return rendering.duration(nanoseconds / SECOND)

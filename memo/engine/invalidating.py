@@ -1,0 +1,144 @@
+"""Invalidating: turn generations in every chain that may hold entries, and say what that hit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from memo.engine.call import writer
+from memo.engine.coordination.flights import FLIGHTS
+from memo.engine.matching import Matches, matching
+from memo.records.seal import Header
+from memo.runtime import events
+from memo.runtime.port import Port
+from memo.stores.authorities import make_note
+from memo.stores.chain import Chain
+from memo.validity import stamps
+from memo.validity.stamps import Turn
+
+Hint = Callable[[Port, Matches], Awaitable[str]]
+"""Gives a hint for people about an invalidation that matched nothing; `""`: none."""
+
+
+class Invalidation(NamedTuple):
+    """How an invalidation went, and what it hit.
+
+    Attributes:
+        target: what was invalidated, for people.
+        tiers: tier -> `"done"`, or why not and what happens now.
+        reason: the caller's.
+        matched: how many valid entries this host knew of.  It is counted for at most 50 ms, before
+            they are dropped; what other hosts alone have is dropped without being counted.
+        at_least: counting was given up, so there may be more.
+        hint: where nothing matched, what was probably meant.
+        verb: `"invalidated"` or `"expired"`.
+        first: headers of the first of them.
+    """
+
+    target: str
+    tiers: Mapping[str, str]
+    reason: str = ""
+    matched: int = 0
+    at_least: bool = False
+    hint: str = ""
+    verb: str = "invalidated"
+    first: tuple[Header, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tier has it already."""
+        return all(how == "done" for how in self.tiers.values())
+
+    @property
+    def missed(self) -> bool:
+        """Whether it is certain that this host had no valid entry of it."""
+        return not (self.matched or self.at_least)
+
+    @property
+    def counted(self) -> str:
+        """How many entries it hit: `12 entries on this host`."""
+        entries = "entry" if self.matched == 1 else "entries"
+        return f"{'at least ' * self.at_least}{self.matched:,} {entries} on this host"
+
+    def __repr__(self) -> str:
+        from memo.metrics.snapshots import label
+
+        how = ", ".join(f"{tier}: {what}" for tier, what in self.tiers.items())
+        target = label(self.target)
+        if not self.missed:
+            return f"{self.verb} {target}: {self.counted} ({how})"
+        undone = "" if self.complete else f" ({how})"
+        return f"nothing matched {target}{undone}{'; ' * bool(self.hint)}{self.hint}"
+
+    def _repr_html_(self) -> str:
+        from memo.inspection import rendering
+        from memo.metrics.snapshots import label
+
+        facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
+        if self.missed:
+            said = f"Nothing matched {label(self.target)}"
+            facts = {**({"hint": self.hint} if self.hint else {}), **facts}
+        else:
+            said = f"{self.verb.capitalize()} {label(self.target)}: {self.counted}"
+        return rendering.facts_html(said, facts)
+
+
+async def invalidate(
+    port: Port,
+    chains: Iterable[Chain],
+    turns: Iterable[Turn],
+    target: str,
+    reason: str = "",
+    *,
+    soft: bool = False,
+    count: bool = True,
+    hint: Hint | None = None,
+) -> Invalidation:
+    """Invalidate entries in every chain that may hold them.
+
+    Args:
+        soft: let them expire instead, so that stale windows still apply.
+        count: look for what it hits.
+        hint: asked when nothing was hit.
+    """
+    every = tuple(chains)
+    wanted = tuple(turns)
+    found = await matching(port, every, wanted) if count else Matches(partial=True)
+    if soft:
+        wanted = tuple(map(stamps.softened, wanted))
+    tiers = await _turn(port, every, wanted, reason)
+    said = ""
+    if hint is not None and not (found.number or found.partial):
+        said = await hint(port, found)
+    verb = "expired" if soft else "invalidated"
+    return Invalidation(target, tiers, reason, found.number, found.partial, said, verb, found.first)
+
+
+async def _turn(
+    port: Port, chains: Sequence[Chain], turns: tuple[Turn, ...], reason: str
+) -> dict[str, str]:
+    """Turn generations; how it went, tier by tier."""
+    note = make_note(reason, writer())
+    tiers: dict[str, str] = {}
+    for chain in chains:
+        for tier, how in (await chain.authorities.turn(port, turns, note)).items():
+            if tiers.get(tier, "done") == "done":
+                tiers[tier] = how
+    FLIGHTS.detach(turns)
+    for function in {_function_of(turn): None for turn in turns} or ("",):
+        about = _about(turns)
+        events.emit(events.Event(events.INVALIDATED, function, reason=reason, detail=about))
+    return tiers
+
+
+def _about(turns: Iterable[Turn]) -> str:
+    """What an invalidation names, without any argument's value: groups, and names of arguments."""
+    return ", ".join(
+        f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
+        for turn in turns
+    )
+
+
+def _function_of(turn: Turn) -> str:
+    """The function that an invalidation is about; `""` for a prefix, a tag or a namespace."""
+    return turn.group[2:] if turn.group.startswith("f:") else ""

@@ -1,0 +1,97 @@
+"""Loading: from what the chain found to the value, its payload verified once for each file."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from memo.engine.call import NOTHING, Job, emit
+from memo.errors import EntryError, TierError
+from memo.records import codec, seal
+from memo.records.seal import Entry
+from memo.runtime import events
+from memo.runtime.port import Port
+from memo.stores.chain import Answer
+from memo.stores.protocols import Asked, Source, Vouching
+from memo.validity import lifetimes
+from memo.validity.lifetimes import MISS, Verdict
+
+BIG = 1 << 20
+"""Bytes of a pickle stream from which it is loaded off the event loop."""
+
+
+async def look(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
+    """The chain's answer, and the value when there is a usable one.
+
+    Args:
+        asked: see `Chain.lookup`.
+    """
+    function, key = job.function, job.call.text
+    found = await job.chain.lookup(port, function.id, key, function.judge, asked)
+    if found.verdict.kind == MISS or found.entry is None:
+        return found, NOTHING
+    try:
+        return found, await load(port, found)
+    except (EntryError, TierError) as error:
+        reason = error.reason if isinstance(error, EntryError) else lifetimes.PAYLOAD_MISSING
+        emit(job, events.ERROR, tier=found.tier, reason=reason, detail=str(error))
+        return Answer(Verdict(MISS, reason), found.entry), NOTHING
+
+
+async def load(port: Port, found: Answer) -> Any:
+    """The value of an answer.
+
+    Raises:
+        EntryError: it does not load, or its payload is not what was sealed.
+        TierError: its payload is gone.
+    """
+    entry = found.entry
+    assert entry is not None
+    slow = entry.header.flags or len(entry.stream) > BIG
+    if port.native and (slow or _must_verify(found)):
+        return await port.offload(_load, entry, found)
+    return _load(entry, found)
+
+
+def _load(entry: Entry, found: Answer) -> Any:
+    table = entry.header.buffers
+    if not table:
+        return codec.decode(entry.stream, None, (), entry.header.flags)
+    assert found.source is not None
+    view = found.source.open(seal.payload_size(table))
+    if _must_verify(found):
+        _verify(found.source, view, table)
+    return codec.decode(entry.stream, view, table, entry.header.flags)
+
+
+def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
+    """See that a payload has its digest, by a voucher if there is one, else byte by byte.
+
+    Raises:
+        EntryError: it has not.
+    """
+    digest = seal.payload_digest(table)
+    vouching = source if isinstance(source, Vouching) else None
+    if vouching is None or not vouching.vouched(digest):
+        if not codec.is_whole(view, table):
+            raise EntryError(lifetimes.UNREADABLE, "a payload does not have its digest")
+        if vouching is not None:
+            vouching.vouch(digest)
+    with _verifying:
+        if len(_verified) >= VERIFIED:
+            _verified.pop(next(iter(_verified)))
+        _verified[(source.identity, digest)] = None
+
+
+VERIFIED = 4096
+"""How many verified payloads are remembered; past that the oldest are verified again."""
+_verifying = threading.Lock()
+_verified: dict[tuple[Any, bytes], None] = {}
+
+
+def _must_verify(found: Answer) -> bool:
+    if found.source is None or found.entry is None:
+        return False
+    identity = found.source.identity
+    digest = seal.payload_digest(found.entry.header.buffers)
+    return identity is None or (identity, digest) not in _verified

@@ -1,0 +1,283 @@
+"""Drawings of the graph of cached calls: as SVG, and as a tree for terminals.
+
+networkx says in which layer a call stands; what a result was built on is on its left.  Boxes have
+their own background and dark text, so that the drawing reads well on light and dark pages, also
+where it is an image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from memo.inspection import rendering
+from memo.inspection.rendering import Styled, cell_len, cut
+from memo.metrics.snapshots import label
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+HIT, COMPUTED, RUNNING, STORED = "hit", "computed", "running", "stored"
+EMPTY = "No cached call yet: put @cache above a function and call it."
+COLOURS = {
+    "hit": "#9fd8b0",
+    "computed": "#a9cdf5",
+    "stored": "#d9dde3",
+    "running": "#d3bdf2",
+    "stale": "#f6d98b",
+    "expired": "#f0c2a0",
+    "invalidated": "#f3b0a8",
+    "outdated": "#f3b0a8",
+}
+"""State -> background; dark text on each has a contrast above 7 : 1."""
+SAID = {
+    "hit": "answered from the cache in this process",
+    "computed": "computed by this process",
+    "stored": "stored, and still valid",
+    "running": "being computed now",
+    "stale": "still answers, and is refreshed at the next call",
+    "expired": "past its lifetime: the next call computes it",
+    "invalidated": "invalidated: the next call computes it",
+    "outdated": "its code or a dependency has changed: the next call computes it",
+    "unknown": "no tier can tell now whether it is valid",
+}
+"""State -> what it means."""
+WIDTH, HEIGHT = 188, 58
+BOLD = 23
+"""Characters of bold text that fit into a box."""
+_ACROSS, _DOWN, _EDGE = 56, 16, 12
+SWEEPS = 4
+"""Times that each layer is sorted by where its neighbours are, to have few crossings."""
+STYLES = {"hit": "green", "computed": "blue", "running": "magenta", "stale": "yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A cached call, or all calls of one function.
+
+    Attributes:
+        id: names it in `Graph.edges`.
+        function: identity of the function; `label` as people read it.
+        arguments: of the call, as short text; of a group `""`.
+        state: `hit` or `computed` (by this process), `stored` (by an earlier run), `running`, or
+            why the next call computes: `stale`, `expired`, `invalidated`, `outdated`.
+        seconds: that the computation took; of a group all together.
+        size: bytes stored.
+        calls: how many calls it stands for.
+        key: of its entry; of a group or of a call without an entry `""`.
+        finished: when it was computed, in seconds since the epoch; 0: not known.
+    """
+
+    id: str
+    function: str
+    arguments: str = ""
+    state: str = STORED
+    seconds: float = 0.0
+    size: int = 0
+    calls: int = 1
+    key: str = ""
+    finished: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The name of the function as people read it."""
+        return label(self.function)
+
+    @property
+    def facts(self) -> str:
+        """Time and size, and how many calls."""
+        many = [rendering.counted(self.calls, "call")] if self.calls > 1 else []
+        known = [rendering.duration(self.seconds)] if self.seconds else []
+        held = [rendering.size(self.size)] if self.size else []
+        return rendering.DOT.join([*many, *known, *held])
+
+
+class Graph(Protocol):
+    """What is drawn: see `memo.inspection.call_graph.Graph`."""
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The boxes."""
+        ...
+
+    @property
+    def edges(self) -> Sequence[tuple[str, str]]:
+        """The arrows, by the ids of the boxes."""
+        ...
+
+
+def directed(edges: Iterable[tuple[str, str]]) -> nx.DiGraph[str]:
+    """The edges as a graph of networkx."""
+    import networkx as nx
+
+    return nx.DiGraph(list(edges))
+
+
+class Placed(NamedTuple):
+    """A node and its upper left corner."""
+
+    node: Node
+    x: int
+    y: int
+
+
+def layers(graph: Graph) -> list[list[str]]:
+    """The ids of the nodes, layer by layer, each behind all that it was built on."""
+    import networkx as nx
+
+    made = directed(graph.edges)
+    made.add_nodes_from(node.id for node in graph.nodes)
+    while not nx.is_directed_acyclic_graph(made):  # functions that call each other
+        made.remove_edge(*nx.find_cycle(made)[-1][:2])
+    generations = list(nx.topological_generations(made.reverse()))  # next to what they serve
+    found = [sorted(layer) for layer in reversed(generations)]
+    for sweep in range(SWEEPS):
+        place = {name: at for layer in found for at, name in enumerate(layer)}
+        for layer in found if sweep % 2 == 0 else reversed(found):
+            near = made.pred if sweep % 2 == 0 else made.succ
+            middle = {
+                name: sum(place[n] for n in near[name]) / len(near[name])
+                if near[name]
+                else float(place[name])
+                for name in layer
+            }
+            layer.sort(key=lambda name: (middle[name], name))
+            place.update({name: at for at, name in enumerate(layer)})
+    return found
+
+
+def placed(graph: Graph) -> tuple[dict[str, Placed], int, int]:
+    """The place of each node, and the width and height of it all."""
+    nodes = {node.id: node for node in graph.nodes}
+    found = layers(graph)
+    most = max(map(len, found), default=0)
+    places: dict[str, Placed] = {}
+    for column, layer in enumerate(found):
+        top = (most - len(layer)) * (HEIGHT + _DOWN) // 2
+        for row, name in enumerate(layer):
+            x = _EDGE + column * (WIDTH + _ACROSS)
+            places[name] = Placed(nodes[name], x, _EDGE + top + row * (HEIGHT + _DOWN))
+    wide = 2 * _EDGE + len(found) * (WIDTH + _ACROSS) - _ACROSS
+    return places, wide, 2 * _EDGE + most * (HEIGHT + _DOWN) - _DOWN
+
+
+def svg(graph: Graph) -> str:
+    """The drawing; `""` of an empty graph."""
+    if not graph.nodes:
+        return ""
+    places, wide, high = placed(graph)
+    present = dict.fromkeys(place.node.state for place in places.values())
+    wide = max(wide, 2 * _EDGE + 96 * len(present))
+    lines = "".join(_edge_svg(places[a], places[b]) for a, b in graph.edges)
+    boxes = "".join(map(_box_svg, places.values()))
+    legend = "".join(_legend_svg(state, at, high) for at, state in enumerate(present))
+    many = rendering.counted(len(graph.nodes), "node")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high + 26}" '
+        f'width="{wide}" height="{high + 26}" style="max-width:100%;height:auto" role="img" '
+        f'aria-label="Cached calls and what they were built on: {many}" '
+        f'font-family="system-ui, sans-serif" font-size="12">'
+        '<defs><marker id="memo-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#888"/></marker></defs>'
+        f"{lines}{boxes}{legend}</svg>"
+    )
+
+
+def _edge_svg(start: Placed, end: Placed) -> str:
+    x1, y1 = start.x + WIDTH, start.y + HEIGHT // 2
+    x2, y2 = end.x, end.y + HEIGHT // 2
+    bend = max(24, (x2 - x1) // 2)
+    return (
+        f'<path d="M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}" fill="none" '
+        'stroke="#888" stroke-width="1.4" marker-end="url(#memo-arrow)"/>'
+    )
+
+
+def _box_svg(place: Placed) -> str:
+    node, x, y = place
+    fill = COLOURS.get(node.state, "#d9dde3")
+    texts = [
+        (_short(node.label), 'font-weight="600"', 18),
+        (node.arguments, "", 34),
+        (node.facts or node.state, 'font-size="11"', 50),
+    ]
+    lines = "".join(
+        f'<text x="{x + 10}" y="{y + down}" fill="#1b1f24" {style}>{escape(_fitting(text))}</text>'
+        for text, style, down in texts
+    )
+    return (
+        f'<g class="memo-node" data-id="{escape(node.id)}" data-key="{escape(node.key)}" '
+        f'data-function="{escape(node.function)}" data-state="{node.state}">'
+        f"<title>{escape(explained(node))}</title>"
+        f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{fill}" '
+        f'stroke="#5b6470"/>{lines}</g>'
+    )
+
+
+def _short(name: str) -> str:
+    """A name that fits in bold: without its module where there is no room for both."""
+    return cut(name if cell_len(name) <= BOLD else name.rpartition(":")[2], BOLD)
+
+
+def _fitting(text: str) -> str:
+    return cut(text, 27)
+
+
+def _legend_svg(state: str, at: int, high: int) -> str:
+    x = _EDGE + at * 96
+    return (
+        f'<rect x="{x}" y="{high + 6}" width="12" height="12" rx="3" '
+        f'fill="{COLOURS.get(state, "#d9dde3")}" stroke="#5b6470"/>'
+        f'<text x="{x + 18}" y="{high + 16}" fill="#808080">{escape(state)}</text>'
+    )
+
+
+def explained(node: Node) -> str:
+    """What there is to say of a node, in lines."""
+    call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
+    lines = [call, f"{node.state}: {SAID.get(node.state, node.state)}"]
+    if node.calls > 1:
+        lines.append(f"{rendering.counted(node.calls, 'call')}: {node.arguments}")
+    if node.seconds:
+        lines.append(f"computing took {rendering.duration(node.seconds)}")
+    if node.size:
+        lines.append(f"{rendering.size(node.size)} stored")
+    if node.finished:
+        lines.append(f"computed {rendering.duration(max(0.0, time.time() - node.finished))} ago")
+    return "\n".join(lines)
+
+
+# --- for terminals -------------------------------------------------------------------------------
+
+
+def tree(graph: Graph, width: int = 80) -> list[Styled]:
+    """Results that nothing was built on come first, each with what it was built on below it."""
+    if not graph.nodes:
+        return [Styled(EMPTY)]
+    nodes = {node.id: node for node in graph.nodes}
+    inputs: dict[str, list[str]] = {name: [] for name in nodes}
+    for a, b in graph.edges:
+        inputs[b].append(a)
+    used = {a for a, _ in graph.edges}
+    lines: list[Styled] = []
+    told: set[str] = set()
+
+    def branch(name: str, lead: str, mark: str) -> None:
+        node, again = nodes[name], name in told and inputs[name]
+        told.add(name)
+        facts = "see above" if again else rendering.DOT.join(filter(None, (node.state, node.facts)))
+        room = width - cell_len(lead + mark) - cell_len(facts) - 2
+        call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
+        text = f"{lead}{mark}{cut(call, max(12, room))}  {facts}"
+        lines.append(Styled(text, STYLES.get(node.state, "")))
+        if not again:
+            below = lead + {"": "", "├─ ": "│  ", "└─ ": "   "}[mark]
+            for at, part in enumerate(inputs[name], 1):
+                branch(part, below, "└─ " if at == len(inputs[name]) else "├─ ")
+
+    for name in [name for name in nodes if name not in used] or list(nodes)[:1]:
+        branch(name, "", "")
+    return lines

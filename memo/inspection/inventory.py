@@ -1,0 +1,305 @@
+"""Inventory: the entries of this host, as `%cache_ls` lists them and `%cache_clear` drops them.
+
+Only headers are read, never a value.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from memo.decorators import assembly, names
+from memo.decorators.cached_function import CachedFunction, functions
+from memo.engine.call import Function
+from memo.engine.explaining import listing
+from memo.engine.matching import own_refs
+from memo.errors import MissingExtraError, TierError
+from memo.inspection import rendering
+from memo.keys.encoding import atoms, canonical
+from memo.metrics.snapshots import label, matches
+from memo.records.seal import Header
+from memo.runtime.clock import SECOND, Clock
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive
+from memo.stores.chain import Chain
+from memo.validity import dependencies
+from memo.validity import lifetimes as policy_words
+from memo.validity.lifetimes import Policy, age, judge, judge_expired
+from memo.validity.stamps import Generation, Ref, Stamp, State, expired_at
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Item(NamedTuple):
+    """An entry of this host.
+
+    Attributes:
+        header: what is known of it without loading its value.
+        size: bytes of its record and its payload.
+        tiers: names of those that hold it now.
+        state: one of the words below.
+    """
+
+    header: Header
+    size: int
+    tiers: tuple[str, ...] = ()
+    state: str = ""
+
+
+FRESH = "fresh"
+STALE = "stale"
+"""It answers, and is refreshed."""
+EXPIRED = "expired"
+INVALIDATED = "invalidated"
+OUTDATED = "outdated"
+"""The code of its function, or what it depends on, has changed since."""
+UNKNOWN = "unknown"
+"""No tier can tell now."""
+
+
+ORDERS: dict[str, Callable[[Item], float]] = {
+    "newest": lambda item: item.header.times.finished,
+    "oldest": lambda item: -item.header.times.finished,
+    "size": lambda item: item.size,
+    "cost": lambda item: item.header.times.cost,
+}
+"""What may come first -> what is sorted by, the largest first."""
+
+
+class Wanted(NamedTuple):
+    """Which entries are wanted, and in which order.
+
+    Attributes:
+        patterns: names of functions, as `memo.metrics.snapshots.matches` reads them; none: all.
+        where: argument -> value; entries must have all of them.
+        tag: one that they must have; None: any.
+        tier: one that must hold them; None: any.
+        by: one of `ORDERS`.
+    """
+
+    patterns: Sequence[str] = ()
+    where: Mapping[str, Any] = {}
+    tag: str | None = None
+    tier: str | None = None
+    by: str = "newest"
+
+    def holds(self, header: Header) -> bool:
+        """Whether an entry is one of them, wherever it lies."""
+        groups = {s.ref.group for s in header.stamps if type(s) is Generation}
+        tagged = self.tag is None or f"t:{self.tag}" in groups
+        return tagged and matches(header.function, *self.patterns) and self._has(header)
+
+    def _has(self, header: Header) -> bool:
+        given = json.loads(header.summary) if self.where else {}
+        return all(
+            name in given and given[name][1] == atoms.short(canonical.encoding(value, name))
+            for name, value in self.where.items()
+        )
+
+
+def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
+    """The entries that are wanted, at most `limit` of them, and how many there are.
+
+    Raises:
+        MemoError: a setting is wrong, or a value has no key.
+    """
+    return drive(_items(BLOCKING, assembly.default_chain(), wanted, limit))
+
+
+def table(shown: Sequence[Item]) -> rendering.Table:
+    """Entries as they are listed, with the tiers that hold each."""
+    listed = [(item.header, item.size) for item in shown]
+    tiers = [", ".join(item.tiers) for item in shown]
+    return rendering.entries(listed, time.time(), tiers, [item.state for item in shown])
+
+
+async def _items(
+    port: Port, chain: Chain, wanted: Wanted, limit: int | None, prefix: str | None = None
+) -> tuple[list[Item], int]:
+    listed = await listing(port, chain, f"{chain.namespace}:" if prefix is None else prefix)
+    found = [Item(header, size) for header, size in listed if wanted.holds(header)]
+    found.sort(key=ORDERS[wanted.by], reverse=True)
+    shown = found if wanted.tier else found[:limit]
+    places = await _places(port, chain, [item.header for item in shown])
+    shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
+    if wanted.tier:
+        found = shown = [item for item in shown if wanted.tier in item.tiers]
+    shown = shown[:limit]
+    told = await states(port, chain, [item.header for item in shown])
+    return [item._replace(state=one) for item, one in zip(shown, told, strict=True)], len(found)
+
+
+async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[str]:
+    """The state of some entries: what the next call of each would find, without loading a value."""
+    refs = {s.ref: None for h in headers for s in h.stamps if type(s) is Generation}
+    try:
+        now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
+    except TierError:
+        return [UNKNOWN] * len(headers)
+    others = {s: False for h in headers for s in h.stamps if type(s) is not Generation}
+    for stamp in others:
+        others[stamp] = bool(await dependencies.check(port, stamp))
+    known = {function.function_id: function._function for function in functions()}
+    codes = {name: f.identity.digest() for name, f in known.items() if not f.keyer.method}
+    return [
+        _state(header, now, others, known.get(header.function), codes.get(header.function), chain)
+        for header in headers
+    ]
+
+
+def _state(
+    header: Header,
+    now: Mapping[Ref, State],
+    changed: Mapping[Stamp, bool],
+    function: Function | None,
+    code: str | None,
+    chain: Chain,
+) -> str:
+    own = [stamp for stamp in header.stamps if type(stamp) is Generation]
+    turned = [(s.state.text, now[s.ref].text) for s in own if now[s.ref].text != s.state.text]
+    times = [expired_at(*texts) for texts in turned]
+    if None in times:
+        return INVALIDATED
+    if any(changed[stamp] for stamp in header.stamps if type(stamp) is not Generation):
+        return OUTDATED
+    if code is not None and header.code != code:
+        return OUTDATED
+    policy = Policy(ttl=None) if function is None else function.policy
+    verdict = judge(header.times, policy, chain.clock)
+    if times:
+        verdict = judge_expired(verdict, policy, min(at for at in times if at is not None))
+    kind = verdict.kind
+    if function is None:
+        return FRESH if kind == policy_words.FRESH else EXPIRED
+    return {policy_words.FRESH: FRESH, policy_words.STALE: STALE}.get(kind, EXPIRED)
+
+
+async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[tuple[str, ...]]:
+    """The tiers that hold each of some entries; a tier that cannot tell is left out."""
+    names = [chain.name(header.function, header.key) for header in headers]
+    found: list[tuple[str, ...]] = [()] * len(names)
+    for tier in chain.tiers:
+        holds: Any = getattr(tier, "holds", None)
+        if holds is None or not names:
+            continue
+        try:
+            answers = await holds(port, names)
+        except TierError:
+            continue
+        found = [(*at, tier.name) if held else at for at, held in zip(found, answers, strict=True)]
+    return found
+
+
+# --- memo.entries --------------------------------------------------------------------------------
+
+
+class Stored(NamedTuple):
+    """An entry, as `memo.entries` lists it.  Times are in seconds, the size in bytes.
+
+    Attributes:
+        function: its name as tables show it.
+        arguments: name -> short text.
+        state: `"fresh"`, `"stale"`, `"expired"`, `"invalidated"`, `"outdated"` (its code or what it
+            depends on has changed) or `"unknown"`.
+        age: since it was computed; None: no clock can tell.
+        ttl: None: no expiry.
+        size: of its record and payload.
+        cost: how long its computation took.
+        tiers: names of those that hold it.
+        tags: by which it can be invalidated.
+        address: as `memo.invalidate(key=...)` takes it, secrets masked.
+        key: what finds it; `memo.invalidate(key=...)` takes it too.
+    """
+
+    function: str
+    arguments: Mapping[str, str]
+    state: str
+    age: float | None
+    ttl: float | None
+    size: int
+    cost: float
+    tiers: tuple[str, ...]
+    tags: tuple[str, ...]
+    address: str
+    key: str
+
+
+class Entries(list[Stored]):
+    """Entries in a list, newest first; a table in a notebook and in a terminal."""
+
+    def __init__(self, found: Sequence[Item], clock: Clock) -> None:
+        super().__init__(_stored(item, clock) for item in found)
+        self._items = found
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas DataFrame, one row for each entry.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
+        return pd.DataFrame(list(self), columns=list(Stored._fields))
+
+    def __repr__(self) -> str:
+        return rendering.table_text(table(self._items)) if self else "No entries."
+
+    def _repr_html_(self) -> str:
+        return rendering.boxed(rendering.table_html(table(self._items)) if self else "No entries.")
+
+
+def _stored(item: Item, clock: Clock) -> Stored:
+    header, size, tiers, state = item
+    old = age(header.times, clock)
+    groups = [ref.group for ref in own_refs(header)]
+    return Stored(
+        label(header.function),
+        rendering.arguments(header),
+        state,
+        None if old is None else old / SECOND,
+        None if header.times.ttl < 0 else header.times.ttl / SECOND,
+        size,
+        header.times.cost / SECOND,
+        tiers,
+        tuple(group[2:] for group in groups if group.startswith("t:")),
+        rendering.address(header),
+        header.key,
+    )
+
+
+def entries(
+    function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
+    /,
+    **arguments: Any,
+) -> Entries:
+    """What is stored on this host, without loading any value.
+
+    ::
+
+        memo.entries(load, region="EU").to_frame()
+
+    Args:
+        function: a cached function, or any name that tables show; None: all of them.
+        arguments: only entries with these arguments.
+
+    Raises:
+        OptionError: no function, or several, have the name; or it has no such argument.
+    """
+    here = {one.function_id: one for one in functions()}
+    chain = assembly.default_chain()
+    prefix = f"{chain.namespace}:"
+    if function is not None:
+        identity = drive(names.function_named(BLOCKING, "function", function, list(here)))
+        prefix = chain.prefix(identity)
+        known = here.get(identity)
+        if known is not None:
+            chain = known._function.chain()
+            known._function.keyer.check_names("entries", arguments)
+    wanted = Wanted(where=arguments)
+    found, _ = drive(_items(BLOCKING, chain, wanted, None, prefix))
+    return Entries(found, chain.clock)

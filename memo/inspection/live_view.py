@@ -1,0 +1,304 @@
+"""The live view as data: what its page shows, and what its buttons do.
+
+`memo.dashboard()` and `memo ui` draw the same state with the same page (`jupyter/static/view.js`).
+It is made of counters, headers of entries and facts of tiers; no value is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from memo.decorators import assembly
+from memo.decorators.cached_function import CachedFunction, functions
+from memo.decorators.invalidators import invalidate
+from memo.errors import MemoError
+from memo.inspection import call_graph, graph_drawing, inventory, rendering
+from memo.inspection.inventory import Item, Wanted
+from memo.inspection.under_way import BOARD, Running
+from memo.keys.summaries import RESOLVED, RESULT
+from memo.metrics.recorder import stats
+from memo.metrics.snapshots import FunctionStats, Stats, label
+from memo.records.seal import Header
+from memo.runtime.clock import SECOND
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive, native
+
+LISTED_EVERY = 3.0
+"""Seconds between two looks at the entries on the disk."""
+ENTRIES = 200
+"""Most entries that one page lists; the filter narrows them down."""
+NAMED = 4
+"""Entries that are named in the answer to a button."""
+POINTS = 60
+"""Stretches of time in the plot of one function."""
+
+
+class Model:
+    """What the live view shows, as plain data, and what its buttons do.
+
+    Args:
+        shared: show every process that shares the directory, as `memo ui` does, not this one.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self.shared = shared
+        self.filter = ""
+        self.order = "newest"
+        self.items: list[Item] = []
+        self._count = 0
+        self._graph: dict[str, Any] = {}
+        self._listed = 0.0
+        self._chain: Any = None
+        self.said: dict[str, str] = {}
+        """How the last button beside each entry or function went."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the page draws."""
+        now = stats(shared=self.shared)
+        error = ""
+        try:
+            chain = assembly.default_chain()
+            health = drive(chain.health(BLOCKING))
+            if self.shared:
+                health.pop("memory", None)  # this process computes nothing
+            self._list(chain)
+        except MemoError as fault:
+            health, error = {}, str(fault)
+        running = BOARD.everywhere() if self.shared else BOARD.here()
+        return {
+            "shared": self.shared,
+            "headline": rendering.headline(now),
+            "error": error,
+            "running": [_running(run) for run in running],
+            "functions": _functions(now),
+            "tiers": [list(line) for line in rendering.tiers(now.with_health(health))],
+            "entries": self._entries(),
+            "graph": self._graph,
+            "said": self.said,
+        }
+
+    def _list(self, chain: Any) -> None:
+        if chain is self._chain and time.monotonic() - self._listed < LISTED_EVERY:
+            return
+        wanted = Wanted(by=self.order)
+        items, _ = inventory.items(wanted)
+        words = self.filter.lower().split()
+        own = {function.function_id for function in functions()}
+        if not self.shared:  # this notebook's come first
+            items.sort(key=lambda item: item.header.function not in own)
+        found = [item for item in items if all(word in _text(item) for word in words)]
+        self.items, self._count = found[:ENTRIES], len(found)
+        made = call_graph.graph(everything=self.shared)
+        self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else graph_drawing.EMPTY}
+        self._chain, self._listed = chain, time.monotonic()
+
+    def _entries(self) -> dict[str, Any]:
+        table = inventory.table(self.items)
+        rows = rendering.table_data(table)["rows"]
+        for row, item in zip(rows, self.items, strict=True):
+            row["key"] = item.header.key
+            row["preview"] = preview(item)
+            row["why"] = "" if call_of(item.header) else _why_not(item.header)
+        return {**rendering.table_data(table), "rows": rows, "count": self._count}
+
+    def press(self, message: Any) -> None:
+        """Do what the page asks for.
+
+        Args:
+            message: `{"do": "invalidate" | "refresh" | "explain", "key" | "function": …}`, or
+                `{"do": "show", "filter": text, "order": one of inventory.ORDERS}`.
+        """
+        if not isinstance(message, dict):
+            return
+        target = str(message.get("key") or message.get("function") or "")
+        try:
+            said = self._press(message)
+        except (MemoError, TypeError, ValueError) as error:
+            said = f"That did not work: {error}"
+        if target:
+            self.said = {**dict(list(self.said.items())[-20:]), target: said}
+        self._listed = 0.0
+
+    def _press(self, message: dict[str, Any]) -> str:
+        what = message.get("do")
+        if what == "show":
+            self.filter = str(message.get("filter", ""))[:200]
+            order = message.get("order", self.order)
+            self.order = order if order in inventory.ORDERS else self.order
+            return ""
+        if what == "invalidate" and message.get("function"):
+            name = str(message["function"])
+            return self._with_others(lambda: invalidate(function=name, reason="live view"))
+        key = str(message.get("key", ""))
+        item = next((item for item in self.items if item.header.key == key), None)
+        if item is None:
+            return "That entry has gone."
+        header = item.header
+        if what == "refresh":
+            return _refresh(header)
+        if what == "explain":
+            return _explained(item)
+        if what == "invalidate":
+            return self._with_others(lambda: invalidate(key=header.address, reason="live view"))
+        return ""
+
+    def _with_others(self, work: Callable[[], Any]) -> str:
+        """Invalidate, and say which entries of this host went with it."""
+        headers = [item.header for item in inventory.items(Wanted())[0]]
+        chain = assembly.default_chain()
+        before = drive(inventory.states(BLOCKING, chain, headers))
+        done = work()
+        after = drive(inventory.states(BLOCKING, chain, headers))
+        pairs = zip(headers, before, after, strict=True)
+        gone = [h for h, old, new in pairs if old != new and new == inventory.INVALIDATED]
+        gone.sort(key=lambda header: header.times.finished)  # what was built on it comes after it
+        how = ", ".join(f"{tier}: {what}" for tier, what in done.tiers.items())
+        if not gone:
+            return f"Nothing here was valid any more ({how})."
+        calls = ", ".join(_called(header) for header in gone[:NAMED])
+        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+        return f"Invalidated {calls}{more} ({how})."
+
+
+def _text(item: Item) -> str:
+    """What the filter looks at."""
+    header = item.header
+    given = " ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
+    return f"{label(header.function)} {given} {item.state} {' '.join(item.tiers)}".lower()
+
+
+def _called(header: Header) -> str:
+    given = ", ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
+    return f"{label(header.function)}({given})"
+
+
+def _running(run: Running) -> dict[str, Any]:
+    spent = max(0.0, time.time() - run.since)
+    return {
+        "function": run.label,
+        "call": run.call,
+        "since": run.since,
+        "spent": rendering.duration(spent),
+        "about": rendering.duration(run.expected) if run.expected else "",
+        "share": min(1.0, spent / run.expected) if run.expected else None,
+        "doing": "refreshing" if run.background else "computing",
+        "where": "" if run.here else f"process {run.process}",
+    }
+
+
+def _functions(now: Stats) -> dict[str, Any]:
+    """The table of functions, this process' first, each with its plot."""
+    own = {function.function_id for function in functions()}
+    table = rendering.table(now)
+    rows = rendering.table_data(table)["rows"]
+    for row in rows:
+        name = row["cells"][0]["value"]
+        row["function"] = name
+        row["here"] = name in own
+        row["plot"] = _plot(now.functions[name])
+    rows.sort(key=lambda row: not row["here"])
+    return {**rendering.table_data(table), "rows": rows}
+
+
+def _plot(part: FunctionStats) -> dict[str, Any]:
+    """Hits, stale hits and misses over time: seconds of a step, and the last `POINTS` steps."""
+    width, points = rendering.bars(Stats({"": part}))
+    step = rendering.duration(width)
+    return {"width": width, "step": step, "points": [list(point) for point in points[-POINTS:]]}
+
+
+def preview(item: Item) -> str:
+    """What a stored value is, from its header alone: it is not loaded."""
+    header = item.header
+    try:
+        told = json.loads(header.summary).get(RESULT)
+    except ValueError:
+        told = None
+    parts = [str(told[0])] if told else []
+    if header.buffers:
+        held = rendering.size(sum(buffer.size for buffer in header.buffers))
+        parts.append(f"{rendering.counted(len(header.buffers), 'buffer')}, {held}")
+    parts.append(f"written with {header.codec}")
+    return rendering.DOT.join(parts)
+
+
+def _explained(item: Item) -> str:
+    """The state of an entry in a sentence, and how it came to be."""
+    header = item.header
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(header.times.finished / SECOND))
+    cost = rendering.duration(header.times.cost / SECOND)
+    what = graph_drawing.SAID.get(item.state, "stored, and valid: the next call is a hit")
+    return f"{_called(header)} is {item.state}: {what}. Computed {at} by {header.writer} in {cost}."
+
+
+# --- refreshing an entry --------------------------------------------------------------------------
+
+
+def _named(identity: str) -> list[CachedFunction[Any, Any]]:
+    """The functions of an identity: a cell that ran again has left an earlier one behind."""
+    return [function for function in functions() if function.function_id == identity]
+
+
+def _why_not(header: Header) -> str:
+    """Why an entry cannot be refreshed from here."""
+    if not _named(header.function):
+        return "its function is not in this process"
+    return "its arguments cannot be read back; call its refresh() by hand"
+
+
+def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] | None:
+    """The function and the arguments that make an entry's key again.
+
+    Only where the function is in this process, and the entry's summary has every argument in full:
+    whether it has is decided by the key, which must be the same.
+    """
+    try:
+        summary = json.loads(header.summary)
+        summary.pop(RESOLVED, None)
+        summary.pop(RESULT, None)
+        given = {name: ast.literal_eval(parts[0]) for name, parts in summary.items()}
+    except (ValueError, SyntaxError, TypeError, LookupError, AttributeError):
+        return None
+    for function in reversed(_named(header.function)):
+        with suppress(ValueError, TypeError, MemoError):
+            if function.key(**given) == header.key:
+                return function, given
+    return None
+
+
+def _refresh(header: Header) -> str:
+    """Compute an entry anew, in the background."""
+    call = call_of(header)
+    if call is None:
+        return f"Not refreshed: {_why_not(header)}."
+    function, given = call
+
+    async def work(_: Port) -> None:
+        if function.is_async:
+            await function.arefresh(**given)
+        else:
+            function.refresh(**given)
+
+    port: Port = native() if function.is_async else BLOCKING
+    port.spawn(work, f"memo-live-view-{function.function_id}")
+    return f"Refreshing {_called(header)} in the background."
+
+
+def static_bundle(model: Model) -> dict[str, str]:
+    """The same facts without a script: HTML with the graph as SVG, and plain text."""
+    state = model.state()
+    now = stats(shared=model.shared)
+    running = [f"{run['call']} {run['doing']}, {run['spent']}" for run in state["running"]]
+    parts = [rendering.html(now), rendering.lines_html("\n".join(running))]
+    text = [rendering.text(now), *running]
+    if model.items:
+        table = inventory.table(model.items)
+        parts.append(rendering.boxed(rendering.table_html(table)))
+        text += ["", rendering.table_text(table)]
+    parts.append(state["graph"].get("svg", ""))
+    return {"text/html": "".join(parts), "text/plain": "\n".join(text)}

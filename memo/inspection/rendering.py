@@ -1,0 +1,812 @@
+"""Display: what statistics look like, as plain text, as HTML and as a drawing.
+
+Everything here is a pure function of frozen numbers.  The HTML has no colours of its own but the
+three of the plot: it takes text and line colours from the page (`--jp-*` variables of JupyterLab,
+`--vscode-*` of VS Code), so it reads well in light and dark themes.  Columns sort by a click where
+scripts run; where they are stripped it is a plain table.  Every text is escaped.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import secrets
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from typing import Any, NamedTuple
+
+from memo.keys import summaries
+from memo.keys.summaries import OWN, RESOLVED, RESULT
+from memo.metrics.recorder import REFRESH_FAILED, REFRESHED, REFRESHING, Span
+from memo.metrics.snapshots import (
+    Counts,
+    FunctionStats,
+    Point,
+    Stats,
+    TierStats,
+    gathered,
+    label,
+)
+from memo.records.seal import Header
+from memo.runtime.clock import SECOND
+from memo.runtime.events import ELSEWHERE
+from memo.validity.stamps import ADDRESS, Generation
+
+EMPTY = "No cached function was called yet. Put @cache above a function and call it."
+BARS = 96
+"""Most bars of a plot."""
+COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
+"""Contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
+DOT = " · "
+NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
+
+
+# --- Numbers for people -------------------------------------------------------------------------
+
+
+def duration(seconds: float | None) -> str:
+    """A time in seconds for people: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
+    if seconds is None:
+        return NONE
+    if seconds < 0:
+        return f"{MINUS}{duration(-seconds)}"
+    if seconds == 0:
+        return "0 s"
+    for unit, factor in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3), ("s", 1.0)):
+        amount = seconds * factor
+        if amount < (59.95 if unit == "s" else 999.5):
+            return f"{amount:.1f} {unit}" if _wants_tenth(unit, amount) else f"{amount:.0f} {unit}"
+    return _long_duration(round(seconds))
+
+
+def _wants_tenth(unit: str, amount: float) -> bool:
+    return unit == "s" or (unit == "ms" and amount < 99.95) or amount < 9.95
+
+
+def _long_duration(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02} min"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours:02} h"
+
+
+def size(count: float | None) -> str:
+    """Bytes for people, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
+    if count is None:
+        return NONE
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= 1024
+        if abs(count) < 999.95 or unit == "TiB":
+            break
+    return f"{count:.1f} {unit}"
+
+
+def number(count: int) -> str:
+    """A count for people: `1 234 567`, with narrow spaces that do not break."""
+    return f"{count:,}".replace(",", "\u202f")
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`1 hit`, `2 hits`, `3 misses`."""
+    return f"{number(count)} {noun if count == 1 else plural or noun + 's'}"
+
+
+def percent(share: float | None) -> str:
+    """A share for people; 100 % only where nothing is missing."""
+    if share is None:
+        return NONE
+    return f"{min(share * 100, 100 if share == 1 else 99.9):.3g} %"
+
+
+def listed(counts: Counts) -> str:
+    """`disk 3 · memory 5`, the largest first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return DOT.join(f"{name or 'unknown'} {number(count)}" for name, count in ordered)
+
+
+# --- Tables in general --------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """One cell: its text, what it sorts by, and a note in small print."""
+
+    text: str
+    value: float | str = ""
+    note: str = ""
+
+
+class Table(NamedTuple):
+    """Rows of cells under titles; the first `texts` columns are texts, the others numbers.
+
+    `spare` are the titles of columns that go where there is no room, in that order.
+    """
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    total: Sequence[Cell] = ()
+    texts: int = 1
+    spare: Sequence[str] = ()
+
+    def without(self, title: str) -> Table:
+        """The same without one column."""
+        at = list(self.titles).index(title)
+        rows = [(*row[:at], *row[at + 1 :]) for row in self.rows]
+        total = (*self.total[:at], *self.total[at + 1 :]) if self.total else ()
+        titles = (*self.titles[:at], *self.titles[at + 1 :])
+        return Table(titles, rows, total, self.texts - (at < self.texts), self.spare)
+
+
+class Styled(NamedTuple):
+    """A line of text and its style in the words of Rich; `""` for plain."""
+
+    text: str
+    style: str = ""
+
+
+SHORTEST = 8
+"""Fewest columns to which a text is cut."""
+
+
+def table_text(table: Table, width: int = 80) -> str:
+    """A table as aligned plain text, at most so many columns wide."""
+    return "\n".join(line.text for line in table_lines(table, width))
+
+
+def table_lines(table: Table, width: int = 80) -> list[Styled]:
+    """A table as lines of at most `width` columns; the notes of a row are lines of their own.
+
+    Columns go where there is no room for all, and a last line names them; after that texts are cut.
+    """
+    gone = []
+    for title in table.spare:
+        if _needed(table) <= width:
+            break
+        if title in table.titles:
+            gone.append(title)
+            table = table.without(title)
+    widths = _widths(table)
+    for index in sorted(range(table.texts), key=lambda at: -widths[at]):
+        over = sum(widths) + 2 * (len(widths) - 1) - width
+        widths[index] = max(min(widths[index], SHORTEST), widths[index] - max(0, over))
+    rule = Styled("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim")
+    lines = [Styled(_line(table.titles, widths, table.texts), "bold"), rule]
+    for row in table.rows:
+        lines += _row_lines(row, table, widths, width)
+    if table.total:
+        lines += [rule, *_row_lines(table.total, table, widths, width)]
+    if gone:
+        lines += [Styled(line, "dim") for line in wrapped(f"Not shown: {', '.join(gone)}.", width)]
+    return lines
+
+
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """A text as lines of at most `width` columns."""
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def cell_len(text: str) -> int:
+    """Columns that a text takes in a terminal."""
+    from rich import cells
+
+    return cells.cell_len(text)
+
+
+def cut(text: str, width: int) -> str:
+    """A text that fits into `width` columns, with `…` where something is left out."""
+    if cell_len(text) <= width:
+        return text
+    from rich import cells
+
+    return f"{cells.set_cell_size(text, width - 1).rstrip()}…"
+
+
+def _widths(table: Table) -> list[int]:
+    rows = [[cell.text for cell in row] for row in (*table.rows, table.total) if row]
+    return [max(map(cell_len, column)) for column in zip(table.titles, *rows, strict=True)]
+
+
+def _needed(table: Table) -> int:
+    """Columns that a table needs where no text is longer than a third of a terminal's line."""
+    widths = [min(w, 26) if at < table.texts else w for at, w in enumerate(_widths(table))]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _row_lines(
+    row: Sequence[Cell], table: Table, widths: Sequence[int], width: int
+) -> list[Styled]:
+    pairs = zip(table.titles, row, strict=True)
+    notes = [f"{title}: {cell.note}" for title, cell in pairs if cell.note]
+    line = Styled(_line([cell.text for cell in row], widths, table.texts))
+    return [line, *(Styled(one, "dim") for one in wrapped("; ".join(notes), width, "  "))]
+
+
+def _line(parts: Sequence[str], widths: Sequence[int], texts: int) -> str:
+    padded = []
+    for index, (part, width) in enumerate(zip(parts, widths, strict=True)):
+        text = cut(part, width)
+        space = " " * (width - cell_len(text))
+        padded.append(f"{text}{space}" if index < texts else f"{space}{text}")
+    return "  ".join(padded).rstrip()
+
+
+def table_data(table: Table) -> dict[str, Any]:
+    """A table as plain data, for the page of the live view."""
+    rows = [
+        {"cells": [{"text": c.text, "value": _plain(c.value), "note": c.note} for c in row]}
+        for row in table.rows
+    ]
+    return {"titles": list(table.titles), "texts": table.texts, "rows": rows}
+
+
+def _plain(value: float | str) -> float | str:
+    return "Infinity" if value == math.inf else value
+
+
+def table_html(table: Table) -> str:
+    """A table as HTML, sortable where scripts run."""
+    name = f"memo-{secrets.token_hex(6)}"
+    heads = "".join(
+        f'<th scope="col"{_side(index < table.texts)}>{escape(title)}</th>'
+        for index, title in enumerate(table.titles)
+    )
+    body = "".join(_row_html(row, table.texts) for row in table.rows)
+    foot = f"<tfoot>{_row_html(table.total, table.texts)}</tfoot>" if table.total else ""
+    script = (
+        f"<script>({asset('sort.js').strip()})({name!r})</script>" if len(table.rows) > 1 else ""
+    )
+    parts = f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody>{foot}"
+    return f'<div class="memo-wide"><table id="{name}">{parts}</table></div>{script}'
+
+
+def _side(is_text: bool) -> str:
+    return ' class="memo-text"' if is_text else ""
+
+
+def _row_html(row: Sequence[Cell], texts: int) -> str:
+    head, *rest = row
+    cells = (
+        f'<td data-v="{_sort_key(cell)}"{_side(index < texts)}>{_cell_html(cell)}</td>'
+        for index, cell in enumerate(rest, 1)
+    )
+    first = f'<th scope="row" data-v="{_sort_key(head)}"{_side(True)}>{_cell_html(head)}</th>'
+    return f"<tr>{first}{''.join(cells)}</tr>"
+
+
+def _sort_key(cell: Cell) -> str:
+    return "Infinity" if cell.value == math.inf else escape(str(cell.value))
+
+
+def _cell_html(cell: Cell) -> str:
+    notes = cell.note.split(DOT) if cell.note else ()
+    return escape(cell.text) + "".join(f"<small>{escape(note)}</small>" for note in notes)
+
+
+@functools.cache
+def asset(name: str) -> str:
+    """A file of the pages that memo shows, from `jupyter/static`."""
+    return resources.files("memo").joinpath("jupyter", "static", name).read_text("utf-8")
+
+
+def boxed(content: str) -> str:
+    """HTML in memo's own style."""
+    return f'<style>{asset("tables.css")}</style><div class="memo">{content}</div>'
+
+
+def page(title: str, content: str) -> str:
+    """A whole page of HTML, light or dark as the reader's system is."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width">'
+        f'<meta name="color-scheme" content="light dark">{content}</html>'
+    )
+
+
+def lines_html(text: str) -> str:
+    """Plain lines as HTML."""
+    return boxed("".join(f"<p>{escape(line)}</p>" for line in text.splitlines()))
+
+
+def facts_text(title: str, facts: Mapping[str, object]) -> str:
+    """A title and a few named facts as plain text, for a cheap repr."""
+    width = max(map(len, facts), default=0)
+    lines = (f"  {name.ljust(width)}  {value}" for name, value in facts.items())
+    return "\n".join((title, *lines))
+
+
+def facts_html(title: str, facts: Mapping[str, object]) -> str:
+    """The same as HTML."""
+    rows = "".join(
+        f'<tr><th scope="row" class="memo-text">{escape(name)}</th>'
+        f'<td class="memo-text">{escape(str(value))}</td></tr>'
+        for name, value in facts.items()
+    )
+    return boxed(f"<p><b>{escape(title)}</b></p><table><tbody>{rows}</tbody></table>")
+
+
+# --- Statistics ---------------------------------------------------------------------------------
+
+
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[[FunctionStats], Cell]
+    always: bool = False
+
+
+def _hits(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.hits), stats.hits, listed(stats.hits_by_tier))
+
+
+def _stale(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.stale), stats.stale)
+
+
+def _misses(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.misses), stats.misses, listed(stats.misses_by_reason))
+
+
+def _refreshes(stats: FunctionStats) -> Cell:
+    running, failed = stats.refreshes_running, stats.refreshes_failed
+    notes = [f"{running} running"] * bool(running) + [f"{failed} failed"] * bool(failed)
+    count = stats.refreshes_done + running + failed
+    return Cell(number(stats.refreshes_done), count, DOT.join(notes))
+
+
+def _coalesced(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.coalesced), stats.coalesced)
+
+
+def _errors(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.errors), stats.errors, listed(stats.errors_by_reason))
+
+
+def _raised(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.failed), stats.failed, listed(stats.failed_by_type))
+
+
+def _rate(stats: FunctionStats) -> Cell:
+    rate = stats.hit_rate
+    return Cell(percent(rate), "" if rate is None else rate)
+
+
+def _read(stats: FunctionStats) -> Cell:
+    return Cell(size(stats.bytes_read), stats.bytes_read)
+
+
+def _stored(stats: FunctionStats) -> Cell:
+    return Cell(size(stats.bytes_stored), stats.bytes_stored)
+
+
+def _median(stats: FunctionStats) -> Cell:
+    value = stats.median_hit
+    return Cell(duration(value), "" if value is None else value)
+
+
+def _waited(stats: FunctionStats) -> Cell:
+    return Cell(duration(stats.wait_seconds), stats.wait_seconds)
+
+
+def _computed(stats: FunctionStats) -> Cell:
+    return Cell(duration(stats.compute_seconds), stats.compute_seconds)
+
+
+def _saved(stats: FunctionStats) -> Cell:
+    return Cell(duration(stats.saved), stats.saved)
+
+
+_COLUMNS = (
+    _Column("hits", _hits, True),
+    _Column("stale", _stale),
+    _Column("misses", _misses, True),
+    _Column("answered", _rate, True),
+    _Column("saved", _saved, True),
+    _Column("computing", _computed, True),
+    _Column("median hit", _median, True),
+    _Column("refreshed", _refreshes),
+    _Column("shared", _coalesced),
+    _Column("waited", _waited),
+    _Column("raised", _raised),
+    _Column("cache errors", _errors),
+    _Column("read", _read),
+    _Column("stored", _stored),
+)
+
+
+_SPARE = (
+    *("read", "stored", "median hit", "waited", "refreshed", "answered"),
+    *("raised", "cache errors", "computing", "shared", "stale", "saved"),
+)
+"""Columns that go first where there is no room."""
+
+
+def table(stats: Stats) -> Table:
+    """One row per function, those that saved most first; columns of zeros are left out."""
+    total = stats.total
+    shown = [c for c in _COLUMNS if c.always or c.cell(total).value]
+    ordered = sorted(stats.functions.items(), key=lambda item: (-item[1].saved, item[0]))
+    rows = [
+        [Cell(label(name), name), *(column.cell(part) for column in shown)]
+        for name, part in ordered
+    ]
+    last = [Cell("total"), *(column.cell(total) for column in shown)] if len(rows) > 1 else ()
+    return Table(["function", *(column.title for column in shown)], rows, last, spare=_SPARE)
+
+
+def headline(stats: Stats) -> str:
+    """The most important numbers in one line."""
+    total = stats.total
+    parts = [f"{counted(total.hits, 'hit')}", f"{counted(total.misses, 'miss', 'misses')}"]
+    if total.stale:
+        parts.insert(1, f"{number(total.stale)} stale")
+    if total.coalesced:
+        parts.append(f"{number(total.coalesced)} shared")
+    if total.calls:
+        parts.append(f"{percent(total.hit_rate)} answered")
+    if total.refreshes_running:
+        parts.append(f"{counted(total.refreshes_running, 'refresh', 'refreshes')} running")
+    parts.append(f"saved {duration(total.saved)}")
+    parts.append(_period(stats))
+    return DOT.join(part for part in parts if part)
+
+
+def _period(stats: Stats) -> str:
+    if not stats.since:
+        return ""
+    same_day = time.localtime(stats.since)[:3] == time.localtime(stats.until)[:3]
+    form = "%H:%M:%S" if same_day else "%Y-%m-%d %H:%M"
+    since = f"since {time.strftime(form, time.localtime(stats.since))}"
+    if stats.processes == 1:
+        return since
+    return f"{since} in {counted(stats.processes, 'process', 'processes')}"
+
+
+def tiers(stats: Stats) -> list[tuple[str, str, bool]]:
+    """(name, what there is to say, whether all is well) of each tier that has something to say."""
+    lines = ((name, _tier_line(tier), _is_well(tier)) for name, tier in stats.tiers.items())
+    return [line for line in lines if line[1]]
+
+
+def _is_well(tier: TierStats) -> bool:
+    """Whether nothing needs doing: what waits for Redis is sent by itself."""
+    return tier.up is not False
+
+
+def _tier_line(tier: TierStats) -> str:
+    parts = [counted(tier.hits, "hit")] if tier.hits else []
+    parts += [f"{number(tier.stale)} stale"] if tier.stale else []
+    parts += [counted(tier.errors, "error")] if tier.errors else []
+    if tier.up is not None:
+        parts.append("up" if tier.up else "down")
+    parts += [counted(tier.downs, "outage")] if tier.downs else []
+    return DOT.join([*parts, *_health(tier.health)])
+
+
+_SIZES = ("size", "bytes", "used")
+_BUDGETS = ("size_limit", "limit", "budget", "maxmemory")
+
+
+def _health(facts: Mapping[str, Any]) -> list[str]:
+    """What a tier says of itself, budgets and waiting entries first, in whole words."""
+    left = {name: fact for name, fact in facts.items() if name != "up" and fact not in (None, "")}
+    used = next((left.pop(name) for name in _SIZES if name in left), None)
+    budget = next((left.pop(name) for name in _BUDGETS if name in left), None)
+    parts = []
+    if used is not None:
+        parts.append(size(used) + (f" of {size(budget)}" if budget else ""))
+    if journal := left.pop("journal", 0):
+        parts.append(f"{counted(journal, 'invalidation')} on the way to Redis")
+    if left.pop("breaker", "") == "open":
+        parts.append("not asked until it answers again")
+    if names := left.pop("names", 0):
+        parts.append(f"{counted(names, 'key')} in this database")
+    if policy := left.pop("policy", ""):
+        parts.append(f"eviction: {policy}")
+    return parts + [_fact(name, fact) for name, fact in left.items()]
+
+
+def _fact(name: str, fact: object) -> str:
+    words = name.replace("_", " ")
+    if isinstance(fact, bool):
+        return words if fact else f"not {words}"
+    if isinstance(fact, int) and name.endswith("bytes"):
+        return f"{words} {size(fact)}"
+    if isinstance(fact, int):
+        return f"{words} {number(fact)}"
+    return f"{words} {fact}"
+
+
+def text(stats: Stats, plot: bool = False, width: int = 80) -> str:
+    """Statistics as plain text, at most `width` columns wide."""
+    return "\n".join(line.text for line in stats_lines(stats, plot=plot, width=width))
+
+
+def stats_lines(stats: Stats, *, plot: bool = False, width: int = 80) -> list[Styled]:
+    """Statistics as lines of at most `width` columns."""
+    lines = [Styled(line, "bold") for line in wrapped(f"memo: {headline(stats)}", width)]
+    lines.append(Styled(""))
+    lines += table_lines(table(stats), width) if stats.functions else [Styled(EMPTY)]
+    facts = tiers(stats)
+    lines += [Styled("")] if facts else []
+    first = max((len(name) for name, _, _ in facts), default=0)
+    for name, said, well in facts:
+        head, *rest = wrapped(said, width - first - 2)
+        style = "" if well else "red"
+        lines.append(Styled(f"{name.ljust(first)}  {head}", style))
+        lines += [Styled(f"{' ' * first}  {line}", style) for line in rest]
+    drawn = sparks(stats) if plot else ""
+    return [*lines, *map(Styled, ["", *drawn.splitlines()] if drawn else [])]
+
+
+def html(stats: Stats, plot: bool = False) -> str:
+    """Statistics as HTML."""
+    if not stats.functions and not stats.total.invalidations:
+        return boxed(f"<p>{_code(EMPTY)}</p>{_tiers_html(stats)}")
+    parts = [f"<p><b>memo</b> {escape(headline(stats))}</p>"]
+    parts += [svg(stats)] if plot else []
+    parts += [table_html(table(stats))] if stats.functions else [f"<p>{_code(EMPTY)}</p>"]
+    return boxed("".join(parts) + _tiers_html(stats))
+
+
+def _code(sentence: str) -> str:
+    return escape(sentence).replace("@cache", "<code>@cache</code>")
+
+
+def _tiers_html(stats: Stats) -> str:
+    parts = (
+        f'<p class="memo-dim"><b{"" if well else " class=memo-bad"}>{escape(name)}</b> '
+        f"{escape(said)}</p>"
+        for name, said, well in tiers(stats)
+    )
+    return "".join(parts)
+
+
+# --- Entries ------------------------------------------------------------------------------------
+
+
+def arguments(header: Header) -> dict[str, str]:
+    """Argument -> short text, from the summary of an entry."""
+    summary = _summary(header)
+    hidden = (RESOLVED, RESULT)
+    return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name not in hidden}
+
+
+def _summary(header: Header) -> dict[str, tuple[str, str]]:
+    try:
+        summary = json.loads(header.summary)
+        return {str(name): (str(said), str(digest)) for name, (said, digest) in summary.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def address(header: Header) -> str:
+    """The address of an entry for people, without the secrets that are among its arguments."""
+    refs = [stamp.ref for stamp in header.stamps if type(stamp) is Generation]
+    prefixes = [ref.group[2:] for ref in refs if ref.group.startswith("p:")]
+    begins = [prefix for prefix in prefixes if f"{header.address}:".startswith(f"{prefix}:")]
+    own = next((ref for ref in refs if ref.group == f"f:{header.function}"), None)
+    resolved = own is None or ADDRESS in dict(own.arguments or ())
+    prefix = max(begins, key=len, default="")
+    return summaries.masked(header.address, prefix, _summary(header), resolved=resolved)
+
+
+def entries(
+    headers: Iterable[tuple[Header, int]],
+    now: float,
+    places: Sequence[str] | None = None,
+    states: Sequence[str] | None = None,
+) -> Table:
+    """A table of entries.
+
+    Args:
+        headers: the header and the size in bytes of each.
+        now: Unix seconds.
+        places: the tiers that hold each; None: without that column.
+        states: the state of each, in a word; None: without that column.
+    """
+    rows = [_entry_row(header, held, now) for header, held in headers]
+    titles = ["function", "arguments", "age", "expires in", "size", "cost", "by"]
+    spare = ("by", "tier", "cost", "age")
+    if places is not None:
+        titles.insert(2, "tier")
+        for row, place in zip(rows, places, strict=True):
+            row.insert(2, Cell(place, place))
+    if states is not None:
+        titles.insert(2, "state")
+        for row, state in zip(rows, states, strict=True):
+            row.insert(2, Cell(state, state))
+    texts = 2 + (places is not None) + (states is not None)
+    return Table(titles, rows, texts=texts, spare=spare)
+
+
+def _entry_row(header: Header, held: int, now: float) -> list[Cell]:
+    times = header.times
+    age = max(0.0, now - times.finished / SECOND)
+    left = math.inf if times.ttl < 0 else times.ttl / SECOND - age
+    cost = times.cost / SECOND
+    given = ", ".join(f"{name}={said}" for name, said in arguments(header).items())
+    return [
+        Cell(label(header.function), header.function),
+        Cell(given, given),
+        Cell(duration(age), age),
+        Cell("never" if left == math.inf else duration(left) if left > 0 else "expired", left),
+        Cell(f"{size(held)}{' zstd' if header.flags else ''}", held),
+        Cell(duration(cost), cost),
+        Cell(header.writer, header.writer),
+    ]
+
+
+# --- Plots --------------------------------------------------------------------------------------
+
+_WIDTH, _HEIGHT, _FOOT = 640, 96, 34
+
+
+def bars(stats: Stats) -> tuple[float, list[Point]]:
+    """The timeline with its gaps filled: seconds per bar, and at most `BARS` bars."""
+    total = stats.total
+    width, points = total.width, list(total.timeline)
+    while points and (points[-1].start - points[0].start) / width >= BARS:
+        width *= 2
+        points = gathered(points, width)
+    if not points:
+        return width, []
+    known = {point.start: point for point in points}
+    count = round((points[-1].start - points[0].start) / width) + 1
+    starts = (points[0].start + index * width for index in range(count))
+    return width, [known.get(start, Point(start, 0, 0, 0)) for start in starts]
+
+
+def svg(stats: Stats) -> str:
+    """Hits, stale hits and misses over time as stacked bars; `""` when nothing happened."""
+    width, points = bars(stats)
+    if not points:
+        return ""
+    top = max(sum(point[1:]) for point in points)
+    step = _WIDTH / max(len(points), 12)
+    drawn = "".join(_bar(i * step, step, point, top) for i, point in enumerate(points))
+    first, last = (_clock(point) for point in (points[0], points[-1]))
+    foot = _HEIGHT + 14
+    return (
+        f'<svg role="img" aria-label="hits, stale hits and misses over time" '
+        f'viewBox="0 -14 {_WIDTH} {_HEIGHT + _FOOT + 14}" width="{_WIDTH}" '
+        f'height="{_HEIGHT + _FOOT + 14}" xmlns="http://www.w3.org/2000/svg">'
+        f'<text x="0" y="-4">{number(top)} calls in {escape(duration(width))}</text>{drawn}'
+        f'<line x1="0" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}" stroke="currentColor" '
+        f'stroke-opacity=".4"/><text x="0" y="{foot}">{first}</text>'
+        f'<text x="{min(_WIDTH, max(len(points) * step, 130)):.1f}" y="{foot}" '
+        f'text-anchor="end">{last}</text>{_legend(foot + 16)}</svg>'
+    )
+
+
+def _bar(x: float, step: float, point: Point, top: int) -> str:
+    parts, base = [], float(_HEIGHT)
+    for (name, colour), count in zip(COLOURS.items(), point[1:], strict=True):
+        height = count / top * _HEIGHT
+        base -= height
+        if count:
+            parts.append(
+                f'<rect x="{x:.1f}" y="{base:.1f}" width="{max(step - 1, 0.8):.1f}" '
+                f'height="{height:.1f}" fill="{colour}"><title>{number(count)} {name}, '
+                f"{_clock(point)}</title></rect>"
+            )
+    return "".join(parts)
+
+
+def _legend(y: int) -> str:
+    parts, x = [], 0
+    for name, colour in COLOURS.items():
+        parts.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 15}" y="{y}">{name}</text>')
+        x += 70
+    return "".join(parts)
+
+
+def sparks(stats: Stats) -> str:
+    """The same as three lines of block characters."""
+    width, points = bars(stats)
+    if not points:
+        return ""
+    top = max(max(point[1:]) for point in points)
+    rows = zip(COLOURS, zip(*(point[1:] for point in points), strict=True), strict=True)
+    lines = [f"{name:>6}  {''.join(_block(n, top) for n in counts)}" for name, counts in rows]
+    foot = f"{'':>6}  {duration(width)} each, the last at {_clock(points[-1])}"
+    return "\n".join((*lines, foot))
+
+
+def _clock(point: Point) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(point.start))
+
+
+def _block(count: int, top: int) -> str:
+    return "▁▂▃▄▅▆▇█"[max(0, -(-count * 8 // top) - 1)] if count else " "
+
+
+# --- One line under a cell ----------------------------------------------------------------------
+
+
+def report(span: Span) -> str:
+    """What the cache did in a stretch of time, in one line.
+
+    `2 hits (disk) · 1 stale, refreshing · 1 miss: code of clean() changed · saved 41.8 s`
+    """
+    total = span.stats.total
+    parts = [_answers(total.hits, total.hits_by_tier)] if total.hits else []
+    if total.stale or span.refreshes:
+        parts.append(_stale_part(total.stale, span.refreshes.values()))
+    if total.misses:
+        parts.append(f"{counted(total.misses, 'miss', 'misses')}{_reasons(span, total)}")
+    parts += [f"{number(total.coalesced)} shared"] if total.coalesced else []
+    parts += [f"{number(total.failed)} raised"] if total.failed else []
+    if total.errors:
+        kinds = ", ".join(total.errors_by_reason)
+        parts.append(f"{counted(total.errors, 'cache error')} ({kinds})")
+    parts += [f"saved {duration(total.saved)}"] if total.saved > 0 else []
+    return DOT.join(parts)
+
+
+def _answers(hits: int, by_tier: Counts) -> str:
+    names = " ".join(by_tier) if len(by_tier) == 1 else listed(by_tier).replace(DOT, ", ")
+    return f"{counted(hits, 'hit')} ({names})"
+
+
+def _stale_part(stale: int, states: Iterable[str]) -> str:
+    kinds = list(states)
+    words = [f"{number(stale)} stale"] if stale else []
+    for state in (REFRESHING, REFRESHED, ELSEWHERE, REFRESH_FAILED):
+        count = kinds.count(state)
+        if count:
+            words.append(state if count == len(kinds) else f"{number(count)} {state}")
+    return ", ".join(words)
+
+
+def _reasons(span: Span, total: FunctionStats) -> str:
+    said: dict[str, int] = {}
+    for miss in span.misses:
+        short = label(miss.function).rpartition(":")[2].rpartition(".")[2]
+        call = short if short.endswith(")") else f"{short}()"
+        what = miss.detail or f"{call} {miss.reason}"
+        said[what] = said.get(what, 0) + 1
+    if not said:
+        return f": {listed(total.misses_by_reason)}"
+    first = [what if n == 1 else f"{what} ({n}{TIMES})" for what, n in list(said.items())[:3]]
+    return ": " + ", ".join(first) + (", …" if len(said) > 3 else "")
+
+
+def report_html(line: str) -> str:
+    """A report's line, or several, as HTML."""
+    return boxed("".join(f'<p class="memo-dim">{escape(one)}</p>' for one in line.splitlines()))
+
+
+def progress_html(lines: Iterable[tuple[str, float | None, int]]) -> str:
+    """What is under way as HTML.
+
+    Args:
+        lines: the text of each, how much of it is done (0 to 1, None: not known), and of how many
+            others it is a part.
+    """
+    parts = (
+        f'<p class="memo-dim" style="margin-left:{depth * 1.5}em">{_bar_html(share)}'
+        f"{escape(text)}</p>"
+        for text, share, depth in lines
+    )
+    return boxed("".join(parts))
+
+
+def _bar_html(share: float | None) -> str:
+    if share is None:
+        return ""
+    done = f"{share * 100:.0f}"
+    return (
+        f'<span class="memo-bar" role="progressbar" aria-valuenow="{done}">'
+        f'<span style="width:{done}%"></span></span> '
+    )

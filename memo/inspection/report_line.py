@@ -1,0 +1,70 @@
+"""Reports: what the cache did in a stretch of time, in one line, with what changed behind a miss.
+
+Under each cell the line is `magics`' business; for scripts there is `memo.report()`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from memo.decorators import assembly
+from memo.decorators.cached_function import functions
+from memo.engine.explaining import changed_code
+from memo.errors import MemoError
+from memo.inspection import rendering
+from memo.metrics.recorder import Span, watch
+from memo.runtime.events import Event
+from memo.runtime.ports import BLOCKING, drive
+from memo.validity.lifetimes import ABSENT
+
+EXPLAINED = 3
+"""Misses of one stretch whose code is compared with an earlier one."""
+
+
+@contextmanager
+def report(file: TextIO | None = None) -> Iterator[Span]:
+    """Print what the cache did in a `with` block, in one line; nothing if it was not used.
+
+    ::
+
+        with memo.report():
+            frame = load("EU")
+        # 1 hit (disk) · saved 41.8 s
+
+    Args:
+        file: where to; by default standard error.
+
+    Yields:
+        The stretch of time; its `stats` are the numbers.
+    """
+    span = watch()
+    try:
+        yield span
+    finally:
+        span.end()
+        span.close()
+        if span.used:
+            explain_misses(span)
+            print(f"memo: {rendering.report(span)}", file=file or sys.stderr)
+
+
+def explain_misses(span: Span) -> None:
+    """Say of the first misses of a span which code changed, where that is why."""
+    known = {function.function_id: function for function in functions()}
+    absent = [at for at, miss in enumerate(span.misses) if miss.reason == ABSENT]
+    for at in absent[:EXPLAINED]:
+        miss = span.misses[at]
+        function = known.get(miss.function)
+        if function is not None and not miss.detail:
+            span.misses[at] = miss._replace(detail=_changed(function, miss))
+
+
+def _changed(function: object, miss: Event) -> str:
+    inner = function._function  # type: ignore[attr-defined]
+    try:
+        return drive(changed_code(BLOCKING, inner, assembly.manifests(), miss.key))
+    except MemoError:  # a fault of the cache: the line says what the event said
+        return ""

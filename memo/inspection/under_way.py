@@ -1,0 +1,213 @@
+"""Computations under way, in this process and in every other that shares the directory.
+
+Each process that computes has one small file, mapped into memory: a computation writes a slot of it
+when it begins and clears the slot when it ends, without a system call.  A slot that cannot be read
+is left out; the file of a process that died is passed over.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from memo.engine.coordination.flights import current_path
+from memo.errors import MemoError
+from memo.metrics.recorder import COUNTERS, publish
+from memo.runtime import events, private_files
+from memo.runtime.events import Event
+
+SLOTS = 128
+"""Most computations of one process that others see."""
+SLOT = 512
+"""Bytes of one."""
+SUFFIX = ".now"
+LONG = 0.5
+"""Seconds from which a computation is long."""
+
+
+class Running(NamedTuple):
+    """A computation under way.
+
+    Attributes:
+        function: identity of the function.
+        call: the call as its address shows it, without secrets.
+        since: when it began, in seconds since the epoch.
+        expected: seconds that the function took last; None: not known.
+        background: it refreshes a stale result.
+        process: id of the process.
+        here: it is this process.
+    """
+
+    function: str
+    call: str
+    since: float
+    expected: float | None
+    background: bool
+    process: int
+    here: bool
+
+    @property
+    def label(self) -> str:
+        """The function as people read it."""
+        from memo.metrics.snapshots import label
+
+        return label(self.function)
+
+
+class Board:
+    """This process' computations, and the file in which others see them."""
+
+    def __init__(self, directory: Callable[[], Path | None]) -> None:
+        self.directory = directory
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Nothing is under way: at first, and in the child of a fork."""
+        self._lock = threading.Lock()
+        self._slots: dict[str, tuple[int, Running]] = {}
+        self._free = list(range(SLOTS - 1, -1, -1))
+        self._map: mmap.mmap | None = None
+        self._path: Path | None = None
+        self._home: Path | None = None
+
+    def hear(self, event: Event) -> None:
+        """Take an event."""
+        if event.kind == events.COMPUTE_STARTED:
+            self._begin(event)
+        elif event.kind == events.COMPUTE_ENDED:
+            self._end(event)
+
+    def _begin(self, event: Event) -> None:
+        path = current_path()
+        flight = path[-1] if path else None
+        call = event.function if flight is None or flight.call is None else flight.call.shown
+        expected = None if flight is None else flight.expected
+        background = bool(event.reason)
+        if expected is None or expected >= LONG:
+            publish(now=True)  # no event follows for a while: what was counted is told before
+        now = time.time()
+        run = Running(event.function, call, now, expected, background, os.getpid(), True)
+        with self._lock:
+            slot = self._free.pop() if self._free else -1
+            self._slots[event.key] = (slot, run)
+            self._write(slot, json.dumps(run[:5]).encode("utf-8", "replace"))
+
+    def _end(self, event: Event) -> None:
+        with self._lock:
+            slot, _ = self._slots.pop(event.key, (-1, None))
+            if slot >= 0:
+                self._free.append(slot)
+                self._write(slot, b"")
+
+    def _write(self, slot: int, data: bytes) -> None:
+        if slot < 0 or len(data) > SLOT - 1:
+            return
+        file = self._opened()
+        if file is not None:
+            file[slot * SLOT : slot * SLOT + len(data) + 1] = data + b"\0"
+
+    def _opened(self) -> mmap.mmap | None:
+        from memo.metrics.shared_counters import process_name
+
+        with suppress(OSError, MemoError):  # then others do not see it
+            directory = self.directory()
+            if directory == self._home or directory is None:
+                return self._map
+            self._unmap()
+            self._home = directory
+            private_files.claim(directory)
+            folder = directory / "stats"
+            private_files.subdirectory(folder)
+            self._path = folder / f"{process_name()}{SUFFIX}"
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                # written rather than truncated: on a full disk this fails, and a mapped hole kills
+                os.pwrite(descriptor, bytes(SLOTS * SLOT), 0)
+                self._map = mmap.mmap(descriptor, SLOTS * SLOT)
+            finally:
+                os.close(descriptor)
+        return self._map
+
+    def close(self) -> None:
+        """Take the file away; the next computation makes it anew."""
+        with self._lock:
+            self._unmap()
+
+    def _unmap(self) -> None:
+        if self._map is not None:
+            self._map.close()
+        if self._path is not None:
+            with suppress(OSError):  # gone, or a directory that has become read-only
+                self._path.unlink()
+        self._map = self._path = self._home = None
+
+    def here(self) -> list[Running]:
+        """What this process computes, the longest under way first."""
+        with self._lock:
+            return sorted((run for _, run in self._slots.values()), key=lambda run: run.since)
+
+    def everywhere(self) -> list[Running]:
+        """What every process that shares the directory computes, the longest under way first."""
+        directory = self.directory()
+        others = [] if directory is None else list(_read(directory / "stats"))
+        return sorted([*self.here(), *others], key=lambda run: run.since)
+
+
+def _read(folder: Path) -> Iterator[Running]:
+    """What the files of other processes say."""
+    from memo.metrics.shared_counters import is_alive, process_name
+
+    for path in folder.glob(f"*{SUFFIX}"):
+        process = path.stem.partition("-")[0]
+        if path.stem == process_name() or not process.isdigit():
+            continue
+        if not is_alive(path.stem):
+            with suppress(OSError):
+                path.unlink()
+            continue
+        try:
+            data = path.read_bytes()[: SLOTS * SLOT]
+        except OSError:
+            continue
+        for start in range(0, len(data), SLOT):
+            text = data[start : start + SLOT].partition(b"\0")[0]
+            with suppress(ValueError, TypeError):
+                if text:
+                    function, call, since, expected, background = json.loads(text)
+                    expected = None if expected is None else float(expected)
+                    facts = (str(function), str(call), float(since), expected, bool(background))
+                    yield Running(*facts, int(process), False)
+
+
+def _nowhere() -> Path | None:
+    return None
+
+
+BOARD = Board(_nowhere)
+"""What is under way in this process, and the way to that of others."""
+
+
+def listen(directory: Callable[[], Path | None]) -> None:
+    """Keep what is under way from now on.  `memo` does this once, when it is imported.
+
+    Args:
+        directory: gives the cache directory in force; None: only this process sees it.
+    """
+    BOARD.directory = directory
+    COUNTERS.listen(BOARD.hear)
+    atexit.register(BOARD.close)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    BOARD.start_over()
+    COUNTERS.listen(BOARD.hear)

@@ -1,0 +1,665 @@
+"""Cells: what a notebook cell reads and assigns, and a cell as a cached function.
+
+`%%cache` makes of each cell a cached function on the one engine there is: its code version is the
+normalised cell, its arguments are the names that the cell reads, its result a `Recording` of the
+names that it assigned and of everything that it showed.
+
+Rules of this module:
+
+1.  A name is an *input* when the cell may read it before it has assigned it; of functions and
+    classes defined in the cell, when the cell does not assign it at all.
+2.  Where that cannot be told for sure (the body of a loop may not run), the name is no input, but
+    is *hidden* while the cell runs: a `NameError` instead of a value that no key knows.
+3.  An input that the cell changed in place is an output as well, whatever the way it did so.
+4.  An input without a sound key (a client, a lock) is left out, as a global of a function is.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from memo.decorators.cached_function import CachedFunction, cache
+from memo.engine import replay as output_replay
+from memo.engine.call import users
+from memo.errors import KeyingError, OptionError
+from memo.keys.encoding import canonical
+from memo.keys.fingerprint import names_used
+from memo.keys.fingerprint.function_version import Identity, function_id
+from memo.records import codec
+from memo.runtime import events
+from memo.runtime.events import Event
+
+_SHOWN_NAMES = 3
+"""Names of outputs that are in a cell's name."""
+_UNCHANGING = frozenset({int, float, complex, bool, str, bytes, type(None), types.FunctionType})
+_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+# --- what a cell reads and assigns ----------------------------------------------------------------
+
+
+class Names(NamedTuple):
+    """The names of a cell.
+
+    Attributes:
+        reads: those that it may read before it has assigned them, in order.
+        assigned: those that it may assign or delete, in order.
+        hidden: those that it assigns first as far as one can tell, which are no inputs.
+        imported: those of `assigned` that it imports.
+    """
+
+    reads: tuple[str, ...]
+    assigned: tuple[str, ...]
+    hidden: frozenset[str]
+    imported: frozenset[str]
+
+
+def names(tree: ast.Module) -> Names:
+    """What a cell reads and assigns."""
+    flow = _Flow()
+    flow.block(tree.body)
+    flow.end()
+    hidden = frozenset(flow.hidden) - set(flow.reads)
+    return Names(tuple(flow.reads), tuple(flow.assigned), hidden, frozenset(flow.imported))
+
+
+class _Flow(ast.NodeVisitor):
+    """Follows a cell from top to bottom.
+
+    Attributes:
+        sure: names assigned by now; `lenient` those of them that a body which may not run assigned.
+        later: what functions and classes defined in the cell read when they are called.
+    """
+
+    def __init__(self) -> None:
+        self.reads: dict[str, None] = {}
+        self.assigned: dict[str, None] = {}
+        self.hidden: set[str] = set()
+        self.imported: set[str] = set()
+        self.sure: set[str] = set()
+        self.lenient: set[str] = set()
+        self.later: dict[str, None] = {}
+        self.local: list[set[str]] = []
+
+    def block(self, body: Iterable[ast.AST]) -> None:
+        for node in body:
+            self.visit(node)
+
+    def end(self) -> None:
+        for name in self.later:
+            if name in self.sure:
+                self.hidden.add(name)
+            else:
+                self.reads[name] = None
+
+    # names
+
+    def read(self, name: str) -> None:
+        if any(name in scope for scope in self.local):
+            return
+        if name not in self.sure:
+            self.reads[name] = None
+        elif name in self.lenient:
+            self.hidden.add(name)
+
+    def assign(self, name: str) -> None:
+        self.assigned[name] = None
+        self.sure.add(name)
+        self.lenient.discard(name)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self.read(node.id)
+        elif isinstance(node.ctx, ast.Store):
+            self.assign(node.id)
+        else:
+            self.read(node.id)
+            self.assigned[node.id] = None
+            self.sure.discard(node.id)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self._part(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        self._part(node)
+        self.visit(node.slice)
+
+    def _part(self, node: ast.Attribute | ast.Subscript) -> None:
+        """`a.b` and `a[b]`: assigning to it changes what `a` names."""
+        self.visit(node.value)
+        root: ast.expr = node.value
+        while isinstance(root, (ast.Attribute, ast.Subscript)):
+            root = root.value
+        if not isinstance(node.ctx, ast.Load) and isinstance(root, ast.Name):
+            self.assigned[root.id] = None
+
+    # statements
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.visit(node.value)
+        self.block(node.targets)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        self.visit(node.annotation)
+        if node.value is not None:
+            self.visit(node.value)
+            self.visit(node.target)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        if isinstance(node.target, ast.Name):
+            self.read(node.target.id)
+        self.visit(node.value)
+        self.visit(node.target)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        self.visit(node.value)
+        self.assign(node.target.id)
+
+    def visit_For(self, node: ast.For | ast.AsyncFor) -> None:
+        self.visit(node.iter)
+        self._perhaps([node.target, *node.body])
+        self._perhaps(node.orelse)
+
+    visit_AsyncFor = visit_For
+
+    def visit_While(self, node: ast.While) -> None:
+        self.visit(node.test)
+        self._perhaps(node.body)
+        self._perhaps(node.orelse)
+
+    def visit_With(self, node: ast.With | ast.AsyncWith) -> None:
+        for item in node.items:
+            self.visit(item.context_expr)
+            if item.optional_vars is not None:
+                self.visit(item.optional_vars)
+        self._perhaps(node.body)
+
+    visit_AsyncWith = visit_With
+
+    def _perhaps(self, body: Sequence[ast.AST]) -> None:
+        """A body that may not run, or not to its end."""
+        before = set(self.sure)
+        self.block(body)
+        self.lenient |= self.sure - before
+
+    def visit_If(self, node: ast.If) -> None:
+        self.visit(node.test)
+        self._branches([node.body, node.orelse])
+
+    def visit_Match(self, node: ast.Match) -> None:
+        self.visit(node.subject)
+        self._branches([*([case] for case in node.cases), []])
+
+    def visit_match_case(self, node: ast.match_case) -> None:
+        for part in ast.walk(node.pattern):
+            name = getattr(part, "name", None) or getattr(part, "rest", None)
+            if isinstance(name, str):
+                self.assign(name)
+            elif isinstance(part, ast.MatchValue):
+                self.visit(part.value)
+        if node.guard is not None:
+            self.visit(node.guard)
+        self.block(node.body)
+
+    def visit_Try(self, node: ast.Try | ast.TryStar) -> None:
+        handlers = [handler for handler in node.handlers if not _leaves(handler.body)]
+        before = set(self.sure)
+        self.block([*node.body, *node.orelse])
+        after = set(self.sure)
+        for handler in node.handlers:
+            self.sure = set(before)
+            self.visit(handler)
+            if handler in handlers:
+                after &= self.sure
+        self.sure = after
+        self.block(node.finalbody)
+
+    visit_TryStar = visit_Try
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
+        if node.type is not None:
+            self.visit(node.type)
+        if node.name is None:
+            self.block(node.body)
+            return
+        known = node.name in self.assigned
+        self.assign(node.name)
+        self.block(node.body)
+        self.sure.discard(node.name)
+        if not known:
+            del self.assigned[node.name]
+
+    def _branches(self, bodies: Sequence[Sequence[ast.AST]]) -> None:
+        before, ends = set(self.sure), []
+        for body in bodies:
+            self.sure = set(before)
+            self.block(body)
+            if not _leaves(body):
+                ends.append(self.sure)
+        self.sure = set.intersection(*ends) if ends else before
+
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
+        for alias in node.names:
+            if alias.name != "*":
+                name = alias.asname or alias.name.partition(".")[0]
+                self.assign(name)
+                self.imported.add(name)
+
+    visit_ImportFrom = visit_Import
+
+    # scopes
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self.block(node.decorator_list)
+        arguments = node.args
+        annotated = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        self.block(filter(None, (*arguments.defaults, *arguments.kw_defaults, node.returns)))
+        self.block(filter(None, (argument.annotation for argument in annotated)))
+        self._inner([node])
+        self.assign(node.name)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.block([*node.decorator_list, *node.bases, *node.keywords])
+        self._inner([node])
+        self.assign(node.name)
+
+    def visit_Lambda(self, node: ast.Lambda) -> None:
+        self.block(filter(None, (*node.args.defaults, *node.args.kw_defaults)))
+        self._inner([ast.Expr(node)])
+
+    def _inner(self, body: list[ast.stmt]) -> None:
+        """What code inside the cell's own code reads and rebinds, whenever it runs."""
+        code = compile(ast.fix_missing_locations(ast.Module(body, [])), "<cell>", "exec")
+        inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        local = set().union(*self.local)
+        for scanned in map(names_used.scan, inner):
+            found = {use.name for use in scanned.uses if use.root == names_used.GLOBAL} - local
+            rebound = (use.name for use in scanned.assigned if use.root == names_used.GLOBAL)
+            self.later.update(dict.fromkeys(sorted(found)))
+            self.assigned.update(dict.fromkeys(rebound))
+
+    def _comprehension(self, node: Any) -> None:
+        self.local.append(set())
+        for generator in node.generators:
+            self.visit(generator.iter)
+            self.local[-1] |= {n.id for n in ast.walk(generator.target) if isinstance(n, ast.Name)}
+            self.block(generator.ifs)
+        self.block(filter(None, (getattr(node, part, None) for part in ("key", "value", "elt"))))
+        self.local.pop()
+
+    visit_ListComp = visit_SetComp = visit_GeneratorExp = visit_DictComp = _comprehension
+
+
+def _leaves(body: Sequence[ast.AST]) -> bool:
+    """Whether a branch never reaches what comes after it."""
+    return bool(body) and isinstance(body[-1], (ast.Raise, ast.Return, ast.Continue, ast.Break))
+
+
+# --- what a cell did ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a cell did; this is what is stored.
+
+    Attributes:
+        outputs: the names that it assigned, with their values.
+        gone: those that it deleted.
+        shown: what it printed and displayed; see `replay`.
+        value: of the last expression; None where it has none, or where it cannot be pickled: then
+            what it looked like is the last of `shown`.
+    """
+
+    outputs: Mapping[str, Any]
+    gone: tuple[str, ...]
+    shown: output_replay.Shown
+    value: Any = None
+
+
+def _flush_figures() -> None:
+    """Show the figures that matplotlib's inline backend would show when the cell has ended."""
+    inline = sys.modules.get("matplotlib_inline.backend_inline")
+    if inline is not None and "matplotlib.pyplot" in sys.modules:
+        inline.flush_figures()
+
+
+def replay(shell: Any, recording: Recording) -> None:
+    """Show and assign again what a cell showed and assigned."""
+    output_replay.replay(recording.shown)
+    scope = shell.user_ns
+    scope.update({name: _at_home(value, scope) for name, value in recording.outputs.items()})
+    for name in recording.gone:
+        scope.pop(name, None)
+
+
+def _at_home(value: Any, scope: dict[str, Any]) -> Any:
+    """A function that a cell defined, with the names of this notebook as its globals again."""
+    if type(value) is not types.FunctionType or value.__module__ != scope.get("__name__"):
+        return value
+    made = types.FunctionType(
+        value.__code__, scope, value.__name__, value.__defaults__, value.__closure__
+    )
+    made.__kwdefaults__ = value.__kwdefaults__
+    made.__dict__.update(value.__dict__)
+    made.__doc__, made.__qualname__ = value.__doc__, value.__qualname__
+    made.__annotations__ = value.__annotations__
+    return made
+
+
+# --- a cell as a cached function ------------------------------------------------------------------
+
+
+class CellIdentity(Identity):
+    """The code version of a cell: its normalised text, and which outputs are wanted of it."""
+
+    def __init__(self, text: str, outputs: Sequence[str] | None) -> None:
+        self._parts = {"cell": text, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
+        if outputs is not None:
+            self._parts["outputs"] = ",".join(outputs)
+        self.lost: dict[str, str] = {}
+        whole = "\0".join(f"{name}\0{part}" for name, part in self._parts.items())
+        self._text = hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+
+    def digest(self, owner: type | None = None) -> str:
+        return self._text
+
+    def parts(self, owner: type | None = None) -> dict[str, str]:
+        return dict(self._parts)
+
+    def untracked(self, owner: type | None = None) -> list[str]:
+        return [f"{name}: {why}" for name, why in self.lost.items()]
+
+
+class Cell:
+    """A cell on its way through the cache.
+
+    Args:
+        shell: whose namespace it runs in.
+        source: the cell as Python, magics transformed.
+        file: the name under which IPython knows its source.
+        inputs: take these names for its inputs; None: those that it reads.
+        outputs: keep these names; None: those that it assigns.
+        options: of `memo.cache`: `ttl`, `tags`, `name`.
+
+    Raises:
+        SyntaxError: it is no Python.
+        OptionError: one of the options is wrong.
+    """
+
+    def __init__(
+        self,
+        shell: Any,
+        source: str,
+        file: str,
+        inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self._shell = shell
+        self._scope: dict[str, Any] = shell.user_ns
+        tree = ast.parse(source, file)
+        self.names = names(tree)
+        self._given = inputs
+        self._outputs = outputs
+        self._codes = [compile(part, file, mode, _AWAIT) for part, mode in _parts(tree)]
+        self.awaits = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
+        self._quiet = _is_quiet(source)
+        self.identity = CellIdentity(_normal(tree, self._quiet), outputs)
+        name = options.pop("name", None) or _name(self._scope, self.names, self.identity)
+        run = self._run_awaited if self.awaits else self._run
+        made: Any = cache(name=name, **options)(_named(run, name))
+        made._function.identity = self.identity
+        made._function.warned = True  # what cannot be stored is told below, name by name
+        self.function: CachedFunction[Any, Any] = made
+        self.inputs = self._found_inputs()
+        self._ran = False
+
+    def _found_inputs(self) -> dict[str, Any]:
+        if self._given is not None:
+            missing = [name for name in self._given if name not in self._scope]
+            if missing:
+                raise OptionError("inputs", ",".join(missing), "is not defined.")
+        hidden = getattr(self._shell, "user_ns_hidden", {})
+        wanted = self.names.reads if self._given is None else self._given
+        return {
+            name: self._scope[name]
+            for name in wanted
+            if name in self._scope and hidden.get(name) is not self._scope[name]
+        }
+
+    # --- asking the cache
+
+    def explain(self) -> Any:
+        """Would the cell be replayed, and if not, why?"""
+        self._leave_out()
+        return self.function.explain(**self.inputs)
+
+    def answer(self, *, force: bool = False) -> Any:
+        """The value of the last expression, of a run now or of one that is replayed."""
+        __tracebackhide__ = True
+        ask: Any = self.function.refresh if force else self.function
+        with self._watched() as faults:
+            try:
+                recording = ask(**self.inputs)
+            except Exception as error:
+                self._unless_keyless(error)
+                recording = ask(**self.inputs)
+        return self._finish(recording, faults)
+
+    async def awaited(self, *, force: bool = False) -> Any:
+        """As `answer`, for a cell with top-level `await`."""
+        __tracebackhide__ = True
+        ask: Any = self.function.arefresh if force else self.function
+        with self._watched() as faults:
+            try:
+                recording = await ask(**self.inputs)
+            except Exception as error:
+                self._unless_keyless(error)
+                recording = await ask(**self.inputs)
+        return self._finish(recording, faults)
+
+    @contextmanager
+    def _watched(self) -> Iterator[list[Event]]:
+        heard: list[Event] = []
+
+        def hear(event: Event) -> None:
+            if event.kind == events.ERROR and event.reason == "unpicklable":
+                heard.append(event)
+
+        remove = events.on_event(hear)
+        try:
+            yield heard
+        finally:
+            remove()
+
+    def _unless_keyless(self, error: Exception) -> None:
+        """Raise what the cell raised, as the cell did; or leave out what has no sound key."""
+        __tracebackhide__ = True
+        if self._ran or not isinstance(error, KeyingError):
+            raise users(error)
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Drop the inputs that have no sound key."""
+        for name, value in tuple(self.inputs.items()):
+            try:
+                canonical.digest(value, name)
+            except canonical.Unkeyable as error:
+                del self.inputs[name]
+                self.identity.lost[name] = f"{type(value).__name__} has no sound key ({error})"
+
+    def _finish(self, recording: Recording, faults: list[Event]) -> Any:
+        if not self._ran:
+            replay(self._shell, recording)
+        elif any(event.function == self.function.function_id for event in faults):
+            sys.stderr.write(f"%%cache: {_unstored(recording)}\n")
+        return recording.live if isinstance(recording, _Shown) else recording.value
+
+    # --- running
+
+    def _run(self, **_: Any) -> Recording:
+        __tracebackhide__ = True
+        with self._changes() as changed, output_replay.recording() as recorder:
+            value = None
+            for code in self._codes:
+                value = eval(code, self._scope)  # noqa: S307 - the user's own cell
+            _flush_figures()
+        return self._recorded(recorder.shown, value, changed)
+
+    async def _run_awaited(self, **_: Any) -> Recording:
+        __tracebackhide__ = True
+        with self._changes() as changed, output_replay.recording() as recorder:
+            value = None
+            for code in self._codes:
+                value = eval(code, self._scope)  # noqa: S307 - the user's own cell
+                if code.co_flags & inspect.CO_COROUTINE:
+                    value = await value
+            _flush_figures()
+        return self._recorded(recorder.shown, value, changed)
+
+    @contextmanager
+    def _changes(self) -> Iterator[list[str]]:
+        """Gather the names that change while the cell runs; hide those that it must not read."""
+        self._ran = True
+        scope = self._scope
+        wanted = self.names.hidden - set(self._given or ())
+        hidden = {name: scope.pop(name) for name in wanted if name in scope}
+        known = set(scope)
+        before = {name: _digest(value) for name, value in self._mutable()}
+        changed: list[str] = []
+        try:
+            yield changed
+            new = (name for name in scope if name not in known and not name.startswith("_"))
+            changed += dict.fromkeys((*self.names.assigned, *new))
+            changed += [n for n, value in self._mutable() if _digest(value) != before[n]]
+        finally:
+            for name, value in hidden.items():
+                scope.setdefault(name, value)
+
+    def _mutable(self) -> list[tuple[str, Any]]:
+        """The inputs that the cell may change in place without assigning them."""
+        return [
+            (name, value)
+            for name, value in self.inputs.items()
+            if type(value) not in _UNCHANGING and name not in self.names.assigned
+        ]
+
+    def _recorded(self, shown: output_replay.Shown, value: Any, changed: list[str]) -> Recording:
+        wanted = changed if self._outputs is None else self._outputs
+        missing = [name for name in self._outputs or () if name not in self._scope]
+        if missing:
+            raise OptionError("outputs", ",".join(missing), "is not assigned by the cell.")
+        outputs = {name: self._scope[name] for name in wanted if name in self._scope}
+        gone = tuple(name for name in self.names.assigned if name not in self._scope)
+        value = None if self._quiet else value
+        if value is None or _is_kept(value, outputs):
+            return Recording(outputs, gone, shown, value)
+        data, metadata = self._shell.display_formatter.format(value)
+        last = output_replay.plain({"data": data, "metadata": metadata})
+        return _Shown(outputs, gone, (*shown, ("display", last)), None, value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown(Recording):
+    """A recording whose value cannot be pickled: the cell that ran shows it all the same."""
+
+    live: Any = None
+
+    def __reduce__(self) -> Any:
+        return Recording, (self.outputs, self.gone, self.shown, None)
+
+
+def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
+    """A cell as statements and, where it ends in one, an expression."""
+    body = tree.body
+    last = body[-1] if body else None
+    if isinstance(last, ast.Expr):
+        body = body[:-1]
+    if body:
+        yield ast.Module(body, []), "exec"
+    if isinstance(last, ast.Expr):
+        yield ast.Expression(last.value), "eval"
+
+
+def _is_quiet(source: str) -> bool:
+    """Whether a cell ends in `;`, which silences its last expression."""
+    return source.rstrip().endswith(";")
+
+
+def _normal(tree: ast.Module, quiet: bool) -> str:
+    """A cell without comments and layout."""
+    return ast.unparse(tree) + ";" * quiet
+
+
+def _name(scope: dict[str, Any], found: Names, identity: CellIdentity) -> str:
+    """What a cell is called: after what it assigns, so that an edited cell is still the same."""
+    made = [name for name in found.assigned if name not in found.imported] or found.assigned
+    shown = list(made[:_SHOWN_NAMES])
+    more = len(made) - len(shown)
+    shown += [f"+{more}"] if more else []
+    inner = ",".join(shown) or identity.digest()[:8]
+    here = types.FunctionType((lambda: None).__code__, scope, "cell")
+    here.__module__, here.__qualname__ = "__main__", f"cell({inner})"
+    return function_id(here)
+
+
+def _named(run: Any, name: str) -> Any:
+    """The bound method `run` as a function of its own."""
+    if inspect.iscoroutinefunction(run):
+
+        async def cell(**inputs: Any) -> Recording:
+            __tracebackhide__ = True
+            result: Recording = await run(**inputs)
+            return result
+
+        made: Any = cell
+    else:
+
+        def cell_(**inputs: Any) -> Recording:
+            __tracebackhide__ = True
+            result: Recording = run(**inputs)
+            return result
+
+        made = cell_
+    made.__name__ = made.__qualname__ = name.rpartition(":")[2]
+    return made
+
+
+def _digest(value: Any) -> bytes:
+    """What a value is now; `b""` for what cannot be keyed."""
+    try:
+        return canonical.digest(value)
+    except canonical.Unkeyable:
+        return b""
+
+
+def _is_kept(value: Any, outputs: Mapping[str, Any]) -> bool:
+    """Whether a value can be pickled, or is among the outputs and shares their fate."""
+    return any(value is one for one in outputs.values()) or _is_picklable(value)
+
+
+def _is_picklable(value: Any) -> bool:
+    try:
+        codec.encode(value)
+    except Exception:  # whatever pickling a user's value raises
+        return False
+    return True
+
+
+def _unstored(recording: Recording) -> str:
+    """Why a recording was not stored, and what to write instead."""
+    bad = [name for name, value in recording.outputs.items() if not _is_picklable(value)]
+    good = ",".join(name for name in recording.outputs if name not in bad)
+    kinds = ", ".join(f"{name} (a {type(recording.outputs[name]).__name__})" for name in bad)
+    mend = f"; keep the rest with --outputs {good}" if good else ""
+    return f"not stored, since {kinds or 'what it shows'} cannot be pickled{mend}"

@@ -1,0 +1,91 @@
+"""The dashboard: the live view as a widget in a notebook.
+
+The kernel pushes its state once a second while the widget is seen somewhere, also while a cell
+runs; the page sends back which button was pressed.  The page's part lies in `jupyter/static`.
+Where a notebook is run unattended, the same facts are HTML and SVG that need no script.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memo.errors import MissingExtraError
+from memo.inspection import live_view, rendering
+from memo.inspection.live_view import Model
+from memo.runtime.port import Handle, Port
+from memo.runtime.ports import DISPLAYS
+
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+
+def dashboard() -> Any:
+    """A live view of the cache: the graph, what is under way, functions, entries and tiers.
+
+    Returns:
+        A widget for JupyterLab, Notebook 7 and VS Code; `close()` ends it.
+
+    Raises:
+        MissingExtraError: anywidget is not installed.
+    """
+    try:
+        return _widget_class()()
+    except ImportError:
+        raise MissingExtraError(
+            "memo.dashboard() needs anywidget: pip install 'jupyter-memo[notebook]'"
+        ) from None
+
+
+def _with_static(made: Any, model: Model) -> Any:
+    """What a widget shows, with the static form for front ends that have no widgets."""
+    data, more = made if isinstance(made, tuple) else (made or {}, {})
+    return {**data, **live_view.static_bundle(model)}, more
+
+
+def _widget_class() -> Any:
+    """The class of the widget, which cannot be named before anywidget is imported."""
+    import anywidget
+    import traitlets
+
+    class Dashboard(anywidget.AnyWidget):
+        """The widget."""
+
+        _esm = rendering.asset("view.js")
+        _css = rendering.asset("view.css")
+        state = traitlets.Dict().tag(sync=True)
+
+        def __init__(self) -> None:
+            self.model = Model()
+            self._views = 0
+            self._ticker: Handle | None = None
+            super().__init__(state=self.model.state())
+            self.on_msg(self._hear)
+
+        def _hear(self, _: Any, message: Any, __: Any) -> None:
+            change = {"open": 1, "shut": -1}.get(message.get("do"))
+            if change:
+                self._watch(self._views + change)
+                return
+            self.model.press(message)
+            self.state = self.model.state()
+
+        def _watch(self, views: int) -> None:
+            """Look while somebody looks."""
+            self._views = max(0, views)
+            if self._views and self._ticker is None:
+                self._ticker = DISPLAYS.every(INTERVAL, self._look)
+            elif not self._views and self._ticker is not None:
+                self._ticker.cancel()
+                self._ticker = None
+
+        async def _look(self, _: Port) -> None:
+            self.state = self.model.state()
+
+        def _repr_mimebundle_(self, **options: Any) -> Any:
+            return _with_static(super()._repr_mimebundle_(**options), self.model)
+
+        def close(self) -> None:
+            self._watch(0)
+            super().close()
+
+    return Dashboard

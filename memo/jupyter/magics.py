@@ -1,0 +1,662 @@
+"""Magics: what `%load_ext memo` adds to IPython, in a terminal and in a notebook.
+
+======================= ==========================================================================
+`%cache_stats`          what the cache did, per function
+`%cache_clear`          invalidate entries, and say which
+`%cache_explain f(x)`   would this call hit, and if not why
+`%cache_ls`             the entries on this host's disk
+`%cache_graph`          the cached calls of this kernel and what they were built on
+`%cache_report on`      one line under each cell that used the cache
+`%%cache`               memoize a cell
+======================= ==========================================================================
+
+Each has its help under `?` and completes names of functions.  Unloading takes all of it away again.
+"""
+
+# mypy: allow-untyped-calls, allow-untyped-decorators
+# (IPython's own functions have no annotations.)
+
+from __future__ import annotations
+
+import ast
+import inspect
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.completer import SimpleCompletion, context_matcher
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import display as publish
+
+from memo import errors
+from memo.decorators import assembly, names
+from memo.decorators.cached_function import CachedFunction, functions
+from memo.decorators.invalidators import invalidate
+from memo.engine.invalidating import Invalidation
+from memo.errors import MemoError, OptionError
+from memo.inspection import call_graph, inventory, rendering
+from memo.inspection.report_line import explain_misses
+from memo.jupyter.cell_cache import Cell
+from memo.jupyter.progress_view import WATCHER, Line
+from memo.metrics.recorder import Span, reset, stats, watch
+from memo.metrics.recorder import publish as leave_for_others
+from memo.metrics.snapshots import Stats, label
+from memo.records.seal import Header
+from memo.runtime.ports import BLOCKING, drive, stop_carrying
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+    from IPython.display import DisplayHandle
+
+OPEN_REPORTS = 16
+"""Reports that wait for background refreshes at once; the oldest gives way."""
+
+
+class _Text(str):
+    """A text that shows as itself when it is the last expression of a cell."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _show(text: str, html: str) -> None:
+    publish({"text/plain": text, "text/html": html}, raw=True)
+
+
+def _say(text: str) -> None:
+    _show(text, rendering.lines_html(text))
+
+
+def _listed_names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+@magics_class
+class CacheMagics(Magics):
+    """The magics of memo."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        self.scope: dict[str, Any] = shell.user_ns
+        self.reporter = Reporter(shell)
+        self.cells: dict[str, Cell] = {}
+
+    @magic_arguments()
+    @argument("patterns", nargs="*", help="functions to show: load, etl:load, etl, lo*; none: all")
+    @argument("--all", action="store_true", help="sum over every kernel that shares the cache")
+    @argument("--plot", action="store_true", help="draw hits, stale hits and misses over time")
+    @argument("--json", action="store_true", help="give the numbers as JSON text")
+    @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_stats --frame")
+    @argument("--reset", action="store_true", help="start the counters of this kernel at zero")
+    @line_magic
+    def cache_stats(self, line: str) -> Any:
+        """Show what the cache did: hits by tier, misses by reason, time saved, per function."""
+        given = _parsed(self.cache_stats, line)
+        found = stats(shared=given.all)
+        if given.reset:
+            reset()
+        chosen = _chosen(found, given.patterns)
+        if given.frame:
+            return chosen.to_frame()
+        if given.json:
+            return _Text(chosen.to_json())
+        if given.reset and not given.plot:
+            return _say("The counters of this kernel start at zero.")
+        chosen = chosen.with_health(_health(chosen))
+        return _show(rendering.text(chosen, given.plot), rendering.html(chosen, given.plot))
+
+    @magic_arguments()
+    @argument("pattern", nargs="?", help="functions: load, etl:load, lo*")
+    @argument("--all", action="store_true", help="every function of this kernel")
+    @argument("--where", action="append", default=[], metavar="NAME=VALUE",
+              help="only entries with this argument; may be given more than once")  # fmt: skip
+    @argument("--tag", help="entries with this tag, of whatever function")
+    @line_magic
+    def cache_clear(self, line: str) -> None:
+        """Invalidate entries, in every kernel that shares the cache, and say which."""
+        given = _parsed(self.cache_clear, line)
+        if given.tag and (given.where or given.pattern or given.all):
+            raise UsageError("--tag goes alone: it selects entries of any function.")
+        if given.all and given.pattern:
+            raise UsageError("Give a pattern or --all, not both.")
+        if not (given.tag or given.pattern or given.all) and not self._is_sure():
+            return
+        try:
+            done = _cleared(given.pattern or "*", dict(map(_pair, given.where)), given.tag)
+        except MemoError as error:
+            raise UsageError(str(error)) from None
+        _say("\n".join(done))
+
+    def _is_sure(self) -> bool:
+        """Whether every function of the kernel is meant, which a bare `%cache_clear` does not say.
+
+        Raises:
+            UsageError: no person can be asked here.
+        """
+        names = list(dict.fromkeys(label(f.function_id) for f in functions()))
+        what = rendering.counted(len(names), "function")
+        said = f"This invalidates every entry of {what}: {', '.join(names)}."
+        kernel = getattr(self.shell, "kernel", None)
+        if not getattr(kernel, "_allow_stdin", True):
+            raise UsageError(f"{said} Write %cache_clear --all if you mean that.")
+        try:
+            answer = input(f"{said} Go on? [y/N] ")
+        except (EOFError, RuntimeError):
+            raise UsageError(f"{said} Write %cache_clear --all if you mean that.") from None
+        if answer.strip().lower() in ("y", "yes"):
+            return True
+        _say("Nothing was invalidated.")
+        return False
+
+    @line_magic
+    def cache_explain(self, line: str) -> None:
+        """Would this call be answered from the cache, and if not why?  Computes nothing.
+
+        ::
+
+            %cache_explain load("EU", year=2024)
+        """
+        publish(self._explanation(line))
+
+    def _explanation(self, line: str) -> Any:
+        call = _call(line)
+        target = _evaluated(call.func, self.scope)
+        if not hasattr(target, "explain"):
+            raise UsageError(f"{ast.unparse(call.func)} is not a cached function.")
+        call.func = ast.Attribute(call.func, "explain", ast.Load())
+        try:
+            return _evaluated(call, self.scope)
+        except MemoError as error:
+            raise UsageError(str(error)) from None
+
+    @magic_arguments()
+    @argument("patterns", nargs="*", help="functions: load, etl:load, lo*; none: all")
+    @argument("--where", action="append", default=[], metavar="NAME=VALUE",
+              help="only entries with this argument; may be given more than once")  # fmt: skip
+    @argument("--tag", help="only entries with this tag")
+    @argument("--tier", help="only entries that this tier holds: memory, disk, redis")
+    @argument("--by", choices=sorted(inventory.ORDERS), default="newest", help="what comes first")
+    @argument("--limit", type=int, default=50, help="show the first so many; 0: all")
+    @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_ls --frame")
+    @line_magic
+    def cache_ls(self, line: str) -> Any:
+        """List the entries on this host, without loading any value.
+
+        Its state says what the next call would find.  One that was invalidated is listed until it
+        is computed again or evicted; it is never used.
+        """
+        given = _parsed(self.cache_ls, line)
+        where = dict(map(_pair, given.where))
+        wanted = inventory.Wanted(given.patterns, where, given.tag, given.tier, given.by)
+        try:
+            shown, count = inventory.items(wanted, given.limit or None)
+        except MemoError as error:
+            raise UsageError(str(error)) from None
+        table = inventory.table(shown)
+        if given.frame:
+            return _frame(table)
+        if not count:
+            return _say("No entries.")
+        more = f", {len(shown)} of them here" * (len(shown) < count)
+        said = f"{rendering.counted(count, 'entry', 'entries')}{more}"
+        text = f"{rendering.table_text(table)}\n\n{said}"
+        return _show(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
+
+    @magic_arguments()
+    @argument("--group", action="store_true", help="one node for each function")
+    @argument("--everything", action="store_true", help="all that is stored on this host")
+    @line_magic
+    def cache_graph(self, line: str) -> None:
+        """Draw the cached calls of this kernel and what they were built on."""
+        given = _parsed(self.cache_graph, line)
+        publish(call_graph.graph(everything=given.everything, group=given.group or None))
+
+    @magic_arguments()
+    @argument("state", nargs="?", choices=("on", "off"), help="on or off; none: say which it is")
+    @line_magic
+    def cache_report(self, line: str) -> None:
+        """Put one line under each cell that used the cache; it follows background refreshes."""
+        state = _parsed(self.cache_report, line).state
+        if state:
+            self.reporter.turn(on=state == "on")
+        _say(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
+
+    @magic_arguments()
+    @argument("--ttl", help="how long it is replayed: seconds, 90s, 1h30m; none given: for good")
+    @argument("--tags", type=_listed_names, default=(), metavar="A,B", help="to invalidate it by")
+    @argument("--inputs", type=_listed_names, metavar="A,B",
+              help="the names that matter; none given: those that the cell reads")  # fmt: skip
+    @argument("--outputs", type=_listed_names, metavar="A,B",
+              help="the names to keep; none given: those that it assigns or changes")  # fmt: skip
+    @argument("--name", help="what statistics call it; none given: after what it assigns")
+    @argument("--force", action="store_true", help="run it now, and store what it does")
+    @argument("--explain", action="store_true", help="say whether it would run, and why")
+    @cell_magic
+    def cache(self, line: str, cell: str) -> Any:
+        """Run a cell once, and from then on replay what it assigned and showed.
+
+        It runs again when its code changes, or the value of a name that it reads, or the code of a
+        function that it calls.  Comments and layout do not matter.  An exception is shown, and
+        nothing is stored.  Top-level `await` works.
+        """
+        __tracebackhide__ = True
+        made, given = self._made(line, cell)
+        if given.explain:
+            return publish(made.explain())
+        return made.answer(force=given.force)
+
+    async def cache_awaited(self, line: str, cell: str) -> Any:
+        """What `%%cache` does with a cell that has top-level `await`."""
+        __tracebackhide__ = True
+        made, given = self._made(line, cell)
+        if given.explain:
+            return publish(made.explain())
+        return await made.awaited(force=given.force)
+
+    def _made(self, line: str, cell: str) -> tuple[Cell, Any]:
+        shell: Any = self.shell
+        given = _parsed(self.cache, line)
+        source = shell.transform_cell(cell)
+        file = shell.compile.cache(source, shell.displayhook.prompt_count, raw_code=cell)
+        try:
+            made = Cell(
+                shell,
+                source,
+                file,
+                given.inputs,
+                given.outputs,
+                name=given.name,
+                ttl=_lifetime(given.ttl),
+                tags=given.tags,
+            )
+        except MemoError as error:
+            raise UsageError(f"%%cache: {error}") from None
+        self.cells[made.function.function_id] = made
+        return made, given
+
+
+def _parsed(magic: Any, line: str) -> Any:
+    """The arguments of a magic.
+
+    Raises:
+        UsageError: one is wrong; a flag that is not known is told with the nearest one.
+    """
+    try:
+        return parse_argstring(magic, line)
+    except UsageError as error:
+        flags = _OPTIONS.get(magic.__name__, ())
+        wrong = next((w for w in line.split() if w.startswith("-") and w not in flags), "")
+        if "unrecognized" not in str(error) or not wrong:
+            raise
+        known = f" Flags: {', '.join(flags)}." if flags else ""
+        told = f"%{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
+        raise UsageError(told.replace("?.", "?")) from None
+
+
+# --- %cache_stats -------------------------------------------------------------------------------
+
+
+def _chosen(found: Stats, patterns: list[str]) -> Stats:
+    chosen = found.select(*patterns)
+    if patterns and found.functions and not chosen.functions:
+        names = ", ".join(map(label, found.functions))
+        near = "".join(errors.nearest(p, map(label, found.functions)) for p in patterns[:1])
+        raise UsageError(
+            f"No cached function matches {' '.join(patterns)}{near or '.'} There are: {names}"
+        )
+    return chosen
+
+
+def _health(found: Stats) -> dict[str, dict[str, Any]]:
+    """What the tiers say of themselves, once there is anything to ask about."""
+    if not found.functions:
+        return {}
+    try:
+        return drive(assembly.default_chain().health(BLOCKING))
+    except MemoError as error:
+        return {"settings": {"up": False, "error": str(error)}}
+
+
+# --- %cache_clear -------------------------------------------------------------------------------
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--where {text}: write for instance --where region=EU")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
+    """Invalidate entries; what that hit, in lines."""
+    reason = "%cache_clear"
+    if tag:
+        return [*_outcome(invalidate(tag=tag, reason=reason))]
+    here = {function.function_id: function for function in functions()}
+    if pattern == "*":
+        found = list(here)
+    else:
+        found = drive(names.functions_matching(BLOCKING, "function", pattern, list(here)))
+    done: list[Invalidation] = []
+    refused: OptionError | None = None
+    for identity in found:
+        try:
+            done.append(_clear_one(here.get(identity), identity, where, reason))
+        except OptionError as error:  # it has no such argument, so it has no such entries
+            refused = error
+    if refused and not done:
+        raise refused
+    return [line for outcome in done for line in _outcome(outcome)]
+
+
+def _clear_one(
+    function: CachedFunction[..., Any] | None, identity: str, where: dict[str, Any], reason: str
+) -> Invalidation:
+    if function is not None:
+        return function.invalidate(**where, reason=reason)
+    if where:
+        mend = "selects entries of a function that is defined in this kernel."
+        raise OptionError("--where", label(identity), mend)
+    return invalidate(function=identity, reason=reason)
+
+
+def _outcome(done: Invalidation) -> Iterator[str]:
+    """What an invalidation hit, and some of the calls."""
+    yield repr(done)
+    if done.first:
+        more = ", …" * (done.matched > len(done.first) or done.at_least)
+        yield f"  {', '.join(map(_called, done.first))}{more}"
+
+
+def _called(header: Header) -> str:
+    given = ", ".join(f"{name}={said}" for name, said in rendering.arguments(header).items())
+    return f"{label(header.function)}({given})"
+
+
+# --- %cache_explain -----------------------------------------------------------------------------
+
+
+def _call(line: str) -> ast.Call:
+    try:
+        node = ast.parse(line.strip().removeprefix("await "), mode="eval").body
+    except SyntaxError:
+        node = ast.Constant(None)
+    if not isinstance(node, ast.Call):
+        raise UsageError('Write a call, for instance: %cache_explain load("EU")')
+    return node
+
+
+def _evaluated(node: ast.expr, scope: dict[str, Any]) -> Any:
+    tree = ast.fix_missing_locations(ast.Expression(node))
+    code = compile(tree, "<cache_explain>", "eval")
+    return eval(code, scope)  # noqa: S307 - the user's own line, in the user's own kernel
+
+
+# --- %cache_ls ----------------------------------------------------------------------------------
+
+
+def _frame(table: rendering.Table) -> Any:
+    import pandas as pd
+
+    rows = [[cell.value for cell in row] for row in table.rows]
+    units = {"age": "age_seconds", "expires in": "expires_in_seconds", "cost": "cost_seconds"}
+    return pd.DataFrame(rows, columns=[units.get(title, title) for title in table.titles])
+
+
+# --- %cache_report ------------------------------------------------------------------------------
+
+
+class Reporter:
+    """Puts a line under each cell that used the cache, and keeps it up to date.
+
+    Hits cost nothing more while it is on: see `memo.stats.Span`.
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.on = False
+        kernel = getattr(shell, "kernel", None)
+        self.screen = None if kernel is None else Notebook(kernel)
+        self._live = getattr(shell, "kernel", None) is not None  # a terminal takes no updates
+        self._span: Span | None = None
+        self._open: deque[tuple[Span, DisplayHandle]] = deque()
+
+    def turn(self, *, on: bool) -> None:
+        """Turn it on, from the next cell, or off."""
+        self.on = on
+        if not on:
+            self.close()
+
+    def begin(self, *_: Any) -> None:
+        """A cell begins."""
+        WATCHER.cell_begins()
+        if self._span is not None:
+            self._span.close()
+        self._span = watch(self._changed) if self.on else None
+
+    def end(self, result: ExecutionResult | None = None) -> None:
+        """A cell has ended, well or not; whatever other processes want to know is left for them."""
+        leave_for_others()
+        WATCHER.cell_ends()
+        span, self._span = self._span, None
+        if span is None:
+            return
+        span.end()
+        if not span.used:
+            span.close()
+            return
+        explain_misses(span)
+        handle = self.screen.given_up() if self.screen else None
+        if handle is None:
+            handle = publish(_bundle(span), raw=True, display_id=True)
+        else:  # the lines of progress become the report
+            handle.update(_bundle(span), raw=True)
+        if span.settled or not self._live or handle is None:
+            span.close()
+        else:
+            self._keep(span, handle)
+
+    def _keep(self, span: Span, handle: DisplayHandle) -> None:
+        self._open.append((span, handle))
+        while len(self._open) > OPEN_REPORTS:
+            self._open.popleft()[0].close()
+
+    def _changed(self, span: Span) -> None:
+        for known, handle in tuple(self._open):
+            if known is span:
+                # Without this thread's or task's context the message belongs to the cell that runs
+                # now; else clients that execute cell by cell would take it for a late one.
+                Context().run(handle.update, _bundle(span), raw=True)
+                if span.settled:
+                    self._open.remove((known, handle))
+
+    def close(self) -> None:
+        """Follow nothing any longer."""
+        if self._span is not None:
+            self._span.close()
+            self._span = None
+        while self._open:
+            self._open.popleft()[0].close()
+
+
+def _bundle(span: Span) -> dict[str, str]:
+    line = rendering.report(span)
+    return {"text/plain": line, "text/html": rendering.report_html(line)}
+
+
+# --- %%cache ------------------------------------------------------------------------------------
+
+
+def _lifetime(text: str | None) -> Any:
+    """A ttl as it was written: a number is seconds, a text has units, none is for good."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _awaiting(lines: list[str]) -> list[str]:
+    """Input transformer: a `%%cache` cell with top-level `await` becomes an `await` itself."""
+    first, _, rest = "".join(lines).partition("\n")
+    name, _, options = first.partition(" ")
+    shell: Any = _shell_with_magics()
+    if name.rstrip() != "%%cache" or shell is None or not _awaits(shell, rest):
+        return lines
+    magics = "get_ipython().magics_manager.registry['CacheMagics']"
+    return [f"await {magics}.cache_awaited({options.strip()!r}, {rest!r})\n"]
+
+
+def _shell_with_magics() -> InteractiveShell | None:
+    return next(iter(_loaded), None)
+
+
+def _awaits(shell: Any, cell: str) -> bool:
+    try:
+        tree = ast.parse(shell.transform_cell(cell))
+        code = compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    except SyntaxError:  # the cell magic shows it
+        return False
+    return bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+# --- Progress -----------------------------------------------------------------------------------
+
+
+class Notebook:
+    """A screen in the output of the cell that runs; its last lines stay, or become the report."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._handle: DisplayHandle | None = None
+        self._last: DisplayHandle | None = None
+
+    def open(self) -> bool:
+        """Whether a person looks, at a page that can replace what it shows.
+
+        A notebook that runs unattended cannot answer a question; a terminal (`jupyter console`)
+        has no cells, and would keep every line for good.
+        """
+        parent = self._kernel.get_parent() if hasattr(self._kernel, "get_parent") else {}
+        has_cells = "cellId" in (parent or {}).get("metadata", {})
+        return has_cells and bool(getattr(self._kernel, "_allow_stdin", True))
+
+    def show(self, lines: list[Line]) -> None:
+        """Show these lines in place of those before."""
+        bundle = {
+            "text/plain": "\n".join(map(str, lines)),
+            "text/html": rendering.progress_html(
+                [(str(line).strip(), line.share, line.depth) for line in lines]
+            ),
+        }
+        # Without this thread's context the message belongs to the cell that runs now.
+        if self._handle is None:
+            self._handle = Context().run(publish, bundle, raw=True, display_id=True)
+        else:
+            Context().run(self._handle.update, bundle, raw=True)
+
+    def close(self, lines: list[Line]) -> None:
+        """Leave these lines, and begin anew in the next cell."""
+        self._last, self._handle = self._handle, None
+        if self._last is not None:
+            text = "\n".join(map(str, lines))
+            bundle = {"text/plain": text, "text/html": rendering.report_html(text)}
+            Context().run(self._last.update, bundle, raw=True)
+
+    def given_up(self) -> DisplayHandle | None:
+        """The place of the cell's last lines, for the report; None where there were none."""
+        last, self._last = self._last, None
+        return last
+
+
+# --- Coming and going ---------------------------------------------------------------------------
+
+NAMES = (
+    *("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_graph"),
+    "cache_report",
+)
+_OPTIONS = {
+    "cache_stats": ("--all", "--plot", "--json", "--frame", "--reset"),
+    "cache_clear": ("--all", "--where", "--tag"),
+    "cache_ls": ("--where", "--tag", "--tier", "--by", "--limit", "--frame"),
+    "cache_graph": ("--group", "--everything"),
+    "cache_report": ("on", "off"),
+    "cache": ("--ttl", "--tags", "--inputs", "--outputs", "--name", "--force", "--explain"),
+}
+_loaded: weakref.WeakKeyDictionary[InteractiveShell, CacheMagics] = weakref.WeakKeyDictionary()
+
+
+def load(shell: InteractiveShell) -> None:
+    """Add the magics to a shell; adding them twice is harmless."""
+    if shell in _loaded:
+        return
+    magics = _loaded[shell] = CacheMagics(shell)
+    shell.register_magics(magics)
+    shell.events.register("pre_run_cell", magics.reporter.begin)
+    shell.events.register("post_run_cell", magics.reporter.end)
+    shell.input_transformers_cleanup.append(_awaiting)
+    WATCHER.use(magics.reporter.screen)
+    WATCHER.turn(on=True)
+    shell.Completer.custom_matchers.append(_matcher)
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Take them away again, with every callback."""
+    magics = _loaded.pop(shell, None)
+    if magics is None:
+        return
+    magics.reporter.turn(on=False)
+    WATCHER.turn(on=False)
+    WATCHER.use(None)
+    if not _loaded:
+        stop_carrying()
+    shell.events.unregister("pre_run_cell", magics.reporter.begin)
+    shell.events.unregister("post_run_cell", magics.reporter.end)
+    manager: Any = shell.magics_manager
+    for name in NAMES:
+        manager.magics["line"].pop(name, None)
+    manager.magics["cell"].pop("cache", None)
+    shell.input_transformers_cleanup.remove(_awaiting)
+    manager.registry.pop(type(magics).__name__, None)
+    configurables: list[Any] = shell.configurables
+    if magics in configurables:
+        configurables.remove(magics)
+    shell.Completer.custom_matchers.remove(_matcher)
+
+
+def _keys() -> Iterator[str]:
+    for name in NAMES:
+        yield from (name, f"%{name}")
+    yield "%%cache"
+
+
+@context_matcher(priority=1000, identifier="memo")
+def _matcher(context: Any) -> Any:
+    """Flags and names of cached functions, and nothing else, in a line with one of the magics."""
+    name, space, rest = context.line_with_cursor[: context.cursor_position].partition(" ")
+    if not space or name not in _keys():
+        return {"completions": []}
+    name, word = name.lstrip("%"), rest.rpartition(" ")[2]
+    if name == "cache_explain":  # a call: Python completes what is in its brackets
+        names = [] if "(" in rest else [_typed(f).rpartition(":")[2] for f in functions()]
+    elif word.startswith("-") or name in ("cache_report", "cache"):
+        names = list(_OPTIONS[name])
+    else:
+        names = list(map(_typed, functions()))
+    found = [one for one in dict.fromkeys(names) if one.startswith(word)]
+    return {
+        "completions": [SimpleCompletion(one, type="magic") for one in found],
+        "matched_fragment": word,
+        "suppress": bool(found) or name != "cache_explain",
+    }
+
+
+def _typed(function: CachedFunction[Any, Any]) -> str:
+    return label(function.function_id)

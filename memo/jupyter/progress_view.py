@@ -1,0 +1,464 @@
+"""Progress: what takes longer than half a second is seen to run, and for how long it will.
+
+That is computations, waits for other processes, and payloads on their way to Redis or from there.
+
+A listener on the stream of events keeps what is under way; the drivers' ticker looks at it four
+times a second while anything is.  What is shown goes to a `Screen`: in a notebook the one that
+`magics` gives, in a terminal `rich`'s bars.  Fast calls show nothing, nor does anything that
+no person looks at.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import OrderedDict
+from typing import Any, NamedTuple, Protocol
+
+from memo.decorators.cached_function import CachedFunction, functions
+from memo.engine.coordination.flights import Flight, current_path
+from memo.engine.coordination.leases import Holder
+from memo.engine.explaining import headers
+from memo.errors import MemoError
+from memo.inspection import rendering
+from memo.metrics.recorder import COUNTERS
+from memo.metrics.snapshots import label
+from memo.runtime import events
+from memo.runtime.events import Event
+from memo.runtime.port import Handle, Port
+from memo.runtime.ports import DISPLAYS
+
+SHOWN_AFTER = 0.5
+"""Seconds after which a computation or a wait is shown."""
+TICK = 0.25
+"""Seconds between two looks at what is under way."""
+KNOWN = 4096
+"""Keys whose last duration is remembered."""
+_ASKED = 20
+"""Most runs whose expected end is looked up in one look."""
+_SIMILAR = 20
+"""Latest entries of a function whose median cost is expected of a key that has none."""
+
+
+class Line(NamedTuple):
+    """What is under way of one function, in one line.
+
+    Attributes:
+        what: the function and what is done, such as `load() runs`.
+        seconds: since it began; once over, how long it took by the clock.
+        expected: seconds that it will take in all, from earlier runs; None: not known.
+        over: it has ended.
+        word: in front of the time, where it is that of another process.
+        done: how many have ended; of `begun` that have begun.
+        begun: how many have begun.
+        each: seconds that one takes; None: not known.
+        left: seconds until the last of those under way is expected to end; None: not known.
+        depth: of how many others that are shown it is a part.
+    """
+
+    what: str
+    seconds: float
+    expected: float | None = None
+    over: bool = False
+    word: str = ""
+    done: int = 0
+    begun: int = 1
+    each: float | None = None
+    left: float | None = None
+    depth: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """How much of it is done, 0 to 1; None: not known."""
+        if self.begun > 1:
+            return self.done / self.begun
+        return min(1.0, self.seconds / self.expected) if self.expected else None
+
+    def __str__(self) -> str:
+        return f"{'  ' * self.depth}{self._said()}"
+
+    def _said(self) -> str:
+        spent = rendering.duration(self.seconds)
+        if self.begun > 1:
+            parts = [f"{self.begun} in {spent}" if self.over else f"{self.done} of {self.begun}"]
+            parts += [f"{rendering.duration(self.each)} each"] if self.each is not None else []
+            parts += [f"{rendering.duration(self.left)} left"] if self.left is not None else []
+            return f"{self.what}: {', '.join(parts)}"
+        if self.over:
+            return f"{self.what} took {spent}"
+        if self.expected is not None:
+            return f"{self.what}, {self.word}{spent} of about {rendering.duration(self.expected)}"
+        return f"{self.what}, {self.word}{spent}{'' if self.word else ' so far'}"
+
+
+class Screen(Protocol):
+    """Where progress is shown."""
+
+    def open(self) -> bool:
+        """Whether a person looks at it now."""
+        ...
+
+    def show(self, lines: list[Line]) -> None:
+        """Show these lines in place of those before."""
+
+    def close(self, lines: list[Line]) -> None:
+        """The stretch is over, and nothing is under way; these lines are the last."""
+
+
+class Terminal:
+    """Bars of `rich` on standard error; they go when nothing is under way any more."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+
+    def open(self) -> bool:
+        return sys.stderr is not None and sys.stderr.isatty()
+
+    def show(self, lines: list[Line]) -> None:
+        if self._bars is None:
+            self._bars = self._started()
+        bars = self._bars
+        for task in list(bars.task_ids):
+            bars.remove_task(task)
+        for line in lines:
+            done = line.share
+            total = None if done is None else 1.0
+            bars.add_task(str(line), total=total, completed=done or 0.0)
+        bars.refresh()
+
+    def _started(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
+        bars = Progress(
+            *columns,
+            console=Console(file=sys.stderr),
+            auto_refresh=False,  # it would start a thread; the drivers' ticker refreshes
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        bars.start()
+        return bars
+
+    def close(self, lines: list[Line]) -> None:
+        bars, self._bars = self._bars, None
+        if bars is not None:
+            bars.stop()
+
+
+class _Run:
+    """One computation, one wait or one transfer under way."""
+
+    def __init__(self, event: Event) -> None:
+        self.kind = event.kind
+        self.size = event.size
+        self.tier = event.tier
+        self.function = event.function
+        self.key = event.key
+        self.waits = event.kind == events.WAITING
+        self.holder = Holder.of(event.detail) if self.waits else None
+        self.since = time.monotonic()
+        self.until = 0.0
+        self.expected: float | None = None
+        self.looked = False
+        path = [] if self.waits else [function_of(flight) for flight in current_path()]
+        self.around = [name for name in path if name != self.function]
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it began, up to its end."""
+        return (self.until or time.monotonic()) - self.since
+
+
+class _Group:
+    """What one function has under way, and has done since the stretch began."""
+
+    def __init__(self, run: _Run) -> None:
+        self.first = run
+        self.running: list[_Run] = []
+        self.done = 0
+        self.seconds = 0.0
+        self.until = 0.0
+
+    def add(self, run: _Run) -> None:
+        """One more begins."""
+        self.running.append(run)
+
+    def end(self, run: _Run) -> None:
+        """One of those under way has ended."""
+        self.running.remove(run)
+        self.done += 1
+        self.seconds += run.spent
+        self.until = run.until
+
+    @property
+    def spent(self) -> float:
+        """Seconds that all took together."""
+        return self.seconds + sum(run.spent for run in self.running)
+
+    def line(self, depth: int = 0) -> Line:
+        """All of it in one line."""
+        run = self.running[0] if self.running else self.first
+        count, over = self.done + len(self.running), not self.running
+        if count > 1:
+            known = [r.expected for r in self.running if r.expected is not None]
+            each = self.seconds / self.done if self.done else statistics.mean(known or [0.0])
+            ends = [(r.expected or each) - r.spent for r in self.running]
+            seconds = (self.until if over else time.monotonic()) - self.first.since
+            left = max(0.0, *ends, 0.0) if each and not over else None
+            what = _name(run) if run.kind == events.COMPUTE_STARTED else _what(run)
+            return Line(what, seconds, None, over, "", self.done, count, each or None, left, depth)
+        if run.holder is None or run.holder.since is None:
+            what = _name(run) if over and run.kind == events.COMPUTE_STARTED else _what(run)
+            return Line(what, run.spent, None if run.waits else run.expected, over, depth=depth)
+        running = max(0.0, time.time() - run.holder.since)
+        return Line(_what(run), running, run.expected, over, "running ", depth=depth)
+
+
+def _name(run: _Run) -> str:
+    name = label(run.function).rpartition(":")[2]
+    return name if name.endswith(")") else f"{name}()"
+
+
+def _what(run: _Run) -> str:
+    if run.kind in _MOVES:
+        return f"{_name(run)}: {rendering.size(run.size)} {_MOVES[run.kind]} {run.tier}"
+    if run.waits:
+        return f"{_name(run)} waits for {whom(run.holder)}"
+    return f"{_name(run)} runs"
+
+
+def function_of(flight: Flight) -> str:
+    """The identity of the function whose result a flight computes, from its name."""
+    return flight.name.partition("{")[2].rpartition("}")[0]
+
+
+def whom(holder: Holder | None) -> str:
+    """Who holds a lease, for people: `kernel 4123 on host a`."""
+    return "another process" if holder is None else f"kernel {holder.process} on host {holder.node}"
+
+
+class Watcher:
+    """Keeps what is under way, and shows it while a person looks.
+
+    A *stretch* is a cell of a notebook that runs, else the time in which anything is under way.  In
+    a stretch each function has one line, however often it runs.
+    """
+
+    def __init__(self) -> None:
+        self._screen: Screen = Terminal()
+        self._start_over()
+        self._stop: Any = None
+
+    def _start_over(self) -> None:
+        """Nothing is under way: at first, and in the child of a fork."""
+        self._waking = threading.Lock()
+        self._showing = threading.RLock()  # what ends while it is drawn is not drawn afterwards
+        self._runs: dict[tuple[str, str], _Run] = {}
+        self._groups: dict[tuple[str, str], _Group] = {}
+        self._shown: set[tuple[str, str]] = set()
+        self._in_cell = False
+        self._known: OrderedDict[str, float] = OrderedDict()
+        self._latest: dict[str, float] = {}
+        self._rates: dict[str, float] = {}
+        self._ticker: Handle | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether it listens."""
+        return self._stop is not None
+
+    def turn(self, *, on: bool) -> None:
+        """Begin to listen, or stop and show nothing any more."""
+        if on == self.on:
+            return
+        if on:
+            self._stop = COUNTERS.listen(self.hear)
+            return
+        self._stop()
+        self._stop = None
+        self._runs.clear()
+        self._rest()
+        self._finish()
+
+    def use(self, screen: Screen | None) -> None:
+        """Show it on a screen from now on; None: in the terminal."""
+        self._finish()
+        self._in_cell = False
+        self._screen = screen or Terminal()
+
+    def cell_begins(self) -> None:
+        """The lines from now on belong to one cell of a notebook, until it ends."""
+        self._finish()
+        self._in_cell = True
+
+    def cell_ends(self) -> None:
+        """The cell is over: its lines are final, but for what still runs."""
+        self._in_cell = False
+        self._finish()
+
+    def hear(self, event: Event) -> None:
+        """Take an event."""
+        kind = event.kind
+        if kind in _BEGINNINGS:
+            if not event.reason:
+                self._begin(kind, event)
+        elif kind == events.COMPUTED:
+            self._remember(event)
+        elif kind in _ENDS:
+            if kind in (events.UPLOADED, events.FETCHED) and event.seconds:
+                self._rates[_ENDS[kind]] = event.size / event.seconds
+            self._end(_ENDS[kind], event.key)
+
+    def _begin(self, kind: str, event: Event) -> None:
+        at = (kind, event.key)
+        run = _Run(event)
+        with self._showing:
+            before = self._runs.get(at)
+            if before is not None and run.waits:  # the wait goes on, for another holder
+                before.holder, before.looked = run.holder, False
+                return
+            self._runs[at] = run
+            self._groups.setdefault((kind, event.function), _Group(run)).add(run)
+        self._wake()
+
+    def _remember(self, event: Event) -> None:
+        self._latest[event.function] = event.seconds
+        self._known[event.key] = event.seconds
+        self._known.move_to_end(event.key)
+        if len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+
+    def _wake(self) -> None:
+        with self._waking:
+            if self._ticker is None:
+                self._ticker = DISPLAYS.every(TICK, self._tick)
+
+    def _rest(self) -> bool:
+        """Look no more where nothing is under way; whether that is so."""
+        with self._waking:
+            if self._runs:
+                return False
+            ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.cancel()
+        return True
+
+    def _end(self, kind: str, key: str) -> None:
+        with self._showing:
+            run = self._runs.pop((kind, key), None)
+            if run is None:
+                return
+            run.until = time.monotonic()
+            group = self._groups.get((kind, run.function))
+            if group is not None and run in group.running:
+                group.end(run)
+            if not self._runs and not self._in_cell:
+                self._finish()
+
+    def _finish(self) -> None:
+        """The stretch is over: what is still under way belongs to the next one."""
+        with self._showing:
+            shown, self._shown = self._shown, set()
+            lines = [line for at, line in self._lines(shown) if at[0] != events.WAITING]
+            self._groups.clear()
+            for (kind, _), run in self._runs.items():
+                self._groups.setdefault((kind, run.function), _Group(run)).add(run)
+            if shown:
+                self._screen.close(lines)
+
+    def _lines(self, shown: set[tuple[str, str]]) -> list[tuple[tuple[str, str], Line]]:
+        """A line for each group that is shown, those that are part of another one below it."""
+        around = {name: None for kind, name in shown if kind == events.COMPUTE_STARTED}
+        found: list[tuple[tuple[str, ...], tuple[str, str], Line]] = []
+        for at, group in self._groups.items():
+            if at in shown:
+                outer = tuple(name for name in group.first.around if name in around)
+                found.append(((*outer, at[1]), at, group.line(len(outer))))
+        order = {name: place for place, (_, name) in enumerate(self._groups)}
+        found.sort(key=lambda one: [order.get(name, 0) for name in one[0]])
+        return [(at, line) for _, at, line in found]
+
+    async def _tick(self, port: Port) -> None:
+        if self._rest():
+            return
+        with self._showing:
+            late = {at for at, g in self._groups.items() if g.running and g.spent >= SHOWN_AFTER}
+            unknown = [run for at in late for run in self._groups[at].running if not run.looked]
+        if not late or not self._screen.open():
+            return
+        for run in unknown[:_ASKED]:
+            run.looked = True
+            run.expected = await self._expected(port, run)
+        with self._showing:
+            late = {at for at in late if at in self._groups and self._groups[at].running}
+            if late:
+                self._shown |= late
+                self._screen.show([line for _, line in self._lines(self._shown)])
+
+    async def _expected(self, port: Port, run: _Run) -> float | None:
+        """How long it took before: this key, else the function, here or wherever it was stored.
+
+        Of a wait, what its holder expects comes before what is known of other keys; of a transfer,
+        what its bytes took at the latest one's rate.
+        """
+        if run.kind in _MOVES:
+            rate = self._rates.get(run.kind)
+            return run.size / rate if rate else None
+        if run.key in self._known:
+            return self._known[run.key]
+        found = next((f for f in functions() if f.function_id == run.function), None)
+        costs, own = ([], False) if found is None else await _recorded(port, found, run.key)
+        if run.holder is not None and run.holder.expected is not None and not own:
+            return run.holder.expected
+        return statistics.median(costs) if costs else self._latest.get(run.function)
+
+
+_ENDS = {
+    events.COMPUTE_ENDED: events.COMPUTE_STARTED,
+    events.WAIT_ENDED: events.WAITING,
+    events.UPLOADED: events.UPLOAD_STARTED,
+    events.UPLOAD_FAILED: events.UPLOAD_STARTED,
+    events.FETCHED: events.FETCH_STARTED,
+    events.FETCH_FAILED: events.FETCH_STARTED,
+}
+_BEGINNINGS = frozenset(_ENDS.values())
+_MOVES = {events.UPLOAD_STARTED: "to", events.FETCH_STARTED: "from"}
+
+
+async def _recorded(
+    port: Port, function: CachedFunction[Any, Any], key: str
+) -> tuple[list[float], bool]:
+    """Seconds of a key's computations, from its entries on this host, else of its function's.
+
+    Returns:
+        The latest ones, and whether they are the key's own.
+    """
+    try:
+        found = await headers(port, function._function.chain(), function.function_id)
+    except MemoError:  # a fault of the cache: no bar
+        return [], False
+    own = [header for header in found if header.key == key]
+    latest = sorted(own or found, key=lambda header: -header.times.finished)[:_SIMILAR]
+    return [header.times.cost / 1e9 for header in latest], bool(own)
+
+
+WATCHER = Watcher()
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=WATCHER._start_over)
+
+
+def progress(*, on: bool = True) -> None:
+    """Show what takes longer than half a second, or show it no more.
+
+    That is computations, waits for other processes, and transfers to and from Redis.
+
+    `%load_ext memo` turns it on; a script does so itself.  Where nobody looks (standard error is no
+    terminal, a notebook runs unattended) nothing is shown.
+    """
+    WATCHER.turn(on=on)

@@ -1,0 +1,918 @@
+"""Keys: from a function's arguments to what finds its entry, and to what invalidates it.
+
+Rules of this module:
+
+1.  All spellings of a call are one key: positional, by keyword, in any order, defaults written out.
+2.  The *key* is the function, the class of `self`, the code version and the typed arguments.  The
+    *address* is text for people, `prefix:arg:arg`; several keys may share one.
+3.  The signature is read at decoration; a call binds by a plan made then.
+4.  What a call depends on is worked out from encodings made before the function runs, so that a
+    function that changes its arguments changes no key.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+from memo.errors import KeyingError, OptionError, shown
+from memo.keys import instances, resolvers, summaries
+from memo.keys.bindings import ABSENT, BindingError, annotated, bind, hints, plan, signature
+from memo.keys.encoding import atoms, canonical
+from memo.keys.encoding.atoms import SIMPLE
+from memo.keys.encoding.canonical import Unkeyable
+from memo.keys.fingerprint.function_version import code_digest
+from memo.keys.fingerprint.held_values import STATELESS, State
+from memo.keys.instances import Attributes
+from memo.keys.offloading import LIGHT, refuse_heavy
+from memo.keys.resolvers import Resolved, Resolver, Template, words
+from memo.runtime.checksums import blake2b
+from memo.settings import options
+from memo.validity.stamps import ADDRESS, Ref
+
+canonical.use_identity(code_digest)
+
+
+def _find(kind: type) -> canonical.Encoder:
+    """The encoder of a type that is not one of the simplest."""
+    from memo.keys.encoding import python_types
+
+    return python_types.find(kind)
+
+
+canonical.use_finder(_find)
+
+REPEATED: Final = 256
+"""Calls of a function whose keys are kept."""
+MET: Final = 1024
+"""Calls of which it is known that they were met before; then all of them are forgotten."""
+LONG: Final = 256
+"""Characters of a text from which its call is not kept."""
+_STEADY: Final = frozenset({int, type(None)})
+"""Besides texts, types whose values never change, and equal others of these types only where their
+encodings do.  `True` equals 1, and 0.0 equals -0.0."""
+OWN: Final = "@self"
+"""Under this name an entry has the digest of its `self` beside those of its arguments."""
+RESULT: Final = "result"
+"""The name under which a template or a callable of tags gets the result."""
+CACHE_KEY: Final = "__cache_key__"
+"""Method by which a class puts its instances into the keys of its cached methods."""
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+def normal_prefix(key_prefix: str) -> str:
+    """An address prefix without the colon that it may end in.
+
+    Raises:
+        OptionError: nothing is left.
+    """
+    prefix = key_prefix.rstrip(":")
+    if not set("{}").isdisjoint(prefix):
+        mend = "is static, so it has no braces; write a template as key_resolver=."
+        raise OptionError("key_prefix", key_prefix, mend)
+    if not prefix:
+        raise OptionError("key_prefix", key_prefix, 'is empty; write a name such as "products".')
+    return prefix
+
+
+def address(prefix: str, *parts: str) -> str:
+    """The address of some parts: `prefix:part:part`."""
+    return ":".join((prefix, *parts))
+
+
+def prefixes(address: str) -> list[str]:
+    """Every prefix of an address that ends before a colon, shortest first, and the address."""
+    parts = address.split(":")
+    return [":".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def address_digest(address: str) -> str:
+    """The digest by which an address stands in a prefix's group: 16 hexadecimal digits."""
+    return atoms.short(atoms.text(address))
+
+
+def _under(prefix: str, text: str) -> str:
+    """A text as an address under a prefix, which it may begin with already."""
+    if text == prefix or text.startswith(f"{prefix}:"):
+        return text
+    return f"{prefix}:{text}"
+
+
+# --- one call ------------------------------------------------------------------------------------
+
+
+class Own(NamedTuple):
+    """What of `self` or `cls` is in a key.
+
+    Attributes:
+        owner: its class, `"module:qualname"`.
+        value: what the class says of its instances; `ABSENT`: nothing.
+        encoding: of that, or of the state that counts, or nothing.
+        state: the attributes that count.
+    """
+
+    owner: str
+    value: Any = ABSENT
+    encoding: bytes = b""
+    state: Attributes = instances.EMPTY
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of the class and of the state."""
+        return atoms.short(atoms.text(self.owner) + self.encoding)
+
+    def described(self, own: str) -> Iterator[tuple[str, str, str]]:
+        """Name, short text and digest of the class, and of each attribute that counts.
+
+        Args:
+            own: what the function calls it, such as `"self"`.
+        """
+        said = "" if self.value is ABSENT else summaries.described_value(CACHE_KEY, self.value)
+        name = self.owner.rpartition(":")[2]
+        encoding = b"" if self.state.names else self.encoding
+        digest = atoms.short(atoms.text(self.owner) + encoding)
+        yield own, (f"{name}({said})" if said else name), digest
+        for name, value, one in zip(*self.state[:3], strict=True):
+            text = "nothing" if value is ABSENT else summaries.described_value(name, value)
+            yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short(one)
+
+
+_made: Any = tuple.__new__  # a named tuple in half the time
+
+
+class Call:
+    """What one call is.
+
+    Attributes:
+        text: the key: 40 hexadecimal digits.
+        code: the code version that is part of it.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "_encodings",
+        "_keyer",
+        "_names",
+        "_own",
+        "_resolved",
+        "_tags",
+        "_values",
+        "code",
+        "text",
+    )
+
+    def __init__(
+        self,
+        text: str,
+        keyer: Keyer,
+        names: tuple[str, ...],
+        values: Sequence[Any],
+        encodings: Sequence[bytes],
+        resolved: Resolved | None = None,
+        tags: tuple[str, ...] = (),
+        own: Own | None = None,
+        code: str = "",
+    ) -> None:
+        self.text = text
+        self.code = code
+        self._keyer = keyer
+        self._names = names
+        self._values = values
+        self._encodings = encodings
+        self._resolved = resolved
+        self._tags = tags
+        self._own = own
+
+    def __repr__(self) -> str:
+        return f"<call {self._keyer.function_id} {self.text}>"
+
+    @property
+    def address(self) -> str:
+        """The address, `"prefix:arg:arg"`."""
+        return self.addresses[0][1]
+
+    @functools.cached_property
+    def addresses(self) -> tuple[tuple[str, str], ...]:
+        """Each prefix that the call has, with its address under it; the first is the main one."""
+        if self._resolved is not None:
+            return self._keyer.resolved_addresses(self._resolved.text)
+        prefix = self._keyer.prefix
+        return ((prefix, address(prefix, *self._words())),)
+
+    @property
+    def shown(self) -> str:
+        """The address for people, without the secrets that are among the arguments."""
+        prefix, whole = self.addresses[0]
+        resolved = self._resolved is not None
+        return summaries.masked(whole, prefix, json.loads(self.summary), resolved=resolved)
+
+    def _words(self) -> list[str]:
+        found: list[str] = []
+        fixed = self._keyer.names
+        for at, name, value, encoding in self._in_one_order():
+            if at < len(fixed) and name == self._keyer.plan.rest:
+                found += [words(item, canonical.encoding(item, name)) for item in value]
+            elif at < len(fixed):
+                found.append(words(value, encoding))
+            else:
+                found.append(f"{name}={words(value, encoding)}")
+        return found
+
+    def _in_one_order(self) -> list[tuple[int, str, Any, bytes]]:
+        """Place, name, value and encoding of each argument; those of `**kwargs` by name.
+
+        The key has their order, the address and the summary do not.
+        """
+        count = len(self._names)
+        every = list(zip(range(count), self._names, self._values, self._encodings, strict=True))
+        fixed = count if self._resolved is not None else len(self._keyer.names)
+        return every[:fixed] + sorted(every[fixed:], key=lambda one: one[1])
+
+    @functools.cached_property
+    def arguments(self) -> tuple[tuple[str, str], ...]:
+        """The name and the digest (16 hexadecimal digits) of each argument, sorted by name."""
+        digests = map(atoms.short, self._encodings)
+        pairs = list(zip(self._keyer.safe_names(self._names), digests, strict=True))
+        if self._resolved is not None:
+            pairs.append((ADDRESS, atoms.short(self._resolved.encoding)))
+        if self._own is not None:
+            pairs.append((OWN, self._own.digest()))
+        return tuple(sorted(pairs))
+
+    @property
+    def takes_order(self) -> bool:
+        """Whether it has several `**kwargs`, whose order counts."""
+        return self._resolved is None and len(self._names) > len(self._keyer.names) + 1
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the state of `self` has no sound key, for people."""
+        lost = () if self._own is None else self._own.state.lost
+        return tuple(f"{self._keyer.plan.own}.{path}: {why}" for path, why in lost)
+
+    @functools.cached_property
+    def refs(self) -> tuple[Ref, ...]:
+        """The generations on which an entry of this call depends."""
+        refs = [Ref("n"), Ref(f"f:{self._keyer.function_id}", self.arguments)]
+        for prefix, whole in self.addresses:
+            pair = ((ADDRESS, address_digest(whole)),)
+            refs += [Ref(f"p:{one}", pair) for one in prefixes(prefix)]
+        refs += [Ref(f"t:{tag}") for tag in self._tags]
+        return tuple(refs)
+
+    @functools.cached_property
+    def summary(self) -> str:
+        """JSON for people: see `summaries`."""
+        return summaries.summary(self._described())
+
+    def _described(self) -> Iterator[tuple[str, str, str]]:
+        """Name, short text and digest of all that makes the key: also of `self` and a resolver."""
+        if self._own is not None:
+            yield from self._own.described(f"{summaries.OWN}{self._keyer.plan.own}")
+        if self._resolved is not None:
+            names = (*self._keyer.plan.names, *self._names)
+            hidden = next(filter(summaries.is_secret, names), "")
+            text = summaries.described_value(hidden, self._resolved.text)
+            yield summaries.RESOLVED, text, atoms.short(self._resolved.encoding)
+        for _, name, value, encoding in self._in_one_order():
+            yield name, summaries.described_value(name, value), atoms.short(encoding)
+
+
+class _Head(NamedTuple):
+    """What the keys of a function and of a class begin with, and what that was made from."""
+
+    code: str
+    state: State
+    facts: bytes
+
+
+# --- the maker of keys ---------------------------------------------------------------------------
+
+
+class Keyer:
+    """Makes the keys of one function; everything is checked here, at decoration.
+
+    Args:
+        function: the function itself.
+        function_id: its identity, `"module:qualname"` or its `name`.
+        key_prefix: address prefix; None: the function's name.
+        key_resolver: a callable, a template, a list of names, or None.
+        ignore: names of arguments that do not matter.
+        tags: names, or a callable of the bound arguments that gives them.
+        method: its first positional argument is `self` or `cls`.
+        replay: its entries hold its output as well, so they are others than without.
+
+    Raises:
+        OptionError: one of them is wrong.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        function_id: str,
+        key_prefix: str | None,
+        key_resolver: Any,
+        ignore: Iterable[str],
+        tags: Iterable[str] | Callable[..., Any],
+        method: bool,
+        replay: bool = False,
+    ) -> None:
+        self.function_id = function_id
+        self._kind = "+replay" if replay else ""
+        self._function = function
+        self._given = key_resolver
+        self._given_tags = tags
+        self._ignore = options.texts("ignore", ignore)
+        self._fixed_prefix = None if key_prefix is None else normal_prefix(key_prefix)
+        self.prefix = self._fixed_prefix or function_id.rpartition(":")[2]
+        self._signature = signature(function)
+        self._annotated = annotated(function, self._signature)
+        self.method = method
+
+    @property
+    def method(self) -> bool:
+        """Whether the first positional argument is `self` or `cls`."""
+        return self._method
+
+    @method.setter
+    def method(self, method: bool) -> None:
+        self._method = method
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Work out everything that does not change from call to call."""
+        self.plan = plan(self._signature, self._method)
+        self._unknown("ignore", self._ignore)
+        self.names = tuple(n for n in self.plan.names if n not in self._ignore)
+        kept = [i for i, name in enumerate(self.plan.names) if name not in self._ignore]
+        self._kept = kept if len(kept) < len(self.plan.names) else None
+        plain = not (self.plan.rest or self.plan.keyword)
+        self._plain = len(self.plan.positional) if plain and self._kept is None else -1
+        self._as = {n: f for n, f in self._annotated.items() if n in self.names}
+        self._resolver = self._checked_resolver()
+        self._arrange_tags()
+        made = bool(self._templates) or (callable(self._given_tags) and not self.has_late_tags)
+        self._special = bool(self._as) or self._resolver is not None or made
+        self._heads: dict[str, _Head] = {}
+        self._told = False
+        self._stateful = self._method and not self._decided()
+        self._repeatable = -1 if self._method or self._special else self._plain
+        self._met: set[int] = set()
+        self._fitting: set[tuple[Any, ...]] = set()
+        self._repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
+
+    def _decided(self) -> bool:
+        """Whether the options say what of `self` counts."""
+        own = self.plan.own
+        needs = () if self._resolver is None else self._resolver.needs or ()
+        return own in self._ignore or own in needs
+
+    def _unknown(self, option: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name == self.plan.own != "":
+                continue
+            if name not in self.plan.names and not self.plan.extra:
+                known = ", ".join(self.plan.names) or "none"
+                raise OptionError(option, name, f"is no argument of the function; it has: {known}.")
+
+    def _checked_resolver(self) -> Resolver | None:
+        if self._given is None:
+            return None
+        names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
+        return resolvers.resolver(self._given, names, extra, own)
+
+    def _arrange_tags(self) -> None:
+        """Tell fixed tags from those of the arguments, and from those that need the result."""
+        names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
+        given, every = self._given_tags, (*names, RESULT)
+        self._tags: tuple[str, ...] = ()
+        self._templates: tuple[Template, ...] = ()
+        self._late_templates: tuple[Template, ...] = ()
+        self._wanted: tuple[str, ...] | None = ()
+        self.has_late_tags = False
+        if callable(given):
+            self.has_late_tags = RESULT not in names and _takes(given, RESULT)
+            known = every if self.has_late_tags else names
+            self._wanted = resolvers.declared("tags", given, known, extra, own)
+            return
+        parsed = [resolvers.tag(one, every, extra, own) for one in options.texts("tags", given)]
+        self._tags = tuple(one for one in parsed if isinstance(one, str))
+        made = [one for one in parsed if not isinstance(one, str)]
+        late = [one for one in made if RESULT in one.needs and RESULT not in names]
+        self._late_templates = tuple(late)
+        self._templates = tuple(one for one in made if one not in late)
+        self.has_late_tags = bool(late)
+
+    @property
+    def fixed_tags(self) -> list[str]:
+        """The tags that every entry has."""
+        return list(self._tags)
+
+    @property
+    def usual(self) -> int:
+        """How many arguments fit by position, `self` included; -1: other calls fit as well."""
+        return self._plain + self._method if self._plain >= 0 else -1
+
+    def check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """That the arguments of a call fit the function.
+
+        Raises:
+            TypeError: they do not; the message is the one that the function itself would give.
+        """
+        shape = (len(args), *kwargs)
+        if shape in self._fitting:
+            return
+        own = 1 if self._method else 0
+        if len(args) < own:
+            self._misfit(args, kwargs)
+        try:
+            bind(self.plan, args[own:], kwargs)
+        except BindingError:
+            self._misfit(args, kwargs)
+        if len(self._fitting) < REPEATED:
+            self._fitting.add(shape)
+
+    # --- a call ---------------------------------------------------------------------------------
+
+    def call(
+        self,
+        code: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        light: bool = False,
+        state: State = STATELESS,
+    ) -> Call:
+        """What a call is.
+
+        Args:
+            code: the function's code version.
+            light: refuse arguments that are so big that their key takes long to make.
+            state: of a method: what of `self` it reads.
+
+        Raises:
+            KeyingError: an argument has no sound key, or a user's function for keys raised.
+            TypeError: the arguments do not fit the function.
+            HeavyError: with `light`: the arguments are big.
+        """
+        steady = len(args) == self._repeatable and not kwargs
+        if steady:
+            for value in args:
+                kind = type(value)
+                if kind is str:
+                    if len(value) > LONG:
+                        steady = False
+                elif kind not in _STEADY:
+                    steady = False
+            repeated = self._repeated.get(args) if steady else None
+            if repeated is not None and repeated[0] == code:
+                return repeated[1]
+        call = self._call(code, args, kwargs, light, state)
+        if steady:
+            self._remember(code, args, call)
+        return call
+
+    def _call(
+        self,
+        code: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        light: bool,
+        state: State,
+    ) -> Call:
+        own: Any = None
+        mine: Own | None = None
+        if self._method:
+            if not args:
+                self._misfit(args, kwargs)
+            own, args = args[0], args[1:]
+            mine = self.own(own, state, light)
+        if kwargs or len(args) != self._plain or self._special:
+            if light:
+                refuse_heavy(args, kwargs)
+            return self._bound(code, own, mine, state, args, kwargs)
+        try:
+            if light:
+                encodings = [LIGHT[type(value)](value) for value in args]
+            else:
+                encodings = [SIMPLE[type(value)](value) for value in args]
+        except KeyError:
+            if light:
+                refuse_heavy(args, kwargs)
+            encodings = [self._encode(n, v) for n, v in zip(self.names, args, strict=True)]
+        head = self._head(mine, state, code)
+        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        return Call(text, self, self.names, args, encodings, None, self._tags, mine, code)
+
+    def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
+        """Keep what a call is, from its second time on: to keep what does not come back costs more.
+
+        What there is no room for is not kept, until so many others were met that all is forgotten.
+
+        Args:
+            args: all of them steady.
+        """
+        met = hash(args)
+        if met not in self._met:
+            if len(self._met) >= MET:
+                self._met, self._repeated = set(), {}
+            self._met.add(met)
+        elif len(self._repeated) < REPEATED or args in self._repeated:
+            self._repeated[args] = code, call
+
+    def _head(self, own: Own | None, state: State, code: str) -> bytes:
+        """What a key begins with: the function, the code version, the class and its state."""
+        owner = "" if own is None else own.owner
+        known = self._heads.get(owner)
+        if known is None or known.code != code or known.state is not state:
+            facts = atoms.text(self.function_id) + atoms.text(owner)
+            facts += atoms.text(code + self._kind) + canonical.encoding(self.names)
+            if self._stateful:
+                facts += canonical.encoding((state.names, state.whole))
+            known = self._heads[owner] = _Head(code, state, facts)
+        return known.facts if own is None else known.facts + own.encoding
+
+    def _bound(
+        self,
+        code: str,
+        own: Any,
+        mine: Own | None,
+        state: State,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Call:
+        try:
+            values, extra = bind(self.plan, args, kwargs)
+        except BindingError:
+            self._misfit(args if not self._method else (own, *args), kwargs)
+        head = self._head(mine, state, code)
+        if self._special:
+            everything = self._by_name(own, values, extra)
+            tags = self._tags_of(everything)
+            if self._resolver is not None:
+                return self._by_hand(code, head, everything, tags, mine)
+        else:
+            tags = self._tags
+        return self._by_value(code, head, values, extra, tags, mine)
+
+    def _by_value(
+        self,
+        code: str,
+        head: bytes,
+        values: list[Any],
+        extra: dict[str, Any],
+        tags: tuple[str, ...],
+        own: Own | None,
+    ) -> Call:
+        """A call whose key is its arguments."""
+        if self._kept is not None:
+            values = [values[i] for i in self._kept]
+        names = self.names
+        encodings = self._encoded(names, values)
+        if extra:
+            extra = self._counting(extra)
+        if extra:
+            head += b"*" + canonical.encoding(list(extra))
+            encodings += self._encoded(tuple(extra), list(extra.values()))
+            names, values = names + tuple(extra), [*values, *extra.values()]
+        text = blake2b(head + b"".join(encodings), digest_size=atoms.SIZE).hexdigest()
+        return Call(text, self, names, values, encodings, None, tags, own, code)
+
+    def _counting(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of `**kwargs` that are not ignored, singly or all together."""
+        if self.plan.extra in self._ignore:
+            return {}
+        return {name: value for name, value in extra.items() if name not in self._ignore}
+
+    def _by_hand(
+        self,
+        code: str,
+        head: bytes,
+        everything: Mapping[str, Any],
+        tags: tuple[str, ...],
+        own: Own | None,
+    ) -> Call:
+        """A call whose key is what the resolver gives."""
+        resolved = self._resolve(everything)
+        chosen = self._selecting(everything)
+        return Call(
+            atoms.hashed(head + b"@" + resolved.encoding).hex(),
+            self,
+            tuple(chosen),
+            [everything[name] for name in chosen],
+            list(chosen.values()),
+            resolved,
+            tags,
+            own,
+            code,
+        )
+
+    def _by_name(self, own: Any, values: list[Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        everything = dict(zip(self.plan.names, values, strict=True))
+        everything.update({n: v for n, v in extra.items() if n not in everything})
+        if self.plan.own:
+            everything[self.plan.own] = own
+        return everything
+
+    def _misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NoReturn:
+        name = getattr(self._function, "__qualname__", self.function_id)
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}() {error}") from None
+        raise TypeError(f"{name}() does not take these arguments")
+
+    def own(self, own: Any, state: State, light: bool = False) -> Own:
+        """What of `self` or `cls` is in a key: what its class says, or the state that is read."""
+        kind = own if isinstance(own, type) else type(own)
+        owner = f"{kind.__module__}:{kind.__qualname__}"
+        if not self._stateful:
+            return Own(owner)
+        if hasattr(kind, CACHE_KEY):
+            return self._said(owner, own)
+        found = instances.attributes(own, state, light)
+        if found.lost and not self._told:
+            self._tell(found)
+        encoding = b"".join(found.encodings)
+        return _made(Own, (owner, ABSENT, encoding, found))
+
+    def _said(self, owner: str, own: Any) -> Own:
+        """What a class says of its instances in the keys of its methods."""
+        function = getattr(own, CACHE_KEY)
+        if isinstance(own, type) and not hasattr(function, "__self__"):
+            return Own(owner)
+        try:
+            said = function()
+            encoding = canonical.encoding(said, f"{self.plan.own}.{CACHE_KEY}()")
+            return Own(owner, said, b"&" + atoms.sized(encoding))
+        except Unkeyable as error:
+            raise resolvers.worded(error, self.function_id, self.plan.own) from None
+        except Exception as error:
+            told = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
+            raise KeyingError(f"{self.function_id}: {told}") from error
+
+    def _tell(self, found: Attributes) -> None:
+        """Say once what of `self` is not in the keys, and how to decide."""
+        self._told = True
+        own = self.plan.own or "self"
+        lost = ", ".join(sorted({f"{own}.{path}" for path, _ in found.lost}))
+        warnings.warn(
+            f"{self.function_id} reads {lost}, which has no sound key and is left out: objects "
+            f"that differ only there share results. Decide what counts: a method {CACHE_KEY}() on "
+            f'the class, key_resolver="{{{own}.tenant}}:{{x}}", or ignore=["{own}"].',
+            stacklevel=2,
+        )
+
+    def _encoded(self, names: Sequence[str], values: Sequence[Any]) -> list[bytes]:
+        if not self._as:
+            try:
+                return [SIMPLE[type(value)](value) for value in values]
+            except KeyError:
+                pass
+        return [self._encode(name, value) for name, value in zip(names, values, strict=True)]
+
+    def _encode(self, name: str, value: Any) -> bytes:
+        """The encoding of one argument."""
+        if name in self._as:
+            value = self._as[name](value)
+        try:
+            return canonical.encoding(value, name)
+        except Unkeyable as error:
+            if self.plan.defaults.get(name, ABSENT) is value:
+                return b"~default"  # a marker such as object(): the code says what it means
+            raise resolvers.worded(error, self.function_id, name) from error.__cause__
+
+    def _resolve(self, everything: Mapping[str, Any]) -> Resolved:
+        assert self._resolver is not None
+        try:
+            return self._resolver.resolve(everything)
+        except KeyingError as error:
+            raise KeyingError(f"{self.function_id}: {error}") from error.__cause__
+        except Unkeyable as error:
+            name = re.split(r"[.\[(]", error.path, maxsplit=1)[0]
+            raise resolvers.worded(error, self.function_id, name) from error.__cause__
+
+    def _tags_of(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
+        """The tags that a call has whatever its result is."""
+        if callable(self._given_tags):
+            return () if self.has_late_tags else self._called_tags(everything)
+        if not self._templates:
+            return self._tags
+        return (*self._tags, *self._filled(self._templates, everything))
+
+    def _called_tags(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
+        assert callable(self._given_tags)
+        try:
+            tags = resolvers.called(
+                self._given_tags, "tags", self._wanted, self.plan.own, everything
+            )
+        except KeyingError as error:
+            raise KeyingError(f"{self.function_id}: {error}") from error.__cause__
+        return options.texts("tags", tags)
+
+    def _filled(
+        self, templates: Iterable[Template], everything: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        try:
+            return tuple(template.resolve(everything).text for template in templates)
+        except KeyingError as error:
+            said = str(error).replace("key_resolver", "tags")
+            raise KeyingError(f"{self.function_id}: {said}") from error.__cause__
+
+    def late_tags(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> tuple[str, ...]:
+        """The tags of a call that its result gives.
+
+        Raises:
+            KeyingError: the callable raised, or a placeholder cannot be followed.
+            OptionError: it gave what is no list of texts.
+        """
+        own = args[0] if self._method else None
+        values, extra = bind(self.plan, args[1:] if self._method else args, kwargs)
+        everything = {**self._by_name(own, values, extra), RESULT: result}
+        if callable(self._given_tags):
+            return self._called_tags(everything)
+        return self._filled(self._late_templates, everything)
+
+    # --- addresses by hand ----------------------------------------------------------------------
+
+    def resolved_addresses(self, text: str) -> tuple[tuple[str, str], ...]:
+        """The addresses of a resolved text.
+
+        Without a `key_prefix` it has two: under the prefix it brings along, and under the
+        function's name.
+        """
+        assert self._resolver is not None
+        mine = self.prefix, _under(self.prefix, text)
+        if self._fixed_prefix is not None:
+            return (mine,)
+        if self._resolver.head:
+            return (self._resolver.head, text), mine
+        first, colon, _ = text.partition(":")
+        if colon and first and first != self.prefix:
+            return mine, (first, text)
+        return (mine,)
+
+    # --- invalidation by arguments --------------------------------------------------------------
+
+    def partial(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        own: Any = ABSENT,
+        state: State = STATELESS,
+    ) -> tuple[tuple[tuple[str, str], ...], bool]:
+        """The digests of some arguments, and whether they are all that a call has.
+
+        Args:
+            args: by position; of a method without `self`.
+            own: the object whose entries are meant; without it those of all objects.
+            state: what of it the method reads.
+
+        Raises:
+            OptionError: there is no such argument, or none of them selects entries.
+            KeyingError: one has no sound key.
+        """
+        given, extra = self._given_arguments(args, kwargs)
+        mine = () if own is ABSENT else ((OWN, self.own(own, state).digest()),)
+        if not given and not extra:
+            return mine, False
+        if self._resolver is not None:
+            everything = {**extra, **given}
+            if mine:
+                everything[self.plan.own] = own
+            return tuple(sorted((*mine, *self._partial_by_hand(everything)))), False
+        chosen = [(n, n, v) for n, v in given.items() if n not in self._ignore]
+        chosen += [(self._safe(n), n, v) for n, v in self._counting(extra).items()]
+        if not chosen:
+            raise _not_selecting({**extra, **given})
+        pairs = [(safe, atoms.short(self._encode(name, v))) for safe, name, v in chosen]
+        counts = self.plan.extra and self.plan.extra not in self._ignore
+        whole = given.keys() >= set(self.names) and not counts
+        return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
+
+    def described(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Some arguments as they are written in a call, for people: see `summaries`."""
+        names = (*self.plan.names, *[""] * len(args))
+        pairs = zip(names, args, strict=False)
+        texts = [summaries.described_value(name, value) for name, value in pairs]
+        texts += [f"{k}={summaries.described_value(k, value)}" for k, value in kwargs.items()]
+        return ", ".join(texts)
+
+    def mistyped(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The arguments whose type is not that of their annotation, for people; `""`: none."""
+        given = {**dict(zip(self.plan.names, args, strict=False)), **kwargs}
+        wrong = [
+            f"{name}={shown(given[name])} is a {type(given[name]).__name__}, "
+            f"but is annotated {_type_named(hint)}"
+            for name, hint in hints(self._function, self._signature)
+            if name in given and not _is_of(given[name], hint)
+        ]
+        return "; ".join(dict.fromkeys(wrong))
+
+    def _given_arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The parameters that are given, and the entries of `**kwargs`."""
+        try:
+            values, extra = bind(self.plan, args, kwargs, missing=ABSENT)
+        except BindingError:
+            self.check_names("invalidate", kwargs)
+            many = f"takes at most {len(self.plan.positional)} arguments by position, each once."
+            raise OptionError("invalidate", tuple(args), many) from None
+        pairs = zip(self.plan.names, values, strict=True)
+        return {name: value for name, value in pairs if value is not ABSENT}, extra
+
+    def _partial_by_hand(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """With a resolver: what it resolves to, where all is given that it needs."""
+        assert self._resolver is not None
+        needs = self.plan.names if self._resolver.needs is None else self._resolver.needs
+        if given.keys() >= set(needs):
+            return ((ADDRESS, atoms.short(self._resolve(given).encoding)),)
+        chosen = self._selecting(given)
+        if not chosen:
+            raise _not_selecting(given)
+        return tuple(sorted((self._safe(n, False), atoms.short(e)) for n, e in chosen.items()))
+
+    def _selecting(self, given: Mapping[str, Any]) -> dict[str, bytes]:
+        """The encodings of those arguments that select entries beside what is resolved."""
+        assert self._resolver is not None
+        names = self._resolver.names
+        wanted = [n for n in given if n != self.plan.own] if names is None else names
+        return {
+            name: self._encode(name, given[name])
+            for name in wanted
+            if name in given and self._selects(given[name])
+        }
+
+    def _selects(self, value: Any) -> bool:
+        assert self._resolver is not None
+        return not self._resolver.plain or type(value) in atoms.PLAIN or resolvers.speaks(value)
+
+    def check_names(self, option: str, names: Iterable[str]) -> None:
+        """That every name is an argument of the function that is part of its keys.
+
+        Raises:
+            OptionError: one is not.
+        """
+        names = list(names)
+        self._unknown(option, names)
+        for name in names:
+            extra = name not in self.plan.names and self.plan.extra in self._ignore
+            if extra or name in self._ignore:
+                raise OptionError(option, name, "is ignored, so it selects no entries.")
+
+    def safe_names(self, names: Sequence[str]) -> list[str]:
+        """Names of a call's arguments as refs may have them; those of `**kwargs` come last."""
+        fixed = len(self.names)
+        return [self._safe(name, at >= fixed) for at, name in enumerate(names)]
+
+    def _safe(self, name: str, extra: bool = True) -> str:
+        """`%` and 8 digits for a name that is no identifier, or is a parameter's as well."""
+        if name.isidentifier() and not (extra and name in self.plan.names):
+            return name
+        return f"%{atoms.short(atoms.text(name))[:8]}"
+
+
+def _not_selecting(given: Mapping[str, Any]) -> OptionError:
+    name, value = next(iter(given.items()))
+    return OptionError(name, value, "is not part of the key, so it selects no entries.")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value may have the type of an annotation; True where that cannot be told."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in typing.get_args(hint))
+    if hint is None:
+        return value is None
+    if not isinstance(hint, type) or isinstance(hint, types.GenericAlias):
+        return True
+    try:
+        return isinstance(value, hint) or (hint in _WIDER and isinstance(value, _WIDER[hint]))
+    except TypeError:  # a protocol that cannot be asked
+        return True
+
+
+_WIDER: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, float)}
+"""What may be given for a type besides its own values."""
+
+
+def _type_named(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function declares a parameter of this name."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # `resolvers.declared` says so
+        return False

@@ -1,0 +1,160 @@
+"""Atoms: the encodings of plain values, and how encodings are put together.
+
+An encoding begins with a letter, the *kind*, which says how long it is; so encodings that follow
+each other cannot run into each other.  Content longer than `INLINE` bytes is replaced by its
+digest.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import operator
+import pickle
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from memo.records import codec
+from memo.runtime.checksums import blake2b
+
+SIZE: Final = 20
+"""Bytes of a digest."""
+INLINE: Final = 200
+"""Bytes of content up to which it stands in the encoding itself."""
+BIG: Final = 1 << 20
+"""Bytes of content from which it is hashed by all cores."""
+MANY: Final = 24
+"""Items from which a sequence of plain values is encoded in one pass of C code."""
+_TEXT: Final = 4 << 20
+"""Characters of a long text that are encoded at once."""
+PIECE: Final = 4096
+"""Items of such a sequence that are encoded at once: so many stay in the processor's cache."""
+
+_LENGTHS: Final = [bytes([n]) for n in range(INLINE + 1)]
+_STRINGS: Final = [b"s" + length for length in _LENGTHS]
+_INTEGER: Final = struct.Struct("<cq").pack
+_FLOAT: Final = struct.Struct("<cd").pack
+UP: Final = struct.Struct("<cI").pack
+NONE: Final = b"N"
+TRUE: Final = b"T"
+FALSE: Final = b"F"
+_NAN: Final = _FLOAT(b"f", math.nan)
+
+
+def sized(content: bytes | bytearray | memoryview) -> bytes:
+    """Content with its length in front; its digest where it is longer than `INLINE`."""
+    length = len(content)
+    if length <= INLINE:
+        return _LENGTHS[length] + content
+    if length < BIG:
+        return b"\xff" + blake2b(content, digest_size=SIZE).digest()
+    return b"\xfe" + codec.digest(content if isinstance(content, bytes) else memoryview(content))
+
+
+def node(kind: str, content: bytes) -> bytes:
+    """The encoding of a value of a kind that has no letter of its own."""
+    return b"~" + sized(kind.encode()) + sized(content)
+
+
+def hashed(encoding: bytes) -> bytes:
+    """The digest of an encoding: `SIZE` bytes."""
+    return blake2b(encoding, digest_size=SIZE).digest()
+
+
+def short(encoding: bytes) -> str:
+    """The digest of an encoding for names and addresses: 16 hexadecimal digits."""
+    return blake2b(encoding, digest_size=8).hexdigest()
+
+
+def text(value: str) -> bytes:
+    """The encoding of a str."""
+    if len(value) > BIG:
+        return b"s\xfe" + codec.digest_of(_encoded(value))
+    try:
+        data = value.encode()
+    except UnicodeEncodeError:
+        data = value.encode("utf-8", "surrogatepass")
+    length = len(data)
+    return _STRINGS[length] + data if length <= INLINE else b"s" + sized(data)
+
+
+def _encoded(value: str) -> Iterator[bytes]:
+    """A long text in UTF-8, in pieces, so that other threads get their turn."""
+    for at in range(0, len(value), _TEXT):
+        yield value[at : at + _TEXT].encode("utf-8", "surrogatepass")
+
+
+def integer(value: int) -> bytes:
+    """The encoding of an int, of any size."""
+    try:
+        return _INTEGER(b"i", value)
+    except struct.error:
+        size = value.bit_length() // 8 + 1
+        return b"I" + sized(value.to_bytes(size, "little", signed=True))
+
+
+def floating(value: float) -> bytes:
+    """The encoding of a float: its bits, so -0.0 is not 0.0; every NaN is one."""
+    return _FLOAT(b"f", value) if value == value else _NAN  # noqa: PLR0124
+
+
+def binary(value: bytes) -> bytes:
+    """The encoding of bytes."""
+    return b"b" + sized(value)
+
+
+PLAIN: Final = {int, str, float, bytes, bool, type(None)}
+"""Types whose values are plain."""
+
+
+class _Strict(pickle.Pickler):
+    """Pickles builtin types only, so no subclass of one."""
+
+    def reducer_override(self, value: Any) -> Any:
+        raise TypeError(type(value))
+
+
+def plain(pieces: Iterable[Any]) -> bytes | None:
+    """The content of a sequence of plain values, at the speed of C; None: some are not plain.
+
+    A pickle without memo has no trace of sharing or interning.
+
+    Args:
+        pieces: lists or tuples of `PIECE` values, the last of what is left.
+    """
+    stream = io.BytesIO()
+    pickler = _Strict(stream, protocol=5)
+    pickler.fast = True
+    for piece in pieces:
+        if not _are_texts(piece):
+            kinds = set(map(type, piece))
+            if not kinds <= PLAIN:
+                return None
+            if float in kinds and any(map(operator.ne, piece, piece)):
+                piece = [v if v == v else math.nan for v in piece]  # noqa: PLR0124, PLW2901
+        try:
+            pickler.dump(piece if type(piece) is list else list(piece))
+        except TypeError:  # a subclass of `str`
+            return None
+    return b"P" + sized(stream.getbuffer())
+
+
+def _are_texts(values: Any) -> bool:
+    """Whether all are instances of `str`: twice as fast as looking at each type."""
+    if type(values[0]) is not str:
+        return False
+    try:
+        "".join(values)
+    except TypeError:
+        return False
+    return True
+
+
+SIMPLE: Final[dict[type, Callable[[Any], bytes]]] = {
+    int: integer,
+    str: text,
+    float: floating,
+    bytes: binary,
+}
+"""The encodings of the values that most arguments are."""

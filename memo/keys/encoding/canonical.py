@@ -1,0 +1,438 @@
+"""Canonical encoding: values to bytes that are equal exactly when the values are; their digests.
+
+Rules of this module:
+
+1.  A value is encoded as its *kind* and its content, length-prefixed, so that no two values run
+    into each other.  Content longer than `atoms.INLINE` bytes is replaced by its digest, so the
+    encoding of the largest value is short; nothing is sampled.
+2.  Two values have one encoding when they have the same type and nothing that a computation may
+    read tells them apart.  Identity, sharing, interning, memory layout, the order of a set or of a
+    dict, and PYTHONHASHSEED are not read.  `docs/keys.md` has the policy of each type.
+3.  A value that contains itself is encoded with a reference so many steps up; it terminates.
+4.  What has no sound encoding is `Unkeyable`, with the path to it.  There is no way out by `repr`,
+    by address, or by `hash`.
+
+Types outside the builtins are looked up once and remembered: `register_key` and `__memo_key__`
+first, then `python_types` (Python's own types and user classes) and `lookup` (arrays, tables).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import weakref
+from bisect import bisect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from memo.errors import OptionError, shown
+from memo.keys.encoding.atoms import (
+    FALSE,
+    MANY,
+    NONE,
+    PIECE,
+    SIMPLE,
+    TRUE,
+    UP,
+    binary,
+    floating,
+    hashed,
+    integer,
+    plain,
+    sized,
+    text,
+)
+
+OPEN: Final = 1_000_000
+"""Most encodings inside of cycles in one value: what refers to itself more densely is refused."""
+DEEP: Final = 10_000
+"""The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
+CROWD: Final = 1 << 15
+"""So many values are sorted at once: that takes 20 ms, in which no other thread runs."""
+_STRIDE: Final = 4093
+"""Each so many-th value is a sample; a prime, so that it keeps no step with the values."""
+_NEVER: Final = 1 << 62
+
+T = TypeVar("T")
+
+Encoder = Callable[[Any, "Walk"], bytes]
+
+
+class Unkeyable(Exception):  # noqa: N818  # a fact about a value; `KeyingError` is the error
+    """A value has no sound key.
+
+    Attributes:
+        path: from the value that was asked for to the one without a key, as `["clients"][2]`.
+        kind: the type of the latter.
+        mend: what to do about it, one line.
+    """
+
+    def __init__(self, kind: str, mend: str, path: str = "") -> None:
+        super().__init__(kind, mend, path)
+        self.kind = kind
+        self.mend = mend
+        self.path = path
+
+    def under(self, step: str) -> None:
+        """Put a step in front of the path."""
+        self.path = step + self.path
+
+    def __str__(self) -> str:
+        return f"{self.path or 'the value'} is {self.kind}, which has no sound key: {self.mend}"
+
+
+# --- containers ----------------------------------------------------------------------------------
+
+
+def index_step(index: int) -> str:
+    """The step of a path into a sequence."""
+    return f"[{index}]"
+
+
+def key_step(key: Any) -> str:
+    """The step of a path into a mapping."""
+    return f"[{json.dumps(key, ensure_ascii=False) if type(key) is str else shown(key, 40)}]"
+
+
+def sequence(values: Sequence[Any], walk: Walk, step: Callable[[int], str] = index_step) -> bytes:
+    """The content of an ordered collection; `step` names its items in a path."""
+    if len(values) >= MANY:
+        stream = plain(values[at : at + PIECE] for at in range(0, len(values), PIECE))
+        if stream is not None:
+            return stream
+    return b"".join(_each(values, walk, step))
+
+
+def _each(values: Iterable[Any], walk: Walk, step: Callable[[int], str]) -> list[bytes]:
+    encodings: list[bytes] = []
+    known = _encoders.get
+    try:
+        for value in values:
+            kind = type(value)
+            encoder = known(kind) or _found.get(kind) or _find(kind)
+            encodings.append(encoder(value, walk))
+    except Unkeyable as error:
+        error.under(step(len(encodings)))
+        raise
+    return encodings
+
+
+def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_step) -> bytes:
+    """The content of a mapping whose order does not matter."""
+    keys = list(value)
+    if set(map(type, keys)) == {str}:
+        keys = in_order(keys)
+        values = [value[key] for key in keys]
+        return b"S" + sized(sequence(keys, walk)) + sequence(values, walk, lambda i: step(keys[i]))
+    codes = _each(keys, walk, lambda i: f".keys(){step(keys[i])}")
+    contents = _each(value.values(), walk, lambda i: step(keys[i]))
+    pairs = [(code, content) for code, content in zip(codes, contents, strict=True)]
+    return b"".join([code + content for code, content in in_order(pairs)])
+
+
+def in_order(values: list[T]) -> list[T]:
+    """Values sorted; of many, one part after the other, so that other threads get their turn."""
+    if len(values) <= CROWD:
+        return sorted(values)  # type: ignore[type-var]
+    marks: list[Any] = sorted(values[::_STRIDE])[::8]  # type: ignore[type-var]
+    parts: list[list[T]] = [[] for _ in range(len(marks) + 1)]
+    for value in values:
+        parts[bisect(marks, value)].append(value)
+    return [value for part in parts for value in sorted(part)]  # type: ignore[type-var]
+
+
+def ordered(value: dict[Any, Any], walk: Walk) -> bytes:
+    """The content of a mapping whose order matters."""
+    keys = list(value)
+    codes = sequence(keys, walk, lambda i: f".keys(){key_step(keys[i])}")
+    return sized(codes) + sequence(list(value.values()), walk, lambda i: key_step(keys[i]))
+
+
+def unordered(values: Iterable[Any], walk: Walk) -> bytes:
+    """The content of a collection without order."""
+    codes = _each(values, walk, lambda _: "{…}")
+    codes = in_order(codes)
+    return b"".join(codes)
+
+
+# --- the walk ------------------------------------------------------------------------------------
+
+
+class Walk:
+    """One encoding on its way: what it is inside of, and what it has encoded already."""
+
+    __slots__ = ("_keyed", "_known", "_lowest", "_opened", "_stack")
+
+    def __init__(self) -> None:
+        self._stack: dict[int, int] = {}
+        self._known: dict[int, tuple[Any, bytes]] = {}
+        self._keyed: set[int] = set()
+        self._lowest = _NEVER
+        self._opened = 0
+
+    def encode(self, value: Any, step: str = "") -> bytes:
+        """The encoding of a part; `step` leads to it from the value it is part of."""
+        try:
+            return encode(value, self)
+        except Unkeyable as error:
+            error.under(step)
+            raise
+
+    def sequence(self, values: Sequence[Any], step: Callable[[int], str] = index_step) -> bytes:
+        """The content of an ordered collection."""
+        return sequence(values, self, step)
+
+    def refuse(self, value: Any, mend: str) -> Unkeyable:
+        """The error of a value that has no sound key."""
+        return Unkeyable(type_name(type(value)), mend)
+
+    def inside(self, value: Any, content: Encoder, letter: bytes, kind: bytes = b"") -> bytes:
+        """The encoding of a value with parts: `letter`, `kind`, and `content(value, walk)`.
+
+        An object that was encoded before is not looked at again, unless it lies in a cycle: then
+        its encoding depends on where it is entered.
+        """
+        identity = id(value)
+        if identity in self._known:
+            return self._known[identity][1]
+        depth = len(self._stack)
+        if identity in self._stack:
+            return self._back(value, identity, depth)
+        self._stack[identity] = depth
+        outer, self._lowest = self._lowest, _NEVER
+        try:
+            encoding = letter + sized(kind + content(value, self))
+        finally:
+            del self._stack[identity]
+            lowest, self._lowest = self._lowest, min(outer, self._lowest)
+        if lowest >= depth:
+            self._lowest = outer
+            self._known[identity] = (value, encoding)
+        else:
+            self._count(value)
+        return encoding
+
+    def _back(self, value: Any, identity: int, depth: int) -> bytes:
+        if identity in self._keyed:
+            raise self.refuse(value, "its key contains the value itself; leave it out there.")
+        at = self._stack[identity]
+        self._lowest = min(self._lowest, at)
+        return UP(b"^", depth - at)
+
+    def _count(self, value: Any) -> None:
+        self._opened += 1
+        if self._opened > OPEN:
+            raise self.refuse(value, "its parts refer to each other too densely; pass them singly.")
+
+    def keyed(self, value: Any, function: Callable[[Any], Any], name: str) -> bytes:
+        """The encoding of what a user's key function gives for a value."""
+        try:
+            key = function(value)
+        except Unkeyable:
+            raise
+        except Exception as error:
+            told = f"{name} raised {type(error).__name__}: {shown(str(error))}"
+            raise self.refuse(value, f"{told}.") from error
+        self._keyed.add(id(value))
+        try:
+            return self.encode(key, f".{name}()")
+        finally:
+            self._keyed.discard(id(value))
+
+
+def _contained(letter: bytes, content: Encoder) -> Encoder:
+    return lambda value, walk: walk.inside(value, content, letter)
+
+
+_encoders: Final[dict[type, Encoder]] = {
+    type(None): lambda value, walk: NONE,
+    bool: lambda value, walk: TRUE if value else FALSE,
+    int: lambda value, walk: integer(value),
+    float: lambda value, walk: floating(value),
+    str: lambda value, walk: text(value),
+    bytes: lambda value, walk: binary(value),
+    tuple: _contained(b"(", sequence),
+    list: _contained(b"[", sequence),
+    dict: _contained(b"{", ordered),
+    set: _contained(b"<", unordered),
+    frozenset: _contained(b"|", unordered),
+}
+BUILTIN: Final = frozenset(_encoders)
+"""Types whose encoding cannot be replaced."""
+
+
+def encode(value: Any, walk: Walk) -> bytes:
+    """The encoding of a value inside a walk."""
+    kind = type(value)
+    encoder = _encoders.get(kind) or _found.get(kind) or _find(kind)
+    return encoder(value, walk)
+
+
+def encoding(value: Any, path: str = "") -> bytes:
+    """The canonical encoding of a value: a few bytes up to some hundred, whatever its size.
+
+    Args:
+        value: anything.
+        path: what an error calls the value.
+
+    Raises:
+        Unkeyable: the value, or something in it, has no sound key.
+    """
+    encoder = SIMPLE.get(type(value))
+    if encoder is not None:
+        return encoder(value)
+    try:
+        try:
+            return encode(value, Walk())
+        except RecursionError:
+            return _deeply(value)
+    except Unkeyable as error:
+        error.under(path)
+        raise
+    except Exception as error:  # whatever the value's own methods raise
+        mend = f"reading it raised {type(error).__name__}: {shown(str(error))}."
+        raise Unkeyable(type_name(type(value)), mend, path) from error
+
+
+def _deeply(value: Any) -> bytes:
+    """The encoding of a value that is nested deeper than the recursion limit allows.
+
+    The limit is raised for good.  It belongs to all threads, and lowering it while another one is
+    deep in recursion ends the process.
+    """
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP))
+    try:
+        return encode(value, Walk())
+    except RecursionError:
+        mend = "it is nested too deeply; flatten it."
+        raise Unkeyable(type_name(type(value)), mend) from None
+
+
+def digest(value: Any, path: str = "") -> bytes:
+    """The digest of a value: 20 bytes, the same for equal values in any process.
+
+    Args:
+        value: anything.
+        path: what an error calls the value.
+
+    Raises:
+        Unkeyable: the value, or something in it, has no sound key.
+    """
+    return hashed(encoding(value, path))
+
+
+# --- other types ---------------------------------------------------------------------------------
+
+KEY_METHOD: Final = "__memo_key__"
+_found: weakref.WeakKeyDictionary[type, Encoder] = weakref.WeakKeyDictionary()
+_registered: weakref.WeakKeyDictionary[type, Callable[[Any], Any]] = weakref.WeakKeyDictionary()
+_finder: Callable[[type], Encoder] | None = None
+
+
+def register_key(type_: type, function: Callable[[Any], Any]) -> None:
+    """Key the values of a type, and of its subclasses, by what `function(value)` gives.
+
+    The type itself is part of the key.  A class of your own may have a method `__memo_key__(self)`
+    instead.  What either gives must have a key itself.
+
+    Raises:
+        OptionError: `type_` is no class, or a builtin one whose keys are fixed.
+    """
+    if not isinstance(type_, type):
+        raise OptionError("type_", type_, "must be a class.")
+    if type_ in BUILTIN or type_ in (object, type):
+        raise OptionError("type_", type_, "has a key already that cannot be replaced.")
+    if not callable(function):
+        raise OptionError("function", function, "must be a function of the value.")
+    _registered[type_] = function
+    _found.clear()
+
+
+def use_finder(finder: Callable[[type], Encoder]) -> None:
+    """Ask `finder(type)` for the encoder of every type that is neither builtin nor registered."""
+    global _finder
+    _finder = finder
+    _found.clear()
+
+
+class Refusal:
+    """The encoder of a type none of whose values has a key.
+
+    Args:
+        mend: what to do about it.
+    """
+
+    def __init__(self, mend: str) -> None:
+        self._mend = mend
+
+    def __call__(self, value: Any, walk: Walk) -> bytes:
+        raise walk.refuse(value, self._mend)
+
+
+def is_refused(kind: type) -> bool:
+    """Whether no value of a type has a key."""
+    return isinstance(_encoders.get(kind) or _found.get(kind) or _find(kind), Refusal)
+
+
+def _find(kind: type) -> Encoder:
+    """The encoder of a type; remembered for as long as the type lives."""
+    encoder = _by_the_user(kind)
+    if encoder is None:
+        assert _finder is not None, "memo.kinds is imported with memo"
+        encoder = _finder(kind)
+    _found[kind] = encoder
+    return encoder
+
+
+def _by_the_user(kind: type) -> Encoder | None:
+    """An encoder from `register_key` or `__memo_key__`, whichever is nearer to the type."""
+    for base in kind.__mro__:
+        if base in _registered:
+            return _keyed(_registered[base], "register_key")
+        if KEY_METHOD in vars(base):
+            method = vars(base)[KEY_METHOD]
+            if method is None:
+                return Refusal(f"its class says so by {KEY_METHOD} = None.")
+            return _keyed(lambda value: getattr(value, KEY_METHOD)(), KEY_METHOD)
+    return None
+
+
+def _keyed(function: Callable[[Any], Any], name: str) -> Encoder:
+    def content(value: Any, walk: Walk) -> bytes:
+        return class_of(value, walk) + walk.keyed(value, function, name)
+
+    return lambda value, walk: walk.inside(value, content, b"K")
+
+
+# --- classes -------------------------------------------------------------------------------------
+
+_identify: Callable[[Any, type | None], str] | None = None
+
+
+def use_identity(identify: Callable[[Any, type | None], str]) -> None:
+    """Tell what names the code of a function or class of the user's: `function_version` does."""
+    global _identify
+    _identify = identify
+
+
+def code_of(function: Any, owner: type | None = None) -> str:
+    """The digest of the code of a function or class and of what it reaches."""
+    assert _identify is not None, "memo.keys is imported with memo"
+    return _identify(function, owner)
+
+
+def type_name(kind: type) -> str:
+    """`module.qualname` for an error; the module is left out for builtins."""
+    name = f"{module_of(kind)}.{kind.__qualname__}"
+    return name.removeprefix("builtins.")
+
+
+def module_of(kind: type) -> str:
+    """The name of the module of a class; some made in C have none that can be read."""
+    module = kind.__module__
+    return module if isinstance(module, str) else ""
+
+
+def class_of(value: Any, walk: Walk) -> bytes:
+    """The encoding of a value's class."""
+    return walk.encode(type(value))

@@ -1,0 +1,291 @@
+"""Arrays: how numpy arrays, scipy sparse arrays and torch tensors are encoded.
+
+Bytes are hashed where they lie, all of them, by BLAKE3 on all cores.  The libraries are never
+imported: a value of theirs is only met where they are in `sys.modules`.
+
+Rules of this module:
+
+1.  An array is its class, dtype with byte order, shape, and elements in C order.  Strides, flags
+    and a file behind it (`memmap`) are layout, not value.
+2.  Elements are equal when their bits are: -0.0 is not 0.0, and one NaN is not another.  For
+    scalars, as for Python's floats, every NaN is one.
+3.  Bytes that no element owns (padding) are not read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from memo.keys.encoding import array_order, atoms, canonical
+from memo.keys.encoding.canonical import Encoder, Walk, class_of
+
+PIECE: Final = 2 << 20
+"""Bytes up to which an array that does not lie in order is copied whole."""
+SMALL: Final = 64 << 10
+"""Bytes below which pieces are collected before they are hashed."""
+
+
+def node(kind: str, content: Encoder) -> Encoder:
+    """The encoder of values with parts: their class, then `content(value, walk)`."""
+    prefix = atoms.sized(kind.encode())
+
+    def whole(value: Any, walk: Walk) -> bytes:
+        return class_of(value, walk) + content(value, walk)
+
+    return lambda value, walk: walk.inside(value, whole, b"~", prefix)
+
+
+# --- bytes in place ------------------------------------------------------------------------------
+
+
+def joined(views: Iterable[Any]) -> bytes:
+    """The encoding of some bytes that lie in several pieces: that of their concatenation.
+
+    Args:
+        views: contiguous buffers of unsigned bytes.
+    """
+    from blake3 import blake3
+
+    pending = bytearray()
+    hasher = None
+    for view in views:
+        little = len(view) < SMALL
+        if little:
+            pending += view
+            if len(pending) < PIECE:
+                continue
+        hasher = hasher or blake3(max_threads=blake3.AUTO)
+        if pending:
+            hasher.update(pending)
+            pending = bytearray()
+        if not little:
+            hasher.update(view)
+    if hasher is None:
+        return _little(pending)
+    hasher.update(pending)
+    return b"\xfd" + hasher.digest()
+
+
+def lines(array: Any) -> bytes:
+    """The encodings of the bytes of each row of a 2-D array, one after another.
+
+    Rows that do not lie in one piece are copied and hashed together, in one pass over the array.
+    """
+    if len(array) == 1 or array.strides[1] == array.dtype.itemsize or array.nbytes <= PIECE:
+        return b"".join(joined(raw(line)) for line in array)
+    from blake3 import blake3
+
+    hashers = [blake3(max_threads=array_order.spare(len(array))) for _ in array]
+    array_order.feed([hasher.update for hasher in hashers], array)
+    return b"".join(b"\xfd" + hasher.digest() for hasher in hashers)
+
+
+def _little(content: bytearray) -> bytes:
+    from blake3 import blake3
+
+    if len(content) <= atoms.INLINE:
+        return atoms.sized(bytes(content))
+    return b"\xfd" + blake3(content).digest()
+
+
+# --- numpy ---------------------------------------------------------------------------------------
+
+
+def numpy() -> Any:
+    """numpy, which is there where one of its values is."""
+    return sys.modules["numpy"]
+
+
+def dtype(value: Any, walk: Walk) -> bytes:
+    """The encoding of a numpy dtype: kind, width, byte order, unit, fields with their offsets."""
+    facts = [type(value).__name__, value.str]
+    if value.subdtype is not None:
+        base, shape = value.subdtype
+        return walk.encode((*facts, shape)) + dtype(base, walk)
+    if value.names is not None:
+        fields = [(name, value.fields[name]) for name in value.names]
+        places = [(name, field[1], field[2:]) for name, field in fields]
+        parts = [dtype(field[0], walk) for _, field in fields]
+        return walk.encode((*facts, places, value.itemsize, value.isalignedstruct, parts))
+    if value.kind == "T":
+        missing = getattr(value, "na_object", canonical.Unkeyable)
+        return walk.encode((*facts, repr(value))) + walk.encode(missing)
+    return walk.encode(tuple(facts))
+
+
+def elements(array: Any, walk: Walk, step: Callable[[int], str] | None = None) -> bytes:
+    """The encoding of the elements of a plain `ndarray`, in C order."""
+    kind = array.dtype
+    if kind.kind in "OT":
+        return b"O" + atoms.sized(_objects(array.ravel(), walk, step or _indices(array.shape)))
+    if kind.names is not None and not _packed(kind):
+        parts = [elements(array[name], walk) for name in kind.names]
+        return b"V" + atoms.sized(b"".join(parts))
+    if kind.char in "gG":
+        array = _without_padding(array)
+    return joined(raw(array))
+
+
+def _objects(flat: Any, walk: Walk, step: Callable[[int], str]) -> bytes:
+    if len(flat) >= atoms.MANY:
+        starts = range(0, len(flat), atoms.PIECE)
+        content = atoms.plain(flat[at : at + atoms.PIECE].tolist() for at in starts)
+        if content is not None:
+            return content
+    return walk.sequence(flat.tolist(), step)
+
+
+def _indices(shape: tuple[int, ...]) -> Callable[[int], str]:
+    if len(shape) == 1:
+        return canonical.index_step
+    return lambda i: f"[{', '.join(str(int(n)) for n in numpy().unravel_index(i, shape))}]"
+
+
+def _packed(kind: Any) -> bool:
+    """Whether every byte of an element belongs to exactly one field, and says all of it."""
+    if kind.subdtype is not None:
+        return _packed(kind.subdtype[0])
+    if kind.names is None:
+        return kind.kind not in "OT" and kind.char not in "gG"
+    at = 0
+    for part, offset, *_ in sorted(kind.fields.values(), key=lambda field: field[1]):
+        if offset != at or not _packed(part):
+            return False
+        at += part.itemsize
+    return bool(at == kind.itemsize)
+
+
+def _without_padding(array: Any) -> Any:
+    """The bytes of long doubles that count: 10 of each 16 on x86."""
+    np = numpy()
+    real = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
+    used = 10 if np.finfo(np.longdouble).nmant == 63 else real
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, real)
+    if array.dtype.byteorder == ">":
+        return flat[:, real - used :]
+    return flat[:, :used]
+
+
+def raw(array: Any) -> Iterator[Any]:
+    """The bytes of an array in C order: in place where they lie so, else copied band by band.
+
+    A band is overwritten by the next one.
+    """
+    np = numpy()
+    if not array.nbytes:
+        return
+    if array.flags.c_contiguous:
+        yield memoryview(array.reshape(-1).view(np.uint8))
+        return
+    if array.nbytes <= PIECE:
+        yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return
+    yield from array_order.ordered(array_order.cut(array))
+
+
+def ndarray(value: Any, walk: Walk) -> bytes:
+    """The content of a plain array, without its class."""
+    plain = value if type(value) is numpy().ndarray else value.view(numpy().ndarray)
+    shape = atoms.text(",".join(map(str, plain.shape)))
+    return dtype(plain.dtype, walk) + shape + elements(plain, walk)
+
+
+def _array(value: Any, walk: Walk) -> bytes:
+    """An array, and the attributes of one of a user's own class."""
+    own = getattr(value, "__dict__", None)
+    content = ndarray(value, walk)
+    return content + canonical.mapping(own, walk, lambda name: f".{name}") if own else content
+
+
+def _memmap(value: Any, walk: Walk) -> bytes:
+    return _ARRAY(value.view(numpy().ndarray), walk)
+
+
+def _masked(value: Any, walk: Walk) -> bytes:
+    """A masked array: its data also where it is masked, since `.data` can be read."""
+    mask = numpy().ma.getmaskarray(value)
+    rest = walk.encode((value.fill_value, bool(value.hardmask)))
+    return ndarray(value.data, walk) + ndarray(mask, walk) + rest
+
+
+def _scalar(value: Any, walk: Walk) -> bytes:
+    np = numpy()
+    kind = dtype(value.dtype, walk)
+    if isinstance(value, np.complexfloating):
+        return kind + walk.encode(value.real) + walk.encode(value.imag)
+    if isinstance(value, np.floating) and value != value:  # noqa: PLR0124
+        return kind + b"nan"
+    return kind + elements(np.asarray(value), walk)
+
+
+# --- scipy and torch -----------------------------------------------------------------------------
+
+
+def _sparse(value: Any, walk: Walk) -> bytes:
+    """A sparse array: its format, and its stored elements by place; duplicates are summed."""
+    head = walk.encode((value.format, tuple(value.shape), getattr(value, "blocksize", None)))
+    if value.ndim != 2:
+        return head + _coordinates(value, walk)
+    rows = value.T.tocsr() if value.format == "csc" else value.tocsr()
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    return head + b"".join(
+        [
+            ndarray(_narrow(rows.indptr), walk),
+            ndarray(_narrow(rows.indices), walk),
+            ndarray(rows.data, walk),
+        ]
+    )
+
+
+def _coordinates(value: Any, walk: Walk) -> bytes:
+    np = numpy()
+    listed = value.tocoo(copy=True)
+    listed.sum_duplicates()
+    order = np.lexsort(listed.coords[::-1])
+    places = [ndarray(_narrow(axis[order]), walk) for axis in listed.coords]
+    return b"".join(places) + ndarray(listed.data[order], walk)
+
+
+def _narrow(indices: Any) -> Any:
+    """Indices in the narrowest of two types that holds them, as scipy itself chooses."""
+    np = numpy()
+    small = not indices.size or int(indices.max()) <= np.iinfo(np.int32).max
+    return indices.astype(np.int32 if small else np.int64, copy=False)
+
+
+def _tensor(value: Any, walk: Walk) -> bytes:
+    """A tensor: dtype, shape, device, whether it wants a gradient, and its elements."""
+    torch = sys.modules["torch"]
+    facts = (str(value.dtype), tuple(value.shape), str(value.device), bool(value.requires_grad))
+    plain = value.detach()
+    if plain.is_quantized or plain.device.type == "meta":
+        raise walk.refuse(value, "pass it dequantized and with its data.")
+    if plain.layout != torch.strided:
+        plain = plain.to_sparse_coo().coalesce()
+        parts = [plain.indices(), plain.values()]
+        return walk.encode((*facts, str(value.layout))) + b"".join(walk.encode(p) for p in parts)
+    return walk.encode(facts) + joined(_tensor_bytes(torch, plain))
+
+
+def _tensor_bytes(torch: Any, plain: Any) -> Iterator[Any]:
+    plain = plain.resolve_conj().resolve_neg().cpu().contiguous()
+    if plain.numel():
+        yield memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+
+
+_ARRAY: Final = node("array", _array)
+ADAPTERS: Final[dict[str, Encoder]] = {
+    "numpy.ndarray": _ARRAY,
+    "numpy.memmap": _memmap,
+    "numpy.MaskedArray": node("masked", _masked),
+    "numpy.generic": node("scalar", _scalar),
+    "numpy.dtype": node("dtype", dtype),
+    "scipy._spbase": node("sparse", _sparse),
+    "scipy.spmatrix": node("sparse", _sparse),
+    "torch.Tensor": node("tensor", _tensor),
+}
+"""`package.class` -> encoder, for the values of the class and of its subclasses."""

@@ -1,0 +1,42 @@
+"""Handles of libraries to data that lies elsewhere: refused, since the data changes behind them.
+
+A file system, an open database or an array on disk is known by its place, and its place says
+nothing about its content.  As arguments they are errors; as globals they are left out and listed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from memo.keys.encoding import python_types
+from memo.keys.encoding.canonical import Encoder, Refusal, Walk
+
+ELSEWHERE: Final = (
+    "its data lies elsewhere, and may change behind it; pass its path and name the path in "
+    "depends_on=[...], choose what counts by key_resolver, or name the argument in ignore=[...]."
+)
+_HANDLE: Final = Refusal(ELSEWHERE)
+_NAMES: Final = (
+    *("zarr.Array", "zarr.AsyncArray", "zarr.Group", "zarr.AsyncGroup", "zarr.Store"),
+    *("pyarrow.Dataset", "pyarrow.Scanner", "pyarrow.FileSystem", "pyarrow.NativeFile"),
+    *("pyarrow.ParquetFile", "pyarrow.ParquetDataset", "pyarrow.RecordBatchReader"),
+    *("fsspec.AbstractFileSystem", "fsspec.AbstractBufferedFile", "fsspec.FSMap"),
+    *("fsspec.OpenFile", "fsspec.OpenFiles", "fsspec.LocalFileOpener"),
+    *("h5py.HLObject", "netCDF4.Dataset", "netCDF4.Variable"),
+    *("ibis.BaseBackend", "duckdb.DuckDBPyConnection", "duckdb.DuckDBPyRelation"),
+    *("_duckdb.DuckDBPyConnection", "_duckdb.DuckDBPyRelation"),
+    *("sqlalchemy.Engine", "sqlalchemy.Connection", "sqlalchemy.Session"),
+    *("sqlalchemy.AsyncEngine", "sqlalchemy.AsyncConnection", "sqlalchemy.AsyncSession"),
+)
+
+
+def _ibis(value: Any, walk: Walk) -> bytes:
+    """An expression of ibis, unless it reads the tables of a database."""
+    backends, _ = value._find_backends()
+    if backends:
+        raise walk.refuse(value, ELSEWHERE)
+    return python_types.an_object(value, walk)
+
+
+ADAPTERS: Final[dict[str, Encoder]] = {**dict.fromkeys(_NAMES, _HANDLE), "ibis.Expr": _ibis}
+"""`package.class` -> encoder, for the values of the class and of its subclasses."""

@@ -1,0 +1,308 @@
+"""Kinds: how the values of Python's own types and of user classes are encoded.
+
+Rules of this module:
+
+1.  An object is its class and its state: what pickle would save of it, without what is derived
+    (`functools.cached_property`) and without order where there is none.
+2.  What is a handle on something outside (a file, a lock, a socket, a running generator) or is used
+    up by reading it (an iterator) is refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import copyreg
+import enum
+import functools
+import io
+import re
+import types
+import weakref
+import zoneinfo
+from pathlib import PurePath
+from typing import Any, Final
+
+from memo.keys.encoding import atoms, callables, canonical, lookup
+from memo.keys.encoding.canonical import Encoder, Walk, class_of, mapping, ordered, unordered
+from memo.keys.fingerprint import origin
+
+HANDLES: Final = frozenset(
+    {
+        *(
+            "_io",
+            "_sqlite3",
+            "_thread",
+            "asyncio",
+            "concurrent",
+            "contextvars",
+            "ctypes",
+            "io",
+            "mmap",
+        ),
+        *("multiprocessing", "queue", "select", "selectors", "signal", "socket", "sqlite3", "ssl"),
+        *("subprocess", "tempfile", "threading", "weakref"),
+    }
+)
+"""Modules whose objects stand for something outside of the value."""
+_DERIVED: Final = frozenset({"_attrs_cached_hash", "__pydantic_fields_set__"})
+_NAMED: Final = (
+    types.MethodWrapperType,
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
+)
+
+
+def _node(kind: str, content: Encoder) -> Encoder:
+    prefix = atoms.sized(kind.encode())
+    return lambda value, walk: walk.inside(value, content, b"~", prefix)
+
+
+# --- values of Python's own ----------------------------------------------------------------------
+
+
+def _member(value: enum.Enum, walk: Walk) -> bytes:
+    return class_of(value, walk) + walk.encode(value.name) + walk.encode(value.value, ".value")
+
+
+def _path(value: PurePath, walk: Walk) -> bytes:
+    return class_of(value, walk) + atoms.text(str(value))
+
+
+def _zone(value: zoneinfo.ZoneInfo, walk: Walk) -> bytes:
+    if value.key is None:
+        raise walk.refuse(value, "it has no key; make it by ZoneInfo(name).")
+    return class_of(value, walk) + atoms.text(value.key)
+
+
+def _pattern(value: re.Pattern[Any], walk: Walk) -> bytes:
+    return walk.encode(value.pattern) + atoms.integer(value.flags)
+
+
+def _view(value: memoryview, _walk: Walk) -> bytes:
+    shape = atoms.text(f"{value.format} {value.shape}")
+    flat = value if value.c_contiguous else memoryview(value.tobytes())
+    return shape + atoms.sized(flat.cast("B") if flat.nbytes else b"")
+
+
+def _array(value: bytearray, _walk: Walk) -> bytes:
+    return atoms.sized(value)
+
+
+def _buffer(value: Any, walk: Walk) -> bytes:
+    """A file in memory: its content, and the place up to which it was read."""
+    if value.closed:
+        raise walk.refuse(value, "it is closed; pass its content.")
+    return class_of(value, walk) + walk.encode((value.getvalue(), value.tell()))
+
+
+def _set(value: Any, walk: Walk) -> bytes:
+    """A subclass of set or frozenset: the items without order, and the state."""
+    return class_of(value, walk) + atoms.sized(unordered(value, walk)) + _own_state(value, walk)
+
+
+def _ordered(value: Any, walk: Walk) -> bytes:
+    """An OrderedDict: the items in order, and the state of a subclass."""
+    return class_of(value, walk) + atoms.sized(ordered(value, walk)) + _own_state(value, walk)
+
+
+def _tuple(value: Any, walk: Walk) -> bytes:
+    """A subclass of tuple: the items, under the names that they have, and the state."""
+    names = getattr(type(value), "_fields", ())
+    items = walk.sequence(
+        list(value), lambda i: f".{names[i]}" if i < len(names) else canonical.index_step(i)
+    )
+    return class_of(value, walk) + atoms.sized(items) + _own_state(value, walk)
+
+
+def _own_state(value: Any, walk: Walk) -> bytes:
+    try:
+        state = value.__getstate__()
+    except RecursionError:
+        raise
+    except Exception as error:
+        raise walk.refuse(value, _REGISTER) from error
+    return _state(type(value), state, walk)
+
+
+_exact: Final[dict[type, Encoder]] = {
+    types.FunctionType: _node("function", callables.function),
+    types.BuiltinFunctionType: _node("builtin", callables.builtin),
+    types.MethodType: _node("method", callables.method),
+    type(functools.lru_cache(lambda: None)): _node("lru_cache", callables.wrapped),
+    re.Pattern: _node("pattern", _pattern),
+    memoryview: _node("memoryview", _view),
+    bytearray: _node("bytearray", _array),
+    types.MappingProxyType: _node("mappingproxy", lambda v, walk: ordered(dict(v), walk)),
+    type({}.keys()): _node("dict_keys", lambda v, walk: canonical.sequence(list(v), walk)),
+    type({}.values()): _node("dict_values", lambda v, walk: canonical.sequence(list(v), walk)),
+    type({}.items()): _node("dict_items", lambda v, walk: canonical.sequence(list(v), walk)),
+    object: canonical.Refusal("it is nothing but its identity; use an enum member or None."),
+    **dict.fromkeys(_NAMED, _node("descriptor", callables.descriptor)),
+}
+_families: Final[tuple[tuple[type, Encoder], ...]] = (
+    (enum.Enum, _node("enum", _member)),
+    (type, _node("type", callables.klass)),
+    (types.ModuleType, _node("module", callables.module)),
+    (PurePath, _node("path", _path)),
+    (zoneinfo.ZoneInfo, _node("zone", _zone)),
+    (io.BytesIO, _node("buffer", _buffer)),
+    (io.StringIO, _node("buffer", _buffer)),
+    (set, _node("set", _set)),
+    (frozenset, _node("frozenset", _set)),
+    (collections.OrderedDict, _node("ordered", _ordered)),
+)
+_TUPLE: Final = _node("tuple", _tuple)
+_COMPILED: Final = _node("builtin", callables.compiled)
+_CACHED: Final = _node("cached", callables.cached)
+_OBJECT: Final = _node(
+    "object",
+    lambda value, walk: _object(value, walk),  # noqa: PLW0108  # it stands below
+)
+
+
+def an_object(value: Any, walk: Walk) -> bytes:
+    """The encoding of an object that has no adapter: its class and state."""
+    return _OBJECT(value, walk)
+
+
+def find(kind: type) -> Encoder:
+    """The encoder of a type; every type has one, be it one that refuses."""
+    adapter = lookup.find(kind)
+    if adapter is not None:
+        return adapter
+    if kind in _exact:
+        return _exact[kind]
+    for base, encoder in _families:
+        if issubclass(kind, base):
+            return encoder
+    if issubclass(kind, tuple) and _is_plain(kind):
+        return _TUPLE
+    if origin.compiled(kind):
+        return _COMPILED
+    if hasattr(kind, "__call__") and origin.of_type(kind).kind == origin.MEMO:  # noqa: B004
+        return _CACHED
+    mend = _why_not(kind)
+    if mend:
+        return canonical.Refusal(mend)
+    return _OBJECT
+
+
+def _is_plain(kind: type) -> bool:
+    """Whether pickle saves a value of this class as Python does by default."""
+    given: Any = kind
+    plain = given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
+    return plain and kind not in copyreg.dispatch_table
+
+
+_REGISTER: Final = "register a key with memo.register_key, or name the argument in ignore=[...]."
+
+
+def _why_not(kind: type) -> str:
+    """Why no value of a type can have a key: the mend, or `""`."""
+    if hasattr(kind, "__await__") or issubclass(kind, types.AsyncGeneratorType):
+        return "await it first, and pass the result."
+    if hasattr(kind, "__next__"):
+        top = canonical.module_of(kind).partition(".")[0]
+        if top in HANDLES or top == "tempfile":
+            return "pass its path or its content, or name the argument in ignore=[...]."
+        return "it is used up by reading it; pass a list of its items."
+    if canonical.module_of(kind).partition(".")[0] in HANDLES and not issubclass(
+        kind, BaseException
+    ):
+        return _REGISTER
+    return ""
+
+
+# --- objects -------------------------------------------------------------------------------------
+
+
+def _object(value: Any, walk: Walk) -> bytes:
+    """An object by what pickle would save of it."""
+    reduced = _reduced(value, walk)
+    content = class_of(value, walk)
+    if isinstance(reduced, str):
+        return content + _global(value, reduced, walk)
+    function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    return (
+        content
+        + atoms.sized(_made(value, function, arguments, walk))
+        + atoms.sized(_state(type(value), state, walk))
+        + atoms.sized(b"" if items is None else walk.sequence(list(items)))
+        + (b"" if pairs is None else ordered(dict(pairs), walk))
+    )
+
+
+def _reduced(value: Any, walk: Walk) -> Any:
+    try:
+        reducer = copyreg.dispatch_table.get(type(value))
+        reduced = reducer(value) if reducer else value.__reduce_ex__(4)
+    except RecursionError:
+        raise
+    except Exception as error:
+        raise walk.refuse(value, _REGISTER) from error
+    if isinstance(reduced, str) or (type(reduced) is tuple and 2 <= len(reduced) <= 6):
+        return reduced
+    raise walk.refuse(value, _REGISTER)
+
+
+def _made(value: Any, function: Any, arguments: Any, walk: Walk) -> bytes:
+    """What an object is made by: nothing where it is its own class, as for almost all."""
+    if function in (copyreg.__newobj__, copyreg.__newobj_ex__) and arguments[0] is type(value):  # type: ignore[attr-defined]
+        return walk.sequence(list(arguments[1:]), lambda i: f".__getnewargs__()[{i}]")
+    if function is type(value):
+        return b"C" + walk.sequence(list(arguments), lambda i: f".__reduce__()[1][{i}]")
+    made = walk.encode(function, ".__reduce__()[0]")
+    return b"R" + made + walk.sequence(list(arguments), lambda i: f".__reduce__()[1][{i}]")
+
+
+def _global(value: Any, name: str, walk: Walk) -> bytes:
+    """An object that pickle finds by its name in a module, if it is really there."""
+    places = [
+        getattr(value, "__module__", None),
+        canonical.module_of(type(value)).partition(".")[0],
+    ]
+    for place in (*places, "builtins"):
+        if place and callables.looked_up(place, name) is value:
+            return atoms.text(f"{place}:{name}")
+    raise walk.refuse(value, _REGISTER)
+
+
+def _state(kind: type, state: Any, walk: Walk) -> bytes:
+    """The state of an object: its attributes, without those that are derived from others."""
+    if state is None:
+        return b""
+    if type(state) is tuple and len(state) == 2 and isinstance(state[1], dict):
+        inner = atoms.sized(_state(kind, state[0], walk))
+        return b"2" + inner + _state(kind, state[1], walk)
+    if type(state) is not dict:
+        return walk.encode(state, ".__getstate__()")
+    if state.keys() >= {"__dict__", "__pydantic_fields_set__"}:  # a pydantic model
+        state = {**state, **(state["__dict__"] or {})}
+        del state["__dict__"]
+    derived = _derived(kind)
+    kept = {name: part for name, part in state.items() if name not in derived}
+    return mapping(kept, walk, _attribute_step)
+
+
+_derived_of: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = weakref.WeakKeyDictionary()
+
+
+def _derived(kind: type) -> frozenset[str]:
+    """The attributes of a class that are worked out from others, and kept once they were read."""
+    known = _derived_of.get(kind)
+    if known is None:
+        found = [
+            name
+            for base in kind.__mro__
+            for name, value in vars(base).items()
+            if isinstance(value, functools.cached_property)
+        ]
+        known = _derived_of[kind] = _DERIVED.union(found)
+    return known
+
+
+def _attribute_step(name: Any) -> str:
+    return f".{name}" if type(name) is str and name.isidentifier() else canonical.key_step(name)

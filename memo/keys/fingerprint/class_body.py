@@ -1,0 +1,105 @@
+"""Members: what the body of a class says, without what Python and libraries add to it."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from memo.keys.fingerprint.held_values import image, innermost, title
+
+SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+"""Attributes that only say that objects have a place of this name."""
+_UNTOLD = frozenset(
+    [
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__name__",
+        "__dict__",
+        "__weakref__",
+        "__firstlineno__",
+        "__annotations__",
+        "__static_attributes__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__orig_bases__",
+        "__parameters__",
+        "__abstractmethods__",
+        "__signature__",
+        "__match_args__",
+        "__hash__",
+        "_abc_impl",
+    ]
+)
+_GENERATED = ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__")
+
+
+def head(cls: type) -> str:
+    """The first line of a class, and its annotations."""
+    lines = [f"class {cls.__qualname__}({', '.join(map(title, cls.__bases__))})"]
+    hints = vars(cls).get("__annotations__")
+    if isinstance(hints, dict):  # a class made in C may have something else there
+        lines += [f"    {name}: {hint(value)}" for name, value in list(hints.items())]
+    return "\n".join(lines)
+
+
+def attributes(cls: type) -> Iterator[tuple[str, Any]]:
+    """What a class body says: its attributes without what Python and libraries add."""
+    members = dict(vars(cls))
+    generated = any(name in members for name in _GENERATED)
+    enumerated = getattr(cls, "_member_map_", {})
+    for name, value in members.items():
+        special = name.startswith("__") and name.endswith("__")
+        if name in _UNTOLD or isinstance(value, SLOTS) or name in enumerated:
+            continue
+        if special and not _says(value, generated):
+            continue
+        if enumerated and name.startswith("_") and not callable(value):
+            continue
+        yield name, value
+
+
+def _says(value: Any, generated: bool) -> bool:
+    """Whether a `__special__` attribute is the user's."""
+    inner = innermost(value)
+    if not isinstance(inner, types.FunctionType):
+        return isinstance(value, (str, tuple))
+    return not (generated and inner.__code__.co_filename.startswith("<"))
+
+
+def fields(cls: type) -> Iterator[tuple[str, Any]]:
+    """Enum members, and fields of dataclasses, attrs classes and pydantic models, as declared."""
+    members = vars(cls)
+    for name, member in getattr(cls, "_member_map_", {}).items():
+        yield name, member.value
+    for name, found in members.get("__dataclass_fields__", {}).items():
+        flags = (found.init, found.repr, found.hash, found.compare, found.kw_only)
+        yield name, (found.default, found.default_factory, flags)
+    for found in members.get("__attrs_attrs__", ()):
+        default = getattr(found.default, "factory", found.default)
+        yield found.name, (default, found.validator, found.converter, found.eq, found.init)
+    yield from _struct_fields(cls)
+    for name, found in (members.get("__pydantic_fields__") or {}).items():
+        yield name, (found.default, found.default_factory, found.alias, list(found.metadata))
+
+
+def _struct_fields(cls: Any) -> Iterator[tuple[str, Any]]:
+    """What a `Struct` of msgspec says of itself and of its fields."""
+    if f"{type(cls).__module__}.{type(cls).__qualname__}" != "msgspec._core.StructMeta":
+        return
+    said = cls.__struct_config__
+    settings = {name: getattr(said, name) for name in dir(said) if not name.startswith("__")}
+    yield "__struct_config__", settings
+    yield "__struct_encode_fields__", cls.__struct_encode_fields__
+    fields, defaults = cls.__struct_fields__, cls.__struct_defaults__
+    for name, default in zip(fields[len(fields) - len(defaults) :], defaults, strict=True):
+        yield name, getattr(default, "factory", default)
+
+
+def hint(value: Any) -> str:
+    """An annotation as text."""
+    if isinstance(value, str):
+        return value
+    return title(value) if isinstance(value, type) else image(value, quiet=True).text

@@ -1,0 +1,242 @@
+"""Which function this is: the code of a function and of all that it reaches, as one digest.
+
+A digest stands while everything that was seen on the way to it stands: `reachable` finds what a
+function reaches, `unchanged` compares.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memo.errors import KeyingError, OptionError, shown
+from memo.keys.fingerprint.held_values import (
+    DESCRIPTORS,
+    STABLE,
+    State,
+    innermost,
+    layers,
+    note,
+    short,
+    title,
+)
+from memo.runtime.checksums import blake2b
+
+if TYPE_CHECKING:
+    from memo.keys.fingerprint.unchanged import Seen
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OWNERS = 64
+"""Classes of `self` for which one method's digest is kept."""
+
+
+class Identity:
+    """The identity of one function: which code it is now.
+
+    Args:
+        function: any callable.
+        version: pins the digest by hand; nothing is tracked then.
+        name: what the function is called instead of `"module:qualname"`; with a version, wherever
+            it lies it stays the same.
+        digest: the digest that another process found for this very function, which it sent here.
+        shipped: digest the bytecode, which is the same where cloudpickle has brought the function
+            without its source.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        version: str | None = None,
+        digest: str | None = None,
+        name: str | None = None,
+        shipped: bool = False,
+    ) -> None:
+        self.function = function
+        self._shipped = shipped
+        self._pinned = digest if version is None else _pinned(function, version, name)
+        self._seen: dict[type | None, Seen] = {}
+        self._states: dict[type, State] = {}
+        self._home: weakref.ref[type] | None = None
+
+    def digest(self, owner: type | None = None) -> str:
+        """The code version now: 32 hex digits.
+
+        While nothing changed this compares identities only, and looks again at the values that may
+        change in place.
+
+        Args:
+            owner: for a method the class of `self`, so that what `self.other()` reaches is followed
+                into it.  By default the class that the method was defined in.
+        """
+        if self._pinned is not None:
+            return self._pinned
+        seen = self._seen.get(owner)
+        if seen is not None and seen.stands():
+            return seen.digest
+        return self._look(owner).digest
+
+    def state(self, owner: type) -> State:
+        """What of `self` the method reads, of objects of a class; as `digest` has found last."""
+        if self._pinned is None:
+            seen = self._seen.get(owner)
+            return (seen if seen is not None else self._look(owner)).state
+        known = self._states.get(owner)
+        if known is None:
+            from memo.keys.fingerprint.reachable import survey
+
+            known = self._states[owner] = survey(self.function, owner).state
+        return known
+
+    def parts(self, owner: type | None = None) -> dict[str, str]:
+        """What the digest is of: part -> normalised source, number or digest.
+
+        Parts are `"module:function"`, `"module:Class"`, `"global:NAME"`, `"closure:…"`,
+        `"default:…"`, `"attribute:…"`, `"package:name"` and `"python"`.
+        """
+        if self._pinned is not None:
+            return {"version": self._pinned}
+        return dict(self._current(owner).parts)
+
+    def untracked(self, owner: type | None = None) -> list[str]:
+        """What is left out of the digest, and why: `"global:c: app.Client has no sound key"`."""
+        if self._pinned is not None:
+            return []
+        return sorted(self._current(owner).lost)
+
+    def _current(self, owner: type | None) -> Seen:
+        seen = self._seen.get(owner)
+        return seen if seen is not None and seen.stands() else self._look(owner)
+
+    def _look(self, owner: type | None) -> Seen:
+        from memo.keys.fingerprint.reachable import survey
+
+        try:
+            seen = survey(self.function, owner or self._owner(), shipped=self._shipped)
+        except Exception as error:  # a class whose own hooks raise, for one
+            told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
+            mend = 'pin it with version="1", or mark what raises with memo.stable'
+            raise KeyingError(f"{title(innermost(self.function))}: {told}; {mend}.") from error
+        if len(self._seen) >= _OWNERS:
+            self._seen.clear()
+        self._seen[owner] = seen
+        return seen
+
+    def _owner(self) -> type | None:
+        """The class that holds the function; remembered, as its name may come to mean another."""
+        known = None if self._home is None else self._home()
+        if known is not None and _holds(known, self.function):
+            return known
+        found = _class_of(self.function)
+        self._home = None if found is None else weakref.ref(found)
+        return found
+
+
+def stable(function: F) -> F:
+    """Mark a helper, or a class, as not tracked: edits of it change no identity.
+
+    Raises:
+        OptionError: for what cannot be marked, such as a function written in C.
+    """
+    try:
+        setattr(function, STABLE, True)
+    except (AttributeError, TypeError):
+        raise OptionError(
+            "function", function, "cannot be marked as stable; mark a Python function or a class."
+        ) from None
+    return function
+
+
+_known: OrderedDict[int, Identity] = OrderedDict()
+_KNOWN = 256
+"""Functions and classes in arguments whose digest is kept."""
+
+
+def code_digest(function: Any, owner: type | None = None) -> str:
+    """The digest of a function or a class that is part of a value, for `canonical`.
+
+    Where the value is one that a function reads, what it says of itself alone: the survey of that
+    function follows the one in the value too.
+
+    Args:
+        function: a function or a class.
+        owner: of a method the class that it is bound to.
+    """
+    noted = note(function)
+    if noted is not None:
+        return noted
+    found = _known.get(id(function))
+    if found is None:  # what is known is kept alive, so no address means another
+        found = _known[id(function)] = Identity(function, shipped=True)
+        while len(_known) > _KNOWN:
+            _known.popitem(last=False)
+    return found.digest(owner)
+
+
+def function_id(function: Callable[..., Any], name: str | None = None) -> str:
+    """`"module:qualname"`, or `name` where one is given.
+
+    A function of a script or a notebook gets its file instead of `__main__`, with a digest of the
+    folder (`etl.py~1f3a90bc:load`), so that two scripts share nothing.  A notebook whose front end
+    does not tell its file stays `__main__`.
+    """
+    if name is not None:
+        return name
+    inner = innermost(function)
+    held = inner if type(function) in DESCRIPTORS else function
+    module, _, qualname = title(held).partition(":")
+    if module != "__main__":
+        return f"{module}:{qualname}"
+    namespace = getattr(inner, "__globals__", None) or vars(sys.modules["__main__"])
+    return f"{_main(namespace)}:{qualname}"
+
+
+def _main(namespace: Mapping[str, Any]) -> str:
+    spec = namespace.get("__spec__")
+    if spec is not None and getattr(spec, "name", None):
+        return str(spec.name)
+    file = (
+        namespace.get("__file__")
+        or namespace.get("__vsc_ipynb_file__")
+        or os.environ.get("JPY_SESSION_NAME")
+    )
+    if not isinstance(file, str) or not file:
+        return "__main__"
+    folder, name = os.path.split(os.path.abspath(file))
+    return f"{name}~{short(os.fsencode(folder))[:8]}"
+
+
+def _pinned(function: Callable[..., Any], version: str, name: str | None) -> str:
+    text = f"version\0{function_id(function, name)}\0{version}"
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+def _holds(cls: type, function: Any) -> bool:
+    inner = innermost(function)
+    name = getattr(inner, "__name__", "")
+    values = [vars(cls)[name]] if name in vars(cls) else []
+    return any(
+        layer is inner for value in [*values, *vars(cls).values()] for layer in layers(value)
+    )
+
+
+def _class_of(function: Any) -> type | None:
+    """The class in whose body a function was defined, if its module still has that class."""
+    inner = innermost(function)
+    names = getattr(inner, "__qualname__", "").split(".")[:-1]
+    namespace: Any = getattr(inner, "__globals__", None)
+    found: Any = None
+    for name in names:
+        if namespace is None:
+            return None
+        found = namespace.get(name)
+        namespace = vars(found) if isinstance(found, type) else None
+    return found if isinstance(found, type) and _holds(found, function) else None

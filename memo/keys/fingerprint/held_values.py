@@ -1,0 +1,607 @@
+"""Images: what a value that code holds (a global, a default, a captured variable) says of itself.
+
+An image is a short text that is equal for equal values, and the functions and classes of the user's
+that the value holds.  Those are not part of the text, which has `@0`, `@1`, … in their place: they
+are followed by `function_version`, so that an edit behind a table of handlers is seen.
+
+Numbers are shown as they are; everything else is shown as a digest, since a global may be a secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import marshal
+import sys
+import threading
+import types
+import typing
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from memo.keys.fingerprint import origin
+from memo.runtime.checksums import blake2b
+
+STABLE = "__memo_stable__"
+"""The attribute that `memo.keys.fingerprint.function_version.stable` sets."""
+ELEMENTS = 20_000
+"""Elements of a structure that are followed one by one; what lies beyond is not tracked."""
+
+Ref = types.FunctionType | type
+
+
+class State(NamedTuple):
+    """The state of `self` that a method reads.
+
+    Attributes:
+        names: of the attributes that may lie on the object, sorted.
+        whole: `self` goes elsewhere, so that all of its attributes count.
+        slots: name -> the place that the class has for it.
+    """
+
+    names: tuple[str, ...] = ()
+    whole: bool = False
+    slots: Mapping[str, Any] = types.MappingProxyType({})
+
+
+STATELESS = State()
+
+
+class Image(NamedTuple):
+    """What a value says of itself.
+
+    Attributes:
+        text: equal for equal values.
+        refs: the user's functions and classes in the value, in the order of their `@n`.
+        mutable: whether the value may change in place, so that it must be looked at again.
+        lost: (path in the value, why) of what has no sound key.
+        packages: (distribution, version) that the value's types come from.
+        noted: (what it says of itself, function or class) inside of values that `canonical` keys,
+            where there is no order to number them by.
+    """
+
+    text: str
+    refs: tuple[Ref, ...] = ()
+    mutable: bool = False
+    lost: tuple[tuple[str, str], ...] = ()
+    packages: frozenset[tuple[str, str]] = frozenset()
+    noted: tuple[tuple[str, Ref], ...] = ()
+
+    def same(self, other: Image) -> bool:
+        """Whether two images, taken in one process, are of equal values."""
+        held = {id(ref) for _, ref in self.noted} == {id(ref) for _, ref in other.noted}
+        return (
+            held
+            and self.text == other.text
+            and len(self.refs) == len(other.refs)
+            and all(a is b for a, b in zip(self.refs, other.refs, strict=True))
+        )
+
+
+def image(value: Any, quiet: bool = False) -> Image:
+    """The image of a value.
+
+    Args:
+        value: anything; what has no sound key is left out and told in `lost`.
+        quiet: do not tell what is left out (for what an installed library holds for itself).
+    """
+    painter = _Painter()
+    try:
+        text = painter.text(value, "")
+    except RecursionError:
+        text = "too deep"
+        painter.lost.append(("", "is nested too deeply"))
+    return Image(
+        text,
+        tuple(painter.refs),
+        painter.mutable,
+        () if quiet else tuple(painter.lost),
+        frozenset(painter.packages),
+        tuple(painter.noted.values()),
+    )
+
+
+class _Painting(threading.local):
+    """The image that this thread makes, while `canonical` keys a part of it."""
+
+    painter: _Painter | None = None
+
+
+_painting = _Painting()
+
+
+def note(value: Ref) -> str | None:
+    """What a function or class says of itself alone; None while no image is made.
+
+    `canonical` asks for it through `function_version`.  The image remembers who was asked for, so
+    that what it reaches is followed as well.
+    """
+    painter = _painting.painter
+    if painter is None:
+        return None
+    if vars(value).get(STABLE):
+        painter.lost.append(("", f"{title(value)} is marked stable"))
+        return title(value)
+    said = f"{title(value)} {short(_said(value).encode('utf-8', 'surrogatepass'))}"
+    painter.noted[id(value)] = (said, value)
+    return said
+
+
+def snapshot(value: Any) -> bytes | None:
+    """Bytes that differ whenever a small structure of plain values differs; None for others.
+
+    Quicker than an image by an order of magnitude.  Two snapshots may differ though the values are
+    equal (the order of a set); never the other way round.
+    """
+    if not _plain(value, [1000]):
+        return None
+    try:
+        return marshal.dumps(value, 2)
+    except ValueError:
+        return None
+
+
+def resnapshot(value: Any) -> bytes | None:
+    """As `snapshot`, for a value that had one: not checked for what it may hold again.
+
+    Sound, since what `marshal` confuses (`bytes` and other buffers) never looks like what a
+    snapshot was taken of.
+    """
+    try:
+        return marshal.dumps(value, 2)
+    except ValueError:
+        return None
+
+
+def _plain(value: Any, budget: list[int]) -> bool:
+    budget[0] -= 1
+    if budget[0] < 0:
+        return False
+    kind = type(value)
+    if kind in (list, tuple, set, frozenset):
+        return all(_plain(item, budget) for item in value)
+    if kind is dict:
+        return all(_plain(k, budget) and _plain(v, budget) for k, v in value.items())
+    return kind in _ATOMS and kind is not bytes
+
+
+def short(data: bytes) -> str:
+    """16 hex digits that stand for some bytes."""
+    return blake2b(data, digest_size=8).hexdigest()
+
+
+def title(value: Any) -> str:
+    """`"module:qualname"` of a function or a class."""
+    module = getattr(value, "__module__", None)
+    module = module if isinstance(module, str) and module else "__main__"
+    name = getattr(value, "__qualname__", None) or type(value).__qualname__
+    return f"{'__main__' if module == '__mp_main__' else module}:{name}"
+
+
+_ATOMS: frozenset[type] = frozenset(
+    {int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented)}
+)
+_IMMUTABLE = frozenset(
+    [
+        "builtins.range",
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "uuid.UUID",
+        "re.Pattern",
+        "zoneinfo.ZoneInfo",
+        "datetime.date",
+        "datetime.datetime",
+        "datetime.time",
+        "datetime.timedelta",
+        "datetime.timezone",
+        "pathlib.PosixPath",
+        "pathlib.PurePosixPath",
+        "pathlib.WindowsPath",
+        "pathlib.PureWindowsPath",
+        "pathlib._local.PosixPath",
+        "pathlib._local.PurePosixPath",
+    ]
+)
+_FUNCTIONS_IN_C = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.MethodWrapperType,
+    types.ClassMethodDescriptorType,
+)
+_OPEN = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
+"""Classes whose objects are no more than their attributes."""
+_KEYED_WHOLE = frozenset({"numba"})
+"""Distributions whose functions compute as they were told, besides what they wrap."""
+_BARE_BASES = frozenset({"abc", "typing", "collections.abc", "enum", "dataclasses"})
+"""Modules of base classes whose objects hold no state of their own."""
+
+
+def _atom(value: Any) -> str:
+    if isinstance(value, str):
+        return f"str {short(value.encode('utf-8', 'surrogatepass'))}"
+    if isinstance(value, bytes):
+        return f"bytes {short(value)}"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"int {value:x}"
+    return f"{type(value).__name__} {value!r}"
+
+
+class _Painter:
+    """Makes one image."""
+
+    def __init__(self) -> None:
+        self.refs: list[Ref] = []
+        self.mutable = False
+        self.lost: list[tuple[str, str]] = []
+        self.noted: dict[int, tuple[str, Ref]] = {}
+        self.packages: set[tuple[str, str]] = set()
+        self.done: dict[int, tuple[str, Any]] = {}
+        self.open: dict[int, int] = {}
+        self.left = ELEMENTS
+
+    def text(self, value: Any, path: str) -> str:
+        """The text of one value; `path` leads to it, for `lost`."""
+        if type(value) in _ATOMS:
+            return _atom(value)
+        known = self.done.get(id(value))
+        if known is not None:
+            return known[0]
+        if id(value) in self.open:
+            return f"cycle {len(self.open) - self.open[id(value)]}"
+        self.left -= 1
+        if self.left < 0:
+            self.lost.append((path, "is too large to be followed"))
+            return "…"
+        self.open[id(value)] = len(self.open)
+        try:
+            text = self._text(value, path)
+        except RecursionError:
+            raise
+        except Exception as error:  # whatever the value's own methods raise
+            name = type(value).__qualname__
+            self.mutable = True
+            self.lost.append((path, f"{name} raised {type(error).__name__} when it was looked at"))
+            text = f"unreadable {name}"
+        finally:
+            del self.open[id(value)]
+        self.done[id(value)] = (text, value)
+        return text
+
+    def _text(self, value: Any, path: str) -> str:
+        if issubclass(type(value), (types.FunctionType, type)):
+            return self._code(value, path)
+        if _is_proxy(type(value)):
+            return self.text(value._get_current_object(), path)
+        special = _SPECIAL.get(type(value))
+        if special is not None:
+            return special(self, value, path)
+        if isinstance(value, types.ModuleType):
+            return self._module(value, path)
+        if isinstance(value, enum.Enum):
+            return f"{self._code(type(value), path)}.{value.name} {self.text(value.value, path)}"
+        if type(value).__module__ == "typing":
+            return self._generic(value, path)
+        return self._instance(value, path)
+
+    # functions, classes, modules
+
+    def _code(self, value: Ref, path: str) -> str:
+        if vars(value).get(STABLE):
+            self.lost.append((path, f"{title(value)} is marked stable"))
+            return f"stable {title(value)}"
+        if isinstance(value, type):
+            return self._class(value)
+        whose = origin.of_namespace(value.__globals__, value.__code__.co_filename)
+        inner = wrapped(value)
+        if whose.kind == origin.MEMO:
+            return "memo" if inner is None else self.text(inner, path)
+        return self._ref(value)
+
+    def _class(self, value: type) -> str:
+        whose = origin.of_type(value)
+        if whose.kind == origin.USER:
+            return self._ref(value)
+        self._package(whose)
+        return f"class {title(value)}"
+
+    def _ref(self, value: Ref) -> str:
+        self.refs.append(value)
+        return f"@{len(self.refs) - 1}"
+
+    def _package(self, whose: origin.Origin) -> None:
+        if whose.kind == origin.INSTALLED:
+            self.packages.add((whose.name, whose.version))
+
+    def _module(self, value: types.ModuleType, path: str) -> str:
+        whose = origin.of_module(value)
+        self._package(whose)
+        if whose.kind == origin.USER:
+            self.lost.append((path, f"module {value.__name__} is used as a value"))
+        return f"module {value.__name__}"
+
+    def _builtin(self, value: Any, path: str) -> str:
+        holder = getattr(value, "__self__", None)
+        name = getattr(value, "__qualname__", value.__name__)
+        if holder is not None and not isinstance(holder, types.ModuleType):
+            return f"method {name} {self.text(holder, path)}"
+        cls = getattr(value, "__objclass__", None)
+        module = cls.__module__ if cls is not None else value.__module__
+        whose = origin.find(module) if isinstance(module, str) else None
+        if whose is None or whose.kind == origin.USER:
+            self.lost.append((path, f"{module}.{name} is a C function without a known version"))
+        else:
+            self._package(whose)
+        return f"builtin {module}.{name}"
+
+    def _method(self, value: types.MethodType, path: str) -> str:
+        bound = self.text(value.__self__, path)
+        return f"method {self.text(value.__func__, path)} of {bound}"
+
+    def _partial(self, value: functools.partial[Any], path: str) -> str:
+        parts = [self.text(value.func, path)]
+        parts += [self.text(item, f"{path}.args[{at}]") for at, item in enumerate(value.args)]
+        keywords = value.keywords
+        parts += [f"{n}={self.text(keywords[n], f'{path}.{n}')}" for n in keywords]
+        return f"partial({','.join(parts)})"
+
+    def _held(self, value: Any, path: str) -> str:
+        """A descriptor, by the functions that it holds."""
+        names = ("__func__", "fget", "fset", "fdel", "func", "method")
+        held = [(n, getattr(value, n, None)) for n in names]
+        parts = [f"{n}={self.text(v, path)}" for n, v in held if v is not None]
+        if isinstance(value, functools.partialmethod):
+            parts += [self.text((value.args, value.keywords), path)]
+        return f"{type(value).__name__}({','.join(parts)})"
+
+    def _generic(self, value: Any, path: str) -> str:
+        """`list[int]`, `Callable[[int], str]`, `int | None`."""
+        if typing.get_origin(value) is None:
+            return f"type {value!r}"
+        parts = [self.text(typing.get_origin(value), path)]
+        parts += [self.text(item, path) for item in typing.get_args(value)]
+        return f"type({','.join(parts)})"
+
+    # containers
+
+    def _whole(self, value: Any) -> str | None:
+        """A container of plain values at one go; None: its items are looked at one by one."""
+        if not _dumps(value):
+            return None
+        try:
+            return f"{type(value).__name__} {self._canonical(value)}"
+        except RecursionError:
+            raise
+        except Exception:  # a buffer among the values that has no key, such as one of ctypes
+            return None
+
+    def _sequence(self, value: Any, path: str) -> str:
+        self.mutable |= type(value) is not tuple
+        whole = self._whole(value)
+        if whole is not None:
+            return whole
+        items = [self.text(item, f"{path}[{at}]") for at, item in enumerate(list(value))]
+        return f"{type(value).__name__} [{','.join(items)}]{getattr(value, 'maxlen', '')}"
+
+    def _set(self, value: Any, path: str) -> str:
+        self.mutable |= type(value) is not frozenset
+        whole = self._whole(value)
+        if whole is not None:
+            return whole
+        items = [self.text(item, path) for item in sorted(value, key=_rank)]
+        return f"{type(value).__name__} {{{','.join(items)}}}"
+
+    def _mapping(self, value: Any, path: str) -> str:
+        self.mutable = True
+        whole = self._whole(value)
+        if whole is not None:
+            return whole
+        items = list(value.items())
+        factory = self.text(getattr(value, "default_factory", None), path)
+        lines = [f"{self.text(k, path)}:{self.text(v, f'{path}[{_key(k)}]')}" for k, v in items]
+        return f"{type(value).__name__} {{{','.join(lines)}}} {factory}"
+
+    # everything else
+
+    def _instance(self, value: Any, path: str) -> str:
+        kind = type(value)
+        whose = origin.of_type(kind)
+        mine = whose.kind == origin.USER
+        if "_decorated_fun" in vars(kind):
+            return self._task(kind, path)
+        if origin.compiled(kind):
+            return self._builtin(value, path)
+        inner = None if mine or whose.name in _KEYED_WHOLE else wrapped(value)
+        if inner is not None:
+            return f"wrapped {self.text(inner, path)}"
+        if whose.kind == origin.MEMO:
+            return f"memo {kind.__qualname__}"
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        self.mutable |= not is_fixed(kind)
+        cls = self._code(kind, path)
+        if is_open(kind):
+            return f"{self._state(value, cls, path)} {self._content(value, path)}"
+        try:
+            return f"{cls} {self._canonical(value)}"
+        except RecursionError:
+            raise
+        except Exception as error:  # also whatever the value's own methods raise
+            if mine:
+                return self._state(value, cls, path)
+            self.lost.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
+            return f"{cls} {self._callables(value, path)}"
+
+    def _task(self, kind: type, path: str) -> str:
+        """A task of Celery: its function, and its classes of the user's."""
+        bases = [base for base in kind.__mro__[1:] if origin.of_type(base).kind == origin.USER]
+        parts = [vars(kind)["run"], *bases]
+        return f"task {','.join(self.text(part, path) for part in parts)}"
+
+    def _content(self, value: Any, path: str) -> str:
+        """What an object of a class derived from a container contains."""
+        for kinds, special in _CONTAINERS:
+            if isinstance(value, kinds):
+                return special(self, value, path)
+        return ""
+
+    def _canonical(self, value: Any) -> str:
+        from memo.keys.encoding import canonical
+
+        outer, _painting.painter = _painting.painter, self
+        try:
+            return canonical.digest(value).hex()[:32]
+        finally:
+            _painting.painter = outer
+
+    def _state(self, value: Any, cls: str, path: str) -> str:
+        """An object of a class of the user's: its attributes, one by one."""
+        state = dict(getattr(value, "__dict__", {}))
+        for slot in slots_of(type(value)):
+            with contextlib.suppress(AttributeError):  # nothing was put there
+                state[slot.__name__] = slot.__get__(value)
+        parts = [f"{n}={self.text(state[n], f'{path}.{n}')}" for n in sorted(state, key=str)]
+        return f"{cls}({','.join(parts)})"
+
+    def _callables(self, value: Any, path: str) -> str:
+        """The functions that an object of a library's holds (`numpy.vectorize(f)`)."""
+        state = getattr(value, "__dict__", None)
+        if not isinstance(state, dict):
+            return ""
+        kinds = (types.FunctionType, types.MethodType, functools.partial)
+        held = [(n, v) for n, v in sorted(state.items()) if isinstance(v, kinds)]
+        return ",".join(f"{n}={self.text(v, f'{path}.{n}')}" for n, v in held)
+
+
+def _is_proxy(kind: type) -> bool:
+    """Whether objects of a class stand for a task of Celery, before its first use and after."""
+    module = sys.modules.get("celery.local")
+    return module is not None and issubclass(kind, module.Proxy)
+
+
+def wrapped(value: Any) -> Any:
+    """What a decorator wrapped, as `functools.wraps` and memo's own functions tell."""
+    state = getattr(value, "__dict__", None)
+    found = state.get("__wrapped__") if isinstance(state, Mapping) else None
+    if found is None and origin.of_type(type(value)).kind == origin.MEMO:
+        found = getattr(value, "__wrapped__", None)
+    return found
+
+
+DESCRIPTORS: dict[type, str] = {
+    staticmethod: "__func__",
+    classmethod: "__func__",
+    types.MethodType: "__func__",
+    property: "fget",
+    functools.cached_property: "func",
+    functools.partial: "func",
+    functools.partialmethod: "func",
+}
+
+
+def layers(value: Any) -> Iterator[Any]:
+    """A class attribute, and the functions inside it: under decorators and descriptors."""
+    for _ in range(64):
+        yield value
+        name = DESCRIPTORS.get(type(value))
+        value = wrapped(value) if name is None else getattr(value, name)
+        if value is None:
+            return
+
+
+def innermost(function: Any) -> Any:
+    """The function under all decorators and descriptors."""
+    *_, last = layers(function)
+    return last
+
+
+def is_fixed(kind: type) -> bool:
+    """Whether no value of a type can change in place, nor what it holds."""
+    return kind in _ATOMS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
+
+
+def is_open(kind: type) -> bool:
+    """Whether an object of a class is no more than its attributes and what it contains."""
+    if f"{kind.__module__}.{kind.__qualname__}" in _OPEN:
+        return True
+    if hasattr(kind, "__memo_key__") or origin.of_type(kind).kind != origin.USER:
+        return False
+    return all(map(_holds_nothing, kind.__mro__))
+
+
+def slots_of(kind: type) -> list[Any]:
+    """The places that a class and its bases have for attributes beside `__dict__`."""
+    return [
+        slot
+        for base in kind.__mro__
+        for name, slot in vars(base).items()
+        if isinstance(slot, types.MemberDescriptorType) and name != "__dict__"
+    ]
+
+
+def _holds_nothing(base: type) -> bool:
+    """Whether objects have no hidden state from a base class: it is not written in C."""
+    if base is object or base in _CONTAINER_TYPES or base.__module__ in _BARE_BASES:
+        return True
+    kind = origin.of_type(base).kind
+    written = any(isinstance(value, types.FunctionType) for value in vars(base).values())
+    return kind == origin.USER or (kind == origin.PYTHON and written)
+
+
+def _dumps(value: Any) -> bool:
+    """Whether a container holds plain values only, at any depth."""
+    if type(value) not in (list, tuple, dict, set, frozenset) or not value:
+        return False
+    try:
+        marshal.dumps(value, 2)
+    except ValueError:
+        return False
+    return True
+
+
+def _rank(value: Any) -> tuple[str, list[str]]:
+    """A sort key that does not depend on hashes and addresses."""
+    shot = image(value)
+    return shot.text, [title(ref) + _said(ref) for ref in shot.refs]
+
+
+def _said(ref: Ref) -> str:
+    if isinstance(ref, type):
+        return ""
+    from memo.keys.fingerprint import normalised_code
+
+    return normalised_code.bytecode(ref.__code__)
+
+
+def _key(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, int)) else type(value).__name__
+
+
+_Special = Callable[[_Painter, Any, str], str]
+_CONTAINERS: tuple[tuple[Any, _Special], ...] = (
+    (Mapping, _Painter._mapping),
+    ((list, tuple, deque), _Painter._sequence),
+    ((set, frozenset), _Painter._set),
+)
+_CONTAINER_TYPES = frozenset({list, tuple, dict, set, frozenset, deque})
+
+
+def _table(*rows: tuple[Iterable[Any], _Special]) -> dict[type, _Special]:
+    return {kind: special for kinds, special in rows for kind in kinds}
+
+
+_SPECIAL = _table(
+    ((list, tuple, deque), _Painter._sequence),
+    ((set, frozenset), _Painter._set),
+    ((dict, OrderedDict, defaultdict, Counter, types.MappingProxyType), _Painter._mapping),
+    ((types.MethodType,), _Painter._method),
+    ((functools.partial,), _Painter._partial),
+    ((staticmethod, classmethod, property), _Painter._held),
+    (
+        (functools.cached_property, functools.partialmethod, functools.singledispatchmethod),
+        _Painter._held,
+    ),
+    (_FUNCTIONS_IN_C, _Painter._builtin),
+    ((types.GenericAlias, types.UnionType), _Painter._generic),
+)

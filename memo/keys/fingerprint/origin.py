@@ -1,0 +1,188 @@
+"""Whose a module is: Python's, an installed distribution's, memo's own, or the user's.
+
+The user's code is read; an installed distribution stands for its version; Python for its own.  A
+distribution installed in editable mode lies outside `site-packages`, so it is the user's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+USER = "user"
+PYTHON = "python"
+MEMO = "memo"
+INSTALLED = "installed"
+
+_SITE = ("site-packages", "dist-packages")
+_MAIN = ("__main__", "__mp_main__")
+_CYTHON = "_cython_"
+_OWN = __name__.partition(".")[0]
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+
+
+class Origin(NamedTuple):
+    """Whose something is.
+
+    Attributes:
+        kind: `USER`, `PYTHON`, `MEMO` or `INSTALLED`.
+        name: of the distribution, or `""`.  Several that share a namespace: joined by commas.
+        version: of the distribution, or `""`.
+    """
+
+    kind: str
+    name: str = ""
+    version: str = ""
+
+
+MINE = Origin(USER)
+
+
+def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
+    """Whose a function's globals are; `filename` is that of its code.
+
+    Globals that belong to no module (`exec`, generated code) go by the file of the code.
+    """
+    name = namespace.get("__name__")
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    if module is not None and getattr(module, "__dict__", None) is namespace:
+        return of_module(module)
+    return _of_file(filename, "")
+
+
+def of_type(kind: type) -> Origin:
+    """Whose a class is; those that Cython makes for its own use are nobody's, as Python's are."""
+    name = kind.__module__
+    if not isinstance(name, str):  # it has an attribute of this name for its values
+        written = any(isinstance(value, FunctionType) for value in vars(kind).values())
+        return MINE if written else Origin(PYTHON)
+    module = sys.modules.get(name)
+    if module is None:
+        return Origin(PYTHON) if name.startswith(_CYTHON) else MINE
+    whose = of_module(module)
+    if whose.kind == USER or name not in _MAKERS:
+        return whose
+    return whose if _holds(module, kind) else MINE
+
+
+_MAKERS = frozenset({"types", "dataclasses", "typing", "enum", "abc", "msgspec", "attr._make"})
+"""Modules that a class made by one of their functions may name as its own."""
+
+
+def _holds(module: ModuleType, kind: type) -> bool:
+    """Whether a class is found in a module under its name, or under that of the package above."""
+    found: Any = module
+    for part in kind.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is kind or "<locals>" in kind.__qualname__
+
+
+def compiled(kind: type) -> bool:
+    """Whether the values of a class are functions that Cython has compiled."""
+    name = kind.__module__
+    return isinstance(name, str) and name.startswith(_CYTHON) and hasattr(kind, "func_code")
+
+
+def of_module(module: ModuleType) -> Origin:
+    """Whose a module is."""
+    name = getattr(module, "__name__", "") or ""
+    if name in _MAIN:
+        return MINE
+    return of_name(name, _file(module))
+
+
+def _file(module: ModuleType) -> str:
+    found = getattr(module, "__file__", None)
+    if not found:
+        found = next(iter(getattr(module, "__path__", ())), None)
+    return found if isinstance(found, str) else ""
+
+
+def find(name: str) -> Origin | None:
+    """Whose the module of a dotted name would be, without importing it; None: there is none."""
+    top = name.partition(".")[0]
+    if top in sys.modules:
+        return of_module(sys.modules[top])
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None:
+        return None
+    places = [spec.origin or "", *(spec.submodule_search_locations or ())]
+    return of_name(name, next((place for place in places if os.path.isabs(place)), ""))
+
+
+def absolute(name: str, namespace: Mapping[str, Any]) -> str | None:
+    """The full name of a module that a function of these globals imports; None: out of bounds."""
+    package = namespace.get("__package__") or str(namespace.get("__name__", "")).rpartition(".")[0]
+    try:
+        return importlib.util.resolve_name(name, package)
+    except ImportError:
+        return None
+
+
+def imported(name: str) -> ModuleType | None:
+    """A module of the user's, which code of the user's would import when it runs."""
+    if name in sys.modules:
+        return sys.modules[name]
+    try:
+        return importlib.import_module(name)
+    except Exception:  # whatever the module raises, the code will raise or catch
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def of_name(name: str, file: str) -> Origin:
+    """Whose a module is, by its name and its file (`""`: built in, frozen, or made by hand)."""
+    top = name.partition(".")[0]
+    if top == _OWN and os.path.dirname(file).startswith(_PACKAGE):
+        return Origin(MEMO)
+    return _of_file(file, top)
+
+
+def _of_file(file: str, top: str) -> Origin:
+    if not file:
+        known = top in sys.stdlib_module_names or top.startswith(_CYTHON)
+        return Origin(PYTHON) if known else MINE
+    if file.startswith("<"):
+        return MINE
+    folders = os.path.abspath(file).split(os.sep)
+    for site in _SITE:
+        if site in folders[:-1]:
+            inside = folders[folders.index(site) + 1]
+            return distribution(inside.partition(".")[0]) or MINE
+    return Origin(PYTHON) if file.startswith(_python_folders()) else MINE
+
+
+@functools.lru_cache(maxsize=1)
+def _python_folders() -> tuple[str, ...]:
+    import sysconfig
+
+    folders = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    folders |= {os.path.realpath(folder) for folder in folders}
+    return tuple(os.path.join(folder, "") for folder in sorted(folders))
+
+
+@functools.lru_cache(maxsize=1)
+def _providers() -> Mapping[str, list[str]]:
+    from importlib import metadata
+
+    return metadata.packages_distributions()
+
+
+@functools.lru_cache(maxsize=4096)
+def distribution(top: str) -> Origin | None:
+    """The distribution that brings an importable name; None when nobody's metadata says so."""
+    from importlib import metadata
+
+    names = sorted(set(_providers().get(top, ())), key=str.lower)
+    if not names:
+        return None
+    return Origin(INSTALLED, ",".join(names), ",".join(map(metadata.version, names)))

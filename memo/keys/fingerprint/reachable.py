@@ -1,0 +1,616 @@
+"""Reach: from a function to everything of the user's that it reaches, and what each is now.
+
+Rules of this module:
+
+1.  Functions and classes are nodes of a graph (`name_graph`), with the text that `normalised_code`
+    gives them; the names through which they reach each other are its edges (`names_used`).
+2.  Plain values (globals, defaults, captured variables, class attributes) are facts of a node, by
+    their image (`held_values`).  Python and installed distributions are facts by their version
+    (`origin`).  memo's own code is none: what it wraps is followed.
+3.  Everything that is read on the way is kept with its place (`unchanged`).
+4.  What the reached code itself assigns (`global n; n = …`) or fills (`calls.append(x)`) is
+    no input, and is left out.  This and all else that is left out is told.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import inspect
+import itertools
+import os
+import sys
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code, origin
+from memo.keys.fingerprint.held_values import (
+    DESCRIPTORS,
+    STABLE,
+    Image,
+    Ref,
+    State,
+    image,
+    innermost,
+    slots_of,
+    title,
+)
+from memo.keys.fingerprint.name_graph import Key, Node
+from memo.keys.fingerprint.names_used import (
+    FREE,
+    GLOBAL,
+    IMPORT,
+    SELF,
+    SUPER,
+    Path,
+    Taken,
+    Use,
+    under,
+)
+from memo.keys.fingerprint.normalised_code import Code
+from memo.keys.fingerprint.origin import Origin
+from memo.keys.fingerprint.unchanged import (
+    MISSING,
+    Place,
+    Seen,
+    Shape,
+    Spot,
+    Watch,
+    captured,
+    member,
+    spot,
+)
+
+_BUILTINS = vars(builtins)
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_DYNAMIC = frozenset({"eval", "exec", "__import__", "globals"})
+_DYNAMIC_IN = {
+    "importlib": {"import_module"},
+    "runpy": {"run_path", "run_module"},
+    "sys": {"modules"},
+}
+"""By module: what gives modules by a name that is only known when the code runs."""
+_ENVIRONMENT = tuple(
+    vars(os)[name] for name in ("environ", "environb", "getenv", "getenvb") if name in vars(os)
+)
+_CONTAINERS = (list, dict, set, bytearray)
+_ITSELF = Taken()
+_ROOT: Key = (0, 0)
+
+
+def survey(function: Callable[..., Any], owner: type | None, *, shipped: bool = False) -> Seen:
+    """Look at a function and at all that it reaches.
+
+    Again while the code turns out to assign or fill more places, which are no inputs then.
+
+    Args:
+        function: the root.
+        owner: for a method the class of `self`.
+        shipped: take functions by their bytecode, which cloudpickle brings to other processes.
+    """
+    excluded: frozenset[Place] = frozenset()
+    while True:
+        found = _Survey(excluded, shipped)
+        found.start(function, owner)
+        own = found.own.places(found.shapes.values())
+        if own <= excluded:
+            return found.seen()
+        excluded |= own
+
+
+class _Own:
+    """What belongs to the code itself: what it assigns, and what it fills and never reads."""
+
+    def __init__(self) -> None:
+        self.assigned: set[Place] = set()
+        self.assigned_of_cls: set[str] = set()
+        self.filled: set[Place] = set()
+        self.filled_of_self: set[str] = set()
+        self.read: set[Place] = set()
+        self.read_of_self: set[str] = set()
+
+    def places(self, shapes: Iterable[Shape]) -> set[Place]:
+        """All of them; `self` may be of any class of the graph."""
+        found = {p for p in self.filled - self.read if p[1] not in self.read_of_self}
+        for shape in shapes:
+            cls, names = id(shape.cls), self.filled_of_self - self.read_of_self
+            found |= {(cls, n) for n in names if type(shape.members.get(n)) in _CONTAINERS}
+            found |= {(cls, n) for n in self.assigned_of_cls if n in shape.members}
+        return found | self.assigned
+
+    def take_class(self, cls: type, taken: Taken) -> None:
+        """Note which attributes of a class code reads by name, and which it only fills."""
+        for name, inner in taken.inside().items():
+            fills = inner.fills and type(vars(cls).get(name)) in _CONTAINERS
+            (self.filled if fills else self.read).add((id(cls), name))
+
+    def take_self(self, taken: Taken) -> None:
+        """The same for the attributes of `self`."""
+        for name, inner in taken.inside().items():
+            (self.filled_of_self if inner.fills else self.read_of_self).add(name)
+
+    def assign(self, where: Spot, chain: Path) -> None:
+        """Note what code rebinds: a name, or an attribute of what lies under one."""
+        for step in chain:
+            value = where.value()
+            if issubclass(type(value), type):
+                where = member(value, step)
+            elif issubclass(type(value), (types.ModuleType, types.FunctionType)):
+                where = spot(vars(value), step)
+            else:
+                return
+        self.assigned.add(where.place)
+
+
+class _Survey:
+    """The graph of one function, while it is built."""
+
+    def __init__(self, excluded: frozenset[Place], shipped: bool) -> None:
+        self.excluded = excluded
+        self.shipped = shipped
+        self.own = _Own()
+        self.nodes: dict[Key, Node] = {}
+        self.todo: list[tuple[Key, Ref, type | None]] = []
+        self.places: dict[Place, Spot] = {}
+        self.values: dict[Place, Any] = {}
+        self.watches: dict[Place, Watch] = {}
+        self.shots: dict[Place, tuple[Any, Image]] = {}
+        self.functions: dict[int, types.FunctionType] = {}
+        self.shapes: dict[int, Shape] = {}
+        self.of_cls: set[int] = set()
+        self.named: dict[Key, frozenset[str]] = {}
+        self.library: dict[type, None] = dict.fromkeys(library_patches.extensible())
+        self.lost: set[str] = set()
+        self.home = "__main__"
+        self.of_self: set[str] = set()
+        self.escapes = False
+        self.owner: type | None = None
+
+    def start(self, function: Callable[..., Any], owner: type | None) -> None:
+        """Build the graph from its root."""
+        self.home = title(innermost(function)).partition(":")[0]
+        self.owner = owner
+        root = self.nodes[_ROOT] = Node("", "")
+        root.facts.add(("python", _PYTHON))
+        marked = isinstance(function, types.FunctionType) and STABLE in vars(function)
+        shot = Image("@0", (function,)) if marked else image(function)  # type: ignore[arg-type]
+        self._put(root, "function", shot, owner)
+        while self.todo:
+            key, found, of = self.todo.pop()
+            if isinstance(found, type):
+                self._class(self.nodes[key], found)
+            else:
+                self._function(key, found, of)
+            if not self.todo:
+                self._patched()
+
+    def seen(self) -> Seen:
+        """The digest and what it rests on."""
+        return Seen(
+            name_graph.digest(self.nodes, _ROOT),
+            name_graph.parts(self.nodes),
+            frozenset(self.lost),
+            [(at.get, at.name, self.values[place]) for place, at in self.places.items()],
+            [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions.values()],
+            [*self.shapes.values(), *map(library_patches.Grown, self.library)],
+            list(self.watches.values()),
+            self._state(),
+        )
+
+    def _state(self) -> State:
+        """What the methods that were followed read of `self`."""
+        if self.owner is None:
+            return State()
+        slots = {slot.__name__: slot for slot in slots_of(self.owner)}
+        return State(tuple(sorted(self.of_self)), self.escapes, slots)
+
+    # nodes
+
+    def _put(self, node: Node, label: str, shot: Image, owner: type | None = None) -> None:
+        """Add the image of a value to a node."""
+        if shot.text != "@0":
+            node.facts.add((label, shot.text))
+        node.facts.update((f"package:{name}", version) for name, version in shot.packages)
+        self.lost.update(f"{label}{path}: {why}" for path, why in shot.lost)
+        for at, ref in enumerate(shot.refs):
+            node.edges.add((f"{label}@{at}", self._key(ref, owner)))
+        for said, ref in shot.noted:
+            node.edges.add((f"{label}@{said}", self._key(ref, None)))
+
+    def _key(self, ref: Ref, owner: type | None) -> Key:
+        of = None if isinstance(ref, type) else owner
+        key = (id(ref), 0 if of is None else id(of))
+        if key not in self.nodes:
+            self.nodes[key] = Node(title(ref), "")
+            self.todo.append((key, ref, of))
+        return key
+
+    def _package(self, node: Node, whose: Origin) -> None:
+        if whose.kind == origin.INSTALLED:
+            node.facts.add((f"package:{whose.name}", whose.version))
+
+    def _label(self, module: str, name: str) -> str:
+        module = "__main__" if module == "__mp_main__" else module
+        return f"global:{name}" if module == self.home else f"global:{module}.{name}"
+
+    # places
+
+    def _keep(self, where: Spot, value: Any) -> None:
+        """The digest stands only while this very object lies there."""
+        self.places[where.place] = where
+        self.values[where.place] = value
+
+    def _name(
+        self, node: Node, label: str, namespace: dict[str, Any], name: str, taken: Taken
+    ) -> None:
+        """Follow a name of a module or a function; names that it lacks may be built in."""
+        where = spot(namespace, name)
+        if where.value() is not MISSING or name not in _BUILTINS:
+            self._follow(node, label, where, taken)
+            return
+        self._keep(where, MISSING)
+        if name in _DYNAMIC:
+            self._dynamic(node, f"{name}()")
+        if isinstance(_BUILTINS[name], (types.FunctionType, types.MethodType)):
+            self._follow(node, label, spot(_BUILTINS, name), taken)
+
+    def _dynamic(self, node: Node, name: str) -> None:
+        self.lost.add(f"{node.name}: {name} reaches what cannot be told")
+
+    def _dynamic_in(self, node: Node, module: str, chains: Iterable[Path]) -> None:
+        names = {chain[0] for chain in chains if chain} & _DYNAMIC_IN.get(module, set())
+        for name in sorted(names):
+            self._dynamic(node, f"{module}.{name}")
+
+    def _follow(
+        self,
+        node: Node,
+        label: str,
+        where: Spot,
+        taken: Taken = _ITSELF,
+        owner: type | None = None,
+    ) -> None:
+        """Follow what lies at a spot, and what is taken from it."""
+        value = where.value()
+        filled = taken.fills and type(value) in _CONTAINERS
+        if filled or where.place in self.excluded:
+            self.lost.add(f"{label}: is assigned or filled by the code itself")
+        elif value is MISSING:
+            self._keep(where, value)
+            node.facts.add((label, "absent"))
+        elif issubclass(type(value), types.ModuleType):
+            self._keep(where, value)
+            self._module(node, label, value, taken)
+        else:
+            if value is importlib.import_module:
+                self._dynamic(node, "import_module()")
+            if value is os.environ:  # its items are listed by name
+                self._keep(where, value)
+                return
+            if issubclass(type(value), type) and origin.of_type(value).kind != origin.USER:
+                self.library[value] = None
+            self._put(node, label, self._shot(where, value), owner)
+            self._attributes(node, label, value, taken)
+
+    def _shot(self, where: Spot, value: Any) -> Image:
+        """The image of what lies at a spot, taken once."""
+        known = self.shots.get(where.place)
+        if known is not None and known[0] is value:
+            return known[1]
+        shot = image(value)
+        self.shots[where.place] = (value, shot)
+        if shot.mutable:
+            self.watches[where.place] = Watch(where, value, shot)
+        else:
+            self._keep(where, value)
+        return shot
+
+    def _attributes(self, node: Node, label: str, value: Any, taken: Taken) -> None:
+        """Attributes hung on a function (`helper.table`); a class is followed whole."""
+        if issubclass(type(value), type):
+            self.own.take_class(value, taken)
+        elif type(value) is types.FunctionType:
+            for name, inner in taken.inside().items():
+                if name in vars(value):
+                    self._name(node, f"{label}.{name}", vars(value), name, inner)
+
+    def _module(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
+        whose = origin.of_module(module)
+        self._package(node, whose)
+        node.facts.add((label, f"module {module.__name__}"))
+        if whose.kind != origin.USER:
+            self._dynamic_in(node, module.__name__, taken.chains)
+            self._taken(node, label, module, taken)
+            return
+        if () in taken.chains:
+            self.lost.add(f"{label}: module {module.__name__} is used as a value")
+        for name, inner in taken.inside().items():
+            if name not in vars(module) and hasattr(module, "__path__"):
+                origin.imported(f"{module.__name__}.{name}")
+            self._name(node, self._label(module.__name__, name), vars(module), name, inner)
+            if name not in vars(module) and "__getattr__" in vars(module):
+                self._computed(node, module, name)
+
+    def _computed(self, node: Node, module: types.ModuleType, name: str) -> None:
+        """A name that a module of the user's gives by its `__getattr__`."""
+        where = f"{module.__name__}.{name}"
+        self.lost.add(f"{where}: is computed by {module.__name__}.__getattr__ when it is read")
+        self._name(
+            node, self._label(module.__name__, "__getattr__"), vars(module), "__getattr__", _ITSELF
+        )
+
+    def _taken(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
+        """What is taken from a library's module, which the user may have put there."""
+        for name, inner in taken.inside().items():
+            where = spot(vars(module), name)
+            value = where.value()
+            if library_patches.is_users(value):
+                self._follow(node, f"{label}.{name}", where, inner)
+            elif library_patches.is_fixed(value):
+                self._keep(where, value)
+                if issubclass(type(value), type):
+                    self.library[value] = None
+                elif issubclass(type(value), types.ModuleType):
+                    self._taken(node, f"{label}.{name}", value, inner)
+
+    def _patched(self) -> None:
+        """Follow what the user has put onto classes of libraries, by the names that code uses."""
+        classes = {base: None for cls in self.library for base in cls.__mro__ if base is not object}
+        for cls, (key, names) in itertools.product(classes, list(self.named.items())):
+            for name in names & vars(cls).keys():
+                where = member(cls, name)
+                if library_patches.is_users(where.value()):
+                    self._follow(self.nodes[key], f"attribute:{title(cls)}.{name}", where)
+                else:
+                    self._keep(where, where.value())
+
+    # functions
+
+    def _function(self, key: Key, function: types.FunctionType, owner: type | None) -> None:
+        node = self.nodes[key]
+        whose = origin.of_namespace(function.__globals__, function.__code__.co_filename)
+        self.functions[id(function)] = function
+        self._package(node, whose)
+        if whose.kind == origin.USER:
+            said = normalised_code.read(function.__code__, function.__globals__)
+            node.text = normalised_code.bytecode(function.__code__) if self.shipped else said.text
+            self.named[key] = said.names
+            self._assigned(function, said, owner)
+            self._uses(node, function, said, owner)
+        else:  # by the names that its code has: its own may be lent to whatever uses it last
+            home = function.__globals__.get("__name__", "")
+            node.name, node.text = f"{home}:{function.__code__.co_qualname}", "installed"
+            self._inside(node, function)
+        self._defaults(node, function)
+        if "__wrapped__" in vars(function):
+            where = spot(vars(function), "__wrapped__")
+            self._follow(node, f"wrapped:{node.name}", where, owner=owner)
+
+    def _inside(self, node: Node, function: types.FunctionType) -> None:
+        """What an installed decorator holds: the user's function, and what it was told."""
+        for name, cell in _cells(function).items():
+            value = captured(cell).value()
+            if value is not MISSING:
+                self._put(node, f"closure:{node.name}.{name}", image(value, quiet=True))
+
+    def _defaults(self, node: Node, function: types.FunctionType) -> None:
+        names = function.__code__.co_varnames[: function.__code__.co_argcount]
+        values = function.__defaults__ or ()
+        for name, value in zip(names[len(names) - len(values) :], values, strict=False):
+            shot = image(value)
+            self._put(node, f"default:{node.name}.{name}", shot)
+            if shot.mutable:
+                where = spot({name: value}, name)
+                self.watches[id(function), name] = Watch(where, value, shot)
+        keywords = function.__kwdefaults__ or {}
+        for name in list(keywords):
+            self._follow(node, f"default:{node.name}.{name}", spot(keywords, name))
+
+    def _uses(
+        self, node: Node, function: types.FunctionType, said: Code, owner: type | None
+    ) -> None:
+        home = function.__globals__
+        module = str(home.get("__name__", "__main__"))
+        used = _by_name(said.uses)
+        for (root, name), chains in used.items():
+            variable = _first(function) if root == SELF else name
+            taken = Taken(chains, under(said.filled, variable))
+            self._environment(node, function, said, (root, name))
+            if root == GLOBAL:
+                self._name(node, self._label(module, name), home, name, taken)
+            elif root == IMPORT:
+                self._import(node, home, name, chains)
+            elif root == SELF:
+                self._self(node, function, owner, taken)
+            elif root == SUPER:
+                self._super(node, function, owner, taken)
+        self._hidden(function, owner)
+        for name, cell in _cells(function).items():  # `super()` uses `__class__` without a word
+            taken = Taken(used.get((FREE, name), ((),)), under(said.filled, name))
+            self._follow(node, f"closure:{node.name}.{name}", captured(cell), taken)
+
+    def _environment(
+        self, node: Node, function: types.FunctionType, said: Code, name: tuple[str, str]
+    ) -> None:
+        """List the environment variables that a function reads through a name."""
+        for use in said.uses:
+            if (use.root, use.name) == name and _reads_environment(function, use):
+                items = sorted(item for held, item in said.items if held == use)
+                for item in [f"[{one!r}]" for one in items] or [""]:
+                    self.lost.add(f"os.environ{item}: is read by {node.name} when it runs")
+
+    def _import(
+        self, node: Node, home: dict[str, Any], name: str, chains: tuple[Path, ...]
+    ) -> None:
+        """A module that the function imports itself."""
+        full = origin.absolute(name, home)
+        whose = None if full is None else origin.find(full)
+        if full is None or whose is None:
+            node.facts.add((f"import:{name}", "absent"))
+            return
+        self._package(node, whose)
+        self._dynamic_in(node, full, chains)
+        module = sys.modules.get(full)
+        if whose.kind != origin.USER:
+            if module is not None:
+                self._taken(node, f"import:{full}", module, Taken(chains))
+        else:
+            origin.imported(full)
+            taken = Taken(tuple(chain for chain in chains if chain))
+            self._follow(node, f"import:{full}", spot(sys.modules, full), taken)
+
+    def _assigned(self, function: types.FunctionType, said: Code, owner: type | None) -> None:
+        """Note what a function rebinds."""
+        cells = _cells(function)
+        for use in said.assigned:
+            if use.root == GLOBAL:
+                self.own.assign(spot(function.__globals__, use.name), use.chain)
+            elif use.root == FREE and use.name in cells:
+                self.own.assign(captured(cells[use.name]), use.chain)
+            elif use.root == SELF and len(use.chain) == 1:
+                bases = owner.__mro__ if owner is not None else ()
+                self.own.assigned.update((id(base), use.chain[0]) for base in bases)
+                if id(function) in self.of_cls:
+                    self.own.assigned_of_cls.add(use.chain[0])
+
+    # classes
+
+    def _self(
+        self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
+    ) -> None:
+        """What a method takes from `self` and `cls`, found in the class where it is known."""
+        self.own.take_self(taken)
+        if owner is None:
+            return
+        if () in taken.chains:
+            self._put(node, f"self:{node.name}", image(owner))
+        self.escapes |= () in taken.chains and id(function) not in self.of_cls
+        for name, inner in taken.inside().items():
+            if id(function) not in self.of_cls:
+                self._attribute(node, owner, name)
+            self._member(node, owner, owner.__mro__, name, inner)
+
+    def _attribute(self, node: Node, owner: type, name: str) -> None:
+        """Note an attribute of `self`, unless a property of the class stands before it."""
+        found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), MISSING)
+        if name == "__class__":
+            self._put(node, f"self:{node.name}", image(owner))
+        elif name.startswith("__") and name.endswith("__") and found is not MISSING:
+            self.escapes = True
+        elif found is MISSING:
+            self.of_self.add(name)
+            for hook in ("__getattr__", "__getattribute__"):
+                if any(hook in vars(base) for base in owner.__mro__[:-1]):
+                    self._member(node, owner, owner.__mro__[:-1], hook, _ITSELF)
+        elif type(found) in (property, functools.cached_property):
+            pass  # what its function reads counts
+        elif _is_known(found) or not hasattr(type(found), "__get__"):
+            self.of_self.add(name)
+        else:  # a descriptor of another kind gets `self`
+            self.escapes = True
+
+    def _super(
+        self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
+    ) -> None:
+        """What a method takes from `super()`: the next class that has it."""
+        cell = _cells(function).get("__class__")
+        here = None if cell is None else captured(cell).value()
+        if owner is None:
+            return
+        if here not in owner.__mro__ or () in taken.chains:
+            self.escapes = True
+            return
+        after = owner.__mro__[owner.__mro__.index(here) + 1 :]
+        for name, inner in taken.inside().items():
+            self._member(node, owner, after, name, inner)
+
+    def _hidden(self, function: types.FunctionType, owner: type | None) -> None:
+        """A method that takes `self` among `*args` may read all of it."""
+        variadic = function.__code__.co_flags & inspect.CO_VARARGS
+        hides = not function.__code__.co_argcount and variadic
+        if owner is not None and hides and "__wrapped__" not in vars(function):
+            self.escapes = True
+
+    def _member(
+        self, node: Node, owner: type, bases: Iterable[type], name: str, taken: Taken
+    ) -> None:
+        """An attribute of `self`, in the first class that has it; an object may have its own."""
+        for base in bases:
+            where = member(base, name)
+            value = where.value()
+            if origin.of_type(base).kind == origin.USER:
+                if isinstance(value, class_body.SLOTS):
+                    return
+                if value is not MISSING:
+                    of = None if isinstance(value, staticmethod) else owner
+                    if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
+                        self.of_cls.add(id(innermost(value)))
+                    label = f"attribute:{title(base)}.{name}"
+                    self._follow(node, label, where, taken, of)
+                    return
+                self._keep(where, value)
+            elif value is not MISSING:
+                self._put(node, f"base:{title(base)}", image(base))
+                self.escapes |= base is not object and hasattr(type(value), "__get__")
+                return
+
+    def _class(self, node: Node, cls: type) -> None:
+        body = vars(cls)
+        node.text = class_body.head(cls)
+        for at, base in enumerate((*cls.__bases__, type(cls))):
+            if base not in (object, type):
+                self._put(node, f"base:{node.name}.{at}", image(base))
+        kept: dict[str, Any] = {}
+        for name, value in class_body.attributes(cls):
+            if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
+                self.of_cls.add(id(innermost(value)))
+            where = member(cls, name)
+            self._follow(node, f"attribute:{node.name}.{name}", where)
+            if self.places.pop(where.place, None) is not None:
+                kept[name] = self.values[where.place]
+        for name, value in class_body.fields(cls):
+            self._put(node, f"field:{node.name}.{name}", image(value, quiet=True))
+        self.shapes[id(cls)] = Shape(
+            cls, cls.__bases__, body, tuple(kept), tuple(kept.values()), len(body)
+        )
+
+
+def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
+    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _reads_environment(function: types.FunctionType, use: Use) -> bool:
+    """Whether a use is `os.environ`, `os.getenv` or one of their likes."""
+    found: Any = None
+    if use.root == GLOBAL:
+        found = function.__globals__.get(use.name)
+    elif use.root == IMPORT:
+        found = sys.modules.get(origin.absolute(use.name, function.__globals__) or "")
+    for step in ("", *use.chain):
+        found = vars(found).get(step) if step and type(found) is types.ModuleType else found
+        if any(found is one for one in _ENVIRONMENT):
+            return True
+    return False
+
+
+def _is_known(value: Any) -> bool:
+    """Whether an attribute of a class gives `self` to no code but functions that are followed."""
+    if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOTS):
+        return True
+    return origin.of_type(type(value)).kind == origin.MEMO
+
+
+def _first(function: types.FunctionType) -> str:
+    names = function.__code__.co_varnames
+    return names[0] if names else ""
+
+
+def _by_name(uses: Iterable[Use]) -> dict[tuple[str, str], tuple[Path, ...]]:
+    """The chains of attributes taken from each name."""
+    found: dict[tuple[str, str], tuple[Path, ...]] = {}
+    for use in uses:
+        key = (use.root, use.name)
+        found[key] = (*found.get(key, ()), use.chain)
+    return found

@@ -1,0 +1,73 @@
+"""Manifests: what the code of a function was when an entry was computed, so that edits show.
+
+One small JSON file per code version, `code/<digest>.json` in the cache directory, written once.  It
+holds the source of the user's functions; it is owner-only and never leaves the host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from memo.runtime import private_files
+
+KEPT = 4096
+"""Code versions that are kept on a host; past that the oldest go."""
+PRUNED = 500
+"""Files that a process makes between two times that it looks for old ones: to list them takes time
+for each that is there."""
+
+
+class Manifests:
+    """The manifests of one cache directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "code"
+        self._known: set[str] = set()
+        self._made = 0
+
+    def save(self, digest: str, parts: Callable[[], Mapping[str, str]]) -> None:
+        """Write down what a code version is made of, unless that has been done.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if digest in self._known:
+            return
+        path = self._path(digest)
+        if not path.exists():
+            private_files.claim(self._directory.parent)
+            private_files.subdirectory(self._directory)
+            temporary = path.with_suffix(f".{os.urandom(4).hex()}")
+            try:
+                with os.fdopen(private_files.create(temporary), "w", encoding="utf-8") as file:
+                    json.dump(dict(parts()), file, ensure_ascii=False)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            self._made += 1
+            if self._made % PRUNED == 1:
+                self._prune()
+        self._known.add(digest)
+
+    def load(self, digest: str) -> dict[str, str] | None:
+        """The parts of a code version, or None where they are not known."""
+        try:
+            with os.fdopen(private_files.open_old(self._path(digest)), encoding="utf-8") as file:
+                parts = json.load(file)
+        except (OSError, ValueError):
+            return None
+        return parts if isinstance(parts, dict) else None
+
+    def _path(self, digest: str) -> Path:
+        return self._directory / f"{digest}.json"
+
+    def _prune(self) -> None:
+        paths = list(self._directory.glob("*.json"))
+        if len(paths) <= KEPT:
+            return
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,177 @@
+"""What was seen while a digest was made, and whether it still stands.
+
+Everything that was read is kept with the place it was read from.  A digest stands while each place
+still holds the same object: one identity comparison each.  What may change in place is looked at
+again each time.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from memo.keys.fingerprint.held_values import STATELESS, Image, State, image, resnapshot, snapshot
+from memo.keys.fingerprint.library_patches import Grown
+from memo.keys.fingerprint.probes import Probe, probe
+
+Get = Callable[[Any, Any], Any]
+"""Reads a name of a namespace: `(name, default) -> object`."""
+MISSING: Any = object()
+"""Nothing is there."""
+
+
+class Cell:
+    """A captured variable, to be read as a mapping is."""
+
+    def __init__(self, cell: types.CellType) -> None:
+        self.cell = cell
+
+    def get(self, _name: str, default: Any) -> Any:
+        """What the variable holds; `default` while it holds nothing."""
+        try:
+            return self.cell.cell_contents
+        except ValueError:
+            return default
+
+
+Place = tuple[int, str]
+"""The address of a namespace and a name in it."""
+
+
+class Spot(NamedTuple):
+    """Where something lies.
+
+    Attributes:
+        holder: the address of the namespace, class or captured variable.
+        get: reads it.
+        name: in it.
+    """
+
+    holder: int
+    get: Get
+    name: str
+
+    @property
+    def place(self) -> Place:
+        """What names this spot."""
+        return self.holder, self.name
+
+    def value(self) -> Any:
+        """What lies there now, or `MISSING`."""
+        return self.get(self.name, MISSING)
+
+
+def spot(namespace: Mapping[str, Any], name: str) -> Spot:
+    """A name of a module or a function."""
+    return Spot(id(namespace), namespace.get, name)
+
+
+def member(cls: type, name: str) -> Spot:
+    """A name of a class."""
+    return Spot(id(cls), vars(cls).get, name)
+
+
+def captured(cell: types.CellType) -> Spot:
+    """A variable of a closure."""
+    return Spot(id(cell), Cell(cell).get, "")
+
+
+class Watch:
+    """A value that may change in place, and where it lies."""
+
+    probe: Probe | None
+
+    def __init__(self, where: Spot, value: Any, shot: Image) -> None:
+        self._get, self._name = where.get, where.name
+        self.shot = shot
+        self._remember(value)
+
+    def _remember(self, value: Any) -> None:
+        """Look at a value so that it is known again, the quickest way first."""
+        plain = not (self.shot.refs or self.shot.noted or self.shot.lost)
+        self.snapshot = snapshot(value) if plain else None
+        self.probe = probe(value) if self.snapshot is None else None
+
+    def stands(self) -> bool:
+        """Whether an equal value lies there now."""
+        value = self._get(self._name, MISSING)
+        if self.snapshot is not None:
+            if resnapshot(value) == self.snapshot:
+                return True
+        elif self.probe is not None and self.probe.stands(value):
+            return True
+        same = image(value).same(self.shot)
+        if same:
+            self._remember(value)
+        return same
+
+
+class Shape(NamedTuple):
+    """A class as it was: its attributes by identity."""
+
+    cls: type
+    bases: tuple[type, ...]
+    members: Mapping[str, Any]
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+    size: int
+
+    def stands(self) -> bool:
+        """Whether the class still has these attributes, and no others."""
+        get = self.members.get
+        if len(self.members) != self.size or self.cls.__bases__ is not self.bases:
+            return False
+        for name, value in zip(self.names, self.values, strict=True):
+            if get(name, MISSING) is not value:
+                return False
+        return True
+
+
+class Seen:
+    """A digest, and all that must stay as it is for the digest to stand.
+
+    Attributes:
+        places: (reader of a namespace, name, object).
+        functions: (function, its code, its defaults, its keyword defaults).
+        state: of `self`, which each object has its own of.
+    """
+
+    __slots__ = ("digest", "functions", "lost", "parts", "places", "shapes", "state", "watches")
+
+    def __init__(
+        self,
+        digest: str,
+        parts: dict[str, str],
+        lost: frozenset[str],
+        places: list[tuple[Get, str, Any]],
+        functions: list[tuple[types.FunctionType, Any, Any, Any]],
+        shapes: list[Shape | Grown],
+        watches: list[Watch],
+        state: State = STATELESS,
+    ) -> None:
+        self.digest = digest
+        self.parts = parts
+        self.lost = lost
+        self.places = places
+        self.functions = functions
+        self.shapes = shapes
+        self.watches = watches
+        self.state = state
+
+    def stands(self) -> bool:
+        """Whether nothing changed since; identity comparisons, the quickest first."""
+        for get, name, value in self.places:
+            if get(name, MISSING) is not value:
+                return False
+        for function, its_code, defaults, keywords in self.functions:
+            if (
+                function.__code__ is not its_code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keywords
+            ):
+                return False
+        for shape in self.shapes:
+            if not shape.stands():
+                return False
+        return all(watch.stands() for watch in self.watches)

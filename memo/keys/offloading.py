@@ -1,0 +1,153 @@
+"""Weights: whether arguments are so big that their key is better made off the event loop.
+
+Making a key reads every byte of every argument: about 1 ms for 1 MB of small objects.  Handing the
+work to a thread costs 0.1 ms.  So what may take longer than a few milliseconds is told from the
+rest by looks that cost less than the key: types, lengths and shapes, never the content.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from math import prod
+from typing import Any, Final
+
+from memo.keys.encoding import atoms
+
+HEAVY: Final = 2 << 20
+"""Bytes of arguments from which their key is made in a thread: hashing them takes about 1 ms."""
+OBJECT: Final = 256
+"""Bytes for which an object counts: encoding one takes as long as hashing so many."""
+LOOKS: Final = 256
+"""So many containers and objects are looked into; what has more of them is heavy."""
+_LIGHT: Final = frozenset({int, float, bool, complex, type(None)})
+_FLAT: Final = _LIGHT | {str, bytes}
+_LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})
+_SMALL: Final = frozenset(
+    {
+        *("builtins", "datetime", "decimal", "enum", "fractions", "functools"),
+        *("pathlib", "types", "uuid"),
+    }
+)
+"""Modules whose objects are small, or are not looked into for a key."""
+
+
+class HeavyError(Exception):
+    """Arguments are so big that their key is better made in a thread."""
+
+
+def _text(value: str) -> bytes:
+    if len(value) > HEAVY:
+        raise HeavyError
+    return atoms.text(value)
+
+
+def _binary(value: bytes) -> bytes:
+    if len(value) > HEAVY:
+        raise HeavyError
+    return atoms.binary(value)
+
+
+LIGHT: Final[Mapping[type, Callable[[Any], bytes]]] = {**atoms.SIMPLE, str: _text, bytes: _binary}
+"""As `atoms.SIMPLE`, for who has no time: what is long is a `HeavyError`."""
+
+
+def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments whose key may take long to make.
+
+    Raises:
+        HeavyError: `heavy` says so.
+    """
+    if heavy(args, kwargs):
+        raise HeavyError
+
+
+def heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether making the key of these arguments may take more than a few milliseconds."""
+    for value in args:
+        kind = type(value)
+        if kind in _LIGHT:
+            continue
+        if kind is str or kind is bytes:
+            if len(value) > HEAVY:
+                return True
+        elif _is_heavy(value):
+            return True
+    return bool(kwargs) and heavy(kwargs.values(), {})
+
+
+def _is_heavy(value: Any) -> bool:
+    left = HEAVY
+    waiting = [value]
+    for _ in range(LOOKS):
+        value = waiting.pop()
+        left -= _weight(value, waiting)
+        if left < 0:
+            return True
+        if not waiting:
+            return False
+    return True
+
+
+def _weight(value: Any, waiting: list[Any]) -> int:
+    """The weight of a value without its parts, which are added to `waiting`."""
+    kind = type(value)
+    if kind in _FLAT:
+        return OBJECT + (len(value) if kind is str or kind is bytes else 0)
+    if isinstance(value, dict):
+        return _items(value.keys(), waiting) + _items(value.values(), waiting)
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return _items(value, waiting)
+    if isinstance(value, (bytearray, memoryview)):
+        return memoryview(value).nbytes
+    module = kind.__module__.partition(".")[0]
+    if module in _LIBRARIES:
+        return _table(value)
+    if module not in _SMALL:
+        waiting += _attributes(value)
+    return OBJECT
+
+
+def _items(values: Collection[Any], waiting: list[Any]) -> int:
+    if len(values) > HEAVY // OBJECT:
+        return HEAVY + 1
+    kinds = set(map(type, values))
+    if not kinds <= _FLAT:
+        waiting += [value for value in values if type(value) not in _FLAT]
+    size = OBJECT * len(values)
+    if not kinds.isdisjoint((str, bytes)):
+        size += sum(len(value) for value in values if type(value) in (str, bytes))
+    return size
+
+
+def _table(value: Any) -> int:
+    """The weight of an array or a table of a library: its bytes, or an object for each cell."""
+    if type(value).__name__ == "ndarray" and not value.dtype.hasobject:
+        size: int = value.nbytes
+        return size
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return OBJECT + 16 * int(prod(shape))
+    return OBJECT + 16 * (len(value) if hasattr(type(value), "__len__") else 0)
+
+
+def _attributes(value: Any) -> Iterable[Any]:
+    """What an object holds, without running any code of its class."""
+    if isinstance(value, type):
+        return ()
+    try:
+        found = list(object.__getattribute__(value, "__dict__").values())
+    except (AttributeError, TypeError):
+        found = []
+    for base in type(value).__mro__:
+        for name in _slots(base):
+            try:
+                found.append(object.__getattribute__(value, name))
+            except (AttributeError, TypeError):
+                continue
+    return found
+
+
+def _slots(kind: type) -> Iterable[str]:
+    names = kind.__dict__.get("__slots__", ())
+    return (names,) if isinstance(names, str) else names

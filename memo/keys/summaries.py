@@ -1,0 +1,146 @@
+"""Summaries: short texts of arguments for people, without secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from memo.errors import shown
+from memo.keys import resolvers
+from memo.keys.encoding import atoms
+
+TEXT: Final = 80
+"""Most characters of one argument in a summary."""
+SUMMARY: Final = 2000
+"""Most bytes of a summary."""
+SHORT: Final = 16
+"""Most values in a container that is written out."""
+BITS: Final = 200
+"""Most bits of a number that is written out."""
+OWN: Final = "@"
+"""What the names begin with under which a summary has what is no argument, such as `"@self"`."""
+RESOLVED: Final = "@key"
+"""The name under which a summary has what a `key_resolver` gave."""
+RESULT: Final = "@result"
+"""The name under which the summary of an entry has what its value is: a type and a shape."""
+MASK: Final = "***"
+"""In the place of an argument whose name says that it is secret."""
+MORE: Final = "more"
+"""In the place of the arguments for which a summary has no room."""
+
+_json: Final = json.JSONEncoder(ensure_ascii=False).encode
+_SECRECY: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
+
+
+def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: bool) -> str:
+    """An address for people: as it is, but for arguments that their summary masks.
+
+    Args:
+        prefix: what it begins with.
+        summary: of the arguments.
+        resolved: it was made by a `key_resolver`, so nobody can tell where which argument stands.
+    """
+    texts = [parts[0] for name, parts in summary.items() if not name.startswith(OWN)]
+    if MASK not in texts and MORE not in texts:
+        return address
+    words = address.removeprefix(prefix).removeprefix(":").split(":")
+    if resolved or MORE in texts or len(words) != len(texts):
+        return f"{prefix}:{MASK}"
+    shown = [MASK if text == MASK else word for text, word in zip(texts, words, strict=True)]
+    return ":".join((prefix, *shown))
+
+
+def is_secret(name: str) -> bool:
+    """Whether an argument is named like what nobody is shown."""
+    return re.search(_SECRECY, name) is not None
+
+
+def described_value(name: str, value: Any) -> str:
+    """A short text of an argument for people; big values by their shape, secrets not at all."""
+    if is_secret(name):
+        return MASK
+    try:
+        return _described(value)
+    except Exception:  # whatever the value's own methods raise
+        return type(value).__name__
+
+
+def _described(value: Any) -> str:
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape) and shape:
+        return f"{kind} {'x'.join(map(str, shape))}"[:TEXT]
+    if isinstance(value, (str, bytes)):
+        return shown(value if len(value) <= TEXT else value[:TEXT], TEXT)
+    if value is None or isinstance(value, (bool, int, float)):
+        long = isinstance(value, int) and value.bit_length() > BITS
+        return kind if long else shown(value, TEXT)
+    if resolvers.speaks(value):
+        return shown(format(value), TEXT) if isinstance(value, str) else str(value)[:TEXT]
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        return _described_container(value)
+    return kind
+
+
+def _described_container(value: Any) -> str:
+    text = _brief(value, [SHORT])
+    return text if text is not None else f"{type(value).__name__} of {len(value)}"
+
+
+def _brief(value: Any, left: list[int]) -> str | None:
+    """A value as Python writes it, where it is short, plain and holds no secret."""
+    left[0] -= 1
+    kind = type(value)
+    if left[0] < 0 or kind not in (*atoms.PLAIN, list, tuple, dict, set, frozenset):
+        return None
+    if kind is int and value.bit_length() > BITS:
+        return None
+    if hasattr(value, "__len__") and len(value) > (TEXT if kind in atoms.PLAIN else left[0]):
+        return None
+    if kind is dict:
+        if any(is_secret(str(key)) for key in value):
+            return None
+        parts = [part for pair in value.items() for part in pair]
+    else:
+        parts = [] if kind in atoms.PLAIN else list(value)
+    if any(_brief(part, left) is None for part in parts):
+        return None
+    text = repr(value)
+    return text if len(text) <= TEXT else None
+
+
+def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
+    """JSON for people: argument name -> [short text, digest]; at most `SUMMARY` bytes.
+
+    Args:
+        arguments: name, short text and digest of each.
+    """
+    described = {name: [text, digest] for name, text, digest in arguments}
+    text = _json(described)
+    while len(text.encode("utf-8", "replace")) > SUMMARY:
+        described.popitem()
+        text = _json({**described, "…": [MORE, ""]})
+    return text
+
+
+def with_result(text: str, value: Any) -> str:
+    """A summary with the type and the shape of the result; as it was where there is no room."""
+    try:
+        said = described_shape(value)
+    except Exception:  # whatever the value's own methods raise
+        said = type(value).__name__
+    whole = _json({**json.loads(text), RESULT: [said, ""]})
+    return whole if len(whole.encode("utf-8", "replace")) <= SUMMARY else text
+
+
+def described_shape(value: Any) -> str:
+    """The type and the size of a value, and nothing of what it holds: `DataFrame 1000x5`."""
+    kind = type(value).__name__
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):
+        return f"{kind} {'x'.join(map(str, shape))}".rstrip()[:TEXT]
+    if isinstance(value, (str, bytes, list, tuple, set, frozenset, dict)):
+        return f"{kind} of {len(value)}"[:TEXT]
+    return kind[:TEXT]

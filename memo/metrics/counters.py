@@ -1,0 +1,246 @@
+"""Tallies: the running numbers of one function, and what each kind of event adds to them.
+
+Only `memo.stats.Counters` changes a tally, under its lock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+
+from memo.runtime import events
+from memo.runtime.clock import SECOND
+from memo.runtime.events import ELSEWHERE, Event
+
+STEPS = 8
+"""Steps per doubling in the histogram of hit times: a median is right to about 4.5 %."""
+ORIGIN = 30 * STEPS
+"""Step of one second; step 0 is everything up to a nanosecond."""
+POINTS = 128
+"""Most points of a timeline; past it, two neighbours become one of twice the width."""
+OPEN = 4096
+"""Most keys whose computation is remembered to be under way."""
+SEEN = 4096
+"""Most keys per function whose latest outcome is remembered, for the graph."""
+KEYS = 65536
+"""Most stored keys that are remembered per function, for `cache_info().currsize`."""
+
+
+class Tally:
+    """The running numbers of one function."""
+
+    __slots__ = (
+        "bucket",
+        "bytes_stored",
+        "coalesced",
+        "compute_seconds",
+        "computed",
+        "done",
+        "errors",
+        "failed",
+        "hit_seconds",
+        "hits",
+        "invalidations",
+        "keys",
+        "leases_lost",
+        "lock_timeouts",
+        "misses",
+        "open",
+        "points",
+        "read",
+        "refresh_failed",
+        "running",
+        "saved",
+        "second",
+        "seen",
+        "stale",
+        "stored",
+        "times",
+        "wait_seconds",
+        "waits",
+        "width",
+    )  # fmt: skip
+
+    def __init__(self, running: int = 0) -> None:
+        self.hits: defaultdict[str, int] = defaultdict(int)
+        self.stale: dict[str, int] = {}
+        self.misses: dict[str, int] = {}
+        self.failed: dict[str, int] = {}
+        self.errors: dict[str, int] = {}
+        self.times: defaultdict[int, int] = defaultdict(int)
+        self.keys: set[str] = set()
+        self.seen: dict[str, str] = {}
+        self.open: dict[str, list[tuple[str, int]]] = {}
+        self.running = running
+        self.done = self.refresh_failed = self.coalesced = self.computed = self.stored = 0
+        self.bytes_stored = self.read = self.waits = self.lock_timeouts = self.leases_lost = 0
+        self.invalidations = 0
+        self.compute_seconds = self.hit_seconds = self.saved = self.wait_seconds = 0.0
+        self.width = SECOND
+        self.points: dict[int, list[int]] = {}
+        self.bucket = [0, 0, 0]
+        self.second = -1
+
+    def roll(self, second: int) -> None:
+        """Go on to the timeline's bucket for a second, in nanoseconds since the epoch."""
+        while len(self.points) >= POINTS:
+            self._widen()
+        self.second = second
+        self.bucket = self.points.setdefault(second - second % self.width, [0, 0, 0])
+
+    def _widen(self) -> None:
+        self.width *= 2
+        points: dict[int, list[int]] = {}
+        for start, counts in self.points.items():
+            into = points.setdefault(start - start % self.width, [0, 0, 0])
+            for index, count in enumerate(counts):
+                into[index] += count
+        self.points = points
+
+
+class TierTally:
+    """The running numbers of one tier that no function's tally has."""
+
+    __slots__ = ("downs", "errors", "up")
+
+    def __init__(self) -> None:
+        self.errors = 0
+        self.downs = 0
+        self.up: bool | None = None
+
+
+def _up(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _see(tally: Tally, event: Event) -> None:
+    if len(tally.seen) < SEEN or event.key in tally.seen:
+        tally.seen[event.key] = event.kind
+
+
+def _stale(tally: Tally, event: Event) -> None:
+    _see(tally, event)
+    _up(tally.stale, event.tier)
+    tally.read += event.size
+    tally.hit_seconds += event.seconds
+    tally.saved += max(0.0, event.saved - event.seconds)
+    tally.times[int(math.log2(max(event.seconds, 1e-9)) * STEPS + ORIGIN)] += 1
+    tally.bucket[1] += 1
+
+
+def _miss(tally: Tally, event: Event) -> None:
+    _up(tally.misses, event.reason)
+    tally.bucket[2] += 1
+    if len(tally.open) >= OPEN:
+        tally.open.clear()
+    tally.open.setdefault(event.key, []).append((event.reason, tally.second))
+
+
+def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
+    """The reason and the second of the first miss of a key that has not ended yet: now it has."""
+    misses = tally.open.get(key)
+    if not misses:
+        return None
+    miss = misses.pop(0)
+    if not misses:
+        del tally.open[key]
+    return miss
+
+
+def _computed(tally: Tally, event: Event) -> None:
+    tally.computed += 1
+    _see(tally, event)
+    _settled(tally, event.key)
+
+
+def _compute_ended(tally: Tally, event: Event) -> None:
+    tally.compute_seconds += event.seconds
+
+
+def _failed(tally: Tally, event: Event) -> None:
+    _up(tally.failed, event.reason)
+    _settled(tally, event.key)
+
+
+def _coalesced(tally: Tally, event: Event) -> None:
+    """Who looked in vain and then shared another's computation did not miss after all."""
+    tally.coalesced += 1
+    tally.seen.setdefault(event.key, events.COMPUTED)
+    tally.saved += event.saved
+    miss = _settled(tally, event.key)
+    if miss is not None:
+        reason, second = miss
+        tally.misses[reason] -= 1
+        bucket = tally.points.get(second - second % tally.width, [0, 0, 0])
+        bucket[2] = max(0, bucket[2] - 1)
+        if not tally.misses[reason]:
+            del tally.misses[reason]
+
+
+def _stored(tally: Tally, event: Event) -> None:
+    tally.stored += 1
+    tally.bytes_stored += event.size
+    if len(tally.keys) < KEYS:
+        tally.keys.add(event.key)
+
+
+def _refresh_started(tally: Tally, _event: Event) -> None:
+    tally.running += 1
+
+
+def _refresh_done(tally: Tally, event: Event) -> None:
+    tally.running = max(0, tally.running - 1)
+    tally.done += event.reason != ELSEWHERE
+
+
+def _refresh_failed(tally: Tally, _event: Event) -> None:
+    tally.running = max(0, tally.running - 1)
+    tally.refresh_failed += 1
+
+
+def _invalidated(tally: Tally, event: Event) -> None:
+    tally.invalidations += 1
+    if event.key:
+        tally.keys.discard(event.key)
+    else:
+        tally.keys.clear()
+
+
+def _waited(tally: Tally, event: Event) -> None:
+    tally.waits += 1
+    tally.wait_seconds += event.seconds
+
+
+def _lock_timeout(tally: Tally, _event: Event) -> None:
+    tally.lock_timeouts += 1
+
+
+def _lease_lost(tally: Tally, _event: Event) -> None:
+    tally.leases_lost += 1
+
+
+def _error(tally: Tally, event: Event) -> None:
+    _up(tally.errors, event.reason)
+
+
+COUNT: dict[str, Callable[[Tally, Event], None]] = {
+    events.STALE: _stale,
+    events.MISS: _miss,
+    events.COMPUTED: _computed,
+    events.COMPUTE_ENDED: _compute_ended,
+    events.FAILED: _failed,
+    events.COALESCED: _coalesced,
+    events.STORED: _stored,
+    events.REFRESH_STARTED: _refresh_started,
+    events.REFRESH_DONE: _refresh_done,
+    events.REFRESH_FAILED: _refresh_failed,
+    events.INVALIDATED: _invalidated,
+    events.WAITED: _waited,
+    events.LOCK_TIMEOUT: _lock_timeout,
+    events.LEASE_LOST: _lease_lost,
+    events.ERROR: _error,
+}
+"""What each kind of event adds to a tally; a hit is counted by `Counters` itself."""
+TIER_KINDS = frozenset({events.ERROR, events.TIER_DOWN, events.TIER_UP})
+"""Kinds of events that say something about a tier itself."""

@@ -1,0 +1,459 @@
+"""Statistics: the counters of this process, and snapshots of them.
+
+Rules of this module:
+
+1.  `Counters` is a hook on `events`; nothing else counts.
+2.  A hit costs it less than 0.7 µs (`tests/test_stats.py` measures it): one look at the clock and
+    one append; what was put aside is counted later, many at a time.
+3.  The numbers are handed out as `snapshots`, frozen; `shared_counters` shares them between
+    processes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from math import log2
+from typing import TYPE_CHECKING
+
+from memo.metrics.counters import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
+from memo.runtime import events
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.events import Event
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from memo.metrics.shared_counters import Publisher
+    from memo.metrics.snapshots import CacheInfo, Stats
+
+__all__ = [
+    "COUNTERS",
+    "Counters",
+    "Span",
+    "cache_info",
+    "install",
+    "publish",
+    "reset",
+    "stats",
+    "watch",
+]
+
+PENDING = 256
+"""Hits that are put aside before they are counted."""
+SOON = 0.75
+"""Seconds by which a snapshot may be left before it is due."""
+MISSES = 100
+"""Misses that a span keeps with their reasons."""
+
+
+_NOTHING = Tally()
+
+
+class Counters:
+    """Counts events; an instance is a hook.
+
+    Args:
+        clock: gives the time of the timeline's points.
+        rolled: called, outside the lock, when the first event of a new second was counted.
+    """
+
+    def __init__(self, clock: Clock = SYSTEM, rolled: Callable[[], None] | None = None) -> None:
+        self._now = clock.wall_ns
+        self._rolled = rolled
+        self._lock = threading.RLock()
+        self._pending: list[Event] = []
+        self._tallies: dict[str, Tally] = {}
+        self._tiers: dict[str, TierTally] = {}
+        self._listeners: tuple[Callable[[Event], None], ...] = ()
+        self.since = self._now()
+        self._second = self.since // SECOND * SECOND
+        self._until = self._second + SECOND
+
+    def __call__(self, event: Event) -> None:
+        """Count one event.
+
+        A hit is only put aside: they are counted `PENDING` at a time, or when a second is over, so
+        that each of them costs one append and one look at the clock.
+        """
+        if event[0] != "hit":
+            self._slow(event)
+            return
+        if self._now() >= self._until:
+            self._roll()
+        pending = self._pending
+        pending.append(event)  # atomic, so that no lock is needed here
+        if len(pending) > PENDING:
+            self._drain()
+
+    def _roll(self) -> None:
+        """Go on to the present second; what was put aside belongs to the one before."""
+        with self._lock:
+            self._drain()
+            self._second = self._now() // SECOND * SECOND
+            self._until = self._second + SECOND
+        if self._rolled:
+            self._rolled()
+
+    def _drain(self) -> None:
+        """Count the hits that were put aside."""
+        with self._lock:
+            count = len(self._pending)
+            hits = self._pending[:count]
+            del self._pending[:count]  # others may have appended since
+            last, tally = None, _NOTHING
+            by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
+            for _, function, key, tier, _, seconds, size, saved, _ in hits:
+                if function is not last:
+                    last, tally = function, self._present(function)
+                    by_tier, times, bucket = tally.hits, tally.times, tally.bucket
+                    seen = tally.seen
+                if len(seen) < SEEN:
+                    seen[key] = "hit"
+                by_tier[tier] += 1
+                times[int(log2(seconds) * STEPS + ORIGIN) if seconds > 1e-9 else 0] += 1
+                bucket[0] += 1
+                tally.read += size
+                tally.hit_seconds += seconds
+                if saved > seconds:
+                    tally.saved += saved - seconds
+
+    def _present(self, function: str) -> Tally:
+        """The tally of a function, with its timeline at the present second."""
+        tally = self._tallies.get(function)
+        if tally is None:
+            tally = self._tallies[function] = Tally()
+        if tally.second != self._second:
+            tally.roll(self._second)
+        return tally
+
+    def _slow(self, event: Event) -> None:
+        if not self._second <= self._now() < self._until:  # the clock may have been set back
+            self._roll()
+        with self._lock:
+            if event.kind == events.RECONFIGURED:  # what was up or down then says nothing now
+                for tier in self._tiers.values():
+                    tier.up = None
+            count = COUNT.get(event.kind)
+            if count:
+                count(self._present(event.function), event)
+            if event.tier and event.kind in TIER_KINDS:
+                self._count_tier(event)
+        for listener in self._listeners:
+            listener(event)
+
+    def _count_tier(self, event: Event) -> None:
+        tier = self._tiers.setdefault(event.tier, TierTally())
+        if event.kind == events.ERROR:
+            tier.errors += 1
+            return
+        tier.up = event.kind == events.TIER_UP
+        tier.downs += not tier.up
+
+    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `listener(event)` for every event but hits; returns what takes it away again.
+
+        Cheaper than a hook of `events.on_event`, since the many hits do not reach it.
+        """
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
+        def remove() -> None:
+            with self._lock:
+                self._listeners = tuple(x for x in self._listeners if x is not listener)
+
+        return remove
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was counted."""
+        return bool(self._pending or self._tallies)
+
+    def snapshot(self) -> Stats:
+        """The numbers now."""
+        from memo.metrics import snapshots
+
+        _dress_once()
+        with self._lock:
+            self._drain()
+            parts = {name: snapshots.frozen(tally) for name, tally in self._tallies.items()}
+            tiers = {
+                name: snapshots.TierStats(errors=t.errors, downs=t.downs, up=t.up)
+                for name, t in self._tiers.items()
+            }
+        other = parts.pop("", snapshots.FunctionStats())
+        for part in parts.values():
+            for name, hits in part.hits_by_tier.items():
+                tiers[name] = tiers.get(name, snapshots.TierStats()) + snapshots.TierStats(
+                    hits=hits
+                )
+            for name, stale in part.stale_by_tier.items():
+                tiers[name] = tiers.get(name, snapshots.TierStats()) + snapshots.TierStats(
+                    stale=stale
+                )
+        return snapshots.Stats(parts, other, tiers, self.since / SECOND, self._now() / SECOND)
+
+    def outcomes(self) -> dict[str, dict[str, str]]:
+        """Function -> key -> how it was answered last: `"hit"`, `"stale"` or `"computed"`."""
+        with self._lock:
+            self._drain()
+            return {name: dict(tally.seen) for name, tally in self._tallies.items() if name}
+
+    def info(self, function: str, currsize: int | None = None) -> CacheInfo:
+        """What `cache_info()` of a function answers.
+
+        Args:
+            function: its identity.
+            currsize: the number of its entries, where the caller knows it.
+        """
+        from memo.metrics.snapshots import CacheInfo
+
+        with self._lock:
+            self._drain()
+            tally = self._tallies.get(function, _NOTHING)
+            hits = sum(tally.hits.values()) + sum(tally.stale.values()) + tally.coalesced
+            size = len(tally.keys) if currsize is None else currsize
+            return CacheInfo(hits, sum(tally.misses.values()), None, size)
+
+    def reset(self, function: str | None = None) -> None:
+        """Start at zero, for one function or for all.
+
+        Refreshes that run and tiers that are down are still known.
+        """
+        with self._lock:
+            self._drain()
+            names = tuple(self._tallies) if function is None else (function,)
+            for name in names:
+                old = self._tallies.pop(name, _NOTHING)
+                if old.running:
+                    self._tallies[name] = Tally(old.running)
+            if function is not None:
+                return
+            for tier in self._tiers.values():
+                tier.errors = tier.downs = 0
+            self.since = self._now()
+
+    def start_over(self) -> None:
+        """Forget everything, the lock included: for the child of a fork."""
+        self._lock = threading.RLock()
+        self._pending = []
+        self._tallies = {}
+        self._tiers = {}
+        self._listeners = ()
+        self.since = self._now()
+
+
+# --- A stretch of time --------------------------------------------------------------------------
+
+REFRESHING = "refreshing"
+REFRESHED = "refreshed"
+REFRESH_FAILED = "refresh failed"
+
+
+class Span:
+    """What the cache did between its making and `end()`: in a cell, or in a `with` block.
+
+    Hits cost nothing more while one is open: they are the difference of two snapshots.  Refreshes
+    of stale answers that finish after the end are still taken in.
+
+    Args:
+        counters: what counts.
+        changed: called after the end, in the thread in which it happens, whenever a refresh of
+            one of the span's stale answers begins or ends.
+    """
+
+    def __init__(self, counters: Counters, changed: Callable[[Span], None] | None = None) -> None:
+        self._counters = counters
+        self._changed = changed
+        self._before = counters.snapshot()
+        self._ended: Stats | None = None
+        self._mark = counters.since
+        self.misses: list[Event] = []
+        """The first `MISSES` misses, with their reasons."""
+        self.refreshes: dict[str, str] = {}
+        """Key of a stale answer -> `""` (not begun), or one of the four words above."""
+        self._remove = counters.listen(self._hear)
+
+    def _hear(self, event: Event) -> None:
+        if event.kind in _REFRESH_STATES:
+            self._refresh(event)
+        elif self._ended is not None:
+            return
+        elif event.kind == events.STALE and not event.reason.startswith("error"):
+            self.refreshes.setdefault(event.key, "")
+        elif event.kind == events.MISS and len(self.misses) < MISSES:
+            self.misses.append(event)
+        elif event.kind == events.COALESCED:
+            self._take_back(event.key)
+
+    def _take_back(self, key: str) -> None:
+        """Whoever shared another's computation did not miss after all."""
+        for index in reversed(range(len(self.misses))):
+            if self.misses[index].key == key:
+                del self.misses[index]
+                return
+
+    def _refresh(self, event: Event) -> None:
+        running = self._ended is None
+        begins = running and event.kind == events.REFRESH_STARTED
+        if event.key not in self.refreshes and not begins:
+            return
+        elsewhere = event.reason == events.ELSEWHERE
+        self.refreshes[event.key] = event.reason if elsewhere else _REFRESH_STATES[event.kind]
+        if self._ended is None:
+            return
+        if self.settled:
+            self.close()
+        if self._changed:
+            self._changed(self)
+
+    def end(self) -> None:
+        """The stretch is over; refreshes that it began are waited for, without blocking."""
+        if self._ended is not None:
+            return
+        self._ended = self._difference()
+        if self.settled:
+            self.close()
+
+    def close(self) -> None:
+        """Listen no longer.  Calling it twice is harmless."""
+        self._remove()
+
+    @property
+    def settled(self) -> bool:
+        """Whether no refresh of the span is still to come or to end."""
+        return not any(state in ("", REFRESHING) for state in self.refreshes.values())
+
+    @property
+    def stats(self) -> Stats:
+        """The numbers of the stretch, up to now or to its end."""
+        return self._difference() if self._ended is None else self._ended
+
+    def _difference(self) -> Stats:
+        now = self._counters.snapshot()
+        was_reset = self._counters.since != self._mark
+        return now if was_reset else now - self._before
+
+    @property
+    def used(self) -> bool:
+        """Whether any cached function was called."""
+        total = self.stats.total
+        return bool(total.calls or total.failed)
+
+
+_REFRESH_STATES = {
+    events.REFRESH_STARTED: REFRESHING,
+    events.REFRESH_DONE: REFRESHED,
+    events.REFRESH_FAILED: REFRESH_FAILED,
+}
+
+
+# --- The one of this process --------------------------------------------------------------------
+
+
+def _nowhere() -> Path | None:
+    return None
+
+
+def _plainly() -> None:
+    """No renderers."""
+
+
+_directory: Callable[[], Path | None] = _nowhere
+_dress: Callable[[], None] = _plainly
+_dressed = False
+_publisher: Publisher | None = None
+_installed = False
+
+
+def _dress_once() -> None:
+    global _dressed
+    if not _dressed:
+        _dressed = True
+        _dress()
+
+
+def _publishing() -> Publisher:
+    global _publisher
+    if _publisher is None:
+        from memo.metrics.shared_counters import Publisher
+
+        _publisher = Publisher(COUNTERS.snapshot, _directory)
+    return _publisher
+
+
+def publish(*, now: bool = False) -> None:
+    """Leave this process' snapshot for the others, unless it did so less than a second ago.
+
+    Args:
+        now: also if it did so less than a second ago, but not more than a few times in one.
+    """
+    _publishing()(within=SOON if now else 0.0)
+
+
+def _publish_last() -> None:
+    if COUNTERS.used:
+        _publishing().publish()
+
+
+COUNTERS = Counters(rolled=publish)
+"""The counters of this process."""
+
+
+def install(
+    directory: Callable[[], Path | None] = _nowhere, dress: Callable[[], None] = _plainly
+) -> None:
+    """Count from now on.  `memo` does this once, when it is imported.
+
+    Args:
+        directory: gives the cache directory in force, where the processes leave their snapshots
+            for each other; first called after the first cached call.  None: leave none.
+        dress: says how snapshots are shown (`render_with`); called before the first.
+    """
+    global _directory, _dress, _dressed, _publisher, _installed
+    _directory, _dress, _dressed, _publisher = directory, dress, False, None
+    if _installed:
+        return
+    _installed = True
+    events.on_event(COUNTERS.__call__)  # its method: one look-up less for each event
+    atexit.register(_publish_last)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    COUNTERS.start_over()
+    if _publisher is not None:
+        _publisher.start_over()
+
+
+def stats(*patterns: str, shared: bool = False) -> Stats:
+    """A snapshot of what the cache did.
+
+    Args:
+        patterns: names of functions, as `matches` reads them; none: all.
+        shared: add up every process that uses the same directory, those that ended included.
+    """
+    snapshot = COUNTERS.snapshot()
+    publish()
+    board = _publishing().board() if shared else None
+    if board is not None:
+        snapshot = board.gather(snapshot)
+    return snapshot.select(*patterns)
+
+
+def reset(function: str | None = None) -> None:
+    """Start this process' counters at zero, those of one function (its identity) or all."""
+    COUNTERS.reset(function)
+
+
+def cache_info(function: str, currsize: int | None = None) -> CacheInfo:
+    """The `cache_info()` of a function by its identity; see `Counters.info`."""
+    return COUNTERS.info(function, currsize)
+
+
+def watch(changed: Callable[[Span], None] | None = None) -> Span:
+    """Begin a stretch of time over this process' counters; see `Span`."""
+    return Span(COUNTERS, changed)

@@ -1,0 +1,247 @@
+"""The board: where the processes that share a directory leave their statistics.
+
+One small file per process, replaced as a whole.  A file that cannot be read, or is not what it
+should be, is left out; it is never an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from memo.errors import MemoError
+from memo.metrics.snapshots import Stats, added, document
+from memo.runtime import events, private_files
+from memo.runtime.events import Event
+
+PUBLISH_SECONDS = 1.0
+"""A process writes its snapshot at most this often."""
+PUBLISH_SHARE = 0.01
+"""... and never spends more than this share of its time on it."""
+KEEP_SECONDS = 7 * 86400
+"""Snapshots of processes that ended longer ago are folded into one total."""
+FILE_LIMIT = 8 << 20
+"""Bytes; a larger file on the board is none of ours."""
+
+
+class Board:
+    """Where the processes that share a directory leave their snapshots.
+
+    `<directory>/stats/<pid>-<start>.json`, one file per process, owner-only, replaced as a whole.
+    Files of processes that ended more than `KEEP_SECONDS` ago are folded into `total.json`.
+
+    Args:
+        directory: the cache directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = Path(directory) / "stats"
+
+    def publish(self, stats: Stats, name: str | None = None) -> None:
+        """Leave this process' snapshot.
+
+        Raises:
+            OSError: it could not be written.
+            SettingError: the cache directory is somebody else's.
+        """
+        private_files.claim(self.path.parent)
+        private_files.subdirectory(self.path)
+        self._write(name or process_name(), stats.to_json())
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, self.path / f"{name}.json")
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def gather(self, own: Stats | None = None) -> Stats:
+        """Everybody's snapshots added up.
+
+        Args:
+            own: this process', fresh; it replaces the one on the board.
+        """
+        total, folded = self._total()
+        parts = [] if own is None else [own]
+        for name, snapshot in self._snapshots():
+            if name in folded or (own is not None and name == process_name()):
+                continue
+            parts.append(snapshot if is_alive(name) else _at_rest(snapshot))
+        return added([*parts, total] if total.processes else parts)
+
+    def _snapshots(self) -> Iterator[tuple[str, Stats]]:
+        for path in sorted(self.path.glob("*-*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                yield path.stem, Stats.from_json(self._read(path))
+
+    def _read(self, path: Path) -> bytes:
+        with path.open("rb") as file:
+            text = file.read(FILE_LIMIT + 1)
+        if len(text) > FILE_LIMIT:
+            raise ValueError(f"{path.name} is too large")
+        return text
+
+    def _total(self) -> tuple[Stats, frozenset[str]]:
+        try:
+            content = json.loads(self._read(self.path / "total.json"))
+            return Stats.from_json(json.dumps(content["stats"])), frozenset(content["folded"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return Stats(processes=0), frozenset()
+
+    def prune(self, now: float | None = None) -> int:
+        """Fold the snapshots of processes that ended long ago into the total; how many.
+
+        Raises:
+            OSError: the directory cannot be read or written.
+        """
+        horizon = (time.time() if now is None else now) - KEEP_SECONDS
+        old = [path for path in self.path.glob("*-*.json") if self._is_old(path, horizon)]
+        if not old:
+            return 0
+        with self._alone() as alone:
+            return self._fold(old) if alone else 0
+
+    def _is_old(self, path: Path, horizon: float) -> bool:
+        try:
+            return path.stat().st_mtime < horizon and not is_alive(path.stem)
+        except OSError:
+            return False
+
+    def _fold(self, old: list[Path]) -> int:
+        """Add to the total and name what was added, then unlink: a crash counts nothing twice."""
+        total, folded = self._total()
+        names = {path.stem for path in old} - folded
+        parts = [_at_rest(snapshot) for name, snapshot in self._snapshots() if name in names]
+        if names:
+            whole = added([*parts, total]) if total.processes or parts else total
+            folded = frozenset(path.stem for path in old)
+            content = {"stats": document(whole), "folded": sorted(folded)}
+            self._write("total", json.dumps(content, default=str))
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(names)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """True for one process at a time; the kernel frees the place of one that dies."""
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system: nobody folds
+            yield False
+            return
+        descriptor = os.open(self.path / "total.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+
+def _at_rest(stats: Stats) -> Stats:
+    """The snapshot of a process that is no more: no refresh runs, its tiers are unknown."""
+    functions = {n: replace(f, refreshes_running=0) for n, f in stats.functions.items()}
+    tiers = {n: replace(tier, up=None, health={}) for n, tier in stats.tiers.items()}
+    return replace(stats, functions=functions, tiers=tiers)
+
+
+def is_alive(name: str) -> bool:
+    """Whether the process that left a snapshot may still run, as far as this host can tell."""
+    try:
+        os.kill(int(name.partition("-")[0]), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+_started = time.time_ns()
+"""Nanoseconds since the epoch; with the process id it names this process on every board."""
+
+
+def process_name() -> str:
+    """The name of this process on a board: `<pid>-<start>`."""
+    return f"{os.getpid()}-{_started}"
+
+
+class Publisher:
+    """Leaves this process' snapshot on the board of the present directory, at most once a second.
+
+    A fault is one event of kind `ERROR`; counting goes on.
+
+    Args:
+        snapshot: gives the snapshot to leave.
+        directory: gives the directory in force, or None to publish nowhere.
+    """
+
+    def __init__(self, snapshot: Callable[[], Stats], directory: Callable[[], Path | None]) -> None:
+        self._snapshot = snapshot
+        self._directory = directory
+        self._due = 0.0
+        self._lock = threading.Lock()
+        self._began = False
+        self._complained = False
+
+    def __call__(self, within: float = 0.0) -> None:
+        """Publish if it is time to, or will be within so many seconds."""
+        if time.monotonic() >= self._due - within:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publish now; one at a time, others go on without."""
+        if not self._lock.acquire(blocking=False):
+            return
+        began = time.monotonic()
+        self._due = began + PUBLISH_SECONDS
+        try:
+            self._publish()
+        except (OSError, MemoError) as error:
+            self._complain(error)
+        finally:
+            took = time.monotonic() - began
+            self._due = began + max(PUBLISH_SECONDS, took / PUBLISH_SHARE)
+            self._lock.release()
+
+    def _publish(self) -> None:
+        snapshot = self._snapshot()
+        if not (snapshot.functions or self._began):
+            return
+        directory = self._directory()
+        if directory is None:
+            return
+        board = Board(directory)
+        board.publish(snapshot)
+        if not self._began:
+            self._began = True
+            board.prune()
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            self._complained = True
+            events.emit(Event(events.ERROR, reason="statistics", detail=repr(error)))
+
+    def board(self) -> Board | None:
+        """The board of the directory in force."""
+        directory = self._directory()
+        return None if directory is None else Board(directory)
+
+    def start_over(self) -> None:
+        """For the child of a fork, which has a file of its own."""
+        global _started
+        _started = time.time_ns()
+        self._lock = threading.Lock()
+        self._due = 0.0

@@ -1,0 +1,496 @@
+"""Figures: what the cache did, as frozen numbers.
+
+Figures add up, subtract, and go through JSON unchanged; so a kernel, a stretch of time and all
+kernels of a directory are shown by the same code.  `memo.stats` makes them.  What they look like
+is `rendering`'s business: it registers with `render_with`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from memo.errors import MissingExtraError
+from memo.metrics.counters import ORIGIN, POINTS, STEPS, Tally
+from memo.runtime.clock import SECOND
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+Counts = Mapping[str, int]
+
+
+class CacheInfo(NamedTuple):
+    """The four numbers of `functools.lru_cache`'s `cache_info()`.
+
+    Attributes:
+        hits: answers that came from the cache, stale and shared ones included.
+        misses: calls that had to compute for themselves.
+        maxsize: always None: the tiers bound bytes, not entries.
+        currsize: entries that this process stored and nobody invalidated here since.
+    """
+
+    hits: int
+    misses: int
+    maxsize: None
+    currsize: int
+
+
+class Point(NamedTuple):
+    """What happened in one stretch of a timeline; `start` is in seconds since the epoch."""
+
+    start: float
+    hits: int
+    stale: int
+    misses: int
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStats:
+    """What the cache did for one function, or for several added up.
+
+    Attributes:
+        hits_by_tier: fresh answers by the tier that had them.
+        stale_by_tier: answers past their ttl or refresh threshold, by tier.
+        misses_by_reason: calls that had to compute for themselves, by why, in the words of
+            `lifetimes`.
+        refreshes_running, refreshes_done, refreshes_failed: background refreshes.
+        coalesced: callers that shared a computation which another caller had begun.
+        computed: how often the function ran and returned.
+        compute_seconds: how long the function ran itself, whether it returned or raised, without
+            the cached calls inside it.
+        failed_by_type: how often the function itself raised, by type of the exception.
+        errors_by_reason: faults of the cache that no caller noticed.
+        stored: results written; `bytes_stored` their bytes.
+        bytes_read: bytes of the entries that answered.
+        hit_seconds: time spent in look-ups that answered.
+        hit_times: histogram of those times; see `STEPS`.
+        saved: seconds that callers would have waited longer without the cache: for each answer the
+            recorded cost of its computation, less the time that the answer took, at least 0.
+        waits, wait_seconds: waits for another process' computation.
+        lock_timeouts, leases_lost: waits given up, leases lost while computing.
+        invalidations: invalidations of the function by this process.
+        width: seconds that each point of the timeline covers.
+        timeline: hits, stale hits and misses over time.
+    """
+
+    hits_by_tier: Counts = field(default_factory=dict)
+    stale_by_tier: Counts = field(default_factory=dict)
+    misses_by_reason: Counts = field(default_factory=dict)
+    refreshes_running: int = 0
+    refreshes_done: int = 0
+    refreshes_failed: int = 0
+    coalesced: int = 0
+    computed: int = 0
+    compute_seconds: float = 0.0
+    failed_by_type: Counts = field(default_factory=dict)
+    errors_by_reason: Counts = field(default_factory=dict)
+    stored: int = 0
+    bytes_stored: int = 0
+    bytes_read: int = 0
+    hit_seconds: float = 0.0
+    hit_times: Mapping[int, int] = field(default_factory=dict)
+    saved: float = 0.0
+    waits: int = 0
+    wait_seconds: float = 0.0
+    lock_timeouts: int = 0
+    leases_lost: int = 0
+    invalidations: int = 0
+    width: float = 1.0
+    timeline: tuple[Point, ...] = ()
+
+    @property
+    def hits(self) -> int:
+        """Fresh answers, from any tier."""
+        return sum(self.hits_by_tier.values())
+
+    @property
+    def stale(self) -> int:
+        """Stale answers, from any tier."""
+        return sum(self.stale_by_tier.values())
+
+    @property
+    def misses(self) -> int:
+        """Calls that had to compute for themselves, for any reason."""
+        return sum(self.misses_by_reason.values())
+
+    @property
+    def errors(self) -> int:
+        """Faults of the cache of any kind."""
+        return sum(self.errors_by_reason.values())
+
+    @property
+    def failed(self) -> int:
+        """How often the function itself raised."""
+        return sum(self.failed_by_type.values())
+
+    @property
+    def answers(self) -> int:
+        """Calls that needed no computation of their own: hits, stale hits, shared computations."""
+        return self.hits + self.stale + self.coalesced
+
+    @property
+    def calls(self) -> int:
+        """Answers and misses."""
+        return self.answers + self.misses
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of calls that the cache answered, 0 to 1; None without calls."""
+        return self.answers / self.calls if self.calls else None
+
+    @property
+    def median_hit(self) -> float | None:
+        """Median time of a look-up that answered, in seconds, to about 4.5 %; None without one."""
+        return median(self.hit_times)
+
+    def __add__(self, other: FunctionStats) -> FunctionStats:
+        return combined((self, other))
+
+    def __sub__(self, earlier: FunctionStats) -> FunctionStats:
+        """What happened since `earlier`, an earlier snapshot of the same; without the timeline."""
+        return _subtracted(self, earlier)
+
+
+def frozen(tally: Tally) -> FunctionStats:
+    """The numbers of a function as they are now."""
+    return FunctionStats(
+        dict(tally.hits), dict(tally.stale), dict(tally.misses),
+        tally.running, tally.done, tally.refresh_failed, tally.coalesced,
+        tally.computed, tally.compute_seconds, dict(tally.failed), dict(tally.errors),
+        tally.stored, tally.bytes_stored, tally.read, tally.hit_seconds, dict(tally.times),
+        tally.saved, tally.waits, tally.wait_seconds, tally.lock_timeouts, tally.leases_lost,
+        tally.invalidations, tally.width / SECOND,
+        tuple(Point(at / SECOND, *tally.points[at]) for at in sorted(tally.points)),
+    )  # fmt: skip
+
+
+_FIELDS = tuple(f.name for f in fields(FunctionStats) if f.name not in ("width", "timeline"))
+
+
+@dataclass(frozen=True, slots=True)
+class TierStats:
+    """What one tier did.
+
+    Attributes:
+        hits: fresh answers that it gave; `stale` the stale ones.
+        errors: faults of this tier.
+        downs: how often its breaker opened.
+        up: whether the last word was that it is there; None when there was none.
+        health: what the tier itself says (`Tier.health`), where somebody asked it.
+    """
+
+    hits: int = 0
+    stale: int = 0
+    errors: int = 0
+    downs: int = 0
+    up: bool | None = None
+    health: Mapping[str, Any] = field(default_factory=dict)
+
+    def __add__(self, other: TierStats) -> TierStats:
+        return TierStats(
+            self.hits + other.hits,
+            self.stale + other.stale,
+            self.errors + other.errors,
+            self.downs + other.downs,
+            self.up if other.up is None else other.up,
+            {**self.health, **other.health},
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Stats:
+    """A snapshot of the counters: text in a terminal, a table in a notebook.
+
+    Attributes:
+        functions: identity of a function (`"module:qualname"`) -> its numbers.
+        other: what belongs to no function, such as the invalidation of a tag.
+        tiers: name -> what the tier did.
+        since: seconds since the epoch from which it counts.
+        until: when the snapshot was taken.
+        processes: how many processes it adds up.
+    """
+
+    functions: Mapping[str, FunctionStats] = field(default_factory=dict)
+    other: FunctionStats = field(default_factory=FunctionStats)
+    tiers: Mapping[str, TierStats] = field(default_factory=dict)
+    since: float = 0.0
+    until: float = 0.0
+    processes: int = 1
+
+    @property
+    def total(self) -> FunctionStats:
+        """All functions, and what belongs to none, added up."""
+        return combined((*self.functions.values(), self.other))
+
+    def select(self, *patterns: str) -> Stats:
+        """The functions that match one of some patterns, as `matches` says; none given: all."""
+        if not patterns:  # then what belongs to no function stays as well
+            return self
+        chosen = {f: s for f, s in self.functions.items() if matches(f, *patterns)}
+        return replace(self, functions=chosen, other=FunctionStats())
+
+    def with_health(self, health: Mapping[str, Mapping[str, Any]]) -> Stats:
+        """The same, with what the tiers say of themselves (`Tier.health`), by name of the tier."""
+        tiers = dict(self.tiers)
+        for name, facts in health.items():
+            known = tiers.get(name, TierStats())
+            up = facts.get("up")
+            up = known.up if up is None else bool(up)
+            tiers[name] = replace(known, health=dict(facts), up=up)
+        return replace(self, tiers=tiers)
+
+    def __add__(self, other: Stats) -> Stats:
+        return added((self, other))
+
+    def __sub__(self, earlier: Stats) -> Stats:
+        """What happened since `earlier`, a snapshot of the same process."""
+        nothing = FunctionStats()
+        functions = {f: s - earlier.functions.get(f, nothing) for f, s in self.functions.items()}
+        return replace(
+            self, functions=functions, other=self.other - earlier.other, since=earlier.until
+        )
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back; derived numbers are in it for other readers."""
+        return json.dumps(document(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Stats:
+        """The snapshot that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a snapshot.
+        """
+        return _parsed(text)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas DataFrame, one row per function.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
+        rows = {function: _row(stats) for function, stats in self.functions.items()}
+        columns = list(_row(FunctionStats()))
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        frame.index.name = "function"
+        return frame
+
+    def __repr__(self) -> str:
+        return _renderers["text"](self)
+
+    def _repr_html_(self) -> str:
+        return _renderers["html"](self)
+
+
+def _short(stats: Stats) -> str:
+    total = stats.total
+    return f"<Stats: {total.hits} hits, {total.stale} stale, {total.misses} misses>"
+
+
+_renderers: dict[str, Callable[[Stats], str]] = {"text": _short, "html": _short}
+
+
+def render_with(text: Callable[[Stats], str], html: Callable[[Stats], str]) -> None:
+    """Say how snapshots are shown; `rendering` does, so that this room need not know it."""
+    _renderers.update(text=text, html=html)
+
+
+_FOLDER = re.compile(r"~[0-9a-f]+(?=:)")
+
+
+def label(function: str) -> str:
+    """A function's identity as people read it: `load`, `etl:load`, `tour.ipynb:load`.
+
+    Without `__main__:`, and without the digest that tells notebooks in different folders apart.
+    """
+    return _FOLDER.sub("", function, count=1).removeprefix("__main__:")
+
+
+def matches(function: str, *patterns: str) -> bool:
+    """Whether a function's identity matches one of some patterns; none given: every one does.
+
+    A pattern is compared with the whole identity, the module, the qualified name and the bare name;
+    case counts.  `load`, `etl:Sales.load`, `etl`, `Sales.load`, `lo*` all match `etl:Sales.load`.
+    """
+    short = label(function)
+    module, _, qualname = short.rpartition(":")
+    names = (function, short, module, qualname, qualname.rpartition(".")[2])
+    return not patterns or any(
+        fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names if name
+    )
+
+
+def median(histogram: Mapping[int, int]) -> float | None:
+    """The median, in seconds, of a histogram of hit times; None of an empty one."""
+    steps = sorted(histogram)
+    half = sum(histogram.values()) / 2
+    for step, seen in zip(steps, accumulate(histogram[step] for step in steps), strict=True):
+        if seen >= half:
+            return float(2 ** ((step - ORIGIN + 0.5) / STEPS))
+    return None
+
+
+# --- Adding and subtracting ---------------------------------------------------------------------
+
+
+def combined(parts: Iterable[FunctionStats]) -> FunctionStats:
+    """Several snapshots added up, their timelines laid over each other."""
+    parts = tuple(parts)
+    sums: dict[str, Any] = {name: _sum([getattr(p, name) for p in parts]) for name in _FIELDS}
+    width, timeline = _overlaid([(p.width, p.timeline) for p in parts])
+    if not parts:
+        return FunctionStats()
+    return FunctionStats(**sums, width=width, timeline=timeline)
+
+
+def _sum(values: list[Any]) -> Any:
+    if not values or not isinstance(values[0], Mapping):
+        return sum(values)
+    counts: dict[Any, int] = {}
+    for value in values:
+        for name, count in value.items():
+            counts[name] = counts.get(name, 0) + count
+    return counts
+
+
+def _subtracted(now: FunctionStats, earlier: FunctionStats) -> FunctionStats:
+    differences: dict[str, Any] = {}
+    for name in _FIELDS:
+        a, b = getattr(now, name), getattr(earlier, name)
+        if isinstance(a, Mapping):
+            differences[name] = {k: n - b.get(k, 0) for k, n in a.items() if n > b.get(k, 0)}
+        else:
+            differences[name] = a - b
+    return FunctionStats(**{**differences, "refreshes_running": now.refreshes_running})
+
+
+def _overlaid(lines: list[tuple[float, tuple[Point, ...]]]) -> tuple[float, tuple[Point, ...]]:
+    lines = [line for line in lines if line[1]]
+    if not lines:
+        return 1.0, ()
+    width = max(width for width, _ in lines)
+    points = gathered([point for _, timeline in lines for point in timeline], width)
+    while len(points) > POINTS:
+        width *= 2
+        points = gathered(points, width)
+    return width, tuple(points)
+
+
+def gathered(points: Iterable[Point], width: float) -> list[Point]:
+    """The points of a timeline in steps of `width` seconds."""
+    sums: dict[float, list[int]] = {}
+    for start, *counts in points:
+        into = sums.setdefault(start // width * width, [0, 0, 0])
+        for index, count in enumerate(counts):
+            into[index] += count
+    return [Point(start, *sums[start]) for start in sorted(sums)]
+
+
+def added(parts: Iterable[Stats]) -> Stats:
+    """Snapshots of several processes added up."""
+    parts = tuple(parts)
+    if not parts:
+        return Stats(processes=0)
+    names = dict.fromkeys(name for part in parts for name in part.functions)
+    tiers: dict[str, TierStats] = {}
+    for part in parts:
+        for name, tier in part.tiers.items():
+            tiers[name] = tiers.get(name, TierStats()) + tier
+    return Stats(
+        {n: combined(p.functions[n] for p in parts if n in p.functions) for n in names},
+        combined(part.other for part in parts),
+        tiers,
+        min(part.since for part in parts),
+        max(part.until for part in parts),
+        sum(part.processes for part in parts),
+    )
+
+
+# --- JSON and frames ----------------------------------------------------------------------------
+
+_DERIVED = ("hits", "stale", "misses", "errors", "failed", "hit_rate", "median_hit")
+
+
+def document(stats: Stats) -> dict[str, Any]:
+    """A snapshot as JSON data."""
+    return {
+        "format": FORMAT,
+        "since": stats.since,
+        "until": stats.until,
+        "processes": stats.processes,
+        "functions": {name: _with_derived(s) for name, s in stats.functions.items()},
+        "other": _with_derived(stats.other),
+        "tiers": {name: asdict(tier) for name, tier in stats.tiers.items()},
+    }
+
+
+def _with_derived(stats: FunctionStats) -> dict[str, Any]:
+    return {**asdict(stats), **{name: getattr(stats, name) for name in _DERIVED}}
+
+
+def _parsed(text: str | bytes) -> Stats:
+    document = json.loads(text)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError("not a snapshot of memo's statistics")
+    try:
+        return Stats(
+            {str(name): _function(part) for name, part in document["functions"].items()},
+            _function(document["other"]),
+            {str(name): _tier(part) for name, part in document["tiers"].items()},
+            float(document["since"]),
+            float(document["until"]),
+            int(document["processes"]),
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"not a snapshot of memo's statistics: {error!r}") from error
+
+
+def _function(part: Mapping[str, Any]) -> FunctionStats:
+    values: dict[str, Any] = {}
+    for f in fields(FunctionStats):
+        given = part[f.name]
+        if f.name == "timeline":
+            values[f.name] = tuple(Point(float(p[0]), *map(int, p[1:4])) for p in given)
+        elif f.name == "hit_times":
+            values[f.name] = {int(step): int(count) for step, count in given.items()}
+        elif f.type == "Counts":
+            values[f.name] = {str(name): int(count) for name, count in given.items()}
+        else:
+            values[f.name] = _finite(given) if f.type == "float" else int(given)
+    if values["width"] <= 0:
+        raise ValueError("the timeline has no width")
+    return FunctionStats(**values)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not finite")
+    return number
+
+
+def _tier(part: Mapping[str, Any]) -> TierStats:
+    hits, stale, errors, downs = (int(part[name]) for name in ("hits", "stale", "errors", "downs"))
+    up = part["up"]
+    there = None if up is None else bool(up)
+    return TierStats(hits, stale, errors, downs, there, dict(part["health"]))
+
+
+def _row(stats: FunctionStats) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(stats, name) for name in _DERIVED}
+    row.update({name: getattr(stats, name) for name in _FIELDS if name != "hit_times"})
+    return row

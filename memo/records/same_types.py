@@ -1,0 +1,127 @@
+"""Results that load as what was returned: of the same type, and of the classes that exist now.
+
+Rules of this module:
+
+1.  cloudpickle takes a class of a notebook, script or function along by value, so in another
+    process it loads as another class.  Here it is stored by name and code version too, and loads as
+    the class of that name if its code is unchanged.  If it has changed, the entry is unreadable, so
+    the function runs again.  Where there is no such class (a worker), the stored one is used.
+2.  A type whose objects load as another type (or do not load) is found when the first result of it
+    is encoded: that result is loaded once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import sys
+import types
+import uuid
+import weakref
+from collections.abc import Coroutine
+from typing import Any
+
+from memo.errors import EntryError
+from memo.keys.fingerprint import origin
+from memo.keys.fingerprint.function_version import code_digest
+from memo.records import codec
+
+_OURS = __name__.partition(".")[0]
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None), list, tuple, dict, set, frozenset})
+_AS_BASE = frozenset({"numpy.memmap"})
+"""Types whose objects are stored as their base class, as the documentation says."""
+_loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+
+
+def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
+    """A result as it is stored.
+
+    Args:
+        value: what is stored: the result, or the result with its output.
+        result: what the function returned.
+        compress: see `codec.encode`.
+
+    Raises:
+        Exception: it cannot be pickled, or does not load as what it is.
+    """
+    encoded = codec.encode(value, compress, _by_name)
+    kind = type(result)
+    if kind in _PLAIN or kind.__module__.partition(".")[0] == _OURS:
+        return encoded
+    if f"{kind.__module__}.{kind.__qualname__}" in _AS_BASE:
+        return encoded
+    if kind not in _loads_as:
+        _loads_as[kind] = _told(codec.encode(result, None, _by_name), kind)
+    if _loads_as[kind]:
+        raise codec.AlteredError(_loads_as[kind])
+    return encoded
+
+
+def _told(encoded: codec.Encoded, kind: type) -> str:
+    """How objects of a type load otherwise; `""`: as what they are."""
+    payload = encoded.payload
+    view = None if payload is None else memoryview(bytearray(codec.aligned(payload)))
+    table = () if payload is None else payload.table
+    try:
+        back = type(codec.decode(encoded.stream, view, table, encoded.flags))
+    except EntryError as error:
+        return f"cannot be loaded again: {error}"
+    if (back.__module__, back.__qualname__) == (kind.__module__, kind.__qualname__):
+        return ""
+    return f"would load as {back.__module__}.{back.__qualname__}"
+
+
+def only_once(value: Any) -> bool:
+    """Whether a value can be awaited, and only once: a coroutine or a future of an event loop."""
+    if isinstance(value, (Coroutine, types.GeneratorType)):
+        return inspect.isawaitable(value)
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and bool(asyncio.isfuture(value))
+
+
+# --- classes of the program ----------------------------------------------------------------------
+
+
+def _by_name(value: Any) -> Any:
+    """How a class of `__main__` is pickled: by name, code version and, for a worker, by value."""
+    if not issubclass(type(value), type) or origin.of_type(value).kind != origin.USER:
+        return NotImplemented
+    place = (value.__module__, value.__qualname__)
+    if place[0] not in codec.modules_by_value() and _looked_up(*place) is value:
+        return NotImplemented
+    try:
+        version = code_digest(value)
+    except Exception:  # a class whose code cannot be told is known by value alone
+        return NotImplemented
+    token = _tokens.setdefault(value, uuid.uuid4().hex)
+    _alive[token] = value
+    return loaded_class, (*place, version, token, codec.by_value(value))
+
+
+_tokens: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+_alive: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
+"""Classes of this process without a name by which they are found: cloudpickle would load a class
+into itself, with copies of its methods that have no source."""
+
+
+def _looked_up(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def loaded_class(module: str, name: str, version: str, token: str, packed: bytes) -> Any:
+    """The class of a stored instance, as this process has it.
+
+    Raises:
+        LookupError: the class is another one by now.
+    """
+    found = _looked_up(module, name)
+    if not isinstance(found, type):
+        found = _alive.get(token)
+    if found is None:
+        return pickle.loads(packed)  # part of a sealed entry
+    if code_digest(found) != version:
+        raise LookupError(f"the class {name} has changed")
+    return found

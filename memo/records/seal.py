@@ -1,0 +1,494 @@
+"""The seal: what an entry looks like as bytes, and why those bytes may be believed.
+
+An entry is one *record*: a header, readable without unpickling, and a pickle stream.  Big buffers
+lie beside it, in a payload that the header names by digest.
+
+====== ====== =====================================================================================
+offset bytes  what
+====== ====== =====================================================================================
+0      8      magic; its last byte is the format
+8      8      id of the secret that sealed the record
+16     32     seal: keyed BLAKE2b-256 over bytes 0-15 and everything from byte 48 on
+48     4 x 3  lengths: whole header up to the stream; offset and length of the stamps (absolute)
+60     ...    fixed part `_FIXED`, then the fields of `_TEXTS`, the buffer table, the stamps
+...    ...    the stream
+====== ====== =====================================================================================
+
+All integers are big-endian.  The algorithm belongs to the format, never to the entry; the seal is
+compared in constant time, and before anything behind it is parsed, inflated, allocated or loaded.
+The stamps are UTF-8 JSON at a known place, so that a Redis script can read which generations to
+look up without knowing anything else of the format.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from memo.errors import EntryError
+from memo.runtime.checksums import blake2b, compare_digest
+from memo.validity.lifetimes import UNAUTHENTIC, UNREADABLE, Times
+from memo.validity.stamps import Call, File, Generation, Ref, Stamp, State
+
+MAGIC = b"\x89memo\r\n\x01"
+SECRET_BYTES = 32
+"""The least length of a secret."""
+ALIGN = 64
+"""Buffers of a payload begin at multiples of this, as numpy's and Arrow's kernels like it."""
+LONGEST = 0xFFFF
+"""Most bytes of a text in a header."""
+
+_SEAL_AT = 16
+_BODY_AT = 48
+_PLACES = struct.Struct(">III")
+_FIXED = struct.Struct(">Qqqqqqq16sI7H2I")
+_FIXED_AT = _BODY_AT + _PLACES.size
+_OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
+_TEXTS_AT = _BODY_AT + _OUTLINE.size
+_BUFFER = struct.Struct(">Q32s")
+
+GLANCES = 4 * 1024 * 1024
+"""Bytes of entries that `Glances` keeps at most."""
+ONCE = 4096
+"""Names that `Glances` remembers to have met; then it forgets all."""
+LOOKED_AT = 32 * 1024
+"""Bytes of a record that is kept there at most."""
+GLANCE = 1536
+"""Bytes that an entry takes there besides its record, roughly (measured with tracemalloc)."""
+
+COMPRESSED = 1
+"""Flag: the stream is compressed with zstd."""
+
+
+class Secret:
+    """A key that seals and opens entries.  Its repr shows its id, never its bytes."""
+
+    __slots__ = ("_mac", "id")
+
+    def __init__(self, secret: bytes) -> None:
+        self.id = blake2b(secret, digest_size=8, person=b"memo key id").digest()
+        key = blake2b(secret, digest_size=32, person=b"memo seal key").digest()
+        self._mac = blake2b(key=key, digest_size=32, person=b"memo entry v1")
+
+    def seal(self, *parts: bytes | memoryview) -> bytes:
+        """32 bytes that only this secret makes of these bytes, in one part or more."""
+        mac = self._mac.copy()
+        for part in parts:
+            mac.update(part)
+        return mac.digest()
+
+    def __repr__(self) -> str:
+        return f"<Secret {self.id.hex()}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Secret is never pickled")
+
+
+class Buffer(NamedTuple):
+    """One buffer of a payload: its length in bytes and its BLAKE3 digest."""
+
+    size: int
+    digest: bytes
+
+
+def payload_digest(buffers: Iterable[Buffer]) -> bytes:
+    """The name of a payload: 32 bytes that depend on every byte of its buffers, and their order."""
+    return blake2b(
+        b"".join(_BUFFER.pack(*b) for b in buffers), digest_size=32, person=b"memo payload"
+    ).digest()
+
+
+def payload_size(buffers: Iterable[Buffer]) -> int:
+    """Bytes of a payload with its buffers aligned."""
+    return sum(-(-b.size // ALIGN) * ALIGN for b in buffers)
+
+
+class Header(NamedTuple):
+    """What is known of an entry without loading its value.
+
+    Attributes:
+        namespace, key: where it belongs; checked against what was asked for.
+        function: identity of the function, `"module:qualname"`.
+        code: the function's code version.
+        address: what a person invalidates it by, `"prefix:arg:arg"`.
+        codec: how the stream was written, with the majors of the libraries concerned.
+        writer: `"host/pid"` of the process that computed it.
+        summary: JSON, argument name -> short text and digest, for people and for `explain`.
+        times: see `memo.validity.lifetimes.Times`.
+        stamps: what makes it untrue.
+        buffers: of its payload, in order; empty when all of it is in the stream.
+        flags: `COMPRESSED`.
+    """
+
+    namespace: str
+    key: str
+    function: str
+    code: str
+    address: str
+    codec: str
+    writer: str
+    summary: str
+    times: Times
+    stamps: tuple[Stamp, ...]
+    buffers: tuple[Buffer, ...] = ()
+    flags: int = 0
+
+
+Claim = Sequence[Any]
+"""A generation as `pack_stamps` writes it: "g", group, arguments, text and last."""
+
+
+class Entry:
+    """A record whose seal held.
+
+    Attributes:
+        record: the whole record as stored.
+        stream: the pickle stream, still packed.
+        times: see `memo.validity.lifetimes.Times`.
+        claims: its generations, as `HostGenerations.hold` compares them, where it is plain.
+        plain: whether those, read from here, are all that can make it untrue and all that it has:
+            no other stamps, no payload, no flags.
+        size: bytes of the record and its payload.
+    """
+
+    __slots__ = ("_header", "_stamps", "claims", "plain", "record", "size", "stream", "times")
+
+    def __init__(
+        self,
+        record: bytes,
+        stream: memoryview,
+        times: Times,
+        claims: Sequence[Claim],
+        plain: bool,
+        size: int,
+        header: Header | None = None,
+    ) -> None:
+        self.record = record
+        self.stream = stream
+        self.times = times
+        self.claims = claims
+        self.plain = plain
+        self.size = size
+        self._header = header
+        self._stamps: tuple[tuple[Generation, ...], tuple[Ref, ...]] | None = None
+
+    @property
+    def header(self) -> Header:
+        """All that is known without loading the value."""
+        if self._header is None:
+            self._header = _parse(memoryview(self.record))[0]
+        return self._header
+
+    @property
+    def stamps(self) -> tuple[Stamp, ...]:
+        """What makes it untrue."""
+        return self.header.stamps
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """Those of its stamps that are generations."""
+        return self._split()[0]
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """Their refs, in the same order."""
+        return self._split()[1]
+
+    def _split(self) -> tuple[tuple[Generation, ...], tuple[Ref, ...]]:
+        if self._stamps is None:
+            own = tuple(stamp for stamp in self.header.stamps if type(stamp) is Generation)
+            self._stamps = own, tuple(stamp.ref for stamp in own)
+        return self._stamps
+
+    def __repr__(self) -> str:
+        """Without the stream, which holds the value."""
+        return f"<Entry {self.header.function} {self.header.key} {self.size} bytes>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<code>{escape(repr(self))}</code>"
+
+
+def claimed(claim: Claim) -> Ref:
+    """What a claim is about.
+
+    Raises:
+        EntryError: it cannot be read.
+    """
+    _, group, arguments, _, _ = claim
+    try:
+        if arguments is not None:
+            arguments = tuple([(name, digest) for name, digest in arguments])
+    except (TypeError, ValueError):
+        raise EntryError(UNREADABLE, "sealed, but malformed: a generation") from None
+    return _new(Ref, (group, arguments))
+
+
+def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
+    """An entry of its parts."""
+    size = len(record) + payload_size(header.buffers)
+    plain = not (header.buffers or header.flags)
+    told = header.stamps if plain else ()
+    claims = [("g", *stamp.ref, *stamp.state) for stamp in told if type(stamp) is Generation]
+    plain = plain and len(claims) == len(header.stamps)
+    return Entry(record, stream, header.times, claims, plain, size, header)
+
+
+def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
+    """A sealed record."""
+    h = header
+    short = [
+        t.encode() for t in (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
+    ]
+    for text in short:
+        if len(text) > LONGEST:
+            raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
+    summary = h.summary.encode()
+    table = b"".join(_BUFFER.pack(*b) for b in h.buffers)
+    stamps = pack_stamps(h.stamps)
+    t = h.times
+    fixed = _FIXED.pack(
+        len(stream),
+        t.started,
+        t.finished,
+        t.finished_boot,
+        t.ttl,
+        t.grace,
+        t.cost,
+        t.boot_id,
+        h.flags,
+        *map(len, short),
+        len(summary),
+        len(table),
+    )
+    middle = b"".join((fixed, *short, summary, table))
+    stamps_at = _BODY_AT + _PLACES.size + len(middle)
+    places = _PLACES.pack(stamps_at + len(stamps), stamps_at, len(stamps))
+    head = MAGIC + secret.id
+    parts = (places, middle, stamps, stream)
+    return b"".join((head, secret.seal(head, *parts), *parts))
+
+
+def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry:
+    """The entry in a record, if one of these secrets sealed it for this namespace and key.
+
+    Raises:
+        EntryError: `"unreadable"` (not a record of this format), or `"unauthentic"` (sealed by an
+            unknown secret, changed since, or sealed for another key).
+    """
+    view = memoryview(record)
+    if len(view) < _BODY_AT + _PLACES.size + _FIXED.size or view[:8] != MAGIC:
+        raise EntryError(UNREADABLE, "not a record of this format")
+    _check_seal(record, view, secrets)
+    try:
+        header, stream = _parse(view)
+    except (struct.error, ValueError, KeyError, TypeError, IndexError) as error:
+        raise EntryError(UNREADABLE, f"sealed, but malformed: {error}") from None
+    if header.namespace != namespace or header.key != key:
+        raise EntryError(UNAUTHENTIC, "sealed for another key")
+    return entry(header, stream, record)
+
+
+def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry | None:
+    """The entry in a record, as `unpack` has it, with no more of it read than a hit needs.
+
+    None where that is not enough to tell: it has a payload, or stamps that are no generations, or
+    `unpack` would refuse it for another reason than its seal.
+
+    Raises:
+        EntryError: `"unauthentic"`.
+    """
+    if len(record) < _TEXTS_AT or not record.startswith(MAGIC):
+        return None
+    view = memoryview(record)
+    _check_seal(record, view, secrets)
+    (
+        end, stamps_at, stamps_size, size, started, finished, boot, ttl, grace, cost, boot_id,
+        flags, of_namespace, of_key, _, _, _, _, _, _, of_buffers,
+    ) = _OUTLINE.unpack_from(record, _BODY_AT)  # fmt: skip
+    place = f"{namespace}{key}".encode()
+    if (
+        stamps_at + stamps_size != end
+        or end + size != len(record)
+        or of_namespace + of_key != len(place)
+        or of_key != len(key)
+        or not record.startswith(place, _TEXTS_AT)
+        or flags
+        or of_buffers
+    ):
+        return None
+    try:
+        claims = _rows(record[stamps_at:end])
+        for kind, _, _, _, _ in claims:
+            if kind != "g":
+                return None
+    except (ValueError, TypeError):
+        return None
+    times = _new(Times, (started, finished, boot_id, boot, ttl, grace, cost))
+    return Entry(record, view[end:], times, claims, True, len(record))
+
+
+class Glances:
+    """What was glanced at last, so that a record that is hit again and again is checked once.
+
+    Equal bytes under the same name have the seal that was compared; one set of secrets has one such
+    object.  A record is kept from the second time on that it is met, since to keep what does not
+    come back costs more than to check it.  What there is no room for is not kept, until so many
+    others were met that all is forgotten.
+
+    Args:
+        secrets, namespace: as for `glance`.
+    """
+
+    def __init__(self, secrets: Sequence[Secret], namespace: str) -> None:
+        self._secrets = secrets
+        self._namespace = namespace
+        self._known: dict[str, Entry] = {}
+        self._once: dict[str, None] = {}
+        self._bytes = 0
+
+    def glance(self, name: str, record: bytes, key: str) -> Entry | None:
+        """As the function `glance`, of a record that lies under a name.
+
+        Raises:
+            EntryError: `"unauthentic"`.
+        """
+        known = self._known.get(name)
+        if known is not None and known.record == record:
+            return known
+        entry = glance(record, self._secrets, self._namespace, key)
+        if name not in self._once:
+            if len(self._once) >= ONCE:
+                self._once, self._known, self._bytes = {}, {}, 0
+            self._once[name] = None
+        elif entry is not None and len(record) <= LOOKED_AT:
+            more = len(record) + GLANCE - (0 if known is None else len(known.record) + GLANCE)
+            if self._bytes + more <= GLANCES:
+                self._bytes += more
+                self._known[name] = entry
+        return entry
+
+
+class Worth(NamedTuple):
+    """What tells how much an entry is worth keeping.
+
+    Attributes:
+        cost: nanoseconds that its computation took.
+        code: the function's code version.
+    """
+
+    cost: int
+    code: str
+
+
+def worth(record: bytes) -> Worth | None:
+    """What a record says of its worth, believed or not; None where it is no record."""
+    if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
+        return None
+    facts = _OUTLINE.unpack_from(record, _BODY_AT)
+    at = _TEXTS_AT + sum(facts[12:15])
+    code = record[at : at + facts[15]]
+    if len(code) != facts[15]:
+        return None
+    return Worth(facts[9], code.decode("utf-8", "replace"))
+
+
+def _check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> None:
+    head = record[:_SEAL_AT]
+    for secret in secrets:
+        if head.endswith(secret.id):
+            if compare_digest(secret.seal(head, view[_BODY_AT:]), record[_SEAL_AT:_BODY_AT]):
+                return
+            raise EntryError(UNAUTHENTIC, "changed since it was sealed")
+    raise EntryError(UNAUTHENTIC, "sealed by an unknown secret")
+
+
+def _parse(view: memoryview) -> tuple[Header, memoryview]:
+    header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
+    fixed = _FIXED.unpack_from(view, _FIXED_AT)
+    length, started, finished, boot, ttl, grace, cost, boot_id, flags = fixed[:9]
+    table_size = fixed[17]
+    texts, at = _texts(view, fixed[9:17])
+    table = view[at : at + table_size]
+    at += table_size
+    if at != stamps_at or at + stamps_size != header_end or header_end + length != len(view):
+        raise ValueError("lengths do not add up")
+    buffers = tuple(Buffer(*b) for b in _BUFFER.iter_unpack(table)) if table_size else ()
+    times = Times(started, finished, boot_id, boot, ttl, grace, cost)
+    stamps = unpack_stamps(view[stamps_at:header_end])
+    namespace, key, function, code, address, codec, writer, summary = texts
+    header = Header(
+        namespace, key, function, code, address, codec, writer, summary, times, stamps, buffers,
+        flags,
+    )  # fmt: skip
+    return header, view[header_end:]
+
+
+def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
+    """The texts of a header, and where they end."""
+    at = _FIXED_AT + _FIXED.size
+    end = at + sum(sizes)
+    whole = str(view[at:end], "utf-8")
+    texts: list[str] = []
+    if len(whole) == end - at:  # a byte a character
+        at = 0
+        for size in sizes:
+            texts.append(whole[at : at + size])
+            at += size
+        return texts, end
+    for size in sizes:
+        texts.append(str(view[at : at + size], "utf-8"))
+        at += size
+    return texts, end
+
+
+def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
+    """Stamps as JSON: a list of `["g", group, arguments, text, last]`, `["f", ...]`, `["c", ...]`.
+
+    `arguments` is a list of [name, digest], or null for anything in the group.
+    """
+    rows: list[list[Any]] = []
+    for stamp in stamps:
+        if isinstance(stamp, Generation):
+            rows.append(["g", stamp.ref.group, stamp.ref.arguments, *stamp.state])
+        elif isinstance(stamp, File):
+            rows.append(["f", *stamp])
+        else:
+            rows.append(["c", *stamp])
+    return _json(rows).encode()
+
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def unpack_stamps(text: bytes | memoryview) -> tuple[Stamp, ...]:
+    """The inverse of `pack_stamps`."""
+    return tuple([_stamp(row) for row in _rows(text)])
+
+
+def _rows(text: bytes | memoryview) -> Any:
+    whole = str(text, "utf-8")
+    rows, end = _from_json(whole)
+    if end != len(whole):
+        raise ValueError("more than stamps")
+    return rows
+
+
+_from_json = json.JSONDecoder().raw_decode
+_new = tuple.__new__  # a third of what a named tuple's own takes
+
+
+def _stamp(row: list[Any]) -> Stamp:
+    kind = row[0]
+    if kind == "g":
+        _, group, pairs, text, last = row
+        arguments = None if pairs is None else tuple([(name, digest) for name, digest in pairs])
+        return _new(Generation, (_new(Ref, (group, arguments)), _new(State, (text, last))))
+    if kind == "f":
+        return File(*row[1:])
+    if kind == "c":
+        return Call(*row[1:])
+    raise ValueError(f"unknown stamp {kind!r}")

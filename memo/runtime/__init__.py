@@ -1,0 +1,5 @@
+"""What lies below everything: clock, events, threads and event loops, private files.
+
+Imports `errors` only.
+Start with `port.py`, the five verbs through which sync and async code wait.
+"""

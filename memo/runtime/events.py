@@ -1,0 +1,134 @@
+"""One frozen event per outcome, and the hooks that hear them.
+
+The engine emits; counters, `%cache_stats`, logs, progress and telemetry listen.  Nothing else
+counts.  An event never carries a cached value, an argument's value, a secret or a password.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+HIT = "hit"
+"""A stored value was returned and is fresh."""
+STALE = "stale"
+"""A stored value past its ttl, or past its refresh threshold, was returned; a refresh follows."""
+MISS = "miss"
+"""No stored value could be used; `reason` says why."""
+COMPUTE_STARTED = "compute_started"
+COMPUTE_ENDED = "compute_ended"
+"""The function begins to run, has ended, however it did; `reason` is `"refresh"` in background.
+At its end `seconds` is how long it ran itself, without the cached calls inside it."""
+COMPUTED = "computed"
+"""The function ran and returned; `seconds` is how long it ran."""
+FAILED = "failed"
+"""The function ran and raised; `reason` is the type of the exception."""
+COALESCED = "coalesced"
+"""A caller took the result of a computation that another caller or process had begun; `seconds`
+is how long it waited, `saved` what it would have waited longer for its own."""
+STORED = "stored"
+"""A result was written; `size` in bytes, `tier` names the tiers, `detail` one that follows."""
+UPLOAD_STARTED = "upload_started"
+UPLOADED = "uploaded"
+UPLOAD_FAILED = "upload_failed"
+"""A stored result begins to be sent to a shared tier in the background, is there, or could not be
+sent (`detail` says why); `size` in bytes."""
+FETCH_STARTED = "fetch_started"
+FETCHED = "fetched"
+FETCH_FAILED = "fetch_failed"
+"""A big payload begins to be fetched from a shared tier, is here, or could not be fetched."""
+REFRESH_STARTED = "refresh_started"
+REFRESH_DONE = "refresh_done"
+REFRESH_FAILED = "refresh_failed"
+"""A background refresh began, stored its result, or failed (the old value stays)."""
+ELSEWHERE = "refreshed by another process"
+"""The reason of a `REFRESH_DONE` that computed nothing, since another process was at it."""
+INVALIDATED = "invalidated"
+"""Somebody invalidated; `reason` is theirs, `detail` names the target."""
+REPLAYED = "replayed"
+"""A journalled invalidation reached its tier."""
+WAITING = "waiting"
+WAIT_ENDED = "wait_ended"
+"""A caller begins to wait for another process' lease, waits no more; `detail` is the holder."""
+WAITED = "waited"
+"""A caller waited for another process' lease; `seconds` is how long."""
+LOCK_TIMEOUT = "lock_timeout"
+"""A caller waited `lock_timeout` seconds for another holder, then computed by itself."""
+LEASE_LOST = "lease_lost"
+"""A lease was lost while its holder was computing."""
+TIER_DOWN = "tier_down"
+TIER_UP = "tier_up"
+"""A tier's breaker opened, or closed again."""
+RECONFIGURED = "reconfigured"
+"""The settings describe another chain from now on."""
+ERROR = "error"
+"""A fault of the cache that the caller did not notice; `reason` names its kind."""
+
+
+class Event(NamedTuple):
+    """What happened, once.
+
+    Attributes:
+        kind: one of the names of this module.
+        function: identity of the cached function (`"module:qualname"`), or `""`.
+        key: the key's text, or `""`.
+        tier: name of the tier that answered or failed, or `""`.
+        reason: why, in the words of `lifetimes` for a miss.
+        seconds: how long it took; for `HIT` and `STALE` the whole look-up.
+        size: bytes of the record and its payload.
+        saved: seconds that a computation would have taken, from the entry's recorded cost; 0 where
+            no caller waits for the answer.
+        detail: more for people, never a value.
+    """
+
+    kind: str
+    function: str = ""
+    key: str = ""
+    tier: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+    size: int = 0
+    saved: float = 0.0
+    detail: str = ""
+
+
+Hook = Callable[[Event], None]
+_hooks: tuple[Hook, ...] = ()
+_lock = threading.Lock()
+
+
+def on_event(hook: Hook) -> Callable[[], None]:
+    """Call `hook(event)` for every event from now on, in the thread in which it happens.
+
+    A hook must be quick and must not block.  One that raises is reported once on standard error and
+    goes on being called; the cached call never notices.
+
+    Returns:
+        A function that takes the hook away again; calling it twice is harmless.
+    """
+    global _hooks
+    with _lock:
+        _hooks = (*_hooks, hook)
+
+    def remove() -> None:
+        global _hooks
+        with _lock:
+            _hooks = tuple(h for h in _hooks if h is not hook)
+
+    return remove
+
+
+_complained: set[int] = set()
+
+
+def emit(event: Event) -> None:
+    """Hand an event to every hook."""
+    for hook in _hooks:
+        try:
+            hook(event)
+        except Exception as error:
+            if id(hook) not in _complained:
+                _complained.add(id(hook))
+                print(f"memo: event hook {hook!r} raised {error!r}", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""The port: the five verbs through which the engine and the tiers touch the world.
+
+The engine and the tiers are written once, as coroutines.  Whoever drives such a coroutine hands it
+a port.  Under a *native* port it suspends on the running event loop; under a *blocking* port no
+verb ever suspends, so that one step of the coroutine is the whole call.  `ports` has both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+PATIENT: ContextVar[float] = ContextVar("memo_patient", default=0.0)
+"""Until when, by `time.monotonic`, who asks now waits for what others have locked."""
+
+
+@contextmanager
+def patient(seconds: float) -> Iterator[None]:
+    """Let what is asked for in here outlast locks of others, for so many seconds in all.
+
+    It is waited for where that may block: in threads, never on an event loop.
+    """
+    token = PATIENT.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        PATIENT.reset(token)
+
+
+class Waiter(Protocol):
+    """What `Port.waiter` makes: something that one caller waits on and anybody may set."""
+
+    def set(self) -> None:
+        """Wake the one that waits.  Safe from every thread, more than once, and after its end."""
+        ...
+
+
+class Handle(Protocol):
+    """What `Port.spawn` gives back."""
+
+    def cancel(self) -> None:
+        """Ask it to stop, from any thread; a thread that has begun cannot be stopped."""
+        ...
+
+    def dead(self) -> bool:
+        """Whether it can never end, because the loop that it ran on is closed."""
+        ...
+
+
+class Port(Protocol):
+    """The five verbs (`settle`, `offload`, `wait`, `spawn`, `sleep`) and what they need."""
+
+    native: bool
+    """True where coroutines may suspend, so where `settle` takes awaitables."""
+
+    async def settle(self, value: Any) -> Any:
+        """Await `value` (native), or hand it back as it is (blocking: it is there already).
+
+        A coroutine of somebody else's, such as a user's provider, is run to its end on a loop of
+        its own when the port is blocking.
+        """
+        ...
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that may block: in a thread (native), or here (blocking)."""
+        ...
+
+    async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
+        """Wait until `waiter` is set; False when `timeout` seconds went by first."""
+        ...
+
+    def waiter(self) -> Waiter:
+        """A fresh waiter for the one that runs now."""
+        ...
+
+    def spawn(
+        self,
+        work: Callable[[Port], Coroutine[Any, Any, Any]],
+        name: str,
+        ended: Callable[[], None] | None = None,
+        *,
+        apart: bool = False,
+    ) -> Handle:
+        """Run `work(port)` in the background: a task of the loop, or a thread of a small pool.
+
+        The port that `work` gets is the one of the place it runs in.  Context variables travel.
+
+        Args:
+            work: what to run.
+            name: of the task, for people.
+            ended: called when it has ended, also when it was cancelled before it began.
+            apart: in a thread also where a loop runs, so that it neither holds up that loop nor
+                ends with it.
+        """
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Let `seconds` go by."""
+        ...
+
+    def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
+        """Run `work(port)` every so many seconds, over a blocking port in a thread of its own.
+
+        Not on the loop, which the user's code may block.
+        """
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether somebody asked the running task to stop (blocking: never)."""
+        ...
+
+    def client(self) -> object:
+        """What a client connection may be shared within: the running loop, or the process."""
+        ...

@@ -1,0 +1,284 @@
+"""Checks: what each setting must look like, and what is made of what people write.
+
+One function per kind of value.  Each takes the value and its `Place`, and gives the value as
+`Settings` holds it, or raises a `SettingError` that names the setting, where it was
+written, and the mend.  A value of `redis_url` or `secret` is never part of a message.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from memo.errors import OptionError, SettingError, shown
+from memo.records import secret_keys as secret_room
+from memo.records.seal import Secret
+from memo.settings import options, redis_urls
+from memo.settings.modes import KINDS
+from memo.validity.lifetimes import seconds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB: Final = 1 << 30
+MIB: Final = 1 << 20
+ON_MISS_OR_ERROR: Final = "on_miss_or_error"
+ON_ERROR: Final = "on_error"
+WRITE_THROUGH: Final = "write_through"
+WRITE_AROUND: Final = "write_around"
+STRICT: Final = "strict"
+TRACKING: Final = "tracking"
+RECOMPUTE: Final = "recompute"
+TRUST_DISK: Final = "trust_disk"
+TIERS: Final = ("memory", "redis", "disk")
+"""The tiers that have a name; any other is an object."""
+
+
+class Url(str):
+    """A URL whose repr hides user, password and query; `str(url)` is the whole of it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(redacted(self))
+
+
+def redacted(url: str) -> str:
+    """A URL as it may be shown: `redis://***@host:6379/0`, without user, password and query."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    hidden = "***@" if "@" in parts.netloc else ""
+    query = "?***" if parts.query else ""
+    return f"{parts.scheme}://{hidden}{host}{parts.path}{query}"
+
+
+class Place(NamedTuple):
+    """Where a value was written, for its check and for the error about it."""
+
+    setting: str
+    source: str
+    base: Path | None = None
+
+    def wrong(self, mend: str) -> SettingError:
+        return SettingError(self.setting, self.source, mend)
+
+
+Check = Callable[[Any, Place], Any]
+
+
+def _redis_url(value: Any, place: Place) -> Url | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise place.wrong('must be text such as "redis://host:6379/0".')
+    try:
+        redis_urls.parse(value)
+    except ValueError as error:
+        raise place.wrong(str(error)) from None
+    return Url(value)
+
+
+class Options(dict[str, Any]):
+    """Arguments of redis-py's clients, whose values never show."""
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(f'{name!r}: ***' for name in self)}}}"
+
+
+def _redis_options(value: Any, place: Place) -> Options | None:
+    if value is None or value == "":
+        return None
+    try:
+        return Options(redis_urls.options(value))
+    except ValueError as error:
+        raise place.wrong(str(error)) from None
+
+
+def _payload_store(value: Any, place: Place) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        raise place.wrong('must be text such as "s3://bucket/memo" or "/mnt/shared/memo".')
+    if "://" in value:
+        return value
+    return str(_path(value, place))
+
+
+def _path(value: Any, place: Place) -> Path:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise place.wrong(f"{shown(value)} is no path; write a directory or file name.")
+    from pathlib import Path
+
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise place.wrong("there is no home directory for ~; write the whole path.") from None
+    return Path(os.path.abspath((place.base or Path()) / path))
+
+
+def _path_or_none(value: Any, place: Place) -> Path | None:
+    return None if value is None or value == "" else _path(value, place)
+
+
+def _size(value: Any, place: Place) -> int:
+    mend = 'write bytes as a number, or for instance "10GiB" or "256 MiB".'
+    number = options.size(value)
+    if number is None:
+        raise place.wrong(f"{shown(value)} is no size; {mend}")
+    if number < 0:
+        raise place.wrong(f"{value} is less than 0; {mend}")
+    return number
+
+
+def _disk_size(value: Any, place: Place) -> int:
+    size = _size(value, place)
+    if size < MIB:
+        raise place.wrong(f'{size} bytes are too few; the least is 1 MiB, for instance "10GiB".')
+    return size
+
+
+def _redis_size(value: Any, place: Place) -> int:
+    size = _size(value, place)
+    if size > 512 * MIB:
+        raise place.wrong("Redis takes at most 512 MiB in one value.")
+    return size
+
+
+def _deadline(value: Any, place: Place) -> float:
+    mend = 'must be seconds above 0, as a number or as text such as "250ms".'
+    with suppress(ValueError):  # text with units is read by `seconds`
+        value = float(value) if isinstance(value, str) else value
+    try:
+        number = seconds(place.setting, value)
+    except OptionError:
+        raise place.wrong(f"{shown(value)}: {mend}") from None
+    if number is None:
+        raise place.wrong(mend)
+    return number
+
+
+_TRUTH = {"1": True, "true": True, "yes": True, "on": True}
+_TRUTH |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _truth(value: Any, place: Place) -> bool:
+    found = _TRUTH.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    if found is None:
+        raise place.wrong(f"{shown(value)} is neither true nor false; write true or false.")
+    return found
+
+
+def _compress(value: Any, place: Place) -> int | None:
+    truth = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+    try:
+        return options.compress(place.setting, value if truth is None else truth)
+    except OptionError:
+        mend = 'write true, false, or the size from which results are compressed, like "1MiB".'
+        raise place.wrong(f"{shown(value)} is none of these; {mend}") from None
+
+
+def _mode(value: Any, place: Place) -> str | None:
+    return None if value is None or value == "" else _one_of(*KINDS)(value, place)
+
+
+def _one_of(*choices: str) -> Check:
+    def check(value: Any, place: Place) -> str:
+        if not isinstance(value, str) or value not in choices:
+            words = " or ".join(f'"{choice}"' for choice in choices)
+            raise place.wrong(f"{shown(value)} is unknown; write {words}.")
+        return value
+
+    return check
+
+
+_NAMESPACE = r"\w[\w.-]{0,99}"
+
+
+def _namespace(value: Any, place: Place) -> str:
+    if not isinstance(value, str) or not re.fullmatch(_NAMESPACE, value):
+        mend = "write 1 to 100 letters, digits, dots, hyphens or underscores."
+        raise place.wrong(f"{shown(value)} cannot be a namespace; {mend}")
+    return value
+
+
+def _tiers(value: Any, place: Place) -> tuple[Any, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]
+    if not isinstance(value, (list, tuple)):
+        value = (value,)
+    if not value:
+        raise place.wrong('is empty; write for instance "memory,redis,disk".')
+    for tier in value:
+        _check_tier(tier, place)
+    for name in TIERS:
+        if sum(isinstance(tier, str) and tier == name for tier in value) > 1:
+            raise place.wrong(f'names "{name}" twice; name each tier once.')
+    return tuple(value)
+
+
+def _check_tier(tier: Any, place: Place) -> None:
+    if isinstance(tier, str):
+        if tier not in TIERS:
+            names = ", ".join(f'"{name}"' for name in TIERS)
+            raise place.wrong(f"{shown(tier)} is no tier; the names are {names}.")
+        return
+    if isinstance(tier, type):
+        raise place.wrong(f"{tier.__name__} is a class; give an object: {tier.__name__}().")
+    kinds = (("lookup", "store", "drop"), ("get", "set", "delete", "clear"))
+    if not any(all(callable(getattr(tier, m, None)) for m in kind) for kind in kinds):
+        mend = "needs the async methods get, set, delete and clear to be a tier."
+        raise place.wrong(f"a {type(tier).__name__} {mend}")
+
+
+def _secret(value: Any, place: Place) -> tuple[Secret, ...] | None:
+    if value is None:
+        return None
+    if place.base is not None:
+        secret_room.read_private(place.base / "pyproject.toml", place.source)
+    if isinstance(value, os.PathLike):
+        return secret_room.from_file(_path(value, place), place.source)
+    return secret_room.from_value(value, place.source)
+
+
+def _secret_file(value: Any, place: Place) -> tuple[Secret, ...] | None:
+    path = _path_or_none(value, place)
+    return None if path is None else secret_room.from_file(path, place.source, mounted=True)
+
+
+CHECKS: Final[dict[str, tuple[Check, Any]]] = {
+    "redis_url": (_redis_url, None),
+    "directory": (_path_or_none, None),
+    "size_limit": (_disk_size, 10 * GIB),
+    "memory_limit": (_size, 256 * MIB),
+    "tiers": (_tiers, None),
+    "read_strategy": (_one_of(ON_MISS_OR_ERROR, ON_ERROR), ON_MISS_OR_ERROR),
+    "write_strategy": (_one_of(WRITE_THROUGH, WRITE_AROUND), WRITE_THROUGH),
+    "self_healing": (_truth, True),
+    "namespace": (_namespace, "memo"),
+    "secret": (_secret, None),
+    "secret_file": (_secret_file, None),
+    "coherence": (_one_of(STRICT, TRACKING), STRICT),
+    "deadline": (_deadline, 0.25),
+    "redis_value_limit": (_redis_size, 64 * MIB),
+    "redis_options": (_redis_options, None),
+    "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
+    "payload_store": (_payload_store, None),
+    "compress": (_compress, None),
+    "enabled": (_truth, True),
+    "mode": (_mode, None),
+    "follow_threads": (_truth, True),
+    "live_file": (_path_or_none, None),
+}
+"""Setting -> its check and its default; SPEC, section 6.  The deadline is five times a slow
+round trip within one data centre; 64 MiB is about what a 1 Gbit/s line carries in half a second."""
+NAMES: Final = tuple(CHECKS)
+"""Every name that `configure` takes."""

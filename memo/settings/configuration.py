@@ -1,0 +1,422 @@
+"""Settings: where they come from, and which of them are in force.
+
+Four layers, the first one that has a setting wins:
+
+1.  `configure(...)`,
+2.  variables of the environment, `MEMO_` and the name in capitals,
+3.  `[tool.memo]` in the nearest `pyproject.toml`, from the working directory upwards,
+4.  the defaults.
+
+Layers 2 and 3 are read at the first call of a cached function, not at import, and then kept;
+`reload` forgets them.  `configure` acts at once, also on functions that are decorated already.
+What a setting must look like is in `checks`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
+
+from memo.errors import SettingError
+from memo.records import secret_keys as secret_room
+from memo.records.seal import Secret
+from memo.settings.checks import CHECKS, NAMES, Place
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+    from pathlib import Path
+
+DEFAULT: Final = "default"
+CONFIGURE: Final = "configure()"
+CARRIED: Final = "configure() of another process"
+_PREFIX = "MEMO_"
+_TABLE = "[tool.memo]"
+
+
+class Settings(NamedTuple):
+    """All settings at one moment.
+
+    Attributes:
+        redis_url: see `redis_urls`; None: no Redis.
+        directory: absolute; where the disk tier lies.
+        size_limit: bytes of the disk tier.
+        memory_limit: bytes of the memory tier; 0: there is none.
+        tiers: the chain from front to back, names of `checks.TIERS` or objects; None: what the
+            other settings give.
+        read_strategy: `checks.ON_MISS_OR_ERROR` or `checks.ON_ERROR`.
+        write_strategy: `checks.WRITE_THROUGH` or `checks.WRITE_AROUND`.
+        self_healing: write back what a lower tier answered.
+        namespace: separates teams and projects.
+        secrets: newest first; the first one seals, all of them open.
+        coherence: `checks.STRICT` or `checks.TRACKING`.
+        deadline: seconds that one Redis operation may take in all.
+        redis_value_limit: bytes; larger payloads stay on disk.
+        redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
+        on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`: what becomes of the entries on
+            this host when a Redis that several hosts share comes back empty.
+        payload_store: fsspec URL or folder for payloads above `redis_value_limit`; None: none.
+        compress: bytes from which results are compressed; None: none are.
+        enabled: False: every call computes.
+        mode: how every call uses the cache (`memo.mode`); None: as usual.
+        follow_threads: threads that a computation starts are part of it.
+        live_file: a TOML file with the live configuration; None: there is none.
+        sources: setting -> where its value came from.
+    """
+
+    redis_url: str | None
+    directory: Path
+    size_limit: int
+    memory_limit: int
+    tiers: tuple[Any, ...] | None
+    read_strategy: str
+    write_strategy: str
+    self_healing: bool
+    namespace: str
+    secrets: tuple[Secret, ...]
+    coherence: str
+    deadline: float
+    redis_value_limit: int
+    redis_options: Mapping[str, Any] | None
+    on_redis_loss: str
+    payload_store: str | None
+    compress: int | None
+    enabled: bool
+    mode: str | None
+    follow_threads: bool
+    live_file: Path | None
+    sources: Mapping[str, str]
+
+
+class Given(NamedTuple):
+    """A checked value and its source."""
+
+    value: Any
+    source: str
+
+
+Layer = dict[str, Given]
+
+
+def _layer(values: Mapping[str, Any], where: Callable[[str], str], base: Path | None) -> Layer:
+    """Checked values of one layer; `secret_file` becomes `secret`, which wins over it."""
+    layer = {}
+    for name, value in values.items():
+        if name not in CHECKS:
+            raise _unknown(name, where(name))
+        if name == "secret_file" and values.get("secret") is not None:
+            continue
+        source = where(name)
+        final = "secret" if name == "secret_file" else name
+        layer[final] = Given(CHECKS[name][0](value, Place(name, source, base)), source)
+    return layer
+
+
+def _near(name: str, likeness: float) -> list[str]:
+    """The name of ours that a misspelt one is most like, if any."""
+    import difflib
+
+    return difflib.get_close_matches(name, NAMES, 1, likeness)
+
+
+def _unknown(name: str, source: str) -> SettingError:
+    near = _near(name, 0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(NAMES)}."
+    return SettingError(name, source, f"there is no such setting; {hint}")
+
+
+def _environment() -> Layer:
+    """`MEMO_*`; an empty variable counts as not set, except for `MEMO_SECRET`.
+
+    An empty secret is what a template leaves when the real one is missing: to go on with another
+    secret would silently share nothing.
+
+    A name that is nearly one of ours is an error.  One that is not is somebody else's, since other
+    programs are called memo as well; so is `MEMO_TEST_*`.
+    """
+    values = {}
+    for variable, text in os.environ.items():
+        name = variable[len(_PREFIX) :].lower()
+        if not variable.startswith(_PREFIX) or name.startswith("test_"):
+            continue
+        if not text.strip() and name != "secret":
+            continue
+        if name in CHECKS or _near(name, 0.7):
+            values[name] = text
+    return _layer(values, lambda name: _PREFIX + name.upper(), None)
+
+
+def _project() -> Layer:
+    """`[tool.memo]` in the nearest `pyproject.toml`; relative paths count from its directory."""
+    path = _nearest()
+    if path is None:
+        return {}
+    table = _table(path)
+    if not isinstance(table, dict):
+        raise SettingError("tool.memo", str(path), "must be a table: [tool.memo]")
+    return _layer(table, lambda name: f"{_TABLE} in {path}", path.parent)
+
+
+def _nearest() -> Path | None:
+    from pathlib import Path
+
+    try:
+        here = Path.cwd()
+    except OSError:  # the working directory was removed
+        return None
+    candidates = (directory / "pyproject.toml" for directory in (here, *here.parents))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _table(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(_TABLE, str(path), f"cannot be read: {error}.") from None
+    if "memo" not in text:
+        return {}
+    import tomllib
+
+    try:
+        tool = tomllib.loads(text).get("tool", {})
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(_TABLE, str(path), f"is not valid TOML: {error}.") from None
+    return tool.get("memo", {}) if isinstance(tool, dict) else {}
+
+
+def _default_directory() -> Path:
+    from pathlib import Path
+
+    import platformdirs
+
+    try:
+        path = platformdirs.user_cache_path(secret_room.APPLICATION, appauthor=False)
+    except (KeyError, RuntimeError, OSError):
+        path = Path("~")
+    if path.is_absolute():
+        return path
+    import tempfile
+
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"{secret_room.APPLICATION}-{user}"
+
+
+_lock = threading.RLock()
+_overrides: Layer = {}
+_read: Layer | None = None
+_current: Settings | None = None
+_version = 0
+
+
+def current() -> Settings:
+    """The settings in force.  The first call reads the environment and `pyproject.toml`.
+
+    Raises:
+        SettingError: a setting is wrong; the message says which, from where, and the mend.
+    """
+    settings = _current
+    return _build() if settings is None else settings
+
+
+def version() -> int:
+    """A number that changes whenever `current` may answer otherwise.
+
+    Who keeps what it made of the settings asks for the version first, and then for the settings.
+    """
+    return _version
+
+
+def reload() -> None:
+    """Forget what was read from the environment and from `pyproject.toml`: read it again."""
+    global _read
+    with _lock:
+        _read = None
+        _changed()
+
+
+def reset() -> None:
+    """Forget what was configured as well; for tests."""
+    with _lock:
+        _overrides.clear()
+        reload()
+
+
+def _changed() -> None:
+    global _current, _version
+    _current = None
+    _version += 1
+
+
+def _build() -> Settings:
+    global _current, _read
+    with _lock:
+        if _current is not None:
+            return _current
+        if _read is None:
+            _read = {**_project(), **_environment()}
+        _current = _settings({**_read, **_overrides})
+        return _current
+
+
+def _settings(given: Layer) -> Settings:
+    values = {name: default for name, (_, default) in CHECKS.items() if name != "secret_file"}
+    values |= {name: one.value for name, one in given.items()}
+    sources = {name: given[name].source if name in given else DEFAULT for name in values}
+    if values["directory"] is None:
+        values["directory"] = _default_directory()
+    secrets = values.pop("secret")
+    values["secrets"] = secret_room.generated() if secrets is None else secrets
+    sources["secrets"] = sources["secret"]
+    if values["redis_url"] is None and "redis" in (values["tiers"] or ()):
+        mend = 'names "redis", and there is no redis_url; set redis_url as well.'
+        raise SettingError("tiers", sources["tiers"], mend)
+    return Settings(**values, sources=MappingProxyType(sources))
+
+
+class Restore:
+    """What `configure` returns: leaving its `with` block takes back what that call has set."""
+
+    def __init__(self, before: Mapping[str, Given | None]) -> None:
+        self._before = before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with _lock:
+            for name, given in self._before.items():
+                if given is None:
+                    _overrides.pop(name, None)
+                else:
+                    _overrides[name] = given
+            _changed()
+
+    def __repr__(self) -> str:
+        return f"<configured {', '.join(self._before) or 'nothing'}>"
+
+
+class Changes(TypedDict, total=False):
+    """What `configure` takes, as people write it."""
+
+    redis_url: str | None
+    directory: str | os.PathLike[str] | None
+    size_limit: int | str
+    memory_limit: int | str
+    tiers: str | Sequence[Any] | None
+    read_strategy: str
+    write_strategy: str
+    self_healing: bool | str
+    namespace: str
+    secret: str | bytes | os.PathLike[str] | Sequence[str | bytes] | None
+    secret_file: str | os.PathLike[str] | None
+    coherence: str
+    deadline: float | str | timedelta
+    redis_value_limit: int | str
+    redis_options: Mapping[str, Any] | None
+    on_redis_loss: str
+    payload_store: str | os.PathLike[str] | None
+    compress: bool | int | str
+    enabled: bool | str
+    mode: str | None
+    follow_threads: bool | str
+    live_file: str | os.PathLike[str] | None
+
+
+def configure(**settings: Unpack[Changes]) -> Restore:
+    """Set settings for this process, at once, also for functions that are decorated already.
+
+    ::
+
+        memo.configure(redis_url="redis://cache:6379/0", memory_limit="1GiB")
+        with memo.configure(enabled=False):
+            ...
+
+    Args:
+        settings: names of section "Settings" in the documentation.  None means the default for
+            `redis_url`, `directory`, `tiers`, `secret` and `live_file`.
+
+    Returns:
+        A context manager that takes back what this call has set; nested ones in reverse order.
+
+    Raises:
+        SettingError: an unknown name or a wrong value; then nothing has been set.
+    """
+    layer = _layer(cast("dict[str, Any]", settings), lambda name: CONFIGURE, None)
+    with _lock:
+        before = {name: _overrides.get(name) for name in layer}
+        _overrides.update(layer)
+        _changed()
+    return Restore(before)
+
+
+# --- settings that travel with a function to the workers of this process --------------------------
+
+
+def carried() -> dict[str, Any]:
+    """What `configure` has set here and a worker may know: no secret, no password, no object."""
+    with _lock:
+        given = {name: one.value for name, one in _overrides.items()}
+    return {name: value for name, value in given.items() if _may_travel(name, value)}
+
+
+def _may_travel(name: str, value: Any) -> bool:
+    if name == "secret":
+        return False
+    if name == "redis_url":
+        return value is None or not _password(value)
+    if name == "redis_options":
+        return value is None or not {"password", "ssl_password", "credential_provider"} & {*value}
+    return name != "tiers" or all(isinstance(tier, str) for tier in value or ())
+
+
+def _password(url: str) -> bool:
+    from urllib.parse import parse_qs, urlsplit
+
+    parts = urlsplit(url)
+    return parts.password is not None or "password" in parse_qs(parts.query)
+
+
+def adopt(settings: Mapping[str, Any], sender: str) -> None:
+    """Take over what `carried` gave in the process `sender`, where `configure` was not called here.
+
+    What came before from elsewhere is forgotten.  A process ignores what it has sent itself, and
+    what nobody sent (`""`): a function inside a stored result.
+    """
+    if sender in ("", PROCESS):
+        return
+    with _lock:
+        mine = {name: one for name, one in _overrides.items() if _stays(name, one)}
+        theirs = {name: Given(value, CARRIED) for name, value in settings.items()}
+        wanted = theirs | mine
+        if wanted != _overrides:
+            _overrides.clear()
+            _overrides.update(wanted)
+            _changed()
+
+
+def _stays(name: str, given: Given) -> bool:
+    return given.source != CARRIED or name == "secret"
+
+
+PROCESS = os.urandom(8).hex()
+"""Names this process, for those whom it sends settings."""
+
+
+def _after_fork() -> None:
+    """What the parent configured counts as carried: what it sends later takes its place."""
+    global _lock, PROCESS
+    _lock = threading.RLock()
+    PROCESS = os.urandom(8).hex()
+    for name, given in list(_overrides.items()):
+        _overrides[name] = Given(given.value, CARRIED)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

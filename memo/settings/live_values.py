@@ -1,0 +1,295 @@
+"""The live configuration: times to live that can be changed while everything runs.
+
+`@cache(ttl=300, ttl_key="ttl.products")` asks here at each store and at each judgement, so that a
+changed value acts at once, also on entries that exist.  Three sources, the first that has the key
+wins:
+
+1.  this process: `memo.live["ttl.products"] = 30`,
+2.  a TOML file: the setting `live_file`, looked at no more often than every `LOOK_EVERY` seconds,
+    on access; a dot in a key goes down into a table,
+3.  a shared one, which `attach` plugs in (Redis): at most `SHARED_AGE` seconds old where its user
+    asks `due` and then calls `refresh`, which may block.
+
+No thread and no event loop lives here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from memo.errors import OptionError
+from memo.runtime.events import ERROR, Event, emit
+from memo.settings import configuration
+from memo.validity.lifetimes import seconds
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+LOOK_EVERY = 0.2
+"""Seconds between two looks at the file."""
+SHARED_AGE = 0.5
+"""Seconds after which the shared source is asked again; with its deadline of 0.25 s below 1 s."""
+_SETTLED = 0.1
+"""Seconds: a file that is younger may be written again within the same tick of its time stamp."""
+
+Ttl: TypeAlias = "float | int | str | timedelta | None"
+"""What people write: seconds, `"1h30m"`, a `timedelta`; None, `"none"` or infinity: no expiry."""
+Fetch = Callable[[], Mapping[str, Any]]
+Publish = Callable[[str, str | None], Any]
+
+
+def _seconds(key: str, value: Any) -> float:
+    """Seconds of a ttl that somebody wrote; `math.inf` for no expiry."""
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return math.inf
+    if isinstance(value, float) and value == math.inf:
+        return value
+    number = seconds(f"live[{key!r}]", value)
+    return math.inf if number is None else number
+
+
+def _name(key: object) -> str:
+    if not isinstance(key, str) or not key or not all(key.split(".")):
+        raise OptionError("key", key, 'must be text, dots between its parts: "ttl.products".')
+    return key
+
+
+class Live(Mapping[str, float]):
+    """A mapping of keys to seconds; `math.inf` means no expiry.  Safe from every thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._own: dict[str, float] = {}
+        self._filed: dict[str, float] = {}
+        self._shared: dict[str, float] = {}
+        self._values: dict[str, float] = {}
+        self._look_at = -math.inf
+        self._settings = -1
+        self._seen: object = None
+        self._complaints: dict[str, str] = {}
+        self._fetching = threading.Lock()
+        self._fetch: Fetch | None = None
+        self._publish: Publish | None = None
+        self._fetched_at = -math.inf
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Seconds for a key, `math.inf` for no expiry, or `default` where no source has it."""
+        if self._clock() >= self._look_at or configuration.version() != self._settings:
+            self._look()
+        return self._values.get(key, default)
+
+    def __getitem__(self, key: str) -> float:
+        self.get(key)
+        return self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        self.get("")
+        return iter(sorted(self._values))
+
+    def __len__(self) -> int:
+        self.get("")
+        return len(self._values)
+
+    def set(self, key: str, value: Ttl, *, shared: bool = False) -> None:
+        """Set a key, in this process or (`shared`) for everybody, who sees it within a second.
+
+        Raises:
+            OptionError: not a ttl, or `shared` where nothing shared is attached.
+        """
+        number = _seconds(_name(key), value)
+        if shared:
+            self._publish_or_fail(key, "none" if number == math.inf else f"{number!r}s")
+            return
+        with self._lock:
+            self._own[key] = number
+            self._merge()
+
+    def delete(self, key: str, *, shared: bool = False) -> bool:
+        """Take back what `set` has set; True when there was something to take back."""
+        if shared:
+            there = key in self._shared
+            self._publish_or_fail(_name(key), None)
+            return there
+        with self._lock:
+            there = self._own.pop(key, None) is not None
+            self._merge()
+        return there
+
+    def __setitem__(self, key: str, value: Ttl) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if not self.delete(key):
+            raise KeyError(key)
+
+    def clear(self) -> None:
+        """Take back everything that was set in this process."""
+        with self._lock:
+            self._own.clear()
+            self._merge()
+
+    def attach(self, fetch: Fetch | None, publish: Publish | None = None) -> Callable[[], None]:
+        """Plug in a shared source.
+
+        Args:
+            fetch: gives all keys and their ttl as people write them (text or bytes in seconds, with
+                or without units); may block, may raise.  None: there is nothing to ask.
+            publish: `publish(key, text)` sets a key for everybody, and with None deletes it.
+
+        Returns:
+            A function that takes the source away again.
+        """
+        with self._lock:
+            self._fetch, self._publish, self._fetched_at = fetch, publish, -math.inf
+
+        def detach() -> None:
+            with self._lock:
+                if self._fetch is fetch:
+                    self._fetch = self._publish = None
+                    self._shared = {}
+                    self._merge()
+
+        return detach
+
+    def due(self) -> bool:
+        """Is the shared source to be asked again?  Never blocks."""
+        return self._fetch is not None and self._clock() - self._fetched_at >= SHARED_AGE
+
+    def refresh(self) -> None:
+        """Ask the shared source if that is due; may block, never raises.
+
+        A source that fails keeps its last good values, and is an event once per outage.
+        """
+        with self._fetching:
+            fetch = self._fetch
+            if fetch is None or not self.due():
+                return
+            try:
+                found = self._good(fetch())
+            except Exception as error:  # a fault of the cache: the last good values stay
+                self._complain("shared", f"{type(error).__name__}: {error}")
+            else:
+                self._share(fetch, found)
+            self._fetched_at = self._clock()
+
+    def _share(self, fetch: Fetch, found: dict[str, float]) -> None:
+        with self._lock:
+            if self._fetch is fetch:
+                self._shared = found
+                self._merge()
+
+    def _publish_or_fail(self, key: str, text: str | None) -> None:
+        if self._publish is None:
+            raise OptionError("shared", True, "nothing shared is attached; set redis_url first.")
+        self._publish(key, text)
+        self._fetched_at = -math.inf
+
+    def _good(self, found: Mapping[Any, Any]) -> dict[str, float]:
+        good: dict[str, float] = {}
+        wrong = ""
+        for key, value in found.items():
+            name, text = _text(key), _text(value)
+            try:
+                good[name] = _seconds(name, float(text) if _is_number(text) else text)
+            except OptionError as error:
+                wrong = str(error)
+        self._complain("shared", wrong)
+        return good
+
+    def _merge(self) -> None:
+        self._values = {**self._shared, **self._filed, **self._own}
+
+    def _look(self) -> None:
+        with self._lock:
+            self._settings = configuration.version()
+            self._look_at = self._clock() + LOOK_EVERY
+            path = configuration.current().live_file
+            if path is None:
+                self._take(None, {})
+                return
+            self._look_into(str(path))
+
+    def _look_into(self, path: str) -> None:
+        try:
+            seen = _signature(path)
+        except OSError as error:
+            self._take(None, {})
+            self._complain(path, str(error))
+            return
+        if seen is not None and seen == self._seen:
+            return
+        try:
+            filed = _flat(_load(path))
+        except (OSError, ValueError, OptionError) as error:
+            self._seen = seen
+            self._complain(path, str(error))
+            return
+        self._take(seen, filed)
+        self._complain(path, "")
+
+    def _take(self, seen: object, filed: dict[str, float]) -> None:
+        self._seen = seen
+        if filed != self._filed:
+            self._filed = filed
+            self._merge()
+
+    def _complain(self, about: str, text: str) -> None:
+        """An event for a fault, once until it is another one; `""` means that it is mended."""
+        if text and text != self._complaints.get(about):
+            emit(Event(ERROR, reason="live configuration", detail=f"{about}: {text}"))
+        self._complaints[about] = text
+
+
+def _signature(path: str) -> object:
+    """What identifies this version of a file; None when it is too young to be told apart."""
+    found = os.stat(path)
+    if abs(time.time() - found.st_mtime) < _SETTLED:
+        return None
+    return (path, found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _load(path: str) -> dict[str, Any]:
+    import tomllib
+
+    with open(path, "rb") as file:
+        return tomllib.load(file)
+
+
+def _flat(table: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key, value in table.items():
+        name = f"{above}.{key}" if above else key
+        if isinstance(value, dict):
+            found |= _flat(value, name)
+        else:
+            found[name] = _seconds(name, value)
+    return found
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and value.replace(".", "", 1).strip().isdecimal()
+
+
+live = Live()
+"""The live configuration of this process."""
+
+
+def _after_fork() -> None:
+    live._lock, live._fetching = threading.RLock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

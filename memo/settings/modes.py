@@ -1,0 +1,89 @@
+"""Modes: how the calls of a context use the cache, instead of reading and storing as usual.
+
+A mode lives in a context variable, so that other tasks and threads are not affected.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+
+from memo.errors import OptionError, nearest
+from memo.validity.lifetimes import seconds
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+Kind = Literal["refresh", "off", "only"]
+REFRESH: Final = "refresh"
+OFF: Final = "off"
+ONLY: Final = "only"
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
+
+
+class Mode(NamedTuple):
+    """How calls use the cache.
+
+    Attributes:
+        kind: `"refresh"`: compute and store; `"off"`: neither read nor store; `"only"`: never
+            compute; None: as usual.
+        max_age: seconds; older entries do not answer.
+    """
+
+    kind: str | None = None
+    max_age: float | None = None
+
+    def over(self, outer: Mode | None) -> Mode:
+        """This mode within another one, which holds where this one says nothing."""
+        if outer is None:
+            return self
+        return Mode(
+            outer.kind if self.kind is None else self.kind,
+            outer.max_age if self.max_age is None else self.max_age,
+        )
+
+
+def checked(kind: Any, max_age: Any) -> Mode:
+    """A mode from what a caller wrote.
+
+    Raises:
+        OptionError: there is no such mode, or the age is none.
+    """
+    if kind is not None and (not isinstance(kind, str) or kind not in KINDS):
+        near = nearest(kind, KINDS) if isinstance(kind, str) else ""
+        listed = ", ".join(f'"{one}"' for one in KINDS)
+        raise OptionError("mode", kind, f"there are the modes {listed}{near}")
+    return Mode(kind, None if max_age is None else seconds("max_age", max_age))
+
+
+CURRENT: ContextVar[Mode | None] = ContextVar("memo_mode", default=None)
+
+
+class mode:  # noqa: N801 - a context manager, which reads as one
+    """Use the cache in another way, for the calls of a `with` block and all that they call.
+
+    ::
+
+        with memo.mode("refresh"):
+            report()
+
+    Args:
+        mode: `"refresh"`: compute and store; `"off"`: neither read nor store; `"only"`: never
+            compute, but raise `NotCachedError` with the explanation; None: as usual.
+        max_age: as a ttl (`"1m"`); entries that are older do not answer, whatever their ttl.
+
+    Raises:
+        OptionError: there is no such mode, or the age is none.
+    """
+
+    def __init__(
+        self, mode: Kind | None = None, max_age: float | str | timedelta | None = None
+    ) -> None:
+        self._mode = checked(mode, max_age)
+        self._tokens: list[Token[Mode | None]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(CURRENT.set(self._mode.over(CURRENT.get())))
+
+    def __exit__(self, *_: object) -> None:
+        CURRENT.reset(self._tokens.pop())

@@ -1,0 +1,192 @@
+"""Options: what `cache` accepts, checked at decoration; each error names option, value and mend."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from memo.errors import OptionError
+from memo.validity.lifetimes import DEFAULT_THRESHOLD, Policy, seconds
+
+
+def policy(
+    *,
+    ttl: Any,
+    use_jitter: bool,
+    use_lock: bool,
+    lock_timeout: Any,
+    refresh_ahead: bool,
+    refresh_threshold: float | None,
+    ttl_key: str | None,
+    stale_while_revalidate: Any,
+    stale_if_error: Any,
+    cache_if: Callable[[Any], bool] | None,
+) -> Policy:
+    """The policy that these options describe.
+
+    Raises:
+        OptionError: one of them is wrong, or two of them contradict each other.
+    """
+    if refresh_threshold is not None and not refresh_ahead:
+        raise OptionError(
+            "refresh_threshold", refresh_threshold, "needs refresh_ahead=True, which it belongs to."
+        )
+    if ttl is None and refresh_ahead and ttl_key is None:
+        raise OptionError("refresh_ahead", True, "needs a ttl: without one nothing ever ages.")
+    return Policy(
+        ttl=given_ttl("ttl", ttl),
+        use_jitter=flag("use_jitter", use_jitter),
+        refresh_ahead=flag("refresh_ahead", refresh_ahead),
+        refresh_threshold=_threshold(refresh_threshold),
+        stale_while_revalidate=_window("stale_while_revalidate", stale_while_revalidate),
+        stale_if_error=_window("stale_if_error", stale_if_error),
+        use_lock=flag("use_lock", use_lock),
+        lock_timeout=seconds("lock_timeout", lock_timeout, zero=True),
+        ttl_key=text("ttl_key", ttl_key),
+        cache_if=_predicate("cache_if", cache_if),
+    )
+
+
+def given_ttl(option: str, value: Any) -> Any:
+    """A ttl in seconds, None for no expiry, or a callable of the result."""
+    return _of_result(option, value) if callable(value) else seconds(option, value)
+
+
+def _threshold(value: Any) -> float:
+    if value is None:
+        return DEFAULT_THRESHOLD
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 < value < 1:
+        raise OptionError(
+            "refresh_threshold", value, "must be a fraction of the ttl between 0 and 1, like 0.8."
+        )
+    return float(value)
+
+
+def _window(option: str, value: Any) -> float:
+    number = seconds(option, value, zero=True, mend="0 turns it off")
+    if number is None:
+        raise OptionError(option, value, "must be seconds past the ttl; 0 turns it off.")
+    return number
+
+
+def flag(option: str, value: Any) -> bool:
+    """True or False, and nothing that merely looks like it."""
+    if not isinstance(value, bool):
+        raise OptionError(option, value, "must be True or False.")
+    return value
+
+
+def text(option: str, value: Any) -> str | None:
+    """A text that is not empty, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise OptionError(option, value, "must be a text that is not empty.")
+    return value
+
+
+def texts(option: str, value: Any) -> tuple[str, ...]:
+    """Several texts; a single one is the usual slip, and an error."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise OptionError(option, value, f'must be a list of texts, for instance ["{value}"].')
+    many = tuple(value)
+    for one in many:
+        if not isinstance(one, str) or not one:
+            raise OptionError(option, value, f"must be a list of texts; {one!r} is none.")
+    return many
+
+
+_SIZE = r"(?ai)(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b|b)?"
+_SCALE = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_SCALE |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+def size(value: Any) -> int | None:
+    """Bytes, from a number or from text such as `"10GiB"`; None where it is neither."""
+    if isinstance(value, str) and (found := re.fullmatch(_SIZE, value.strip())):
+        number, unit = found.groups()
+        return int(float(number) * _SCALE[(unit or "b").lower()])
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+COMPRESSED_FROM = 64 * 1024
+"""Bytes from which `compress=True` compresses; below, a result is loaded in less time as it is."""
+
+
+def compress(option: str, value: Any) -> int | None:
+    """Bytes from which results are compressed, from True, False or a size; None: none are.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    if isinstance(value, bool):
+        return COMPRESSED_FROM if value else None
+    number = size(value)
+    if number is None or number <= 0:
+        mend = 'must be True, False, or the size from which results are compressed, like "1MiB".'
+        raise OptionError(option, value, mend)
+    return number
+
+
+def _predicate(option: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if not callable(value):
+        raise OptionError(option, value, "must be a function of the result.")
+    return _of_result(option, value)
+
+
+def _of_result(option: str, value: Callable[..., Any]) -> Any:
+    """A function that is asked about a result before it is stored: it takes that, and is plain."""
+    if is_async(value):
+        raise OptionError(option, value, "must not be async: it is asked before storing.")
+    try:
+        inspect.signature(value).bind(None)
+    except TypeError:
+        raise OptionError(option, value, "must take one argument, the result.") from None
+    except ValueError:  # written in C: it says when it is called
+        pass
+    return value
+
+
+def is_async(function: Any) -> bool:
+    """Whether a call gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if inspect.iscoroutinefunction(inner):
+        return True
+    return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
+
+
+def function(option: str, value: Any) -> Callable[..., Any]:
+    """A function whose result can be stored.
+
+    Raises:
+        OptionError: it is not callable, or is a generator function, whose result can be used once.
+    """
+    if not callable(value):
+        raise OptionError(option, value, "must be a function; write @cache or @cache(ttl=60).")
+    inner = inspect.unwrap(value)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise OptionError(
+            option,
+            value,
+            "is a generator function, and what it yields can be used only once; "
+            "return list(...) of it instead.",
+        )
+    made: Callable[..., Any] = value
+    return made
+
+
+def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
+    """Every name is one of `allowed`."""
+    pool = tuple(allowed)
+    for name in names:
+        if name not in pool:
+            raise OptionError(option, name, f"is no argument here; there are {', '.join(pool)}.")

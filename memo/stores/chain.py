@@ -1,0 +1,741 @@
+"""The chain: tiers asked in turn, one of which has the last word on what is true.
+
+Rules of this module:
+
+1.  A record is believed only when its seal holds for this namespace and key, its stamps still read
+    the same at the *authority*, its clock makes sense, and no answer before was computed later.
+2.  What is true is for `authorities` to say.
+3.  Where a shared authority lets us hear of changes (`Listener`), what it said of an entry in
+    memory holds until something was heard, or this host's generations turned.
+4.  A tier that fails is an event and a fall-through.
+5.  What is big goes to the shared tier from this host's disk, in the background, and what is big
+    comes from there to this host's disk: see `transfers`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+from memo.errors import EntryError, OptionError, TierError, TierUnavailable
+from memo.records import seal
+from memo.records.codec import Payload
+from memo.records.seal import Entry, Header, Secret
+from memo.runtime import events
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.port import Port
+from memo.stores.authorities import Authorities, is_for_any
+from memo.stores.latest_answers import Floors
+from memo.stores.protocols import (
+    MEMORY,
+    Asked,
+    Found,
+    Front,
+    Host,
+    Listener,
+    Near,
+    Prompt,
+    Source,
+    Tier,
+)
+from memo.stores.transfers import Transfers
+from memo.stores.uploads import Upload
+from memo.validity import dependencies
+from memo.validity.lifetimes import (
+    ABSENT,
+    EXPIRED,
+    GENERATION_LOST,
+    INVALIDATED,
+    MISS,
+    OLDER,
+    PAYLOAD_MISSING,
+    UNREACHABLE,
+    Times,
+    Verdict,
+    age,
+)
+from memo.validity.stamps import Generation, Stamp, State, expired_at
+
+BIG = 1 << 20
+"""Bytes of a record from which its seal is checked off the event loop."""
+LEARN_AGAIN = 1.0
+"""Seconds for which the host is not asked to learn anything more where it could or would not."""
+
+ReadStrategy = Literal["on_miss_or_error", "on_error"]
+WriteStrategy = Literal["write_through", "write_around"]
+
+
+Judge = Callable[..., Verdict]
+"""Gives the verdict on an entry by its times, and by when it was let expire, if it was."""
+
+
+class Answer(NamedTuple):
+    """What the chain knows of a key.
+
+    Attributes:
+        verdict: what may be done with the entry.
+        entry: the entry that the verdict is about; for a miss only with `verdict.fallback`.
+        tier: the name of the tier that answered.
+        source: where the entry's payload lies, when it has one.
+    """
+
+    verdict: Verdict
+    entry: Entry | None = None
+    tier: str = ""
+    source: Source | None = None
+
+
+class Proof:
+    """An entry of the memory tier that the shared authority was asked about.
+
+    Attributes:
+        entry: what was true then.
+        mark: of the listener, from before it was asked; renewed while nothing is heard.
+        groups: those of its generations.
+    """
+
+    __slots__ = ("entry", "groups", "mark")
+
+    def __init__(self, entry: Entry, mark: int) -> None:
+        self.entry = entry
+        self.mark = mark
+        self.groups = tuple(dict.fromkeys(ref.group for ref in entry.refs))
+
+
+class Chain:
+    """Tiers in the order in which they are asked.
+
+    Args:
+        tiers: `Tier` objects; what `CacheFallbackFactory.create` makes of names and user classes.
+        read_strategy: `"on_miss_or_error"`: ask the next tier when one has no usable entry or
+            fails; `"on_error"`: only when it fails.  A memory tier in front is asked in passing and
+            never ends the search.
+        write_strategy: `"write_through"`: every tier; `"write_around"`: the first (after memory)
+            only, the rest while it is down.
+        self_healing: write what a lower tier answered back above it, in the background, with its
+            remaining lifetime.
+
+    Raises:
+        OptionError: an unknown strategy, or no tier.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        *,
+        read_strategy: ReadStrategy = "on_miss_or_error",
+        write_strategy: WriteStrategy = "write_through",
+        self_healing: bool = True,
+    ) -> None:
+        if not tiers:
+            raise OptionError("tiers", tiers, "must name at least one tier.")
+        _one_of("read_strategy", read_strategy, ("on_miss_or_error", "on_error"))
+        _one_of("write_strategy", write_strategy, ("write_through", "write_around"))
+        self.tiers = tuple(tiers)
+        self.read_strategy = read_strategy
+        self.write_strategy = write_strategy
+        self.self_healing = self_healing
+        self.namespace = "memo"
+        self.secrets: tuple[Secret, ...] = ()
+        self._secret_id = ""
+        self._glances = seal.Glances((), self.namespace)
+        self.clock: Clock = SYSTEM
+        self.check: Callable[[Port, Stamp], Coroutine[Any, Any, str]] = dependencies.check
+        self._front: Front | None = next(
+            (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
+        )
+        self.authorities = Authorities(self.tiers, self._fault)
+        self.floors = Floors()
+        self._authority = self.authorities.shared
+        self._remote = self._authority is not None
+        self._near: Near | None = next(
+            (tier for tier in self.tiers[:1] if not self._remote and isinstance(tier, Near)), None
+        )
+        self._listener = self.authorities.listener
+        self._asks = self._remote and self._listener is None
+        self._refused = 0.0
+        self._ranked: Any = next((tier for tier in self.tiers if hasattr(tier, "was_read")), None)
+        self._transfers = Transfers(
+            self.tiers,
+            keeps=write_strategy == "write_through",
+            searches=read_strategy == "on_miss_or_error",
+            opened=self.opened,
+            remaining=self._remaining,
+            fault=self._fault,
+        )
+        self._prompt: Prompt | None = None
+        behind = self.tiers[self._front is not None :]
+        if self._authority is not None and self._authority is behind[0]:
+            self._prompt = self._authority if isinstance(self._authority, Prompt) else None
+        if self._front is not None and self._listener is not None:  # proofs are `_watched`'s
+            self._prompt = None
+
+    def settle_in(self, namespace: str, secrets: tuple[Secret, ...], host: Host | None) -> Chain:
+        """Give the chain its place: done once by whoever assembles it."""
+        self.namespace = namespace
+        self.secrets = secrets
+        self._secret_id = secrets[0].id.hex()
+        self._glances = seal.Glances(secrets, namespace)
+        self.authorities.host = host
+        for tier in self.tiers:
+            if trust := getattr(tier, "trust", None):
+                trust(secrets)
+            read, hear = getattr(self._front, "read", None), getattr(tier, "hear", None)
+            if read and hear:
+                hear(read)
+        return self
+
+    @property
+    def host(self) -> Host | None:
+        """What the processes of this host share; None: there is none."""
+        return self.authorities.host
+
+    def __repr__(self) -> str:
+        return f"<Chain {' > '.join(t.name for t in self.tiers)}>"
+
+    # --- names -----------------------------------------------------------------------------------
+
+    def name(self, function: str, key: str, secret: Secret | None = None) -> str:
+        """What an entry is stored under: namespace, function, the secret's id, and the key."""
+        secret_id = self._secret_id if secret is None else secret.id.hex()
+        return f"{self.namespace}:{{{function}}}:{secret_id}:{key}"
+
+    def prefix(self, function: str) -> str:
+        """What the names of a function's entries begin with; the braces are a Redis hash tag."""
+        return f"{self.namespace}:{{{function}}}:"
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def lookup(
+        self,
+        port: Port,
+        function: str,
+        key: str,
+        judge: Judge,
+        asked: Asked | None = None,
+        behind: Tier | None = None,
+    ) -> Answer:
+        """The best usable entry of a key, under any of the secrets, newest first.
+
+        Args:
+            asked: what `ask` has begun for this key, settled.
+            behind: a tier that is not asked, nor written to.
+        """
+        answer = await self._lookup(port, self.name(function, key), key, judge, asked, behind)
+        if answer.verdict.reason != ABSENT:
+            return answer
+        for secret in self.secrets[1:]:
+            name = self.name(function, key, secret)
+            older = await self._lookup(port, name, key, judge, None, behind)
+            if older.verdict.reason != ABSENT:
+                return older
+        return answer
+
+    async def _lookup(
+        self,
+        port: Port,
+        name: str,
+        key: str,
+        judge: Judge,
+        asked: Asked | None = None,
+        behind: Tier | None = None,
+    ) -> Answer:
+        miss = Answer(Verdict(MISS, ABSENT))
+        for place, tier in enumerate(self.tiers):
+            if tier is behind:
+                continue
+            try:
+                found = await self._ask(port, tier, name, asked)
+            except TierError as error:
+                self._fault(tier.name, error, key)
+                if miss.verdict.reason == ABSENT:
+                    miss = Answer(Verdict(MISS, UNREACHABLE))
+                continue
+            answer = await self._weigh(port, found, tier, name, key, judge)
+            if answer.verdict.kind != MISS:
+                if tier is self._authority and self._ranked is not None:
+                    self._ranked.was_read(port, name)
+                if place and behind is None:
+                    await self._heal(port, place, name, answer)
+                return answer
+            if answer.verdict.reason != ABSENT and not miss.verdict.fallback:
+                miss = answer
+            if self.read_strategy == "on_error" and tier.name != MEMORY:
+                break
+        return miss
+
+    async def _ask(self, port: Port, tier: Tier, name: str, asked: Asked | None) -> Found | None:
+        if tier is self._authority:
+            if asked is not None:
+                return cast("Found | None", asked.found())
+            await self.authorities.catch_up(port)
+        return await tier.lookup(port, name)
+
+    async def _weigh(
+        self,
+        port: Port,
+        found: Found | None,
+        tier: Tier,
+        name: str,
+        key: str,
+        judge: Judge,
+    ) -> Answer:
+        if found is None:
+            return Answer(Verdict(MISS, ABSENT))
+        try:
+            if len(found.record) > BIG:
+                entry = await port.offload(self._entry, found, tier, name)
+            else:
+                entry = self._entry(found, tier, name)
+        except EntryError as error:
+            self._event(events.ERROR, key, tier.name, error.reason, error.detail)
+            return Answer(Verdict(MISS, error.reason))
+        if self._listener is not None and tier.name == MEMORY:
+            states = await self._watched(port, self._listener, name, entry)
+        else:
+            states = self._read_along(found, tier, entry)
+        reason = await self.untrue(port, entry, states)
+        expired = reason if isinstance(reason, Expired) else None
+        if reason and expired is None:
+            return Answer(Verdict(MISS, reason))
+        if self.floors.older(key, entry.times.started):
+            return Answer(Verdict(MISS, OLDER))
+        verdict = judge(entry.times) if expired is None else judge(entry.times, expired.at)
+        if verdict.kind == MISS and not verdict.fallback:
+            return Answer(verdict)
+        source = found.source
+        if entry.header.buffers and source is None:
+            source = await self._payload(port, name, entry)
+            if source is None:
+                return Answer(Verdict(MISS, PAYLOAD_MISSING))
+        return Answer(verdict, entry, tier.name, source)
+
+    def _read_along(self, found: Found, tier: Tier, entry: Entry) -> Sequence[State] | None:
+        """What the authority read together with the record; None: nothing, or too little."""
+        if tier is not self._authority:
+            return None
+        return found.states if found.read is None else found.read(entry.refs)
+
+    def _entry(self, found: Found, tier: Tier, name: str) -> Entry:
+        """The entry in a record; one that lies in our own memory was checked when it came there."""
+        front = self._front
+        here: object = tier  # compared by identity, since isinstance of a Protocol costs 8 µs
+        if front is None or here is not front:
+            return self.opened(name, found.record)
+        known = front.peek(name)
+        if type(known) is Proof:
+            known = known.entry
+        if isinstance(known, Entry) and known.record is found.record:
+            return known
+        entry = self.opened(name, found.record)
+        front.remember(name, entry, found.record)
+        return entry
+
+    def opened(self, name: str, record: bytes) -> Entry:
+        """The entry in a record that was found under a name.
+
+        Raises:
+            EntryError: it cannot be read, or is not to be believed.
+        """
+        return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
+
+    def remember(self, name: str, entry: Entry) -> None:
+        """Keep an entry that was just stored beside its record in the memory tier."""
+        if self._front is not None:
+            self._front.remember(name, entry, entry.record)
+
+    def quick(self, function: str, key: str) -> Entry | None:
+        """An entry of the first tier that is true, without a coroutine; None: `lookup` it.
+
+        Only where this host's generations are the authority, or the one that is lets us hear of
+        changes, and nothing else can make it untrue.
+        """
+        host = self.authorities.host
+        if host is None or self._asks:
+            return None
+        name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
+        try:
+            entry = self._at_hand(name, key)
+            if entry is None or not (entry.plain and host.generations.hold(entry.claims)):
+                return None
+        except (TierError, EntryError):
+            return None  # `lookup` meets it again, and says so
+        return None if self.floors.older(key, entry.times.started) else entry
+
+    def ask(self, port: Port, function: str, key: str) -> Asked | None:
+        """Begin to look an entry up, by a plain function; None: `lookup` it.
+
+        Only where the authority is the first tier, or the second and memory has the entry.
+        """
+        prompt, front = self._prompt, self._front
+        if prompt is None or self.authorities.behind():
+            return None
+        name = self.name(function, key)
+        if front is None:
+            return self._mine(prompt.ask(port, name), name, None)
+        entry = front.peek(name)
+        if not isinstance(entry, Entry) or not entry.plain:
+            return None
+        return self._mine(prompt.ask_states(port, entry.refs), name, entry)
+
+    def _mine(self, asked: Asked | None, name: str, entry: Entry | None) -> Asked | None:
+        if asked is not None:
+            asked.chain, asked.name, asked.entry = self, name, entry
+        return asked
+
+    def plain(self, port: Port, asked: Asked, key: str) -> Entry | None:
+        """What was asked for, if it is a true entry with nothing but generations to it; or None."""
+        try:
+            found = asked.found()
+        except TierError:
+            return None
+        if asked.entry is not None:
+            return self._not_older(self._remembered(asked.entry, found), key)
+        seen = self._not_older(self._seen(found, asked.name, key), key)
+        if seen is not None and self._ranked is not None:
+            self._ranked.was_read(port, asked.name)
+        return seen
+
+    def _not_older(self, seen: Entry | None, key: str) -> Entry | None:
+        return None if seen is None or self.floors.older(key, seen.times.started) else seen
+
+    def _remembered(self, entry: Entry, states: tuple[State, ...] | None) -> Entry | None:
+        if states is None:
+            return None
+        return entry if _same(entry.generations, states) else None
+
+    def _seen(self, found: Found | None, name: str, key: str) -> Entry | None:
+        if found is None or found.read is None or len(found.record) > BIG:
+            return None
+        try:
+            seen = self._glances.glance(name, found.record, key)
+        except EntryError:  # `lookup` meets it again, and says so
+            return None
+        if seen is None:
+            return None
+        states = found.read([(group, arguments) for _, group, arguments, _, _ in seen.claims])
+        if states is None:
+            return None
+        for (_, _, _, text, _), state in zip(seen.claims, states, strict=True):
+            if text != state.text:
+                return None
+        return seen
+
+    def _at_hand(self, name: str, key: str) -> Entry | None:
+        """What the first tier has under a name, if it can tell without a coroutine."""
+        if self._front is not None:
+            known = self._front.peek(name)
+            if self._listener is not None:
+                return _unheard(self._listener, known)
+            return known if type(known) is Entry else None
+        record = None if self._near is None else self._near.at_hand(name)
+        return None if record is None else self._glances.glance(name, record, key)
+
+    async def _watched(
+        self, port: Port, listener: Listener, name: str, entry: Entry
+    ) -> Sequence[State] | None:
+        """What the generations of an entry in memory read: as they did if it is proven, else asked.
+
+        None: nobody could be asked.
+        """
+        front, host = self._front, self.host
+        if front is None or host is None:
+            return None
+        try:
+            if _unheard(listener, front.peek(name)) is entry:
+                own = host.generations.read(entry.refs)
+                if _same(entry.generations, own):
+                    return own
+            mark = listener.mark()
+            before = host.generations.read(entry.refs)
+            states, by = await self.authorities.asked(port, "states", entry.refs)
+            if mark is None or by is host.generations or not _same(entry.generations, states):
+                return states
+            if await self._has_learned(port, host, entry, before, states):
+                front.remember(name, Proof(entry, mark), entry.record)
+        except TierError:  # met again, and said, by whoever asks next
+            return None
+        return states
+
+    async def _has_learned(
+        self,
+        port: Port,
+        host: Host,
+        entry: Entry,
+        before: Sequence[State],
+        states: Sequence[State],
+    ) -> bool:
+        """Whether this host reads what the shared authority said, so that its own turns are seen.
+
+        Args:
+            before: what the host read before the other was asked.
+            states: what that said.
+        """
+        if _same(entry.generations, before):
+            return True
+        if time.monotonic() < self._refused:
+            return False
+        try:
+            await port.offload(host.generations.learn, entry.refs, before, states)
+            if _same(entry.generations, host.generations.read(entry.refs)):
+                return True
+        except TierError as error:
+            self._fault("host", error)
+        self._refused = time.monotonic() + LEARN_AGAIN
+        return False
+
+    async def _payload(self, port: Port, name: str, entry: Entry) -> Source | None:
+        size = seal.payload_size(entry.header.buffers)
+        digest = seal.payload_digest(entry.header.buffers)
+        for tier in sorted(self.tiers, key=lambda t: t.shared):
+            try:
+                if tier.shared:
+                    source = await self._transfers.payload(port, tier, name, entry)
+                else:
+                    source = await tier.payload(port, digest, size)
+            except TierError as error:
+                self._fault(tier.name, error, entry.header.key)
+                continue
+            if source is not None:
+                return source
+        return None
+
+    async def untrue(self, port: Port, entry: Entry, states: Sequence[State] | None = None) -> str:
+        """Why an entry's stamps do not hold any more, in the words of `lifetimes`; "" if they do.
+
+        Args:
+            states: of its generation stamps, where the tier that had it read them too.
+        """
+        generations = entry.generations
+        if states is None and not self._remote and self.host is not None:
+            try:  # what `states` would find, on the shortest way
+                states = tuple(await self.host.generations.states(port, entry.refs))
+            except TierError as error:
+                self._fault("host", error)
+                return UNREACHABLE
+        if states is not None and len(states) == len(generations) == len(entry.header.stamps):
+            return _changed(generations, states)
+        return await self.turned(port, entry.header.stamps, generations, states)
+
+    async def turned(
+        self,
+        port: Port,
+        stamps: Sequence[Stamp],
+        generations: Sequence[Generation] | None = None,
+        states: Sequence[State] | None = None,
+    ) -> str:
+        """Why stamps do not hold any more; "" if they do.  See `untrue`."""
+        if generations is None:
+            generations = [stamp for stamp in stamps if type(stamp) is Generation]
+        if states is None or len(states) != len(generations):
+            try:
+                refs = [stamp.ref for stamp in generations]
+                states = tuple(await self.authorities.states(port, refs))
+            except TierError:
+                return UNREACHABLE
+        changed = _changed(generations, states)
+        if changed and not isinstance(changed, Expired):
+            return changed
+        if len(generations) != len(stamps):
+            for other in stamps:
+                if type(other) is not Generation and (reason := await self.check(port, other)):
+                    return reason
+        return changed
+
+    async def _heal(self, port: Port, place: int, name: str, answer: Answer) -> None:
+        """Write an entry that a lower tier had back above it, with its remaining lifetime."""
+        entry = answer.entry
+        if not self.self_healing or entry is None:
+            return
+        lifetime = self._remaining(entry.header.times)
+        above = [tier for tier in self.tiers[:place] if not entry.header.buffers]
+        slow = [tier for tier in above if tier.name != MEMORY]
+        for tier in above:
+            if self._transfers.later(tier, name, len(entry.record)):
+                slow.remove(tier)
+                if self._transfers.upload(name) is None:
+                    self._transfers.begin(port, name, len(entry.record))
+            elif tier not in slow:
+                await self._put(port, tier, name, entry.record, None, lifetime)
+        if slow:
+
+            async def work(port: Port) -> None:
+                for tier in slow:
+                    await self._put(port, tier, name, entry.record, None, lifetime)
+
+            port.spawn(work, "memo-heal")
+
+    def _remaining(self, times: Times) -> float | None:
+        if times.ttl < 0:
+            return None
+        old = age(times, self.clock) or 0
+        return max(0.001, (times.ttl + times.grace - old) / SECOND)
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        times: Times,
+    ) -> tuple[str, ...]:
+        """Keep an entry in the tiers that the write strategy names; the names of those that did.
+
+        What is big goes to a shared tier in the background, from this host's disk: see `upload`.
+        """
+        lifetime = self._remaining(times)
+        size = len(record) + (payload.size if payload else 0)
+        stored, later = [], []
+        for tier in self.tiers:
+            if self._transfers.later(tier, name, len(record), payload):
+                later.append(tier)
+                continue
+            if await self._put(port, tier, name, record, payload, lifetime):
+                stored.append(tier.name)
+                if self.write_strategy == "write_around" and tier.name != MEMORY:
+                    break
+        for tier in later:
+            local = self._transfers.local
+            if local and local.name in stored and self._transfers.begin(port, name, size):
+                continue
+            if await self._put(port, tier, name, record, payload, lifetime):
+                stored.append(tier.name)
+        return tuple(stored)
+
+    def upload(self, name: str) -> Upload | None:
+        """The upload of an entry to the shared tier that is under way or about to be."""
+        return self._transfers.upload(name)
+
+    async def _put(
+        self,
+        port: Port,
+        tier: Tier,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> bool:
+        try:
+            await tier.store(port, name, record, payload, lifetime)
+        except TierError as error:
+            self._fault(tier.name, error, name.rpartition(":")[2])
+            return False
+        return True
+
+    async def drop(self, port: Port, name: str) -> list[str]:
+        """Forget one entry; the tiers that had it."""
+        dropped = []
+        for tier in self.tiers:
+            try:
+                if await tier.drop(port, name):
+                    dropped.append(tier.name)
+            except TierError as error:
+                self._fault(tier.name, error)
+        return dropped
+
+    async def stored(self, port: Port, name: str) -> Header | None:
+        """The header of an entry in whatever tier has it, valid or not; None: none has."""
+        for tier in self.tiers:
+            try:
+                found = await tier.lookup(port, name)
+                if found is not None:
+                    return self.opened(name, found.record).header
+            except (TierError, EntryError):
+                continue
+        return None
+
+    async def clear(self, port: Port, prefix: str | None = None) -> dict[str, int | str]:
+        """Forget all entries whose names begin so; per tier how many, or why not."""
+        prefix = f"{self.namespace}:" if prefix is None else prefix
+        outcome: dict[str, int | str] = {}
+        for tier in self.tiers:
+            try:
+                outcome[tier.name] = await tier.clear(port, prefix)
+            except TierError as error:
+                self._fault(tier.name, error)
+                outcome[tier.name] = f"failed: {error}"
+        return outcome
+
+    async def health(self, port: Port) -> dict[str, dict[str, Any]]:
+        """Facts about every tier."""
+        facts: dict[str, dict[str, Any]] = {}
+        for tier in self.tiers:
+            try:
+                facts[tier.name] = dict(await tier.health(port))
+            except TierError as error:
+                facts[tier.name] = {"up": False, "error": str(error)}
+        if self.host is not None:
+            rows = self.host.journal.rows()
+            if not any(tier.shared for tier in self.tiers):  # then it waits for a Redis to come
+                rows = [row for row in rows if not is_for_any(row[2])]
+            facts.setdefault("host", {})["journal"] = len(rows)
+        return facts
+
+    def close(self) -> None:
+        """Let go of connections and descriptors."""
+        for tier in self.tiers:
+            tier.close()
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def _fault(self, tier: str, error: TierError, key: str = "") -> None:
+        if isinstance(error, TierUnavailable) and error.told:
+            return
+        kind = "unavailable" if isinstance(error, TierUnavailable) else "error"
+        self._event(events.ERROR, key, tier, kind, str(error))
+
+    def _event(self, kind: str, key: str, tier: str, reason: str, detail: str) -> None:
+        events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
+
+
+def _unheard(listener: Listener, known: object) -> Entry | None:
+    """The entry of a proof, when nothing was heard of its groups since."""
+    if type(known) is not Proof:
+        return None
+    mark = listener.still(known.mark, known.groups)
+    if mark is None:
+        return None
+    known.mark = mark
+    return known.entry
+
+
+class Expired(str):
+    """The reason of an entry that was let expire (`memo.expire`).
+
+    Attributes:
+        at: when, in nanoseconds since the epoch.
+    """
+
+    __slots__ = ("at",)
+    at: int
+
+    @classmethod
+    def since(cls, at: int) -> Expired:
+        reason = cls(EXPIRED)
+        reason.at = at
+        return reason
+
+
+def _changed(generations: Sequence[Generation], states: Sequence[State]) -> str:
+    """Why generations do not read as they did; an `Expired` where no more than that happened."""
+    times: list[int] = []
+    for stamp, state in zip(generations, states, strict=True):
+        if state.text != stamp.state.text:
+            at = expired_at(stamp.state.text, state.text)
+            if at is None:
+                return INVALIDATED if state.text else GENERATION_LOST
+            times.append(at)
+    return Expired.since(min(times)) if times else ""
+
+
+def _same(stamps: Sequence[Generation], states: Sequence[State]) -> bool:
+    """Whether generations read as they did when the stamps were taken."""
+    return all(stamp.state.text == state.text for stamp, state in zip(stamps, states, strict=True))
+
+
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise OptionError(option, value, f"must be one of {', '.join(map(repr, allowed))}.")

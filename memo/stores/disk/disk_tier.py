@@ -1,0 +1,554 @@
+"""The disk tier: records in a `diskcache` index, payloads in files that are mapped.
+
+::
+
+    <directory>/host.sqlite, host.bell, locks/   see `host_state`
+    <directory>/entries/cache.db                 the index: name -> record, or the name of its files
+    <directory>/payloads/ab/...                  see `payload_files`
+
+A look-up is one prepared SELECT on a connection of its own: no commit, no statistics, nothing
+written.  What was read is told to the index in the background once in a while, when something is
+stored, and at the end, so that what is in use is not evicted.  What may take longer than a
+millisecond is done off the event loop.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memo.errors import SettingError, TierError, TierUnavailable
+from memo.records import seal, secret_keys
+from memo.records.codec import Payload
+from memo.records.payload_pieces import Arriving
+from memo.records.seal import Secret
+from memo.runtime import private_files
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.port import Port
+from memo.stores import protocols
+from memo.stores.disk import file_locks
+from memo.stores.disk.home import READ_ONLY, is_full
+from memo.stores.disk.payload_files import Payloads
+from memo.stores.disk.sqlite_file import DamagedError, Database, outlasting
+from memo.stores.protocols import Found, Generations, Host, Listed, Source
+
+if TYPE_CHECKING:
+    from memo.stores.disk.index import Index, Row
+
+T = TypeVar("T")
+INLINE = 32 * 1024
+"""Bytes up to which a record lies in the index: reading it there costs what opening a file costs,
+and writing it there is not yet slower than a file (measured: 32 KiB 7.6 against 5.5 µs to read,
+90 against 46 µs to write; 64 KiB 340 against 50 µs to write)."""
+ROW = 1024
+"""Bytes that a row takes besides its record, with its place in four trees, roughly."""
+BIG = 1 << 20
+"""Bytes of a record in a file from which it is read off the event loop."""
+PRAGMAS = ("auto_vacuum=1", "cache_size=8192", "synchronous=1", "mmap_size=0")
+"""As `index` has them in its settings: they cannot be changed in the transaction there."""
+SWEEP = 3600.0
+"""Seconds between two searches for what writers that died left behind."""
+TELL = 60.0
+"""Seconds between two times that a process tells the index what it has read."""
+USED = 65_536
+"""So many names that were read are remembered; past that they are forgotten."""
+_PAGE = 200
+_RELIEF = 256 * 1024
+"""Bytes that are freed at least when the disk turns out to be full."""
+_RELIEFS = 4
+"""So often room is made for one entry."""
+_LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
+_AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
+_LIST = (
+    "SELECT key, value, filename, size, store_time FROM Cache"
+    " WHERE key > ? AND key >= ? AND key < ? AND raw=1 AND mode=1 ORDER BY key LIMIT ?"
+)
+_FAULTS = (sqlite3.Error, OSError, DamagedError, TypeError, ValueError, KeyError, AssertionError)
+
+
+class Disk:
+    """A `memo.stores.protocols.Tier` in a directory that the processes of one host share.
+
+    Args:
+        directory: the cache directory.
+        size_limit: bytes that index and payloads may take together.
+        host: of the same directory; its generations are this tier's.
+        clock: tells what has expired.
+
+    Raises:
+        SettingError: the directory is another user's.
+    """
+
+    name = protocols.DISK
+    shared = False
+
+    def __init__(self, directory: Path, size_limit: int, host: Host, clock: Clock = SYSTEM) -> None:
+        self.directory = directory
+        self.size_limit = size_limit
+        self.generations: Generations | None = host.generations
+        self._home = host.home
+        self._home.relieve = self._relieve
+        self._clock = clock
+        self._payloads = Payloads(directory / "payloads")
+        self._swept = directory / "entries" / "swept"
+        self._sweep_at = 0.0
+        self._left_behind = False
+        self._used: dict[str, None] = {}
+        self._tell_at = time.monotonic() + TELL
+        self._elsewhere: Callable[[], Iterable[str]] = tuple
+        _disks.add(self)
+        self._index: Index | None = None
+        self._met: TierError | None = None
+        self._beside: set[str] = set()
+        self._database = Database(
+            directory / "entries" / "cache.db", self._prepare, self._before_aside, PRAGMAS
+        )
+
+    def trust(self, secrets: Sequence[Secret]) -> None:
+        """Believe who has one of these secrets, newest first, that a payload is what it was."""
+        self._payloads.secrets = secrets
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        from memo.stores.disk.index import check
+
+        found = check(connection)
+        self._index = None if found or self._database.read_only else self._made()
+
+    def _made(self) -> Index:
+        """The index for who writes; making it takes the lock of writers."""
+        from memo.stores.disk.index import Index
+
+        return Index(self._database, self._payloads, self.size_limit)
+
+    def _before_aside(self) -> None:
+        """What a damaged index named has no owner any more: look for it soon."""
+        self._left_behind = True
+
+    def _ready(self) -> Database:
+        database = self._database
+        if not database.is_open:
+            try:
+                read_only = self._home.open() == READ_ONLY
+                if not read_only:
+                    private_files.subdirectory(self._database.path.parent)
+                database.open(read_only=read_only)
+                secret_keys.warn_if_not_kept()
+            except TierError:
+                raise
+            except (*_FAULTS, SettingError) as error:
+                if is_full(error):
+                    raise self._home.refuse("cannot be used: the disk is full.") from error
+                raise database.suffer(error) from error
+        return database
+
+    def _fault(self, error: Exception) -> TierError:
+        """What diskcache stumbles over is damage; SQLite and the system say it themselves."""
+        if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
+            error = DamagedError(f"half an index: {type(error).__name__}: {error}")
+        return self._database.suffer(error)
+
+    def _write(self, work: Callable[[Index], T]) -> T:
+        """Run `work(index)` as the only writer of this process, on the file that is in its place.
+
+        Raises:
+            TierError: it could not be done.
+        """
+        return outlasting(lambda: self._write_now(work))
+
+    def _write_now(self, work: Callable[[Index], T]) -> T:
+        for _ in range(3):
+            database = self._ready()
+            try:
+                with database.writing:
+                    if not database.moved():
+                        database.writer  # noqa: B018 - raises where the file is read-only
+                        if self._index is None:  # not `or`: an empty index is false
+                            self._index = self._made()
+                        return work(self._index)
+            except _FAULTS as error:
+                raise self._fault(error) from error
+            database.close()
+        raise TierError("the index does not stay in its place")
+
+    def _read(self, statement: str, *arguments: Any) -> list[Any]:
+        database = self._ready()
+        try:
+            with database.reading:
+                return database.reader.execute(statement, arguments).fetchall()
+        except _FAULTS as error:
+            raise self._fault(error) from error
+
+    # --- looking up ------------------------------------------------------------------------------
+
+    def at_hand(self, name: str) -> bytes | None:
+        """See `memo.stores.protocols.Near.at_hand`: a record that lies in the index, which is open.
+
+        A fault is what the `lookup` that follows raises, so that it is met and waited for once.
+        """
+        database = self._database
+        if name in self._beside or time.monotonic() > self._tell_at:
+            return None  # `lookup` finds the files, or tells the index what was read
+        try:
+            with database.reading:
+                row = database.look.execute(_AT_HAND, (name,)).fetchone()
+        except TierError:  # closed
+            return None
+        except _FAULTS as error:
+            self._met = self._fault(error)
+            return None
+        if row is None:
+            return None
+        record, expire = row
+        if expire is not None and not self._clock.wall_ns() < _float(expire) * SECOND:
+            return None
+        self._note(name)
+        return _bytes(record)
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """See `memo.stores.protocols.Tier.lookup`.  Looking up writes nothing."""
+        met, self._met = self._met, None
+        if met is not None:
+            raise met
+        database = self._database
+        if not database.is_open:
+            if self._home.lost():
+                raise self._home.fault()
+            await port.offload(outlasting, self._ready)
+        try:
+            with database.reading:
+                row = database.look.execute(_LOOKUP, (name,)).fetchone()
+        except _FAULTS as error:
+            raise self._fault(error) from error
+        if row is None:
+            if not database.moved():
+                return None
+            row = await port.offload(self._again, name)
+            if row is None:
+                return None
+        self.was_read(port, name)
+        if row[1] is None:
+            self._beside.discard(name)
+        elif name not in self._beside:
+            self._beside = {name} if len(self._beside) >= USED else self._beside
+            self._beside.add(name)
+        return await self._found(port, name, *row)
+
+    def was_read(self, port: Port, name: str) -> None:
+        """An entry was read, here or in a tier above: it is worth more than one that was not."""
+        self._note(name)
+        if time.monotonic() > self._tell_at:
+            self._tell_at = time.monotonic() + TELL
+            port.spawn(self._tell_soon, "memo-used")
+
+    def _note(self, name: str) -> None:
+        """Remember it for the index."""
+        self._used[name] = None
+        if len(self._used) > USED:
+            self._used = {}
+
+    def hear(self, elsewhere: Callable[[], Iterable[str]]) -> None:
+        """Count what was read elsewhere too: `elsewhere()` gives what was read since it was asked.
+
+        For a tier in front that answers by itself.
+        """
+        self._elsewhere = elsewhere
+
+    def tell(self) -> None:
+        """Tell the index what was read; what it cannot take is forgotten."""
+        if used := self._untold():
+            with suppress(TierError):
+                self._write(lambda index: index.used(used))
+
+    def _untold(self) -> dict[str, None]:
+        """What was read since this was last asked."""
+        used, self._used = self._used, {}
+        return {**used, **dict.fromkeys(self._elsewhere())}
+
+    async def _tell_soon(self, port: Port) -> None:
+        await port.offload(self.tell)
+
+    def _again(self, name: str) -> tuple[Any, ...] | None:
+        """Look up once more, in the file that is at the index' path now."""
+        self._database.close()
+        rows = self._read(_LOOKUP, name)
+        return rows[0] if rows else None
+
+    async def _found(
+        self, port: Port, name: str, record: Any, files: Any, expire: Any, size: Any
+    ) -> Found | None:
+        if expire is not None and not self._clock.wall_ns() < _float(expire) * SECOND:
+            return None
+        if files is None:
+            return Found(_bytes(record))
+        source = self._payloads.source(str(files))
+        if record is not None:
+            return Found(_bytes(record), source)
+        read = self._record_in_file
+        big = not isinstance(size, int) or size > BIG
+        text = await port.offload(read, name, files) if big else read(name, files)
+        return None if text is None else Found(*text)
+
+    def _record_in_file(self, name: str, files: str) -> tuple[bytes, Source | None] | None:
+        """A record too big for the index; looked up again when it was replaced meanwhile."""
+        try:
+            record = self._payloads.read(files)
+            if record is None:
+                rows = self._read(_LOOKUP, name)
+                files = rows[0][1] if rows else ""
+                record = self._payloads.read(files or "")
+        except OSError as error:
+            raise TierError(f"record: {type(error).__name__}: {error.strerror}") from error
+        return None if record is None else (record, self._payloads.source(files))
+
+    async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
+        """See `memo.stores.protocols.Tier.payload`."""
+        try:
+            return self._payloads.find(digest, size)
+        except OSError as error:
+            raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """See `memo.stores.protocols.Tier.store`."""
+        if self._home.lost():
+            raise self._home.fault()
+        await port.offload(self._store_with_room, name, record, payload, lifetime)
+        if self._is_sweep_due():
+            port.spawn(self._sweep_soon, "memo-sweep")
+
+    async def receive(
+        self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
+    ) -> Source | None:
+        """See `memo.stores.protocols.Receiving.receive`."""
+        await port.offload(self._store_with_room, name, record, payload, lifetime)
+        return await self.payload(port, payload.digest, payload.size)
+
+    def _store_with_room(
+        self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
+    ) -> None:
+        """Store; on a full disk, after entries that are worth less have made room."""
+        size = len(record) + (payload.size if payload else 0)
+        for _ in range(_RELIEFS):
+            try:
+                self._store(name, record, payload, lifetime)
+            except TierError as error:
+                if not is_full(error.__cause__) or isinstance(payload, Arriving):
+                    raise
+                if not self._relieve(size):
+                    self._home.full()
+                    raise TierUnavailable(str(error), told=True) from error
+            else:
+                return
+        self._home.full()
+        raise TierUnavailable("the disk is full", told=True)
+
+    def _relieve(self, size: int) -> bool:
+        """Remove entries of at least so many bytes, on a full disk; whether any went."""
+        with suppress(TierError, sqlite3.Error):
+            database = self._ready()
+            with database.writing:
+                if self._index is None:
+                    self._index = self._made()
+                return self._index.relieve(max(2 * size, _RELIEF)) > 0
+        return False
+
+    def _store(
+        self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
+    ) -> None:
+        outside = None if len(record) <= INLINE else record
+        size = (payload.size if payload else 0) + len(outside or b"")
+        if max(size, len(record)) > self.size_limit:
+            raise TierError(f"{size} bytes do not fit in a budget of {self.size_limit}")
+        from memo.stores.disk.index import Row, tag
+
+        worth = seal.worth(record)
+        mark = tag(worth.cost, size + len(record), worth.code) if worth else "0 "
+        if not size:
+            row = Row(record, None, 0, mark)
+            self._write(lambda index: self._keep(index, name, row, lifetime))
+            return
+        self._write(lambda index: self._make_room(index, size + len(record)))
+        try:
+            with self._payloads.keep(payload, outside) as where:
+                row = Row(record if outside is None else None, where, size, mark)
+                self._write(lambda index: self._keep(index, name, row, lifetime))
+        except OSError as error:
+            raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
+
+    def _keep(self, index: Index, name: str, row: Row, lifetime: float | None) -> None:
+        if row.name is None:
+            self._make_room(index, len(row.record or b"") + ROW)
+        index.keep(name, row, lifetime)
+        if row.name is not None:  # others may have stored since room was made
+            with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
+                index.make_room(0)
+
+    def _make_room(self, index: Index, size: int) -> None:
+        """Evict until `size` more bytes fit, after the index has heard what was read."""
+        if index.has_room(size):
+            return
+        if time.monotonic() > self._tell_at or index.lacking(size) > 0:
+            self._tell_at = time.monotonic() + TELL
+            index.used(self._untold())
+        index.make_room(size)
+
+    async def drop(self, port: Port, name: str) -> bool:
+        """See `memo.stores.protocols.Tier.drop`."""
+        return await port.offload(self._drop, name)
+
+    def _drop(self, name: str) -> bool:
+        return bool(self._write(lambda index: index.delete(name)))
+
+    async def clear(self, port: Port, prefix: str) -> int:
+        """See `memo.stores.protocols.Tier.clear`.  What dead writers left behind goes too."""
+        count = await port.offload(self._clear, prefix)
+        await self.sweep(port)
+        return count
+
+    def _clear(self, prefix: str) -> int:
+        return self._write(lambda index: index.clear_prefix(prefix))
+
+    async def sweep(self, port: Port) -> int:
+        """Remove files that belong to no entry and to no living writer; how many.
+
+        Raises:
+            TierError: the index cannot be read.
+        """
+        return await port.offload(self._sweep)
+
+    def _sweep(self) -> int:
+        self._sweep_at = time.monotonic() + SWEEP
+        removed = file_locks.sweep(self.directory / "locks")
+        return removed + self._payloads.sweep(
+            lambda name: self._write(lambda index: index.has_name(name))
+        )
+
+    async def _sweep_soon(self, port: Port) -> None:
+        await port.offload(self._sweep)
+
+    def _is_sweep_due(self) -> bool:
+        """Whether nobody on this host has swept for `SWEEP` seconds; if so, it is our turn."""
+        if self._left_behind:
+            self._left_behind = False
+            return True
+        now = time.monotonic()
+        if now < self._sweep_at:
+            return False
+        self._sweep_at = now + SWEEP
+        try:
+            descriptor = private_files.open_or_create(self._swept)
+            try:
+                age = time.time() - os.fstat(descriptor).st_mtime
+                os.ftruncate(descriptor, 0)
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return False
+        return not 0 <= age < SWEEP
+
+    # --- looking at ------------------------------------------------------------------------------
+
+    async def entries(self, port: Port, prefix: str = "") -> AsyncIterator[Listed]:
+        """Every entry whose name begins with `prefix`, by name.
+
+        Raises:
+            TierError: the index cannot be read.
+        """
+        after = ""
+        while page := await port.offload(
+            self._read, _LIST, after, prefix, f"{prefix}\U0010ffff", _PAGE
+        ):
+            for name, inline, where, size, stored in page:
+                record = inline
+                if inline is None:
+                    record = await port.offload(self._payloads.read, where or "")
+                if record is not None:
+                    held = size if inline is None else size + len(record)
+                    yield Listed(name, record, held, stored)
+            after = page[-1][0]
+
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """Whether each of some names is here.
+
+        Raises:
+            TierError: the index cannot be read.
+        """
+        statement = "SELECT 1 FROM Cache WHERE key=? AND raw=1"
+        return await port.offload(lambda: [bool(self._read(statement, name)) for name in names])
+
+    async def names(self, port: Port, prefix: str = "") -> list[str]:
+        """The names of all entries that begin with `prefix`.
+
+        Raises:
+            TierError: the index cannot be read.
+        """
+        statement = "SELECT key FROM Cache WHERE key >= ? AND key < ? AND raw=1 ORDER BY key"
+        rows = await port.offload(self._read, statement, prefix, f"{prefix}\U0010ffff")
+        return [name for (name,) in rows]
+
+    async def health(self, port: Port) -> Mapping[str, Any]:
+        """See `memo.stores.protocols.Tier.health`: up, entries, bytes, budget, directory."""
+        return await port.offload(self._health)
+
+    def _health(self) -> dict[str, Any]:
+        try:
+            self._ready()
+        except TierUnavailable as error:
+            return {"up": False, "error": str(error), **self._home.health()}
+        if self._database.read_only:
+            (count,) = self._read("SELECT count(*) FROM Cache")[0]
+            return {"up": True, "entries": count, **self._home.health()}
+        return {
+            "up": True,
+            "entries": self._write(lambda index: index.reset("count")),
+            "bytes": self._write(lambda index: index.volume()),
+            "budget": self.size_limit,
+            **self._home.health(),
+        }
+
+    def close(self) -> None:
+        """Let go of connections and descriptors; the next use opens them again."""
+        if self._database.is_open:
+            self.tell()
+        self._database.close()
+
+
+_disks: weakref.WeakSet[Disk] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    for disk in tuple(_disks):
+        disk.close()
+
+
+atexit.register(_at_exit)
+
+
+def _bytes(value: Any) -> bytes:
+    if type(value) is bytes:
+        return value
+    raise TierError("a row of the index is damaged")
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, (int, float)):
+        return float(value)
+    raise TierError("a row of the index is damaged")

@@ -1,0 +1,163 @@
+"""Locks of one host: files that the kernel locks, and frees when their holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+from memo.errors import SettingError, TierError
+from memo.runtime import private_files
+
+
+class HostLock:
+    """A lock of this host, for one name: a file that the kernel locks, and frees with its holder.
+
+    Not to be shared by threads: each asks `Host.lock` for its own.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def try_acquire(self, holder: str = "") -> bool:
+        """Take it if it is free, and leave a text that says who has it.
+
+        Raises:
+            TierError: the file cannot be made or locked.
+        """
+        if self._descriptor is not None:
+            return False
+        try:
+            return self._try_acquire(holder)
+        except SettingError as error:
+            raise TierError(f"lock: {error}") from error
+        except OSError as error:
+            raise TierError(f"lock: {type(error).__name__}: {error.strerror}") from error
+
+    def _try_acquire(self, holder: str) -> bool:
+        while True:
+            descriptor = self._open()
+            try:
+                taken = _flock(descriptor, fcntl.LOCK_EX)
+                if taken and _is_at(descriptor, self._path):
+                    break
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            if not taken:
+                return False
+            # else unlinked by who had it before: this lock guards nothing
+        self._descriptor = descriptor
+        _locks.add(self)
+        self.label(holder)
+        return True
+
+    def label(self, holder: str) -> None:
+        """Leave another text that says who has it, where it is ours."""
+        if self._descriptor is None:
+            return
+        with suppress(OSError):  # a full disk: it is ours all the same, and only says nothing
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, holder.encode(), 0)
+
+    def _open(self) -> int:
+        try:
+            private_files.check_folder(self._path.parent)
+            return private_files.open_or_create(self._path)
+        except FileNotFoundError:
+            private_files.claim(self._path.parent.parent)
+            private_files.subdirectory(self._path.parent)
+            return private_files.open_or_create(self._path)
+
+    def release(self) -> None:
+        """Free it; harmless when it is not held."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        _locks.discard(self)
+        with suppress(OSError):
+            if _is_at(descriptor, self._path):
+                os.unlink(self._path)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.release()
+
+    def holder(self) -> str:
+        """What the present holder left, or `""` when nobody holds it."""
+        if self._descriptor is not None:
+            return os.pread(self._descriptor, 4096, 0).decode(errors="replace")
+        try:
+            descriptor = private_files.open_old(self._path)
+        except OSError:
+            return ""
+        try:
+            if _flock(descriptor, fcntl.LOCK_SH):
+                return ""
+            return os.pread(descriptor, 4096, 0).decode(errors="replace")
+        except OSError:
+            return ""
+        finally:
+            os.close(descriptor)
+
+    def _after_fork(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)  # the lock stays with the parent
+
+
+def sweep(directory: Path) -> int:
+    """Take away the files of locks whose holders died; how many.
+
+    Whoever opened one meanwhile sees that it is gone, and makes another.
+    """
+    removed = 0
+    with suppress(OSError):
+        for name in private_files.listed(directory):
+            with suppress(OSError):
+                removed += _sweep(directory / name)
+    return removed
+
+
+def _sweep(path: Path) -> bool:
+    descriptor = private_files.open_old(path)
+    try:
+        free = _flock(descriptor, fcntl.LOCK_EX) and _is_at(descriptor, path)
+        if free:
+            os.unlink(path)
+        return free
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+_locks: weakref.WeakSet[HostLock] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for lock in tuple(_locks):
+        lock._after_fork()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,212 @@
+"""The directory of a host: whether it can be used, and if not, why and what to do about it.
+
+Rules of this module:
+
+1.  The directory is *writable*, *read-only* (its files are read as they are), or *unusable*.  A
+    process that cannot use it caches in memory all the same.
+2.  One warning per process and directory says what is wrong, and how to fix it.
+3.  What is wrong is looked at again after `AGAIN` seconds, and as soon as the directory changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from memo.errors import SettingError, TierUnavailable
+from memo.runtime import events, private_files
+
+WRITABLE: Final = "writable"
+READ_ONLY: Final = "read-only"
+UNUSABLE: Final = "unusable"
+AGAIN = 1.0
+"""Seconds after which a directory that cannot be used is tried again."""
+TICK = 0.001
+"""Seconds for which it is taken to be as it was, without a look."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors of a full disk."""
+_CLOSED = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
+        *(errno.ELOOP, errno.ENAMETOOLONG),
+    }
+)
+"""Errors that say that the directory is not for this process, rather than a passing fault."""
+_FIX = (
+    "To keep results on disk, set MEMO_DIRECTORY (or configure(directory=...)) to a directory that"
+    " this user owns and can write."
+)
+
+
+class DirectoryWarning(RuntimeWarning):
+    """The cache directory cannot be used as it is; the text names it and the fix."""
+
+
+class Home:
+    """One cache directory, as this process may use it.
+
+    Args:
+        path: where; made, with mode 0700, where it is missing.
+        root: the setting's directory, where `path` is a folder in it.
+
+    Attributes:
+        state, why: what is known of it so far.
+        relieve: frees so many bytes on a full disk, by removing entries; whether any went.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path = path
+        self._root = path if root is None else root
+        self._text = str(path)
+        self.state = ""
+        self.why = ""
+        self._seen: object = None
+        self._tick = 0.0
+        self._again = 0.0
+        self._told = False
+        self.relieve: Callable[[int], bool] = lambda size: False
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def lost(self) -> bool:
+        """Whether it cannot be used, as far as is known; looks at it once a tick, in 2 µs."""
+        if self.state != UNUSABLE:
+            return False
+        now = time.monotonic()
+        if now > self._tick:
+            self._tick = now + TICK
+            if now > self._again or self._facts() != self._seen:
+                self.state = self.why = ""
+                return False
+        return True
+
+    def open(self) -> str:
+        """`WRITABLE` or `READ_ONLY`, after it was made where it was missing.
+
+        Raises:
+            TierUnavailable: it cannot be used; a warning has said so.
+        """
+        if self.lost():
+            raise self.fault()
+        try:
+            tightened = private_files.tighten(self._root) | private_files.tighten(self.path)
+            private_files.claim(self.path)
+            state = WRITABLE
+        except (OSError, SettingError) as error:
+            state = self._state_after(error)
+        else:
+            if tightened:
+                self._warn(
+                    f"other users could write to the cache directory {self._root}; it is"
+                    " owner-only now. What they put there is not believed."
+                )
+        if state == WRITABLE and not os.access(self._text, os.W_OK):
+            state = READ_ONLY
+        if state == READ_ONLY:
+            self._warn(
+                f"the cache directory {self.path} is read-only: what is there is read, new"
+                f" results are kept in memory only. {_FIX}"
+            )
+        self.state = state
+        return state
+
+    def _state_after(self, error: OSError | SettingError) -> str:
+        """Read-only, if that is all that is wrong.
+
+        Raises:
+            TierUnavailable: it is not.
+        """
+        if self._is_readable():
+            return READ_ONLY
+        if isinstance(error, SettingError):
+            raise self.refuse(error.mend) from error
+        if error.errno in FULL or error.errno in _CLOSED:
+            raise self.refuse(f"cannot be used: {error.strerror}.") from error
+        raise error
+
+    def _is_readable(self) -> bool:
+        """Whether this process may read it and not write it, and nobody but its owner may either.
+
+        What root has put there and this user cannot change is read, as a container's image has it.
+        """
+        try:
+            facts = os.stat(self._text)
+        except OSError:
+            return False
+        return (
+            stat.S_ISDIR(facts.st_mode)
+            and facts.st_uid in (0, os.geteuid())
+            and not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            and os.access(self._text, os.R_OK | os.X_OK)
+            and not os.access(self._text, os.W_OK)
+        )
+
+    # --- faults ----------------------------------------------------------------------------------
+
+    def refuse(self, why: str) -> TierUnavailable:
+        """It cannot be used for now; the error to raise."""
+        self.state, self.why = UNUSABLE, why
+        self._seen = self._facts()
+        self._again = time.monotonic() + AGAIN
+        self._warn(
+            f"the cache directory {self.path} {why.rstrip('.; ')}, so results are kept in the"
+            f" memory of this process only. {_FIX}"
+        )
+        return self.fault()
+
+    def full(self) -> None:
+        """Nothing more can be written, whatever of our own is removed."""
+        self.why = "the disk is full"
+        self._warn(
+            f"the disk of the cache directory {self.path} is full, and removing its own entries"
+            " is not enough: new results are kept in memory only. Free some space, or set"
+            " MEMO_DIRECTORY (or configure(directory=...)) to a directory on another disk."
+        )
+
+    def fault(self) -> TierUnavailable:
+        return TierUnavailable(f"{self.path} {self.why}", told=True)
+
+    def _facts(self) -> object:
+        try:
+            facts = os.stat(self._text)
+        except OSError as error:
+            return error.errno
+        return facts.st_dev, facts.st_ino, facts.st_uid, facts.st_mode
+
+    def _warn(self, text: str) -> None:
+        if self._told:
+            return
+        self._told = True
+        events.emit(events.Event(events.ERROR, tier="disk", reason="directory", detail=text))
+        with suppress(Warning):  # made an error by a filter: the caller gets a result all the same
+            warnings.warn(f"memo: {text}", DirectoryWarning, stacklevel=2)
+
+    def health(self) -> dict[str, Any]:
+        """Facts for `memo.health()`: directory, state, and what is wrong with the fix, if any."""
+        facts: dict[str, Any] = {"directory": self._text, "state": self.state or "not used yet"}
+        if self.why:
+            facts.update(why=self.why, fix=_FIX)
+        return facts
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says that the disk is full."""
+    import sqlite3
+
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return isinstance(error, sqlite3.Error) and (
+        code & 0xFF == sqlite3.SQLITE_FULL or code in _FULL_IO
+    )
+
+
+_FULL_IO = frozenset({10 | (19 << 8), 10 | (3 << 8)})
+"""SQLite's codes for a shared memory file that cannot grow, and a write that failed."""

@@ -1,0 +1,490 @@
+"""The ledger: `host.sqlite`, in which the processes of a host keep what they share.
+
+Rules of this module:
+
+1.  It holds the generations, the journal and the host's id.  What is committed as durable is on the
+    disk (fsync) when `write` returns.
+2.  A process keeps a *mirror* of the groups that it uses.  The mirror is true while the *bell* is
+    silent: 16 bytes in a file that all processes map, written anew after every commit.  Looking at
+    it costs 0.1 µs, where `PRAGMA data_version` costs 3 µs.  At most every `TICK` seconds the file
+    itself is looked at too, for what happens without a bell: a writer that was killed between its
+    commit and the bell, or a directory that was removed.
+3.  The bell also holds the number of the last commit.  A database that is older than its bell has
+    lost commits, so perhaps an invalidation: it is set aside.
+4.  Whoever may be wrong is a miss.  A damaged file is set aside: all its generations are lost,
+    which every entry notices; what can still be read of the journal is carried over.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import sqlite3
+import struct
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from memo.errors import SettingError, TierError, TierUnavailable
+from memo.runtime import ownership, private_files
+from memo.runtime.clock import Clock
+from memo.stores.disk import sqlite_file
+from memo.stores.disk.home import READ_ONLY, Home, is_full
+from memo.stores.disk.sqlite_file import DamagedError, Database
+from memo.validity import stamps
+from memo.validity.generations import Change
+from memo.validity.stamps import SHAPES, Ref, State
+
+T = TypeVar("T")
+TICK = 0.001
+"""Seconds for which a silent bell is believed without a look at the file."""
+MIRROR = 65_536
+"""Past so many groups the mirror is begun anew."""
+STATES = 1024
+"""Past so many states of one group the mirror works them out anew."""
+GROUPS = 1_000_000
+"""Past so many groups the oldest half is forgotten when the file is opened: a miss, no more."""
+ROOM = 1 << 20
+"""Bytes that are freed on a full disk, so that an invalidation can be written."""
+TRIES = 3
+"""How often a use is tried when the file was replaced or set aside meanwhile."""
+FAULTS = (sqlite3.Error, OSError, ValueError, TypeError)
+_FORMAT = 1
+_BELL = struct.Struct("=QQ")
+_SCHEMA = (
+    "meta (name TEXT PRIMARY KEY, value)",
+    "groups (name TEXT PRIMARY KEY, changed INTEGER, renewed INTEGER, settled INTEGER)",
+    "generations (name TEXT, field TEXT, value TEXT, changed INTEGER, PRIMARY KEY (name, field))",
+    "journal (id INTEGER PRIMARY KEY AUTOINCREMENT, at INT, due INT, turns TEXT, note TEXT)",
+)
+_TABLES = {table.partition(" ")[0] for table in _SCHEMA}
+_INDEX = "CREATE INDEX IF NOT EXISTS groups_changed ON groups (changed)"
+
+
+class Group:
+    """A group in the mirror: never changed, only replaced.
+
+    Attributes:
+        fields: as in the table.
+        plain: the state of every ref with arguments, while no shape was ever invalidated.
+    """
+
+    __slots__ = ("_states", "fields", "plain")
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self.fields = fields
+        self.plain = stamps.read(Ref(""), fields) if SHAPES not in fields else None
+        self._states: dict[Any, State] = {}
+
+    def state(self, ref: Ref) -> State:
+        state = self._states.get(ref.arguments)
+        if state is None:
+            state = stamps.read(ref, self.fields)
+            if len(self._states) >= STATES:
+                self._states.clear()
+            self._states[ref.arguments] = state
+        return state
+
+
+class ReadBell(Sequence[int]):
+    """A bell that is read, not mapped, since others may cut it short: 0.5 µs instead of 0.05.
+
+    What is missing reads as 0, which is what no bell says that has been heard.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, at: Any) -> Any:
+        text = os.pread(self._descriptor, _BELL.size, 0)
+        return _BELL.unpack(text.ljust(_BELL.size, b"\0"))[at]
+
+    def __setitem__(self, at: int, value: int) -> None:
+        os.pwrite(self._descriptor, value.to_bytes(8, sys.byteorder), 8 * at)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class Ledger:
+    """`host.sqlite` and its mirror.
+
+    Attributes:
+        bell: its first number changes after every commit of any process.
+        heard: what it was when the mirror was brought up to date.
+        tick: when the file itself must be looked at again, by `time.monotonic`.
+        groups: the mirror.
+        commit: the number of a commit that the mirror is at least as new as.
+        journal: (row, at, due) of every journalled invalidation.
+    """
+
+    def __init__(self, home: Home, clock: Clock) -> None:
+        self.home = home
+        self.directory = directory = home.path
+        self.clock = clock
+        self._bell_path = directory / "host.bell"
+        self.database = Database(directory / "host.sqlite", self._prepare, self._before_aside)
+        self._rescued: list[tuple[int, str, str]] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.bell: Sequence[int] = (0, 0)
+        self.heard = -1
+        self.tick = 0.0
+        self.groups: dict[str, Group] = {}
+        self.commit = 0
+        self.journal: list[tuple[int, int, int]] = []
+        self._opened = 0
+        self._version = -1
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if self.database.read_only:
+            _check(_facts(connection), 0)
+            return
+        connection.execute("PRAGMA synchronous=NORMAL")
+        bell = self._map_bell()
+        heard = bell[1]  # before the commit is read: it may go on, and must not have gone back
+        facts = _facts(connection)
+        if not facts:
+            facts = self._make(connection)
+        _check(facts, heard)
+        if _crowd(connection):
+            with suppress(sqlite3.OperationalError):  # somebody else's lock: the next one does it
+                _alone(connection, _prune)
+        self.bell = bell
+
+    def _make(self, connection: sqlite3.Connection) -> dict[str, Any]:
+        """A new ledger, unless somebody else has been quicker; its facts."""
+
+        def make(connection: sqlite3.Connection) -> dict[str, Any]:
+            for table in _SCHEMA:
+                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            connection.execute(_INDEX)
+            return _facts(connection) or self._founded(connection)
+
+        return _alone(connection, make)
+
+    def _founded(self, connection: sqlite3.Connection) -> dict[str, Any]:
+        """A new ledger: its numbers begin where no bell of an older one has been."""
+        rung = self._map_bell()[1]
+        first = max(time.time_ns() // 1000, rung + 1)
+        facts = {"format": _FORMAT, "commit": first, "id": secrets.token_hex(8)}
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
+        connection.executemany(
+            "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", self._carried(rung)
+        )
+        return facts
+
+    def _carried(self, rung: int) -> list[tuple[int, str, str]]:
+        """What a new ledger takes over of the journal of the one before, if there was one."""
+        rows, self._rescued = self._rescued, None
+        if rows is None and rung:  # there is a bell: somebody has taken its ledger away
+            from memo.stores.disk import recovery
+
+            rows = recovery.lost(self.database.path, self.clock.wall_ns())
+        return rows or []
+
+    def _map_bell(self) -> Sequence[int]:
+        descriptor = private_files.open_or_create(self._bell_path)
+        try:
+            if os.fstat(descriptor).st_size != _BELL.size:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, bytes(_BELL.size), 0)  # so that a full disk says so here
+            if ownership.exposed(self.directory):
+                return ReadBell(os.dup(descriptor))
+            return memoryview(mmap.mmap(descriptor, _BELL.size)).cast("Q")
+        finally:
+            os.close(descriptor)
+
+    def _before_aside(self) -> None:
+        """Save what can be read of the journal, and wake everybody who uses the damaged file."""
+        from memo.stores.disk import recovery
+
+        self._rescued = recovery.before_aside(self.database.path, self.clock.wall_ns())
+        with suppress(OSError, ValueError):
+            bell: Any = self._map_bell()
+            bell[0] = secrets.randbits(64)
+
+    def ready(self) -> Database:
+        """The database, open.
+
+        Raises:
+            TierError: it cannot be opened.
+        """
+        database = self.database
+        if not database.is_open:
+            try:
+                database.open(read_only=self.home.open() == READ_ONLY)
+            except (sqlite3.Error, OSError, DamagedError, SettingError) as error:
+                if is_full(error):
+                    raise self.home.refuse("cannot be used: the disk is full.") from error
+                raise database.suffer(error) from error
+        return database
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it can be asked without a wait."""
+        return self.database.is_open or self.home.lost()
+
+    def close(self) -> None:
+        with self.database.writing:
+            self.database.close()
+            self._forget()
+
+    def is_there(self) -> bool:
+        """Whether there may be a file of ours, readable or not."""
+        try:
+            if os.stat(self.directory).st_uid != os.geteuid():
+                return False
+            os.lstat(self.database.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Bring the mirror up to date.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        for _ in range(TRIES):
+            try:
+                database = self.ready()
+            except TierUnavailable:  # there is nothing to read: every group is lost
+                self._forget()
+                return
+            if database.moved():
+                database.close()
+                continue
+            try:
+                with database.reading:
+                    self._refresh(database)
+            except FAULTS as error:
+                self.suffer(error)
+                continue
+            return
+        raise TierError("host.sqlite does not stay in its place")
+
+    def suffer(self, error: BaseException) -> None:
+        """After a damaged file was set aside it may be tried again; after anything else not.
+
+        Raises:
+            TierError: it may not.
+        """
+        fault = self.database.suffer(error)
+        if not sqlite_file.damaged(error):
+            raise fault from error
+
+    def _refresh(self, database: Database) -> None:
+        if self._opened != database.opened:
+            bell = self.bell
+            self._forget()
+            self.bell = bell
+            self._opened = database.opened
+        tick = time.monotonic() + TICK
+        heard = self.bell[0]
+        (version,) = database.reader.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self._catch_up(database.reader)
+            self._version = version
+        self.heard = heard
+        self.tick = tick
+
+    def _catch_up(self, connection: sqlite3.Connection) -> None:
+        rows = connection.execute(
+            "SELECT name, changed, renewed FROM groups WHERE changed > ?", (self.commit,)
+        ).fetchall()
+        if len(self.groups) > MIRROR:
+            self.groups = {}
+        for name, _, renewed in rows:
+            group = self.groups.get(name)
+            if group is None:
+                continue
+            if renewed > self.commit:
+                del self.groups[name]
+            else:
+                self.groups[name] = Group(
+                    {**group.fields, **fields_of(connection, name, self.commit)}
+                )
+        self.journal = connection.execute("SELECT id, at, due FROM journal").fetchall()
+        self.commit = max((row[1] for row in rows), default=self.commit)
+
+    def load(self, name: str) -> Group:
+        """A group that was not in the mirror."""
+        for _ in range(TRIES):
+            try:
+                database = self.ready()
+            except TierUnavailable:
+                return Group({})
+            try:
+                with database.reading:
+                    group = self.groups.get(name)
+                    if group is None:
+                        group = Group(fields_of(database.reader, name))
+                        if self._opened == database.opened:
+                            self.groups[name] = group
+                    return group
+            except FAULTS as error:
+                self.suffer(error)
+        raise TierError("host.sqlite is damaged again and again")
+
+    def select(self, statement: str, *values: object) -> list[Any]:
+        """The rows of a query, from the file as it is now.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        for _ in range(TRIES):
+            database = self.ready()
+            try:
+                with database.reading:
+                    return database.reader.execute(statement, values).fetchall()
+            except FAULTS as error:
+                self.suffer(error)
+        raise TierError("host.sqlite is damaged again and again")
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def write(self, work: Callable[[sqlite3.Connection, int], bool], *, durable: bool) -> None:
+        """Run `work(connection, commit)` in a transaction; it says whether it changed anything.
+
+        Args:
+            work: may run again, when the file was replaced meanwhile.
+            durable: whether the commit must be on the disk when this returns.
+
+        Raises:
+            TierError: it could not be committed.
+        """
+        try:
+            sqlite_file.outlasting(self._write_now, work, durable)
+        except TierError as error:
+            if not is_full(error.__cause__):
+                raise
+            if not self.home.relieve(ROOM):
+                self.home.full()
+                raise
+            sqlite_file.outlasting(self._write_now, work, durable)
+
+    def _write_now(self, work: Callable[[sqlite3.Connection, int], bool], durable: bool) -> None:
+        for _ in range(TRIES):
+            database = self.ready()
+            try:
+                with database.writing:
+                    if not database.moved():
+                        self._commit(database, work, durable)
+                        if not database.moved():
+                            return
+            except FAULTS as error:
+                self.suffer(error)
+                continue
+            database.close()
+        raise TierError("host.sqlite does not stay in its place")
+
+    def _commit(
+        self,
+        database: Database,
+        work: Callable[[sqlite3.Connection, int], bool],
+        durable: bool,
+    ) -> None:
+        connection = database.writer
+        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        with database.transaction():
+            (commit,) = connection.execute("SELECT value FROM meta WHERE name='commit'").fetchone()
+            commit += 1
+            if not work(connection, commit):
+                sqlite_file.undo(connection)
+                return
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (commit,))
+        self._ring(commit)
+
+    def _ring(self, commit: int) -> None:
+        bell: Any = self.bell
+        bell[1] = max(commit, bell[1])
+        bell[0] = secrets.randbits(64)
+
+
+def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> dict[str, str]:
+    """The fields of a group that changed after a commit."""
+    rows = connection.execute(
+        "SELECT field, value FROM generations WHERE name = ? AND changed > ?", (group, since)
+    )
+    return {name: value for name, value in rows if type(name) is type(value) is str}
+
+
+def change_fields(connection: sqlite3.Connection, group: str, change: Change, commit: int) -> None:
+    """Write a change of one group's fields, as part of a commit."""
+    if change.renew:
+        connection.execute("DELETE FROM generations WHERE name = ?", (group,))
+    connection.executemany(
+        "DELETE FROM generations WHERE name = ? AND field = ?",
+        [(group, field) for field in change.erase],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO generations VALUES (?, ?, ?, ?)",
+        [(group, field, value, commit) for field, value in change.write.items()],
+    )
+    renewed = commit if change.renew or change.erase else 0
+    connection.execute(
+        "INSERT INTO groups VALUES (?, ?, ?, 0) ON CONFLICT (name) DO UPDATE"
+        " SET changed = excluded.changed, renewed = max(renewed, excluded.renewed)",
+        (group, commit, renewed),
+    )
+
+
+def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Do something in a transaction of its own."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        done = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        sqlite_file.undo(connection)
+        raise
+    return done
+
+
+def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
+    """What a ledger says of itself; nothing where there is none, or only half of one.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables >= _TABLES:
+        return {}
+    return dict(connection.execute("SELECT name, value FROM meta"))
+
+
+def _check(facts: Mapping[str, Any], heard: int) -> None:
+    if facts.get("format") != _FORMAT or not isinstance(facts.get("commit"), int):
+        raise DamagedError("not a ledger of this format")
+    if heard > facts["commit"]:
+        raise DamagedError("commits are missing")
+
+
+def _crowd(connection: sqlite3.Connection) -> int:
+    """How many groups are too many; none while an invalidation is on its way."""
+    groups, journalled = connection.execute(
+        "SELECT (SELECT count(*) FROM groups), (SELECT count(*) FROM journal)"
+    ).fetchone()
+    return 0 if groups <= GROUPS or journalled else groups - GROUPS // 2
+
+
+def _prune(connection: sqlite3.Connection) -> None:
+    """Forget the oldest groups where there are too many."""
+    crowd = _crowd(connection)
+    old = "WHERE name IN (SELECT name FROM groups ORDER BY changed LIMIT ?)"
+    for table in ("generations", "groups"):
+        connection.execute(f"DELETE FROM {table} {old}", (crowd,))  # noqa: S608 - constants

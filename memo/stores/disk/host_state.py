@@ -1,0 +1,539 @@
+"""The host: what the processes of one machine share, under one owner-only directory.
+
+Generations and the journal lie in the `host_database`, locks are files of their own.  An
+invalidation
+is on the disk when it returns; so is its journal row, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memo.errors import SettingError, TierError, TierUnavailable
+from memo.records.seal import Claim, claimed
+from memo.runtime import private_files
+from memo.runtime.checksums import blake2b
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.port import Port
+from memo.stores.disk import home
+from memo.stores.disk.file_locks import HostLock
+from memo.stores.disk.home import READ_ONLY, Home
+from memo.stores.disk.host_database import Ledger, change_fields, fields_of
+from memo.stores.disk.sqlite_file import outlasting
+from memo.stores.disk.unwritten import Unwritten
+from memo.validity import generations, stamps
+from memo.validity.generations import Change
+from memo.validity.stamps import ALL, LOST, Ref, State, Turn
+
+if TYPE_CHECKING:
+    from memo.stores.disk.recovery import Row
+
+UNREAD = 3
+"""So often a file is looked at that can neither be opened nor read before it is set aside."""
+COPIED = 1.0
+"""Seconds for which a copy of a file that cannot be opened stands for it."""
+UNWRITTEN = "an invalidation could not be written yet"
+LATE_AGAIN = 1.0
+"""Seconds after which changes that the file could not take are tried again."""
+OWED_AGAIN = 0.25
+"""Seconds after which an invalidation that could not be written is tried again."""
+WAITING = 1000
+"""Past so many invalidations that wait for whichever shared tier is used next, they become one."""
+OVERDUE = 5 * SECOND
+"""Nanoseconds after which a journalled invalidation is due: whoever made it has died."""
+_ANYWHERE = '%"to": ["*"]}'
+"""How the note of an invalidation ends that is for whichever shared tier is used next."""
+
+
+class Reading(list[State]):
+    """States as a host read them, with the number of a commit that they are no older than."""
+
+    __slots__ = ("commit",)
+
+    def __init__(self, states: Iterable[State], commit: int) -> None:
+        super().__init__(states)
+        self.commit = commit
+
+
+class HostGenerations:
+    """The generations that the processes of one host share; see `Generations`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._owed: list[Callable[[], None]] = []
+        self._pay_at = 0.0
+        self._unwritten = Unwritten()
+
+    def read(self, refs: Sequence[Ref]) -> list[State]:
+        """What each ref reads now: 1 µs for three refs while nobody on the host has written.
+
+        Raises:
+            TierError: the file cannot be read, or an invalidation is still to be written.
+        """
+        ledger = self._up_to_date()
+        commit = ledger.commit
+        groups = ledger.groups
+        states = []
+        for ref in refs:
+            name, arguments = ref
+            group = groups.get(name) or ledger.load(name)
+            if self._unwritten:
+                group = self._unwritten.over(name, group)
+            if group.plain is None or arguments is None:
+                states.append(group.state(ref))
+            else:
+                states.append(group.plain)
+        return Reading(states, commit)
+
+    def hold(self, claims: Iterable[Claim]) -> bool:
+        """Whether each generation reads as a record claims; as `read`, without making states.
+
+        Raises:
+            TierError: the file cannot be read, or an invalidation is still to be written.
+            EntryError: a claim cannot be read.
+        """
+        ledger = self._up_to_date()
+        groups = ledger.groups
+        for claim in claims:
+            _, name, arguments, text, _ = claim
+            group = groups.get(name) or ledger.load(name)
+            if self._unwritten:
+                group = self._unwritten.over(name, group)
+            now = group.plain
+            if now is None or arguments is None:
+                now = group.state(claimed(claim))
+            if now[0] != text:
+                return False
+        return True
+
+    def _up_to_date(self) -> Ledger:
+        """The ledger, when all that was invalidated so far is in its mirror.
+
+        Raises:
+            TierError: the file cannot be read, or an invalidation is still to be written.
+        """
+        if self._owed:
+            raise TierError(UNWRITTEN)
+        ledger = self._ledger
+        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+            ledger.refresh()
+        return ledger
+
+    def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
+        """Adopt what a shared authority reads, where this host still reads `before`.
+
+        Not where an invalidation of this host is on its way to that authority, or arrived there
+        only after `before` was read: `now` may then be from before it.
+
+        Args:
+            before: as `read` gave it, before `now` was read.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        since = before.commit if isinstance(before, Reading) else 0
+        news = [
+            (ref, old, new) for ref, old, new in zip(refs, before, now, strict=True) if old != new
+        ]
+        if not news:
+            return
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            held = _held(connection)
+            changed = _mark_shared(connection)
+            for name in dict.fromkeys(ref.group for ref, _, _ in news):
+                if name not in held and _settled(connection, name) <= since:
+                    mine = [(ref, old, new) for ref, old, new in news if ref.group == name]
+                    changed |= _learn(connection, name, mine, commit)
+            return changed
+
+        self._ledger.write(work, durable=False)
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.stores.protocols.Generations.states`."""
+        if self._owed:
+            await port.offload(self._pay)
+        if self._unwritten and time.monotonic() > self._pay_at:
+            await port.offload(self._write_late)
+        if not self._ledger.is_at_hand:
+            return await port.offload(outlasting, self.read, refs)
+        return self.read(refs)
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.stores.protocols.Generations.begin`."""
+        states = await self.states(port, refs)
+        if LOST not in states:
+            return states
+        return await port.offload(self._begin, refs)
+
+    def _begin(self, refs: Sequence[Ref]) -> list[State]:
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            changed = False
+            for name in dict.fromkeys(ref.group for ref in refs):
+                if ALL not in fields_of(connection, name):
+                    change_fields(connection, name, Change({ALL: stamps.token()}), commit)
+                    changed = True
+            return changed
+
+        try:
+            self._ledger.write(work, durable=False)
+        except TierError as error:
+            if not _is_closed(error):
+                raise
+            self._unwritten.begin(ref.group for ref in refs)
+        return self.read(refs)
+
+    def _write_late(self) -> None:
+        """Write what the file could not take, if it can by now."""
+        self._pay_at = time.monotonic() + LATE_AGAIN
+        written: tuple[object, ...] = ()
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            nonlocal written
+            written = self._unwritten.write(connection, commit)
+            return True
+
+        with suppress(TierError):
+            self._ledger.write(work, durable=True)
+            self._unwritten.forget(written)
+
+    def names(self, kind: str, most: int) -> list[str]:
+        """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many.
+
+        Not those in which something was invalidated, but nothing ever stored.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        rows = self._ledger.select(_NAMES, kind, f"{kind}\U0010ffff", most)
+        return [name.removeprefix(kind) for (name,) in rows]
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """See `memo.stores.protocols.Generations.turn`."""
+        await port.offload(self._turn, turns, note)
+
+    def _turn(self, turns: Sequence[Turn], note: str) -> None:
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            _turn(connection, turns, note, commit)
+            if _is_shared(connection):
+                _leave_word(connection, self._ledger.clock.wall_ns(), _packed(turns), note)
+            return True
+
+        self._ledger.write(work, durable=True)
+
+    def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
+        """An invalidation could not be written; what happens now, for people.
+
+        Where the directory is not for this process it holds in this process.  After any other
+        fault this process reads nothing here until it is written.
+        """
+        if _is_closed(error):
+            self._unwritten.turn(turns, note)
+            return f"not written: {error}; it holds in this process, and is written when possible"
+        self._owed.append(lambda: self._turn(turns, note))
+        return f"failed: {error}; this process reads nothing there until it is done"
+
+    def _pay(self) -> None:
+        """Write what could not be written.
+
+        Raises:
+            TierError: it still cannot.
+        """
+        if time.monotonic() < self._pay_at:
+            raise TierError(UNWRITTEN)
+        for write in list(self._owed):
+            self._pay_at = time.monotonic() + OWED_AGAIN
+            write()
+            with suppress(ValueError):  # another thread has
+                self._owed.remove(write)
+        self._pay_at = 0.0
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """See `memo.stores.protocols.Generations.notes`."""
+        await self.states(port, [ref])
+        group = self._unwritten.over(ref.group, self._ledger.load(ref.group))
+        return generations.noted(group.fields, ref)
+
+
+def _is_closed(error: TierError) -> bool:
+    """Whether a fault is that the directory is missing, not writable, or on a full disk."""
+    return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
+
+
+_NAMES = (
+    "SELECT name FROM groups WHERE name >= ? AND name < ? AND EXISTS"
+    " (SELECT 1 FROM generations g WHERE g.name = groups.name AND g.field = '*')"
+    " ORDER BY name LIMIT ?"
+)
+
+
+def _held(connection: sqlite3.Connection) -> set[str]:
+    """The groups that an invalidation on its way concerns."""
+    rows = connection.execute("SELECT turns FROM journal").fetchall()
+    return {turn.group for (text,) in rows for turn in _unpacked(text)}
+
+
+def _is_shared(connection: sqlite3.Connection) -> bool:
+    """Whether a process of this host has a shared tier that this one may know nothing of."""
+    return connection.execute("SELECT 1 FROM meta WHERE name = 'shared'").fetchone() is not None
+
+
+def _mark_shared(connection: sqlite3.Connection) -> bool:
+    statement = "INSERT OR IGNORE INTO meta VALUES ('shared', 1)"
+    return connection.execute(statement).rowcount > 0
+
+
+def _leave_word(connection: sqlite3.Connection, at: int, turns: str, note: str) -> None:
+    """Journal an invalidation for whichever shared tier is used next, each target once."""
+    connection.execute("DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANYWHERE, turns))
+    count = "SELECT count(*) FROM journal WHERE note LIKE ?"
+    if connection.execute(count, (_ANYWHERE,)).fetchone()[0] >= WAITING:
+        connection.execute("DELETE FROM journal WHERE note LIKE ?", (_ANYWHERE,))
+        turns = _packed([Turn("n")])
+    connection.execute(
+        "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", (at, turns, note)
+    )
+
+
+def _settled(connection: sqlite3.Connection, group: str) -> int:
+    row = connection.execute("SELECT settled FROM groups WHERE name = ?", (group,)).fetchone()
+    return row[0] if row else 0
+
+
+def _learn(
+    connection: sqlite3.Connection,
+    group: str,
+    news: list[tuple[Ref, State, State]],
+    commit: int,
+) -> bool:
+    fields = original = fields_of(connection, group)
+    for ref, old, new in news:
+        if stamps.read(ref, original) == old:
+            change = generations.learned(fields, ref, new)
+            if not change.empty:
+                change_fields(connection, group, change, commit)
+                fields = generations.apply(fields, change)
+    return fields is not original
+
+
+class Journal:
+    """Invalidations that a shared tier has not had yet; see `memo.stores.protocols.Journal`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._failed: set[int] = set()
+        self._struck: tuple[int, set[int]] = (0, set())
+        self._copy: list[Row] = []
+        self._copied_until = 0.0
+        self._unread = 0
+
+    def add(self, turns: Sequence[Turn], note: str) -> int:
+        """Write one down and turn the host's own generations, in one durable transaction.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        number = 0
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            nonlocal number
+            _turn(connection, turns, note, commit)
+            _mark_shared(connection)
+            at = self._ledger.clock.wall_ns()
+            cursor = connection.execute(
+                "INSERT INTO journal (at, due, turns, note) VALUES (?, 0, ?, ?)",
+                (at, _packed(turns), note),
+            )
+            number = cursor.lastrowid or 0
+            return True
+
+        self._ledger.write(work, durable=True)
+        return number
+
+    def fail(self, row: int) -> None:
+        """It did not reach the shared tier: it is due from now on.
+
+        Raises:
+            TierError: it could not be written; then it is due at once for this process, and for
+                others `OVERDUE` after it was added.
+        """
+        self._failed.add(row)
+
+        def work(connection: sqlite3.Connection, _: int) -> bool:
+            statement = "UPDATE journal SET due = 1 WHERE id = ?"
+            return connection.execute(statement, (row,)).rowcount > 0
+
+        self._ledger.write(work, durable=False)
+
+    def done(self, row: int) -> None:
+        """It reached the shared tier.
+
+        Raises:
+            TierError: it could not be written; then other processes replay it once more.
+        """
+        self._struck_here().add(row)
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            found = connection.execute("SELECT turns FROM journal WHERE id = ?", (row,)).fetchone()
+            if found is None:
+                return False
+            connection.execute("DELETE FROM journal WHERE id = ?", (row,))
+            connection.executemany(
+                "UPDATE groups SET settled = ?, changed = ? WHERE name = ?",
+                [(commit, commit, turn.group) for turn in _unpacked(found[0])],
+            )
+            return True
+
+        self._ledger.write(work, durable=False)
+        self._failed.discard(row)
+
+    async def overdue(self, port: Port) -> bool:
+        """As `due`, in a thread where the file must be opened."""
+        if self._ledger.is_at_hand:
+            return self.due()
+        return await port.offload(self.due)
+
+    def maybe_due(self) -> bool:
+        """As `overdue`, at once: True where the file must be opened to tell."""
+        return not self._ledger.is_at_hand or self.due()
+
+    def due(self) -> bool:
+        """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.
+
+        Not where there is no file and none can be made: nothing was ever written down there.
+
+        Raises:
+            TierError: the file cannot be read, in no way.
+        """
+        ledger = self._ledger
+        if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+            try:
+                ledger.refresh()
+            except TierError as error:
+                return ledger.is_there() and bool(self._salvaged(error))
+        return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
+
+    def _salvaged(self, error: TierError) -> list[Row]:
+        """The rows that are due, from a copy of a file that cannot be opened.
+
+        Raises:
+            TierError: it cannot be read either; after `UNREAD` times it is set aside.
+        """
+        if time.monotonic() > self._copied_until:
+            from memo.stores.disk import recovery
+
+            try:
+                self._copy = recovery.journal(self._ledger.database.path)
+            except TierError:
+                self._unread += 1
+                if self._unread < UNREAD:
+                    raise
+                with suppress(OSError, sqlite3.Error):
+                    self._ledger.database.set_aside()
+                raise error from None
+            self._copied_until = time.monotonic() + COPIED
+        self._unread = 0
+        return [row for row in self._copy if self._is_due(row[:3])]
+
+    def _struck_here(self) -> set[int]:
+        """What this process has replayed, in the file that is open."""
+        if self._struck[0] != self._ledger.database.opened:
+            self._struck = self._ledger.database.opened, set()
+        return self._struck[1]
+
+    def _is_due(self, row: tuple[int, int, int]) -> bool:
+        number, at, due = row
+        if number in self._struck_here():
+            return False
+        if due or number in self._failed:
+            return True
+        return not 0 <= self._ledger.clock.wall_ns() - at < OVERDUE
+
+    def rows(self) -> list[tuple[int, list[Turn], str]]:
+        """(number, turns, note) of those that are due, oldest first.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        try:
+            rows = self._ledger.select("SELECT id, at, due, turns, note FROM journal ORDER BY id")
+        except TierError as error:
+            if not self._ledger.is_there():
+                raise
+            rows = self._salvaged(error)
+        return [(row[0], _unpacked(row[3]), row[4]) for row in rows if self._is_due(row[:3])]
+
+
+def _packed(turns: Iterable[Turn]) -> str:
+    return json.dumps(list(turns), separators=(",", ":"))
+
+
+def _unpacked(text: str) -> list[Turn]:
+    """The turns of a journal row; of one that cannot be read: the whole namespace."""
+    try:
+        rows = json.loads(text)
+        return [Turn(g, tuple((n, d) for n, d in pairs), bool(whole)) for g, pairs, whole in rows]
+    except (ValueError, TypeError):
+        return [Turn("n")]
+
+
+def _turn(connection: sqlite3.Connection, turns: Iterable[Turn], note: str, commit: int) -> None:
+    """Write invalidations; a group is read and written once, however many of them are in it."""
+    groups: dict[str, list[Turn]] = {}
+    for turn in turns:
+        groups.setdefault(turn.group, []).append(turn)
+    for name, own in groups.items():
+        change = generations.turned_all(fields_of(connection, name), own, note)
+        change_fields(connection, name, change, commit)
+
+
+class Host:
+    """What the processes of one host share.
+
+    Args:
+        directory: the cache directory; made, with mode 0700, where it is missing.
+        clock: tells the age of journal rows.
+
+        root: the setting's directory, where `directory` is a folder in it.
+    """
+
+    def __init__(self, directory: Path, clock: Clock = SYSTEM, root: Path | None = None) -> None:
+        self.directory = directory
+        self.home = Home(directory, root)
+        with suppress(OSError, SettingError):  # said where it is used
+            if not directory.exists():
+                private_files.claim(directory)
+        self._ledger = Ledger(self.home, clock)
+        self.generations = HostGenerations(self._ledger)
+        self.journal = Journal(self._ledger)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits, random, made once per directory.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        rows = self._ledger.select("SELECT value FROM meta WHERE name = 'id'")
+        return str(rows[0][0]) if rows else ""
+
+    def lock(self, name: str) -> HostLock:
+        """A lock for a name of any length, free.
+
+        Raises:
+            TierUnavailable: no file can be made for it.
+        """
+        if self.home.lost() or self.home.state == READ_ONLY:
+            raise self.home.fault()
+        digest = blake2b(name.encode(), digest_size=20).hexdigest()
+        return HostLock(self.directory / "locks" / digest)
+
+    def close(self) -> None:
+        """Let go of connections and descriptors; the next use opens them again."""
+        self._ledger.close()

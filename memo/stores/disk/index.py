@@ -1,0 +1,328 @@
+"""The index of the disk tier: `diskcache` with everything that could unpickle taken out.
+
+What goes when the budget is spent: first what has expired, then what another code version of a
+function has replaced, then what is worth least.  The *worth* of an entry is what its computation
+cost per byte, and it halves with every `HALF_LIFE` since the entry was stored or last read.  All
+worths halve alike, so their order never changes by itself: the rank of an entry is one number, the
+time of its last use plus `HALF_LIFE` for each doubling of its cost per byte, and lies in the column
+that `diskcache` evicts by.
+
+`diskcache` (up to 5.6.3) unpickles what lies in its directory (CVE-2025-69872).  Here keys are
+text, values are bytes, nothing else is written or read, and its table of settings is checked before
+it sees it.  Only this module knows `diskcache`; it is imported when the disk tier is first opened.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, NoReturn
+
+import diskcache
+from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
+
+from memo.errors import TierError
+from memo.stores.disk.payload_files import Payloads
+from memo.stores.disk.sqlite_file import DamagedError, Database
+
+CULL = 10
+"""Entries that go at most in one transaction."""
+HALF_LIFE = 86_400
+"""Seconds without use in which an entry's worth halves: one that costs a thousand times as much per
+byte is kept ten days longer."""
+_LEAST_COST = 1000
+"""Nanoseconds that a computation is taken to cost at least."""
+_LEAST_SIZE = 1024
+"""Bytes that an entry is taken to have at least."""
+_REPLACED = 10 * 365 * 86_400
+"""Seconds by which an entry of another code version ranks behind all others."""
+_SHARE = 16
+"""The part of the free budget that a process may use before it looks at the budget again."""
+_LOOK = 1.0
+"""Seconds after which it looks again in any case."""
+_BATCH = 1000
+_BY_NAME = (
+    "CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL"
+)
+_PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
+    f"Settings_{number}_{event}"
+    for number, event in (
+        ("count", "insert"),
+        ("count", "delete"),
+        ("size", "insert"),
+        ("size", "update"),
+        ("size", "delete"),
+    )
+}
+_HELD = "SELECT rowid, filename, size + coalesce(length(value), 0) FROM Cache"
+_EXPIRED = f"{_HELD} WHERE expire_time < ? ORDER BY expire_time LIMIT ?"
+_LEAST = f"{_HELD} WHERE ? ORDER BY access_time LIMIT ?"
+_RELIEVE = f"{_HELD} ORDER BY access_time"
+_RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
+_INSERT = (
+    "INSERT OR IGNORE INTO Cache (store_time, expire_time, access_time, access_count, tag, size,"
+    " mode, filename, value, key, raw) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, 1)"
+)
+_UPDATE = (
+    "UPDATE Cache SET store_time = ?, expire_time = ?, access_time = ?, access_count = 0,"
+    " tag = ?, size = ?, mode = ?, filename = ?, value = ? WHERE key = ? AND raw = 1"
+)
+_NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
+_REPLACE = (
+    "UPDATE Cache SET access_time = store_time - ? WHERE key >= ? AND key < ? AND raw = 1"
+    " AND substr(tag, instr(tag, ' ') + 1) <> ?"
+)
+_PREFIX = (
+    "SELECT rowid, filename FROM Cache WHERE rowid > ? AND key >= ? AND key < ?"
+    " ORDER BY rowid LIMIT ?"
+)
+
+
+class Row(NamedTuple):
+    """What an entry is in the index.
+
+    Attributes:
+        record: where it is small.
+        name: of its files, where it has any.
+        size: bytes of its files.
+        tag: what `tag` makes of its worth.
+    """
+
+    record: bytes | None
+    name: str | None
+    size: int
+    tag: str = "0 "
+
+
+def tag(cost: int, size: int, code: str) -> str:
+    """What the index remembers of an entry: the seconds that its cost adds to its rank, its code.
+
+    Args:
+        cost: nanoseconds that its computation took.
+        size: bytes of record and payload.
+        code: the function's code version.
+    """
+    per_byte = max(cost, _LEAST_COST) / max(size, _LEAST_SIZE)
+    return f"{int(HALF_LIFE * math.log2(per_byte))} {code}"
+
+
+def _refused(what: str) -> NoReturn:
+    raise TierError(f"the index must hold text keys and plain bytes, not {what}")
+
+
+class Rows(diskcache.Disk):  # type: ignore[misc]
+    """Keys are text, values are stored by `Index.keep`; nothing is pickled or unpickled."""
+
+    payloads: Payloads
+
+    # diskcache has no annotations; what it infers of its own methods is narrower than they are.
+    def put(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, key: object
+    ) -> tuple[str, bool]:
+        return (key, True) if type(key) is str else _refused(type(key).__name__)
+
+    def get(self, key: object, raw: object) -> str:
+        return key if raw and type(key) is str else _refused("a pickled key")
+
+    def store(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, value: object, read: bool, key: object = None
+    ) -> NoReturn:
+        _refused("what this stores: `Index.keep` does")
+
+    def fetch(self, mode: object, filename: object, value: object, read: object) -> NoReturn:
+        _refused("what this asks for")
+
+    def remove(self, file_path: str) -> None:
+        self.payloads.remove(file_path)
+
+
+class Index(diskcache.Cache):  # type: ignore[misc]
+    """A `diskcache.Cache` on a connection that was opened for it.
+
+    Args:
+        database: whose connection to write it uses, under the lock of who calls.
+        payloads: the files that rows name.
+        size_limit: bytes.
+
+    Raises:
+        DamagedError: what is there is no index of this kind.
+    """
+
+    def __init__(self, database: Database, payloads: Payloads, size_limit: int) -> None:
+        self._database = database
+        self._codes: dict[str, str] = {}
+        self._free = 0
+        self._look_at = 0.0
+        self._kept = 0
+        check(database.writer)
+        settings = {
+            **DEFAULT_SETTINGS,
+            "size_limit": size_limit,
+            "cull_limit": CULL,
+            "eviction_policy": "least-recently-used",
+            "sqlite_mmap_size": 0,
+        }
+        try:
+            with database.transaction():
+                super().__init__(str(database.path.parent), disk=Rows, **settings)
+                self._sql(_BY_NAME)
+                self.volume()
+        except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
+            raise DamagedError(f"half an index: {error}") from error
+        self._disk.payloads = payloads  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def _con(self) -> sqlite3.Connection:
+        return self._database.writer
+
+    @property
+    def _sql(self) -> Callable[..., sqlite3.Cursor]:
+        return self._database.writer.execute
+
+    @property
+    def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
+        """Without the tries that `diskcache` makes for 60 s: who calls holds the lock, or fails."""
+        return self._database.writer.execute
+
+    @contextmanager
+    def _transact(
+        self, retry: bool = False, filename: str | None = None
+    ) -> Iterator[tuple[Callable[..., sqlite3.Cursor], Callable[[str | None], None]]]:
+        """A transaction; the files of rows that went are removed when it is committed."""
+        names: list[str | None] = []
+        with self._database.transaction():
+            yield self._sql, names.append
+        for name in names:
+            if name is not None:
+                self._disk.remove(name)
+
+    def close(self) -> None:
+        """The connection is not this object's to close."""
+
+    def keep(self, name: str, row: Row, lifetime: float | None) -> None:
+        """Put a row in the place of what lies under a name, for so many seconds."""
+        now = time.time()
+        expire = None if lifetime is None else now + lifetime
+        added, _, code = row.tag.partition(" ")
+        columns = (
+            now, expire, now + int(added), row.tag, row.size, MODE_RAW, row.name, row.record, name,
+        )  # fmt: skip
+        with self._transact() as (sql, cleanup):
+            if not sql(_INSERT, columns).rowcount:
+                cleanup(sql(_NAME, (name,)).fetchone()[0])
+                sql(_UPDATE, columns)
+            function = name.rpartition(":")[0] + ":"
+            if code and self._codes.get(function) != code:
+                sql(_REPLACE, (_REPLACED, function, f"{function}\U0010ffff", code))
+        self._codes[function] = code
+        self._kept += 1
+
+    def used(self, names: Collection[str]) -> None:
+        """These entries were read: they are worth as much as if they were new."""
+        if not names:
+            return
+        now = time.time()
+        with self._database.transaction() as connection:
+            connection.executemany(_RANK, [(now, name) for name in names])
+
+    def lacking(self, size: int) -> int:
+        """Bytes that must go before `size` more fit in the budget; 0 or less: none."""
+        limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
+        volume: int = self.volume()
+        return volume + size - limit
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more bytes fit for sure, by the last look at the budget.
+
+        A part of what was free then may be used before the next look, and only for a while, since
+        other processes store too.
+        """
+        if size > self._free or time.monotonic() > self._look_at:
+            return False
+        self._free -= size
+        return True
+
+    def make_room(self, size: int) -> None:
+        """Evict what is worth least until `size` more bytes fit in the budget.
+
+        What has expired goes too, as many as were stored since the last look, and some more.
+        """
+        now = time.time()
+        while (lacking := self.lacking(size)) > 0:
+            if not (self._evict(_EXPIRED, now, lacking) or self._evict(_LEAST, now, lacking)):
+                break
+        for _ in range(1 + self._kept // CULL):
+            if not self._evict(_EXPIRED, now, math.inf):
+                break
+        self._free = max(0, -lacking) // _SHARE
+        self._look_at = time.monotonic() + _LOOK
+        self._kept = 0
+
+    def _evict(self, which: str, now: float, lacking: float) -> int:
+        """Evict until so many bytes are free, or `CULL` entries are gone; how many went."""
+        count = 0
+        with self._transact() as (sql, cleanup):
+            for rowid, name, size in sql(which, (now, CULL)).fetchall():
+                if lacking > 0:
+                    sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+                    cleanup(name)
+                    lacking -= size
+                    count += 1
+        return count
+
+    def relieve(self, size: int) -> int:
+        """Evict entries of at least so many bytes on a full disk; the bytes that went.
+
+        Files go first: to delete a row takes space in the log, which there may be none of.
+        """
+        rows = []
+        freed = 0
+        for rowid, name, held in self._sql(_RELIEVE):
+            rows.append((rowid,))
+            freed += held
+            if name is not None:
+                self._disk.remove(name)
+            if freed >= size:
+                break
+        with suppress(sqlite3.Error):  # readers keep the log from being cut
+            self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with suppress(sqlite3.Error), self._database.transaction() as connection:
+            connection.executemany("DELETE FROM Cache WHERE rowid = ?", rows)
+        self._free = 0
+        return freed
+
+    def clear_prefix(self, prefix: str) -> int:
+        """Delete every key that begins with `prefix`; how many."""
+        end = f"{prefix}\U0010ffff"
+        count: int = self._select_delete(_PREFIX, [0, prefix, end, _BATCH])
+        return count
+
+    def has_name(self, name: str) -> bool:
+        """Whether any row has these files."""
+        found = self._sql("SELECT 1 FROM Cache WHERE filename = ?", (name,)).fetchone()
+        return found is not None
+
+
+def check(connection: sqlite3.Connection) -> bool:
+    """Whether there is an index; takes no lock.
+
+    Raises:
+        DamagedError: it is not one that `diskcache` made with our settings.
+    """
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if "Settings" not in names and "Cache" not in names:
+        return False
+    if not names >= _PARTS:
+        raise DamagedError("parts of the index are missing")
+    known = {**DEFAULT_SETTINGS, **METADATA}
+    present = dict(connection.execute("SELECT key, value FROM Settings"))
+    for key, value in present.items():
+        if key not in known or type(value) is not type(known[key]):
+            raise DamagedError("unknown settings")
+    views = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'view'").fetchone()
+    if views is not None or not present.keys() >= METADATA.keys():
+        raise DamagedError("not the settings of an index")
+    return True

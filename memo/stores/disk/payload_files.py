@@ -1,0 +1,460 @@
+"""Payload files: written once, named by their digest, stored once however many entries have them.
+
+Rules of this module:
+
+1.  A record that is too big for the index lies beside the entry's payload, as
+    `<digest>.<random>.rec`, or alone, as `<random>.rec`.  One name tells all files of an entry.
+2.  `payloads/ab/<digest>` is the *canonical* name of a payload.  Each entry has a hard link of its
+    own beside it, `<digest>.<random>`.  So the number of links tells the number of entries, without
+    a table and without a race: who takes the last link away takes the canonical name too.
+3.  A file appears under its names only when it is whole.  Nothing ever writes to it again.
+4.  Whoever stores an entry keeps a shared `flock` on its files until the entry is in the index.
+    The kernel frees it when the writer dies, so `sweep` can tell what a dead writer left behind
+    from what a living one is about to use.
+5.  A payload that is there already is read and hashed before an entry trusts it, so a damaged one
+    is replaced by the next store.
+6.  Nothing is fsynced: a payload that a power cut tore does not have its digest.
+7.  Whoever has written or hashed a big payload leaves a *voucher* beside it, `<digest>.seal`, so
+    that the next process need not hash it.  It is sealed with the secret, and names the start of
+    the machine and the file's identity, which every write to the file and every link changes.
+8.  Where others may change files in place (`ownership`) nothing is mapped and nothing vouched
+    for: each load reads a private copy, and hashes that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+from memo.errors import TierError
+from memo.records import codec
+from memo.records.codec import Payload
+from memo.records.payload_pieces import Arriving
+from memo.records.seal import ALIGN, Secret
+from memo.runtime import ownership, private_files
+from memo.runtime.checksums import compare_digest
+from memo.runtime.clock import SYSTEM
+
+_NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
+"""The one name that an entry has in the index: of its payload, else of its record."""
+_CANONICAL = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
+_TEMPORARY = ".tmp"
+_RECORD = ".rec"
+_VOUCHER = ".seal"
+VOUCHED = 16 << 20
+"""Bytes of a payload from which it gets a voucher; hashing 16 MiB takes 2 ms on four cores."""
+_COARSE: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
+"""The clock that files get their times from, where the system shows it."""
+_PAUSE = 0.0005
+"""Seconds between two looks at that clock."""
+_TICK = 12_000_000
+"""Nanoseconds that it is behind at most: its tick is 1, 4 or 10 ms."""
+_PADS = {n: bytes(n) for n in range(1, ALIGN)}
+_PARTS = 512
+"""Buffers handed to one `writev`; systems take at least 1,024."""
+_FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+"""Copy on write, and no memory set aside for copies that nobody may ever need."""
+_RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
+_PIECE = 16 << 20
+"""Bytes that are read at once."""
+
+
+class PayloadFile:
+    """Where a payload lies: a `memo.stores.protocols.Source`.
+
+    Attributes:
+        path: of the file.
+        identity: device, inode, size and times of the last change: names this version of the
+            bytes.  Of the file that was opened last; before that, of the one at the path; None
+            where there is none, or where others may change it.
+    """
+
+    __slots__ = ("_exposed", "_secrets", "identity", "path")
+
+    def __init__(self, path: str, secrets: Sequence[Secret] = (), *, exposed: bool = False) -> None:
+        self.path = path
+        self._secrets = secrets
+        self._exposed = exposed
+        self.identity: object | None = None
+        if not exposed:
+            with suppress(OSError):
+                self.identity = _identity(os.stat(path))
+
+    def open(self, size: int) -> memoryview:
+        """The payload, mapped copy-on-write: writable, private, whatever its size in 0.1 ms.
+
+        Where others may change the file it is read in full instead.
+
+        Raises:
+            TierError: the file is gone, or has another size.
+        """
+        try:
+            descriptor = private_files.open_old(self.path)
+            try:
+                facts = os.fstat(descriptor)
+                if facts.st_size != size:
+                    raise TierError(f"a payload has {facts.st_size} bytes instead of {size}")
+                if self._exposed:
+                    return _copied(descriptor, size)
+                self.identity = _identity(facts)
+                return _mapped(descriptor, size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
+
+    def vouched(self, digest: bytes) -> bool:
+        """Whether somebody with our secret has seen that these bytes have this digest."""
+        identity = self.identity
+        if not isinstance(identity, tuple) or identity[2] < VOUCHED or not any(SYSTEM.boot_id):
+            return False
+        try:
+            descriptor = private_files.open_old(_voucher(self.path))
+            try:
+                text = os.read(descriptor, 64)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return False
+        return any(compare_digest(text, _vow(s, digest, identity)) for s in self._secrets)
+
+    def vouch(self, digest: bytes) -> None:
+        """Tell the next process that the bytes opened last have this digest.
+
+        Not while another change of the file could still bear the same time.
+        """
+        identity = self.identity
+        if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHED:
+            return
+        if any(SYSTEM.boot_id) and _file_time() > identity[4]:
+            with suppress(OSError):
+                _replace(_voucher(self.path), _vow(self._secrets[0], digest, identity))
+
+
+def _file_time() -> int:
+    """A time that no file bears yet that was changed before a later tick; in nanoseconds."""
+    return time.time_ns() - _TICK if _COARSE is None else time.clock_gettime_ns(_COARSE)
+
+
+def _voucher(path: str) -> str:
+    """Where the voucher of a payload lies, by any of the payload's names."""
+    shard, _, name = path.rpartition("/")
+    return f"{shard}/{name.partition('.')[0]}{_VOUCHER}"
+
+
+def _vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
+    """What only one with the secret can say of a file with this identity."""
+    facts = " ".join(map(str, identity)).encode()
+    return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
+
+
+def _replace(path: str, text: bytes) -> None:
+    """Put a small file in the place of another, whole."""
+    temporary = f"{path.rpartition('/')[0]}/{secrets.token_hex(16)}{_TEMPORARY}"
+    descriptor = private_files.create(temporary)
+    try:
+        os.write(descriptor, text)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _identity(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _mapped(descriptor: int, size: int) -> memoryview:
+    if not size:
+        return memoryview(bytearray())
+    return memoryview(mmap.mmap(descriptor, size, flags=_FLAGS, prot=_RIGHTS))
+
+
+def _copied(descriptor: int, size: int) -> memoryview:
+    """The bytes of a file that may change or be cut short at any moment.
+
+    Raises:
+        TierError: it has been cut short.
+    """
+    copy = memoryview(bytearray(size))
+    at = 0
+    while at < size:
+        got = os.preadv(descriptor, [copy[at : at + _PIECE]], at)
+        if not got:
+            raise TierError(f"a payload has {at} bytes instead of {size}")
+        at += got
+    return copy
+
+
+class Payloads:
+    """The payload files under one directory, made when they are needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._text = str(directory)
+        self.secrets: Sequence[Secret] = ()
+        self._sweeping = threading.Lock()
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def source(self, name: str) -> PayloadFile | None:
+        """Where the payload of an entry lies, by the entry's name for it."""
+        if name.endswith(_RECORD) or not _NAME.fullmatch(name):
+            return None
+        return self._file(f"{self._text}/{name}")
+
+    def _file(self, path: str) -> PayloadFile:
+        return PayloadFile(path, self.secrets, exposed=ownership.exposed(self.directory))
+
+    def find(self, digest: bytes, size: int) -> PayloadFile | None:
+        """A payload by its digest, if it is here and has that size."""
+        path = self._canonical(digest.hex())
+        try:
+            return self._file(path) if os.stat(path).st_size == size else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def read(self, name: str) -> bytes | None:
+        """The record that lies in an entry's file; None when it is gone."""
+        if not _NAME.fullmatch(name):
+            return None
+        try:
+            descriptor = private_files.open_old(f"{self._text}/{_record(name)}")
+        except FileNotFoundError:
+            return None
+        with open(descriptor, "rb", buffering=0) as file:
+            return file.read()
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def keep(
+        self, payload: Payload | Arriving | None, record: bytes | None
+    ) -> Iterator[str | None]:
+        """Write an entry's payload and its record to files; the entry's name for them.
+
+        Until the block ends they are safe from `sweep`; when it raises they are taken back.
+        """
+        name: str | None = None
+        descriptors: list[int] = []
+        try:
+            if payload is not None:
+                text = payload.digest.hex()
+                name = f"{text[:2]}/{text}.{secrets.token_hex(8)}"
+                self._keep_payload(payload, name, descriptors)
+            if record is not None:
+                text = secrets.token_hex(16)
+                name = name or f"{text[:2]}/{text}{_RECORD}"
+                self._keep_record(record, _record(name), descriptors)
+            yield name
+            if payload is not None and payload.size >= VOUCHED and name is not None:
+                self._vouch(payload, name)
+        except BaseException:
+            if name is not None:
+                self.remove(name)
+            raise
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _keep_payload(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> None:
+        if self._share(payload, name, descriptors):
+            return
+        with self._writing(name[:2], descriptors) as (descriptor, temporary):
+            if isinstance(payload, Arriving):
+                payload.write(descriptor)
+            else:
+                _write(descriptor, _parts(payload.views))
+            try:
+                os.link(temporary, f"{self._text}/{name}")
+            except OSError:  # no links here: the entry has a file of its own
+                os.rename(temporary, f"{self._text}/{name}")
+            else:
+                os.rename(temporary, self._canonical(payload.digest.hex()))
+
+    def _vouch(self, payload: Payload | Arriving, name: str) -> None:
+        """Say that a payload is whole, as soon as any later change of it would show."""
+        source = self._file(f"{self._text}/{name}")
+        if isinstance(source.identity, tuple):
+            end = time.monotonic_ns() + 2 * _TICK
+            while _file_time() <= source.identity[4] and time.monotonic_ns() < end:
+                time.sleep(_PAUSE)
+            source.vouch(payload.digest)
+
+    def _share(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> bool:
+        """Link to the payload that is there already, if it is whole."""
+        path = self._canonical(payload.digest.hex())
+        try:
+            descriptor = private_files.open_old(path)
+        except OSError:
+            return False
+        descriptors.append(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not _is_whole(descriptor, payload, ownership.exposed(self.directory)):
+            return False
+        try:
+            os.link(path, f"{self._text}/{name}")
+        except OSError:  # gone by now, or it has as many links as it may
+            return False
+        return True
+
+    def _keep_record(self, record: bytes, name: str, descriptors: list[int]) -> None:
+        with self._writing(name[:2], descriptors) as (descriptor, temporary):
+            _write(descriptor, (memoryview(record),))
+            os.rename(temporary, f"{self._text}/{name}")
+
+    @contextmanager
+    def _writing(self, shard: str, descriptors: list[int]) -> Iterator[tuple[int, str]]:
+        """A new file under a temporary name, locked; the name is gone when the block ends."""
+        temporary = f"{self._text}/{shard}/{secrets.token_hex(16)}{_TEMPORARY}"
+        try:
+            self._check(shard)
+            descriptor = private_files.create(temporary)
+        except FileNotFoundError:
+            private_files.subdirectory(self.directory)
+            private_files.subdirectory(self.directory / shard)
+            descriptor = private_files.create(temporary)
+        descriptors.append(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield descriptor, temporary
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    # --- removing --------------------------------------------------------------------------------
+
+    def remove(self, name: str) -> None:
+        """Take an entry's link away, and the canonical name with the last one.
+
+        A name that is none of ours is left alone: it comes from a file that others may have
+        written.
+        """
+        if not _NAME.fullmatch(name):
+            return
+        path = f"{self._text}/{name}"
+        try:
+            self._check(name[:2])
+        except OSError:  # gone, or a link
+            return
+        for one in {path, _record(path)}:
+            with suppress(OSError):
+                os.unlink(one)
+        if not name.endswith(_RECORD):
+            _remove_unused(path.rpartition(".")[0])
+
+    def sweep(self, used: Callable[[str], bool]) -> int:
+        """Take away what belongs to no entry and to no living writer; how many names.
+
+        Links go before their canonical name, which is shorter.
+
+        Args:
+            used: whether the index has a name.
+        """
+        removed = 0
+        with self._sweeping:
+            for shard in private_files.listed(self.directory):
+                for name in sorted(
+                    private_files.listed(self.directory / shard), key=len, reverse=True
+                ):
+                    removed += self._sweep(f"{shard}/{name}", used)
+        return removed
+
+    def _sweep(self, name: str, used: Callable[[str], bool]) -> bool:
+        path = f"{self._text}/{name}"
+        try:
+            descriptor = private_files.open_old(path)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _CANONICAL.fullmatch(name):
+                return _remove_unused(path)
+            if name.endswith(_VOUCHER):
+                return _remove_voucher(path)
+            owner = name if _NAME.fullmatch(name) else name.removesuffix(_RECORD)
+            if name.endswith(_TEMPORARY) or (_NAME.fullmatch(owner) and not used(owner)):
+                os.unlink(path)
+                return True
+        except OSError:  # a living writer has it
+            return False
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _check(self, shard: str) -> None:
+        """Refuse links in the place of our folders.
+
+        Raises:
+            OSError: there is one, or the folder is not there.
+        """
+        private_files.check_folder(self._text)
+        private_files.check_folder(f"{self._text}/{shard}")
+
+    def _canonical(self, text: str) -> str:
+        return f"{self._text}/{text[:2]}/{text}"
+
+
+def _record(name: str) -> str:
+    """Where the record of an entry lies, by the entry's name for its files."""
+    return name if name.endswith(_RECORD) else name + _RECORD
+
+
+def _remove_unused(canonical: str) -> bool:
+    with suppress(OSError):
+        if os.stat(canonical).st_nlink == 1:
+            os.unlink(canonical)
+            with suppress(OSError):
+                os.unlink(canonical + _VOUCHER)
+            return True
+    return False
+
+
+def _remove_voucher(path: str) -> bool:
+    """Take away a voucher for what is not there any more."""
+    if os.path.lexists(path.removesuffix(_VOUCHER)):
+        return False
+    os.unlink(path)
+    return True
+
+
+def _parts(views: Sequence[memoryview]) -> Iterator[memoryview | bytes]:
+    for view in views:
+        yield view
+        if pad := -view.nbytes % ALIGN:
+            yield _PADS[pad]
+
+
+def _write(descriptor: int, parts: Iterable[memoryview | bytes]) -> None:
+    """Write everything, without copying any of it."""
+    left = (memoryview(part) for part in parts)
+    while batch := list(islice(left, _PARTS)):
+        while batch:
+            written = os.writev(descriptor, batch)
+            while batch and written >= batch[0].nbytes:
+                written -= batch.pop(0).nbytes
+            if written:
+                batch[0] = batch[0][written:]
+
+
+def _is_whole(descriptor: int, payload: Payload | Arriving, exposed: bool) -> bool:
+    """Whether a file has exactly these buffers."""
+    size = os.fstat(descriptor).st_size
+    if size != payload.size:
+        return False
+    try:
+        view = _copied(descriptor, size) if exposed else _mapped(descriptor, size)
+    except TierError:
+        return False
+    return codec.is_whole(view, payload.table)

@@ -1,0 +1,82 @@
+"""Salvage: what invalidations still wait for a shared tier, from a host's file that is broken.
+
+While that is not known the shared tier must not be read (I7), so one broken file would cost a host
+its Redis.  A file that can be read but not opened, as on a file system that has become read-only,
+is copied and read elsewhere.  Where nothing can be read, whatever was invalidated is taken to be
+everything.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from contextlib import closing, suppress
+from pathlib import Path
+
+from memo.errors import TierError
+from memo.runtime import events, private_files
+
+Row = tuple[int, int, int, str, str]
+"""Of the journal: number, time in nanoseconds, whether it is due, turns, note."""
+EVERYTHING = '[["n",[],true]]'
+"""The turns of the whole namespace."""
+ANYWHERE = '{"reason":"the journal was lost","to":["*"]}'
+"""A note for whichever shared tier is asked first."""
+_ROWS = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
+_PIECE = 1 << 20
+
+
+def journal(path: Path) -> list[Row]:
+    """The rows of the journal in a file that cannot be opened where it lies.
+
+    Raises:
+        TierError: they cannot be read.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="memo-") as place:
+            copy = f"{place}/copy"
+            _copy(f"{path}", copy)
+            with suppress(FileNotFoundError):
+                _copy(f"{path}-wal", f"{copy}-wal")
+            with closing(sqlite3.connect(copy)) as connection:
+                return _rows(connection)
+    except (sqlite3.Error, OSError) as error:
+        raise TierError(f"{path.name}: no copy of it can be read: {error}") from error
+
+
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables:  # made, and nothing ever written to it
+        return []
+    return connection.execute(_ROWS).fetchall()
+
+
+def _copy(source: str, target: str) -> None:
+    old = private_files.open_old(source)
+    try:
+        new = private_files.create(target)
+        try:
+            while piece := os.read(old, _PIECE):
+                os.write(new, piece)
+        finally:
+            os.close(new)
+    finally:
+        os.close(old)
+
+
+def before_aside(path: Path, now: int) -> list[tuple[int, str, str]]:
+    """The rows to carry over from a file that is about to be set aside: time, turns, note."""
+    try:
+        private_files.check_plain(path)
+        return [(at, turns, note) for _, at, _, turns, note in journal(path)]
+    except (TierError, OSError):
+        return lost(path, now)
+
+
+def lost(path: Path, now: int) -> list[tuple[int, str, str]]:
+    """What stands for a journal that is lost; an event says so."""
+    told = "its journal is lost, so everything is invalidated in the Redis that is asked next"
+    detail = f"{path.name}: {told}"
+    events.emit(events.Event(events.ERROR, tier="host", reason="journal", detail=detail))
+    return [(now, EVERYTHING, ANYWHERE)]

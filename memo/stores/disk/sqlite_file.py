@@ -1,0 +1,443 @@
+"""One SQLite file that many processes and threads share, and that may break or vanish at any time.
+
+Rules of this module:
+
+1.  A process has two connections to a file, one to read and one to write, whichever threads use
+    them: a reader never waits for a writer's fsync.
+2.  A lock that somebody else holds costs at most `PATIENCE` seconds, then it is a `TierError`.
+    Who computes for others too (`use_lock`) waits longer, see `outlasting`.  To open a file that is
+    whole takes no lock.
+3.  A file that is damaged is set aside under another name, once, by one process, and the next use
+    makes a new one.  A file that is gone or was replaced is noticed by its inode.
+4.  Around a fork no statement runs; the child closes what it inherited and opens its own, since
+    SQLite's idea of which locks a process holds must be true in the child too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from memo.errors import TierError, TierUnavailable
+from memo.runtime import private_files
+from memo.runtime.port import PATIENT
+
+T = TypeVar("T")
+PATIENCE = 0.25
+"""Seconds that a foreign lock may cost a writer."""
+READ_PATIENCE = 0.04
+"""Seconds that a foreign lock may cost a reader, who may be on an event loop."""
+AGAIN = 0.01
+"""Seconds after which who has patience tries again."""
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_HALF = ("no such table", "no such column", "has no column")
+_opening = threading.RLock()
+
+
+class DamagedError(Exception):
+    """The content of a database is not what it must be."""
+
+
+class Database:
+    """The two connections of this process to one file.
+
+    Args:
+        path: the file; its directory exists.
+        prepare: called with the connection to write when it was opened: makes the tables.
+        before_aside: called before a damaged file is moved, to tell those that still use it.
+        pragmas: of both connections, such as `"cache_size=8192"`; before any table is made.
+
+    Attributes:
+        reader, writer: the connections; only to be used under `reading` and `writing`.
+        reading, writing: locks among the threads of this process.
+        opened: counts the openings, so that whoever caches content knows when to forget it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        prepare: Callable[[sqlite3.Connection], None],
+        before_aside: Callable[[], None] = lambda: None,
+        pragmas: Sequence[str] = (),
+    ) -> None:
+        self.path = path
+        self._text = str(path)
+        self._lock_path = path.with_suffix(".lock")
+        self._prepare = prepare
+        self._before_aside = before_aside
+        self._pragmas = ("trusted_schema=0", *pragmas)
+        self.opened = 0
+        self.read_only = False
+        self._new_locks()
+        self._forget()
+        _databases.add(self)
+
+    def _new_locks(self) -> None:
+        self.reading = threading.RLock()
+        self.writing = threading.RLock()
+
+    def _forget(self) -> None:
+        self._reader: sqlite3.Connection | None = None
+        self._look: sqlite3.Cursor | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._place: tuple[int, ...] = ()
+
+    @property
+    def reader(self) -> sqlite3.Connection:
+        """The connection to read; `open` first, then take `reading`."""
+        if self._reader is None:
+            raise TierError(f"{self.path.name}: closed while it was used")
+        return self._reader
+
+    @property
+    def look(self) -> sqlite3.Cursor:
+        """A cursor of `reader` that is kept, for queries of one row: takes 1 µs less than another.
+
+        Under `reading`, until its row was fetched.
+        """
+        if self._look is None:
+            raise TierError(f"{self.path.name}: closed while it was used")
+        return self._look
+
+    @property
+    def writer(self) -> sqlite3.Connection:
+        """The connection to write; `open` first, then take `writing`."""
+        if self.read_only and self._reader is not None:
+            raise TierUnavailable(f"{self.path.name}: read-only", told=True)
+        if self._writer is None:
+            raise TierError(f"{self.path.name}: closed while it was used")
+        return self._writer
+
+    @property
+    def is_open(self) -> bool:
+        return self._reader is not None
+
+    def open(self, *, read_only: bool = False) -> None:
+        """Open both connections where they are closed; a damaged file is set aside and made anew.
+
+        Never called by who holds `reading` alone: the order of the locks is `writing`, `reading`.
+
+        Args:
+            read_only: the file and its directory cannot be written: it is read as it is.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be opened.
+        """
+        if self._reader is not None:
+            return
+        with self.writing, self.reading, _opening:
+            if self._reader is not None:
+                return
+            self.read_only = read_only
+            if read_only:
+                self._open_to_read()
+                return
+            with _alone(self._lock_path):
+                try:
+                    self._open()
+                except (sqlite3.Error, DamagedError) as error:
+                    if not damaged(error):
+                        raise
+                    self._move_aside()
+                    self._open()
+
+    def _open(self) -> None:
+        place: tuple[int, ...] = ()
+        try:
+            with suppress(FileExistsError):
+                os.close(private_files.create(self.path))
+            self._check_plain()
+            self._place = place = _place(self._text)
+            self._writer = self._connect(PATIENCE)
+            self._writer.execute("PRAGMA journal_mode=WAL").fetchone()
+            self._prepare(self._writer)
+            self._reader = self._connect(READ_PATIENCE)
+            self._reader.execute("PRAGMA query_only=1")
+            self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            self._look = self._reader.cursor()
+            self._place = (*self._unmoved(place), *_place(f"{self._text}-wal"))
+        except BaseException:
+            self._close()
+            self._place = place
+            raise
+        self.opened += 1
+
+    def _open_to_read(self) -> None:
+        try:
+            self._place = place = self._version()
+            immutable = not (len(place) > 5 and place[-1])
+            more = "mode=ro&immutable=1" if immutable else "mode=ro"
+            self._reader = self._connect(READ_PATIENCE, more)
+            self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            self._prepare(self._reader)
+            self._look = self._reader.cursor()
+        except BaseException:
+            self._close()
+            raise
+        self.opened += 1
+
+    def _version(self) -> tuple[int, ...]:
+        """Which content of the file and its log this is, where SQLite does not watch it."""
+        facts = os.stat(self._text)
+        version: tuple[int, ...] = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        with suppress(FileNotFoundError):
+            log = os.stat(f"{self._text}-wal")
+            version = (*version, log.st_ino, log.st_mtime_ns, log.st_size)
+        return version
+
+    def _unmoved(self, place: tuple[int, ...]) -> tuple[int, ...]:
+        if _place(self._text) != place:
+            raise OSError(errno.ESTALE, "replaced while it was opened", self._text)
+        return place
+
+    def _check_plain(self) -> None:
+        """Refuse what is not a file of ours: a link, a directory, another user's."""
+        try:
+            private_files.check_plain(self.path, read_only=self.read_only)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise DamagedError("not a plain file of this user") from error
+            raise
+
+    def _connect(self, patience: float, mode: str = "mode=rw") -> sqlite3.Connection:
+        self._check_plain()
+        connection = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?{mode}",
+            timeout=patience,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,
+        )
+        try:
+            connection.text_factory = _text
+            for pragma in () if self.read_only else self._pragmas:
+                _set(connection, pragma)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def moved(self) -> bool:
+        """Whether what is open is not what lies at the path any more; about 3 µs."""
+        place = self._place
+        try:
+            if self.read_only:
+                return self._version() != place or os.access(self.path.parent, os.W_OK)
+            return _place(self._text) != place[:2] or (
+                len(place) > 2 and _place(f"{self._text}-wal") != place[2:]
+            )
+        except OSError:
+            return True
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything or nothing, alone among all writers of the file."""
+        connection = self.writer
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+        except BaseException:
+            undo(connection)
+            raise
+
+    def close(self) -> None:
+        """Close both connections; the next use opens them again."""
+        with self.writing, self.reading:
+            self._close()
+
+    def _close(self) -> None:
+        connections = (self._reader, self._writer)
+        self._forget()
+        for connection in connections:
+            if connection is not None:
+                with suppress(sqlite3.Error):
+                    undo(connection)
+                    connection.close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def suffer(self, error: BaseException) -> TierError:
+        """Do what an error calls for, and give the `TierError` to raise.
+
+        Never called by who holds `reading` alone.
+        """
+        if isinstance(error, TierError):
+            return error
+        code = primary(error)
+        if damaged(error) and not self.read_only:
+            with suppress(OSError, sqlite3.Error):
+                self.set_aside()
+        elif code not in _BUSY and code != sqlite3.SQLITE_FULL:
+            self.close()
+        return TierError(f"{self.path.name}: {describe(error)}")
+
+    def set_aside(self) -> None:
+        """Move a damaged file out of the way, unless somebody else has done so already.
+
+        Raises:
+            OSError: it cannot be moved, or another process has been at it for too long.
+        """
+        with self.writing, self.reading, _alone(self._lock_path) as alone:
+            if not alone:
+                raise OSError(errno.EAGAIN, "somebody else has it", self._text)
+            self._move_aside()
+
+    def _move_aside(self) -> None:
+        place = self._place
+        self._close()
+        with suppress(FileNotFoundError):
+            if place and _place(self._text) != place[:2]:
+                return
+        self._before_aside()
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                os.replace(f"{self._text}{suffix}", f"{self._text}.damaged{suffix}")
+
+    def _before_fork(self) -> None:
+        self._held = [lock for lock in (self.writing, self.reading) if lock.acquire(timeout=1.0)]
+
+    def _after_fork_in_parent(self) -> None:
+        for lock in reversed(self._held):
+            lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        whole = len(self._held) == 2
+        self._new_locks()
+        if whole:
+            self._close()
+        else:  # a statement was under way: its connection must not be touched here
+            _abandoned.append((self._reader, self._writer))
+            self._forget()
+
+
+def _set(connection: sqlite3.Connection, pragma: str) -> None:
+    """Set a pragma where it is not so already: some take the lock of writers."""
+    name, _, value = pragma.partition("=")
+    if connection.execute(f"PRAGMA {name}").fetchone() != (int(value),):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def damaged(error: BaseException) -> bool:
+    """Whether an error says that the file itself is broken."""
+    if isinstance(error, DamagedError) or primary(error) in _DAMAGED:
+        return True
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_HALF)
+
+
+def outlasting(work: Callable[..., T], *args: Any) -> T:
+    """`work(*args)`, again while somebody's lock is in its way and who asks has the patience.
+
+    Not to be called with a lock held, nor on an event loop.
+
+    Raises:
+        TierError: as `work` does.
+    """
+    while True:
+        try:
+            return work(*args)
+        except TierError as error:
+            cause = error.__cause__
+            if primary(cause) not in _BUSY or time.monotonic() >= PATIENT.get():
+                raise
+        time.sleep(AGAIN)
+
+
+def primary(error: BaseException | None) -> int:
+    """SQLite's primary result code of an error; 0 for other errors."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def describe(error: BaseException) -> str:
+    """An error for people, without paths' contents or values."""
+    return f"{type(error).__name__}: {error}"
+
+
+def undo(connection: sqlite3.Connection) -> None:
+    """Roll a transaction back; SQLite may have done so by itself."""
+    if connection.in_transaction:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+
+
+def _text(raw: bytes) -> str:
+    """Text of a column, whatever its bytes are: a damaged one equals nothing."""
+    return raw.decode("utf-8", "replace")
+
+
+def _place(path: str) -> tuple[int, int]:
+    facts = os.stat(path)
+    return facts.st_dev, facts.st_ino
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """One process at a time; False when that took more than `PATIENCE` seconds."""
+    descriptor = private_files.open_or_create(path)
+    try:
+        end = time.monotonic() + PATIENCE
+        alone = False
+        while not alone and time.monotonic() < end:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
+            except BlockingIOError:
+                time.sleep(0.002)
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_abandoned: list[object] = []
+_forking: list[Database] = []
+_fork = threading.Lock()
+
+
+def _before_fork() -> None:
+    _fork.acquire()
+    _forking.extend(_databases)
+    for database in _forking:
+        database._before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for database in _forking:
+        database._after_fork_in_parent()
+    _forking.clear()
+    _fork.release()
+
+
+def _after_fork_in_child() -> None:
+    global _fork, _opening
+    _fork, _opening = threading.Lock(), threading.RLock()
+    for database in _forking:
+        database._after_fork_in_child()
+    _forking.clear()
+
+
+def _at_exit() -> None:
+    for database in tuple(_databases):
+        database.close()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
+atexit.register(_at_exit)

@@ -1,0 +1,107 @@
+"""Changes of generations that the host's file could not take: they hold in this process.
+
+Where the cache directory is missing, read-only or on a full disk, a process goes on by itself.
+What it begins and invalidates is applied to everything that it reads, and written as soon as it can
+be, with the same tokens, so that what it stored meanwhile stays valid.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from memo.stores.disk.host_database import Group, change_fields, fields_of
+from memo.validity import generations, stamps
+from memo.validity.generations import Change
+from memo.validity.stamps import ALL, Turn
+
+MOST = 4096
+"""Past so many invalidations they become one, of the whole namespace."""
+BIRTHS = 65_536
+"""Past so many groups that were begun they are forgotten: a miss, no more."""
+
+
+class Late(NamedTuple):
+    """An invalidation that is not written yet."""
+
+    turn: Turn
+    note: str
+    token: str
+
+
+class Unwritten:
+    """What this process knows and the file does not.  Safe among threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._births: dict[str, str] = {}
+        self._late: dict[tuple[str, object], Late] = {}
+        self._patched: dict[str, tuple[Group, Group]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._births or self._late)
+
+    def begin(self, groups: Iterable[str]) -> None:
+        """Give groups a token where the file has none."""
+        with self._lock:
+            if len(self._births) > BIRTHS:
+                self._births = {}
+            for name in groups:
+                self._births.setdefault(name, stamps.token())
+            self._patched = {}
+
+    def turn(self, turns: Sequence[Turn], note: str) -> None:
+        """Invalidate."""
+        with self._lock:
+            if len(self._late) + len(turns) > MOST:
+                self._late, turns = {}, [Turn("n")]
+            for turn in turns:
+                key = turn.group, turn.arguments
+                self._late.pop(key, None)  # the last one counts, in the order of invalidations
+                self._late[key] = Late(turn, note, stamps.token_for(turn))
+            self._patched = {}
+
+    def over(self, name: str, group: Group) -> Group:
+        """A group as this process reads it."""
+        known = self._patched.get(name)
+        if known is not None and known[0] is group:
+            return known[1]
+        with self._lock:
+            fields = self._fields(name, group.fields)
+            found = group if fields == group.fields else Group(fields)
+            self._patched[name] = group, found
+        return found
+
+    def _fields(self, name: str, fields: Mapping[str, str]) -> Mapping[str, str]:
+        if ALL not in fields and name in self._births:
+            fields = {**fields, ALL: self._births[name]}
+        for late in self._late.values():
+            if late.turn.group == name:
+                change = generations.turned(fields, late.turn, late.note, late.token)
+                fields = generations.apply(fields, change)
+        return fields
+
+    def write(self, connection: sqlite3.Connection, commit: int) -> tuple[object, ...]:
+        """Write all of it, as part of a commit; what was written, for `forget`."""
+        with self._lock:
+            births, late = dict(self._births), dict(self._late)
+        for name, token in births.items():
+            if ALL not in fields_of(connection, name):
+                change_fields(connection, name, Change({ALL: token}), commit)
+        for turn, note, token in late.values():
+            fields = fields_of(connection, turn.group)
+            change = generations.turned(fields, turn, note, token)
+            change_fields(connection, turn.group, change, commit)
+        return births, late
+
+    def forget(self, written: tuple[object, ...]) -> None:
+        """It is in the file now."""
+        births, late = written
+        assert isinstance(births, dict)
+        assert isinstance(late, dict)
+        with self._lock:
+            self._births = {n: t for n, t in self._births.items() if births.get(n) != t}
+            self._late = {k: one for k, one in self._late.items() if late.get(k) != one}
+            self._patched = {}

@@ -1,0 +1,323 @@
+"""The memory tier: the records used last, in this process, within a budget of bytes.
+
+Records and payloads are kept as plain bytes, so nothing that a caller does to a value reaches them.
+Beside a record may lie what somebody has parsed it into, which saves parsing it again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from memo.errors import TierError
+from memo.records.codec import Payload
+from memo.records.seal import ALIGN
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.port import Port
+from memo.stores import protocols
+from memo.stores.protocols import Found, Generations, Listed, Source
+from memo.validity import generations, stamps
+from memo.validity.generations import Change
+from memo.validity.stamps import ALL, Ref, State, Turn
+
+OVERHEAD = 320
+"""Bytes that an entry takes besides its record and payload, roughly (measured with tracemalloc)."""
+
+
+class ForkedLock:
+    """A reentrant lock that is free while the process forks, so what it guards is whole there."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        _locks.add(self)
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    def renew(self) -> None:
+        self.lock = threading.RLock()
+
+
+_locks: weakref.WeakSet[ForkedLock] = weakref.WeakSet()
+_forking: list[ForkedLock] = []
+
+
+def _before_fork() -> None:
+    _forking.extend(lock for lock in tuple(_locks) if lock.lock.acquire(timeout=1.0))
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        _forking.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _forking.clear()
+    for lock in tuple(_locks):
+        lock.renew()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
+
+
+class PayloadBytes:
+    """A payload in memory: a `memo.stores.protocols.Source`."""
+
+    __slots__ = ("data", "identity", "users")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.identity: object | None = object()
+        self.users = 0
+
+    def open(self, size: int) -> memoryview:
+        """A private, writable copy.
+
+        Raises:
+            TierError: it has another size.
+        """
+        if len(self.data) != size:
+            raise TierError(f"a payload has {len(self.data)} bytes instead of {size}")
+        return memoryview(bytearray(self.data))
+
+
+class _Entry:
+    __slots__ = ("digest", "expires", "found", "parsed", "size", "used")
+
+    def __init__(self, found: Found, digest: bytes | None, expires: int | None, size: int) -> None:
+        self.found = found
+        self.digest = digest
+        self.expires = expires
+        self.size = size
+        self.parsed: object | None = None
+        self.used = False
+
+
+class Memory:
+    """A `memo.stores.protocols.Tier` in this process.
+
+    Args:
+        limit: bytes that records and payloads may take together.
+        clock: tells what has expired.
+        payload_limit: bytes; of an entry with a larger payload only the record is kept, since a
+            tier behind this one maps the payload in less time than a copy takes.
+    """
+
+    name = protocols.MEMORY
+    shared = False
+
+    def __init__(
+        self, limit: int, clock: Clock = SYSTEM, *, payload_limit: int | None = None
+    ) -> None:
+        self.limit = limit
+        self._payload_limit = payload_limit
+        self.generations: Generations | None = MemoryGenerations()
+        self._clock = clock
+        self._lock = ForkedLock()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._payloads: dict[bytes, PayloadBytes] = {}
+        self._bytes = 0
+
+    # --- looking up ------------------------------------------------------------------------------
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """See `memo.stores.protocols.Tier.lookup`."""
+        entry = self._used(name)
+        return None if entry is None else entry.found
+
+    def peek(self, name: str) -> object | None:
+        """What was remembered beside the record that lies under a name now; None if nothing was."""
+        entry = self._used(name)
+        return None if entry is None else entry.parsed
+
+    def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
+        """Keep an object beside a record, until the record is replaced or goes.
+
+        Args:
+            name: what the record is stored under.
+            parsed: what it was parsed into; everybody who peeks gets this very object.
+            record: the one that was parsed; when another lies there by now, nothing is kept.
+        """
+        entry = self._entries.get(name)
+        if entry is not None and (record is None or entry.found.record is record):
+            entry.parsed = parsed
+
+    def _used(self, name: str) -> _Entry | None:
+        """An entry that has not expired, moved to the end of the queue of those to go."""
+        entry = self._entries.get(name)
+        if entry is None or (entry.expires is not None and self._clock.boot_ns() >= entry.expires):
+            return None
+        with self._lock:  # moving it while another thread iterates would fail that iteration
+            if self._entries.get(name) is not entry:
+                return None
+            self._entries.move_to_end(name)
+        entry.used = True
+        return entry
+
+    def read(self) -> list[str]:
+        """The names that were looked up since this was last asked, of those that are still here."""
+        with self._lock:
+            used = [(name, entry) for name, entry in self._entries.items() if entry.used]
+        for _, entry in used:
+            entry.used = False
+        return [name for name, _ in used]
+
+    async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
+        """See `memo.stores.protocols.Tier.payload`."""
+        payload = self._payloads.get(digest)
+        return payload if payload is not None and len(payload.data) == size else None
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """See `memo.stores.protocols.Tier.store`.  What does not fit in the budget at all is not kept."""  # noqa: E501
+        size = len(record) + len(name) + OVERHEAD
+        if payload is not None and self._is_left_behind(payload):
+            payload = None
+        if size + (payload.size if payload else 0) > self.limit:
+            await self.drop(port, name)
+            return
+        expires = None if lifetime is None else self._clock.boot_ns() + int(lifetime * SECOND)
+        held = await self._held(port, payload)
+        with self._lock:
+            self._forget(name)
+            if payload is None or held is None:
+                self._entries[name] = _Entry(Found(record), None, expires, size)
+            else:
+                held = self._payloads.setdefault(payload.digest, held)
+                held.users += 1
+                self._bytes += len(held.data) if held.users == 1 else 0
+                self._entries[name] = _Entry(Found(record, held), payload.digest, expires, size)
+            self._bytes += size
+            while self._bytes > self.limit:
+                self._forget(next(iter(self._entries)))
+
+    def _is_left_behind(self, payload: Payload) -> bool:
+        return self._payload_limit is not None and payload.size > self._payload_limit
+
+    async def _held(self, port: Port, payload: Payload | None) -> PayloadBytes | None:
+        """A payload's bytes in one piece: those that are here, else a copy of its buffers."""
+        if payload is None:
+            return None
+        held = self._payloads.get(payload.digest)
+        if held is not None:
+            return held
+        return PayloadBytes(await port.offload(_joined, payload.views))
+
+    def _forget(self, name: str) -> bool:
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            return False
+        self._bytes -= entry.size
+        if entry.digest is not None:
+            held = self._payloads[entry.digest]
+            held.users -= 1
+            if not held.users:
+                del self._payloads[entry.digest]
+                self._bytes -= len(held.data)
+        return True
+
+    async def drop(self, port: Port, name: str) -> bool:
+        """See `memo.stores.protocols.Tier.drop`."""
+        with self._lock:
+            return self._forget(name)
+
+    async def clear(self, port: Port, prefix: str) -> int:
+        """See `memo.stores.protocols.Tier.clear`."""
+        with self._lock:
+            return sum([self._forget(n) for n in list(self._entries) if n.startswith(prefix)])
+
+    # --- looking at ------------------------------------------------------------------------------
+
+    async def entries(self, port: Port, prefix: str = "") -> AsyncIterator[Listed]:
+        """Every entry whose name begins with `prefix`."""
+        with self._lock:
+            found = [(name, one) for name, one in self._entries.items() if name.startswith(prefix)]
+        for name, one in found:
+            held = None if one.digest is None else self._payloads.get(one.digest)
+            size = len(one.found.record) + (0 if held is None else len(held.data))
+            yield Listed(name, one.found.record, size, 0.0)
+
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """Whether each of some names is here."""
+        now = self._clock.boot_ns()
+        found = [self._entries.get(name) for name in names]
+        return [e is not None and (e.expires is None or now < e.expires) for e in found]
+
+    async def health(self, port: Port) -> Mapping[str, Any]:
+        """See `memo.stores.protocols.Tier.health`: up, entries, bytes, budget."""
+        with self._lock:
+            count, size = len(self._entries), self._bytes
+        return {"up": True, "entries": count, "bytes": size, "budget": self.limit}
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+            self._payloads.clear()
+            self._bytes = 0
+
+
+def _joined(views: Sequence[memoryview]) -> bytes:
+    """Buffers in one piece, aligned as they are stored."""
+    parts: list[memoryview | bytes] = []
+    for view in views:
+        parts += (view, bytes(-view.nbytes % ALIGN))
+    return b"".join(parts)
+
+
+class MemoryGenerations:
+    """Generations of this process; see `memo.stores.protocols.Generations`."""
+
+    def __init__(self) -> None:
+        self._lock = ForkedLock()
+        self._groups: dict[str, dict[str, str]] = {}
+
+    def read(self, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, as a plain function."""
+        return [stamps.read(ref, self._groups.get(ref.group, {})) for ref in refs]
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.stores.protocols.Generations.states`."""
+        return self.read(refs)
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """See `memo.stores.protocols.Generations.begin`."""
+        with self._lock:
+            for ref in refs:
+                if ALL not in self._groups.get(ref.group, {}):
+                    self._change(ref.group, Change({ALL: stamps.token()}))
+        return self.read(refs)
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """See `memo.stores.protocols.Generations.turn`."""
+        with self._lock:
+            for turn in turns:
+                fields = self._groups.get(turn.group, {})
+                self._change(turn.group, generations.turned(fields, turn, note))
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """See `memo.stores.protocols.Generations.notes`."""
+        return generations.noted(self._groups.get(ref.group, {}), ref)
+
+    def _change(self, group: str, change: Change) -> None:
+        """Put new fields in the place of the old: who reads meanwhile sees either."""
+        self._groups[group] = generations.apply(self._groups.get(group, {}), change)

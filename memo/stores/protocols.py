@@ -1,0 +1,417 @@
+"""Tiers: the places where entries lie, and the chain that asks them in turn.
+
+A *tier* holds records under names and knows nothing of what is in them.  A tier that also holds
+*generations* can be the *authority* on what is true.  Everything is a coroutine over the port, so
+that sync and async callers run the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from memo.errors import TierError
+from memo.records.codec import Payload
+from memo.records.payload_pieces import Arriving, Sink
+from memo.records.seal import Claim
+from memo.runtime.port import Port
+from memo.stores.disk.home import Home
+from memo.validity.stamps import Ref, State, Turn
+
+MEMORY = "memory"
+REDIS = "redis"
+DISK = "disk"
+
+
+@runtime_checkable
+class CacheProtocol(Protocol):
+    """What a user's own store needs to be a tier: four async methods over bytes.
+
+    ::
+
+        class InADict:
+            def __init__(self):
+                self.store = {}
+            async def get(self, key):
+                return self.store.get(key)
+            async def set(self, key, value, ttl=None):
+                self.store[key] = value
+            async def delete(self, key):
+                self.store.pop(key, None)
+            async def clear(self):
+                self.store.clear()
+
+    It may forget anything at any time, and need not honour `ttl`: an entry carries its own times.
+    """
+
+    async def get(self, key: str) -> bytes | None:
+        """The bytes stored under a key, or None."""
+        ...
+
+    async def set(self, key: str, value: bytes, ttl: float | None = None) -> Any:
+        """Store bytes; `ttl` is in seconds, None for no expiry."""
+        ...
+
+    async def delete(self, key: str) -> Any:
+        """Forget a key; one that is not there is no error."""
+        ...
+
+    async def clear(self) -> Any:
+        """Forget everything."""
+        ...
+
+
+class Source(Protocol):
+    """Where the bytes of a payload lie."""
+
+    @property
+    def identity(self) -> object | None:
+        """Names this version of these bytes, so that they are verified once; None: each time."""
+        ...
+
+    def open(self, size: int) -> memoryview:
+        """All `size` bytes, aligned as stored: a private, writable view (a copy-on-write map).
+
+        What a tier has no copy of any more is opened once: ask the tier for another.
+
+        Raises:
+            TierError: the bytes are gone, or are not `size` bytes.
+        """
+        ...
+
+
+@runtime_checkable
+class Vouching(Protocol):
+    """A source whose bytes need not be verified by each process."""
+
+    def vouched(self, digest: bytes) -> bool:
+        """Whether one with a secret of ours has verified this version of the bytes."""
+        ...
+
+    def vouch(self, digest: bytes) -> None:
+        """Leave word, for other processes, that this version of the bytes has this digest."""
+        ...
+
+
+Part = tuple[str, Any]
+"""A group, and the (name, digest) of each argument or None for anything in it: a `Ref`, or like
+one."""
+
+
+class Found(NamedTuple):
+    """What a tier has under a name.
+
+    Attributes:
+        record: as it was stored.
+        source: the record's payload where this tier has it, else None.
+        states: where the tier is an authority: the present states of the record's generation
+            stamps, in the order of the stamps, read together with the record.  Else None.
+        read: where the tier is an authority: gives the present states of parts of groups, read
+            together with the record; None where these were not read.  Asked only about a record
+            whose seal held, it learns what to read with the next.
+    """
+
+    record: bytes
+    source: Source | None = None
+    states: tuple[State, ...] | None = None
+    read: Callable[[Sequence[Part]], tuple[State, ...] | None] | None = None
+
+
+class Asked:
+    """A question to a tier that is under way; each tier that can be asked so has its own kind.
+
+    Args:
+        answer: what `Port.settle` makes the tier's answer of; whoever settled it puts it back here.
+
+    Attributes:
+        begun: when, on the performance counter.
+        since: `Flights.landed` at that time.
+        chain: who asked.
+        name: what was looked up.
+        entry: the entry whose states were asked for; None: a record was.
+    """
+
+    __slots__ = ("answer", "begun", "chain", "entry", "name", "since")
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.begun = 0.0
+        self.since = 0
+        self.chain: object = None
+        self.name = ""
+        self.entry: Any = None
+
+    def found(self) -> Any:
+        """What was asked for, once it is settled.
+
+        Raises:
+            TierError: the tier did not do its work.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """A tier that can be asked by a plain function, so that a hit costs no coroutine.
+
+    None is the answer where it cannot: `Tier.lookup` and `Generations.states` can.
+    """
+
+    def ask(self, port: Port, name: str) -> Asked | None:
+        """Begin to look up a name: a `Found`, or None."""
+        ...
+
+    def ask_states(self, port: Port, refs: Sequence[Ref]) -> Asked | None:
+        """Begin to read refs: a tuple of states, or None where that takes more."""
+        ...
+
+
+class Listed(NamedTuple):
+    """An entry, for `memo ls` and `%cache_ls`.
+
+    Attributes:
+        name: what it is stored under.
+        record: as stored.
+        size: bytes of the record and its payload.
+        stored_at: Unix seconds.
+    """
+
+    name: str
+    record: bytes
+    size: int
+    stored_at: float
+
+
+class Tier(Protocol):
+    """A place for records.  Every method raises `TierError` when it could not do its work."""
+
+    @property
+    def name(self) -> str:
+        """What events and statistics call it: `"memory"`, `"redis"`, `"disk"`, or a class' name."""
+        ...
+
+    @property
+    def generations(self) -> Generations | None:
+        """Its generations, where it can be an authority."""
+        ...
+
+    @property
+    def shared(self) -> bool:
+        """Whether other hosts see it too, so that it has the last word on what is true."""
+        ...
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """What lies under a name, or None."""
+        ...
+
+    async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
+        """A payload by its digest, if this tier has it."""
+        ...
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """Keep a record and its payload for `lifetime` seconds (None: for good), whole or not."""
+        ...
+
+    async def drop(self, port: Port, name: str) -> bool:
+        """Forget a name; True when it was there."""
+        ...
+
+    async def clear(self, port: Port, prefix: str) -> int:
+        """Forget every name that begins with `prefix`; how many were dropped."""
+        ...
+
+    async def health(self, port: Port) -> Mapping[str, Any]:
+        """Facts for `%cache_stats` and `memo doctor`: at least `{"up": bool}`, sizes in bytes."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and descriptors, which are opened again when they are needed."""
+        ...
+
+
+@runtime_checkable
+class Front(Protocol):
+    """A tier in this process that can keep an object beside a record, so that it is parsed once."""
+
+    def peek(self, name: str) -> object | None:
+        """What was remembered beside the record that lies under a name now."""
+        ...
+
+    def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
+        """Keep an object beside a record, while that very record lies there."""
+        ...
+
+
+@runtime_checkable
+class Near(Protocol):
+    """A tier that can look small records up in less time than a coroutine takes."""
+
+    def at_hand(self, name: str) -> bytes | None:
+        """The record under a name; None: `lookup` it, which also says what went wrong."""
+        ...
+
+
+class Listener(Protocol):
+    """Word of every change of a shared tier's generations, as it happens: `Tier.listener`.
+
+    What was verified at a *mark* is true while nothing was heard of its groups since.
+    """
+
+    def mark(self) -> int | None:
+        """What to remember with what is verified from now on; None: it does not listen (yet)."""
+        ...
+
+    def still(self, mark: int, groups: Sequence[str]) -> int | None:
+        """A mark, renewed, when it listens and heard nothing of these groups since; else None."""
+        ...
+
+    def hear(self, groups: Iterable[str]) -> None:
+        """These groups have changed, as whoever changed them says himself."""
+        ...
+
+
+@runtime_checkable
+class Afar(Protocol):
+    """A shared tier that gives its payloads in pieces, and may be stored to in the background."""
+
+    name: str
+    value_limit: int
+    """Bytes; larger payloads and records are not taken."""
+
+    def fetch(self, digest: bytes, sink: Sink) -> bool:
+        """Hand a payload to a sink, in this thread; False: it is not here.  Raises `TierError`."""
+        ...
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """As a `Tier`'s."""
+        ...
+
+
+@runtime_checkable
+class Receiving(Protocol):
+    """A tier of this host that keeps what comes from afar while it comes."""
+
+    async def receive(
+        self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
+    ) -> Source | None:
+        """Keep a record and a payload that is fetched now, as `store` does; where it lies then."""
+        ...
+
+
+class Generations(Protocol):
+    """Generations that a tier holds: see `stamps`.  Raises `TierError` as a `Tier` does."""
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """What each ref reads now; `LOST` for a group that has no `*`."""
+        ...
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, but a group without `*` gets one first: for stamps before computing."""
+        ...
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """Invalidate: write one fresh token per turn (and to `!`), each group atomically.
+
+        `note` is JSON for people (`by`, `at`, `reason`), kept behind the token.
+        """
+        ...
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """(field, note) of every invalidation that a ref has seen, for `explain`."""
+        ...
+
+
+class Journal(Protocol):
+    """Invalidations that a shared tier has not had yet, on this host's disk."""
+
+    def add(self, turns: Sequence[Turn], note: str) -> int:
+        """Write one down, durably, and turn the host's own generations with it; its number."""
+        ...
+
+    def fail(self, row: int) -> None:
+        """It did not reach the shared tier: replay it before the next read from there."""
+        ...
+
+    def done(self, row: int) -> None:
+        """It reached the shared tier."""
+        ...
+
+    async def overdue(self, port: Port) -> bool:
+        """Whether any must be replayed before the next read from a shared tier; about 1 µs."""
+        ...
+
+    def maybe_due(self) -> bool:
+        """As `overdue`, at once: True where that takes longer than a moment to tell."""
+        ...
+
+    def rows(self) -> list[tuple[int, list[Turn], str]]:
+        """(number, turns, note) of those that are due."""
+        ...
+
+
+class HostGenerations(Generations, Protocol):
+    """The generations that the processes of one host share."""
+
+    def read(self, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, as a plain function."""
+        ...
+
+    def hold(self, claims: Iterable[Claim]) -> bool:
+        """Whether each generation reads as a record claims."""
+        ...
+
+    def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
+        """Adopt what a shared authority reads, where this host still reads `before`."""
+        ...
+
+    def names(self, kind: str, most: int) -> list[str]:
+        """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many."""
+        ...
+
+    def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
+        """An invalidation could not be written; what happens now, for people."""
+        ...
+
+
+class Lock(Protocol):
+    """A lock that the kernel frees when its holder dies."""
+
+    def try_acquire(self, holder: str = "") -> bool: ...
+
+    def label(self, holder: str) -> None: ...
+
+    def release(self) -> None: ...
+
+    def holder(self) -> str: ...
+
+
+class Host(Protocol):
+    """What the processes of one host share."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def generations(self) -> HostGenerations: ...
+
+    @property
+    def journal(self) -> Journal: ...
+
+    @property
+    def home(self) -> Home: ...
+
+    def lock(self, name: str) -> Lock: ...

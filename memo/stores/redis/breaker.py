@@ -1,0 +1,320 @@
+"""The breaker: whether a server is worth asking, and what its error replies mean.
+
+Rules of this module:
+
+1.  *Closed*: everybody asks.  One refusal, one silence (a second one would cost a second deadline),
+    one reply that means "nothing works here", or `PATIENCE`
+    faults in a row open it.
+2.  *Open*: everybody is turned away at once, until a back-off that grows from `FIRST` to `LONGEST`
+    seconds has passed.
+3.  *Half open*: one caller probes, everybody else is still turned away.  Its success closes the
+    breaker, its failure opens it with a longer back-off.  A probe that never reports back is
+    replaced after `PROBE_LIFE` seconds.
+4.  An outage is one `TIER_DOWN` event, one warning and, at its end, one `TIER_UP` event.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import NamedTuple
+
+from memo.errors import TierError, TierUnavailable
+from memo.runtime.events import TIER_DOWN, TIER_UP, Event, emit
+
+FIRST = 0.25
+"""Seconds of the first back-off."""
+LONGEST = 5.0
+"""Seconds of the longest back-off; also how long a server must hold to be trusted again."""
+JITTER = 0.2
+"""A back-off is shortened by a random share of up to this much, so that clients spread out."""
+PATIENCE = 2
+"""So many faults in a row open the breaker."""
+RATE = 50_000_000
+"""Bytes per second: a server that moves a big value more slowly than this counts as silent.  A
+network of 1 Gbit/s moves 120 MB/s."""
+PROBE_LIFE = 1.0
+"""Seconds after which a probe that has not reported back is given up."""
+
+_log = logging.getLogger("memo")
+
+
+class Fault(NamedTuple):
+    """What went wrong with a server, in words for people that contain no secret.
+
+    Attributes:
+        kind: one word: `"refused"`, `"silent"`, or the code of an error reply such as `"OOM"`.
+        text: what the server does or is, as the rest of a sentence that begins with it.
+        mend: what to do about it, as a whole sentence.
+        down: nothing works while this lasts, so that whoever gets it is better off not asking.
+        at_once: one such fault opens the breaker.
+    """
+
+    kind: str
+    text: str
+    mend: str
+    down: bool = True
+    at_once: bool = False
+
+
+_START = "Start it, or correct redis_url."
+_SLOW = "See whether it is overloaded or behind a firewall; MEMO_DEADLINE sets how long is waited."
+_LOGIN = "Put the right user and password in redis_url: redis://user:password@host:6379/0."
+_SENTINEL = "Correct the name in redis_url, or see to the Sentinels."
+_CLUSTER = "Write redis+cluster:// in redis_url, so that the whole cluster is used."
+
+REFUSED = Fault("refused", "refuses connections", _START, at_once=True)
+UNRESOLVED = Fault("unresolved", "has a name that cannot be resolved", _START, at_once=True)
+SILENT = Fault("silent", "does not answer in time", _SLOW, at_once=True)
+CLOSED = Fault("closed", "closes the connection in the middle", "See its log.")
+GARBLED = Fault("garbled", "answers with something that is not RESP", "Correct redis_url.")
+_TLS = "Correct the certificates (redis_options: ssl_ca_certs, ssl_certfile), or the scheme."
+INSECURE = Fault("tls", "fails the TLS handshake", _TLS, at_once=True)
+UNREADABLE = Fault(
+    "file", "cannot be reached, since a file is missing", "Correct the path.", at_once=True
+)
+OTHER = Fault("ERR", "answers with an error", "See its log.", down=False)
+
+REPLIES = {
+    fault.kind: fault
+    for fault in (
+        Fault("OOM", "is full and evicts nothing", "Set maxmemory-policy allkeys-lfu.", down=False),
+        Fault("READONLY", "is a read-only replica", "Name the primary in redis_url.", down=False),
+        Fault("LOADING", "is still loading its data", "Wait until it is done.", at_once=True),
+        Fault("NOAUTH", "asks for a password", _LOGIN, at_once=True),
+        Fault("WRONGPASS", "refuses this user or password", _LOGIN, at_once=True),
+        Fault("NOPERM", "forbids this user a command or key", "Extend its ACL.", down=False),
+        Fault("MISCONF", "cannot save, and refuses writes", "See its disk and log.", down=False),
+        Fault("BUSY", "is stuck in somebody's script", "Send it SCRIPT KILL.", at_once=True),
+        Fault("NOREPLICAS", "has too few replicas to write", "Mend the replicas.", down=False),
+        Fault("MASTERDOWN", "has lost its primary", "Mend the primary.", at_once=True),
+        Fault("CLUSTERDOWN", "is a cluster that is down", "See to its nodes.", at_once=True),
+        Fault("MOVED", "is one node of a cluster", _CLUSTER, down=False),
+        Fault("ASK", "is one node of a cluster", _CLUSTER, down=False),
+        Fault("TRYAGAIN", "is moving a slot", "Wait until it is done.", down=False),
+        Fault("CROSSSLOT", "is one node of a cluster", _CLUSTER, down=False),
+        Fault("UNKNOWN", "does not have a command", "See docs/deployments.md.", down=False),
+        Fault("DATABASE", "does not have that database", "Correct redis_url.", at_once=True),
+        Fault("MASTERS", "has Sentinels that know no primary", _SENTINEL, at_once=True),
+        Fault("DENIED", "runs in protected mode", "Set a password or bind address.", at_once=True),
+        Fault("MAXCLIENTS", "has too many clients", "Raise maxclients.", at_once=True),
+        Fault("WRONGTYPE", "has a foreign value at a key of memo", "Delete it.", down=False),
+        Fault("NOSCRIPT", "does not know a script", "Nothing: it is sent again.", down=False),
+    )
+}
+"""What the error replies of Redis mean, by their code."""
+
+
+WRITES_DENIED = frozenset(("READONLY", "NOREPLICAS", "MISCONF", "NOPERM"))
+"""Faults of a server that may still be read.  `OOM` is none of them: invalidations and leases get
+through a full Redis."""
+
+
+class Breaker:
+    """Whether a server is worth asking.  Safe from every thread.
+
+    Args:
+        tier: what events call it.
+        where: what people know it by, without user and password: `"127.0.0.1:6379/0"`.
+        now: a clock that never goes back, in seconds.
+        goes_on: what happens while it is open, as a sentence.
+
+    Attributes:
+        quiet: closed, and no fault since the last success; the only thing to look at on a hit.
+        fault: the last fault, or None.
+    """
+
+    def __init__(
+        self,
+        tier: str,
+        where: str,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        goes_on: str = "Calls go on without it, from the other tiers or by computing",
+    ) -> None:
+        self.tier = tier
+        self.where = where
+        self.quiet = True
+        self.fault: Fault | None = None
+        self._now = now
+        self._goes_on = goes_on
+        self._lock = threading.Lock()
+        self._open = False
+        self._probing = False
+        self._faults = 0
+        self._openings = 0
+        self._retry_at = 0.0
+        self._since = 0.0
+        self._closed_at = -LONGEST
+        self._warned: set[str] = set()
+        _all.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.where} {'open' if self._open else 'closed'}>"
+
+    @property
+    def open(self) -> bool:
+        """Whether callers are turned away."""
+        return self._open
+
+    def admit(self) -> bool:
+        """Whether the caller, who may ask now, is the probe, and so must report back.
+
+        Raises:
+            TierUnavailable: the breaker is open.
+        """
+        if not self._open:
+            return False
+        with self._lock:
+            if not self._open:
+                return False
+            if self._now() >= self._retry_at:
+                self._probing = True
+                self._retry_at = self._now() + PROBE_LIFE
+                return True
+        raise self.unavailable()
+
+    def check(self) -> None:
+        """Turn away one who had to wait since he was admitted.
+
+        Raises:
+            TierUnavailable: the breaker has opened meanwhile.
+        """
+        if self._open:
+            raise self.unavailable()
+
+    def unavailable(self) -> TierUnavailable:
+        """What those who are turned away get."""
+        text = self.fault.text if self.fault else "is away"
+        return TierUnavailable(f"Redis at {self.where} {text}", told=True)
+
+    def succeeded(self) -> None:
+        """Somebody got an answer."""
+        with self._lock:
+            self._faults = 0
+            self.quiet = True
+            was_open, self._open, self._probing = self._open, False, False
+            if was_open:
+                self._closed_at = self._now()
+                self._warned.clear()
+            away = self._closed_at - self._since
+        if was_open:
+            emit(Event(TIER_UP, tier=self.tier, seconds=away, detail=self.where))
+            _log.info("memo: Redis at %s answers again after %.1f s.", self.where, away)
+
+    def failed(
+        self, fault: Fault, *, probe: bool = False, detail: str = "", told: bool = False
+    ) -> TierError:
+        """A caller met a fault.
+
+        Args:
+            fault: which.
+            probe: the caller was admitted as the probe.
+            detail: what the server or the operating system said about it.
+            told: no warning is needed: this is told elsewhere.
+
+        Returns:
+            The error to raise.
+        """
+        error = self._error(fault, detail)
+        if not fault.down:
+            if not told:
+                self._warn_once(fault, detail)
+            if probe:  # it answers, which is what the probe asked
+                self.succeeded()
+            return error
+        with self._lock:
+            self.fault = fault
+            self.quiet = False
+            self._faults += 1
+            opens = not self._open and (fault.at_once or self._faults >= PATIENCE)
+            if opens or (probe and self._probing):
+                self._back_off(fresh=opens)
+        if opens:
+            story = self._story(fault, detail)
+            emit(Event(TIER_DOWN, tier=self.tier, reason=fault.kind, detail=story))
+            _log.warning("%s", story)
+        return error
+
+    def refused(self, error: TierError, *, probe: bool = False) -> TierError:
+        """A fault that does not count against the server as a whole, but against this.
+
+        Args:
+            error: what `failed` of the breaker for the whole server gave.
+        """
+        fault = REPLIES[error.kind]._replace(down=True, at_once=True)
+        self._warned.add(fault.kind)
+        self.failed(fault, probe=probe)
+        return error
+
+    def _error(self, fault: Fault, detail: str) -> TierError:
+        if fault.down:
+            error: TierError = TierUnavailable(f"Redis at {self.where} {_said(fault.text, detail)}")
+        else:
+            error = TierError(
+                f"Redis at {self.where} {_said(f'{fault.text} ({fault.kind})', detail)}"
+            )
+        error.kind = fault.kind
+        return error
+
+    def abandoned(self) -> None:
+        """The probe was cancelled before it knew: the next caller probes."""
+        with self._lock:
+            if self._probing:
+                self._probing = False
+                self._retry_at = self._now()
+
+    def _back_off(self, *, fresh: bool) -> None:
+        now = self._now()
+        if fresh:
+            self._since = now
+            if now - self._closed_at >= LONGEST:  # not flapping
+                self._openings = 0
+        self._open, self._probing = True, False
+        seconds = min(LONGEST, FIRST * 2 ** min(self._openings, 16))
+        self._openings += 1
+        self._retry_at = now + seconds * (1 - random.random() * JITTER)
+
+    def _story(self, fault: Fault, detail: str) -> str:
+        return (
+            f"memo: Redis at {self.where} {_said(fault.text, detail)}. {self._goes_on}; it is "
+            f"tried again every {LONGEST:g} s at the latest. {fault.mend}"
+        )
+
+    def _warn_once(self, fault: Fault, detail: str) -> None:
+        if fault.kind in self._warned or fault.kind == "NOSCRIPT":
+            return
+        self._warned.add(fault.kind)
+        _log.warning(
+            "memo: Redis at %s %s (%s); what needs it goes on without. %s",
+            self.where,
+            _said(fault.text, detail),
+            fault.kind,
+            fault.mend,
+        )
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._probing = False
+
+
+def _said(text: str, detail: str) -> str:
+    """What is wrong, with what was said about it."""
+    return f"{text} [{detail}]" if detail else text
+
+
+_all: weakref.WeakSet[Breaker] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for breaker in list(_all):
+        breaker._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,618 @@
+"""The client: one Redis, asked by threads and by event loops, behind a breaker.
+
+Rules of this module:
+
+1.  Connections belong to one process and, in async code, to one event loop.  A fork, or another
+    loop, gets connections of its own.
+2.  Every exchange passes the breaker.  After a refusal the caller that probes has its own exchange,
+    with little time; while Redis is silent a background job probes, so that no caller waits.
+3.  Whatever goes wrong is a `TierError`; `TierUnavailable` where nothing would work.
+4.  An exchange goes to one server.  In a cluster that is the one that has its key; commands with
+    several keys are one exchange for each server.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
+from hashlib import sha1
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from memo.errors import TierError
+from memo.records.payload_pieces import Sink
+from memo.runtime.port import Port
+from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
+from memo.stores.protocols import REDIS
+from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
+from memo.stores.redis.exchange import ErrorReply, Exchange, pack
+from memo.stores.redis.scripts import Script
+
+if TYPE_CHECKING:
+    from memo.stores.redis.connections import Command, Loop, Threads
+
+T = TypeVar("T")
+PROBE = 0.1
+"""Seconds at most that a caller that probes may be held up."""
+_NOTHING = pack(b"ECHO", b"")
+_READ_ONLY = "Hits go on; what is computed is stored and judged on this host"
+_MOVED, _ASK = "MOVED", "ASK"
+_ELSEWHERE = frozenset((_MOVED, _ASK, "READONLY"))
+"""What a server answers that is not, or no more, the one that was meant."""
+_DENIED = ("NOPERM", "UNKNOWN")
+"""What a server that runs no scripts for this user answers."""
+
+
+class NoScriptError(TierError):
+    """Redis does not have a script yet, or no more."""
+
+
+class NoScriptsError(TierError):
+    """Redis does not run scripts at all, for this user."""
+
+
+class Client:
+    """The way to one Redis.
+
+    Args:
+        url: see `redis_urls`; may hold user and password, which never show.
+        deadline: seconds that an exchange may take in all.
+        options: arguments of redis-py's clients, beyond those in the URL.
+
+    Attributes:
+        where: the server, without user and password: `"127.0.0.1:6379/0"`.
+        breaker: whether it is worth asking.
+        writes: whether it is worth asking for anything to be written.
+        outages: how often an exchange failed; unchanged since a moment: nothing was lost since.
+        on_recover: called, and quick, when Redis answers again after a fault.
+        scripts: whether it runs scripts; None: not known yet.
+        knows_digests: whether scripts may be named by their digest.
+    """
+
+    def __init__(self, url: str, deadline: float, options: Mapping[str, Any] | None = None) -> None:
+        self._address = parse(url)
+        self._options = dict(options or {})
+        self.deadline = deadline
+        self.where = self._address.where
+        self.clustered = self._address.kind == CLUSTER
+        self.breaker = Breaker(REDIS, self.where)
+        self.writes = Breaker(REDIS, self.where, goes_on=_READ_ONLY)
+        self.outages = 0
+        self.scripts: bool | None = None
+        self.knows_digests = True
+        self.on_recover: list[Callable[[], None]] = []
+        self._reset()
+        _all.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Client {self.where}>"
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._threads: Threads | None = None
+        self._waiting: Threads | None = None
+        self._loops: dict[Any, Loop] = {}
+
+    # --- look-ups, which share exchanges ---------------------------------------------------------
+
+    def prompt(self, port: Port, commands: Sequence[Command]) -> Any:
+        """Begin to look something up, by a plain function; None where that takes a coroutine.
+
+        Args:
+            commands: (key, packed command) of commands that only read.
+
+        Returns:
+            What `port.settle` makes a list of replies or a `Failure` of, for `parsed`.
+        """
+        if not self.breaker.quiet:
+            return None
+        if not port.native:
+            return self._read_here(commands)
+        loop = self._loops.get(port.client())
+        if loop is None or not loop.ready:
+            return None
+        try:
+            return loop.look_up(commands)
+        except Exception as error:  # a slot that no server has
+            return self.explain(error)
+
+    async def look_up(
+        self, port: Port, commands: Sequence[Command], *, parse: Callable[[list[Any]], T]
+    ) -> T:
+        """As `prompt` and `parsed` together, also at first.
+
+        Raises:
+            TierError: an error reply to any of them, or no answer.
+        """
+        if self.breaker.quiet:
+            if port.native:
+                loop = await self._loop(port)
+                if not loop.ready:
+                    await self._guarded(loop.get_ready())
+            answer = self.prompt(port, commands)
+            if answer is not None:
+                return self.parsed(parse, await port.settle(answer))
+        return parse(await self.ask_each(port, commands))
+
+    def parsed(self, parse: Callable[[list[Any]], T], answer: Any) -> T:
+        """What `parse` makes of replies.
+
+        Raises:
+            TierError: it is a failure, or not what was asked for.
+        """
+        again = getattr(answer, "again", None)
+        if again is not None:
+            raise again()
+        try:
+            return parse(answer)
+        except Exception as error:
+            raise self._failed(_fault_of(error), probe=False) from None
+
+    def _read_here(self, commands: Sequence[Command]) -> Any:
+        """The replies to look-ups of a thread; in a cluster, from one server after another."""
+        threads = self._threads or self._thread_pool()
+        try:
+            if not self.clustered:
+                data = [packed for _, packed in commands]
+                exchange = Exchange(data, len(data), self.deadline)
+                replies = threads.exchange(b"", exchange, self.breaker.check)
+            else:
+                replies = self._read_parts(threads, commands)
+        except Exception as error:
+            return self.explain(error)
+        for reply in replies:
+            if type(reply) is ErrorReply:
+                return self.explain(reply)
+        self.arrived()
+        return replies
+
+    def _read_parts(self, threads: Threads, commands: Sequence[Command]) -> list[Any]:
+        found: list[Any] = [None] * len(commands)
+        for node, places in _parts(threads.nodes, commands).items():
+            exchange = Exchange([commands[p][1] for p in places], len(places), self.deadline)
+            replies = threads.exchange(node, exchange, self.breaker.check)
+            for place, reply in zip(places, replies, strict=True):
+                found[place] = reply
+        return found
+
+    # --- exchanges -------------------------------------------------------------------------------
+
+    async def ask(
+        self,
+        port: Port,
+        *parts: bytes | memoryview,
+        parse: Callable[[Any], T],
+        key: Any = b"",
+        replies: int = 1,
+        seconds: float | None = None,
+        writes: bool = False,
+        blocks: bool = False,
+        body: Callable[[], Iterator[bytes | memoryview]] | None = None,
+        sink: Sink | None = None,
+    ) -> T:
+        """Send packed commands and wait for their replies.
+
+        Args:
+            port: the caller's.
+            parts: the bytes to send, in order.
+            parse: makes of the reply what is asked for; raises where it is something else.
+            key: leads to the server; or that server.
+            replies: how many replies to read; more than one come as a list.
+            seconds: the deadline, where it is not the usual one; what is sent and received may take
+                its time at `RATE` on top.
+            writes: they write.
+            blocks: the command waits at the server.
+            body, sink: see `Exchange`; over a blocking port only.
+
+        Raises:
+            TierError: an error reply.
+            TierUnavailable: no answer, none that can be understood, or the breaker is open.
+        """
+        breaker = self.breaker
+        seconds = seconds or self.deadline
+        probe = False if breaker.quiet else breaker.admit()
+        if probe and breaker.fault is SILENT:
+            self._probe(port)
+            raise breaker.unavailable()
+        exchange = Exchange(parts, replies, min(seconds, PROBE) if probe else seconds, body, sink)
+        if not writes:
+            return await self._ask(port, key, exchange, parse, blocks=blocks, probe=probe)
+        try:
+            probes = self.writes.admit()
+        except TierError:
+            self._abandon(probe)
+            raise
+        try:
+            answer = await self._ask(
+                port, key, exchange, parse, blocks=blocks, probe=probe, writes=True
+            )
+        except TierError as error:
+            if error.kind in WRITES_DENIED:
+                raise self.writes.refused(error, probe=probes) from None
+            if probes:
+                self.writes.abandoned()
+            raise
+        except BaseException:
+            if probes:
+                self.writes.abandoned()
+            raise
+        if not self.writes.quiet:
+            self.writes.succeeded()
+        return answer
+
+    async def ask_each(
+        self, port: Port, commands: Sequence[Command], *, writes: bool = False
+    ) -> list[Any]:
+        """The replies to (key, packed command) pairs, in one exchange for each server.
+
+        Raises:
+            TierError: as `ask`; an error reply to any of them.
+        """
+        if not self.clustered:
+            data = [packed for _, packed in commands]
+            replies = await self.ask(port, *data, parse=_same, replies=len(data), writes=writes)
+            return replies if len(data) > 1 else [replies]
+        nodes = await self._nodes(port)
+        found: list[Any] = [None] * len(commands)
+        for node, places in _parts(nodes, commands).items():
+            data = [commands[place][1] for place in places]
+            replies = await self.ask(
+                port, *data, parse=_same, key=node, replies=len(data), writes=writes
+            )
+            for place, reply in zip(places, replies if len(data) > 1 else [replies], strict=True):
+                found[place] = reply
+        return found
+
+    async def nodes(self, port: Port) -> list[Any]:
+        """A route to every server that has keys.
+
+        Raises:
+            TierError: they are not known.
+        """
+        return [b""] if not self.clustered else list((await self._nodes(port)).all())
+
+    async def _nodes(self, port: Port) -> Any:
+        if self.breaker.open:
+            if self.breaker.admit():
+                self._probe(port)
+            raise self.breaker.unavailable()
+        if not port.native:
+            try:
+                return (self._threads or self._thread_pool()).nodes
+            except Exception as error:
+                raise self._failed(_fault_of(error), probe=False) from None
+        loop = await self._loop(port)
+        if not loop.ready:
+            await self._guarded(loop.get_ready())
+        return loop.nodes
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            raise self._failed(_fault_of(error), probe=False) from None
+
+    async def _ask(
+        self,
+        port: Port,
+        key: Any,
+        exchange: Any,
+        parse: Callable[[Any], T],
+        *,
+        blocks: bool = False,
+        probe: bool = False,
+        writes: bool = False,
+    ) -> T:
+        try:
+            answer = parse(await self._redirected(port, key, exchange, blocks=blocks))
+        except TierError:
+            self._abandon(probe)
+            raise
+        except Exception as error:
+            raise self._failed(_fault_of(error), probe, error, writes=writes) from None
+        except BaseException:
+            self._abandon(probe)
+            raise
+        self.arrived()
+        return answer
+
+    async def _redirected(self, port: Port, key: Any, exchange: Any, *, blocks: bool) -> Any:
+        """The reply, or the replies; asks the server that another one names, once."""
+        replies = await self._exchanged(port, key, exchange, blocks=blocks)
+        wrong = next((reply for reply in replies if type(reply) is ErrorReply), None)
+        if wrong is not None and self.clustered and wrong.code in (_MOVED, _ASK):
+            self._doubt()
+            node = (await self._nodes(port)).named_by(wrong)
+            if node is None:
+                raise wrong
+            first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
+            commands = [*first, *exchange.given]
+            other = Exchange(commands, exchange.count + len(first), exchange.seconds)
+            replies = (await self._exchanged(port, node, other, blocks=blocks))[len(first) :]
+            wrong = next((reply for reply in replies if type(reply) is ErrorReply), None)
+        if wrong is not None:
+            raise wrong
+        return replies[0] if exchange.count == 1 else replies
+
+    async def _exchanged(self, port: Port, key: Any, exchange: Any, *, blocks: bool) -> list[Any]:
+        check = self.breaker.check
+        if not port.native:
+            threads = self._threads if not blocks else self._waiting
+            threads = threads or self._thread_pool(blocks=blocks)
+            return threads.exchange(key, exchange, check, blocks=blocks)
+        loop = await self._loop(port)
+        return await loop.exchange(key, exchange, check, blocks=blocks)
+
+    # --- how it went -----------------------------------------------------------------------------
+
+    def explain(self, error: Exception) -> Any:
+        """What an exchange of many callers came to, counted once."""
+        from memo.stores.redis.coalescing import Failure
+
+        if isinstance(error, TierError):
+            return Failure(error)
+        return Failure(self._failed(_fault_of(error), probe=False, error=error))
+
+    def arrived(self) -> None:
+        """An exchange went well."""
+        if not self.breaker.quiet:
+            self.breaker.succeeded()
+            for hook in self.on_recover:
+                hook()
+
+    def _failed(
+        self,
+        fault: Fault,
+        probe: bool,
+        error: BaseException | None = None,
+        *,
+        writes: bool = False,
+    ) -> TierError:
+        if fault.kind == "NOSCRIPT":
+            self._abandon(probe)
+            return NoScriptError(fault.text)
+        self.outages += 1
+        if fault.down or (self._address.kind in (CLUSTER, SENTINEL) and fault.kind in _ELSEWHERE):
+            self._doubt()
+        if fault is GARBLED:
+            self._flush()
+        told = (writes and fault.kind in WRITES_DENIED) or (
+            self.clustered and fault.kind in _ELSEWHERE
+        )
+        detail = "" if error is None else str(error)
+        return self.breaker.failed(fault, probe=probe, detail=detail, told=told)
+
+    def _abandon(self, probe: bool) -> None:
+        if probe:
+            self.breaker.abandoned()
+
+    def _doubt(self) -> None:
+        """Connect anew before the next exchange: the server may be another now."""
+        for threads in (self._threads, self._waiting):
+            if threads is not None:
+                threads.doubt()
+        for loop in list(self._loops.values()):
+            loop.doubt_soon()
+
+    def _flush(self) -> None:
+        """Close idle connections: one of them may hold more than was asked for."""
+        if self._threads is not None:
+            self._threads.flush()
+
+    def _probe(self, port: Port) -> None:
+        async def probe(port: Port) -> None:
+            try:
+                exchange = Exchange((_NOTHING,), 1, self.deadline)
+                await self._ask(port, b"", exchange, len, probe=True)
+            except TierError:
+                return  # the breaker knows
+
+        try:
+            port.spawn(probe, "memo-probe")
+        except RuntimeError:  # the interpreter is going down
+            self.breaker.abandoned()
+
+    # --- scripts ---------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        port: Port,
+        script: Script,
+        keys: Sequence[bytes],
+        *arguments: bytes,
+        parse: Callable[[Any], T],
+    ) -> T:
+        """Run a script, whose keys lie on one server.
+
+        Raises:
+            NoScriptsError: this server does not run scripts for this user.
+            TierError: as `ask`.
+        """
+        (answer,) = await self.run_each(port, script, [(keys, arguments)])
+        return self.parsed(parse, answer)
+
+    async def run_each(
+        self,
+        port: Port,
+        script: Script,
+        calls: Sequence[tuple[Sequence[bytes], Sequence[bytes]]],
+    ) -> list[Any]:
+        """Run a script for each of some (keys, arguments), in one exchange for each server."""
+        if not await self.runs_scripts(port):
+            raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
+        texts = [(k[0], script.by_text(k, a)) for k, a in calls]
+        if self.knows_digests:
+            digests = [(k[0], script.by_digest(k, a)) for k, a in calls]
+            try:
+                return await self.ask_each(port, digests, writes=True)
+            except NoScriptError:
+                pass  # the text makes it known
+        return await self.ask_each(port, texts, writes=True)
+
+    async def runs_scripts(self, port: Port) -> bool:
+        """Whether it runs scripts for this user: tried once, with one that does nothing."""
+        if self.scripts is None:
+            text = b"return 1"
+            digest = sha1(text, usedforsecurity=False).hexdigest().encode()
+            self.knows_digests = True
+            self.scripts = await self.allows(port, b"EVAL", text, b"0")
+            self.knows_digests = self.scripts and await self.allows(port, b"EVALSHA", digest, b"0")
+        return self.scripts
+
+    async def allows(self, port: Port, *words: bytes) -> bool:
+        """Whether it has a command, and lets this user send it; anything else is raised."""
+        try:
+            await self.ask(port, pack(*words), parse=_same)
+        except NoScriptError:
+            return True
+        except TierError as error:
+            if error.kind not in _DENIED:
+                raise
+            return False
+        return True
+
+    # --- without a port, or without the breaker --------------------------------------------------
+
+    def here(self, work: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
+        """Ask in this thread, for work that has no port."""
+        try:
+            work(_HERE).send(None)
+        except StopIteration as stop:
+            answer: T = stop.value
+            return answer
+        raise AssertionError("a question suspended in a thread")
+
+    async def reach(
+        self,
+        port: Port,
+        *parts: bytes | memoryview,
+        parse: Callable[[Any], T],
+        replies: int = 1,
+        key: Any = b"",
+    ) -> T:
+        """As `ask`, whatever the breaker thinks."""
+        exchange = Exchange(parts, replies, self.deadline)
+        return await self._ask(port, key, exchange, parse, probe=self.breaker.open)
+
+    # --- connections -----------------------------------------------------------------------------
+
+    def _thread_pool(self, *, blocks: bool = False) -> Threads:
+        from memo.stores.redis.connections import Threads
+
+        with self._lock:
+            threads = self._waiting if blocks else self._threads
+            if threads is None:
+                threads = Threads(self._address, self._options)
+                if blocks:
+                    self._waiting = threads
+                else:
+                    self._threads = threads
+            return threads
+
+    async def _loop(self, port: Port) -> Loop:
+        where = port.client()
+        known = self._loops.get(where)
+        if known is not None:
+            return known
+        if not hasattr(sys.modules.get("memo.stores.redis.connections"), "Loop"):  # half a second
+            await port.offload(import_module, "memo.stores.redis.connections")
+        from memo.stores.redis.connections import Loop
+
+        with self._lock:
+            for key, loop in list(self._loops.items()):
+                if loop.loop.is_closed():
+                    loop.forget()
+                    del self._loops[key]
+            if where not in self._loops:
+                home = weakref.proxy(self)
+                ended = partial(self._loops.pop, where, None)
+                try:
+                    self._loops[where] = Loop(self._address, self._options, home, ended)
+                except Exception as error:
+                    raise self._failed(_fault_of(error), probe=False, error=error) from None
+            return self._loops[where]
+
+    def close(self) -> None:
+        """Close all connections: of threads at once, of loops as soon as they get to it."""
+        pools, loops = self._take()
+        for threads in pools:
+            threads.close()
+        for loop in loops:
+            loop.close()
+
+    async def aclose(self) -> None:
+        """As `close`, and wait until those of the running loop are closed."""
+        import asyncio
+
+        pools, loops = self._take()
+        for threads in pools:
+            threads.close()
+        for loop in loops:
+            if loop.loop is asyncio.get_running_loop():
+                await loop.aclose()
+            else:
+                loop.close()
+
+    def _take(self) -> tuple[list[Threads], list[Loop]]:
+        with self._lock:
+            pools = [pool for pool in (self._threads, self._waiting) if pool is not None]
+            loops = list(self._loops.values())
+            self._threads, self._waiting, self._loops = None, None, {}
+        return pools, loops
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", None) is not None and not sys.is_finalizing():
+            self.close()
+
+    def _after_fork(self) -> None:
+        _inherited.append((self._threads, self._waiting, self._loops))
+        self._reset()
+
+
+class _Here:
+    """All of a port that asking from a thread needs."""
+
+    native = False
+
+    def spawn(self, work: Callable[[Port], Any], name: str) -> None:
+        """Turned down: the next caller with a port probes."""
+        raise RuntimeError("no background here")
+
+
+_HERE = cast("Port", _Here())
+
+
+def _same(answer: Any) -> Any:
+    return answer
+
+
+def _parts(nodes: Any, commands: Sequence[Command]) -> dict[Any, list[int]]:
+    """The places of commands, by the server that has their key."""
+    parts: dict[Any, list[int]] = {}
+    for place, (key, _) in enumerate(commands):
+        parts.setdefault(nodes.of(key), []).append(place)
+    return parts
+
+
+def _fault_of(error: BaseException) -> Fault:
+    from memo.stores.redis.connections import fault_of
+
+    return fault_of(error)
+
+
+_all: weakref.WeakSet[Client] = weakref.WeakSet()
+_inherited: list[Any] = []
+"""The connections of a parent process: kept, since to close them here would disturb them there."""
+
+
+def _after_fork() -> None:
+    for client in list(_all):
+        client._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

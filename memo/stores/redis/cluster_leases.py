@@ -1,0 +1,170 @@
+"""Grants: the cluster leases of `leases`, as Redis gives them.
+
+A lease is a key that holds the text of its holder, which nobody else may have, and that dies
+`LEASE` seconds after its last renewal.  Rules of this module:
+
+1.  It is renewed, handed on and given back by compare-and-set only.
+2.  An acquisition whose answer was lost (a time-out, a cancelled task) is taken back, at once or
+    when Redis is back: no orphan.
+3.  Whoever gives a lease back rings its *bell*, a list with one element that those who wait move
+    onto itself: each of them is woken, once.  The next holder takes the bell away.
+4.  A holder that died rings no bell: those who wait look again every second.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import Any
+
+from memo.engine.coordination.leases import LEASE
+from memo.errors import TierError
+from memo.runtime.port import Port
+from memo.stores.redis.client import Client
+from memo.stores.redis.exchange import BusyError, pack
+from memo.stores.redis.scripts import ACQUIRE, RELEASE, RENEW
+
+LOOK_EVERY = 1.0
+"""Seconds after which one who waits looks again, in case the holder died."""
+LOOK_SOON = 0.05
+"""Seconds after which a waiter looks again that found no connection to wait on."""
+RING = 5.0
+"""Seconds that a bell can be heard by those who come too late for it."""
+_UNDO_AFTER = (0.0, 0.5)
+"""Seconds after which a lost acquisition is taken back: at once, and again in case it overtook."""
+
+
+class RedisLeases:
+    """The leases of a namespace on one Redis.
+
+    Args:
+        client: the way to it.
+        prefix: in front of all names.
+        lease: seconds that a lease lives.
+    """
+
+    def __init__(self, client: Client, prefix: bytes, lease: float = LEASE) -> None:
+        self.lease = lease
+        self._client = client
+        self._lives = b"%d" % int(lease * 1000)
+        self._rings = b"%d" % int(RING * 1000)
+        self._lease_prefix = prefix + b"l:"
+        self._bell_prefix = prefix + b"w:"
+        self._orphans: set[tuple[str, str]] = set()
+        self._undoing: set[threading.Thread] = set()
+        self._closing = threading.Event()
+        client.on_recover.append(self._adopt)
+
+    @property
+    def prefixes(self) -> tuple[bytes, bytes]:
+        """What the names of leases and bells begin with."""
+        return self._lease_prefix, self._bell_prefix
+
+    async def acquire(self, port: Port, name: str, holder: str) -> str | None:
+        """Take a lease.
+
+        Args:
+            port: the caller's.
+            name: of the lease.
+            holder: text that is the caller's alone; who has it already keeps it.
+
+        Returns:
+            None when the caller has it now; else the text of the present holder.
+
+        Raises:
+            TierError: it is not known who has it.
+        """
+        keys = self._keys(name)
+        try:
+            words = (holder.encode(), self._lives)
+            return await self._client.run(port, ACQUIRE, keys, *words, parse=_holder)
+        except BaseException:
+            self._undo(name, holder)
+            raise
+
+    async def renew(self, port: Port, name: str, holder: str) -> bool:
+        """Let a lease live on; False when the holder does not have it any more."""
+        return await self.replace(port, name, holder, holder)
+
+    async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
+        """Hand a lease on, with a full life; False when `old` does not have it."""
+        words = (old.encode(), new.encode(), self._lives)
+        return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_whether)
+
+    async def release(self, port: Port, name: str, holder: str) -> bool:
+        """Give a lease back and wake all who wait; False when the holder did not have it."""
+        try:
+            return await self._release((name, holder), port)
+        except BaseException:
+            self._undo(name, holder)
+            raise
+
+    async def _release(self, held: tuple[str, str], port: Port) -> bool:
+        name, holder = held
+        words = (holder.encode(), self._rings)
+        return await self._client.run(port, RELEASE, self._keys(name), *words, parse=_whether)
+
+    async def wait(self, port: Port, name: str, timeout: float) -> None:
+        """Wait until a lease may be free: it was given back, or `timeout` or a second went by.
+
+        Raises:
+            TierError: waiting is not possible; the caller sleeps instead.
+        """
+        seconds = min(max(timeout, 0.01), LOOK_EVERY)
+        bell = self._keys(name)[1]
+        command = pack(b"BLMOVE", bell, bell, b"LEFT", b"RIGHT", b"%.3f" % seconds)
+        deadline = seconds + self._client.deadline
+        try:
+            await self._client.ask(
+                port, command, parse=bool, key=bell, seconds=deadline, writes=True, blocks=True
+            )
+        except BusyError:  # too many wait already: look again soon, rather than queue
+            await port.sleep(min(seconds, LOOK_SOON))
+
+    def _keys(self, name: str) -> tuple[bytes, bytes]:
+        lease = name.encode() if "{" in name else f"{{{name}}}".encode()
+        return self._lease_prefix + lease, self._bell_prefix + lease
+
+    def _undo(self, name: str, holder: str) -> None:
+        """Give a lease back that may be this holder's without his knowing."""
+        self._orphans.add((name, holder))
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Do so in a thread, which no cancelled task and no ending loop takes along."""
+        if not self._orphans:
+            return
+        thread = threading.Thread(target=self._give_back, args=(self._closing,), name="memo-undo")
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is going down; the lease ends by itself
+            return
+        self._undoing.add(thread)
+
+    def _give_back(self, closing: threading.Event) -> None:
+        orphans = list(self._orphans)
+        try:
+            for seconds in _UNDO_AFTER:
+                closing.wait(seconds)
+                for orphan in orphans:
+                    self._client.here(partial(self._release, orphan))
+            self._orphans.difference_update(orphans)
+        except TierError:
+            return  # the breaker knows; when it closes this is done again
+        finally:
+            self._undoing.discard(threading.current_thread())
+
+    def close(self) -> None:
+        """Have done with what is being given back; waits for two deadlines at most."""
+        closing, self._closing = self._closing, threading.Event()
+        closing.set()
+        for thread in list(self._undoing):
+            thread.join(2 * self._client.deadline)
+
+
+def _holder(answer: list[Any]) -> str | None:
+    return answer[0].decode("utf-8", "replace") if answer else None
+
+
+def _whether(answer: Any) -> bool:
+    return bool(int(answer))

@@ -1,0 +1,241 @@
+"""Coalescing: look-ups of one event loop that are made at the same time share round trips.
+
+Rules of this module:
+
+1.  A command that several callers ask for is sent once; each gets its reply.  All of them asked
+    before it was sent, so the reply is fresh for each.
+2.  If no batch is under way, a look-up is sent at once.  Others are gathered until the loop comes
+    round or the batch is full; no batch waits for the answer to another.
+3.  A batch fails as a whole, with one `Failure`.  One that was under way on a connection that had
+    worked before and is found closed is sent once more, over another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from memo.errors import TierError
+from memo.stores.redis.exchange import ErrorReply, Exchange, Stream
+
+COUNT = 64
+"""Commands from which a batch is sent: so many that a packet costs each little, so few that the
+server works on them while the next are gathered."""
+SIZE = 64 * 1024
+"""Bytes of commands from which a batch is sent."""
+
+
+class Failure:
+    """What went wrong with an exchange; each caller that was part of it raises a copy."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: TierError) -> None:
+        self._error = error
+
+    def again(self) -> TierError:
+        """The error, without the frames of other callers."""
+        return copy.copy(self._error)
+
+
+class Batch:
+    """The commands of one exchange, and the callers that wait for their replies."""
+
+    __slots__ = ("_places", "_waiting", "again", "size")
+
+    def __init__(self) -> None:
+        self.again = False
+        self.size = 0
+        self._places: dict[bytes, int] = {}
+        self._waiting: list[tuple[asyncio.Future[Any], list[int]]] = []
+
+    def add(self, commands: Sequence[bytes], future: asyncio.Future[Any]) -> None:
+        """Ask for the replies to some packed commands."""
+        places = self._places
+        wanted = []
+        for command in commands:
+            place = places.get(command)
+            if place is None:
+                place = places[command] = len(places)
+                self.size += len(command)
+            wanted.append(place)
+        self._waiting.append((future, wanted))
+
+    @property
+    def full(self) -> bool:
+        """Whether it had better be sent now."""
+        return len(self._places) >= COUNT or self.size >= SIZE
+
+    def exchange(self, seconds: float) -> Exchange:
+        """All of it, to be sent."""
+        return Exchange(tuple(self._places), len(self._places), seconds)
+
+    def hand_out(self, replies: list[Any], explain: Callable[[Exception], Failure]) -> bool:
+        """Give each caller its replies; whether none of them is an error."""
+        failures: dict[str, Failure] = {}
+        for reply in replies:
+            if type(reply) is ErrorReply and str(reply) not in failures:
+                failures[str(reply)] = explain(reply)
+        for future, wanted in self._waiting:
+            if future.done():
+                continue
+            mine: Any = [replies[place] for place in wanted]
+            if failures:
+                wrong = next((reply for reply in mine if type(reply) is ErrorReply), None)
+                mine = mine if wrong is None else failures[str(wrong)]
+            future.set_result(mine)
+        return not failures
+
+    def fail(self, failure: Failure) -> None:
+        """Tell every caller that nothing will come."""
+        for future, _ in self._waiting:
+            if not future.done():
+                future.set_result(failure)
+
+
+class Coalescer:
+    """The look-ups of one event loop on one server; made and used on that loop.
+
+    Args:
+        seconds: the deadline of a batch.
+        opened: opens a connection for it.
+        closed: takes back a stream that is of no use any more.
+        explain: makes one failure of what went wrong; called once for each fault.
+        arrived: called when an exchange went well.
+    """
+
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        opened: Callable[[], Coroutine[Any, Any, Stream]],
+        closed: Callable[[Stream], None],
+        explain: Callable[[Exception], Failure],
+        arrived: Callable[[], None],
+    ) -> None:
+        self._seconds = seconds
+        self._open = opened
+        self._closed = closed
+        self._explain = explain
+        self._arrived = arrived
+        self._loop = asyncio.get_running_loop()
+        self._stream: Stream | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._next: Batch | None = None
+        self._ready: list[Batch] = []
+
+    def ask(self, commands: Sequence[bytes]) -> asyncio.Future[Any]:
+        """The replies to come to packed commands that only read: a list of them, or a `Failure`."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        stream = self._stream
+        if stream is not None and stream.closed:
+            self._leave(stream)
+            stream = None
+        batch = self._next
+        if batch is None:
+            batch = self._next = Batch()
+            if stream is not None and not stream.idle:
+                self._loop.call_soon(self._flush)
+        batch.add(commands, future)
+        if stream is None:
+            self._begin_opening()
+        if batch.full or (stream is not None and stream.idle):
+            self._flush()
+        return future
+
+    def _flush(self) -> None:
+        batch, self._next = self._next, None
+        if batch is None:
+            return
+        if self._stream is None:
+            self._ready.append(batch)
+            self._begin_opening()
+        else:
+            self._send(self._stream, batch)
+
+    def _send(self, stream: Stream, batch: Batch) -> None:
+        exchange = batch.exchange(self._seconds())
+        stream.send(exchange, partial(self._landed, stream, batch, exchange))
+
+    def _landed(
+        self, stream: Stream, batch: Batch, exchange: Exchange, error: Exception | None
+    ) -> None:
+        if error is None:
+            try:
+                replies = exchange.answer()
+            except Exception as wrong:
+                error = wrong
+            else:
+                if batch.hand_out(replies, self._explain):
+                    self._arrived()
+                return
+        self._leave(stream)
+        if isinstance(error, ConnectionError) and stream.proven and not batch.again:
+            batch.again = True
+            self._ready.append(batch)
+            self._begin_opening()
+        else:
+            batch.fail(self._explain_once(error))
+
+    def _explain_once(self, error: Exception) -> Failure:
+        """One failure for all batches that one fault took along."""
+        known = getattr(error, "failure", None)
+        if known is None:
+            known = error.failure = self._explain(error)  # type: ignore[attr-defined]
+        return known
+
+    def _begin_opening(self) -> None:
+        if self._opening is None and self._stream is None:
+            self._opening = self._loop.create_task(self._opened(), context=Context())
+
+    async def _opened(self) -> None:
+        try:
+            self._stream = stream = await self._open()
+        except Exception as error:
+            self._opening = None
+            self._fail(self._explain(error))
+            return
+        except BaseException:  # the loop is going down
+            self._opening = None
+            self._fail(Failure(TierError("the connection was closed here")))
+            raise
+        self._opening = None
+        self._flush()
+        ready, self._ready = self._ready, []
+        for batch in ready:
+            self._send(stream, batch)
+
+    def _fail(self, failure: Failure) -> None:
+        batches = [*self._ready, *([self._next] if self._next else [])]
+        self._ready, self._next = [], None
+        for batch in batches:
+            batch.fail(failure)
+
+    def _leave(self, stream: Stream) -> None:
+        if self._stream is stream:
+            self._stream = None
+            stream.fail(ConnectionError("closed"))
+            self._closed(stream)
+
+    def flush(self) -> None:
+        """Close the connection if nothing is under way."""
+        stream = self._stream
+        if stream is not None and stream.idle:
+            self._leave(stream)
+
+    def close(self) -> None:
+        """Close the connection, also in use."""
+        failure = Failure(TierError("the connection was closed here"))
+        if self._opening is not None:
+            self._opening.cancel()
+        self._fail(failure)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            closing = ConnectionError("closed here")
+            closing.failure = failure  # type: ignore[attr-defined]
+            stream.proven = False
+            stream.fail(closing)
+            self._closed(stream)

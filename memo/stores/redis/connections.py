@@ -1,0 +1,867 @@
+"""Connections to Redis: redis-py's clients, for the threads of a process and for an event loop.
+
+Connecting, logging in, TLS, pools, Sentinels and the topology of a cluster are redis-py's.  Rules:
+
+1.  Connecting has time of its own: `CONNECT` seconds for each step of it.  A caller waits `OPENS`
+    seconds at most; the connection then goes to the next caller.
+2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  A caller that finds them all busy
+    waits for one as long as an exchange may take; then it goes on without Redis.  Commands that
+    wait at the server have as many again, and never wait for one.
+3.  A connection that died while it was idle is replaced once.  Every command of memo may be sent
+    twice.
+4.  After a fault the topology of a cluster, and the primary of Sentinels, are asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import redis
+import redis.asyncio
+import redis.asyncio.cluster
+import redis.cluster
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.exceptions import MovedError
+
+from memo.errors import TierError
+from memo.settings.redis_urls import CLUSTER, SENTINEL, SOCKET, Address, parse
+from memo.stores.redis import breaker
+from memo.stores.redis.breaker import REPLIES, Fault
+from memo.stores.redis.coalescing import Coalescer, Failure
+from memo.stores.redis.exchange import (
+    LATE,
+    SPARED,
+    BusyError,
+    ErrorReply,
+    Exchange,
+    GarbledError,
+    Stream,
+    UnwantedError,
+    talk,
+)
+
+T = TypeVar("T")
+Command = tuple[bytes, bytes]
+"""A key that leads to the server, and a packed command."""
+CONNECTIONS = 32
+"""Connections in use at most, for each process or loop; as many again for commands that wait."""
+CONNECT = 1.0
+"""Seconds that each step of connecting may take: TCP, TLS, login."""
+OPENS = 0.25
+"""Seconds that a caller waits for a connection to be opened; as long as its deadline if that is
+longer."""
+OPENINGS = 4
+"""Connections that a loop opens at once: a crowd that finds none shares the first ones instead of
+having a TLS handshake each."""
+REFRESH = 0.5
+"""Seconds between two questions for the topology of a cluster at least."""
+_LOOK_AGAIN = 0.001
+"""Seconds between two looks for a connection that has become free."""
+_DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
+
+
+class MissingFileError(Exception):
+    """A file that an option names is not there."""
+
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+
+
+def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[str, Any]:
+    """Arguments of a client of redis-py, of either family."""
+    given = {**address.options, **options}
+    for name in _FILES:
+        if given.get(name) and not os.path.isfile(given[name]):
+            raise MissingFileError(f"{name}: there is no file {given[name]}")
+    given.pop("sentinel_kwargs", None)
+    if address.kind != CLUSTER:
+        given.pop("address_remap", None)
+    silent = ("driver_info",) if _DRIVER_INFO else ("lib_name", "lib_version")
+    given |= dict.fromkeys(silent)  # no CLIENT SETINFO
+    given |= {"protocol": 2, "retry": retry(NoBackoff(), 0)}
+    given |= {"socket_timeout": CONNECT, "socket_connect_timeout": CONNECT}
+    given["max_connections"] = CONNECTIONS if retry is redis.retry.Retry else 3 * CONNECTIONS
+    if address.tls:
+        given["ssl"] = True
+    if address.kind == SOCKET:
+        given["unix_socket_path"] = address.path
+    elif address.kind not in (SENTINEL, CLUSTER):
+        given["host"], given["port"] = address.hosts[0]
+    return given
+
+
+def _sentinels(family: Any, address: Address, options: dict[str, Any], given: Any) -> Any:
+    """The primary that Sentinels know, as a client of a family of redis-py's clients."""
+    timeouts = {"socket_timeout": CONNECT, "socket_connect_timeout": CONNECT}
+    their = {**timeouts, **dict(options.get("sentinel_kwargs") or {})}
+    group = family.Sentinel(list(address.hosts), sentinel_kwargs=their, **given)
+    return group.master_for(address.service)
+
+
+Route = Any
+"""A key, which leads to the server that has it, or a server itself."""
+
+
+class _Nodes:
+    """The servers behind an address, as one family of redis-py's clients knows them.
+
+    Attributes:
+        cluster: the client of a cluster; None: there is one server.
+    """
+
+    cluster: Any = None
+    pool: Any = None
+
+    def of(self, route: Route) -> Any:
+        """The server that a route leads to."""
+        if self.cluster is None:
+            return self.pool
+        if not isinstance(route, bytes):
+            return route
+        return self._handle(self.cluster.get_node_from_key(route))
+
+    def all(self) -> list[Any]:
+        """Every server that has keys."""
+        if self.cluster is None:
+            return [self.pool]
+        return [self._handle(node) for node in self.cluster.get_primaries()]
+
+    def named_by(self, reply: ErrorReply) -> Any:
+        """The server that a redirection names; None: it is not known (yet)."""
+        words = str(reply).partition(" ")[2]
+        move = MovedError(words)
+        node = self.cluster.get_node(move.host, move.port)
+        return None if node is None else self._handle(node)
+
+    def _handle(self, node: Any) -> Any:
+        return node
+
+
+def _greet(connection: Any) -> None:
+    """Log in, and have one reply, so that nothing the server says unasked is left unread.
+
+    That may be an error before it hangs up, or what TLS sends behind its handshake.  The pools of
+    redis-py take it for the reply to an earlier command.
+    """
+    connection.on_connect()
+    connection.send_command("ECHO", "memo")
+    connection.read_response()
+
+
+async def _greet_async(connection: Any) -> None:
+    """As `_greet`."""
+    await connection.on_connect()
+    await connection.send_command("ECHO", "memo")
+    await connection.read_response()
+
+
+class _ThreadNodes(_Nodes):
+    """Connection pools for threads."""
+
+    def __init__(self, address: Address, options: dict[str, Any]) -> None:
+        given = _arguments(address, options, redis.retry.Retry)
+        given["redis_connect_func"] = _greet
+        if address.kind == CLUSTER:
+            node: Any = redis.cluster.ClusterNode
+            nodes = [node(*host) for host in address.hosts]
+            self.cluster = redis.RedisCluster(startup_nodes=nodes, **given)
+        elif address.kind == SENTINEL:
+            self.pool = _sentinels(redis.sentinel, address, options, given).connection_pool
+        else:
+            self.pool = redis.Redis(**given).connection_pool
+
+    def _handle(self, node: Any) -> Any:
+        return self.cluster.get_redis_connection(node).connection_pool
+
+    def refresh(self) -> None:
+        """Ask for the topology again; connections that are idle are opened anew."""
+        if self.cluster is not None:
+            self.cluster.nodes_manager.initialize()
+        else:
+            self.pool.disconnect(inuse_connections=False)
+
+    def close(self) -> None:
+        """Close all connections; those in use when they come back."""
+        with contextlib.suppress(Exception):
+            if self.cluster is not None:
+                self.cluster.close()
+            else:
+                self.pool.disconnect()
+
+
+class Threads:
+    """Connections that the threads of this process share.
+
+    Args:
+        address: where to.
+        options: arguments of redis-py's clients, beyond those in the address.
+    """
+
+    def __init__(self, address: Address, options: dict[str, Any]) -> None:
+        self._address = address
+        self._options = options
+        self._lock = threading.Lock()
+        self._nodes: _ThreadNodes | None = None
+        self._opening: _Opening | None = None
+        self._refreshed = 0.0
+        self._proven = False
+        self._epoch = 0
+
+    @property
+    def nodes(self) -> _ThreadNodes:
+        """The servers; makes their client first, or asks for the topology again.
+
+        Raises:
+            Exception: whatever redis-py raises, for `fault_of`.
+        """
+        nodes = self._nodes if self._proven else None
+        return nodes or self._opened(b"")
+
+    def exchange(
+        self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
+    ) -> list[Any]:
+        """Have an exchange with the server of a route.
+
+        Args:
+            check: raises where it is of no use any more, when the caller had to wait.
+            blocks: the command waits at the server.
+
+        Raises:
+            BusyError: no connection became free.
+            Exception: whatever redis-py raises, for `fault_of`.
+        """
+        nodes = self._nodes if self._proven else self._opened(route, exchange.seconds)
+        assert nodes is not None
+        pool = nodes.of(route)
+        connection = self._taken(pool, exchange.seconds, check, blocks)
+        used = getattr(connection, "used", False)
+        try:
+            return self._talk(pool, connection, exchange)
+        except ConnectionError:  # it may have died while it was idle
+            if not used:
+                raise
+        exchange.restart()
+        return self._talk(pool, self._taken(pool, exchange.seconds, check, blocks), exchange)
+
+    def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
+        epoch = self._epoch
+        try:
+            answer = talk(connection, exchange)
+            connection.used = True
+        except UnwantedError:
+            connection.disconnect()
+            return [False]
+        except BaseException:
+            connection.disconnect()
+            connection.used = False
+            raise
+        else:
+            return answer
+        finally:
+            if epoch != self._epoch:  # closed meanwhile
+                connection.disconnect()
+            pool.release(connection)
+
+    def _taken(self, pool: Any, seconds: float, check: Callable[[], None], blocks: bool) -> Any:
+        """A connection of a pool."""
+        try:
+            return pool.get_connection()
+        except exceptions.MaxConnectionsError:
+            if blocks:
+                raise BusyError("all connections to Redis are busy") from None
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            time.sleep(_LOOK_AGAIN)
+            check()
+            with contextlib.suppress(exceptions.MaxConnectionsError):
+                return pool.get_connection()
+        raise BusyError("all connections to Redis are busy")
+
+    def _opened(self, route: Route, seconds: float = OPENS) -> _ThreadNodes:
+        """The servers, that of the route with a connection ready."""
+        for last in (False, True):
+            with self._lock:
+                opening = self._opening
+                mine = opening is None
+                if opening is None:
+                    opening = self._opening = _Opening(partial(self._open, route), self._over)
+                    opening.thread.start()
+            if not opening.done.wait(max(OPENS, seconds)):
+                raise TimeoutError("connecting")
+            if opening.error is None:
+                break
+            if mine or last:  # one that began earlier may have met what is over now
+                raise opening.error
+        nodes = self._nodes
+        if nodes is None:  # closed meanwhile
+            raise TierError("the connection was closed here")
+        return nodes
+
+    def _open(self, route: Route) -> None:
+        epoch = self._epoch
+        nodes = self._nodes
+        if nodes is None:
+            nodes = _ThreadNodes(self._address, self._options)
+            self._refreshed = time.monotonic()
+        elif time.monotonic() - self._refreshed > REFRESH:
+            nodes.refresh()
+            self._refreshed = time.monotonic()
+        pool = nodes.of(route)
+        pool.release(pool.get_connection())
+        with self._lock:
+            if epoch == self._epoch:
+                self._nodes, self._proven = nodes, True
+                return
+        nodes.close()
+
+    def _over(self) -> None:
+        with self._lock:
+            self._opening = None
+
+    def doubt(self) -> None:
+        """After a fault: connect anew, and ask for the topology, before the next exchange."""
+        self._proven = False
+
+    def flush(self) -> None:
+        """Close the connections that are idle."""
+        nodes = self._nodes
+        if nodes is not None and nodes.cluster is None:
+            nodes.pool.disconnect(inuse_connections=False)
+
+    def close(self) -> None:
+        """Close all connections; those in use when they come back.  May be used again."""
+        with self._lock:
+            self._epoch += 1
+            nodes, self._nodes, self._proven = self._nodes, None, False
+        if nodes is not None:
+            nodes.close()
+
+
+class _Opening:
+    """A thread that connects, which its callers need not wait for."""
+
+    def __init__(self, work: Callable[[], None], over: Callable[[], None]) -> None:
+        self._work = work
+        self._over = over
+        self.done = threading.Event()
+        self.error: Exception | None = None
+        self.thread = threading.Thread(target=self._run, name="memo-connect", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            self.error = error
+        finally:
+            self._over()
+            self.done.set()
+
+
+def alone(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
+    """A connection of its own to one server, logged in, and its socket.
+
+    Raises:
+        Exception: whatever redis-py raises, for `fault_of`.
+    """
+    connection = _ThreadNodes(parse(url), options).pool.get_connection()
+    return connection, connection._sock
+
+
+# --- an event loop -------------------------------------------------------------------------------
+
+
+class _LoopNodes(_Nodes):
+    """Connection pools, or nodes of a cluster, for one event loop."""
+
+    def __init__(self, address: Address, options: dict[str, Any]) -> None:
+        given = _arguments(address, options, redis.asyncio.retry.Retry)
+        if address.kind != CLUSTER:
+            given["redis_connect_func"] = _greet_async
+        if address.kind == CLUSTER:
+            given.pop("ssl_password", None)
+            nodes = [redis.asyncio.cluster.ClusterNode(*host) for host in address.hosts]
+            self.cluster = redis.asyncio.RedisCluster(startup_nodes=nodes, **given)
+        elif address.kind == SENTINEL:
+            family = redis.asyncio.sentinel
+            self.pool = _sentinels(family, address, options, given).connection_pool
+        else:
+            self.pool = redis.asyncio.Redis(**given).connection_pool
+
+    async def refresh(self) -> None:
+        """Ask for the topology; connections that are idle are opened anew."""
+        if self.cluster is not None:
+            await self.cluster.nodes_manager.initialize()
+        else:
+            await self.pool.disconnect(inuse_connections=False)
+
+    async def acquire(self, node: Any) -> Any:
+        """A connection to a server."""
+        if self.cluster is None:
+            return await node.get_connection()
+        connection = node.acquire_connection()
+        if connection.is_connected and connection._writer.transport.is_closing():
+            _let_go(connection)  # pools look at what they hand out, nodes of a cluster do not
+        try:
+            await connection.connect()
+        except BaseException:
+            node.release(connection)
+            raise
+        return connection
+
+    async def release(self, node: Any, connection: Any) -> None:
+        """Take a connection back."""
+        if self.cluster is None:
+            await node.release(connection)
+        else:
+            node.release(connection)
+
+    def connections(self) -> list[Any]:
+        """All of them, open or not."""
+        if self.cluster is None:
+            group = getattr(self.pool, "sentinel_manager", None)
+            sentinels = [] if group is None else [one.connection_pool for one in group.sentinels]
+            return [
+                connection
+                for pool in (self.pool, *sentinels)
+                for connection in (*pool._available_connections, *pool._in_use_connections)
+            ]
+        manager = self.cluster.nodes_manager
+        both = (*manager.nodes_cache.values(), *manager.startup_nodes.values())
+        nodes = (*both, *self.cluster.startup_nodes)  # equal ones are not the same
+        return list({id(c): c for node in nodes for c in node._connections}.values())
+
+
+class Home(Protocol):
+    """What the connections of a loop need of the client.
+
+    Attributes:
+        deadline: seconds that an exchange may take.
+    """
+
+    deadline: float
+
+    def explain(self, error: Exception) -> Failure:
+        """What an exchange came to; called once for each that went wrong."""
+        ...
+
+    def arrived(self) -> None:
+        """An exchange went well."""
+        ...
+
+
+class Loop:
+    """Connections that the tasks of one event loop share; made and used on that loop.
+
+    Args:
+        address, options: see `Threads`.
+        home: the client.
+        ended: called when the loop has ended.
+    """
+
+    def __init__(
+        self, address: Address, options: dict[str, Any], home: Home, ended: Callable[[], Any]
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._home = home
+        self._ended = ended
+        self.nodes = _LoopNodes(address, options)
+        self._slots = {blocks: asyncio.Semaphore(CONNECTIONS) for blocks in (False, True)}
+        self._openings = asyncio.Semaphore(OPENINGS)
+        self._refreshing = asyncio.Lock()
+        self._refreshed = -REFRESH
+        self._doubted = self.nodes.cluster is not None
+        self._coalescers: dict[Any, Coalescer] = {}
+        self._streams: dict[Stream, Any] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._keeper: AsyncGenerator[None, None] | None = None
+        self.alone = self.nodes.cluster is None
+
+    # --- look-ups --------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether `look_up` works: the loop will close the connections, the topology is known."""
+        return self._keeper is not None and not self._doubted
+
+    async def get_ready(self) -> None:
+        """Make `look_up` work."""
+        if self._keeper is None:
+            await self._keep()
+        if self._doubted:
+            await self._within_time(self._learn())
+
+    def look_up(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
+        """The replies to come to commands that only read: a list of them, or a `Failure`."""
+        if self.alone:
+            return self._coalescer(self.nodes.pool).ask([data for _, data in commands])
+        parts: dict[Any, list[int]] = {}
+        for place, (key, _) in enumerate(commands):
+            parts.setdefault(self.nodes.of(key), []).append(place)
+        if len(parts) == 1:
+            (node,) = parts
+            return self._coalescer(node).ask([data for _, data in commands])
+        return _Gathered(self.loop, len(commands)).begin(
+            (self._coalescer(node).ask([commands[place][1] for place in places]), places)
+            for node, places in parts.items()
+        )
+
+    def _coalescer(self, node: Any) -> Coalescer:
+        found = self._coalescers.get(node)
+        if found is None:
+            home = self._home
+            found = self._coalescers[node] = Coalescer(
+                lambda: home.deadline,
+                partial(self._open, node),
+                self._take_back,
+                lambda error: home.explain(error),  # noqa: PLW0108 - bound, it keeps the client alive
+                lambda: home.arrived(),  # noqa: PLW0108
+            )
+        return found
+
+    # --- exchanges -------------------------------------------------------------------------------
+
+    async def exchange(
+        self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
+    ) -> list[Any]:
+        """As `Threads.exchange`."""
+        slots = self._slots[blocks]
+        if slots.locked():
+            if blocks:
+                raise BusyError("all connections to Redis are busy")
+            await self._queue(slots, exchange.seconds, check)
+        else:
+            await slots.acquire()
+        try:
+            await self.get_ready()
+            return await self._exchange(self.nodes.of(route), exchange, check)
+        finally:
+            slots.release()
+
+    async def _queue(
+        self, slots: asyncio.Semaphore, seconds: float, check: Callable[[], None]
+    ) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await slots.acquire()
+        except TimeoutError:
+            raise BusyError("all connections to Redis are busy") from None
+        try:
+            check()
+        except BaseException:
+            slots.release()
+            raise
+
+    async def _exchange(
+        self, node: Any, exchange: Exchange, check: Callable[[], None]
+    ) -> list[Any]:
+        for again in (True, False):
+            stream = await self._open(node, check)
+            landed: asyncio.Future[None] = self.loop.create_future()
+            fresh = not getattr(stream.connection, "used", False)
+            stream.connection.used = True
+            try:
+                stream.send(exchange, partial(_settle, landed))
+                await landed
+                answer = exchange.answer()
+            except ConnectionError:
+                self._take_back(stream)
+                if fresh or not again:
+                    raise
+                exchange.restart()
+                continue
+            except BaseException:
+                stream.fail(ConnectionError("given up"))
+                self._take_back(stream)
+                raise
+            self._streams.pop(stream, None)
+            if stream.closed:  # shut meanwhile
+                return answer
+            await self.nodes.release(node, stream.give_back())
+            return answer
+        raise AssertionError
+
+    # --- connections -----------------------------------------------------------------------------
+
+    async def _open(self, node: Any, check: Callable[[], None] | None = None) -> Stream:
+        waits = self._openings.locked()
+        async with self._openings:
+            if waits and check is not None:  # not the one that probes whether it answers again
+                check()
+            connection = await self._within_time(
+                self.nodes.acquire(node), lambda late: self._abandon(node, late)
+            )
+        stream = Stream(connection)
+        self._streams[stream] = node
+        return stream
+
+    async def _within_time(
+        self, work: Coroutine[Any, Any, T], late: Callable[[T], None] | None = None
+    ) -> T:
+        """What some connecting gives; it goes on when its caller has waited long enough.
+
+        Raises:
+            TimeoutError: it takes too long.
+        """
+        task = self.loop.create_task(work, name="memo-connect", context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            for _ in range(SPARED):
+                seconds = max(OPENS, self._home.deadline)
+                due = self.loop.time() + seconds
+                await asyncio.wait({task}, timeout=seconds)
+                if task.done() or self.loop.time() - due < LATE:
+                    break
+        finally:
+            if not task.done():
+                task.add_done_callback(partial(_over, late))
+        if not task.done():
+            raise TimeoutError("connecting")
+        return task.result()
+
+    def _abandon(self, node: Any, connection: Any) -> None:
+        """A connection that its caller did not wait for goes to the next."""
+        task = self.loop.create_task(self.nodes.release(node, connection), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _take_back(self, stream: Stream) -> None:
+        """A stream is closed: its connection may be opened anew."""
+        node = self._streams.pop(stream, None)
+        if node is None:
+            return
+        _let_go(stream.connection)
+        if not self.loop.is_closed():
+            self._abandon(node, stream.connection)
+
+    async def _learn(self) -> None:
+        """Ask for the topology of a cluster, where that is in doubt."""
+        async with self._refreshing:
+            if self._doubted and self.loop.time() - self._refreshed > REFRESH:
+                self._refreshed = self.loop.time()
+                await self.nodes.refresh()
+                self._doubted = False
+
+    def doubt_soon(self) -> None:
+        """After a fault: ask for the topology before the next exchange; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed since
+            self.loop.call_soon_threadsafe(self._doubt)
+
+    def _doubt(self) -> None:
+        self._doubted = not self.alone
+        self.flush()
+
+    async def _keep(self) -> None:
+        """Have the loop close the connections when it ends."""
+        _live.add(self)
+        self._keeper = self._until_the_end()
+        await self._keeper.__anext__()
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._ended()
+            self.shut()
+            for _ in range(3):  # for the transports to let go of their sockets
+                await asyncio.sleep(0)
+
+    def flush(self) -> None:
+        """Close the connections that are idle."""
+        for coalescer in list(self._coalescers.values()):
+            coalescer.flush()
+        busy = {stream.connection for stream in self._streams}
+        for connection in self.nodes.connections():
+            if connection not in busy and connection.is_connected:
+                _let_go(connection)
+
+    def shut(self) -> None:
+        """Close all connections, also those in use.  On the pool's own loop."""
+        _live.discard(self)
+        for coalescer in list(self._coalescers.values()):
+            coalescer.close()
+        self._coalescers.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        for stream in list(self._streams):
+            stream.fail(ConnectionError("closed here"))
+        self._streams.clear()
+        for connection in self.nodes.connections():
+            _let_go(connection)
+
+    async def aclose(self) -> None:
+        """Close all connections and wait until they are closed.  On the pool's own loop."""
+        keeper, self._keeper = self._keeper, None
+        self.shut()
+        if keeper is not None:
+            await keeper.aclose()
+
+    def close(self) -> None:
+        """Close all connections, from any thread, as soon as the loop gets to it."""
+        if self.loop.is_closed():
+            self.forget()
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has been closed since
+            self.loop.call_soon_threadsafe(self.shut)
+
+    def forget(self) -> None:
+        """Let go of the connections of a loop that ended without closing them."""
+        _live.discard(self)
+        for connection in self.nodes.connections():
+            connection._reader = connection._writer = None
+        self._coalescers.clear()
+        self._streams.clear()
+
+
+def _let_go(connection: Any) -> None:
+    """Close an asynchronous connection at once; never raises, never waits."""
+    writer = connection._writer
+    connection.used = False
+    if writer is not None:
+        connection._parser.on_disconnect()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            writer.transport.abort()
+        connection._reader = connection._writer = None
+
+
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _over(late: Callable[[Any], None] | None, task: asyncio.Task[Any]) -> None:
+    """What was to be connected is, or not: too late for its caller."""
+    if not task.cancelled() and task.exception() is None and late is not None:
+        late(task.result())
+
+
+class _Gathered:
+    """The replies of several servers, in the order of the commands."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self._found: list[Any] = [None] * count
+        self._missing = 0
+
+    def begin(self, parts: Iterable[tuple[asyncio.Future[Any], list[int]]]) -> asyncio.Future[Any]:
+        """Wait for all parts: a future, and the places of its replies."""
+        both = list(parts)
+        self._missing = len(both)
+        for future, places in both:
+            future.add_done_callback(partial(self._arrived, places))
+        return self.future
+
+    def _arrived(self, places: list[int], part: asyncio.Future[Any]) -> None:
+        self._missing -= 1
+        if self.future.done() or part.cancelled():
+            return
+        answer = part.result()
+        if type(answer) is Failure:
+            self.future.set_result(answer)
+            return
+        for place, reply in zip(places, answer, strict=True):
+            self._found[place] = reply
+        if not self._missing:
+            self.future.set_result(self._found)
+
+
+_live: set[Loop] = set()
+"""Those with connections: they are closed, never just collected, however they were forgotten."""
+
+
+# --- what went wrong -----------------------------------------------------------------------------
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What an exception of redis-py, of an exchange, or of what they stand on, means."""
+    if isinstance(error, (ErrorReply, exceptions.RedisError)):
+        code = str(getattr(error, "status_code", ""))
+        if code not in REPLIES:
+            code = _code(str(error)) or _CODES.get(type(error), "")
+        if isinstance(error, exceptions.AuthenticationError) and "invalid" in str(error):
+            code = "WRONGPASS"
+        if code:
+            return REPLIES[code]
+        if isinstance(error, (ErrorReply, exceptions.ResponseError)):
+            return breaker.OTHER
+    causes = list(_causes(error))
+    if any(type(cause).__name__ == "MasterNotFoundError" for cause in causes):
+        return REPLIES["MASTERS"]
+    for fault, kinds in _KINDS:
+        if any(isinstance(cause, kinds) for cause in causes):
+            return fault
+    return breaker.GARBLED
+
+
+_CODES: dict[type[BaseException], str] = {
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.BusyLoadingError: "LOADING",
+    exceptions.NoPermissionError: "NOPERM",
+    exceptions.MasterDownError: "MASTERDOWN",
+    exceptions.ClusterDownError: "CLUSTERDOWN",
+    exceptions.MovedError: "MOVED",
+    exceptions.AskError: "ASK",
+    exceptions.TryAgainError: "TRYAGAIN",
+    exceptions.ClusterCrossSlotError: "CROSSSLOT",
+    exceptions.AuthenticationError: "NOAUTH",
+    exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
+}
+"""redis-py takes the code off the text of some errors of logging in."""
+
+
+def _code(text: str) -> str:
+    """The code in an error reply; `""` for what is none, or is not in `REPLIES`.
+
+    Redis 6.2 hides the code of what fails inside a script behind `ERR Error running script`.
+    """
+    if "invalid username-password" in text or "without any password" in text:
+        return "WRONGPASS"
+    if "Authentication required" in text:
+        return "NOAUTH"
+    if "DB index is out of range" in text:
+        return "DATABASE"
+    if "unknown command" in text.lower():
+        return "UNKNOWN"
+    if "max number of clients" in text:
+        return "MAXCLIENTS"
+    if "user executing the script" in text:
+        return "NOPERM"
+    words = (word.strip("-:") for word in text.split())
+    return next((word for word in words if word in REPLIES), "")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+_KINDS: tuple[tuple[Fault, Any], ...] = (
+    (REPLIES["CLUSTERDOWN"], exceptions.SlotNotCoveredError),
+    (breaker.UNREADABLE, MissingFileError),
+    (breaker.INSECURE, ssl.SSLError),
+    (breaker.UNRESOLVED, socket.gaierror),
+    (breaker.REFUSED, (ConnectionRefusedError, FileNotFoundError, PermissionError)),
+    (breaker.SILENT, (TimeoutError, exceptions.TimeoutError)),
+    (breaker.CLOSED, (ConnectionError, EOFError)),
+    (breaker.GARBLED, (exceptions.InvalidResponse, GarbledError)),
+    (breaker.REFUSED, OSError),  # no route to the host, no such network
+    (breaker.CLOSED, exceptions.ConnectionError),
+)

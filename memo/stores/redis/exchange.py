@@ -1,0 +1,487 @@
+"""One exchange with a Redis server: packed commands in, replies out, within one deadline.
+
+Connections are redis-py's; they come here connected and logged in.  Rules of this module:
+
+1.  The last command of an exchange is an `ECHO` of a nonce.  Its replies count only when the nonce
+    comes back in its place, so the replies to an earlier exchange are never taken for an answer.
+2.  An exchange has `seconds` in all, connecting not included, plus the time that what was received
+    takes at `RATE`: a big reply may take longer, a dripping one may not.
+3.  A thread or an event loop that was held up by something else is not held against the server.
+4.  A connection whose exchange did not end well is closed by its owner.
+5.  Replies are parsed here and not by hiredis, which allocates an array of any announced length
+    before its elements have come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from memo.errors import TierError
+from memo.records.payload_pieces import Sink
+from memo.stores.redis.breaker import RATE
+
+CHUNK = 64 * 1024
+"""Bytes that are read from a socket at once, and up to which commands are sent in one piece."""
+LONGEST_LINE = 4096
+"""Bytes of the longest first line of a reply: an error and its text."""
+MOST_ELEMENTS = 1 << 20
+"""Elements of the longest array that memo ever asks for, with room to spare."""
+LARGEST = 512 << 20
+"""Bytes of the largest value that Redis has."""
+LATE = 0.02
+"""Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
+SPARED = 20
+"""How often that is held against the loop; then what waits is given up all the same."""
+_FIRST = 8 * 1024
+_LOOKS, _LOOK = 3, 0.005
+"""How often, and for how many seconds, a thread that is past its deadline looks whether the reply
+is there: the thread may have been held up."""
+
+Part = bytes | memoryview
+_nonces = itertools.count()
+
+
+class ErrorReply(Exception):  # noqa: N818 - it is a reply, not a fault of ours
+    """An error that the server answered with."""
+
+    @property
+    def code(self) -> str:
+        """Its first word, such as `"OOM"`."""
+        return str(self).partition(" ")[0]
+
+
+class BusyError(TierError):
+    """All connections are in use for too long; says nothing about the server."""
+
+
+class GarbledError(Exception):
+    """The bytes that came are no replies to what was asked."""
+
+
+def pack(*words: bytes) -> bytes:
+    """A command as Redis reads it."""
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        parts += (b"$%d\r\n" % len(word), word, b"\r\n")
+    return b"".join(parts)
+
+
+class Reader:
+    """Replies out of bytes that arrive in pieces."""
+
+    __slots__ = ("_at", "_chunks", "_data", "_held", "_wanted")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._at = 0
+        self._chunks: list[bytes] = []
+        self._held = 0
+        self._wanted = 1
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes that have arrived."""
+        self._chunks.append(data)
+        self._held += len(data)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that are here and belong to no reply that was taken."""
+        return len(self._data) - self._at + self._held
+
+    def take(self, replies: list[Any], count: int) -> bool:
+        """Append the replies that have arrived, until there are `count`; whether there are.
+
+        An error reply is appended as an `ErrorReply`.
+
+        Raises:
+            GarbledError: these bytes are no replies.
+        """
+        if self._held:
+            if self.unread < self._wanted:
+                return False
+            self._data = b"".join((self._data[self._at :], *self._chunks))
+            self._at, self._held = 0, 0
+            self._chunks.clear()
+        data, at = self._data, self._at
+        try:
+            while len(replies) < count:
+                reply, at = _parse(data, at)
+                replies.append(reply)
+        except _More as more:
+            self._wanted = more.size - at
+            return False
+        except ValueError as error:
+            raise GarbledError(str(error)) from None
+        finally:
+            self._at = at
+        self._wanted = 1
+        return True
+
+    def header(self) -> bytes | None:
+        """The first line of the next reply, taken by itself; None: it has not arrived."""
+        self._data = b"".join((self._data[self._at :], *self._chunks))
+        self._at, self._held = 0, 0
+        self._chunks.clear()
+        end = self._data.find(b"\r\n")
+        if end < 0:
+            if len(self._data) > LONGEST_LINE:
+                raise GarbledError("a line without an end")
+            return None
+        self._at = end + 2
+        return self._data[:end]
+
+    def some(self, size: int) -> bytes:
+        """At most so many of the bytes that are here, not parsed."""
+        taken = self._data[self._at : self._at + size]
+        self._at += len(taken)
+        return taken
+
+
+class _More(Exception):  # noqa: N818 - a signal between two functions of this module
+    """The reply goes on beyond the bytes that are here: to `size` at least."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+def _parse(data: bytes, at: int) -> tuple[Any, int]:  # noqa: C901, PLR0912 - a hit's inner loop
+    """The RESP2 reply that begins at a place, and where it ends."""
+    end = data.find(b"\r\n", at)
+    if end < 0:
+        if len(data) - at > LONGEST_LINE:
+            raise ValueError("a line without an end")
+        raise _More(len(data) + 1)
+    kind, behind = data[at], end + 2
+    if kind == 36:  # $
+        size = int(data[at + 1 : end])
+        if size < 0:
+            return None, behind
+        if size > LARGEST:
+            raise ValueError("a value longer than any")
+        end = behind + size
+        if data[end : end + 2] != b"\r\n":
+            if len(data) < end + 2:
+                raise _More(end + 2)
+            raise ValueError("a value without its end")
+        return data[behind:end], end + 2
+    line = data[at + 1 : end]
+    if kind == 42:  # *
+        size = int(line)
+        if size > MOST_ELEMENTS:
+            raise ValueError("a longer array than anything asked for")
+        found: Any = [] if size >= 0 else None
+        for _ in range(size):
+            if data[behind : behind + 5] == b"$-1\r\n":  # most fields of a group are not there
+                found.append(None)
+                behind += 5
+                continue
+            element, behind = _parse(data, behind)
+            found.append(element)
+        return found, behind
+    if kind == 43:  # +
+        return line, behind
+    if kind == 58:  # :
+        return int(line), behind
+    if kind == 45:  # -
+        return ErrorReply(line.decode("utf-8", "replace")), behind
+    raise ValueError("not RESP2")
+
+
+class Exchange:
+    """Packed commands, and the replies to them as they arrive.
+
+    Args:
+        commands: packed, in order.
+        count: how many replies they have.
+        seconds: the deadline; what is sent and received may take its time at `RATE` on top.
+        body: gives, each time anew, what is sent behind the first of `commands`, in pieces.
+        sink: takes the bytes of the first reply; over a blocking connection only.
+
+    Attributes:
+        given: the commands as they were given.
+    """
+
+    __slots__ = ("_nonce", "body", "commands", "count", "given", "replies", "seconds", "sink")
+
+    def __init__(
+        self,
+        commands: Sequence[Part],
+        count: int,
+        seconds: float,
+        body: Callable[[], Iterator[Part]] | None = None,
+        sink: Sink | None = None,
+    ) -> None:
+        nonce = self._nonce = b"%012x" % next(_nonces)
+        echo = b"*2\r\n$4\r\nECHO\r\n$12\r\n%s\r\n" % nonce
+        size = sum(map(len, commands))
+        if body is None and size <= CHUNK:
+            self.commands: Sequence[Part] = (b"".join((*commands, echo)),)
+        else:
+            self.commands = (*commands, echo)
+        self.given = commands
+        self.count = count
+        self.seconds = seconds + size / RATE
+        self.body = body
+        self.sink = sink
+        self.replies: list[Any] = []
+
+    def restart(self) -> None:
+        """Forget what has arrived: it is sent once more."""
+        self.replies = []
+
+    def pieces(self) -> Iterator[Part]:
+        """What is sent, in order."""
+        if self.body is None:
+            yield from self.commands
+            return
+        yield self.commands[0]
+        yield from self.body()
+        yield from self.commands[1:]
+
+    def take(self, reader: Reader) -> bool:
+        """Take the replies that have arrived; whether these are all."""
+        return reader.take(self.replies, self.count + 1)
+
+    def answer(self) -> list[Any]:
+        """The replies, when all have arrived; error replies are among them.
+
+        Raises:
+            ErrorReply: nothing works on this connection.
+            GarbledError: these are the replies to something else.
+        """
+        nonce = self.replies.pop()
+        if isinstance(nonce, ErrorReply):
+            raise self.first_error() or nonce
+        if nonce != self._nonce:
+            raise GarbledError("the answer to another question")
+        return self.replies
+
+    def first_error(self) -> ErrorReply | None:
+        """The first error among the replies so far: what a server says before it hangs up."""
+        return next((reply for reply in self.replies if isinstance(reply, ErrorReply)), None)
+
+
+# --- over a connection of threads ----------------------------------------------------------------
+
+
+def talk(connection: Any, exchange: Exchange) -> list[Any]:
+    """Have an exchange over a connected `redis.Connection`, in this thread.
+
+    Raises:
+        ErrorReply, GarbledError: see `Exchange.answer`.
+        OSError: the connection broke, or the deadline has passed (`TimeoutError`).
+    """
+    line = _Line(connection._sock, exchange.seconds)
+    for piece in exchange.commands if exchange.body is None else exchange.pieces():
+        line.send(piece)
+    reader = Reader()
+    if exchange.sink is not None:
+        exchange.replies.append(_receive(line, reader, exchange.sink))
+    while not exchange.take(reader):
+        try:
+            reader.feed(line.receive())
+        except ConnectionError:
+            raise exchange.first_error() or ConnectionError("closed") from None
+    return exchange.answer()
+
+
+class _Line:
+    """A socket all of whose calls together keep one deadline."""
+
+    __slots__ = ("_armed", "_ends", "_looks", "_received", "_sock")
+
+    def __init__(self, sock: Any, seconds: float) -> None:
+        self._sock = sock
+        self._ends = time.monotonic() + seconds
+        self._received = self._looks = 0
+        self._armed = 2  # the time-out set here is right for the first sending and receiving
+        if sock.gettimeout() != seconds:
+            sock.settimeout(seconds)
+
+    def _arm(self) -> None:
+        if self._armed:
+            self._armed -= 1
+            return
+        seconds = self._ends + self._received / RATE - time.monotonic()
+        if seconds <= 0:
+            if self._looks >= _LOOKS:
+                raise TimeoutError("deadline")
+            self._looks += 1
+            seconds = _LOOK
+        self._sock.settimeout(seconds)
+
+    def send(self, data: Part) -> None:
+        self._arm()
+        self._sock.sendall(data)
+
+    def receive(self) -> bytes:
+        self._arm()
+        data: bytes = self._sock.recv(_FIRST if not self._received else CHUNK)
+        if not data:
+            raise ConnectionError("closed")
+        self._received += len(data)
+        return data
+
+    def receive_into(self, room: memoryview) -> int:
+        self._arm()
+        size: int = self._sock.recv_into(room)
+        if not size:
+            raise ConnectionError("closed")
+        self._received += size
+        return size
+
+
+def _receive(line: _Line, reader: Reader, sink: Sink) -> Any:
+    """Read one value straight into a sink; False: there is none, or one of another size."""
+    while (header := reader.header()) is None:
+        reader.feed(line.receive())
+    if header[:1] in (b"-", b"!"):
+        return ErrorReply(header[1:].decode("utf-8", "replace"))
+    if header == b"$-1":
+        return False
+    if header != b"$%d" % sink.size:
+        if header[:1] == b"$" and header[1:].isdigit() and int(header[1:]) <= LARGEST:
+            raise UnwantedError
+        raise GarbledError("not a value")
+    sink.begin()
+    at = 0
+    while at < sink.size:
+        room = sink.room(at)[: sink.size - at]
+        early = reader.some(len(room))
+        done = len(early)
+        room[:done] = early
+        while done < len(room):
+            done += line.receive_into(room[done:])
+        sink.took(room)
+        at += len(room)
+    while reader.unread < 2:
+        reader.feed(line.receive())
+    if reader.header() != b"":
+        raise GarbledError("a value without its end")
+    return True
+
+
+class UnwantedError(Exception):
+    """A value has another size than was asked for; rather than read it, close the connection."""
+
+
+# --- over a connection of an event loop ----------------------------------------------------------
+
+
+class Landing(Protocol):
+    """Called with None when an exchange has all its replies, else with what went wrong."""
+
+    def __call__(self, error: Exception | None, /) -> None: ...
+
+
+class Stream(asyncio.Protocol):
+    """A connected `redis.asyncio.Connection`, on which exchanges follow each other without a pause.
+
+    Args:
+        connection: taken from its pool for as long as this lives.
+
+    Attributes:
+        proven: something has come over it.
+        closed: it is of no use any more.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.proven = self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._transport = connection._writer.transport
+        self._before = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+        self._reader = Reader()
+        self._sent: deque[tuple[Exchange, Landing, float, int]] = deque()
+        self._received = self._spared = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._sent
+
+    def send(self, exchange: Exchange, landed: Landing) -> None:
+        """Send an exchange behind those that are under way."""
+        now = self._loop.time()
+        self._sent.append((exchange, landed, now, self._received))
+        if self._timer is None:
+            self._due = now + exchange.seconds
+            self._timer = self._loop.call_at(self._due, self._look)
+        for piece in exchange.pieces():
+            self._transport.write(piece)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the exchanges that are whole."""
+        self._received += len(data)
+        self.proven = True
+        self._spared = 0
+        try:
+            self._reader.feed(data)
+            while self._sent and self._sent[0][0].take(self._reader):
+                self._sent.popleft()[1](None)
+        except Exception as error:
+            self.fail(error)
+        if not self._sent and self._reader.unread and not self.closed:
+            self.fail(GarbledError("an answer that nothing asked for"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server or the network has closed it."""
+        last_words = self._sent[0][0].first_error() if self._sent else None
+        self.fail(last_words or exc or ConnectionError("closed"))
+
+    def _look(self) -> None:
+        """See whether the oldest exchange has had its time, unless the loop is too busy to read."""
+        self._timer = None
+        if not self._sent:
+            return
+        exchange, _, begun, before = self._sent[0]
+        now = self._loop.time()
+        earned = begun + exchange.seconds + (self._received - before) / RATE
+        if now < earned:
+            self._due = earned
+        elif self._spared < SPARED and (now - self._due > LATE or self._unread()):
+            self._spared += 1
+            self._due = now + min(exchange.seconds, 2 * LATE)
+        else:
+            self.fail(TimeoutError("deadline"))
+            return
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _unread(self) -> bool:
+        """Whether something has come that the loop has not got round to reading."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._transport.get_extra_info("socket"), selectors.EVENT_READ)
+            return bool(selector.select(0))
+
+    def give_back(self) -> Any:
+        """The connection, as it was before."""
+        self._stop_timer()
+        self.closed = True
+        self._transport.set_protocol(self._before)
+        return self.connection
+
+    def fail(self, error: Exception) -> None:
+        """Close it at once; all that is under way fails with one error."""
+        if self.closed:
+            return
+        self.closed = True
+        self._stop_timer()
+        self._transport.abort()
+        sent = [landed for _, landed, _, _ in self._sent]
+        self._sent.clear()
+        for landed in sent:
+            landed(error)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,203 @@
+"""Prefetch: the groups that the entries of a function name, so that they are read with a record.
+
+Entries of one function mostly name the same groups.  Rules of this module:
+
+1.  Groups are learned from entries whose seal held.  A group that was not asked for is never
+    guessed: its reader asks again, and the next look-up asks for it at once.
+2.  Where parts of a group were invalidated (it has *shapes*), the fields that cover a call follow
+    from its arguments and the shapes.  The shapes that were seen last are assumed; where they have
+    changed meanwhile, the reader asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from memo.stores.protocols import Part
+from memo.stores.redis.exchange import pack
+from memo.validity import stamps
+from memo.validity.stamps import ALL, LAST, LOST, SHAPES, Ref, State
+
+K = TypeVar("K")
+V = TypeVar("V")
+Command = tuple[bytes, bytes]
+GROUPS = 16
+"""Groups that are asked for with a record at most."""
+KNOWN = 4096
+"""Functions, and groups, of which anything is remembered."""
+BIG = 64 * 1024
+"""Bytes of a record from which a function's records travel by themselves."""
+_BASE = (ALL, LAST, SHAPES)
+
+
+class Group:
+    """One group.
+
+    Args:
+        key: its name in Redis.
+
+    Attributes:
+        command: reads its `*`, `!` and `?`.
+        latest: such a reply without shapes, and what any part but the whole then reads.
+        shapes: those that were seen last; `""`: none.
+    """
+
+    __slots__ = ("command", "key", "latest", "shapes")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.command = key, pack(b"HMGET", key, *map(str.encode, _BASE))
+        self.latest: tuple[object, State] = None, LOST
+        self.shapes = ""
+
+    def covering(self, arguments: tuple[tuple[str, str], ...] | None) -> tuple[str, ...]:
+        """The fields that cover a call, by the shapes that were seen last."""
+        if not self.shapes or arguments is None:
+            return ()
+        return tuple(stamps.covering(arguments, self.shapes.split("|")))
+
+    def read(self, names: Sequence[str]) -> Command:
+        """The command that reads the base of the group and some fields more."""
+        if not names:
+            return self.command
+        words = (name.encode("utf-8", "surrogateescape") for name in (*_BASE, *names))
+        return self.key, pack(b"HMGET", self.key, *words)
+
+    def state(
+        self,
+        name: str,
+        arguments: tuple[tuple[str, str], ...] | None,
+        reply: object,
+        names: Sequence[str] = (),
+    ) -> State | None:
+        """What a part of the group reads, from a reply; None where that takes more fields.
+
+        Args:
+            name: of the group.
+            arguments: of the call.
+            reply: to `read(names)`.  A foreign value is a group without fields.
+            names: the fields that were read behind the base.
+        """
+        latest, known = self.latest
+        if latest == reply and arguments is not None:
+            return known
+        fields = {}
+        if isinstance(reply, list) and len(reply) == len(_BASE) + len(names):
+            pairs = zip((*_BASE, *names), reply, strict=True)
+            fields = {
+                k: v.decode("utf-8", "surrogateescape") for k, v in pairs if isinstance(v, bytes)
+            }
+        self.shapes = fields.get(SHAPES, "")
+        if self.shapes and not set(self.covering(arguments)) <= set(names):
+            return None
+        state = stamps.read(Ref(name, arguments), fields)
+        if arguments is not None and not self.shapes:
+            self.latest = reply, state
+        return state
+
+
+class Expected:
+    """The groups that the entries of one function are expected to name.
+
+    Attributes:
+        groups: name -> group, in the order in which they are read.
+        commands: read one each.
+        parts: entry -> the parts of groups that it names, where more than these must be read.
+        big: the latest record was big.
+    """
+
+    __slots__ = ("_group", "big", "commands", "groups", "parts")
+
+    def __init__(self, group: Callable[[str], Group]) -> None:
+        self._group = group
+        self.groups: dict[str, tuple[int, Group]] = {}
+        self.commands: tuple[Command, ...] = ()
+        self.parts: dict[str, tuple[Part, ...]] = {}
+        self.big = False
+
+    def learn(self, parts: Sequence[Part]) -> None:
+        """Ask for the groups of an entry too, from now on."""
+        wanted = dict.fromkeys(name for name, _ in parts)
+        both = dict.fromkeys((*self.groups, *wanted))
+        chosen = both if len(both) <= GROUPS else wanted
+        if len(chosen) > GROUPS:
+            return
+        groups = [(name, self._group(name)) for name in chosen]
+        self.groups = {name: (place, group) for place, (name, group) in enumerate(groups)}
+        self.commands = tuple(group.command for _, group in groups)
+
+    def states(
+        self,
+        entry: str,
+        groups: dict[str, tuple[int, Group]],
+        replies: Sequence[object],
+        parts: Sequence[Part],
+    ) -> tuple[State, ...] | None:
+        """What parts of groups read, from the replies to commands; None where that takes more.
+
+        The next look-up of the entry then asks for it.
+
+        Nothing that a server may have replied makes it raise.
+        """
+        found = []
+        for name, arguments in parts:
+            known = groups.get(name)
+            if known is None:
+                self.learn(parts)
+                if name not in self.groups:
+                    self._remember(entry, parts)
+                return None
+            place, group = known
+            state = group.state(name, arguments, replies[place])
+            if state is None:
+                self._remember(entry, parts)
+                return None
+            found.append(state)
+        return tuple(found)
+
+    def _remember(self, entry: str, parts: Sequence[Part]) -> None:
+        if len(self.parts) >= KNOWN:
+            self.parts.clear()
+        self.parts[entry] = tuple(map(plain, parts))
+
+
+def plain(part: Part) -> Part:
+    """A part of a group in a form that can be compared, whatever it was read from."""
+    name, arguments = part
+    return name, None if arguments is None else tuple(map(tuple, arguments))
+
+
+class Prefetch:
+    """The functions and groups of one server, as far as they are known.
+
+    Args:
+        key: the name of a group in Redis.
+    """
+
+    def __init__(self, key: Callable[[str], bytes]) -> None:
+        self._key = key
+        self._functions: dict[str, Expected] = {}
+        self._groups: dict[str, Group] = {}
+
+    def expected(self, name: str) -> Expected:
+        """What is known of the function of an entry with this name."""
+        function = name.rpartition(":")[0]
+        found = self._functions.get(function)
+        if found is None:
+            found = _keep(self._functions, function, Expected(self.group))
+        return found
+
+    def group(self, name: str) -> Group:
+        """A group by its name."""
+        found = self._groups.get(name)
+        if found is None:
+            found = _keep(self._groups, name, Group(self._key(name)))
+        return found
+
+
+def _keep(known: dict[K, V], key: K, value: V) -> V:
+    """Remember something; the oldest goes where there is too much."""
+    while len(known) >= KNOWN:
+        known.pop(next(iter(known), None), None)  # type: ignore[arg-type]
+    return known.setdefault(key, value)

@@ -1,0 +1,657 @@
+"""Redis as a tier: records, payloads, and the generations that all hosts share.
+
+What lies there, all of it under the namespace and the version of the format; every key expires:
+
+================================ =================================================================
+key                              what, and how long it lives
+================================ =================================================================
+`{namespace}:2:{function}:…`     a record; as long as the entry, without a ttl `RETENTION`
+`{namespace}:2:p:{digest}`       a payload; as long as the longest-lived entry stored with it
+`{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
+                                 longest-lived entry that names it, and `SLACK`
+`{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
+`{namespace}:live`               the shared live configuration, a hash
+================================ =================================================================
+
+Braces in a key are the hash tag of a cluster: what belongs to a function, and each group, lies on
+one server.  A look-up is one round trip to each server concerned: plain commands for the record and
+for the groups that it is likely to name (`prefetch`).  Their order does not matter, since a
+state that does not match is a miss.  Nothing that Redis says is believed here; the caller checks
+the seal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from memo.errors import TierError
+from memo.records.codec import Payload
+from memo.records.payload_pieces import Held, Leaving, Sink
+from memo.records.seal import ALIGN, MAGIC
+from memo.runtime.port import Port
+from memo.stores.protocols import REDIS, Asked, Found, Part, Source
+from memo.stores.redis.breaker import RATE
+from memo.stores.redis.client import Client, NoScriptsError
+from memo.stores.redis.cluster_leases import RedisLeases
+from memo.stores.redis.exchange import pack
+from memo.stores.redis.prefetch import BIG, Command, Group, Prefetch, plain
+from memo.stores.redis.scripts import BEGIN, LAST, TURN
+from memo.validity import stamps
+from memo.validity.stamps import LOST, Ref, State, Turn
+
+if TYPE_CHECKING:
+    from memo.stores.redis.tracking import Listener
+
+FORMAT = b"2"
+"""The version of what is stored, in the names of all keys: others do not disturb it."""
+VALUE_LIMIT = 64 * 1024 * 1024
+"""Bytes up to which a record or a payload is sent to Redis, unless a setting says otherwise."""
+BATCH = 1000
+"""Names that one step of `clear` looks at."""
+RETENTION = 30 * 86400.0
+"""Seconds that an entry without a ttl, and its groups, stay after it was stored."""
+DAY = 86400.0
+"""Seconds that a group lives, at least, from when a computation that names it began."""
+SLACK = 30.0
+"""Seconds that a group outlives the entries that name it."""
+KNOWN = 65_536
+"""Groups of which it is remembered how long they live."""
+_LONGEST = 10**14
+"""Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
+_GLOB = re.compile(r"([*?\[\]\\^])")
+_PLACES = struct.Struct(">II")
+
+
+class Redis:
+    """A Redis as a tier, its generations, and its leases.
+
+    Args:
+        url: see `redis_urls`; user and password in it are never shown.
+        namespace: in front of all names.
+        deadline: seconds that one operation may take in all; what is moved may take its time at
+            `memo.stores.redis.breaker.RATE` on top.
+        value_limit: bytes; larger payloads are not sent, larger records are refused.
+        tracking: let Redis push word of what changes, so that a memory tier need not ask each time.
+        options: arguments of redis-py's clients, beyond those in the URL.
+
+    Attributes:
+        where: names this store among all others, for the journal.
+        leases: see `cluster_leases`.
+        client: the way to the server, with its breakers.
+        listener: hears of changes of the generations, with `tracking`; else None.
+    """
+
+    name = REDIS
+    shared = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "memo",
+        deadline: float = 0.25,
+        value_limit: int = VALUE_LIMIT,
+        tracking: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.client = Client(url, deadline, options)
+        self.where = f"redis {self.client.where} {namespace}"
+        self.value_limit = value_limit
+        self._namespace = namespace
+        self._prefix = f"{namespace}:".encode() + FORMAT + b":"
+        self.leases = RedisLeases(self.client, self._prefix)
+        self._groups = self._prefix + b"g:{"
+        self._payloads = self._prefix + b"p:"
+        self._live = f"{namespace}:live".encode()
+        self._prefetch = Prefetch(self._group_key)
+        self._kept = (self._groups, *self.leases.prefixes, self._live)
+        self._lives: dict[str, float] = {}
+        self._made: set[str] = set()
+        self.listener = (
+            self._listener(url, options) if tracking and not self.client.clustered else None
+        )
+
+    def __repr__(self) -> str:
+        return f"<Redis {self.client.where}>"
+
+    def _listener(self, url: str, options: Mapping[str, Any] | None) -> Listener:
+        from memo.stores.redis.tracking import Listener
+
+        client = self.client
+        listener = Listener(url, self._groups, client.deadline, client.where, options=options)
+        client.on_recover.append(listener.wake)
+        return listener
+
+    @property
+    def generations(self) -> Redis:
+        """Itself: it is an authority on what is valid."""
+        return self
+
+    @property
+    def outages(self) -> int:
+        """How often an operation failed; unchanged since a moment: nothing was lost since."""
+        return self.client.outages
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it takes no writes now, so that a group that is missing cannot be made here."""
+        return self.client.writes.open
+
+    def _key(self, name: str) -> bytes:
+        """The key of an entry."""
+        return self._prefix + name.removeprefix(f"{self._namespace}:").encode()
+
+    def _group_key(self, group: str) -> bytes:
+        return b"%s%s}" % (self._groups, group.encode("utf-8", "surrogateescape"))
+
+    # --- entries ---------------------------------------------------------------------------------
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """The record under a name and what its groups read now, in one round trip."""
+        asked = self.ask(port, name)
+        if asked is not None:
+            asked.answer = await port.settle(asked.answer)
+            return asked.found()
+        look = self._look(name)
+        if look.expected.big:
+            return look.seen(await self.client.ask_each(port, look.commands))
+        return await self.client.look_up(port, look.commands, parse=look.seen)
+
+    def _look(self, name: str) -> _Look:
+        return _Look(self._prefetch, name, self._key(name))
+
+    def ask(self, port: Port, name: str) -> AskedRecord | None:
+        """As `lookup`, by a plain function; None where that takes a coroutine."""
+        look = self._look(name)
+        if look.expected.big:
+            return None
+        answer = self.client.prompt(port, look.commands)
+        return None if answer is None else AskedRecord(answer, self.client, look)
+
+    def ask_states(self, port: Port, refs: Sequence[Ref]) -> AskedStates | None:
+        """As `states`, by a plain function; None where that takes a coroutine."""
+        reading = _Reading(self._prefetch, refs)
+        answer = self.client.prompt(port, reading.commands) if reading.commands else None
+        return None if answer is None else AskedStates(answer, self.client, reading)
+
+    async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
+        """The payload with a digest, if it is here."""
+        held = Held(size)
+        return held if await port.offload(self.fetch, digest, held) else None
+
+    def fetch(self, digest: bytes, sink: Sink) -> bool:
+        """Receive a payload, in this thread; False: it is not here.
+
+        Raises:
+            TierError: Redis did not give it, or the sink did not take it.
+        """
+        key = self._payload_name(digest)
+        command = pack(b"GET", key)
+        client = self.client
+        return client.here(lambda port: client.ask(port, command, parse=bool, key=key, sink=sink))
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """Keep a record, after its payload if that is not too big; its groups live as long.
+
+        Raises:
+            TierError: the record is too big, or Redis did not take it.
+        """
+        if len(record) > self.value_limit:
+            raise TierError(f"a record of {len(record)} bytes is too big for Redis")
+        lifetime = RETENTION if lifetime is None else lifetime
+        if payload is not None and payload.size <= self.value_limit:
+            await self._store_payload(port, payload, lifetime)
+        await self._set(port, self._key(name), [record], lifetime)
+        await self._keep_groups(port, record, lifetime)
+
+    async def _store_payload(self, port: Port, payload: Payload, lifetime: float) -> None:
+        """Keep a payload; it outlives whatever was stored with it before."""
+        name = self._payload_name(payload.digest)
+        before = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
+        lifetime = max(lifetime, before / 1000)
+        if isinstance(payload, Leaving):
+            head, tail = _set(name, payload.size, lifetime)
+            seconds = self.client.deadline + payload.size / RATE
+            await self.client.ask(
+                port,
+                head,
+                tail,
+                parse=_ok,
+                key=name,
+                seconds=seconds,
+                writes=True,
+                body=payload.pieces,
+            )
+            return
+        parts: list[bytes | memoryview] = []
+        for view in payload.views:
+            parts += (view, bytes(-view.nbytes % ALIGN))
+        await self._set(port, name, parts, lifetime)
+
+    async def _keep_groups(self, port: Port, record: bytes, lifetime: float) -> None:
+        """Let the groups that a record names live as long as the entry."""
+        now = time.monotonic()
+        calls = []
+        for group in _groups_of(record):
+            shortens = group in self._made and group.startswith("t:")
+            if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
+                continue
+            self._made.discard(group)
+            seconds = (lifetime + SLACK) * (1 if shortens or lifetime < DAY else 1.1)
+            words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
+            calls.append(((self._group_key(group),), words))
+            self._live_until(group, now + seconds)
+        try:
+            if calls:
+                await self.client.run_each(port, LAST, calls)
+        except NoScriptsError:
+            commands = [
+                (keys[0], pack(b"PEXPIRE", keys[0], b"%d" % _milliseconds(max(lifetime, DAY))))
+                for keys, _ in calls
+            ]
+            await self.client.ask_each(port, commands, writes=True)
+
+    def _live_until(self, group: str, until: float) -> None:
+        if len(self._lives) >= KNOWN:
+            self._lives.clear()
+        self._lives[group] = until
+
+    async def _set(
+        self,
+        port: Port,
+        name: bytes,
+        value: list[bytes | memoryview] | list[bytes],
+        lifetime: float,
+    ) -> None:
+        head, tail = _set(name, sum(map(len, value)), lifetime)
+        await self.client.ask(port, head, *value, tail, parse=_ok, key=name, writes=True)
+
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """Whether each of some names is here, in one round trip.
+
+        Raises:
+            TierError: it is not known.
+        """
+        keys = [self._key(name) for name in names]
+        found = await self.client.ask_each(port, [(key, pack(b"EXISTS", key)) for key in keys])
+        return [bool(one) for one in found]
+
+    async def drop(self, port: Port, name: str) -> bool:
+        """Forget a name; True when it was there."""
+        key = self._key(name)
+        return bool(
+            await self.client.ask(port, pack(b"UNLINK", key), parse=int, key=key, writes=True)
+        )
+
+    async def clear(self, port: Port, prefix: str) -> int:
+        """Forget every entry whose name begins with `prefix`; looks at all names, in steps.
+
+        Payloads go with a prefix that covers them, and are not counted.  Generations, leases and
+        the live configuration stay.
+        """
+        pattern = _GLOB.sub(r"\\\1", self._key(prefix).decode()).encode() + b"*"
+        dropped = 0
+        for node in await self.client.nodes(port):
+            cursor = None
+            while cursor != b"0":
+                command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
+                cursor, names = await self.client.ask(port, command, parse=_page, key=node)
+                if names := [name for name in names if not name.startswith(self._kept)]:
+                    await self.client.ask_each(
+                        port, [(name, pack(b"UNLINK", name)) for name in names], writes=True
+                    )
+                    dropped += sum(not name.startswith(self._payloads) for name in names)
+        return dropped
+
+    def _payload_name(self, digest: bytes) -> bytes:
+        return self._payloads + digest.hex().encode()
+
+    # --- generations -----------------------------------------------------------------------------
+
+    async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """What each ref reads now: one round trip, one more where parts were invalidated lately."""
+        for _ in range(4):
+            reading = _Reading(self._prefetch, refs)
+            if not reading.commands:
+                return []
+            states = await self.client.look_up(port, reading.commands, parse=reading.states)
+            if states is not None:
+                return list(states)
+        raise TierError("the generations in Redis change faster than they can be read")
+
+    async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """As `states`, but a group without `*` is made first, and none dies within a `DAY`.
+
+        Where Redis takes no writes, a group that is missing reads `LOST`.
+        """
+        try:
+            states = await self.states(port, refs)
+        except TierError as error:
+            if error.kind != "WRONGTYPE":
+                raise
+            states = [LOST] * len(refs)
+        now = time.monotonic()
+        missing = {
+            ref.group
+            for ref, state in zip(refs, states, strict=True)
+            if state == LOST or (self._lives.get(ref.group, 0.0) < now + DAY / 2 and _lasts(ref))
+        }
+        if not missing:
+            return states
+        try:
+            await self._begin(port, sorted(missing))
+        except TierError:
+            if self.read_only or LOST not in states:
+                return states
+            raise
+        return await self.states(port, refs)
+
+    async def _begin(self, port: Port, groups: Sequence[str]) -> None:
+        life = b"%d" % _milliseconds(DAY)
+        tokens = [stamps.token().encode() for _ in groups]
+        keys = [self._group_key(group) for group in groups]
+        now = time.monotonic()
+        try:
+            calls = [
+                ((key,), (token, life, b"1" if not group.startswith("t:") else b"", b"*"))
+                for key, token, group in zip(keys, tokens, groups, strict=True)
+            ]
+            made = [bool(answer[0]) for answer in await self.client.run_each(port, BEGIN, calls)]
+        except NoScriptsError:
+            commands: list[Command] = []
+            for key, token in zip(keys, tokens, strict=True):
+                commands.append((key, pack(b"HSETNX", key, b"*", token)))
+                commands.append((key, pack(b"PEXPIRE", key, life)))
+            made = [
+                bool(one) for one in (await self.client.ask_each(port, commands, writes=True))[::2]
+            ]
+        for group, new in zip(groups, made, strict=True):
+            self._live_until(group, now + DAY if new or not group.startswith("t:") else 0.0)
+            if new:
+                self._made = self._made if len(self._made) < KNOWN else set()
+                self._made.add(group)
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """Invalidate; each group in one step, and `TAGS` before any tag, wherever they lie."""
+        first = [turn for turn in turns if turn.group == stamps.TAGS]
+        if 0 < len(first) < len(turns):
+            await self.turn(port, first, note)
+            turns = [turn for turn in turns if turn.group != stamps.TAGS]
+        calls = []
+        for turn in turns:
+            value = (stamps.token_for(turn) + note).encode()
+            shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
+            words = (shape.encode(), field.encode(), value, b"%d" % stamps.FIELDS, b"")
+            calls.append(((self._group_key(turn.group),), words))
+        try:
+            await self.client.run_each(port, TURN, calls)
+        except NoScriptsError:  # the whole group, then: more than was asked for, and atomic
+            commands = []
+            for (key,), (_, _, value, _, _) in calls:
+                commands.append((key, pack(b"HSET", key, b"*", value, b"!", value)))
+                commands.append((key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(DAY))))
+            await self.client.ask_each(port, commands, writes=True)
+
+    async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
+        """(field, note) of every invalidation that a ref has seen."""
+        key = self._group_key(ref.group)
+        fields = await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
+        seen = stamps.read(ref, fields)
+        names = {stamps.ALL, *(part.rpartition(":")[0] for part in seen.text.split("|")[1:])}
+        if ref.arguments is None:
+            names = set(fields) - {stamps.SHAPES, stamps.LAST}
+        kept = ((name, fields.get(name, "")[stamps.TOKEN :]) for name in sorted(names))
+        return [(name, note) for name, note in kept if note]
+
+    # --- the live configuration ------------------------------------------------------------------
+
+    def live(self) -> dict[str, str]:
+        """The shared live configuration; blocks for a deadline at most.
+
+        Raises:
+            TierError: it cannot be read.
+        """
+        command, key = pack(b"HGETALL", self._live), self._live
+        client = self.client
+        return client.here(lambda port: client.ask(port, command, parse=_fields, key=key))
+
+    def publish(self, key: str, text: str | None) -> None:
+        """Set a key of the shared live configuration, or take it away; blocks as `live`.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        words: tuple[bytes, ...] = (b"HDEL", self._live, key.encode())
+        if text is not None:
+            words = (b"HSET", *words[1:], text.encode())
+        client, live = self.client, self._live
+        command = pack(*words)
+        client.here(lambda port: client.ask(port, command, parse=int, key=live, writes=True))
+
+    # --- housekeeping ----------------------------------------------------------------------------
+
+    async def health(self, port: Port) -> Mapping[str, Any]:
+        """Facts about the server, asked whatever the breaker thinks.
+
+        Returns:
+            `up`, `where`, `breaker` (`"open"` or `"closed"`); when it is up `version`, `used` and
+            `limit` (bytes of memory; 0: no limit), `policy` (of eviction), `names` (of all who use
+            this database); else `error`.  With `tracking`: `tracking`, `"listening"` or
+            `"strict (why)"`.
+        """
+        facts = await self._facts_of_server(port)
+        if self.listener is not None:
+            if facts["up"] and not self.listener.listening:
+                await port.offload(self.listener.wait, self.client.deadline)
+            facts["tracking"] = self.listener.state
+        return facts
+
+    async def _facts_of_server(self, port: Port) -> dict[str, Any]:
+        try:
+            facts, names = await self.client.reach(
+                port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2
+            )
+        except TierError as error:
+            return {
+                "up": False,
+                "where": self.client.where,
+                "breaker": self._breaker(),
+                "error": str(error),
+            }
+        return {
+            "up": True,
+            "breaker": self._breaker(),
+            "where": self.client.where,
+            "version": facts.get("redis_version", "?"),
+            "used": int(facts.get("used_memory", 0)),
+            "limit": int(facts.get("maxmemory", 0)),
+            "policy": facts.get("maxmemory_policy", "?"),
+            "names": names,
+        }
+
+    def _breaker(self) -> str:
+        return "open" if self.client.breaker.open else "closed"
+
+    def close(self) -> None:
+        """Let go of all connections; they are made again when the tier is used again."""
+        self._close_others()
+        self.client.close()
+
+    async def aclose(self) -> None:
+        """As `close`, and wait until those of the running loop are closed."""
+        import asyncio
+
+        await asyncio.to_thread(self._close_others)
+        await self.client.aclose()
+
+    def _close_others(self) -> None:
+        """Close what connects by itself; waits for two deadlines at most, for each."""
+        if self.listener is not None:
+            self.listener.close()
+        self.leases.close()
+
+
+class AskedRecord(Asked):
+    """A look-up of a record and of the groups that it is likely to name."""
+
+    __slots__ = ("_client", "_look")
+
+    def __init__(self, answer: Any, client: Client, look: _Look) -> None:
+        super().__init__(answer)
+        self._client = client
+        self._look = look
+
+    def found(self) -> Found | None:
+        """See `Asked`."""
+        return self._client.parsed(self._look.seen, self.answer)
+
+
+class AskedStates(Asked):
+    """A look at the groups that refs name."""
+
+    __slots__ = ("_client", "_reading")
+
+    def __init__(self, answer: Any, client: Client, reading: _Reading) -> None:
+        super().__init__(answer)
+        self._client = client
+        self._reading = reading
+
+    def found(self) -> tuple[State, ...] | None:
+        """See `Asked`."""
+        return self._client.parsed(self._reading.states, self.answer)
+
+
+class _Reading:
+    """The commands that read some refs, and what their replies mean."""
+
+    __slots__ = ("_parts", "commands")
+
+    def __init__(self, prefetch: Prefetch, refs: Sequence[Ref]) -> None:
+        places: dict[Command, int] = {}
+        parts: list[tuple[Ref, Group, tuple[str, ...], int]] = []
+        for ref in refs:
+            group = prefetch.group(ref.group)
+            names = group.covering(ref.arguments) if group.shapes else ()
+            command = group.read(names)
+            parts.append((ref, group, names, places.setdefault(command, len(places))))
+        self.commands = tuple(places)
+        self._parts = parts
+
+    def states(self, replies: list[Any]) -> tuple[State, ...] | None:
+        """What the refs read; None where that takes more fields than were asked for."""
+        found = []
+        for ref, group, names, place in self._parts:
+            state = group.state(ref.group, ref.arguments, replies[place], names)
+            if state is None:
+                return None
+            found.append(state)
+        return tuple(found)
+
+
+class _Look:
+    """The commands that look an entry up, and what their replies mean."""
+
+    __slots__ = ("_groups", "_name", "_parts", "_reading", "commands", "expected")
+
+    def __init__(self, prefetch: Prefetch, name: str, key: bytes) -> None:
+        self._name = name
+        self.expected = expected = prefetch.expected(name)
+        self._parts = expected.parts.get(name) if expected.parts else None
+        get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
+        if self._parts is None:
+            self._groups = expected.groups
+            self.commands = (get, *expected.commands)
+        else:
+            self._reading = _Reading(prefetch, [Ref(*part) for part in self._parts])
+            self.commands = (get, *self._reading.commands)
+
+    def seen(self, replies: list[Any]) -> Found | None:
+        """The record among the replies, and what reads the groups among them."""
+        record = replies[0]
+        if record is None:
+            return None
+        self.expected.big = len(_bytes(record)) > BIG
+        return Found(record, read=partial(self._read, replies[1:]))
+
+    def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
+        if self._parts is None:
+            return self.expected.states(self._name, self._groups, replies, parts)
+        if self._parts != tuple(map(plain, parts)):
+            self.expected.parts.pop(self._name, None)
+            return None
+        return self._reading.states(replies)
+
+
+def _lasts(ref: Ref) -> bool:
+    """Whether there are few groups like this one, and long computations may rely on it."""
+    return not ref.group.startswith("t:")
+
+
+def _groups_of(record: bytes) -> list[str]:
+    """The groups that a record names; none where it is no record of ours."""
+    try:
+        if not record.startswith(MAGIC):
+            return []
+        at, size = _PLACES.unpack_from(record, 52)
+        rows = json.loads(record[at : at + size])
+        groups = dict.fromkeys(row[1] for row in rows if row[0] == "g")
+        return [group for group in groups if isinstance(group, str)]
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
+        return []
+
+
+def _set(name: bytes, size: int, lifetime: float) -> tuple[bytes, bytes]:
+    """A SET of `size` bytes: what is sent before them, and what behind."""
+    expiry = b"PX", b"%d" % _milliseconds(lifetime)
+    head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(expiry), len(name), name, size)
+    return head, b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in expiry)
+
+
+# What answers must look like: each raises where they look otherwise.
+
+
+def _fields(flat: list[Any]) -> dict[str, str]:
+    return dict(zip(map(_text, flat[::2]), map(_text, flat[1::2]), strict=True))
+
+
+def _page(answer: list[Any]) -> tuple[bytes, list[bytes]]:
+    cursor, names = answer
+    return _bytes(cursor), [_bytes(name) for name in names]
+
+
+def _facts(answers: list[Any]) -> tuple[dict[str, str], int]:
+    info, names = answers
+    lines = (line.partition(":") for line in _text(info).splitlines())
+    return {name: value for name, _, value in lines}, int(names)
+
+
+def _ok(answer: Any) -> None:
+    if answer != b"OK":
+        raise ValueError("not confirmed")
+
+
+def _bytes(answer: Any) -> bytes:
+    if not isinstance(answer, bytes):
+        raise TypeError("not bytes")
+    return answer
+
+
+def _text(word: bytes) -> str:
+    return word.decode("utf-8", "surrogateescape")
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(min(seconds * 1000, _LONGEST)))

@@ -1,0 +1,463 @@
+"""The listener: word of every change of the generations in Redis, as it happens.
+
+A daemon thread of its own keeps one connection, on which Redis pushes the names of the groups that
+change (RESP3, `CLIENT TRACKING ON BCAST`).  What was verified at a *mark* need not be asked again
+while nothing was heard of its groups since.  Rules of this module:
+
+1.  A mark is taken before Redis is asked, and only while the listener *listens*: tracking is on,
+    and word that was sent until `BOUND` seconds ago has arrived.  That is known by an echo on that
+    same connection, behind which no older word can be.  Without it nothing is vouched for.
+2.  A new connection, a flush of the server and a fork make all earlier marks worthless.
+3.  Bookkeeping is written before the count that tells of it, and read after, so that readers need
+    no lock.
+4.  Whatever goes wrong means that Redis is asked each time, as without a listener.  The breaker is
+    not concerned.  A server that refuses is one event, and is asked again once a minute.
+5.  The connection is made when it is first wanted, and ends when nobody wanted it for `IDLE`
+    seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from memo.errors import TierError
+from memo.runtime import events
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.stores.protocols import REDIS
+from memo.stores.redis.breaker import OTHER, REPLIES, Fault
+from memo.stores.redis.exchange import pack
+
+BOUND = 1.0
+"""Seconds after which word that did not arrive is noticed: no answer is untrue for longer."""
+BEAT = 0.25
+"""Seconds between an echo and the next."""
+IDLE = 30.0
+"""Seconds without anybody who wants to know, after which the connection is closed."""
+FIRST, LONGEST = 0.05, 5.0
+"""Seconds of the first and of the longest pause before the next connection."""
+REFUSED_FOR = 60.0
+"""Seconds of the pause where the server does not let this user listen."""
+GROUPS = 65_536
+"""Past so many groups that were heard of, all marks are made worthless and it begins anew."""
+LONGEST_WORD = 16 << 20
+"""Bytes of one message above which it is none of Redis'."""
+
+_log = logging.getLogger("memo")
+
+
+class Listener:
+    """Hears of every change of the generations of one namespace on one Redis.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        prefix: what the names of groups begin with in Redis.
+        deadline: seconds that connecting and logging in may take.
+        where: the server, without user and password.
+        options: arguments of redis-py's client, beyond those in the URL.
+        clock: tells how old the last echo is, also when the machine slept meanwhile.
+
+    Attributes:
+        count: how often anything was heard; the present mark.
+        base: marks below it are worthless.
+        until: reading of the clock until which it listens; 0: it does not.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        prefix: bytes,
+        deadline: float,
+        where: str,
+        clock: Clock = SYSTEM,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.url = url
+        self.options = dict(options or {})
+        self.prefix = prefix
+        self.deadline = deadline
+        self.where = where
+        self.now = clock.boot_ns
+        self.count = 0
+        self.base = 0
+        self.until = 0
+        self.wanted = False
+        self.why = "not connected"
+        self.told = False
+        self._heard: dict[str, int] = {}
+        self._ear: _Ear | None = None
+        self._lock = threading.Lock()
+        _all.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.where} {self.state}>"
+
+    # --- for those who ask -----------------------------------------------------------------------
+
+    def mark(self) -> int | None:
+        """What to remember with what is verified from now on; None: it does not listen (yet)."""
+        self.wanted = True
+        if self.now() < self.until:
+            return self.count
+        if self._ear is None:
+            self._start()
+        return None
+
+    def still(self, mark: int, groups: Sequence[str]) -> int | None:
+        """A mark, renewed, when nothing was heard of these groups since; else None."""
+        if self.now() >= self.until:
+            return None
+        self.wanted = True
+        count = self.count
+        if mark == count:
+            return mark
+        heard = self._heard
+        if mark < self.base:
+            return None
+        for group in groups:
+            if heard.get(group, 0) > mark:
+                return None
+        return count
+
+    @property
+    def listening(self) -> bool:
+        """Whether marks are given and hold."""
+        return self.now() < self.until
+
+    @property
+    def state(self) -> str:
+        """`"listening"`, or what happens instead and why."""
+        return "listening" if self.listening else f"strict ({self.why})"
+
+    def wait(self, seconds: float) -> bool:
+        """Begin to listen, and wait until it does; False when it may not, or `seconds` went by."""
+        ends = time.monotonic() + seconds
+        while self.mark() is None:
+            if self.told or time.monotonic() >= ends:
+                return False
+            time.sleep(0.002)
+        return True
+
+    # --- for those who know ----------------------------------------------------------------------
+
+    def hear(self, groups: Iterable[str]) -> None:
+        """These groups have changed."""
+        with self._lock:
+            count = self.count + 1
+            for group in groups:
+                self._heard[group] = count
+            if len(self._heard) > GROUPS:
+                self._renew()
+            else:
+                self.count = count
+
+    def begin_anew(self) -> None:
+        """Anything may have changed."""
+        with self._lock:
+            self._renew()
+
+    def _renew(self) -> None:
+        self.base = self.count + 1
+        self._heard = {}
+        self.count = self.base
+
+    def confirm(self, ear: _Ear, until: int) -> None:
+        """Word that was sent until `BOUND` before `until` has arrived at this ear."""
+        with self._lock:
+            if self._ear is ear:
+                self.until = until
+                self.told = False
+
+    def lose(self, ear: _Ear, why: str, *, ended: bool = False) -> None:
+        """An ear hears nothing any more."""
+        with self._lock:
+            if self._ear is ear:
+                self.until = 0
+                self.why = why
+                self._ear = None if ended else ear
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._ear is not None:
+                return
+            ear = _Ear(self)
+            with contextlib.suppress(RuntimeError):  # the interpreter is going down
+                ear.thread.start()
+                self._ear = ear
+
+    def wake(self) -> None:
+        """Try again now: the server answers again."""
+        ear = self._ear
+        if ear is not None and not self.told:
+            ear.awake.set()
+
+    def close(self) -> None:
+        """Listen no more, until it is wanted again."""
+        with self._lock:
+            ear, self._ear = self._ear, None
+            self.until = 0
+            self.why = "not connected"
+        if ear is not None:
+            ear.close()
+            if ear.thread is not threading.current_thread():
+                ear.thread.join(2 * self.deadline)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        ear, self._ear = self._ear, None
+        self.until = 0
+        self._renew()
+        if ear is not None and ear.sock is not None:
+            ear.sock.close()  # else Redis goes on pushing to nobody when the parent has gone
+
+
+class _Ear:
+    """One thread that listens, on one connection after another."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.sock: socket.socket | None = None
+        self.awake = threading.Event()
+        self.closing = False
+        self.thread = threading.Thread(target=self.run, name="memo-listener", daemon=True)
+        self._asked_at = time.monotonic()
+        self._failures = 0
+
+    def close(self) -> None:
+        """End soon, whatever it waits for; from any thread."""
+        self.closing = True
+        self.awake.set()
+        sock = self.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def run(self) -> None:
+        """Listen until it is closed, or nobody wants to know any more."""
+        listener, why = self.listener, "not in use"
+        try:
+            while self._is_wanted():
+                try:
+                    self._connection()
+                    continue
+                except Exception as error:
+                    pause, why = self._failed(error)
+                listener.lose(self, why)
+                self.awake.wait(pause)
+                self.awake.clear()
+        finally:
+            listener.lose(self, why, ended=True)
+
+    def _is_wanted(self) -> bool:
+        now = time.monotonic()
+        if self.listener.wanted:
+            self.listener.wanted = False
+            self._asked_at = now
+        return not self.closing and now - self._asked_at < IDLE
+
+    def _failed(self, error: Exception) -> tuple[float, str]:
+        """How long to pause after a fault, and what it was."""
+        fault = _fault_of(error)
+        if fault.down:
+            pause = min(LONGEST, FIRST * 2.0 ** min(self._failures, 16))
+            self._failures += 1
+            return pause * (1 - random.random() / 4), fault.text
+        self._refused(fault, str(error))
+        return REFUSED_FOR, f"{fault.text}: {fault.kind}"
+
+    def _refused(self, fault: Fault, reply: str) -> None:
+        listener = self.listener
+        if listener.told or self.closing:
+            return
+        listener.told = True
+        text = f"{listener.where} {fault.text} ({reply})"
+        events.emit(events.Event(events.ERROR, tier=REDIS, reason="tracking", detail=text))
+        _log.warning(
+            "memo: Redis at %s %s, so that hits in memory ask it each time, as with "
+            'coherence="strict". Its ACL must allow +hello +echo +client|tracking.',
+            listener.where,
+            fault.text,
+        )
+
+    def _connection(self) -> None:
+        """Listen on one connection until it is of no use any more."""
+        from memo.stores.redis.connections import alone
+
+        connection, sock = alone(self.listener.url, self.listener.options)
+        try:
+            self.sock = sock
+            if not self.closing:
+                self._listen(_Stream(sock))
+        finally:
+            self.sock = None
+            connection.disconnect()
+
+    def _listen(self, stream: _Stream) -> None:
+        listener = self.listener
+        stream.send(b"HELLO", b"3")
+        self._reply(stream, listener.deadline)
+        words = (b"TRACKING", b"ON", b"BCAST", b"PREFIX", listener.prefix)
+        stream.send(b"CLIENT", *words)
+        self._reply(stream, listener.deadline)
+        listener.begin_anew()
+        while self._is_wanted():
+            self._beat(stream)
+
+    def _beat(self, stream: _Stream) -> None:
+        """Have an echo, then listen until it is time for the next."""
+        sent = self.listener.now()
+        nonce = b"%d" % sent
+        stream.send(b"ECHO", nonce)
+        if self._reply(stream, BOUND) != nonce:
+            raise ValueError("the echo of something else")
+        self.listener.confirm(self, sent + int(BOUND * SECOND))
+        self._failures = 0
+        ends = time.monotonic() + BEAT
+        with contextlib.suppress(TimeoutError):
+            while not self.closing and time.monotonic() < ends:
+                self._hear(stream.next(ends))
+
+    def _reply(self, stream: _Stream, seconds: float) -> Any:
+        """The reply to what was sent, after all that was pushed before it.
+
+        Raises:
+            TimeoutError: it did not come within `seconds`.
+            _RefusedError: it is an error.
+        """
+        ends = time.monotonic() + seconds
+        while isinstance(message := stream.next(ends), _Push):
+            self._hear(message)
+        if isinstance(message, _RefusedError):
+            raise message
+        return message
+
+    def _hear(self, message: Any) -> None:
+        """Take word of a change; of anything at all where no names are given."""
+        if not isinstance(message, _Push):
+            raise ValueError("a reply to nothing")  # noqa: TRY004 - what was sent is no type of ours
+        if message[0] != b"invalidate":
+            return
+        if message[1] is None:
+            self.listener.begin_anew()
+            return
+        prefix = self.listener.prefix
+        names = [name[len(prefix) : -1] for name in message[1] if name.startswith(prefix)]
+        self.listener.hear(name.decode("utf-8", "surrogateescape") for name in names)
+
+
+# --- what Redis sends ----------------------------------------------------------------------------
+
+
+class _Push(list[Any]):
+    """What Redis sends unasked."""
+
+
+class _RefusedError(TierError):
+    """An error reply."""
+
+
+class _Stream:
+    """The messages that come in on a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._data = bytearray()
+
+    def send(self, *words: bytes) -> None:
+        """Send a command."""
+        self._sock.settimeout(BOUND)
+        self._sock.sendall(pack(*words))
+
+    def next(self, ends: float) -> Any:
+        """The next message.
+
+        Raises:
+            TimeoutError: none came until `ends` on the monotonic clock.
+            EOFError: none will come.
+            ValueError: what came is not RESP3.
+        """
+        while True:
+            try:
+                message, end = parse(self._data, 0)
+            except IndexError:
+                self._receive(ends)
+                continue
+            del self._data[:end]
+            return message
+
+    def _receive(self, ends: float) -> None:
+        if len(self._data) > LONGEST_WORD:
+            raise ValueError("a message that does not end")
+        self._sock.settimeout(max(0.001, ends - time.monotonic()))
+        more = self._sock.recv(1 << 16)
+        if not more:
+            raise EOFError("the connection was closed")
+        self._data += more
+
+
+def parse(data: bytearray, at: int) -> tuple[Any, int]:
+    """The RESP3 message that begins at a place, and where it ends.
+
+    Raises:
+        IndexError: it is not all there.
+        ValueError: it is none.
+    """
+    end = data.find(b"\r\n", at)
+    if end < 0:
+        raise IndexError("no whole line")
+    kind, line, behind = bytes(data[at : at + 1]), bytes(data[at + 1 : end]), end + 2
+    if kind in (b"+", b":", b",", b"#", b"("):
+        return line, behind
+    if kind == b"-":
+        return _RefusedError(line.decode("utf-8", "replace")), behind
+    if kind == b"_" or (kind in (b"$", b"*") and line == b"-1"):
+        return None, behind
+    size = int(line)
+    if kind in (b"$", b"=", b"!") and size >= 0:
+        return _text(data, kind, behind, size)
+    if kind not in (b"*", b"~", b">", b"%") or size < 0:
+        raise ValueError("no RESP3")
+    parts: list[Any] = _Push() if kind == b">" else []
+    for _ in range(2 * size if kind == b"%" else size):
+        part, behind = parse(data, behind)
+        parts.append(part)
+    return parts, behind
+
+
+def _text(data: bytearray, kind: bytes, at: int, size: int) -> tuple[Any, int]:
+    end = at + size
+    if len(data) < end + 2:
+        raise IndexError("not all of a text")
+    text = bytes(data[at:end])
+    return (_RefusedError(text.decode("utf-8", "replace")) if kind == b"!" else text), end + 2
+
+
+def _fault_of(error: Exception) -> Fault:
+    if isinstance(error, _RefusedError):
+        return REPLIES.get(str(error).partition(" ")[0], OTHER)
+    from memo.stores.redis.connections import fault_of
+
+    return fault_of(error)
+
+
+_all: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for listener in list(_all):
+        listener._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

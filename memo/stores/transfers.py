@@ -1,0 +1,208 @@
+"""Transfers: what is big goes to a shared tier behind the calls, and comes from there to the disk.
+
+Rules of this module:
+
+1.  An entry goes later only where each look-up that does not find it there asks this host's disk as
+    well; else the call returns when the shared tier has it.
+2.  A payload that comes from a shared tier is kept by this host's disk, record and all, so that it
+    comes once.  Who wants it while it comes waits for it.
+3.  Both are told by events when they are big: one at the beginning, one at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from memo.errors import EntryError, TierError
+from memo.records import seal
+from memo.records.codec import Payload
+from memo.records.payload_pieces import Arriving, leaving
+from memo.records.seal import Entry
+from memo.runtime import events
+from memo.runtime.port import Port, Waiter
+from memo.stores.protocols import MEMORY, Afar, Found, Receiving, Source, Tier
+from memo.stores.uploads import BIG, Upload, Uploads
+from memo.validity.lifetimes import Times
+
+PATIENCE = 30.0
+"""Seconds after which one who waits for a payload that another fetches does so himself."""
+
+
+class Transfers:
+    """Uploads and fetches of one chain.
+
+    Args:
+        tiers: of the chain.
+        keeps: whether every tier is written to.
+        searches: whether the next tier is asked when one has nothing.
+        opened: the entry in a record found under a name; raises `EntryError`.
+        remaining: seconds that an entry has still to live; None: no end.
+        fault: tells of a tier's fault: tier, error, key.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[Tier],
+        *,
+        keeps: bool,
+        searches: bool,
+        opened: Callable[[str, bytes], Entry],
+        remaining: Callable[[Times], float | None],
+        fault: Callable[[str, TierError, str], None],
+    ) -> None:
+        self.local = next((t for t in tiers if not t.shared and t.name != MEMORY), None)
+        self._far = next((t for t in tiers if t.shared and isinstance(t, Afar)), None)
+        self._keeps = keeps
+        self._later = keeps and searches and self.local is not None
+        self._opened = opened
+        self._remaining = remaining
+        self._fault = fault
+        self._uploads = Uploads(self._send)
+        self._arrivals: dict[bytes, list[Waiter]] = {}
+        self._lock = threading.Lock()
+
+    # --- to a shared tier ------------------------------------------------------------------------
+
+    def later(self, tier: Tier, name: str, record: int, payload: Payload | None = None) -> bool:
+        """Whether an entry goes to a tier in the background, where this host's disk has it.
+
+        Args:
+            tier: any of the chain.
+            name: what it is stored under.
+            record: its bytes.
+            payload: of the entry.
+        """
+        far = self._as_far(tier) if self._later else None
+        if far is None or record > far.value_limit:
+            return False
+        moved = payload.size if payload is not None and payload.size <= far.value_limit else 0
+        return record + moved > BIG or self._uploads.get(name) is not None
+
+    def _as_far(self, tier: Tier) -> Afar | None:
+        far: object = self._far
+        return self._far if far is tier else None
+
+    def begin(self, port: Port, name: str, size: int) -> bool:
+        """Send what this host's disk has under a name; False: the caller has to send it himself."""
+        return self._uploads.add(port, name, size) is not None
+
+    def upload(self, name: str) -> Upload | None:
+        """The upload of a name that is under way or about to be."""
+        return self._uploads.get(name)
+
+    async def _send(self, port: Port, name: str) -> None:
+        far = self._far
+        assert self.local is not None
+        assert far is not None
+        begun = time.perf_counter()
+        entry: Entry | None = None
+        detail = "it is not on this host's disk any more"
+        try:
+            found = await self.local.lookup(port, name)
+            if found is not None:
+                entry = self._opened(name, found.record)
+                _tell(events.UPLOAD_STARTED, entry, far.name)
+                lifetime = self._remaining(entry.header.times)
+                await far.store(port, name, found.record, _mapped(found, entry), lifetime)
+                _tell(events.UPLOADED, entry, far.name, begun)
+                return
+        except (TierError, EntryError) as error:
+            detail = str(error)
+        _tell(events.UPLOAD_FAILED, entry, far.name, begun, detail)
+
+    # --- from a shared tier ----------------------------------------------------------------------
+
+    async def payload(self, port: Port, tier: Tier, name: str, entry: Entry) -> Source | None:
+        """The payload of an entry, from any tier; None: it is not there.
+
+        Raises:
+            TierError: the tier could not give it.
+        """
+        size = seal.payload_size(entry.header.buffers)
+        if self._as_far(tier) is None or size <= BIG:
+            return await self._source(port, tier, name, entry)
+        begun = time.perf_counter()
+        _tell(events.FETCH_STARTED, entry, tier.name)
+        kind, detail = events.FETCH_FAILED, "it is not there any more"
+        try:
+            source = await self._source(port, tier, name, entry)
+            if source is not None:
+                kind, detail = events.FETCHED, ""
+        except TierError as error:
+            detail = str(error)
+            raise
+        finally:
+            _tell(kind, entry, tier.name, begun, detail)
+        return source
+
+    async def _source(self, port: Port, tier: Tier, name: str, entry: Entry) -> Source | None:
+        far = self._as_far(tier)
+        if far is not None and self._keeps and isinstance(self.local, Receiving):
+            source = await self._received(port, far, name, entry)
+            if source is not None:
+                return source
+        table = entry.header.buffers
+        return await tier.payload(port, seal.payload_digest(table), seal.payload_size(table))
+
+    async def _received(self, port: Port, far: Afar, name: str, entry: Entry) -> Source | None:
+        """A payload that is on this host's disk from now on; None: it cannot be kept there."""
+        here: object = self.local
+        assert isinstance(here, Receiving)
+        digest = seal.payload_digest(entry.header.buffers)
+        size = seal.payload_size(entry.header.buffers)
+        arriving = Arriving(entry.header.buffers, lambda sink: far.fetch(digest, sink))
+        lifetime = self._remaining(entry.header.times)
+        assert self.local is not None
+        waiter = self._join(port, digest)
+        try:
+            if waiter is not None:
+                await port.wait(waiter, PATIENCE)
+                if source := await self.local.payload(port, digest, size):
+                    return source
+            return await here.receive(port, name, entry.record, arriving, lifetime)
+        except TierError as error:
+            if arriving.fault is not None:
+                raise arriving.fault from None
+            self._fault(self.local.name, error, entry.header.key)
+            return None
+        finally:
+            if waiter is None:
+                self._leave(digest)
+
+    def _join(self, port: Port, digest: bytes) -> Waiter | None:
+        """What is set when the one who fetches a payload has done so; None: nobody does, yet."""
+        with self._lock:
+            waiting = self._arrivals.get(digest)
+            if waiting is None:
+                self._arrivals[digest] = []
+                return None
+            waiter = port.waiter()
+            waiting.append(waiter)
+            return waiter
+
+    def _leave(self, digest: bytes) -> None:
+        with self._lock:
+            waiting = self._arrivals.pop(digest, [])
+        for waiter in waiting:
+            waiter.set()
+
+
+def _mapped(found: Found, entry: Entry) -> Payload | None:
+    """The payload of an entry on this host's disk, to be sent from where it lies."""
+    table = entry.header.buffers
+    if not table:
+        return None
+    if found.source is None:
+        raise TierError("its payload is not on this host's disk any more")
+    return leaving(found.source.open(seal.payload_size(table)), table)
+
+
+def _tell(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail: str = "") -> None:
+    function, key, size = "", "", 0
+    if entry is not None:
+        function, key, size = entry.header.function, entry.header.key, entry.size
+    seconds = time.perf_counter() - begun if begun else 0.0
+    event = events.Event(kind, function, key, tier, "", seconds, size, detail=detail)
+    events.emit(event)

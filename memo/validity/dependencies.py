@@ -1,0 +1,351 @@
+"""Sources: files, directories and callables that a result depends on, as stamps.
+
+`@cache(depends_on=...)` and arguments that are annotated with `File` give stamps (`stamps`):
+what the source was before the computation began.  An entry is true while it still is that.
+
+A file is told by size, modification time and inode, which costs one `stat`; by its content where
+`File(by_content=True)` asks for it.  A file that was modified less than `RACY` seconds before the
+stamp was taken could change again without its time changing, so its content is looked at as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import re
+import stat
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from memo.errors import DependencyError, OptionError, shown
+from memo.keys import bindings
+from memo.keys.encoding import canonical
+from memo.runtime.checksums import blake2b
+from memo.runtime.port import Port
+from memo.validity.lifetimes import DEPENDENCY_CHANGED, FILE_CHANGED
+from memo.validity.stamps import Call, Stamp
+from memo.validity.stamps import File as FileStamp
+
+RACY = 0.1
+"""Seconds: the coarsest tick of a file's modification time on file systems in common use."""
+_GLOB = frozenset("*?[")
+_READ = 1 << 20
+
+
+class File:
+    """A path whose content matters, not only its name.
+
+    As the annotation of an argument: the path is in the key, and what lies there is in the stamp,
+    so that a new version of the file replaces the old entry::
+
+        @cache
+        def load(path: Annotated[str, memo.File]) -> DataFrame: ...
+
+    As a dependency: `depends_on=memo.File("rates.csv", by_content=True)`.
+
+    Args:
+        path: a file, a directory (all that lies in it) or a pattern such as `"data/*.csv"`; only
+            for `depends_on`.
+        by_content: compare the content, not only size, time and inode.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = "", *, by_content: bool = False) -> None:
+        self.path = os.fspath(path)
+        self.by_content = by_content
+
+    def __repr__(self) -> str:
+        return f"File({self.path!r}, by_content={self.by_content})"
+
+    @staticmethod
+    def __memo_argument__(value: Any) -> Any:
+        """What stands for such an argument in the key: absolute paths."""
+        if isinstance(value, (list, tuple)):
+            return [_absolute(one) for one in value]
+        return value if value is None else _absolute(value)
+
+
+def _absolute(value: Any) -> str:
+    try:
+        return os.path.abspath(os.fsdecode(os.fspath(value)))
+    except TypeError:
+        raise OptionError("File", value, "must be a path, or a list of paths.") from None
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def file_stamp(path: str, function: str, *, by_content: bool = False) -> FileStamp:
+    """What lies at a path now.
+
+    Args:
+        path: absolute; of a file, a directory or a pattern.
+        function: identity of the one that depends on it, for the error.
+        by_content: compare the content.
+
+    Raises:
+        DependencyError: nothing does.
+    """
+    facts = _facts(path, by_content)
+    if facts is None:
+        raise DependencyError(errno.ENOENT, f"{function} depends on a file that is not there", path)
+    return FileStamp(path, facts, by_content)
+
+
+def _file_stamps(paths: Iterable[tuple[str, bool]], function: str) -> list[Stamp]:
+    return [file_stamp(path, function, by_content=by_content) for path, by_content in paths]
+
+
+def _facts(path: str, by_content: bool) -> str | None:
+    if _GLOB & set(path) and not os.path.lexists(path):
+        from glob import glob
+
+        found = sorted(glob(path, recursive=True))
+        return _many(found, by_content) if found else None
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        return _many(sorted(_walk(path)), by_content)
+    return _one(path, status, by_content)
+
+
+def _many(paths: Iterable[str], by_content: bool) -> str:
+    digest = blake2b(digest_size=20)
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:  # a dangling link, or gone this moment: its name counts
+            digest.update(f"{path}\0?\n".encode("utf-8", "surrogateescape"))
+            continue
+        if stat.S_ISREG(status.st_mode):
+            line = f"{path}\0{_one(path, status, by_content)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _walk(path: str) -> Iterator[str]:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            yield os.path.join(folder, name)
+
+
+def _one(path: str, status: os.stat_result, by_content: bool) -> str:
+    if by_content:
+        return _content(path, status)
+    facts = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+    if abs(time.time() - status.st_mtime) < RACY:
+        facts += f":{_content(path, status)}"
+    return facts
+
+
+_digests: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def _content(path: str, status: os.stat_result) -> str:
+    """The content's digest; read again only when size, time or inode changed."""
+    identity = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+    settled = abs(time.time() - status.st_mtime) >= RACY
+    known = _digests.get(path)
+    if settled and known is not None and known[0] == identity:
+        return known[1]
+    digest = blake2b(digest_size=20)
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(_READ):
+                digest.update(piece)
+    except OSError as error:
+        return f"unreadable:{error.errno}"
+    if settled:
+        if len(_digests) > 4096:
+            _digests.clear()
+        _digests[path] = (identity, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _file_holds(stamp: FileStamp) -> bool:
+    now = _facts(stamp.path, stamp.by_content)
+    if now == stamp.facts:
+        return True
+    if now is None or stamp.by_content:
+        return False
+    size, _, content = stamp.facts.rpartition(":")
+    if size.count(":") != 2:
+        return False
+    # The stamp was taken just after the file had been written, so it has the content as well.
+    return now == size and _digest_now(stamp.path) == content
+
+
+def _digest_now(path: str) -> str | None:
+    try:
+        return _content(path, os.stat(path))
+    except OSError:
+        return None
+
+
+# --- callables ------------------------------------------------------------------------------------
+
+_callables: weakref.WeakValueDictionary[str, Dependencies] = weakref.WeakValueDictionary()
+
+
+async def _answer(port: Port, function: Callable[[], Any]) -> str:
+    value = function()
+    if inspect.isawaitable(value):
+        value = await port.settle(value)
+    return canonical.digest(value).hex()
+
+
+class Dependencies:
+    """What a function depends on, besides its arguments and its code.
+
+    Args:
+        function: the cached function.
+        identity: its identity.
+        depends_on: a path, a pattern, a `File`, a callable, or several of them.  A path may have
+            the names of arguments in braces: `"data/{region}.csv"`.
+
+    Raises:
+        OptionError: something else, or a callable that needs arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any], identity: str, depends_on: Any) -> None:
+        self.identity = identity
+        self.signature = bindings.signature(function)
+        self.files: list[File] = []
+        self.calls: list[Callable[[], Any]] = []
+        for one in _listed(depends_on):
+            self._add(one)
+        self.arguments = _file_arguments(function, self.signature)
+        if self.calls:
+            _callables[identity] = self
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.calls or self.arguments)
+
+    def _add(self, one: Any) -> None:
+        if isinstance(one, File) and one.path:
+            self._add_file(one)
+        elif isinstance(one, (str, os.PathLike)) and os.fspath(one):
+            self._add_file(File(one))
+        elif callable(one) and not isinstance(one, type):
+            self._check_callable(one)
+            self.calls.append(one)
+        else:
+            raise OptionError(
+                "depends_on", one, "must be a path, a memo.File with a path, or a callable."
+            )
+
+    def _add_file(self, file: File) -> None:
+        parameters = self.signature.parameters
+        rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name in _placeholders(file.path):
+            if name not in parameters and not (rest and name.isidentifier()):
+                raise OptionError(
+                    "depends_on",
+                    file.path,
+                    f"has {{{name}}}, which is no argument; there are {', '.join(parameters)}.",
+                )
+        self.files.append(file)
+
+    def _check_callable(self, one: Callable[..., Any]) -> None:
+        try:
+            inspect.signature(one).bind()
+        except TypeError:
+            raise OptionError(
+                "depends_on", one, "must be callable without arguments; use functools.partial."
+            ) from None
+        except ValueError:  # written in C: it says when it is called
+            return
+
+    async def take(
+        self, port: Port, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Stamp, ...]:
+        """The stamps of one call, as things are now.
+
+        Raises:
+            DependencyError: a file is not there, or a callable raised.
+        """
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        paths = list(self._paths(bound.arguments))
+        taken: list[Stamp] = await port.offload(_file_stamps, paths, self.identity)
+        for index, function in enumerate(self.calls):
+            try:
+                digest = await _answer(port, function)
+            except Exception as error:
+                raise DependencyError(
+                    f"{self.identity}: depends_on {shown(function)} raised {error!r}"
+                ) from error
+            taken.append(Call(f"{self.identity}#{index}", digest))
+        return tuple(taken)
+
+    def _paths(self, arguments: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+        for file in self.files:
+            path = file.path
+            if "{" in path or "}" in path:
+                path = path.format(**_flat(self.signature, arguments))
+            yield os.path.abspath(path), file.by_content
+        for name, by_content in self.arguments.items():
+            value = File.__memo_argument__(arguments.get(name))
+            for path in [value] if isinstance(value, str) else value or ():
+                yield path, by_content
+
+
+async def check(port: Port, stamp: Stamp) -> str:
+    """Why a file or call stamp does not hold any more, or ""."""
+    if isinstance(stamp, FileStamp):
+        return "" if _file_holds(stamp) else FILE_CHANGED
+    if isinstance(stamp, Call):
+        return "" if await _call_holds(port, stamp) else DEPENDENCY_CHANGED
+    return f"unknown stamp {type(stamp).__name__}"
+
+
+async def _call_holds(port: Port, stamp: Call) -> bool:
+    identity, _, index = stamp.name.rpartition("#")
+    dependencies = _callables.get(identity)
+    if dependencies is None or int(index) >= len(dependencies.calls):
+        return False  # whoever could tell is not here
+    try:
+        return await _answer(port, dependencies.calls[int(index)]) == stamp.digest
+    except Exception:
+        return False  # taking the stamp anew says what is wrong
+
+
+def _placeholders(path: str) -> list[str]:
+    """The names in braces of a path; what is behind a dot or in brackets belongs to the value."""
+    from string import Formatter
+
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(path) if field is not None]
+    except ValueError:
+        raise OptionError("depends_on", path, "has a brace without its other half.") from None
+    return [re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields]
+
+
+def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Bound arguments by name, with those of `**kwargs` under their own names."""
+    flat = dict(arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            flat |= flat.pop(parameter.name, {})
+    return flat
+
+
+def _listed(depends_on: Any) -> list[Any]:
+    if depends_on is None:
+        return []
+    if isinstance(depends_on, (str, os.PathLike, File)) or callable(depends_on):
+        return [depends_on]
+    return list(depends_on) if isinstance(depends_on, Iterable) else [depends_on]
+
+
+def _file_arguments(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, bool]:
+    """Argument -> by content, of the arguments that are annotated with `File`."""
+    return {
+        name: isinstance(part, File) and part.by_content
+        for name, part in bindings.hints(function, signature)
+        if part is File or isinstance(part, File)
+    }

@@ -1,0 +1,111 @@
+"""What happens to the fields of a group: the rules of `stamps` as pure functions.
+
+Whoever keeps generations in a table of its own (the host's SQLite file, the memory tier) applies
+these; none of them touches anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from memo.validity import stamps
+from memo.validity.stamps import ALL, FIELDS, LAST, LOST, SHAPES, TOKEN, Ref, State, Turn
+
+MOST_SHAPES = 64
+"""Past so many shapes a group is renewed, since each of them costs every reader a look."""
+
+
+class Change(NamedTuple):
+    """What to do to the fields of one group.
+
+    Attributes:
+        write: field -> value.
+        erase: fields that go; they are not in `write`.
+        renew: all fields that are there go first.
+    """
+
+    write: Mapping[str, str]
+    erase: tuple[str, ...] = ()
+    renew: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return not (self.write or self.erase or self.renew)
+
+
+def turned(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") -> Change:
+    """One invalidation: a fresh token (or `token`) under the field of `turn`, and under `!`."""
+    value = (token or stamps.token_for(turn)) + note
+    if not turn.arguments:
+        return Change({ALL: value, LAST: value}, renew=True)
+    shapes = [s for s in fields.get(SHAPES, "").split("|") if s]
+    shape = stamps.shape(turn.arguments)
+    if shape not in shapes:
+        shapes.append(shape)
+    if len(fields) >= FIELDS or len(shapes) > MOST_SHAPES:
+        return Change({ALL: value, LAST: value}, renew=True)
+    return Change({stamps.field(turn.arguments): value, LAST: value, SHAPES: "|".join(shapes)})
+
+
+def turned_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> Change:
+    """Several invalidations of one group as one change, in time linear in their number."""
+    if len(turns) == 1:
+        return turned(fields, turns[0], note)
+    whole = next((turn for turn in turns if not turn.arguments), None)
+    shapes = {s: None for s in fields.get(SHAPES, "").split("|") if s}
+    shapes.update({stamps.shape(turn.arguments): None for turn in turns})
+    if whole is not None or len(fields) + len(turns) > FIELDS or len(shapes) > MOST_SHAPES:
+        return turned(fields, whole or Turn(turns[0].group), note)
+    write = {stamps.field(turn.arguments): stamps.token_for(turn) + note for turn in turns}
+    return Change({**write, LAST: stamps.token() + note, SHAPES: "|".join(shapes)})
+
+
+def learned(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
+    """Adopt another authority's state, so that `stamps.read(ref, fields)` gives `now`.
+
+    A group that is lost there is lost here too: what nobody can vouch for is believed by nobody.
+    So is one that has grown past its bound, since fields may only go together with `*`.
+    """
+    if now == LOST or len(fields) >= FIELDS:
+        return Change({}, renew=bool(fields))
+    star, covering = parsed(now)
+    write = {ALL: star, **covering}
+    if now.last:
+        write[LAST] = now.last
+    shapes = [s for s in fields.get(SHAPES, "").split("|") if s]
+    missing = dict.fromkeys(name.partition("=")[0] for name in covering)
+    write[SHAPES] = "|".join([*shapes, *(s for s in missing if s not in shapes)])
+    write = {name: value for name, value in write.items() if not _same(fields.get(name), value)}
+    _, mine = parsed(stamps.read(ref, fields))
+    gone = [name for name in mine if name not in covering]
+    if not now.last and LAST in fields:
+        gone.append(LAST)
+    return Change(write, tuple(gone))
+
+
+def _same(present: str | None, value: str) -> bool:
+    """Whether a field says this already; the note behind a token is no part of it."""
+    return (present or "") == value or (len(value) == TOKEN and (present or "")[:TOKEN] == value)
+
+
+def parsed(state: State) -> tuple[str, dict[str, str]]:
+    """A state's `*` token, and the token of each covering field; `!` is not among them."""
+    star, *rest = state.text.split("|")
+    pairs = (part.rpartition(":") for part in rest)
+    return star, {name: token for name, _, token in pairs if name != LAST}
+
+
+def noted(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
+    """(field, note) of every invalidation in a group's fields that a ref has seen."""
+    if ref.arguments is None:
+        names = [name for name in fields if name not in (LAST, SHAPES)]
+    else:
+        names = [ALL, *parsed(stamps.read(ref, fields))[1]]
+    return [(name, fields[name][TOKEN:]) for name in names if len(fields.get(name, "")) > TOKEN]
+
+
+def apply(fields: Mapping[str, str], change: Change) -> dict[str, str]:
+    """The fields after a change."""
+    left = {} if change.renew else {n: v for n, v in fields.items() if n not in change.erase}
+    return {**left, **change.write}
