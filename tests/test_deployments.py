@@ -80,7 +80,15 @@ def load(request: pytest.FixtureRequest) -> Iterator[Any]:
     caller: Any = Caller()
     caller.ran = ran
     yield caller
-    run(loop.shutdown_asyncgens())
+
+    async def end() -> None:  # as `asyncio.run` does
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await loop.shutdown_asyncgens()
+
+    run(end())
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -496,3 +504,23 @@ def test_a_database_that_does_not_exist(
     with only_redis(redis_server.url.replace("/0", "/99")):
         assert load(1)[0] == 1
     assert any("does not have that database" in r.getMessage() for r in caplog.records)
+
+
+def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path) -> None:
+    """`memo doctor` says what works and what does not, and exits with 1 where sharing does not."""
+    from memo.doctor import FAIL, GOOD, examine
+
+    admin = redis_server.client()
+    rule = ("~*", "+@all", "-eval", "-evalsha", "-info")
+    admin.execute_command("ACL", "SETUSER", "few", "on", ">p", *rule)
+    kinds = ("write", "read", "script", "lease", "invalidation")
+    try:
+        with only_redis(redis_server.url, directory=tmp_path):
+            found = {one.topic: one.level for one in examine()}
+        assert [found[f"redis {kind}"] for kind in kinds] == [GOOD] * 5
+        with only_redis(redis_server.url.replace("//", "//few:p@"), directory=tmp_path):
+            found = {one.topic: one.level for one in examine()}
+        assert [found[f"redis {kind}"] for kind in kinds] == [GOOD, GOOD, FAIL, FAIL, GOOD]
+    finally:
+        admin.execute_command("ACL", "DELUSER", "few")
+    assert all(0 < admin.ttl(key) <= 60 for key in admin.keys("memo:2:*doctor*"))

@@ -179,7 +179,7 @@ def test_silent_while_logging_in(run: Any) -> None:
 
 @pytest.mark.timing
 def test_slow_name(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name whose look-up hangs costs a deadline, and only one look-up hangs at a time."""
+    """A name whose look-up hangs costs a deadline, and threads share the one that hangs."""
     asked = []
 
     def hang(*args: Any, **kwargs: Any) -> Any:
@@ -193,7 +193,7 @@ def test_slow_name(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         _, seconds = run(lambda port: failing(port, lambda port: tier.lookup(port, "memo:k")))
         assert 0.9 * DEADLINE < seconds < DEADLINE + MARGIN
         patient(tier)
-    assert len(asked) == 1
+    assert len(asked) <= (1 if run is blocking else 2)  # a loop does not wait for an earlier one
     tier.close()
     time.sleep(0.2)
 

@@ -249,6 +249,9 @@ def _tiers(settings: Settings) -> Findings:
             continue
         if name == "redis":
             yield from _redis(settings, facts)
+            if facts.get("up"):
+                (tier,) = (tier for tier in chain.tiers if tier.name == name)
+                yield from _capabilities(tier)
         elif facts.get("up"):
             yield Finding(GOOD, name, _facts(facts) or "up")
         else:
@@ -262,7 +265,8 @@ def _tiers(settings: Settings) -> Findings:
 def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
     url = redacted(settings.redis_url or "")
     if not facts.get("up"):
-        mend = f"Start it, or mend redis_url (from {settings.sources['redis_url']})."
+        mend = facts.get("mend") or "Start it, or correct redis_url."
+        mend += f" (redis_url is from {settings.sources['redis_url']})"
         said = f"{url} cannot be used: {facts.get('error', 'down')}; memo works without it"
         yield Finding(FAIL, "redis", said, mend)
         return
@@ -280,13 +284,23 @@ def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
         yield Finding(WARN, "redis", "refuses to store when its memory is full", mend)
 
 
+def _capabilities(tier: Any) -> Findings:
+    """What sharing needs, each tried under a name of its own."""
+    for capability, error in drive(tier.capabilities(BLOCKING)).items():
+        topic = f"redis {capability}"
+        if not error:
+            yield Finding(GOOD, topic, "works")
+        else:
+            yield Finding(FAIL, topic, error, "See docs/deployments.md.")
+
+
 def _parts(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 def _facts(facts: dict[str, Any]) -> str:
     """What a tier says of itself, except where it is."""
-    hidden = ("up", "where", "error", "directory")
+    hidden = ("up", "where", "error", "directory", "mend")
     sizes = ("bytes", "budget", "used", "limit")
     parts = (
         f"{name} {size(fact) if name in sizes else fact}"

@@ -99,8 +99,6 @@ def _facts(settings: Settings) -> Any:
         settings.deadline,
         settings.redis_value_limit,
         _options_key(settings.redis_options),
-        settings.on_redis_loss,
-        settings.payload_store,
     )
 
 

@@ -31,8 +31,6 @@ WRITE_THROUGH: Final = "write_through"
 WRITE_AROUND: Final = "write_around"
 STRICT: Final = "strict"
 TRACKING: Final = "tracking"
-RECOMPUTE: Final = "recompute"
-TRUST_DISK: Final = "trust_disk"
 TIERS: Final = ("memory", "redis", "disk")
 """The tiers that have a name; any other is an object."""
 
@@ -97,18 +95,6 @@ def _redis_options(value: Any, place: Place) -> Options | None:
         return Options(redis_urls.options(value))
     except ValueError as error:
         raise place.wrong(str(error)) from None
-
-
-def _payload_store(value: Any, place: Place) -> str | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        raise place.wrong('must be text such as "s3://bucket/memo" or "/mnt/shared/memo".')
-    if "://" in value:
-        return value
-    return str(_path(value, place))
 
 
 def _path(value: Any, place: Place) -> Path:
@@ -270,8 +256,6 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "deadline": (_deadline, 0.25),
     "redis_value_limit": (_redis_size, 64 * MIB),
     "redis_options": (_redis_options, None),
-    "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
-    "payload_store": (_payload_store, None),
     "compress": (_compress, None),
     "enabled": (_truth, True),
     "mode": (_mode, None),

@@ -55,9 +55,6 @@ class Settings(NamedTuple):
         deadline: seconds that one Redis operation may take in all.
         redis_value_limit: bytes; larger payloads stay on disk.
         redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
-        on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`: what becomes of the entries on
-            this host when a Redis that several hosts share comes back empty.
-        payload_store: fsspec URL or folder for payloads above `redis_value_limit`; None: none.
         compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
         mode: how every call uses the cache (`memo.mode`); None: as usual.
@@ -80,8 +77,6 @@ class Settings(NamedTuple):
     deadline: float
     redis_value_limit: int
     redis_options: Mapping[str, Any] | None
-    on_redis_loss: str
-    payload_store: str | None
     compress: int | None
     enabled: bool
     mode: str | None
@@ -320,8 +315,6 @@ class Changes(TypedDict, total=False):
     deadline: float | str | timedelta
     redis_value_limit: int | str
     redis_options: Mapping[str, Any] | None
-    on_redis_loss: str
-    payload_store: str | os.PathLike[str] | None
     compress: bool | int | str
     enabled: bool | str
     mode: str | None

@@ -26,7 +26,7 @@ import json
 import re
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -465,12 +465,11 @@ class Redis:
                 port, pack(b"INFO"), pack(b"DBSIZE"), parse=_facts, replies=2
             )
         except TierError as error:
-            return {
-                "up": False,
-                "where": self.client.where,
-                "breaker": self._breaker(),
-                "error": str(error),
-            }
+            fault = self.client.breaker.fault
+            mend = "" if fault is None else fault.mend
+            answers = error.kind in ("NOPERM", "UNKNOWN")  # this user may not see the figures
+            said = {"up": answers, "where": self.client.where, "breaker": self._breaker()}
+            return said if answers else {**said, "error": str(error), "mend": mend}
         return {
             "up": True,
             "breaker": self._breaker(),
@@ -481,6 +480,42 @@ class Redis:
             "policy": facts.get("maxmemory_policy", "?"),
             "names": names,
         }
+
+    async def capabilities(self, port: Port) -> dict[str, str]:
+        """Try what sharing needs, under names of its own: capability -> `""`, or why it fails.
+
+        The names expire within a minute.
+        """
+        name, group = f"{self._namespace}:{{memo doctor}}:probe", "f:memo doctor"
+        tried: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "write": lambda: self._set(port, self._key(name), [b"probe"], SLACK),
+            "read": lambda: self.lookup(port, name),
+            "script": lambda: self.client.runs_scripts(port),
+            "lease": lambda: self._tries_lease(port, name),
+            "invalidation": lambda: self._tries_turn(port, group),
+        }
+        outcome = {}
+        for capability, work in tried.items():
+            try:
+                outcome[capability] = "it is forbidden" if await work() is False else ""
+            except TierError as error:
+                outcome[capability] = str(error)
+        return outcome
+
+    async def _tries_lease(self, port: Port, name: str) -> bool:
+        holder = stamps.token()
+        other = await self.leases.acquire(port, name, holder)
+        return other is not None or await self.leases.release(port, name, holder)
+
+    async def _tries_turn(self, port: Port, group: str) -> bool:
+        refs = [Ref(group)]
+        before = await self.begin(port, refs)
+        await self.turn(port, [Turn(group)], "{}")
+        after = await self.states(port, refs)
+        key = self._group_key(group)
+        command = pack(b"PEXPIRE", key, b"%d" % _milliseconds(SLACK))
+        await self.client.ask(port, command, parse=int, key=key, writes=True)
+        return LOST not in (*before, *after) and before != after
 
     def _breaker(self) -> str:
         return "open" if self.client.breaker.open else "closed"
