@@ -12,7 +12,7 @@ import memo
 from memo import OptionError, cache
 
 
-def loads(name: str = "shop:load", **options: Any) -> Any:
+def loads(name: str = "shop:load_rows", **options: Any) -> Any:
     @cache(name=name, version="1", **{"ttl": 3600, **options})
     def load(region: str, year: int = 2024) -> str:
         return f"{region} {year}"
@@ -28,7 +28,7 @@ def test_what_is_stored(where: str, request: pytest.FixtureRequest) -> None:
         load = loads(tags=["sales"])
         load("EU")
         [entry] = memo.entries()
-        assert entry.function == "shop:load"
+        assert entry.function == "shop:load_rows"
         assert entry.arguments == {"region": "'EU'", "year": "2024"}
         assert (entry.state, entry.tags, entry.ttl) == ("fresh", ("sales",), 3600)
         assert 0 <= entry.age < 60
@@ -43,15 +43,15 @@ def test_of_a_function_and_of_arguments() -> None:
     """A function is given itself or by any name that is shown; arguments select as elsewhere."""
     load, other = loads(), loads("shop:other")
     load("EU"), load("US"), load("EU", 2023), other("EU")
-    for given in (load, "shop:load", "load"):
+    for given in (load, "shop:load_rows", "load_rows"):
         assert len(memo.entries(given)) == 3
         assert len(memo.entries(given, region="EU")) == 2
     assert len(memo.entries(load, region="EU", year=2023)) == 1
     assert len(memo.entries(region="EU")) == 3
     with pytest.raises(OptionError, match="land"):
         memo.entries(load, land="EU")
-    with pytest.raises(OptionError, match="did you mean 'shop:load'"):
-        memo.entries("shop:laod")
+    with pytest.raises(OptionError, match="did you mean 'shop:load_rows'"):
+        memo.entries("shop:laod_rows")
 
 
 def test_states() -> None:
@@ -61,7 +61,7 @@ def test_states() -> None:
     memo.expire(function=load)
     memo.expire(function=swr)
     assert {e.function: e.state for e in memo.entries()} == {
-        "shop:load": "expired",
+        "shop:load_rows": "expired",
         "shop:swr": "stale",
     }
 
@@ -77,7 +77,7 @@ def test_as_a_frame_and_as_text() -> None:
     assert {"function", "arguments", "state", "age", "ttl", "size", "cost", "tiers", "tags"} <= {
         *frame.columns
     }
-    assert "shop:load" in repr(found)
+    assert "shop:load_rows" in repr(found)
     assert "<table" in found._repr_html_()
 
 

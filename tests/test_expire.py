@@ -34,7 +34,7 @@ def where(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
 
 
 def loads(**options: Any) -> Any:
-    @cache(name="shop:load", version="1", **{"ttl": None, **options})
+    @cache(name="shop:soft_load", version="1", **{"ttl": None, **options})
     def load(region: str, year: int = 2024) -> int:
         RUNS["n"] = RUNS.get("n", 0) + 1
         return RUNS["n"]
@@ -48,7 +48,7 @@ HOW: dict[str, Callable[[Any], Any]] = {
     "call": lambda f: f.expire("EU", 2024),
     "tag": lambda f: memo.expire(tag="sales"),
     "prefix": lambda f: memo.expire(prefix="shops"),
-    "name": lambda f: memo.expire(function="load"),
+    "name": lambda f: memo.expire(function="soft_load"),
     "address": lambda f: memo.expire(key=f.address("EU")),
     "key": lambda f: memo.expire(key=f.key("EU")),
 }
@@ -143,7 +143,7 @@ async def test_the_awaitable_twins() -> None:
     """`aexpire` of a function and of the module do the same inside an event loop."""
     runs: dict[str, int] = {}
 
-    @cache(ttl=None, version="1", name="shop:aload", stale_while_revalidate=60)
+    @cache(ttl=None, version="1", name="shop:soft_aload", stale_while_revalidate=60)
     async def load() -> int:
         runs["n"] = runs.get("n", 0) + 1
         return runs["n"]
@@ -153,7 +153,7 @@ async def test_the_awaitable_twins() -> None:
     assert await load() == 1
     assert await memo.drain(10)
     assert await load() == 2
-    assert (await memo.aexpire(function="aload")).matched == 1
+    assert (await memo.aexpire(function="soft_aload")).matched == 1
     assert await load() == 2
     assert await memo.drain(10)
     assert await load() == 3
@@ -167,7 +167,7 @@ def test_another_process_expires(where: Any) -> None:
         url = memo.settings.configuration.current().redis_url
         code = (
             f"import memo; memo.configure(redis_url={url!r}, deadline=5); "
-            "print(memo.expire(function='shop:load').matched)"
+            "print(memo.expire(function='shop:soft_load').matched)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout == "1\n", done.stderr

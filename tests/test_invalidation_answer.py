@@ -32,7 +32,7 @@ def place(where: str, request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def loads(name: str = "shop:load", **options: Any) -> Any:
+def loads(name: str = "shop:load_rows", **options: Any) -> Any:
     @cache(name=name, version="1", **{"ttl": None, **options})
     def load(region: str, year: int = 2024) -> str:
         return f"{region} {year}"
@@ -40,7 +40,7 @@ def loads(name: str = "shop:load", **options: Any) -> Any:
     return load
 
 
-def aloads(name: str = "shop:aload", **options: Any) -> Any:
+def aloads(name: str = "shop:aload_rows", **options: Any) -> Any:
     @cache(name=name, version="1", **{"ttl": None, **options})
     async def load(region: str, year: int = 2024) -> str:
         return f"{region} {year}"
@@ -59,7 +59,10 @@ def test_the_answer_counts_what_it_hit(where: str, request: pytest.FixtureReques
         assert done.matched == 3
         tiers = "memory: done, redis: done, disk: done"
         tiers = tiers if where == "redis" else "memory: done, disk: done"
-        assert repr(done) == f"invalidated shop:load(region='EU'): 3 entries on this host ({tiers})"
+        assert (
+            repr(done)
+            == f"invalidated shop:load_rows(region='EU'): 3 entries on this host ({tiers})"
+        )
         assert load.invalidate(region="EU").matched == 0, "they are invalid already"
         assert load.invalidate("US", 2024).matched == 1
         assert load.invalidate().matched == 2
@@ -127,7 +130,7 @@ def test_a_function_is_no_predicate() -> None:
 
 
 @chains
-@pytest.mark.parametrize("name", ["shop:load", "load"])
+@pytest.mark.parametrize("name", ["shop:load_rows", "load_rows"])
 def test_a_function_by_the_name_that_is_shown(
     where: str, request: pytest.FixtureRequest, name: str
 ) -> None:
@@ -141,15 +144,17 @@ def test_a_function_by_the_name_that_is_shown(
 
 def test_an_unknown_or_ambiguous_name_is_an_error() -> None:
     """An unknown name lists the nearest, an ambiguous one what it could be; nothing is dropped."""
-    one, other = loads("shop:load"), loads("store:load")
+    one, other = loads("shop:load_rows"), loads("store:load_rows")
     one("EU"), other("EU")
-    with pytest.raises(OptionError, match=r"function='shop:laod'.*did you mean 'shop:load'"):
-        memo.invalidate(function="shop:laod")
-    with pytest.raises(OptionError, match=r"function='load'.*shop:load.*store:load"):
-        memo.invalidate(function="load")
+    with pytest.raises(
+        OptionError, match=r"function='shop:laod_rows'.*did you mean 'shop:load_rows'"
+    ):
+        memo.invalidate(function="shop:laod_rows")
+    with pytest.raises(OptionError, match=r"function='load_rows'.*shop:load_rows.*store:load_rows"):
+        memo.invalidate(function="load_rows")
     assert one.is_cached("EU")
     assert other.is_cached("EU")
-    assert set(memo.stats().functions) <= {"shop:load", "store:load"}, "no phantom rows"
+    assert set(memo.stats().functions) <= {"shop:load_rows", "store:load_rows"}, "no phantom rows"
 
 
 def test_a_function_of_another_process_is_known_by_its_name() -> None:
@@ -285,9 +290,9 @@ def test_the_command_line_says_what_it_hit() -> None:
     missed = CliRunner().invoke(main, ["clear", "--prefix", "product"])
     assert missed.exit_code == 1
     assert "did you mean 'products'?" in missed.output
-    done = CliRunner().invoke(main, ["clear", "--function", "load"])
+    done = CliRunner().invoke(main, ["clear", "--function", "load_rows"])
     assert (done.exit_code, "2 entries on this host" in done.output) == (0, True)
-    unknown = CliRunner().invoke(main, ["clear", "--function", "laod"])
+    unknown = CliRunner().invoke(main, ["clear", "--function", "laod_rows"])
     assert unknown.exit_code == 2
     assert "did you mean" in unknown.output
 
@@ -296,20 +301,20 @@ def test_listing_says_what_was_probably_meant() -> None:
     """`memo ls` takes the names that it shows, and exits 1 when a name matched nothing."""
     load = loads()
     load("EU")
-    assert CliRunner().invoke(main, ["ls", "shop:load"]).exit_code == 0
-    missed = CliRunner().invoke(main, ["ls", "shop:laod"])
+    assert CliRunner().invoke(main, ["ls", "shop:load_rows"]).exit_code == 0
+    missed = CliRunner().invoke(main, ["ls", "shop:laod_rows"])
     assert missed.exit_code == 1
-    assert "did you mean 'shop:load'?" in missed.output + missed.stderr
+    assert "did you mean 'shop:load_rows'?" in missed.output + missed.stderr
 
 
 def test_explain_takes_a_name() -> None:
     """`memo.explain` takes a name that tables show, and names the nearest."""
     load = loads()
     load("EU")
-    assert memo.explain("load", "EU").hit
-    assert memo.explain("shop:load", "EU").hit
-    with pytest.raises(OptionError, match="did you mean 'shop:load'"):
-        memo.explain("laod", "EU")
+    assert memo.explain("load_rows", "EU").hit
+    assert memo.explain("shop:load_rows", "EU").hit
+    with pytest.raises(OptionError, match="did you mean 'shop:load_rows'"):
+        memo.explain("laod_rows", "EU")
 
 
 def test_a_bound_method_refuses_predicates_too() -> None:

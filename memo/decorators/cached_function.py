@@ -94,6 +94,7 @@ class Options(TypedDict, total=False):
     version: str | None
     stale_while_revalidate: Span
     stale_if_error: Span
+    retry_after: Span
     name: str | None
     cache_if: Callable[[Any], bool] | None
     compress: bool | int | str | None
@@ -795,6 +796,7 @@ _POLICY = (
     "ttl_key",
     "stale_while_revalidate",
     "stale_if_error",
+    "retry_after",
     "cache_if",
 )
 
@@ -890,6 +892,7 @@ def _options(
     version: str | None = None,
     stale_while_revalidate: Span = 0,
     stale_if_error: Span = 0,
+    retry_after: Span = 0,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -922,6 +925,7 @@ def _options(
         stale_while_revalidate: seconds past the ttl in which the old value answers while it is
             refreshed (RFC 5861).
         stale_if_error: seconds past the ttl in which the old value answers if computing raises.
+        retry_after: seconds after a failure in which the old value answers without another try.
         name: the function's identity, instead of `"module:qualname"`.
         cache_if: predicate of the result; False: it is returned, not stored.
         compress: store big results compressed: True (from 64 KiB on), False, or a size such as
@@ -961,6 +965,7 @@ def cache(
     version: str | None = None,
     stale_while_revalidate: Span = 0,
     stale_if_error: Span = 0,
+    retry_after: Span = 0,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,

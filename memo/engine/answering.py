@@ -34,7 +34,7 @@ from memo.engine.computing import (
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, refuse_reentry
 from memo.engine.coordination.leases import Hold, hold, let_go, patience
 from memo.engine.loading import BIG, load, look
-from memo.engine.refreshing import refresh_soon
+from memo.engine.refreshing import pause_after_failure, refresh_soon
 from memo.engine.used_calls import CURRENT, tell
 from memo.errors import EntryError, TierError
 from memo.keys.call_keys import Call
@@ -215,6 +215,9 @@ async def _answer(
         asked = None
         if value is not NOTHING:
             _hit(port, job, found, begun, shared=missed)
+            return value
+        value = await _while_pausing(port, job, found)
+        if value is not NOTHING:
             return value
         if not missed:
             missed = True
@@ -397,6 +400,8 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
             await held.release(port, job.chain.upload(job.name))
     if landing.error is not None and found.verdict.fallback and found.entry is not None:
         landing = await _fall_back(port, job, found, landing)
+    elif landing.error is None:
+        function.backoff.pop(job.call.text, None)
     return await close(port, job, flight, landing)
 
 
@@ -417,17 +422,40 @@ async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None =
 
 async def _fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
     """The old value instead of an error (`stale_if_error`), unless it was invalidated meanwhile."""
+    old = await _old_value(port, job, found, f"error: {type(landing.error).__name__}")
+    pause = job.function.policy.retry_after
+    if old is not None and pause:
+        pause_after_failure(job, pause)
+    return landing if old is None else old
+
+
+async def _while_pausing(port: Port, job: Job, found: Answer) -> Any:
+    """The old value while the function is not tried again after a failure; else `NOTHING`."""
+    if not (found.verdict.fallback and job.function.policy.retry_after):
+        return NOTHING
+    until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
+    if time.monotonic() >= until:
+        return NOTHING
+    old = await _old_value(port, job, found, "retry_after")
+    if old is None:
+        return NOTHING
+    tell(old.used)
+    return old.value
+
+
+async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landing | None:
+    """A landing with the value of an expired entry; None: it was invalidated, or does not load."""
     assert found.entry is not None
-    reason = await job.chain.untrue(port, found.entry)
-    if reason and not isinstance(reason, Expired):
-        return landing
+    why = await job.chain.untrue(port, found.entry)
+    if why and not isinstance(why, Expired):
+        return None
     try:
         value = await load(port, found)
     except (EntryError, TierError):
-        return landing
+        return None
     started, used = found.entry.header.times.started, found.entry.header.stamps
     job.chain.floors.rise(job.call.text, started)
-    emit(job, events.STALE, tier=found.tier, reason=f"error: {type(landing.error).__name__}")
+    emit(job, events.STALE, tier=found.tier, reason=reason)
     encoded = await encode(port, job, value)
     return Landing(value, None, found.entry, encoded, used=used, known=used, started=started)
 

@@ -88,7 +88,13 @@ def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
             return events.REFRESH_FAILED, lifetimes.INVALIDATED
         return events.REFRESH_DONE, ""
     pause = min(BACK_OFF[1], max(BACK_OFF[0], backoff.get(key, (0.0, 0.0))[1] * 2))
+    pause_after_failure(job, max(pause, job.function.policy.retry_after))
+    return events.REFRESH_FAILED, type(landing.error).__name__
+
+
+def pause_after_failure(job: Job, pause: float) -> None:
+    """Do not compute a call again for some seconds, as long as an old value can answer."""
+    backoff = job.function.backoff
     if len(backoff) > 4096:
         backoff.clear()
-    backoff[key] = (time.monotonic() + pause, pause)
-    return events.REFRESH_FAILED, type(landing.error).__name__
+    backoff[job.call.text] = (time.monotonic() + pause, pause)

@@ -25,6 +25,7 @@ def policy(
     stale_while_revalidate: Any,
     stale_if_error: Any,
     cache_if: Callable[[Any], bool] | None,
+    retry_after: Any,
 ) -> Policy:
     """The policy that these options describe.
 
@@ -37,6 +38,10 @@ def policy(
         )
     if ttl is None and refresh_ahead and ttl_key is None:
         raise OptionError("refresh_ahead", True, "needs a ttl: without one nothing ever ages.")
+    pause, window = (_window("retry_after", retry_after), _window("stale_if_error", stale_if_error))
+    if pause and not window:
+        mend = "needs stale_if_error, whose old value answers meanwhile."
+        raise OptionError("retry_after", retry_after, mend)
     return Policy(
         ttl=given_ttl("ttl", ttl),
         use_jitter=flag("use_jitter", use_jitter),
@@ -48,6 +53,7 @@ def policy(
         lock_timeout=seconds("lock_timeout", lock_timeout, zero=True),
         ttl_key=text("ttl_key", ttl_key),
         cache_if=_predicate("cache_if", cache_if),
+        retry_after=_window("retry_after", retry_after),
     )
 
 

@@ -125,6 +125,7 @@ class Policy(NamedTuple):
         lock_timeout: longest wait for another holder, in seconds; None: as long as it lives.
         ttl_key: key in the live configuration that overrides `ttl`.
         cache_if: predicate of the result; False: return it, do not store it.
+        retry_after: seconds after a failure in which an old value answers without another try.
         max_age: seconds; older entries do not answer, whatever their ttl and stale windows.
     """
 
@@ -139,6 +140,7 @@ class Policy(NamedTuple):
     ttl_key: str | None = None
     cache_if: Callable[[Any], bool] | None = None
     max_age: float | None = None
+    retry_after: float = 0.0
 
     @property
     def grace(self) -> float:
