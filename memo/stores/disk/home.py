@@ -34,7 +34,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a full disk."""
 _CLOSED = frozenset(
     {
-        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST),
         *(errno.ELOOP, errno.ENAMETOOLONG),
     }
 )
