@@ -1,5 +1,6 @@
 """All rows, side by side with the peers: `python -m benchmarks` writes docs/performance.md.
 
+    python -m benchmarks growth     # how costs grow with the work: prints a table
     python -m benchmarks [--quick] [--runs 3] [--only TEXT] [--output docs/performance.md]
 
 Each sample is a fresh process; each figure is the median of several, and the floor of a row is
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import growth, report
 from benchmarks.machine import ROOT, FailedError, Machine, places
 from benchmarks.peers import Place
 from benchmarks.plan import ROWS, Row
@@ -148,6 +149,9 @@ def _medians(samples: list[Figures]) -> Figures:
 
 def main() -> None:
     """Measure, print the table, write the page and its picture."""
+    if sys.argv[1:2] == ["growth"]:
+        growth.main()
+        return
     options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("--quick", action="store_true", help="smaller values, one run")
