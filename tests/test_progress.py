@@ -83,7 +83,8 @@ def test_a_long_computation_is_shown(sheet: Sheet) -> None:
     assert SHOWN_AFTER <= first.seconds < 1.2
     assert str(first).startswith("slow() runs, ")
     assert first.share is None
-    assert [str(line) for line in sheet.closed[0]] == ["slow() took 1.2 s"]
+    (last,) = map(str, sheet.closed[0])
+    assert re.fullmatch(r"slow\(\) took 1\.[2-4] s", last)
     assert ticker_gone()
 
 

@@ -34,11 +34,8 @@ class Touchy:
         return _loaded, ()
 
 
-ARMED: list[bool] = []
-
-
 def _loaded() -> Touchy:
-    if ARMED:
+    if "armed" in sys.argv:  # no global of this module: that would be an input of what is cached
         raise Loaded
     return Touchy()
 
@@ -54,7 +51,7 @@ def test_reprs_load_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
         return Touchy()
 
     load("<EU>")
-    monkeypatch.setattr(sys.modules[__name__], "ARMED", [True])
+    monkeypatch.setattr(sys, "argv", ["armed"])
     chain = assembly.default_chain()
     entry = drive(chain.lookup(BLOCKING, "etl:load", load.key("<EU>"), load._function.judge)).entry
     shown: dict[str, Any] = {
