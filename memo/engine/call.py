@@ -42,6 +42,7 @@ class Function:
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
         took: seconds of its latest computation here; None: there was none.
         warned: it was said that its results are not stored.
+        looks: what computed calls looked like, with their keys; None: it was warned about them.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Function:
         "identity",
         "keyer",
         "live_ttl",
+        "looks",
         "manifest",
         "noted",
         "policy",
@@ -92,6 +94,7 @@ class Function:
         self.backoff: dict[str, tuple[float, float]] = {}
         self.took: float | None = None
         self.warned = False
+        self.looks: dict[str, set[str]] | None = {}
 
     def code(self, args: tuple[Any, ...]) -> str:
         """The code version for a call: a method's depends on the class that it is called on."""

@@ -7,7 +7,7 @@ import time
 import warnings
 from typing import Any
 
-from memo.engine import replay, used_calls
+from memo.engine import never_hits, replay, same_types, used_calls
 from memo.engine.call import Function, Job, Outcome, emit, told, users, writer
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import patience
@@ -15,7 +15,7 @@ from memo.engine.loading import BIG
 from memo.engine.used_calls import CURRENT, Reads, bounded
 from memo.errors import DependencyError, TierError
 from memo.keys.summaries import with_result
-from memo.records import codec, same_types, seal
+from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
 from memo.runtime import events
@@ -50,6 +50,7 @@ async def compute(
     same = not (alone or port.native) or await _is_same_call(port, job)
     if alone and not same:
         return Landing(fault=True)
+    never_hits.notice(job)
     used_calls.prepare()
     around = CURRENT.get()
     behind = around is not None and not around.over and around.background

@@ -273,6 +273,10 @@ class Call:
         """JSON for people: see `summaries`."""
         return summaries.summary(self._described())
 
+    def encoded(self) -> Iterator[tuple[str, Any, bytes]]:
+        """Name, value and encoding of each argument."""
+        return zip(self._names, self._values, self._encodings, strict=True)
+
     def _described(self) -> Iterator[tuple[str, str, str]]:
         """Name, short text and digest of all that makes the key: also of `self` and a resolver."""
         if self._own is not None:

@@ -168,6 +168,11 @@ def an_object(value: Any, walk: Walk) -> bytes:
     return _OBJECT(value, walk)
 
 
+def is_object(kind: type) -> bool:
+    """Whether values of a type are known by their attributes, not by content of a known form."""
+    return find(kind) is _OBJECT
+
+
 def find(kind: type) -> Encoder:
     """The encoder of a type; every type has one, be it one that refuses."""
     adapter = lookup.find(kind)
