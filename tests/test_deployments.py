@@ -508,7 +508,7 @@ def test_a_database_that_does_not_exist(
 
 def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path) -> None:
     """`memo doctor` says what works and what does not, and exits with 1 where sharing does not."""
-    from memo.doctor import FAIL, GOOD, examine
+    from memo.cli.doctor import FAIL, GOOD, examine
 
     admin = redis_server.client()
     rule = ("~*", "+@all", "-eval", "-evalsha", "-info")
@@ -524,3 +524,73 @@ def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path)
     finally:
         admin.execute_command("ACL", "DELUSER", "few")
     assert all(0 < admin.ttl(key) <= 60 for key in admin.keys("memo:2:*doctor*"))
+
+
+# --- what lies there -----------------------------------------------------------------------------
+
+
+def test_every_key_expires(redis_server: RedisServer) -> None:
+    """Entries, groups and leases expire; a tag goes within a minute after its last entry's ttl."""
+
+    @memo.cache(ttl=2, tags=["customer:7"], use_lock=True, key_prefix="sales", name="short")
+    def short(x: int) -> int:
+        return x
+
+    @memo.cache(ttl=None, name="for good")
+    def lasting() -> int:
+        return 1
+
+    with only_redis(redis_server.url):
+        short(1), short(1), lasting(), lasting()
+        for number in range(50):
+            memo.invalidate(key=f"sales:{number}")
+    client = redis_server.client()
+    lives = {key: client.ttl(key) for key in client.keys("*")}
+    assert all(0 < seconds <= 34 * 86400 for seconds in lives.values()), lives
+    assert lives[b"memo:2:g:{t:customer:7}"] <= 60
+    assert len(lives) < 20, "an invalidation of what nothing depends on leaves no key"
+
+
+def test_a_foreign_value_at_a_group_is_replaced(redis_server: RedisServer, load: Any) -> None:
+    """A list where memo keeps generations costs one computation, not all that follow."""
+    client = redis_server.client()
+    with only_redis(redis_server.url):
+        load(1)
+        for group in client.keys("memo:2:g:*"):
+            client.delete(group)
+            client.lpush(group, "foreign")
+        load(1)
+        kept = load(1)
+        assert load(1) == load(1) == kept
+
+
+def test_many_waiters_keep_their_time_limit(redis_server: RedisServer) -> None:
+    """100 callers that wait for leases of others compute after `lock_timeout`, not later."""
+    from memo.decorators.assembly import default_chain
+    from memo.runtime.ports import BLOCKING, drive
+
+    @memo.cache(ttl=60, use_lock=True, lock_timeout=0.5, name="waited for")
+    def slow(x: int) -> int:
+        return x
+
+    with only_redis(redis_server.url):
+        chain = default_chain()
+        leases = chain.tiers[0].leases  # type: ignore[attr-defined]
+        for x in range(100):
+            name = chain.name(slow.function_id, slow.key(x))
+            assert drive(leases.acquire(BLOCKING, name, "elsewhere/host/1/x")) is None
+        seconds: list[float] = []
+
+        def call(x: int) -> None:
+            begun = time.perf_counter()
+            assert slow(x) == x
+            seconds.append(time.perf_counter() - begun)
+
+        threads = [threading.Thread(target=call, args=(x,)) for x in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(seconds) == 100
+    assert min(seconds) > 0.4
+    assert max(seconds) < 1.5

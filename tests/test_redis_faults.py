@@ -362,6 +362,8 @@ def test_answers_of_others_are_not_taken(redis_server: RedisServer, run: Any) ->
         b"*-1\r\n",
         b"$99999999999\r\n",
         b"*99999999999\r\n",
+        b"*536870911\r\n",
+        b"*1000000\r\n",
         b"\x00" * 100,
         b"-\r\n",
         b"-MOVED\r\n",

@@ -155,16 +155,28 @@ def _greet(connection: Any) -> None:
     That may be an error before it hangs up, or what TLS sends behind its handshake.  The pools of
     redis-py take it for the reply to an earlier command.
     """
-    connection.on_connect()
-    connection.send_command("ECHO", "memo")
-    connection.read_response()
+    try:
+        connection.on_connect()
+        talk(connection, Exchange((), 0, CONNECT))
+    except BaseException:
+        connection.disconnect()
+        raise
 
 
 async def _greet_async(connection: Any) -> None:
     """As `_greet`."""
-    await connection.on_connect()
-    await connection.send_command("ECHO", "memo")
-    await connection.read_response()
+    try:
+        await connection.on_connect()
+        stream = Stream(connection)
+        landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        exchange = Exchange((), 0, CONNECT)
+        stream.send(exchange, partial(_settle, landed))
+        await landed
+        exchange.answer()
+        stream.give_back()
+    except BaseException:
+        _let_go(connection)
+        raise
 
 
 class _ThreadNodes(_Nodes):
