@@ -34,6 +34,7 @@ from memo.runtime.ports import BLOCKING, drive, native
 from memo.settings import options
 from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol
+from memo.validity import stamps
 from memo.validity.stamps import ADDRESS, Ref, Turn, tag_turns
 
 P = ParamSpec("P")
@@ -50,7 +51,7 @@ def address_turns(address: str, prefix: str | None = None) -> list[Turn]:
     """The turns that invalidate the entries of one address, under each prefix it may have."""
     wanted = prefixes(address) if prefix is None else [prefix]
     pair = (ADDRESS, address_digest(address))
-    return [Turn(f"p:{one}", (pair,), whole=True) for one in wanted]
+    return [Turn(stamps.group("p", one), (pair,), whole=True) for one in wanted]
 
 
 class _Target(NamedTuple):
@@ -85,7 +86,7 @@ async def _target(
     text = options.text(name, given[name])
     assert text is not None
     if name == "prefix":
-        turns = [Turn(f"p:{normal_prefix(text)}")]
+        turns = [Turn(stamps.group("p", normal_prefix(text)))]
         return _Target(turns, f"prefix {text!r}", _near(names.PREFIX, text.rstrip(":")))
     if name == "tag":
         return _Target(list(tag_turns(text)), f"tag {text!r}", _near(names.TAG, text))
@@ -335,7 +336,7 @@ class _Plan:
             turns += address_turns(address)
             named.append(f"key {address}")
         if addresses is None and self.prefix is not None:
-            turns.append(Turn(f"p:{self.prefix}"))
+            turns.append(Turn(stamps.group("p", self.prefix)))
             named.append(f"prefix {self.prefix}")
         elif addresses is None and self.resolves:
             turns.append(Turn("n"))

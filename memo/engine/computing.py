@@ -21,7 +21,7 @@ from memo.records.seal import Header
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
-from memo.validity import lifetimes
+from memo.validity import lifetimes, stamps
 from memo.validity.lifetimes import Policy, Times
 from memo.validity.stamps import LOST, TAGS, Generation, Ref, Stamp
 
@@ -164,7 +164,7 @@ async def late_stamps(
         return ()
     try:
         tags = function.keyer.late_tags(job.args, job.kwargs, replay.bare(result))
-        refs = [Ref(f"t:{tag}") for tag in tags]
+        refs = [Ref(stamps.group("t", tag)) for tag in tags]
         states = await job.chain.authorities.begin(port, refs)
         if await job.chain.turned(port, watch):
             return None

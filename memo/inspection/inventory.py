@@ -24,7 +24,7 @@ from memo.runtime.clock import SECOND, Clock
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.chain import Chain
-from memo.validity import dependencies
+from memo.validity import dependencies, stamps
 from memo.validity import lifetimes as policy_words
 from memo.validity.lifetimes import Policy, age, judge, judge_expired
 from memo.validity.stamps import Generation, Ref, Stamp, State, expired_at
@@ -89,7 +89,7 @@ class Wanted(NamedTuple):
     def holds(self, header: Header) -> bool:
         """Whether an entry is one of them, wherever it lies."""
         groups = {s.ref.group for s in header.stamps if type(s) is Generation}
-        tagged = self.tag is None or f"t:{self.tag}" in groups
+        tagged = self.tag is None or stamps.group("t", self.tag) in groups
         return tagged and matches(header.function, *self.patterns) and self._has(header)
 
     def _has(self, header: Header) -> bool:

@@ -35,6 +35,7 @@ from memo.keys.offloading import LIGHT, refuse_heavy
 from memo.keys.resolvers import Resolved, Resolver, Template, words
 from memo.runtime.checksums import blake2b
 from memo.settings import options
+from memo.validity import stamps
 from memo.validity.stamps import ADDRESS, Ref
 
 canonical.use_identity(code_digest)
@@ -264,8 +265,8 @@ class Call:
         refs = [Ref("n"), Ref(f"f:{self._keyer.function_id}", self.arguments)]
         for prefix, whole in self.addresses:
             pair = ((ADDRESS, address_digest(whole)),)
-            refs += [Ref(f"p:{one}", pair) for one in prefixes(prefix)]
-        refs += [Ref(f"t:{tag}") for tag in self._tags]
+            refs += [Ref(stamps.group("p", one), pair) for one in prefixes(prefix)]
+        refs += [Ref(stamps.group("t", tag)) for tag in self._tags]
         return tuple(refs)
 
     @functools.cached_property

@@ -123,7 +123,7 @@ class Turn(NamedTuple):
 
 def tag_turns(tag: str) -> tuple[Turn, Turn]:
     """What invalidates a tag: first all that looks out for any tag, then the tag."""
-    return Turn(TAGS), Turn(f"t:{tag}")
+    return Turn(TAGS), Turn(group("t", tag))
 
 
 def softened(turn: Turn) -> Turn:
@@ -157,6 +157,14 @@ def _softly(part: str) -> bool:
     """Whether a part of a state's text is the field of a soft turn."""
     names, equals, _ = part.partition("=")
     return bool(equals) and names.split(",")[-1] == SOFT
+
+
+def group(kind: str, name: str) -> str:
+    """The group of a prefix (`"p"`) or a tag (`"t"`), as text that every store can write.
+
+    A lone surrogate has no encoding, and stands there by its number.
+    """
+    return f"{kind}:{name.encode('utf-8', 'backslashreplace').decode()}"
 
 
 def shape(arguments: Iterable[tuple[str, str]]) -> str:

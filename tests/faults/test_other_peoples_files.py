@@ -1,0 +1,103 @@
+"""Nothing under the cache directory is followed through a link; only memo's own files go."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memo
+from memo.testing import isolated, recording
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    """A directory with files of somebody else's, whose names look like anything."""
+    place = tmp_path / "others"
+    place.mkdir(mode=0o700)
+    for name in ("thesis.tex", "a" * 40, "b" * 32 + ".tmp", "c" * 64, "x.json"):
+        (place / name).write_text("mine")
+    return place
+
+
+@pytest.mark.parametrize(
+    "part", ["locks", "payloads", "code", "entries", "stats", "payloads/ab", ""]
+)
+def test_a_link_in_the_place_of_a_folder(others: Path, part: str) -> None:
+    """Where a folder of the cache became a link, calls work, and its target stays as it was."""
+    before = sorted(os.listdir(others))
+
+    @memo.cache(ttl=None, use_lock=True)
+    def load(x: int) -> Any:
+        return np.full(20_000, x)
+
+    with isolated() as directory:
+        home = directory / "memo"
+        link = home / part if part else home
+        link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link.symlink_to(others)
+        for x in range(8):
+            assert load(x)[0] == x
+        memo.stats()
+        load.cache_clear()
+        memo.assembly.default_chain().close()
+    assert sorted(os.listdir(others)) == before
+    assert stat.S_IMODE(others.stat().st_mode) == 0o700
+
+
+def test_a_removed_cache_directory_comes_back_private(tmp_path: Path) -> None:
+    """A cache directory that was removed under a running program is made anew with mode 0700."""
+    import shutil
+
+    @memo.cache(ttl=None)
+    def load(x: int) -> int:
+        return x
+
+    before = os.umask(0o022)
+    try:
+        with isolated(directory=tmp_path / "cache"):
+            load(1)
+            shutil.rmtree(tmp_path / "cache")
+            load(2)
+            load.invalidate()
+            load(3)
+            assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_lone_surrogate_stops_nothing() -> None:
+    """Text that has no encoding is invalidated as any other, and blocks nobody else."""
+    odd = "a\ud800"
+    runs: list[str] = []
+
+    @memo.cache(ttl=None, tags=[odd])
+    def tagged(x: int) -> int:
+        runs.append("tagged")
+        return x
+
+    @memo.cache(ttl=None, key_prefix="users", key_resolver="users:{name}")
+    def named(name: str) -> int:
+        runs.append("named")
+        return 1
+
+    @memo.cache(ttl=None)
+    def plain(x: int) -> int:
+        runs.append("plain")
+        return x
+
+    with isolated(), recording() as seen:
+        for _ in range(2):
+            tagged(1), named(odd), plain(1)
+        assert runs == ["tagged", "named", "plain"]
+        assert memo.invalidate(tag=odd, reason=odd).complete
+        assert memo.invalidate(prefix=odd).complete
+        assert memo.invalidate(key=f"users:{odd}").complete
+        for _ in range(2):
+            tagged(1), named(odd), plain(1)
+        assert runs == ["tagged", "named", "plain", "tagged", "named"]
+    assert [event for event in seen if event.kind == "error"] == []
