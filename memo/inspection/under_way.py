@@ -123,7 +123,7 @@ class Board:
                 return self._map
             self._unmap()
             self._home = directory
-            private_files.claim(directory)
+            private_files.claim_folder(directory)
             folder = directory / "stats"
             private_files.subdirectory(folder)
             self._path = folder / f"{process_name()}{SUFFIX}"

@@ -50,7 +50,7 @@ class Board:
             OSError: it could not be written.
             SettingError: the cache directory is somebody else's.
         """
-        private_files.claim(self.path.parent)
+        private_files.claim_folder(self.path.parent)
         private_files.subdirectory(self.path)
         self._write(name or process_name(), stats.to_json())
 

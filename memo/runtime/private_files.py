@@ -43,6 +43,18 @@ def claim(path: Path, setting: str = "directory") -> None:
     _close_to_others(path, facts)
 
 
+def claim_folder(path: Path) -> None:
+    """Claim a folder of memo's own in the cache directory, where a link is refused.
+
+    Raises:
+        SettingError: it is somebody else's.
+        OSError: it is a link, or cannot be made.
+    """
+    if path.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "a link, not a directory", str(path))
+    claim(path)
+
+
 def _make(path: Path) -> None:
     """Make a directory and its parents, as far as they are missing: all of them mode 0700."""
     if path.is_dir():

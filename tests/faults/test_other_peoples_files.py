@@ -24,6 +24,7 @@ def others(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.filterwarnings("ignore:memo")
 @pytest.mark.parametrize(
     "part", ["locks", "payloads", "code", "entries", "stats", "payloads/ab", ""]
 )

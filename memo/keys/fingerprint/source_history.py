@@ -38,7 +38,7 @@ class Manifests:
             return
         path = self._path(digest)
         if not path.exists():
-            private_files.claim(self._directory.parent)
+            private_files.claim_folder(self._directory.parent)
             private_files.subdirectory(self._directory)
             temporary = path.with_suffix(f".{os.urandom(4).hex()}")
             try:

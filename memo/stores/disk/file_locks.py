@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import weakref
 from contextlib import suppress
 from pathlib import Path
 
 from memo.errors import SettingError, TierError
 from memo.runtime import private_files
+
+_NAME = re.compile(r"[0-9a-f]{40}")
+"""The names that `Host.lock` gives to the files of locks; no other file is removed."""
 
 
 class HostLock:
@@ -69,7 +73,7 @@ class HostLock:
             private_files.check_folder(self._path.parent)
             return private_files.open_or_create(self._path)
         except FileNotFoundError:
-            private_files.claim(self._path.parent.parent)
+            private_files.claim_folder(self._path.parent.parent)
             private_files.subdirectory(self._path.parent)
             return private_files.open_or_create(self._path)
 
@@ -119,7 +123,7 @@ def sweep(directory: Path) -> int:
     """
     removed = 0
     with suppress(OSError):
-        for name in private_files.listed(directory):
+        for name in filter(_NAME.fullmatch, private_files.listed(directory)):
             with suppress(OSError):
                 removed += _sweep(directory / name)
     return removed

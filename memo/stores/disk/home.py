@@ -97,7 +97,10 @@ class Home:
             raise self.fault()
         try:
             tightened = private_files.tighten(self._root) | private_files.tighten(self.path)
-            private_files.claim(self.path)
+            if self.path == self._root:
+                private_files.claim(self.path)
+            else:
+                private_files.claim_folder(self.path)
             state = WRITABLE
         except (OSError, SettingError) as error:
             state = self._state_after(error)
