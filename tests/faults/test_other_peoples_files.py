@@ -45,7 +45,6 @@ def test_a_link_in_the_place_of_a_folder(others: Path, part: str) -> None:
             assert load(x)[0] == x
         memo.stats()
         load.cache_clear()
-        memo.assembly.default_chain().close()
     assert sorted(os.listdir(others)) == before
     assert stat.S_IMODE(others.stat().st_mode) == 0o700
 
