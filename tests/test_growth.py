@@ -9,6 +9,10 @@ import pytest
 
 import memo
 from memo.keys.fingerprint.source_history import Manifests
+from memo.runtime.ports import BLOCKING, drive
+from memo.stores.disk import index, sqlite_file
+from memo.stores.disk.disk_tier import Disk
+from memo.stores.disk.host_state import Host
 
 
 def _best(work: Callable[[], object], rounds: int = 3) -> float:
@@ -53,3 +57,32 @@ def test_writing_down_a_code_version_does_not_list_the_others(tmp_path, monkeypa
     for number in range(1000):
         manifests.save(f"{number:032x}", lambda: {"f": "def f(): ..."})
     assert len(listed) <= 2
+
+
+def test_clearing_gives_way_to_other_threads(tmp_path) -> None:
+    """While many entries are cleared the writers of the same process wait for a batch at most."""
+    host = Host(tmp_path / "cache")
+    disk = Disk(tmp_path / "cache", 1 << 30, host)
+    for number in range(3 * index.BATCH):
+        drive(disk.store(BLOCKING, f"ns:{{f}}:s:{number}", b"x", None, None))
+    writes = []
+    disk._write, write = lambda work: (writes.append(1), write(work))[1], disk._write
+    assert drive(disk.clear(BLOCKING, "ns:")) == 3 * index.BATCH
+    assert len(writes) >= 3
+    disk.close()
+    host.close()
+
+
+def test_a_log_does_not_stay_long(tmp_path) -> None:
+    """After a big change the `-wal` file of the index is cut to what the documents say."""
+    host = Host(tmp_path / "cache")
+    disk = Disk(tmp_path / "cache", 1 << 30, host)
+    drive(disk.store(BLOCKING, "a", b"x", None, None))
+    with disk._database.writing, disk._database.transaction() as connection:
+        connection.execute("CREATE TABLE big (content)")
+        connection.executemany("INSERT INTO big VALUES (?)", [(bytes(4000),)] * 3000)
+    for number in range(3):
+        drive(disk.store(BLOCKING, f"b{number}", b"x", None, None))
+    assert (tmp_path / "cache" / "entries" / "cache.db-wal").stat().st_size <= sqlite_file.LOG
+    disk.close()
+    host.close()

@@ -423,7 +423,10 @@ class Disk:
         return count
 
     def _clear(self, prefix: str) -> int:
-        return self._write(lambda index: index.clear_prefix(prefix))
+        count = 0
+        while some := self._write(lambda index: index.clear_some(prefix)):
+            count += some
+        return count
 
     async def sweep(self, port: Port) -> int:
         """Remove files that belong to no entry and to no living writer; how many.

@@ -43,7 +43,8 @@ _SHARE = 16
 """The part of the free budget that a process may use before it looks at the budget again."""
 _LOOK = 1.0
 """Seconds after which it looks again in any case."""
-_BATCH = 1000
+BATCH = 1000
+"""Entries that are cleared in one transaction: others may write in between."""
 _BY_NAME = (
     "CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL"
 )
@@ -75,10 +76,7 @@ _REPLACE = (
     "UPDATE Cache SET access_time = store_time - ? WHERE key >= ? AND key < ? AND raw = 1"
     " AND substr(tag, instr(tag, ' ') + 1) <> ?"
 )
-_PREFIX = (
-    "SELECT rowid, filename FROM Cache WHERE rowid > ? AND key >= ? AND key < ?"
-    " ORDER BY rowid LIMIT ?"
-)
+_PREFIX = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
 
 
 class Row(NamedTuple):
@@ -294,11 +292,14 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._free = 0
         return freed
 
-    def clear_prefix(self, prefix: str) -> int:
-        """Delete every key that begins with `prefix`; how many."""
-        end = f"{prefix}\U0010ffff"
-        count: int = self._select_delete(_PREFIX, [0, prefix, end, _BATCH])
-        return count
+    def clear_some(self, prefix: str) -> int:
+        """Delete at most `BATCH` keys that begin with `prefix`; how many."""
+        with self._transact() as (sql, cleanup):
+            rows = sql(_PREFIX, (prefix, f"{prefix}\U0010ffff", BATCH)).fetchall()
+            for rowid, name in rows:
+                sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+                cleanup(name)
+        return len(rows)
 
     def has_name(self, name: str) -> bool:
         """Whether any row has these files."""

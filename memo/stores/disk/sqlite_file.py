@@ -37,6 +37,9 @@ PATIENCE = 0.25
 """Seconds that a foreign lock may cost a writer."""
 READ_PATIENCE = 0.04
 """Seconds that a foreign lock may cost a reader, who may be on an event loop."""
+LOG = 4 << 20
+"""Bytes that a log (the `-wal` file) keeps once it was written back; one big change makes it longer
+for a while."""
 AGAIN = 0.01
 """Seconds after which who has patience tries again."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -76,7 +79,7 @@ class Database:
         self._lock_path = path.with_suffix(".lock")
         self._prepare = prepare
         self._before_aside = before_aside
-        self._pragmas = ("trusted_schema=0", *pragmas)
+        self._pragmas = ("trusted_schema=0", f"journal_size_limit={LOG}", *pragmas)
         self.opened = 0
         self.read_only = False
         self._new_locks()
