@@ -747,3 +747,84 @@ def test_equal_inputs_hit_and_a_changed_one_misses(
     values[changed] += 100
     assert function.made(values) == [1, *(values[name] for name in reads)]
     assert len(RUNS) == 1 + (changed in reads)
+
+
+# --- state that a computation changes itself ------------------------------------------------------
+
+
+class Counting:
+    """Counts, keeps a log and opens a session on its way, as clients do."""
+
+    def __init__(self, tenant: str | None) -> None:
+        self.tenant = tenant
+        self.requests = 0
+        self.log: list[int] = []
+        self.session: Any = None
+
+    def _session(self) -> Any:
+        if self.session is None:
+            self.session = threading.Lock()
+        return self.session
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        RUNS.append(x)
+        self.requests += 1
+        self.log.append(x)
+        with self._session():
+            return f"{self.tenant} {x}"
+
+
+def test_what_a_computation_changes_itself_leaves_its_key() -> None:
+    """Counters, logs and sessions: one warning, then hits; `explain` names each."""
+    one = Counting("a")
+    with pytest.warns(UserWarning, match="changes self.log, self.requests, self.session") as told:
+        assert [one.get(1), one.get(1), one.get(1), one.get(2)] == ["a 1", "a 1", "a 1", "a 2"]
+    assert len(told) == 1
+    assert RUNS == [1, 1, 2]
+    listed = one.get.explain(1).untracked
+    assert "get() changes `self.requests`: left out of its key" in listed
+    assert Counting("a").get.is_cached(1)
+    assert Counting("b").get(1) == "b 1"
+    assert one.get(1) == "a 1"
+
+
+def test_what_changes_between_calls_is_a_miss() -> None:
+    """An attribute that somebody sets between two calls stays an input."""
+    client = Plain("a")
+    assert client.get(1) == "a 1"
+    client.tenant = "b"
+    assert client.get(1) == "b 1"
+    client.tenant = "a"
+    assert client.get(1) == "a 1"
+    assert RUNS == [1, 1]
+
+
+class Waiting:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    @memo.cache
+    def get(self, x: int) -> str:
+        during()
+        return f"{self.tenant} {x}"
+
+
+during: Callable[[], None] = lambda: None
+
+
+def test_a_change_from_outside_during_a_computation_stays_an_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An attribute that nothing in reach sets was set by another thread: nothing is stored."""
+    client = Waiting("a")
+
+    def other() -> None:
+        client.__dict__["tenant"] = "b"
+
+    monkeypatch.setattr(memo.stable(other), "__name__", "during")
+    monkeypatch.setitem(globals(), "during", other)
+    assert client.get(1) == "b 1"
+    assert not Waiting("a").get.is_cached(1)
+    assert not Waiting("b").get.is_cached(1)
+    assert Waiting("c").get.key(1) != Waiting("d").get.key(1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from memo.errors import MemoError, lacks_resources
+from memo.keys import instances
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.keys.fingerprint.function_version import Identity
@@ -117,6 +119,27 @@ class Function:
             return STATELESS
         self.identity.digest(type(own))
         return self.identity.state(type(own))
+
+    def learn(self, call: Call, args: tuple[Any, ...]) -> bool:
+        """After a computation: leave out of the key what of `self` the method has changed itself.
+
+        Returns:
+            Whether everything else in the state of `self` is as it was.
+        """
+        before = call.own_state
+        if not before.names:
+            return True
+        state = self.state(args[0])
+        own, others = instances.changes(before, instances.attributes(args[0], state), state)
+        if own:
+            self.identity.leave_out(type(args[0]), own)
+            told = ", ".join(f"self.{name}" for name in own)
+            warnings.warn(
+                f"{self.id} changes {told} while it runs, so that is left out of its key; what "
+                "decides the result belongs into an argument or an attribute that stays.",
+                stacklevel=2,
+            )
+        return not others
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
         """The class that a method is called on; of a function None."""

@@ -29,6 +29,8 @@ KEPT = 86_400 * SECOND
 """Nanoseconds that entries of a function with a `ttl_key` are kept at least: it may be raised."""
 CHANGED = "arguments changed"
 """Why a result is not stored: the caller changed what it passed before the function was done."""
+STATE_CHANGED = "self changed"
+"""Why a result is not stored: an attribute in its key changed while the function ran."""
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 """Types of arguments that nobody can change."""
 
@@ -81,6 +83,7 @@ async def compute(
         return Landing(error=outcome.error, used=used, known=known, started=started)
     job.function.took = cost
     emit(job, events.COMPUTED, seconds=cost)
+    keep = _state_stands(job) and keep
     if alone and not await _is_same_call(port, job):
         return Landing(fault=True)
     job.chain.floors.rise(job.call.text, started)
@@ -93,6 +96,18 @@ async def compute(
         emit(job, events.ERROR, reason="store", detail=told(error))
         landing = Landing(outcome.value)
     return landing._replace(used=used, known=known + watch, started=started, true=true)
+
+
+def _state_stands(job: Job) -> bool:
+    """Whether the state of `self` in the key is as it was, but for what the method changes."""
+    try:
+        stands = job.function.learn(job.call, job.args)
+    except Exception as error:  # the values' own methods may raise whatever they like
+        emit(job, events.ERROR, reason=STATE_CHANGED, detail=told(error))
+        return False
+    if not stands:
+        emit(job, events.ERROR, reason=STATE_CHANGED)
+    return stands
 
 
 async def _is_same_call(port: Port, job: Job) -> bool:

@@ -249,6 +249,11 @@ class Call:
         return tuple(sorted(pairs))
 
     @property
+    def own_state(self) -> Attributes:
+        """The attributes of `self` in its key, as they were."""
+        return instances.EMPTY if self._own is None else self._own.state
+
+    @property
     def takes_order(self) -> bool:
         """Whether it has several `**kwargs`, whose order counts."""
         return self._resolved is None and len(self._names) > len(self._keyer.names) + 1
@@ -647,7 +652,8 @@ class Keyer:
         if found.lost and not self._told:
             self._tell(found)
         encoding = b"".join(found.encodings)
-        return _made(Own, (owner, ABSENT, encoding, found))
+        mine: Own = _made(Own, (owner, ABSENT, encoding, found))
+        return mine
 
     def _said(self, owner: str, own: Any) -> Own:
         """What a class says of its instances in the keys of its methods."""

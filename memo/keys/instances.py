@@ -12,7 +12,8 @@ Rules of this module:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -25,12 +26,16 @@ from memo.keys.fingerprint.function_version import code_digest
 from memo.keys.fingerprint.held_values import State
 from memo.keys.offloading import refuse_heavy
 
-_PLAIN: Final = {
+_PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
     **SIMPLE,
     type(None): lambda _: atoms.NONE,
     bool: lambda value: atoms.TRUE if value else atoms.FALSE,
 }
 """The encodings of the plain types, as `canonical` has them."""
+_CONTAINERS: Final = frozenset({list, dict, set, bytearray, deque, defaultdict, Counter})
+_GENERATORS: Final = frozenset(
+    {"random.Random", "numpy.random._generator.Generator", "numpy.random.mtrand.RandomState"}
+)
 _NOTHING: Final = b"-"
 """The encoding of an attribute that the object does not have."""
 
@@ -69,7 +74,7 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
     if isinstance(own, type):
         return EMPTY
     if state.whole:
-        return _whole(own, light)
+        return _whole(own, state, light)
     if not state.names:
         return EMPTY
     try:
@@ -81,7 +86,32 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
         values = [held.get(name, ABSENT) for name in state.names]
         values = [_slot(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
         return _encoded(state.names, values, light)
-    return _made(Attributes, (state.names, values, encodings, ()))
+    found: Attributes = _made(Attributes, (state.names, values, encodings, ()))
+    return found
+
+
+def changes(before: Attributes, now: Attributes, state: State) -> tuple[list[str], list[str]]:
+    """The attributes that changed while a method ran: by its own doing, and all others.
+
+    Its own are those that code in its reach sets, and containers and generators that were changed
+    in place.  For anything else another thread is as likely a cause, so it stays an input.
+    """
+    later = {n: (v, e) for n, v, e in zip(*now[:3], strict=True) if n}
+    own: list[str] = []
+    others: list[str] = []
+    for name, value, encoding in zip(*before[:3], strict=True):
+        if name not in later or later[name][1] == encoding:
+            continue
+        in_place = later[name][0] is value and _is_container(value)
+        (own if in_place or name in state.stored else others).append(name)
+    own += [name for name in later if name not in before.names and name in state.stored]
+    return own, others
+
+
+def _is_container(value: Any) -> bool:
+    kind = type(value)
+    whole = f"{kind.__module__}.{kind.__qualname__}"
+    return kind in _CONTAINERS or whole in _GENERATORS
 
 
 def _held(own: Any) -> dict[str, Any]:
@@ -101,7 +131,7 @@ def _slot(own: Any, state: State, name: str, value: Any) -> Any:
         return ABSENT
 
 
-def _whole(own: Any, light: bool) -> Attributes:
+def _whole(own: Any, state: State, light: bool) -> Attributes:
     """Every attribute of an object, and what it contains where its class has other bases."""
     kind = type(own)
     derived = {
@@ -116,7 +146,7 @@ def _whole(own: Any, light: bool) -> Attributes:
             found[slot.__name__] = slot.__get__(own)
         except AttributeError:
             continue
-    names = sorted(map(str, found))
+    names = sorted(name for name in map(str, found) if name not in state.changed)
     result = _encoded(tuple(names), [found[name] for name in names], light)
     content = _content(own, kind)
     return Attributes(

@@ -10,7 +10,7 @@ import os
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import KeyingError, OptionError, shown
@@ -62,6 +62,7 @@ class Identity:
         self._pinned = digest if version is None else _pinned(function, version, name)
         self._seen: dict[type | None, Seen] = {}
         self._states: dict[type, State] = {}
+        self._changed: dict[type, set[str]] = {}
         self._home: weakref.ref[type] | None = None
 
     def digest(self, owner: type | None = None) -> str:
@@ -93,6 +94,15 @@ class Identity:
             known = self._states[owner] = survey(self.function, owner).state
         return known
 
+    def leave_out(self, owner: type, changed: Iterable[str]) -> None:
+        """Attributes of `self` that a computation has changed itself are no inputs from now on."""
+        left = self._changed.setdefault(owner, set())
+        left.update(changed)
+        if owner in self._seen:
+            self._seen[owner].state = self._seen[owner].state.without(left)
+        if owner in self._states:
+            self._states[owner] = self._states[owner].without(left)
+
     def parts(self, owner: type | None = None) -> dict[str, str]:
         """What the digest is of: part -> normalised source, number or digest.
 
@@ -107,7 +117,10 @@ class Identity:
         """What is left out of the digest, and why: `"global:c: app.Client has no sound key"`."""
         if self._pinned is not None:
             return []
-        return sorted(self._current(owner).lost)
+        name = getattr(innermost(self.function), "__name__", "the function")
+        changed = () if owner is None else sorted(self._changed.get(owner, ()))
+        told = [f"{name}() changes `self.{one}`: left out of its key" for one in changed]
+        return told + sorted(self._current(owner).lost)
 
     def _current(self, owner: type | None) -> Seen:
         seen = self._seen.get(owner)
@@ -124,6 +137,8 @@ class Identity:
             raise KeyingError(f"{title(innermost(self.function))}: {told}; {mend}.") from error
         if len(self._seen) >= _OWNERS:
             self._seen.clear()
+        if owner in self._changed:
+            seen.state = seen.state.without(self._changed[owner])
         self._seen[owner] = seen
         return seen
 

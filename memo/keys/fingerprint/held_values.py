@@ -39,11 +39,20 @@ class State(NamedTuple):
         names: of the attributes that may lie on the object, sorted.
         whole: `self` goes elsewhere, so that all of its attributes count.
         slots: name -> the place that the class has for it.
+        stored: attributes that the code it reaches sets, on any object; those of constructors not.
+        changed: attributes that a computation has changed itself, which are no inputs.
     """
 
     names: tuple[str, ...] = ()
     whole: bool = False
     slots: Mapping[str, Any] = types.MappingProxyType({})
+    stored: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
+
+    def without(self, changed: Iterable[str]) -> State:
+        """The same without attributes that a computation has changed itself."""
+        left = self.changed.union(changed)
+        return self._replace(names=tuple(n for n in self.names if n not in left), changed=left)
 
 
 STATELESS = State()

@@ -78,6 +78,8 @@ _ENVIRONMENT = tuple(
 _CONTAINERS = (list, dict, set, bytearray)
 _ITSELF = Taken()
 _ROOT: Key = (0, 0)
+_MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
+"""Methods that fill a new object: what they set is not changed by a computation."""
 
 
 def survey(function: Callable[..., Any], owner: type | None, *, shipped: bool = False) -> Seen:
@@ -166,6 +168,7 @@ class _Survey:
         self.home = "__main__"
         self.of_self: set[str] = set()
         self.escapes = False
+        self.stored: set[str] = set()
         self.owner: type | None = None
 
     def start(self, function: Callable[..., Any], owner: type | None) -> None:
@@ -204,7 +207,7 @@ class _Survey:
         if self.owner is None:
             return State()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
-        return State(tuple(sorted(self.of_self)), self.escapes, slots)
+        return State(tuple(sorted(self.of_self)), self.escapes, slots, frozenset(self.stored))
 
     # nodes
 
@@ -377,6 +380,8 @@ class _Survey:
             said = normalised_code.read(function.__code__, function.__globals__)
             node.text = normalised_code.bytecode(function.__code__) if self.shipped else said.text
             self.named[key] = said.names
+            if function.__name__ not in _MAKERS:
+                self.stored |= said.stored
             self._assigned(function, said, owner)
             self._uses(node, function, said, owner)
         else:  # by the names that its code has: its own may be lent to whatever uses it last
