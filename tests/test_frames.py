@@ -24,8 +24,8 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo.keys.encoding import array_order, for_arrays, for_pandas
 from memo.keys.encoding.canonical import Unkeyable, digest
+from memo.keys.encoding.libraries import array_order, for_arrays, for_pandas
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 NAN = float("nan")

@@ -2,7 +2,7 @@
 
 None of them is imported by memo: a value of theirs can only be met where they are imported, and is
 known by the module and the name of a class that it inherits from.  To add a library, write a module
-`for_<library>` with its `ADAPTERS` and name it in `LIBRARIES`.
+`libraries/for_<library>.py` with its `ADAPTERS` and name it in `LIBRARIES`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def adapters() -> Mapping[str, Encoder]:
     """`package.class` -> encoder, of all libraries."""
     found: dict[str, Encoder] = {}
     for name in LIBRARIES:
-        found.update(importlib.import_module(f"{__package__}.{name}").ADAPTERS)
+        found.update(importlib.import_module(f"{__package__}.libraries.{name}").ADAPTERS)
     return found
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.for_arrays import node
-from memo.keys.encoding.for_handles import ELSEWHERE
+from memo.keys.encoding.libraries.for_arrays import node
+from memo.keys.encoding.libraries.for_handles import ELSEWHERE
 
 _STORES: Final = frozenset({"zarr", "h5py", "netCDF4", "xarray", "tiledb"})
 """Packages whose objects in a graph are read when the graph runs."""

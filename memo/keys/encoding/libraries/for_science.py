@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from memo.keys.encoding import for_arrays, python_types
+from memo.keys.encoding import python_types
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.for_arrays import node
+from memo.keys.encoding.libraries import for_arrays
+from memo.keys.encoding.libraries.for_arrays import node
 
 
 def _table(value: Any, walk: Walk) -> bytes:

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from memo.keys.encoding import atoms, canonical, for_arrays, for_arrow
+from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.for_arrays import node, numpy
+from memo.keys.encoding.libraries import for_arrays, for_arrow
+from memo.keys.encoding.libraries.for_arrays import node, numpy
 
 LONG: Final = 1 << 20
 """Bytes of a column from which it is hashed by itself."""

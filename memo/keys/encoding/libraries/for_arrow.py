@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from memo.keys.encoding import atoms
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.for_arrays import joined, node
+from memo.keys.encoding.libraries.for_arrays import joined, node
 
 PIECE: Final = 1 << 17
 """Offsets that are shifted at once."""

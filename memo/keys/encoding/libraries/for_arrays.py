@@ -18,8 +18,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from memo.keys.encoding import array_order, atoms, canonical
+from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Encoder, Walk, class_of
+from memo.keys.encoding.libraries import array_order
 
 PIECE: Final = 2 << 20
 """Bytes up to which an array that does not lie in order is copied whole."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from memo.keys.encoding import canonical
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.for_arrays import node
+from memo.keys.encoding.libraries.for_arrays import node
 
 _LOAD: Final = "its data is not loaded; pass value.load(), or its path with depends_on=[...]."
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from memo.keys.encoding import atoms
 from memo.keys.encoding.canonical import Encoder, Walk
-from memo.keys.encoding.for_arrays import node
+from memo.keys.encoding.libraries.for_arrays import node
 
 _PLAIN: Final = (*atoms.PLAIN, enum.Enum, type)
 _FUNCTIONS: Final = (types.BuiltinFunctionType, types.FunctionType)

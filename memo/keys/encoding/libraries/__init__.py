@@ -1,0 +1,5 @@
+"""One module for each family of libraries: how its values become canonical bytes.
+
+Imports the rest of `encoding` only, and none of the libraries.
+Start with `for_xarray.py`, which is short; `encoding/lookup.py` is the registry.
+"""
