@@ -229,6 +229,10 @@ _PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
 _WHOLE = rf"(?a)\s*(?:{_PART}\s*)+"
 
 
+LONGEST = 4.6e9
+"""Seconds that a time in an entry can have at most, a stale window included."""
+
+
 def seconds(
     option: str, value: Any, *, zero: bool = False, mend: str = "write None for no limit"
 ) -> float | None:
@@ -249,6 +253,8 @@ def seconds(
     number = _number_of_seconds(option, value, mend)
     if math.isnan(number) or math.isinf(number):
         raise OptionError(option, value, f"must be finite; {mend}.")
+    if number > LONGEST:
+        raise OptionError(option, value, f"is more than {LONGEST / 31_557_600:.0f} years; {mend}.")
     if number < 0 or (number == 0 and not zero):
         raise OptionError(option, value, f"must be {least}; {mend}.")
     return number
