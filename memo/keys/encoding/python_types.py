@@ -242,7 +242,9 @@ def _object(value: Any, walk: Walk) -> bytes:
 
 def _reduced(value: Any, walk: Walk) -> Any:
     try:
-        reducer = copyreg.dispatch_table.get(type(value))
+        # distributed registers reducers for exceptions, which take their tracebacks along
+        theirs = isinstance(value, BaseException)
+        reducer = None if theirs else copyreg.dispatch_table.get(type(value))
         reduced = reducer(value) if reducer else value.__reduce_ex__(4)
     except RecursionError:
         raise
