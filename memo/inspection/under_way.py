@@ -201,7 +201,9 @@ def listen(directory: Callable[[], Path | None]) -> None:
     Args:
         directory: gives the cache directory in force; None: only this process sees it.
     """
-    BOARD.directory = directory
+    first, BOARD.directory = BOARD.directory is _nowhere, directory
+    if not first:  # `%reload_ext memo` imports it again
+        return
     COUNTERS.listen(BOARD.hear)
     atexit.register(BOARD.close)
     if hasattr(os, "register_at_fork"):
