@@ -92,7 +92,7 @@ def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[st
     given |= dict.fromkeys(silent)  # no CLIENT SETINFO
     given |= {"protocol": 2, "retry": retry(NoBackoff(), 0)}
     given |= {"socket_timeout": CONNECT, "socket_connect_timeout": CONNECT}
-    given["max_connections"] = CONNECTIONS if retry is redis.retry.Retry else 3 * CONNECTIONS
+    given["max_connections"] = CONNECTIONS if retry is redis.retry.Retry else 3 * CONNECTIONS  # pyright: ignore[reportAttributeAccessIssue]
     if address.tls:
         given["ssl"] = True
     if address.kind == SOCKET:
@@ -183,14 +183,14 @@ class _ThreadNodes(_Nodes):
     """Connection pools for threads."""
 
     def __init__(self, address: Address, options: dict[str, Any]) -> None:
-        given = _arguments(address, options, redis.retry.Retry)
+        given = _arguments(address, options, redis.retry.Retry)  # pyright: ignore[reportAttributeAccessIssue]
         given["redis_connect_func"] = _greet
         if address.kind == CLUSTER:
             node: Any = redis.cluster.ClusterNode
             nodes = [node(*host) for host in address.hosts]
             self.cluster = redis.RedisCluster(startup_nodes=nodes, **given)
         elif address.kind == SENTINEL:
-            self.pool = _sentinels(redis.sentinel, address, options, given).connection_pool
+            self.pool = _sentinels(redis.sentinel, address, options, given).connection_pool  # pyright: ignore[reportAttributeAccessIssue]
         else:
             self.pool = redis.Redis(**given).connection_pool
 
@@ -398,7 +398,7 @@ class _LoopNodes(_Nodes):
     """Connection pools, or nodes of a cluster, for one event loop."""
 
     def __init__(self, address: Address, options: dict[str, Any]) -> None:
-        given = _arguments(address, options, redis.asyncio.retry.Retry)
+        given = _arguments(address, options, redis.asyncio.retry.Retry)  # pyright: ignore[reportAttributeAccessIssue]
         if address.kind != CLUSTER:
             given["redis_connect_func"] = _greet_async
         if address.kind == CLUSTER:
@@ -406,7 +406,7 @@ class _LoopNodes(_Nodes):
             nodes = [redis.asyncio.cluster.ClusterNode(*host) for host in address.hosts]
             self.cluster = redis.asyncio.RedisCluster(startup_nodes=nodes, **given)
         elif address.kind == SENTINEL:
-            family = redis.asyncio.sentinel
+            family = redis.asyncio.sentinel  # pyright: ignore[reportAttributeAccessIssue]
             self.pool = _sentinels(family, address, options, given).connection_pool
         else:
             self.pool = redis.asyncio.Redis(**given).connection_pool
