@@ -30,6 +30,10 @@ SECRET = "0123456789abcdef" * 4
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs Redis; keep what measures time on one worker, in a row."""
+    known = set((Path(__file__).parent / "known_failures.txt").read_text("utf-8").splitlines())
+    for item in items:
+        if item.nodeid.replace("\n", "\\n") in known:
+            item.add_marker(pytest.mark.xfail(reason="tests/known_failures.txt", strict=False))
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "redis_server" in fixtures or "redis_private" in fixtures:
