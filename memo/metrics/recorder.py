@@ -3,8 +3,8 @@
 Rules of this module:
 
 1.  `Counters` is a hook on `events`; nothing else counts.
-2.  A hit costs it less than 0.7 µs (`tests/test_stats.py` measures it): one look at the clock and
-    one append; what was put aside is counted later, many at a time.
+2.  A hit costs it less than 0.7 µs (`tests/unit/metrics/test_stats.py` measures it): one look
+    at the clock and one append; what was put aside is counted later, many at a time.
 3.  The numbers are handed out as `snapshots`, frozen; `shared_counters` shares them between
     processes.
 """

@@ -1,0 +1,394 @@
+"""What a person sees: notebooks in a real JupyterLab, in headless Chromium, in both themes.
+
+Opt-in (`-m lab`), since it needs a browser: `pip install -e ".[test,lab]"`, and a `chromium` on
+PATH, Debian's for instance.  `.ci/run` runs it where there is one.  Screenshots go to the directory
+that `SCREENSHOTS` names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from checkout import ROOT
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900), pytest.mark.xdist_group("lab")]
+
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+CHROMIUM = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+PATIENCE = 120_000
+"""Milliseconds until what a page is about to show is missed."""
+STUCK = 120.0
+"""Seconds that one cell may take on a busy machine."""
+WIDTH, HEIGHT = 1180, 5200
+"""A window in which the whole tour is drawn at once: JupyterLab leaves out what is out of sight."""
+
+
+class Lab:
+    """A JupyterLab of the test's own: folder, settings, cache, runtime files."""
+
+    def __init__(self, home: Path, module: str = "jupyterlab") -> None:
+        self.home = home
+        self.folder = home / "work"
+        self.folder.mkdir(parents=True)
+        self.token = secrets.token_hex(16)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("MEMO_", "JUPYTER"))}
+        env |= {
+            "PYTHONPATH": str(ROOT),
+            "MEMO_DIRECTORY": str(home / "memo"),
+            "MEMO_SECRET": "s" * 64,
+            "HOME": str(home),
+            "IPYTHONDIR": str(home / "ipython"),
+            "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+            "JUPYTER_CONFIG_DIR": str(home / "config"),
+            "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        }
+        self.log = (home / "lab.log").open("wb")
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", module, "--no-browser", "--allow-root"),
+                *(f"--port={self.port}", "--ip=127.0.0.1"),
+                f"--IdentityProvider.token={self.token}",
+                *(f"--ServerApp.root_dir={self.folder}", "--LabApp.news_url=None"),
+                *("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",),
+            ],
+            env=env,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + 180
+        while time.monotonic() < end:
+            with suppress(OSError), urllib.request.urlopen(self.url("api/status"), timeout=2):
+                return
+            assert self._process.poll() is None, self.said()
+            time.sleep(0.2)
+        raise AssertionError(self.said())
+
+    def said(self) -> str:
+        return (self.home / "lab.log").read_text(errors="replace")[-3000:]
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}?token={self.token}"
+
+    def theme(self, name: str) -> None:
+        """The theme for pages that are opened from now on."""
+        place = self.home / "settings" / "@jupyterlab" / "apputils-extension"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[name]}))
+        other = self.home / "settings" / "@jupyterlab" / "notebook-extension"
+        other.mkdir(parents=True, exist_ok=True)
+        (other / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A running JupyterLab."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "no chromium on PATH: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=list(CHROMIUM))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=THEMES)
+def page(request: pytest.FixtureRequest, lab: Lab, browser: Any) -> Iterator[Any]:
+    """A page of the lab in one of the themes."""
+    lab.theme(request.param)
+    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+    page = context.new_page()
+    page.theme = request.param
+    yield page
+    context.close()
+
+
+def opened(page: Any, lab: Lab, path: Path) -> Any:
+    """A notebook, opened alone and run from top to bottom; its cells."""
+    name = f"{path.stem}-{page.theme}.ipynb"  # each gets a kernel of its own
+    shutil.copy(path, lab.folder / name)
+    page.goto(lab.url(f"doc/tree/{name}"))
+    codes = sum(c["cell_type"] == "code" for c in nbformat.read(path, as_version=4).cells)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
+    assert until(lambda: page.locator(".jp-CodeCell").count() == codes, PATIENCE / 1000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
+    started(page)
+    finished(page)
+    assert page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
+    return page.locator(".jp-CodeCell")
+
+
+def prompt(page: Any, cell: int) -> str:
+    """What stands beside a cell: `[ ]:`, `[*]:`, or a number when it has run."""
+    return page.locator(f".jp-CodeCell >> nth={cell}").locator(".jp-InputPrompt").inner_text()
+
+
+def until(met: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition, for so long; whether it was met."""
+    end = time.monotonic() + seconds
+    while not met():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def started(page: Any) -> None:
+    """Run all cells; a menu that is not ready yet does nothing, and is tried again."""
+    for _ in range(6):
+        page.click(".jp-Notebook .jp-Cell >> nth=0")
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        if until(lambda: prompt(page, 0).strip() != "[ ]:", 10):
+            return
+    raise AssertionError("the cells do not run")
+
+
+def finished(page: Any) -> None:
+    """Wait until the last cell has run: as long as cells go on, and at most for `STUCK` at one."""
+    last = page.locator(".jp-CodeCell").count() - 1
+    seen: list[str] = []
+
+    def goes_on() -> bool:
+        return seen != page.locator(".jp-InputPrompt").all_inner_texts()
+
+    while not re.fullmatch(r"\[\d+\]:", prompt(page, last).strip()):
+        assert until(goes_on, STUCK), page.locator(".jp-Notebook").inner_text()
+        seen = page.locator(".jp-InputPrompt").all_inner_texts()
+
+
+def screenshot(page: Any, name: str, target: Any = None) -> None:
+    """Keep what a person sees, where somebody wants to look at it."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (target or page).screenshot(path=str(Path(folder) / f"{name}-{page.theme}.png"))
+
+
+def parts(page: Any, name: str, top: float, bottom: float) -> None:
+    """A screenshot of what lies between two heights."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        clip = {"x": 30, "y": top - 8, "width": 900, "height": bottom - top + 16}
+        page.screenshot(path=str(Path(folder) / f"{name}-{page.theme}.png"), clip=clip)
+
+
+TEXTS = ", ".join(f".memo {one}" for one in ("th", "td", "p", "small", "li", "button:enabled"))
+FAINT = """() => {
+  const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const parts = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const behind = element => {
+    for (let place = element; place; place = place.parentElement) {
+      const found = parts(getComputedStyle(place).backgroundColor);
+      if (found.length === 3 || found[3] > 0.5) return found;
+    }
+    return [255, 255, 255];
+  };
+  const texts = Array.from(document.querySelectorAll('TEXTS'));
+  const told = texts.filter(text => text.innerText.trim()).map(text => {
+    const one = light(parts(getComputedStyle(text).color)), other = light(behind(text));
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    const wanted = text.matches('small, .memo-dim') ? 3 : 4.5;
+    return [text.innerText.slice(0, 60), ratio, ratio >= wanted];
+  });
+  return [told.length, told.filter(one => !one[2])];
+}"""
+
+
+def faint(texts: str = TEXTS) -> str:
+    """A script that gives the number of some texts, and those that do not stand out."""
+    return FAINT.replace("TEXTS", texts)
+
+
+def is_legible(page: Any) -> None:
+    """Every text of memo's own stands out from what is behind it (WCAG: 4.5 : 1; notes 3 : 1)."""
+    count, wrong = page.evaluate(faint())
+    assert count > 10
+    assert not wrong
+
+
+def fits(page: Any) -> None:
+    """Nothing of memo's own is wider than the cell that it stands in; a wide table scrolls."""
+    assert page.locator(".memo").count()
+    wide = page.evaluate("""() => Array.from(document.querySelectorAll('.memo'))
+        .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 80))""")
+    assert not wide
+
+
+def test_the_tour(page: Any, lab: Lab) -> None:
+    """The tour as a person sees it: lines under cells, tables, the plot, sorting by a click."""
+    cells = opened(page, lab, ROOT / "notebooks" / "tour.ipynb")
+    text = page.locator(".jp-Notebook").inner_text()
+    assert re.search(r"\d+ hits? \(\w+\)", text)
+    assert "saved" in text
+    page.wait_for_function(
+        "() => document.querySelector('.jp-Notebook').innerText.includes('1 stale, refreshed')",
+        timeout=PATIENCE,
+    )
+    is_legible(page)
+    fits(page)
+    sides = page.locator(".memo tbody th").evaluate_all(
+        "heads => heads.map(head => getComputedStyle(head).textAlign)"
+    )
+    assert set(sides) == {"left"}
+
+    stats = cells.filter(has_text="%cache_stats --plot").locator(".jp-OutputArea-output .memo")
+    plot = stats.locator("svg rect")
+    assert plot.count() > 3
+    assert stats.locator("thead th").first.inner_text() == "function"
+    head = stats.locator("thead th", has_text="hits").first
+    head.click()
+    assert head.get_attribute("aria-sort") == "descending"
+    column = head.evaluate("e => e.cellIndex")
+    values = stats.locator("tbody tr").evaluate_all(
+        "(rows, i) => rows.map(r => Number(r.cells[i].dataset.v))", column
+    )
+    assert values == sorted(values, reverse=True)
+    assert len(values) == 3
+    head.click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    screenshot(page, "tour")
+    screenshot(page, "stats", stats)
+    first = cells.filter(has_text="sales.tail(2)")
+    together = cells.filter(has_text="frames[0]")
+    top, bottom = first.bounding_box(), together.bounding_box()
+    parts(page, "readme", top["y"], bottom["y"] + bottom["height"])
+
+
+SLOW = """@cache(ttl='1h')
+def slow(region, year=2024):
+    time.sleep(2.5 if year == 2024 else 0.1)
+    return region"""
+
+
+def test_progress_and_dashboard(page: Any, lab: Lab) -> None:
+    """A bar while a cell computes; a dashboard that follows, and whose buttons work."""
+    path = lab.home / "dashboard.ipynb"
+    made = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        cells=[
+            nbformat.v4.new_code_cell(source)
+            for source in (
+                "import time, memo\nfrom memo import cache\n%load_ext memo",
+                SLOW,
+                "slow.invalidate(); slow('EU', 2023); slow('EU', 2023)\nmemo.dashboard()",
+                "slow('EU')",
+                "%cache_explain slow('US')",
+            )
+        ],
+    )
+    nbformat.write(made, path)
+    cells = opened(page, lab, path)
+    assert "slow() took " in cells.nth(3).inner_text()
+    assert "the nearest entry has 'EU'" in cells.nth(4).inner_text()
+    board = cells.nth(2).locator(".memo-live")
+    board.wait_for(timeout=PATIENCE)
+    mine = board.locator(".memo-entries tbody tr").filter(has_text=f"{page.theme}.ipynb:slow")
+    mine.filter(has_text="year=2023").wait_for(timeout=PATIENCE)
+    board.get_by_text("1 hit · 2 misses").wait_for(timeout=PATIENCE)
+    count, wrong = page.evaluate(faint(".memo-live :is(th, td, p, small, dt, dd, h2)"))
+    assert count > 10
+    assert not wrong
+    assert board.locator(".memo-node").count() == 2
+    board.get_by_label("Filter").fill("year=2023")
+    assert until(lambda: mine.count() == 1, 20)
+    screenshot(page, "dashboard", board)
+
+    mine.get_by_role("button", name="Explain").click()
+    mine.get_by_text("year=2023) is fresh").wait_for(timeout=PATIENCE)
+    mine.get_by_role("button", name="Refresh").click()
+    mine.get_by_text("in the background").wait_for(timeout=PATIENCE)
+    board.locator(".memo-functions").get_by_role("button", name="Invalidate").click()
+    board.locator(".memo-functions .memo-said", has_text="slow(").wait_for(timeout=PATIENCE)
+    page.keyboard.press("Escape")
+    cells.nth(3).click()
+    page.keyboard.press("Control+Enter")
+    bar = cells.nth(3).locator(".memo-bar")
+    bar.wait_for(timeout=PATIENCE)
+    board.locator(".memo-running", has_text="slow:EU:2024 computing").wait_for(timeout=PATIENCE)
+    screenshot(page, "progress", cells.nth(3))
+    cells.nth(3).get_by_text("slow() took ").wait_for(timeout=PATIENCE)
+    board.get_by_text("1 hit · 3 misses").wait_for(timeout=PATIENCE)
+
+
+def test_the_dashboard_in_notebook_7(browser: Any, tmp_path: Path) -> None:
+    """The same view in Notebook 7, in a window of 500 pixels: filter, explain, invalidate."""
+    server = Lab(tmp_path / "notebook", module="notebook")
+    try:
+        path = server.folder / "small.ipynb"
+        source = (
+            "import memo\nfrom memo import cache\n"
+            "@cache(ttl='1h')\ndef load(region): return [region] * 3\n"
+            "@cache(ttl='1h')\ndef report(): return load('EU')\n"
+            "report(); load('US')\nmemo.dashboard()"
+        )
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        cell = nbformat.v4.new_code_cell(source)
+        nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[cell]), path)
+        context = browser.new_context(viewport={"width": 500, "height": 1600})
+        page = context.new_page()
+        page.theme = "light"
+        page.goto(server.url("notebooks/small.ipynb"))
+        page.wait_for_selector(".jp-CodeCell", timeout=PATIENCE)
+        page.wait_for_selector('[data-status="idle"]', timeout=PATIENCE, state="attached")
+        board = page.locator(".memo-live")
+
+        def runs() -> bool:
+            page.click(".jp-CodeCell .cm-content")
+            page.keyboard.press("Shift+Enter")
+            return until(lambda: board.count() > 0, 15)
+
+        assert any(runs() for _ in range(6))
+        board.get_by_label("Filter").fill("US")
+        rows = board.locator(".memo-entries tbody tr")
+        assert until(lambda: rows.count() == 1, 20)
+        rows.get_by_role("button", name="Invalidate").click()
+        rows.get_by_text("Invalidated small.ipynb:load(region='US')").wait_for(timeout=PATIENCE)
+        rows.get_by_text("invalidated", exact=True).wait_for(timeout=PATIENCE)
+        screenshot(page, "notebook7")
+        context.close()
+    finally:
+        server.close()

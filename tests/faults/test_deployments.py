@@ -1,0 +1,597 @@
+"""Redis as people run it: cluster, Sentinel, TLS, ACL users, replicas, refused writes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from checkout import ROOT
+from deployments import Authority, Cluster, Sentinels, tls_server, until
+from redis_server import RedisServer
+
+import memo
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    found = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def sentinels(tmp_path: Path) -> Iterator[Sentinels]:
+    found = Sentinels(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=["sync", "async"])
+def load(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A cached function that says how often it ran, called the same way sync or async."""
+    ran: list[Any] = []
+    if request.param == "sync":
+
+        @memo.cache(ttl=60, tags=["users"], key_prefix="load", name=f"load:{request.param}")
+        def work(x: int) -> tuple[int, int]:
+            ran.append(x)
+            return x, len(ran)
+
+        work.ran = ran  # type: ignore[attr-defined]
+        work.each = lambda xs: [work(x) for x in xs]  # type: ignore[attr-defined]
+        yield work
+        return
+
+    @memo.cache(ttl=60, tags=["users"], key_prefix="load", name=f"load:{request.param}")
+    async def work_async(x: int) -> tuple[int, int]:
+        ran.append(x)
+        return x, len(ran)
+
+    async def gathered(xs: Any) -> list[Any]:
+        return list(await asyncio.gather(*map(work_async, xs)))
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    async def call(x: int) -> Any:
+        return await work_async(x)
+
+    class Caller:
+        each = staticmethod(lambda xs: run(gathered(xs)))
+
+        def __call__(self, x: int) -> Any:
+            return run(call(x))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(work_async, name)
+
+    caller: Any = Caller()
+    caller.ran = ran
+    yield caller
+
+    async def end() -> None:  # as `asyncio.run` does
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await loop.shutdown_asyncgens()
+
+    run(end())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def only_redis(url: str, **settings: Any) -> Any:
+    return memo.configure(redis_url=url, tiers=["redis"], **{"deadline": 2.0, **settings})
+
+
+def works(load: Any) -> None:
+    """Calls hit, invalidations act: whole, in part, by tag, by address, by prefix."""
+    first = load.each(range(20))
+    assert load.each(range(20)) == first
+    assert load(3) == first[3]
+    load.invalidate(3)
+    assert load(3) != first[3]
+    assert load(4) == first[4]
+    memo.invalidate(key="load:6")
+    assert load(6) != first[6]
+    assert load(7) == first[7]
+    load.invalidate()
+    assert load(7) != first[7]
+    kept = load(7)
+    memo.invalidate(tag="users")
+    assert load(7) != kept
+    second = load.each(range(20))
+    assert load.each(range(20)) == second
+    memo.invalidate(prefix="load")
+    assert load(8) != second[8]
+
+
+# --- cluster -------------------------------------------------------------------------------------
+
+
+def test_a_cluster_is_shared(cluster: Cluster, load: Any) -> None:
+    """Through `redis+cluster://` calls hit and every kind of invalidation acts."""
+    with only_redis(cluster.url, namespace="works"):
+        works(load)
+
+
+def test_a_cluster_is_used_as_a_whole(cluster: Cluster) -> None:
+    """Functions and groups spread over all masters, and every key expires."""
+
+    def made(number: int) -> Any:
+        @memo.cache(ttl=60, name=f"spread:{number}", tags=[f"tag{number}"])
+        def work() -> int:
+            return number
+
+        return work
+
+    with only_redis(cluster.url, namespace="spread"):
+        for number in range(30):
+            assert made(number)() == number
+    for server in cluster.masters:
+        keys = [key for key in server.ask("KEYS", "*") if key.startswith(b"spread:")]
+        assert len(keys) > 10
+        assert all(server.ask("PTTL", key) > 0 for key in keys)
+
+
+def test_a_lease_in_a_cluster(cluster: Cluster) -> None:
+    """`use_lock` works in a cluster: one computation for two hosts that ask at once."""
+    from memo.decorators.assembly import default_chain
+
+    with only_redis(cluster.url, namespace="lease"):
+        leases = default_chain().tiers[0].leases  # type: ignore[attr-defined]
+        from memo.runtime.ports import BLOCKING, drive
+
+        assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "one")) is None
+        assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "two")) == "one"
+        assert drive(leases.release(BLOCKING, "lease:{f}:x", "one"))
+        assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "two")) is None
+
+
+def test_clear_in_a_cluster(cluster: Cluster, load: Any) -> None:
+    """Clearing a function reaches what lies on every node."""
+    with only_redis(cluster.url, namespace="clear"):
+        load.each(range(5))
+        assert load.is_cached(3)
+        load.cache_clear()
+        assert not load.is_cached(3)
+
+
+def test_a_slot_that_moves(tmp_path: Path, load: Any) -> None:
+    """While a slot moves to another node, and after, calls give right values and hit again."""
+    cluster = Cluster(tmp_path)
+    try:
+        with only_redis(cluster.url):
+            first = load.each(range(10))
+            key = next(k for keys in cluster.names() for k in keys if b"{load:" in k)
+            slot = cluster.servers[0].ask("CLUSTER", "KEYSLOT", key)
+            source = next(s for s in cluster.masters if key in s.ask("KEYS", "*"))
+            target = next(s for s in cluster.masters if s is not source)
+            ids = [server.ask("CLUSTER", "MYID").decode() for server in (source, target)]
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+            keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+            for moved in keys[: len(keys) // 2]:
+                source.ask("MIGRATE", "127.0.0.1", target.port, moved, 0, 5000)
+            for x in range(10):
+                assert load(x)[0] == x
+            rest = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)
+            for moved in rest:
+                source.ask("MIGRATE", "127.0.0.1", target.port, moved, 0, 5000)
+            for server in cluster.masters:
+                server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+            until(lambda: load(0) == load(0) and load(1) == load(1), 10)
+            again = load.each(range(10))
+            assert load.each(range(10)) == again
+            assert [x for x, _ in again] == [x for x, _ in first]
+    finally:
+        cluster.close()
+
+
+@pytest.mark.cluster
+def test_a_node_of_a_cluster_is_killed(tmp_path: Path, load: Any) -> None:
+    """No exception reaches a caller, no value is stale, and sharing is back within 10 s."""
+    cluster = Cluster(tmp_path, replicas=1)
+    try:
+        with only_redis(cluster.url, deadline=0.25):
+            load.each(range(30))
+            cluster.masters[0].kill()
+            begun = time.monotonic()
+            while time.monotonic() - begun < 15:
+                for x in range(10):
+                    assert load(x)[0] == x
+                before = load(1)
+                told = load.invalidate(1)
+                if told.tiers["redis"] == "done":
+                    assert load(1) != before
+                count = len(load.ran)
+                load.each(range(30))
+                load.each(range(30))
+                if len(load.ran) - count <= 30 and load.is_cached(1) and load.is_cached(29):
+                    break
+            assert time.monotonic() - begun < 10
+    finally:
+        cluster.close()
+
+
+# --- Sentinel ------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+def test_sentinel_and_a_failover(sentinels: Sentinels, load: Any) -> None:
+    """Through `redis+sentinel://` calls hit; after a failover they do on the new primary."""
+    with memo.configure(redis_url=sentinels.url, deadline=0.25, memory_limit=0):
+        works(load)
+        load.each(range(5))
+        sentinels.fail_over()
+        begun = time.monotonic()
+        while not any(b"{load:" in key for key in sentinels.replica.ask("KEYS", "memo:2:{*")) or (
+            load.invalidate(0).tiers["redis"] != "done"
+        ):
+            assert time.monotonic() - begun < 10
+            for x in range(5):
+                assert load(x)[0] == x
+            load.invalidate(1)
+            load(1)
+        works(load)
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mTLS"])
+def test_tls_with_a_private_authority(tmp_path: Path, load: Any, mutual: bool) -> None:
+    """With the authority's file, and for mTLS a certificate of one's own, calls hit."""
+    authority = Authority(tmp_path / "ca")
+    with tls_server(tmp_path, authority, mutual=mutual) as server:
+        options = {"ssl_ca_certs": str(authority.file)}
+        if mutual:
+            certificate, key = authority.issue("client")
+            options |= {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+        with only_redis(f"rediss://127.0.0.1:{server.port}/0", redis_options=options):
+            works(load)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "certificate verify failed"),
+        ({"ssl_ca_certs": "/nowhere/ca.crt"}, "/nowhere/ca.crt"),
+    ],
+)
+def test_what_is_wrong_with_tls_is_named(
+    tmp_path: Path, load: Any, options: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one warning has OpenSSL's reason or the missing file, and never says "start it"."""
+    authority = Authority(tmp_path / "ca")
+    with tls_server(tmp_path, authority, mutual=False) as server:
+        with only_redis(f"rediss://127.0.0.1:{server.port}/0", redis_options=options):
+            assert load(1)[0] == 1
+        (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert said in warning
+        assert "Start it" not in warning
+
+
+# --- who may do what -----------------------------------------------------------------------------
+
+ACL = (
+    "~memo:* +get +set +hmget +hgetall +hset +hsetnx +hdel +hlen +hget +exists +unlink +del "
+    "+pttl +pexpire +type +scan +echo +eval +evalsha +blmove +rpush +select"
+)
+"""The rule in docs/deployments.md."""
+
+
+def test_the_acl_rule_suffices(redis_server: RedisServer, load: Any) -> None:
+    """A user with the rule that docs/deployments.md shows can do all that memo does."""
+    page = (ROOT / "docs" / "deployments.md").read_text("utf-8")
+    assert ACL in page.replace("\n", " ")
+    admin = redis_server.client()
+    admin.execute_command("ACL", "SETUSER", "worker", "on", ">pass", *ACL.split())
+    url = redis_server.url.replace("//", "//worker:pass@")
+    try:
+        with only_redis(url):
+            works(load)
+
+            @memo.cache(ttl=60, use_lock=True, name="locked")
+            def locked() -> int:
+                return 5
+
+            assert locked() == locked() == 5
+            load.cache_clear()
+            denied = admin.execute_command("ACL", "LOG")
+            assert not denied, denied
+    finally:
+        admin.execute_command("ACL", "DELUSER", "worker")
+        admin.execute_command("ACL", "LOG", "RESET")
+
+
+def test_credential_providers(redis_server: RedisServer, load: Any) -> None:
+    """`redis_options` takes redis-py's credential providers."""
+    admin = redis_server.client()
+    admin.execute_command("ACL", "SETUSER", "token", "on", ">pass", "~*", "+@all")
+    provider = redis.UsernamePasswordCredentialProvider("token", "pass")
+    try:
+        with only_redis(redis_server.url, redis_options={"credential_provider": provider}):
+            works(load)
+            names = {client["user"] for client in admin.client_list()}
+            assert "token" in names
+    finally:
+        admin.execute_command("ACL", "DELUSER", "token")
+
+
+@pytest.mark.parametrize("denied", ["-evalsha", "-eval -evalsha", "-info -config -client -script"])
+def test_commands_that_are_forbidden(redis_server: RedisServer, load: Any, denied: str) -> None:
+    """Without scripts, or without `INFO`, `CONFIG` and `CLIENT`, calls still hit."""
+    admin = redis_server.client()
+    admin.execute_command("ACL", "SETUSER", "few", "on", ">p", "~*", "+@all", *denied.split())
+    try:
+        with only_redis(redis_server.url.replace("//", "//few:p@")):
+            first = load.each(range(5))
+            assert load.each(range(5)) == first
+            load.invalidate()
+            assert load(1) != first[1]
+            assert load(1) == load(1)
+            kept = load(1)
+            memo.invalidate(tag="users")
+            assert load(1) != kept
+    finally:
+        admin.execute_command("ACL", "DELUSER", "few")
+
+
+# --- reads, but does not write -------------------------------------------------------------------
+
+
+def replica(server: RedisServer) -> Callable[[], None]:
+    client = server.client()
+    client.replicaof("127.0.0.1", 1)
+    return lambda: client.replicaof("NO", "ONE")
+
+
+def too_few_replicas(server: RedisServer) -> Callable[[], None]:
+    client = server.client()
+    client.config_set("min-replicas-to-write", 1)
+    return lambda: client.config_set("min-replicas-to-write", 0)
+
+
+def cannot_save(server: RedisServer) -> Callable[[], None]:
+    client = server.client()
+    config = client.config_get()
+    taken = Path(config["dir"], config["dbfilename"])
+    taken.unlink(missing_ok=True)
+    taken.mkdir()
+    client.config_set("save", "3600 1")
+    client.bgsave()
+    until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+    def undo() -> None:
+        taken.rmdir()
+        client.save()
+        client.config_set("save", "")
+
+    return undo
+
+
+def full(server: RedisServer) -> Callable[[], None]:
+    client = server.client()
+    client.config_set("maxmemory", 1)
+    return lambda: client.config_set("maxmemory", 0)
+
+
+REFUSALS = {
+    "replica": replica,
+    "min-replicas": too_few_replicas,
+    "failing save": cannot_save,
+    "full": full,
+}
+
+
+@pytest.mark.parametrize("how", REFUSALS)
+@pytest.mark.parametrize("memory", [0, 1 << 20], ids=["no memory tier", "memory"])
+def test_a_redis_that_reads_but_does_not_write(
+    redis_server: RedisServer, load: Any, how: str, memory: int
+) -> None:
+    """Hits go on; what is computed hits; an invalidation acts here at once, and arrives later."""
+    with memo.configure(redis_url=redis_server.url, deadline=2.0, memory_limit=memory):
+        first = load.each(range(5))
+        undo = REFUSALS[how](redis_server)
+        try:
+            assert load.each(range(5)) == first
+
+            @memo.cache(ttl=60, name=f"never before {how} {memory}")
+            def new(x: int) -> float:
+                return time.perf_counter()
+
+            assert new(1) == new(1) == new(1)
+            before = new(2)
+            assert new(2) == before
+            new.invalidate(2)
+            assert new(2) != before
+            assert new(2) == new(2)
+            fresh = load.each(range(100, 110))
+            for _ in range(5):
+                assert load.each(range(100, 110)) == fresh
+            told = load.invalidate(1)
+            assert load(1) != first[1]
+            kept = load(1)
+            assert load(1) == load(1) == kept
+            if how != "full":
+                assert told.tiers["redis"].startswith("journalled")
+            count = len(load.ran)
+            for _ in range(30):
+                load.each((1, 2, 3, 100, 105))
+            assert len(load.ran) == count, "it flaps"
+        finally:
+            undo()
+
+        def written() -> bool:
+            load.each(range(200, 202))
+            load(201)
+            return bool(load.invalidate(2).tiers["redis"] == "done")
+
+        until(written, 10)
+        assert load(1) != first[1]
+
+
+# --- addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://cache?sslcert=x", "sslcert"),
+        ("redis://cache?socket_timeout=5", "deadline"),
+        ("redis+sentinel://one,two", "mymaster"),
+        ("redis://one,two", "redis+cluster"),
+        ("redis+cluster://one/3", "database 0"),
+        ("valkey://cache", "redis+sentinel://"),
+    ],
+)
+def test_wrong_addresses_are_named(url: str, said: str) -> None:
+    """What is wrong with a URL is named in the error, with what to write."""
+    with pytest.raises(memo.SettingError, match="redis_url") as caught:
+        memo.configure(redis_url=url)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ssl_ca_cert": "x"}, "did you mean 'ssl_ca_certs'"),
+        ({"retry": 3}, "does not retry"),
+        ("password", "no mapping"),
+        ({"credential_provider": object(), "password": "x"}, "either"),
+    ],
+)
+def test_wrong_options_are_named(options: Any, said: str) -> None:
+    """An argument that redis-py does not have, or that memo needs for itself, is an error."""
+    with pytest.raises(memo.SettingError, match="redis_options") as caught:
+        memo.configure(redis_options=options)
+    assert said in str(caught.value)
+
+
+def test_options_from_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`[tool.memo.redis_options]` holds arguments of redis-py; their values never show."""
+    from memo.settings import configuration
+
+    text = '[tool.memo.redis_options]\nusername = "ann"\npassword = "s3cret"\n'
+    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    configuration.reload()
+    found = configuration.current().redis_options
+    assert found is not None
+    assert found["username"] == "ann"
+    assert "s3cret" not in repr(configuration.current())
+
+
+def test_a_database_that_does_not_exist(
+    redis_server: RedisServer, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A database number out of range is named as that."""
+    with only_redis(redis_server.url.replace("/0", "/99")):
+        assert load(1)[0] == 1
+    assert any("does not have that database" in r.getMessage() for r in caplog.records)
+
+
+def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path) -> None:
+    """`memo doctor` says what works and what does not, and exits with 1 where sharing does not."""
+    from memo.cli.doctor import FAIL, GOOD, examine
+
+    admin = redis_server.client()
+    rule = ("~*", "+@all", "-eval", "-evalsha", "-info")
+    admin.execute_command("ACL", "SETUSER", "few", "on", ">p", *rule)
+    kinds = ("write", "read", "script", "lease", "invalidation")
+    try:
+        with only_redis(redis_server.url, directory=tmp_path):
+            found = {one.topic: one.level for one in examine()}
+        assert [found[f"redis {kind}"] for kind in kinds] == [GOOD] * 5
+        with only_redis(redis_server.url.replace("//", "//few:p@"), directory=tmp_path):
+            found = {one.topic: one.level for one in examine()}
+        assert [found[f"redis {kind}"] for kind in kinds] == [GOOD, GOOD, FAIL, FAIL, GOOD]
+    finally:
+        admin.execute_command("ACL", "DELUSER", "few")
+    assert all(0 < admin.ttl(key) <= 60 for key in admin.keys("memo:2:*doctor*"))
+
+
+# --- what lies there -----------------------------------------------------------------------------
+
+
+def test_every_key_expires(redis_server: RedisServer) -> None:
+    """Entries, groups and leases expire; a tag goes within a minute after its last entry's ttl."""
+
+    @memo.cache(ttl=2, tags=["customer:7"], use_lock=True, key_prefix="sales", name="short")
+    def short(x: int) -> int:
+        return x
+
+    @memo.cache(ttl=None, name="for good")
+    def lasting() -> int:
+        return 1
+
+    with only_redis(redis_server.url):
+        short(1), short(1), lasting(), lasting()
+        for number in range(50):
+            memo.invalidate(key=f"sales:{number}")
+    client = redis_server.client()
+    lives = {key: client.ttl(key) for key in client.keys("*")}
+    assert all(0 < seconds <= 34 * 86400 for seconds in lives.values()), lives
+    assert lives[b"memo:2:g:{t:customer:7}"] <= 60
+    assert len(lives) < 20, "an invalidation of what nothing depends on leaves no key"
+
+
+def test_a_foreign_value_at_a_group_is_replaced(redis_server: RedisServer, load: Any) -> None:
+    """A list where memo keeps generations costs one computation, not all that follow."""
+    client = redis_server.client()
+    with only_redis(redis_server.url):
+        load(1)
+        for group in client.keys("memo:2:g:*"):
+            client.delete(group)
+            client.lpush(group, "foreign")
+        load(1)
+        kept = load(1)
+        assert load(1) == load(1) == kept
+
+
+def test_many_waiters_keep_their_time_limit(redis_server: RedisServer) -> None:
+    """100 callers that wait for leases of others compute after `lock_timeout`, not later."""
+    from memo.decorators.assembly import default_chain
+    from memo.runtime.ports import BLOCKING, drive
+
+    @memo.cache(ttl=60, use_lock=True, lock_timeout=0.5, name="waited for")
+    def slow(x: int) -> int:
+        return x
+
+    with only_redis(redis_server.url):
+        chain = default_chain()
+        leases = chain.tiers[0].leases  # type: ignore[attr-defined]
+        for x in range(100):
+            name = chain.name(slow.function_id, slow.key(x))
+            assert drive(leases.acquire(BLOCKING, name, "elsewhere/host/1/x")) is None
+        seconds: list[float] = []
+
+        def call(x: int) -> None:
+            begun = time.perf_counter()
+            assert slow(x) == x
+            seconds.append(time.perf_counter() - begun)
+
+        threads = [threading.Thread(target=call, args=(x,)) for x in range(100)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(seconds) == 100
+    assert min(seconds) > 0.4
+    assert max(seconds) < 1.5

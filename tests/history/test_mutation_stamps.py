@@ -1,0 +1,197 @@
+"""Each guard is needed: with any single one taken out, the history checker finds a broken promise.
+
+`tests/support/mutants.py` takes them out, in the workers.  Where a guard has another behind it, a
+deterministic test shows what is lost without it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import history
+import mutants
+import pytest
+from history import History, Nursery, Stage
+from redis_server import RedisServer
+
+from memo import cache
+from memo.engine.coordination.flights import FLIGHTS, Flights
+from memo.stores.chain import Chain
+
+TRIES = 5
+"""So often a mutant may be lucky."""
+FAST: dict[str, Any] = {"ttl": None}
+SLOW = {"busy": 0.03, "invalidate": 0.2, "regions": 1}
+FRONT = ["memory", "disk"]
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Where the workers of this module come from."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+def noticed(make: Callable[[int], Stage], judge: Callable[[History], list[str]]) -> bool:
+    """Whether the judge finds something wrong within some tries."""
+    return any(judge(make(attempt).run()) for attempt in range(TRIES))
+
+
+def plan(mutant: str, tiers: list[str], **more: Any) -> dict[str, Any]:
+    options, settings = more.pop("options", FAST), more.pop("settings", {})
+    given = {"tiers": tiers, "deadline": 5.0, **settings}
+    return {"mutant": mutant, "settings": given, "options": options, **more}
+
+
+@pytest.mark.parametrize(
+    ("mutant", "tiers", "more"),
+    [
+        ("comparison", ["disk"], {}),
+        ("comparison", FRONT, {}),
+        ("comparison_in_memory", FRONT, {}),
+        ("comparison_by_the_host", ["disk"], {}),
+        ("comparison_by_the_host", FRONT, {}),
+        ("stamps_afterwards", ["disk"], SLOW),
+        ("stamps_afterwards", FRONT, SLOW),
+        ("flights", ["disk"], SLOW),
+        ("landing", ["disk"], SLOW),
+    ],
+)
+def test_a_guard_is_missed(
+    nursery: Nursery, tmp_path: Path, mutant: str, tiers: list[str], more: dict[str, Any]
+) -> None:
+    """Without it, a call gives what was invalidated before it began (I1)."""
+
+    def make(attempt: int) -> Stage:
+        return Stage(nursery, tmp_path / str(attempt), 0.8, plan=plan(mutant, tiers, **more))
+
+    assert noticed(make, history.stale)
+
+
+def test_the_comparison_is_missed_with_redis(
+    nursery: Nursery, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Without it, one host gives what the other has invalidated (I1)."""
+    made = plan("comparison", ["redis", "disk"], settings={"redis_url": redis_server.url})
+
+    def make(attempt: int) -> Stage:
+        return Stage(nursery, tmp_path / str(attempt), 0.8, hosts=2, plan=made)
+
+    assert noticed(make, history.stale)
+
+
+def test_the_floors_are_missed(nursery: Nursery, tmp_path: Path) -> None:
+    """Without the start of the latest answer, answers go back (I2)."""
+    made = plan("floors", FRONT, **SLOW)
+
+    def make(attempt: int) -> Stage:
+        return Stage(nursery, tmp_path / str(attempt), 0.8, workers=4, plan=made)
+
+    assert noticed(make, history.backwards)
+
+
+def test_the_replay_is_missed(nursery: Nursery, tmp_path: Path, redis_server: RedisServer) -> None:
+    """Without it, Redis gives what was invalidated while it was away (I1)."""
+    made = plan("replay", ["redis", "disk"], settings={"redis_url": redis_server.url})
+    made["settings"]["deadline"] = 0.1
+    made["invalidate"] = 0.2
+
+    def restarting(stage: Stage) -> None:
+        time.sleep(0.2)
+        stage.outage(redis_server.kill, redis_server.restart, 0.2)
+        stage.kill_one()  # whoever is new here has no answers of his own to compare with
+
+    def make(attempt: int) -> Stage:
+        return Stage(nursery, tmp_path / str(attempt), 1.5, plan=made, faults=restarting)
+
+    assert noticed(make, history.stale)
+
+
+def test_without_a_mutant_nothing_is_wrong(nursery: Nursery, tmp_path: Path) -> None:
+    """What catches the mutants lets the whole memo pass."""
+
+    def make(attempt: int) -> Stage:
+        return Stage(nursery, tmp_path / str(attempt), 0.5, plan=plan("", FRONT, **SLOW))
+
+    assert not noticed(make, lambda past: history.stale(past) + history.backwards(past))
+
+
+# --- guards behind guards ------------------------------------------------------------------------
+
+
+def _call_after_invalidation() -> tuple[str, int]:
+    """What a call gives that begins after an invalidation while an older one still runs."""
+    under_way, go_on = threading.Event(), threading.Event()
+    given: list[str] = []
+
+    @cache(ttl=None, version="1", name="mutants:detached")
+    def load() -> str:
+        given.append("old" if not given else "new")
+        if len(given) == 1:
+            under_way.set()
+            go_on.wait(5)
+        return given[-1]
+
+    first = threading.Thread(target=load)
+    first.start()
+    assert under_way.wait(5)
+    load.invalidate()
+    threading.Timer(0.5, go_on.set).start()
+    begun = time.monotonic()
+    answer = load()
+    waited = time.monotonic() - begun
+    go_on.set()
+    first.join()
+    return answer, round(waited * 2)
+
+
+def test_whoever_comes_after_an_invalidation_does_not_wait() -> None:
+    """A detached flight keeps nobody waiting who came later."""
+    assert _call_after_invalidation() == ("new", 0)
+
+
+def test_detaching_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it he waits for the old computation, and the landing is all that saves him."""
+    monkeypatch.setattr(Flights, "detach", Flights.detach)
+    mutants.detaching()
+    assert _call_after_invalidation()[1] == 1
+
+
+def test_errors_of_before_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a computation raised that was invalidated meanwhile is not for later callers."""
+    under_way, go_on = threading.Event(), threading.Event()
+    count: list[int] = []
+
+    @cache(ttl=None, version="1", name="mutants:raising")
+    def load() -> str:
+        count.append(1)
+        if len(count) == 1:
+            under_way.set()
+            go_on.wait(5)
+            raise ValueError("old")
+        return "new"
+
+    def first() -> None:
+        with pytest.raises(ValueError, match="old"):
+            load()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert under_way.wait(5)
+    load.invalidate()
+    assert load() == "new"
+    go_on.set()
+    thread.join()
+
+
+def test_every_mutant_is_named() -> None:
+    """Nothing in the list of mutants is without a test."""
+    text = Path(__file__).read_text("utf-8")
+    assert [name for name in mutants.APPLY if name not in text] == []
+    assert FLIGHTS.under_way() == []
+    assert Chain.untrue.__module__ == "memo.stores.chain"

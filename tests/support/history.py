@@ -1,0 +1,647 @@
+"""The history checker: workers call and invalidate, each writes down when; then the past is judged.
+
+Every worker is a process with threads and event loops that call cached functions and invalidate
+them.  What a function returns says which *run* made it and when that run began.  All times are of
+one clock that the processes of a host share, so that afterwards the merged history can be held
+against the invariants of the design:
+
+I1  a call that began after an `invalidate()` had returned gives nothing of which the computation
+    began before that `invalidate()` was called;
+I2  for one process and key, the start of the run behind successive answers never goes back;
+I3  with `use_lock` and without faults, two runs of one key overlap only with cause.
+
+The long form, one million calls and more in about a quarter of an hour::
+
+    MEMO_TEST_LONG=1 MEMO_TEST_CALLS=1000000 pytest -n 3 tests/history/test_history.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import itertools
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from checkout import ROOT, SUPPORT
+
+EVERYTHING = "*"
+"""Stands for a region or a year in the target of an invalidation: all of them."""
+FOR_GOOD = 1 << 62
+
+
+def now() -> int:
+    """Nanoseconds on the clock that all processes of this host share."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime_ns(clock)
+
+
+# --- what is asked for ---------------------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """What one worker does.
+
+    Attributes:
+        directory: of the cache: a host is a directory.
+        log: directory of the records.
+        until: `now()` at which it ends.
+        settings: for `memo.configure`.
+        options: for `memo.cache`.
+        mutant: what to break on purpose, see `mutants`; "": nothing.
+        threads: how many threads call the sync functions.
+        tasks: how many tasks of one event loop call the async ones.
+        regions: how many values the first argument has; the second has two.
+        invalidate: share of the steps that are an invalidation.
+        busy: longest time, in seconds, that a computation takes.
+        pause: longest time, in seconds, between two calls.
+        ask: share of the steps that call the function that is built on the others.
+        environment: variables to set.
+    """
+
+    directory: str
+    log: str
+    until: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    mutant: str = ""
+    threads: int = 2
+    tasks: int = 4
+    regions: int = 2
+    invalidate: float = 0.05
+    busy: float = 0.004
+    pause: float = 0.001
+    ask: float = 0.2
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+# --- what is written down ------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """One computation: its start lies between `since` (memo's own) and `start` (its first line)."""
+
+    id: str
+    key: str
+    since: int
+    start: int
+    end: int
+    process: str
+
+
+class Asked(NamedTuple):
+    """One call, and the runs behind its answer: its own first, then those that this one used."""
+
+    key: str
+    begin: int
+    end: int
+    process: str
+    host: str
+    runs: tuple[tuple[str, str, int, int], ...]
+
+
+class Gone(NamedTuple):
+    """One invalidation that returned: of a function's region and year, either may be `*`."""
+
+    function: str
+    region: str
+    year: str
+    begin: int
+    end: int
+    host: str
+
+
+class Log:
+    """Appends records to a file of its own, each at once: a SIGKILL loses none that are whole."""
+
+    def __init__(self, directory: str) -> None:
+        self.process = f"{os.getpid()}-{secrets.token_hex(4)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self._file = os.open(f"{directory}/{self.process}.log", flags, 0o600)
+
+    def write(self, *row: Any) -> None:
+        os.write(self._file, json.dumps(row, separators=(",", ":")).encode() + b"\n")
+
+
+@dataclass
+class History:
+    """The records of all workers of one run."""
+
+    runs: list[Run] = field(default_factory=list)
+    calls: list[Asked] = field(default_factory=list)
+    gone: list[Gone] = field(default_factory=list)
+    raised: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, directory: Path) -> History:
+        history = cls()
+        for path in sorted(directory.glob("*.log")):
+            lines = path.read_bytes().split(b"\n")
+            for line in lines[:-1]:  # behind the last line feed: cut off by a SIGKILL
+                history._add(*json.loads(line))
+        return history
+
+    def _add(self, kind: str, *row: Any) -> None:
+        if kind == "run":
+            self.runs.append(Run(*row))
+        elif kind == "call":
+            *facts, runs = row
+            self.calls.append(Asked(*facts, tuple(map(tuple, runs))))
+        elif kind == "gone":
+            self.gone.append(Gone(*row))
+        else:
+            self.raised.append(str(row))
+
+
+# --- judging -------------------------------------------------------------------------------------
+
+
+class Quiet(NamedTuple):
+    """A time in which the servers behaved: what is promised between hosts, is promised here."""
+
+    begin: int
+    end: int
+
+
+def covers(gone: Gone, key: str) -> bool:
+    """Does an invalidation concern the runs of a key, `function/region/year`?"""
+    function, region, year = key.split("/")
+    return (
+        gone.function in (function, EVERYTHING)
+        and gone.region in (region, EVERYTHING)
+        and gone.year in (year, EVERYTHING)
+    )
+
+
+def stale(history: History, faults: Iterable[tuple[int, int]] = (), bound: int = 0) -> list[str]:
+    """I1: answers from before an invalidation that had returned.
+
+    Args:
+        history: all that was written down.
+        faults: (begin, end) of times in which Redis could not be reached, its way back included.
+            What one host invalidates then is promised to that host alone.
+        bound: nanoseconds for which word of what another host invalidated may travel.
+    """
+    away = list(faults)
+    found = []
+    latest = {}
+    for key in {run[1] for call in history.calls for run in call.runs}:
+        for host in {call.host for call in history.calls}:
+            mine = [
+                g if g.host == host else g._replace(end=g.end + bound)
+                for g in history.gone
+                if covers(g, key) and _promised(g, host, away)
+            ]
+            latest[key, host] = _Latest(mine)
+    for call in history.calls:
+        excused = any(b <= call.end and call.begin <= e for b, e in away)
+        for identity, key, _, start in call.runs:
+            gone = latest[key, call.host].before(call.begin, call.host if excused else None)
+            if start < gone:
+                found.append(
+                    f"{call.key} asked at {call.begin} by {call.process} gave run {identity} of "
+                    f"{key} begun at {start}, {(gone - start) / 1e6:.3f} ms before an invalidation"
+                )
+    return found
+
+
+def _promised(gone: Gone, host: str, faults: list[tuple[int, int]]) -> bool:
+    if gone.host == host:
+        return True
+    return not any(b <= gone.end and gone.begin <= e for b, e in faults)
+
+
+class _Latest:
+    """When the last invalidation was called that had returned at a time."""
+
+    def __init__(self, gone: Iterable[Gone]) -> None:
+        every = sorted(gone, key=lambda g: g.end)
+        self._tables = {None: self._table(every)}
+        for host in {g.host for g in every}:
+            self._tables[host] = self._table([g for g in every if g.host == host])
+
+    @staticmethod
+    def _table(gone: list[Gone]) -> tuple[list[int], list[int]]:
+        return [g.end for g in gone], list(itertools.accumulate((g.begin for g in gone), max))
+
+    def before(self, moment: int, host: str | None) -> int:
+        ends, begins = self._tables.get(host, ([], []))
+        place = bisect.bisect_left(ends, moment)
+        return begins[place - 1] if place else -1
+
+
+def backwards(history: History) -> list[str]:
+    """I2: answers behind which lies a run that began before that of an earlier answer."""
+    groups: dict[tuple[str, str], list[Asked]] = defaultdict(list)
+    for call in history.calls:
+        groups[call.process, call.key].append(call)
+    found = []
+    for calls in groups.values():
+        ended = iter(sorted(calls, key=lambda call: call.end))
+        earlier = next(ended, None)
+        newest = -1
+        for call in sorted(calls, key=lambda call: call.begin):
+            while earlier is not None and earlier.end < call.begin:
+                newest = max(newest, earlier.runs[0][2])
+                earlier = next(ended, None)
+            identity, key, _, start = call.runs[0]
+            if start < newest:
+                found.append(
+                    f"{key} asked at {call.begin} by {call.process} gave run {identity}, begun "
+                    f"{(newest - start) / 1e6:.3f} ms before one that it had given already"
+                )
+    return found
+
+
+def overlaps(history: History) -> list[str]:
+    """I3: runs of one key at the same time, without an invalidation between their starts."""
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in history.runs:
+        groups[run.key].append(run)
+    found = []
+    for key, runs in groups.items():
+        runs.sort(key=lambda run: run.start)
+        for first, second in itertools.pairwise(runs):
+            if second.start < first.end and not _cause(history.gone, key, first, second):
+                found.append(f"{key}: {first} and {second}")
+    return found
+
+
+def _cause(gone: Iterable[Gone], key: str, first: Run, second: Run) -> bool:
+    return any(g.begin <= second.start and g.end >= first.since and covers(g, key) for g in gone)
+
+
+def foreign(history: History) -> list[str]:
+    """I4: answers that no run gave, or a run of another key."""
+    known = {run.id: run.key for run in history.runs}
+    return [
+        f"{call.key} gave {run}"
+        for call in history.calls
+        for run in call.runs
+        if known.get(run[0]) != run[1] or call.runs[0][1] != call.key
+    ]
+
+
+# --- the worker ----------------------------------------------------------------------------------
+
+SINCE: ContextVar[int] = ContextVar("history_since", default=0)
+"""When memo took the start time of the run that is about to begin."""
+
+
+def written(outcome: Any) -> None:
+    """An invalidation that nobody could write down would be no invalidation."""
+    assert not any(how.startswith("failed") for how in outcome.tiers.values()), outcome
+
+
+class Workload:
+    """The functions that a worker calls, and how it invalidates them.
+
+    `load` and `fetch` (async) are computed; `report` and `areport` are built on them.  Their code
+    version is pinned: what they write to is no part of what they compute.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        import memo
+
+        self.plan = plan
+        self.log = Log(plan.log)
+        self.random = random.Random(secrets.randbits(64))
+        self._watch_starts()
+        self.functions = self._functions(memo)
+        self.memo = memo
+
+    def _watch_starts(self) -> None:
+        from memo.stores.latest_answers import Floors
+
+        original = Floors.start_time
+
+        def start_time(floors: Floors, key: str, clock: Any) -> int:
+            SINCE.set(now())
+            return original(floors, key, clock)
+
+        Floors.start_time = start_time  # type: ignore[method-assign]
+
+    def _functions(self, memo: Any) -> dict[str, Any]:
+        def cached(name: str) -> Any:
+            return memo.cache(
+                name=f"history:{name}",
+                version="1",
+                key_prefix=f"history:{name}",
+                tags=[name, "history"],
+                **self.plan.options,
+            )
+
+        run, busy = self.run, self.plan.busy
+
+        @cached("load")
+        def load(region: str, year: str) -> Any:
+            return run("load", region, year, time.sleep)
+
+        @cached("fetch")
+        async def fetch(region: str, year: str) -> Any:
+            since, start = SINCE.get(), now()
+            await asyncio.sleep(random.random() * busy)
+            return run("fetch", region, year, None, since, start)
+
+        @cached("report")
+        def report(region: str, year: str) -> Any:
+            since, start = SINCE.get(), now()
+            return run("report", region, year, None, since, start, load(region, year))
+
+        @cached("areport")
+        async def areport(region: str, year: str) -> Any:
+            since, start = SINCE.get(), now()
+            used = await asyncio.gather(fetch(region, year), asyncio.to_thread(load, region, year))
+            return run("areport", region, year, None, since, start, *used)
+
+        return {"load": load, "fetch": fetch, "report": report, "areport": areport}
+
+    def run(
+        self,
+        function: str,
+        region: str,
+        year: str,
+        sleep: Callable[[float], None] | None,
+        since: int | None = None,
+        start: int | None = None,
+        *used: Any,
+    ) -> list[Any]:
+        """A result: the runs behind it, its own first; the run is on the record already."""
+        since = SINCE.get() if since is None else since
+        start = now() if start is None else start
+        if sleep is not None:
+            sleep(random.random() * self.plan.busy)
+        key = f"{function}/{region}/{year}"
+        identity = secrets.token_hex(6)
+        self.log.write("run", identity, key, since, start, now(), self.log.process)
+        return [(identity, key, since, start), *itertools.chain(*used)]
+
+    # --- steps -------------------------------------------------------------------------------
+
+    def arguments(self) -> tuple[str, str]:
+        return f"r{random.randrange(self.plan.regions)}", f"y{random.randrange(2)}"
+
+    def note(self, function: str, arguments: tuple[str, str], begin: int, answer: Any) -> None:
+        key = "/".join((function, *arguments))
+        self.log.write("call", key, begin, now(), self.log.process, self.plan.directory, answer)
+
+    def target(self, *names: str) -> tuple[Callable[[str], Any], tuple[str, str, str]]:
+        """A way to invalidate something, called with "" or "a", and what it covers."""
+        name, (region, year) = random.choice(names), self.arguments()
+        function, memo = self.functions[name], self.memo
+        at = function.address(region, year)
+        ways: list[tuple[Callable[[str], Any], tuple[str, str, str]]] = [
+            (lambda a: getattr(function, f"{a}invalidate")(region, year), (name, region, year)),
+            (lambda a: getattr(function, f"{a}invalidate")(region=region), (name, region, "*")),
+            (lambda a: getattr(function, f"{a}invalidate")(year=year), (name, "*", year)),
+            (lambda a: getattr(function, f"{a}invalidate")(), (name, "*", "*")),
+            (lambda a: getattr(memo, f"{a}invalidate")(key=at), (name, region, year)),
+            (lambda a: getattr(memo, f"{a}invalidate")(tag=name), (name, "*", "*")),
+            (lambda a: getattr(memo, f"{a}invalidate")(function=function), (name, "*", "*")),
+            (lambda a: getattr(memo, f"{a}invalidate")(prefix=f"history:{name}"), (name, "*", "*")),
+            (lambda a: getattr(memo, f"{a}invalidate")(tag="history"), ("*", "*", "*")),
+        ]
+        return random.choice(ways)
+
+    def step(self) -> None:
+        """One sync call, or one invalidation."""
+        if random.random() < self.plan.invalidate:
+            way, covered = self.target("load", "report", "fetch")
+            begin = now()
+            written(way(""))
+            self.log.write("gone", *covered, begin, now(), self.plan.directory)
+            return
+        name = "report" if random.random() < self.plan.ask else "load"
+        arguments = self.arguments()
+        begin = now()
+        self.note(name, arguments, begin, self.functions[name](*arguments))
+
+    async def astep(self) -> None:
+        """One async call, or one invalidation."""
+        if random.random() < self.plan.invalidate:
+            way, covered = self.target("fetch", "areport", "load")
+            begin = now()
+            written(await way("a"))
+            self.log.write("gone", *covered, begin, now(), self.plan.directory)
+            return
+        name = "areport" if random.random() < self.plan.ask else "fetch"
+        arguments = self.arguments()
+        begin = now()
+        self.note(name, arguments, begin, await self.functions[name](*arguments))
+
+    # --- loops -------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        while now() < self.plan.until:
+            try:
+                self.step()
+            except Exception as error:
+                self.log.write("raised", repr(error))
+            if self.plan.pause:
+                time.sleep(random.random() * self.plan.pause)
+
+    async def awork(self) -> None:
+        while now() < self.plan.until:
+            try:
+                await self.astep()
+            except Exception as error:
+                self.log.write("raised", repr(error))
+            await asyncio.sleep(random.random() * self.plan.pause)
+
+    async def loop(self) -> None:
+        await asyncio.gather(*(self.awork() for _ in range(self.plan.tasks)))
+        await self.memo.drain(5)
+
+    def live(self) -> None:
+        threads = [threading.Thread(target=self.work) for _ in range(self.plan.threads)]
+        if self.plan.tasks:
+            threads.append(threading.Thread(target=lambda: asyncio.run(self.loop())))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def worker(plan: Plan) -> None:
+    """What a worker process runs."""
+    import memo
+
+    os.environ.update(plan.environment)
+    memo.configure(directory=plan.directory, **plan.settings)
+    if plan.mutant:
+        import mutants
+
+        mutants.APPLY[plan.mutant]()
+    Workload(plan).live()
+
+
+# --- the nursery ---------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """What the nursery process runs: it has imported everything, and forks a worker when asked."""
+    for name in (
+        "memo",
+        "memo.stores.disk.disk_tier",
+        "memo.stores.disk.index",
+        "memo.stores.memory",
+        "memo.stores.redis.connections",
+    ):
+        import_module(name)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        verb, argument = json.loads(line)
+        if verb == "wait":
+            _, status = os.waitpid(argument, 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+        elif (pid := os.fork()) != 0:
+            print(pid, flush=True)
+        else:
+            _born(argument)
+
+
+def _born(plan: dict[str, Any]) -> NoReturn:
+    code = 1
+    try:
+        os.dup2(2, 1)
+        worker(Plan(**plan))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+class Nursery:
+    """A process that forks workers, so that none of them has to import anything first."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join((str(ROOT), str(SUPPORT)))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "import history; history.serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def _ask(self, *order: Any) -> int:
+        assert self._process.stdin is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        return int(self._answer())
+
+    def start(self, plan: Plan) -> int:
+        """The process id of a new worker."""
+        return self._ask("start", asdict(plan))
+
+    def wait(self, pid: int) -> int:
+        """The exit code of a worker, when it has ended; negative: of which signal it died."""
+        return self._ask("wait", pid)
+
+    def close(self) -> None:
+        with self._process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+# --- the stage -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Stage:
+    """Workers, and what befalls them and Redis meanwhile.
+
+    Args:
+        nursery: where workers come from.
+        place: a directory of its own.
+        seconds: how long it goes.
+        workers: how many processes.
+        hosts: how many directories they are spread over.
+        plan: more for `Plan`.
+        redis: a `RedisServer`, where faults concern it.
+        faults: called with the stage again and again until time is up; it makes one fault.
+    """
+
+    nursery: Nursery
+    place: Path
+    seconds: float
+    workers: int = 3
+    hosts: int = 1
+    plan: dict[str, Any] = field(default_factory=dict)
+    redis: Any = None
+    faults: Callable[[Stage], None] | None = None
+    away: list[tuple[int, int]] = field(default_factory=list)
+    killed: int = 0
+
+    def run(self) -> History:
+        """Let it happen; what was written down."""
+        log = self.place / "log"
+        log.mkdir(parents=True)
+        self.until = now() + int(self.seconds * 1e9)
+        self._crew = [self._start(number) for number in range(self.workers)]
+        try:
+            while self.faults is not None and now() < self.until - int(0.2e9):
+                self.faults(self)
+            codes = [self.nursery.wait(self._crew.pop()) for _ in range(self.workers)]
+            assert not any(codes), f"exit codes {codes}"
+        finally:
+            for pid in self._crew:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    self.nursery.wait(pid)
+        return History.read(log)
+
+    def lengthen(self) -> None:
+        """Make ready to run once more, for longer."""
+        self.place /= "longer"
+        self.seconds *= 4
+        self.away.clear()
+        if self.redis is not None:
+            self.redis.client().flushall()
+
+    def _start(self, number: int) -> int:
+        directory = self.place / f"host{number % self.hosts}"
+        plan = Plan(str(directory), str(self.place / "log"), self.until, **self.plan)
+        plan.environment = {n: v for n, v in os.environ.items() if n.startswith(("MEMO_", "XDG_"))}
+        return self.nursery.start(plan)
+
+    def kill_one(self) -> None:
+        """SIGKILL a worker, and start another in its place."""
+        number = random.randrange(self.workers)
+        pid = self._crew[number]
+        with contextlib.suppress(ProcessLookupError):  # it has done its work
+            os.kill(pid, signal.SIGKILL)
+        code = self.nursery.wait(pid)
+        assert code in (0, -signal.SIGKILL), f"exit code {code}"
+        self.killed += code != 0
+        self._crew[number] = self._start(number)
+
+    def outage(self, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> None:
+        """A time without Redis; `away` covers the way back as well."""
+        start = now()
+        begin()
+        time.sleep(seconds)
+        end()
+        self.away.append((start, now() + int(6e9)))

@@ -1,0 +1,286 @@
+"""The command line: each command on a real cache, in a real process where that matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from checkout import ROOT
+from click.testing import CliRunner
+
+import memo
+from memo.cli import doctor
+from memo.cli.commands import main
+from memo.settings import configuration
+
+
+@memo.cache(ttl="1h", key_prefix="cli", tags=["numbers"])
+def squared(number: int) -> int:
+    return number * number
+
+
+@memo.cache(ttl=None)
+def shouted(word: str) -> str:
+    return word.upper()
+
+
+def run(*args: str, status: int = 0) -> str:
+    result = CliRunner().invoke(main, args, catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def levels(topic: str) -> dict[str, doctor.Finding]:
+    return {one.level: one for one in doctor.examine() if one.topic == topic}
+
+
+# --- the command itself -----------------------------------------------------------------------
+
+
+def test_python_m_memo_is_the_command(cache_home):
+    """`python -m memo` names itself and lists every command."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "memo", "--help"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: memo" in done.stdout
+    for command in ("demo", "stats", "ls", "clear", "doctor"):
+        assert f"  {command} " in done.stdout
+
+
+def test_a_wrong_setting_is_a_message_and_no_traceback(monkeypatch):
+    """A mistake in the settings ends with the status 2 and says the mend."""
+    monkeypatch.setenv("MEMO_SIZE_LIMIT", "big")
+    configuration.reload()
+    said = run("stats", status=2)
+    assert "MEMO_SIZE_LIMIT" in said
+    assert "10GiB" in said
+    assert "Traceback" not in said
+
+
+# --- ls ---------------------------------------------------------------------------------------
+
+
+def test_ls_without_entries_says_so():
+    """An empty cache is no error."""
+    assert run("ls") == "No entries.\n"
+
+
+def test_ls_lists_what_was_stored():
+    """Each entry: its function, its arguments, its age, its ttl and its cost."""
+    squared(7)
+    shouted("hello")
+    said = run("ls")
+    for part in ("squared", "number=7", "shouted", "hello", "never", "2 entries"):
+        assert part in said
+
+
+def test_ls_selects_and_limits():
+    """A pattern selects functions, `--limit` the newest entries."""
+    for number in range(3):
+        squared(number)
+    shouted("hello")
+    assert "3 entries" in run("ls", "squared")
+    assert "shouted" not in run("ls", "squared")
+    assert "1 entry, 3 in all" in run("ls", "squared", "--limit", "1")
+
+
+def test_ls_as_json_is_one_object_a_line():
+    """For scripts: seconds and bytes, one entry a line."""
+    before = time.time()
+    squared(7)
+    (line,) = run("ls", "--json").splitlines()
+    facts = json.loads(line)
+    assert facts["function"].endswith(":squared")
+    assert facts["address"] == "cli:7"
+    assert facts["arguments"] == {"number": "7"}
+    assert facts["ttl"] == 3600
+    assert before - 1 <= facts["finished"] <= time.time() + 1
+
+
+def test_ls_shows_nothing_that_our_secret_did_not_seal():
+    """Entries of another secret are none of ours, and are not believed."""
+    squared(7)
+    with configuration.configure(secret="another secret of the tests: 32 bytes"):
+        assert run("ls") == "No entries.\n"
+
+
+# --- clear ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        ("--prefix", "cli"),
+        ("--tag", "numbers"),
+        ("--key", "cli:7"),
+        ("--function", squared.function_id),
+    ],
+)
+def test_clear_makes_entries_untrue(target):
+    """After `memo clear` the function computes again; other functions do not."""
+    squared(7)
+    shouted("hello")
+    assert "1 entry on this host" in run("clear", *target)
+    assert not squared.is_cached(7)
+    assert shouted.is_cached("hello")
+
+
+def test_clear_of_one_address_leaves_the_others():
+    """An address matches exactly."""
+    squared(7)
+    squared(77)
+    run("clear", "--key", "cli:7")
+    assert not squared.is_cached(7)
+    assert squared.is_cached(77)
+
+
+def test_clear_all_asks_and_then_drops_everything():
+    """`--all` asks first, then nothing is left, on disk neither."""
+    squared(7)
+    shouted("hello")
+    asked = CliRunner().invoke(main, ["clear", "--all"], input="n\n")
+    assert asked.exit_code == 1
+    assert squared.is_cached(7)
+    run("clear", "--all", "--yes")
+    assert not squared.is_cached(7)
+    assert not shouted.is_cached("hello")
+    assert run("ls") == "No entries.\n"
+
+
+@pytest.mark.parametrize("args", [(), ("--all", "--tag", "x"), ("--tag", "x", "--prefix", "y")])
+def test_clear_wants_exactly_one_target(args):
+    """Nothing is dropped by a call that does not say what."""
+    assert "exactly one" in run("clear", *args, status=2)
+
+
+# --- stats ------------------------------------------------------------------------------------
+
+
+def test_stats_shows_every_process_of_the_directory(cache_home):
+    """What another process did is counted, and selected by name."""
+    code = "import memo\n@memo.cache\ndef counted(n): return n\ncounted(1); counted(1)"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert "counted" in run("stats")
+    assert "counted" in run("stats", "counted")
+    assert "counted" not in run("stats", "nothing-of-this-name")
+
+
+def test_stats_as_json():
+    """For scripts: the snapshot as JSON."""
+    squared(7)
+    squared(7)
+    functions = json.loads(run("stats", "--json"))["functions"]
+    assert any(name.endswith(":squared") for name in functions)
+
+
+# --- doctor -----------------------------------------------------------------------------------
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is():
+    """A fresh set-up passes, and says where everything is."""
+    squared(7)
+    said = run("doctor")
+    assert "fail" not in said
+    for topic in ("python", "settings", "secret", "directory", "disk", "clock", "journal"):
+        assert f" {topic} " in said
+
+
+def test_doctor_before_the_first_use():
+    """Before anything was stored there is nothing to complain of."""
+    assert doctor.worst(doctor.examine()) in (doctor.GOOD, doctor.NOTE)
+
+
+def test_doctor_names_a_wrong_setting(monkeypatch):
+    """A wrong setting is the finding that hides all others; status 1."""
+    monkeypatch.setenv("MEMO_DEADLINE", "soon")
+    configuration.reload()
+    said = run("doctor", status=1)
+    assert "MEMO_DEADLINE" in said
+    assert "250ms" in said
+
+
+def test_doctor_finds_open_modes_and_links(cache_home):
+    """Files that others can reach, and links, are found and named with the mend."""
+    squared(7)
+    open_file = cache_home / "open"
+    open_file.write_text("x")
+    open_file.chmod(0o644)
+    link = cache_home / "link"
+    link.symlink_to("/etc/hostname")
+    found = levels("directory")
+    assert str(open_file) in found[doctor.WARN].said
+    assert "chmod -R go=" in found[doctor.WARN].mend
+    assert str(link) in found[doctor.FAIL].said
+
+
+def test_doctor_finds_leftovers(cache_home):
+    """What a killed process left behind is named with the command that removes it."""
+    squared(7)
+    old = cache_home / "x.tmp"
+    old.touch(mode=0o600)
+    os.utime(old, (1, 1))
+    (cache_home / "young.tmp").touch(mode=0o600)
+    finding = levels("leftovers")[doctor.WARN]
+    assert str(old) in finding.mend
+    assert "young" not in finding.said
+
+
+def test_doctor_finds_a_secret_that_cannot_be_kept(monkeypatch, tmp_path):
+    """A home without a place for the secret is a failure with the mend."""
+    monkeypatch.setattr("memo.records.secret_keys._fallback", [])
+    monkeypatch.delenv("MEMO_SECRET")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    configuration.reload()
+    assert "MEMO_SECRET_FILE" in levels("secret")[doctor.FAIL].mend
+
+
+def test_doctor_finds_a_disk_that_is_too_small():
+    """A budget that the disk does not have is found before it is used up."""
+    with configuration.configure(size_limit="1000000 TiB"):
+        assert "free" in levels("disk")[doctor.WARN].said
+
+
+def test_doctor_finds_that_caching_is_off():
+    """`enabled = false` is easily forgotten."""
+    with configuration.configure(enabled=False):
+        assert "off" in levels("settings")[doctor.WARN].said
+
+
+def test_doctor_tells_the_version_of_redis(redis_server):
+    """A Redis that works is named with its version."""
+    with configuration.configure(redis_url=redis_server.url):
+        assert "version" in levels("redis")[doctor.GOOD].said
+
+
+def test_doctor_finds_a_redis_that_is_away(redis_server):
+    """A Redis that cannot be reached is a failure; no password is shown."""
+    redis_server.stop()
+    url = redis_server.url.replace("redis://", "redis://user:hunter2@")
+    with configuration.configure(redis_url=url):
+        finding = levels("redis")[doctor.FAIL]
+    assert "hunter2" not in str(finding)
+    assert "redis_url" in finding.mend
+
+
+def test_doctor_finds_invalidations_that_wait(redis_server):
+    """What has not reached Redis yet is counted."""
+    with configuration.configure(redis_url=redis_server.url):
+        squared(7)
+        redis_server.stop()
+        squared.invalidate(7)
+        assert "1 invalidation" in levels("journal")[doctor.WARN].said
+
+
+def test_doctor_as_json():
+    """For scripts: level, topic, what was found, what to do."""
+    findings = json.loads(run("doctor", "--json"))
+    assert {"level", "topic", "said", "mend"} == set(findings[0])

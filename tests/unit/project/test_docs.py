@@ -1,0 +1,118 @@
+"""Every Python block of the documentation runs, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import linecache
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from checkout import ROOT
+from redis_server import RedisServer
+
+import memo
+from memo.decorators.cached_function import CachedFunction
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REDIS = "localhost:6379"
+"""Where the documentation's Redis is; the tests put their own in its place."""
+LANGUAGES = {"python", "sh", "text", "toml", "ini"}
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and the line before its first."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text("utf-8")
+    for match in _FENCE.finditer(text):
+        yield Block(match[1], match[2], text.count("\n", 0, match.start(2)))
+
+
+async def run(page: Path, module: types.ModuleType, redis: str) -> None:
+    """Run a page's Python blocks one after another, with `await` at the top as in a notebook."""
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        # A file of its own for each block, as in IPython, with the page's line numbers.
+        source = "\n" * block.line + block.text.replace(REDIS, redis)
+        name = f"<{page.name} from line {block.line + 1}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        code = compile(source, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        outcome = eval(code, module.__dict__)
+        if inspect.isawaitable(outcome):
+            await outcome
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_runs(
+    page: Path, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a page tells people to type works, from its first block to its last."""
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType(f"page_{page.stem.lower()}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with asyncio.Runner() as runner:
+        runner.run(run(page, module, f"127.0.0.1:{redis_server.port}"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_name_their_language(page: Path) -> None:
+    """A block is Python, and run, or one of the few kinds that are not."""
+    text = page.read_text("utf-8")
+    assert {block.language for block in blocks(page)} <= LANGUAGES
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(list(blocks(page)))
+
+
+@pytest.mark.parametrize("decorator", [memo.cache, memo.invalidate_cache])
+def test_every_option_has_an_example(decorator: Any) -> None:
+    """Each option of the decorators has a row in the table of its section, and a block uses it."""
+    text = (ROOT / "docs" / "options.md").read_text("utf-8")
+    section = re.split(r"^## ", text, flags=re.MULTILINE)
+    mine = next(part for part in section if part.startswith(f"`{decorator.__name__}`"))
+    used = "\n".join(re.findall(r"^```python$(.*?)^```$", mine, re.MULTILINE | re.DOTALL))
+    for option in inspect.signature(decorator).parameters:
+        assert re.search(rf"^\| .*`{option}`", mine, re.MULTILINE), option
+        assert re.search(rf"@{decorator.__name__}\([^@]*\b{option}=", used), option
+
+
+def test_every_helper_is_documented() -> None:
+    """What a decorated function can do stands in the table of its section, twins included."""
+    text = (ROOT / "docs" / "options.md").read_text("utf-8")
+    section = text.partition("## On the decorated function")[2].partition("\n## ")[0]
+    names = [name for name in vars(CachedFunction) if not name.startswith("_")]
+    assert [name for name in names if f"`f.{name}" not in section] == []
+    assert len(names) >= 17
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of the project."""
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8"))
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing
+
+
+def test_readme_is_short_and_shows_code_first() -> None:
+    """At most 120 lines, and the first code before the 60th word."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    assert len(text[: text.index("```")].split()) < 60
+
+
+def test_index_lists_every_page() -> None:
+    """No page of the documentation is out of reach."""
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    assert not [p.name for p in PAGES[1:] if p.stem != "index" and f"({p.name})" not in index]
