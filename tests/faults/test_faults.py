@@ -679,7 +679,7 @@ def test_a_directory_that_cannot_be_made(place: str) -> None:
         assert [world.call(x) for x in (1, 1, 2)] == [1, 1, 1]
 
 
-GARBAGE = [b"", b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000]
+GARBAGE = [b"", b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000, b"\xff" * 16]
 
 
 @PORTS

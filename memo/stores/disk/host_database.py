@@ -52,6 +52,8 @@ ROOM = 1 << 20
 TRIES = 3
 """How often a use is tried when the file was replaced or set aside meanwhile."""
 FAULTS = (sqlite3.Error, OSError, ValueError, TypeError)
+LAST_COMMIT = 1 << 62
+"""Numbers of commits end below this; they begin at the time in microseconds, about 1 << 51."""
 _FORMAT = 1
 _BELL = struct.Struct("=QQ")
 _SCHEMA = (
@@ -153,9 +155,10 @@ class Ledger:
         bell = self._map_bell()
         heard = bell[1]  # before the commit is read: it may go on, and must not have gone back
         facts = _facts(connection)
-        if not facts:
-            facts = self._make(connection)
-        _check(facts, heard)
+        if facts:
+            _check(facts, heard)
+        else:
+            _check(self._make(connection), 0)
         if _crowd(connection):
             with suppress(sqlite3.OperationalError):  # somebody else's lock: the next one does it
                 _alone(connection, _prune)
@@ -174,8 +177,11 @@ class Ledger:
 
     def _founded(self, connection: sqlite3.Connection) -> dict[str, Any]:
         """A new ledger: its numbers begin where no bell of an older one has been."""
-        rung = self._map_bell()[1]
-        first = max(time.time_ns() // 1000, rung + 1)
+        bell: Any = self._map_bell()
+        rung = bell[1]
+        if rung >= LAST_COMMIT:  # garbage, which no later number could pass
+            bell[1] = 0
+        first = max(time.time_ns() // 1000, bell[1] + 1)
         facts = {"format": _FORMAT, "commit": first, "id": secrets.token_hex(8)}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         connection.executemany(
@@ -196,8 +202,8 @@ class Ledger:
         descriptor = private_files.open_or_create(self._bell_path)
         try:
             if os.fstat(descriptor).st_size != _BELL.size:
-                os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, bytes(_BELL.size), 0)  # so that a full disk says so here
+                os.ftruncate(descriptor, _BELL.size)  # never less: others may have it mapped
             if ownership.exposed(self.directory):
                 return ReadBell(os.dup(descriptor))
             return memoryview(mmap.mmap(descriptor, _BELL.size)).cast("Q")
@@ -468,9 +474,10 @@ def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
 
 
 def _check(facts: Mapping[str, Any], heard: int) -> None:
-    if facts.get("format") != _FORMAT or not isinstance(facts.get("commit"), int):
+    commit = facts.get("commit")
+    if facts.get("format") != _FORMAT or not isinstance(commit, int) or commit >= LAST_COMMIT:
         raise DamagedError("not a ledger of this format")
-    if heard > facts["commit"]:
+    if heard > commit:
         raise DamagedError("commits are missing")
 
 
