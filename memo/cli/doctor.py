@@ -10,7 +10,6 @@ import shutil
 import stat
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -68,16 +67,13 @@ def examine() -> list[Finding]:
     """Look at everything; without settings there is nothing else to look at."""
     found = _guarded("python", _python)
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            settings = configuration.current()
+        settings = configuration.current()
     except SettingError as error:
-        mend = "Mend this setting, then run `memo doctor` again."
+        mend = "Correct this setting, then run `memo doctor` again."
         return [*found, Finding(FAIL, "settings", str(error), mend)]
-    temporary = any(issubclass(one.category, secret_keys.SecretWarning) for one in caught)
     checks: list[tuple[str, Callable[[], Findings]]] = [
         ("settings", lambda: _settings(settings)),
-        ("secret", lambda: _secret(settings, temporary)),
+        ("secret", lambda: _secret(settings)),
         ("directory", lambda: _directory(settings.directory)),
         ("disk", lambda: _disk(settings)),
         ("leftovers", lambda: _leftovers(settings)),
@@ -117,9 +113,9 @@ def _settings(settings: Settings) -> Findings:
         yield Finding(WARN, "settings", f"off (from {settings.sources['enabled']})", mend)
 
 
-def _secret(settings: Settings, temporary: bool) -> Findings:
+def _secret(settings: Settings) -> Findings:
     source = settings.sources["secrets"]
-    if temporary:
+    if not all(map(secret_keys.is_kept, settings.secrets)):
         mend = "Set MEMO_SECRET_FILE to an owner-only file, so that entries outlive the process."
         yield Finding(FAIL, "secret", "none can be kept on this machine", mend)
         return

@@ -295,7 +295,8 @@ def _parsed(magic: Any, line: str) -> Any:
         if "unrecognized" not in str(error) or not wrong:
             raise
         known = f" Flags: {', '.join(flags)}." if flags else ""
-        told = f"%{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
+        sign = "%%" if magic.__name__ == "cache" else "%"  # the one cell magic
+        told = f"{sign}{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
         raise UsageError(told.replace("?.", "?")) from None
 
 

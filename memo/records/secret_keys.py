@@ -227,6 +227,11 @@ def _of_this_process(why: str) -> Secret:
     return _fallback[0]
 
 
+def is_kept(secret: Secret) -> bool:
+    """False for the secret of this process, which stands in where none could be kept."""
+    return all(secret is not one for one in _fallback)
+
+
 _untold: list[str] = []
 
 

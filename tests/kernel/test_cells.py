@@ -355,7 +355,7 @@ def test_a_cell_depends_on_what_its_cached_calls_read(kernel: Kernel) -> None:
     [
         ("%%cache --ttl 5x\ny = 1", "ttl='5x'"),
         ("%%cache --inputs nothing\ny = 1", "nothing"),
-        ("%%cache --colour\ny = 1", "unrecognized arguments"),
+        ("%%cache --colour\ny = 1", "%%cache has no --colour"),
         ("%%cache\ny = (", "never closed"),
     ],
 )
