@@ -28,6 +28,10 @@ SECRET = "0123456789abcdef" * 4
 """The secret of the tests: 64 characters."""
 
 
+_ON_REDIS = {"redis_server", "redis_private", "cluster", "sentinels"}
+"""Fixtures that start the redis-server at hand."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs Redis; keep what measures time on one worker, in a row."""
     known = set((Path(__file__).parent / "known_failures.txt").read_text("utf-8").splitlines())
@@ -35,8 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.replace("\n", "\\n") in known:
             item.add_marker(pytest.mark.xfail(reason="tests/known_failures.txt", strict=False))
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "redis_server" in fixtures or "redis_private" in fixtures:
+        if not _ON_REDIS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.redis)
         if item.get_closest_marker("timing"):
             item.add_marker(pytest.mark.xdist_group("timing"))

