@@ -33,8 +33,7 @@ WITHIN = 20.0
 
 
 BUS = 10_000
-"""What a node of a cluster adds to its port for the port of the cluster bus.  Only Redis 7 and later
-can be told another one."""
+"""What a node of a cluster adds to its port for the cluster bus: Redis 6.2 knows no other way."""
 
 
 def free_ports(count: int) -> list[int]:
