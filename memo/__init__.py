@@ -22,6 +22,7 @@ from memo.decorators.invalidators import aexpire, ainvalidate, expire, invalidat
 from memo.engine.invalidating import Invalidation
 from memo.errors import (
     DependencyError,
+    EventLoopError,
     KeyingError,
     MemoError,
     MissingExtraError,
@@ -65,6 +66,7 @@ __all__ = [
     "Chain",
     "DependencyError",
     "Event",
+    "EventLoopError",
     "File",
     "Invalidation",
     "KeyingError",

@@ -8,6 +8,7 @@
     │   └── SecretError                              a secret that cannot be trusted
     ├── KeyingError        (TypeError)               an argument that has no sound key
     ├── ReentryError       (RecursionError)          a computation that waits for itself
+    ├── EventLoopError     (RuntimeError)            an async call where asyncio does not run
     ├── DependencyError    (FileNotFoundError)       what a function depends on is not there
     ├── NothingMatchedError (LookupError)            an invalidation with `strict=True` hit nothing
     ├── NotCachedError     (LookupError)             a call in mode "only" has no entry
@@ -16,7 +17,7 @@
     └── TierError                                    a tier that did not do its work
         └── TierUnavailable                          a tier that cannot be reached at all
 
-The first eight reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
+The first nine reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
 are faults of the cache: the engine turns them into an event and a fall-through.
 """
 
@@ -73,6 +74,10 @@ class KeyingError(MemoError, TypeError):
 
 class ReentryError(MemoError, RecursionError):
     """A cached computation asked for its own result, and so would wait for itself forever."""
+
+
+class EventLoopError(MemoError, RuntimeError):
+    """An async function or helper of memo was awaited where no event loop of asyncio runs."""
 
 
 class DependencyError(MemoError, FileNotFoundError):

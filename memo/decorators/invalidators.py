@@ -24,7 +24,7 @@ from memo.engine.call import users
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.invalidating import Hint, Invalidation
 from memo.engine.matching import Matches
-from memo.errors import NothingMatchedError, OptionError
+from memo.errors import EventLoopError, NothingMatchedError, OptionError
 from memo.keys import resolvers
 from memo.keys.call_keys import address_digest, normal_prefix, prefixes
 from memo.keys.encoding import canonical
@@ -511,11 +511,17 @@ async def _awaited(
     work: Awaitable[Any], plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     try:
+        port = native()  # before it runs: what has run is invalidated
+    except EventLoopError:
+        if inspect.iscoroutine(work):
+            work.close()
+        raise
+    try:
         result = await work
     except Exception as error:
         users(error)
         raise
-    await _to_the_end(native(), lambda port: plan.carry_out(port, result, args, kwargs))
+    await _to_the_end(port, lambda port: plan.carry_out(port, result, args, kwargs))
     return result
 
 

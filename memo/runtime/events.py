@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 HIT = "hit"
@@ -131,4 +132,5 @@ def emit(event: Event) -> None:
         except Exception as error:
             if id(hook) not in _complained:
                 _complained.add(id(hook))
-                print(f"memo: event hook {hook!r} raised {error!r}", file=sys.stderr)
+                with suppress(Exception):  # standard error may be closed, and `repr` may raise
+                    print(f"memo: event hook {hook!r} raised {error!r}", file=sys.stderr)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memo.engine import used_calls
 from memo.engine.coordination import leases
 from memo.engine.coordination.flights import current_path
+from memo.errors import EventLoopError
 from memo.runtime import events
 from memo.runtime.port import Handle, Port, Waiter
 from memo.settings import configuration
@@ -463,15 +464,33 @@ def native() -> Native:
     """The port of the running event loop.
 
     Raises:
-        RuntimeError: no loop runs in this thread.
+        EventLoopError: no loop of asyncio runs the caller.
     """
     global _latest
     import asyncio
 
-    loop, port = asyncio.get_running_loop(), _latest
+    # Within trio.run() a loop of asyncio may run as well, as in a kernel under %autoawait trio.
+    sniffio = sys.modules.get("sniffio")
+    other = None if sniffio is None else sniffio.thread_local.name
+    if other is not None and other != "asyncio":
+        raise _wrong_loop(other)
+    try:
+        loop, port = asyncio.get_running_loop(), _latest
+    except RuntimeError:
+        raise _wrong_loop(None) from None
     if port is None or port.loop is not loop:
         port = _latest = Native(loop)
     return port
+
+
+def _wrong_loop(other: str | None) -> EventLoopError:
+    here = "no asyncio loop runs here" if other is None else f"{other} runs here"
+    thread = " in a thread, `await trio.to_thread.run_sync(load)`" if other == "trio" else ""
+    return EventLoopError(
+        f"async functions that memo caches run on asyncio, and {here}; cache a plain `def` and "
+        f"call that{thread}. Of the helpers, use those without the leading `a`: `load.refresh()` "
+        "instead of `load.arefresh()`, `memo.invalidate` instead of `memo.ainvalidate`."
+    )
 
 
 _latest: Native | None = None

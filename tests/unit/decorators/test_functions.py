@@ -8,11 +8,14 @@ import dataclasses
 import enum
 import functools
 import inspect
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -706,6 +709,43 @@ def test_reentry_within_100_ms(style: Style) -> None:
     settled = style.cached(lambda: 1)
     style.call(settled)  # what is imported late is imported
     assert min(seconds_to_error(lambda i=i: style.call(f, i)) for i in range(3)) < 0.1
+
+
+FIRST_CALL = """
+import asyncio, sys, time, memo
+memo.configure(directory=sys.argv[1])
+def check(begun, error):
+    print(type(error).__name__, time.perf_counter() - begun < 0.1)
+@memo.cache
+def load(x):
+    begun = time.perf_counter()
+    try:
+        return load(x)
+    except Exception as error:
+        check(begun, error)
+@memo.cache(use_lock=True)
+async def aload(x):
+    begun = time.perf_counter()
+    try:
+        return await aload(x)
+    except Exception as error:
+        check(begun, error)
+load(1) if sys.argv[2] == "sync" else asyncio.run(aload(1))
+"""
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_reentry_in_the_first_call_on_a_busy_machine(kind: str, tmp_path: Path) -> None:
+    """The error comes within 100 ms of the call that cannot be answered, in a new process too."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        command = [sys.executable, "-c", FIRST_CALL, tmp_path, kind]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert done.stdout == "ReentryError True\n", done.stderr
 
 
 @styles

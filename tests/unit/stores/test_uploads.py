@@ -28,6 +28,7 @@ from memo.records.seal import ALIGN
 from memo.runtime import events
 from memo.runtime.ports import BLOCKING, drain, drain_blocking, drive
 from memo.stores.disk import payload_files
+from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
 from memo.stores.uploads import WAITING, WORKERS, Upload, Uploads
 from memo.testing import recording, reset
@@ -497,6 +498,30 @@ def test_a_worker_survives_what_nobody_foresaw(sent: Sent) -> None:
         assert "good" in sent.until(WORKERS + 1)
     assert done == ["bad"] * WORKERS
     assert [event.reason for event in seen] == ["background"] * WORKERS
+
+
+def test_leases_that_cannot_be_freed_stop_no_upload(
+    shared: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever freeing a lease after an upload raises, later results are uploaded and freed."""
+    release, failing = RedisLeases.release, list(range(WORKERS))
+
+    async def broken(leases: RedisLeases, port: Any, name: str, holder: str) -> bool:
+        if failing:
+            failing.pop()
+            raise RuntimeError("unforeseen")
+        return await release(leases, port, name, holder)
+
+    monkeypatch.setattr(RedisLeases, "release", broken)
+    numbers = numbers_sync("n", use_lock=True)
+    with recording() as seen:
+        for more in range(WORKERS + 1):
+            numbers(BIG + more)
+            assert drain_blocking(10)
+    assert not failing
+    assert len(kinds(seen, events.UPLOADED)) == WORKERS + 1
+    assert len(leases(shared)) == WORKERS  # those end by themselves
+    assert elsewhere("n", BIG + WORKERS)[0] == "0"
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
