@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from redis_server import RedisServer
+from ways import place, way  # noqa: F401 - fixtures of every test
 
 GRACE = 2.0
 """Seconds that threads and descriptors may take to go away after a test."""
@@ -154,7 +155,7 @@ def _settle() -> None:
     drivers = sys.modules.get("memo.runtime.ports")
     if drivers is None:
         return
-    for name in ("_pool", "_offload"):
+    for name in ("_pool", "_apart", "_offload"):
         assert getattr(drivers, name).drain(GRACE), f"memo's {name} still works after the test"
 
 

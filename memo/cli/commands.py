@@ -22,6 +22,7 @@ from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError
 from memo.inspection import call_graph, inventory, rendering
 from memo.metrics.recorder import stats as gathered
+from memo.records import seal
 from memo.runtime.clock import SECOND
 from memo.runtime.ports import BLOCKING, drive
 from memo.settings import configuration
@@ -266,7 +267,8 @@ def _facts(item: inventory.Item) -> dict[str, Any]:
         "ttl": None if times.ttl < 0 else times.ttl / SECOND,
         "cost": times.cost / SECOND,
         "size": size,
-        "compressed": bool(header.flags),
+        "compressed": bool(header.flags & seal.COMPRESSED),
+        "raised": bool(header.flags & seal.RAISED),
         "tiers": tiers,
         "state": state,
         "writer": header.writer,

@@ -95,6 +95,8 @@ class Options(TypedDict, total=False):
     stale_while_revalidate: Span
     stale_if_error: Span
     retry_after: Span
+    soft_timeout: Span
+    cache_errors: Mapping[type[Exception], Span | None] | None
     name: str | None
     cache_if: Callable[[Any], bool] | None
     compress: bool | int | str | None
@@ -178,6 +180,8 @@ class CachedFunction(Generic[P, R]):
             result = drive(answering.only(BLOCKING, function, args, kwargs))
             if result is NOTHING:
                 raise NotCachedError(self._explained(function, args, kwargs))
+            if type(result) is Raised:
+                raise result.again()
             return result
         keep = kind == modes.REFRESH
         result = drive(answering.refresh(BLOCKING, function, args, kwargs, keep=keep))
@@ -566,6 +570,8 @@ class CachedCoroutine(CachedFunction[P, R]):
                 raise NotCachedError(
                     await explaining.explain(port, function, written, args, kwargs)
                 )
+            if type(result) is Raised:
+                raise result.again()
             return result
         keep = kind == modes.REFRESH
         result = await answering.refresh(port, function, args, kwargs, keep=keep)
@@ -797,6 +803,8 @@ _POLICY = (
     "stale_while_revalidate",
     "stale_if_error",
     "retry_after",
+    "soft_timeout",
+    "cache_errors",
     "cache_if",
 )
 
@@ -893,6 +901,8 @@ def _options(
     stale_while_revalidate: Span = 0,
     stale_if_error: Span = 0,
     retry_after: Span = 0,
+    soft_timeout: Span = 0,
+    cache_errors: Mapping[type[Exception], Span | None] | None = None,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -926,6 +936,10 @@ def _options(
             refreshed (RFC 5861).
         stale_if_error: seconds past the ttl in which the old value answers if computing raises.
         retry_after: seconds after a failure in which the old value answers without another try.
+        soft_timeout: seconds of waiting after which the old value answers, where `stale_if_error`
+            lets it; the computation goes on and is stored.
+        cache_errors: exceptions that are remembered and raised again, each with its ttl, such as
+            `{LookupError: "5m"}`.
         name: the function's identity, instead of `"module:qualname"`.
         cache_if: predicate of the result; False: it is returned, not stored.
         compress: store big results compressed: True (from 64 KiB on), False, or a size such as
@@ -966,6 +980,8 @@ def cache(
     stale_while_revalidate: Span = 0,
     stale_if_error: Span = 0,
     retry_after: Span = 0,
+    soft_timeout: Span = 0,
+    cache_errors: Mapping[type[Exception], Span | None] | None = None,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,

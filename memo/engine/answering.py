@@ -52,6 +52,8 @@ from memo.validity.lifetimes import FRESH, MISS, STALE, Verdict
 
 WAITED_AT_LEAST = 0.001
 """Seconds of waiting for a lease below which it was free."""
+SOFT_TIMEOUT = "soft_timeout"
+"""Reason of a stale answer: the computation takes longer than that."""
 LOOK_AGAIN = 0.5
 """Seconds after which one who waits sees whether the loop that computes is still there."""
 
@@ -287,21 +289,36 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
         FLIGHTS.withdraw(flight)
         FLIGHTS.part(flight)
         return _AGAIN
+    soft = job.function.policy.soft_timeout if found.verdict.fallback else 0.0
+    old: Landing | None = None
     try:
-        if leads and not port.native:
+        if leads and not (port.native or soft):
             await _fly(port, job, flight, found)
         else:
-            await _wait(port, job, flight, found, leads)
+            old = await _wait(port, job, flight, found, leads, soft)
     finally:
         FLIGHTS.part(flight)
+    if old is not None:
+        tell(old.used)
+        return old.value
     landing = flight.landing
     if landing is None:
         return _AGAIN
     return await _disembark(port, job, landing, leads, begun)
 
 
-async def _wait(port: Port, job: Job, flight: Flight, found: Answer, leads: bool) -> None:
-    """Wait until a flight has landed, or can never land."""
+async def _wait(
+    port: Port, job: Job, flight: Flight, found: Answer, leads: bool, soft: float
+) -> Landing | None:
+    """Wait until a flight has landed, or can never land.
+
+    Args:
+        soft: seconds after which the old value is the answer, if it still may be; the computation
+            goes on.  0: never.
+
+    Returns:
+        The old value, where it is the answer.
+    """
     waiter = FLIGHTS.board(flight, port)
     try:
         if leads:
@@ -309,12 +326,19 @@ async def _wait(port: Port, job: Job, flight: Flight, found: Answer, leads: bool
                 lambda port: _fly(port, job, flight, found),
                 f"memo-{job.function.id}",
                 lambda: FLIGHTS.abandon(flight),
+                apart=not port.native,
             )
+        if soft and not await port.wait(waiter, soft):
+            old = await _old_value(port, job, found, SOFT_TIMEOUT)
+            if old is not None:
+                FLIGHTS.keep(flight)
+                return old
         while not await port.wait(waiter, None if leads else LOOK_AGAIN):
             if FLIGHTS.lost(flight):
                 await let_go(port, flight)
     finally:
         FLIGHTS.leave(flight, waiter)
+    return None
 
 
 async def _disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
@@ -394,7 +418,7 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
     try:
         if held is not None and await _done_by_another(port, job, held, found.entry):
             return None
-        landing = await compute(port, job, flight)
+        landing = await compute(port, job, flight, errors=not found.verdict.fallback)
     finally:
         if held is not None:
             await held.release(port, job.chain.upload(job.name))
@@ -548,7 +572,7 @@ async def peek(
     """The stored value if it may be used now, else `default`; never computes."""
     job = await _job(port, function, args, kwargs)
     found, value = await look(port, job)
-    if value is NOTHING:
+    if value is NOTHING or type(value) is Raised:
         return default
     assert found.entry is not None
     job.chain.floors.rise(job.call.text, found.entry.header.times.started)

@@ -148,14 +148,16 @@ class Function:
         own = args[0]
         return own if isinstance(own, type) else type(own)
 
-    def judge(self, times: Times, expired: int | None = None) -> Verdict:
+    def judge(self, times: Times, expired: int | None = None, raised: bool = False) -> Verdict:
         """What may be done with an entry of these times.
 
         Args:
             expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
+            raised: it is an exception (`cache_errors`), which has a ttl of its own.
         """
-        verdict = judge(times, self.policy, self.chain().clock, self.live_ttl())
-        return verdict if expired is None else judge_expired(verdict, self.policy, expired)
+        policy = self.policy.of_errors if raised else self.policy
+        verdict = judge(times, policy, self.chain().clock, None if raised else self.live_ttl())
+        return verdict if expired is None else judge_expired(verdict, policy, expired)
 
     def under(self, policy: Policy) -> Function:
         """The same function, whose entries age by another policy."""

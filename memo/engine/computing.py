@@ -36,13 +36,20 @@ _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 
 
 async def compute(
-    port: Port, job: Job, flight: Flight, *, alone: bool = False, keep: bool = True
+    port: Port,
+    job: Job,
+    flight: Flight,
+    *,
+    alone: bool = False,
+    keep: bool = True,
+    errors: bool = False,
 ) -> Landing:
     """Run the function once, and keep what it returned.
 
     Args:
         alone: in the background: nobody waits for it, so it is part of no other computation.
         keep: store it.
+        errors: store an exception as well, where `cache_errors` says so.
     """
     try:
         with patience(job.function.policy):
@@ -79,8 +86,9 @@ async def compute(
         own = None if late is None else own + late
     known, used = await _merged(port, job, gathered, own)
     if outcome.error is not None:
-        emit(job, events.FAILED, reason=type(outcome.error).__name__, seconds=cost)
-        return Landing(error=outcome.error, used=used, known=known, started=started)
+        landing = Landing(error=outcome.error, used=used, known=known, started=started)
+        vouched = used if errors and same and not flight.detached else None
+        return await _failed(port, job, landing, vouched, cost)
     job.function.took = cost
     emit(job, events.COMPUTED, seconds=cost)
     keep = _state_stands(job) and keep
@@ -216,8 +224,12 @@ async def _called(port: Port, job: Job) -> Outcome:
         raise
 
 
-async def encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:
-    """A result as it is stored; None, with an event and one warning, where it cannot be pickled."""
+async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> codec.Encoded | None:
+    """A result as it is stored; None, with an event and one warning, where it cannot be pickled.
+
+    Args:
+        verb: how the function gave it, for the warning.
+    """
     try:
         bare = replay.bare(value)
         return await port.offload(same_types.encode, value, bare, job.function.compress())
@@ -226,16 +238,17 @@ async def encode(port: Port, job: Job, value: Any) -> codec.Encoded | None:
         fault = f"cannot be pickled ({type(error).__name__})"
         if isinstance(error, codec.AlteredError):
             fault = str(error)
-        _warn(job.function, value, fault, "return plain data instead")
+        mend = "return plain data instead" if verb == "returned" else "raise one that can"
+        _warn(job.function, value, fault, mend, verb)
         return None
 
 
-def _warn(function: Function, value: Any, fault: str, mend: str) -> None:
+def _warn(function: Function, value: Any, fault: str, mend: str, verb: str = "returned") -> None:
     """Say once per function that its results are not stored, and why."""
     if not function.warned:
         function.warned = True
         said = (
-            f"{function.id} returned a {type(replay.bare(value)).__name__} that {fault}, "
+            f"{function.id} {verb} a {type(replay.bare(value)).__name__} that {fault}, "
             f"so it is computed at each call; {mend}"
         )
         code = getattr(inspect.unwrap(function.run), "__code__", None)
@@ -254,7 +267,7 @@ async def store_result(
     cost: float,
 ) -> Landing:
     """Encode, seal and store a result."""
-    chain, function = job.chain, job.function
+    function = job.function
     if not port.native and same_types.only_once(value):
         _warn(function, value, "can be awaited only once", "decorate the `async def` itself")
         return Landing(value, used=used)
@@ -268,6 +281,43 @@ async def store_result(
     ttl = lifetimes.ttl_ns(function.policy, result, function.live_ttl())
     header = _header(job, encoded, used, started, cost, ttl)
     header = header._replace(summary=with_result(header.summary, result))
+    entry = await _keep(port, job, header, encoded)
+    return Landing(value, None, entry, encoded, used=used)
+
+
+async def _failed(
+    port: Port, job: Job, landing: Landing, vouched: tuple[Stamp, ...] | None, cost: float
+) -> Landing:
+    """The landing of a computation that raised, remembered where `cache_errors` names its type.
+
+    Args:
+        vouched: the stamps of the exception; None: it is not remembered.
+    """
+    error = landing.error
+    assert error is not None
+    emit(job, events.FAILED, reason=type(error).__name__, seconds=cost)
+    ttl = job.function.policy.error_ttl(error)
+    if vouched is None or ttl is None or not _state_stands(job):
+        return landing
+    try:
+        encoded = await encode(port, job, error, "raised")
+        if encoded is None:
+            return landing
+        header = _header(job, encoded, vouched, landing.started, cost, ttl)
+        header = header._replace(
+            summary=with_result(header.summary, error, raised=True),
+            times=header.times._replace(grace=0),
+            flags=header.flags | seal.RAISED,
+        )
+        await _keep(port, job, header, encoded)
+    except Exception as fault:
+        emit(job, events.ERROR, reason="store", detail=told(fault))
+    return landing
+
+
+async def _keep(port: Port, job: Job, header: Header, encoded: Encoded) -> seal.Entry:
+    """Seal and store an entry, and write down the code version that it is of."""
+    chain, function = job.chain, job.function
     if len(encoded.stream) > BIG:
         record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
     else:
@@ -277,13 +327,13 @@ async def store_result(
     size = len(record) + (encoded.payload.size if encoded.payload else 0)
     follows = "redis follows" if chain.upload(job.name) else ""
     emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
-    chain.floors.rise(job.call.text, started)
+    chain.floors.rise(job.call.text, header.times.started)
     if function.manifest is not None and function.noted != (chain, header.code):
         kept = await port.offload(function.manifest, header.code, function.identity.parts)
         function.noted = (chain, header.code) if kept else None
     entry = seal.entry(header, memoryview(encoded.stream), record)
     chain.remember(job.name, entry)
-    return Landing(value, None, entry, encoded, used=used)
+    return entry
 
 
 def _header(

@@ -165,7 +165,9 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
     ]
     if found.verdict.reason:
         facts.append(f"the next call answers at once and refreshes it ({found.verdict.reason})")
-    if header.flags == seal.COMPRESSED:
+    if header.flags & seal.RAISED:
+        facts.append("the function raised: the call raises that again (cache_errors)")
+    if header.flags & seal.COMPRESSED:
         whole = codec.zstd().inflated(found.entry.stream)
         facts.append(
             f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
@@ -293,7 +295,8 @@ def _note(note: Mapping[str, Any]) -> str:
 def _is_past(function: Function, chain: Chain, header: Header) -> bool:
     """Whether an entry is past its ttl and its stale windows."""
     old = age(header.times, chain.clock)
-    return function.judge(header.times).kind == MISS and old is not None
+    raised = bool(header.flags & seal.RAISED)
+    return function.judge(header.times, None, raised).kind == MISS and old is not None
 
 
 def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
@@ -303,7 +306,7 @@ def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
     limit = function.policy.max_age
     if limit is not None and old >= limit * SECOND:
         return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
-    live = function.live_ttl()
+    live = None if header.flags & seal.RAISED else function.live_ttl()
     ttl = header.times.ttl if live is None else int(live * SECOND)
     return [f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}"]
 

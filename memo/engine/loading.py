@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
-from memo.engine.call import NOTHING, Job, emit
+from memo.engine.call import NOTHING, Job, Raised, emit
 from memo.errors import EntryError, TierError
 from memo.records import codec, seal
 from memo.records.seal import Entry
 from memo.runtime import events
+from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.stores.chain import Answer
 from memo.stores.protocols import Asked, Source, Vouching
@@ -39,7 +41,7 @@ async def look(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer
 
 
 async def load(port: Port, found: Answer) -> Any:
-    """The value of an answer.
+    """The value of an answer; `Raised` where the function had raised (`cache_errors`).
 
     Raises:
         EntryError: it does not load, or its payload is not what was sealed.
@@ -49,8 +51,17 @@ async def load(port: Port, found: Answer) -> Any:
     assert entry is not None
     slow = entry.header.flags or len(entry.stream) > BIG
     if port.native and (slow or _must_verify(found)):
-        return await port.offload(_load, entry, found)
-    return _load(entry, found)
+        value = await port.offload(_load, entry, found)
+    else:
+        value = _load(entry, found)
+    return _raised(entry, value) if entry.header.flags & seal.RAISED else value
+
+
+def _raised(entry: Entry, error: BaseException) -> Raised:
+    """An exception that was remembered, with a note that says since when."""
+    when = time.localtime(entry.times.finished // SECOND)
+    error.add_note(f"memo: raised at {time.strftime('%X', when)}, remembered by cache_errors")
+    return Raised(error)
 
 
 def _load(entry: Entry, found: Answer) -> Any:

@@ -19,6 +19,7 @@ from memo.errors import MissingExtraError, TierError
 from memo.inspection import rendering
 from memo.keys.encoding import atoms, canonical
 from memo.metrics.snapshots import label, matches
+from memo.records import seal
 from memo.records.seal import Header
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.port import Port
@@ -168,6 +169,7 @@ def _state(
     if code is not None and header.code != code:
         return OUTDATED
     policy = Policy(ttl=None) if function is None else function.policy
+    policy = policy.of_errors if header.flags & seal.RAISED else policy
     verdict = judge(header.times, policy, chain.clock)
     if times:
         verdict = judge_expired(verdict, policy, min(at for at in times if at is not None))

@@ -125,12 +125,17 @@ def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
     return text
 
 
-def with_result(text: str, value: Any) -> str:
-    """A summary with the type and the shape of the result; as it was where there is no room."""
+def with_result(text: str, value: Any, *, raised: bool = False) -> str:
+    """A summary with the type and the shape of the result; as it was where there is no room.
+
+    Args:
+        raised: the value is an exception that was raised.
+    """
     try:
         said = described_shape(value)
     except Exception:  # whatever the value's own methods raise
         said = type(value).__name__
+    said = f"raised {said}" if raised else said
     whole = _json({**json.loads(text), RESULT: [said, ""]})
     return whole if len(whole.encode("utf-8", "replace")) <= SUMMARY else text
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from memo.errors import EntryError
 from memo.records.buffers import SMALL, reduced
-from memo.records.seal import ALIGN, COMPRESSED, Buffer, payload_digest, payload_size
+from memo.records.seal import ALIGN, COMPRESSED, RAISED, Buffer, payload_digest, payload_size
 from memo.validity.lifetimes import UNREADABLE
 
 OUT_OF_BAND = 64 * 1024
@@ -309,9 +309,9 @@ def decode(
     Raises:
         EntryError: `"unreadable"`: it does not load here (a class is gone, a library has changed).
     """
-    if flags & ~COMPRESSED:
+    if flags & ~(COMPRESSED | RAISED):
         raise EntryError(UNREADABLE, "written by a later version of memo")
-    if flags:
+    if flags & COMPRESSED:
         stream, payload, table = _inflated(stream)
     try:
         patient = len(stream) > PATIENT

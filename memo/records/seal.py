@@ -60,6 +60,8 @@ GLANCE = 1536
 
 COMPRESSED = 1
 """Flag: the stream is compressed with zstd."""
+RAISED = 2
+"""Flag: the value is an exception that the function raised."""
 
 
 class Secret:
@@ -119,7 +121,7 @@ class Header(NamedTuple):
         times: see `memo.validity.lifetimes.Times`.
         stamps: what makes it untrue.
         buffers: of its payload, in order; empty when all of it is in the stream.
-        flags: `COMPRESSED`.
+        flags: `COMPRESSED`, `RAISED`.
     """
 
     namespace: str

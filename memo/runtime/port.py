@@ -95,7 +95,7 @@ class Port(Protocol):
             name: of the task, for people.
             ended: called when it has ended, also when it was cancelled before it began.
             apart: in a thread also where a loop runs, so that it neither holds up that loop nor
-                ends with it.
+                ends with it.  Without a loop: not in the small pool, so that it begins at once.
         """
         ...
 

@@ -164,6 +164,8 @@ class Pool:
 
 
 _pool = Pool("memo-background", POOL)
+_apart = Pool("memo-background-apart", 64)
+"""For computations that a caller of sync code waits for only so long (`soft_timeout`)."""
 _offload = Pool("memo-offload", 8)
 
 
@@ -300,7 +302,7 @@ class Blocking:
                 if ended is not None:
                     ended()
 
-        _pool.submit(job)
+        (_apart if apart else _pool).submit(job)
         return handle
 
     async def sleep(self, seconds: float) -> None:
@@ -561,12 +563,14 @@ async def drain(timeout: float | None = None) -> bool:
             whole = False
             await asyncio.wait(late, timeout=1.0)
     left = None if end is None else max(0.0, end - time.monotonic())
-    return await port.offload(_pool.drain, left) and whole
+    return await port.offload(drain_blocking, left) and whole
 
 
 def drain_blocking(timeout: float | None = None) -> bool:
-    """As `drain`, for sync code: waits for the pool of background threads."""
-    return _pool.drain(timeout)
+    """As `drain`, for sync code: waits for the background threads."""
+    end = None if timeout is None else time.monotonic() + timeout
+    ended = _pool.drain(timeout)
+    return _apart.drain(None if end is None else max(0.0, end - time.monotonic())) and ended
 
 
 _carrying = threading.RLock()
@@ -660,7 +664,7 @@ used_calls.prepare = carry_context
 
 
 def _at_exit() -> None:
-    if not _pool.drain(EXIT_GRACE):
+    if not drain_blocking(EXIT_GRACE):
         events.emit(events.Event(events.ERROR, reason="exit", detail="dropped background work"))
     for held in tuple(leases.HELD):
         drive(held.release(BLOCKING))
@@ -672,6 +676,7 @@ def _after_fork() -> None:
     _portal_loop = None
     _tasks.clear()
     _pool._reset()
+    _apart._reset()
     _offload._reset()
     _ticker._reset()
     DISPLAYS._reset()

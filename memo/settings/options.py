@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from memo.errors import OptionError
@@ -26,6 +26,8 @@ def policy(
     stale_if_error: Any,
     cache_if: Callable[[Any], bool] | None,
     retry_after: Any,
+    soft_timeout: Any,
+    cache_errors: Any,
 ) -> Policy:
     """The policy that these options describe.
 
@@ -42,19 +44,40 @@ def policy(
     if pause and not window:
         mend = "needs stale_if_error, whose old value answers meanwhile."
         raise OptionError("retry_after", retry_after, mend)
+    soft = _window("soft_timeout", soft_timeout)
+    if soft and not window:
+        mend = "needs stale_if_error, whose old value answers after that time."
+        raise OptionError("soft_timeout", soft_timeout, mend)
     return Policy(
         ttl=given_ttl("ttl", ttl),
         use_jitter=flag("use_jitter", use_jitter),
         refresh_ahead=flag("refresh_ahead", refresh_ahead),
         refresh_threshold=_threshold(refresh_threshold),
         stale_while_revalidate=_window("stale_while_revalidate", stale_while_revalidate),
-        stale_if_error=_window("stale_if_error", stale_if_error),
+        stale_if_error=window,
         use_lock=flag("use_lock", use_lock),
         lock_timeout=seconds("lock_timeout", lock_timeout, zero=True),
         ttl_key=text("ttl_key", ttl_key),
         cache_if=_predicate("cache_if", cache_if),
-        retry_after=_window("retry_after", retry_after),
+        retry_after=pause,
+        soft_timeout=soft,
+        errors=_errors("cache_errors", cache_errors),
     )
+
+
+def _errors(option: str, value: Any) -> tuple[tuple[type[Exception], float | None], ...]:
+    """Exception types, each with its ttl in seconds or None."""
+    if value is None:
+        return ()
+    if not isinstance(value, Mapping):
+        raise OptionError(option, value, 'must be a mapping such as {KeyError: "5m"}.')
+    for kind in value:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise OptionError(option, value, f"{kind!r} is no exception type.")
+        if not issubclass(kind, Exception):
+            mend = f"{kind.__name__} stops programs and tasks, so it is never remembered."
+            raise OptionError(option, value, mend)
+    return tuple((kind, seconds(f"{option}[{kind.__name__}]", ttl)) for kind, ttl in value.items())
 
 
 def given_ttl(option: str, value: Any) -> Any:

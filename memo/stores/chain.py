@@ -67,7 +67,8 @@ WriteStrategy = Literal["write_through", "write_around"]
 
 
 Judge = Callable[..., Verdict]
-"""Gives the verdict on an entry by its times, and by when it was let expire, if it was."""
+"""Gives the verdict on an entry by its times, by when it was let expire (None: it was not), and by
+whether it is an exception that was raised."""
 
 
 class Answer(NamedTuple):
@@ -301,7 +302,8 @@ class Chain:
             return Answer(Verdict(MISS, reason))
         if self.floors.older(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
-        verdict = judge(entry.times) if expired is None else judge(entry.times, expired.at)
+        raised = bool(entry.header.flags & seal.RAISED)
+        verdict = judge(entry.times, None if expired is None else expired.at, raised)
         if verdict.kind == MISS and not verdict.fallback:
             return Answer(verdict)
         source = found.source

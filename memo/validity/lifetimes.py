@@ -127,6 +127,9 @@ class Policy(NamedTuple):
         cache_if: predicate of the result; False: return it, do not store it.
         retry_after: seconds after a failure in which an old value answers without another try.
         max_age: seconds; older entries do not answer, whatever their ttl and stale windows.
+        soft_timeout: seconds after which an old value answers while the computation goes on; 0:
+            never.
+        errors: exception types that are remembered, each with its ttl in seconds or None.
     """
 
     ttl: float | Callable[[Any], Any] | None = 60.0
@@ -141,6 +144,25 @@ class Policy(NamedTuple):
     cache_if: Callable[[Any], bool] | None = None
     max_age: float | None = None
     retry_after: float = 0.0
+    soft_timeout: float = 0.0
+    errors: tuple[tuple[type[Exception], float | None], ...] = ()
+
+    @property
+    def of_errors(self) -> Policy:
+        """How remembered exceptions age: by the ttl that each was stored with, and never stale."""
+        return Policy(ttl=None, max_age=self.max_age)
+
+    def error_ttl(self, error: BaseException) -> int | None:
+        """Nanoseconds for which an exception is remembered; -1: no expiry, None: it is not.
+
+        The nearest type in its method resolution order counts, so the most specific one.
+        """
+        known = dict(self.errors)
+        kind = next((kind for kind in type(error).__mro__ if kind in known), None)
+        if kind is None:
+            return None
+        ttl = known[kind]
+        return -1 if ttl is None else max(1, int(ttl * SECOND))
 
     @property
     def grace(self) -> float:

@@ -69,6 +69,7 @@ class Flight:
         "handle",
         "joined",
         "joiners",
+        "kept",
         "landing",
         "name",
         "over",
@@ -80,6 +81,7 @@ class Flight:
         self.name = name
         self.refs = refs
         self.background = background
+        self.kept = False
         self.landing: Landing | None = None
         self.over = False
         self.detached = False
@@ -186,12 +188,16 @@ class Flights:
         with self._lock:
             if waiter in flight.joiners:
                 flight.joiners.remove(waiter)
-            unwanted = not (flight.over or flight.joiners or flight.background)
+            unwanted = not (flight.over or flight.joiners or flight.background or flight.kept)
             unwanted = unwanted and flight.handle is not None
             if unwanted and self._active.get(flight.name) is flight:
                 del self._active[flight.name]
         if unwanted and flight.handle is not None:  # without a handle its leader computes in place
             flight.handle.cancel()
+
+    def keep(self, flight: Flight) -> None:
+        """Let a computation go on though nobody waits for it: its result is for later calls."""
+        flight.kept = True
 
     def close(self, flight: Flight) -> int:
         """Let nobody join any more; how many have joined, whether or not they have boarded yet."""
