@@ -233,7 +233,7 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
     except TierError:
         now = []
     for stamp, state in zip(generations, now, strict=False):
-        if state.text != stamp.state.text:
+        if not stamps.holds(stamp.state.text, state.text):
             facts += await _turned(port, chain, stamp, state, header.times.started)
     for other in header.stamps:
         if not isinstance(other, stamps.Generation) and await dependencies.check(port, other):

@@ -17,7 +17,7 @@ from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.chain import Chain
 from memo.validity.lifetimes import age
-from memo.validity.stamps import Generation, Ref, Turn, concerns
+from memo.validity.stamps import Generation, Ref, Turn, concerns, holds
 
 BOUND = 0.05
 """Seconds that looking for matching entries may take."""
@@ -127,4 +127,5 @@ def is_valid(chain: Chain, header: Header) -> bool:
         now = host.generations.read([stamp.ref for stamp in own])
     except TierError:
         return False
-    return all(stamp.state.text == state.text for stamp, state in zip(own, now, strict=True))
+    pairs = zip(own, now, strict=True)
+    return all(holds(stamp.state.text, state.text) for stamp, state in pairs)

@@ -160,7 +160,8 @@ def _state(
     chain: Chain,
 ) -> str:
     own = [stamp for stamp in header.stamps if type(stamp) is Generation]
-    turned = [(s.state.text, now[s.ref].text) for s in own if now[s.ref].text != s.state.text]
+    texts = ((stamp.state.text, now[stamp.ref].text) for stamp in own)
+    turned = [pair for pair in texts if not stamps.holds(*pair)]
     times = [expired_at(*texts) for texts in turned]
     if None in times:
         return INVALIDATED

@@ -55,7 +55,7 @@ from memo.validity.lifetimes import (
     Verdict,
     age,
 )
-from memo.validity.stamps import Generation, Stamp, State, expired_at
+from memo.validity.stamps import Generation, Stamp, State, expired_at, holds
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
@@ -420,7 +420,7 @@ class Chain:
         if states is None:
             return None
         for (_, _, _, text, _), state in zip(seen.claims, states, strict=True):
-            if text != state.text:
+            if not holds(text, state.text):
                 return None
         return seen
 
@@ -725,7 +725,7 @@ def _changed(generations: Sequence[Generation], states: Sequence[State]) -> str:
     """Why generations do not read as they did; an `Expired` where no more than that happened."""
     times: list[int] = []
     for stamp, state in zip(generations, states, strict=True):
-        if state.text != stamp.state.text:
+        if not holds(stamp.state.text, state.text):
             at = expired_at(stamp.state.text, state.text)
             if at is None:
                 return INVALIDATED if state.text else GENERATION_LOST
@@ -735,7 +735,8 @@ def _changed(generations: Sequence[Generation], states: Sequence[State]) -> str:
 
 def _same(stamps: Sequence[Generation], states: Sequence[State]) -> bool:
     """Whether generations read as they did when the stamps were taken."""
-    return all(stamp.state.text == state.text for stamp, state in zip(stamps, states, strict=True))
+    pairs = zip(stamps, states, strict=True)
+    return all(holds(stamp.state.text, state.text) for stamp, state in pairs)
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:

@@ -573,11 +573,28 @@ def test_every_key_expires(redis_server: RedisServer) -> None:
         short(1), short(1), lasting(), lasting()
         for number in range(50):
             memo.invalidate(key=f"sales:{number}")
+        memo.live.set("ttl.sales", "5m", shared=True)
     client = redis_server.client()
     lives = {key: client.ttl(key) for key in client.keys("*")}
     assert all(0 < seconds <= 34 * 86400 for seconds in lives.values()), lives
     assert lives[b"memo:2:g:{t:customer:7}"] <= 60
     assert len(lives) < 20, "an invalidation of what nothing depends on leaves no key"
+
+
+def test_the_live_configuration_lasts_while_it_is_read(redis_server: RedisServer) -> None:
+    """Shared live values stay for a month after any process has read them."""
+    client = redis_server.client()
+    with memo.configure(redis_url=redis_server.url):
+        memo.live.set("ttl.kept", "5m", shared=True)
+        client.pexpire("memo:live", 60_000)
+
+        @memo.cache(ttl_key="ttl.kept", name="kept")
+        def load() -> int:
+            return 1
+
+        load()
+        until(lambda: client.ttl("memo:live") > 29 * 86400, 5)
+        assert memo.live["ttl.kept"] == 300
 
 
 def test_a_foreign_value_at_a_group_is_replaced(redis_server: RedisServer, load: Any) -> None:

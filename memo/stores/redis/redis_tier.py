@@ -10,7 +10,8 @@ key                              what, and how long it lives
 `{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
                                  longest-lived entry that names it, and `SLACK`
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
-`{namespace}:live`               the shared live configuration, a hash
+`{namespace}:live`               the shared live configuration, a hash; `RETENTION` after it was
+                                 last written, or read by any process
 ================================ =================================================================
 
 Braces in a key are the hash tag of a cluster: what belongs to a function, and each group, lies on
@@ -27,6 +28,7 @@ import re
 import struct
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +111,7 @@ class Redis:
         self._groups = self._prefix + b"g:{"
         self._payloads = self._prefix + b"p:"
         self._live = f"{namespace}:live".encode()
+        self._live_kept = -DAY
         self._prefetch = Prefetch(self._group_key)
         self._kept = (self._groups, *self.leases.prefixes, self._live)
         self._lives: dict[str, float] = {}
@@ -426,7 +429,12 @@ class Redis:
         """
         command, key = pack(b"HGETALL", self._live), self._live
         client = self.client
-        return client.here(lambda port: client.ask(port, command, parse=_fields, key=key))
+        found = client.here(lambda port: client.ask(port, command, parse=_fields, key=key))
+        if found and time.monotonic() > self._live_kept + DAY:
+            self._live_kept = time.monotonic()
+            with suppress(TierError):  # it has a month
+                self._write_live()
+        return found
 
     def publish(self, key: str, text: str | None) -> None:
         """Set a key of the shared live configuration, or take it away; blocks as `live`.
@@ -437,9 +445,14 @@ class Redis:
         words: tuple[bytes, ...] = (b"HDEL", self._live, key.encode())
         if text is not None:
             words = (b"HSET", *words[1:], text.encode())
+        self._write_live(pack(*words))
+
+    def _write_live(self, *commands: bytes) -> None:
+        """Send commands for the live configuration, which from now on lasts `RETENTION` again."""
         client, live = self.client, self._live
-        command = pack(*words)
-        client.here(lambda port: client.ask(port, command, parse=int, key=live, writes=True))
+        lasts = pack(b"PEXPIRE", live, b"%d" % _milliseconds(RETENTION))
+        all_of_it = [(live, command) for command in (*commands, lasts)]
+        client.here(lambda port: client.ask_each(port, all_of_it, writes=True))
 
     # --- housekeeping ----------------------------------------------------------------------------
 

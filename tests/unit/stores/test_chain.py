@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_server import RedisServer
 
 import memo
 from memo import OptionError
 from memo.decorators.assembly import default_chain
-from memo.runtime.ports import drain_blocking
+from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.stores import latest_answers
 from memo.testing import recording
+from memo.validity.stamps import LOST, Generation, Ref
 
 Tiers = list[str]
 
@@ -261,3 +263,15 @@ def test_unknown_strategies(option: str, value: str) -> None:
         memo.Chain([*default_chain().tiers], **{option: value})
     with pytest.raises(OptionError, match="at least one tier"):
         memo.Chain([])
+
+
+@pytest.mark.parametrize("tiers", ["disk", "memory", "redis"])
+def test_a_lost_generation_holds_for_nothing(
+    tiers: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """A stamp that was taken of a group that did not exist is refused, also while there is none."""
+    lost = Generation(Ref("f:nothing"), LOST)
+    with memo.configure(tiers=tiers, redis_url=redis_server.url):
+        chain = default_chain()
+        assert drive(chain.turned(BLOCKING, [lost]))
+        assert not chain.host.generations.hold([("g", "f:nothing", (), "", "")])
