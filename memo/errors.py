@@ -9,7 +9,7 @@
     ├── KeyingError        (TypeError)               an argument that has no sound key
     ├── ReentryError       (RecursionError)          a computation that waits for itself
     ├── EventLoopError     (RuntimeError)            an async call where asyncio does not run
-    ├── DependencyError    (FileNotFoundError)       what a function depends on is not there
+    ├── DependencyError    (FileNotFoundError)       a `depends_on` callable raised
     ├── NothingMatchedError (LookupError)            an invalidation with `strict=True` hit nothing
     ├── NotCachedError     (LookupError)             a call in mode "only" has no entry
     ├── MissingExtraError  (ImportError)             an optional package that is not installed
@@ -81,7 +81,7 @@ class EventLoopError(MemoError, RuntimeError):
 
 
 class DependencyError(MemoError, FileNotFoundError):
-    """What a cached function depends on (`depends_on`, `File`) is not there, or cannot tell."""
+    """A callable that a function depends on (`depends_on`) raised."""
 
 
 class NothingMatchedError(MemoError, LookupError):

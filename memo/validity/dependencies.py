@@ -10,7 +10,6 @@ stamp was taken could change again without its time changing, so its content is 
 
 from __future__ import annotations
 
-import errno
 import inspect
 import os
 import re
@@ -33,6 +32,8 @@ RACY = 0.1
 """Seconds: the coarsest tick of a file's modification time on file systems in common use."""
 _GLOB = frozenset("*?[")
 _READ = 1 << 20
+_MISSING = "missing"
+"""The facts of a path where nothing can be seen."""
 
 
 class File:
@@ -77,37 +78,30 @@ def _absolute(value: Any) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def file_stamp(path: str, function: str, *, by_content: bool = False) -> FileStamp:
-    """What lies at a path now.
+def file_stamp(path: str, *, by_content: bool = False) -> FileStamp:
+    """What lies at a path now; that nothing does is a fact like any other.
 
     Args:
         path: absolute; of a file, a directory or a pattern.
-        function: identity of the one that depends on it, for the error.
         by_content: compare the content.
-
-    Raises:
-        DependencyError: nothing does.
     """
-    facts = _facts(path, by_content)
-    if facts is None:
-        raise DependencyError(errno.ENOENT, f"{function} depends on a file that is not there", path)
-    return FileStamp(path, facts, by_content)
+    return FileStamp(path, _facts(path, by_content), by_content)
 
 
-def _file_stamps(paths: Iterable[tuple[str, bool]], function: str) -> list[Stamp]:
-    return [file_stamp(path, function, by_content=by_content) for path, by_content in paths]
+def _file_stamps(paths: Iterable[tuple[str, bool]]) -> list[Stamp]:
+    return [file_stamp(path, by_content=by_content) for path, by_content in paths]
 
 
-def _facts(path: str, by_content: bool) -> str | None:
+def _facts(path: str, by_content: bool) -> str:
     if _GLOB & set(path) and not os.path.lexists(path):
         from glob import glob
 
         found = sorted(glob(path, recursive=True))
-        return _many(found, by_content) if found else None
+        return _many(found, by_content) if found else _MISSING
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return None
+        return _MISSING
     if stat.S_ISDIR(status.st_mode):
         return _many(sorted(_walk(path)), by_content)
     return _one(path, status, by_content)
@@ -170,7 +164,7 @@ def _file_holds(stamp: FileStamp) -> bool:
     now = _facts(stamp.path, stamp.by_content)
     if now == stamp.facts:
         return True
-    if now is None or stamp.by_content:
+    if stamp.by_content:
         return False
     size, _, content = stamp.facts.rpartition(":")
     if size.count(":") != 2:
@@ -266,12 +260,12 @@ class Dependencies:
         """The stamps of one call, as things are now.
 
         Raises:
-            DependencyError: a file is not there, or a callable raised.
+            DependencyError: a callable raised.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         paths = list(self._paths(bound.arguments))
-        taken: list[Stamp] = await port.offload(_file_stamps, paths, self.identity)
+        taken: list[Stamp] = await port.offload(_file_stamps, paths)
         for index, function in enumerate(self.calls):
             try:
                 digest = await _answer(port, function)

@@ -197,40 +197,59 @@ def test_a_file_that_changes_during_the_computation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.csv", "*.none", "no/such/place"])
-def test_a_missing_file_is_an_error(tmp_path: Path, name: str) -> None:
-    """It names the function and the path, and is a FileNotFoundError too."""
+@pytest.mark.parametrize("by_content", [False, True])
+def test_that_nothing_is_there_is_a_fact(tmp_path: Path, name: str, by_content: bool) -> None:
+    """A function whose dependency is not there runs, and its result holds until it is there."""
     path = tmp_path / name
-    read = reader(path, path)
-    with pytest.raises(DependencyError) as caught:
-        read()
-    assert "tests:reader" in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert isinstance(caught.value, FileNotFoundError)
-    assert caught.value.filename == str(path)
+    runs: list[int] = []
+
+    @cache(ttl=None, version="1", depends_on=File(path, by_content=by_content))
+    def load() -> int:
+        runs.append(1)
+        return len(runs)
+
+    assert load() == load() == 1
+    there = tmp_path / name.replace("*", "x")
+    there.parent.mkdir(parents=True, exist_ok=True)
+    written(there, "now")
+    assert not load.is_cached()
+    assert load() == load() == 2
 
 
-async def test_a_missing_file_of_a_coroutine(tmp_path: Path) -> None:
-    """The same for an async function; when the file is there, the function works."""
+async def test_an_error_of_the_function_is_its_own(tmp_path: Path) -> None:
+    """What a function raises for a missing file is what its caller gets; then it works."""
     path = tmp_path / "data.csv"
 
-    @cache(ttl=None, version="1", name="tests:missing", depends_on=path)
+    @cache(ttl=None, version="1", depends_on=path)
     async def load() -> str:
         return path.read_text()
 
-    with pytest.raises(DependencyError, match="tests:missing"):
+    with pytest.raises(FileNotFoundError) as caught:
         await load()
+    assert not isinstance(caught.value, memo.MemoError)
     written(path, "there")
-    assert await load() == "there"
+    assert await load() == await load() == "there"
 
 
 def test_a_file_that_goes_away(tmp_path: Path) -> None:
-    """An entry does not outlive the file that it was made of."""
+    """No entry outlives the file that it was made of, nor do those that were built on it."""
     path = written(tmp_path / "data.csv", "old")
-    read = reader(path, path)
-    read()
+
+    @cache(ttl=None, version="1", depends_on=path)
+    def inner() -> str:
+        return path.read_text() if path.exists() else "nothing"
+
+    @cache(ttl=None, version="1")
+    def outer() -> str:
+        return f"<{inner()}>"
+
+    assert outer() == "<old>"
     path.unlink()
-    with pytest.raises(DependencyError):
-        read()
+    assert not outer.is_cached()
+    assert outer() == "<nothing>"
+    assert outer.is_cached()
+    written(path, "new")
+    assert outer() == "<new>"
 
 
 @pytest.mark.parametrize(
@@ -390,14 +409,16 @@ def test_an_argument_that_is_no_path() -> None:
 
 
 def test_a_missing_argument_file(tmp_path: Path) -> None:
-    """It is the same clear error as for `depends_on`."""
+    """A path that is an argument may lead nowhere as well."""
+    path = tmp_path / "none"
 
-    @cache(ttl=None, version="1", name="tests:missing argument")
+    @cache(ttl=None, version="1")
     def load(path: Annotated[str, memo.File]) -> str:
-        return "?"
+        return "there" if Path(path).exists() else "nothing"
 
-    with pytest.raises(DependencyError, match="tests:missing argument"):
-        load(str(tmp_path / "none"))
+    assert load(str(path)) == load(str(path)) == "nothing"
+    written(path, "new")
+    assert load(str(path)) == "there"
 
 
 # --- on to what was built on it ------------------------------------------------------------------
