@@ -245,14 +245,14 @@ def _hit(
         refreshes: refresh it if it is stale.
     """
     assert found.entry is not None
-    header = found.entry.header
-    job.chain.floors.rise(job.call.text, header.times.started)
-    tell(header.stamps)
+    times = found.entry.times
+    job.chain.floors.rise(job.call.text, times.started)
+    tell(found.entry.stamps)
     stale = found.verdict.kind == STALE
     if shared and not stale:
-        _tell_shared(job, begun, header.times.cost / SECOND)
+        _tell_shared(job, begun, times.cost / SECOND)
         return
-    saved = 0.0 if _in_background() else header.times.cost / SECOND
+    saved = 0.0 if _in_background() else times.cost / SECOND
     events.emit(
         events.Event(
             events.STALE if stale else events.HIT,
@@ -362,7 +362,7 @@ async def _disembark(port: Port, job: Job, landing: Landing, leads: bool, begun:
     value = await _copy(port, job, landing.encoded)
     if value is NOTHING:
         return await _alone(port, job)
-    cost = landing.entry.header.times.cost / SECOND if landing.entry else 0.0
+    cost = landing.entry.times.cost / SECOND if landing.entry else 0.0
     _tell_shared(job, begun, cost)
     tell(landing.used)
     return value
@@ -441,7 +441,7 @@ async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None =
         found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != lifetimes.FRESH or found.entry is None:
         return False
-    return bad is None or found.entry.header.times.started > bad.header.times.started
+    return bad is None or found.entry.times.started > bad.times.started
 
 
 async def _fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
@@ -477,7 +477,7 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
         value = await load(port, found)
     except (EntryError, TierError):
         return None
-    started, used = found.entry.header.times.started, found.entry.header.stamps
+    started, used = found.entry.times.started, found.entry.stamps
     job.chain.floors.rise(job.call.text, started)
     emit(job, events.STALE, tier=found.tier, reason=reason)
     encoded = await encode(port, job, value)
@@ -575,8 +575,8 @@ async def peek(
     if value is NOTHING or type(value) is Raised:
         return default
     assert found.entry is not None
-    job.chain.floors.rise(job.call.text, found.entry.header.times.started)
-    tell(found.entry.header.stamps)
+    job.chain.floors.rise(job.call.text, found.entry.times.started)
+    tell(found.entry.stamps)
     return value
 
 

@@ -331,9 +331,7 @@ async def _keep(port: Port, job: Job, header: Header, encoded: Encoded) -> seal.
     if function.manifest is not None and function.noted != (chain, header.code):
         kept = await port.offload(function.manifest, header.code, function.identity.parts)
         function.noted = (chain, header.code) if kept else None
-    entry = seal.entry(header, memoryview(encoded.stream), record)
-    chain.remember(job.name, entry)
-    return entry
+    return seal.entry(header, memoryview(encoded.stream), record)
 
 
 def _header(

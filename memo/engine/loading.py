@@ -49,7 +49,7 @@ async def load(port: Port, found: Answer) -> Any:
     """
     entry = found.entry
     assert entry is not None
-    slow = entry.header.flags or len(entry.stream) > BIG
+    slow = entry.flags or len(entry.stream) > BIG
     if port.native and (slow or _must_verify(found)):
         value = await port.offload(_load, entry, found)
     else:
@@ -65,14 +65,14 @@ def _raised(entry: Entry, error: BaseException) -> Raised:
 
 
 def _load(entry: Entry, found: Answer) -> Any:
-    table = entry.header.buffers
+    table = entry.buffers
     if not table:
-        return codec.decode(entry.stream, None, (), entry.header.flags)
+        return codec.decode(entry.stream, None, (), entry.flags)
     assert found.source is not None
     view = found.source.open(seal.payload_size(table))
     if _must_verify(found):
         _verify(found.source, view, table)
-    return codec.decode(entry.stream, view, table, entry.header.flags)
+    return codec.decode(entry.stream, view, table, entry.flags)
 
 
 def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
@@ -104,5 +104,5 @@ def _must_verify(found: Answer) -> bool:
     if found.source is None or found.entry is None:
         return False
     identity = found.source.identity
-    digest = seal.payload_digest(found.entry.header.buffers)
+    digest = seal.payload_digest(found.entry.buffers)
     return identity is None or (identity, digest) not in _verified

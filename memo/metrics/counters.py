@@ -24,7 +24,8 @@ OPEN = 4096
 SEEN = 4096
 """Most keys per function whose latest outcome is remembered, for the graph."""
 KEYS = 65536
-"""Most stored keys that are remembered per function, for `cache_info().currsize`."""
+"""Most stored keys that are remembered per function, for `cache_info().currsize`: by their hashes,
+so that the texts need not be kept."""
 
 
 class Tally:
@@ -69,7 +70,7 @@ class Tally:
         self.failed: dict[str, int] = {}
         self.errors: dict[str, int] = {}
         self.times: defaultdict[int, int] = defaultdict(int)
-        self.keys: set[str] = set()
+        self.keys: set[int] = set()
         self.seen: dict[str, str] = {}
         self.open: dict[str, list[tuple[str, int]]] = {}
         self.running = running
@@ -182,7 +183,7 @@ def _stored(tally: Tally, event: Event) -> None:
     tally.stored += 1
     tally.bytes_stored += event.size
     if len(tally.keys) < KEYS:
-        tally.keys.add(event.key)
+        tally.keys.add(hash(event.key))
 
 
 def _refresh_started(tally: Tally, _event: Event) -> None:
@@ -202,7 +203,7 @@ def _refresh_failed(tally: Tally, _event: Event) -> None:
 def _invalidated(tally: Tally, event: Event) -> None:
     tally.invalidations += 1
     if event.key:
-        tally.keys.discard(event.key)
+        tally.keys.discard(hash(event.key))
     else:
         tally.keys.clear()
 

@@ -16,12 +16,14 @@ import os
 import threading
 from collections.abc import Callable
 from math import log2
+from sys import getsizeof
 from typing import TYPE_CHECKING
 
 from memo.metrics.counters import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event
+from memo.runtime.memory_budget import BUDGET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +51,8 @@ MISSES = 100
 """Misses that a span keeps with their reasons."""
 
 
+_KEY = getsizeof(1 << 62)
+"""Bytes of the hash of a key."""
 _NOTHING = Tally()
 
 
@@ -71,6 +75,12 @@ class Counters:
         self.since = self._now()
         self._second = self.since // SECOND * SECOND
         self._until = self._second + SECOND
+        BUDGET.add_table(self)
+
+    def __sizeof__(self) -> int:
+        """Bytes of the keys that are remembered, the part of it that grows."""
+        keys = [tally.keys for tally in tuple(self._tallies.values())]
+        return sum(getsizeof(known) + _KEY * len(known) for known in keys)
 
     def __call__(self, event: Event) -> None:
         """Count one event.

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -155,7 +156,7 @@ class Entry:
         size: bytes of the record and its payload.
     """
 
-    __slots__ = ("_header", "_stamps", "claims", "plain", "record", "size", "stream", "times")
+    __slots__ = ("_header", "claims", "plain", "record", "size", "stream", "times")
 
     def __init__(
         self,
@@ -174,35 +175,51 @@ class Entry:
         self.plain = plain
         self.size = size
         self._header = header
-        self._stamps: tuple[tuple[Generation, ...], tuple[Ref, ...]] | None = None
 
     @property
     def header(self) -> Header:
         """All that is known without loading the value."""
-        if self._header is None:
-            self._header = _parse(memoryview(self.record))[0]
+        if self._header is None:  # read anew each time: an entry in memory stays what it weighs
+            return _parse(memoryview(self.record))[0]
         return self._header
 
     @property
     def stamps(self) -> tuple[Stamp, ...]:
         """What makes it untrue."""
-        return self.header.stamps
+        return self.generations if self.plain else self.header.stamps
 
     @property
     def generations(self) -> tuple[Generation, ...]:
         """Those of its stamps that are generations."""
-        return self._split()[0]
+        if self.plain:
+            return tuple([_generation(claim) for claim in self.claims])
+        return tuple([stamp for stamp in self.header.stamps if type(stamp) is Generation])
 
     @property
     def refs(self) -> tuple[Ref, ...]:
         """Their refs, in the same order."""
-        return self._split()[1]
+        return tuple([stamp.ref for stamp in self.generations])
 
-    def _split(self) -> tuple[tuple[Generation, ...], tuple[Ref, ...]]:
-        if self._stamps is None:
-            own = tuple(stamp for stamp in self.header.stamps if type(stamp) is Generation)
-            self._stamps = own, tuple(stamp.ref for stamp in own)
-        return self._stamps
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """Those of its payload."""
+        return () if self.plain else self.header.buffers
+
+    @property
+    def flags(self) -> int:
+        """As in its header."""
+        return 0 if self.plain else self.header.flags
+
+    def compact(self) -> Entry:
+        """The entry without what can be read from its record again, to be kept in memory."""
+        if not self.plain or self._header is None:
+            return self
+        return Entry(self.record, self.stream, self.times, self.claims, True, self.size)
+
+    def __sizeof__(self) -> int:
+        """Bytes that it takes besides its record."""
+        parts = (self.times, self.claims, self._header)
+        return object.__sizeof__(self) + _VIEW + sum(map(_weight, parts))
 
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""
@@ -212,6 +229,25 @@ class Entry:
         from html import escape
 
         return f"<code>{escape(repr(self))}</code>"
+
+
+_VIEW = sys.getsizeof(memoryview(b"")) + 144
+"""Bytes of a view of a record, and of what the interpreter keeps behind it."""
+
+
+def _weight(part: object) -> int:
+    """Bytes of an object and all that it holds."""
+    size = sys.getsizeof(part)
+    return size + sum(map(_weight, part)) if isinstance(part, (tuple, list)) else size
+
+
+def _generation(claim: Claim) -> Generation:
+    """The stamp that a claim is.
+
+    Raises:
+        EntryError: it cannot be read.
+    """
+    return _new(Generation, (claimed(claim), _new(State, tuple(claim[3:]))))
 
 
 def claimed(claim: Claim) -> Ref:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from sys import getsizeof
 from typing import Any, Literal, NamedTuple, cast
 
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable
@@ -103,6 +104,10 @@ class Proof:
         self.mark = mark
         self.groups = tuple(dict.fromkeys(ref.group for ref in entry.refs))
 
+    def __sizeof__(self) -> int:
+        """Bytes with its entry; the groups are texts of the entry."""
+        return object.__sizeof__(self) + getsizeof(self.entry) + getsizeof(self.groups)
+
 
 class Chain:
     """Tiers in the order in which they are asked.
@@ -147,7 +152,7 @@ class Chain:
             (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
         )
         self.authorities = Authorities(self.tiers, self._fault)
-        self.floors = Floors()
+        self.floors = Floors(getattr(self._front, "limit", 0))
         self._authority = self.authorities.shared
         self._remote = self._authority is not None
         self._near: Near | None = next(
@@ -307,7 +312,7 @@ class Chain:
         if verdict.kind == MISS and not verdict.fallback:
             return Answer(verdict)
         source = found.source
-        if entry.header.buffers and source is None:
+        if source is None and entry.buffers:
             source = await self._payload(port, name, entry)
             if source is None:
                 return Answer(Verdict(MISS, PAYLOAD_MISSING))
@@ -330,7 +335,7 @@ class Chain:
             known = known.entry
         if isinstance(known, Entry) and known.record is found.record:
             return known
-        entry = self.opened(name, found.record)
+        entry = self.opened(name, found.record).compact()
         front.remember(name, entry, found.record)
         return entry
 
@@ -342,10 +347,18 @@ class Chain:
         """
         return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
-    def remember(self, name: str, entry: Entry) -> None:
-        """Keep an entry that was just stored beside its record in the memory tier."""
-        if self._front is not None:
-            self._front.remember(name, entry, entry.record)
+    def _known(self, front: Front, name: str, key: str) -> object | None:
+        """What lies beside a record in memory: an entry, or a proof that an entry was true.
+
+        Raises:
+            EntryError: the record is not to be believed.
+        """
+        known = front.peek(name)
+        if known is None and (record := front.at_hand(name)) is not None:
+            known = seal.glance(record, self.secrets, self.namespace, key)
+            if known is not None:
+                front.remember(name, known, record)
+        return known
 
     def quick(self, function: str, key: str) -> Entry | None:
         """An entry of the first tier that is true, without a coroutine; None: `lookup` it.
@@ -376,7 +389,10 @@ class Chain:
         name = self.name(function, key)
         if front is None:
             return self._mine(prompt.ask(port, name), name, None)
-        entry = front.peek(name)
+        try:
+            entry = self._known(front, name, key)
+        except EntryError:  # `lookup` meets it again, and says so
+            return None
         if not isinstance(entry, Entry) or not entry.plain:
             return None
         return self._mine(prompt.ask_states(port, entry.refs), name, entry)
@@ -427,9 +443,9 @@ class Chain:
     def _at_hand(self, name: str, key: str) -> Entry | None:
         """What the first tier has under a name, if it can tell without a coroutine."""
         if self._front is not None:
-            known = self._front.peek(name)
             if self._listener is not None:
-                return _unheard(self._listener, known)
+                return _unheard(self._listener, self._front.peek(name))
+            known = self._known(self._front, name, key)
             return known if type(known) is Entry else None
         record = None if self._near is None else self._near.at_hand(name)
         return None if record is None else self._glances.glance(name, record, key)
@@ -516,9 +532,9 @@ class Chain:
             except TierError as error:
                 self._fault("host", error)
                 return UNREACHABLE
-        if states is not None and len(states) == len(generations) == len(entry.header.stamps):
+        if states is not None and len(states) == len(generations) == len(entry.stamps):
             return _changed(generations, states)
-        return await self.turned(port, entry.header.stamps, generations, states)
+        return await self.turned(port, entry.stamps, generations, states)
 
     async def turned(
         self,
@@ -550,8 +566,8 @@ class Chain:
         entry = answer.entry
         if not self.self_healing or entry is None:
             return
-        lifetime = self._remaining(entry.header.times)
-        above = [tier for tier in self.tiers[:place] if not entry.header.buffers]
+        lifetime = self._remaining(entry.times)
+        above = [tier for tier in self.tiers[:place] if not entry.buffers]
         slow = [tier for tier in above if tier.name != MEMORY]
         for tier in above:
             if self._transfers.later(tier, name, len(entry.record)):

@@ -5,28 +5,47 @@ No answer comes from an older computation than one that was given before.
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from memo.runtime.clock import Clock
+from memo.runtime.memory_budget import BUDGET
 
 FLOORS = 65_536
-"""How many keys' latest answers are remembered at least."""
+"""How many keys' latest answers are remembered at least, where memory is no concern."""
+LEAST = 4096
+"""As many in any case."""
+_SHARE = 2048
+"""Bytes of the memory limit for each of them."""
+_EACH = sys.getsizeof("0" * 40) + sys.getsizeof(1 << 62)
+"""Bytes of a key and a time."""
 
 
 class Floors:
-    """The floor of each key that was answered lately.  Safe from every thread."""
+    """The floor of each key that was answered lately.  Safe from every thread.
 
-    def __init__(self) -> None:
+    Args:
+        limit: of the memory tier in bytes; 0: there is none.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self._most = min(FLOORS, max(LEAST, limit // _SHARE)) if limit else FLOORS
         self._floors: dict[str, int] = {}
         self._old_floors: dict[str, int] = {}
         self._lock = threading.Lock()
+        BUDGET.add_table(self)
+
+    def __sizeof__(self) -> int:
+        """Bytes of all floors."""
+        tables = (self._floors, self._old_floors)
+        return sum(sys.getsizeof(table) + _EACH * len(table) for table in tables)
 
     def rise(self, key: str, started: int) -> None:
         """Remember when the computation behind the latest answer for a key began."""
         if self._floors.get(key, 0) < started:
             with self._lock:
                 self._floors[key] = max(started, self._floor(key))
-                if len(self._floors) >= FLOORS:
+                if len(self._floors) >= self._most:
                     self._old_floors, self._floors = self._floors, {}
 
     def _floor(self, key: str) -> int:

@@ -1,12 +1,15 @@
 """The memory tier: the records used last, in this process, within a budget of bytes.
 
 Records and payloads are kept as plain bytes, so nothing that a caller does to a value reaches them.
-Beside a record may lie what somebody has parsed it into, which saves parsing it again.
+Beside a record may lie what it was parsed into, which saves parsing it again and is weighed too.
+All memory tiers of a process share one budget, see `memo.runtime.memory_budget`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -17,6 +20,7 @@ from memo.errors import TierError
 from memo.records.codec import Payload
 from memo.records.seal import ALIGN
 from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.memory_budget import BUDGET
 from memo.runtime.port import Port
 from memo.stores import protocols
 from memo.stores.protocols import Found, Generations, Listed, Source
@@ -24,8 +28,11 @@ from memo.validity import generations, stamps
 from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Ref, State, Turn
 
-OVERHEAD = 320
-"""Bytes that an entry takes besides its record and payload, roughly (measured with tracemalloc)."""
+OVERHEAD = 384
+"""Bytes that an entry takes besides its record, its name and its payload: the objects that hold
+them, and its place in the table of entries."""
+_uses = itertools.count(1)
+"""Counts the uses of entries of all memory tiers, which tells the order of any two."""
 
 
 class ForkedLock:
@@ -93,7 +100,7 @@ class PayloadBytes:
 
 
 class _Entry:
-    __slots__ = ("digest", "expires", "found", "parsed", "size", "used")
+    __slots__ = ("digest", "expires", "found", "parsed", "read", "size", "used")
 
     def __init__(self, found: Found, digest: bytes | None, expires: int | None, size: int) -> None:
         self.found = found
@@ -101,14 +108,15 @@ class _Entry:
         self.expires = expires
         self.size = size
         self.parsed: object | None = None
-        self.used = False
+        self.read = False
+        self.used = next(_uses)
 
 
 class Memory:
     """A `memo.stores.protocols.Tier` in this process.
 
     Args:
-        limit: bytes that records and payloads may take together.
+        limit: bytes that this tier may add to the process.
         clock: tells what has expired.
         payload_limit: bytes; of an entry with a larger payload only the record is kept, since a
             tier behind this one maps the payload in less time than a copy takes.
@@ -128,6 +136,7 @@ class Memory:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._payloads: dict[bytes, PayloadBytes] = {}
         self._bytes = 0
+        BUDGET.add_holder(self)
 
     # --- looking up ------------------------------------------------------------------------------
 
@@ -141,6 +150,11 @@ class Memory:
         entry = self._used(name)
         return None if entry is None else entry.parsed
 
+    def at_hand(self, name: str) -> bytes | None:
+        """See `memo.stores.protocols.Near.at_hand`: a record that has no payload."""
+        entry = self._used(name)
+        return None if entry is None or entry.digest is not None else entry.found.record
+
     def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
         """Keep an object beside a record, until the record is replaced or goes.
 
@@ -149,9 +163,16 @@ class Memory:
             parsed: what it was parsed into; everybody who peeks gets this very object.
             record: the one that was parsed; when another lies there by now, nothing is kept.
         """
-        entry = self._entries.get(name)
-        if entry is not None and (record is None or entry.found.record is record):
+        weight = sys.getsizeof(parsed)
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is None or (record is not None and entry.found.record is not record):
+                return
+            weight -= 0 if entry.parsed is None else sys.getsizeof(entry.parsed)
             entry.parsed = parsed
+            entry.size += weight
+            self._bytes += weight
+        BUDGET.settle()
 
     def _used(self, name: str) -> _Entry | None:
         """An entry that has not expired, moved to the end of the queue of those to go."""
@@ -162,16 +183,17 @@ class Memory:
             if self._entries.get(name) is not entry:
                 return None
             self._entries.move_to_end(name)
-        entry.used = True
+        entry.used = next(_uses)
+        entry.read = True
         return entry
 
     def read(self) -> list[str]:
         """The names that were looked up since this was last asked, of those that are still here."""
         with self._lock:
-            used = [(name, entry) for name, entry in self._entries.items() if entry.used]
-        for _, entry in used:
-            entry.used = False
-        return [name for name, _ in used]
+            read = [(name, entry) for name, entry in self._entries.items() if entry.read]
+        for _, entry in read:
+            entry.read = False
+        return [name for name, _ in read]
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.stores.protocols.Tier.payload`."""
@@ -189,7 +211,7 @@ class Memory:
         lifetime: float | None,
     ) -> None:
         """See `memo.stores.protocols.Tier.store`.  What does not fit in the budget at all is not kept."""  # noqa: E501
-        size = len(record) + len(name) + OVERHEAD
+        size = sys.getsizeof(record) + sys.getsizeof(name) + OVERHEAD
         if payload is not None and self._is_left_behind(payload):
             payload = None
         if size + (payload.size if payload else 0) > self.limit:
@@ -208,6 +230,22 @@ class Memory:
                 self._entries[name] = _Entry(Found(record, held), payload.digest, expires, size)
             self._bytes += size
             while self._bytes > self.limit:
+                self._forget(next(iter(self._entries)))
+        BUDGET.settle()
+
+    def held(self) -> int:
+        """See `memo.runtime.memory_budget.Holder.held`."""
+        return self._bytes
+
+    def oldest(self) -> int | None:
+        """See `memo.runtime.memory_budget.Holder.oldest`."""
+        with self._lock:
+            return next((entry.used for entry in self._entries.values()), None)
+
+    def evict(self) -> None:
+        """See `memo.runtime.memory_budget.Holder.evict`."""
+        with self._lock:
+            if self._entries:
                 self._forget(next(iter(self._entries)))
 
     def _is_left_behind(self, payload: Payload) -> bool:

@@ -244,6 +244,10 @@ class Front(Protocol):
         """What was remembered beside the record that lies under a name now."""
         ...
 
+    def at_hand(self, name: str) -> bytes | None:
+        """The record that lies under a name now, if it has no payload."""
+        ...
+
     def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
         """Keep an object beside a record, while that very record lies there."""
         ...

@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import os
 import sqlite3
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from memo.records.payload_pieces import Arriving
 from memo.records.seal import Secret
 from memo.runtime import private_files
 from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.memory_budget import BUDGET
 from memo.runtime.port import Port
 from memo.stores import protocols
 from memo.stores.disk import file_locks
@@ -51,14 +53,18 @@ ROW = 1024
 """Bytes that a row takes besides its record, with its place in four trees, roughly."""
 BIG = 1 << 20
 """Bytes of a record in a file from which it is read off the event loop."""
-PRAGMAS = ("auto_vacuum=1", "cache_size=8192", "synchronous=1", "mmap_size=0")
+PRAGMAS = ("auto_vacuum=1", "cache_size=128", "synchronous=1", "mmap_size=0")
 """As `index` has them in its settings: they cannot be changed in the transaction there."""
 SWEEP = 3600.0
 """Seconds between two searches for what writers that died left behind."""
 TELL = 60.0
 """Seconds between two times that a process tells the index what it has read."""
-USED = 65_536
-"""So many names that were read are remembered; past that they are forgotten."""
+USED = 16_384
+"""So many names that were read are remembered; past that the index is told early, or they are
+forgotten where that was done less than `_OFTEN` seconds ago."""
+_OFTEN = 5.0
+_NAME = sys.getsizeof("0" * 120)
+"""Bytes of a name, roughly."""
 _PAGE = 200
 _RELIEF = 256 * 1024
 """Bytes that are freed at least when the disk turns out to be full."""
@@ -101,15 +107,21 @@ class Disk:
         self._sweep_at = 0.0
         self._left_behind = False
         self._used: dict[str, None] = {}
+        self._told_at = 0.0
         self._tell_at = time.monotonic() + TELL
         self._elsewhere: Callable[[], Iterable[str]] = tuple
         _disks.add(self)
+        BUDGET.add_table(self)
         self._index: Index | None = None
         self._met: TierError | None = None
         self._beside: set[str] = set()
         self._database = Database(
             directory / "entries" / "cache.db", self._prepare, self._before_aside, PRAGMAS
         )
+
+    def __sizeof__(self) -> int:
+        """Bytes of the names that were read, the part of it that grows."""
+        return sum(sys.getsizeof(x) + _NAME * len(x) for x in (self._used, self._beside))
 
     def trust(self, secrets: Sequence[Secret]) -> None:
         """Believe who has one of these secrets, newest first, that a payload is what it was."""
@@ -254,6 +266,8 @@ class Disk:
         self._used[name] = None
         if len(self._used) > USED:
             self._used = {}
+        elif len(self._used) == USED:
+            self._tell_at = min(self._tell_at, self._told_at + _OFTEN)
 
     def hear(self, elsewhere: Callable[[], Iterable[str]]) -> None:
         """Count what was read elsewhere too: `elsewhere()` gives what was read since it was asked.
@@ -271,6 +285,7 @@ class Disk:
     def _untold(self) -> dict[str, None]:
         """What was read since this was last asked."""
         used, self._used = self._used, {}
+        self._told_at = time.monotonic()
         return {**used, **dict.fromkeys(self._elsewhere())}
 
     async def _tell_soon(self, port: Port) -> None:

@@ -162,6 +162,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             "cull_limit": CULL,
             "eviction_policy": "least-recently-used",
             "sqlite_mmap_size": 0,
+            "sqlite_cache_size": 128,
         }
         try:
             with database.transaction():

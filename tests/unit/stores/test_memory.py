@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 import time
 
@@ -132,7 +133,7 @@ def test_a_payload_is_kept_once_and_as_long_as_anybody_has_it(tier):
         assert blocking(lambda port: tier.payload(port, held.digest, held.size))
     put(tier, "c", b"without")
     assert blocking(lambda port: tier.payload(port, held.digest, held.size)) is None
-    assert size_of(tier) == len(b"without") + 1 + OVERHEAD
+    assert size_of(tier) == sys.getsizeof(b"without") + sys.getsizeof("c") + OVERHEAD
 
 
 def test_what_does_not_fit_is_not_kept_and_nothing_old_in_its_place(tier):
@@ -183,9 +184,9 @@ def test_parsed_objects_lie_beside_their_record(tier):
 def test_peeking_counts_as_use(tier):
     """What is peeked at is not the next to go."""
     for name in "abc":
-        put(tier, name, bytes(30_000))
+        put(tier, name, bytes(25_000))
     tier.peek("a")
-    put(tier, "d", bytes(30_000))
+    put(tier, "d", bytes(25_000))
     assert get(tier, "a")
     assert get(tier, "b") is None
 
@@ -292,3 +293,50 @@ def test_the_overhead_is_what_an_entry_costs():
     each = (tracemalloc.get_traced_memory()[0] - before) / len(names)
     tracemalloc.stop()
     assert memory.OVERHEAD / 2 < each < memory.OVERHEAD * 2
+
+
+GROWTH = """
+import gc, sys, tempfile
+import memo
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+kind, limit, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+with tempfile.TemporaryDirectory() as folder:
+    memo.configure(directory=folder, secret="x" * 40, memory_limit=limit)
+    providers = [memo.CacheFallbackFactory.create() for _ in range(3 if kind == "chains" else 1)]
+    functions = [
+        memo.cache(ttl=3600, provider=provider, name=f"f{number}")(
+            lambda x: {"id": x, "name": f"n{x}", "tags": ["a", "b"]}
+        )
+        for number, provider in enumerate(providers)
+    ]
+    for x in range(200):
+        for function in functions:
+            function(-x)
+    gc.collect()
+    before = resident()
+    for x in range(count // len(functions)):
+        for function in functions:
+            function(x)
+            function(x)
+    gc.collect()
+    grown = resident() - before
+    print(grown, sum(provider.tiers[0].held() for provider in providers))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "count"),
+    [("one", 8 << 20, 14_000), ("one", 32 << 20, 24_000), ("chains", 16 << 20, 15_000)],
+)
+def test_the_process_grows_by_the_limit_at_most(kind, limit, count):
+    """Full of small entries, the process has grown by at most 1.3 times `memory_limit` (I11).
+
+    However many chains there are; and most of it are entries, each of which was hit too.
+    """
+    grown, held = map(int, run_process(GROWTH, kind, limit, count).split())
+    assert grown <= 1.3 * limit
+    assert held >= 0.4 * limit

@@ -1,0 +1,108 @@
+"""The memory budget of this process: what all memory tiers may hold together.
+
+Rules of this module:
+
+1.  Every memory tier is a *holder*, whatever chain it belongs to.  Together they hold at most the
+    largest limit of any of them.
+2.  The bookkeeping that grows with the number of keys (*tables*) is part of the budget, and so is
+    what always takes the same (`FIXED`).
+3.  When the budget is exceeded, the entry that was used longest ago goes, in whichever holder.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+LOOK = 256
+"""So often something is stored until the tables are weighed again."""
+FIXED = 2 << 20
+"""Bytes of what does not grow with the number of keys, such as the page caches of SQLite; of a
+small limit they are an eighth."""
+
+
+class Holder(Protocol):
+    """What holds entries in memory.
+
+    Attributes:
+        limit: bytes that it may hold.
+    """
+
+    limit: int
+
+    def held(self) -> int:
+        """The bytes that it holds."""
+        ...
+
+    def oldest(self) -> int | None:
+        """When its least recently used entry was used, as `tick` counts; None: it has none."""
+        ...
+
+    def evict(self) -> None:
+        """Forget that entry."""
+        ...
+
+
+class Table(Protocol):
+    """Bookkeeping that grows with the number of keys."""
+
+    def __sizeof__(self) -> int:
+        """Its bytes, with all that it alone refers to."""
+        ...
+
+
+T = TypeVar("T")
+
+
+class Budget:
+    """The memory of all holders and tables of a process."""
+
+    def __init__(self) -> None:
+        self._holders: list[weakref.ref[Holder]] = []
+        self._tables: list[weakref.ref[Table]] = []
+        self._bookkeeping = 0
+        self._look = 0
+
+    def add_holder(self, holder: Holder) -> None:
+        """From now on a holder is part of the budget, as long as it lives."""
+        self._holders.append(weakref.ref(holder, self._forget))
+
+    def add_table(self, table: Table) -> None:
+        """From now on a table is part of the budget, as long as it lives."""
+        self._tables.append(weakref.ref(table, self._forget))
+
+    def _forget(self, gone: weakref.ref[Holder] | weakref.ref[Table]) -> None:
+        for known in (self._holders, self._tables):
+            if gone in known:
+                known.remove(gone)  # type: ignore[arg-type]
+
+    def settle(self) -> None:
+        """Evict until everything fits; called after something was stored, with no lock held."""
+        self._look -= 1
+        if self._look < 0:
+            self._look = LOOK
+            self._bookkeeping = sum(table.__sizeof__() for table in _alive(self._tables))
+        while self._is_exceeded():
+            ages = [
+                (age, one) for one in _alive(self._holders) if (age := one.oldest()) is not None
+            ]
+            if not ages:
+                return
+            min(ages, key=lambda pair: pair[0])[1].evict()
+
+    def _is_exceeded(self) -> bool:
+        limit, held = 0, self._bookkeeping
+        for holder in _alive(self._holders):
+            limit = max(limit, holder.limit)
+            held += holder.held()
+        return held + min(FIXED, limit // 8) > limit
+
+
+def _alive(refs: list[weakref.ref[T]]) -> Iterator[T]:
+    for ref in tuple(refs):
+        if (one := ref()) is not None:
+            yield one
+
+
+BUDGET = Budget()
