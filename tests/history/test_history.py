@@ -210,13 +210,14 @@ import sys, threading
 from importlib import import_module
 both = threading.Barrier(2)
 failed = []
-def use(room):
+def use(module):
     both.wait()
     try:
-        import_module(room)
+        import_module(module)
     except Exception as error:
         failed.append(repr(error))
-threads = [threading.Thread(target=use, args=(f"memo.{room}",)) for room in ("links", "loops")]
+modules = ("memo.stores.redis.client", "memo.stores.redis.connections")
+threads = [threading.Thread(target=use, args=(module,)) for module in modules]
 import memo
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -225,7 +226,7 @@ print(failed)
 
 
 def test_a_thread_and_a_loop_may_be_the_first_together() -> None:
-    """Nobody gets half of the Redis client because somebody else is importing it as well."""
+    """No thread gets half of the Redis client because another one is importing it as well."""
     assert [ports.run(FIRST_USE) for _ in range(3)] == ["[]"] * 3
 
 

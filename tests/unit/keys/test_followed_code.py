@@ -49,6 +49,10 @@ def notebook() -> Iterator[Notebook]:
     del sys.modules[made.module.__name__]
 
 
+lazy = notebook
+"""A second notebook, to be imported by the first."""
+
+
 # --- modules that an alias points to -------------------------------------------------------------
 
 ALIASES = {
@@ -354,10 +358,9 @@ def test_the_body_of_a_celery_task_is_followed(notebook: Notebook, decorator: st
 
 
 def test_the_getattr_of_a_module_is_followed_and_listed(
-    notebook: Notebook, monkeypatch: pytest.MonkeyPatch
+    notebook: Notebook, lazy: Notebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that a module computes by `__getattr__` depends on that function."""
-    lazy = Notebook()
     monkeypatch.setitem(sys.modules, "lazy_settings", lazy.module)
     lazy.run("def __getattr__(name):\n    return (name, 1)")
     load = notebook.load(
