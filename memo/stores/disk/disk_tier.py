@@ -56,7 +56,12 @@ BIG = 1 << 20
 PRAGMAS = ("auto_vacuum=1", "cache_size=128", "synchronous=1", "mmap_size=0")
 """As `index` has them in its settings: they cannot be changed in the transaction there."""
 SWEEP = 3600.0
-"""Seconds between two searches for what writers that died left behind."""
+"""Seconds between two searches for what writers that died left behind, unless one is needed."""
+SWEEP_SOON = 1.0
+"""Seconds between two searches where the budget is spent, or a process stores its first payload:
+one that died may be why."""
+_SWEEP_PART = 50
+"""A search is followed by a pause of so many times what it took."""
 TELL = 60.0
 """Seconds between two times that a process tells the index what it has read."""
 USED = 16_384
@@ -104,8 +109,10 @@ class Disk:
         self._clock = clock
         self._payloads = Payloads(directory / "payloads")
         self._swept = directory / "entries" / "swept"
-        self._sweep_at = 0.0
+        self._looked_at = -SWEEP
         self._left_behind = False
+        self._has_written = False
+        self._pause = SWEEP_SOON
         self._used: dict[str, None] = {}
         self._told_at = 0.0
         self._tell_at = time.monotonic() + TELL
@@ -139,7 +146,13 @@ class Disk:
         """The index for who writes; making it takes the lock of writers."""
         from memo.stores.disk.index import Index
 
-        return Index(self._database, self._payloads, self.size_limit)
+        return Index(self._database, self._payloads, self.size_limit, self._logs)
+
+    def _logs(self) -> int:
+        """Bytes of the log of the index, and of what this host's processes share."""
+        log = f"{self._database.path}-wal"
+        shared = f"{self.directory}/host.sqlite"
+        return sum(map(_size, (log, shared, f"{shared}-wal")))
 
     def _before_aside(self) -> None:
         """What a damaged index named has no owner any more: look for it soon."""
@@ -399,6 +412,9 @@ class Disk:
             row = Row(record, None, 0, mark)
             self._write(lambda index: self._keep(index, name, row, lifetime))
             return
+        if not self._has_written:  # the first time: a process that died may have been here
+            self._has_written = True
+            self._left_behind = self._left_behind or self._payloads.directory.exists()
         self._write(lambda index: self._make_room(index, size + len(record)))
         try:
             with self._payloads.keep(payload, outside) as where:
@@ -419,7 +435,9 @@ class Disk:
         """Evict until `size` more bytes fit, after the index has heard what was read."""
         if index.has_room(size):
             return
-        if time.monotonic() > self._tell_at or index.lacking(size) > 0:
+        tight = index.lacking(size) > 0
+        self._left_behind = self._left_behind or tight
+        if tight or time.monotonic() > self._tell_at:
             self._tell_at = time.monotonic() + TELL
             index.used(self._untold())
         index.make_room(size)
@@ -452,35 +470,39 @@ class Disk:
         return await port.offload(self._sweep)
 
     def _sweep(self) -> int:
-        self._sweep_at = time.monotonic() + SWEEP
+        begun = time.monotonic()
+        self._looked_at = begun
         removed = file_locks.sweep(self.directory / "locks")
-        return removed + self._payloads.sweep(
+        removed += self._payloads.sweep(
             lambda name: self._write(lambda index: index.has_name(name))
         )
+        self._pause = max(SWEEP_SOON, _SWEEP_PART * (time.monotonic() - begun))
+        return removed
 
     async def _sweep_soon(self, port: Port) -> None:
         await port.offload(self._sweep)
 
     def _is_sweep_due(self) -> bool:
-        """Whether nobody on this host has swept for `SWEEP` seconds; if so, it is our turn."""
-        if self._left_behind:
-            self._left_behind = False
-            return True
+        """Whether it is time to sweep, and no other process of this host has just done so."""
         now = time.monotonic()
-        if now < self._sweep_at:
+        pause = self._pause if self._left_behind else SWEEP
+        if now < self._looked_at + pause:
             return False
-        self._sweep_at = now + SWEEP
+        self._looked_at = now
         try:
             descriptor = private_files.open_or_create(self._swept)
             try:
-                age = time.time() - os.fstat(descriptor).st_mtime
-                os.ftruncate(descriptor, 0)
-                os.utime(descriptor)
+                facts = os.fstat(descriptor)
+                never = self._left_behind and not facts.st_size
+                if not never and 0 <= time.time() - facts.st_mtime < pause:
+                    return False
+                os.pwrite(descriptor, b".", 0)
             finally:
                 os.close(descriptor)
         except OSError:
             return False
-        return not 0 <= age < SWEEP
+        self._left_behind = False
+        return True
 
     # --- looking at ------------------------------------------------------------------------------
 
@@ -558,6 +580,13 @@ def _at_exit() -> None:
 
 
 atexit.register(_at_exit)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _bytes(value: Any) -> bytes:

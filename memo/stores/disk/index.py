@@ -144,13 +144,21 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         database: whose connection to write it uses, under the lock of who calls.
         payloads: the files that rows name.
         size_limit: bytes.
+        beside: gives the bytes of what else is part of the budget.
 
     Raises:
         DamagedError: what is there is no index of this kind.
     """
 
-    def __init__(self, database: Database, payloads: Payloads, size_limit: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        payloads: Payloads,
+        size_limit: int,
+        beside: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._database = database
+        self._beside = beside
         self._codes: dict[str, str] = {}
         self._free = 0
         self._look_at = 0.0
@@ -231,7 +239,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """Bytes that must go before `size` more fit in the budget; 0 or less: none."""
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         volume: int = self.volume()
-        return volume + size - limit
+        return volume + min(self._beside(), limit // 2) + size - limit
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes fit for sure, by the last look at the budget.

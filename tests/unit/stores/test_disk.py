@@ -949,7 +949,7 @@ def test_a_sweep_is_due_once_an_hour_per_host(disk, directory, host):
     (orphan / ("0" * 32 + ".tmp")).write_bytes(b"x")
     old = time.time() - 2 * disk_module.SWEEP
     os.utime(directory / "entries" / "swept", (old, old))
-    disk._sweep_at = 0.0
+    disk._looked_at = -disk_module.SWEEP
     put(disk, "b")
     end = time.monotonic() + 5
     while files(directory) and time.monotonic() < end:

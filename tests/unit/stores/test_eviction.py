@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ports import run
+from ports import run, start
 from redis_server import RedisServer
 
 import memo
@@ -24,7 +25,7 @@ from memo.records.seal import Header, Secret
 from memo.runtime.clock import SECOND
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.settings.configuration import configure
-from memo.stores.disk.disk_tier import TELL, Disk
+from memo.stores.disk.disk_tier import SWEEP_SOON, TELL, Disk
 from memo.stores.disk.host_state import Host
 from memo.validity.lifetimes import Times
 
@@ -291,3 +292,56 @@ def test_an_entry_in_use_survives_its_eviction() -> None:
         assert not frame.is_cached(0)
         mapped += 1
         assert (mapped == 1).all()
+
+
+def whole(directory: Path) -> int:
+    """Bytes of all files below a directory, each once."""
+    found = {}
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            facts = path.stat()
+            if path.is_file():
+                found[facts.st_ino] = facts.st_size
+    return sum(found.values())
+
+
+KILLED = """
+import os, signal, sys
+import memo
+from memo.stores.disk.index import Index
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+memo.configure(directory=sys.argv[1], size_limit=20 << 20, secret="x" * 40)
+load = memo.cache(lambda x: os.urandom(2 << 20), name="load")
+if len(sys.argv) > 2:
+    Index.keep = die
+load(int.from_bytes(os.urandom(4), "big"))
+"""
+
+
+def test_writers_killed_in_mid_store_leave_the_budget_as_it_is(tmp_path: Path) -> None:
+    """What killed processes left behind goes as soon as another stores, not an hour later."""
+    for _ in range(6):
+        with start(KILLED, tmp_path, "die") as process:
+            assert process.wait(30) == -signal.SIGKILL
+    assert whole(tmp_path) >= 2 * MIB  # the last one's at least
+    time.sleep(SWEEP_SOON)  # they have swept too, each once a second
+    with configure(directory=tmp_path, size_limit=20 * MIB, secret="x" * 40):
+        load = cache(lambda x: os.urandom(2 << 20), name="load")
+        load(1)
+        drain_blocking()
+        assert whole(tmp_path) <= 3 * MIB
+
+
+def test_the_budget_is_held_by_the_directory(tmp_path: Path) -> None:
+    """Logs and generations included, a directory takes at most a tenth more than its limit."""
+    with configure(directory=tmp_path, size_limit=12 * MIB, secret="x" * 40, memory_limit=0):
+        load = cache(lambda x: {"id": x, "text": "x" * 2000}, name="load")
+        most = 0
+        for x in range(8000):
+            load(x)
+            if x % 500 == 0:
+                most = max(most, whole(tmp_path))
+        assert 8 * MIB < most <= 1.1 * 12 * MIB
