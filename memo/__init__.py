@@ -33,6 +33,7 @@ from memo.errors import (
     SecretError,
     SettingError,
 )
+from memo.errors import public as _public
 from memo.inspection.under_way import listen as _listen
 from memo.keys.encoding.canonical import register_key
 from memo.keys.fingerprint.function_version import stable
@@ -106,6 +107,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+@_public
 def entries(
     function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
     /,
@@ -143,6 +145,7 @@ def progress(*, on: bool = True) -> None:
     progress_view.progress(on=on)
 
 
+@_public
 def graph(*, group: bool | None = None) -> Graph:
     """The cached calls of this process and what they were built on; see `call_graph`.
 
@@ -157,6 +160,7 @@ def graph(*, group: bool | None = None) -> Graph:
     return call_graph.graph(group=group)
 
 
+@_public
 def dashboard() -> Any:
     """A live view of the cache, a widget; see `dashboard_widget`.
 

@@ -27,11 +27,14 @@ import difflib
 import errno
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
+E = TypeVar("E", bound=BaseException)
 
 
 class MemoError(Exception):
@@ -157,37 +160,109 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_FOLDER = re.compile(r"~[0-9a-f]+(?=:)")
+
+
+def label(function: str) -> str:
+    """A function's identity as people read it: `load`, `etl:load`, `tour.ipynb:load`.
+
+    Without `__main__:`, and without the digest that tells notebooks in different folders apart.
+    """
+    return _FOLDER.sub("", function, count=1).removeprefix("__main__:")
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'ttl'?` where one of some names is close to a wrong one, else `""`."""
     found = difflib.get_close_matches(name, list(names), 1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def users(error: E) -> E:
+    """An exception whose traceback begins at the user's first frame, where it has one.
+
+    A bare `raise` after it adds no frame of ours.
+    """
+    return error.with_traceback(_users_frames(error) or error.__traceback__)
+
+
+def _users_frames(error: BaseException) -> TracebackType | None:
+    frames = error.__traceback__
+    while (
+        frames is not None
+        and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OURS
+    ):
+        frames = frames.tb_next
+    return frames
+
+
+_OURS = frozenset({"memo", "asyncio", "concurrent"})
+"""Packages whose frames are ours: the last two are how a caller waits for what runs elsewhere."""
+
+
+def at_the_call(error: E) -> E:
+    """As `users`, of an exception about a call itself, whose frames may be all our own.
+
+    A mistake in a call is seen at the call; only what is no such mistake keeps our frames.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    misfit = last is not None and last.tb_frame.f_code.co_name == "_misfit"
+    if misfit or isinstance(error, MemoError):
+        return error.with_traceback(_users_frames(error))
+    return users(error)
+
+
+class ending_at_the_call:  # noqa: N801 - a context manager, which reads as one
+    """Errors that leave it end at the line that called a public function."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None:
+            at_the_call(error)
+            if isinstance(error, MemoError):
+                error.__suppress_context__ = True
+
+
 def public(function: Callable[P, R]) -> Callable[P, R]:
-    """Make errors of memo end at the line that called a public function.
+    """Make errors of memo end at the line that called a public function, `async def` or `def`.
 
     A traceback then shows the mistake instead of memo's own frames, and an unknown option is an
     `OptionError` that names the nearest one.
     """
-    names = [
-        parameter.name
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
+
+    @functools.cache
+    def names() -> list[str] | None:
+        parameters = inspect.signature(function).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return None
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return [parameter.name for parameter in parameters if parameter.kind in named]
+
+    def check(given: Mapping[str, object]) -> None:
+        known = names()
+        wrong = None if known is None else next((name for name in given if name not in known), None)
+        if known is not None and wrong is not None:
+            mend = f"there is no such option{nearest(wrong, known)}"
+            raise OptionError(wrong, given[wrong], mend)
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
         __tracebackhide__ = True
-        try:
-            wrong = next((name for name in kwargs if name not in names), None)
-            if wrong is not None:
-                mend = f"there is no such option{nearest(wrong, names)}"
-                raise OptionError(wrong, kwargs[wrong], mend)
+        with ending_at_the_call():
+            if kwargs:
+                check(kwargs)
             return function(*args, **kwargs)
-        except MemoError as error:
-            raise error.with_traceback(None) from error.__cause__
 
-    return called
+    @functools.wraps(function)
+    async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:
+        __tracebackhide__ = True
+        with ending_at_the_call():
+            return await cast("Awaitable[Any]", function(*args, **kwargs))
+
+    return cast("Callable[P, R]", awaited) if inspect.iscoroutinefunction(function) else called
 
 
 _LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN})

@@ -19,7 +19,7 @@ from memo.cli import doctor
 from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
-from memo.errors import MemoError, MissingExtraError
+from memo.errors import MemoError, MissingExtraError, label
 from memo.inspection import call_graph, inventory, rendering
 from memo.metrics.recorder import stats as gathered
 from memo.records import seal
@@ -227,7 +227,7 @@ def examine(as_json: bool) -> None:
 
 def _say_nearest(patterns: tuple[str, ...]) -> None:
     """Name the functions that were probably meant by patterns that matched none."""
-    known = list(map(names.label, drive(names.functions_known(BLOCKING, []))))
+    known = list(map(label, drive(names.functions_known(BLOCKING, []))))
     near = [found for one in patterns for found in names.nearest(one, known)]
     if near:
         click.echo(names.meant(near), err=True)

@@ -33,10 +33,11 @@ from typing import (
 )
 
 from memo.decorators import assembly, classmethods, names
+from memo.decorators.helpers import NotGiven, helper, without
 from memo.engine import answering, invalidating, replay
-from memo.engine.call import NOTHING, Function, Raised, bare_of_us, hindered, users
+from memo.engine.call import NOTHING, Function, Raised, hindered
 from memo.engine.invalidating import Invalidation
-from memo.errors import NotCachedError, OptionError, public
+from memo.errors import NotCachedError, OptionError, at_the_call, label, public, users
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.keys.fingerprint.function_version import Identity, function_id
@@ -65,7 +66,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
-_MISSING: Any = object()
+_MISSING: Any = NotGiven("<its own>")
 _numbers = itertools.count()
 Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
 """A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
@@ -122,6 +123,7 @@ class CachedFunction(Generic[P, R]):
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         options.function("function", function)
         self.of_class = False
+        self._helpers: dict[str, Callable[..., Any]] = {}
         self._given = dict(given)
         self._number = next(_numbers)
         self.is_async = isinstance(self, CachedCoroutine)
@@ -152,7 +154,7 @@ class CachedFunction(Generic[P, R]):
             if hindered(error):
                 __tracebackhide__ = True
                 return self.__wrapped__(*args, **kwargs)
-            bare_of_us(error)
+            at_the_call(error)
             raise
         if type(result) is Call:
             call = result
@@ -169,6 +171,7 @@ class CachedFunction(Generic[P, R]):
         """The mode of a call: of `using`, else of the context, else of the settings."""
         return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
 
+    @public
     def _in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -189,6 +192,7 @@ class CachedFunction(Generic[P, R]):
             raise result.again()
         return result
 
+    @public
     def using(
         self,
         *,
@@ -250,7 +254,6 @@ class CachedFunction(Generic[P, R]):
     def _repr_html_(self) -> str:
         """What it is, how long its results are fresh, and its counters; no entry is looked at."""
         from memo.inspection import rendering
-        from memo.metrics.snapshots import label
 
         info = self.cache_info()
         facts = {
@@ -286,6 +289,7 @@ class CachedFunction(Generic[P, R]):
 
     # --- what one can do with it besides calling it ---------------------------------------------
 
+    @helper()
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The key of this call: 40 hexadecimal digits, which `memo.invalidate(key=...)` takes."""
         f = self._function
@@ -293,15 +297,18 @@ class CachedFunction(Generic[P, R]):
         _give(call, self.function_id)
         return call.text
 
+    @helper()
     async def akey(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """As `key`, without blocking the event loop while big arguments are hashed."""
         return await native().offload(functools.partial(self.key, *args, **kwargs))
 
+    @helper()
     def address(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
         f = self._function
         return f.call(args, dict(kwargs)).address
 
+    @helper(partial=True, reason="")
     def invalidate(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """Invalidate every entry whose arguments include the given ones; none given: all.
 
@@ -317,12 +324,14 @@ class CachedFunction(Generic[P, R]):
         """
         return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason))
 
+    @helper(partial=True, reason="")
     async def ainvalidate(
         self, /, *args: Any, reason: str = _MISSING, **kwargs: Any
     ) -> Invalidation:
         """As `invalidate`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason)
 
+    @helper(partial=True, reason="")
     def expire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """Let entries expire now; which ones, and the rest, as with `invalidate`.
 
@@ -330,6 +339,7 @@ class CachedFunction(Generic[P, R]):
         """
         return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason, soft=True))
 
+    @helper(partial=True, reason="")
     async def aexpire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
         """As `expire`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason, soft=True)
@@ -394,6 +404,7 @@ class CachedFunction(Generic[P, R]):
             hint=hint,
         )
 
+    @helper()
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Compute now, store, and return the value; also of an async function, then elsewhere."""
         __tracebackhide__ = True
@@ -409,6 +420,7 @@ class CachedFunction(Generic[P, R]):
             raise result.again()
         return replay.bare(result)
 
+    @helper()
     async def arefresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """As `refresh`, without blocking the event loop."""
         __tracebackhide__ = True
@@ -422,16 +434,19 @@ class CachedFunction(Generic[P, R]):
             return replay.bare(result)
         return await port.offload(functools.partial(self.refresh, *args, **kwargs))
 
+    @helper(value=inspect.Parameter.empty)
     def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Store a value as the result of a call, without computing it."""
         if assembly.enabled():
             drive(answering.put(BLOCKING, self._function, args, kwargs, value))
 
+    @helper(value=inspect.Parameter.empty)
     async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """As `put`, without blocking the event loop."""
         if assembly.enabled():
             await answering.put(native(), self._function, args, kwargs, value)
 
+    @helper(default=None)
     def peek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
         """The stored value if a call would use it, else `default` (None); never computes.
 
@@ -442,6 +457,7 @@ class CachedFunction(Generic[P, R]):
             return default
         return replay.bare(drive(answering.peek(BLOCKING, self._function, args, kwargs, default)))
 
+    @helper(default=None)
     async def apeek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
         kwargs, default = self._apart(kwargs, "default", default, None)
@@ -449,16 +465,19 @@ class CachedFunction(Generic[P, R]):
             return default
         return replay.bare(await answering.peek(native(), self._function, args, kwargs, default))
 
+    @helper()
     def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Would this call be answered from the cache?  Does not load the value."""
         enabled = assembly.enabled()
         return enabled and drive(answering.is_cached(BLOCKING, self._function, args, kwargs))
 
+    @helper()
     async def ais_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """As `is_cached`, without blocking the event loop."""
         enabled = assembly.enabled()
         return enabled and await answering.is_cached(native(), self._function, args, kwargs)
 
+    @helper()
     def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """Would this call hit, and if not, why?  Neither computes nor loads."""
         return self._explained(_aged(self._function, self._mode()), args, kwargs)
@@ -470,6 +489,7 @@ class CachedFunction(Generic[P, R]):
 
         return drive(explaining.explain(BLOCKING, function, assembly.manifests(), args, kwargs))
 
+    @helper()
     async def aexplain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """As `explain`, without blocking the event loop."""
         from memo.engine import explaining
@@ -511,7 +531,7 @@ class CachedCoroutine(CachedFunction[P, R]):
             try:
                 self._function.keyer.check_call(args, kwargs)
             except TypeError as error:
-                bare_of_us(error)
+                at_the_call(error)
                 raise
         return self._called(args, kwargs)
 
@@ -529,7 +549,7 @@ class CachedCoroutine(CachedFunction[P, R]):
             if hindered(error):
                 __tracebackhide__ = True
                 return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
-            bare_of_us(error)
+            at_the_call(error)
             raise
         if type(result) is Call:
             port, call = native(), result
@@ -553,6 +573,7 @@ class CachedCoroutine(CachedFunction[P, R]):
             pass  # what is raised below is not raised while this is handled
         return await answering.keyed(native(), function, args, kwargs)
 
+    @public
     async def _awaited_in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -631,21 +652,38 @@ class BoundFunction(Generic[P, R]):
         try:
             return self.__func__(self.__self__, *args, **kwargs)
         except Exception as error:
-            users(error)
+            at_the_call(error)
             raise
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__signature__":
+            return without(inspect.signature(self.__func__.__wrapped__), 0)
         if name == "using":
             return functools.partial(_bound_using, self)
         found = getattr(self.__func__, name)
         if name in {"put", "aput"}:
-            return lambda value, /, *args, **kwargs: found(value, self.__self__, *args, **kwargs)
-        if name in self._DROPS and not isinstance(self.__self__, type):
-            return functools.wraps(found)(functools.partial(self._drop_own, *self._DROPS[name]))
+            return self._like(functools.partial(self._put, found), found, 1)
+        if name in self._DROPS:
+            own = functools.partial(self._drop_own, *self._DROPS[name])
+            of_class = isinstance(self.__self__, type)
+            return self._like(functools.partial(found) if of_class else own, found)
         if name in self._CALLS or name in {"explain", "aexplain"}:
-            return functools.partial(found, self.__self__)
+            made = functools.partial(found, self.__self__)
+            made.__doc__ = found.__doc__
+            return made
         return found
 
+    def _like(self, made: Any, found: Any, at: int = 0) -> Any:
+        """A helper of the object's own with the looks of the function's, without its `self`."""
+        functools.update_wrapper(made, found)
+        made.__signature__ = without(inspect.signature(found), at)
+        return made
+
+    def _put(self, put: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        return put(value, self.__self__, *args, **kwargs)
+
+    @public
     def _drop_own(
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = _MISSING, **kwargs: Any
     ) -> Any:
@@ -736,6 +774,10 @@ def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
         function = here[names.one_of("function", function, list(here))]
     found: Explanation = function.explain(*args, **kwargs)
     return found
+
+
+if not TYPE_CHECKING:  # its types are those of the overloads
+    explain = public(explain)
 
 
 def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -953,7 +995,7 @@ def _options(
     return dict(locals())
 
 
-_SIGNATURE = inspect.signature(_options)
+_SIGNATURE = inspect.signature(_options).replace(return_annotation=inspect.Signature.empty)
 
 
 @overload
@@ -995,7 +1037,7 @@ def cache(*args: Any, **kwargs: Any) -> Any:
     bound.apply_defaults()
     given = dict(bound.arguments)
     _check(given)
-    return lambda function: _decorated(function, given)
+    return public(functools.partial(_decorated, given=given))
 
 
 cache.__signature__ = _SIGNATURE  # type: ignore[attr-defined]

@@ -20,11 +20,17 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions, given_call
 from memo.engine import invalidating, matching
-from memo.engine.call import users
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.invalidating import Hint, Invalidation
 from memo.engine.matching import Matches
-from memo.errors import EventLoopError, NothingMatchedError, OptionError
+from memo.errors import (
+    EventLoopError,
+    NothingMatchedError,
+    OptionError,
+    label,
+    public,
+    users,
+)
 from memo.keys import resolvers
 from memo.keys.call_keys import address_digest, normal_prefix, prefixes
 from memo.keys.encoding import canonical
@@ -82,7 +88,7 @@ async def _target(
     name = named[0]
     if name == "function":
         identity = await names.function_named(port, "function", function, _here())
-        return _Target([Turn(f"f:{identity}")], f"function {names.label(identity)!r}")
+        return _Target([Turn(f"f:{identity}")], f"function {label(identity)!r}")
     text = options.text(name, given[name])
     assert text is not None
     if name == "prefix":
@@ -172,6 +178,7 @@ async def _drop(
     return done
 
 
+@public
 def invalidate(
     *,
     prefix: str | None = None,
@@ -203,6 +210,7 @@ def invalidate(
     return drive(_drop(BLOCKING, target, reason, soft=False, strict=strict))
 
 
+@public
 async def ainvalidate(
     *,
     prefix: str | None = None,
@@ -217,6 +225,7 @@ async def ainvalidate(
     return await _drop(native(), target, reason, soft=False, strict=strict)
 
 
+@public
 def expire(
     *,
     prefix: str | None = None,
@@ -236,6 +245,7 @@ def expire(
     return drive(_drop(BLOCKING, target, reason, soft=True, strict=strict))
 
 
+@public
 async def aexpire(
     *,
     prefix: str | None = None,
@@ -423,6 +433,7 @@ def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     return many
 
 
+@public
 def invalidate_cache(
     key_prefix: str | None = None,
     key_resolver: Callable[..., Any] | str | None = None,
@@ -479,7 +490,7 @@ def invalidate_cache(
             return cast("Callable[P, R]", _async(function, plan))
         return _sync(function, plan)
 
-    return decorate
+    return public(decorate)
 
 
 def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:

@@ -12,18 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from memo.decorators import assembly
-from memo.errors import OptionError, TierError
+from memo.errors import OptionError, TierError, label
 from memo.runtime.port import Port
 from memo.stores.chain import Chain
 from memo.validity.stamps import Ref
-
-
-def label(identity: str) -> str:
-    """A function's identity as people read it: see `memo.metrics.snapshots.label`."""
-    from memo.metrics import snapshots  # imported late: it is heavy
-
-    return snapshots.label(identity)
-
 
 MOST = 20_000
 """Names of one kind that are read from this host."""

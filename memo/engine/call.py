@@ -7,7 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from memo.errors import MemoError, lacks_resources
 from memo.keys import instances
@@ -20,7 +20,6 @@ from memo.stores.chain import Chain
 from memo.validity.dependencies import Dependencies
 from memo.validity.lifetimes import Policy, Times, Verdict, judge, judge_expired
 
-E = TypeVar("E", bound=BaseException)
 NOTHING = object()
 """In the place of a value where there is none."""
 
@@ -201,32 +200,6 @@ class Outcome(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
-
-
-def users(error: E) -> E:
-    """An exception whose traceback begins at the user's first frame, where it has one.
-
-    A bare `raise` after it adds no frame of ours.
-    """
-    frames = error.__traceback__
-    while (
-        frames is not None
-        and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "memo"
-    ):
-        frames = frames.tb_next
-    return error.with_traceback(frames or error.__traceback__)
-
-
-def bare_of_us(error: E) -> E:
-    """The same of an exception about the arguments of a call, which may be all our own.
-
-    A mistake in a call is seen at the call; only what is no such mistake keeps our frames.
-    """
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    misfit = last is not None and last.tb_frame.f_code.co_name == "_misfit"
-    return error.with_traceback(None) if misfit or isinstance(error, MemoError) else users(error)
 
 
 def told(error: BaseException) -> str:

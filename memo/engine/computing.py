@@ -8,12 +8,12 @@ import warnings
 from typing import Any
 
 from memo.engine import never_hits, replay, same_types, used_calls
-from memo.engine.call import Function, Job, Outcome, emit, told, users, writer
+from memo.engine.call import Function, Job, Outcome, emit, told, writer
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
 from memo.engine.used_calls import CURRENT, Reads, bounded
-from memo.errors import DependencyError, TierError
+from memo.errors import DependencyError, TierError, label, users
 from memo.keys.summaries import with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
@@ -248,7 +248,7 @@ def _warn(function: Function, value: Any, fault: str, mend: str, verb: str = "re
     if not function.warned:
         function.warned = True
         said = (
-            f"{function.id} {verb} a {type(replay.bare(value)).__name__} that {fault}, "
+            f"{label(function.id)} {verb} a {type(replay.bare(value)).__name__} that {fault}, "
             f"so it is computed at each call; {mend}"
         )
         code = getattr(inspect.unwrap(function.run), "__code__", None)

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 from memo.engine.answering import keyed
 from memo.engine.call import Function
-from memo.errors import EntryError, TierError
+from memo.errors import EntryError, TierError, label
 from memo.inspection import rendering
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
 from memo.keys.summaries import MASK, OWN, RESOLVED, RESULT
-from memo.metrics.snapshots import label
 from memo.records import codec, seal
 from memo.records.seal import Header
 from memo.runtime.clock import SECOND

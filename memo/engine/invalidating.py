@@ -8,6 +8,7 @@ from typing import NamedTuple
 from memo.engine.call import writer
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.matching import Matches, matching
+from memo.errors import label
 from memo.records.seal import Header
 from memo.runtime import events
 from memo.runtime.port import Port
@@ -61,7 +62,6 @@ class Invalidation(NamedTuple):
         return f"{'at least ' * self.at_least}{self.matched:,} {entries} on this host"
 
     def __repr__(self) -> str:
-        from memo.metrics.snapshots import label
 
         how = ", ".join(f"{tier}: {what}" for tier, what in self.tiers.items())
         target = label(self.target)
@@ -72,7 +72,6 @@ class Invalidation(NamedTuple):
 
     def _repr_html_(self) -> str:
         from memo.inspection import rendering
-        from memo.metrics.snapshots import label
 
         facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
         if self.missed:

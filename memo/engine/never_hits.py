@@ -11,6 +11,7 @@ import warnings
 from typing import Any, Final
 
 from memo.engine.call import Function, Job
+from memo.errors import label
 from memo.keys.encoding import atoms, canonical, python_types
 
 ENOUGH: Final = 5
@@ -56,8 +57,9 @@ def _look(job: Job) -> tuple[str, list[str]]:
 
 def _warn(function: Function, names: list[Any]) -> None:
     warnings.warn(
-        f"{function.id} was computed {ENOUGH} times for arguments that look the same and have "
-        f"another key each time: {', '.join(names)}; if they are equal, say what counts: give the "
-        "class a method __memo_key__, use memo.register_key, key_resolver, or ignore=[...]",
+        f"{label(function.id)} was computed {ENOUGH} times for arguments that look the same and "
+        f"have another key each time: {', '.join(names)}; if they are equal, say what counts: "
+        "give the class a method __memo_key__, "
+        "use memo.register_key, key_resolver, or ignore=[...]",
         stacklevel=2,
     )

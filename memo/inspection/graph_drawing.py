@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from memo.errors import label
 from memo.inspection import rendering
 from memo.inspection.rendering import Styled, cell_len, cut
-from memo.metrics.snapshots import label
 
 if TYPE_CHECKING:
     import networkx as nx

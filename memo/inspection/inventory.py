@@ -15,10 +15,10 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function
 from memo.engine.explaining import listing
 from memo.engine.matching import own_refs
-from memo.errors import MissingExtraError, TierError
+from memo.errors import MissingExtraError, TierError, label
 from memo.inspection import rendering
 from memo.keys.encoding import atoms, canonical
-from memo.metrics.snapshots import label, matches
+from memo.metrics.snapshots import matches
 from memo.records import seal
 from memo.records.seal import Header
 from memo.runtime.clock import SECOND, Clock

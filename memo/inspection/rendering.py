@@ -19,6 +19,7 @@ from html import escape
 from importlib import resources
 from typing import Any, NamedTuple
 
+from memo.errors import label
 from memo.keys import summaries
 from memo.keys.summaries import OWN, RESOLVED, RESULT
 from memo.metrics.recorder import REFRESH_FAILED, REFRESHED, REFRESHING, Span
@@ -29,7 +30,6 @@ from memo.metrics.snapshots import (
     Stats,
     TierStats,
     gathered,
-    label,
 )
 from memo.records.seal import Header
 from memo.runtime.clock import SECOND

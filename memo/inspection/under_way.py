@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memo.engine.coordination.flights import current_path
-from memo.errors import MemoError
+from memo.errors import MemoError, label
 from memo.metrics.recorder import COUNTERS, publish
 from memo.runtime import events, private_files
 from memo.runtime.events import Event
@@ -57,8 +57,6 @@ class Running(NamedTuple):
     @property
     def label(self) -> str:
         """The function as people read it."""
-        from memo.metrics.snapshots import label
-
         return label(self.function)
 
 

@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 
 from memo.decorators.cached_function import CachedFunction, cache
 from memo.engine import replay as output_replay
-from memo.engine.call import users
-from memo.errors import KeyingError, OptionError
+from memo.errors import KeyingError, OptionError, users
 from memo.keys.encoding import canonical
 from memo.keys.fingerprint import names_used
 from memo.keys.fingerprint.function_version import Identity, function_id

@@ -37,14 +37,14 @@ from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.decorators.invalidators import invalidate
 from memo.engine.invalidating import Invalidation
-from memo.errors import MemoError, OptionError
+from memo.errors import MemoError, OptionError, label
 from memo.inspection import call_graph, inventory, rendering
 from memo.inspection.report_line import explain_misses
 from memo.jupyter.cell_cache import Cell
 from memo.jupyter.progress_view import WATCHER, Line
 from memo.metrics.recorder import Span, reset, stats, watch
 from memo.metrics.recorder import publish as leave_for_others
-from memo.metrics.snapshots import Stats, label
+from memo.metrics.snapshots import Stats
 from memo.records.seal import Header
 from memo.runtime.ports import BLOCKING, drive, stop_carrying
 

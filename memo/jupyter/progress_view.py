@@ -22,10 +22,9 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.coordination.flights import Flight, current_path
 from memo.engine.coordination.leases import Holder
 from memo.engine.explaining import headers
-from memo.errors import MemoError
+from memo.errors import MemoError, label
 from memo.inspection import rendering
 from memo.metrics.recorder import COUNTERS
-from memo.metrics.snapshots import label
 from memo.runtime import events
 from memo.runtime.events import Event
 from memo.runtime.port import Handle, Port

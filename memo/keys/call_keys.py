@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from memo.errors import KeyingError, OptionError, shown
+from memo.errors import KeyingError, OptionError, label, shown
 from memo.keys import instances, resolvers, summaries
 from memo.keys.bindings import ABSENT, BindingError, annotated, bind, hints, plan, signature
 from memo.keys.encoding import atoms, canonical
@@ -668,7 +668,7 @@ class Keyer:
             raise resolvers.worded(error, self.function_id, self.plan.own) from None
         except Exception as error:
             told = f"{CACHE_KEY}() raised {type(error).__name__}: {error}"
-            raise KeyingError(f"{self.function_id}: {told}") from error
+            raise KeyingError(f"{label(self.function_id)}: {told}") from error
 
     def _tell(self, found: Attributes) -> None:
         """Say once what of `self` is not in the keys, and how to decide."""
@@ -676,9 +676,10 @@ class Keyer:
         own = self.plan.own or "self"
         lost = ", ".join(sorted({f"{own}.{path}" for path, _ in found.lost}))
         warnings.warn(
-            f"{self.function_id} reads {lost}, which has no sound key and is left out: objects "
-            f"that differ only there share results. Decide what counts: a method {CACHE_KEY}() on "
-            f'the class, key_resolver="{{{own}.tenant}}:{{x}}", or ignore=["{own}"].',
+            f"{label(self.function_id)} reads {lost}, which has no sound key and is left out: "
+            "objects that differ only there share results. Decide what counts: a method "
+            f"{CACHE_KEY}() on the class, "
+            f'key_resolver="{{{own}.tenant}}:{{x}}", or ignore=["{own}"].',
             stacklevel=2,
         )
 
@@ -706,7 +707,7 @@ class Keyer:
         try:
             return self._resolver.resolve(everything)
         except KeyingError as error:
-            raise KeyingError(f"{self.function_id}: {error}") from error.__cause__
+            raise KeyingError(f"{label(self.function_id)}: {error}") from error.__cause__
         except Unkeyable as error:
             name = re.split(r"[.\[(]", error.path, maxsplit=1)[0]
             raise resolvers.worded(error, self.function_id, name) from error.__cause__
@@ -726,7 +727,7 @@ class Keyer:
                 self._given_tags, "tags", self._wanted, self.plan.own, everything
             )
         except KeyingError as error:
-            raise KeyingError(f"{self.function_id}: {error}") from error.__cause__
+            raise KeyingError(f"{label(self.function_id)}: {error}") from error.__cause__
         return options.texts("tags", tags)
 
     def _filled(
@@ -736,7 +737,7 @@ class Keyer:
             return tuple(template.resolve(everything).text for template in templates)
         except KeyingError as error:
             said = str(error).replace("key_resolver", "tags")
-            raise KeyingError(f"{self.function_id}: {said}") from error.__cause__
+            raise KeyingError(f"{label(self.function_id)}: {said}") from error.__cause__
 
     def late_tags(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any

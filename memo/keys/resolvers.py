@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from memo.errors import KeyingError, OptionError
+from memo.errors import KeyingError, OptionError, label
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Unkeyable
 from memo.settings import options
@@ -357,5 +357,6 @@ def worded(error: Unkeyable, function: str, name: str) -> KeyingError:
     mend = error.mend.replace("ignore=[...]", f'ignore=["{name}"]')
     at = error.path or name
     return KeyingError(
-        f"{function}: argument {name!r}: {at} is {error.kind}, which has no sound key: {mend}"
+        f"{label(function)}: argument {name!r}: {at} is {error.kind}, "
+        f"which has no sound key: {mend}"
     )

@@ -10,13 +10,12 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memo.errors import MissingExtraError
+from memo.errors import MissingExtraError, label
 from memo.metrics.counters import ORIGIN, POINTS, STEPS, Tally
 from memo.runtime.clock import SECOND
 
@@ -307,17 +306,6 @@ _renderers: dict[str, Callable[[Stats], str]] = {"text": _short, "html": _short}
 def render_with(text: Callable[[Stats], str], html: Callable[[Stats], str]) -> None:
     """Say how snapshots are shown; `rendering` does, so that this room need not know it."""
     _renderers.update(text=text, html=html)
-
-
-_FOLDER = re.compile(r"~[0-9a-f]+(?=:)")
-
-
-def label(function: str) -> str:
-    """A function's identity as people read it: `load`, `etl:load`, `tour.ipynb:load`.
-
-    Without `__main__:`, and without the digest that tells notebooks in different folders apart.
-    """
-    return _FOLDER.sub("", function, count=1).removeprefix("__main__:")
 
 
 def matches(function: str, *patterns: str) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
-from memo.errors import SettingError
+from memo.errors import SettingError, public
 from memo.records import secret_keys as secret_room
 from memo.records.seal import Secret
 from memo.settings.checks import CHECKS, NAMES, Place
@@ -322,6 +322,7 @@ class Changes(TypedDict, total=False):
     live_file: str | os.PathLike[str] | None
 
 
+@public
 def configure(**settings: Unpack[Changes]) -> Restore:
     """Set settings for this process, at once, also for functions that are decorated already.
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from memo.errors import OptionError
+from memo.errors import OptionError, public
 from memo.runtime.events import ERROR, Event, emit
 from memo.settings import configuration
 from memo.validity.lifetimes import seconds
@@ -99,6 +99,7 @@ class Live(Mapping[str, float]):
         self.get("")
         return len(self._values)
 
+    @public
     def set(self, key: str, value: Ttl, *, shared: bool = False) -> None:
         """Set a key, in this process or (`shared`) for everybody, who sees it within a second.
 
@@ -113,6 +114,7 @@ class Live(Mapping[str, float]):
             self._own[key] = number
             self._merge()
 
+    @public
     def delete(self, key: str, *, shared: bool = False) -> bool:
         """Take back what `set` has set; True when there was something to take back."""
         if shared:
@@ -124,6 +126,7 @@ class Live(Mapping[str, float]):
             self._merge()
         return there
 
+    @public
     def __setitem__(self, key: str, value: Ttl) -> None:
         self.set(key, value)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
-from memo.errors import OptionError, nearest
+from memo.errors import OptionError, nearest, public
 from memo.validity.lifetimes import seconds
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class mode:  # noqa: N801 - a context manager, which reads as one
         OptionError: there is no such mode, or the age is none.
     """
 
+    @public
     def __init__(
         self, mode: Kind | None = None, max_age: float | str | timedelta | None = None
     ) -> None:

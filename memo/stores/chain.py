@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from sys import getsizeof
 from typing import Any, Literal, NamedTuple, cast
 
-from memo.errors import EntryError, OptionError, TierError, TierUnavailable
+from memo.errors import EntryError, OptionError, TierError, TierUnavailable, public, shown
 from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.seal import Entry, Header, Secret
@@ -126,6 +126,7 @@ class Chain:
         OptionError: an unknown strategy, or no tier.
     """
 
+    @public
     def __init__(
         self,
         tiers: Sequence[Tier],
@@ -136,6 +137,10 @@ class Chain:
     ) -> None:
         if not tiers:
             raise OptionError("tiers", tiers, "must name at least one tier.")
+        wrong = [tier for tier in tiers if not isinstance(getattr(tier, "name", None), str)]
+        if wrong:
+            advice = "which is no tier; CacheFallbackFactory.create() makes the usual ones."
+            raise OptionError("tiers", tiers, f"has {shown(wrong[0])}, {advice}")
         _one_of("read_strategy", read_strategy, ("on_miss_or_error", "on_error"))
         _one_of("write_strategy", write_strategy, ("write_through", "write_around"))
         self.tiers = tuple(tiers)

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from memo.errors import DependencyError, OptionError, shown
+from memo.errors import DependencyError, OptionError, public, shown
 from memo.keys import bindings
 from memo.keys.encoding import canonical
 from memo.runtime.checksums import blake2b
@@ -53,6 +53,7 @@ class File:
         by_content: compare the content, not only size, time and inode.
     """
 
+    @public
     def __init__(self, path: str | os.PathLike[str] = "", *, by_content: bool = False) -> None:
         self.path = os.fspath(path)
         self.by_content = by_content

@@ -25,7 +25,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from memo.errors import OptionError, shown
+from memo.errors import OptionError, public, shown
 from memo.keys.encoding.atoms import (
     FALSE,
     MANY,
@@ -329,6 +329,7 @@ _registered: weakref.WeakKeyDictionary[type, Callable[[Any], Any]] = weakref.Wea
 _finder: Callable[[type], Encoder] | None = None
 
 
+@public
 def register_key(type_: type, function: Callable[[Any], Any]) -> None:
     """Key the values of a type, and of its subclasses, by what `function(value)` gives.
 

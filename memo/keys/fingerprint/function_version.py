@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo.errors import KeyingError, OptionError, shown
+from memo.errors import KeyingError, OptionError, public, shown
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
     STABLE,
@@ -152,6 +152,7 @@ class Identity:
         return found
 
 
+@public
 def stable(function: F) -> F:
     """Mark a helper, or a class, as not tracked: edits of it change no identity.
 

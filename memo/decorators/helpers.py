@@ -1,0 +1,141 @@
+"""Methods of a cached function besides its call: they look like the function itself.
+
+Their signature is that of the function, so that completion and tooltips show its arguments, and
+their errors end at the line that called them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from inspect import Parameter, Signature
+from types import MethodType
+from typing import Any, TypeVar, cast
+
+from memo.errors import ending_at_the_call
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class NotGiven:
+    """The default of an argument that need not be given, with a text for its signature."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+ANY = NotGiven("<any>")
+
+
+class _Helper:
+    """A method whose signature depends on the function that its object caches.
+
+    Args:
+        method: the method.
+        partial: whether each argument may be left out.
+        options: its own options, as they are shown.
+    """
+
+    def __init__(
+        self, method: Callable[..., Any], partial: bool, options: tuple[Parameter, ...]
+    ) -> None:
+        self._method = method
+        self._name = method.__name__
+        self._partial = partial
+        self._options = options
+        self.__doc__ = method.__doc__
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self._method
+        made = instance._helpers.get(self._name)
+        if made is None:
+            made = instance._helpers[self._name] = self._shaped(instance.__wrapped__)
+        return MethodType(made, instance)
+
+    def _shaped(self, function: Callable[..., Any]) -> Any:
+        """The method for one function: with another signature, and without the instance."""
+        method = self._method
+        made: Any = (_awaited if inspect.iscoroutinefunction(method) else _called)(self._name)
+        made.__name__, made.__qualname__ = self._name, method.__qualname__
+        made.__module__, made.__doc__ = method.__module__, method.__doc__
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # it is written in C, say
+            return made
+        made.__signature__ = Signature(
+            list(self._parameters(signature)),
+            return_annotation=inspect.signature(method).return_annotation,
+        )
+        return made
+
+    def _parameters(self, signature: Signature) -> Iterator[Parameter]:
+        given = [
+            one.replace(default=ANY) if self._partial and one.kind not in _MANY else one
+            for one in signature.parameters.values()
+        ]
+        own = [one for one in self._options if one.name not in signature.parameters]
+        yield Parameter("__function", Parameter.POSITIONAL_ONLY)
+        if own and own[0].kind is Parameter.POSITIONAL_ONLY:
+            given = [own.pop(0), *given]
+        extra = [one for one in given if one.kind is Parameter.VAR_KEYWORD]
+        yield from given[: len(given) - len(extra)]
+        yield from own
+        yield from extra
+
+
+def _called(name: str) -> Any:
+    """A method that calls one of its class, by name: it holds nothing that cannot be pickled."""
+
+    def called(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        with ending_at_the_call():
+            return getattr(type(self), name)(self, *args, **kwargs)
+
+    return called
+
+
+def _awaited(name: str) -> Any:
+    """The same of an `async def`."""
+
+    async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        with ending_at_the_call():
+            return await getattr(type(self), name)(self, *args, **kwargs)
+
+    return awaited
+
+
+_MANY = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
+    """A method of a cached function that takes the function's own arguments.
+
+    Args:
+        partial: whether each of them may be left out.
+        options: options of the method's own, with their defaults; one that is `Parameter.empty`
+            comes first, by position.
+    """
+    shown = tuple(
+        Parameter(name, Parameter.POSITIONAL_ONLY)
+        if default is Parameter.empty
+        else Parameter(name, Parameter.KEYWORD_ONLY, default=default)
+        for name, default in options.items()
+    )
+
+    def made(method: F) -> F:
+        return cast("F", _Helper(method, partial, shown))
+
+    return made
+
+
+def without(signature: Signature, at: int) -> Signature:
+    """The signature of a method as it is bound to its object, which was the argument at `at`."""
+    parameters = list(signature.parameters.values())
+    if at < len(parameters) and parameters[at].kind is not Parameter.VAR_POSITIONAL:
+        del parameters[at]
+    return signature.replace(parameters=parameters)
