@@ -10,7 +10,7 @@ from memo.errors import OptionError, SettingError, lacks_resources
 from memo.records import secret_keys
 from memo.runtime import events
 from memo.settings import configuration, options
-from memo.settings.checks import TRACKING
+from memo.settings.checks import TRACKING, TRUST_DISK
 from memo.settings.live_values import live
 from memo.settings.modes import OFF, Mode
 from memo.stores.chain import Chain
@@ -99,6 +99,7 @@ def _facts(settings: Settings) -> Any:
         settings.deadline,
         settings.redis_value_limit,
         _options_key(settings.redis_options),
+        settings.on_redis_loss,
     )
 
 
@@ -127,7 +128,9 @@ class CacheFallbackFactory:
             write_strategy=settings.write_strategy,  # type: ignore[arg-type]
             self_healing=settings.self_healing,
         )
-        return chain.settle_in(settings.namespace, settings.secrets, host_of(settings))
+        trusts_disk = settings.on_redis_loss == TRUST_DISK
+        host = host_of(settings)
+        return chain.settle_in(settings.namespace, settings.secrets, host, trusts_disk=trusts_disk)
 
     @staticmethod
     def _default_tiers(settings: Settings) -> tuple[str, ...]:
@@ -218,7 +221,12 @@ def _settled(chain: Chain) -> Chain:
     """A chain that the user made, with the namespace, the secrets and the host of the settings."""
     settings = configuration.current()
     if chain.secrets is not settings.secrets or chain.namespace != settings.namespace:
-        chain.settle_in(settings.namespace, settings.secrets, host_of(settings))
+        chain.settle_in(
+            settings.namespace,
+            settings.secrets,
+            host_of(settings),
+            trusts_disk=settings.on_redis_loss == TRUST_DISK,
+        )
     return chain
 
 

@@ -31,6 +31,8 @@ WRITE_THROUGH: Final = "write_through"
 WRITE_AROUND: Final = "write_around"
 STRICT: Final = "strict"
 TRACKING: Final = "tracking"
+RECOMPUTE: Final = "recompute"
+TRUST_DISK: Final = "trust_disk"
 TIERS: Final = ("memory", "redis", "disk")
 """The tiers that have a name; any other is an object."""
 
@@ -256,6 +258,7 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "deadline": (_deadline, 0.25),
     "redis_value_limit": (_redis_size, 64 * MIB),
     "redis_options": (_redis_options, None),
+    "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
     "compress": (_compress, None),
     "enabled": (_truth, True),
     "mode": (_mode, None),

@@ -55,6 +55,7 @@ class Settings(NamedTuple):
         deadline: seconds that one Redis operation may take in all.
         redis_value_limit: bytes; larger payloads stay on disk.
         redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
+        on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`.
         compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
         mode: how every call uses the cache (`memo.mode`); None: as usual.
@@ -77,6 +78,7 @@ class Settings(NamedTuple):
     deadline: float
     redis_value_limit: int
     redis_options: Mapping[str, Any] | None
+    on_redis_loss: str
     compress: int | None
     enabled: bool
     mode: str | None
@@ -315,6 +317,7 @@ class Changes(TypedDict, total=False):
     deadline: float | str | timedelta
     redis_value_limit: int | str
     redis_options: Mapping[str, Any] | None
+    on_redis_loss: str
     compress: bool | int | str
     enabled: bool | str
     mode: str | None

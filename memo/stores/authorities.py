@@ -21,7 +21,8 @@ from typing import Any
 from memo.errors import TierError, TierUnavailable
 from memo.runtime import events
 from memo.runtime.port import Port, patient
-from memo.stores.protocols import Generations, Host, Listener, Tier
+from memo.stores.protocols import Generations, Host, Listener, Losable, Tier
+from memo.stores.reseeding import Reseeding
 from memo.validity.stamps import LOST, Ref, State, Turn
 
 OUTLAST = 10.0
@@ -39,6 +40,7 @@ class Authorities:
         shared: the tier that has the last word while it is there; None: this host has it.
         listener: hears of changes there; None: every time it is asked.
         host: None: there is none, and a tier's own generations count.
+        reseeding: what this host does when the shared tier has lost its data; None: nothing.
     """
 
     def __init__(self, tiers: Sequence[Tier], fault: Callable[[str, TierError, str], None]) -> None:
@@ -49,7 +51,15 @@ class Authorities:
         )
         self.listener: Listener | None = getattr(self.shared, "listener", None)
         self.host: Host | None = None
+        self.reseeding: Reseeding | None = None
         self._owed: list[tuple[Sequence[Turn], str]] = []
+
+    def settle_in(self, host: Host | None, *, trusts_disk: bool) -> None:
+        """Give them this host, and what to do when a shared tier has lost its data."""
+        self.host = host
+        shared = self.shared
+        if host is not None and isinstance(shared, Losable):
+            self.reseeding = Reseeding(shared, host, trusts_disk=trusts_disk)
 
     def _fault(self, tier: str, error: TierError) -> None:
         self._told(tier, error, "")
@@ -207,7 +217,7 @@ class Authorities:
 
     def behind(self) -> bool:
         """Whether the shared authority may have missed an invalidation."""
-        if self._owed:
+        if self._owed or (self.reseeding is not None and self.reseeding.due()):
             return True
         try:
             return self.host is not None and self.host.journal.maybe_due()
@@ -223,6 +233,8 @@ class Authorities:
         host, tier = self.host, self.shared
         assert tier is not None
         assert tier.generations is not None
+        if self.reseeding is not None and self.reseeding.due():
+            await self.reseeding.look(port)
         if self._owed:
             await self._pay(port, tier, tier.generations)
         if host is None or not await host.journal.overdue(port):

@@ -56,7 +56,7 @@ from memo.validity.lifetimes import (
     Verdict,
     age,
 )
-from memo.validity.stamps import Generation, Stamp, State, expired_at, holds
+from memo.validity.stamps import LOST, Generation, Stamp, State, expired_at, holds
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
@@ -182,13 +182,20 @@ class Chain:
         if self._front is not None and self._listener is not None:  # proofs are `_watched`'s
             self._prompt = None
 
-    def settle_in(self, namespace: str, secrets: tuple[Secret, ...], host: Host | None) -> Chain:
+    def settle_in(
+        self,
+        namespace: str,
+        secrets: tuple[Secret, ...],
+        host: Host | None,
+        *,
+        trusts_disk: bool = False,
+    ) -> Chain:
         """Give the chain its place: done once by whoever assembles it."""
         self.namespace = namespace
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
         self._glances = seal.Glances(secrets, namespace)
-        self.authorities.host = host
+        self.authorities.settle_in(host, trusts_disk=trusts_disk)
         for tier in self.tiers:
             if trust := getattr(tier, "trust", None):
                 trust(secrets)
@@ -531,6 +538,8 @@ class Chain:
             states: of its generation stamps, where the tier that had it read them too.
         """
         generations = entry.generations
+        if states is not None and LOST in states:
+            states = None  # perhaps this host can give them back
         if states is None and not self._remote and self.host is not None:
             try:  # what `states` would find, on the shortest way
                 states = tuple(await self.host.generations.states(port, entry.refs))

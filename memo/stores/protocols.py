@@ -7,7 +7,7 @@ that sync and async callers run the same lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from memo.errors import TierError
@@ -339,6 +339,64 @@ class Generations(Protocol):
         ...
 
 
+class Census(NamedTuple):
+    """Hosts of a namespace, as a shared tier has them.
+
+    Attributes:
+        epoch: a token made when the tier was first used, or first used after it lost its data.
+        made: when, in Unix seconds.
+        others: how many other hosts are registered.
+        given_back: whether another host that took itself for the only one has given groups back.
+    """
+
+    epoch: str
+    made: float
+    others: int
+    given_back: bool
+
+
+@runtime_checkable
+class Losable(Protocol):
+    """A shared tier with generations that may come back without them.
+
+    Attributes:
+        on_lost: called with groups that are missing, before they count as lost; whether any of
+            them is there now.
+        tomb: seconds that a group lives which an invalidation finds missing.
+    """
+
+    name: str
+    tomb: float
+    where: str
+    on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None
+
+    @property
+    def outages(self) -> int:
+        """How often an operation failed; unchanged since a moment: nothing was lost since."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it takes no writes now."""
+        ...
+
+    async def census(self, port: Port, host: str, epoch: str) -> Census:
+        """Register a host that has seen an epoch (`""`: none); who is registered."""
+        ...
+
+    async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
+        """Write those of some groups that are missing: field -> value."""
+        ...
+
+    async def giving_back(self, port: Port, host: str) -> None:
+        """Note that a host gives groups back as the only one; `""`: it was not the only one."""
+        ...
+
+    async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
+        """See `Generations.turn`."""
+        ...
+
+
 class Journal(Protocol):
     """Invalidations that a shared tier has not had yet, on this host's disk."""
 
@@ -386,6 +444,14 @@ class HostGenerations(Generations, Protocol):
         """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many."""
         ...
 
+    def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
+        """The fields of groups; those that this host does not have are left out."""
+        ...
+
+    def all_names(self) -> list[str]:
+        """All groups that this host has."""
+        ...
+
     def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
         """An invalidation could not be written; what happens now, for people."""
         ...
@@ -417,5 +483,9 @@ class Host(Protocol):
 
     @property
     def home(self) -> Home: ...
+
+    def noted(self, name: str) -> str: ...
+
+    def note(self, name: str, text: str) -> None: ...
 
     def lock(self, name: str) -> Lock: ...

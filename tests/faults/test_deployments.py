@@ -578,7 +578,7 @@ def test_every_key_expires(redis_server: RedisServer) -> None:
     lives = {key: client.ttl(key) for key in client.keys("*")}
     assert all(0 < seconds <= 34 * 86400 for seconds in lives.values()), lives
     assert lives[b"memo:2:g:{t:customer:7}"] <= 60
-    assert len(lives) < 20, "an invalidation of what nothing depends on leaves no key"
+    assert all(lives[key] <= 120 for key in lives if b"{p:sales:" in key)
 
 
 def test_the_live_configuration_lasts_while_it_is_read(redis_server: RedisServer) -> None:

@@ -214,6 +214,30 @@ class HostGenerations:
         rows = self._ledger.select(_NAMES, kind, f"{kind}\U0010ffff", most)
         return [name.removeprefix(kind) for (name,) in rows]
 
+    def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
+        """See `memo.stores.protocols.HostGenerations.tables`.
+
+        Raises:
+            TierError: the file cannot be read, or an invalidation is still to be written.
+        """
+        ledger = self._up_to_date()
+        found = {}
+        for name in groups:
+            group = ledger.groups.get(name) or ledger.load(name)
+            fields = self._unwritten.over(name, group).fields if self._unwritten else group.fields
+            if ALL in fields:
+                found[name] = dict(fields)
+        return found
+
+    def all_names(self) -> list[str]:
+        """All groups that have a `*`.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        statement = "SELECT name FROM generations WHERE field = '*' ORDER BY name"
+        return [name for (name,) in self._ledger.select(statement)]
+
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
         """See `memo.stores.protocols.Generations.turn`."""
         await port.offload(self._turn, turns, note)
@@ -522,6 +546,28 @@ class Host:
         """
         rows = self._ledger.select("SELECT value FROM meta WHERE name = 'id'")
         return str(rows[0][0]) if rows else ""
+
+    def noted(self, name: str) -> str:
+        """What was noted last under a name; `""`: nothing.
+
+        Raises:
+            TierError: the file cannot be read.
+        """
+        rows = self._ledger.select("SELECT value FROM meta WHERE name = ?", name)
+        return str(rows[0][0]) if rows else ""
+
+    def note(self, name: str, text: str) -> None:
+        """Keep a text under a name.
+
+        Raises:
+            TierError: it could not be written.
+        """
+
+        def work(connection: sqlite3.Connection, _: int) -> bool:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
+            return True
+
+        self._ledger.write(work, durable=False)
 
     def lock(self, name: str) -> HostLock:
         """A lock for a name of any length, free.

@@ -10,6 +10,8 @@ key                              what, and how long it lives
 `{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
                                  longest-lived entry that names it, and `SLACK`
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
+`{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`reseeding`), a
+                                 hash; `RETENTION` after it was last looked at
 `{namespace}:live`               the shared live configuration, a hash; `RETENTION` after it was
                                  last written, or read by any process
 ================================ =================================================================
@@ -37,13 +39,13 @@ from memo.records.codec import Payload
 from memo.records.payload_pieces import Held, Leaving, Sink
 from memo.records.seal import ALIGN, MAGIC
 from memo.runtime.port import Port
-from memo.stores.protocols import REDIS, Asked, Found, Part, Source
+from memo.stores.protocols import REDIS, Asked, Census, Found, Part, Source
 from memo.stores.redis.breaker import RATE
 from memo.stores.redis.client import Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.exchange import pack
 from memo.stores.redis.prefetch import BIG, Command, Group, Prefetch, plain
-from memo.stores.redis.scripts import BEGIN, LAST, TURN
+from memo.stores.redis.scripts import BEGIN, LAST, SEED, TURN
 from memo.validity import stamps
 from memo.validity.stamps import LOST, Ref, State, Turn
 
@@ -62,6 +64,10 @@ DAY = 86400.0
 """Seconds that a group lives, at least, from when a computation that names it began."""
 SLACK = 30.0
 """Seconds that a group outlives the entries that name it."""
+TOMB = 120.0
+"""Seconds that a group lives which an invalidation finds missing, so that no host gives it back."""
+AWAY = DAY
+"""Seconds after which a host that was not seen is no longer registered."""
 KNOWN = 65_536
 """Groups of which it is remembered how long they live."""
 _LONGEST = 10**14
@@ -87,6 +93,8 @@ class Redis:
         leases: see `cluster_leases`.
         client: the way to the server, with its breakers.
         listener: hears of changes of the generations, with `tracking`; else None.
+        on_lost: see `memo.stores.protocols.Losable`.
+        tomb: seconds that a group lives which an invalidation finds missing.
     """
 
     name = REDIS
@@ -112,8 +120,11 @@ class Redis:
         self._payloads = self._prefix + b"p:"
         self._live = f"{namespace}:live".encode()
         self._live_kept = -DAY
+        self._hosts = self._prefix + b"hosts"
+        self.on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None = None
+        self.tomb = TOMB
         self._prefetch = Prefetch(self._group_key)
-        self._kept = (self._groups, *self.leases.prefixes, self._live)
+        self._kept = (self._groups, *self.leases.prefixes, self._hosts, self._live)
         self._lives: dict[str, float] = {}
         self._made: set[str] = set()
         self.listener = (
@@ -326,6 +337,20 @@ class Redis:
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """What each ref reads now: one round trip, one more where parts were invalidated lately."""
+        states = await self._read(port, refs)
+        if LOST in states and await self._given_back(port, refs, states):
+            states = await self._read(port, refs)
+        return states
+
+    async def _given_back(self, port: Port, refs: Sequence[Ref], states: Sequence[State]) -> bool:
+        """Whether some of the groups that are missing have been given back."""
+        if self.on_lost is None or self.read_only:
+            return False
+        pairs = zip(refs, states, strict=True)
+        missing = dict.fromkeys(ref.group for ref, state in pairs if state == LOST)
+        return await self.on_lost(port, list(missing))
+
+    async def _read(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         for _ in range(4):
             reading = _Reading(self._prefetch, refs)
             if not reading.commands:
@@ -387,6 +412,57 @@ class Redis:
                 self._made = self._made if len(self._made) < KNOWN else set()
                 self._made.add(group)
 
+    async def census(self, port: Port, host: str, epoch: str) -> Census:
+        """See `memo.stores.protocols.Losable.census`.
+
+        Where only the epoch is missing, and not the generations, it was evicted: it is restored.
+        """
+        key, field = self._hosts, b"h:" + host.encode()
+        whole = self._group_key("n")
+        commands = [
+            (key, pack(b"HSET", key, field, b"%d" % time.time())),
+            (key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(RETENTION))),
+            (key, pack(b"HGETALL", key)),
+            (whole, pack(b"EXISTS", whole)),
+        ]
+        _, _, flat, there = await self.client.ask_each(port, commands, writes=True)
+        fields: dict[str, str] = self.client.parsed(_fields, flat)
+        if "epoch" not in fields:
+            value = epoch if epoch and there else f"{stamps.token()}{time.time():.0f}"
+            made = [
+                (key, pack(b"HSETNX", key, b"epoch", value.encode())),
+                (key, pack(b"HGET", key, b"epoch")),
+            ]
+            _, found = await self.client.ask_each(port, made, writes=True)
+            fields["epoch"] = _text(_bytes(found))
+        giver = fields.get("giver", "")
+        others = {name: _number(seen) for name, seen in fields.items() if name.startswith("h:")}
+        others.pop(field.decode())
+        if gone := [name for name, seen in others.items() if seen < time.time() - AWAY]:
+            command = pack(b"HDEL", key, *map(str.encode, gone))
+            await self.client.ask(port, command, parse=int, key=key, writes=True)
+        made_at = _number(fields["epoch"][stamps.TOKEN :])
+        return Census(fields["epoch"], made_at, len(others), given_back=giver not in ("", host))
+
+    async def giving_back(self, port: Port, host: str) -> None:
+        """See `memo.stores.protocols.Losable.giving_back`."""
+        key = self._hosts
+        command = (
+            pack(b"HSET", key, b"giver", host.encode()) if host else pack(b"HDEL", key, b"giver")
+        )
+        await self.client.ask(port, command, parse=int, key=key, writes=True)
+
+    async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
+        """See `memo.stores.protocols.Losable.seed`; nothing without scripts."""
+        calls = []
+        for group, fields in groups.items():
+            words = [word.encode("utf-8", "surrogateescape") for p in fields.items() for word in p]
+            calls.append(((self._group_key(group),), (b"%d" % _milliseconds(DAY), *words)))
+            self._made.discard(group)
+            self._live_until(group, time.monotonic() + DAY)
+        with suppress(NoScriptsError):
+            await self.client.run_each(port, SEED, calls)
+
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
         """Invalidate; each group in one step, and `TAGS` before any tag, wherever they lie."""
         first = [turn for turn in turns if turn.group == stamps.TAGS]
@@ -397,7 +473,8 @@ class Redis:
         for turn in turns:
             value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
-            words = (shape.encode(), field.encode(), value, b"%d" % stamps.FIELDS, b"")
+            tomb = b"%d" % _milliseconds(self.tomb)
+            words = (shape.encode(), field.encode(), value, b"%d" % stamps.FIELDS, tomb)
             calls.append(((self._group_key(turn.group),), words))
         try:
             await self.client.run_each(port, TURN, calls)
@@ -487,7 +564,7 @@ class Redis:
             "up": True,
             "breaker": self._breaker(),
             "where": self.client.where,
-            "version": facts.get("redis_version", "?"),
+            "version": facts.get("valkey_version") or facts.get("redis_version", "?"),
             "used": int(facts.get("used_memory", 0)),
             "limit": int(facts.get("maxmemory", 0)),
             "policy": facts.get("maxmemory_policy", "?"),
@@ -684,6 +761,13 @@ def _facts(answers: list[Any]) -> tuple[dict[str, str], int]:
     info, names = answers
     lines = (line.partition(":") for line in _text(info).splitlines())
     return {name: value for name, _, value in lines}, int(names)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _ok(answer: Any) -> None:

@@ -44,6 +44,7 @@ class Script:
 BEGIN = Script("begin")
 TURN = Script("turn")
 LAST = Script("last")
+SEED = Script("seed")
 ACQUIRE = Script("acquire")
 RENEW = Script("renew")
 RELEASE = Script("release")

@@ -13,7 +13,7 @@ end
 redis.call('HDEL', KEYS[1], '')
 local made = redis.call('HSETNX', KEYS[1], '*', ARGV[1])
 local left = redis.call('PTTL', KEYS[1])
-if left < 0 or (ARGV[3] == '1' and left < tonumber(ARGV[2])) then
+if left < 0 or made == 1 or (ARGV[3] == '1' and left < tonumber(ARGV[2])) then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
 local fields = {}

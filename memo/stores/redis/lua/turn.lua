@@ -2,10 +2,11 @@
 --
 -- KEYS[1]  the group, a hash
 -- ARGV     shape ("" for the whole group); field; token and note; most fields a group may have;
---          milliseconds that a group lives that is created here, "" to leave a missing one alone
+--          milliseconds that a group lives which was missing
 -- Answer   1
 --
--- No entry can be valid whose group is missing: computations create it before they begin.
+-- A group that is missing is written too: a host may be about to give it back as it was before.
+-- Without a `*` it still makes nothing valid.
 -- A turn of the whole group, and one that makes it too long, replaces all fields by a new `*`: every
 -- state that was recorded before began with another one.  A value of another type is replaced.
 -- A command that takes no memory comes first: a full Redis then lets the rest of the script pass.
@@ -15,7 +16,6 @@ if redis.call('TYPE', key).ok ~= 'hash' then
 end
 redis.call('HDEL', key, '')
 local left = redis.call('PTTL', key)
-if left == -2 and ARGV[5] == '' then return 1 end
 if shape ~= '' then
   redis.call('HSET', key, field, value, '!', value)
   local shapes = redis.call('HGET', key, '?')
@@ -31,7 +31,7 @@ if shape == '' or redis.call('HLEN', key) > tonumber(ARGV[4]) then
 end
 if left > 0 then
   redis.call('PEXPIRE', key, left)
-elseif ARGV[5] ~= '' then
+else
   redis.call('PEXPIRE', key, ARGV[5])
 end
 return 1

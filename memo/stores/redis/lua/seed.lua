@@ -1,0 +1,24 @@
+-- Give a group of generations back to a Redis that lost it.
+--
+-- KEYS[1]  the group, a hash
+-- ARGV     milliseconds that it lives; then each field and its value
+-- Answer   whether it had no main token
+--
+-- What is there already is newer: an invalidation writes a group that is missing, too.
+local key = KEYS[1]
+if redis.call('HGET', key, '*') then return 0 end
+local shapes = redis.call('HGET', key, '?') or ''
+for i = 2, #ARGV, 2 do
+  if ARGV[i] ~= '?' then
+    redis.call('HSETNX', key, ARGV[i], ARGV[i + 1])
+  else
+    for shape in ARGV[i + 1]:gmatch('[^|]+') do
+      if not ('|' .. shapes .. '|'):find('|' .. shape .. '|', 1, true) then
+        shapes = shapes == '' and shape or shapes .. '|' .. shape
+      end
+    end
+  end
+end
+if shapes ~= '' then redis.call('HSET', key, '?', shapes) end
+redis.call('PEXPIRE', key, ARGV[1])
+return 1

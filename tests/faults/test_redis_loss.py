@@ -1,0 +1,240 @@
+"""A Redis that comes back empty: what hosts give back, and what stays invalidated."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis_server import RedisServer
+
+import memo
+from memo.testing import recording
+
+
+def flushed(server: RedisServer) -> None:
+    server.client().flushall()
+
+
+def restarted(server: RedisServer) -> None:
+    server.restart(empty=True)
+
+
+LOSSES = {"flushed": flushed, "restarted": restarted}
+losses = pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+memories = pytest.mark.parametrize("memory", [0, 1 << 20], ids=["no memory tier", "memory"])
+
+
+class Hosts:
+    """Hosts that share a Redis: each has a directory of its own."""
+
+    def __init__(self, server: RedisServer, directory: Path, **settings: Any) -> None:
+        self._settings = {"redis_url": server.url, "deadline": 2.0, "memory_limit": 0, **settings}
+        self._directory = directory
+
+    def on(self, name: str) -> Any:
+        return memo.configure(directory=self._directory / name, **self._settings)
+
+    def __getitem__(self, name: str) -> Callable[[Callable[[], Any]], Any]:
+        def run(work: Callable[[], Any]) -> Any:
+            with self.on(name):
+                return work()
+
+        return run
+
+
+def counting(**options: Any) -> Any:
+    """A cached function that returns how often it ran, for each argument."""
+    ran: list[int] = []
+
+    @memo.cache(ttl=600, tags=["users"], key_prefix="load", **options)
+    def load(x: int) -> tuple[int, int]:
+        ran.append(x)
+        return x, len(ran)
+
+    return load
+
+
+def comes_back(work: Callable[[], Any]) -> Any:
+    """Wait until Redis takes an invalidation of something else again."""
+    end = time.monotonic() + 10
+    while memo.invalidate(tag="nothing has it").tiers["redis"] != "done":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return work()
+
+
+@losses
+@memories
+def test_a_lone_host_loses_nothing(
+    redis_server: RedisServer, tmp_path: Path, lose: Any, memory: int
+) -> None:
+    """What is on the disk of the only host is still valid, and Redis has it again."""
+    load = counting()
+    with Hosts(redis_server, tmp_path, memory_limit=memory).on("one"):
+        first = [load(x) for x in range(5)]
+        load.invalidate(3)
+        first[3] = load(3)
+        memo.invalidate(key="load:4")
+        lose(redis_server)
+        assert comes_back(lambda: [load(x) for x in range(4)]) == first[:4]
+        assert load(4) != first[4]
+        assert load(4) == load(4)
+        assert [load(x) for x in range(4)] == first[:4]
+    with Hosts(redis_server, tmp_path).on("one"):
+        assert [load(x) for x in range(4)] == first[:4]
+    assert redis_server.client().keys("memo:2:g:*")
+
+
+@losses
+def test_a_lone_host_forgets_no_invalidation(
+    redis_server: RedisServer, tmp_path: Path, lose: Any
+) -> None:
+    """What was invalidated before the loss, while Redis was away, and after it, is computed."""
+    load = counting()
+    with Hosts(redis_server, tmp_path).on("one"):
+        first = [load(x) for x in range(6)]
+        load.invalidate(0)
+        memo.invalidate(key="load:1")
+        lose(redis_server)
+        comes_back(lambda: load.invalidate(2))
+        memo.invalidate(key="load:3")
+        again = [load(x) for x in range(6)]
+        assert [a == b for a, b in zip(again, first, strict=True)] == [False] * 4 + [True] * 2
+
+
+@losses
+def test_several_hosts_compute_again(
+    redis_server: RedisServer, tmp_path: Path, lose: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another host of the namespace may have invalidated anything: one warning says so."""
+    load = counting()
+    hosts = Hosts(redis_server, tmp_path)
+    hosts["one"](lambda: load(1))
+    hosts["two"](lambda: load(1))
+    memo.testing.reset()
+    first = hosts["one"](lambda: load(1))
+    hosts["two"](lambda: load.invalidate(1))
+    lose(redis_server)
+    caplog.clear()
+    with recording() as events, hosts.on("one"):
+        assert comes_back(lambda: load(1)) != first
+        assert load(1) == load(1)
+    assert len([event for event in events if event.kind == "tier_lost"]) == 1
+    told = [r.getMessage() for r in caplog.records if "has lost its data" in r.getMessage()]
+    assert len(told) == 1
+    assert 'on_redis_loss="trust_disk"' in told[0]
+
+
+@losses
+def test_trust_disk_keeps_what_each_host_has(
+    redis_server: RedisServer, tmp_path: Path, lose: Any
+) -> None:
+    """With `on_redis_loss="trust_disk"` results stay valid on each host that has them on disk."""
+    load = counting()
+    hosts = Hosts(redis_server, tmp_path, on_redis_loss="trust_disk")
+    first = hosts["one"](lambda: [load(x) for x in range(5)])
+    assert hosts["two"](lambda: [load(x) for x in range(5)]) == first
+    lose(redis_server)
+    assert hosts["one"](lambda: comes_back(lambda: [load(x) for x in range(5)])) == first
+    assert hosts["two"](lambda: comes_back(lambda: [load(x) for x in range(5)])) == first
+
+
+@losses
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda load: load.invalidate(),
+        lambda load: load.invalidate(2),
+        lambda load: memo.invalidate(tag="users"),
+        lambda load: memo.invalidate(prefix="load"),
+        lambda load: memo.invalidate(key="load:2"),
+    ],
+    ids=["function", "arguments", "tag", "prefix", "address"],
+)
+def test_an_invalidation_after_the_loss_holds_on_all_hosts(
+    redis_server: RedisServer, tmp_path: Path, lose: Any, drop: Any
+) -> None:
+    """A host that learns of the loss after another one has invalidated brings nothing back."""
+    load = counting()
+    hosts = Hosts(redis_server, tmp_path, on_redis_loss="trust_disk")
+    first = hosts["one"](lambda: load(2))
+    assert hosts["two"](lambda: load(2)) == first
+    lose(redis_server)
+    hosts["two"](lambda: comes_back(lambda: drop(load)))
+    assert hosts["one"](lambda: load(2)) != first
+
+
+def test_an_invalidation_writes_a_missing_group(redis_server: RedisServer, tmp_path: Path) -> None:
+    """One that finds nothing in Redis leaves word there, which expires."""
+    client = redis_server.client()
+    with Hosts(redis_server, tmp_path).on("one"):
+        memo.invalidate(tag="never seen")
+    assert 0 < client.ttl("memo:2:g:{t:never seen}") <= 120
+
+
+def test_a_host_that_joins_is_noticed(redis_server: RedisServer, tmp_path: Path) -> None:
+    """The first host no longer counts itself alone once a second one has registered."""
+    load = counting()
+    hosts = Hosts(redis_server, tmp_path)
+    first = hosts["one"](lambda: load(1))
+    assert hosts["two"](lambda: load(1)) == first
+    client = redis_server.client()
+    for group in client.keys("memo:2:g:*"):
+        client.delete(group)
+    assert hosts["one"](lambda: load(1)) != first
+
+
+def test_a_host_that_joined_unseen_puts_it_right(redis_server: RedisServer, tmp_path: Path) -> None:
+    """What a host gave back that was not the only one goes when the other one is there again."""
+    load = counting()
+    hosts = Hosts(redis_server, tmp_path)
+    first = hosts["one"](lambda: load(1))
+    hosts["two"](lambda: load(1))
+    hosts["two"](lambda: load.invalidate(1))
+    flushed(redis_server)
+    hosts["one"](lambda: load(1))
+    memo.testing.reset()
+    hosts["two"](lambda: load(1))
+    fresh = hosts["one"](lambda: load(1))
+    assert fresh != first
+    memo.testing.reset()
+    assert hosts["two"](lambda: load(1)) == fresh == hosts["one"](lambda: load(1))
+
+
+def test_evicted_groups_do_not_count_as_a_loss(redis_server: RedisServer, tmp_path: Path) -> None:
+    """With `trust_disk`, groups that a Redis evicted, which lost nothing, do not come back."""
+    load = counting()
+    hosts = Hosts(redis_server, tmp_path, on_redis_loss="trust_disk")
+    hosts["one"](lambda: load(1))
+    hosts["two"](lambda: load(1))
+    memo.testing.reset()
+    first = hosts["one"](lambda: load(1))
+    hosts["two"](lambda: load.invalidate(1))
+    client = redis_server.client()
+    for group in client.keys("memo:2:g:{f:*"):
+        client.delete(group)
+    client.delete("memo:2:hosts")
+    assert hosts["one"](lambda: load(1)) != first
+
+
+def test_the_choice_is_checked() -> None:
+    """A wrong `on_redis_loss` is named, with the choices."""
+    with pytest.raises(memo.SettingError, match="trust_disk"):
+        memo.configure(on_redis_loss="keep")
+
+
+def test_a_lone_host_is_told_quietly(
+    redis_server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loss that costs nothing is an event and no warning."""
+    load = counting()
+    with Hosts(redis_server, tmp_path).on("one"), recording() as events:
+        load(1)
+        flushed(redis_server)
+        load(1)
+    assert [event.tier for event in events if event.kind == "tier_lost"] == ["redis"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
