@@ -66,7 +66,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
-_MISSING: Any = NotGiven("<its own>")
+MISSING: Any = NotGiven("<its own>")
 _numbers = itertools.count()
 Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
 """A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
@@ -98,6 +98,7 @@ class Options(TypedDict, total=False):
     retry_after: Span
     soft_timeout: Span
     cache_errors: Mapping[type[Exception], Span | None] | None
+    each: str | None
     name: str | None
     cache_if: Callable[[Any], bool] | None
     compress: bool | int | str | None
@@ -146,8 +147,8 @@ class CachedFunction(Generic[P, R]):
             __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
             mode = self._mode()
             if mode.kind is not None:
-                return cast("R", self._in_mode(mode.kind, _aged(function, mode), args, kwargs))
-            function = _aged(function, mode)
+                return cast("R", self._in_mode(mode.kind, aged(function, mode), args, kwargs))
+            function = aged(function, mode)
         try:
             result = answering.at_once(function, args, kwargs)
         except Exception as error:
@@ -198,7 +199,7 @@ class CachedFunction(Generic[P, R]):
         *,
         mode: modes.Kind | None = None,
         max_age: float | str | timedelta | None = None,
-        ttl: Ttl = _MISSING,
+        ttl: Ttl = MISSING,
     ) -> Self:
         """The same function, whose calls use the cache in another way; what they call does not.
 
@@ -217,7 +218,7 @@ class CachedFunction(Generic[P, R]):
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
         made._using = modes.checked(mode, max_age).over(self._using)
-        if ttl is not _MISSING:
+        if ttl is not MISSING:
             made._function = self._function.under(
                 self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
             )
@@ -294,7 +295,7 @@ class CachedFunction(Generic[P, R]):
         """The key of this call: 40 hexadecimal digits, which `memo.invalidate(key=...)` takes."""
         f = self._function
         call = f.call(args, dict(kwargs))
-        _give(call, self.function_id)
+        give(call, self.function_id)
         return call.text
 
     @helper()
@@ -309,7 +310,7 @@ class CachedFunction(Generic[P, R]):
         return f.call(args, dict(kwargs)).address
 
     @helper(partial=True, reason="")
-    def invalidate(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+    def invalidate(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
         """Invalidate every entry whose arguments include the given ones; none given: all.
 
         Args:
@@ -326,13 +327,13 @@ class CachedFunction(Generic[P, R]):
 
     @helper(partial=True, reason="")
     async def ainvalidate(
-        self, /, *args: Any, reason: str = _MISSING, **kwargs: Any
+        self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Invalidation:
         """As `invalidate`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason)
 
     @helper(partial=True, reason="")
-    def expire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+    def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
         """Let entries expire now; which ones, and the rest, as with `invalidate`.
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
@@ -340,7 +341,7 @@ class CachedFunction(Generic[P, R]):
         return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason, soft=True))
 
     @helper(partial=True, reason="")
-    async def aexpire(self, /, *args: Any, reason: str = _MISSING, **kwargs: Any) -> Invalidation:
+    async def aexpire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
         """As `expire`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason, soft=True)
 
@@ -351,8 +352,8 @@ class CachedFunction(Generic[P, R]):
 
         The name is the function's own then: what is given is an argument of the call.
         """
-        if given is _MISSING or name not in self._function.keyer.plan.names:
-            return kwargs, otherwise if given is _MISSING else given
+        if given is MISSING or name not in self._function.keyer.plan.names:
+            return kwargs, otherwise if given is MISSING else given
         return {**kwargs, name: given}, otherwise
 
     def _dropped(
@@ -386,8 +387,7 @@ class CachedFunction(Generic[P, R]):
         count: bool = True,
     ) -> Coroutine[Any, Any, Invalidation]:
         keyer = self._function.keyer
-        pairs, whole = keyer.partial(args, kwargs, own, self._function.state(own))
-        turn = Turn(f"f:{self.function_id}", pairs, whole)
+        turns = self._turns(args, kwargs, own)
         given = f"({keyer.described(args, kwargs)})" if args or kwargs else ""
 
         async def hint(_port: Any, _found: Any) -> str:
@@ -396,13 +396,19 @@ class CachedFunction(Generic[P, R]):
         return invalidating.invalidate(
             port,
             [self._function.chain()],
-            [turn],
+            turns,
             f"{self.function_id}{given}",
             reason,
             soft=soft,
             count=count,
             hint=hint,
         )
+
+    def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
+        """What invalidates the entries whose arguments include the given ones."""
+        state = self._function.state(own)
+        pairs, whole = self._function.keyer.partial(args, kwargs, own, state)
+        return [Turn(f"f:{self.function_id}", pairs, whole)]
 
     @helper()
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -447,7 +453,7 @@ class CachedFunction(Generic[P, R]):
             await answering.put(native(), self._function, args, kwargs, value)
 
     @helper(default=None)
-    def peek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
+    def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
         """The stored value if a call would use it, else `default` (None); never computes.
 
         Of a function that has an argument called `default`, that is meant, and None the default.
@@ -458,7 +464,7 @@ class CachedFunction(Generic[P, R]):
         return replay.bare(drive(answering.peek(BLOCKING, self._function, args, kwargs, default)))
 
     @helper(default=None)
-    async def apeek(self, /, *args: Any, default: Any = _MISSING, **kwargs: Any) -> Any:
+    async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
@@ -480,7 +486,7 @@ class CachedFunction(Generic[P, R]):
     @helper()
     def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         """Would this call hit, and if not, why?  Neither computes nor loads."""
-        return self._explained(_aged(self._function, self._mode()), args, kwargs)
+        return self._explained(aged(self._function, self._mode()), args, kwargs)
 
     def _explained(
         self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -540,7 +546,7 @@ class CachedCoroutine(CachedFunction[P, R]):
         if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
             __tracebackhide__ = True
             mode = self._mode()
-            function = _aged(function, mode)
+            function = aged(function, mode)
             if mode.kind is not None:
                 return await self._awaited_in_mode(mode.kind, function, args, kwargs)
         try:
@@ -685,7 +691,7 @@ class BoundFunction(Generic[P, R]):
 
     @public
     def _drop_own(
-        self, awaited: bool, soft: bool, /, *args: Any, reason: str = _MISSING, **kwargs: Any
+        self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Any:
         """Drop entries of an object in this one's state."""
         port = native() if awaited else BLOCKING
@@ -714,7 +720,7 @@ _GIVEN = 4096
 _given: dict[str, Turn] = {}
 
 
-def _give(call: Call, function_id: str) -> None:
+def give(call: Call, function_id: str) -> None:
     """Remember which call has a key that is given out, so that the key can be invalidated."""
     if len(_given) >= _GIVEN:
         with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
@@ -747,7 +753,7 @@ def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction
     return BoundFunction(method.__func__.using(**given), method.__self__)
 
 
-def _aged(function: Function, mode: Mode) -> Function:
+def aged(function: Function, mode: Mode) -> Function:
     """A function as a mode lets its entries age."""
     if mode.max_age is None:
         return function
@@ -945,6 +951,7 @@ def _options(
     retry_after: Span = 0,
     soft_timeout: Span = 0,
     cache_errors: Mapping[type[Exception], Span | None] | None = None,
+    each: str | None = None,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -982,6 +989,8 @@ def _options(
             lets it; the computation goes on and is stored.
         cache_errors: exceptions that are remembered and raised again, each with its ttl, such as
             `{LookupError: "5m"}`.
+        each: the name of a parameter that holds a collection: results are cached for each of its
+            elements, and one call computes those that are missing.
         name: the function's identity, instead of `"module:qualname"`.
         cache_if: predicate of the result; False: it is returned, not stored.
         compress: store big results compressed: True (from 64 KiB on), False, or a size such as
@@ -1024,6 +1033,7 @@ def cache(
     retry_after: Span = 0,
     soft_timeout: Span = 0,
     cache_errors: Mapping[type[Exception], Span | None] | None = None,
+    each: str | None = None,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -1057,6 +1067,7 @@ def _check(given: Mapping[str, Any]) -> None:
     options.text("version", given["version"])
     options.text("key_prefix", given["key_prefix"])
     options.flag("replay", given["replay"])
+    options.text("each", given["each"])
     _tags(given["tags"])
     assembly.chain_of(given["provider"])
     assembly.compress(given["compress"])
@@ -1071,9 +1082,18 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
         made._bind_to_class()
         return made
     options.function("function", function)
-    made = _KINDS[options.is_async(function), given["replay"]](function, given)
+    made = _kind(function, given)(function, given)
     classmethods.expect(made, made._bind_to_class, function)
     return made
+
+
+def _kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
+    """What becomes of a function."""
+    if given["each"] is None:
+        return _KINDS[options.is_async(function), given["replay"]]
+    from memo.decorators import elementwise
+
+    return elementwise.kind(function, given)
 
 
 _KINDS: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {

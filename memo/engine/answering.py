@@ -58,7 +58,7 @@ LOOK_AGAIN = 0.5
 """Seconds after which one who waits sees whether the loop that computes is still there."""
 
 
-_AGAIN = object()
+AGAIN = object()
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -78,7 +78,15 @@ def at_once(
         HeavyError: see `Keyer.call`; then `keyed` makes the `Call`.
     """
     begun = time.perf_counter()
-    call = function.call(args, kwargs, light)
+    return at_hand(function, function.call(args, kwargs, light), begun)
+
+
+def at_hand(function: Function, call: Call, begun: float) -> Any:
+    """The value of a call from the first tier, or the call itself.
+
+    Args:
+        begun: when it began, on the performance counter.
+    """
     chain = function.chain()
     entry = chain.quick(function.id, call.text)
     if entry is None:
@@ -176,12 +184,12 @@ async def answer(
     Args:
         asked: what `ask` has begun, settled.
     """
-    with _pausing():
+    with pausing():
         return await _answer(port, function, call, args, kwargs, asked)
 
 
 @contextmanager
-def _pausing() -> Iterator[None]:
+def pausing() -> Iterator[None]:
     """Time in here is not the own time of the computation around it, if any."""
     around, begun = CURRENT.get(), time.perf_counter()
     try:
@@ -216,20 +224,20 @@ async def _answer(
             found, value = Answer(Verdict(MISS, lifetimes.UNREACHABLE)), NOTHING
         asked = None
         if value is not NOTHING:
-            _hit(port, job, found, begun, shared=missed)
+            told_hit(port, job, found, begun, shared=missed)
             return value
-        value = await _while_pausing(port, job, found)
+        value = await while_pausing(port, job, found)
         if value is not NOTHING:
             return value
         if not missed:
             missed = True
             emit(job, events.MISS, reason=found.verdict.reason)
         value = await _lead_or_join(port, job, found, since, begun)
-        if value is not _AGAIN:
+        if value is not AGAIN:
             return value
 
 
-def _hit(
+def told_hit(
     port: Port,
     job: Job,
     found: Answer,
@@ -288,7 +296,7 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
     if leads and FLIGHTS.landed_since(name, since):
         FLIGHTS.withdraw(flight)
         FLIGHTS.part(flight)
-        return _AGAIN
+        return AGAIN
     soft = job.function.policy.soft_timeout if found.verdict.fallback else 0.0
     old: Landing | None = None
     try:
@@ -303,8 +311,8 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
         return old.value
     landing = flight.landing
     if landing is None:
-        return _AGAIN
-    return await _disembark(port, job, landing, leads, begun)
+        return AGAIN
+    return await disembark(port, job, landing, leads, begun)
 
 
 async def _wait(
@@ -341,7 +349,7 @@ async def _wait(
     return None
 
 
-async def _disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
+async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
     """What a landing means for one of those who waited."""
     if landing.fault:
         return await _alone(port, job)
@@ -349,14 +357,14 @@ async def _disembark(port: Port, job: Job, landing: Landing, leads: bool, begun:
         tell(landing.used)
         return Raised(landing.error) if landing.error is not None else landing.value
     if not landing.true:
-        return _AGAIN
+        return AGAIN
     if landing.error is not None:
         tell(landing.used)
         waited = time.perf_counter() - begun
         emit(job, events.COALESCED, reason=type(landing.error).__name__, seconds=waited)
         return Raised(landing.error)
     if job.chain.floors.older(job.call.text, landing.started):
-        return _AGAIN
+        return AGAIN
     if landing.encoded is None:
         return await _alone(port, job)
     value = await _copy(port, job, landing.encoded)
@@ -416,20 +424,20 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
     function = job.function
     held = await hold(port, job.chain, job.name, function.policy, flight, expected=function.took)
     try:
-        if held is not None and await _done_by_another(port, job, held, found.entry):
+        if held is not None and await done_by_another(port, job, held, found.entry):
             return None
         landing = await compute(port, job, flight, errors=not found.verdict.fallback)
     finally:
         if held is not None:
             await held.release(port, job.chain.upload(job.name))
     if landing.error is not None and found.verdict.fallback and found.entry is not None:
-        landing = await _fall_back(port, job, found, landing)
+        landing = await fall_back(port, job, found, landing)
     elif landing.error is None:
         function.backoff.pop(job.call.text, None)
     return await close(port, job, flight, landing)
 
 
-async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None = None) -> bool:
+async def done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None = None) -> bool:
     """Whether somebody stored a fresh result before this process got the lease.
 
     Args:
@@ -444,7 +452,7 @@ async def _done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None =
     return bad is None or found.entry.times.started > bad.times.started
 
 
-async def _fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
+async def fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
     """The old value instead of an error (`stale_if_error`), unless it was invalidated meanwhile."""
     old = await _old_value(port, job, found, f"error: {type(landing.error).__name__}")
     pause = job.function.policy.retry_after
@@ -453,7 +461,7 @@ async def _fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> L
     return landing if old is None else old
 
 
-async def _while_pausing(port: Port, job: Job, found: Answer) -> Any:
+async def while_pausing(port: Port, job: Job, found: Answer) -> Any:
     """The old value while the function is not tried again after a failure; else `NOTHING`."""
     if not (found.verdict.fallback and job.function.policy.retry_after):
         return NOTHING
@@ -512,7 +520,7 @@ async def only(
     if value is NOTHING:
         emit(job, events.MISS, reason=found.verdict.reason)
     else:
-        _hit(port, job, found, begun, shared=False, refreshes=False)
+        told_hit(port, job, found, begun, shared=False, refreshes=False)
     return value
 
 
@@ -558,7 +566,7 @@ async def refresh(
     refuse_reentry(job.name)
     flight = Flight(job.name, call.refs, background=False)
     try:
-        with _pausing():
+        with pausing():
             landing = await compute(port, job, flight, keep=keep)
     finally:
         flight.over = True

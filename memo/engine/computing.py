@@ -56,7 +56,7 @@ async def compute(
             own = await take_stamps(port, job)
     except DependencyError as error:
         return Landing(error=error)
-    same = not (alone or port.native) or await _is_same_call(port, job)
+    same = not (alone or port.native) or await is_same_call(port, job)
     if alone and not same:
         return Landing(fault=True)
     never_hits.notice(job)
@@ -84,15 +84,15 @@ async def compute(
     if own is not None and outcome.error is None:
         late = await late_stamps(port, job, outcome.value, watch)
         own = None if late is None else own + late
-    known, used = await _merged(port, job, gathered, own)
+    known, used = await merged(port, job, gathered, own)
     if outcome.error is not None:
         landing = Landing(error=outcome.error, used=used, known=known, started=started)
         vouched = used if errors and same and not flight.detached else None
         return await _failed(port, job, landing, vouched, cost)
     job.function.took = cost
     emit(job, events.COMPUTED, seconds=cost)
-    keep = _state_stands(job) and keep
-    if alone and not await _is_same_call(port, job):
+    keep = state_stands(job) and keep
+    if alone and not await is_same_call(port, job):
         return Landing(fault=True)
     job.chain.floors.rise(job.call.text, started)
     true = same and not flight.detached
@@ -106,7 +106,7 @@ async def compute(
     return landing._replace(used=used, known=known + watch, started=started, true=true)
 
 
-def _state_stands(job: Job) -> bool:
+def state_stands(job: Job) -> bool:
     """Whether the state of `self` in the key is as it was, but for what the method changes."""
     try:
         stands = job.function.learn(job.call, job.args)
@@ -118,7 +118,7 @@ def _state_stands(job: Job) -> bool:
     return stands
 
 
-async def _is_same_call(port: Port, job: Job) -> bool:
+async def is_same_call(port: Port, job: Job) -> bool:
     """Whether the arguments, which the caller has too, still make the key of the call.
 
     While a computation waits for its turn, and all the more in the background, the caller goes on.
@@ -150,7 +150,7 @@ async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
     return own
 
 
-async def _merged(
+async def merged(
     port: Port, job: Job, gathered: Reads, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """The stamps that are known of a computation, and the same where nothing is missing."""
@@ -239,11 +239,13 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         if isinstance(error, codec.AlteredError):
             fault = str(error)
         mend = "return plain data instead" if verb == "returned" else "raise one that can"
-        _warn(job.function, value, fault, mend, verb)
+        warn_not_stored(job.function, value, fault, mend, verb)
         return None
 
 
-def _warn(function: Function, value: Any, fault: str, mend: str, verb: str = "returned") -> None:
+def warn_not_stored(
+    function: Function, value: Any, fault: str, mend: str, verb: str = "returned"
+) -> None:
     """Say once per function that its results are not stored, and why."""
     if not function.warned:
         function.warned = True
@@ -269,7 +271,9 @@ async def store_result(
     """Encode, seal and store a result."""
     function = job.function
     if not port.native and same_types.only_once(value):
-        _warn(function, value, "can be awaited only once", "decorate the `async def` itself")
+        warn_not_stored(
+            function, value, "can be awaited only once", "decorate the `async def` itself"
+        )
         return Landing(value, used=used)
     encoded = await encode(port, job, value)
     if encoded is None:
@@ -297,7 +301,7 @@ async def _failed(
     assert error is not None
     emit(job, events.FAILED, reason=type(error).__name__, seconds=cost)
     ttl = job.function.policy.error_ttl(error)
-    if vouched is None or ttl is None or not _state_stands(job):
+    if vouched is None or ttl is None or not state_stands(job):
         return landing
     try:
         encoded = await encode(port, job, error, "raised")

@@ -34,7 +34,18 @@ Shown = tuple[tuple[str, Any], ...]
 publisher takes."""
 
 
-class Performed:
+class Wrapped:
+    """A result together with something that is stored with it.
+
+    Attributes:
+        value: the result.
+    """
+
+    __slots__ = ("value",)
+    value: Any
+
+
+class Performed(Wrapped):
     """The result of a function together with what it showed; this is what is stored.
 
     Attributes:
@@ -43,7 +54,7 @@ class Performed:
         live: the function ran for this very caller, who has seen it.
     """
 
-    __slots__ = ("live", "shown", "value")
+    __slots__ = ("live", "shown")
 
     def __init__(self, value: Any, shown: Shown, *, live: bool = False) -> None:
         self.value = value
@@ -59,8 +70,8 @@ class Performed:
 
 
 def bare(result: Any) -> Any:
-    """A result without what was shown with it."""
-    return result.value if type(result) is Performed else result
+    """A result without what is stored with it."""
+    return result.value if isinstance(result, Wrapped) else result
 
 
 def performed(result: Any) -> Any:

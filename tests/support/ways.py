@@ -6,6 +6,7 @@ A test takes the fixtures `way` and `place`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,8 +56,9 @@ class Way:
 
             return asyncio.run(main())
         if self.name == "threads":
+            context = contextvars.copy_context()
             with ThreadPoolExecutor(1) as pool:
-                return pool.submit(function, *args, **kwargs).result()
+                return pool.submit(context.run, lambda: function(*args, **kwargs)).result()
         return function(*args, **kwargs)
 
     def together(self, *calls: Callable[[], Any]) -> list[Any]:

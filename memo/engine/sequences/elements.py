@@ -1,0 +1,948 @@
+"""Elements: a call over a collection, cached element by element (`each`).
+
+Rules of this module:
+
+1.  The entry of an element is that of the call with this element alone in the place of the
+    collection.  So its key, address, tags and dependencies are those of the element, whatever the
+    type of the collection and whatever else is in it.
+2.  What is missing is computed in one run of the function, over a collection of the same type.
+3.  A call first leads the flights of all elements that nobody computes, computes these, and only
+    then waits for the others.  So two overlapping calls compute no element twice and never wait
+    for each other.  Of leases (`use_lock`) it waits for none while it holds one.
+4.  What the function returns is divided at once, and put together again for every answer, so that
+    an answer looks the same whether it was computed or not.
+5.  An answer that cannot be divided reaches its caller, with one warning, and is not stored.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any, NamedTuple
+
+from memo.engine import never_hits, used_calls
+from memo.engine.answering import (
+    AGAIN,
+    ask,
+    at_hand,
+    disembark,
+    done_by_another,
+    fall_back,
+    pausing,
+    take,
+    told_hit,
+    while_pausing,
+)
+from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
+from memo.engine.computing import (
+    close,
+    invoke,
+    is_same_call,
+    late_stamps,
+    merged,
+    state_stands,
+    store_result,
+    warn_not_stored,
+    watch_tags,
+)
+from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
+from memo.engine.coordination.leases import Hold, hold, let_go, patience
+from memo.engine.loading import look
+from memo.engine.refreshing import refresh_soon
+from memo.engine.replay import Wrapped
+from memo.engine.used_calls import CURRENT, Reads, tell
+from memo.errors import DependencyError, OptionError, TierError
+from memo.keys.bindings import ABSENT
+from memo.keys.call_keys import Call, Keyer
+from memo.runtime import events
+from memo.runtime.port import Handle, Port, Waiter
+from memo.settings.live_values import live
+from memo.stores.chain import Answer
+from memo.validity import lifetimes
+from memo.validity.lifetimes import MISS, STALE, Verdict
+from memo.validity.stamps import Generation, Ref, Stamp, State
+
+AT_ONCE = 256
+"""Refs whose states are read in one step before a computation."""
+LOOK_AGAIN = 0.5
+"""Seconds after which a waiter sees whether the loop that computes is still there."""
+_PLAIN = (list, tuple, set, frozenset)
+
+
+# --- collections ----------------------------------------------------------------------------------
+
+
+class Collection(NamedTuple):
+    """What a call has for its elements.
+
+    Attributes:
+        items: in the caller's order.
+        chosen: a collection of the same type with the items at some positions.
+    """
+
+    items: list[Any]
+    chosen: Callable[[Sequence[int]], Any]
+
+
+class Each:
+    """The parameter that holds the collection.
+
+    Raises:
+        OptionError: the function has no such parameter, or it is `*args` or `**kwargs`.
+    """
+
+    def __init__(self, name: str, keyer: Keyer) -> None:
+        self.name = name
+        self._keyer = keyer
+        plan = keyer.plan
+        if name not in (*plan.positional, *plan.keyword):
+            known = ", ".join((*plan.positional, *plan.keyword)) or "none"
+            raise OptionError("each", name, f"is no parameter of its own; there are: {known}.")
+        keyer.check_names("each", [name])
+
+    def taken(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What a call, whose arguments fit, has for the parameter."""
+        value = self.found(args, kwargs)
+        return self._keyer.plan.defaults[self.name] if value is ABSENT else value
+
+    def found(self, args: Sequence[Any], kwargs: Mapping[str, Any], own: int = 0) -> Any:
+        """What some arguments have for it; `ABSENT`: nothing.
+
+        Args:
+            own: how many positional arguments are left out in front, such as `self`.
+        """
+        place = self._place()
+        if place is not None and place - own < len(args):
+            return args[place - own]
+        return kwargs.get(self.name, ABSENT)
+
+    def put(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any, own: int = 0
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with another value for the parameter."""
+        place = self._place()
+        if place is not None and place - own < len(args):
+            at = place - own
+            return (*args[:at], value, *args[at + 1 :]), dict(kwargs)
+        return args, {**kwargs, self.name: value}
+
+    def _place(self) -> int | None:
+        """Its position, `self` included; None: it is given by keyword only."""
+        positional = self._keyer.plan.positional
+        if self.name not in positional:
+            return None
+        return positional.index(self.name) + self._keyer.method
+
+    def opened(self, value: Any) -> Collection:
+        """The items of a collection.
+
+        Raises:
+            OptionError: it is none that can be divided and made again.
+        """
+        kind = type(value)
+        if kind in _PLAIN:
+            items = list(value)
+            return Collection(items, lambda at: kind([items[i] for i in at]))
+        if kind is range or isinstance(value, (type({}.keys()), type({}.values()))):
+            items = list(value)
+            return Collection(items, lambda at: [items[i] for i in at])
+        library = kind.__module__.partition(".")[0]
+        if library in ("numpy", "pandas") and getattr(value, "ndim", 0) == 1:
+            series = hasattr(value, "iloc")
+            dated = getattr(value.dtype, "kind", "O") in "mM" and library == "numpy"
+            items = list(value) if dated else value.tolist()
+            return Collection(items, lambda at: value.iloc[list(at)] if series else value[list(at)])
+        mend = (
+            f"is a {kind.__name__}; each= takes a list, tuple, set, frozenset, range, "
+            "numpy array, or pandas Index or Series."
+        )
+        raise OptionError(self.name, value, mend)
+
+    def is_collection(self, value: Any) -> bool:
+        """Whether a value is a collection of elements rather than one."""
+        with suppress(OptionError):
+            self.opened(value)
+            return True
+        return False
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+class Part(Wrapped):
+    """What the function returned for one element; this is what is stored.
+
+    Attributes:
+        value: the result; None where there is none.
+        kind: `LIST`, `TUPLE`, `DICT` or `TABLE`: what the function returned as a whole.
+        there: the function returned something for it.
+    """
+
+    __slots__ = ("kind", "there")
+
+    def __init__(self, kind: str, value: Any, there: bool = True) -> None:
+        self.kind = kind
+        self.value = value
+        self.there = there
+
+    def __reduce__(self) -> Any:
+        return Part, (self.kind, self.value, self.there)
+
+    def __repr__(self) -> str:
+        """Without the value."""
+        return f"<Part of a {self.kind}>"
+
+
+LIST, TUPLE, DICT, TABLE = "list", "tuple", "dict", "table"
+
+
+class UnfitError(Exception):
+    """An answer that cannot be divided by element, or put together again."""
+
+
+def divided(answer: Any, elements: Sequence[Any]) -> list[Part]:
+    """The parts of an answer, one for each element.
+
+    Raises:
+        UnfitError: it cannot be divided.
+    """
+    if isinstance(answer, (list, tuple)):
+        if len(answer) != len(elements):
+            raise UnfitError(f"has {len(answer)} results for {len(elements)} elements")
+        kind = TUPLE if isinstance(answer, tuple) else LIST
+        return [Part(kind, value) for value in answer]
+    try:
+        if isinstance(answer, dict):
+            return [
+                Part(DICT, answer[one]) if one in answer else Part(DICT, None, False)
+                for one in elements
+            ]
+        if type(answer).__module__.partition(".")[0] == "pandas" and hasattr(answer, "iloc"):
+            at: dict[Any, list[int]] = {}
+            for position, label in enumerate(answer.index.get_level_values(0).tolist()):
+                at.setdefault(label, []).append(position)
+            return [Part(TABLE, answer.iloc[at.get(one, [])], one in at) for one in elements]
+    except TypeError as error:
+        raise UnfitError(f"cannot be divided by element: {error}") from None
+    raise UnfitError("cannot be divided by element")
+
+
+def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:
+    """An answer in the order of the items; of an item that comes twice, a list has two results.
+
+    Raises:
+        UnfitError: the function has returned now this, now that.
+    """
+    kinds = {part.kind for part in parts}
+    if kinds == {LIST}:
+        return [part.value for part in parts]
+    if kinds == {TUPLE}:
+        return tuple([part.value for part in parts])
+    if kinds == {DICT}:
+        pairs = zip(items, parts, strict=True)
+        return {item: part.value for item, part in pairs if part.there}
+    if kinds == {TABLE}:
+        return _one_table(list({id(part): part.value for part in parts}.values()))
+    raise UnfitError(f"was a {' and a '.join(sorted(kinds))} for different elements")
+
+
+def _one_table(tables: list[Any]) -> Any:
+    """One table of several; what is empty adds nothing, not even to the types of columns."""
+    filled = [table for table in tables if len(table)]
+    if len(filled) <= 1:
+        return filled[0] if filled else tables[0]
+    if len({type(table) for table in filled}) > 1:
+        raise UnfitError("was a DataFrame and a Series for different elements")
+    return sys.modules["pandas"].concat(filled)
+
+
+# --- one call -------------------------------------------------------------------------------------
+
+
+class Place:
+    """One element of a call on its way.
+
+    Attributes:
+        at: its first position in the collection.
+        job: the call with this element alone.
+        since: `FLIGHTS.landed` before it was looked up.
+        missed: it was looked up, and a miss told.
+    """
+
+    __slots__ = ("at", "flight", "found", "job", "missed", "since", "waiter")
+
+    def __init__(self, at: int, job: Job) -> None:
+        self.at = at
+        self.job = job
+        self.since = 0
+        self.missed = False
+        self.found = Answer(Verdict(MISS, lifetimes.ABSENT))
+        self.flight: Flight | None = None
+        self.waiter: Waiter | None = None
+
+    @property
+    def text(self) -> str:
+        return self.job.call.text
+
+
+class Batch:
+    """A call over a collection.
+
+    Attributes:
+        function: of the call; its `run` takes the whole collection.
+        items: in the caller's order.
+        keys: of the items, in the same order.
+        places: by key, in the order of their first positions.
+        parts: what is known, by key.
+        keep: what is computed is stored.
+    """
+
+    def __init__(
+        self, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self.function = function
+        self.each = each
+        self.args = args
+        self.kwargs = kwargs
+        self.collection = each.opened(each.taken(args, kwargs))
+        self.items = self.collection.items
+        self.keys: list[str] = []
+        self.places: dict[str, Place] = {}
+        self.parts: dict[str, Part] = {}
+        self.keep = True
+
+    def make_keys(self) -> None:
+        """Make the key of each element."""
+        chain = self.function.chain()
+        for at, item in enumerate(self.items):
+            args, kwargs = self.each.put(self.args, self.kwargs, item)
+            call = self.function.call(args, kwargs)
+            self.keys.append(call.text)
+            if call.text not in self.places:
+                self.places[call.text] = Place(at, Job(self.function, chain, call, args, kwargs))
+
+    def run_for(self, places: Sequence[Place]) -> Job:
+        """The call of the function over the elements at some places."""
+        chosen = self.collection.chosen([place.at for place in places])
+        args, kwargs = self.each.put(self.args, self.kwargs, chosen)
+        return places[0].job._replace(args=args, kwargs=kwargs)
+
+    def alone(self, place: Place) -> Job:
+        """A job that computes one element by itself, for a refresh in the background."""
+        function = copy.copy(self.function)
+        run, chosen = function.run, self.run_for([place])
+        element = self.items[place.at]
+
+        def one(*_: Any, **__: Any) -> Any:
+            answer = run(*chosen.args, **chosen.kwargs)
+            if inspect.isawaitable(answer):
+                return _later(answer, element)
+            return divided(answer, [element])[0]
+
+        function.run = one
+        return place.job._replace(function=function)
+
+    def elements(self, places: Iterable[Place]) -> list[Any]:
+        return [self.items[place.at] for place in places]
+
+    def answer(self) -> Any:
+        """The answer, when all parts are known."""
+        return assembled(self.items, [self.parts[key] for key in self.keys])
+
+    def warn(self, answer: Any, fault: UnfitError) -> None:
+        """Say that answers like this one cannot be cached by element."""
+        mend = (
+            f"return a list or tuple aligned with `{self.each.name}`, or a dict, DataFrame or "
+            "Series by element"
+        )
+        warn_not_stored(self.function, answer, str(fault), mend)
+
+
+async def _later(answer: Any, element: Any) -> Part:
+    return divided(await answer, [element])[0]
+
+
+async def batch(
+    port: Port, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Batch:
+    """A call over a collection, with its keys."""
+    function.keyer.check_call(args, kwargs)
+    if function.policy.ttl_key is not None and live.due():
+        await port.offload(live.refresh)
+    made = Batch(function, each, args, kwargs)
+    if len(made.items) > AT_ONCE:
+        await port.offload(made.make_keys)
+    else:
+        made.make_keys()
+    return made
+
+
+async def answer(
+    port: Port, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """The answer of a call over a collection, or `Raised`."""
+    made = await batch(port, function, each, args, kwargs)
+    with pausing():
+        return await _answer(port, made)
+
+
+async def _answer(port: Port, made: Batch) -> Any:
+    if not made.items:
+        return await _plainly(port, made)
+    begun = time.perf_counter()
+    pending = await _at_hand(port, made)
+    while pending:
+        pending = await _looked_up(port, made, pending, begun)
+        try:
+            led, joined, again = _joined(pending)
+            landed = await _fly_and_wait(port, made, led, joined)
+        finally:
+            for place in pending:
+                _part(place)
+        mine = {place.text for place in led}
+        for place, landing in landed:
+            value = await _value_of(port, place, landing, place.text in mine, begun)
+            if value is NOTHING:
+                return await _plainly(port, made)
+            if type(value) is Raised:
+                return value
+            if value is AGAIN:
+                again.append(place)
+            else:
+                made.parts[place.text] = value
+        pending = again
+    try:
+        return made.answer()
+    except UnfitError as fault:
+        made.warn(next(iter(made.parts.values())).value, fault)
+        return await _plainly(port, made)
+
+
+def _part(place: Place) -> None:
+    """The call waits for the flight of a place no more."""
+    if place.flight is not None:
+        FLIGHTS.part(place.flight)
+
+
+async def _value_of(
+    port: Port, place: Place, landing: Landing | None, leads: bool, begun: float
+) -> Any:
+    """What a landing means: a part, `Raised`, `AGAIN`, or `NOTHING` after a fault."""
+    if landing is None:
+        return AGAIN
+    if landing.fault:
+        return NOTHING
+    if not leads and landing.error is None and landing.encoded is None and landing.true:
+        return AGAIN if landing.entry is not None else NOTHING
+    return await disembark(port, place.job, landing, leads, begun)
+
+
+async def _plainly(port: Port, made: Batch) -> Any:
+    """The answer of the function itself, for what cannot be cached by element."""
+    chain = made.function.chain()
+    call = Call("", made.function.keyer, (), (), ())
+    outcome = await invoke(port, Job(made.function, chain, call, made.args, made.kwargs))
+    tell(None)
+    return outcome.value if outcome.error is None else Raised(outcome.error)
+
+
+# --- looking up -----------------------------------------------------------------------------------
+
+
+async def _at_hand(port: Port, made: Batch) -> list[Place]:
+    """Take what can be had without a coroutine, in as few round trips as may be; what is left."""
+    function, left = made.function, []
+    for place in made.places.values():
+        value = at_hand(function, place.job.call, time.perf_counter())
+        if type(value) is Part:
+            made.parts[place.text] = value
+        else:
+            left.append((place, ask(port, function, place.job.call) if port.native else None))
+    pending = []
+    for place, asked in left:
+        if asked is not None:
+            asked.answer = await asked.answer
+        value = take(port, function, place.job.call, asked)
+        if type(value) is Part:
+            made.parts[place.text] = value
+        else:
+            pending.append(place)
+    return pending
+
+
+async def _looked_up(
+    port: Port, made: Batch, pending: Sequence[Place], begun: float
+) -> list[Place]:
+    """Look places up; those that have to be computed."""
+    left = []
+    for place in pending:
+        place.since = FLIGHTS.landed
+        try:
+            found, value = await look(port, place.job)
+        except Exception as error:
+            if not hindered(error):
+                raise
+            found, value = Answer(Verdict(MISS, lifetimes.UNREACHABLE)), NOTHING
+        if value is not NOTHING:
+            stale = found.verdict.kind == STALE
+            told_hit(port, place.job, found, begun, shared=place.missed, refreshes=False)
+            if stale:
+                refresh_soon(port, made.alone(place))
+        else:
+            value = await while_pausing(port, place.job, found)
+        if value is not NOTHING:
+            made.parts[place.text] = value
+            continue
+        place.found = found
+        if not place.missed:
+            place.missed = True
+            emit(place.job, events.MISS, reason=found.verdict.reason)
+        left.append(place)
+    return left
+
+
+def _joined(pending: Sequence[Place]) -> tuple[list[Place], list[Place], list[Place]]:
+    """The places whose flights are led here, those that others compute, those to look up again.
+
+    Raises:
+        ReentryError: the computation of one of them is under way around this call.
+    """
+    led: list[Place] = []
+    joined: list[Place] = []
+    again: list[Place] = []
+    try:
+        for place in pending:
+            flight, leads = FLIGHTS.join(place.job.name, place.job.call.refs)
+            if leads and FLIGHTS.landed_since(flight.name, place.since):
+                FLIGHTS.withdraw(flight)
+                FLIGHTS.part(flight)
+                again.append(place)
+                continue
+            place.flight = flight
+            (led if leads else joined).append(place)
+    except BaseException:
+        for place in led:
+            if place.flight is not None:
+                FLIGHTS.abandon(place.flight)
+        raise
+    return led, joined, again
+
+
+# --- waiting --------------------------------------------------------------------------------------
+
+
+class _Shared:
+    """The handle of one flight of several that one task computes: it stops when none is wanted."""
+
+    def __init__(self, name: str, wanted: set[str]) -> None:
+        self._name = name
+        self._wanted = wanted
+        self.handle: Handle | None = None
+
+    def cancel(self) -> None:
+        self._wanted.discard(self._name)
+        if not self._wanted and self.handle is not None:
+            self.handle.cancel()
+
+    def dead(self) -> bool:
+        return self.handle is not None and self.handle.dead()
+
+
+async def _fly_and_wait(
+    port: Port, made: Batch, led: list[Place], joined: list[Place]
+) -> list[tuple[Place, Landing | None]]:
+    """Compute what is led here, then wait for the rest; each place with its landing."""
+    boarded: list[tuple[Flight, Waiter]] = []
+    try:
+        if led and port.native:
+            boarded = _board(port, led)
+            _spawn(port, made, led)
+        elif led:
+            await _fly(port, made, led)
+        boarded += _board(port, joined)
+        for flight, waiter in boarded:
+            while not await port.wait(waiter, LOOK_AGAIN):
+                if FLIGHTS.lost(flight):
+                    await let_go(port, flight)
+    finally:
+        for flight, waiter in boarded:
+            FLIGHTS.leave(flight, waiter)
+        for place in led:
+            if place.flight is not None and place.flight.handle is None:
+                FLIGHTS.abandon(place.flight)
+    places = (*led, *joined)
+    return [(place, place.flight.landing) for place in places if place.flight is not None]
+
+
+def _board(port: Port, places: Sequence[Place]) -> list[tuple[Flight, Waiter]]:
+    flights = [place.flight for place in places if place.flight is not None]
+    return [(flight, FLIGHTS.board(flight, port)) for flight in flights]
+
+
+def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
+    """Compute in a task of its own, which goes on while anyone waits for any element."""
+    flights = [place.flight for place in led if place.flight is not None]
+    wanted = {flight.name for flight in flights}
+    shares = [_Shared(flight.name, wanted) for flight in flights]
+    for flight, share in zip(flights, shares, strict=True):
+        flight.handle = share
+
+    def ended() -> None:
+        for flight in flights:
+            FLIGHTS.abandon(flight)
+
+    handle = port.spawn(lambda port: _fly(port, made, led), f"memo-{made.function.id}", ended)
+    for share in shares:
+        share.handle = handle
+
+
+# --- computing ------------------------------------------------------------------------------------
+
+
+async def _fly(port: Port, made: Batch, led: list[Place]) -> None:
+    """Compute the elements that are led here, and end their flights, however that ends."""
+    flights = {place.text: place.flight for place in led}
+    fault = False
+    try:
+        await _leased(port, made, led)
+    except Exception as error:  # ours, since the user's are in the landings
+        emit(led[0].job, events.ERROR, reason="engine", detail=told(error))
+        fault = True
+    finally:
+        for flight in flights.values():
+            if flight is not None and not flight.over:
+                FLIGHTS.land(flight, Landing(fault=True) if fault else None)
+
+
+async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
+    """Compute what no other process has, in as few runs as may be.
+
+    Those that others hold are waited for one at a time, and only when no lease is held here.
+    """
+    policy = made.function.policy
+    if not policy.use_lock:
+        await _land(port, await _compute(port, made, led))
+        return
+    limit = policy.lock_timeout
+    end = None if limit is None else time.monotonic() + limit
+    left = led
+    while left:
+        async with AsyncExitStack() as leases:  # which frees all of them, whatever happens
+            held = await _try_all(port, left, leases)
+            if not held:
+                await _wait_for_one(port, left[0], end, held, leases)
+            late = end is not None and time.monotonic() >= end
+            landings = await _compute_missing(port, made, left, held, late=late)
+        await _land(port, landings)
+        left = [place for place in left if place.flight is not None and not place.flight.over]
+
+
+async def _compute_missing(
+    port: Port, made: Batch, left: Sequence[Place], held: Mapping[str, Hold], *, late: bool
+) -> list[tuple[Place, Landing | None]]:
+    """Compute those whose leases are held here, unless another process has before.
+
+    Args:
+        late: the time for waiting is over: compute the others as well.
+    """
+    landings: list[tuple[Place, Landing | None]] = []
+    wanted: list[Place] = []
+    for place in left:
+        one = held.get(place.text)
+        if one is not None and await done_by_another(port, place.job, one, place.found.entry):
+            landings.append((place, None))
+        elif one is not None or late:
+            wanted.append(place)
+    if wanted:
+        landings += await _compute(port, made, wanted)
+    return landings
+
+
+async def _land(port: Port, landings: Sequence[tuple[Place, Landing | None]]) -> None:
+    """End flights."""
+    for place, landing in landings:
+        flight = place.flight
+        if flight is None:
+            continue
+        if landing is None or landing.fault:
+            FLIGHTS.land(flight, landing)
+        else:
+            FLIGHTS.land(flight, await close(port, place.job, flight, landing))
+
+
+async def _try_all(port: Port, places: Sequence[Place], leases: AsyncExitStack) -> dict[str, Hold]:
+    """The leases that are free."""
+    held: dict[str, Hold] = {}
+    for place in places:
+        await _take(port, place, None, held, leases)
+    return held
+
+
+async def _wait_for_one(
+    port: Port, place: Place, end: float | None, held: dict[str, Hold], leases: AsyncExitStack
+) -> None:
+    """Take the lease of one place when its holder is done, or give up when the time is over."""
+    left = float("inf") if end is None else max(0.0, end - time.monotonic())
+    await _take(port, place, left, held, leases)
+
+
+async def _take(
+    port: Port, place: Place, wait: float | None, held: dict[str, Hold], leases: AsyncExitStack
+) -> None:
+    """Take a lease if it is free, or after waiting so many seconds; None: do not wait."""
+    job, flight = place.job, place.flight
+    assert flight is not None
+    policy = job.function.policy
+    if wait is not None:
+        policy = policy._replace(lock_timeout=None if wait == float("inf") else wait)
+    one = await hold(
+        *(port, job.chain, job.name, policy, flight),
+        refresh=wait is None,
+        expected=job.function.took,
+    )
+    if one is not None and (one.mine or wait is not None):
+        held[place.text] = one
+        leases.push_async_callback(_free, port, one, job)
+
+
+async def _free(port: Port, one: Hold, job: Job) -> None:
+    await one.release(port, job.chain.upload(job.name))
+
+
+async def _compute(
+    port: Port, made: Batch, places: list[Place]
+) -> list[tuple[Place, Landing | None]]:
+    """Run the function once over some elements and store each result; each with its landing."""
+    try:
+        with patience(made.function.policy):
+            own = await _stamps(port, places)
+    except DependencyError as missing:
+        return [(place, Landing(error=missing)) for place in places]
+    whole = made.run_for(places)
+    same = [port.native is False or await is_same_call(port, place.job) for place in places]
+    chain = places[0].job.chain
+    started = [chain.floors.start_time(place.text, chain.clock) for place in places]
+    never_hits.notice(places[0].job)
+    watch = await watch_tags(port, places[0].job)
+    outcome, cost, gathered = await _run(port, made, whole, places)
+    error, parts = outcome.error, []
+    if error is None:
+        try:
+            parts = divided(outcome.value, made.elements(places))
+        except UnfitError as unfit:
+            made.warn(outcome.value, unfit)
+            return [(place, Landing(fault=True)) for place in places]
+    stands = error is None and state_stands(places[0].job)
+    share = cost / len(places)
+    landings: list[tuple[Place, Landing | None]] = []
+    for index, place in enumerate(places):
+        if error is not None:
+            known, used = await merged(port, place.job, gathered, own[index])
+            landing = Landing(error=error, used=used, known=known, started=started[index])
+            landing = await _failed(port, place, landing, first=not index, cost=cost)
+        else:
+            vouched = own[index] if stands and same[index] else None
+            begun = started[index]
+            run = _Run(gathered, watch, begun, share, made.keep)
+            landing = await _stored(port, place, parts[index], vouched, run)
+        landings.append((place, landing))
+    return landings
+
+
+async def _run(
+    port: Port, made: Batch, whole: Job, places: Sequence[Place]
+) -> tuple[Any, float, Reads]:
+    """The outcome of one run, how many seconds it took, and what it read."""
+    used_calls.prepare()
+    around = CURRENT.get()
+    gathered = Reads(background=around is not None and not around.over and around.background)
+    lead = Flight(whole.name, (), background=False)
+    lead.call, lead.expected = places[0].job.call, made.function.took
+    for place in places:  # so that whoever in there asks for one of them is refused
+        if place.flight is not None:
+            place.flight.call = place.job.call
+            place.flight.waits.append(lead)
+    with inside(lead):
+        token = CURRENT.set(gathered)
+        emit(whole, events.COMPUTE_STARTED)
+        clock = time.perf_counter()
+        try:
+            outcome = await invoke(port, whole)
+        finally:
+            CURRENT.reset(token)
+            gathered.over = lead.over = True
+            ended = time.perf_counter()
+            emit(whole, events.COMPUTE_ENDED, seconds=gathered.own_time(clock, ended))
+    if outcome.error is None:
+        made.function.took = ended - clock
+    return outcome, ended - clock, gathered
+
+
+async def _failed(
+    port: Port, place: Place, landing: Landing, *, first: bool, cost: float
+) -> Landing:
+    """The landing of an element of a run that raised: its old value, where it still may answer."""
+    assert landing.error is not None
+    if first:
+        reason = type(landing.error).__name__
+        emit(place.job, events.FAILED, reason=reason, seconds=cost)
+    if place.found.verdict.fallback and place.found.entry is not None:
+        return await fall_back(port, place.job, place.found, landing)
+    return landing
+
+
+class _Run(NamedTuple):
+    """What is told of one element of a run.
+
+    Attributes:
+        gathered: what the run read.
+        watch: see `watch_tags`.
+        started: as `Times` has it.
+        share: the element's part of the seconds that the run took.
+        keep: store the result.
+    """
+
+    gathered: Reads
+    watch: tuple[Generation, ...]
+    started: int
+    share: float
+    keep: bool
+
+
+async def _stored(
+    port: Port, place: Place, part: Part, own: tuple[Stamp, ...] | None, run: _Run
+) -> Landing:
+    """Store one element's result.
+
+    Args:
+        own: its stamps; None: nothing vouches for it, so it is not stored.
+    """
+    job, (gathered, watch, started, share, keep) = place.job, run
+    if own is not None:
+        late = await late_stamps(port, job, part, watch)
+        own = None if late is None else own + late
+    known, used = await merged(port, job, gathered, own)
+    emit(job, events.COMPUTED, seconds=share)
+    job.function.backoff.pop(place.text, None)
+    job.chain.floors.rise(place.text, started)
+    detached = place.flight is not None and place.flight.detached
+    vouched = used if keep and not detached else None
+    try:
+        landing = await store_result(port, job, part, vouched, started, share)
+    except Exception as error:
+        emit(job, events.ERROR, reason="store", detail=told(error))
+        landing = Landing(part)
+    return landing._replace(used=used, known=known + watch, started=started, true=not detached)
+
+
+async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...] | None]:
+    """The stamps of each element, taken before the run; None: nothing can tell what is valid."""
+    chain = places[0].job.chain
+    refs = list(dict.fromkeys(ref for place in places for ref in place.job.call.refs))
+    states: dict[Ref, State] = {}
+    try:
+        for start in range(0, len(refs), AT_ONCE):
+            some = refs[start : start + AT_ONCE]
+            states.update(zip(some, await chain.authorities.begin(port, some), strict=True))
+    except TierError as error:
+        emit(places[0].job, events.ERROR, reason=lifetimes.UNREACHABLE, detail=str(error))
+        return [None] * len(places)
+    taken: list[tuple[Stamp, ...] | None] = []
+    for place in places:
+        job = place.job
+        own: tuple[Stamp, ...] = tuple(Generation(ref, states[ref]) for ref in job.call.refs)
+        if job.function.depends is not None:
+            own += await job.function.depends.take(port, job.args, job.kwargs)
+        taken.append(own)
+    return taken
+
+
+# --- what the decorated function can do besides ---------------------------------------------------
+
+
+async def only(port: Port, made: Batch) -> Any:
+    """The answer if every element may be used now, `Raised`, or the first place that may not."""
+    begun = time.perf_counter()
+    for place in made.places.values():
+        found, value = await look(port, place.job)
+        if value is NOTHING:
+            emit(place.job, events.MISS, reason=found.verdict.reason)
+            return place
+        told_hit(port, place.job, found, begun, shared=False, refreshes=False)
+        made.parts[place.text] = value
+    return made.answer()
+
+
+async def peek(port: Port, made: Batch, default: Any) -> Any:
+    """The answer if every element is stored and may be used now, else `default`."""
+    if not made.items:
+        return default
+    for place in made.places.values():
+        found, value = await look(port, place.job)
+        if value is NOTHING:
+            return default
+        assert found.entry is not None
+        tell(found.entry.header.stamps)
+        made.parts[place.text] = value
+    return made.answer()
+
+
+async def is_cached(port: Port, made: Batch) -> bool:
+    """Would every element be answered from the cache?"""
+    for place in made.places.values():
+        job = place.job
+        found = await job.chain.lookup(port, job.function.id, place.text, job.function.judge)
+        if found.verdict.kind == MISS:
+            return False
+    return bool(made.places)
+
+
+async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
+    """Compute every element in one run, store them, and give the answer, or `Raised`."""
+    places = list(made.places.values())
+    made.keep = keep
+    if not places:
+        return await _plainly(port, made)
+    for place in places:
+        place.flight = Flight(place.job.name, place.job.call.refs, background=False)
+    with pausing():
+        await _land(port, await _compute(port, made, places))
+    for place in places:
+        landing = place.flight.landing if place.flight is not None else None
+        if landing is None or landing.fault:
+            return await _plainly(port, made)
+        tell(landing.used)
+        if landing.error is not None:
+            return Raised(landing.error)
+        made.parts[place.text] = landing.value
+    return made.answer()
+
+
+async def put(port: Port, made: Batch, value: Any) -> None:
+    """Store an answer of a call, element by element, under present stamps.
+
+    Raises:
+        OptionError: the value cannot be divided by element.
+    """
+    places = list(made.places.values())
+    whole = len(places) == len(made.items)
+    try:
+        parts = divided(value, made.elements(places) if whole else made.items)
+    except UnfitError as fault:
+        mend = f"{fault}; give one result per element."
+        raise OptionError("put", type(value).__name__, mend) from None
+    keys = [place.text for place in places] if whole else made.keys
+    by_key = dict(zip(keys, parts, strict=True))
+    for place, own in zip(places, await _stamps(port, places), strict=True):
+        if own is None:
+            continue
+        job = place.job
+        part = by_key[place.text]
+        late = await late_stamps(port, job, part, await watch_tags(port, job))
+        if late is not None:
+            started = job.chain.floors.start_time(place.text, job.chain.clock)
+            await store_result(port, job, part, own + late, started, 0.0)

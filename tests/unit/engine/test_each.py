@@ -1,0 +1,674 @@
+"""`each`: results are cached for each element of a collection; one run computes what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from ways import Way, fresh_process, kinds
+
+import memo
+from memo import NotCachedError, OptionError, ReentryError, cache
+from memo.testing import ManualClock, isolated, recording
+
+RUNS: list[Any] = []
+"""The collections with which the function ran."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_counts() -> None:
+    RUNS.clear()
+
+
+def squares(x: Any) -> Any:
+    RUNS.append(x)
+    return [one * one for one in x]
+
+
+def by_element(x: Any) -> Any:
+    """A dict that leaves out what is negative."""
+    RUNS.append(x)
+    return {one: one * one for one in x if one >= 0}
+
+
+def table(x: Any) -> Any:
+    RUNS.append(list(x))
+    rows = [one for one in x for _ in range(max(0, one))]
+    return pd.DataFrame({"square": [one * one for one in rows]}, index=pd.Index(rows, name="x"))
+
+
+def series(x: Any) -> Any:
+    RUNS.append(list(x))
+    return pd.Series({one: one * one for one in x if one >= 0}, name="square")
+
+
+# --- what is computed -----------------------------------------------------------------------------
+
+
+def test_one_run_computes_what_is_missing(way: Way, place: str) -> None:
+    """The function runs once, with the missing elements only; the answer has the caller's order."""
+    load = way.cached(squares, each="x")
+    assert way.call(load, [3, 1]) == [9, 1]
+    assert way.call(load, [1, 2, 3, 4]) == [1, 4, 9, 16]
+    fresh_process()
+    assert way.call(load, [4, 3, 2, 1]) == [16, 9, 4, 1]
+    assert RUNS == [[3, 1], [2, 4]]
+
+
+def test_elements_are_counted(way: Way) -> None:
+    """Each element is a hit or a miss of its own."""
+    load = way.cached(squares, each="x")
+    way.call(load, [1, 2])
+    with recording() as heard:
+        way.call(load, [1, 2, 3])
+    assert sorted(kinds(heard)) == ["computed", "hit", "hit", "miss"]
+
+
+def test_duplicates_are_computed_once(way: Way) -> None:
+    """An element that comes twice is passed on once; a list has its result twice."""
+    load = way.cached(squares, each="x")
+    assert way.call(load, [2, 1, 2]) == [4, 1, 4]
+    assert RUNS == [[2, 1]]
+    assert way.call(load, [1, 1]) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ((1, 2), (2,)),
+        ({1, 2}, {2}),
+        (frozenset({1, 2}), frozenset({2})),
+        (range(1, 3), [2]),
+        ({1: "a", 2: "b"}.keys(), [2]),
+        (np.array([1, 2], dtype=np.int32), np.array([2], dtype=np.int32)),
+        (pd.Index([1, 2], name="k"), pd.Index([2], name="k")),
+        (pd.Series([1, 2], index=["a", "b"]), pd.Series([2], index=["b"])),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_collections_keep_their_type(given: Any, wanted: Any) -> None:
+    """The missing elements come in a collection of the caller's type."""
+    load = Way("sync").cached(by_element, each="x")
+    load([1])
+    assert load(given) == {1: 1, 2: 4}
+    if isinstance(wanted, (list, tuple, set, frozenset)):
+        assert type(RUNS[1]) is type(wanted)
+        assert RUNS[1] == wanted
+    elif isinstance(wanted, np.ndarray):
+        np.testing.assert_array_equal(RUNS[1], wanted, strict=True)
+    else:
+        assert RUNS[1].equals(wanted)
+        assert RUNS[1].name == wanted.name
+
+
+def test_dates() -> None:
+    """Dates of numpy and pandas are elements like others."""
+    days = np.array(["2026-01-01", "2026-01-02"], dtype="datetime64[D]")
+    load = Way("sync").cached(lambda x: RUNS.append(x) or [str(day) for day in x], each="x")
+    assert load(days) == load(days) == ["2026-01-01", "2026-01-02"]
+    stamps = pd.DatetimeIndex(days)
+    assert load(stamps)[0].startswith("2026-01-01")
+    assert len(RUNS) == 2
+
+
+@pytest.mark.parametrize("value", ["abc", b"ab", {1: 2}, 7, None, (n for n in [1])])
+def test_what_is_no_collection(value: Any) -> None:
+    """Anything else is an error that names the parameter and says what to pass."""
+    load = Way("sync").cached(squares, each="x")
+    with pytest.raises(OptionError, match=r"x=.*each= takes a list, tuple"):
+        load(value)
+
+
+def test_nothing(way: Way, place: str) -> None:
+    """Without elements the function itself answers."""
+    load = way.cached(squares, each="x")
+    assert way.call(load, []) == []
+    assert RUNS == [[]]
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def test_dicts(way: Way, place: str) -> None:
+    """A dict by element; an element that is not in it is remembered as such."""
+    load = way.cached(by_element, each="x")
+    assert way.call(load, [2, -1]) == {2: 4}
+    answer = way.call(load, [3, -1, 2])
+    assert list(answer.items()) == [(3, 9), (2, 4)]
+    assert RUNS == [[2, -1], [3]]
+
+
+def test_tables(way: Way, place: str) -> None:
+    """A DataFrame by its index, with any number of rows for an element, none included."""
+    load = way.cached(table, each="x")
+    way.call(load, [2, 0])
+    found = way.call(load, [1, 0, 2])
+    wanted = pd.DataFrame({"square": [1, 4, 4]}, index=pd.Index([1, 2, 2], name="x"))
+    pd.testing.assert_frame_equal(found, wanted)
+    nothing = way.call(load, [0])
+    assert list(nothing.columns) == ["square"]
+    assert nothing.empty
+    assert RUNS == [[2, 0], [1]]
+
+
+def test_series(way: Way) -> None:
+    """A Series by its index."""
+    load = way.cached(series, each="x")
+    way.call(load, [2, -1])
+    pd.testing.assert_series_equal(
+        way.call(load, [1, -1, 2]), pd.Series([1, 4], index=[1, 2], name="square")
+    )
+    assert RUNS == [[2, -1], [1]]
+
+
+def test_a_computed_answer_looks_like_a_stored_one(way: Way) -> None:
+    """The first answer has the caller's order, like those from the cache."""
+    load = way.cached(lambda x: {one: one for one in sorted(x)}, each="x")
+    assert list(way.call(load, [3, 1, 2])) == list(way.call(load, [3, 1, 2])) == [3, 1, 2]
+
+
+@pytest.mark.parametrize("answer", [[1], {1}, "ab", None])
+def test_an_answer_that_cannot_be_divided(way: Way, answer: Any) -> None:
+    """It reaches the caller as it is, is not stored, and one warning says what to return."""
+    load = way.cached(lambda x: RUNS.append(x) or answer, each="x")
+    with pytest.warns(UserWarning, match="return a list or tuple aligned with `x`"):
+        assert way.call(load, [1, 2]) == answer
+    RUNS.clear()
+    assert way.call(load, [1, 2]) == answer
+    assert RUNS
+
+
+def test_answers_of_different_kinds() -> None:
+    """A function that returns now a list, now a dict, is asked for the whole collection then."""
+
+    def either(x: Any) -> Any:
+        RUNS.append(x)
+        return [0] if x == [1] else {one: one for one in x}
+
+    load = Way("sync").cached(either, each="x")
+    load([1])
+    with pytest.warns(UserWarning, match="was a dict and a list for different elements"):
+        assert load([1, 2]) == {1: 1, 2: 2}
+
+
+def test_results_are_copies(way: Way) -> None:
+    """Changing a returned result changes nothing that is stored."""
+    load = way.cached(lambda x: [[one] for one in x], each="x")
+    way.call(load, [1])[0].append("changed")
+    assert way.call(load, [1]) == [[1]]
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_an_error_reaches_the_caller(way: Way, place: str) -> None:
+    """What the function raises is raised; nothing is stored, what was stored stays."""
+
+    def picky(x: Any) -> Any:
+        RUNS.append(x)
+        if 0 in x:
+            raise ZeroDivisionError
+        return [1 / one for one in x]
+
+    load = way.cached(picky, each="x")
+    way.call(load, [1])
+    with pytest.raises(ZeroDivisionError):
+        way.call(load, [1, 2, 0])
+    assert way.call(load, [1, 2]) == [1, 0.5]
+    assert RUNS == [[1], [2, 0], [2]]
+
+
+def test_old_values_instead_of_an_error(way: Way) -> None:
+    """`stale_if_error`: the old values of all elements answer where each has one."""
+
+    def flaky(x: Any) -> Any:
+        RUNS.append(x)
+        if len(RUNS) == 2:
+            raise OSError
+        return [len(RUNS)] * len(x)
+
+    load = way.cached(flaky, each="x", stale_if_error=60)
+    assert way.call(load, [1, 2]) == [1, 1]
+    load.expire()
+    assert way.call(load, [1, 2]) == [1, 1]
+    assert way.call(load, [2]) == [3]
+
+
+def test_a_stale_element_is_refreshed(way: Way) -> None:
+    """`stale_while_revalidate`: the old value answers; that element alone is computed again."""
+
+    def counted(x: Any) -> Any:
+        RUNS.append(x)
+        return [len(RUNS)] * len(x)
+
+    load = way.cached(counted, each="x", stale_while_revalidate=60)
+    way.call(load, (1, 2))
+    load.expire(x=[2])
+    assert way.call(load, (1, 2)) == [1, 1]
+    memo.runtime.ports.drain_blocking(5)
+    assert way.call(load, (1, 2)) == [1, 2]
+    assert RUNS == [(1, 2), (2,)]
+
+
+# --- invalidation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [2, [2], (2,), {2}])
+def test_invalidation_by_element(way: Way, place: str, given: Any) -> None:
+    """An element, by itself or in a collection, drops its entry and no other."""
+    load = way.cached(squares, each="x")
+    way.call(load, [1, 2, 3])
+    done = load.invalidate(x=given)
+    assert done.matched == 1
+    way.call(load, [1, 2, 3])
+    assert RUNS == [[1, 2, 3], [2]]
+
+
+def test_invalidation_of_several_and_of_all() -> None:
+    """Several elements drop several entries; no argument drops all."""
+    load = Way("sync").cached(squares, each="x")
+    load([1, 2, 3])
+    assert load.invalidate([1, 3]).matched == 2
+    load([1, 2, 3])
+    load.invalidate()
+    load([1, 2, 3])
+    assert RUNS == [[1, 2, 3], [1, 3], [1, 2, 3]]
+
+
+def test_addresses_tags_and_prefixes_are_those_of_elements() -> None:
+    """The address and the tags of an entry have its element in the place of the collection."""
+    load = cache(version="1", key_prefix="squares", tags=["no:{x}"], each="x")(squares)
+    load([1, 2, 3])
+    assert load.address([2]) == load.address(2) == "squares:2"
+    memo.invalidate(key="squares:2")
+    load([1, 2, 3])
+    memo.invalidate(tag="no:3")
+    load([1, 2, 3])
+    memo.invalidate(key=load.key(1))
+    load([1, 2, 3])
+    assert RUNS == [[1, 2, 3], [2], [3], [1]]
+
+
+def test_after_an_update() -> None:
+    """`invalidate_cache(functions=, match=)` with a collection drops its elements."""
+    load = Way("sync").cached(squares, each="x")
+
+    @memo.invalidate_cache(functions=[load], match=["x"])
+    def update(x: list[int]) -> None:
+        """Update some."""
+
+    load([1, 2, 3])
+    update([1, 2])
+    load([1, 2, 3])
+    assert RUNS == [[1, 2, 3], [1, 2]]
+
+
+def test_an_element_invalidated_while_it_is_computed(way: Way) -> None:
+    """It is not stored; the others are."""
+
+    def invalidating(x: Any) -> Any:
+        RUNS.append(x)
+        if len(RUNS) == 1:
+            load.invalidate(x=2)
+        return [one * one for one in x]
+
+    load = way.cached(invalidating, each="x")
+    way.call(load, [1, 2, 3])
+    way.call(load, [1, 2, 3])
+    assert RUNS == [[1, 2, 3], [2]]
+
+
+def test_files_by_element(way: Way, tmp_path: Any) -> None:
+    """A dependency with the element in its name concerns that element alone."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+
+    def read(x: Any) -> Any:
+        RUNS.append(x)
+        return [(tmp_path / one).read_text() for one in x]
+
+    load = way.cached(read, each="x", depends_on=f"{tmp_path}/{{x}}")
+    assert way.call(load, ["a", "b"]) == ["a", "b"]
+    (tmp_path / "b").write_text("changed")
+    assert way.call(load, ["a", "b"]) == ["a", "changed"]
+    assert RUNS == [["a", "b"], ["b"]]
+
+
+def test_what_is_built_on_elements_goes_with_them() -> None:
+    """An outer result depends on the elements that it used, and on no others."""
+    load = Way("sync").cached(squares, each="x")
+
+    @cache(name="tests:total", version="1")
+    def total(x: list[int]) -> int:
+        return sum(load(x)) + 1000 * len(RUNS)
+
+    first = total([1, 2])
+    load([3])
+    load.invalidate(x=3)
+    assert total([1, 2]) == first
+    load.invalidate(x=2)
+    assert total([1, 2]) != first
+
+
+def test_inner_reads_concern_every_element_of_a_run() -> None:
+    """What a run read through other cached functions counts for all of its elements."""
+
+    @cache(name="tests:factor", version="1")
+    def factor() -> int:
+        return 2
+
+    load = Way("sync").cached(lambda x: RUNS.append(x) or [factor() * one for one in x], each="x")
+    load([1, 2])
+    factor.invalidate()
+    assert load([2]) == [4]
+    assert RUNS == [[1, 2], [2]]
+
+
+# --- several calls at once ------------------------------------------------------------------------
+
+
+class Slow:
+    """Computes slowly enough that calls overlap; tells what ran."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self, x: Any) -> Any:
+        RUNS.append(x)
+        self.begun.set()
+        assert self.go.wait(20)
+        return [one * one for one in x]
+
+
+SLOW = Slow()
+
+
+def slowly(x: Any) -> Any:
+    return SLOW(x)
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_overlapping_calls_compute_no_element_twice(way: Way, place: str, lock: bool) -> None:
+    """Of two calls that overlap each computes what the other does not, and both get everything."""
+    SLOW.__init__()  # type: ignore[misc]
+    load = way.cached(slowly, each="x", use_lock=lock)
+    if way.name == "async":
+
+        async def main() -> list[Any]:
+            first = asyncio.create_task(load([1, 2, 3]))
+            await asyncio.to_thread(SLOW.begun.wait, 20)
+            second = asyncio.create_task(load([2, 3, 4]))
+            await until(lambda: len(RUNS) == 2)
+            SLOW.go.set()
+            return list(await asyncio.gather(first, second))
+
+        answers = asyncio.run(main())
+    else:
+        answers = [None, None]
+
+        def call(at: int, x: list[int]) -> None:
+            answers[at] = load(x)
+
+        threads = [threading.Thread(target=call, args=(0, [1, 2, 3]))]
+        threads[0].start()
+        assert SLOW.begun.wait(20)
+        threads.append(threading.Thread(target=call, args=(1, [2, 3, 4])))
+        threads[1].start()
+        asyncio.run(until(lambda: len(RUNS) == 2))
+        SLOW.go.set()
+        for thread in threads:
+            thread.join(20)
+    assert answers == [[1, 4, 9], [4, 9, 16]]
+    assert RUNS == [[1, 2, 3], [4]]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, at most 20 seconds."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("never came true")
+
+
+def test_calls_that_cross_do_not_wait_for_each_other(way: Way) -> None:
+    """Calls with the same elements in other orders all end; each element is computed once."""
+    load = way.cached(squares, each="x", use_lock=True)
+    orders = [[1, 2, 3, 4], [4, 3, 2, 1], [2, 4, 1, 3], [3, 1, 4, 2]]
+    answers = way.together(*(lambda x=x: load(x) for x in orders))
+    assert answers == [[one * one for one in x] for x in orders]
+    assert sorted(one for run in RUNS for one in run) == [1, 2, 3, 4]
+
+
+def test_processes_compute_no_element_twice(place: str, tmp_path: Any) -> None:
+    """With `use_lock` two processes whose calls overlap compute each element once."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    log = tmp_path / "log"
+    program = (
+        "import json, sys, time, memo\n"
+        "url, log, start = sys.argv[1:4]\n"
+        "if url: memo.configure(redis_url=url)\n"
+        "@memo.cache(name='tests:load', version='1', each='x', use_lock=True)\n"
+        "def load(x):\n"
+        "    open(log, 'a').write(''.join(f'{one}\\n' for one in x))\n"
+        "    time.sleep(0.3)\n"
+        "    return [one * one for one in x]\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "print(json.dumps(load(list(range(int(start), int(start) + 20)))))\n"
+    )
+    url = memo.settings.configuration.current().redis_url or ""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, url, str(log), start],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ),
+        )
+        for start in ("0", "10", "5")
+    ]
+    for one in running:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    outputs = []
+    for one in running:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    for one in running:
+        outputs.append(json.loads(one.communicate(timeout=60)[0]))
+    assert outputs[0] == [n * n for n in range(20)]
+    assert outputs[1] == [n * n for n in range(10, 30)]
+    lines = sorted(map(int, log.read_text().split()))
+    assert lines == list(range(30))
+
+
+def test_a_cancelled_caller_takes_nobody_along() -> None:
+    """A caller that is cancelled leaves the run to those who wait for some of its elements."""
+
+    async def main() -> Any:
+        go = asyncio.Event()
+
+        @cache(name="tests:load", version="1", each="x")
+        async def load(x: list[int]) -> list[int]:
+            RUNS.append(x)
+            await go.wait()
+            return [one * one for one in x]
+
+        first = asyncio.create_task(load([1, 2]))
+        await until(lambda: bool(RUNS))
+        second = asyncio.create_task(load([2]))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await asyncio.sleep(0.05)
+        go.set()
+        return await second
+
+    assert asyncio.run(main()) == [4]
+    assert RUNS == [[1, 2]]
+
+
+def test_a_run_that_nobody_wants_is_stopped() -> None:
+    """When the last caller is cancelled the function is cancelled too."""
+    stopped: list[bool] = []
+
+    async def main() -> None:
+        @cache(name="tests:load", version="1", each="x")
+        async def load(x: list[int]) -> list[int]:
+            RUNS.append(x)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                stopped.append(True)
+                raise
+            return x
+
+        task = asyncio.create_task(load([1, 2]))
+        await until(lambda: bool(RUNS))
+        task.cancel()
+        await until(lambda: bool(stopped))
+
+    asyncio.run(main())
+    assert stopped == [True]
+
+
+def test_a_run_that_asks_for_its_own_element(way: Way) -> None:
+    """A run that asks for an element of its own is refused; for others it is served."""
+
+    def inner(x: Any) -> Any:
+        RUNS.append(list(x))
+        return [one + sum(load([one - 1])) if one > 1 else one for one in x]
+
+    load = Way("sync").cached(inner, each="x")
+    assert load([4]) == [10]
+    assert RUNS == [[4], [3], [2], [1]]
+    endless = Way("sync").cached(lambda x: endless(x), each="x", name="tests:endless")
+    with pytest.raises(ReentryError):
+        endless([1, 2])
+
+
+# --- the rest of the surface ----------------------------------------------------------------------
+
+
+def test_methods() -> None:
+    """Methods work alike, for each object."""
+
+    class Client:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        @cache(version="1", each="ids")
+        def get(self, region: str, ids: list[int], *, unit: str = "m") -> list[int]:
+            RUNS.append(ids)
+            return [self.factor * one for one in ids]
+
+    two, three = Client(2), Client(3)
+    assert two.get("EU", [1, 2]) == [2, 4]
+    assert three.get("EU", ids=[2, 1]) == [6, 3]
+    assert two.get("EU", [2, 3]) == [4, 6]
+    two.get.invalidate(ids=[2])
+    assert three.get("EU", [2]) == [6]
+    two.get("EU", [1, 2, 3])
+    assert RUNS == [[1, 2], [2, 1], [3], [2]]
+
+
+def test_peek_and_put_and_is_cached(way: Way, place: str) -> None:
+    """The helpers speak of all elements of a call."""
+    load = way.cached(squares, each="x")
+    assert load.peek([1], default="none") == "none"
+    load.put([1, 4], [1, 2])
+    assert load.peek([2, 1]) == [4, 1]
+    assert load.is_cached([1, 2])
+    assert not load.is_cached([1, 3])
+    assert "the nearest entry" in str(load.explain([1, 3]))
+    assert load.explain([1, 2]).hit
+    assert RUNS == []
+    with pytest.raises(OptionError, match="1 results for 2 elements"):
+        load.put([1], [1, 2])
+
+
+def test_refresh(way: Way) -> None:
+    """`refresh` computes all elements in one run, whatever is stored."""
+    load = way.cached(squares, each="x")
+    way.call(load, [1])
+    assert load.refresh([1, 2]) == [1, 4]
+    way.call(load, [1, 2])
+    assert RUNS == [[1], [1, 2]]
+
+
+def test_modes(way: Way) -> None:
+    """In "only" every element is needed, in "off" none; "refresh" computes all."""
+    load = way.cached(squares, each="x")
+    way.call(load, [1])
+    with memo.mode("only"):
+        assert way.call(load, [1]) == [1]
+        with pytest.raises(NotCachedError, match="x is 2; the nearest entry has 1"):
+            way.call(load, [1, 2])
+    with memo.mode("off"):
+        way.call(load, [1, 3])
+    with memo.mode("refresh"):
+        way.call(load, [1, 2])
+    assert RUNS == [[1], [1, 3], [1, 2]]
+    assert not load.is_cached([3])
+
+
+def test_ttl_of_elements() -> None:
+    """Elements age one by one."""
+    clock = ManualClock()
+    with isolated(clock=clock):
+        load = cache(name="tests:load", version="1", ttl=10, each="x")(squares)
+        load([1])
+        clock.advance(6)
+        load([1, 2])
+        clock.advance(6)
+        load([1, 2])
+    assert RUNS == [[1], [2], [1]]
+
+
+def test_key_needs_one_element() -> None:
+    """A key or an address is that of one element."""
+    load = Way("sync").cached(squares, each="x")
+    with pytest.raises(OptionError, match="has not one element"):
+        load.key([1, 2])
+
+
+def test_a_wrong_call_raises_as_the_function_would(way: Way) -> None:
+    """A call that does not fit is a TypeError."""
+    load = way.cached(squares, each="x")
+    with pytest.raises(TypeError, match="y"):
+        way.call(load, [1], y=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"each": "y"}, "each='y': is no parameter of its own; there are: x"),
+        ({"each": ""}, "must be a text"),
+        ({"each": "x", "ignore": ["x"]}, "is ignored"),
+        ({"each": "x", "replay": True}, "replay=True: does not go with each="),
+        ({"each": "x", "cache_errors": {KeyError: 1}}, "does not go with each="),
+        ({"each": "x", "soft_timeout": 1, "stale_if_error": 1}, "does not go with each="),
+    ],
+)
+def test_wrong_options(options: Any, said: str) -> None:
+    """Each mistake is an error at decoration that says what to write."""
+    with pytest.raises(OptionError, match=said):
+        cache(**options)(squares)
+
+
+def test_many_elements(place: str) -> None:
+    """A thousand elements are stored and found, the second time without a run."""
+    load = Way("sync").cached(squares, each="x")
+    wanted = list(range(1000))
+    assert load(wanted) == load(wanted) == [one * one for one in wanted]
+    assert len(RUNS) == 1
