@@ -190,7 +190,13 @@ def _dress() -> None:
     snapshots.render_with(_text, _html)
 
 
-_install(stats_directory, _dress)
+def _explain() -> None:
+    from memo.inspection import report_line
+
+    report_line.explain_counts()
+
+
+_install(stats_directory, _dress, _explain)
 _listen(stats_directory)
 
 

@@ -417,30 +417,36 @@ _PLAIN = {
 }
 
 
-async def changed_code(port: Port, function: Function, manifests: Manifests, key: str) -> str:
-    """What of the code changed before an entry was computed, in a few words; `""`: nothing did.
+async def changed_code(
+    port: Port, function: Function, manifests: Manifests, keys: Sequence[str]
+) -> dict[str, str]:
+    """What of the code changed before entries were computed, in a few words, by key.
 
-    For a miss that has been computed by now: the entry that it stored is compared with the last one
-    before it that has the same arguments and another code version.
+    For misses that have been computed by now: the entry that each stored is compared with the last
+    one before it that has the same arguments and another code version.
     """
     chain = function.chain()
     stored = await headers(port, chain, function.id)
-    own = next((header for header in stored if header.key == key), None)
-    if own is None:
-        return ""
-    wanted = _digests(json.loads(own.summary))
-    same = [
+    own = {header.key: header for header in stored}
+    found = {key: _code_before(manifests, own[key], stored) for key in keys if key in own}
+    return {key: words for key, words in found.items() if words}
+
+
+def _code_before(manifests: Manifests, own: Header, stored: Sequence[Header]) -> str:
+    """What changed between an entry and the last one before it; `""`: nothing did."""
+    earlier = [
         header
         for header in stored
-        if header.code != own.code
-        and header.times.started < own.times.started
-        and _digests(json.loads(header.summary)) == wanted
+        if header.code != own.code and header.times.started < own.times.started
     ]
-    before, after = None, manifests.load(own.code)
-    if same:
-        before = manifests.load(max(same, key=lambda header: header.times.started).code)
-    if not same or before is None or after is None:
-        return "code changed" if same else ""
+    wanted = _digests(json.loads(own.summary)) if earlier else {}
+    same = [header for header in earlier if _digests(json.loads(header.summary)) == wanted]
+    if not same:
+        return ""
+    before = manifests.load(max(same, key=lambda header: header.times.started).code)
+    after = manifests.load(own.code)
+    if before is None or after is None:
+        return CODE_CHANGED
     changes = [_change(*change) for change in _changes(before, after)]
     return changes[0] + (f" (and {len(changes) - 1} more)" if len(changes) > 1 else "")
 

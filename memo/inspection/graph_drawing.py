@@ -40,7 +40,7 @@ SAID = {
     "running": "being computed now",
     "stale": "still answers, and is refreshed at the next call",
     "expired": "past its lifetime: the next call computes it",
-    "invalidated": "invalidated: the next call computes it",
+    "invalidated": "no longer valid: the next call computes it",
     "outdated": "its code or a dependency has changed: the next call computes it",
     "unknown": "no tier can tell now whether it is valid",
 }

@@ -510,6 +510,10 @@ def _health(facts: Mapping[str, Any]) -> list[str]:
         parts.append("not asked until it answers again")
     if names := left.pop("names", 0):
         parts.append(f"{counted(names, 'key')} in this database")
+    if (entries := left.pop("entries", None)) is not None:
+        parts.append(counted(entries, "entry", "entries"))
+    if left.get("state") == "writable":  # as it should be
+        del left["state"]
     if policy := left.pop("policy", ""):
         parts.append(f"eviction: {policy}")
     return parts + [_fact(name, fact) for name, fact in left.items()]

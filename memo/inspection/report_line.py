@@ -6,17 +6,16 @@ Under each cell the line is `magics`' business; for scripts there is `memo.repor
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from memo.decorators import assembly
-from memo.decorators.cached_function import functions
-from memo.engine.explaining import changed_code
+from memo.decorators.cached_function import CachedFunction, functions
+from memo.engine.explaining import CODE_CHANGED, changed_code
 from memo.errors import MemoError
 from memo.inspection import rendering
-from memo.metrics.recorder import Span, watch
-from memo.runtime.events import Event
+from memo.metrics.recorder import COUNTERS, Span, watch
 from memo.runtime.ports import BLOCKING, drive
 from memo.validity.lifetimes import ABSENT
 
@@ -59,12 +58,21 @@ def explain_misses(span: Span) -> None:
         miss = span.misses[at]
         function = known.get(miss.function)
         if function is not None and not miss.detail:
-            span.misses[at] = miss._replace(detail=_changed(function, miss))
+            words = _changed(function, [miss.key]).get(miss.key, "")
+            span.misses[at] = miss._replace(detail=words)
 
 
-def _changed(function: object, miss: Event) -> str:
-    inner = function._function  # type: ignore[attr-defined]
+def explain_counts() -> None:
+    """Count misses as "code changed" where that is why, for the figures of this process."""
+    known = {function.function_id: function for function in functions()}
+    for identity, keys in COUNTERS.unexplained(ABSENT).items():
+        if identity in known:
+            for _ in _changed(known[identity], keys):
+                COUNTERS.explain(identity, ABSENT, CODE_CHANGED)
+
+
+def _changed(function: CachedFunction[..., Any], keys: Sequence[str]) -> dict[str, str]:
     try:
-        return drive(changed_code(BLOCKING, inner, assembly.manifests(), miss.key))
-    except MemoError:  # a fault of the cache: the line says what the event said
-        return ""
+        return drive(changed_code(BLOCKING, function._function, assembly.manifests(), keys))
+    except MemoError:  # a fault of the cache: what is shown is what the event said
+        return {}

@@ -23,6 +23,8 @@ OPEN = 4096
 """Most keys whose computation is remembered to be under way."""
 SEEN = 4096
 """Most keys per function whose latest outcome is remembered, for the graph."""
+UNEXPLAINED = 256
+"""Most misses per function that wait to be looked into, for a better reason than at first."""
 KEYS = 65536
 """Most stored keys that are remembered per function, for `cache_info().currsize`: by their hashes,
 so that the texts need not be kept."""
@@ -39,6 +41,7 @@ class Tally:
         "computed",
         "done",
         "errors",
+        "explained",
         "failed",
         "hit_seconds",
         "hits",
@@ -58,6 +61,7 @@ class Tally:
         "stale",
         "stored",
         "times",
+        "unexplained",
         "wait_seconds",
         "waits",
         "width",
@@ -67,6 +71,8 @@ class Tally:
         self.hits: defaultdict[str, int] = defaultdict(int)
         self.stale: dict[str, int] = {}
         self.misses: dict[str, int] = {}
+        self.unexplained: dict[str, str] = {}
+        self.explained: dict[tuple[str, str], int] = {}
         self.failed: dict[str, int] = {}
         self.errors: dict[str, int] = {}
         self.times: defaultdict[int, int] = defaultdict(int)
@@ -152,7 +158,9 @@ def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
 def _computed(tally: Tally, event: Event) -> None:
     tally.computed += 1
     _see(tally, event)
-    _settled(tally, event.key)
+    miss = _settled(tally, event.key)
+    if miss is not None and len(tally.unexplained) < UNEXPLAINED:
+        tally.unexplained[event.key] = miss[0]
 
 
 def _compute_ended(tally: Tally, event: Event) -> None:

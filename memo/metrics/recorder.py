@@ -181,14 +181,41 @@ class Counters:
         """Whether anything was counted."""
         return bool(self._pending or self._tallies)
 
-    def snapshot(self) -> Stats:
-        """The numbers now."""
+    def unexplained(self, reason: str) -> dict[str, list[str]]:
+        """Function -> keys that were missed for a reason, and computed, since they were asked for.
+
+        Each is given once; `explain` says what was found out about it.
+        """
+        with self._lock:
+            found = {
+                name: [key for key, why in tally.unexplained.items() if why == reason]
+                for name, tally in self._tallies.items()
+            }
+            for tally in self._tallies.values():
+                tally.unexplained.clear()
+        return {name: keys for name, keys in found.items() if name and keys}
+
+    def explain(self, function: str, before: str, after: str) -> None:
+        """A miss that was counted under one reason belongs under another."""
+        with self._lock:
+            explained = self._tallies.setdefault(function, Tally()).explained
+            explained[before, after] = explained.get((before, after), 0) + 1
+
+    def snapshot(self, *, explained: bool = True) -> Stats:
+        """The numbers now.
+
+        Args:
+            explained: count misses under the reasons that were found out afterwards; the difference
+                of two snapshots is true only without them.
+        """
         from memo.metrics import snapshots
 
         _dress_once()
         with self._lock:
             self._drain()
-            parts = {name: snapshots.frozen(tally) for name, tally in self._tallies.items()}
+            parts = {
+                name: snapshots.frozen(tally, explained) for name, tally in self._tallies.items()
+            }
             tiers = {
                 name: snapshots.TierStats(errors=t.errors, downs=t.downs, up=t.up)
                 for name, t in self._tiers.items()
@@ -277,7 +304,7 @@ class Span:
     def __init__(self, counters: Counters, changed: Callable[[Span], None] | None = None) -> None:
         self._counters = counters
         self._changed = changed
-        self._before = counters.snapshot()
+        self._before = counters.snapshot(explained=False)
         self._ended: Stats | None = None
         self._mark = counters.since
         self.misses: list[Event] = []
@@ -342,7 +369,7 @@ class Span:
         return self._difference() if self._ended is None else self._ended
 
     def _difference(self) -> Stats:
-        now = self._counters.snapshot()
+        now = self._counters.snapshot(explained=False)
         was_reset = self._counters.since != self._mark
         return now if was_reset else now - self._before
 
@@ -368,11 +395,12 @@ def _nowhere() -> Path | None:
 
 
 def _plainly() -> None:
-    """No renderers."""
+    """Neither renderers nor explanations."""
 
 
 _directory: Callable[[], Path | None] = _nowhere
 _dress: Callable[[], None] = _plainly
+_explain: Callable[[], None] = _plainly
 _dressed = False
 _publisher: Publisher | None = None
 _installed = False
@@ -413,7 +441,9 @@ COUNTERS = Counters(rolled=publish)
 
 
 def install(
-    directory: Callable[[], Path | None] = _nowhere, dress: Callable[[], None] = _plainly
+    directory: Callable[[], Path | None] = _nowhere,
+    dress: Callable[[], None] = _plainly,
+    explain: Callable[[], None] = _plainly,
 ) -> None:
     """Count from now on.  `memo` does this once, when it is imported.
 
@@ -421,9 +451,10 @@ def install(
         directory: gives the cache directory in force, where the processes leave their snapshots
             for each other; first called after the first cached call.  None: leave none.
         dress: says how snapshots are shown (`render_with`); called before the first.
+        explain: finds out more about misses (`Counters.explain`); called before `stats` answers.
     """
-    global _directory, _dress, _dressed, _publisher, _installed
-    _directory, _dress, _dressed, _publisher = directory, dress, False, None
+    global _directory, _dress, _dressed, _explain, _publisher, _installed
+    _directory, _dress, _dressed, _explain, _publisher = directory, dress, False, explain, None
     if _installed:
         return
     _installed = True
@@ -446,6 +477,7 @@ def stats(*patterns: str, shared: bool = False) -> Stats:
         patterns: names of functions, as `matches` reads them; none: all.
         shared: add up every process that uses the same directory, those that ended included.
     """
+    _explain()
     snapshot = COUNTERS.snapshot()
     publish()
     board = _publishing().board() if shared else None

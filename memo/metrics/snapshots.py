@@ -160,10 +160,15 @@ class FunctionStats:
         return _subtracted(self, earlier)
 
 
-def frozen(tally: Tally) -> FunctionStats:
-    """The numbers of a function as they are now."""
+def frozen(tally: Tally, explained: bool = True) -> FunctionStats:
+    """The numbers of a function as they are now.
+
+    Args:
+        explained: count misses under the reasons that were found out afterwards.
+    """
+    misses = _explained(tally) if explained else dict(tally.misses)
     return FunctionStats(
-        dict(tally.hits), dict(tally.stale), dict(tally.misses),
+        dict(tally.hits), dict(tally.stale), misses,
         tally.running, tally.done, tally.refresh_failed, tally.coalesced,
         tally.computed, tally.compute_seconds, dict(tally.failed), dict(tally.errors),
         tally.stored, tally.bytes_stored, tally.read, tally.hit_seconds, dict(tally.times),
@@ -171,6 +176,15 @@ def frozen(tally: Tally) -> FunctionStats:
         tally.invalidations, tally.width / SECOND,
         tuple(Point(at / SECOND, *tally.points[at]) for at in sorted(tally.points)),
     )  # fmt: skip
+
+
+def _explained(tally: Tally) -> dict[str, int]:
+    misses = dict(tally.misses)
+    for (before, after), count in tally.explained.items():
+        moved = min(count, misses.get(before, 0))
+        misses[before] = misses.get(before, 0) - moved
+        misses[after] = misses.get(after, 0) + moved
+    return {reason: count for reason, count in misses.items() if count}
 
 
 _FIELDS = tuple(f.name for f in fields(FunctionStats) if f.name not in ("width", "timeline"))

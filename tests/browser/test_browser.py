@@ -49,6 +49,17 @@ sys.stdin.readline()
 """
 
 
+BROKEN = """() => Array.from(document.querySelectorAll(
+    '.memo-live :is(thead th, td[data-state], tbody th, button)'))
+  .filter(e => e.offsetParent && e.firstChild && !e.textContent.trim().includes(' '))
+  .filter(e => {
+    const range = document.createRange();
+    range.selectNodeContents(e.firstChild);
+    return new Set(Array.from(range.getClientRects(), r => Math.round(r.top))).size > 1;
+  }).map(e => e.textContent)"""
+"""The single words that stand in more than one line."""
+
+
 @pytest.fixture
 def workers() -> Iterator[list[subprocess.Popen[str]]]:
     """Three processes, each of which computes until it is told to end."""
@@ -173,9 +184,11 @@ def test_it_is_legible_in_any_window(browser: Any, ui: Ui, width: int, scheme: s
     page = opened(browser, ui, width, scheme)
     kept(page, f"ui-{width}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    button = entry(page, "etl:load").first.get_by_role("button", name="Invalidate")
-    box = button.bounding_box()
-    assert box["x"] + box["width"] <= width, "what can be done is in sight"
+    functions = page.locator(".memo-functions tbody tr")
+    for row in (entry(page, "etl:load").first, functions.first):
+        box = row.get_by_role("button", name="Invalidate").bounding_box()
+        assert box["x"] + box["width"] <= width, "what can be done is in sight"
+    assert page.evaluate(BROKEN) == [], "no word is broken in two"
     count, wrong = page.evaluate(faint(".memo-live :is(th, td, p, small, li, dt, dd, h2)"))
     assert count > 20
     assert not wrong

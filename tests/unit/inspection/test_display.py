@@ -298,7 +298,7 @@ def test_health_of_tiers_is_said_in_words(found: Stats) -> None:
         "host": {"journal": 2},
     }
     lines = {name: (said, well) for name, said, well in rendering.tiers(found.with_health(facts))}
-    assert lines["disk"] == ("2 hits · 1 stale · up · 1.2 GiB of 10.0 GiB · entries 12", True)
+    assert lines["disk"] == ("2 hits · 1 stale · up · 1.2 GiB of 10.0 GiB · 12 entries", True)
     assert lines["host"] == ("2 invalidations on the way to Redis", True)
     assert lines["redis"] == ("1 error · down · 1 outage", False)
 

@@ -240,3 +240,39 @@ def test_an_expired_hit_is_said_to_be_expired() -> None:
     assert "\u2212" not in said
     assert "-" not in said.partition("fresh for")[2][:3]
     assert re.search(r"expired [\d.]+ m?s ago", said)
+
+
+def test_a_miss_after_an_edit_is_counted_as_one() -> None:
+    """What `explain` calls "code changed" has the same words in the figures, and only that."""
+
+    def defined(step: int) -> Any:
+        if step == 1:
+
+            @cache(name="edited")
+            def first(x: int) -> int:
+                return x + 1
+
+            return first
+
+        @cache(name="edited")
+        def second(x: int) -> int:
+            return x + 2
+
+        return second
+
+    before = defined(1)
+    before(1)
+    start = memo.stats()
+    assert start.functions["edited"].misses_by_reason == {"not cached yet": 1}
+    after = defined(2)
+    assert after.explain(1).reason == "code changed"
+    after(1)
+    after(5)
+    counted = {"not cached yet": 1, "code changed": 1}
+    now = memo.stats()
+    assert (now - start).functions["edited"].misses_by_reason == counted
+    assert now.total.misses == 3
+    with memo.report() as span:
+        after(1)
+    assert span.stats.total.misses == 0, "what is found out later belongs to no later stretch"
+    assert "code changed 1" in repr(memo.stats("edited"))
