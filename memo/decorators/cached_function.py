@@ -1063,7 +1063,7 @@ def _is_wrapper(value: Any) -> bool:
 def _check(given: Mapping[str, Any]) -> None:
     """What can be checked before there is a function."""
     options.texts("ignore", given["ignore"])
-    options.text("name", given["name"])
+    options.text("name", given["name"], options.LONGEST)
     options.text("version", given["version"])
     options.text("key_prefix", given["key_prefix"])
     options.flag("replay", given["replay"])

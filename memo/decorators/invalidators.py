@@ -27,8 +27,10 @@ from memo.errors import (
     EventLoopError,
     NothingMatchedError,
     OptionError,
+    TierError,
     label,
     public,
+    shown,
     users,
 )
 from memo.keys import resolvers
@@ -93,9 +95,9 @@ async def _target(
     assert text is not None
     if name == "prefix":
         turns = [Turn(stamps.group("p", normal_prefix(text)))]
-        return _Target(turns, f"prefix {text!r}", _near(names.PREFIX, text.rstrip(":")))
+        return _Target(turns, f"prefix {shown(text)}", _near(names.PREFIX, text.rstrip(":")))
     if name == "tag":
-        return _Target(list(tag_turns(text)), f"tag {text!r}", _near(names.TAG, text))
+        return _Target(list(tag_turns(text)), f"tag {shown(text)}", _near(names.TAG, text))
     return await _key_target(port, text)
 
 
@@ -134,7 +136,7 @@ async def _key_target(port: Port, text: str) -> _Target:
     async def hint(_: Port, found: Matches) -> str:
         return names.meant(names.nearest(text, found.others))
 
-    return _Target(address_turns(text), f"key {text!r}", hint)
+    return _Target(address_turns(text), f"key {shown(text)}", hint)
 
 
 _KEY: Final = r"[0-9a-f]{40}"
@@ -306,9 +308,12 @@ class _Plan:
         turns, target = self._turns(result, arguments, wrong)
         if turns:
             chains = [self.chain()] if self.own_chain else _all_chains()
-            await invalidating.invalidate(
-                port, chains, turns, target, f"after {self.who}", soft=self.soft, count=False
-            )
+            try:
+                await invalidating.invalidate(
+                    port, chains, turns, target, f"after {self.who}", soft=self.soft, count=False
+                )
+            except TierError as refused:  # it can never be written
+                wrong.append(refused)
         chosen = {name: arguments[name] for name in self.match}
         for function in self.targets:
             await self._target(port, function, chosen, wrong)

@@ -21,6 +21,8 @@ MOST = 20_000
 """Names of one kind that are read from this host."""
 NEAR = 3
 """Names that an error lists."""
+LONGEST = 1000
+"""Characters of a name up to which those that it is like are looked for."""
 FUNCTION, PREFIX, TAG = "f", "p", "t"
 
 
@@ -127,7 +129,9 @@ def unknown(option: str, name: str, known: Iterable[str]) -> OptionError:
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The names that are nearest to a misspelt one, the best first."""
+    """The names that are nearest to a misspelt one, the best first; of a very long one none."""
+    if len(name) > LONGEST:
+        return []
     return difflib.get_close_matches(name, list(dict.fromkeys(known)), NEAR, 0.6)
 
 

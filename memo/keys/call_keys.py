@@ -70,13 +70,22 @@ CACHE_KEY: Final = "__cache_key__"
 # --- addresses -----------------------------------------------------------------------------------
 
 
+LONGEST_PREFIX = 1000
+"""Characters of a prefix; only so much of an address is searched for the prefixes it may have."""
+LONGEST_NAME = 200
+"""Characters of the name of a keyword above which its digest stands for it in generations."""
+
+
 def normal_prefix(key_prefix: str) -> str:
     """An address prefix without the colon that it may end in.
 
     Raises:
-        OptionError: nothing is left.
+        OptionError: nothing is left, or it is too long.
     """
     prefix = key_prefix.rstrip(":")
+    if len(prefix) > LONGEST_PREFIX:
+        mend = f"has {len(prefix):,} characters; a prefix has at most {LONGEST_PREFIX:,}."
+        raise OptionError("key_prefix", key_prefix, mend)
     if not set("{}").isdisjoint(prefix):
         mend = "is static, so it has no braces; write a template as key_resolver=."
         raise OptionError("key_prefix", key_prefix, mend)
@@ -91,9 +100,11 @@ def address(prefix: str, *parts: str) -> str:
 
 
 def prefixes(address: str) -> list[str]:
-    """Every prefix of an address that ends before a colon, shortest first, and the address."""
-    parts = address.split(":")
-    return [":".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    """The prefixes that an address may have, shortest first: they end before a colon or with it."""
+    head = address[: LONGEST_PREFIX + 1]
+    ends = [at for at, one in enumerate(head) if one == ":" and at <= LONGEST_PREFIX]
+    whole = [address] if len(address) <= LONGEST_PREFIX else []
+    return [*(head[:end] for end in ends), *whole]
 
 
 def address_digest(address: str) -> str:
@@ -891,7 +902,7 @@ class Keyer:
     def _safe(self, name: str, extra: bool = True) -> str:
         """`%` and 8 digits for a name that is no identifier, or is a parameter's as well."""
         if name.isidentifier() and not (extra and name in self.plan.names):
-            return name
+            return name if len(name) <= LONGEST_NAME else f"%{atoms.short(atoms.text(name))}"
         return f"%{atoms.short(atoms.text(name))[:8]}"
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from memo.errors import shown
 from memo.keys import resolvers
 from memo.keys.encoding import atoms
+from memo.runtime.texts import encodable
 
 TEXT: Final = 80
 """Most characters of one argument in a summary."""
@@ -118,10 +119,10 @@ def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
         arguments: name, short text and digest of each.
     """
     described = {name: [text, digest] for name, text, digest in arguments}
-    text = _json(described)
-    while len(text.encode("utf-8", "replace")) > SUMMARY:
+    text = encodable(_json(described))  # JSON has the same escape for a lone surrogate
+    while len(text.encode()) > SUMMARY:
         described.popitem()
-        text = _json({**described, "…": [MORE, ""]})
+        text = encodable(_json({**described, "…": [MORE, ""]}))
     return text
 
 
@@ -136,8 +137,8 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
     except Exception:  # whatever the value's own methods raise
         said = type(value).__name__
     said = f"raised {said}" if raised else said
-    whole = _json({**json.loads(text), RESULT: [said, ""]})
-    return whole if len(whole.encode("utf-8", "replace")) <= SUMMARY else text
+    whole = encodable(_json({**json.loads(text), RESULT: [said, ""]}))
+    return whole if len(whole.encode()) <= SUMMARY else text
 
 
 def described_shape(value: Any) -> str:

@@ -110,12 +110,19 @@ def flag(option: str, value: Any) -> bool:
     return value
 
 
-def text(option: str, value: Any) -> str | None:
+LONGEST = 1000
+"""Characters of a name that is given to a function."""
+
+
+def text(option: str, value: Any, longest: int | None = None) -> str | None:
     """A text that is not empty, or None."""
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
         raise OptionError(option, value, "must be a text that is not empty.")
+    if longest is not None and len(value) > longest:
+        mend = f"has {len(value):,} characters; write at most {longest:,}."
+        raise OptionError(option, value, mend)
     return value
 
 

@@ -28,6 +28,9 @@ from memo.validity.stamps import LOST, Ref, State, Turn
 OUTLAST = 10.0
 """Seconds for which an invalidation waits for a lock of others on this host's file."""
 
+REASON = 500
+"""Characters of a reason that are kept with an invalidation."""
+
 
 class Authorities:
     """The generations of a shared tier and of this host.
@@ -261,7 +264,8 @@ class Authorities:
 
 def make_note(reason: str, by: str) -> str:
     """What is kept of an invalidation for people: JSON with `at` (Unix seconds), `by`, `reason`."""
-    return json.dumps({"at": round(time.time(), 3), "by": by, "reason": reason})
+    kept = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
+    return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
 
 def _addressed(text: str, to: list[str]) -> str:

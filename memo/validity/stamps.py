@@ -38,6 +38,9 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from memo.runtime.checksums import blake2b
+from memo.runtime.texts import encodable
+
 ALL = "*"
 LAST = "!"
 SHAPES = "?"
@@ -49,6 +52,8 @@ TOKEN = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
 FIELDS = 4096
 """Past so many fields a group is renewed."""
+LONGEST = 1000
+"""Characters of a name of a prefix or a tag that are in the name of its group."""
 READS = 256
 """Past so many refs of one group, a computation's reads are kept as one stamp of the group."""
 
@@ -162,9 +167,12 @@ def _softly(part: str) -> bool:
 def group(kind: str, name: str) -> str:
     """The group of a prefix (`"p"`) or a tag (`"t"`), as text that every store can write.
 
-    A lone surrogate has no encoding, and stands there by its number.
+    A long name is cut, and ends in its digest.
     """
-    return f"{kind}:{name.encode('utf-8', 'backslashreplace').decode()}"
+    name = encodable(name)
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}…{blake2b(name.encode(), digest_size=16).hexdigest()}"
+    return f"{kind}:{name}"
 
 
 def shape(arguments: Iterable[tuple[str, str]]) -> str:

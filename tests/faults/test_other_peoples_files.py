@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import memo
-from memo.testing import isolated, recording
+from memo.testing import isolated
 
 
 @pytest.fixture
@@ -68,36 +68,3 @@ def test_a_removed_cache_directory_comes_back_private(tmp_path: Path) -> None:
             assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
     finally:
         os.umask(before)
-
-
-def test_a_lone_surrogate_stops_nothing() -> None:
-    """Text that has no encoding is invalidated as any other, and blocks nobody else."""
-    odd = "a\ud800"
-    runs: list[str] = []
-
-    @memo.cache(ttl=None, tags=[odd])
-    def tagged(x: int) -> int:
-        runs.append("tagged")
-        return x
-
-    @memo.cache(ttl=None, key_prefix="users", key_resolver="users:{name}")
-    def named(name: str) -> int:
-        runs.append("named")
-        return 1
-
-    @memo.cache(ttl=None)
-    def plain(x: int) -> int:
-        runs.append("plain")
-        return x
-
-    with isolated(), recording() as seen:
-        for _ in range(2):
-            tagged(1), named(odd), plain(1)
-        assert runs == ["tagged", "named", "plain"]
-        assert memo.invalidate(tag=odd, reason=odd).complete
-        assert memo.invalidate(prefix=odd).complete
-        assert memo.invalidate(key=f"users:{odd}").complete
-        for _ in range(2):
-            tagged(1), named(odd), plain(1)
-        assert runs == ["tagged", "named", "plain", "tagged", "named"]
-    assert [event for event in seen if event.kind == "error"] == []

@@ -1,4 +1,4 @@
-"""Times that an entry cannot hold are refused at decoration."""
+"""Times and names that are too long: refused where they are given, or shortened."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from redis_server import RedisServer
 
 import memo
+from memo.stores import authorities
+from memo.testing import isolated, recording
 
 
 @pytest.mark.parametrize("ttl", [10**10, timedelta.max])
@@ -15,3 +18,62 @@ def test_a_ttl_that_no_entry_can_hold(ttl: Any) -> None:
     """A ttl past what the format holds is an error at decoration that names it."""
     with pytest.raises(memo.OptionError, match="ttl"):
         memo.cache(ttl=ttl)(lambda: 1)
+
+
+@pytest.mark.parametrize("size", [10_000, 3_000_000])
+def test_long_names_of_tags_and_addresses(size: int, redis_server: RedisServer) -> None:
+    """Invalidations of very long tags and addresses act, quickly, and block no others."""
+    long = "x" * size
+    runs: list[str] = []
+
+    @memo.cache(ttl=None, tags=["of:{name}"])
+    def load(name: str) -> int:
+        runs.append("load")
+        return 1
+
+    @memo.cache(ttl=None)
+    def plain(x: int) -> int:
+        runs.append("plain")
+        return x
+
+    with isolated(redis_url=redis_server.url), recording() as seen:
+        load(long), plain(1)
+        assert memo.invalidate(tag=f"of:{long}", reason=long).matched == 1
+        load(long)
+        assert memo.invalidate(key=load.address(long)).matched == 1
+        load(long), load(long), plain(1)
+        assert memo.invalidate(key=":" * size).matched == 0
+        assert load(long) == plain(1) == 1
+    assert runs == ["load", "plain", "load", "load"]
+    assert [event for event in seen if event.kind == "error"] == []
+
+
+def test_a_prefix_or_a_name_that_is_too_long() -> None:
+    """Names that a person gives are refused where they are given."""
+    with pytest.raises(memo.OptionError, match=r"key_prefix=.*1,001 characters"):
+        memo.cache(key_prefix="x" * 1001)(len)
+    with pytest.raises(memo.OptionError, match=r"key_prefix=.*1,001 characters"):
+        memo.invalidate(prefix="x" * 1001)
+    with pytest.raises(memo.OptionError, match=r"name=.*1,001 characters"):
+        memo.cache(name="x" * 1001)
+
+
+def test_what_can_never_be_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault that lies in the invalidation itself is its caller's, and stops nothing else."""
+
+    @memo.cache(ttl=None)
+    def load() -> int:
+        return 1
+
+    with isolated():
+        load()
+        with monkeypatch.context() as patch:
+            patch.setattr(authorities, "_addressed", lambda text, to: "\ud800")
+            with pytest.raises(memo.MemoError, match="surrogates"):
+                load.invalidate()
+            with pytest.warns(UserWarning, match="surrogates"):
+                assert memo.invalidate_cache("rows")(lambda: 5)() == 5
+        assert load.is_cached()
+        assert load.invalidate().complete
+        load()
+        assert load.is_cached()

@@ -25,6 +25,7 @@ from memo.keys.fingerprint.held_values import (
     title,
 )
 from memo.runtime.checksums import blake2b
+from memo.runtime.texts import encodable
 
 if TYPE_CHECKING:
     from memo.keys.fingerprint.unchanged import Seen
@@ -202,14 +203,14 @@ def function_id(function: Callable[..., Any], name: str | None = None) -> str:
     does not tell its file stays `__main__`.
     """
     if name is not None:
-        return name
+        return encodable(name)
     inner = innermost(function)
     held = inner if type(function) in DESCRIPTORS else function
     module, _, qualname = title(held).partition(":")
     if module != "__main__":
-        return f"{module}:{qualname}"
+        return encodable(f"{module}:{qualname}")
     namespace = getattr(inner, "__globals__", None) or vars(sys.modules["__main__"])
-    return f"{_main(namespace)}:{qualname}"
+    return encodable(f"{_main(namespace)}:{qualname}")
 
 
 def _main(namespace: Mapping[str, Any]) -> str:
@@ -229,7 +230,7 @@ def _main(namespace: Mapping[str, Any]) -> str:
 
 def _pinned(function: Callable[..., Any], version: str, name: str | None) -> str:
     text = f"version\0{function_id(function, name)}\0{version}"
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(encodable(text).encode(), digest_size=16).hexdigest()
 
 
 # --- methods --------------------------------------------------------------------------------------

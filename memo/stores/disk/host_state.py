@@ -45,6 +45,8 @@ OWED_AGAIN = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
 WAITING = 1000
 """Past so many invalidations that wait for whichever shared tier is used next, they become one."""
+NEVER = (UnicodeError, OverflowError, sqlite3.DataError)
+"""Causes of a fault that is in what was to be written, not in the file."""
 OVERDUE = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: whoever made it has died."""
 _ANYWHERE = '%"to": ["*"]}'
@@ -256,7 +258,12 @@ class HostGenerations:
 
         Where the directory is not for this process it holds in this process.  After any other
         fault this process reads nothing here until it is written.
+
+        Raises:
+            TierError: it can never be written, so it must not block all others.
         """
+        if isinstance(error.__cause__, NEVER):
+            raise error
         if _is_closed(error):
             self._unwritten.turn(turns, note)
             return f"not written: {error}; it holds in this process, and is written when possible"
