@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@contextmanager
+def launched() -> Iterator[Any]:
     """Headless Chromium."""
     from playwright.sync_api import sync_playwright
 
@@ -132,6 +132,13 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=program, args=list(CHROMIUM))
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(params=THEMES)
@@ -296,6 +303,25 @@ def test_the_tour(page: Any, lab: Lab) -> None:
     together = cells.filter(has_text="frames[0]")
     top, bottom = first.bounding_box(), together.bounding_box()
     parts(page, "readme", top["y"], bottom["y"] + bottom["height"])
+
+
+def test_the_picture_of_the_readme(lab: Lab, browser: Any, tmp_path: Path) -> None:
+    """`picture.py` makes it anew, and it shows what its description says."""
+    import picture
+
+    text = picture.take(lab, browser, tmp_path / "tour.png")
+    assert "7 misses" in text
+    assert "1 hit (memory)" in text
+    assert "1 entry on this host" in text
+    assert "2 hits (memory) · 3 misses" in text
+    made = (tmp_path / "tour.png").read_bytes()
+    assert made.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(made[at : at + 4], "big") for at in (16, 20))
+    assert 700 < width < 1000
+    assert 500 < height < 1000
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        (Path(folder) / "readme.png").write_bytes(made)
 
 
 SLOW = """@cache(ttl='1h')
