@@ -16,8 +16,9 @@ offset bytes  what
 
 All integers are big-endian.  The algorithm belongs to the format, never to the entry; the seal is
 compared in constant time, and before anything behind it is parsed, inflated, allocated or loaded.
-The stamps are UTF-8 JSON at a known place, so that a Redis script can read which generations to
-look up without knowing anything else of the format.
+The stamps are UTF-8 JSON at a known place, so that they can be compared without reading the rest.
+Where there are many, which is where cached calls are nested, they are deflated: what a computation
+inherits from the calls that it used has most of its text in common.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -59,6 +61,10 @@ LOOKED_AT = 32 * 1024
 GLANCE = 1536
 """Bytes that an entry takes there besides its record, roughly (measured with tracemalloc)."""
 
+DEFLATED = 1024
+"""Bytes of stamps from which they are deflated."""
+MOST_STAMPS = 64 << 20
+"""Bytes that stamps are inflated to at most."""
 COMPRESSED = 1
 """Flag: the stream is compressed with zstd."""
 RAISED = 2
@@ -496,7 +502,8 @@ def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
             rows.append(["f", *stamp])
         else:
             rows.append(["c", *stamp])
-    return _json(rows).encode()
+    text = _json(rows).encode()
+    return text if len(text) < DEFLATED else zlib.compress(text, 4)
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode
@@ -508,11 +515,24 @@ def unpack_stamps(text: bytes | memoryview) -> tuple[Stamp, ...]:
 
 
 def _rows(text: bytes | memoryview) -> Any:
+    if text[:1] != b"[":
+        text = _inflated(text)
     whole = str(text, "utf-8")
     rows, end = _from_json(whole)
     if end != len(whole):
         raise ValueError("more than stamps")
     return rows
+
+
+def _inflated(text: bytes | memoryview) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        whole = inflater.decompress(text, MOST_STAMPS)
+    except zlib.error as error:
+        raise ValueError(f"stamps: {error}") from None
+    if not inflater.eof or inflater.unused_data:
+        raise ValueError("stamps that do not end where they should")
+    return whole
 
 
 _from_json = json.JSONDecoder().raw_decode

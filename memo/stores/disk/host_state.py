@@ -175,11 +175,13 @@ class HostGenerations:
         return await port.offload(self._begin, refs)
 
     def _begin(self, refs: Sequence[Ref]) -> list[State]:
+        born = Change({ALL: stamps.token()})  # of all of them: equal tokens deflate well in stamps
+
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             changed = False
             for name in dict.fromkeys(ref.group for ref in refs):
                 if ALL not in fields_of(connection, name):
-                    change_fields(connection, name, Change({ALL: stamps.token()}), commit)
+                    change_fields(connection, name, born, commit)
                     changed = True
             return changed
 

@@ -389,7 +389,7 @@ class Redis:
 
     async def _begin(self, port: Port, groups: Sequence[str]) -> None:
         life = b"%d" % _milliseconds(DAY)
-        tokens = [stamps.token().encode() for _ in groups]
+        tokens = [stamps.token().encode()] * len(groups)  # equal ones deflate well in stamps
         keys = [self._group_key(group) for group in groups]
         now = time.monotonic()
         try:

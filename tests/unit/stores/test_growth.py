@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -86,3 +88,59 @@ def test_a_log_does_not_stay_long(tmp_path) -> None:
     assert (tmp_path / "cache" / "entries" / "cache.db-wal").stat().st_size <= sqlite_file.LOG
     disk.close()
     host.close()
+
+
+def _nested(depth: int) -> Callable[[int], object]:
+    """A call of so many cached functions, each of which calls the next."""
+
+    def step(x: int, rest: tuple[Any, ...]) -> int:
+        return rest[0](x, rest[1:]) + 1 if rest else x
+
+    steps = tuple(
+        memo.cache(step, name=f"pipeline:step_{depth}_{number}", ignore=["rest"], ttl=600)
+        for number in range(depth)
+    )
+    return lambda x: steps[0](x, steps[1:])
+
+
+@contextmanager
+def _computations() -> Iterator[list[str]]:
+    """The functions that are computed meanwhile."""
+    found: list[str] = []
+    stop = memo.on_event(lambda e: found.append(e.function) if e.kind == "computed" else None)
+    try:
+        yield found
+    finally:
+        stop()
+
+
+def test_what_deep_calls_inherit_is_small() -> None:
+    """200 deep a record takes 8 KiB at most, and an invalidation far below reaches it."""
+    call = _nested(200)
+    assert call(1) == 200
+    assert max(entry.size for entry in memo.entries()) <= 8 << 10
+    with _computations() as computed:
+        assert call(1) == 200
+    assert not computed
+    memo.invalidate(function="pipeline:step_200_150", reason="new data")
+    with _computations() as computed:
+        assert call(1) == 200
+    assert len(computed) == 151
+
+
+@pytest.mark.timing
+def test_nesting_costs_what_its_depth_says() -> None:
+    """Four times as deep takes at most eight times as long; it took twenty times."""
+    few, many = _nested(50), _nested(200)
+    arguments = iter(range(100))
+    assert _best(lambda: many(next(arguments))) < 8 * _best(lambda: few(next(arguments)))
+
+
+def test_explain_names_the_path_far_below() -> None:
+    """A miss for something many calls below says what was invalidated, and why."""
+    call = _nested(60)
+    call(1)
+    memo.invalidate(function="pipeline:step_60_59", reason="new data")
+    told = "\n".join(memo.explain("pipeline:step_60_0", 1, ()).facts)
+    assert "step_60_59" in told
+    assert "new data" in told
