@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from memo.errors import OptionError, SettingError, lacks_resources
 from memo.records import secret_keys
 from memo.runtime import events
+from memo.runtime.port import Port
 from memo.settings import configuration, options
 from memo.settings.checks import TRACKING, TRUST_DISK
 from memo.settings.live_values import live
@@ -79,7 +80,40 @@ def default_chain() -> Chain:
         if seen is None or seen[1] is not chain:
             _share_live(chain)
         _seen = (version, chain)
+        if seen is not None and seen[1] is not chain:
+            release()
     return chain
+
+
+def release() -> None:
+    """Close the chains that no setting names any more; one that still sends, when it has sent."""
+    with _lock:
+        try:
+            named = configuration.named()
+        except SettingError:  # the next call says so
+            return
+        wanted = {_facts(settings) for settings in named}
+        for key in _chains.keys() - wanted:
+            if not _chains[key].when_sent(_release_later):
+                _close(_chains.pop(key))
+        used = {id(chain.host) for chain in _chains.values()}
+        places = {(settings.directory, settings.namespace) for settings in named}
+        for place in _hosts.keys() - places:
+            if id(_hosts[place]) not in used:
+                _hosts.pop(place).close()
+                _manifests.pop(place[0] / place[1], None)
+
+
+async def _release_later(_port: Port) -> None:
+    release()
+
+
+def _close(chain: Chain) -> None:
+    global _unshare
+    if _seen is not None and _seen[1] is chain:
+        _unshare()
+        _unshare = live.attach(None, _publish)
+    chain.close()
 
 
 def _facts(settings: Settings) -> Any:
@@ -220,11 +254,13 @@ def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
 def _settled(chain: Chain) -> Chain:
     """A chain that the user made, with the namespace, the secrets and the host of the settings."""
     settings = configuration.current()
-    if chain.secrets is not settings.secrets or chain.namespace != settings.namespace:
+    host = host_of(settings)
+    settled = chain.host is host and chain.secrets is settings.secrets
+    if not settled or chain.namespace != settings.namespace:
         chain.settle_in(
             settings.namespace,
             settings.secrets,
-            host_of(settings),
+            host,
             trusts_disk=settings.on_redis_loss == TRUST_DISK,
         )
     return chain
@@ -306,6 +342,7 @@ def _publish(key: str, text: str | None) -> None:
 
 
 _unshare: Callable[[], None] = live.attach(None, _publish)
+configuration.ended = release
 
 
 def chains() -> list[Chain]:

@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ class Function:
         self.live_ttl = live_ttl
         self.depends = depends
         self.manifest = manifest
-        self.noted: tuple[Chain, str] | None = None
+        self.noted: tuple[weakref.ref[Chain], str] | None = None
         self.compress = compress
         self.replay = replay
         self.backoff: dict[str, tuple[float, float]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
+import weakref
 from typing import Any
 
 from memo.engine import never_hits, replay, same_types, used_calls
@@ -332,9 +333,9 @@ async def _keep(port: Port, job: Job, header: Header, encoded: Encoded) -> seal.
     follows = "redis follows" if chain.upload(job.name) else ""
     emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
     chain.floors.rise(job.call.text, header.times.started)
-    if function.manifest is not None and function.noted != (chain, header.code):
+    if function.manifest is not None and function.noted != (weakref.ref(chain), header.code):
         kept = await port.offload(function.manifest, header.code, function.identity.parts)
-        function.noted = (chain, header.code) if kept else None
+        function.noted = (weakref.ref(chain), header.code) if kept else None
     return seal.entry(header, memoryview(encoded.stream), record)
 
 

@@ -125,7 +125,7 @@ class Board:
             folder = directory / "stats"
             private_files.subdirectory(folder)
             self._path = folder / f"{process_name()}{SUFFIX}"
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = private_files.open_or_create(self._path)
             try:
                 # written rather than truncated: on a full disk this fails, and a mapped hole kills
                 os.pwrite(descriptor, bytes(SLOTS * SLOT), 0)

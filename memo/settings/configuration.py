@@ -272,13 +272,38 @@ def _settings(given: Layer) -> Settings:
     return Settings(**values, sources=MappingProxyType(sources))
 
 
+_hidden: list[Settings] = []
+"""Settings that come back when a `with` block ends."""
+
+
+def named() -> list[Settings]:
+    """The settings in force, and those that come back when a `with` block ends.
+
+    Raises:
+        SettingError: a setting is wrong.
+    """
+    with _lock:
+        return [current(), *_hidden]
+
+
+def nothing() -> None:
+    """What is done after a `with configure(...)` block where nothing was opened."""
+
+
+ended: Callable[[], None] = nothing
+"""Called after a `with configure(...)` block; `assembly` puts `release` here."""
+
+
 class Restore:
     """What `configure` returns: leaving its `with` block takes back what that call has set."""
 
-    def __init__(self, before: Mapping[str, Given | None]) -> None:
+    def __init__(self, before: Mapping[str, Given | None], hidden: Settings | None) -> None:
         self._before = before
+        self._hidden = hidden
 
     def __enter__(self) -> Self:
+        if self._hidden is not None:
+            _hidden.append(self._hidden)
         return self
 
     def __exit__(
@@ -293,7 +318,10 @@ class Restore:
                     _overrides.pop(name, None)
                 else:
                     _overrides[name] = given
+            if self._hidden is not None and self._hidden in _hidden:
+                _hidden.remove(self._hidden)
             _changed()
+        ended()
 
     def __repr__(self) -> str:
         return f"<configured {', '.join(self._before) or 'nothing'}>"
@@ -348,9 +376,10 @@ def configure(**settings: Unpack[Changes]) -> Restore:
     layer = _layer(cast("dict[str, Any]", settings), lambda name: CONFIGURE, None)
     with _lock:
         before = {name: _overrides.get(name) for name in layer}
+        hidden = _current
         _overrides.update(layer)
         _changed()
-    return Restore(before)
+    return Restore(before, hidden)
 
 
 # --- settings that travel with a function to the workers of this process --------------------------

@@ -41,7 +41,7 @@ from memo.stores.protocols import (
     Tier,
 )
 from memo.stores.transfers import Transfers
-from memo.stores.uploads import Upload
+from memo.stores.uploads import Upload, Work
 from memo.validity import dependencies
 from memo.validity.lifetimes import (
     ABSENT,
@@ -705,6 +705,10 @@ class Chain:
                 rows = [row for row in rows if not is_for_any(row[2])]
             facts.setdefault("host", {})["journal"] = len(rows)
         return facts
+
+    def when_sent(self, work: Work) -> bool:
+        """Have `work` done when an upload ends that is under way; False: none is."""
+        return self._transfers.when_sent(work)
 
     def close(self) -> None:
         """Let go of connections and descriptors."""

@@ -23,7 +23,7 @@ from memo.records.seal import Entry
 from memo.runtime import events
 from memo.runtime.port import Port, Waiter
 from memo.stores.protocols import MEMORY, Afar, Found, Receiving, Source, Tier
-from memo.stores.uploads import BIG, Upload, Uploads
+from memo.stores.uploads import BIG, Upload, Uploads, Work
 from memo.validity.lifetimes import Times
 
 PATIENCE = 30.0
@@ -91,6 +91,10 @@ class Transfers:
     def upload(self, name: str) -> Upload | None:
         """The upload of a name that is under way or about to be."""
         return self._uploads.get(name)
+
+    def when_sent(self, work: Work) -> bool:
+        """Have `work` done when an upload ends that is under way or about to be; False: none is."""
+        return any(upload.then(work) for upload in self._uploads.all())
 
     async def _send(self, port: Port, name: str) -> None:
         far = self._far

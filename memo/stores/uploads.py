@@ -85,6 +85,11 @@ class Uploads:
         """The last upload of a name, where it has not ended."""
         return self._waiting.get(name) or self._running.get(name)
 
+    def all(self) -> list[Upload]:
+        """Those that have not ended."""
+        with self._lock:
+            return [*self._waiting.values(), *self._running.values()]
+
     def add(self, port: Port, name: str, size: int) -> Upload | None:
         """Send what lies under a name, in the background; None: too much waits already."""
         with self._lock:

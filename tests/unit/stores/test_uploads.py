@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import mmap
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -498,6 +500,24 @@ def test_a_worker_survives_what_nobody_foresaw(sent: Sent) -> None:
         assert "good" in sent.until(WORKERS + 1)
     assert done == ["bad"] * WORKERS
     assert [event.reason for event in seen] == ["background"] * WORKERS
+
+
+def test_settings_that_end_cut_no_upload_off(
+    redis_server: RedisServer, gate: Gate, tmp_path: Path
+) -> None:
+    """What a `with memo.configure(...)` block stored is uploaded; then its chain goes."""
+    numbers = numbers_sync("n")
+    alive = assembly.default_chain()
+    with memo.configure(redis_url=redis_server.url, deadline=10, directory=tmp_path / "block"):
+        numbers(BIG)
+        assert gate.reached.wait(10)
+        chain = weakref.ref(assembly.default_chain())
+    gate.opened.set()
+    assert drain_blocking(10)
+    assert len(records(redis_server)) == 1
+    assert assembly.default_chain() is alive
+    gc.collect()
+    assert chain() is None
 
 
 def test_leases_that_cannot_be_freed_stop_no_upload(
