@@ -214,7 +214,7 @@ def test_a_setting_with_a_password_is_refused_without_it() -> None:
 
 def test_entries_do_not_show_their_values() -> None:
     """What the engine hands around shows whose it is, not what is in it."""
-    from memo.records import codec, seal
+    from memo.records import codec
 
     encoded = codec.encode({"text": VALUE})
     assert VALUE not in repr(encoded)
@@ -224,12 +224,14 @@ def test_entries_do_not_show_their_values() -> None:
         def load() -> str:
             return VALUE
 
+        heard: list[memo.Event] = []
+        remove = memo.on_event(heard.append)
         load()
-        front: Any = default_chain().tiers[0]
-        [name] = front._entries
-        entry = front.peek(name)
-    assert isinstance(entry, seal.Entry)
-    assert VALUE not in repr(entry)
+        load()
+        remove()
+        shown = [*heard, memo.entries(load), *memo.entries(load), load.explain()]
+    assert len(shown) > 3
+    assert [one for one in shown if VALUE in repr(one)] == []
 
 
 def test_a_traceback_of_the_users_has_his_frames_only() -> None:

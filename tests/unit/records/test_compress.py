@@ -207,9 +207,9 @@ except Exception as error:
 
 
 def test_flags_of_a_later_version_are_refused() -> None:
-    """An entry that is written in a way nobody knows here yet is unreadable, and so a miss."""
+    """An entry with a flag that is not known here is unreadable, and so a miss."""
     with pytest.raises(EntryError, match="later version"):
-        codec.decode(codec.encode(1).stream, None, (), 2)
+        codec.decode(codec.encode(1).stream, None, (), 128)
 
 
 # --- the chain ------------------------------------------------------------------------------------
