@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -25,6 +26,11 @@ from memo.stores.protocols import Generations, Host, Listener, Losable, Tier
 from memo.stores.reseeding import Reseeding
 from memo.validity.stamps import LOST, Ref, State, Turn
 
+LATELY = 30.0
+"""Seconds for which an invalidation that a shared tier has acknowledged may be lost: when it fails
+over, or restarts, its last writes may not have reached its replica or disk."""
+MOST_LATELY = 10_000
+"""Invalidations of which this is remembered."""
 OUTLAST = 10.0
 """Seconds for which an invalidation waits for a lock of others on this host's file."""
 
@@ -56,6 +62,8 @@ class Authorities:
         self.host: Host | None = None
         self.reseeding: Reseeding | None = None
         self._owed: list[tuple[Sequence[Turn], str]] = []
+        self._lately: deque[tuple[float, Sequence[Turn], str]] = deque(maxlen=MOST_LATELY)
+        self._interruptions = 0
 
     def settle_in(self, host: Host | None, *, trusts_disk: bool) -> None:
         """Give them this host, and what to do when a shared tier has lost its data."""
@@ -170,6 +178,7 @@ class Authorities:
         if self.shared is not None and self.shared.generations is not None:
             try:
                 await self.shared.generations.turn(port, turns, note)
+                self._lately.append((time.monotonic(), turns, note))
             except TierError as error:
                 how = await self._undelivered(port, self.shared, row, error)
                 if row is None:
@@ -237,6 +246,7 @@ class Authorities:
         assert tier is not None
         assert tier.generations is not None
         if self.reseeding is not None and self.reseeding.due():
+            await self._repeat(port, tier)
             await self.reseeding.look(port)
         if self._owed:
             await self._pay(port, tier, tier.generations)
@@ -247,6 +257,24 @@ class Authorities:
                 await tier.generations.turn(port, turns, text)
                 await self._strike(port, host.journal.done, row)
                 self._replayed(tier, turns, text)
+
+    async def _repeat(self, port: Port, tier: Tier) -> None:
+        """After a fault, send once more what this process has invalidated lately.
+
+        Raises:
+            TierError: it cannot be sent.
+        """
+        interruptions = getattr(tier, "interruptions", 0)
+        if interruptions == self._interruptions or tier.generations is None:
+            return
+        since = time.monotonic() - LATELY
+        while self._lately:
+            sent = at, turns, note = self._lately[0]
+            if at > since:
+                await tier.generations.turn(port, turns, note)
+            with suppress(ValueError):  # another caller has
+                self._lately.remove(sent)
+        self._interruptions = interruptions
 
     async def _pay(self, port: Port, tier: Tier, generations: Generations) -> None:
         """Send what neither arrived nor could be journalled."""

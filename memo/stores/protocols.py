@@ -347,12 +347,16 @@ class Census(NamedTuple):
         made: when, in Unix seconds.
         others: how many other hosts are registered.
         given_back: whether another host that took itself for the only one has given groups back.
+        before: when this host had registered last, in Unix seconds; 0: it is not known.
+        now: when it has this time.
     """
 
     epoch: str
     made: float
     others: int
     given_back: bool
+    before: float
+    now: float
 
 
 @runtime_checkable
@@ -371,8 +375,8 @@ class Losable(Protocol):
     on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None
 
     @property
-    def outages(self) -> int:
-        """How often an operation failed; unchanged since a moment: nothing was lost since."""
+    def interruptions(self) -> int:
+        """Unchanged since a moment: it is the same server, and it has not restarted since."""
         ...
 
     @property

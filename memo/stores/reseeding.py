@@ -11,7 +11,9 @@ Rules of this module:
     host are, once for each new epoch.
 4.  Only a group that is missing is given back.  An invalidation of a missing group writes it, so
     nothing that was invalidated since comes back.
-5.  A host that was not alone, and finds after a loss that another one gave groups back, has joined
+5.  A Redis that has gone back to an older state may have lost invalidations: a host that finds its
+    own registration there older than what it wrote invalidates everything.
+6.  A host that was not alone, and finds after a loss that another one gave groups back, has joined
     after that one last looked: it invalidates all of them.
 """
 
@@ -38,6 +40,8 @@ LOOK_SOON = 1.0
 """Seconds until the next look where the tier takes no writes."""
 REMEMBERED = 30 * 86400.0
 """Seconds for which another host counts that was seen once."""
+FORGOTTEN = 43_200.0
+"""Seconds without a look after which a registration may have been removed by other hosts."""
 BATCH = 500
 """Groups that are given back in one exchange."""
 _NOTE = "census "
@@ -78,9 +82,10 @@ class Reseeding:
         self._id = stamps.token()
         self._known: _Known | None = None
         self._look_at = 0.0
-        self._outages = -1
+        self._interruptions = -1
         self._recovering = False
         self._given = ""
+        self._registered = 0.0
         self._lock = threading.Lock()
         tier.on_lost = self.give_back
         if trusts_disk:
@@ -88,16 +93,16 @@ class Reseeding:
 
     def due(self) -> bool:
         """Whether to `look` before anything is read from the tier."""
-        return time.monotonic() >= self._look_at or self._tier.outages != self._outages
+        return time.monotonic() >= self._look_at or self._tier.interruptions != self._interruptions
 
     async def look(self, port: Port) -> None:
         """Register this host, see which others there are, and notice a loss; never raises."""
-        self._outages = self._tier.outages
+        self._interruptions = self._tier.interruptions
         self._look_at = time.monotonic() + LOOK_EVERY
         try:
             await self._look(port)
         except TierError:  # met again, and said, by the read that follows
-            self._outages = self._tier.outages
+            self._interruptions = self._tier.interruptions
             self._look_at = time.monotonic() + LOOK_SOON if self._tier.read_only else 0.0
 
     async def _look(self, port: Port) -> _Known:
@@ -108,6 +113,10 @@ class Reseeding:
         found = _Known(census.epoch, time.time() if census.others else known.others_at)
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
+        elif census.before < self._registered and census.now - self._registered < FORGOTTEN:
+            await self._tier.turn(port, [Turn("n")], _WHY)
+            self._tell("an older state; results are computed again", logging.WARNING)
+        self._registered = max(self._registered, census.now)
         self._known = found
         if found.epoch != known.epoch or found.others_at > known.others_at + LOOK_EVERY:
             await port.offload(self._remember, found)
@@ -151,7 +160,17 @@ class Reseeding:
                 await self._tier.giving_back(port, "")
         finally:
             self._recovering = False
-        self._tell(found)
+        how, level = "no data; results are computed again", logging.WARNING
+        if found.alone:
+            how, level = "no data; results stay valid: no other host uses it", logging.INFO
+        elif self._trusts_disk:
+            how, level = (
+                'no data; results on this host stay valid (on_redis_loss="trust_disk")',
+                logging.INFO,
+            )
+        else:
+            how += ' (on_redis_loss="trust_disk" would keep those on each host)'
+        self._tell(how, level)
 
     async def _give_back_all(self, port: Port) -> None:
         generations = self._host.generations
@@ -161,20 +180,10 @@ class Reseeding:
                 tables = await port.offload(generations.tables, names[at : at + BATCH])
                 await self._tier.seed(port, tables)
 
-    def _tell(self, found: _Known) -> None:
+    def _tell(self, how: str, level: int) -> None:
         where = self._tier.where
-        if found.alone:
-            how, level = "results stay valid: no other host uses this namespace", logging.INFO
-        elif self._trusts_disk:
-            how, level = (
-                'results on this host stay valid (on_redis_loss="trust_disk")',
-                logging.INFO,
-            )
-        else:
-            how = 'results are computed again; on_redis_loss="trust_disk" keeps those on each host'
-            level = logging.WARNING
         emit(Event(TIER_LOST, tier=self._tier.name, detail=f"{where}: {how}"))
-        _log.log(level, "memo: %s has lost its data; %s.", where, how)
+        _log.log(level, "memo: %s has come back with %s.", where, how)
 
     # --- what is kept on the disk ----------------------------------------------------------------
 

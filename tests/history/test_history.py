@@ -21,8 +21,9 @@ from typing import Any
 import history
 import ports
 import pytest
+from deployments import Cluster, Sentinels
 from history import Asked, Gone, History, Nursery, Run, Stage
-from redis_server import RedisServer
+from redis_server import RedisServer, binary, valkey
 
 from memo.stores.redis.tracking import BOUND
 
@@ -363,6 +364,80 @@ def test_killed_on_disk_alone(judged: Judge, nursery: Nursery, tmp_path: Path) -
     here = stage(nursery, tmp_path, FRONT, AGING, faults=killing)
     judged(here)
     assert here.killed > 1
+
+
+# --- Redis fails over ----------------------------------------------------------------------------
+
+SHARES_AGAIN = 10.0
+"""Seconds after the loss of a server within which hosts share again."""
+
+
+def lost_after(seconds: float, lose: Callable[[], None]) -> Callable[[Stage], None]:
+    """A server is lost once, so many seconds after the beginning; then hosts find their way back.
+
+    What one host invalidates meanwhile is promised to that host alone.
+    """
+
+    def faults(stage: Stage) -> None:
+        if not stage.away:
+            time.sleep(seconds)
+            begun = history.now()
+            stage.away.append((begun, begun + int(SHARES_AGAIN * 1e9)))
+            lose()
+        time.sleep(0.1)
+
+    return faults
+
+
+def shared(past: History, after: int, until: int) -> list[Asked]:
+    """Answers that a host got from a run of another one that began after a moment."""
+    hosts = {call.process: call.host for call in past.calls}
+    made = {run.id: hosts.get(run.process) for run in past.runs if run.start > after}
+    return [
+        call
+        for call in past.calls
+        if call.end < until and made.get(call.runs[0][0], call.host) not in (call.host, None)
+    ]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("program", [binary, valkey])
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+def test_a_server_is_lost(
+    judged: Judge, nursery: Nursery, tmp_path: Path, kind: str, program: Callable[[], str]
+) -> None:
+    """Over 30 s with a failover: no exception, nothing stale, and hosts share again within 10 s."""
+    servers: Any
+    if kind == "sentinel":
+        servers = Sentinels(tmp_path / "servers", program())
+        lose = servers.primary.kill
+    else:
+        servers = Cluster(tmp_path / "servers", replicas=1, program=program())
+        lose = servers.masters[0].kill
+    try:
+        here = Stage(
+            nursery,
+            tmp_path / "stage",
+            30,
+            workers=4,
+            hosts=2,
+            plan={
+                "settings": {"redis_url": servers.url, "deadline": 2.0},
+                "options": {"ttl": 600},
+                "regions": 8,
+                "pause": 0.01,
+                "invalidate": 0.02,
+            },
+            faults=lost_after(8, lose),
+        )
+        past = judged(here)
+    finally:
+        servers.close()
+    ((begun, ended),) = here.away
+    assert {call.key.partition("/")[0] for call in shared(past, begun, ended)} == {
+        *("load", "fetch", "report", "areport")
+    }
 
 
 # --- the end of a run ----------------------------------------------------------------------------

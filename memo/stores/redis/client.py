@@ -68,6 +68,7 @@ class Client:
         breaker: whether it is worth asking.
         writes: whether it is worth asking for anything to be written.
         outages: how often an exchange failed; unchanged since a moment: nothing was lost since.
+        renewals: how often a connection that died while it was idle was replaced.
         on_recover: called, and quick, when Redis answers again after a fault.
         scripts: whether it runs scripts; None: not known yet.
         knows_digests: whether scripts may be named by their digest.
@@ -82,6 +83,7 @@ class Client:
         self.breaker = Breaker(REDIS, self.where)
         self.writes = Breaker(REDIS, self.where, goes_on=_READ_ONLY)
         self.outages = 0
+        self.renewals = 0
         self.scripts: bool | None = None
         self.knows_digests = True
         self.on_recover: list[Callable[[], None]] = []
@@ -364,6 +366,10 @@ class Client:
             for hook in self.on_recover:
                 hook()
 
+    def renewed(self) -> None:
+        """A connection died while it was idle: the server may have restarted."""
+        self.renewals += 1
+
     def _failed(
         self,
         fault: Fault,
@@ -506,7 +512,8 @@ class Client:
         with self._lock:
             threads = self._waiting if blocks else self._threads
             if threads is None:
-                threads = Threads(self._address, self._options)
+                home = weakref.proxy(self)
+                threads = Threads(self._address, self._options, lambda: home.renewed())  # noqa: PLW0108
                 if blocks:
                     self._waiting = threads
                 else:

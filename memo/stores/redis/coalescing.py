@@ -106,6 +106,7 @@ class Coalescer:
         closed: takes back a stream that is of no use any more.
         explain: makes one failure of what went wrong; called once for each fault.
         arrived: called when an exchange went well.
+        renewed: called when the connection died while nothing was under way.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class Coalescer:
         closed: Callable[[Stream], None],
         explain: Callable[[Exception], Failure],
         arrived: Callable[[], None],
+        renewed: Callable[[], None],
     ) -> None:
         self._seconds = seconds
         self._open = opened
         self._closed = closed
         self._explain = explain
         self._arrived = arrived
+        self._renewed = renewed
         self._loop = asyncio.get_running_loop()
         self._stream: Stream | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -132,6 +135,7 @@ class Coalescer:
         future: asyncio.Future[Any] = self._loop.create_future()
         stream = self._stream
         if stream is not None and stream.closed:
+            self._renewed()
             self._leave(stream)
             stream = None
         batch = self._next

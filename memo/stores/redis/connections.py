@@ -155,6 +155,7 @@ def _greet(connection: Any) -> None:
     That may be an error before it hangs up, or what TLS sends behind its handshake.  The pools of
     redis-py take it for the reply to an earlier command.
     """
+    _note_renewal(connection)
     try:
         connection.on_connect()
         talk(connection, Exchange((), 0, CONNECT))
@@ -163,8 +164,21 @@ def _greet(connection: Any) -> None:
         raise
 
 
+def _note_renewal(connection: Any) -> None:
+    """See that a pool opens a connection again which died while it was idle."""
+    if getattr(connection, "used", False):
+        connection.used, connection.renewed = False, True
+
+
+def _was_renewed(connection: Any) -> bool:
+    renewed = getattr(connection, "renewed", False)
+    connection.renewed = False
+    return bool(renewed)
+
+
 async def _greet_async(connection: Any) -> None:
     """As `_greet`."""
+    _note_renewal(connection)
     try:
         await connection.on_connect()
         stream = Stream(connection)
@@ -219,11 +233,15 @@ class Threads:
     Args:
         address: where to.
         options: arguments of redis-py's clients, beyond those in the address.
+        renewed: called when a connection that died while it was idle is replaced.
     """
 
-    def __init__(self, address: Address, options: dict[str, Any]) -> None:
+    def __init__(
+        self, address: Address, options: dict[str, Any], renewed: Callable[[], None]
+    ) -> None:
         self._address = address
         self._options = options
+        self._renewed = renewed
         self._lock = threading.Lock()
         self._nodes: _ThreadNodes | None = None
         self._opening: _Opening | None = None
@@ -258,12 +276,15 @@ class Threads:
         assert nodes is not None
         pool = nodes.of(route)
         connection = self._taken(pool, exchange.seconds, check, blocks)
+        if _was_renewed(connection):
+            self._renewed()
         used = getattr(connection, "used", False)
         try:
             return self._talk(pool, connection, exchange)
         except ConnectionError:  # it may have died while it was idle
             if not used:
                 raise
+        self._renewed()
         exchange.restart()
         return self._talk(pool, self._taken(pool, exchange.seconds, check, blocks), exchange)
 
@@ -425,6 +446,7 @@ class _LoopNodes(_Nodes):
         connection = node.acquire_connection()
         if connection.is_connected and connection._writer.transport.is_closing():
             _let_go(connection)  # pools look at what they hand out, nodes of a cluster do not
+            connection.renewed = True
         try:
             await connection.connect()
         except BaseException:
@@ -470,6 +492,10 @@ class Home(Protocol):
 
     def arrived(self) -> None:
         """An exchange went well."""
+        ...
+
+    def renewed(self) -> None:
+        """A connection that died while it was idle is replaced."""
         ...
 
 
@@ -539,6 +565,7 @@ class Loop:
                 self._take_back,
                 lambda error: home.explain(error),  # noqa: PLW0108 - bound, it keeps the client alive
                 lambda: home.arrived(),  # noqa: PLW0108
+                lambda: home.renewed(),  # noqa: PLW0108
             )
         return found
 
@@ -591,6 +618,7 @@ class Loop:
                 self._take_back(stream)
                 if fresh or not again:
                     raise
+                self._home.renewed()
                 exchange.restart()
                 continue
             except BaseException:
@@ -614,6 +642,8 @@ class Loop:
             connection = await self._within_time(
                 self.nodes.acquire(node), lambda late: self._abandon(node, late)
             )
+        if _was_renewed(connection):
+            self._home.renewed()
         stream = Stream(connection)
         self._streams[stream] = node
         return stream

@@ -153,6 +153,11 @@ class Redis:
         return self.client.outages
 
     @property
+    def interruptions(self) -> int:
+        """Unchanged since a moment: it is the same server, and it has not restarted since."""
+        return self.client.outages + self.client.renewals
+
+    @property
     def read_only(self) -> bool:
         """Whether it takes no writes now, so that a group that is missing cannot be made here."""
         return self.client.writes.open
@@ -419,13 +424,15 @@ class Redis:
         """
         key, field = self._hosts, b"h:" + host.encode()
         whole = self._group_key("n")
+        now = int(time.time())
         commands = [
-            (key, pack(b"HSET", key, field, b"%d" % time.time())),
+            (key, pack(b"HGET", key, field)),
+            (key, pack(b"HSET", key, field, b"%d" % now)),
             (key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(RETENTION))),
             (key, pack(b"HGETALL", key)),
             (whole, pack(b"EXISTS", whole)),
         ]
-        _, _, flat, there = await self.client.ask_each(port, commands, writes=True)
+        before, _, _, flat, there = await self.client.ask_each(port, commands, writes=True)
         fields: dict[str, str] = self.client.parsed(_fields, flat)
         if "epoch" not in fields:
             value = epoch if epoch and there else f"{stamps.token()}{time.time():.0f}"
@@ -442,7 +449,9 @@ class Redis:
             command = pack(b"HDEL", key, *map(str.encode, gone))
             await self.client.ask(port, command, parse=int, key=key, writes=True)
         made_at = _number(fields["epoch"][stamps.TOKEN :])
-        return Census(fields["epoch"], made_at, len(others), given_back=giver not in ("", host))
+        given_back = giver not in ("", host)
+        last = 0.0 if before is None else _number(_text(_bytes(before)))
+        return Census(fields["epoch"], made_at, len(others), given_back, last, now)
 
     async def giving_back(self, port: Port, host: str) -> None:
         """See `memo.stores.protocols.Losable.giving_back`."""
