@@ -10,7 +10,9 @@ Two locks, one inside the other:
     thread and released by compare-and-delete.  Whoever holds the host lock and finds the cluster
     lease in the name of the same host knows that its holder is dead, and replaces it.
 
-So at most one process of each host waits for the cluster, and waiters are woken rather than poll.
+So at most one process of each host waits for the cluster.  It is woken when the lease is released,
+and looks every second in case the holder died; the others of its host look at the host lock every
+2 to 20 ms.
 Both carry a text that says who holds them, since when, and how long it is likely to take: `Holder`.
 When the shared tier is away, the host lock alone still keeps this host to one computation.
 """

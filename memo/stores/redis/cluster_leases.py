@@ -108,7 +108,7 @@ class RedisLeases:
         """Wait until a lease may be free: it was given back, or `timeout` or a second went by.
 
         Raises:
-            TierError: waiting is not possible; the caller sleeps instead.
+            TierError: waiting is not possible; the caller computes without a lease.
         """
         seconds = min(max(timeout, 0.01), LOOK_EVERY)
         bell = self._keys(name)[1]

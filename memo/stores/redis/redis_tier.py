@@ -72,6 +72,10 @@ KNOWN = 65_536
 """Groups of which it is remembered how long they live."""
 _LONGEST = 10**14
 """Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
+_GONE = -2
+"""The answer of PTTL where there is no such key."""
+_TRIES = 4
+"""How often a payload is sent that comes or goes in Redis meanwhile."""
 _GLOB = re.compile(r"([*?\[\]\\^])")
 _PLACES = struct.Struct(">II")
 
@@ -237,28 +241,59 @@ class Redis:
         await self._keep_groups(port, record, lifetime)
 
     async def _store_payload(self, port: Port, payload: Payload, lifetime: float) -> None:
-        """Keep a payload; it outlives whatever was stored with it before."""
+        """Keep a payload, which entries share; no store ever shortens the life that it has.
+
+        Another host may store it at any moment, so each command leaves a longer life as it is.
+
+        Raises:
+            TierError: Redis did not take it.
+        """
         name = self._payload_name(payload.digest)
         before = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
-        lifetime = max(lifetime, before / 1000)
+        life = b"%d" % _milliseconds(lifetime)
+        there = before != _GONE
+        for _ in range(_TRIES):
+            words = (b"XX", b"KEEPTTL") if there else (b"NX", b"PX", life)
+            if await self._set_payload(port, name, payload, words):
+                break
+            there = not there  # it has come or gone meanwhile
+        else:
+            raise TierError("a payload comes and goes in Redis")
+        if there and before < _milliseconds(lifetime):
+            await self._extend(port, name, life)
+
+    async def _set_payload(
+        self, port: Port, name: bytes, payload: Payload, words: Sequence[bytes]
+    ) -> bool:
+        head, tail = _set(name, payload.size, *words)
         if isinstance(payload, Leaving):
-            head, tail = _set(name, payload.size, lifetime)
             seconds = self.client.deadline + payload.size / RATE
-            await self.client.ask(
+            return await self.client.ask(
                 port,
                 head,
                 tail,
-                parse=_ok,
+                parse=_whether_set,
                 key=name,
                 seconds=seconds,
                 writes=True,
                 body=payload.pieces,
             )
-            return
         parts: list[bytes | memoryview] = []
         for view in payload.views:
             parts += (view, bytes(-view.nbytes % ALIGN))
-        await self._set(port, name, parts, lifetime)
+        return await self.client.ask(
+            port, head, *parts, tail, parse=_whether_set, key=name, writes=True
+        )
+
+    async def _extend(self, port: Port, name: bytes, life: bytes) -> None:
+        """Let a payload live for so many milliseconds at least."""
+        try:
+            await self.client.run_each(port, LAST, [((name,), (life, b""))])
+        except NoScriptsError:
+            left = await self.client.ask(port, pack(b"PTTL", name), parse=int, key=name)
+            if left < int(life):
+                command = pack(b"PEXPIRE", name, life)
+                await self.client.ask(port, command, parse=int, key=name, writes=True)
 
     async def _keep_groups(self, port: Port, record: bytes, lifetime: float) -> None:
         """Let the groups that a record names live as long as the entry."""
@@ -295,7 +330,8 @@ class Redis:
         value: list[bytes | memoryview] | list[bytes],
         lifetime: float,
     ) -> None:
-        head, tail = _set(name, sum(map(len, value)), lifetime)
+        life = b"%d" % _milliseconds(lifetime)
+        head, tail = _set(name, sum(map(len, value)), b"PX", life)
         await self.client.ask(port, head, *value, tail, parse=_ok, key=name, writes=True)
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
@@ -747,11 +783,10 @@ def _groups_of(record: bytes) -> list[str]:
         return []
 
 
-def _set(name: bytes, size: int, lifetime: float) -> tuple[bytes, bytes]:
-    """A SET of `size` bytes: what is sent before them, and what behind."""
-    expiry = b"PX", b"%d" % _milliseconds(lifetime)
-    head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(expiry), len(name), name, size)
-    return head, b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in expiry)
+def _set(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:
+    """A SET of `size` bytes with options: what is sent before them, and what behind."""
+    head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(words), len(name), name, size)
+    return head, b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 
 # What answers must look like: each raises where they look otherwise.
@@ -782,6 +817,12 @@ def _number(text: str) -> float:
 def _ok(answer: Any) -> None:
     if answer != b"OK":
         raise ValueError("not confirmed")
+
+
+def _whether_set(answer: Any) -> bool:
+    if answer not in (b"OK", None):
+        raise ValueError("not confirmed")
+    return answer is not None
 
 
 def _bytes(answer: Any) -> bytes:

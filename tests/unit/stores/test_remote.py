@@ -28,6 +28,7 @@ from memo.errors import TierError, TierUnavailable
 from memo.records import codec, seal
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, native
+from memo.stores.redis.client import Client
 from memo.stores.redis.redis_tier import DAY, RETENTION, Redis
 from memo.validity import stamps
 from memo.validity.stamps import LOST, Call, File, Generation, Ref, State, Turn
@@ -235,6 +236,38 @@ def test_payload_outlives_all_that_need_it(
     run(lambda port: tier.store(port, "memo:j", record(), sent, None))
     run(lambda port: tier.store(port, "memo:j", record(), sent, 10))
     assert client.ttl(name) > RETENTION - 10
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("had", [None, 30.0], ids=["new", "there"])
+def test_a_payload_that_another_host_stores_meanwhile(
+    tier: Redis,
+    redis_server: RedisServer,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    had: float | None,
+) -> None:
+    """Whichever of two hosts stores it first, it lives as long as the longer-lived entry."""
+    sent = payload(1000)
+    if had is not None:
+        run(lambda port: tier.store(port, "memo:before", record(), sent, had))
+    other, ask, met = Redis(redis_server.url, deadline=2.0), Client.ask, []
+
+    async def meanwhile(client: Client, port: Port, *parts: Any, **options: Any) -> Any:
+        answer = await ask(client, port, *parts, **options)
+        if client is tier.client and b"PTTL" in bytes(parts[0]) and not met:
+            met.append(True)
+            drive(other.store(BLOCKING, "memo:long", record(), sent, HOUR))
+        return answer
+
+    monkeypatch.setattr(Client, "ask", meanwhile)
+    run(lambda port: tier.store(port, "memo:short", record(), sent, 60.0))
+    other.close()
+    assert met
+    [name] = redis_server.client().keys("memo:2:p:*")
+    assert redis_server.client().pttl(name) > (HOUR - 60) * 1000
 
 
 def test_big_payload_stays_away(redis_server: RedisServer, run: Run) -> None:
