@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from memo.inspection.call_graph import Graph
     from memo.inspection.inventory import Entries
     from memo.metrics.recorder import Span
-    from memo.metrics.snapshots import Stats
 
 __version__ = "0.1.0"
 __all__ = [
@@ -172,31 +171,13 @@ def dashboard() -> Any:
     return dashboard_widget.dashboard()
 
 
-def _text(snapshot: Stats) -> str:
-    from memo.inspection import rendering
-
-    return rendering.text(snapshot)
-
-
-def _html(snapshot: Stats) -> str:
-    from memo.inspection import rendering
-
-    return rendering.html(snapshot)
-
-
-def _dress() -> None:
-    from memo.metrics import snapshots
-
-    snapshots.render_with(_text, _html)
-
-
 def _explain() -> None:
     from memo.inspection import report_line
 
     report_line.explain_counts()
 
 
-_install(stats_directory, _dress, _explain)
+_install(stats_directory, _explain)
 _listen(stats_directory)
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from memo.decorators import assembly
+from memo.engine import used_calls
 from memo.inspection.under_way import BOARD
 from memo.metrics.recorder import reset as reset_stats
 from memo.runtime import ownership, ports
@@ -114,7 +115,7 @@ def reset() -> None:
     """
     ports.drain_blocking(ports.EXIT_GRACE)
     BOARD.close()
-    ports.stop_carrying()
+    used_calls.stop_carrying()
     assembly.reset()
     configuration.reset()
     live.clear()

@@ -20,7 +20,8 @@ from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError, label
-from memo.inspection import call_graph, inventory, rendering
+from memo.inspection import call_graph, inventory
+from memo.metrics import rendering
 from memo.metrics.recorder import stats as gathered
 from memo.records import seal
 from memo.runtime.clock import SECOND

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 import memo
 from memo import cache
-from memo.inspection import rendering
-from memo.inspection.rendering import duration
+from memo.metrics import rendering
+from memo.metrics.rendering import duration
 
 if TYPE_CHECKING:
     import pandas as pd

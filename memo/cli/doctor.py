@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 from memo.decorators.assembly import default_chain, host_of
 from memo.errors import MemoError, SettingError
-from memo.inspection.rendering import counted, number, size
-from memo.records import secret_keys
+from memo.metrics.rendering import counted, number, size
 from memo.runtime import ownership
 from memo.runtime.clock import SYSTEM
 from memo.runtime.ports import BLOCKING, drive
-from memo.settings import configuration
+from memo.settings import configuration, secret_keys
 from memo.settings.checks import redacted
 from memo.settings.configuration import DEFAULT, Settings
 from memo.stores.authorities import is_for_any

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from memo.inspection.live_view import Model
-from memo.inspection.rendering import asset
+from memo.metrics.rendering import asset
 
 HOST = "127.0.0.1"
 TOKEN = "X-Memo-Token"  # noqa: S105 - the name of the header

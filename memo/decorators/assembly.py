@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memo.errors import OptionError, SettingError, lacks_resources
-from memo.records import secret_keys
 from memo.runtime import events
 from memo.runtime.port import Port
-from memo.settings import configuration, options
+from memo.settings import configuration, options, secret_keys
 from memo.settings.checks import TRACKING, TRUST_DISK
 from memo.settings.live_values import live
 from memo.settings.modes import OFF, Mode

@@ -38,8 +38,10 @@ from memo.engine import answering, invalidating, replay
 from memo.engine.call import NOTHING, Function, Raised, hindered
 from memo.engine.invalidating import Invalidation
 from memo.errors import NotCachedError, OptionError, at_the_call, label, public, users
+from memo.keys import bindings
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
+from memo.keys.encoding import canonical
 from memo.keys.fingerprint.function_version import Identity, function_id
 from memo.keys.offloading import HeavyError
 from memo.metrics.recorder import COUNTERS, cache_info
@@ -47,10 +49,10 @@ from memo.records import codec
 from memo.runtime.ports import BLOCKING, drive, native, run_elsewhere
 from memo.settings import configuration, modes, options
 from memo.settings.modes import Mode
+from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol
 from memo.validity.dependencies import Dependencies, File
-from memo.validity.lifetimes import Policy
 from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
@@ -254,7 +256,7 @@ class CachedFunction(Generic[P, R]):
 
     def _repr_html_(self) -> str:
         """What it is, how long its results are fresh, and its counters; no entry is looked at."""
-        from memo.inspection import rendering
+        from memo.metrics import rendering
 
         info = self.cache_info()
         facts = {
@@ -806,11 +808,20 @@ def _shown_policy(function: Function) -> str:
 
 def _span(ttl: Any) -> str:
     """A ttl for people."""
-    from memo.inspection import rendering
+    from memo.metrics import rendering
 
     if callable(ttl):
         return "as its result says"
     return "ever" if ttl is None else rendering.duration(ttl)
+
+
+def _dependencies(
+    function: Callable[..., Any], identity: str, depends_on: Any
+) -> Dependencies | None:
+    signature = bindings.signature(function)
+    annotations = bindings.hints(function, signature)
+    made = Dependencies(identity, depends_on, signature, annotations, canonical.digest)
+    return made or None
 
 
 def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:
@@ -833,7 +844,7 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         _policy(given),
         assembly.chain_of(given["provider"]),
         assembly.live_ttl(given["ttl_key"]),
-        Dependencies(function, identity, given["depends_on"]) or None,
+        _dependencies(function, identity, given["depends_on"]),
         assembly.write_down,
         assembly.compress(given["compress"]),
         replay=replay,

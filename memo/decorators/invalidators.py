@@ -36,6 +36,7 @@ from memo.errors import (
 from memo.keys import resolvers
 from memo.keys.call_keys import address_digest, normal_prefix, prefixes
 from memo.keys.encoding import canonical
+from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime import events
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, native
@@ -43,7 +44,7 @@ from memo.settings import options
 from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol
 from memo.validity import stamps
-from memo.validity.stamps import ADDRESS, Ref, Turn, tag_turns
+from memo.validity.stamps import Turn, tag_turns
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -13,9 +13,9 @@ from typing import Any
 
 from memo.decorators import assembly
 from memo.errors import OptionError, TierError, label
+from memo.records.stamp_types import Ref
 from memo.runtime.port import Port
 from memo.stores.chain import Chain
-from memo.validity.stamps import Ref
 
 MOST = 20_000
 """Names of one kind that are read from this host."""

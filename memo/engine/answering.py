@@ -44,6 +44,7 @@ from memo.records.seal import Entry
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
+from memo.runtime.reasons import UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain, Expired
 from memo.stores.protocols import MEMORY, REDIS, Asked
@@ -221,7 +222,7 @@ async def _answer(
         except Exception as error:
             if not hindered(error):
                 raise
-            found, value = Answer(Verdict(MISS, lifetimes.UNREACHABLE)), NOTHING
+            found, value = Answer(Verdict(MISS, UNREACHABLE)), NOTHING
         asked = None
         if value is not NOTHING:
             told_hit(port, job, found, begun, shared=missed)

@@ -16,10 +16,12 @@ from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.keys.fingerprint.function_version import Identity
 from memo.keys.fingerprint.held_values import STATELESS, State
+from memo.records.stamp_types import Times
 from memo.runtime import events
+from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.validity.dependencies import Dependencies
-from memo.validity.lifetimes import Policy, Times, Verdict, judge, judge_expired
+from memo.validity.lifetimes import Verdict, judge, judge_expired
 
 NOTHING = object()
 """In the place of a value where there is none."""

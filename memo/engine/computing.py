@@ -19,12 +19,14 @@ from memo.keys.summaries import with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
+from memo.records.stamp_types import LOST, Generation, Ref, Stamp, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
+from memo.runtime.reasons import UNREACHABLE
+from memo.settings.options import Policy
 from memo.validity import lifetimes, stamps
-from memo.validity.lifetimes import Policy, Times
-from memo.validity.stamps import LOST, TAGS, Generation, Ref, Stamp
+from memo.validity.stamps import TAGS
 
 KEPT = 86_400 * SECOND
 """Nanoseconds that entries of a function with a `ttl_key` are kept at least: it may be raised."""
@@ -61,7 +63,7 @@ async def compute(
     if alone and not same:
         return Landing(fault=True)
     never_hits.notice(job)
-    used_calls.prepare()
+    used_calls.carry_context()
     around = CURRENT.get()
     behind = around is not None and not around.over and around.background
     gathered = Reads(background=alone or behind)
@@ -143,7 +145,7 @@ async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
     try:
         states = await job.chain.authorities.begin(port, refs)
     except TierError as error:
-        emit(job, events.ERROR, reason=lifetimes.UNREACHABLE, detail=str(error))
+        emit(job, events.ERROR, reason=UNREACHABLE, detail=str(error))
         return None
     own: tuple[Stamp, ...] = tuple(map(Generation, refs, states))
     if job.function.depends is not None:

@@ -17,17 +17,17 @@ from typing import Any, NamedTuple
 from memo.engine.answering import keyed
 from memo.engine.call import Function
 from memo.errors import EntryError, TierError, label
-from memo.inspection import rendering
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
 from memo.keys.summaries import MASK, OWN, RESOLVED, RESULT
+from memo.metrics import rendering
 from memo.records import codec, seal
 from memo.records.seal import Header
+from memo.records.stamp_types import ADDRESS, File, Generation, Stamp, State
+from memo.records.stamp_types import Call as CallStamp
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
-from memo.stores.chain import Answer, Chain
-from memo.validity import dependencies, stamps
-from memo.validity.lifetimes import (
+from memo.runtime.reasons import (
     ABSENT,
     CLOCK,
     DEPENDENCY_CHANGED,
@@ -35,14 +35,15 @@ from memo.validity.lifetimes import (
     FILE_CHANGED,
     GENERATION_LOST,
     INVALIDATED,
-    MISS,
     OLDER,
     PAYLOAD_MISSING,
     UNAUTHENTIC,
     UNREACHABLE,
     UNREADABLE,
-    age,
 )
+from memo.stores.chain import Answer, Chain
+from memo.validity import dependencies, stamps
+from memo.validity.lifetimes import MISS, age
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
@@ -171,14 +172,14 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
         facts.append(
             f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
         )
-    facts += [_source(stamp) for stamp in header.stamps if not isinstance(stamp, stamps.Generation)]
+    facts += [_source(stamp) for stamp in header.stamps if not isinstance(stamp, Generation)]
     return tuple(facts)
 
 
-def _source(stamp: stamps.Stamp) -> str:
-    if isinstance(stamp, stamps.File):
+def _source(stamp: Stamp) -> str:
+    if isinstance(stamp, File):
         return f"depends on {stamp.path}" + (" (by content)" if stamp.by_content else "")
-    assert isinstance(stamp, stamps.Call)
+    assert isinstance(stamp, CallStamp)
     return f"depends on the callable {stamp.name}"
 
 
@@ -226,7 +227,7 @@ def _header(chain: Chain, name: str, record: bytes) -> Header | None:
 
 async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
     facts = []
-    generations = [s for s in header.stamps if isinstance(s, stamps.Generation)]
+    generations = [s for s in header.stamps if isinstance(s, Generation)]
     try:
         now = await chain.authorities.states(port, [stamp.ref for stamp in generations])
     except TierError:
@@ -235,13 +236,13 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
         if not stamps.holds(stamp.state.text, state.text):
             facts += await _turned(port, chain, stamp, state, header.times.started)
     for other in header.stamps:
-        if not isinstance(other, stamps.Generation) and await dependencies.check(port, other):
+        if not isinstance(other, Generation) and await dependencies.check(port, other):
             facts.append(f"{_source(other)}, which has changed")
     return facts
 
 
 async def _turned(
-    port: Port, chain: Chain, stamp: stamps.Generation, state: stamps.State, started: int
+    port: Port, chain: Chain, stamp: Generation, state: State, started: int
 ) -> list[str]:
     """Who invalidated what, since a computation that began at `started`."""
     if not state.text:
@@ -267,7 +268,7 @@ def _selected(field: str) -> str:
     if not names:
         return done
     listed = ",".join(names)
-    return f"{done} at this address" if listed == stamps.ADDRESS else f"{done} for this {listed}"
+    return f"{done} at this address" if listed == ADDRESS else f"{done} for this {listed}"
 
 
 def _group(group: str) -> str:

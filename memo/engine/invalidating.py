@@ -71,7 +71,7 @@ class Invalidation(NamedTuple):
         return f"nothing matched {target}{undone}{'; ' * bool(self.hint)}{self.hint}"
 
     def _repr_html_(self) -> str:
-        from memo.inspection import rendering
+        from memo.metrics import rendering
 
         facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
         if self.missed:

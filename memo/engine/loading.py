@@ -13,9 +13,9 @@ from memo.records.seal import Entry
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
+from memo.runtime.reasons import PAYLOAD_MISSING, UNREADABLE
 from memo.stores.chain import Answer
 from memo.stores.protocols import Asked, Source, Vouching
-from memo.validity import lifetimes
 from memo.validity.lifetimes import MISS, Verdict
 
 BIG = 1 << 20
@@ -35,7 +35,7 @@ async def look(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer
     try:
         return found, await load(port, found)
     except (EntryError, TierError) as error:
-        reason = error.reason if isinstance(error, EntryError) else lifetimes.PAYLOAD_MISSING
+        reason = error.reason if isinstance(error, EntryError) else PAYLOAD_MISSING
         emit(job, events.ERROR, tier=found.tier, reason=reason, detail=str(error))
         return Answer(Verdict(MISS, reason), found.entry), NOTHING
 
@@ -85,7 +85,7 @@ def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) ->
     vouching = source if isinstance(source, Vouching) else None
     if vouching is None or not vouching.vouched(digest):
         if not codec.is_whole(view, table):
-            raise EntryError(lifetimes.UNREADABLE, "a payload does not have its digest")
+            raise EntryError(UNREADABLE, "a payload does not have its digest")
         if vouching is not None:
             vouching.vouch(digest)
     with _verifying:

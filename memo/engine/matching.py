@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from memo.errors import EntryError, TierError
 from memo.records.seal import Header
+from memo.records.stamp_types import Generation, Ref
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.chain import Chain
 from memo.validity.lifetimes import age
-from memo.validity.stamps import Generation, Ref, Turn, concerns, holds
+from memo.validity.stamps import Turn, concerns, holds
 
 BOUND = 0.05
 """Seconds that looking for matching entries may take."""

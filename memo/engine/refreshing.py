@@ -10,8 +10,8 @@ from memo.engine.coordination.flights import FLIGHTS, Flight, Landing
 from memo.engine.coordination.leases import hold, let_go
 from memo.runtime import events
 from memo.runtime.port import Port
+from memo.runtime.reasons import INVALIDATED
 from memo.stores.protocols import MEMORY
-from memo.validity import lifetimes
 from memo.validity.lifetimes import FRESH
 
 BACK_OFF = (1.0, 60.0)
@@ -85,7 +85,7 @@ def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
     if landing.error is None:
         backoff.pop(key, None)
         if not landing.true:
-            return events.REFRESH_FAILED, lifetimes.INVALIDATED
+            return events.REFRESH_FAILED, INVALIDATED
         return events.REFRESH_DONE, ""
     pause = min(BACK_OFF[1], max(BACK_OFF[0], backoff.get(key, (0.0, 0.0))[1] * 2))
     pause_after_failure(job, max(pause, job.function.policy.retry_after))

@@ -13,13 +13,14 @@ Rules of this module:
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+from memo.runtime import fork
 
 KEPT = 4 * 1024 * 1024
 """Characters and bytes that are kept of what one computation shows."""
@@ -341,5 +342,4 @@ def _after_fork() -> None:
         recorder._lock = threading.Lock()
 
 
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_after_fork)
+fork.in_child(_after_fork)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 from memo.engine import replay
 from memo.engine.coordination.flights import Flight, current_path, following
+from memo.records.stamp_types import Generation, Ref, Stamp, State
 from memo.runtime.port import Port
+from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
-from memo.validity.stamps import Generation, Ref, Stamp, State
 
 
 class Reads:
@@ -110,12 +114,6 @@ def carry(given: Carried, work: Callable[..., Any], /, *args: Any, **kwargs: Any
         CURRENT.reset(token)
 
 
-def nothing() -> None:
-    """What is done before a computation where no driver wants anything."""
-
-
-prepare: Callable[[], None] = nothing
-"""Called before every computation; the drivers put `carry_context` here."""
 CURRENT: ContextVar[Reads | None] = ContextVar("memo_reads", default=None)
 
 
@@ -127,3 +125,92 @@ def tell(used: Iterable[Stamp] | None) -> None:
             reads.sound = False
         else:
             reads.add(used)
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+_carrying = threading.RLock()
+_originals: list[tuple[type, str, Any, Any]] = []
+"""What was wrapped: the class, the name, its own method, and ours."""
+_submitting: ContextVar[bool] = ContextVar("memo_submitting", default=False)
+
+
+def carry_context() -> None:
+    """Let threads that a computation starts be part of it, unless `follow_threads` is off.
+
+    What a computation reads through other cached functions becomes part of its stamps, and a
+    context variable gathers it; `threading.Thread` starts with an empty context, and so does what
+    is submitted to a `ThreadPoolExecutor`, `loop.run_in_executor` included.  Both methods are
+    wrapped before the first computation, and do what they always did unless a cached computation
+    is running where they are called.  Only memo's own two variables are carried; the user's keep
+    Python's rules.  `stop_carrying` puts the methods back.
+
+    Pools of other kinds tell nobody on whose behalf their threads work, and other processes have a
+    context of their own: what is read there is no part of the computation.
+    """
+    wanted = configuration.current().follow_threads
+    if wanted is bool(_originals):
+        return
+    if not wanted:
+        stop_carrying()
+        return
+    with _carrying:
+        if _originals:
+            return
+        _wrap(threading.Thread, "start", _carrying_start)
+        with suppress(ImportError, RuntimeError):  # too late in the process' life for a pool
+            from concurrent.futures.thread import ThreadPoolExecutor
+
+            _wrap(ThreadPoolExecutor, "submit", _carrying_submit)
+
+
+def stop_carrying() -> None:
+    """Put `Thread.start` and `ThreadPoolExecutor.submit` back.
+
+    Where somebody has wrapped ours meanwhile, theirs stays, and ours does nothing more.
+    """
+    with _carrying:
+        while _originals:
+            owner, name, original, ours = _originals.pop()
+            if getattr(owner, name) is ours:
+                setattr(owner, name, original)
+
+
+def _wrap(owner: type, name: str, made: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    ours = made(original)
+    setattr(owner, name, ours)
+    _originals.append((owner, name, original, ours))
+
+
+def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
+    @wraps(original)
+    def start(self: threading.Thread) -> None:
+        given = carried() if _originals else None
+        # A pool's thread outlives the work it was started for; it is told with each piece.
+        if given is not None and not _submitting.get() and not self.name.startswith("memo-"):
+            body = self.run
+
+            def run() -> None:
+                del self.run
+                carry(given, body)
+
+            self.run = run  # type: ignore[method-assign]
+        original(self)
+
+    return start
+
+
+def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        given = carried() if _originals else None
+        if given is None:
+            return original(self, fn, *args, **kwargs)
+        token = _submitting.set(True)
+        try:
+            return original(self, partial(carry, given, fn), *args, **kwargs)
+        finally:
+            _submitting.reset(token)
+
+    return submit

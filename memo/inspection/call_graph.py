@@ -15,14 +15,15 @@ from typing import Any
 from memo.decorators import assembly
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.explaining import LOOKED_AT, listing
-from memo.inspection import graph_drawing, inventory, rendering
+from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import RUNNING, STORED, Node, directed
+from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
 from memo.records.seal import Header
+from memo.records.stamp_types import Generation, Ref
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
-from memo.validity.stamps import Generation, Ref
 
 GROUPED = 40
 """Most calls that are shown one by one."""

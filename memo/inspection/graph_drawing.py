@@ -14,8 +14,8 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from memo.errors import label
-from memo.inspection import rendering
-from memo.inspection.rendering import Styled, cell_len, cut
+from memo.metrics import rendering
+from memo.metrics.rendering import Styled, cell_len, cut
 
 if TYPE_CHECKING:
     import networkx as nx

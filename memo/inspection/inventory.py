@@ -16,19 +16,21 @@ from memo.engine.call import Function
 from memo.engine.explaining import listing
 from memo.engine.matching import own_refs
 from memo.errors import MissingExtraError, TierError, label
-from memo.inspection import rendering
 from memo.keys.encoding import atoms, canonical
+from memo.metrics import rendering
 from memo.metrics.snapshots import matches
 from memo.records import seal
 from memo.records.seal import Header
+from memo.records.stamp_types import Generation, Ref, Stamp, State
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
+from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.validity import dependencies, stamps
 from memo.validity import lifetimes as policy_words
-from memo.validity.lifetimes import Policy, age, judge, judge_expired
-from memo.validity.stamps import Generation, Ref, Stamp, State, expired_at
+from memo.validity.lifetimes import age, judge, judge_expired
+from memo.validity.stamps import expired_at
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,10 +17,11 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.decorators.invalidators import invalidate
 from memo.errors import MemoError, label
-from memo.inspection import call_graph, graph_drawing, inventory, rendering
+from memo.inspection import call_graph, graph_drawing, inventory
 from memo.inspection.inventory import Item, Wanted
 from memo.inspection.under_way import BOARD, Running
 from memo.keys.summaries import RESOLVED, RESULT
+from memo.metrics import rendering
 from memo.metrics.recorder import stats
 from memo.metrics.snapshots import FunctionStats, Stats
 from memo.records.seal import Header

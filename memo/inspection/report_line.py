@@ -14,10 +14,10 @@ from memo.decorators import assembly
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.explaining import CODE_CHANGED, changed_code
 from memo.errors import MemoError
-from memo.inspection import rendering
+from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS, Span, watch
 from memo.runtime.ports import BLOCKING, drive
-from memo.validity.lifetimes import ABSENT
+from memo.runtime.reasons import ABSENT
 
 EXPLAINED = 3
 """Misses of one stretch whose code is compared with an earlier one."""

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from memo.engine.coordination.flights import current_path
 from memo.errors import MemoError, label
 from memo.metrics.recorder import COUNTERS, publish
-from memo.runtime import events, private_files
+from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
 
 SLOTS = 128
@@ -204,8 +204,7 @@ def listen(directory: Callable[[], Path | None]) -> None:
         return
     COUNTERS.listen(BOARD.hear)
     atexit.register(BOARD.close)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
+    fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:

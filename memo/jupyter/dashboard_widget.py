@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from memo.errors import MissingExtraError
-from memo.inspection import live_view, rendering
+from memo.inspection import live_view
 from memo.inspection.live_view import Model
+from memo.metrics import rendering
 from memo.runtime.port import Handle, Port
 from memo.runtime.ports import DISPLAYS
 

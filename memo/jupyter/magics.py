@@ -36,17 +36,19 @@ from memo import errors
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.decorators.invalidators import invalidate
+from memo.engine import used_calls
 from memo.engine.invalidating import Invalidation
 from memo.errors import MemoError, OptionError, label
-from memo.inspection import call_graph, inventory, rendering
+from memo.inspection import call_graph, inventory
 from memo.inspection.report_line import explain_misses
 from memo.jupyter.cell_cache import Cell
 from memo.jupyter.progress_view import WATCHER, Line
+from memo.metrics import rendering
 from memo.metrics.recorder import Span, reset, stats, watch
 from memo.metrics.recorder import publish as leave_for_others
 from memo.metrics.snapshots import Stats
 from memo.records.seal import Header
-from memo.runtime.ports import BLOCKING, drive, stop_carrying
+from memo.runtime.ports import BLOCKING, drive
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
@@ -617,7 +619,7 @@ def unload(shell: InteractiveShell) -> None:
     WATCHER.turn(on=False)
     WATCHER.use(None)
     if not _loaded:
-        stop_carrying()
+        used_calls.stop_carrying()
     shell.events.unregister("pre_run_cell", magics.reporter.begin)
     shell.events.unregister("post_run_cell", magics.reporter.end)
     manager: Any = shell.magics_manager

@@ -10,7 +10,6 @@ no person looks at.
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import threading
@@ -23,9 +22,9 @@ from memo.engine.coordination.flights import Flight, current_path
 from memo.engine.coordination.leases import Holder
 from memo.engine.explaining import headers
 from memo.errors import MemoError, label
-from memo.inspection import rendering
+from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.events import Event
 from memo.runtime.port import Handle, Port
 from memo.runtime.ports import DISPLAYS
@@ -448,8 +447,7 @@ async def _recorded(
 
 
 WATCHER = Watcher()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=WATCHER._start_over)
+fork.in_child(WATCHER._start_over)
 
 
 def progress(*, on: bool = True) -> None:

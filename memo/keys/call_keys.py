@@ -28,27 +28,14 @@ from memo.keys.bindings import ABSENT, BindingError, annotated, bind, hints, pla
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
-from memo.keys.fingerprint.function_version import code_digest
 from memo.keys.fingerprint.held_values import STATELESS, State
 from memo.keys.instances import Attributes
 from memo.keys.offloading import LIGHT, refuse_heavy
 from memo.keys.resolvers import Resolved, Resolver, Template, words
+from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime.checksums import blake2b
 from memo.settings import options
 from memo.validity import stamps
-from memo.validity.stamps import ADDRESS, Ref
-
-canonical.use_identity(code_digest)
-
-
-def _find(kind: type) -> canonical.Encoder:
-    """The encoder of a type that is not one of the simplest."""
-    from memo.keys.encoding import python_types
-
-    return python_types.find(kind)
-
-
-canonical.use_finder(_find)
 
 REPEATED: Final = 256
 """Calls of a function whose keys are kept."""

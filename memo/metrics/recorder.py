@@ -12,7 +12,6 @@ Rules of this module:
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from collections.abc import Callable
 from math import log2
@@ -20,7 +19,7 @@ from sys import getsizeof
 from typing import TYPE_CHECKING
 
 from memo.metrics.counters import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event
 from memo.runtime.memory_budget import BUDGET
@@ -210,7 +209,6 @@ class Counters:
         """
         from memo.metrics import snapshots
 
-        _dress_once()
         with self._lock:
             self._drain()
             parts = {
@@ -394,23 +392,14 @@ def _nowhere() -> Path | None:
     return None
 
 
-def _plainly() -> None:
-    """Neither renderers nor explanations."""
+def _not_at_all() -> None:
+    """No explanations."""
 
 
 _directory: Callable[[], Path | None] = _nowhere
-_dress: Callable[[], None] = _plainly
-_explain: Callable[[], None] = _plainly
-_dressed = False
+_explain: Callable[[], None] = _not_at_all
 _publisher: Publisher | None = None
 _installed = False
-
-
-def _dress_once() -> None:
-    global _dressed
-    if not _dressed:
-        _dressed = True
-        _dress()
 
 
 def _publishing() -> Publisher:
@@ -441,27 +430,23 @@ COUNTERS = Counters(rolled=publish)
 
 
 def install(
-    directory: Callable[[], Path | None] = _nowhere,
-    dress: Callable[[], None] = _plainly,
-    explain: Callable[[], None] = _plainly,
+    directory: Callable[[], Path | None] = _nowhere, explain: Callable[[], None] = _not_at_all
 ) -> None:
     """Count from now on.  `memo` does this once, when it is imported.
 
     Args:
         directory: gives the cache directory in force, where the processes leave their snapshots
             for each other; first called after the first cached call.  None: leave none.
-        dress: says how snapshots are shown (`render_with`); called before the first.
         explain: finds out more about misses (`Counters.explain`); called before `stats` answers.
     """
-    global _directory, _dress, _dressed, _explain, _publisher, _installed
-    _directory, _dress, _dressed, _explain, _publisher = directory, dress, False, explain, None
+    global _directory, _explain, _publisher, _installed
+    _directory, _explain, _publisher = directory, explain, None
     if _installed:
         return
     _installed = True
     events.on_event(COUNTERS.__call__)  # its method: one look-up less for each event
     atexit.register(_publish_last)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
+    fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:

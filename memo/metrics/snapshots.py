@@ -1,8 +1,8 @@
 """Figures: what the cache did, as frozen numbers.
 
 Figures add up, subtract, and go through JSON unchanged; so a kernel, a stretch of time and all
-kernels of a directory are shown by the same code.  `memo.stats` makes them.  What they look like
-is `rendering`'s business: it registers with `render_with`.
+kernels of a directory are shown by the same code.  `memo.stats` makes them,
+and `rendering` shows them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -303,23 +303,14 @@ class Stats:
         return frame
 
     def __repr__(self) -> str:
-        return _renderers["text"](self)
+        from memo.metrics import rendering  # it is imported where something is shown
+
+        return rendering.text(self)
 
     def _repr_html_(self) -> str:
-        return _renderers["html"](self)
+        from memo.metrics import rendering
 
-
-def _short(stats: Stats) -> str:
-    total = stats.total
-    return f"<Stats: {total.hits} hits, {total.stale} stale, {total.misses} misses>"
-
-
-_renderers: dict[str, Callable[[Stats], str]] = {"text": _short, "html": _short}
-
-
-def render_with(text: Callable[[Stats], str], html: Callable[[Stats], str]) -> None:
-    """Say how snapshots are shown; `rendering` does, so that this room need not know it."""
-    _renderers.update(text=text, html=html)
+        return rendering.html(self)
 
 
 def matches(function: str, *patterns: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from memo.errors import EntryError
 from memo.records.buffers import SMALL, reduced
 from memo.records.seal import ALIGN, COMPRESSED, RAISED, Buffer, payload_digest, payload_size
-from memo.validity.lifetimes import UNREADABLE
+from memo.runtime.reasons import UNREADABLE
 
 OUT_OF_BAND = 64 * 1024
 """Bytes of buffers from which a value gets a payload; below, everything is in the stream."""

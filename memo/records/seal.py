@@ -31,13 +31,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from memo.errors import EntryError
+from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State, Times
 from memo.runtime.checksums import blake2b, compare_digest
-from memo.validity.lifetimes import UNAUTHENTIC, UNREADABLE, Times
-from memo.validity.stamps import Call, File, Generation, Ref, Stamp, State
+from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
+from memo.settings.secret_keys import Secret
 
 MAGIC = b"\x89memo\r\n\x01"
-SECRET_BYTES = 32
-"""The least length of a secret."""
 ALIGN = 64
 """Buffers of a payload begin at multiples of this, as numpy's and Arrow's kernels like it."""
 LONGEST = 0xFFFF
@@ -71,30 +70,6 @@ RAISED = 2
 """Flag: the value is an exception that the function raised."""
 
 
-class Secret:
-    """A key that seals and opens entries.  Its repr shows its id, never its bytes."""
-
-    __slots__ = ("_mac", "id")
-
-    def __init__(self, secret: bytes) -> None:
-        self.id = blake2b(secret, digest_size=8, person=b"memo key id").digest()
-        key = blake2b(secret, digest_size=32, person=b"memo seal key").digest()
-        self._mac = blake2b(key=key, digest_size=32, person=b"memo entry v1")
-
-    def seal(self, *parts: bytes | memoryview) -> bytes:
-        """32 bytes that only this secret makes of these bytes, in one part or more."""
-        mac = self._mac.copy()
-        for part in parts:
-            mac.update(part)
-        return mac.digest()
-
-    def __repr__(self) -> str:
-        return f"<Secret {self.id.hex()}>"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a Secret is never pickled")
-
-
 class Buffer(NamedTuple):
     """One buffer of a payload: its length in bytes and its BLAKE3 digest."""
 
@@ -125,7 +100,7 @@ class Header(NamedTuple):
         codec: how the stream was written, with the majors of the libraries concerned.
         writer: `"host/pid"` of the process that computed it.
         summary: JSON, argument name -> short text and digest, for people and for `explain`.
-        times: see `memo.validity.lifetimes.Times`.
+        times: see `memo.records.stamp_types.Times`.
         stamps: what makes it untrue.
         buffers: of its payload, in order; empty when all of it is in the stream.
         flags: `COMPRESSED`, `RAISED`.
@@ -155,7 +130,7 @@ class Entry:
     Attributes:
         record: the whole record as stored.
         stream: the pickle stream, still packed.
-        times: see `memo.validity.lifetimes.Times`.
+        times: see `memo.records.stamp_types.Times`.
         claims: its generations, as `HostGenerations.hold` compares them, where it is plain.
         plain: whether those, read from here, are all that can make it untrue and all that it has:
             no other stamps, no payload, no flags.

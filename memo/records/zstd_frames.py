@@ -28,7 +28,7 @@ from typing import Any
 
 from memo.errors import EntryError
 from memo.records.seal import ALIGN, Buffer
-from memo.validity.lifetimes import UNREADABLE
+from memo.runtime.reasons import UNREADABLE
 
 LEVEL = 3
 """zstd's own default.  Level 1 saves a fifth of the time, level 6 takes up to 3.5 times as long."""

@@ -13,24 +13,17 @@ from __future__ import annotations
 import atexit
 import contextvars
 import inspect
-import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from contextvars import ContextVar
-from functools import partial, wraps
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo.engine import used_calls
-from memo.engine.coordination import leases
-from memo.engine.coordination.flights import current_path
 from memo.errors import EventLoopError
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.port import Handle, Port, Waiter
-from memo.settings import configuration
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,13 +44,22 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         RuntimeError: the coroutine suspended: some verb was not the port's.
     """
-    if _DEEP and len(current_path()) % _DEEP == _DEEP - 1:
+    if not _DEEP:
+        return _drive(work)
+    depth = getattr(_here, "depth", 0)
+    if depth == _DEEP:
         return _on_a_fresh_stack(work)
-    return _drive(work)
+    _here.depth = depth + 1
+    try:
+        return _drive(work)
+    finally:
+        _here.depth = depth
 
 
 _DEEP = 64 if sys.version_info[:2] == (3, 12) else 0
 """Levels of cached recursion per thread on Python 3.12, whose limit of C frames is fixed."""
+_here = threading.local()
+"""How many coroutines of a thread run inside one another, where that is counted."""
 
 
 def _on_a_fresh_stack(work: Coroutine[Any, Any, T]) -> T:
@@ -66,7 +68,7 @@ def _on_a_fresh_stack(work: Coroutine[Any, Any, T]) -> T:
 
     def run() -> None:
         try:
-            outcome.append((context.run(_drive, work), None))
+            outcome.append((context.run(drive, work), None))
         except BaseException as error:
             outcome.append((None, error))
 
@@ -573,101 +575,19 @@ def drain_blocking(timeout: float | None = None) -> bool:
     return _apart.drain(None if end is None else max(0.0, end - time.monotonic())) and ended
 
 
-_carrying = threading.RLock()
-_originals: list[tuple[type, str, Any, Any]] = []
-"""What was wrapped: the class, the name, its own method, and ours."""
-_submitting: ContextVar[bool] = ContextVar("memo_submitting", default=False)
+_last: list[Callable[[Port], Coroutine[Any, Any, None]]] = []
 
 
-def carry_context() -> None:
-    """Let threads that a computation starts be part of it, unless `follow_threads` is off.
-
-    What a computation reads through other cached functions becomes part of its stamps, and a
-    context variable gathers it; `threading.Thread` starts with an empty context, and so does what
-    is submitted to a `ThreadPoolExecutor`, `loop.run_in_executor` included.  Both methods are
-    wrapped before the first computation, and do what they always did unless a cached computation
-    is running where they are called.  Only memo's own two variables are carried; the user's keep
-    Python's rules.  `stop_carrying` puts the methods back.
-
-    Pools of other kinds tell nobody on whose behalf their threads work, and other processes have a
-    context of their own: what is read there is no part of the computation.
-    """
-    wanted = configuration.current().follow_threads
-    if wanted is bool(_originals):
-        return
-    if not wanted:
-        stop_carrying()
-        return
-    with _carrying:
-        if _originals:
-            return
-        _wrap(threading.Thread, "start", _carrying_start)
-        with suppress(ImportError, RuntimeError):  # too late in the process' life for a pool
-            from concurrent.futures.thread import ThreadPoolExecutor
-
-            _wrap(ThreadPoolExecutor, "submit", _carrying_submit)
-
-
-def stop_carrying() -> None:
-    """Put `Thread.start` and `ThreadPoolExecutor.submit` back.
-
-    Where somebody has wrapped ours meanwhile, theirs stays, and ours does nothing more.
-    """
-    with _carrying:
-        while _originals:
-            owner, name, original, ours = _originals.pop()
-            if getattr(owner, name) is ours:
-                setattr(owner, name, original)
-
-
-def _wrap(owner: type, name: str, made: Callable[[Any], Any]) -> None:
-    original = getattr(owner, name)
-    ours = made(original)
-    setattr(owner, name, ours)
-    _originals.append((owner, name, original, ours))
-
-
-def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..., None]:
-    @wraps(original)
-    def start(self: threading.Thread) -> None:
-        given = used_calls.carried() if _originals else None
-        # A pool's thread outlives the work it was started for; it is told with each piece.
-        if given is not None and not _submitting.get() and not self.name.startswith("memo-"):
-            body = self.run
-
-            def run() -> None:
-                del self.run
-                used_calls.carry(given, body)
-
-            self.run = run  # type: ignore[method-assign]
-        original(self)
-
-    return start
-
-
-def _carrying_submit(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def submit(self: Any, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        given = used_calls.carried() if _originals else None
-        if given is None:
-            return original(self, fn, *args, **kwargs)
-        token = _submitting.set(True)
-        try:
-            return original(self, partial(used_calls.carry, given, fn), *args, **kwargs)
-        finally:
-            _submitting.reset(token)
-
-    return submit
-
-
-used_calls.prepare = carry_context
+def at_exit(work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
+    """Run `work(port)` when the interpreter exits, after the background work has ended."""
+    _last.append(work)
 
 
 def _at_exit() -> None:
     if not drain_blocking(EXIT_GRACE):
         events.emit(events.Event(events.ERROR, reason="exit", detail="dropped background work"))
-    for held in tuple(leases.HELD):
-        drive(held.release(BLOCKING))
+    for work in _last:
+        drive(work(BLOCKING))
 
 
 def _after_fork() -> None:
@@ -680,9 +600,7 @@ def _after_fork() -> None:
     _offload._reset()
     _ticker._reset()
     DISPLAYS._reset()
-    leases.HELD.clear()
 
 
 atexit.register(_at_exit)
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_after_fork)
+fork.in_child(_after_fork)

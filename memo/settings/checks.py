@@ -14,11 +14,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memo.errors import OptionError, SettingError, shown
-from memo.records import secret_keys as secret_room
-from memo.records.seal import Secret
 from memo.settings import options, redis_urls
+from memo.settings import secret_keys as secret_room
+from memo.settings.durations import seconds
 from memo.settings.modes import KINDS
-from memo.validity.lifetimes import seconds
+from memo.settings.secret_keys import Secret
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,9 +21,10 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
 from memo.errors import SettingError, public
-from memo.records import secret_keys as secret_room
-from memo.records.seal import Secret
+from memo.runtime import fork
+from memo.settings import secret_keys as secret_room
 from memo.settings.checks import CHECKS, NAMES, Place
+from memo.settings.secret_keys import Secret
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -444,5 +445,4 @@ def _after_fork() -> None:
         _overrides[name] = Given(given.value, CARRIED)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+fork.in_child(_after_fork)

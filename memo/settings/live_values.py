@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo.errors import OptionError, public
+from memo.runtime import fork
 from memo.runtime.events import ERROR, Event, emit
 from memo.settings import configuration
-from memo.validity.lifetimes import seconds
+from memo.settings.durations import seconds
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -294,5 +295,4 @@ def _after_fork() -> None:
     live._lock, live._fetching = threading.RLock(), threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+fork.in_child(_after_fork)

@@ -9,7 +9,7 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from memo.errors import OptionError, nearest, public
-from memo.validity.lifetimes import seconds
+from memo.settings.durations import seconds
 
 if TYPE_CHECKING:
     from datetime import timedelta

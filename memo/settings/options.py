@@ -7,10 +7,72 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from memo.errors import OptionError
-from memo.validity.lifetimes import DEFAULT_THRESHOLD, Policy, seconds
+from memo.runtime.clock import SECOND
+from memo.settings.durations import seconds
+
+DEFAULT_THRESHOLD = 0.8
+
+
+class Policy(NamedTuple):
+    """How a function's entries age; checked at decoration, so always sound.
+
+    Attributes:
+        ttl: seconds, None for no expiry, or a callable of the result that gives either.
+        use_jitter: shorten each ttl by up to `JITTER`.
+        refresh_ahead: answer from the cache and refresh from `refresh_threshold * ttl` on.
+        refresh_threshold: fraction of the ttl, in (0, 1).
+        stale_while_revalidate: seconds past the ttl in which the old value answers, refreshed.
+        stale_if_error: seconds past the ttl in which the old value answers if computing raises.
+        use_lock: single flight across processes and hosts.
+        lock_timeout: longest wait for another holder, in seconds; None: as long as it lives.
+        ttl_key: key in the live configuration that overrides `ttl`.
+        cache_if: predicate of the result; False: return it, do not store it.
+        retry_after: seconds after a failure in which an old value answers without another try.
+        max_age: seconds; older entries do not answer, whatever their ttl and stale windows.
+        soft_timeout: seconds after which an old value answers while the computation goes on; 0:
+            never.
+        errors: exception types that are remembered, each with its ttl in seconds or None.
+    """
+
+    ttl: float | Callable[[Any], Any] | None = 60.0
+    use_jitter: bool = False
+    refresh_ahead: bool = False
+    refresh_threshold: float = DEFAULT_THRESHOLD
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    use_lock: bool = False
+    lock_timeout: float | None = 30.0
+    ttl_key: str | None = None
+    cache_if: Callable[[Any], bool] | None = None
+    max_age: float | None = None
+    retry_after: float = 0.0
+    soft_timeout: float = 0.0
+    errors: tuple[tuple[type[Exception], float | None], ...] = ()
+
+    @property
+    def of_errors(self) -> Policy:
+        """How remembered exceptions age: by the ttl that each was stored with, and never stale."""
+        return Policy(ttl=None, max_age=self.max_age)
+
+    def error_ttl(self, error: BaseException) -> int | None:
+        """Nanoseconds for which an exception is remembered; -1: no expiry, None: it is not.
+
+        The nearest type in its method resolution order counts, so the most specific one.
+        """
+        known = dict(self.errors)
+        kind = next((kind for kind in type(error).__mro__ if kind in known), None)
+        if kind is None:
+            return None
+        ttl = known[kind]
+        return -1 if ttl is None else max(1, int(ttl * SECOND))
+
+    @property
+    def grace(self) -> float:
+        """Seconds past the ttl for which an entry is worth keeping."""
+        return max(self.stale_while_revalidate, self.stale_if_error)
 
 
 def policy(

@@ -20,11 +20,12 @@ from contextlib import suppress
 from typing import Any
 
 from memo.errors import TierError, TierUnavailable
+from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import events
 from memo.runtime.port import Port, patient
 from memo.stores.protocols import Generations, Host, Listener, Losable, Tier
 from memo.stores.reseeding import Reseeding
-from memo.validity.stamps import LOST, Ref, State, Turn
+from memo.validity.stamps import Turn
 
 LATELY = 30.0
 """Seconds for which an invalidation that a shared tier has acknowledged may be lost: when it fails

@@ -15,17 +15,28 @@ Rules of this module:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from sys import getsizeof
 from typing import Any, Literal, NamedTuple, cast
 
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable, public, shown
 from memo.records import seal
 from memo.records.codec import Payload
-from memo.records.seal import Entry, Header, Secret
+from memo.records.seal import Entry, Header
+from memo.records.stamp_types import LOST, Generation, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.port import Port
+from memo.runtime.reasons import (
+    ABSENT,
+    EXPIRED,
+    GENERATION_LOST,
+    INVALIDATED,
+    OLDER,
+    PAYLOAD_MISSING,
+    UNREACHABLE,
+)
+from memo.settings.secret_keys import Secret
 from memo.stores.authorities import Authorities, is_for_any
 from memo.stores.latest_answers import Floors
 from memo.stores.protocols import (
@@ -43,20 +54,8 @@ from memo.stores.protocols import (
 from memo.stores.transfers import Transfers
 from memo.stores.uploads import Upload, Work
 from memo.validity import dependencies
-from memo.validity.lifetimes import (
-    ABSENT,
-    EXPIRED,
-    GENERATION_LOST,
-    INVALIDATED,
-    MISS,
-    OLDER,
-    PAYLOAD_MISSING,
-    UNREACHABLE,
-    Times,
-    Verdict,
-    age,
-)
-from memo.validity.stamps import LOST, Generation, Stamp, State, expired_at, holds
+from memo.validity.lifetimes import MISS, Verdict, age
+from memo.validity.stamps import expired_at, holds
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
@@ -152,7 +151,6 @@ class Chain:
         self._secret_id = ""
         self._glances = seal.Glances((), self.namespace)
         self.clock: Clock = SYSTEM
-        self.check: Callable[[Port, Stamp], Coroutine[Any, Any, str]] = dependencies.check
         self._front: Front | None = next(
             (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
         )
@@ -571,7 +569,9 @@ class Chain:
             return changed
         if len(generations) != len(stamps):
             for other in stamps:
-                if type(other) is not Generation and (reason := await self.check(port, other)):
+                if type(other) is not Generation and (
+                    reason := await dependencies.check(port, other)
+                ):
                     return reason
         return changed
 

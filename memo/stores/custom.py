@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from memo.errors import OptionError, TierError
 from memo.records.codec import Payload, aligned
+from memo.records.stamp_types import Ref, State
 from memo.runtime.port import Port
 from memo.stores.protocols import Found, Generations, Source
 from memo.validity import stamps
-from memo.validity.stamps import Ref, State, Turn
+from memo.validity.stamps import Turn
 
 _CALLS: Final[Mapping[str, tuple[Any, ...]]] = {
     "get": ("key",),

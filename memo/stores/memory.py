@@ -8,7 +8,6 @@ All memory tiers of a process share one budget, see `memo.runtime.memory_budget`
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import threading
 import weakref
@@ -19,6 +18,8 @@ from typing import Any
 from memo.errors import TierError
 from memo.records.codec import Payload
 from memo.records.seal import ALIGN
+from memo.records.stamp_types import Ref, State
+from memo.runtime import fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.memory_budget import BUDGET
 from memo.runtime.port import Port
@@ -26,7 +27,7 @@ from memo.stores import protocols
 from memo.stores.protocols import Found, Generations, Listed, Source
 from memo.validity import generations, stamps
 from memo.validity.generations import Change
-from memo.validity.stamps import ALL, Ref, State, Turn
+from memo.validity.stamps import ALL, Turn
 
 OVERHEAD = 384
 """Bytes that an entry takes besides its record, its name and its payload: the objects that hold
@@ -71,11 +72,7 @@ def _after_fork_in_child() -> None:
         lock.renew()
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+fork.around(_before_fork, _after_fork_in_parent, _after_fork_in_child)
 
 
 class PayloadBytes:

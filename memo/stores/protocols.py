@@ -14,9 +14,10 @@ from memo.errors import TierError
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Arriving, Sink
 from memo.records.seal import Claim
+from memo.records.stamp_types import Ref, State
 from memo.runtime.port import Port
 from memo.stores.disk.home import Home
-from memo.validity.stamps import Ref, State, Turn
+from memo.validity.stamps import Turn
 
 MEMORY = "memory"
 REDIS = "redis"
@@ -59,6 +60,10 @@ class CacheProtocol(Protocol):
     async def clear(self) -> Any:
         """Forget everything."""
         ...
+
+
+LEASE = 30.0
+"""Seconds that a cluster lease lives without renewal."""
 
 
 class Source(Protocol):

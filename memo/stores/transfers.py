@@ -20,11 +20,11 @@ from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Arriving, leaving
 from memo.records.seal import Entry
+from memo.records.stamp_types import Times
 from memo.runtime import events
 from memo.runtime.port import Port, Waiter
 from memo.stores.protocols import MEMORY, Afar, Found, Receiving, Source, Tier
 from memo.stores.uploads import BIG, Upload, Uploads, Work
-from memo.validity.lifetimes import Times
 
 PATIENCE = 30.0
 """Seconds after which one who waits for a payload that another fetches does so himself."""

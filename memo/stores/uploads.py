@@ -12,14 +12,12 @@ Rules of this module:
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.port import Port
 
 Work = Callable[[Port], Coroutine[Any, Any, None]]
@@ -70,10 +68,10 @@ class Uploads:
 
     def __init__(self, send: Callable[[Port, str], Coroutine[Any, Any, None]]) -> None:
         self._send = send
-        self.reset()
-        _all.add(self)
+        self.after_fork()
+        fork.renewed_in_child(self)
 
-    def reset(self) -> None:
+    def after_fork(self) -> None:
         """Forget all of them: after a fork they are the parent's."""
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, Upload] = OrderedDict()
@@ -132,15 +130,3 @@ class Uploads:
 def _complain(error: Exception) -> None:
     detail = f"upload: {type(error).__name__}"
     events.emit(events.Event(events.ERROR, reason="background", detail=detail))
-
-
-_all: weakref.WeakSet[Uploads] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for uploads in list(_all):
-        uploads.reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -20,13 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from memo.errors import DependencyError, OptionError, public, shown
-from memo.keys import bindings
-from memo.keys.encoding import canonical
+from memo.records.stamp_types import Call, Stamp
+from memo.records.stamp_types import File as FileStamp
 from memo.runtime.checksums import blake2b
 from memo.runtime.port import Port
-from memo.validity.lifetimes import DEPENDENCY_CHANGED, FILE_CHANGED
-from memo.validity.stamps import Call, Stamp
-from memo.validity.stamps import File as FileStamp
+from memo.runtime.reasons import DEPENDENCY_CHANGED, FILE_CHANGED
 
 RACY = 0.1
 """Seconds: the coarsest tick of a file's modification time on file systems in common use."""
@@ -186,34 +184,41 @@ def _digest_now(path: str) -> str | None:
 _callables: weakref.WeakValueDictionary[str, Dependencies] = weakref.WeakValueDictionary()
 
 
-async def _answer(port: Port, function: Callable[[], Any]) -> str:
-    value = function()
-    if inspect.isawaitable(value):
-        value = await port.settle(value)
-    return canonical.digest(value).hex()
-
-
 class Dependencies:
     """What a function depends on, besides its arguments and its code.
 
     Args:
-        function: the cached function.
-        identity: its identity.
+        identity: of the cached function.
         depends_on: a path, a pattern, a `File`, a callable, or several of them.  A path may have
             the names of arguments in braces: `"data/{region}.csv"`.
+        signature: of the cached function.
+        annotations: its parameters with what they are annotated with.
+        digest: gives the digest of what a callable answers.
 
     Raises:
         OptionError: something else, or a callable that needs arguments.
     """
 
-    def __init__(self, function: Callable[..., Any], identity: str, depends_on: Any) -> None:
+    def __init__(
+        self,
+        identity: str,
+        depends_on: Any,
+        signature: inspect.Signature,
+        annotations: Iterable[tuple[str, Any]],
+        digest: Callable[[Any], bytes],
+    ) -> None:
         self.identity = identity
-        self.signature = bindings.signature(function)
+        self.signature = signature
+        self._digest = digest
         self.files: list[File] = []
         self.calls: list[Callable[[], Any]] = []
         for one in _listed(depends_on):
             self._add(one)
-        self.arguments = _file_arguments(function, self.signature)
+        self.arguments = {
+            name: isinstance(part, File) and part.by_content
+            for name, part in annotations
+            if part is File or isinstance(part, File)
+        }
         if self.calls:
             _callables[identity] = self
 
@@ -269,13 +274,20 @@ class Dependencies:
         taken: list[Stamp] = await port.offload(_file_stamps, paths)
         for index, function in enumerate(self.calls):
             try:
-                digest = await _answer(port, function)
+                digest = await self.answer(port, function)
             except Exception as error:
                 raise DependencyError(
                     f"{self.identity}: depends_on {shown(function)} raised {error!r}"
                 ) from error
             taken.append(Call(f"{self.identity}#{index}", digest))
         return tuple(taken)
+
+    async def answer(self, port: Port, function: Callable[[], Any]) -> str:
+        """The digest of what a callable answers now."""
+        value = function()
+        if inspect.isawaitable(value):
+            value = await port.settle(value)
+        return self._digest(value).hex()
 
     def _paths(self, arguments: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
         for file in self.files:
@@ -304,7 +316,7 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
     if dependencies is None or int(index) >= len(dependencies.calls):
         return False  # whoever could tell is not here
     try:
-        return await _answer(port, dependencies.calls[int(index)]) == stamp.digest
+        return await dependencies.answer(port, dependencies.calls[int(index)]) == stamp.digest
     except Exception:
         return False  # taking the stamp anew says what is wrong
 
@@ -335,12 +347,3 @@ def _listed(depends_on: Any) -> list[Any]:
     if isinstance(depends_on, (str, os.PathLike, File)) or callable(depends_on):
         return [depends_on]
     return list(depends_on) if isinstance(depends_on, Iterable) else [depends_on]
-
-
-def _file_arguments(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, bool]:
-    """Argument -> by content, of the arguments that are annotated with `File`."""
-    return {
-        name: isinstance(part, File) and part.by_content
-        for name, part in bindings.hints(function, signature)
-        if part is File or isinstance(part, File)
-    }

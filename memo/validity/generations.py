@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from memo.records.stamp_types import LOST, Ref, State
 from memo.validity import stamps
-from memo.validity.stamps import ALL, FIELDS, LAST, LOST, SHAPES, TOKEN, Ref, State, Turn
+from memo.validity.stamps import ALL, FIELDS, LAST, SHAPES, TOKEN, Turn
 
 MOST_SHAPES = 64
 """Past so many shapes a group is renewed, since each of them costs every reader a look."""

@@ -9,28 +9,14 @@ alone, RFC 5861).
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from memo.errors import OptionError
+from memo.records.stamp_types import Times
 from memo.runtime.clock import SECOND, Clock
-
-# Why a look-up was a miss: one word each, the same in events, statistics and explanations.
-ABSENT = "not cached yet"  # no tier has an entry
-EXPIRED = "expired"  # past its ttl and its stale windows
-INVALIDATED = "invalidated"  # a generation turned since the computation began
-GENERATION_LOST = "validity record lost"  # flushed or evicted: nothing tells if it holds
-FILE_CHANGED = "file changed"
-DEPENDENCY_CHANGED = "dependency changed"  # a depends_on callable answers something else
-UNREADABLE = "unreadable"  # damaged, truncated, of another format, or it does not load
-UNAUTHENTIC = "signed with another secret"  # no secret of this process sealed it
-OLDER = "older"  # an answer already given was computed later (I2)
-CLOCK = "clock"  # from the future: its age cannot be told
-PAYLOAD_MISSING = "payload missing"  # the record is here, its buffers are not
-UNREACHABLE = "validity not known"  # every tier that could tell is away
-DISABLED = "disabled"
+from memo.runtime.reasons import CLOCK, EXPIRED
+from memo.settings.durations import seconds
+from memo.settings.options import Policy
 
 FRESH = "fresh"
 STALE = "stale"
@@ -40,7 +26,6 @@ JITTER = 0.1
 """`use_jitter` shortens a ttl by a uniform share of up to this much, and never lengthens it."""
 FUTURE_TOLERANCE = 60 * SECOND
 """How far ahead of this host's wall clock another host's may be before an entry is refused."""
-DEFAULT_THRESHOLD = 0.8
 _NAMELESS = bytes(16)
 
 
@@ -73,28 +58,6 @@ def judge_expired(verdict: Verdict, policy: Policy, at: int) -> Verdict:
     return Verdict(MISS, EXPIRED, fallback=past < policy.stale_if_error * SECOND)
 
 
-class Times(NamedTuple):
-    """The times of an entry, all in nanoseconds.
-
-    Attributes:
-        started: wall clock when the computation began (never goes back for one key).
-        finished: wall clock when it ended.
-        boot_id: the start of the machine on which `finished_boot` was read.
-        finished_boot: `Clock.boot_ns` when it ended.
-        ttl: how long it is fresh after `finished`; -1: no expiry.
-        grace: how long after that it may still serve as stale or as fallback.
-        cost: how long the computation took.
-    """
-
-    started: int
-    finished: int
-    boot_id: bytes
-    finished_boot: int
-    ttl: int
-    grace: int
-    cost: int
-
-
 def age(times: Times, clock: Clock) -> int | None:
     """Nanoseconds since the computation ended; None when no clock can tell.
 
@@ -109,65 +72,6 @@ def age(times: Times, clock: Clock) -> int | None:
     if difference < -FUTURE_TOLERANCE:
         return None
     return max(0, difference)
-
-
-class Policy(NamedTuple):
-    """How a function's entries age; checked at decoration, so always sound.
-
-    Attributes:
-        ttl: seconds, None for no expiry, or a callable of the result that gives either.
-        use_jitter: shorten each ttl by up to `JITTER`.
-        refresh_ahead: answer from the cache and refresh from `refresh_threshold * ttl` on.
-        refresh_threshold: fraction of the ttl, in (0, 1).
-        stale_while_revalidate: seconds past the ttl in which the old value answers, refreshed.
-        stale_if_error: seconds past the ttl in which the old value answers if computing raises.
-        use_lock: single flight across processes and hosts.
-        lock_timeout: longest wait for another holder, in seconds; None: as long as it lives.
-        ttl_key: key in the live configuration that overrides `ttl`.
-        cache_if: predicate of the result; False: return it, do not store it.
-        retry_after: seconds after a failure in which an old value answers without another try.
-        max_age: seconds; older entries do not answer, whatever their ttl and stale windows.
-        soft_timeout: seconds after which an old value answers while the computation goes on; 0:
-            never.
-        errors: exception types that are remembered, each with its ttl in seconds or None.
-    """
-
-    ttl: float | Callable[[Any], Any] | None = 60.0
-    use_jitter: bool = False
-    refresh_ahead: bool = False
-    refresh_threshold: float = DEFAULT_THRESHOLD
-    stale_while_revalidate: float = 0.0
-    stale_if_error: float = 0.0
-    use_lock: bool = False
-    lock_timeout: float | None = 30.0
-    ttl_key: str | None = None
-    cache_if: Callable[[Any], bool] | None = None
-    max_age: float | None = None
-    retry_after: float = 0.0
-    soft_timeout: float = 0.0
-    errors: tuple[tuple[type[Exception], float | None], ...] = ()
-
-    @property
-    def of_errors(self) -> Policy:
-        """How remembered exceptions age: by the ttl that each was stored with, and never stale."""
-        return Policy(ttl=None, max_age=self.max_age)
-
-    def error_ttl(self, error: BaseException) -> int | None:
-        """Nanoseconds for which an exception is remembered; -1: no expiry, None: it is not.
-
-        The nearest type in its method resolution order counts, so the most specific one.
-        """
-        known = dict(self.errors)
-        kind = next((kind for kind in type(error).__mro__ if kind in known), None)
-        if kind is None:
-            return None
-        ttl = known[kind]
-        return -1 if ttl is None else max(1, int(ttl * SECOND))
-
-    @property
-    def grace(self) -> float:
-        """Seconds past the ttl for which an entry is worth keeping."""
-        return max(self.stale_while_revalidate, self.stale_if_error)
 
 
 def judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None = None) -> Verdict:
@@ -244,60 +148,3 @@ def ttl_ns(policy: Policy, result: Any, live_ttl: float | None = None) -> int:
 
         ttl *= 1 - random.random() * JITTER
     return max(1, int(ttl * SECOND))
-
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
-_WHOLE = rf"(?a)\s*(?:{_PART}\s*)+"
-
-
-LONGEST = 4.6e9
-"""Seconds that a time in an entry can have at most, a stale window included."""
-
-
-def seconds(
-    option: str, value: Any, *, zero: bool = False, mend: str = "write None for no limit"
-) -> float | None:
-    """Seconds from a number, a `timedelta`, a text such as `"1h30m"`, or None for no limit.
-
-    Args:
-        option: the name to use in the error.
-        value: what the user wrote.  Units in a text: ms, s, m, h, d, w.
-        zero: whether 0 is allowed.
-        mend: what to write instead of a number that is out of range.
-
-    Raises:
-        OptionError: for 0 (unless allowed), negative, NaN, infinite, bool, and texts without units.
-    """
-    if value is None:
-        return None
-    least = "0 or more" if zero else "more than 0"
-    number = _number_of_seconds(option, value, mend)
-    if math.isnan(number) or math.isinf(number):
-        raise OptionError(option, value, f"must be finite; {mend}.")
-    if number > LONGEST:
-        raise OptionError(option, value, f"is more than {LONGEST / 31_557_600:.0f} years; {mend}.")
-    if number < 0 or (number == 0 and not zero):
-        raise OptionError(option, value, f"must be {least}; {mend}.")
-    return number
-
-
-def _number_of_seconds(option: str, value: Any, mend: str) -> float:
-    if isinstance(value, bool):
-        raise OptionError(option, value, "is a bool; write a number of seconds.")
-    if isinstance(value, (int, float)):
-        try:
-            return float(value)
-        except OverflowError:
-            raise OptionError(option, value, f"is too large; {mend}.") from None
-    if isinstance(value, str):
-        if not re.fullmatch(_WHOLE, value):
-            raise OptionError(option, value, 'has no units; write for instance "90s" or "1h30m".')
-        return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, value))
-    from datetime import timedelta
-
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    raise OptionError(
-        option, value, 'must be seconds, a timedelta, a text such as "1h30m", or None.'
-    )

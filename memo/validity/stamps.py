@@ -38,13 +38,13 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.checksums import blake2b
 from memo.runtime.texts import encodable
 
 ALL = "*"
 LAST = "!"
 SHAPES = "?"
-ADDRESS = "@"
 SOFT = "~"
 TAGS = "t"
 """The group that every invalidation of a tag turns before the tag's own."""
@@ -82,34 +82,6 @@ def _made_at(soft: str) -> int:
     except ValueError:
         return 0
     return int.from_bytes(data[:6], "big") * 1_000_000
-
-
-class Ref(NamedTuple):
-    """The part of a group that one call depends on.
-
-    Attributes:
-        group: `"n"`, `"f:<function>"`, `"p:<prefix>"` or `"t:<tag>"`.
-        arguments: (name, digest) of each argument, sorted by name; None: anything in the group.
-    """
-
-    group: str
-    arguments: tuple[tuple[str, str], ...] | None = ()
-
-
-class State(NamedTuple):
-    """What a `Ref` reads at one moment.
-
-    Attributes:
-        text: `*`'s token, then `|field:token` for every covering field in sorted order; `""` when
-            `*` is lost, which equals no state that was ever recorded.
-        last: the token of `!`, or `""` when nothing was ever invalidated in the group.
-    """
-
-    text: str
-    last: str
-
-
-LOST = State("", "")
 
 
 class Turn(NamedTuple):
@@ -231,39 +203,3 @@ def covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> I
         parts = names.split(",")
         if all(part in digests for part in parts):
             yield f"{names}={','.join(digests[part] for part in parts)}"
-
-
-class Generation(NamedTuple):
-    """A stamp: what a ref read before the computation began."""
-
-    ref: Ref
-    state: State
-
-
-class File(NamedTuple):
-    """A stamp: a file as it was before the computation began.
-
-    Attributes:
-        path: absolute path.
-        facts: what identifies this version of the file; two equal texts mean the same content.
-        by_content: whether `facts` is a digest of the content, or of size, time and inode.
-    """
-
-    path: str
-    facts: str
-    by_content: bool = False
-
-
-class Call(NamedTuple):
-    """A stamp: what a `depends_on` callable answered before the computation began.
-
-    Attributes:
-        name: `"<function>#<index>"`, which finds the callable again.
-        digest: of its answer.
-    """
-
-    name: str
-    digest: str
-
-
-Stamp = Generation | File | Call

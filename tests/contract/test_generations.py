@@ -14,10 +14,11 @@ import pytest
 from ports import RUNNERS
 from ports import run as run_process
 
+from memo.records.stamp_types import LOST, Ref, State
 from memo.stores.disk.host_state import Host
 from memo.stores.memory import Memory
 from memo.validity import generations, stamps
-from memo.validity.stamps import LOST, Ref, State, Turn
+from memo.validity.stamps import Turn
 
 EU, US, Y24 = ("region", "e" * 16), ("region", "u" * 16), ("year", "2" * 16)
 F = "f:module:load"

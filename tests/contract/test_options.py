@@ -86,7 +86,7 @@ def test_bare_called_and_by_position() -> None:
 def test_defaults() -> None:
     """Each default is the one that the specification gives."""
     policy = cache(sync_body)._function.policy
-    assert policy == memo.validity.lifetimes.Policy()
+    assert policy == memo.settings.options.Policy()
     assert (policy.ttl, policy.lock_timeout, policy.refresh_threshold) == (60, 30, 0.8)
 
 

@@ -17,6 +17,7 @@ from redis_server import RedisServer
 
 from memo.errors import TierError, TierUnavailable
 from memo.records.codec import payload
+from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime import events
 from memo.runtime.events import TIER_DOWN, TIER_UP, Event
 from memo.runtime.port import Port
@@ -33,7 +34,7 @@ from memo.stores.redis.breaker import (
     Breaker,
 )
 from memo.stores.redis.redis_tier import Redis
-from memo.validity.stamps import LOST, Generation, Ref, Turn
+from memo.validity.stamps import Turn
 
 Work = Callable[[Port], Coroutine[Any, Any, Any]]
 DEADLINE = 0.25

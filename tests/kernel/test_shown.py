@@ -16,8 +16,8 @@ import memo
 from memo import cache, invalidate_cache
 from memo.decorators import assembly
 from memo.engine.explaining import listing
-from memo.inspection import rendering
 from memo.inspection.live_view import Model
+from memo.metrics import rendering
 from memo.runtime.ports import BLOCKING, drive
 
 HERE = Path(__file__).name

@@ -20,6 +20,7 @@ from checkout import ROOT, SUPPORT
 
 import memo
 from memo.engine.coordination import leases
+from memo.stores import protocols
 
 
 class Job:
@@ -42,7 +43,9 @@ class Job:
 
 
 def main(plan: dict[str, Any]) -> None:
-    leases.LEASE = plan.get("lease", leases.LEASE)  # before `cluster_leases` is imported
+    leases.LEASE = protocols.LEASE = plan.get(
+        "lease", leases.LEASE
+    )  # before `cluster_leases` is imported
     memo.configure(**plan.get("settings", {}))
     job = Job(plan["seconds"], plan["log"])
     seen: list[Any] = []

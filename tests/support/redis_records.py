@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from memo.records import seal
-from memo.validity.lifetimes import Times
+from memo.records.stamp_types import Times
+from memo.settings.secret_keys import Secret
 
-SECRET = seal.Secret(b"s" * 32)
+SECRET = Secret(b"s" * 32)
 A, B = "a" * 16, "b" * 16
 
 

@@ -14,7 +14,6 @@ Whoever comes first *leads*; the others *join* and wait.  Rules of this module:
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +24,10 @@ from typing import Any, NamedTuple
 from memo.errors import ReentryError
 from memo.records.codec import Encoded
 from memo.records.seal import Entry
+from memo.records.stamp_types import Ref, Stamp
+from memo.runtime import fork
 from memo.runtime.port import Handle, Port, Waiter
-from memo.validity.stamps import Ref, Stamp, Turn, concerns
+from memo.validity.stamps import Turn, concerns
 
 RECENT = 4096
 """How many flights that have ended are remembered by name."""
@@ -320,5 +321,4 @@ def _make_room(depth: int) -> None:
 
 FLIGHTS = Flights()
 
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=FLIGHTS._reset)
+fork.in_child(FLIGHTS._reset)

@@ -26,15 +26,14 @@ from typing import NamedTuple, Protocol
 
 from memo.engine.coordination.flights import Flight
 from memo.errors import TierError, TierUnavailable
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.port import Handle, Port, patient
+from memo.runtime.ports import at_exit
+from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import Lock
+from memo.stores.protocols import LEASE, Lock
 from memo.stores.uploads import Upload
-from memo.validity.lifetimes import Policy
 
-LEASE = 30.0
-"""Seconds that a cluster lease lives without renewal."""
 POLL = (0.002, 0.02)
 """Seconds between two looks at a host lock: the first, doubled each time up to the last, as long as
 the same one has it."""
@@ -216,6 +215,15 @@ class Hold:
 
 HELD: set[Hold] = set()
 """The leases of this process; released at interpreter exit."""
+
+
+async def _release_all(port: Port) -> None:
+    for held in tuple(HELD):
+        await held.release(port)
+
+
+at_exit(_release_all)
+fork.in_child(HELD.clear)
 
 
 async def hold(

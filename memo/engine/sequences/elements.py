@@ -58,13 +58,13 @@ from memo.engine.used_calls import CURRENT, Reads, tell
 from memo.errors import DependencyError, OptionError, TierError
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
+from memo.records.stamp_types import Generation, Ref, Stamp, State
 from memo.runtime import events
 from memo.runtime.port import Handle, Port, Waiter
+from memo.runtime.reasons import UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer
-from memo.validity import lifetimes
 from memo.validity.lifetimes import MISS, STALE, Verdict
-from memo.validity.stamps import Generation, Ref, Stamp, State
 
 AT_ONCE = 256
 """Refs whose states are read in one step before a computation."""
@@ -280,7 +280,7 @@ class Place:
         self.job = job
         self.since = 0
         self.missed = False
-        self.found = Answer(Verdict(MISS, lifetimes.ABSENT))
+        self.found = Answer(Verdict(MISS, ABSENT))
         self.flight: Flight | None = None
         self.waiter: Waiter | None = None
 
@@ -486,7 +486,7 @@ async def _looked_up(
         except Exception as error:
             if not hindered(error):
                 raise
-            found, value = Answer(Verdict(MISS, lifetimes.UNREACHABLE)), NOTHING
+            found, value = Answer(Verdict(MISS, UNREACHABLE)), NOTHING
         if value is not NOTHING:
             stale = found.verdict.kind == STALE
             told_hit(port, place.job, found, begun, shared=place.missed, refreshes=False)
@@ -757,7 +757,7 @@ async def _run(
     port: Port, made: Batch, whole: Job, places: Sequence[Place]
 ) -> tuple[Any, float, Reads]:
     """The outcome of one run, how many seconds it took, and what it read."""
-    used_calls.prepare()
+    used_calls.carry_context()
     around = CURRENT.get()
     gathered = Reads(background=around is not None and not around.over and around.background)
     lead = Flight(whole.name, (), background=False)
@@ -849,7 +849,7 @@ async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...]
             some = refs[start : start + AT_ONCE]
             states.update(zip(some, await chain.authorities.begin(port, some), strict=True))
     except TierError as error:
-        emit(places[0].job, events.ERROR, reason=lifetimes.UNREACHABLE, detail=str(error))
+        emit(places[0].job, events.ERROR, reason=UNREACHABLE, detail=str(error))
         return [None] * len(places)
     taken: list[tuple[Stamp, ...] | None] = []
     for place in places:

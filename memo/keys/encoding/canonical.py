@@ -326,7 +326,6 @@ def digest(value: Any, path: str = "") -> bytes:
 KEY_METHOD: Final = "__memo_key__"
 _found: weakref.WeakKeyDictionary[type, Encoder] = weakref.WeakKeyDictionary()
 _registered: weakref.WeakKeyDictionary[type, Callable[[Any], Any]] = weakref.WeakKeyDictionary()
-_finder: Callable[[type], Encoder] | None = None
 
 
 @public
@@ -346,13 +345,6 @@ def register_key(type_: type, function: Callable[[Any], Any]) -> None:
     if not callable(function):
         raise OptionError("function", function, "must be a function of the value.")
     _registered[type_] = function
-    _found.clear()
-
-
-def use_finder(finder: Callable[[type], Encoder]) -> None:
-    """Ask `finder(type)` for the encoder of every type that is neither builtin nor registered."""
-    global _finder
-    _finder = finder
     _found.clear()
 
 
@@ -379,8 +371,9 @@ def _find(kind: type) -> Encoder:
     """The encoder of a type; remembered for as long as the type lives."""
     encoder = _by_the_user(kind)
     if encoder is None:
-        assert _finder is not None, "memo.kinds is imported with memo"
-        encoder = _finder(kind)
+        from memo.keys.encoding import python_types  # what most keys do without
+
+        encoder = python_types.find(kind)
     _found[kind] = encoder
     return encoder
 
@@ -407,19 +400,12 @@ def _keyed(function: Callable[[Any], Any], name: str) -> Encoder:
 
 # --- classes -------------------------------------------------------------------------------------
 
-_identify: Callable[[Any, type | None], str] | None = None
-
-
-def use_identity(identify: Callable[[Any, type | None], str]) -> None:
-    """Tell what names the code of a function or class of the user's: `function_version` does."""
-    global _identify
-    _identify = identify
-
 
 def code_of(function: Any, owner: type | None = None) -> str:
     """The digest of the code of a function or class and of what it reaches."""
-    assert _identify is not None, "memo.keys is imported with memo"
-    return _identify(function, owner)
+    from memo.keys.fingerprint.function_version import code_digest
+
+    return code_digest(function, owner)
 
 
 def type_name(kind: type) -> str:

@@ -17,7 +17,6 @@ import copy
 import dis
 import functools
 import linecache
-import os
 import sys
 import threading
 import weakref
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 
 from memo.keys.fingerprint import names_used
 from memo.keys.fingerprint.names_used import Path, Use, instructions
+from memo.runtime import fork
 
 
 class Code(NamedTuple):
@@ -131,8 +131,7 @@ def _find(code: CodeType, index: _Index | None) -> _Node | None:
 
 
 _parsing = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_parsing._at_fork_reinit)  # type: ignore[attr-defined]
+fork.in_child(_parsing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _parsed(source: str) -> ast.Module:

@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import SettingError, TierError, TierUnavailable
-from memo.records import seal, secret_keys
+from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Arriving
-from memo.records.seal import Secret
 from memo.runtime import private_files
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.memory_budget import BUDGET
 from memo.runtime.port import Port
+from memo.settings import secret_keys
+from memo.settings.secret_keys import Secret
 from memo.stores import protocols
 from memo.stores.disk import file_locks
 from memo.stores.disk.home import READ_ONLY, is_full

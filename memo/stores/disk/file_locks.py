@@ -5,12 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import weakref
 from contextlib import suppress
 from pathlib import Path
 
 from memo.errors import SettingError, TierError
-from memo.runtime import private_files
+from memo.runtime import fork, private_files
 
 _NAME = re.compile(r"[0-9a-f]{40}")
 """The names that `Host.lock` gives to the files of locks; no other file is removed."""
@@ -56,7 +55,7 @@ class HostLock:
                 return False
             # else unlinked by who had it before: this lock guards nothing
         self._descriptor = descriptor
-        _locks.add(self)
+        fork.renewed_in_child(self)
         self.label(holder)
         return True
 
@@ -82,7 +81,7 @@ class HostLock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        _locks.discard(self)
+        fork.forget(self)
         with suppress(OSError):
             if _is_at(descriptor, self._path):
                 os.unlink(self._path)
@@ -110,7 +109,7 @@ class HostLock:
         finally:
             os.close(descriptor)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)  # the lock stays with the parent
@@ -153,15 +152,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-_locks: weakref.WeakSet[HostLock] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for lock in tuple(_locks):
-        lock._after_fork()
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -29,6 +29,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from memo.errors import SettingError, TierError, TierUnavailable
+from memo.records.stamp_types import Ref, State
 from memo.runtime import ownership, private_files
 from memo.runtime.clock import Clock
 from memo.stores.disk import sqlite_file
@@ -36,7 +37,7 @@ from memo.stores.disk.home import READ_ONLY, Home, is_full
 from memo.stores.disk.sqlite_file import DamagedError, Database
 from memo.validity import stamps
 from memo.validity.generations import Change
-from memo.validity.stamps import SHAPES, Ref, State
+from memo.validity.stamps import SHAPES
 
 T = TypeVar("T")
 TICK = 0.001

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from memo.errors import SettingError, TierError, TierUnavailable
 from memo.records.seal import Claim, claimed
+from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import private_files
 from memo.runtime.checksums import blake2b
 from memo.runtime.clock import SECOND, SYSTEM, Clock
@@ -29,7 +30,7 @@ from memo.stores.disk.sqlite_file import outlasting
 from memo.stores.disk.unwritten import Unwritten
 from memo.validity import generations, stamps
 from memo.validity.generations import Change
-from memo.validity.stamps import ALL, LOST, Ref, State, Turn
+from memo.validity.stamps import ALL, Turn
 
 if TYPE_CHECKING:
     from memo.stores.disk.recovery import Row

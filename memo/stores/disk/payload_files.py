@@ -39,10 +39,11 @@ from memo.errors import TierError
 from memo.records import codec
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Arriving
-from memo.records.seal import ALIGN, Secret
+from memo.records.seal import ALIGN
 from memo.runtime import ownership, private_files
 from memo.runtime.checksums import compare_digest
 from memo.runtime.clock import SYSTEM
+from memo.settings.secret_keys import Secret
 
 _NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
 """The one name that an entry has in the index: of its payload, else of its record."""

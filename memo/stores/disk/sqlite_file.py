@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
-from memo.runtime import private_files
+from memo.runtime import fork, private_files
 from memo.runtime.port import PATIENT
 
 T = TypeVar("T")
@@ -438,9 +438,5 @@ def _at_exit() -> None:
         database.close()
 
 
-os.register_at_fork(
-    before=_before_fork,
-    after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)
+fork.around(_before_fork, _after_fork_in_parent, _after_fork_in_child)
 atexit.register(_at_exit)

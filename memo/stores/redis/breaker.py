@@ -16,15 +16,14 @@ Rules of this module:
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
 from memo.errors import TierError, TierUnavailable
+from memo.runtime import fork
 from memo.runtime.events import TIER_DOWN, TIER_UP, Event, emit
 
 FIRST = 0.25
@@ -152,7 +151,7 @@ class Breaker:
         self._since = 0.0
         self._closed_at = -LONGEST
         self._warned: set[str] = set()
-        _all.add(self)
+        fork.renewed_in_child(self)
 
     def __repr__(self) -> str:
         return f"<Breaker {self.where} {'open' if self._open else 'closed'}>"
@@ -298,7 +297,7 @@ class Breaker:
             fault.mend,
         )
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         self._lock = threading.Lock()
         self._probing = False
 
@@ -306,15 +305,3 @@ class Breaker:
 def _said(text: str, detail: str) -> str:
     """What is wrong, with what was said about it."""
     return f"{text} [{detail}]" if detail else text
-
-
-_all: weakref.WeakSet[Breaker] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for breaker in list(_all):
-        breaker._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -13,7 +13,6 @@ Rules of this module:
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import weakref
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memo.errors import TierError
 from memo.records.payload_pieces import Sink
+from memo.runtime import fork
 from memo.runtime.port import Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
@@ -88,7 +88,7 @@ class Client:
         self.knows_digests = True
         self.on_recover: list[Callable[[], None]] = []
         self._reset()
-        _all.add(self)
+        fork.renewed_in_child(self)
 
     def __repr__(self) -> str:
         return f"<Client {self.where}>"
@@ -575,7 +575,7 @@ class Client:
         if getattr(self, "_lock", None) is not None and not sys.is_finalizing():
             self.close()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         _inherited.append((self._threads, self._waiting, self._loops))
         self._reset()
 
@@ -611,15 +611,5 @@ def _fault_of(error: BaseException) -> Fault:
     return fault_of(error)
 
 
-_all: weakref.WeakSet[Client] = weakref.WeakSet()
 _inherited: list[Any] = []
 """The connections of a parent process: kept, since to close them here would disturb them there."""
-
-
-def _after_fork() -> None:
-    for client in list(_all):
-        client._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -17,9 +17,9 @@ import threading
 from functools import partial
 from typing import Any
 
-from memo.engine.coordination.leases import LEASE
 from memo.errors import TierError
 from memo.runtime.port import Port
+from memo.stores.protocols import LEASE
 from memo.stores.redis.client import Client
 from memo.stores.redis.exchange import BusyError, pack
 from memo.stores.redis.scripts import ACQUIRE, RELEASE, RENEW

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from memo.records.stamp_types import LOST, Ref, State
 from memo.stores.protocols import Part
 from memo.stores.redis.exchange import pack
 from memo.validity import stamps
-from memo.validity.stamps import ALL, LAST, LOST, SHAPES, Ref, State
+from memo.validity.stamps import ALL, LAST, SHAPES
 
 K = TypeVar("K")
 V = TypeVar("V")

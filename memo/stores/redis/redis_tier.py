@@ -38,6 +38,7 @@ from memo.errors import TierError
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Held, Leaving, Sink
 from memo.records.seal import ALIGN, MAGIC
+from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.protocols import REDIS, Asked, Census, Found, Part, Source
 from memo.stores.redis.breaker import RATE
@@ -47,7 +48,7 @@ from memo.stores.redis.exchange import pack
 from memo.stores.redis.prefetch import BIG, Command, Group, Prefetch, plain
 from memo.stores.redis.scripts import BEGIN, LAST, SEED, TURN
 from memo.validity import stamps
-from memo.validity.stamps import LOST, Ref, State, Turn
+from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
     from memo.stores.redis.tracking import Listener

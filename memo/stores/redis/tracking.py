@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memo.errors import TierError
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import OTHER, REPLIES, Fault
@@ -96,7 +94,7 @@ class Listener:
         self._heard: dict[str, int] = {}
         self._ear: _Ear | None = None
         self._lock = threading.Lock()
-        _all.add(self)
+        fork.renewed_in_child(self)
 
     def __repr__(self) -> str:
         return f"<Listener {self.where} {self.state}>"
@@ -213,7 +211,7 @@ class Listener:
             if ear.thread is not threading.current_thread():
                 ear.thread.join(2 * self.deadline)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         self._lock = threading.Lock()
         ear, self._ear = self._ear, None
         self.until = 0
@@ -449,15 +447,3 @@ def _fault_of(error: Exception) -> Fault:
     from memo.stores.redis.connections import fault_of
 
     return fault_of(error)
-
-
-_all: weakref.WeakSet[Listener] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for listener in list(_all):
-        listener._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

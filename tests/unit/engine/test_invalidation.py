@@ -26,6 +26,7 @@ from memo import cache, invalidate_cache
 from memo.decorators import assembly
 from memo.engine import answering, used_calls
 from memo.errors import OptionError, TierError
+from memo.records.stamp_types import Ref
 from memo.runtime.ports import drain_blocking
 from memo.stores.authorities import Authorities
 from memo.stores.chain import Chain
@@ -189,7 +190,7 @@ def test_the_reason_is_kept() -> None:
     assert [e.reason for e in heard if e.kind == "invalidated"] == ["dataset 2026-11 loaded"]
     chain = assembly.default_chain()
     arguments = load._function.keyer.partial(("EU", 2024), {})[0]
-    ref = stamps.Ref(f"f:{load.function_id}", arguments)
+    ref = Ref(f"f:{load.function_id}", arguments)
     notes = blocking(lambda port: chain.host.generations.notes(port, ref))
     assert any("dataset 2026-11 loaded" in note for _, note in notes)
 

@@ -28,8 +28,10 @@ from styles import STYLES, Style
 
 import memo
 from memo.engine.coordination import leases
+from memo.records.stamp_types import Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND
+from memo.settings.options import Policy
 from memo.testing import ManualClock, isolated, recording
 from memo.validity import lifetimes
 
@@ -154,7 +156,7 @@ def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
     import random
     from unittest.mock import patch
 
-    jittered = lifetimes.Policy(ttl=ttl, use_jitter=True)
+    jittered = Policy(ttl=ttl, use_jitter=True)
     with patch.object(random, "random", lambda: draw):
         got = lifetimes.ttl_ns(jittered, None)
         live = lifetimes.ttl_ns(jittered, None, live_ttl=ttl)
@@ -166,11 +168,11 @@ def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
 
 def test_jitter_spreads() -> None:
     """A thousand entries of one ttl expire over all of the tenth, not together."""
-    jittered = lifetimes.Policy(ttl=1000.0, use_jitter=True)
+    jittered = Policy(ttl=1000.0, use_jitter=True)
     drawn = sorted(lifetimes.ttl_ns(jittered, None) / SECOND for _ in range(1000))
     assert 900 <= drawn[0] < 910
     assert 990 < drawn[-1] <= 1000
-    assert lifetimes.ttl_ns(lifetimes.Policy(ttl=1000.0), None) == 1000 * SECOND
+    assert lifetimes.ttl_ns(Policy(ttl=1000.0), None) == 1000 * SECOND
 
 
 @styles
@@ -412,23 +414,23 @@ def test_age_of_another_hosts_entry(
     """It is told by the wall clocks; what comes from the future has no age and is not believed."""
     finished = clock.wall_ns() + ahead * SECOND
     lasts = ttl * SECOND if ttl > 0 else ttl
-    times = lifetimes.Times(finished, finished, ELSEWHERE, 0, lasts, 0, 0)
-    asked = lifetimes.Policy(ttl=ttl if ttl > 0 else None)
+    times = Times(finished, finished, ELSEWHERE, 0, lasts, 0, 0)
+    asked = Policy(ttl=ttl if ttl > 0 else None)
     assert lifetimes.judge(times, asked, clock)[:2] == (kind, reason)
 
 
 def test_age_of_this_hosts_entry(clock: ManualClock) -> None:
     """It is told by the clock that counts from the start of the machine and never steps (I9)."""
-    times = lifetimes.Times(
+    times = Times(
         clock.wall_ns(), clock.wall_ns(), clock.boot_id, clock.boot_ns(), 100 * SECOND, 0, 0
     )
     for step in (-(10**6), 10**7, -5):
         clock.step(step)
-        assert lifetimes.judge(times, lifetimes.Policy(ttl=100), clock).kind == "fresh"
+        assert lifetimes.judge(times, Policy(ttl=100), clock).kind == "fresh"
     clock.advance(99)
-    assert lifetimes.judge(times, lifetimes.Policy(ttl=100), clock).kind == "fresh"
+    assert lifetimes.judge(times, Policy(ttl=100), clock).kind == "fresh"
     clock.advance(2)
-    assert lifetimes.judge(times, lifetimes.Policy(ttl=100), clock).kind == "miss"
+    assert lifetimes.judge(times, Policy(ttl=100), clock).kind == "miss"
 
 
 # --- stale windows -------------------------------------------------------------------------------
@@ -960,6 +962,8 @@ def test_exit_lets_a_short_refresh_end() -> None:
 import time, sys
 import memo
 from memo.runtime import events
+from memo.settings.options import Policy
+from memo.records.stamp_types import Times
 memo.on_event(lambda event: print(event.kind, flush=True) if "refresh" in event.kind else None)
 runs = []
 @memo.cache(ttl=0.01, stale_while_revalidate=100, version="1")

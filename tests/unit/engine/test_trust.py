@@ -26,7 +26,7 @@ from redis_server import RedisServer
 import memo
 from memo import cache
 from memo.decorators.assembly import default_chain
-from memo.inspection import rendering
+from memo.metrics import rendering
 from memo.runtime.ports import drain_blocking
 from memo.settings.configuration import configure, current
 from memo.testing import ManualClock, recording

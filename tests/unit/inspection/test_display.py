@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from memo.inspection import rendering
-from memo.inspection.rendering import COLOURS, Cell, Table
+from memo.metrics import rendering
 from memo.metrics.recorder import Counters, Span
+from memo.metrics.rendering import COLOURS, Cell, Table
 from memo.metrics.snapshots import Stats
 from memo.runtime import events
 from memo.runtime.clock import SECOND, Clock

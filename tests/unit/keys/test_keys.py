@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from memo.errors import KeyingError, OptionError
 from memo.keys import call_keys
 from memo.keys.call_keys import Call, Keyer, address, address_digest, normal_prefix, prefixes
-from memo.validity import stamps
+from memo.records.stamp_types import Ref
 
 CODE = "0" * 32
 LOCK = threading.Lock()
@@ -349,8 +349,8 @@ def test_addresses_by_hand() -> None:
         normal_prefix(":")
     made = call(keyer(pair, key_prefix="a:b"), 1, 2)
     assert made.refs[2:] == (
-        stamps.Ref("p:a", (("@", address_digest("a:b:1:2")),)),
-        stamps.Ref("p:a:b", (("@", address_digest("a:b:1:2")),)),
+        Ref("p:a", (("@", address_digest("a:b:1:2")),)),
+        Ref("p:a:b", (("@", address_digest("a:b:1:2")),)),
     )
 
 
@@ -359,11 +359,11 @@ def test_refs() -> None:
     made = call(keyer(pair, tags=["raw", "eu"]), 1, [2])
     digests = dict(made.arguments)
     assert made.refs == (
-        stamps.Ref("n"),
-        stamps.Ref("f:app:pair", made.arguments),
-        stamps.Ref("p:pair", (("@", address_digest(made.address)),)),
-        stamps.Ref("t:raw"),
-        stamps.Ref("t:eu"),
+        Ref("n"),
+        Ref("f:app:pair", made.arguments),
+        Ref("p:pair", (("@", address_digest(made.address)),)),
+        Ref("t:raw"),
+        Ref("t:eu"),
     )
     assert set(digests) == {"a", "b"}
     assert all(len(d) == 16 for d in digests.values())
@@ -372,7 +372,7 @@ def test_refs() -> None:
 def test_tags_of_the_arguments() -> None:
     """`tags` may be a function of the bound arguments, by name."""
     keyer_ = keyer(pair, tags=lambda a: [f"user-{a}"])
-    assert stamps.Ref("t:user-7") in call(keyer_, 7, 8).refs
+    assert Ref("t:user-7") in call(keyer_, 7, 8).refs
     assert key(keyer_, 7, 8) == key(keyer(pair), 7, 8)
     with pytest.raises(OptionError, match="tags"):
         keyer(pair, tags=lambda z: [])
@@ -597,7 +597,7 @@ def test_addresses_without_a_prefix() -> None:
     assert function.addresses == (("order", "order:cart:42"), ("cart", "cart:42"))
     for made, text in ((template, "order:42"), (shop, "shop:cart:42"), (function, "cart:42")):
         pair = (("@", address_digest(text)),)
-        assert any(stamps.Ref(f"p:{one}", pair) in made.refs for one in prefixes(text))
+        assert any(Ref(f"p:{one}", pair) in made.refs for one in prefixes(text))
 
 
 # --- selecting for invalidation ------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import memo
 from memo import cache
 from memo.decorators import assembly
-from memo.inspection import rendering
+from memo.metrics import rendering
 from memo.metrics.recorder import reset, watch
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
 

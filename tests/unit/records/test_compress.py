@@ -29,9 +29,9 @@ from memo.errors import EntryError
 from memo.records import codec, seal, zstd_frames
 from memo.runtime import events
 from memo.runtime.ports import drain_blocking
+from memo.runtime.reasons import UNREADABLE
 from memo.settings import configuration
 from memo.testing import recording, reset
-from memo.validity.lifetimes import UNREADABLE
 
 N = 50_000
 VALUES: dict[str, Any] = {

@@ -24,11 +24,12 @@ from memo import cache
 from memo.decorators.assembly import default_chain
 from memo.errors import EntryError
 from memo.records import codec, seal
-from memo.records.seal import Buffer, Entry, Header, Secret
+from memo.records.seal import Buffer, Entry, Header
+from memo.records.stamp_types import Call, File, Generation, Ref, State, Times
+from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
 from memo.settings.configuration import configure
+from memo.settings.secret_keys import Secret
 from memo.testing import ManualClock, recording
-from memo.validity.lifetimes import UNAUTHENTIC, UNREADABLE, Times
-from memo.validity.stamps import Call, File, Generation, Ref, State
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
 MUTANTS = 1_000_000 if LONG else 20_000

@@ -14,10 +14,9 @@ import pytest
 from checkout import ROOT
 
 from memo.errors import SecretError
-from memo.records import secret_keys
-from memo.records.seal import Secret
 from memo.runtime import events
-from memo.settings import configuration
+from memo.settings import configuration, secret_keys
+from memo.settings.secret_keys import Secret
 
 GOOD = "0123456789abcdef" * 2
 

@@ -12,10 +12,10 @@ from redis_server import RedisServer
 import memo
 from memo import OptionError
 from memo.decorators.assembly import default_chain
+from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.stores import latest_answers
 from memo.testing import recording
-from memo.validity.stamps import LOST, Generation, Ref
 
 Tiers = list[str]
 

@@ -23,6 +23,7 @@ import memo
 import memo.stores.redis.connections
 from memo.engine.coordination.flights import FLIGHTS
 from memo.errors import TierError
+from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.redis.breaker import CLOSED, GARBLED, RATE
@@ -32,7 +33,7 @@ from memo.stores.redis.exchange import pack
 from memo.stores.redis.prefetch import Group
 from memo.stores.redis.redis_tier import Redis
 from memo.validity import stamps
-from memo.validity.stamps import ALL, LAST, LOST, SHAPES, Generation, Ref, Turn
+from memo.validity.stamps import ALL, LAST, SHAPES, Turn
 
 MANY = 1000
 PATIENT = 5.0

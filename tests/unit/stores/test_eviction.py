@@ -21,13 +21,14 @@ import memo
 from memo import cache
 from memo.decorators.assembly import default_chain
 from memo.records import codec, seal
-from memo.records.seal import Header, Secret
+from memo.records.seal import Header
+from memo.records.stamp_types import Times
 from memo.runtime.clock import SECOND
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.settings.configuration import configure
+from memo.settings.secret_keys import Secret
 from memo.stores.disk.disk_tier import SWEEP_SOON, TELL, Disk
 from memo.stores.disk.host_state import Host
-from memo.validity.lifetimes import Times
 
 MIB = 1 << 20
 SECRET = Secret(b"s" * 32)

@@ -15,11 +15,12 @@ import pytest
 from ports import blocking, looping, run, start
 
 from memo.errors import TierError
+from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.clock import SECOND, Clock
 from memo.stores.disk import file_locks, home, host_database, sqlite_file
 from memo.stores.disk.host_state import Host
 from memo.validity import stamps
-from memo.validity.stamps import LOST, Ref, State, Turn
+from memo.validity.stamps import Turn
 
 EU = ("region", "e" * 16)
 US = ("region", "u" * 16)

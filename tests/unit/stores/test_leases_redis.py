@@ -12,10 +12,10 @@ import pytest
 from chaos import Proxy
 from redis_server import RedisServer
 
-from memo.engine.coordination.leases import LEASE
 from memo.errors import TierError
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, native
+from memo.stores.protocols import LEASE
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
 

@@ -22,8 +22,8 @@ from memo import cache
 from memo.engine import loading
 from memo.records import codec
 from memo.records.codec import Payload
-from memo.records.seal import Secret
 from memo.runtime.clock import SYSTEM
+from memo.settings.secret_keys import Secret
 from memo.stores.disk import payload_files
 from memo.stores.disk.payload_files import VOUCHED, PayloadFile, Payloads
 from memo.testing import reset

@@ -26,12 +26,13 @@ from redis_server import RedisServer, bundled
 
 from memo.errors import TierError, TierUnavailable
 from memo.records import codec, seal
+from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, native
 from memo.stores.redis.client import Client
 from memo.stores.redis.redis_tier import DAY, RETENTION, Redis
 from memo.validity import stamps
-from memo.validity.stamps import LOST, Call, File, Generation, Ref, State, Turn
+from memo.validity.stamps import Turn
 
 C = "c" * 16
 Run = Callable[[Callable[[Port], Coroutine[Any, Any, Any]]], Any]

@@ -21,12 +21,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from memo.errors import SecretError
-from memo.records.seal import SECRET_BYTES, Secret
+from memo.runtime.checksums import blake2b
 from memo.runtime.events import ERROR, Event, emit
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+SECRET_BYTES = 32
+"""The least length of a secret."""
 APPLICATION = "jupyter-memo"
 """What memo's directories are called; `memo` alone belongs to other programs on some systems."""
 LARGEST_FILE = 65_536
@@ -38,6 +40,30 @@ _MAKE = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"
 
 class SecretWarning(RuntimeWarning):
     """No secret could be kept: entries of this process will be unreadable to every other one."""
+
+
+class Secret:
+    """A key that seals and opens entries.  Its repr shows its id, never its bytes."""
+
+    __slots__ = ("_mac", "id")
+
+    def __init__(self, secret: bytes) -> None:
+        self.id = blake2b(secret, digest_size=8, person=b"memo key id").digest()
+        key = blake2b(secret, digest_size=32, person=b"memo seal key").digest()
+        self._mac = blake2b(key=key, digest_size=32, person=b"memo entry v1")
+
+    def seal(self, *parts: bytes | memoryview) -> bytes:
+        """32 bytes that only this secret makes of these bytes, in one part or more."""
+        mac = self._mac.copy()
+        for part in parts:
+            mac.update(part)
+        return mac.digest()
+
+    def __repr__(self) -> str:
+        return f"<Secret {self.id.hex()}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Secret is never pickled")
 
 
 def from_value(value: Any, source: str) -> tuple[Secret, ...]:

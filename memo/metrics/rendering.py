@@ -32,9 +32,9 @@ from memo.metrics.snapshots import (
     gathered,
 )
 from memo.records.seal import Header
+from memo.records.stamp_types import ADDRESS, Generation
 from memo.runtime.clock import SECOND
 from memo.runtime.events import ELSEWHERE
-from memo.validity.stamps import ADDRESS, Generation
 
 EMPTY = "No cached function was called yet. Put @cache above a function and call it."
 BARS = 96

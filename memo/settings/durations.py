@@ -1,0 +1,63 @@
+"""Durations as users write them: numbers of seconds, texts such as `"1h30m"`, timedeltas."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from memo.errors import OptionError
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
+_WHOLE = rf"(?a)\s*(?:{_PART}\s*)+"
+LONGEST = 4.6e9
+"""Seconds that a time in an entry can have at most, a stale window included."""
+
+
+def seconds(
+    option: str, value: Any, *, zero: bool = False, mend: str = "write None for no limit"
+) -> float | None:
+    """Seconds from a number, a `timedelta`, a text such as `"1h30m"`, or None for no limit.
+
+    Args:
+        option: the name to use in the error.
+        value: what the user wrote.  Units in a text: ms, s, m, h, d, w.
+        zero: whether 0 is allowed.
+        mend: what to write instead of a number that is out of range.
+
+    Raises:
+        OptionError: for 0 (unless allowed), negative, NaN, infinite, bool, and texts without units.
+    """
+    if value is None:
+        return None
+    least = "0 or more" if zero else "more than 0"
+    number = _number_of_seconds(option, value, mend)
+    if math.isnan(number) or math.isinf(number):
+        raise OptionError(option, value, f"must be finite; {mend}.")
+    if number > LONGEST:
+        raise OptionError(option, value, f"is more than {LONGEST / 31_557_600:.0f} years; {mend}.")
+    if number < 0 or (number == 0 and not zero):
+        raise OptionError(option, value, f"must be {least}; {mend}.")
+    return number
+
+
+def _number_of_seconds(option: str, value: Any, mend: str) -> float:
+    if isinstance(value, bool):
+        raise OptionError(option, value, "is a bool; write a number of seconds.")
+    if isinstance(value, (int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            raise OptionError(option, value, f"is too large; {mend}.") from None
+    if isinstance(value, str):
+        if not re.fullmatch(_WHOLE, value):
+            raise OptionError(option, value, 'has no units; write for instance "90s" or "1h30m".')
+        return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, value))
+    from datetime import timedelta
+
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    raise OptionError(
+        option, value, 'must be seconds, a timedelta, a text such as "1h30m", or None.'
+    )

@@ -1,0 +1,59 @@
+"""The structure of the package: its folders, and which of them may import which."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PACKAGE = ROOT / "memo"
+FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+
+
+def lint(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = "import sys; from importlinter.cli import lint_imports_command as run; run()"
+    return subprocess.run(
+        [sys.executable, "-c", script, "--no-cache", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_imports_go_down_only() -> None:
+    """import-linter keeps the directions that pyproject.toml states, inside functions as well."""
+    done = lint()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout, done.stdout
+
+
+def test_an_upward_import_is_found(tmp_path: Path) -> None:
+    """The check can fail: with the layers upside down it does."""
+    configuration = tmp_path / "linter.ini"
+    configuration.write_text(
+        "[importlinter]\nroot_package = memo\n[importlinter:contract:1]\n"
+        "name = upside down\ntype = layers\nlayers =\n  memo.runtime\n  memo.engine\n"
+    )
+    assert lint("--config", str(configuration)).returncode == 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda one: str(one.relative_to(ROOT)))
+def test_a_folder_is_small_and_says_what_it_is(folder: Path) -> None:
+    """At most 12 modules (15 entries at the top), and a docstring that says where to start."""
+    if folder == PACKAGE:
+        entries = [one.name for one in folder.iterdir() if one.suffix in ("", ".py")]
+        assert len([name for name in entries if not name.startswith("_")]) <= 15, entries
+        return
+    modules = [one for one in folder.glob("*.py") if one.name != "__init__.py"]
+    assert len(modules) <= 12, [one.name for one in modules]
+    assert (folder / "__init__.py").read_text().startswith('"""')
+
+
+def test_forks_are_registered_in_one_place() -> None:
+    """Only `runtime/fork.py` calls `os.register_at_fork`, so that the order is one list."""
+    calls = [p for p in PACKAGE.rglob("*.py") if "os.register_at_fork(" in p.read_text()]
+    assert calls == [PACKAGE / "runtime" / "fork.py"]
