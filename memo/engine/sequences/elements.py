@@ -59,9 +59,8 @@ from memo.errors import DependencyError, OptionError, TierError
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.records.stamp_types import Generation, Ref, Stamp, State
-from memo.runtime import events
+from memo.runtime import events, reasons
 from memo.runtime.port import Handle, Port, Waiter
-from memo.runtime.reasons import UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer
 from memo.validity.lifetimes import MISS, STALE, Verdict
@@ -280,7 +279,7 @@ class Place:
         self.job = job
         self.since = 0
         self.missed = False
-        self.found = Answer(Verdict(MISS, ABSENT))
+        self.found = Answer(Verdict(MISS, reasons.ABSENT))
         self.flight: Flight | None = None
         self.waiter: Waiter | None = None
 
@@ -486,7 +485,7 @@ async def _looked_up(
         except Exception as error:
             if not hindered(error):
                 raise
-            found, value = Answer(Verdict(MISS, UNREACHABLE)), NOTHING
+            found, value = Answer(Verdict(MISS, reasons.UNREACHABLE)), NOTHING
         if value is not NOTHING:
             stale = found.verdict.kind == STALE
             told_hit(port, place.job, found, begun, shared=place.missed, refreshes=False)
@@ -849,7 +848,7 @@ async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...]
             some = refs[start : start + AT_ONCE]
             states.update(zip(some, await chain.authorities.begin(port, some), strict=True))
     except TierError as error:
-        emit(places[0].job, events.ERROR, reason=UNREACHABLE, detail=str(error))
+        emit(places[0].job, events.ERROR, reason=reasons.UNREACHABLE, detail=str(error))
         return [None] * len(places)
     taken: list[tuple[Stamp, ...] | None] = []
     for place in places:

@@ -202,7 +202,7 @@ def test_the_generated_file_is_owner_only_whatever_the_umask(umask):
 
 AT_ONCE = """
 import os, sys
-from memo.records import secret_keys
+from memo.settings import secret_keys
 print("ready", flush=True)
 sys.stdin.readline()
 print(secret_keys.generated()[0].id.hex())
