@@ -1100,6 +1100,10 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
 
 def _kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
     """What becomes of a function."""
+    if options.generates(function):
+        from memo.decorators import streaming
+
+        return streaming.kind(function, given)
     if given["each"] is None:
         return _KINDS[options.is_async(function), given["replay"]]
     from memo.decorators import elementwise

@@ -136,7 +136,7 @@ class _Elementwise(CachedFunction[P, R]):
         """Compute every element now, in one run, store them, and return the answer."""
         __tracebackhide__ = True
         if not assembly.enabled():
-            return super().refresh(*args, **kwargs)
+            return CachedFunction.refresh(self, *args, **kwargs)
         if self.is_async:
             return _given(run_elsewhere(lambda port: self._refreshed(port, args, kwargs)))
         return _given(drive(self._refreshed(BLOCKING, args, kwargs)))
@@ -147,7 +147,7 @@ class _Elementwise(CachedFunction[P, R]):
         __tracebackhide__ = True
         if self.is_async and assembly.enabled():
             return _given(await self._refreshed(native(), args, kwargs))
-        return await super().arefresh(*args, **kwargs)
+        return await CachedFunction.arefresh(self, *args, **kwargs)
 
     async def _put(self, port: Any, value: Any, args: Any, kwargs: Any) -> None:
         if assembly.enabled():

@@ -490,7 +490,7 @@ def invalidate_cache(
         if isinstance(function, (staticmethod, classmethod)):
             kind: Any = type(function)
             return cast("Callable[P, R]", kind(decorate(function.__func__)))
-        options.function("function", function)
+        options.function("function", function, generators=False)
         plan = _Plan(function, prefix, key_resolver, provider, targets, matched, tagged, soft)
         if options.is_async(function):
             return cast("Callable[P, R]", _async(function, plan))

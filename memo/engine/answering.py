@@ -489,7 +489,8 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
     started, used = found.entry.times.started, found.entry.stamps
     job.chain.floors.rise(job.call.text, started)
     emit(job, events.STALE, tier=found.tier, reason=reason)
-    encoded = await encode(port, job, value)
+    whole = found.entry.header.flags & seal.STREAM  # whose readers each begin at its beginning
+    encoded = None if whole else await encode(port, job, value)
     return Landing(value, None, found.entry, encoded, used=used, known=used, started=started)
 
 

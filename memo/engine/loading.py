@@ -8,7 +8,7 @@ from typing import Any
 
 from memo.engine.call import NOTHING, Job, Raised, emit
 from memo.errors import EntryError, TierError
-from memo.records import codec, seal
+from memo.records import codec, seal, spool
 from memo.records.seal import Entry
 from memo.runtime import events
 from memo.runtime.clock import SECOND
@@ -66,13 +66,22 @@ def _raised(entry: Entry, error: BaseException) -> Raised:
 
 def _load(entry: Entry, found: Answer) -> Any:
     table = entry.buffers
+    if entry.flags & seal.STREAM:
+        return spool.Stream(spool.contents(entry.stream), _view(entry, found), table)
     if not table:
         return codec.decode(entry.stream, None, (), entry.flags)
+    return codec.decode(entry.stream, _view(entry, found), table, entry.flags)
+
+
+def _view(entry: Entry, found: Answer) -> memoryview | None:
+    """The payload of an answer, verified; None: it has none."""
+    if not entry.buffers:
+        return None
     assert found.source is not None
-    view = found.source.open(seal.payload_size(table))
+    view = found.source.open(seal.payload_size(entry.buffers))
     if _must_verify(found):
-        _verify(found.source, view, table)
-    return codec.decode(entry.stream, view, table, entry.flags)
+        _verify(found.source, view, entry.buffers)
+    return view
 
 
 def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:

@@ -25,9 +25,13 @@ from memo.errors import EntryError
 from memo.keys.fingerprint import origin
 from memo.keys.fingerprint.function_version import code_digest
 from memo.records import codec
+from memo.records.spool import Spool
 
 _OURS = __name__.partition(".")[0]
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), list, tuple, dict, set, frozenset})
+_ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
+_FEW = 64
+"""Members of a container up to which it is worth a look whether all of them are plain."""
 _AS_BASE = frozenset({"numpy.memmap"})
 """Types whose objects are stored as their base class, as the documentation says."""
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
@@ -44,17 +48,53 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
     Raises:
         Exception: it cannot be pickled, or does not load as what it is.
     """
+    if isinstance(value, Spool):
+        return value.encoded(packed(value.returned))
     encoded = codec.encode(value, compress, _by_name)
     kind = type(result)
     if kind in _PLAIN or kind.__module__.partition(".")[0] == _OURS:
         return encoded
     if f"{kind.__module__}.{kind.__qualname__}" in _AS_BASE:
         return encoded
+    _check(result, kind)
+    return encoded
+
+
+def packed(value: Any) -> bytes:
+    """An item of a stream as one pickle.
+
+    Raises:
+        Exception: it cannot be pickled, or does not load as what it is.
+    """
+    if _is_plain(value, 3):
+        return pickle.dumps(value, 5)
+    stream = codec.inline(value, _by_name)
+    if type(value) not in _PLAIN:
+        _check(value, type(value))
+    return stream
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether `pickle` itself is enough, and loads what it was given."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    if not depth or len(value) > _FEW if kind in (list, tuple, dict) else True:
+        return False
+    inside = (*value, *value.values()) if kind is dict else value
+    return all(_is_plain(one, depth - 1) for one in inside)
+
+
+def _check(value: Any, kind: type) -> None:
+    """See that objects of a type load as what they are; looked at once for each type.
+
+    Raises:
+        codec.AlteredError: they do not.
+    """
     if kind not in _loads_as:
-        _loads_as[kind] = _told(codec.encode(result, None, _by_name), kind)
+        _loads_as[kind] = _told(codec.encode(value, None, _by_name), kind)
     if _loads_as[kind]:
         raise codec.AlteredError(_loads_as[kind])
-    return encoded
 
 
 def _told(encoded: codec.Encoded, kind: type) -> str:

@@ -26,13 +26,15 @@ class Reads:
         over: the computation has ended; what a thread of it still reads is no part of it.
         background: no caller waits for the computation, so its hits save nobody time.
         pauses: (begin, end) of the time spent in other cached calls, by `time.perf_counter`.
+        paused: seconds besides, spent in streams, which have too many pieces to list.
     """
 
-    __slots__ = ("_others", "_states", "background", "over", "pauses", "sound")
+    __slots__ = ("_others", "_states", "background", "over", "paused", "pauses", "sound")
 
     def __init__(self, *, background: bool = False) -> None:
         self.background = background
         self.pauses: list[tuple[float, float]] = []
+        self.paused = 0.0
         self._states: dict[Ref, State] = {}
         self._others: dict[Stamp, None] = {}
         self.sound = True
@@ -46,13 +48,18 @@ class Reads:
             else:
                 self._others.setdefault(stamp)
 
+    @property
+    def size(self) -> int:
+        """How many stamps there are."""
+        return len(self._states) + len(self._others)
+
     def all(self) -> tuple[Stamp, ...]:
         states = self._states.copy()  # in one step: threads may still add
         return (*map(Generation, states.keys(), states.values()), *self._others.copy())
 
     def own_time(self, begun: float, ended: float) -> float:
         """Seconds between two moments that were not spent in other cached calls."""
-        left, until = ended - begun, begun
+        left, until = ended - begun - self.paused, begun
         for begin, end in sorted(self.pauses):
             left -= max(0.0, min(end, ended) - max(begin, until))
             until = max(until, end)

@@ -31,7 +31,7 @@ from memo.metrics.snapshots import (
     TierStats,
     gathered,
 )
-from memo.records.seal import Header
+from memo.records.seal import COMPRESSED, Header
 from memo.records.stamp_types import ADDRESS, Generation
 from memo.runtime.clock import SECOND
 from memo.runtime.events import ELSEWHERE
@@ -644,7 +644,7 @@ def _entry_row(header: Header, held: int, now: float) -> list[Cell]:
         Cell(given, given),
         Cell(duration(age), age),
         Cell("never" if left == math.inf else duration(left) if left > 0 else "expired", left),
-        Cell(f"{size(held)}{' zstd' if header.flags else ''}", held),
+        Cell(f"{size(held)}{' zstd' if header.flags & COMPRESSED else ''}", held),
         Cell(duration(cost), cost),
         Cell(header.writer, header.writer),
     ]

@@ -118,14 +118,27 @@ def encode(
             with suppress(ImportError):
                 packed = zstd().packed(stream, views)
                 if packed is not None:
-                    return Encoded(packed, None, f"{_codec()} zstd", COMPRESSED)
+                    return Encoded(packed, None, f"{described()} zstd", COMPRESSED)
         if beside >= OUT_OF_BAND:
-            return Encoded(stream, payload(tuple(views)), _codec())
+            return Encoded(stream, payload(tuple(views)), described())
         if views:
             stream = _pickled(value, None, reduce)
     finally:
         storing.reset(token)
-    return Encoded(stream, None, _codec())
+    return Encoded(stream, None, described())
+
+
+def inline(value: Any, reduce: Reduce) -> bytes:
+    """A value as one pickle, its buffers included.
+
+    Raises:
+        Exception: whatever pickling this value raises.
+    """
+    token = storing.set(True)
+    try:
+        return _pickled(value, None, reduce)
+    finally:
+        storing.reset(token)
 
 
 def zstd() -> Any:
@@ -351,7 +364,7 @@ def aligned(payload: Payload) -> bytes:
     return b"".join(parts)
 
 
-def _codec() -> str:
+def described() -> str:
     """How streams are written here: pickle protocol, Python, and the libraries in use."""
     parts = [f"pickle5 python{sys.version_info.major}.{sys.version_info.minor}"]
     for name in _LIBRARIES:

@@ -68,6 +68,8 @@ COMPRESSED = 1
 """Flag: the stream is compressed with zstd."""
 RAISED = 2
 """Flag: the value is an exception that the function raised."""
+STREAM = 4
+"""Flag: the value is what a generator gave; see `spool`."""
 
 
 class Buffer(NamedTuple):
@@ -103,7 +105,7 @@ class Header(NamedTuple):
         times: see `memo.records.stamp_types.Times`.
         stamps: what makes it untrue.
         buffers: of its payload, in order; empty when all of it is in the stream.
-        flags: `COMPRESSED`, `RAISED`.
+        flags: `COMPRESSED`, `RAISED`, `STREAM`.
     """
 
     namespace: str

@@ -262,24 +262,29 @@ def is_async(function: Any) -> bool:
     return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
 
 
-def function(option: str, value: Any) -> Callable[..., Any]:
-    """A function whose result can be stored.
+def function(option: str, value: Any, *, generators: bool = True) -> Callable[..., Any]:
+    """A function.
 
     Raises:
-        OptionError: it is not callable, or is a generator function, whose result can be used once.
+        OptionError: it is not callable, or a generator function where those are of no use.
     """
     if not callable(value):
         raise OptionError(option, value, "must be a function; write @cache or @cache(ttl=60).")
-    inner = inspect.unwrap(value)
-    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
-        raise OptionError(
-            option,
-            value,
-            "is a generator function, and what it yields can be used only once; "
-            "return list(...) of it instead.",
-        )
+    if not generators and generates(value):
+        mend = "is a generator function, which has not run when it returns; wrap one that uses it."
+        raise OptionError(option, value, mend)
     made: Callable[..., Any] = value
     return made
+
+
+def generates(function: Any) -> str:
+    """`"sync"` or `"async"` for a generator function, else `""`."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if inspect.isasyncgenfunction(inner):
+        return "async"
+    return "sync" if inspect.isgeneratorfunction(inner) else ""
 
 
 def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:

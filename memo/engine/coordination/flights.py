@@ -75,6 +75,7 @@ class Flight:
         "name",
         "over",
         "refs",
+        "stream",
         "waits",
     )
 
@@ -90,6 +91,7 @@ class Flight:
         self.joiners: list[Waiter] = []
         self.handle: Handle | None = None
         self.call: Any = None
+        self.stream: Any = None
         self.expected: float | None = None
         self.waits: list[Flight] = []
 

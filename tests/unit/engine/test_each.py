@@ -622,6 +622,15 @@ def test_modes(way: Way) -> None:
     assert not load.is_cached([3])
 
 
+def test_where_nothing_is_cached(way: Way) -> None:
+    """With `enabled=False` every call and every refresh is the function's own."""
+    load = way.cached(squares, each="x")
+    with memo.configure(enabled=False):
+        assert way.call(load, [1]) == load.refresh([1]) == [1]
+        assert load.peek([1], default="none") == "none"
+    assert RUNS == [[1], [1]]
+
+
 def test_ttl_of_elements() -> None:
     """Elements age one by one."""
     clock = ManualClock()

@@ -1,0 +1,610 @@
+"""Streams: the results of generators, seen while they are produced, stored when they have ended.
+
+Rules of this module:
+
+1.  Nothing runs before the first item is asked for, and nothing runs ahead: a consumer that stops
+    has computed what it has seen.
+2.  Consumers of one loop, or threads of sync code, share one run.  Whichever needs the next item
+    advances the generator, in its own thread or task; the others read what it gave from a spool.
+3.  The first consumer of an item gets the item itself, every other one a copy of its own.
+4.  The sequence is stored when the generator has returned, and only then.  When it raises, is left
+    by its last consumer, or is invalidated, nothing is stored.
+5.  A consumer whose shared run is lost (the one that advanced it was cancelled or interrupted, or
+    nothing can be spooled any more) goes on with a run of its own, without what it has seen.
+6.  A computation that consumes a stream depends on it from the first item on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memo.engine import same_types, used_calls
+from memo.engine.answering import done_by_another, fall_back, told_hit, while_pausing
+from memo.engine.call import NOTHING, Job, Raised, emit, hindered, told
+from memo.engine.computing import (
+    is_same_call,
+    merged,
+    state_stands,
+    store_result,
+    take_stamps,
+    warn_not_stored,
+)
+from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, current_path, inside
+from memo.engine.coordination.leases import Hold, hold, patience
+from memo.engine.loading import look
+from memo.engine.used_calls import CURRENT, Reads, tell
+from memo.errors import DependencyError, EntryError, ReentryError, TierError, users
+from memo.records import codec
+from memo.records.spool import Cursor, Spool, Stream, loaded
+from memo.records.stamp_types import Stamp
+from memo.runtime import events, reasons
+from memo.runtime.port import Port, Waiter
+from memo.settings.live_values import live
+from memo.stores.chain import Answer
+from memo.validity.lifetimes import MISS, Verdict
+
+END = object()
+"""In the place of an item: there are no more."""
+_LOST = object()
+_WAIT = object()
+_attaching = threading.Lock()
+
+
+def spool_for(job: Job) -> Spool:
+    """A spool whose file, if it needs one, lies beside the cache."""
+    host = job.chain.host
+    return Spool(None if host is None else Path(host.home.path))
+
+
+def limit(job: Job) -> int | None:
+    """Bytes of the largest sequence that a tier may keep; None: not known."""
+    sizes = [getattr(t, "size_limit", None) or getattr(t, "limit", None) for t in job.chain.tiers]
+    known = [size for size in sizes if isinstance(size, int)]
+    return max(known) if known and len(known) == len(sizes) else None
+
+
+class Live:
+    """One run of a generator.
+
+    Attributes:
+        client: what may advance it: the loop of an async generator, None for any thread.
+        count: how many items it has given.
+        over: it gives no more: it returned, raised `error`, or was lost.
+        own: the stamps of its call; None: nothing vouches for them.
+    """
+
+    def __init__(
+        self, port: Port, job: Job, flight: Flight, generate: Callable[..., Any], skip: int = 0
+    ) -> None:
+        self.job = job
+        self.flight = flight
+        self._generate = generate
+        self.client = port.client()
+        self.skip = skip
+        self.spool = spool_for(job)
+        self.count = 0
+        self.over = self.lost = False
+        self.error: BaseException | None = None
+        self.own: tuple[Stamp, ...] | None = ()
+        self.gathered = Reads()
+        self._lock = threading.Lock()
+        self._readers = 1
+        self._busy = True
+        self._waiters: list[Waiter] = []
+        self._iterator: Any = None
+        self._held: Hold | None = None
+        self._started = 0
+        self._active = 0.0
+        self._limit = limit(job)
+
+    # --- who reads it ----------------------------------------------------------------------------
+
+    def attach(self) -> bool:
+        """One more consumer, from the first item on; False: it cannot be read any more."""
+        with self._lock:
+            if self.lost or self.spool.fault or not self._readers:
+                return False
+            self._readers += 1
+            return True
+
+    async def leave(self, port: Port) -> None:
+        """One consumer less; the last one ends the run."""
+        with self._lock:
+            self._readers -= 1
+            if self._readers or self._busy:
+                return
+            self._busy = True
+        try:
+            if not self.over:
+                await self._stop(port)
+        finally:
+            self.spool.close()
+            if not self.flight.over:  # it was interrupted while it was stored
+                FLIGHTS.abandon(self.flight)
+            await self._free(port)
+
+    async def _stop(self, port: Port) -> None:
+        """End a run that nobody wants: the generator is closed, nothing is stored."""
+        self.over = self.lost = True
+        iterator, self._iterator = self._iterator, None
+        try:
+            if iterator is not None:
+                with self._inside():
+                    if port.native:
+                        await iterator.aclose()
+                    else:
+                        iterator.close()
+        finally:
+            self._told_end()
+
+    def known(self) -> tuple[Stamp, ...] | None:
+        """The stamps of what it was built on so far; None: nothing can vouch for it."""
+        if self.own is None or not self.gathered.sound:
+            return None
+        return (*self.own, *self.gathered.all())
+
+    # --- running ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """The running code is the generator's."""
+        around, begun = CURRENT.get(), time.perf_counter()
+        with inside(self.flight):
+            token = CURRENT.set(self.gathered)
+            try:
+                yield
+            finally:
+                CURRENT.reset(token)
+                took = time.perf_counter() - begun
+                self._active += took
+                if around is not None and not around.over:
+                    around.paused += took
+
+    async def open(self, port: Port, found: Answer, *, alone: bool = False) -> None:
+        """Take the lease and the stamps; the run is lost where another process was faster.
+
+        Args:
+            alone: without a lease.
+        """
+        job, policy = self.job, self.job.function.policy
+        try:
+            if not alone and await self._done_elsewhere(port, found):
+                self._ends(lost=True)
+                await self._end(port, None)
+                return
+            with patience(policy):
+                self.own = await take_stamps(port, job)
+            used_calls.carry_context()
+            self._started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+            self.flight.call, self.flight.expected = job.call, job.function.took
+            with inside(self.flight):
+                emit(job, events.COMPUTE_STARTED)
+            made = self._generate(*job.args, **job.kwargs)
+            self._iterator = made.__aiter__() if port.native else iter(made)
+        except DependencyError as error:
+            self.error = error
+            self._ends()
+            await self._end(port, Landing(error=error))
+        except BaseException:
+            self._ends(lost=True)
+            await self._end(port, None)
+            raise
+        finally:
+            self._release()
+
+    async def _done_elsewhere(self, port: Port, found: Answer) -> bool:
+        """Whether another process has stored it before this one got the lease."""
+        job, policy = self.job, self.job.function.policy
+        expected = job.function.took
+        held = await hold(port, job.chain, job.name, policy, self.flight, expected=expected)
+        self._held = held
+        return held is not None and await done_by_another(port, job, held, found.entry)
+
+    def _release(self) -> None:
+        """Let the next consumer advance it."""
+        with self._lock:
+            self._busy = False
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.set()
+
+    def _ends(self, *, lost: bool = False) -> None:
+        self.over, self.lost = True, lost
+
+    async def _end(self, port: Port, landing: Landing | None) -> None:
+        """End the flight, after the lease."""
+        await self._free(port)
+        FLIGHTS.land(self.flight, landing)
+
+    async def _free(self, port: Port) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            await held.release(port, self.job.chain.upload(self.job.name))
+
+    def take(self, port: Port, at: int, cursor: Cursor) -> Any:
+        """The item at a position; else `END`, `_LOST`, `Raised`, a waiter, or `_WAIT`: advance it.
+
+        Raises:
+            EntryError: a copy of it cannot be loaded.
+            TierError: its copy is gone.
+        """
+        with self._lock:
+            if at < self.count:
+                if self.spool.fault:
+                    return _LOST
+                item = self.spool.item(at, cursor)
+            elif self.lost:
+                return _LOST
+            elif self.over:
+                return END if self.error is None else Raised(self.error)
+            elif self._busy:
+                if self.flight in current_path():
+                    raise ReentryError(f"the generator of {self.job.name} reads its own items")
+                waiter = port.waiter()
+                self._waiters.append(waiter)
+                return _Waiting(waiter)
+            else:
+                self._busy = True
+                return _WAIT
+        return loaded(item)
+
+    async def advance(self, port: Port) -> Any:
+        """Produce the next item, which only the consumer that took the turn may; then as `take`."""
+        try:
+            while self.skip:  # what a consumer saw in a run that was lost
+                self.skip -= 1
+                item = await self._next(port)
+                if self.over:
+                    break
+                self._keep(item)
+            else:
+                item = await self._next(port)
+            if not self.over:
+                self._keep(item)
+                return item
+            if self.error is not None:
+                await self._failed(port)
+                return Raised(self.error)
+            await self._finish(port)
+            return END
+        finally:
+            self._release()
+
+    async def _next(self, port: Port) -> Any:
+        try:
+            with self._inside():
+                if port.native:
+                    return await self._iterator.__anext__()
+                return next(self._iterator)
+        except StopAsyncIteration:
+            self._ends()
+        except StopIteration as stop:
+            self.spool.returned = stop.value
+            self._ends()
+        except Exception as error:
+            self.error = users(error)
+            self._ends()
+        except BaseException:
+            self._ends(lost=True)
+            self._told_end()
+            FLIGHTS.abandon(self.flight)
+            await self._free(port)
+            raise
+        return END
+
+    def _keep(self, item: Any) -> None:
+        """Spool an item; where that is not possible, the run goes on for its present consumers."""
+        with self._lock:
+            if not self.spool.fault:
+                try:
+                    self.spool.add(same_types.packed(item))
+                    if self._limit is not None and self.spool.size > self._limit:
+                        self.spool.stop("too big")
+                except OSError as error:
+                    self.spool.stop(f"cannot be spooled: {type(error).__name__}: {error.strerror}")
+                except Exception as error:
+                    fault = f"cannot be pickled ({type(error).__name__})"
+                    if isinstance(error, codec.AlteredError):
+                        fault = str(error)
+                    self.spool.stop(fault)
+                    mend = "yield plain data instead"
+                    warn_not_stored(self.job.function, item, fault, mend, "yielded")
+                if self.spool.fault:
+                    emit(self.job, events.ERROR, reason="store", detail=self.spool.fault)
+                    FLIGHTS.close(self.flight)  # nobody can join it any more
+            self.count += 1
+
+    def _told_end(self) -> None:
+        """Tell that the generator does not run any more."""
+        self.gathered.over = True
+        if self._started:
+            pauses = sum(end - begin for begin, end in self.gathered.pauses) + self.gathered.paused
+            seconds = max(0.0, self._active - pauses)
+            with inside(self.flight):
+                emit(self.job, events.COMPUTE_ENDED, seconds=seconds)
+
+    async def _failed(self, port: Port) -> None:
+        """The generator raised: nothing is stored."""
+        assert self.error is not None
+        self._told_end()
+        emit(self.job, events.FAILED, reason=type(self.error).__name__, seconds=self._active)
+        known = self.known()
+        await self._end(port, Landing(error=self.error, used=known, known=known or ()))
+
+    async def _finish(self, port: Port) -> None:
+        """The generator returned: store what it gave."""
+        job, cost = self.job, self._active
+        self._told_end()
+        emit(job, events.COMPUTED, seconds=cost)
+        job.function.took = cost
+        job.function.backoff.pop(job.call.text, None)
+        known, used = await merged(port, job, self.gathered, self.own)
+        landing = Landing(used=used, known=known)
+        job.chain.floors.rise(job.call.text, self._started)
+        stored = not (self.flight.detached or self.spool.fault) and state_stands(job)
+        if stored and used is not None and await is_same_call(port, job):
+            try:
+                landing = await store_result(port, job, self.spool, used, self._started, cost)
+            except Exception as error:
+                emit(job, events.ERROR, reason="store", detail=told(error))
+        await self._end(port, landing)
+
+
+class _Waiting:
+    """A consumer has to wait until the one that advances a run has done so."""
+
+    __slots__ = ("waiter",)
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.waiter = waiter
+
+
+class Reader:
+    """One consumer of a stream.
+
+    Args:
+        generate: the generator function.
+        fresh: compute it, whatever is stored.
+    """
+
+    def __init__(self, job: Job, generate: Callable[..., Any], *, fresh: bool = False) -> None:
+        self.job = job
+        self._generate = generate
+        self.returned: Any = None
+        self._fresh = fresh
+        self._found = Answer(Verdict(MISS, reasons.ABSENT))
+        self._stored: Iterator[Any] | None = None
+        self._stream: Stream | None = None
+        self._live: Live | None = None
+        self._at = 0
+        self._cursor = Cursor()
+        self._told: int | None = -1
+        self._over = False
+
+    async def next(self, port: Port) -> Any:
+        """The next item, `END`, or `Raised`."""
+        if self._stored is None and self._live is None:
+            await self._begin(port)
+        while True:
+            item = self._replayed() if self._stored is not None else await self._shared(port)
+            if item is _LOST:
+                await self._recover(port)
+                continue
+            if item is END or type(item) is Raised:
+                if type(item) is Raised and not self._at and await self._fell_back(port, item):
+                    continue
+                await self._done(port)
+            else:
+                self._at += 1
+            self._tell()
+            return item
+
+    async def leave(self, port: Port) -> None:
+        """The consumer goes, at the end or before."""
+        self._over = True
+        await self._done(port)
+
+    async def _done(self, port: Port) -> None:
+        one, self._live = self._live, None
+        if one is not None:
+            self._tell_of(one)
+            self.returned = one.spool.returned
+            FLIGHTS.part(one.flight)
+            await one.leave(port)
+            self._stored = iter(())
+
+    # --- where the items come from ----------------------------------------------------------------
+
+    def _replay(self, stream: Stream) -> None:
+        self._stream = stream
+        self._stored = stream.items(self._at)
+
+    def _replayed(self) -> Any:
+        assert self._stored is not None
+        try:
+            item = next(self._stored, END)
+        except EntryError as error:
+            emit(self.job, events.ERROR, reason=error.reason, detail=str(error))
+            return _LOST
+        if item is END and self._stream is not None:
+            self.returned = self._stream.returned
+        return item
+
+    async def _shared(self, port: Port) -> Any:
+        one = self._live
+        assert one is not None
+        while True:
+            try:
+                item = one.take(port, self._at, self._cursor)
+            except (EntryError, TierError) as error:
+                emit(self.job, events.ERROR, reason="spool", detail=str(error))
+                return _LOST
+            if item is _WAIT:
+                return await one.advance(port)
+            if type(item) is _Waiting:
+                await port.wait(item.waiter, None)
+            else:
+                return item
+
+    async def _recover(self, port: Port) -> None:
+        """Go on after a run was lost, or a stored item did not load."""
+        if self._at or self._stored is not None:
+            await self._alone(port)
+            return
+        await self._done(port)
+        self._stored = None
+        await self._begin(port)
+
+    async def _begin(self, port: Port) -> None:
+        """Find the items: stored, in a run that is under way, or in one that begins here."""
+        begun, missed, job = time.perf_counter(), False, self.job
+        if job.function.policy.ttl_key is not None and live.due():
+            await port.offload(live.refresh)
+        while not self._fresh:
+            since = FLIGHTS.landed
+            try:
+                found, value = await look(port, job)
+            except Exception as error:
+                if not hindered(error):
+                    raise
+                found, value = Answer(Verdict(MISS, reasons.UNREACHABLE)), NOTHING
+            if value is not NOTHING:
+                told_hit(port, job, found, begun, shared=missed)
+            else:
+                value = await while_pausing(port, job, found)
+            if isinstance(value, Stream):
+                self._replay(value)
+                return
+            self._found = found
+            if not missed:
+                missed = True
+                emit(job, events.MISS, reason=found.verdict.reason)
+            if await self._join(port, since):
+                return
+        await self._alone(port)
+
+    async def _join(self, port: Port, since: int) -> bool:
+        """Take part in a run that is under way, or begin one; False: look again."""
+        job = self.job
+        with _attaching:
+            flight, leads = FLIGHTS.join(job.name, job.call.refs)
+            if leads and FLIGHTS.landed_since(job.name, since):
+                FLIGHTS.withdraw(flight)
+                FLIGHTS.part(flight)
+                return False
+            if leads:
+                flight.stream = self._live = Live(port, job, flight, self._generate)
+        if leads:
+            assert self._live is not None
+            await self._live.open(port, self._found)
+            if not self._live.lost:
+                return True
+            FLIGHTS.part(flight)
+            self._live = None
+            return False
+        one: Live | None = flight.stream
+        if one is None:  # a refresh in the background, which is not seen while it runs
+            await _landed(port, flight)
+            return False
+        if one.client is port.client() and one.attach():
+            if one.own is not None and not await job.chain.turned(port, one.own):
+                self._live = one
+                emit(job, events.COALESCED)
+                return True
+            await one.leave(port)
+        FLIGHTS.part(flight)
+        await self._alone(port)
+        return True
+
+    async def _alone(self, port: Port) -> None:
+        """Go on with a run of one's own, without what was seen already."""
+        await self._done(port)
+        self._stored = self._stream = None
+        flight = Flight(self.job.name, self.job.call.refs, background=False)
+        self._live = Live(port, self.job, flight, self._generate, self._at)
+        self._cursor = Cursor()
+        await self._live.open(port, self._found, alone=True)
+
+    async def _fell_back(self, port: Port, raised: Raised) -> bool:
+        """Whether an old sequence answers, since the generator raised before its first item."""
+        if not (self._found.verdict.fallback and self._found.entry is not None):
+            return False
+        failed = Landing(error=raised.error)
+        old = await fall_back(port, self.job, self._found, failed)
+        if old is failed or not isinstance(old.value, Stream):
+            return False
+        await self._done(port)
+        tell(old.used)
+        self._replay(old.value)
+        return True
+
+    # --- what is built on it ----------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        if self._live is not None:
+            self._tell_of(self._live)
+
+    def _tell_of(self, one: Live) -> None:
+        """Tell the computation around the consumer what the stream was built on so far."""
+        around = CURRENT.get()
+        if around is None or around.over:
+            return
+        size = one.gathered.size if one.own is not None and one.gathered.sound else None
+        if size != self._told:
+            self._told = size
+            tell(one.known())
+
+
+async def _landed(port: Port, flight: Flight) -> None:
+    """Wait until a flight has landed."""
+    waiter = FLIGHTS.board(flight, port)
+    try:
+        while not await port.wait(waiter, 0.5):
+            FLIGHTS.lost(flight)
+    finally:
+        FLIGHTS.leave(flight, waiter)
+        FLIGHTS.part(flight)
+
+
+# --- whole sequences ------------------------------------------------------------------------------
+
+
+def run_through(
+    run: Callable[..., Any], folder: Callable[[], Path | None], is_async: bool
+) -> Callable[..., Any]:
+    """A function that runs a generator to its end, and gives a `Spool`."""
+
+    def whole(*args: Any, **kwargs: Any) -> Spool:
+        return spooled(run(*args, **kwargs), folder())
+
+    async def awhole(*args: Any, **kwargs: Any) -> Spool:
+        return await aspooled(run(*args, **kwargs), folder())
+
+    return awhole if is_async else whole
+
+
+def spooled(items: Iterable[Any], folder: Path | None = None) -> Spool:
+    """The items of an iterable in a spool."""
+    spool, iterator = Spool(folder), iter(items)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration as stop:
+            spool.returned = stop.value
+            return spool
+        spool.add(same_types.packed(item))
+
+
+async def aspooled(items: AsyncIterator[Any] | Iterable[Any], folder: Path | None = None) -> Spool:
+    """The items of an async iterable, or of a plain one, in a spool."""
+    if not hasattr(items, "__aiter__"):
+        return spooled(items, folder)
+    spool = Spool(folder)
+    async for item in items:
+        spool.add(same_types.packed(item))
+    return spool

@@ -1,0 +1,324 @@
+"""Spools: the items of a generator as they are stored, and as they are kept until they are.
+
+An item is a pickle of its own.  Pickles are gathered in chunks of about `CHUNK` bytes:
+
+====== ======= ====================================================================================
+offset bytes   what
+====== ======= ====================================================================================
+0      8       number of items
+8      8 each  lengths of their pickles
+...    ...     the pickles
+====== ======= ====================================================================================
+
+Rules of this module:
+
+1.  The chunks are the buffers of an entry's payload.  Where all of them together are small they lie
+    in the entry's stream instead.
+2.  Up to `IN_MEMORY` bytes a spool is in memory, beyond that in a file without a name, laid out as
+    the payload will be.  So storing a stream of any size, and loading it, takes the memory of a
+    few chunks.
+3.  What is read back from that file has the digest that it was written with.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from memo.errors import EntryError, TierError
+from memo.records import codec
+from memo.records.codec import OUT_OF_BAND, Encoded
+from memo.records.payload_pieces import Arriving, Sink
+from memo.records.seal import ALIGN, STREAM, Buffer
+from memo.runtime.reasons import UNREADABLE
+
+CHUNK = 1 << 20
+"""Bytes of pickles from which a chunk is full."""
+IN_MEMORY = 4 << 20
+"""Bytes of a spool from which it lies in a file."""
+_COUNT = struct.Struct(">Q")
+
+
+def _packed(items: Sequence[bytes]) -> bytes:
+    lengths = struct.pack(f">{len(items)}Q", *map(len, items))
+    return b"".join((_COUNT.pack(len(items)), lengths, *items))
+
+
+def _items(chunk: memoryview) -> list[memoryview]:
+    """The pickles in a chunk.
+
+    Raises:
+        EntryError: it is none.
+    """
+    try:
+        (count,) = _COUNT.unpack_from(chunk)
+        lengths = struct.unpack_from(f">{count}Q", chunk, _COUNT.size)
+    except struct.error as error:
+        raise EntryError(UNREADABLE, "not a chunk of a stream") from error
+    at = _COUNT.size * (1 + count)
+    found: list[memoryview] = []
+    for length in lengths:
+        found.append(chunk[at : at + length])
+        at += length
+    return found
+
+
+def loaded(item: bytes | memoryview) -> Any:
+    """An item of its pickle.
+
+    Raises:
+        EntryError: it does not load here.
+    """
+    return codec.decode(item, None, ())
+
+
+class Contents(NamedTuple):
+    """What the stream of an entry says of the items.
+
+    Attributes:
+        number: how many there are.
+        returned: what the generator returned.
+        chunks: all of them; None: they are the payload.
+    """
+
+    number: int
+    returned: Any
+    chunks: tuple[bytes, ...] | None
+
+
+class Stream:
+    """A stored sequence, read as often as wanted, one chunk at a time.
+
+    Attributes:
+        count, returned: see `Contents`.
+    """
+
+    def __init__(
+        self, contents: Contents, payload: memoryview | None, table: Sequence[Buffer]
+    ) -> None:
+        self.count = contents.number
+        self.returned = contents.returned
+        self._chunks = contents.chunks
+        self._payload = payload
+        self._table = tuple(table)
+
+    def items(self, start: int = 0) -> Iterator[Any]:
+        """Its items, from a position on.
+
+        Raises:
+            EntryError: one does not load here.
+        """
+        at = 0
+        for chunk in self._views():
+            for item in _items(chunk):
+                if at >= start:
+                    yield loaded(item)
+                at += 1
+
+    def _views(self) -> Iterator[memoryview]:
+        if self._chunks is not None:
+            for chunk in self._chunks:
+                yield memoryview(chunk)
+            return
+        assert self._payload is not None
+        at = 0
+        for buffer in self._table:
+            yield self._payload[at : at + buffer.size]
+            codec.let_go(self._payload, at, buffer.size)
+            at += -(-buffer.size // ALIGN) * ALIGN
+
+
+class _Outgoing(Arriving):
+    """The payload of a spool: to a disk it goes piece by piece, to others as views of its file."""
+
+    def __init__(self, spool: Spool) -> None:
+        super().__init__(spool.table, self._read)
+        self._spool = spool
+
+    @property
+    def views(self) -> tuple[memoryview, ...]:
+        """See `memo.records.codec.Payload`."""
+        return tuple(self._spool.chunks())
+
+    def _read(self, sink: Sink) -> bool:
+        sink.begin()
+        at = 0
+        for chunk in self._spool.chunks():
+            for piece in (chunk, memoryview(bytes(-chunk.nbytes % ALIGN))):
+                done = 0
+                while done < piece.nbytes:
+                    room = sink.room(at)
+                    size = min(len(room), piece.nbytes - done)
+                    room[:size] = piece[done : done + size]
+                    sink.took(room[:size])
+                    done, at = done + size, at + size
+        return True
+
+
+class Spool:
+    """The items that a generator has given so far.  Not safe for threads by itself.
+
+    Args:
+        folder: where its file lies, if it needs one; None: where temporary files do.
+
+    Attributes:
+        count: items so far.
+        size: bytes of the full chunks.
+        table: of the full chunks.
+        returned: what the generator returned.
+        fault: why it keeps nothing any more; `""`: it does.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.count = self.size = 0
+        self.table: list[Buffer] = []
+        self.returned: Any = None
+        self.fault = ""
+        self._folder = folder
+        self._full: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        self._starts: list[int] = []
+        self._offsets: list[int] = []
+        self._open: list[bytes] = []
+        self._bytes = 0
+
+    @property
+    def shape(self) -> tuple[int]:
+        """How many items there are, for summaries."""
+        return (self.count,)
+
+    def add(self, item: bytes) -> None:
+        """Keep the pickle of the next item.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        self._open.append(item)
+        self.count += 1
+        self._bytes += len(item)
+        if self._bytes >= CHUNK:
+            self._close_chunk()
+
+    def stop(self, fault: str) -> None:
+        """Forget everything, and keep nothing any more."""
+        self.fault = fault
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+        self._full, self._open = [], []
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _close_chunk(self) -> None:
+        chunk = _packed(self._open)
+        self._starts.append(self.count - len(self._open))
+        self._offsets.append(self.size)
+        self._open, self._bytes = [], 0
+        if self._file is None and self.size + len(chunk) > IN_MEMORY:
+            self._file = self._opened()
+            for one in self._full:
+                self._write(one)
+            self._full = []
+        if self._file is None:
+            self._full.append(chunk)
+        else:
+            self._write(chunk)
+        self.table.append(Buffer(len(chunk), codec.digest(chunk)))
+        self.size += -(-len(chunk) // ALIGN) * ALIGN
+
+    def _opened(self) -> IO[bytes]:
+        """A file without a name, beside the cache, since temporary files may be in memory."""
+        try:
+            return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+        except OSError:
+            return tempfile.TemporaryFile(buffering=0)
+
+    def _write(self, chunk: bytes) -> None:
+        assert self._file is not None
+        for piece in (memoryview(chunk), memoryview(bytes(-len(chunk) % ALIGN))):
+            left = piece
+            while left:
+                left = left[self._file.write(left) or 0 :]
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def chunk(self, index: int) -> memoryview:
+        """A full chunk.
+
+        Raises:
+            TierError: its file does not give what was written.
+        """
+        if self._file is None:
+            return memoryview(self._full[index])
+        size, digest = self.table[index]
+        data = os.pread(self._file.fileno(), size, self._offsets[index])
+        if codec.digest(data) != digest:
+            raise TierError("a spooled chunk was changed")
+        return memoryview(data)
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The full chunks, in order."""
+        return map(self.chunk, range(len(self.table)))
+
+    def item(self, index: int, cursor: Cursor) -> bytes | memoryview:
+        """The pickle of an item; `cursor` is one reader's."""
+        first = self.count - len(self._open)
+        if index >= first:
+            return self._open[index - first]
+        if not cursor.start <= index < cursor.start + len(cursor.items):
+            at = bisect_right(self._starts, index) - 1
+            cursor.start, cursor.items = self._starts[at], _items(self.chunk(at))
+        return cursor.items[index - cursor.start]
+
+    # --- storing ---------------------------------------------------------------------------------
+
+    def encoded(self, returned: bytes) -> Encoded:
+        """All of it as it is stored; nothing is added any more.
+
+        Args:
+            returned: the pickle of what the generator returned.
+        """
+        if self._open:
+            self._close_chunk()
+        small = self.size < OUT_OF_BAND
+        chunks = tuple(map(bytes, self.chunks())) if small else None
+        stream = pickle.dumps((self.count, returned, chunks), 5)
+        payload: Any = None if small else _Outgoing(self)
+        return Encoded(stream, payload, codec.described(), STREAM)
+
+    def items(self) -> Iterator[Any]:
+        """The items, loaded one by one."""
+        cursor = Cursor()
+        for index in range(self.count):
+            yield loaded(self.item(index, cursor))
+
+
+class Cursor:
+    """The chunk of a spool that one reader is in."""
+
+    __slots__ = ("items", "start")
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.items: list[memoryview] = []
+
+
+def contents(stream: memoryview | bytes) -> Contents:
+    """What the stream of an entry says.
+
+    Raises:
+        EntryError: it does not load.
+    """
+    try:
+        count, returned, chunks = codec.decode(stream, None, ())
+    except (TypeError, ValueError) as error:
+        raise EntryError(UNREADABLE, "not a stored stream") from error
+    return Contents(count, loaded(returned), chunks)
