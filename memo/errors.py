@@ -23,7 +23,6 @@ are faults of the cache: the engine turns them into an event and a fall-through.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import functools
 import inspect
@@ -173,6 +172,8 @@ def label(function: str) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'ttl'?` where one of some names is close to a wrong one, else `""`."""
+    import difflib  # only an error needs it
+
     found = difflib.get_close_matches(name, list(names), 1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
 

@@ -7,7 +7,6 @@ name, as long as only one function fits.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -132,6 +131,8 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The names that are nearest to a misspelt one, the best first; of a very long one none."""
     if len(name) > LONGEST:
         return []
+    import difflib  # only an error needs it
+
     return difflib.get_close_matches(name, list(dict.fromkeys(known)), NEAR, 0.6)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from memo.engine.call import Function, Job
 from memo.errors import label
-from memo.keys.encoding import atoms, canonical, python_types
+from memo.keys.encoding import atoms, canonical
 
 ENOUGH: Final = 5
 """Different keys of equal looks after which the warning comes."""
@@ -43,6 +43,8 @@ def notice(job: Job) -> None:
 
 def _look(job: Job) -> tuple[str, list[str]]:
     """What a call looks like, and its arguments whose keys may differ though they look the same."""
+    from memo.keys.encoding import python_types  # types of calls that were computed need it
+
     parts: list[str] = [job.function.code(job.args)]
     names: list[str] = []
     for name, value, encoding in job.call.encoded():

@@ -13,10 +13,10 @@ Rules of this module:
 from __future__ import annotations
 
 import inspect
+import os
 import pickle
 import sys
 import types
-import uuid
 import weakref
 from collections.abc import Coroutine
 from typing import Any
@@ -133,7 +133,7 @@ def _by_name(value: Any) -> Any:
         version = code_digest(value)
     except Exception:  # a class whose code cannot be told is known by value alone
         return NotImplemented
-    token = _tokens.setdefault(value, uuid.uuid4().hex)
+    token = _tokens.setdefault(value, os.urandom(16).hex())
     _alive[token] = value
     return loaded_class, (*place, version, token, codec.by_value(value))
 

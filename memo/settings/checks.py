@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memo.errors import OptionError, SettingError, shown
-from memo.settings import options, redis_urls
+from memo.settings import options
 from memo.settings import secret_keys as secret_room
 from memo.settings.durations import seconds
 from memo.settings.modes import KINDS
@@ -76,6 +76,8 @@ def _redis_url(value: Any, place: Place) -> Url | None:
         return None
     if not isinstance(value, str):
         raise place.wrong('must be text such as "redis://host:6379/0".')
+    from memo.settings import redis_urls  # with urllib, for those who have a Redis
+
     try:
         redis_urls.parse(value)
     except ValueError as error:
@@ -93,6 +95,8 @@ class Options(dict[str, Any]):
 def _redis_options(value: Any, place: Place) -> Options | None:
     if value is None or value == "":
         return None
+    from memo.settings import redis_urls
+
     try:
         return Options(redis_urls.options(value))
     except ValueError as error:

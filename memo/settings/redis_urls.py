@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -192,6 +191,8 @@ def unknown(name: str, known: tuple[str, ...], what: str) -> str:
     """Why a name does not count, and the nearest one that does."""
     if name in _OURS:
         return f"{name!r} cannot be set: {_OURS[name]}."
+    import difflib  # only an error needs it
+
     near = difflib.get_close_matches(name, known, 1, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
     return f"there is no {what} {name!r}; {hint}"

@@ -17,15 +17,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memo.errors import TierError, TierUnavailable
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import events
 from memo.runtime.port import Port, patient
 from memo.stores.protocols import Generations, Host, Listener, Losable, Tier
-from memo.stores.reseeding import Reseeding
 from memo.validity.stamps import Turn
+
+if TYPE_CHECKING:
+    from memo.stores.reseeding import Reseeding
 
 LATELY = 30.0
 """Seconds for which an invalidation that a shared tier has acknowledged may be lost: when it fails
@@ -71,6 +73,8 @@ class Authorities:
         self.host = host
         shared = self.shared
         if host is not None and isinstance(shared, Losable):
+            from memo.stores.reseeding import Reseeding
+
             self.reseeding = Reseeding(shared, host, trusts_disk=trusts_disk)
 
     def _fault(self, tier: str, error: TierError) -> None:

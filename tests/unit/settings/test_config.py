@@ -127,9 +127,9 @@ def test_nothing_is_read_before_the_first_call(monkeypatch):
 
 
 def test_import_reads_no_settings_and_loads_no_heavy_package(tmp_path):
-    """Importing the room touches neither the environment's settings nor big libraries."""
+    """Importing memo touches neither the environment's settings nor big libraries."""
     code = (
-        "import sys, memo.config as c, memo.live, memo.secret; assert c._read is None;"
+        "import sys, memo; from memo.settings import configuration as c; assert c._read is None;"
         "bad = {'redis','pandas','numpy','platformdirs','pydantic','tomllib','asyncio'};"
         "assert not bad & set(sys.modules), bad & set(sys.modules)"
     )
