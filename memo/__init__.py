@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from IPython.core.interactiveshell import InteractiveShell
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
 
     from memo.decorators.cached_function import CachedFunction
     from memo.inspection.call_graph import Graph
@@ -89,6 +91,7 @@ __all__ = [
     "explain",
     "functions",
     "graph",
+    "instrument",
     "invalidate",
     "invalidate_cache",
     "live",
@@ -169,6 +172,35 @@ def dashboard() -> Any:
     from memo.jupyter import dashboard_widget
 
     return dashboard_widget.dashboard()
+
+
+@_public
+def instrument(
+    *, meter_provider: MeterProvider | None = None, tracer_provider: TracerProvider | None = None
+) -> Callable[[], None]:
+    """Report what the cache does to OpenTelemetry from now on, as metrics and spans.
+
+    ::
+
+        memo.instrument()
+
+    Metrics are hits, stale hits, misses, refreshes and errors by function and tier, the times of
+    look-ups and computations, bytes, the time saved, and whether each tier is up.  Each computation
+    is a span, linked to the computations of this process whose stored results it took.
+
+    Args:
+        meter_provider: where metrics go; None: the global one.
+        tracer_provider: where spans go; None: the global one.
+
+    Returns:
+        A function that stops it.  Calling `instrument` again replaces what it did before.
+
+    Raises:
+        MissingExtraError: the extra `otel` is not installed.
+    """
+    from memo.metrics import telemetry
+
+    return telemetry.instrument(meter_provider=meter_provider, tracer_provider=tracer_provider)
 
 
 def _explain() -> None:

@@ -74,15 +74,21 @@ async def compute(
         token = CURRENT.set(gathered)
         why = "refresh" if alone else ""
         emit(job, events.COMPUTE_STARTED, reason=why)
-        clock = time.perf_counter()
+        clock, failed = time.perf_counter(), events.INTERRUPTED
         try:
             outcome = await invoke(port, job, silent=alone)
+            failed = "" if outcome.error is None else type(outcome.error).__name__
         finally:
             CURRENT.reset(token)
             gathered.over = True
             ended = time.perf_counter()
-            own_time = gathered.own_time(clock, ended)
-            emit(job, events.COMPUTE_ENDED, reason=why, seconds=own_time)
+            emit(
+                job,
+                events.COMPUTE_ENDED,
+                reason=why,
+                seconds=gathered.own_time(clock, ended),
+                detail=failed,
+            )
         cost = ended - clock
     if own is not None and outcome.error is None:
         late = await late_stamps(port, job, outcome.value, watch)

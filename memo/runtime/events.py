@@ -21,7 +21,9 @@ MISS = "miss"
 COMPUTE_STARTED = "compute_started"
 COMPUTE_ENDED = "compute_ended"
 """The function begins to run, has ended, however it did; `reason` is `"refresh"` in background.
-At its end `seconds` is how long it ran itself, without the cached calls inside it."""
+At its end `seconds` is how long it ran itself, without the cached calls inside it; `detail` is the
+type of the exception that it raised, `INTERRUPTED` where it was cancelled or interrupted."""
+INTERRUPTED = "interrupted"
 COMPUTED = "computed"
 """The function ran and returned; `seconds` is how long it ran."""
 FAILED = "failed"

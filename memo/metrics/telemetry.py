@@ -1,0 +1,222 @@
+"""OpenTelemetry: counts and times as metrics, computations as spans.
+
+What a hit adds to is read from the counters of the process when metrics are collected, so that a
+hit costs one histogram more; all else is a hook on the stream of events.  Names follow
+OpenTelemetry's conventions: units in UCUM, durations in seconds, `error.type` for what went wrong.
+Neither arguments nor values are ever an attribute.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from memo.errors import MissingExtraError, label
+from memo.metrics.recorder import COUNTERS
+from memo.runtime import events
+from memo.runtime.events import Event
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.trace import Span, SpanContext, TracerProvider
+
+    from memo.metrics.snapshots import Stats
+
+SCOPE = "memo"
+"""Name of the instrumentation scope."""
+FUNCTION, TIER, REASON, KEY = "memo.function", "memo.tier", "memo.reason", "memo.key"
+ERROR_TYPE = "error.type"
+KNOWN = 4096
+"""Latest computations of this process to which later ones can be linked."""
+
+
+Readings: TypeAlias = "Iterator[tuple[float, dict[str, str]]]"
+Read: TypeAlias = "Callable[[Stats], Readings]"
+
+
+class _Open(NamedTuple):
+    """A span of a computation under way, and what was current before it."""
+
+    span: Span
+    before: Token[Context]
+    outer: _Open | None
+
+
+_current: ContextVar[_Open | None] = ContextVar("memo_span", default=None)
+
+
+class Instrumentation:
+    """Instruments and a tracer; an instance is a hook on events."""
+
+    def __init__(self, meters: MeterProvider | None, tracers: TracerProvider | None) -> None:
+        from opentelemetry import metrics, trace
+
+        from memo import __version__
+
+        meter = metrics.get_meter(SCOPE, __version__, meters)
+        self._tracer = trace.get_tracer(SCOPE, __version__, tracers)
+        self._contexts: OrderedDict[str, SpanContext] = OrderedDict()
+        self._lock = threading.Lock()
+        count, times = meter.create_counter, meter.create_histogram
+        self._stale = count("memo.stale_hits", "{hit}", "Calls answered by an expired entry")
+        self._misses = count("memo.misses", "{miss}", "Calls that no entry could answer")
+        self._shared = count("memo.shared", "{call}", "Calls that took another's computation")
+        self._refreshes = count("memo.refreshes", "{refresh}", "Refreshes in the background")
+        self._invalidations = count("memo.invalidations", "{invalidation}", "Invalidations")
+        self._errors = count("memo.errors", "{error}", "Faults of the cache, unseen by callers")
+        self._stored = count("memo.stored", "By", "Bytes of the results that were stored")
+        self._lookup = times("memo.lookup.duration", "s", "Time of the look-ups that answered")
+        self._compute = times("memo.compute.duration", "s", "Own time of computations")
+        self.on = True
+        for name, unit, about, read in _COUNTED:
+            meter.create_observable_counter(name, [self._reading(read)], unit, about)
+        about = "Whether a tier is asked: its breaker is closed"
+        meter.create_observable_gauge("memo.tier.up", [self._reading(_up)], "1", about)
+        self._do: dict[str, Callable[[Event, dict[str, Any]], None]] = {
+            events.HIT: self._answered,
+            events.STALE: self._stale_answer,
+            events.MISS: self._missed,
+            events.COALESCED: self._took,
+            events.COMPUTE_STARTED: self._begin,
+            events.COMPUTE_ENDED: self._end,
+            events.STORED: lambda event, at: self._stored.add(event.size, at),
+            events.REFRESH_DONE: self._refreshed,
+            events.REFRESH_FAILED: self._refreshed,
+            events.INVALIDATED: lambda event, at: self._invalidations.add(1, at),
+            events.ERROR: self._erred,
+        }
+
+    def _reading(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        """What an instrument calls when metrics are collected."""
+        from opentelemetry.metrics import Observation
+
+        def observed(_: CallbackOptions) -> Iterable[Observation]:
+            found = list(read(COUNTERS.snapshot())) if self.on else []
+            return [Observation(value, attributes) for value, attributes in found]
+
+        return observed
+
+    def __call__(self, event: Event) -> None:
+        """Take an event."""
+        do = self._do.get(event.kind)
+        if do is not None:
+            do(event, {FUNCTION: label(event.function)} if event.function else {})
+
+    def _answered(self, event: Event, at: dict[str, Any]) -> None:
+        at[TIER] = event.tier
+        self._lookup.record(event.seconds, at)
+        self._link(event.key)
+
+    def _stale_answer(self, event: Event, at: dict[str, Any]) -> None:
+        self._answered(event, at)
+        self._stale.add(1, at)
+
+    def _missed(self, event: Event, at: dict[str, Any]) -> None:
+        self._misses.add(1, {**at, REASON: event.reason})
+
+    def _took(self, event: Event, at: dict[str, Any]) -> None:
+        self._shared.add(1, at)
+        self._link(event.key)
+
+    def _refreshed(self, event: Event, at: dict[str, Any]) -> None:
+        if event.reason == events.ELSEWHERE:
+            return
+        failed = {ERROR_TYPE: "refresh"} if event.kind == events.REFRESH_FAILED else {}
+        self._refreshes.add(1, {**at, **failed})
+
+    def _erred(self, event: Event, at: dict[str, Any]) -> None:
+        tier = {TIER: event.tier} if event.tier else {}
+        self._errors.add(1, {**at, **tier, ERROR_TYPE: event.reason})
+
+    def _begin(self, event: Event, at: dict[str, Any]) -> None:
+        from opentelemetry import context, trace
+
+        facts = {**at, KEY: event.key, "code.function.name": at[FUNCTION].replace(":", ".")}
+        if event.reason:
+            facts[REASON] = event.reason
+        span = self._tracer.start_span(at[FUNCTION], attributes=facts)
+        before = context.attach(trace.set_span_in_context(span))
+        _current.set(_Open(span, before, _current.get()))
+
+    def _end(self, event: Event, at: dict[str, Any]) -> None:
+        from opentelemetry import context, trace
+
+        failed = {ERROR_TYPE: event.detail} if event.detail else {}
+        self._compute.record(event.seconds, {**at, **failed})
+        opened = _current.get()
+        if opened is None:  # it began before `instrument()`
+            return
+        _current.set(opened.outer)
+        context.detach(opened.before)
+        if failed:
+            opened.span.set_attributes(failed)
+            opened.span.set_status(trace.StatusCode.ERROR)
+        opened.span.end()
+        with self._lock:
+            self._contexts[event.key] = opened.span.get_span_context()
+            self._contexts.move_to_end(event.key)
+            if len(self._contexts) > KNOWN:
+                self._contexts.popitem(last=False)
+
+    def _link(self, key: str) -> None:
+        """Link the computation around a call to the one that made the result that it takes."""
+        around = _current.get()
+        made = self._contexts.get(key)
+        if around is not None and made is not None:
+            around.span.add_link(made, {KEY: key})
+
+
+def _hits(now: Stats) -> Readings:
+    for name, part in now.functions.items():
+        for tier, hits in part.hits_by_tier.items():
+            yield hits, {FUNCTION: label(name), TIER: tier}
+
+
+def _of_functions(field: str) -> Read:
+    def read(now: Stats) -> Readings:
+        for name, part in now.functions.items():
+            yield getattr(part, field), {FUNCTION: label(name)}
+
+    return read
+
+
+def _up(now: Stats) -> Readings:
+    for name, tier in now.tiers.items():
+        yield int(tier.up is not False), {TIER: name}
+
+
+_COUNTED = (
+    ("memo.hits", "{hit}", "Calls answered by a fresh entry", _hits),
+    ("memo.read", "By", "Bytes of the entries that answered", _of_functions("bytes_read")),
+    ("memo.saved", "s", "Time that callers would have waited longer", _of_functions("saved")),
+)
+_remove: Callable[[], None] | None = None
+_changing = threading.Lock()
+
+
+def instrument(
+    *, meter_provider: MeterProvider | None = None, tracer_provider: TracerProvider | None = None
+) -> Callable[[], None]:
+    """Report what the cache does to OpenTelemetry from now on; see `memo.instrument`."""
+    global _remove
+    try:
+        hook = Instrumentation(meter_provider, tracer_provider)
+    except ImportError:
+        raise MissingExtraError(
+            "memo.instrument() needs OpenTelemetry: pip install 'jupyter-memo[otel]'"
+        ) from None
+    take_away = events.on_event(hook)
+
+    def remove() -> None:
+        hook.on = False
+        take_away()
+
+    with _changing:
+        before, _remove = _remove, remove
+    if before is not None:
+        before()
+    return remove
