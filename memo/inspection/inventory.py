@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memo.decorators import assembly, names
@@ -15,7 +16,7 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function
 from memo.engine.explaining import listing
 from memo.engine.matching import own_refs
-from memo.errors import MissingExtraError, TierError, label
+from memo.errors import EntryError, MissingExtraError, TierError, label
 from memo.keys.encoding import atoms, canonical
 from memo.metrics import rendering
 from memo.metrics.snapshots import matches
@@ -27,6 +28,7 @@ from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
+from memo.stores.protocols import Listed
 from memo.validity import dependencies, stamps
 from memo.validity import lifetimes as policy_words
 from memo.validity.lifetimes import age, judge, judge_expired
@@ -50,6 +52,9 @@ class Item(NamedTuple):
     size: int
     tiers: tuple[str, ...] = ()
     state: str = ""
+
+
+_NO_ITEM: Any = Item(None, -1)  # type: ignore[arg-type]
 
 
 FRESH = "fresh"
@@ -89,6 +94,11 @@ class Wanted(NamedTuple):
     tier: str | None = None
     by: str = "newest"
 
+    @property
+    def is_by_name(self) -> bool:
+        """Whether names alone tell which entries are wanted, the newest first."""
+        return not (self.where or self.tag or self.tier) and self.by == "newest"
+
     def holds(self, header: Header) -> bool:
         """Whether an entry is one of them, wherever it lies."""
         groups = {s.ref.group for s in header.stamps if type(s) is Generation}
@@ -122,7 +132,10 @@ def table(shown: Sequence[Item]) -> rendering.Table:
 async def _items(
     port: Port, chain: Chain, wanted: Wanted, limit: int | None, prefix: str | None = None
 ) -> tuple[list[Item], int]:
-    listed = await listing(port, chain, f"{chain.namespace}:" if prefix is None else prefix)
+    whole = f"{chain.namespace}:" if prefix is None else prefix
+    if limit is not None and wanted.is_by_name:
+        return await _newest(port, chain, wanted, limit, whole)
+    listed = await listing(port, chain, whole)
     found = [Item(header, size) for header, size in listed if wanted.holds(header)]
     found.sort(key=ORDERS[wanted.by], reverse=True)
     shown = found if wanted.tier else found[:limit]
@@ -130,9 +143,65 @@ async def _items(
     shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
     if wanted.tier:
         found = shown = [item for item in shown if wanted.tier in item.tiers]
-    shown = shown[:limit]
+    return await _with_states(port, chain, shown[:limit]), len(found)
+
+
+async def _newest(
+    port: Port, chain: Chain, wanted: Wanted, limit: int, prefix: str
+) -> tuple[list[Item], int]:
+    """The newest entries of some functions, and how many there are, without reading the others."""
+    found: dict[str, Item] = {}
+    lists: list[tuple[Any, dict[str, int]]] = []
+    for tier in chain.tiers:
+        if not hasattr(tier, "newest"):  # what is elsewhere is not listed
+            continue
+        listing_tier: Any = tier
+        with suppress(TierError):
+            heads = await listing_tier.heads(port, prefix)
+            own = {head: count for head, count in heads.items() if _is_ours(chain, wanted, head)}
+            lists.append((listing_tier, own))
+            among = [prefix] if len(own) == len(heads) else list(own)
+            most = len(own) == len(heads)
+            for one in await listing_tier.newest(port, among, limit, all_of_them=most):
+                item = _item(chain, one)
+                if item is not None and item.size > found.get(item.header.key, _NO_ITEM).size:
+                    found[item.header.key] = item  # memory may have the record alone
+    shown = sorted(found.values(), key=ORDERS["newest"], reverse=True)[:limit]
+    places = await _places(port, chain, [item.header for item in shown])
+    shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
+    return await _with_states(port, chain, shown), await _count(port, lists)
+
+
+def _is_ours(chain: Chain, wanted: Wanted, head: str) -> bool:
+    """Whether entries whose names begin so are wanted, and sealed by one of our secrets."""
+    rest, _, secret = head[:-1].rpartition(":")
+    function = rest.removeprefix(f"{chain.namespace}:{{").removesuffix("}")
+    ours = {one.id.hex() for one in chain.secrets}
+    return secret in ours and matches(function, *wanted.patterns)
+
+
+def _item(chain: Chain, listed: Listed) -> Item | None:
+    try:
+        return Item(chain.opened(listed.name, listed.record).header, listed.size)
+    except EntryError:
+        return None
+
+
+async def _count(port: Port, lists: Sequence[tuple[Any, dict[str, int]]]) -> int:
+    """How many entries there are in some tiers, each once."""
+    filled = [(tier, own) for tier, own in lists if own]
+    if len(filled) == 1:
+        return sum(filled[0][1].values())
+    names: set[str] = set()
+    for tier, own in filled:
+        for head in own:
+            names.update(await tier.names(port, head))
+    return len(names)
+
+
+async def _with_states(port: Port, chain: Chain, shown: Sequence[Item]) -> list[Item]:
     told = await states(port, chain, [item.header for item in shown])
-    return [item._replace(state=one) for item, one in zip(shown, told, strict=True)], len(found)
+    return [item._replace(state=one) for item, one in zip(shown, told, strict=True)]
 
 
 async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[str]:

@@ -417,6 +417,14 @@ def worth(record: bytes) -> Worth | None:
     return Worth(facts[9], code.decode("utf-8", "replace"))
 
 
+def finished(record: bytes) -> int:
+    """When the computation of a record ended, believed or not; 0 where it is no record."""
+    if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
+        return 0
+    at: int = _OUTLINE.unpack_from(record, _BODY_AT)[5]
+    return at
+
+
 def _check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> None:
     head = record[:_SEAL_AT]
     for secret in secrets:

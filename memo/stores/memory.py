@@ -7,15 +7,17 @@ All memory tiers of a process share one budget, see `memo.runtime.memory_budget`
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import sys
 import threading
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from memo.errors import TierError
+from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.seal import ALIGN
 from memo.records.stamp_types import Ref, State
@@ -290,6 +292,24 @@ class Memory:
             held = None if one.digest is None else self._payloads.get(one.digest)
             size = len(one.found.record) + (0 if held is None else len(held.data))
             yield Listed(name, one.found.record, size, 0.0)
+
+    async def newest(
+        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
+    ) -> list[Listed]:
+        """The entries computed last of those whose names begin so, at most so many."""
+        every = [one async for one in self.entries(port) if one.name.startswith(tuple(prefixes))]
+        return heapq.nlargest(most, every, key=lambda one: seal.finished(one.record))
+
+    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
+        """What names that begin with `prefix` have before the key -> how many there are."""
+        with self._lock:
+            names = [name for name in self._entries if name.startswith(prefix)]
+        return dict(Counter(name.rpartition(":")[0] + ":" for name in names))
+
+    async def names(self, port: Port, prefix: str = "") -> list[str]:
+        """The names of all entries that begin with `prefix`."""
+        with self._lock:
+            return [name for name in self._entries if name.startswith(prefix)]
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
         """Whether each of some names is here."""

@@ -82,6 +82,15 @@ _LIST = (
     "SELECT key, value, filename, size, store_time FROM Cache"
     " WHERE key > ? AND key >= ? AND key < ? AND raw=1 AND mode=1 ORDER BY key LIMIT ?"
 )
+_NEXT = "SELECT key FROM Cache WHERE key > ? AND key < ? AND raw=1 ORDER BY key LIMIT 1"
+_COUNT = "SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw=1"
+_NEWEST = (
+    "SELECT key, value, filename, size, store_time FROM Cache WHERE rowid IN (SELECT rowid"
+    " FROM Cache {how} WHERE key >= ? AND key < ? AND raw=1 AND mode=1"
+    " ORDER BY store_time DESC LIMIT ?) ORDER BY store_time DESC"
+)
+_NEWEST_OF_ALL = _NEWEST.format(how="NOT INDEXED")
+_NEWEST_OF_SOME = _NEWEST.format(how="INDEXED BY Cache_key_raw")
 _FAULTS = (sqlite3.Error, OSError, DamagedError, TypeError, ValueError, KeyError, AssertionError)
 
 
@@ -517,14 +526,56 @@ class Disk:
         while page := await port.offload(
             self._read, _LIST, after, prefix, f"{prefix}\U0010ffff", _PAGE
         ):
-            for name, inline, where, size, stored in page:
-                record = inline
-                if inline is None:
-                    record = await port.offload(self._payloads.read, where or "")
-                if record is not None:
-                    held = size if inline is None else size + len(record)
-                    yield Listed(name, record, held, stored)
+            for row in page:
+                if (listed := await self._listed(port, *row)) is not None:
+                    yield listed
             after = page[-1][0]
+
+    async def _listed(
+        self, port: Port, name: str, inline: Any, where: Any, size: int, stored: float
+    ) -> Listed | None:
+        if inline is not None:
+            return Listed(name, inline, size + len(inline), stored)
+        record = await port.offload(self._payloads.read, where or "")
+        return None if record is None else Listed(name, record, size, stored)
+
+    async def newest(
+        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
+    ) -> list[Listed]:
+        """The entries stored last of those whose names begin so, at most so many of each prefix.
+
+        Args:
+            all_of_them: the prefixes cover most of what is here.
+
+        Raises:
+            TierError: the index cannot be read.
+        """
+        statement = _NEWEST_OF_ALL if all_of_them else _NEWEST_OF_SOME
+        found = []
+        for prefix in prefixes:
+            ends = (prefix, f"{prefix}\U0010ffff", most)
+            rows = await port.offload(self._read, statement, *ends)
+            found += [await self._listed(port, *row) for row in rows]
+        return [listed for listed in found if listed is not None]
+
+    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
+        """What names that begin with `prefix` have before the key -> how many there are.
+
+        In time that grows with the number of heads.
+
+        Raises:
+            TierError: the index cannot be read.
+        """
+        return await port.offload(self._heads, prefix)
+
+    def _heads(self, prefix: str) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        after, end = prefix, f"{prefix}\U0010ffff"
+        while rows := self._read(_NEXT, after, end):
+            head = rows[0][0].rpartition(":")[0] + ":"
+            after = f"{head}\U0010ffff"
+            counts[head] = self._read(_COUNT, head, after)[0][0]
+        return counts
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
         """Whether each of some names is here.
