@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict, Unpack, cast
 
@@ -326,6 +327,20 @@ class Restore:
 
     def __repr__(self) -> str:
         return f"<configured {', '.join(self._before) or 'nothing'}>"
+
+
+@contextmanager
+def restoring() -> Iterator[None]:
+    """Take back whatever is configured inside a block, not only by the block itself."""
+    with _lock:
+        before = dict(_overrides)
+    try:
+        yield
+    finally:
+        with _lock:
+            _overrides.clear()
+            _overrides.update(before)
+            _changed()
 
 
 class Changes(TypedDict, total=False):

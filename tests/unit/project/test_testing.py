@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import memo
-from memo.testing import ManualClock, isolated, recording, reset
+from memo.testing import ManualClock, expecting, isolated, recording, reset
+
+pytest_plugins = ["pytester"]
 
 
 def counted():
@@ -102,3 +104,94 @@ def test_reset_forgets_settings_and_counts_but_keeps_entries(tmp_path: Path) -> 
     assert double.cache_info().misses == 0
     assert double(1) == 2
     assert runs == [1]
+
+
+def test_expecting_says_how_calls_were_answered() -> None:
+    """The block passes where the counts are right, and tells what was there where they are not."""
+    double, _ = counted()
+    with isolated():
+        with expecting(double, misses=1, computed=1, hits=0) as heard:
+            double(1)
+        assert "computed" in [event.kind for event in heard]
+        with expecting(hits=2):
+            double(1)
+            double(1)
+        with (
+            pytest.raises(AssertionError, match=r"expected hits=1, but .* hits=0, misses=1, comp"),
+            expecting(double, hits=1),
+        ):
+            double(2)
+        with (
+            pytest.raises(AssertionError, match=r"missed: not cached yet"),
+            expecting(double.function_id, misses=0),
+        ):
+            double(3)
+
+
+def test_expecting_counts_one_function_only() -> None:
+    """Calls of other functions are not counted, and an unknown count is named."""
+    double, _ = counted()
+    other, _ = memo.cache(lambda x: x, name="other"), None
+    with isolated():
+        with expecting(double, hits=0, misses=0):
+            other(1)
+        with (
+            pytest.raises(memo.OptionError, match="did you mean 'misses'"),
+            expecting(double, mises=1),
+        ):
+            pass
+
+
+def test_what_is_configured_inside_ends_with_the_block() -> None:
+    """Also a setting that the block itself did not set."""
+    double, runs = counted()
+    with isolated():
+        memo.configure(enabled=False)
+        assert double(1) == double(1) == 2
+    assert runs == [1, 1]
+    double(2)
+    assert double.is_cached(2)
+
+
+APP = """
+import memo
+
+@memo.cache(ttl="1h")
+def report(year):
+    return [year]
+"""
+USE = """
+import app
+
+def test_a_report_is_made_once_an_hour(memo_cache):
+    app.report(2024)
+    with memo_cache.expecting(app.report, hits=1, computed=0):
+        app.report(2024)
+    memo_cache.clock.advance(3600)
+    with memo_cache.expecting(app.report, misses=1):
+        app.report(2024)
+    assert [event.kind for event in memo_cache.events].count("hit") == 1
+    assert any(memo_cache.directory.rglob("*"))
+
+def test_the_next_test_begins_empty(memo_cache):
+    with memo_cache.expecting(app.report, misses=1):
+        app.report(2024)
+
+def test_the_clock_stands_still(memo_cache, memo_clock):
+    assert memo_cache.clock is memo_clock
+    assert memo_clock.wall_ns() == memo_clock.wall_ns()
+
+def test_that_fails(memo_cache):
+    with memo_cache.expecting(app.report, hits=1):
+        app.report(2024)
+"""
+
+
+def test_the_plugin_gives_a_cache_to_each_test(pytester: pytest.Pytester) -> None:
+    """A project loads the fixtures in its conftest.py; each test has a cache of its own."""
+    pytester.makeconftest('pytest_plugins = ["memo.testing.plugin"]')
+    pytester.makepyfile(app=APP, test_app=USE)
+    done = pytester.runpytest_subprocess("-p", "no:asyncio")
+    done.assert_outcomes(passed=3, failed=1)
+    done.stdout.fnmatch_lines(["*report: expected hits=1, but there were hits=0, misses=1,*"])
+    assert "memo/testing" not in done.stdout.str(), "no frame of memo's own"

@@ -2,13 +2,13 @@
 
 ::
 
-    from memo.testing import ManualClock, isolated, recording
+    from memo.testing import ManualClock, expecting, isolated
 
     def test_report_is_made_once():
-        with isolated(), recording() as events:
+        with isolated():
             report(2024)
-            report(2024)
-        assert [event.kind for event in events if event.kind == "hit"] == ["hit"]
+            with expecting(report, hits=1, computed=0):
+                report(2024)
 
     def test_report_expires():
         clock = ManualClock()
@@ -16,6 +16,8 @@
             report(2024)
             clock.advance(3600)
             assert not report.is_cached(2024)
+
+With pytest, `pytest_plugins = ["memo.testing.plugin"]` in `conftest.py` gives the same as fixtures.
 """
 
 from __future__ import annotations
@@ -25,13 +27,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from memo.decorators import assembly
+from memo.decorators.cached_function import CachedFunction
 from memo.engine import used_calls
+from memo.errors import OptionError, label, nearest
 from memo.inspection.under_way import BOARD
 from memo.metrics.recorder import reset as reset_stats
-from memo.runtime import ownership, ports
+from memo.runtime import events, ownership, ports
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event, on_event
 from memo.settings import configuration
@@ -84,7 +88,7 @@ def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="memo-", ignore_cleanup_errors=True) as place:
         given = {"directory": place, "secret": secrets.token_hex(32), "redis_url": None, **settings}
-        with configuration.configure(**given):
+        with configuration.restoring(), configuration.configure(**given):
             if clock is not None:
                 assembly.default_chain().clock = clock
             try:
@@ -93,6 +97,58 @@ def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
                 ports.drain_blocking(ports.EXIT_GRACE)
                 BOARD.close()
                 assembly.reset()
+
+
+KINDS: Final = {
+    "hits": events.HIT,
+    "stale": events.STALE,
+    "misses": events.MISS,
+    "shared": events.COALESCED,
+    "computed": events.COMPUTED,
+}
+"""What can be expected -> the kind of its events."""
+
+
+@contextmanager
+def expecting(
+    function: CachedFunction[..., Any] | str | None = None, /, **counts: int
+) -> Iterator[list[Event]]:
+    """Assert how the calls inside a block are answered.
+
+    ::
+
+        with expecting(load, hits=1, computed=0):
+            load("EU")
+
+    Args:
+        function: a cached function, or its identity; None: all of them.
+        counts: how many, of any of `hits`, `stale`, `misses`, `shared` and `computed`; what is
+            not named may be as it is.
+
+    Yields:
+        The events of the block, in order.
+
+    Raises:
+        AssertionError: at the end of the block, if there were more or fewer of one.
+        OptionError: there is no such count.
+    """
+    for name, count in counts.items():
+        if name not in KINDS:
+            known = ", ".join(KINDS)
+            raise OptionError(name, count, f"is not counted{nearest(name, KINDS)}; give {known}")
+    wanted = function.function_id if isinstance(function, CachedFunction) else function
+    with recording() as heard:
+        yield heard
+    mine = [event for event in heard if wanted is None or event.function == wanted]
+    found = {name: sum(event.kind == KINDS[name] for event in mine) for name in KINDS}
+    if any(found[name] != count for name, count in counts.items()):
+        __tracebackhide__ = True
+        said = ", ".join(f"{name}={count}" for name, count in counts.items())
+        seen = ", ".join(f"{name}={found[name]}" for name in KINDS if found[name] or name in counts)
+        why = {event.reason: None for event in mine if event.kind == events.MISS}
+        reasons = f" (missed: {', '.join(why)})" if why else ""
+        what = "all functions" if wanted is None else label(wanted)
+        raise AssertionError(f"{what}: expected {said}, but there were {seen}{reasons}")
 
 
 @contextmanager
