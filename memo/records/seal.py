@@ -499,6 +499,19 @@ def unpack_stamps(text: bytes | memoryview) -> tuple[Stamp, ...]:
     return tuple([_stamp(row) for row in _rows(text)])
 
 
+def groups(record: bytes) -> list[str]:
+    """The groups that a record names which was sealed or verified here; none if it is no record."""
+    if not record.startswith(MAGIC):
+        return []
+    try:
+        _, at, size = _PLACES.unpack_from(record, _BODY_AT)
+        rows = _rows(memoryview(record)[at : at + size])
+        named = dict.fromkeys(row[1] for row in rows if row[0] == "g")
+        return [name for name in named if isinstance(name, str)]
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
+        return []
+
+
 def _rows(text: bytes | memoryview) -> Any:
     if text[:1] != b"[":
         text = _inflated(text)

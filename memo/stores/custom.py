@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from memo.errors import OptionError, TierError
+from memo.errors import EntryError, OptionError, TierError
+from memo.records import seal
 from memo.records.codec import Payload, aligned
-from memo.records.stamp_types import Ref, State
+from memo.records.seal import Entry
+from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
-from memo.stores.protocols import Found, Generations, Source
+from memo.settings.secret_keys import Secret
+from memo.stores.protocols import Found, Source
 from memo.validity import stamps
 from memo.validity.stamps import Turn
 
@@ -87,7 +90,8 @@ class Adapted:
         self.provider = provider
         self.name = type(provider).__name__
         self.where = f"{self.name}@{getattr(provider, 'where', id(provider))}"
-        self.generations: Generations | None = AdaptedGenerations(self)
+        self.generations = AdaptedGenerations(self)
+        self._secrets: tuple[Secret, ...] = ()
 
     async def call(self, port: Port, work: Any) -> Any:
         """Await a coroutine of the user's; whatever it raises is a fault of the tier."""
@@ -96,17 +100,68 @@ class Adapted:
         except Exception as error:
             raise TierError(f"{self.name}: {type(error).__name__}: {error}") from error
 
+    def trust(self, secrets: tuple[Secret, ...]) -> None:
+        """Learn what a record must be sealed with before anything in it is looked at."""
+        self._secrets = secrets
+
     async def lookup(self, port: Port, name: str) -> Found | None:
+        """The record under a name; with `get_many` its generations and payload come along."""
         record = await self.call(port, self.provider.get(name))
         if record is None:
             return None
-        if not isinstance(record, (bytes, bytearray, memoryview)):
-            raise TierError(f"{self.name}.get gave {type(record).__name__} instead of bytes")
-        record = bytes(record)
-        return Found(record)
+        record = self._bytes("get", record)
+        if not hasattr(self.provider, "get_many"):
+            return Found(record)
+        namespace, key = name.partition(":")[0], name.rpartition(":")[2]
+        try:
+            entry = seal.unpack(record, self._secrets, namespace, key)
+        except EntryError:  # the chain meets it again, and says so
+            return Found(record)
+        found: Found = await self.call(port, self._with_all(record, entry))
+        return found
+
+    async def _with_all(self, record: bytes, entry: Entry) -> Found:
+        generations = self.generations
+        keys = generations.keys(entry.refs)
+        payload = []
+        if entry.buffers:
+            payload = [_payload_key(seal.payload_digest(entry.buffers))]
+        values = await self.read([*keys, *payload])
+        states = tuple(generations.states_in(entry.refs, values))
+        data = values[payload[0]] if payload else None
+        whole = data is not None and len(data) == seal.payload_size(entry.buffers)
+        return Found(record, Bytes(data) if data is not None and whole else None, states)
+
+    async def read(self, keys: Sequence[str]) -> dict[str, bytes | None]:
+        """What lies under some keys, in one call where the provider has `get_many`."""
+        keys = list(dict.fromkeys(keys))
+        get_many = getattr(self.provider, "get_many", None)
+        if get_many is None:
+            values = [await self.provider.get(key) for key in keys]
+        else:
+            values = list(await get_many(keys))
+            if len(values) != len(keys):
+                raise TierError(f"its get_many gave {len(values)} values for {len(keys)} keys")
+        verb = "get" if get_many is None else "get_many"
+        pairs = zip(keys, values, strict=True)
+        return {key: None if v is None else self._bytes(verb, v) for key, v in pairs}
+
+    async def write(self, items: Mapping[str, bytes], ttl: float | None) -> None:
+        """Store some values, in one call where the provider has `set_many`."""
+        set_many = getattr(self.provider, "set_many", None)
+        if set_many is not None and len(items) > 1:
+            await set_many(dict(items), ttl)
+            return
+        for key, value in items.items():
+            await self.provider.set(key, value, ttl)
+
+    def _bytes(self, verb: str, value: Any) -> bytes:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            raise TierError(f"{self.name}.{verb} gave {type(value).__name__} instead of bytes")
+        return bytes(value)
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
-        data = await self.call(port, self.provider.get(f"memo:p:{digest.hex()}"))
+        data = await self.call(port, self.provider.get(_payload_key(digest)))
         return None if data is None or len(data) != size else Bytes(bytes(data))
 
     async def store(
@@ -117,11 +172,8 @@ class Adapted:
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        if payload is not None:
-            data = aligned(payload)
-            key = f"memo:p:{payload.digest.hex()}"
-            await self.call(port, self.provider.set(key, data, lifetime))
-        await self.call(port, self.provider.set(name, record, lifetime))
+        items = {} if payload is None else {_payload_key(payload.digest): aligned(payload)}
+        await self.call(port, self.write({**items, name: record}, lifetime))
 
     async def drop(self, port: Port, name: str) -> bool:
         await self.call(port, self.provider.delete(name))
@@ -171,51 +223,70 @@ class AdaptedGenerations:
         await self._tier.call(port, self._turn(turns, note))
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        fields: dict[str, str] = await self._tier.call(port, self._fields(ref))
+        values = await self._tier.call(port, self._tier.read(self.keys([ref])))
+        fields = self._fields(ref, values)
+        fields.pop(stamps.SHAPES, None)
         return [(name, value[stamps.TOKEN :]) for name, value in fields.items()]
 
-    async def _get(self, group: str, field: str) -> str:
-        value = await self._tier.provider.get(f"memo:g:{group}:{field}")
-        return "" if value is None else bytes(value).decode()
+    def keys(self, refs: Sequence[Ref]) -> list[str]:
+        """The keys that must be read to tell what some refs read."""
+        return [_key(ref.group, name) for ref in refs for name in _names(ref)]
 
-    async def _set(self, group: str, field: str, value: str) -> None:
-        await self._tier.provider.set(f"memo:g:{group}:{field}", value.encode(), None)
+    def states_in(self, refs: Sequence[Ref], values: Mapping[str, bytes | None]) -> list[State]:
+        """What some refs read, in the values of `keys`."""
+        return [stamps.read(ref, self._fields(ref, values)) for ref in refs]
 
-    async def _fields(self, ref: Ref) -> dict[str, str]:
+    def _fields(self, ref: Ref, values: Mapping[str, bytes | None]) -> dict[str, str]:
         """The fields that a ref can read, with `?` made up from those that exist."""
         fields = {}
         for name in (stamps.ALL, stamps.LAST):
-            if value := await self._get(ref.group, name):
-                fields[name] = value
+            if value := values[_key(ref.group, name)]:
+                fields[name] = value.decode()
         shapes = []
         for pairs in _readable(ref):
-            if value := await self._get(ref.group, stamps.field(pairs)):
-                fields[stamps.field(pairs)] = value
+            if value := values[_key(ref.group, stamps.field(pairs))]:
+                fields[stamps.field(pairs)] = value.decode()
                 shapes.append(stamps.shape(pairs))
         if shapes:
             fields[stamps.SHAPES] = "|".join(shapes)
         return fields
 
     async def _states(self, refs: Sequence[Ref]) -> list[State]:
-        return [stamps.read(ref, await self._fields(ref)) for ref in refs]
+        return self.states_in(refs, await self._tier.read(self.keys(refs)))
 
     async def _begin(self, refs: Sequence[Ref]) -> list[State]:
-        for ref in refs:
-            if not await self._get(ref.group, stamps.ALL):
-                await self._set(ref.group, stamps.ALL, stamps.token())
+        states = await self._states(refs)
+        missing = {ref.group for ref, state in zip(refs, states, strict=True) if state == LOST}
+        if not missing:
+            return states
+        tokens = {_key(group, stamps.ALL): stamps.token().encode() for group in sorted(missing)}
+        await self._tier.write(tokens, None)
         return await self._states(refs)
 
     async def _turn(self, turns: Sequence[Turn], note: str) -> None:
+        values = {}
         for turn in turns:
             token = stamps.token_for(turn)
-            if stamps.is_soft(turn.arguments):  # always of the whole group: one field to read
-                await self._set(turn.group, stamps.field(_EXPIRED), token + note)
-                await self._set(turn.group, stamps.LAST, token)
-                continue
             field = stamps.field(turn.arguments)
-            narrow = turn.whole or len(turn.arguments) == 1
-            await self._set(turn.group, field if narrow else stamps.ALL, token + note)
-            await self._set(turn.group, stamps.LAST, token)
+            if stamps.is_soft(turn.arguments):  # always of the whole group: one field to read
+                field = stamps.field(_EXPIRED)
+            elif not (turn.whole or len(turn.arguments) == 1):
+                field = stamps.ALL
+            values[_key(turn.group, field)] = (token + note).encode()
+            values[_key(turn.group, stamps.LAST)] = token.encode()
+        await self._tier.write(values, None)
+
+
+def _key(group: str, field: str) -> str:
+    return f"memo:g:{group}:{field}"
+
+
+def _payload_key(digest: bytes) -> str:
+    return f"memo:p:{digest.hex()}"
+
+
+def _names(ref: Ref) -> list[str]:
+    return [stamps.ALL, stamps.LAST, *map(stamps.field, _readable(ref))]
 
 
 _EXPIRED = ((stamps.SOFT, ""),)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ports import RUNNERS
-from providers import InADict
+from providers import InADict, InADictAtOnce
 
 from memo.records.codec import payload
 from memo.stores.custom import Adapted
@@ -21,7 +21,7 @@ from memo.stores.redis.redis_tier import Redis
 NAME = "memo:{module:load}:0123:abcdef"
 
 
-@pytest.fixture(params=["memory", "disk", "redis", "adapted"])
+@pytest.fixture(params=["memory", "disk", "redis", "adapted", "adapted at once"])
 def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     if request.param == "memory":
         yield Memory(1 << 24)
@@ -36,7 +36,7 @@ def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield redis
         redis.close()
     else:
-        yield Adapted(InADict())
+        yield Adapted(InADict() if request.param == "adapted" else InADictAtOnce())
 
 
 @pytest.fixture(params=RUNNERS)

@@ -288,9 +288,10 @@ def test_a_redis_that_goes_back_is_noticed(
     memo.testing.reset()  # the process that has invalidated is gone
     while int(time.time()) == saved:  # registrations have whole seconds
         time.sleep(0.05)
-    hosts["one"](lambda: load(2))
-    forgetful.kill()
-    forgetful.restart()
-    assert hosts["one"](lambda: load(1)) != first
+    with hosts.on("one"):
+        load(2)
+        forgetful.kill()
+        forgetful.restart()
+        assert load(1) != first
     told = [r.getMessage() for r in caplog.records if "older state" in r.getMessage()]
     assert len(told) == 1

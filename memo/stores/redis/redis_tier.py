@@ -25,9 +25,7 @@ the seal.
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -35,9 +33,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memo.errors import TierError
+from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Held, Leaving, Sink
-from memo.records.seal import ALIGN, MAGIC
+from memo.records.seal import ALIGN
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.protocols import REDIS, Asked, Census, Found, Part, Source
@@ -78,7 +77,6 @@ _GONE = -2
 _TRIES = 4
 """How often a payload is sent that comes or goes in Redis meanwhile."""
 _GLOB = re.compile(r"([*?\[\]\\^])")
-_PLACES = struct.Struct(">II")
 
 
 class Redis:
@@ -300,7 +298,7 @@ class Redis:
         """Let the groups that a record names live as long as the entry."""
         now = time.monotonic()
         calls = []
-        for group in _groups_of(record):
+        for group in seal.groups(record):
             shortens = group in self._made and group.startswith("t:")
             if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
                 continue
@@ -769,19 +767,6 @@ class _Look:
 def _lasts(ref: Ref) -> bool:
     """Whether there are few groups like this one, and long computations may rely on it."""
     return not ref.group.startswith("t:")
-
-
-def _groups_of(record: bytes) -> list[str]:
-    """The groups that a record names; none where it is no record of ours."""
-    try:
-        if not record.startswith(MAGIC):
-            return []
-        at, size = _PLACES.unpack_from(record, 52)
-        rows = json.loads(record[at : at + size])
-        groups = dict.fromkeys(row[1] for row in rows if row[0] == "g")
-        return [group for group in groups if isinstance(group, str)]
-    except (ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
-        return []
 
 
 def _set(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:
