@@ -101,6 +101,7 @@ class Options(TypedDict, total=False):
     soft_timeout: Span
     cache_errors: Mapping[type[Exception], Span | None] | None
     each: str | None
+    cutoff: bool
     name: str | None
     cache_if: Callable[[Any], bool] | None
     compress: bool | int | str | None
@@ -848,6 +849,8 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         assembly.write_down,
         assembly.compress(given["compress"]),
         replay=replay,
+        cutoff=options.flag("cutoff", given["cutoff"]),
+        is_async=options.is_async(function),
     )
 
 
@@ -963,6 +966,7 @@ def _options(
     soft_timeout: Span = 0,
     cache_errors: Mapping[type[Exception], Span | None] | None = None,
     each: str | None = None,
+    cutoff: bool = False,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -1002,6 +1006,8 @@ def _options(
             `{LookupError: "5m"}`.
         each: the name of a parameter that holds a collection: results are cached for each of its
             elements, and one call computes those that are missing.
+        cutoff: when a result is computed again and is equal to the last one, what was built on it
+            stays valid.
         name: the function's identity, instead of `"module:qualname"`.
         cache_if: predicate of the result; False: it is returned, not stored.
         compress: store big results compressed: True (from 64 KiB on), False, or a size such as
@@ -1045,6 +1051,7 @@ def cache(
     soft_timeout: Span = 0,
     cache_errors: Mapping[type[Exception], Span | None] | None = None,
     each: str | None = None,
+    cutoff: bool = False,
     name: str | None = None,
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
@@ -1079,6 +1086,7 @@ def _check(given: Mapping[str, Any]) -> None:
     options.text("key_prefix", given["key_prefix"])
     options.flag("replay", given["replay"])
     options.text("each", given["each"])
+    options.flag("cutoff", given["cutoff"])
     _tags(given["tags"])
     assembly.chain_of(given["provider"])
     assembly.compress(given["compress"])

@@ -58,7 +58,15 @@ class _Elementwise(CachedFunction[P, R]):
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
-        self._each = Each(given["each"], self._function.keyer)
+        each = self._each = Each(given["each"], self._function.keyer)
+        cached = self._function
+
+        def ask(port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            """The answer for one element, which stands in the place of the collection."""
+            args, kwargs = each.put(args, kwargs, [each.taken(args, kwargs)])
+            return elements.answer(port, cached, each, args, kwargs)
+
+        cached.ask = ask
 
     def _made(
         self, port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]

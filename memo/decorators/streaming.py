@@ -44,6 +44,7 @@ _ALONE = {
     "cache_errors": "it may raise after its first items were seen",
     "soft_timeout": "its items come one by one",
     "compress": "its items are stored one by one",
+    "cutoff": "its items are not compared",
 }
 """Options that do not go with generators, and why."""
 

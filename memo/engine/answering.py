@@ -6,6 +6,7 @@
                │ ├──> stale ──> refresh in background ───> load ──> value
                │ └──> miss ──> lead or join a flight
                │                 │ lead: lease ──> stamps ──> compute ──> seal, store ──> value
+               │                 │         └──> ask what it was built on ──> equal ──> value
                └─── again <──────┘ join: wait ──> a copy of what landed
 
 Whatever the function returned reaches its caller: from the moment it has returned, every fault of
@@ -15,38 +16,57 @@ the cache is an event.  Its exceptions are its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from memo.engine import replay
-from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
+from memo.engine.call import (
+    NOTHING,
+    Function,
+    Job,
+    Raised,
+    emit,
+    hindered,
+    told,
+    with_cutoff,
+)
 from memo.engine.computing import (
     close,
     compute,
     encode,
     invoke,
     late_stamps,
+    packed,
     store_result,
     take_stamps,
     watch_tags,
 )
-from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, refuse_reentry
+from memo.engine.coordination.flights import (
+    FLIGHTS,
+    Flight,
+    Landing,
+    current_path,
+    following,
+    refuse_reentry,
+)
 from memo.engine.coordination.leases import Hold, hold, let_go, patience
 from memo.engine.loading import BIG, load, look
-from memo.engine.refreshing import pause_after_failure, refresh_soon
-from memo.engine.used_calls import CURRENT, tell
-from memo.errors import EntryError, TierError
+from memo.engine.refreshing import pause_after_failure, refresh_soon, renew, unpacked
+from memo.engine.used_calls import CURRENT, in_background, tell
+from memo.errors import EntryError, MemoError, TierError
 from memo.keys.call_keys import Call
 from memo.keys.offloading import HeavyError
 from memo.records import codec, seal
 from memo.records.seal import Entry
+from memo.records.stamp_types import Result
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive, run_elsewhere
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.live_values import live
-from memo.stores.chain import Answer, Chain, Expired
+from memo.stores.chain import Answer, Chain, expiry
 from memo.stores.protocols import MEMORY, REDIS, Asked
 from memo.validity import lifetimes
 from memo.validity.lifetimes import FRESH, MISS, STALE, Verdict
@@ -261,7 +281,7 @@ def told_hit(
     if shared and not stale:
         _tell_shared(job, begun, times.cost / SECOND)
         return
-    saved = 0.0 if _in_background() else times.cost / SECOND
+    saved = 0.0 if in_background() else times.cost / SECOND
     events.emit(
         events.Event(
             events.STALE if stale else events.HIT,
@@ -275,19 +295,65 @@ def told_hit(
         )
     )
     if stale and refreshes:
-        refresh_soon(port, job)
+        refresh_soon(port, job, ask_again)
 
 
-def _in_background() -> bool:
-    """Whether no caller waits for the computation around this call."""
-    around = CURRENT.get()
-    return around is not None and not around.over and around.background
+async def ask_again(port: Port, result: Result) -> bool:
+    """Ask a call of a `cutoff` function again; whether it answered, and is still that call."""
+    function, arguments = with_cutoff(result.function), unpacked(result)
+    if function is None or arguments is None:
+        return False
+    args, kwargs = arguments
+    try:
+        call = await keyed(port, function, args, kwargs)
+        if call.text != result.key:  # the code or the state of `self` is another by now
+            return False
+        if function.is_async == port.native:
+            value = await _answer_again(port, function, call, args, kwargs)
+        elif port.native:
+            value = await port.offload(
+                lambda: drive(_answer_again(BLOCKING, function, call, args, kwargs))
+            )
+        else:
+            value = run_elsewhere(_carried(function, call, args, kwargs))
+    except (MemoError, TypeError):  # the computation that asks meets it as well
+        return False
+    return type(value) is not Raised
+
+
+def _carried(
+    function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[Port], Coroutine[Any, Any, Any]]:
+    """`answer` for another thread's loop, as part of the computation that runs here."""
+    reads, path = CURRENT.get(), current_path()
+
+    async def work(port: Port) -> Any:
+        token = CURRENT.set(reads)
+        try:
+            with following(path):
+                return await _answer_again(port, function, call, args, kwargs)
+        finally:
+            CURRENT.reset(token)
+
+    return work
+
+
+def _answer_again(
+    port: Port,
+    function: Function,
+    call: Call,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Coroutine[Any, Any, Any]:
+    if function.ask is not None:
+        return function.ask(port, args, kwargs)
+    return answer(port, function, call, args, kwargs)
 
 
 def _tell_shared(job: Job, begun: float, cost: float) -> None:
     """Tell of an answer that another caller or process has computed since this call began."""
     waited = time.perf_counter() - begun
-    saved = 0.0 if _in_background() else max(0.0, cost - waited)
+    saved = 0.0 if in_background() else max(0.0, cost - waited)
     emit(job, events.COALESCED, seconds=waited, saved=saved)
 
 
@@ -357,7 +423,7 @@ async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: 
     if leads:
         tell(landing.used)
         return Raised(landing.error) if landing.error is not None else landing.value
-    if not landing.true:
+    if not landing.true or landing.renewed:
         return AGAIN
     if landing.error is not None:
         tell(landing.used)
@@ -425,8 +491,13 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
     function = job.function
     held = await hold(port, job.chain, job.name, function.policy, flight, expected=function.took)
     try:
-        if held is not None and await done_by_another(port, job, held, found.entry):
+        renewable = found.verdict.renewable
+        if held is not None and await done_by_another(port, job, held, found):
             return None
+        if renewable:
+            renewed = await renew(port, job, flight, found, ask_again)
+            if renewed is not None:
+                return await close(port, job, flight, renewed)
         landing = await compute(port, job, flight, errors=not found.verdict.fallback)
     finally:
         if held is not None:
@@ -438,11 +509,11 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
     return await close(port, job, flight, landing)
 
 
-async def done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None = None) -> bool:
+async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> bool:
     """Whether somebody stored a fresh result before this process got the lease.
 
     Args:
-        bad: an entry that could not be used: only a later one counts.
+        before: what was found; where its entry could not be used, only a later one counts.
     """
     if held.mine and held.waited >= WAITED_AT_LEAST:
         emit(job, events.WAITED, seconds=held.waited)
@@ -450,6 +521,7 @@ async def done_by_another(port: Port, job: Job, held: Hold, bad: Entry | None = 
         found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != lifetimes.FRESH or found.entry is None:
         return False
+    bad = None if before.verdict.renewable else before.entry
     return bad is None or found.entry.times.started > bad.times.started
 
 
@@ -480,7 +552,7 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
     """A landing with the value of an expired entry; None: it was invalidated, or does not load."""
     assert found.entry is not None
     why = await job.chain.untrue(port, found.entry)
-    if why and not isinstance(why, Expired):
+    if why and expiry(why) is None:
         return None
     try:
         value = await load(port, found)
@@ -538,13 +610,14 @@ async def put(
     own = await take_stamps(port, job)
     if own is None:
         return
+    arguments = packed(job)
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     late = await late_stamps(port, job, value, await watch_tags(port, job))
     if late is None:
         return
     own += late
     result = replay.Performed(value, ()) if function.replay else value
-    await store_result(port, job, result, own, started, 0.0)
+    await store_result(port, job, result, own, started, 0.0, arguments)
 
 
 async def refresh(

@@ -7,7 +7,7 @@ import functools
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 from memo.errors import MemoError, lacks_resources
@@ -43,19 +43,26 @@ class Function:
         compress: gives the bytes from which results are compressed, or None.
         depends: gives the file and call stamps of one call, where it has any.
         replay: what it prints and displays is kept with its results, and shown again.
+        ask: answers one of its calls in a way of its own (`each`); None: as any other function.
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
         took: seconds of its latest computation here; None: there was none.
         warned: it was said that its results are not stored.
+        cutoff: what was built on its results stays valid while they come back equal.
+        is_async: whether `run` gives an awaitable.
         looks: what computed calls looked like, with their keys; None: it was warned about them.
     """
 
     __slots__ = (
+        "__weakref__",
+        "ask",
         "backoff",
         "chain",
         "compress",
+        "cutoff",
         "depends",
         "id",
         "identity",
+        "is_async",
         "keyer",
         "live_ttl",
         "looks",
@@ -82,6 +89,8 @@ class Function:
         compress: Callable[[], int | None] = lambda: None,
         *,
         replay: bool = False,
+        cutoff: bool = False,
+        is_async: bool = False,
     ) -> None:
         self.id = function_id
         self.run = run
@@ -95,6 +104,11 @@ class Function:
         self.noted: tuple[weakref.ref[Chain], str] | None = None
         self.compress = compress
         self.replay = replay
+        self.cutoff = cutoff
+        self.ask: Callable[..., Coroutine[Any, Any, Any]] | None = None
+        self.is_async = is_async
+        if cutoff:
+            _CUTOFFS[function_id] = self
         self.backoff: dict[str, tuple[float, float]] = {}
         self.took: float | None = None
         self.warned = False
@@ -166,6 +180,14 @@ class Function:
         made = copy.copy(self)
         made.policy = policy
         return made
+
+
+_CUTOFFS: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictionary()
+
+
+def with_cutoff(function_id: str) -> Function | None:
+    """The function of an identity that has `cutoff=True`, if this process has it: the latest."""
+    return _CUTOFFS.get(function_id)
 
 
 class Job(NamedTuple):

@@ -6,6 +6,7 @@ import inspect
 import time
 import warnings
 import weakref
+from binascii import b2a_base64
 from typing import Any
 
 from memo.engine import never_hits, replay, same_types, used_calls
@@ -15,17 +16,19 @@ from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
 from memo.engine.used_calls import CURRENT, Reads, bounded
 from memo.errors import DependencyError, TierError, label, users
+from memo.keys.encoding import canonical
 from memo.keys.summaries import with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
-from memo.records.stamp_types import LOST, Generation, Ref, Stamp, Times
+from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import Policy
-from memo.validity import lifetimes, stamps
+from memo.stores.chain import Answer
+from memo.validity import lifetimes, results, stamps
 from memo.validity.stamps import TAGS
 
 KEPT = 86_400 * SECOND
@@ -34,6 +37,8 @@ CHANGED = "arguments changed"
 """Why a result is not stored: the caller changed what it passed before the function was done."""
 STATE_CHANGED = "self changed"
 """Why a result is not stored: an attribute in its key changed while the function ran."""
+ARGUMENTS = 64 * 1024
+"""Bytes of pickled arguments up to which an entry holds them, to ask its call again."""
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 """Types of arguments that nobody can change."""
 
@@ -64,12 +69,10 @@ async def compute(
         return Landing(fault=True)
     never_hits.notice(job)
     used_calls.carry_context()
-    around = CURRENT.get()
-    behind = around is not None and not around.over and around.background
-    gathered = Reads(background=alone or behind)
+    gathered = Reads(background=alone or used_calls.in_background())
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     flight.call, flight.expected = job.call, job.function.took
-    watch = await watch_tags(port, job)
+    arguments, watch = packed(job), await watch_tags(port, job)
     with inside(flight, alone=alone):
         token = CURRENT.set(gathered)
         why = "refresh" if alone else ""
@@ -106,13 +109,49 @@ async def compute(
     job.chain.floors.rise(job.call.text, started)
     true = same and not flight.detached
     true = true and not (alone and await job.chain.turned(port, known))
+    vouched = used if true and keep else None
     try:
-        vouched = used if true and keep else None
-        landing = await store_result(port, job, outcome.value, vouched, started, cost)
+        landing = await store_result(port, job, outcome.value, vouched, started, cost, arguments)
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
         landing = Landing(outcome.value)
-    return landing._replace(used=used, known=known + watch, started=started, true=true)
+    if landing.entry is None:
+        landing = landing._replace(used=used)
+    return landing._replace(known=known + watch, started=started, true=true)
+
+
+def packed(job: Job) -> str:
+    """The arguments of a call, to ask it again (`cutoff`), before the function can change them."""
+    if not job.function.cutoff:
+        return ""
+    try:
+        encoded = codec.encode((job.args, dict(job.kwargs)))
+    except Exception:  # whatever pickling them raises: it cannot be asked again
+        return ""
+    if encoded.payload is not None or len(encoded.stream) > ARGUMENTS:
+        return ""
+    return b2a_base64(encoded.stream, newline=False).decode()
+
+
+async def _with_result(
+    port: Port, job: Job, value: Any, used: tuple[Stamp, ...], arguments: str
+) -> tuple[Stamp, ...]:
+    """Stamps with the one that says what the value is, for a function with `cutoff=True`."""
+    function = job.function
+    if not function.cutoff:
+        return used
+    try:
+        digest = (await port.offload(canonical.digest, value)).hex()
+    except Exception as error:  # no key, or whatever the value's own methods raise
+        function.cutoff = False
+        said = (
+            f"{function.id} has cutoff=True and returned a {type(value).__name__} that has no key "
+            f"({error}); so what is built on it is computed again whenever it is.  Return a value "
+            "with a key, give its type one with memo.register_key, or leave out cutoff."
+        )
+        _say(function, said)
+        return used
+    return (*used, Result(function.id, job.call.text, digest, arguments))
 
 
 def state_stands(job: Job) -> bool:
@@ -163,11 +202,13 @@ async def merged(
     port: Port, job: Job, gathered: Reads, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """The stamps that are known of a computation, and the same where nothing is missing."""
-    known, sound = gathered.merged(own or ())
+    whole, sound = gathered.merged(own or ())
+    absolute = whole.absolute()
     try:
-        known = await bounded(port, job.chain, known)
+        absolute = await bounded(port, job.chain, absolute)
     except TierError:
         sound = False
+    known = results.folded(absolute, whole.readings())
     return known, known if sound and own is not None else None
 
 
@@ -262,11 +303,16 @@ def warn_not_stored(
             f"{label(function.id)} {verb} a {type(replay.bare(value)).__name__} that {fault}, "
             f"so it is computed at each call; {mend}"
         )
-        code = getattr(inspect.unwrap(function.run), "__code__", None)
-        if code is None:
-            warnings.warn(said, stacklevel=2)
-        else:  # it may run far from the line that called: the function is what needs work
-            warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
+        _say(function, said)
+
+
+def _say(function: Function, said: str) -> None:
+    """Warn about a function, at the line where it is defined."""
+    code = getattr(inspect.unwrap(function.run), "__code__", None)
+    if code is None:
+        warnings.warn(said, stacklevel=2)
+    else:  # it may run far from the line that called: the function is what needs work
+        warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
 
 async def store_result(
@@ -276,8 +322,13 @@ async def store_result(
     used: tuple[Stamp, ...] | None,
     started: int,
     cost: float,
+    arguments: str = "",
 ) -> Landing:
-    """Encode, seal and store a result."""
+    """Encode, seal and store a result.
+
+    Args:
+        arguments: those of the call, packed.
+    """
     function = job.function
     if not port.native and same_types.only_once(value):
         warn_not_stored(
@@ -291,6 +342,7 @@ async def store_result(
     wanted = function.policy.cache_if is None or function.policy.cache_if(result)
     if used is None or not wanted:
         return Landing(value, encoded=encoded, used=used)
+    used = await _with_result(port, job, result, used, arguments)
     ttl = lifetimes.ttl_ns(function.policy, result, function.live_ttl())
     header = _header(job, encoded, used, started, cost, ttl)
     header = header._replace(summary=with_result(header.summary, result))
@@ -326,6 +378,23 @@ async def _failed(
     except Exception as fault:
         emit(job, events.ERROR, reason="store", detail=told(fault))
     return landing
+
+
+async def keep_renewed(port: Port, job: Job, found: Answer, known: tuple[Stamp, ...]) -> seal.Entry:
+    """Store an entry anew in every tier, with other stamps; its age stays.
+
+    Raises:
+        TierError: its payload is gone.
+    """
+    old = found.entry
+    assert old is not None
+    header = old.header._replace(stamps=known)
+    payload = None
+    if header.buffers:
+        assert found.source is not None
+        payload = codec.payload_of(found.source.open(seal.payload_size(header.buffers)), header)
+    encoded = Encoded(bytes(old.stream), payload, header.codec, header.flags)
+    return await _keep(port, job, header, encoded)
 
 
 async def _keep(port: Port, job: Job, header: Header, encoded: Encoded) -> seal.Entry:

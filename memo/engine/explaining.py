@@ -42,7 +42,7 @@ from memo.runtime.reasons import (
     UNREADABLE,
 )
 from memo.stores.chain import Answer, Chain
-from memo.validity import dependencies, stamps
+from memo.validity import dependencies, results, stamps
 from memo.validity.lifetimes import MISS, age
 
 CODE_CHANGED = "code changed"
@@ -135,6 +135,8 @@ async def explain(
     diff: Sequence[str] = ()
     if reason in (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED) and own:
         facts = await _untrue(port, chain, own)
+        if found.verdict.renewable:
+            facts += await _doubts(port, chain, own)
     elif reason == EXPIRED and own:
         facts = await _untrue(port, chain, own) or _expired(function, chain, own)
     elif reason in _FAULTS:
@@ -172,8 +174,12 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
         facts.append(
             f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
         )
-    facts += [_source(stamp) for stamp in header.stamps if not isinstance(stamp, Generation)]
+    facts += [_source(stamp) for stamp in header.stamps if isinstance(stamp, _SOURCES)]
     return tuple(facts)
+
+
+_SOURCES = (File, CallStamp)
+"""Stamps of what lies outside the cache."""
 
 
 def _source(stamp: Stamp) -> str:
@@ -236,9 +242,26 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
         if not stamps.holds(stamp.state.text, state.text):
             facts += await _turned(port, chain, stamp, state, header.times.started)
     for other in header.stamps:
-        if not isinstance(other, Generation) and await dependencies.check(port, other):
+        if isinstance(other, _SOURCES) and await dependencies.check(port, other):
             facts.append(f"{_source(other)}, which has changed")
     return facts
+
+
+async def _doubts(port: Port, chain: Chain, header: Header) -> list[str]:
+    """What an entry was built on that the next call asks first."""
+    _, readings = results.unfolded(header.stamps)
+    whys = await chain.doubtful(port, readings)
+    names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
+    many = rendering.counted(len(names), "result")
+    told = _counted_names(names)
+    return [
+        f"the next call asks {many} that it was built on first ({told}); if equal, it stays valid"
+    ]
+
+
+def _counted_names(names: Sequence[str]) -> str:
+    each = {name: names.count(name) for name in dict.fromkeys(names)}
+    return ", ".join(name if count == 1 else f"{count} of {name}" for name, count in each.items())
 
 
 async def _turned(

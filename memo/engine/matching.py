@@ -18,6 +18,7 @@ from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.chain import Chain
 from memo.validity.lifetimes import age
+from memo.validity.results import unfolded
 from memo.validity.stamps import Turn, concerns, holds
 
 BOUND = 0.05
@@ -115,7 +116,7 @@ def own_refs(header: Header) -> Iterator[Ref]:
 
 
 def is_valid(chain: Chain, header: Header) -> bool:
-    """Whether an entry has not expired, and its generations hold as far as this host knows."""
+    """Whether an entry has not expired, and its own generations hold as far as this host knows."""
     old = age(header.times, chain.clock)
     _, _, _, _, ttl, grace, _ = header.times
     if old is None or (ttl >= 0 and old >= ttl + grace):
@@ -123,7 +124,8 @@ def is_valid(chain: Chain, header: Header) -> bool:
     host = chain.host
     if host is None:
         return True
-    own = [stamp for stamp in header.stamps if type(stamp) is Generation]
+    absolute, _ = unfolded(header.stamps)  # what results vouch for is asked before it is gone
+    own = [stamp for stamp in absolute if type(stamp) is Generation]
     try:
         now = host.generations.read([stamp.ref for stamp in own])
     except TierError:

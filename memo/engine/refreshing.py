@@ -1,18 +1,35 @@
-"""Refreshing: a stale value is computed anew in the background, once per key and cluster."""
+"""Refreshing and renewing: what becomes of an old value.
+
+A stale value is computed anew in the background, once per key and cluster.  A value that was built
+on results of `cutoff` functions, which may have changed, is renewed where those come back equal.
+"""
 
 from __future__ import annotations
 
 import time
+from binascii import a2b_base64
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
+from memo.engine import used_calls
 from memo.engine.call import Job, emit
-from memo.engine.computing import CHANGED, close, compute
-from memo.engine.coordination.flights import FLIGHTS, Flight, Landing
+from memo.engine.computing import CHANGED, close, compute, keep_renewed
+from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import hold, let_go
+from memo.engine.loading import load
+from memo.engine.used_calls import CURRENT, Reads
+from memo.errors import EntryError, TierError
+from memo.records import codec
+from memo.records.stamp_types import Result
 from memo.runtime import events
+from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import INVALIDATED
+from memo.stores.chain import Answer, Unproven
 from memo.stores.protocols import MEMORY
-from memo.validity.lifetimes import FRESH
+from memo.validity import results
+from memo.validity.lifetimes import FRESH, STALE
+from memo.validity.results import Reading
 
 BACK_OFF = (1.0, 60.0)
 """Seconds before a failed refresh is tried again: the first, doubled each time, up to the last."""
@@ -20,7 +37,84 @@ SOON = 0.2
 """Seconds before a refresh that another process has begun is asked about again."""
 
 
-def refresh_soon(port: Port, job: Job) -> None:
+Ask: TypeAlias = Callable[[Port, Result], Awaitable[bool]]
+"""Asks a call of a `cutoff` function again; whether it answered."""
+
+
+async def renew(
+    port: Port, job: Job, flight: Flight, found: Answer, ask: Ask, *, alone: bool = False
+) -> Landing | None:
+    """A value that proves right, since the results that it was built on come back equal.
+
+    They are asked in the order in which they were used, up to the first that is another: what was
+    used after that might never have been.
+
+    Args:
+        found: an entry that is `Unproven`.
+        alone: in the background: nobody waits for it.
+
+    Returns:
+        None: it does not prove right.
+    """
+    entry, begun = found.entry, time.perf_counter()
+    assert entry is not None
+    waited_for = not (alone or used_calls.in_background())
+    absolute, readings = results.unfolded(entry.stamps)
+    used_calls.carry_context()
+    try:
+        with inside(flight, alone=alone):
+            doubts = await job.chain.doubtful(port, readings)
+            for at, doubt in enumerate(doubts):
+                if doubt:
+                    again = await _asked(port, readings[at].result, ask)
+                    if again is None:
+                        return None
+                    readings[at] = again
+        own = results.own_result(entry.stamps)
+        known = (*results.folded(absolute, readings), *([] if own is None else [own]))
+        value = await load(port, found)
+        kept = await keep_renewed(port, job, found, known)
+    except (EntryError, TierError) as error:
+        emit(job, events.ERROR, reason="renewing", detail=str(error))
+        return None
+    taken = time.perf_counter() - begun
+    saved = max(0.0, entry.times.cost / SECOND - taken) if waited_for else 0.0
+    why = events.BY_REFRESH if alone else found.verdict.reason
+    emit(job, events.REVALIDATED, reason=why, seconds=taken, size=kept.size, saved=saved)
+    started = entry.times.started
+    return Landing(value, None, kept, used=known, known=known, started=started, renewed=True)
+
+
+async def _asked(port: Port, result: Result, ask: Ask) -> Reading | None:
+    """A result that was asked again, with its present stamps; None: it is not the same."""
+    reads = Reads(background=True)
+    token = CURRENT.set(reads)
+    try:
+        answered = await ask(port, result)
+    finally:
+        CURRENT.reset(token)
+        reads.over = True
+    if not answered or not reads.sound:
+        return None
+    for reading in reads.readings():
+        new = reading.result
+        if (new.function, new.key, new.digest) == (result.function, result.key, result.digest):
+            return reading
+    return None
+
+
+def unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | None:
+    """The arguments of a call that a result is of; None: they were not kept, or do not load."""
+    if not result.arguments:
+        return None
+    try:
+        args, kwargs = codec.decode(memoryview(a2b_base64(result.arguments)), None, ())
+    except (EntryError, ValueError, TypeError):
+        return None
+    return args, kwargs
+
+
+def refresh_soon(port: Port, job: Job, ask: Ask) -> None:
     """Refresh a stale value in the background, unless somebody does or it failed just now."""
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() < until:
@@ -28,7 +122,7 @@ def refresh_soon(port: Port, job: Job) -> None:
     flight, leads = FLIGHTS.join(job.name, job.call.refs, background=True)
     if leads:
         flight.handle = port.spawn(
-            lambda port: _refresh(port, job, flight),
+            lambda port: _refresh(port, job, flight, ask),
             f"memo-refresh-{job.function.id}",
             lambda: FLIGHTS.abandon(flight),
         )
@@ -36,7 +130,7 @@ def refresh_soon(port: Port, job: Job) -> None:
         port.spawn(lambda port: let_go(port, flight), "memo-let-go")
 
 
-async def _refresh(port: Port, job: Job, flight: Flight) -> None:
+async def _refresh(port: Port, job: Job, flight: Flight, ask: Ask) -> None:
     landing: Landing | None = None
     begun = time.perf_counter()
     emit(job, events.REFRESH_STARTED)
@@ -51,7 +145,9 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
         assert held is not None
         try:
             if held.mine and not await _done_elsewhere(port, job):
-                landing = await compute(port, job, flight, alone=True)
+                landing = await _renewed(port, job, flight, ask)
+                if landing is None:
+                    landing = await compute(port, job, flight, alone=True)
                 landing = await close(port, job, flight, landing)
         finally:
             await held.release(port, job.chain.upload(job.name))
@@ -59,6 +155,16 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
     finally:
         FLIGHTS.land(flight, landing)
         emit(job, kind, reason=reason, seconds=time.perf_counter() - begun)
+
+
+async def _renewed(port: Port, job: Job, flight: Flight, ask: Ask) -> Landing | None:
+    """As `renew`, of a stale value that nothing but the results it was built on let expire."""
+    found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
+    if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
+        return None
+    if not isinstance(await job.chain.untrue(port, found.entry), Unproven):
+        return None
+    return await renew(port, job, flight, found, ask, alone=True)
 
 
 async def _done_elsewhere(port: Port, job: Job) -> bool:

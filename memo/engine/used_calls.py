@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from memo.engine import replay
 from memo.engine.coordination.flights import Flight, current_path, following
-from memo.records.stamp_types import Generation, Ref, Stamp, State
+from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
 from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
+from memo.validity.results import Reading, folded, own_result, unfolded
 
 
 class Reads:
@@ -29,7 +30,16 @@ class Reads:
         paused: seconds besides, spent in streams, which have too many pieces to list.
     """
 
-    __slots__ = ("_others", "_states", "background", "over", "paused", "pauses", "sound")
+    __slots__ = (
+        "_others",
+        "_results",
+        "_states",
+        "background",
+        "over",
+        "paused",
+        "pauses",
+        "sound",
+    )
 
     def __init__(self, *, background: bool = False) -> None:
         self.background = background
@@ -37,10 +47,21 @@ class Reads:
         self.paused = 0.0
         self._states: dict[Ref, State] = {}
         self._others: dict[Stamp, None] = {}
+        self._results: dict[tuple[str, str], Reading] = {}
         self.sound = True
         self.over = False
 
-    def add(self, new: Iterable[Stamp]) -> None:
+    def add(self, new: tuple[Stamp, ...]) -> None:
+        """Add the stamps of an entry that was used."""
+        if new and type(new[-1]) is Result:
+            own = own_result(new)
+            if own is not None:
+                self._read(Reading(own, new[:-1]))
+                return
+            absolute, readings = unfolded(new)
+            for reading in readings:
+                self._read(reading)
+            new = tuple(absolute)
         for stamp in new:
             if type(stamp) is Generation:
                 if self._states.setdefault(stamp.ref, stamp.state).text != stamp.state.text:
@@ -50,12 +71,37 @@ class Reads:
 
     @property
     def size(self) -> int:
-        """How many stamps there are."""
-        return len(self._states) + len(self._others)
+        """How many stamps and results there are."""
+        return len(self._states) + len(self._others) + len(self._results)
 
-    def all(self) -> tuple[Stamp, ...]:
+    def _read(self, reading: Reading) -> None:
+        result = reading.result
+        known = self._results.setdefault((result.function, result.key), reading)
+        if known.result.digest != result.digest:
+            self.sound = False
+        self._results[result.function, result.key] = reading
+
+    def absolute(self) -> tuple[Stamp, ...]:
+        """The stamps that no result vouches for."""
         states = self._states.copy()  # in one step: threads may still add
         return (*map(Generation, states.keys(), states.values()), *self._others.copy())
+
+    def readings(self) -> list[Reading]:
+        """The results of `cutoff` functions, in the order in which they were first used.
+
+        Past `RESULTS` of them there are none, and their stamps are absolute.
+        """
+        found = list(self._results.copy().values())
+        return found if len(found) <= RESULTS else []
+
+    def _flattened(self) -> Iterable[Stamp]:
+        found = list(self._results.copy().values())
+        few = len(found) <= RESULTS
+        return () if few else (s for r in found for s in r.stamps if type(s) is not Result)
+
+    def all(self) -> tuple[Stamp, ...]:
+        """All of them, as an entry has them."""
+        return folded(self.absolute(), self.readings())
 
     def own_time(self, begun: float, ended: float) -> float:
         """Seconds between two moments that were not spent in other cached calls."""
@@ -65,12 +111,18 @@ class Reads:
             until = max(until, end)
         return max(0.0, left)
 
-    def merged(self, own: Iterable[Stamp]) -> tuple[tuple[Stamp, ...], bool]:
+    def merged(self, own: Iterable[Stamp]) -> tuple[Reads, bool]:
         """A computation's own stamps with those of what it used; whether nothing is missing."""
         whole = Reads()
-        whole.add(own)
-        whole.add(self.all())
-        return whole.all(), self.sound and whole.sound
+        whole.add(tuple(own))
+        whole.add((*self.absolute(), *self._flattened()))
+        for reading in self.readings():
+            whole._read(reading)
+        return whole, self.sound and whole.sound
+
+
+RESULTS = 1024
+"""Past so many results of `cutoff` functions, an entry is built on their stamps like on others."""
 
 
 async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
@@ -124,7 +176,13 @@ def carry(given: Carried, work: Callable[..., Any], /, *args: Any, **kwargs: Any
 CURRENT: ContextVar[Reads | None] = ContextVar("memo_reads", default=None)
 
 
-def tell(used: Iterable[Stamp] | None) -> None:
+def in_background() -> bool:
+    """Whether no caller waits for the computation around this call, if there is one."""
+    around = CURRENT.get()
+    return around is not None and not around.over and around.background
+
+
+def tell(used: tuple[Stamp, ...] | None) -> None:
     """Tell the computation around this call, if any, what it has just used."""
     reads = CURRENT.get()
     if reads is not None and not reads.over:

@@ -79,7 +79,10 @@ class Graph:
         return {**bundle, "image/svg+xml": self.to_svg()} if self.nodes else bundle
 
 
-GRAVEST = (RUNNING, inventory.OUTDATED, inventory.INVALIDATED, inventory.EXPIRED, inventory.STALE)
+GRAVEST = (
+    *(RUNNING, inventory.OUTDATED, inventory.INVALIDATED, inventory.EXPIRED),
+    *(inventory.IN_DOUBT, inventory.STALE),
+)
 """States of one call that a group of calls shows, before those that most of its calls have."""
 
 

@@ -28,6 +28,7 @@ COLOURS = {
     "stored": "#d9dde3",
     "running": "#d3bdf2",
     "stale": "#f6d98b",
+    "in doubt": "#f6d98b",
     "expired": "#f0c2a0",
     "invalidated": "#f3b0a8",
     "outdated": "#f3b0a8",
@@ -39,6 +40,7 @@ SAID = {
     "stored": "stored, and still valid",
     "running": "being computed now",
     "stale": "still answers, and is refreshed at the next call",
+    "in doubt": "built on results that may have changed: the next call asks for those first",
     "expired": "past its lifetime: the next call computes it",
     "invalidated": "no longer valid: the next call computes it",
     "outdated": "its code or a dependency has changed: the next call computes it",
@@ -63,7 +65,7 @@ class Node:
         function: identity of the function; `label` as people read it.
         arguments: of the call, as short text; of a group `""`.
         state: `hit` or `computed` (by this process), `stored` (by an earlier run), `running`, or
-            why the next call computes: `stale`, `expired`, `invalidated`, `outdated`.
+            why the next call computes: `stale`, `in doubt`, `expired`, `invalidated`, `outdated`.
         seconds: that the computation took; of a group all together.
         size: bytes stored.
         calls: how many calls it stands for.

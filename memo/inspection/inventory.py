@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from memo.metrics import rendering
 from memo.metrics.snapshots import matches
 from memo.records import seal
 from memo.records.seal import Header
-from memo.records.stamp_types import Generation, Ref, Stamp, State
+from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
@@ -32,6 +32,7 @@ from memo.stores.protocols import Listed
 from memo.validity import dependencies, stamps
 from memo.validity import lifetimes as policy_words
 from memo.validity.lifetimes import age, judge, judge_expired
+from memo.validity.results import unfolded
 from memo.validity.stamps import expired_at
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ EXPIRED = "expired"
 INVALIDATED = "invalidated"
 OUTDATED = "outdated"
 """The code of its function, or what it depends on, has changed since."""
+IN_DOUBT = "in doubt"
+"""A result that it was built on may have changed (`cutoff`): the next call asks for that first."""
 UNKNOWN = "unknown"
 """No tier can tell now."""
 
@@ -211,7 +214,9 @@ async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[st
         now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
     except TierError:
         return [UNKNOWN] * len(headers)
-    others = {s: False for h in headers for s in h.stamps if type(s) is not Generation}
+    others: dict[Stamp, bool] = {
+        s: False for h in headers for s in h.stamps if isinstance(s, (File, Call))
+    }
     for stamp in others:
         others[stamp] = bool(await dependencies.check(port, stamp))
     known = {function.function_id: function._function for function in functions()}
@@ -230,25 +235,39 @@ def _state(
     code: str | None,
     chain: Chain,
 ) -> str:
-    own = [stamp for stamp in header.stamps if type(stamp) is Generation]
-    texts = ((stamp.state.text, now[stamp.ref].text) for stamp in own)
-    turned = [pair for pair in texts if not stamps.holds(*pair)]
-    times = [expired_at(*texts) for texts in turned]
-    if None in times:
-        return INVALIDATED
-    if any(changed[stamp] for stamp in header.stamps if type(stamp) is not Generation):
-        return OUTDATED
+    absolute, readings = unfolded(header.stamps)
+    gone, times = _turned(absolute, now, changed)
+    if gone:
+        return gone
+    beneath = [stamp for reading in readings for stamp in reading.stamps]
+    doubt, soft = _turned(beneath, now, changed)
+    times += soft
     if code is not None and header.code != code:
         return OUTDATED
     policy = Policy(ttl=None) if function is None else function.policy
     policy = policy.of_errors if header.flags & seal.RAISED else policy
     verdict = judge(header.times, policy, chain.clock)
     if times:
-        verdict = judge_expired(verdict, policy, min(at for at in times if at is not None))
+        verdict = judge_expired(verdict, policy, min(times))
     kind = verdict.kind
+    if doubt and kind == policy_words.FRESH:
+        return IN_DOUBT
     if function is None:
         return FRESH if kind == policy_words.FRESH else EXPIRED
     return {policy_words.FRESH: FRESH, policy_words.STALE: STALE}.get(kind, EXPIRED)
+
+
+def _turned(
+    own: Iterable[Stamp], now: Mapping[Ref, State], changed: Mapping[Stamp, bool]
+) -> tuple[str, list[int]]:
+    """The state of an entry that stamps put an end to, or `""`; and when they let it expire."""
+    texts = [(s.state.text, now[s.ref].text) for s in own if type(s) is Generation]
+    times = [expired_at(*pair) for pair in texts if not stamps.holds(*pair)]
+    if None in times:
+        return INVALIDATED, []
+    if any(changed.get(stamp) for stamp in own):
+        return OUTDATED, []
+    return "", [at for at in times if at is not None]
 
 
 async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[tuple[str, ...]]:
@@ -277,7 +296,8 @@ class Stored(NamedTuple):
         function: its name as tables show it.
         arguments: name -> short text.
         state: `"fresh"`, `"stale"`, `"expired"`, `"invalidated"`, `"outdated"` (its code or what it
-            depends on has changed) or `"unknown"`.
+            depends on has changed), `"in doubt"` (a result that it was built on may have changed,
+            and is asked first) or `"unknown"`.
         age: since it was computed; None: no clock can tell.
         ttl: None: no expiry.
         size: of its record and payload.

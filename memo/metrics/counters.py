@@ -54,6 +54,7 @@ class Tally:
         "points",
         "read",
         "refresh_failed",
+        "revalidated",
         "running",
         "saved",
         "second",
@@ -82,7 +83,7 @@ class Tally:
         self.running = running
         self.done = self.refresh_failed = self.coalesced = self.computed = self.stored = 0
         self.bytes_stored = self.read = self.waits = self.lock_timeouts = self.leases_lost = 0
-        self.invalidations = 0
+        self.invalidations = self.revalidated = 0
         self.compute_seconds = self.hit_seconds = self.saved = self.wait_seconds = 0.0
         self.width = SECOND
         self.points: dict[int, list[int]] = {}
@@ -175,6 +176,18 @@ def _failed(tally: Tally, event: Event) -> None:
 def _coalesced(tally: Tally, event: Event) -> None:
     """Who looked in vain and then shared another's computation did not miss after all."""
     tally.coalesced += 1
+    _answered_after_all(tally, event)
+
+
+def _revalidated(tally: Tally, event: Event) -> None:
+    """A value in doubt that proved right was no miss either."""
+    if event.reason == events.BY_REFRESH:  # no caller waited for it
+        return
+    tally.revalidated += 1
+    _answered_after_all(tally, event)
+
+
+def _answered_after_all(tally: Tally, event: Event) -> None:
     tally.seen.setdefault(event.key, events.COMPUTED)
     tally.saved += event.saved
     miss = _settled(tally, event.key)
@@ -240,6 +253,7 @@ COUNT: dict[str, Callable[[Tally, Event], None]] = {
     events.COMPUTE_ENDED: _compute_ended,
     events.FAILED: _failed,
     events.COALESCED: _coalesced,
+    events.REVALIDATED: _revalidated,
     events.STORED: _stored,
     events.REFRESH_STARTED: _refresh_started,
     events.REFRESH_DONE: _refresh_done,

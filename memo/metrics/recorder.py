@@ -248,7 +248,8 @@ class Counters:
         with self._lock:
             self._drain()
             tally = self._tallies.get(function, _NOTHING)
-            hits = sum(tally.hits.values()) + sum(tally.stale.values()) + tally.coalesced
+            hits = sum(tally.hits.values()) + sum(tally.stale.values())
+            hits += tally.coalesced + tally.revalidated
             size = len(tally.keys) if currsize is None else currsize
             return CacheInfo(hits, sum(tally.misses.values()), None, size)
 
@@ -320,7 +321,7 @@ class Span:
             self.refreshes.setdefault(event.key, "")
         elif event.kind == events.MISS and len(self.misses) < MISSES:
             self.misses.append(event)
-        elif event.kind == events.COALESCED:
+        elif event.kind in (events.COALESCED, events.REVALIDATED):
             self._take_back(event.key)
 
     def _take_back(self, key: str) -> None:

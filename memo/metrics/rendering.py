@@ -367,6 +367,10 @@ def _coalesced(stats: FunctionStats) -> Cell:
     return Cell(number(stats.coalesced), stats.coalesced)
 
 
+def _revalidated(stats: FunctionStats) -> Cell:
+    return Cell(number(stats.revalidated), stats.revalidated)
+
+
 def _errors(stats: FunctionStats) -> Cell:
     return Cell(number(stats.errors), stats.errors, listed(stats.errors_by_reason))
 
@@ -415,6 +419,7 @@ _COLUMNS = (
     _Column("median hit", _median, True),
     _Column("refreshed", _refreshes),
     _Column("shared", _coalesced),
+    _Column("revalidated", _revalidated),
     _Column("waited", _waited),
     _Column("raised", _raised),
     _Column("cache errors", _errors),
@@ -425,7 +430,7 @@ _COLUMNS = (
 
 _SPARE = (
     *("read", "stored", "median hit", "waited", "refreshed", "answered"),
-    *("raised", "cache errors", "computing", "shared", "stale", "saved"),
+    *("raised", "cache errors", "computing", "shared", "revalidated", "stale", "saved"),
 )
 """Columns that go first where there is no room."""
 
@@ -451,6 +456,8 @@ def headline(stats: Stats) -> str:
         parts.insert(1, f"{number(total.stale)} stale")
     if total.coalesced:
         parts.append(f"{number(total.coalesced)} shared")
+    if total.revalidated:
+        parts.append(f"{number(total.revalidated)} revalidated")
     if total.calls:
         parts.append(f"{percent(total.hit_rate)} answered")
     if total.refreshes_running:
@@ -750,6 +757,7 @@ def report(span: Span) -> str:
     if total.misses:
         parts.append(f"{counted(total.misses, 'miss', 'misses')}{_reasons(span, total)}")
     parts += [f"{number(total.coalesced)} shared"] if total.coalesced else []
+    parts += [f"{number(total.revalidated)} revalidated"] if total.revalidated else []
     parts += [f"{number(total.failed)} raised"] if total.failed else []
     if total.errors:
         kinds = ", ".join(total.errors_by_reason)

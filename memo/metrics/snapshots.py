@@ -78,6 +78,7 @@ class FunctionStats:
         waits, wait_seconds: waits for another process' computation.
         lock_timeouts, leases_lost: waits given up, leases lost while computing.
         invalidations: invalidations of the function by this process.
+        revalidated: callers that got a stored value which was in doubt and proved right (`cutoff`).
         width: seconds that each point of the timeline covers.
         timeline: hits, stale hits and misses over time.
     """
@@ -104,6 +105,7 @@ class FunctionStats:
     lock_timeouts: int = 0
     leases_lost: int = 0
     invalidations: int = 0
+    revalidated: int = 0
     width: float = 1.0
     timeline: tuple[Point, ...] = ()
 
@@ -134,8 +136,8 @@ class FunctionStats:
 
     @property
     def answers(self) -> int:
-        """Calls that needed no computation of their own: hits, stale hits, shared computations."""
-        return self.hits + self.stale + self.coalesced
+        """Calls that needed no computation of their own: hits, stale, shared, revalidated."""
+        return self.hits + self.stale + self.coalesced + self.revalidated
 
     @property
     def calls(self) -> int:
@@ -173,7 +175,7 @@ def frozen(tally: Tally, explained: bool = True) -> FunctionStats:
         tally.computed, tally.compute_seconds, dict(tally.failed), dict(tally.errors),
         tally.stored, tally.bytes_stored, tally.read, tally.hit_seconds, dict(tally.times),
         tally.saved, tally.waits, tally.wait_seconds, tally.lock_timeouts, tally.leases_lost,
-        tally.invalidations, tally.width / SECOND,
+        tally.invalidations, tally.revalidated, tally.width / SECOND,
         tuple(Point(at / SECOND, *tally.points[at]) for at in sorted(tally.points)),
     )  # fmt: skip
 

@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 from memo.errors import EntryError
 from memo.records.buffers import SMALL, reduced
-from memo.records.seal import ALIGN, COMPRESSED, RAISED, Buffer, payload_digest, payload_size
+from memo.records.seal import (
+    ALIGN,
+    COMPRESSED,
+    RAISED,
+    Buffer,
+    Header,
+    payload_digest,
+    payload_size,
+)
 from memo.runtime.reasons import UNREADABLE
 
 OUT_OF_BAND = 64 * 1024
@@ -354,6 +362,16 @@ def slices(payload: memoryview | None, table: Sequence[Buffer]) -> list[memoryvi
         views.append(payload[at : at + buffer.size])
         at += -(-buffer.size // ALIGN) * ALIGN
     return views
+
+
+def payload_of(view: memoryview, header: Header) -> Payload:
+    """A stored payload in one piece, as the one that was stored."""
+    views: list[memoryview] = []
+    at = 0
+    for buffer in header.buffers:
+        views.append(view[at : at + buffer.size])
+        at += -(-buffer.size // ALIGN) * ALIGN
+    return Payload(payload_digest(header.buffers), header.buffers, tuple(views))
 
 
 def aligned(payload: Payload) -> bytes:

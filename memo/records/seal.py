@@ -31,7 +31,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from memo.errors import EntryError
-from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State, Times
+from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp, State, Times
 from memo.runtime.checksums import blake2b, compare_digest
 from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
 from memo.settings.secret_keys import Secret
@@ -135,11 +135,12 @@ class Entry:
         times: see `memo.records.stamp_types.Times`.
         claims: its generations, as `HostGenerations.hold` compares them, where it is plain.
         plain: whether those, read from here, are all that can make it untrue and all that it has:
-            no other stamps, no payload, no flags.
+            no other stamps than results that rest on them, no payload, no flags.
+        results: whether there are results among its stamps, which `claims` does not have.
         size: bytes of the record and its payload.
     """
 
-    __slots__ = ("_header", "claims", "plain", "record", "size", "stream", "times")
+    __slots__ = ("_header", "claims", "plain", "record", "results", "size", "stream", "times")
 
     def __init__(
         self,
@@ -150,8 +151,10 @@ class Entry:
         plain: bool,
         size: int,
         header: Header | None = None,
+        results: bool = False,
     ) -> None:
         self.record = record
+        self.results = results
         self.stream = stream
         self.times = times
         self.claims = claims
@@ -169,7 +172,8 @@ class Entry:
     @property
     def stamps(self) -> tuple[Stamp, ...]:
         """What makes it untrue."""
-        return self.generations if self.plain else self.header.stamps
+        simple = self.plain and not self.results
+        return self.generations if simple else self.header.stamps
 
     @property
     def generations(self) -> tuple[Generation, ...]:
@@ -197,7 +201,8 @@ class Entry:
         """The entry without what can be read from its record again, to be kept in memory."""
         if not self.plain or self._header is None:
             return self
-        return Entry(self.record, self.stream, self.times, self.claims, True, self.size)
+        parts = (self.record, self.stream, self.times, self.claims, True, self.size)
+        return Entry(*parts, results=self.results)
 
     def __sizeof__(self) -> int:
         """Bytes that it takes besides its record."""
@@ -254,8 +259,9 @@ def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     plain = not (header.buffers or header.flags)
     told = header.stamps if plain else ()
     claims = [("g", *stamp.ref, *stamp.state) for stamp in told if type(stamp) is Generation]
-    plain = plain and len(claims) == len(header.stamps)
-    return Entry(record, stream, header.times, claims, plain, size, header)
+    results = sum(type(stamp) is Result for stamp in header.stamps)
+    plain = plain and len(claims) + results == len(header.stamps)
+    return Entry(record, stream, header.times, claims, plain, size, header, results > 0)
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
@@ -342,14 +348,16 @@ def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     ):
         return None
     try:
-        claims = _rows(record[stamps_at:end])
+        rows = _rows(record[stamps_at:end])
+        claims = [row for row in rows if row[0] != "r"]
         for kind, _, _, _, _ in claims:
             if kind != "g":
                 return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, IndexError):
         return None
     times = _new(Times, (started, finished, boot_id, boot, ttl, grace, cost))
-    return Entry(record, view[end:], times, claims, True, len(record))
+    results = len(claims) < len(rows)
+    return Entry(record, view[end:], times, claims, True, len(record), results=results)
 
 
 class Glances:
@@ -475,7 +483,7 @@ def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
 
 
 def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
-    """Stamps as JSON: a list of `["g", group, arguments, text, last]`, `["f", ...]`, `["c", ...]`.
+    """Stamps as JSON: a list of `["g", group, arguments, text, last]`, `["f", ...]` and so on.
 
     `arguments` is a list of [name, digest], or null for anything in the group.
     """
@@ -485,6 +493,8 @@ def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
             rows.append(["g", stamp.ref.group, stamp.ref.arguments, *stamp.state])
         elif isinstance(stamp, File):
             rows.append(["f", *stamp])
+        elif isinstance(stamp, Result):
+            rows.append(["r", *stamp])
         else:
             rows.append(["c", *stamp])
     text = _json(rows).encode()
@@ -547,4 +557,7 @@ def _stamp(row: list[Any]) -> Stamp:
         return File(*row[1:])
     if kind == "c":
         return Call(*row[1:])
+    if kind == "r":
+        _, function, key, digest, arguments, beneath = row
+        return Result(function, key, digest, arguments, tuple(beneath))
     raise ValueError(f"unknown stamp {kind!r}")

@@ -94,4 +94,24 @@ class Call(NamedTuple):
     digest: str
 
 
-Stamp = Generation | File | Call
+class Result(NamedTuple):
+    """A stamp: the value of a call of a function with `cutoff=True`.
+
+    Attributes:
+        function: identity of the function.
+        key: of the call.
+        digest: of the value, by the encoding that keys use.
+        arguments: those of the call, pickled, as base 64; `""`: they cannot be stored, so the call
+            cannot be asked again.
+        beneath: places of the stamps that vouch for the value; none: the entry that has this stamp
+            is the one of the call itself.
+    """
+
+    function: str
+    key: str
+    digest: str
+    arguments: str = ""
+    beneath: tuple[int, ...] = ()
+
+
+Stamp = Generation | File | Call | Result

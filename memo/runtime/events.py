@@ -31,6 +31,12 @@ FAILED = "failed"
 COALESCED = "coalesced"
 """A caller took the result of a computation that another caller or process had begun; `seconds`
 is how long it waited, `saved` what it would have waited longer for its own."""
+REVALIDATED = "revalidated"
+"""A stored value proved right, since what it was built on came back equal (`cutoff`); `reason` is
+what put it in doubt, or `BY_REFRESH`, `seconds` how long the proof took, `saved` by how much a
+computation would have taken longer."""
+BY_REFRESH = "refresh"
+"""The reason of what happened in a background refresh."""
 STORED = "stored"
 """A result was written; `size` in bytes, `tier` names the tiers, `detail` one that follows."""
 UPLOAD_STARTED = "upload_started"

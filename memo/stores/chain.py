@@ -23,7 +23,7 @@ from memo.errors import EntryError, OptionError, TierError, TierUnavailable, pub
 from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.seal import Entry, Header
-from memo.records.stamp_types import LOST, Generation, Stamp, State, Times
+from memo.records.stamp_types import LOST, Generation, Result, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.port import Port
@@ -55,6 +55,7 @@ from memo.stores.transfers import Transfers
 from memo.stores.uploads import Upload, Work
 from memo.validity import dependencies
 from memo.validity.lifetimes import MISS, Verdict, age
+from memo.validity.results import Reading, unproven
 from memo.validity.stamps import expired_at, holds
 
 BIG = 1 << 20
@@ -76,7 +77,8 @@ class Answer(NamedTuple):
 
     Attributes:
         verdict: what may be done with the entry.
-        entry: the entry that the verdict is about; for a miss only with `verdict.fallback`.
+        entry: the entry that the verdict is about; for a miss only with `verdict.fallback` or
+            `verdict.renewable`.
         tier: the name of the tier that answered.
         source: where the entry's payload lies, when it has one.
     """
@@ -275,7 +277,7 @@ class Chain:
                 if place and behind is None:
                     await self._heal(port, place, name, answer)
                 return answer
-            if answer.verdict.reason != ABSENT and not miss.verdict.fallback:
+            if answer.verdict.reason != ABSENT and miss.entry is None:
                 miss = answer
             if self.read_strategy == "on_error" and tier.name != MEMORY:
                 break
@@ -312,14 +314,12 @@ class Chain:
         else:
             states = self._read_along(found, tier, entry)
         reason = await self.untrue(port, entry, states)
-        expired = reason if isinstance(reason, Expired) else None
-        if reason and expired is None:
+        if reason and not isinstance(reason, (Expired, Unproven)):
             return Answer(Verdict(MISS, reason))
         if self.floors.older(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
-        raised = bool(entry.header.flags & seal.RAISED)
-        verdict = judge(entry.times, None if expired is None else expired.at, raised)
-        if verdict.kind == MISS and not verdict.fallback:
+        verdict = _judged(judge, entry, reason)
+        if verdict.kind == MISS and not (verdict.fallback or verdict.renewable):
             return Answer(verdict)
         source = found.source
         if source is None and entry.buffers:
@@ -565,6 +565,9 @@ class Chain:
             except TierError:
                 return UNREACHABLE
         changed = _changed(generations, states)
+        if stamps and type(stamps[-1]) is Result:
+            reasons = await self._reasons(port, stamps, states)
+            return _weighed(stamps, reasons) if any(reasons) else ""
         if changed and not isinstance(changed, Expired):
             return changed
         if len(generations) != len(stamps):
@@ -574,6 +577,37 @@ class Chain:
                 ):
                     return reason
         return changed
+
+    async def _reasons(
+        self, port: Port, stamps: Sequence[Stamp], states: Sequence[State]
+    ) -> list[str]:
+        """Why each of some stamps does not hold; of a result `""`."""
+        now = iter(states)
+        reasons: list[str] = []
+        for stamp in stamps:
+            if type(stamp) is Generation:
+                reasons.append(_changed([stamp], [next(now)]))
+            elif type(stamp) is Result:
+                reasons.append("")
+            else:
+                reasons.append(await dependencies.check(port, stamp))
+        return reasons
+
+    async def doubtful(self, port: Port, readings: Sequence[Reading]) -> list[str]:
+        """Why each of some results may not be what it was; "" where its stamps hold.
+
+        Raises:
+            TierError: no tier can tell.
+        """
+        known = [stamp for reading in readings for stamp in reading.stamps]
+        refs = [stamp.ref for stamp in known if type(stamp) is Generation]
+        reasons = iter(await self._reasons(port, known, await self.authorities.states(port, refs)))
+        found: list[str] = []
+        for reading in readings:
+            own = [next(reasons) for _ in reading.stamps]
+            absolute, beneath = unproven(reading.stamps, own)
+            found.append(next(iter((*absolute, *beneath)), ""))
+        return found
 
     async def _heal(self, port: Port, place: int, name: str, answer: Answer) -> None:
         """Write an entry that a lower tier had back above it, with its remaining lifetime."""
@@ -753,6 +787,52 @@ class Expired(str):
         reason = cls(EXPIRED)
         reason.at = at
         return reason
+
+
+class Unproven(str):
+    """The reason of an entry that only results it was built on put in doubt: they can be asked.
+
+    Attributes:
+        at: when the last of them was let expire, if nothing else happened to them; else None.
+    """
+
+    __slots__ = ("at",)
+    at: int | None
+
+    @classmethod
+    def since(cls, reason: str, at: int | None) -> Unproven:
+        made = cls(reason)
+        made.at = at
+        return made
+
+
+def expiry(reason: str) -> int | None:
+    """When an entry was let expire, if that is all that can be said against it; else None."""
+    return reason.at if isinstance(reason, (Expired, Unproven)) else None
+
+
+def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
+    """What the reasons of single stamps mean for the entry, as `Chain.untrue` has it."""
+    absolute, beneath = unproven(stamps, reasons)
+    hard = next((why for why in (*absolute, *beneath) if not isinstance(why, Expired)), "")
+    times = [why.at for why in (*absolute, *beneath) if isinstance(why, Expired)]
+    if absolute:
+        return hard or Expired.since(min(times))
+    if beneath:
+        return Unproven.since(hard or EXPIRED, None if hard else min(times))
+    return ""
+
+
+def _judged(judge: Judge, entry: Entry, reason: str) -> Verdict:
+    """The verdict on an entry whose stamps hold, or that is `Expired` or `Unproven`."""
+    raised, expired = bool(entry.flags & seal.RAISED), expiry(reason)
+    verdict = judge(entry.times, expired, raised)
+    if not isinstance(reason, Unproven) or (verdict.kind != MISS and expired is not None):
+        return verdict  # what was let expire may be served while the results are asked
+    by_age = judge(entry.times, None, raised)
+    within = by_age.kind != MISS and by_age.reason != EXPIRED
+    fallback = expired is not None and verdict.fallback
+    return Verdict(MISS, str(reason), fallback=fallback, renewable=within)
 
 
 def _changed(generations: Sequence[Generation], states: Sequence[State]) -> str:

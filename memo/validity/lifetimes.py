@@ -36,11 +36,14 @@ class Verdict(NamedTuple):
         kind: `FRESH`, `STALE` (use it, refresh it) or `MISS`.
         reason: for a miss, why; for stale, `"ahead"` (still within its ttl) or `"expired"`.
         fallback: a miss whose old value may still answer if the computation raises.
+        renewable: a miss whose value may prove right: results that it was built on may have
+            changed, and can be asked (`cutoff`).
     """
 
     kind: str
     reason: str = ""
     fallback: bool = False
+    renewable: bool = False
 
 
 def judge_expired(verdict: Verdict, policy: Policy, at: int) -> Verdict:

@@ -164,6 +164,40 @@ def test_on_two_hosts(
     judged(here, exclusive=options is LOCKED)
 
 
+@pytest.mark.parametrize("coherence", ["strict", "tracking"])
+@pytest.mark.parametrize("options", [FOREVER, AGING, LOCKED], ids=["forever", "aging", "locked"])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_cutoff(
+    judged: Judge,
+    nursery: Nursery,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    hosts: int,
+    options: dict[str, Any],
+    coherence: str,
+) -> None:
+    """What outlives an invalidation of what it was built on has the value of a later run."""
+    tracked = coherence == "tracking"
+    here = stage(
+        nursery,
+        tmp_path,
+        ("memory", "redis", "disk"),
+        options,
+        redis=redis_server,
+        workers=2 * hosts,
+        hosts=hosts,
+        settings={**PATIENT, "coherence": coherence},
+        plan={"cutoff": True, "ask": 0.6},
+    )
+    here.seconds += BOUND * tracked
+    judged(here, exclusive=options is LOCKED, bound=BOUND * tracked)
+
+
+def test_cutoff_on_disk_alone(judged: Judge, nursery: Nursery, tmp_path: Path) -> None:
+    """The same without Redis."""
+    judged(stage(nursery, tmp_path, FRONT, FOREVER, plan={"cutoff": True, "ask": 0.6}))
+
+
 @pytest.mark.parametrize("options", [FOREVER, AGING, LOCKED], ids=["forever", "aging", "locked"])
 def test_tracking_on_two_hosts(
     judged: Judge,
@@ -471,6 +505,26 @@ def test_a_run_counts_its_calls(tmp_path: Path, workers: str, wanted: str, code:
 
 def _call(begin: int, end: int, start: int, *, host: str = "h", process: str = "p") -> Asked:
     return Asked("load/a/b", begin, end, process, host, (("r", "load/a/b", start, start),))
+
+
+def test_the_judge_knows_cutoff() -> None:
+    """An older run behind an answer needs a later one with the same data, before the answer."""
+    gone = Gone("load", "*", "*", 10, 11, "h")
+    runs = (("r", "report/a/b", 2, 2), ("l", "load/a/b", 1, 1))
+    call = Asked("report/a/b", 20, 30, "p", "h", runs)
+
+    def judge(*later: Run) -> int:
+        old = [Run("r", "report/a/b", 2, 2, 3, "p"), Run("l", "load/a/b", 1, 1, 2, "p", "x")]
+        return len(history.stale(History([*old, *later], [call], [gone])))
+
+    assert judge() == 1
+    assert judge(Run("m", "load/a/b", 12, 12, 13, "p", "x")) == 0
+    assert judge(Run("m", "load/a/b", 12, 12, 13, "p", "y")) == 1
+    assert judge(Run("m", "load/a/b", 9, 9, 13, "p", "x")) == 1
+    assert judge(Run("m", "load/a/b", 31, 31, 33, "p", "x")) == 1
+    direct = Asked("load/a/b", 20, 30, "p", "h", (("l", "load/a/b", 1, 1),))
+    past = [Run("l", "load/a/b", 1, 1, 2, "p", "x"), Run("m", "load/a/b", 12, 12, 13, "p", "x")]
+    assert len(history.stale(History(past, [direct], [gone]))) == 1
 
 
 def test_the_judge_sees_a_stale_answer() -> None:

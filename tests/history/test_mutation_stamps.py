@@ -26,6 +26,7 @@ TRIES = 5
 """So often a mutant may be lucky."""
 FAST: dict[str, Any] = {"ttl": None}
 SLOW = {"busy": 0.03, "invalidate": 0.2, "regions": 1}
+CUTOFF = {"busy": 0.01, "invalidate": 0.1, "regions": 1, "cutoff": True, "ask": 0.6}
 FRONT = ["memory", "disk"]
 
 
@@ -60,6 +61,8 @@ def plan(mutant: str, tiers: list[str], **more: Any) -> dict[str, Any]:
         ("stamps_afterwards", FRONT, SLOW),
         ("flights", ["disk"], SLOW),
         ("landing", ["disk"], SLOW),
+        ("digests", ["disk"], CUTOFF),
+        ("digests", FRONT, CUTOFF),
     ],
 )
 def test_a_guard_is_missed(
@@ -116,7 +119,8 @@ def test_without_a_mutant_nothing_is_wrong(nursery: Nursery, tmp_path: Path) -> 
     """What catches the mutants lets the whole memo pass."""
 
     def make(attempt: int) -> Stage:
-        return Stage(nursery, tmp_path / str(attempt), 0.5, plan=plan("", FRONT, **SLOW))
+        made = plan("", FRONT, **SLOW, cutoff=attempt % 2 == 1)
+        return Stage(nursery, tmp_path / str(attempt), 0.5, plan=made)
 
     assert not noticed(make, lambda past: history.stale(past) + history.backwards(past))
 

@@ -89,6 +89,21 @@ def flights() -> None:
     landing()
 
 
+def digests() -> None:
+    """Results of `cutoff` functions that are asked again count as equal, whatever they are."""
+
+    async def asked(port: Any, result: Any, ask: Any) -> Any:
+        reads = refreshing.Reads(background=True)
+        token = refreshing.CURRENT.set(reads)
+        try:
+            await ask(port, result)
+        finally:
+            refreshing.CURRENT.reset(token)
+        return next(iter(reads.readings()), None)
+
+    refreshing._asked = asked
+
+
 def floors() -> None:
     """Nobody remembers how new the answers were that were given."""
     Floors.rise = lambda self, key, started: None  # type: ignore[method-assign]
@@ -106,5 +121,6 @@ APPLY: dict[str, Callable[[], None]] = {
         landing,
         flights,
         floors,
+        digests,
     )
 }

@@ -46,6 +46,7 @@ class Landing(NamedTuple):
         known: the stamps that are known, also where others are missing.
         started: when the computation began, in nanoseconds; 0: it did not.
         fault: the cache itself failed before the function ran: each computes by himself.
+        renewed: an old value that proved right: each looks it up.
     """
 
     value: Any = None
@@ -57,6 +58,7 @@ class Landing(NamedTuple):
     known: tuple[Stamp, ...] = ()
     started: int = 0
     fault: bool = False
+    renewed: bool = False
 
 
 class Flight:

@@ -28,6 +28,7 @@ from memo.engine import never_hits, used_calls
 from memo.engine.answering import (
     AGAIN,
     ask,
+    ask_again,
     at_hand,
     disembark,
     done_by_another,
@@ -44,6 +45,7 @@ from memo.engine.computing import (
     is_same_call,
     late_stamps,
     merged,
+    packed,
     state_stands,
     store_result,
     warn_not_stored,
@@ -52,7 +54,7 @@ from memo.engine.computing import (
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import Hold, hold, let_go, patience
 from memo.engine.loading import look
-from memo.engine.refreshing import refresh_soon
+from memo.engine.refreshing import refresh_soon, renew
 from memo.engine.replay import Wrapped
 from memo.engine.used_calls import CURRENT, Reads, tell
 from memo.errors import DependencyError, OptionError, TierError
@@ -490,7 +492,7 @@ async def _looked_up(
             stale = found.verdict.kind == STALE
             told_hit(port, place.job, found, begun, shared=place.missed, refreshes=False)
             if stale:
-                refresh_soon(port, made.alone(place))
+                refresh_soon(port, made.alone(place), ask_again)
         else:
             value = await while_pausing(port, place.job, found)
         if value is not NOTHING:
@@ -652,7 +654,7 @@ async def _compute_missing(
     wanted: list[Place] = []
     for place in left:
         one = held.get(place.text)
-        if one is not None and await done_by_another(port, place.job, one, place.found.entry):
+        if one is not None and await done_by_another(port, place.job, one, place.found):
             landings.append((place, None))
         elif one is not None or late:
             wanted.append(place)
@@ -715,7 +717,24 @@ async def _free(port: Port, one: Hold, job: Job) -> None:
 async def _compute(
     port: Port, made: Batch, places: list[Place]
 ) -> list[tuple[Place, Landing | None]]:
-    """Run the function once over some elements and store each result; each with its landing."""
+    """Run the function once over some elements and store each result; each with its landing.
+
+    What proves right, since the results that it was built on come back equal, is not computed.
+    """
+    renewed: list[tuple[Place, Landing | None]] = []
+    for place in places:
+        if place.found.verdict.renewable and place.flight is not None:
+            landing = await renew(port, place.job, place.flight, place.found, ask_again)
+            renewed += [] if landing is None else [(place, landing)]
+    done = {place.text for place, _ in renewed}
+    left = [place for place in places if place.text not in done]
+    return [*renewed, *(await _computed(port, made, left) if left else ())]
+
+
+async def _computed(
+    port: Port, made: Batch, places: list[Place]
+) -> list[tuple[Place, Landing | None]]:
+    """As `_compute`, without asking first."""
     try:
         with patience(made.function.policy):
             own = await _stamps(port, places)
@@ -725,6 +744,7 @@ async def _compute(
     same = [port.native is False or await is_same_call(port, place.job) for place in places]
     chain = places[0].job.chain
     started = [chain.floors.start_time(place.text, chain.clock) for place in places]
+    arguments = [packed(place.job) for place in places]
     never_hits.notice(places[0].job)
     watch = await watch_tags(port, places[0].job)
     outcome, cost, gathered = await _run(port, made, whole, places)
@@ -746,7 +766,7 @@ async def _compute(
         else:
             vouched = own[index] if stands and same[index] else None
             begun = started[index]
-            run = _Run(gathered, watch, begun, share, made.keep)
+            run = _Run(gathered, watch, begun, share, made.keep, arguments[index])
             landing = await _stored(port, place, parts[index], vouched, run)
         landings.append((place, landing))
     return landings
@@ -757,8 +777,7 @@ async def _run(
 ) -> tuple[Any, float, Reads]:
     """The outcome of one run, how many seconds it took, and what it read."""
     used_calls.carry_context()
-    around = CURRENT.get()
-    gathered = Reads(background=around is not None and not around.over and around.background)
+    gathered = Reads(background=used_calls.in_background())
     lead = Flight(whole.name, (), background=False)
     lead.call, lead.expected = places[0].job.call, made.function.took
     for place in places:  # so that whoever in there asks for one of them is refused
@@ -803,6 +822,7 @@ class _Run(NamedTuple):
         started: as `Times` has it.
         share: the element's part of the seconds that the run took.
         keep: store the result.
+        arguments: of the call with this element, packed.
     """
 
     gathered: Reads
@@ -810,6 +830,7 @@ class _Run(NamedTuple):
     started: int
     share: float
     keep: bool
+    arguments: str
 
 
 async def _stored(
@@ -820,7 +841,7 @@ async def _stored(
     Args:
         own: its stamps; None: nothing vouches for it, so it is not stored.
     """
-    job, (gathered, watch, started, share, keep) = place.job, run
+    job, (gathered, watch, started, share, keep, arguments) = place.job, run
     if own is not None:
         late = await late_stamps(port, job, part, watch)
         own = None if late is None else own + late
@@ -831,11 +852,13 @@ async def _stored(
     detached = place.flight is not None and place.flight.detached
     vouched = used if keep and not detached else None
     try:
-        landing = await store_result(port, job, part, vouched, started, share)
+        landing = await store_result(port, job, part, vouched, started, share, arguments)
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
         landing = Landing(part)
-    return landing._replace(used=used, known=known + watch, started=started, true=not detached)
+    if landing.entry is None:
+        landing = landing._replace(used=used)
+    return landing._replace(known=known + watch, started=started, true=not detached)
 
 
 async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...] | None]:
@@ -944,4 +967,4 @@ async def put(port: Port, made: Batch, value: Any) -> None:
         late = await late_stamps(port, job, part, await watch_tags(port, job))
         if late is not None:
             started = job.chain.floors.start_time(place.text, job.chain.clock)
-            await store_result(port, job, part, own + late, started, 0.0)
+            await store_result(port, job, part, own + late, started, 0.0, packed(job))

@@ -146,7 +146,7 @@ class Live:
         """The stamps of what it was built on so far; None: nothing can vouch for it."""
         if self.own is None or not self.gathered.sound:
             return None
-        return (*self.own, *self.gathered.all())
+        return self.gathered.merged(self.own)[0].all()
 
     # --- running ---------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ class Live:
         expected = job.function.took
         held = await hold(port, job.chain, job.name, policy, self.flight, expected=expected)
         self._held = held
-        return held is not None and await done_by_another(port, job, held, found.entry)
+        return held is not None and await done_by_another(port, job, held, found)
 
     def _release(self) -> None:
         """Let the next consumer advance it."""

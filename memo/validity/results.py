@@ -1,0 +1,117 @@
+"""Results as stamps: what an entry was built on that can be asked again (`cutoff`).
+
+An entry lists all stamps flat.  A `Result` names the places of those that vouch for it; the others
+are absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from memo.records.stamp_types import Result, Stamp
+
+
+class Reading(NamedTuple):
+    """A result that a computation used, with stamps of its own.
+
+    Attributes:
+        result: without places.
+        stamps: those that vouch for it.
+    """
+
+    result: Result
+    stamps: tuple[Stamp, ...]
+
+
+def own_result(known: Iterable[Stamp]) -> Result | None:
+    """The stamp that says what the value of an entry is; None: it is not of a `cutoff` function."""
+    return next((s for s in known if type(s) is Result and not s.beneath), None)
+
+
+def folded(absolute: Iterable[Stamp], readings: Iterable[Reading]) -> tuple[Stamp, ...]:
+    """Stamps as an entry has them: the absolute ones, those of results once each, the results."""
+    made: list[Stamp] = [*absolute]
+    places: dict[Stamp, int] = {}
+    directly: list[Stamp] = []  # apart, since one of them may vouch for another as well
+
+    def place(stamp: Stamp) -> int:
+        at = places.get(stamp)
+        if at is None:
+            at = places[stamp] = len(made)
+            made.append(stamp)
+        return at
+
+    for result, known in readings:
+        moved: dict[int, int] = {}
+        claimed = _claimed(known)
+        for at, stamp in enumerate(known):
+            if type(stamp) is not Result:
+                moved[at] = place(stamp)
+            elif stamp.beneath:
+                moved[at] = place(stamp._replace(beneath=tuple(moved[i] for i in stamp.beneath)))
+        beneath = tuple(to for at, to in moved.items() if at not in claimed)
+        directly.append(result._replace(beneath=beneath))
+    return (*made, *directly)
+
+
+def unfolded(known: Sequence[Stamp]) -> tuple[list[Stamp], list[Reading]]:
+    """The absolute ones among the stamps of an entry, and the results that it was built on."""
+    claimed = _claimed(known)
+    absolute: list[Stamp] = []
+    readings: list[Reading] = []
+    for at, stamp in enumerate(known):
+        if at in claimed or (type(stamp) is Result and not stamp.beneath):
+            continue
+        if type(stamp) is Result:
+            readings.append(Reading(stamp._replace(beneath=()), _beneath(known, stamp)))
+        else:
+            absolute.append(stamp)
+    return absolute, readings
+
+
+def _claimed(known: Iterable[Stamp]) -> set[int]:
+    return {at for stamp in known if type(stamp) is Result for at in stamp.beneath}
+
+
+def _beneath(known: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
+    """All that vouches for a result, as the stamps of an entry of its own."""
+    wanted: set[int] = set()
+    left = list(result.beneath)
+    while left:
+        at = left.pop()
+        if at not in wanted:
+            wanted.add(at)
+            stamp = known[at]
+            left += stamp.beneath if type(stamp) is Result else ()
+    order = sorted(wanted)  # what vouches for a result stands before it
+    moved = {at: to for to, at in enumerate(order)}
+    return tuple(_moved(known[at], moved) for at in order)
+
+
+def _moved(stamp: Stamp, moved: Mapping[int, int]) -> Stamp:
+    if type(stamp) is not Result:
+        return stamp
+    return stamp._replace(beneath=tuple(moved[at] for at in stamp.beneath))
+
+
+def unproven(known: Sequence[Stamp], reasons: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Why the stamps of an entry do not hold: the reasons of absolute ones, and those of results.
+
+    Args:
+        known: the stamps of an entry.
+        reasons: why each of them does not hold; `""`: it does.  Of a result it is not looked at.
+    """
+    claimed = _claimed(known)
+    of_results: dict[int, list[str]] = {}
+    absolute: list[str] = []
+    beneath: list[str] = []
+    for at, stamp in enumerate(known):
+        if type(stamp) is Result:
+            own = [why for i in stamp.beneath for why in of_results.get(i, (reasons[i],)) if why]
+            of_results[at] = own
+            if at not in claimed:
+                beneath += own
+        elif at not in claimed and reasons[at]:
+            absolute.append(reasons[at])
+    return absolute, beneath
