@@ -44,12 +44,14 @@ from memo.runtime.ports import drain
 from memo.settings.configuration import configure
 from memo.settings.live_values import live
 from memo.settings.modes import mode
+from memo.stores.bundle import Bundle
 from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol
 from memo.validity.dependencies import File
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from IPython.core.interactiveshell import InteractiveShell
@@ -57,12 +59,14 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from memo.decorators.cached_function import CachedFunction
+    from memo.inspection.bundles import Exported, Imported
     from memo.inspection.call_graph import Graph
     from memo.inspection.inventory import Entries
     from memo.metrics.recorder import Span
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bundle",
     "CacheFallbackFactory",
     "CacheProtocol",
     "Chain",
@@ -89,8 +93,10 @@ __all__ = [
     "entries",
     "expire",
     "explain",
+    "export_bundle",
     "functions",
     "graph",
+    "import_bundle",
     "instrument",
     "invalidate",
     "invalidate_cache",
@@ -131,6 +137,60 @@ def entries(
     from memo.inspection import inventory
 
     return inventory.entries(function, **arguments)
+
+
+def export_bundle(
+    path: str | os.PathLike[str],
+    function: Any = None,
+    /,
+    *,
+    where: Mapping[str, Any] | None = None,
+    tag: str | None = None,
+    key: str | None = None,
+    note: str = "",
+) -> Exported:
+    """Write valid entries of this host to one file, sealed with a key of its own.
+
+    ::
+
+        made = memo.export_bundle("features.memo", load, where={"region": "EU"})
+        made.key  # give it to whoever imports the bundle, on another way than the file
+
+    Args:
+        path: of the file; one that is there is replaced.
+        function: a cached function, a name that tables show, or several of them; None: all.
+        where: argument -> value: only entries with these.
+        tag: only entries with this tag.
+        key: at least 32 characters; None: the variable `MEMO_BUNDLE_KEY`, else a fresh one.
+        note: for whoever imports it.
+
+    Raises:
+        OptionError: no function has the name, or there is no valid entry.
+        SecretError: the key is too short.
+    """
+    from memo.inspection import bundles
+
+    return bundles.export_bundle(path, function, where=where, tag=tag, key=key, note=note)
+
+
+def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None = None) -> Imported:
+    """Store the entries of a bundle here, under present stamps; their age goes on counting.
+
+    `memo.Bundle(path)` shows where a bundle comes from without its key.
+
+    Args:
+        path: of the file, or a `Bundle`.
+        key: that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
+
+    Returns:
+        What became of each entry.
+
+    Raises:
+        SecretError: there is no key, it is another one, or the file was changed.
+    """
+    from memo.inspection import bundles
+
+    return bundles.import_bundle(path, key=key)
 
 
 def report(file: TextIO | None = None) -> AbstractContextManager[Span]:

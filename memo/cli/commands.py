@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +28,7 @@ from memo.records import seal
 from memo.runtime.clock import SECOND
 from memo.runtime.ports import BLOCKING, drive
 from memo.settings import configuration
+from memo.stores.bundle import given_key
 from memo.stores.protocols import MEMORY
 from memo.validity.stamps import Turn
 
@@ -182,6 +184,58 @@ def clear(everything: bool, yes: bool, **target: str | None) -> None:
     click.echo(repr(done))
     if done.missed:
         raise SystemExit(1)
+
+
+@main.command("export")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("pattern", nargs=-1)
+@click.option("--tag", metavar="TAG", help="Only entries with this tag.")
+@click.option("--note", default="", help="A word for whoever imports it.")
+@click.option("--key-file", type=click.Path(exists=True), help="The key, in a file.")
+def export(
+    file: str, pattern: tuple[str, ...], tag: str | None, note: str, key_file: str | None
+) -> None:
+    """Write valid entries to one sealed FILE, to be imported elsewhere.
+
+    PATTERN names functions: load, etl:load. The key is the one in --key-file or in
+    MEMO_BUNDLE_KEY; without either a fresh one is made and printed, once.
+    """
+    key = _key_in(key_file)
+    made = memo.export_bundle(file, list(pattern) or None, tag=tag, key=key, note=note)
+    click.echo(repr(made).partition(";")[0])
+    if made.generated:
+        click.echo(f"key: {made.key}")
+        click.echo("Importing the bundle needs this key; it is shown only now.", err=True)
+
+
+@main.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--key-file", type=click.Path(exists=True), help="The key, in a file.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask after showing where it comes from.")
+def import_(file: str, key_file: str | None, yes: bool) -> None:
+    """Show where a bundle comes from, and store its entries here.
+
+    The key is the one in --key-file or in MEMO_BUNDLE_KEY; without either it is asked for.
+    Ends with the status 1 when nothing was imported.
+    """
+    from memo.inspection import bundles
+
+    key = _key_in(key_file)
+    if given_key(key) is None:
+        click.echo("\n".join(bundles.described(memo.Bundle(file))))
+        key = click.prompt("Key of the bundle", hide_input=True)
+    bundle = memo.Bundle(file, key)
+    click.echo("\n".join(bundles.described(bundle)))
+    if not yes:
+        click.confirm("Import it? Its results will be loaded by calls here.", abort=True)
+    done = bundles.import_bundle(bundle)
+    click.echo(repr(done))
+    if not done.stored:
+        raise SystemExit(1)
+
+
+def _key_in(file: str | None) -> str | None:
+    return None if file is None else Path(file).read_text("utf-8").strip()
 
 
 @main.command()

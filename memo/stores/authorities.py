@@ -176,6 +176,12 @@ class Authorities:
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
         """Invalidate; how it went, tier by tier: `"done"`, or why not and what will happen."""
+        for tier in self._tiers:
+            if before := getattr(tier, "before_turn", None):
+                try:
+                    await before(port)
+                except TierError as error:
+                    self._fault(tier.name, error)
         outcome: dict[str, str] = {}
         row = await self._turn_host(port, turns, note, outcome)
         for tier in self._tiers:

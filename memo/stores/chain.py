@@ -168,7 +168,7 @@ class Chain:
         self._refused = 0.0
         self._ranked: Any = next((tier for tier in self.tiers if hasattr(tier, "was_read")), None)
         self._transfers = Transfers(
-            self.tiers,
+            [tier for tier in self.tiers if not getattr(tier, "read_only", False)],
             keeps=write_strategy == "write_through",
             searches=read_strategy == "on_miss_or_error",
             opened=self.opened,
@@ -199,6 +199,8 @@ class Chain:
         for tier in self.tiers:
             if trust := getattr(tier, "trust", None):
                 trust(secrets)
+            if settle := getattr(tier, "settle", None):
+                settle(self)
             read, hear = getattr(self._front, "read", None), getattr(tier, "hear", None)
             if read and hear:
                 hear(read)
@@ -684,6 +686,8 @@ class Chain:
         payload: Payload | None,
         lifetime: float | None,
     ) -> bool:
+        if getattr(tier, "read_only", False):
+            return False
         try:
             await tier.store(port, name, record, payload, lifetime)
         except TierError as error:

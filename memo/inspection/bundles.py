@@ -1,0 +1,355 @@
+"""Export and import: chosen entries as one sealed file, with where they come from.
+
+What is in a file is in `memo.stores.bundle`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memo.decorators import assembly, names
+from memo.decorators.cached_function import CachedFunction, functions
+from memo.engine.call import writer
+from memo.engine.explaining import listing
+from memo.errors import EntryError, OptionError, SecretError, TierError, label
+from memo.inspection.inventory import Wanted
+from memo.keys import summaries
+from memo.metrics import rendering
+from memo.records import codec, seal
+from memo.records.codec import Payload
+from memo.records.seal import Header
+from memo.records.stamp_types import Times
+from memo.runtime.clock import SECOND
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING, drive
+from memo.settings.options import Policy
+from memo.settings.secret_keys import Secret
+from memo.stores.bundle import (
+    KEY_VARIABLE,
+    Bundle,
+    Item,
+    Origin,
+    Part,
+    given_key,
+    present,
+    restamped,
+    secret_of,
+    write,
+)
+from memo.stores.chain import Chain
+from memo.validity.lifetimes import MISS, Verdict, age, judge
+
+Target = CachedFunction[..., Any] | Callable[..., Any] | str
+MATCHES, DIFFERS, UNKNOWN = "same code", "other code", "code not known here"
+
+
+class Exported(NamedTuple):
+    """What was exported.
+
+    Attributes:
+        path: of the file.
+        entries: how many.
+        functions: of how many functions.
+        size: bytes.
+        key: that whoever imports it needs.
+        generated: the key was made for this bundle.
+    """
+
+    path: Path
+    entries: int
+    functions: int
+    size: int
+    key: str
+    generated: bool
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        entries = rendering.counted(self.entries, "entry", "entries")
+        of = rendering.counted(self.functions, "function")
+        said = "; importing it needs its .key" if self.generated else ""
+        return f"exported {entries} of {of}, {rendering.size(self.size)}, to {self.path}{said}"
+
+
+def export_bundle(
+    path: str | os.PathLike[str],
+    function: Target | Sequence[Target] | None = None,
+    /,
+    *,
+    where: Mapping[str, Any] | None = None,
+    tag: str | None = None,
+    key: str | None = None,
+    note: str = "",
+) -> Exported:
+    """Write valid entries of this host to one file, sealed with a key of its own.
+
+    ::
+
+        made = memo.export_bundle("features.memo", load, where={"region": "EU"})
+        made.key  # give it to whoever imports the bundle, on another way than the file
+
+    Args:
+        path: of the file; one that is there is replaced.
+        function: a cached function, a name that tables show, or several of them; None: all.
+        where: argument -> value: only entries with these.
+        tag: only entries with this tag.
+        key: at least 32 characters; None: the variable `MEMO_BUNDLE_KEY`, else a fresh one.
+        note: for whoever imports it.
+
+    Raises:
+        OptionError: no function has the name, or it has no valid entry.
+        SecretError: the key is too short.
+    """
+    several = isinstance(function, Sequence) and not isinstance(function, str)
+    given: list[Any] = list(function) if several else [] if function is None else [function]  # type: ignore[arg-type]
+    wanted = Wanted(where=where or {}, tag=tag)
+    chosen = given_key(key)
+    secret_key = chosen or secrets.token_hex(32)
+    work = _export(BLOCKING, Path(path), given, wanted, secret_key, note)
+    items = drive(work)
+    return Exported(
+        Path(path),
+        len(items),
+        len({item.function for item in items}),
+        Path(path).stat().st_size,
+        secret_key,
+        chosen is None,
+    )
+
+
+async def _export(
+    port: Port, path: Path, given: Sequence[Any], wanted: Wanted, key: str, note: str
+) -> list[Item]:
+    secret = secret_of(key)
+    here = {one.function_id: one for one in functions()}
+    parts: list[Part] = []
+    chain = assembly.default_chain()
+    for target in given or [None]:
+        prefix = f"{chain.namespace}:"
+        if target is not None:
+            identity = await names.function_named(port, "function", target, list(here))
+            if identity in here:
+                here[identity]._function.keyer.check_names("where", wanted.where)
+                chain = here[identity]._function.chain()
+            prefix = chain.prefix(identity)
+        for header, _ in await listing(port, chain, prefix):
+            if wanted.holds(header):
+                part = await _part(port, chain, header, secret)
+                parts += [part] if part is not None else []
+    if not parts:
+        mend = "no valid entry of this host matches; see memo.entries()."
+        raise OptionError("export_bundle", [str(one) for one in given] or "everything", mend)
+    user = getpass.getuser()
+    python = platform.python_version()
+    by, system = f"{user}@{writer()}", f"{platform.system()} {platform.machine()}"
+    origin = Origin(time.time(), by, _version(), python, system, chain.namespace, note)
+    await port.offload(write, path, origin, parts, secret)
+    return [part.item for part in parts]
+
+
+def _version() -> str:
+    import importlib.metadata
+
+    for name in ("jupyter-memo", "memo"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "?"
+
+
+async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Part | None:
+    """An entry, sealed for a bundle; None: it is not valid any more, or not all here."""
+
+    def judged(times: Times, expired: int | None = None, _raised: bool = False) -> Verdict:
+        return Verdict(MISS) if expired else judge(times, Policy(ttl=None), chain.clock)
+
+    found = await chain.lookup(port, header.function, header.key, judged)
+    entry = found.entry
+    if found.verdict.kind == MISS or entry is None:
+        return None
+    view: memoryview | None = None
+    if entry.buffers:
+        assert found.source is not None
+        view = found.source.open(seal.payload_size(entry.buffers))
+        if not codec.is_whole(view, entry.buffers):
+            return None
+    mine = entry.header._replace(namespace=chain.namespace)
+    record = seal.pack(mine, entry.stream, secret)
+    times = entry.times
+    ttl = None if times.ttl < 0 else times.ttl / SECOND
+    facts = (header.function, header.key, header.code, header.summary)
+    moments = (times.finished / SECOND, ttl, times.cost / SECOND, entry.size)
+    return Part(Item(*facts, *moments, (0, 0), None), record, view)
+
+
+# --- looking at one -------------------------------------------------------------------------------
+
+
+def described(bundle: Bundle) -> list[str]:
+    """Where a bundle comes from and what is in it, line by line."""
+    origin = bundle.origin
+    made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(origin.made))
+    verified = "sealed with this key" if bundle.verified else "NOT VERIFIED: needs its key"
+    lines = [
+        f"{bundle.path.name}: {verified}",
+        f"  made {made} by {origin.by}",
+        f"  with memo {origin.memo}, Python {origin.python}, {origin.platform}",
+    ]
+    lines += [f"  note: {origin.note}"] if origin.note else []
+    codes = drive(_codes(BLOCKING, assembly.default_chain(), bundle))
+    for function, items in bundle.functions():
+        entries = rendering.counted(len(items), "entry", "entries")
+        size = rendering.size(sum(item.size for item in items))
+        newest = time.time() - max(item.computed for item in items)
+        told = sorted({codes[item.function, item.code] for item in items})
+        lines.append(
+            f"  {label(function)}: {entries}, {size}, newest computed "
+            f"{rendering.duration(max(0.0, newest))} ago; {', '.join(told)}"
+        )
+    return lines
+
+
+async def _codes(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, str], str]:
+    """For each function and code version of a bundle whether it is the one that runs here.
+
+    A function that this process does not have is compared with what it last stored on this host.
+    """
+    here = {one.function_id: one._function for one in functions()}
+    told: dict[tuple[str, str], str] = {}
+    for function, items in bundle.functions():
+        known = here.get(function)
+        code = known.identity.digest() if known is not None and not known.keyer.method else None
+        if known is None or code is None:
+            stored = [header for header, _ in await listing(port, chain, chain.prefix(function))]
+            latest = max(stored, key=lambda header: header.times.finished, default=None)
+            code = None if latest is None else latest.code
+        for item in items:
+            said = UNKNOWN if code is None else MATCHES if item.code == code else DIFFERS
+            told[function, item.code] = said
+    return told
+
+
+class Imported(NamedTuple):
+    """What became of the entries of a bundle.
+
+    Attributes:
+        bundle: where they come from.
+        stored: those that may answer calls from now on.
+        other_code: those of a function whose code is another one here, which no call would find;
+            they are not stored.
+        expired: those that are past their ttl; they are not stored.
+        changed: those that are stored, and depend on files that are not the same here.
+        damaged: those whose bytes are not what was sealed.
+    """
+
+    bundle: Bundle
+    stored: tuple[Item, ...] = ()
+    other_code: tuple[Item, ...] = ()
+    expired: tuple[Item, ...] = ()
+    changed: tuple[Item, ...] = ()
+    damaged: tuple[Item, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What became of them, for people."""
+        made = rendering.counted(len(self.stored), "entry", "entries")
+        lines = [f"imported {made} from {self.bundle.path.name}, made by {self.bundle.origin.by}"]
+        told = (
+            (self.other_code, "not imported: the function's code is another one here"),
+            (self.expired, "not imported: expired"),
+            (self.damaged, "not imported: damaged"),
+            (self.changed, "will not answer: what it depends on is not the same here"),
+        )
+        for items, why in told:
+            lines += [f"  {shown(item)}: {why}" for item in items[:10]]
+            lines += [f"  and {len(items) - 10} more"] if len(items) > 10 else []
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def shown(item: Item) -> str:
+    """An entry as a call, for people."""
+    given = {n: p[0] for n, p in json.loads(item.arguments).items() if n[0] != summaries.OWN}
+    return f"{label(item.function)}({', '.join(f'{n}={text}' for n, text in given.items())})"
+
+
+def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None = None) -> Imported:
+    """Store the entries of a bundle here, as if they had been computed now under present stamps.
+
+    Their age goes on counting from when they were computed.  `memo.Bundle(path)` shows where a
+    bundle comes from without its key.
+
+    Args:
+        path: of the file, or a `Bundle`.
+        key: that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
+
+    Returns:
+        What became of each entry.
+
+    Raises:
+        SecretError: there is no key, or it is another one, or the file was changed; the message
+            says where the file says that it comes from.
+    """
+    bundle = path if isinstance(path, Bundle) else Bundle(path, key)
+    if not bundle.verified:
+        where = "\n".join(described(bundle))
+        mend = f"is missing: import_bundle(path, key=...), or {KEY_VARIABLE}.\n{where}"
+        raise SecretError("key", "a bundle", mend)
+    return drive(_import(BLOCKING, bundle))
+
+
+async def _import(port: Port, bundle: Bundle) -> Imported:
+    here = {one.function_id: one._function for one in functions()}
+    default = assembly.default_chain()
+    codes = await _codes(port, default, bundle)
+    found: dict[str, list[Item]] = {name: [] for name in Imported._fields[1:]}
+    for item in bundle.items:
+        function = here.get(item.function)
+        if function is not None and codes[item.function, item.code] == DIFFERS:
+            found["other_code"].append(item)
+            continue
+        chain = default if function is None else function.chain()
+        for outcome in await _stored(port, chain, bundle, item):
+            found[outcome].append(item)
+    return Imported(bundle, *(tuple(items) for items in found.values()))
+
+
+async def _stored(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[str]:
+    """Store one entry; in which lists it goes."""
+    try:
+        entry = await port.offload(bundle.entry, item)
+        payload = _payload(bundle, item, entry)
+    except (EntryError, TierError):
+        return ["damaged"]
+    times = entry.times
+    old = age(times, chain.clock)
+    if old is None or (times.ttl >= 0 and old >= times.ttl + times.grace):
+        return ["expired"]
+    states = await present(port, chain, [entry])
+    header = restamped(entry, states)._replace(namespace=chain.namespace)
+    record = seal.pack(header, entry.stream, chain.secrets[0])
+    name = chain.name(item.function, item.key)
+    if not await chain.store(port, name, record, payload, times):
+        raise TierError(f"no tier could store {shown(item)}")
+    changed = await chain.turned(port, header.stamps)
+    return ["stored", "changed"] if changed else ["stored"]
+
+
+def _payload(bundle: Bundle, item: Item, entry: seal.Entry) -> Payload | None:
+    source = bundle.source(item)
+    if source is None or not entry.buffers:
+        return None
+    view = source.open(seal.payload_size(entry.buffers))
+    if not codec.is_whole(view, entry.buffers):
+        raise EntryError("unreadable", "a payload does not have its digest")
+    slices = codec.slices(view, entry.buffers)
+    return Payload(seal.payload_digest(entry.buffers), tuple(entry.buffers), tuple(slices))

@@ -1,0 +1,490 @@
+"""Bundles: entries in one file, sealed with a key of their own, to be carried elsewhere.
+
+====== ======= ====================================================================================
+offset bytes   what
+====== ======= ====================================================================================
+0      8       magic; the digit is the format
+8      8       id of the bundle's key
+16     32      seal: keyed BLAKE2b-256 over bytes 0-15 and 48 to the end of the manifest
+48     8       length of the manifest
+56     ...     the manifest: JSON, which says where the bundle comes from and what is in it
+...    ...     records and payloads, each at a multiple of `ALIGN`
+====== ======= ====================================================================================
+
+Rules of this module:
+
+1.  The manifest may be shown without the key, and is called unverified then; nothing else is read.
+2.  Records are sealed with the bundle's key, each for its namespace and key, and have the digests
+    of their payloads.  So nothing is believed that the key did not authenticate.
+3.  Generations of another host say nothing here.  An entry gets those of this host at the moment
+    when it is imported; as a tier, those of the moment when the chain was first used on this host,
+    which are written down.  So an invalidation counts for a bundle as it does for any entry.
+4.  A bundle that is a tier is never written to.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from memo.errors import EntryError, SecretError, TierError
+from memo.records import seal
+from memo.records.seal import ALIGN, Entry
+from memo.records.stamp_types import Generation, Ref, State
+from memo.runtime import private_files
+from memo.runtime.checksums import compare_digest
+from memo.runtime.port import Port
+from memo.settings.secret_keys import SECRET_BYTES, Secret
+from memo.stores.protocols import Found, Generations, Source
+
+if TYPE_CHECKING:
+    from memo.records.codec import Payload
+    from memo.stores.chain import Chain
+
+MAGIC = b"\x89bundle1"
+KEY_VARIABLE = "MEMO_BUNDLE_KEY"
+"""Variable of the environment that has the key where none is given."""
+_BODY_AT = 56
+_LENGTH = struct.Struct(">Q")
+_LARGEST = 256 << 20
+"""Bytes of a manifest that are read at most."""
+_AT_ONCE = 256
+"""Refs whose states are read in one step."""
+_PIECE = 4 << 20
+
+
+class Item(NamedTuple):
+    """An entry of a bundle, as its manifest lists it.
+
+    Attributes:
+        function: identity of the function.
+        key: what finds the entry.
+        code: the function's code version.
+        arguments: JSON, argument name -> short text and digest.
+        computed: when, in seconds since the epoch.
+        ttl: in seconds; None: no expiry.
+        cost: seconds that its computation took.
+        size: bytes of its record and its payload.
+        record: offset and length.
+        payload: offset and length; None: it has none.
+    """
+
+    function: str
+    key: str
+    code: str
+    arguments: str
+    computed: float
+    ttl: float | None
+    cost: float
+    size: int
+    record: tuple[int, int]
+    payload: tuple[int, int] | None
+
+
+class Origin(NamedTuple):
+    """Where a bundle comes from.
+
+    Attributes:
+        made: when, in seconds since the epoch.
+        by: who made it: user, host and process.
+        memo, python, platform: what it was made with.
+        namespace: that its entries come from.
+        note: of whoever made it.
+    """
+
+    made: float
+    by: str
+    memo: str
+    python: str
+    platform: str
+    namespace: str
+    note: str = ""
+
+
+class Part(NamedTuple):
+    """An entry that is about to be written: its record, sealed for the bundle, and its payload."""
+
+    item: Item
+    record: bytes
+    payload: memoryview | None
+
+
+def secret_of(key: str) -> Secret:
+    """The secret that a bundle's key is.
+
+    Raises:
+        SecretError: it is too short.
+    """
+    data = key.strip().encode()
+    if len(data) < SECRET_BYTES:
+        mend = f"has {len(data)} bytes; a key of a bundle has at least {SECRET_BYTES}."
+        raise SecretError("key", "a bundle", mend)
+    return Secret(data)
+
+
+def given_key(key: str | None) -> str | None:
+    """A key, or the one in the environment."""
+    return key or os.environ.get(KEY_VARIABLE) or None
+
+
+def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> None:
+    """Write a bundle: a file that only its user may read, there when it is whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    at, items = 0, []
+    for part in parts:
+        record, at = (at, len(part.record)), _aligned(at + len(part.record))
+        payload = None
+        if part.payload is not None:
+            payload, at = (at, part.payload.nbytes), _aligned(at + part.payload.nbytes)
+        items.append(part.item._replace(record=record, payload=payload))
+    manifest = json.dumps({"origin": origin, "entries": items}).encode()
+    head = MAGIC + secret.id
+    length = _LENGTH.pack(len(manifest))
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    descriptor = private_files.create(temporary)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(head + secret.seal(head, length, manifest) + length + manifest)
+            file.write(bytes(-(_BODY_AT + len(manifest)) % ALIGN))
+            for part in parts:
+                for blob in (part.record, part.payload):
+                    if blob is not None:
+                        _write(file, memoryview(blob))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _write(file: Any, blob: memoryview) -> None:
+    for start in range(0, blob.nbytes, _PIECE):
+        file.write(blob[start : start + _PIECE])
+    file.write(bytes(-blob.nbytes % ALIGN))
+
+
+def _aligned(size: int) -> int:
+    return size + -size % ALIGN
+
+
+class _Slice:
+    """A payload in a bundle: a `memo.stores.protocols.Source`."""
+
+    def __init__(self, path: Path, offset: int, identity: object) -> None:
+        self._path = path
+        self._offset = offset
+        self.identity: object | None = (*identity, offset) if isinstance(identity, tuple) else None
+
+    def open(self, size: int) -> memoryview:
+        """All its bytes, mapped: private and writable.
+
+        Raises:
+            TierError: the bundle is gone, or shorter than it was.
+        """
+        try:
+            with open(self._path, "rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset + size:
+                    raise TierError(f"{self._path.name} is shorter than its manifest says")
+                start = self._offset - self._offset % mmap.ALLOCATIONGRANULARITY
+                whole = mmap.mmap(
+                    file.fileno(),
+                    self._offset + size - start,
+                    access=mmap.ACCESS_COPY,
+                    offset=start,
+                )
+        except OSError as error:
+            raise TierError(f"{self._path.name}: {error.strerror}") from error
+        return memoryview(whole)[self._offset - start :]
+
+
+class Bundle:
+    """A bundle: shows where it comes from, and may be a tier that is only read.
+
+    ::
+
+        memo.configure(tiers=["memory", "disk", memo.Bundle("features.memo")])
+
+    Args:
+        path: of the file.
+        key: the one that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.  Without a key
+            it only shows what it says of itself.
+
+    Attributes:
+        verified: whether the key has sealed it.
+        origin: see `Origin`.
+        items: what is in it.
+
+    Raises:
+        SecretError: it was sealed with another key, or was changed since.
+        EntryError: it is no bundle.
+        OSError: it cannot be read.
+    """
+
+    name = "bundle"
+    shared = False
+    read_only = True
+
+    def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
+        self.path = Path(path)
+        key = given_key(key)
+        self._secret = None if key is None else secret_of(key)
+        self.verified = False
+        self.generations: Generations | None = None
+        self._chain: Chain | None = None
+        self._states: dict[Ref, State] | None = None
+        self._lock = threading.Lock()
+        self._read()
+
+    def _read(self) -> None:
+        with open(self.path, "rb") as file:
+            facts = os.fstat(file.fileno())
+            head = file.read(_BODY_AT)
+            if len(head) < _BODY_AT or not head.startswith(MAGIC):
+                raise EntryError("unreadable", f"{self.path} is no bundle of memo")
+            (size,) = _LENGTH.unpack(head[48:])
+            manifest = file.read(size) if size <= _LARGEST else b""
+        if len(manifest) != size:
+            raise EntryError("unreadable", f"{self.path} is cut short")
+        if self._secret is not None:
+            self._verify(self._secret, head, manifest)
+        self._identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        self._body = _aligned(_BODY_AT + size)
+        self.id = head[16:48].hex()
+        try:
+            told = json.loads(manifest)
+            self.origin = Origin(*told["origin"])
+            self.items = [_item(row) for row in told["entries"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EntryError("unreadable", f"the manifest of {self.path}: {error}") from None
+        self._by_key = {(item.function, item.key): item for item in self.items}
+
+    def _verify(self, secret: Secret, head: bytes, manifest: bytes) -> None:
+        if head[8:16] != secret.id:
+            mend = f"{self.path.name} was sealed with another key; ask whoever made it for that."
+            raise SecretError("key", "a bundle", mend)
+        sealed = secret.seal(head[:16], head[48:], manifest)
+        if not compare_digest(sealed, head[16:48]):
+            raise SecretError("key", "a bundle", f"{self.path.name} was changed since it was made.")
+        self.verified = True
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(item.size for item in self.items)
+
+    # --- entries ---------------------------------------------------------------------------------
+
+    def entry(self, item: Item) -> Entry:
+        """An entry, as it was sealed for the bundle.
+
+        Raises:
+            EntryError: it is not what the key has sealed.
+            TierError: the file is gone.
+        """
+        if self._secret is None:
+            raise EntryError("unauthentic", f"{self.path.name} needs its key")
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._body + item.record[0])
+                record = file.read(item.record[1])
+        except OSError as error:
+            raise TierError(f"{self.path.name}: {error.strerror}") from error
+        return seal.unpack(record, (self._secret,), self.origin.namespace, item.key)
+
+    def source(self, item: Item) -> Source | None:
+        """Where the payload of an entry lies."""
+        if item.payload is None:
+            return None
+        return _Slice(self.path, self._body + item.payload[0], self._identity)
+
+    # --- as a tier -------------------------------------------------------------------------------
+
+    def settle(self, chain: Chain) -> None:
+        """Be a tier of a chain.
+
+        Raises:
+            SecretError: there is no key for it.
+        """
+        if not self.verified:
+            mend = (
+                f"{self} is not verified, so nothing in it is used; give its key: "
+                f'memo.Bundle("{self.path.name}", key=...), or {KEY_VARIABLE}.'
+            )
+            raise SecretError("tiers", "a bundle", mend)
+        if self._chain is not chain:
+            self._chain, self._states = chain, None
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """See `memo.stores.protocols.Tier.lookup`."""
+        chain = self._chain
+        function, _, rest = name.partition("{")[2].rpartition("}:")
+        secret_id, _, key = rest.partition(":")
+        await self.before_turn(port)
+        item = self._by_key.get((function, key))
+        states = self._states
+        if item is None or chain is None or states is None:
+            return None
+        if secret_id != chain.secrets[0].id.hex():
+            return None
+        try:
+            entry = await port.offload(self.entry, item)
+        except EntryError as error:
+            raise TierError(str(error)) from error
+        header = restamped(entry, states)._replace(namespace=chain.namespace)
+        record = seal.pack(header, entry.stream, chain.secrets[0])
+        return Found(record, self.source(item))
+
+    async def before_turn(self, port: Port) -> None:
+        """Take note of what is valid, before anything is invalidated, or looked up here.
+
+        Raises:
+            TierError: no tier can tell, or it cannot be written down.
+        """
+        if self._states is None and self._chain is not None:
+            try:
+                self._states = await self._adopted(port, self._chain)
+            except EntryError as error:
+                raise TierError(str(error)) from error
+
+    async def _adopted(self, port: Port, chain: Chain) -> dict[Ref, State]:
+        """What this host's generations read when the bundle was first used here."""
+        known = await port.offload(self._ledger, chain)
+        if known is not None:
+            return known
+        entries = [await port.offload(self.entry, item) for item in self.items]
+        states = await present(port, chain, entries)
+        return await port.offload(self._write_down, chain, states)
+
+    def _place(self, chain: Chain) -> Path | None:
+        host = chain.host
+        return None if host is None else Path(host.home.path) / "bundles" / f"{self.id}.json"
+
+    def _ledger(self, chain: Chain) -> dict[Ref, State] | None:
+        place = self._place(chain)
+        if place is None:
+            return None
+        try:
+            descriptor = private_files.open_old(place)
+            with open(descriptor, "rb") as file:
+                data = file.read()
+        except OSError:
+            return None
+        for secret in chain.secrets:
+            if data[:8] == secret.id and compare_digest(
+                secret.seal(b"memo bundle states", data[40:]), data[8:40]
+            ):
+                rows = json.loads(data[40:])
+                return {Ref(g, _pairs(a)): State(text, last) for g, a, text, last in rows}
+        return None
+
+    def _write_down(self, chain: Chain, states: dict[Ref, State]) -> dict[Ref, State]:
+        """Write states down, unless another process has; those that count."""
+        place = self._place(chain)
+        if place is None:
+            return states
+        data = json.dumps([(*ref, *state) for ref, state in states.items()]).encode()
+        secret = chain.secrets[0]
+        temporary = place.with_name(f"{self.id}.{os.urandom(8).hex()}.tmp")
+        try:
+            private_files.subdirectory(place.parent)
+            descriptor = private_files.create(temporary)
+            with open(descriptor, "wb") as file:
+                file.write(secret.id + secret.seal(b"memo bundle states", data) + data)
+            with suppress(FileExistsError):
+                os.link(temporary, place)
+            os.unlink(temporary)
+        except OSError as error:
+            raise TierError(f"what {self.path.name} stands on cannot be written down") from error
+        return self._ledger(chain) or states
+
+    async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
+        """See `memo.stores.protocols.Tier.payload`: those of records that other tiers have."""
+        return None
+
+    async def store(
+        self,
+        port: Port,
+        name: str,
+        record: bytes,
+        payload: Payload | None,
+        lifetime: float | None,
+    ) -> None:
+        """See `memo.stores.protocols.Tier.store`: never asked for.
+
+        Raises:
+            TierError: always.
+        """
+        raise TierError("a bundle is only read")
+
+    async def drop(self, port: Port, name: str) -> bool:
+        """See `memo.stores.protocols.Tier.drop`: nothing goes."""
+        return False
+
+    async def clear(self, port: Port, prefix: str) -> int:
+        """See `memo.stores.protocols.Tier.clear`: nothing goes."""
+        return 0
+
+    async def health(self, port: Port) -> Mapping[str, Any]:
+        """See `memo.stores.protocols.Tier.health`."""
+        return {"up": self.path.exists(), "entries": len(self.items), "bytes": self.size}
+
+    def close(self) -> None:
+        """See `memo.stores.protocols.Tier.close`: nothing is open."""
+
+    # --- for people ------------------------------------------------------------------------------
+
+    def functions(self) -> Iterator[tuple[str, list[Item]]]:
+        """Each function with its entries."""
+        for function in dict.fromkeys(item.function for item in self.items):
+            yield function, [item for item in self.items if item.function == function]
+
+    def __repr__(self) -> str:
+        count = len(self.items)
+        entries = "1 entry" if count == 1 else f"{count} entries"
+        said = "" if self.verified else ", not verified"
+        return f"<Bundle {self.path.name}: {entries} by {self.origin.by}{said}>"
+
+
+def _item(row: Sequence[Any]) -> Item:
+    item = Item(*row)
+    payload = None if item.payload is None else (int(item.payload[0]), int(item.payload[1]))
+    return item._replace(record=(int(item.record[0]), int(item.record[1])), payload=payload)
+
+
+def _pairs(rows: Any) -> Any:
+    return None if rows is None else tuple((name, digest) for name, digest in rows)
+
+
+async def present(port: Port, chain: Chain, entries: Iterable[Entry]) -> dict[Ref, State]:
+    """What the generations of some entries read here now.
+
+    Raises:
+        TierError: no tier can tell.
+    """
+    refs = list(dict.fromkeys(ref for entry in entries for ref in entry.refs))
+    states: dict[Ref, State] = {}
+    for start in range(0, len(refs), _AT_ONCE):
+        some = refs[start : start + _AT_ONCE]
+        states.update(zip(some, await chain.authorities.begin(port, some), strict=True))
+    return states
+
+
+def restamped(entry: Entry, states: Mapping[Ref, State]) -> seal.Header:
+    """The header of an entry with other states of its generations."""
+    stamps = tuple(
+        Generation(stamp.ref, states[stamp.ref]) if type(stamp) is Generation else stamp
+        for stamp in entry.stamps
+    )
+    return entry.header._replace(stamps=stamps)
