@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SLOW = 3
+"""Slow looks at the globals that a function reads until it is said which take the time."""
 _OWNERS = 64
 """Classes of `self` for which one method's digest is kept."""
 
@@ -64,6 +67,7 @@ class Identity:
         self._seen: dict[type | None, Seen] = {}
         self._states: dict[type, State] = {}
         self._changed: dict[type, set[str]] = {}
+        self._said = False
         self._home: weakref.ref[type] | None = None
 
     def digest(self, owner: type | None = None) -> str:
@@ -80,8 +84,33 @@ class Identity:
             return self._pinned
         seen = self._seen.get(owner)
         if seen is not None and seen.stands():
+            if seen.slow >= _SLOW and not self._said:
+                self._say_what_is_slow(seen)
             return seen.digest
         return self._look(owner).digest
+
+    def _say_what_is_slow(self, seen: Seen) -> None:
+        """Warn of the global that takes every call the most time, once."""
+        seen.slow = 0  # a busy machine makes one look slow now and then
+        label, cost = seen.costliest()
+        if not cost:
+            return
+        self._said = True
+        inner = innermost(self.function)
+        kind, _, name = label.partition(":")
+        mend = f'pass ignore=["{label}"] to leave it out of the key'
+        if kind == "attribute":
+            kind, mend = "class", f"mark the class with memo.stable({name.rpartition(':')[2]})"
+        said = (
+            f"{title(inner)} reads the {kind} {name.rpartition(':')[2]}, and each call takes "
+            f"{cost * 1000:.1f} ms to see that it has not changed; {mend}, if it never changes "
+            "what the function returns"
+        )
+        code = getattr(inner, "__code__", None)
+        if code is None:
+            warnings.warn(said, stacklevel=2)
+        else:
+            warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
     def state(self, owner: type) -> State:
         """What of `self` the method reads, of objects of a class; as `digest` has found last."""

@@ -294,10 +294,10 @@ class _Survey:
                 return
             if issubclass(type(value), type) and origin.of_type(value).kind != origin.USER:
                 self.library[value] = None
-            self._put(node, label, self._shot(where, value), owner)
+            self._put(node, label, self._shot(where, value, label), owner)
             self._attributes(node, label, value, taken)
 
-    def _shot(self, where: Spot, value: Any) -> Image:
+    def _shot(self, where: Spot, value: Any, label: str) -> Image:
         """The image of what lies at a spot, taken once."""
         known = self.shots.get(where.place)
         if known is not None and known[0] is value:
@@ -305,7 +305,7 @@ class _Survey:
         shot = image(value)
         self.shots[where.place] = (value, shot)
         if shot.mutable:
-            self.watches[where.place] = Watch(where, value, shot)
+            self.watches[where.place] = Watch(where, value, shot, label)
         else:
             self._keep(where, value)
         return shot
@@ -408,7 +408,8 @@ class _Survey:
             self._put(node, f"default:{node.name}.{name}", shot)
             if shot.mutable:
                 where = spot({name: value}, name)
-                self.watches[id(function), name] = Watch(where, value, shot)
+                label = f"default:{node.name}.{name}"
+                self.watches[id(function), name] = Watch(where, value, shot, label)
         keywords = function.__kwdefaults__ or {}
         for name in list(keywords):
             self._follow(node, f"default:{node.name}.{name}", spot(keywords, name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from memo.keys.fingerprint.held_values import STATELESS, Image, State, image, resnapshot, snapshot
@@ -17,6 +18,8 @@ from memo.keys.fingerprint.probes import Probe, probe
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
+SLOW = 0.001
+"""Seconds that each call may spend to see that values have not changed before it is said."""
 MISSING: Any = object()
 """Nothing is there."""
 
@@ -82,7 +85,8 @@ class Watch:
 
     probe: Probe | None
 
-    def __init__(self, where: Spot, value: Any, shot: Image) -> None:
+    def __init__(self, where: Spot, value: Any, shot: Image, label: str) -> None:
+        self.label = label
         self._get, self._name = where.get, where.name
         self.shot = shot
         self._remember(value)
@@ -132,12 +136,23 @@ class Seen:
     """A digest, and all that must stay as it is for the digest to stand.
 
     Attributes:
+        slow: how often it took longer than `SLOW` to see that values still stand.
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
         state: of `self`, which each object has its own of.
     """
 
-    __slots__ = ("digest", "functions", "lost", "parts", "places", "shapes", "state", "watches")
+    __slots__ = (
+        "digest",
+        "functions",
+        "lost",
+        "parts",
+        "places",
+        "shapes",
+        "slow",
+        "state",
+        "watches",
+    )
 
     def __init__(
         self,
@@ -157,6 +172,7 @@ class Seen:
         self.functions = functions
         self.shapes = shapes
         self.watches = watches
+        self.slow = 0
         self.state = state
 
     def stands(self) -> bool:
@@ -174,4 +190,31 @@ class Seen:
         for shape in self.shapes:
             if not shape.stands():
                 return False
-        return all(watch.stands() for watch in self.watches)
+        if not self.watches:
+            return True
+        begun = perf_counter()
+        stand = all(watch.stands() for watch in self.watches)
+        if perf_counter() - begun > SLOW:
+            self.slow += 1
+        return stand
+
+    def costliest(self) -> tuple[str, float]:
+        """The global that takes the longest to be looked at, and the seconds; 0: none takes long.
+
+        By its label in `parts`, attributes by the label of their class.
+        """
+        costs = {"": 0.0}
+        for watch in self.watches:
+            kind, _, name = watch.label.partition(":")
+            if kind not in ("global", "attribute"):  # there is no way out but to pass it
+                continue
+            taken = []
+            for _ in range(2):  # the machine may be busy once
+                begun = perf_counter()
+                watch.stands()
+                taken.append(perf_counter() - begun)
+            owner = name.rpartition(".")[0] if kind == "attribute" else name
+            label = f"{kind}:{owner}"
+            costs[label] = costs.get(label, 0.0) + min(taken)
+        label = max(costs, key=lambda one: costs[one])
+        return label, costs[label] if sum(costs.values()) > SLOW else 0.0
