@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from memo.decorators.cached_function import CachedFunction
     from memo.inspection.bundles import Exported, Imported
     from memo.inspection.call_graph import Graph
+    from memo.inspection.findings import Health
     from memo.inspection.inventory import Entries
     from memo.metrics.recorder import Span
 
@@ -96,6 +97,7 @@ __all__ = [
     "export_bundle",
     "functions",
     "graph",
+    "health",
     "import_bundle",
     "instrument",
     "invalidate",
@@ -208,6 +210,22 @@ def progress(*, on: bool = True) -> None:
 
 
 @_public
+def health() -> Health:
+    """Check this set-up, as `memo doctor` does: settings, directory, Redis, and what works there.
+
+    In Redis it tries a write, a read, a script, a lease and an invalidation, under a name of its
+    own that expires within a minute.
+
+    ::
+
+        memo.health().ok
+        memo.health().capabilities["lease"]
+    """
+    from memo.inspection import findings
+
+    return findings.health()
+
+
 def graph(*, group: bool | None = None) -> Graph:
     """The cached calls of this process and what they were built on; see `call_graph`.
 

@@ -16,12 +16,12 @@ from typing import Any
 import click
 
 import memo
-from memo.cli import doctor
 from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
 from memo.errors import MemoError, MissingExtraError, label
 from memo.inspection import call_graph, inventory
+from memo.inspection import findings as doctor
 from memo.metrics import rendering
 from memo.metrics.recorder import stats as gathered
 from memo.records import seal
@@ -270,13 +270,13 @@ def examine(as_json: bool) -> None:
 
     Ends with the status 1 when something does not work or must not be trusted.
     """
-    findings = doctor.examine()
+    found = doctor.health()
     if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=1))
+        click.echo(json.dumps([finding._asdict() for finding in found], indent=1))
     else:
-        for finding in findings:
+        for finding in found:
             _say_finding(finding)
-    if doctor.worst(findings) == doctor.FAIL:
+    if not found.ok:
         raise SystemExit(1)
 
 
@@ -301,9 +301,9 @@ def _clear_all(namespace: str) -> None:
 
 def _say_finding(finding: doctor.Finding) -> None:
     mark = click.style(f"{finding.level:<5}", fg=MARKS[finding.level])
-    click.echo(f"{mark} {finding.topic:<10} {finding.said}")
-    if finding.mend:
-        click.echo(f"{'':<16} {finding.mend}")
+    click.echo(f"{mark} {finding.topic:<{doctor.WIDTH}} {finding.said}")
+    if finding.fix:
+        click.echo(f"{'':<{doctor.WIDTH + 6}} {finding.fix}")
 
 
 # --- memo ls -------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from deployments import Authority, Cluster, Sentinels, tls_server, until
 from redis_server import RedisServer, binary, valkey
 
 import memo
-from memo.cli.doctor import FAIL, GOOD, examine
 from memo.decorators.assembly import default_chain
+from memo.inspection.findings import FAIL, GOOD, examine
 from memo.runtime.ports import BLOCKING, drive
 
 KINDS = ("write", "read", "script", "lease", "invalidation")
@@ -638,3 +638,29 @@ def test_many_waiters_keep_their_time_limit(redis_server: RedisServer) -> None:
     assert len(seconds) == 100
     assert min(seconds) > 0.4
     assert max(seconds) < 1.5
+
+
+def test_health_as_data(redis_server: RedisServer, tmp_path: Path) -> None:
+    """`memo.health()` has each capability, a table and a frame; not ok where one is missing."""
+    admin = redis_server.client()
+    rule = ("~*", "+@all", "-eval", "-evalsha")
+    admin.execute_command("ACL", "SETUSER", "few", "on", ">p", *rule)
+    try:
+        with only_redis(redis_server.url, directory=tmp_path):
+            good = memo.health()
+        with only_redis(redis_server.url.replace("//", "//few:p@"), directory=tmp_path):
+            bad = memo.health()
+    finally:
+        admin.execute_command("ACL", "DELUSER", "few")
+    assert good.ok
+    assert good.capabilities == dict.fromkeys(KINDS, True)
+    assert not bad.ok
+    assert bad.capabilities == {**good.capabilities, "script": False, "lease": False}
+    assert list(bad.to_frame()["topic"]) == [finding.topic for finding in bad]
+    assert "fail  redis lease" in repr(bad)
+    assert "redis lease" in bad._repr_html_()
+    redis_server.stop()
+    with only_redis(redis_server.url, directory=tmp_path):
+        gone = memo.health()
+    assert not gone.ok
+    assert gone.capabilities == {}

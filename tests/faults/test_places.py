@@ -19,8 +19,8 @@ from ports import run
 
 import memo
 from memo import cache
-from memo.cli import doctor
 from memo.errors import TierError
+from memo.inspection import findings as doctor
 from memo.runtime import ownership
 from memo.settings.configuration import configure, current
 from memo.stores.disk import payload_files
@@ -299,5 +299,5 @@ def test_doctor_says_so(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         found = list(doctor._directory(current().directory))
     [warned] = [one for one in found if "nothing there is mapped" in one.said]
     assert warned.level == doctor.WARN
-    assert "MEMO_DIRECTORY" in warned.mend
+    assert "MEMO_DIRECTORY" in warned.fix
     memo.testing.reset()

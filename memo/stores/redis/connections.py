@@ -296,9 +296,11 @@ class Threads:
         except UnwantedError:
             connection.disconnect()
             return [False]
-        except BaseException:
+        except BaseException as error:
             connection.disconnect()
             connection.used = False
+            if epoch != self._epoch and isinstance(error, Exception):
+                raise TierError("the connection was closed here") from None
             raise
         else:
             return answer

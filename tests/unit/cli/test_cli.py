@@ -13,8 +13,8 @@ from checkout import ROOT
 from click.testing import CliRunner
 
 import memo
-from memo.cli import doctor
 from memo.cli.commands import main
+from memo.inspection import findings as doctor
 from memo.settings import configuration
 
 
@@ -54,7 +54,7 @@ def test_python_m_memo_is_the_command(cache_home):
 
 
 def test_a_wrong_setting_is_a_message_and_no_traceback(monkeypatch):
-    """A mistake in the settings ends with the status 2 and says the mend."""
+    """A mistake in the settings ends with the status 2 and says the fix."""
     monkeypatch.setenv("MEMO_SIZE_LIMIT", "big")
     configuration.reload()
     said = run("stats", status=2)
@@ -195,7 +195,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is():
 
 def test_doctor_before_the_first_use():
     """Before anything was stored there is nothing to complain of."""
-    assert doctor.worst(doctor.examine()) in (doctor.GOOD, doctor.NOTE)
+    assert {one.level for one in doctor.examine()} <= {doctor.GOOD, doctor.NOTE}
 
 
 def test_doctor_names_a_wrong_setting(monkeypatch):
@@ -208,7 +208,7 @@ def test_doctor_names_a_wrong_setting(monkeypatch):
 
 
 def test_doctor_finds_open_modes_and_links(cache_home):
-    """Files that others can reach, and links, are found and named with the mend."""
+    """Files that others can reach, and links, are found and named with the fix."""
     squared(7)
     open_file = cache_home / "open"
     open_file.write_text("x")
@@ -217,7 +217,7 @@ def test_doctor_finds_open_modes_and_links(cache_home):
     link.symlink_to("/etc/hostname")
     found = levels("directory")
     assert str(open_file) in found[doctor.WARN].said
-    assert "chmod -R go=" in found[doctor.WARN].mend
+    assert "chmod -R go=" in found[doctor.WARN].fix
     assert str(link) in found[doctor.FAIL].said
 
 
@@ -229,18 +229,18 @@ def test_doctor_finds_leftovers(cache_home):
     os.utime(old, (1, 1))
     (cache_home / "young.tmp").touch(mode=0o600)
     finding = levels("leftovers")[doctor.WARN]
-    assert str(old) in finding.mend
+    assert str(old) in finding.fix
     assert "young" not in finding.said
 
 
 def test_doctor_finds_a_secret_that_cannot_be_kept(monkeypatch, tmp_path):
-    """A home without a place for the secret is a failure with the mend."""
-    monkeypatch.setattr("memo.records.secret_keys._fallback", [])
+    """A home without a place for the secret is a failure with the fix."""
+    monkeypatch.setattr("memo.settings.secret_keys._fallback", [])
     monkeypatch.delenv("MEMO_SECRET")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
     configuration.reload()
-    assert "MEMO_SECRET_FILE" in levels("secret")[doctor.FAIL].mend
+    assert "MEMO_SECRET_FILE" in levels("secret")[doctor.FAIL].fix
 
 
 def test_doctor_finds_a_disk_that_is_too_small():
@@ -268,7 +268,7 @@ def test_doctor_finds_a_redis_that_is_away(redis_server):
     with configuration.configure(redis_url=url):
         finding = levels("redis")[doctor.FAIL]
     assert "hunter2" not in str(finding)
-    assert "redis_url" in finding.mend
+    assert "redis_url" in finding.fix
 
 
 def test_doctor_finds_invalidations_that_wait(redis_server):
@@ -283,4 +283,4 @@ def test_doctor_finds_invalidations_that_wait(redis_server):
 def test_doctor_as_json():
     """For scripts: level, topic, what was found, what to do."""
     findings = json.loads(run("doctor", "--json"))
-    assert {"level", "topic", "said", "mend"} == set(findings[0])
+    assert {"level", "topic", "said", "fix"} == set(findings[0])

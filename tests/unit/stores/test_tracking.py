@@ -20,8 +20,8 @@ from redis_server import RedisServer
 
 import memo
 from memo import cache, configure
-from memo.cli import doctor
 from memo.decorators import assembly
+from memo.inspection import findings as doctor
 from memo.runtime.events import ERROR
 from memo.stores.authorities import Authorities
 from memo.stores.redis import tracking as tracking_module

@@ -1,6 +1,6 @@
-"""`memo doctor`: what is wrong with a set-up, and what to do about each finding.
+"""`memo.health()` and `memo doctor`: what is wrong with a set-up, and the fix for each finding.
 
-Every check looks, and mends nothing.  What a check itself cannot find out is a finding as well.
+Every check looks, and changes nothing.  What a check itself cannot find out is a finding as well.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memo.decorators.assembly import default_chain, host_of
-from memo.errors import MemoError, SettingError
-from memo.metrics.rendering import counted, number, size
+from memo.errors import MemoError, MissingExtraError, SettingError
+from memo.metrics import rendering
+from memo.metrics.rendering import Cell, Table, counted, number, size
 from memo.runtime import ownership
 from memo.runtime.clock import SYSTEM
 from memo.runtime.ports import BLOCKING, drive
@@ -26,6 +27,9 @@ from memo.settings.checks import redacted
 from memo.settings.configuration import DEFAULT, Settings
 from memo.stores.authorities import is_for_any
 from memo.stores.protocols import MEMORY
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GOOD = "ok"
 NOTE = "note"
@@ -43,6 +47,11 @@ SHOWN = 3
 """So many of the files concerned are named."""
 
 
+WIDTH = 18
+"""Characters of the longest topic."""
+_CAPABILITY = "redis "
+
+
 class Finding(NamedTuple):
     """One thing that was looked at.
 
@@ -50,16 +59,66 @@ class Finding(NamedTuple):
         level: `GOOD`, `NOTE`, `WARN` or `FAIL`.
         topic: what was looked at.
         said: what was found.
-        mend: what to do; `""` when there is nothing to do.
+        fix: what to do; `""` when there is nothing to do.
     """
 
     level: str
     topic: str
     said: str
-    mend: str = ""
+    fix: str = ""
 
 
 Findings = Iterator[Finding]
+
+
+class Health(tuple[Finding, ...]):
+    """What was found, in the order in which it was looked at; a table wherever it is shown."""
+
+    __slots__ = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything works, and may be trusted."""
+        return all(finding.level != FAIL for finding in self)
+
+    @property
+    def capabilities(self) -> dict[str, bool]:
+        """What sharing over Redis needs, and whether it works; empty without a Redis that answers.
+
+        The keys are `"write"`, `"read"`, `"script"`, `"lease"` and `"invalidation"`.
+        """
+        tried = (finding for finding in self if finding.topic.startswith(_CAPABILITY))
+        return {one.topic.removeprefix(_CAPABILITY): one.level == GOOD for one in tried}
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas DataFrame, one row for each finding.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
+        return pd.DataFrame(list(self), columns=list(Finding._fields))
+
+    def __repr__(self) -> str:
+        return "\n".join(_lines(finding) for finding in self)
+
+    def _repr_html_(self) -> str:
+        rows = ([Cell(word) for word in finding] for finding in self)
+        table = Table(("", "checked", "found", "what to do"), list(rows), texts=4)
+        return rendering.boxed(rendering.table_html(table))
+
+
+def _lines(finding: Finding) -> str:
+    said = f"{finding.level:<5} {finding.topic:<{WIDTH}} {finding.said}"
+    return f"{said}\n{'':<{WIDTH + 6}} {finding.fix}" if finding.fix else said
+
+
+def health() -> Health:
+    """See `memo.health`."""
+    return Health(examine())
 
 
 def examine() -> list[Finding]:
@@ -68,8 +127,8 @@ def examine() -> list[Finding]:
     try:
         settings = configuration.current()
     except SettingError as error:
-        mend = "Correct this setting, then run `memo doctor` again."
-        return [*found, Finding(FAIL, "settings", str(error), mend)]
+        fix = "Correct this setting, then run `memo doctor` again."
+        return [*found, Finding(FAIL, "settings", str(error), fix)]
     checks: list[tuple[str, Callable[[], Findings]]] = [
         ("settings", lambda: _settings(settings)),
         ("secret", lambda: _secret(settings)),
@@ -108,22 +167,22 @@ def _settings(settings: Settings) -> Findings:
     said = ", ".join(f"{name} from {source}" for name, source in given.items())
     yield Finding(GOOD, "settings", said or "all defaults")
     if not settings.enabled:
-        mend = "Set enabled to true to cache again."
-        yield Finding(WARN, "settings", f"off (from {settings.sources['enabled']})", mend)
+        fix = "Set enabled to true to cache again."
+        yield Finding(WARN, "settings", f"off (from {settings.sources['enabled']})", fix)
 
 
 def _secret(settings: Settings) -> Findings:
     source = settings.sources["secrets"]
     if not all(map(secret_keys.is_kept, settings.secrets)):
-        mend = "Set MEMO_SECRET_FILE to an owner-only file, so that entries outlive the process."
-        yield Finding(FAIL, "secret", "none can be kept on this machine", mend)
+        fix = "Set MEMO_SECRET_FILE to an owner-only file, so that entries outlive the process."
+        yield Finding(FAIL, "secret", "none can be kept on this machine", fix)
         return
     where = str(secret_keys.default_file()) if source == DEFAULT else source
     ids = ", ".join(one.id.hex()[:8] for one in settings.secrets)
     yield Finding(GOOD, "secret", f"{where}; id {ids}")
     if settings.redis_url and source == DEFAULT:
-        mend = "Give all hosts that share this Redis the same MEMO_SECRET or MEMO_SECRET_FILE."
-        yield Finding(NOTE, "secret", "generated here: other hosts cannot use this one's", mend)
+        fix = "Give all hosts that share this Redis the same MEMO_SECRET or MEMO_SECRET_FILE."
+        yield Finding(NOTE, "secret", "generated here: other hosts cannot use this one's", fix)
 
 
 def _directory(directory: Path) -> Findings:
@@ -132,29 +191,29 @@ def _directory(directory: Path) -> Findings:
         if os.access(place, os.W_OK | os.X_OK):
             yield Finding(GOOD, "directory", f"{directory} is made at the first use")
         else:
-            mend = "Set MEMO_DIRECTORY to a directory of your own."
-            yield Finding(FAIL, "directory", f"{directory} cannot be made", mend)
+            fix = "Set MEMO_DIRECTORY to a directory of your own."
+            yield Finding(FAIL, "directory", f"{directory} cannot be made", fix)
         return
     yield from _owner(directory)
     yield from _modes(directory)
     kind = ownership.file_system(directory)
     if ownership.is_network(kind):
-        mend = "Set MEMO_DIRECTORY to a local disk; share results through Redis."
+        fix = "Set MEMO_DIRECTORY to a local disk; share results through Redis."
         said = f"{directory} lies on a network file system ({kind}): nothing there is mapped"
-        yield Finding(WARN, "directory", said, mend)
+        yield Finding(WARN, "directory", said, fix)
     elif ownership.exposed(directory):
-        mend = "Set MEMO_DIRECTORY to where only you can write, from the root on."
+        fix = "Set MEMO_DIRECTORY to where only you can write, from the root on."
         said = f"others can write above {directory}: nothing there is mapped"
-        yield Finding(WARN, "directory", said, mend)
+        yield Finding(WARN, "directory", said, fix)
 
 
 def _owner(directory: Path) -> Findings:
     if directory.stat().st_uid != os.geteuid():
-        mend = "Set MEMO_DIRECTORY to a directory of your own."
-        yield Finding(FAIL, "directory", f"{directory} belongs to another user", mend)
+        fix = "Set MEMO_DIRECTORY to a directory of your own."
+        yield Finding(FAIL, "directory", f"{directory} belongs to another user", fix)
     elif not os.access(directory, os.W_OK | os.X_OK):
-        mend = f"Run: chmod 700 {directory}"
-        yield Finding(FAIL, "directory", f"{directory} cannot be written", mend)
+        fix = f"Run: chmod 700 {directory}"
+        yield Finding(FAIL, "directory", f"{directory} cannot be written", fix)
     else:
         yield Finding(GOOD, "directory", str(directory))
 
@@ -168,11 +227,11 @@ def _modes(directory: Path) -> Findings:
         elif facts.st_mode & 0o077:
             open_.append(path)
     if open_:
-        mend = f"Run: chmod -R go= {directory}"
-        yield Finding(WARN, "directory", f"others can reach {_named(open_)}", mend)
+        fix = f"Run: chmod -R go= {directory}"
+        yield Finding(WARN, "directory", f"others can reach {_named(open_)}", fix)
     if foreign:
-        mend = "Find out how they came there, and remove them."
-        yield Finding(FAIL, "directory", f"links, or of another user: {_named(foreign)}", mend)
+        fix = "Find out how they came there, and remove them."
+        yield Finding(FAIL, "directory", f"links, or of another user: {_named(foreign)}", fix)
 
 
 def _walk(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -201,8 +260,8 @@ def _disk(settings: Settings) -> Findings:
     if used > limit * 1.1:
         yield Finding(WARN, "disk", said, "Run `memo clear`, or raise size_limit.")
     elif free < limit - used:
-        mend = f"Free some space, or set size_limit to at most {size(used + free // 2)}."
-        yield Finding(WARN, "disk", f"{said}: the disk is full before the limit is reached", mend)
+        fix = f"Free some space, or set size_limit to at most {size(used + free // 2)}."
+        yield Finding(WARN, "disk", f"{said}: the disk is full before the limit is reached", fix)
     else:
         yield Finding(GOOD, "disk", said)
 
@@ -219,8 +278,8 @@ def _leftovers(settings: Settings) -> Findings:
         if _is_leftover(path.name) and facts.st_mtime < horizon
     ]
     if old:
-        mend = f"Nobody uses them any more; run: rm {' '.join(str(path) for path in old[:SHOWN])}"
-        yield Finding(WARN, "leftovers", _named(old), mend)
+        fix = f"Nobody uses them any more; run: rm {' '.join(str(path) for path in old[:SHOWN])}"
+        yield Finding(WARN, "leftovers", _named(old), fix)
     else:
         yield Finding(GOOD, "leftovers", "none")
 
@@ -231,8 +290,8 @@ def _is_leftover(name: str) -> bool:
 
 def _clock() -> Findings:
     if SYSTEM.boot_id == bytes(16):
-        mend = "Keep the clock right (NTP); ages are taken from it."
-        yield Finding(NOTE, "clock", "this system has no name for its start", mend)
+        fix = "Keep the clock right (NTP); ages are taken from it."
+        yield Finding(NOTE, "clock", "this system has no name for its start", fix)
     else:
         yield Finding(GOOD, "clock", "ages are taken from a clock that cannot step")
 
@@ -250,39 +309,39 @@ def _tiers(settings: Settings) -> Findings:
         elif facts.get("up"):
             yield Finding(GOOD, name, _facts(facts) or "up")
         else:
-            mend = "See `directory` and `disk` above." if name == "disk" else ""
-            yield Finding(FAIL, name, str(facts.get("error", "down")), mend)
+            fix = "See `directory` and `disk` above." if name == "disk" else ""
+            yield Finding(FAIL, name, str(facts.get("error", "down")), fix)
     if not settings.redis_url:
-        mend = "Set MEMO_REDIS_URL to share entries between hosts."
-        yield Finding(NOTE, "redis", "not configured: entries are shared on this host only", mend)
+        fix = "Set MEMO_REDIS_URL to share entries between hosts."
+        yield Finding(NOTE, "redis", "not configured: entries are shared on this host only", fix)
 
 
 def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
     url = redacted(settings.redis_url or "")
     if not facts.get("up"):
-        mend = facts.get("mend") or "Start it, or correct redis_url."
-        mend += f" (redis_url is from {settings.sources['redis_url']})"
+        fix = facts.get("mend") or "Start it, or correct redis_url."
+        fix += f" (redis_url is from {settings.sources['redis_url']})"
         said = f"{url} cannot be used: {facts.get('error', 'down')}; memo works without it"
-        yield Finding(FAIL, "redis", said, mend)
+        yield Finding(FAIL, "redis", said, fix)
         return
     yield Finding(GOOD, "redis", f"{url}: {_facts(facts) or 'up'}")
     version = str(facts.get("version", ""))
     if version and _parts(version) < OLDEST_REDIS:
-        mend = "Use Redis 6.2 or newer."
-        yield Finding(FAIL, "redis", f"version {version} is too old", mend)
+        fix = "Use Redis 6.2 or newer."
+        yield Finding(FAIL, "redis", f"version {version} is too old", fix)
     if str(facts.get("tracking", "")).startswith("strict"):
-        mend = "Let its ACL allow +hello +echo +client|tracking."
+        fix = "Let its ACL allow +hello +echo +client|tracking."
         said = f"coherence is {facts['tracking']}: each hit in memory asks it"
-        yield Finding(WARN, "redis", said, mend)
+        yield Finding(WARN, "redis", said, fix)
     if facts.get("limit") and facts.get("policy") == "noeviction":
-        mend = "Set its maxmemory-policy to allkeys-lru, or to volatile-lru."
-        yield Finding(WARN, "redis", "refuses to store when its memory is full", mend)
+        fix = "Set its maxmemory-policy to allkeys-lru, or to volatile-lru."
+        yield Finding(WARN, "redis", "refuses to store when its memory is full", fix)
 
 
 def _capabilities(tier: Any) -> Findings:
     """What sharing needs, each tried under a name of its own."""
     for capability, error in drive(tier.capabilities(BLOCKING)).items():
-        topic = f"redis {capability}"
+        topic = f"{_CAPABILITY}{capability}"
         if not error:
             yield Finding(GOOD, topic, "works")
         else:
@@ -312,14 +371,8 @@ def _journal(settings: Settings) -> Findings:
     if not rows:
         yield Finding(GOOD, "journal", "every invalidation reached its tier")
         return
-    mend = "Nothing: they are replayed before the next read from Redis."
+    fix = "Nothing: they are replayed before the next read from Redis."
     if not settings.redis_url:
-        mend = "Set redis_url again: they are replayed before the next read from Redis."
+        fix = "Set redis_url again: they are replayed before the next read from Redis."
     said = f"{counted(len(rows), 'invalidation')} not yet in Redis"
-    yield Finding(WARN, "journal", said, mend)
-
-
-def worst(findings: list[Finding]) -> str:
-    """The gravest level among findings."""
-    levels = {finding.level for finding in findings}
-    return next((level for level in (FAIL, WARN, NOTE) if level in levels), GOOD)
+    yield Finding(WARN, "journal", said, fix)
