@@ -421,7 +421,7 @@ def _frame(table: rendering.Table) -> Any:
 class Reporter:
     """Puts a line under each cell that used the cache, and keeps it up to date.
 
-    Hits cost nothing more while it is on: see `memo.stats.Span`.
+    Hits cost nothing more while it is on: see `memo.metrics.recorder.Span`.
     """
 
     def __init__(self, shell: InteractiveShell) -> None:

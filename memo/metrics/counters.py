@@ -1,6 +1,6 @@
 """Tallies: the running numbers of one function, and what each kind of event adds to them.
 
-Only `memo.stats.Counters` changes a tally, under its lock.
+Only `memo.metrics.recorder.COUNTERS` changes a tally, under its lock.
 """
 
 from __future__ import annotations

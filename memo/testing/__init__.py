@@ -165,9 +165,9 @@ def recording() -> Iterator[list[Event]]:
 def reset() -> None:
     """Set memo back to how it was when it was imported, for this process.
 
-    Background work ends (for at most `drivers.EXIT_GRACE` seconds), connections and files are
-    closed, `configure`d settings, the counters and the live configuration are forgotten.  What is
-    stored stays.
+    Background work ends (for at most `ports.EXIT_GRACE` seconds), connections and files are closed,
+    `configure`d settings, the counters and the live configuration are forgotten.  What is stored
+    stays.
     """
     ports.drain_blocking(ports.EXIT_GRACE)
     BOARD.close()
