@@ -21,6 +21,7 @@ LIBRARIES: Final = (
     "for_dask",
     "for_handles",
     "for_science",
+    "for_spacy",
     "for_sqlalchemy",
     "for_xarray",
 )

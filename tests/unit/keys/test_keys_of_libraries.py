@@ -138,7 +138,72 @@ VALUES = {
         from sklearn.feature_extraction.text import TfidfVectorizer
         value = TfidfVectorizer(stop_words=["and"]).fit(["one and two", "two and three"])
     """,
-    "frozen distribution": "import scipy.stats; value = scipy.stats.norm(loc=1)",
+    "frozen distribution": """
+        import scipy.stats
+        value = scipy.stats.norm(loc=1)
+        use = lambda: value.rvs(2)
+    """,
+    "spacy pipeline": """
+        import spacy
+        value = spacy.blank("en")
+        value.add_pipe("sentencizer")
+        value.add_pipe("entity_ruler").add_patterns([{"label": "A", "pattern": "one"}])
+        use = lambda: value("one new word")
+    """,
+    "spacy document": """
+        import spacy
+        value = spacy.blank("en")("one or two words")
+        use = lambda: [token.text for token in value]
+    """,
+    "spacy span and token": """
+        import spacy
+        document = spacy.blank("en")("one or two words")
+        value = [document[1:3], document[1]]
+    """,
+    "vectorize": """
+        import numba
+        @numba.vectorize
+        def value(x):
+            return x + 1
+        use = lambda: value(1.0)
+    """,
+    "vectorize types": """
+        import numba
+        @numba.vectorize(["float64(float64)"])
+        def value(x):
+            return x + 1
+        use = lambda: value(1.0)
+    """,
+    "guvectorize": """
+        import numba, numpy
+        @numba.guvectorize(["(float64[:], float64[:])"], "(n)->(n)")
+        def value(x, result):
+            for i in range(len(x)):
+                result[i] = x[i]
+        use = lambda: value(numpy.arange(3.0))
+    """,
+    "astropy time": """
+        from astropy.time import Time
+        value = Time(["2020-01-01", "2021-01-01"])
+        use = lambda: (value.utc, value.jd, value.tai, repr(value))
+    """,
+    "astropy time difference": """
+        import astropy.units as u
+        from astropy.time import TimeDelta
+        value = TimeDelta(3 * u.s)
+        use = lambda: (value.sec, repr(value))
+    """,
+    "astropy coordinates": """
+        import astropy.units as u
+        from astropy.coordinates import SkyCoord
+        value = SkyCoord([10.0, 20.0] * u.deg, [1.0, 2.0] * u.deg)
+        use = lambda: (value.galactic, value.to_string())
+    """,
+    "FITS header": """
+        from astropy.io.fits import Header
+        value = Header([("A", 1, "one"), ("B", "two")])
+        use = lambda: (str(value), value["A"])
+    """,
     "njit": """
         import numba
         @numba.njit
@@ -182,8 +247,10 @@ VALUES = {
 KEYS = """
 import sys, warnings
 warnings.simplefilter("ignore")
-import memo
+import copy, memo
+import cloudpickle
 memo.configure(directory=sys.argv[1])
+use = lambda: None
 
 @memo.cache(version="1", name="libraries:argument")
 def load(x):
@@ -193,13 +260,18 @@ def load(x):
 def read(x):
     return value, x
 
-print(load.key(value), read.key(1), load.key(value) == load.key(value))
+before = load.key(value), read.key(1)
+use()
+print(*before, before == (load.key(value), read.key(1)))
+if type(value).__module__.partition(".")[0] in ("astropy", "numba", "scipy", "spacy"):
+    sent = cloudpickle.loads(cloudpickle.dumps(value))
+    assert load.key(copy.deepcopy(value)) == load.key(sent) == before[0]
 """
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_a_value_has_one_key_in_every_process(value: str, tmp_path: Path) -> None:
-    """As an argument and as a global that the code reads."""
+    """As an argument and as a global that the code reads, used, copied and sent or not."""
     script = tmp_path / "script.py"
     script.write_text(KEYS.replace("{value}", textwrap.dedent(value)))
     seen = set()

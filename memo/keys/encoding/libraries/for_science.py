@@ -1,4 +1,4 @@
-"""Values of astropy, numba and scikit-learn, and of numpy's global generator: by their content."""
+"""Values of astropy, numba, SciPy and scikit-learn, and numpy's global generator: by content."""
 
 from __future__ import annotations
 
@@ -33,6 +33,40 @@ def _unit(value: Any, walk: Walk) -> bytes:
     return walk.encode(value.to_string())
 
 
+def _time(value: Any, walk: Walk) -> bytes:
+    """Times of astropy: the moments and how they are written; not what was worked out from them."""
+    inner = value._time
+    written = (value.format, value.scale, inner.precision, inner.in_subfmt, inner.out_subfmt)
+    facts = walk.encode(written) + walk.encode(inner.jd1) + walk.encode(inner.jd2)
+    given = ("location", "_delta_ut1_utc", "_delta_tdb_tt")
+    return facts + walk.encode([getattr(value, name, None) for name in given])
+
+
+def _fits(value: Any, walk: Walk) -> bytes:
+    """A header of FITS: its cards."""
+    return walk.encode([(card.keyword, card.value, card.comment) for card in value.cards])
+
+
+def _distribution(value: Any, walk: Walk) -> bytes:
+    """A distribution of SciPy, without the generator that it would draw from."""
+    return walk.encode({**value._updated_ctor_param(), "seed": None})
+
+
+def _frozen(value: Any, walk: Walk) -> bytes:
+    return walk.encode(value.dist) + walk.encode((value.args, value.kwds))
+
+
+def _universal(value: Any, walk: Walk) -> bytes:
+    """A `vectorize`d function of numba: the function, how it is compiled, and the types it is for.
+
+    One without given types is compiled for those that it meets.
+    """
+    types = value.types if value._frozen else None
+    layout = getattr(value, "gufunc_builder", None)
+    shape = None if layout is None else layout.signature
+    return _compiled(value._dispatcher, walk) + walk.encode((value.identity, types, shape))
+
+
 def _compiled(value: Any, walk: Walk) -> bytes:
     """A function that numba compiles: the function, and how it is compiled."""
     options = {name: repr(given) for name, given in value.targetoptions.items()}
@@ -57,8 +91,14 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "astropy.BaseColumn": node("column", _column),
     "astropy.Quantity": node("quantity", _quantity),
     "astropy.UnitBase": node("unit", _unit),
+    "astropy.TimeBase": node("time", _time),
+    "astropy.Header": node("header", _fits),
+    "numba.DUFunc": node("vectorize", _universal),
+    "numba.GUFunc": node("guvectorize", _universal),
     "numba.Dispatcher": node("njit", _compiled),
     "numpy.RandomState": node("generator", _generator),
+    "scipy.rv_generic": node("distribution", _distribution),
+    "scipy.rv_frozen": node("frozen", _frozen),
     "sklearn._VectorizerMixin": node("vectorizer", _estimator),
 }
 """`package.class` -> encoder, for the values of the class and of its subclasses."""
