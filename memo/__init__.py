@@ -8,7 +8,7 @@
     async def load(region: str) -> pandas.DataFrame: ...
 
 Where to find what: `decorators` makes a cached function, `engine` answers its calls, `keys` says
-which entry a call has, `stores` keeps entries in tiers, `validity` says whether one may still be used.
+which entry a call has, `stores` keeps entries in tiers, `validity` says whether one is still valid.
 """
 
 from __future__ import annotations

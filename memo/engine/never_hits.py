@@ -2,6 +2,9 @@
 
 Some objects have another key each time although nothing of them has changed for their user: they
 keep a random number, an address or a time.  Such a function would never hit, without a word.
+
+Two arguments look the same when the parts of their keys that a user can see are the same: public
+attributes, or, of an object that has none, what it says of itself.  What differs is then private.
 """
 
 from __future__ import annotations
@@ -18,7 +21,12 @@ ENOUGH: Final = 5
 """Different keys of equal looks after which the warning comes."""
 _KEPT: Final = 64
 """Looks of a function that are remembered."""
-_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+DEEP: Final = 3
+"""Objects inside of objects that are looked into."""
+SHOWN: Final = 3
+"""Private attributes that the warning names."""
+_SHORTENED: Final = re.compile(r"\.\.\.|…| at 0x[0-9a-fA-F]+")
+"""In what an object says of itself: that it does not say all."""
 
 
 def notice(job: Job) -> None:
@@ -43,18 +51,42 @@ def notice(job: Job) -> None:
 
 def _look(job: Job) -> tuple[str, list[str]]:
     """What a call looks like, and its arguments whose keys may differ though they look the same."""
-    from memo.keys.encoding import python_types  # types of calls that were computed need it
-
     parts: list[str] = [job.function.code(job.args)]
     names: list[str] = []
     for name, value, encoding in job.call.encoded():
-        kind = type(value)
-        if kind in atoms.PLAIN or kind in canonical.BUILTIN or not python_types.is_object(kind):
-            parts.append(f"{name} {encoding.hex()}")
-        else:
-            parts.append(f"{name} {canonical.type_name(kind)} {_ADDRESS.sub('', repr(value))}")
-            names.append(f"`{name}` ({canonical.type_name(kind)})")
+        seen = _seen(value, DEEP)
+        parts.append(f"{name} {encoding.hex() if seen is None else seen}")
+        if seen is not None:
+            names.append(f"`{name}` ({canonical.type_name(type(value))}{_hidden(value)})")
     return "\n".join(parts), names
+
+
+def _seen(value: Any, deep: int) -> str | None:
+    """The parts of a value's key that its user can see; None: all of it."""
+    from memo.keys.encoding import python_types  # types of calls that were computed need it
+
+    kind = type(value)
+    if kind in atoms.PLAIN or kind in canonical.BUILTIN or not python_types.is_object(kind):
+        return None
+    attributes = getattr(value, "__dict__", None)
+    if not attributes or not deep:
+        said = repr(value)
+        return (
+            f"{canonical.type_name(kind)} {said}" if said and not _SHORTENED.search(said) else None
+        )
+    shown = [canonical.type_name(kind)]
+    for name in sorted(name for name in attributes if not name.startswith("_")):
+        part = _seen(attributes[name], deep - 1)
+        if part is None:
+            part = canonical.encoding(attributes[name], name).hex()
+        shown.append(f"{name}={part}")
+    return " ".join(shown)
+
+
+def _hidden(value: Any) -> str:
+    """The private attributes of an object, for people."""
+    names = [name for name in getattr(value, "__dict__", ()) if name.startswith("_")]
+    return f" with {', '.join(names[:SHOWN])}" if names else ""
 
 
 def _warn(function: Function, names: list[Any]) -> None:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 import memo
+
+
+@contextmanager
+def nothing_said() -> Iterator[None]:
+    """Fails where anything warns: a warning that is an error would be a fault of the cache."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert [str(warning.message) for warning in caught] == []
 
 
 class Session:
@@ -36,17 +47,79 @@ def test_a_function_that_never_hits_warns_once() -> None:
     def load(session: Session, x: int) -> int:
         return x
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with nothing_said():
         for _ in range(4):
             load(Session("a"), 1)
-    with pytest.warns(UserWarning, match="`session`.*Session.*__memo_key__") as caught:
+    with pytest.warns(UserWarning, match="`session`.*Session with _token.*__memo_key__") as caught:
         load(Session("a"), 1)
     assert "never:load" in str(caught[0].message)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with nothing_said():
         for _ in range(6):
             load(Session("a"), 1)
+
+
+class Silent:
+    """Says nothing of itself, and so looks like any other by its `repr`."""
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+class Shortened:
+    """Says but a part of what it is."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def __repr__(self) -> str:
+        return "Shortened(...)"
+
+
+class Around:
+    """Has another object inside."""
+
+    def __init__(self, x: int) -> None:
+        self.inner = Silent(x)
+
+
+class Hiding(Point):
+    """Has a public attribute that its `repr` leaves out."""
+
+    def __init__(self, x: int) -> None:
+        super().__init__(1)
+        self.y = x
+
+
+@pytest.mark.parametrize("make", [Silent, Shortened, Around, Hiding])
+def test_objects_that_differ_warn_about_nothing(make: Any) -> None:
+    """What is not in a `repr` counts: a loop over such objects is no fault."""
+
+    @memo.cache(version="1", name="never:silent")
+    def load(value: Any) -> int:
+        return 1
+
+    with nothing_said():
+        for x in range(20):
+            load(make(x))
+
+
+def test_an_object_inside_an_object_is_looked_into() -> None:
+    """The private part that differs may lie deeper."""
+
+    class Client:
+        def __init__(self) -> None:
+            self.session = Session("a")
+
+    @memo.cache(version="1", name="never:inside")
+    def load(client: Client) -> int:
+        return 1
+
+    for _ in range(4):
+        load(Client())
+    with pytest.warns(UserWarning, match="`client`"):
+        load(Client())
 
 
 @pytest.mark.parametrize("make", [Point, lambda x: {"x": x}, lambda x: [x] * 3, str])
@@ -57,8 +130,7 @@ def test_arguments_that_look_different_warn_about_nothing(make: Any) -> None:
     def load(value: Any) -> int:
         return 1
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with nothing_said():
         for x in range(20):
             load(make(x))
 
@@ -70,8 +142,7 @@ def test_equal_values_computed_again_warn_about_nothing() -> None:
     def load(value: Point) -> int:
         return 1
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with nothing_said():
         for _ in range(8):
             load(Point(1))
             load.invalidate()
@@ -85,7 +156,6 @@ def test_arrays_of_one_shape_warn_about_nothing() -> None:
     def load(value: Any) -> int:
         return 1
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with nothing_said():
         for x in range(8):
             load(np.full(100_000, x))

@@ -1,7 +1,7 @@
 """Pipelines and documents of spaCy: by what spaCy itself writes of them.
 
-A pipeline remembers each word that it has met, and writes sets in any order: neither is part of what
-it does.
+A pipeline remembers each word that it has met, and writes sets in any order: neither is part of
+what it does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SETS: Final = ("strings", "punct_chars")
 
 
 def _written(value: Any, walk: Walk) -> bytes:
-    """A part of a pipeline as it writes itself; one that does not is encoded as any other object."""
+    """A part of a pipeline as it writes itself; one that does not, as any other object."""
     if not hasattr(value, "to_bytes"):
         return walk.encode(value)
     facts = sys.modules["srsly"].msgpack_loads(value.to_bytes(exclude=["vocab"]))
