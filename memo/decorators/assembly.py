@@ -314,6 +314,23 @@ def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
     return True
 
 
+def changed(function: str) -> Mapping[str, str]:
+    """What processes of this host have found that a function changes itself."""
+    try:
+        return manifests().changed(function)
+    except (OSError, SettingError) as error:
+        events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
+        return {}
+
+
+def teach(function: str, found: Mapping[str, str]) -> None:
+    """Tell other processes of this host what a function changes itself."""
+    try:
+        manifests().add_changed(function, found)
+    except (OSError, SettingError) as error:
+        events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
+
+
 def _shared(chain: Chain) -> Tier | None:
     """The tier in which a chain has the shared live configuration: Redis."""
     return next((tier for tier in chain.tiers if hasattr(tier, "publish")), None)

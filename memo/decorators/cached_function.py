@@ -40,7 +40,7 @@ from memo.engine.invalidating import Invalidation
 from memo.errors import NotCachedError, OptionError, at_the_call, label, public, users
 from memo.keys import bindings
 from memo.keys.bindings import ABSENT
-from memo.keys.call_keys import Call, Keyer
+from memo.keys.call_keys import GLOBAL, Call, Keyer
 from memo.keys.encoding import canonical
 from memo.keys.fingerprint.function_version import Identity, function_id
 from memo.keys.offloading import HeavyError
@@ -827,12 +827,14 @@ def _dependencies(
 
 def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:
     replay = options.flag("replay", given["replay"])
+    ignored = options.texts("ignore", given["ignore"])
+    state = [label for label in ignored if label.startswith(GLOBAL)]
     keyer = Keyer(
         function,
         function_id=identity,
         key_prefix=options.text("key_prefix", given["key_prefix"]),
         key_resolver=given["key_resolver"],
-        ignore=options.texts("ignore", given["ignore"]),
+        ignore=[name for name in ignored if name not in state],
         tags=_tags(given["tags"]),
         method=_is_method(function),
         replay=replay,
@@ -841,7 +843,13 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         identity,
         function,
         keyer,
-        Identity(function, version=options.text("version", given["version"]), name=given["name"]),
+        Identity(
+            function,
+            version=options.text("version", given["version"]),
+            name=given["name"],
+            ignored=state,
+            learned=functools.partial(assembly.changed, identity),
+        ),
         _policy(given),
         assembly.chain_of(given["provider"]),
         assembly.live_ttl(given["ttl_key"]),
@@ -851,6 +859,7 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         replay=replay,
         cutoff=options.flag("cutoff", given["cutoff"]),
         is_async=options.is_async(function),
+        teach=assembly.teach,
     )
 
 
@@ -994,7 +1003,8 @@ def _options(
         tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable of the bound
             arguments, and of `result` if it takes that, which gives them.
         depends_on: files, directories, globs, or callables whose change makes entries untrue.
-        ignore: names of arguments that do not matter.
+        ignore: names of arguments that do not matter; also `"self"`, and globals that the function
+            reads, as `"global:api"`.
         version: pins the code version by hand.
         stale_while_revalidate: seconds past the ttl in which the old value answers while it is
             refreshed (RFC 5861).

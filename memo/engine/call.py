@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from memo.errors import MemoError, lacks_resources
-from memo.keys import instances
+from memo.keys import instances, own_changes
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.keys.fingerprint.function_version import Identity
 from memo.keys.fingerprint.held_values import STATELESS, State
+from memo.keys.instances import Mine
+from memo.keys.own_changes import Begun, Ended
 from memo.records.stamp_types import Times
 from memo.runtime import events
 from memo.settings.options import Policy
@@ -45,6 +48,7 @@ class Function:
         replay: what it prints and displays is kept with its results, and shown again.
         ask: answers one of its calls in a way of its own (`each`); None: as any other function.
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
+        teach: keeps what the function changes itself, for other processes.
         took: seconds of its latest computation here; None: there was none.
         warned: it was said that its results are not stored.
         cutoff: what was built on its results stays valid while they come back equal.
@@ -71,6 +75,7 @@ class Function:
         "policy",
         "replay",
         "run",
+        "teach",
         "took",
         "warned",
     )
@@ -91,6 +96,7 @@ class Function:
         replay: bool = False,
         cutoff: bool = False,
         is_async: bool = False,
+        teach: Callable[[str, Mapping[str, str]], None] | None = None,
     ) -> None:
         self.id = function_id
         self.run = run
@@ -104,6 +110,7 @@ class Function:
         self.noted: tuple[weakref.ref[Chain], str] | None = None
         self.compress = compress
         self.replay = replay
+        self.teach = teach
         self.cutoff = cutoff
         self.ask: Callable[..., Coroutine[Any, Any, Any]] | None = None
         self.is_async = is_async
@@ -136,26 +143,41 @@ class Function:
         self.identity.digest(type(own))
         return self.identity.state(type(own))
 
-    def learn(self, call: Call, args: tuple[Any, ...]) -> bool:
-        """After a computation: leave out of the key what of `self` the method has changed itself.
+    def begin(self, call: Call, args: tuple[Any, ...]) -> Watched:
+        """Note the state that a computation may change; give it to `end` when it is over."""
+        of_code, names = self.identity.begin(self.owner(args))
+        if not call.own_state.names:
+            return Watched(of_code, names)
+        return Watched(of_code, names, instances.begin(args[0], self.state(args[0])))
+
+    def end(self, watched: Watched) -> tuple[tuple[str, ...], str]:
+        """After a computation: state that it has changed itself counts as it was before.
 
         Returns:
-            Whether everything else in the state of `self` is as it was.
+            What something else has changed meanwhile, and what to warn of, once each; `""`:
+            nothing.
         """
-        before = call.own_state
-        if not before.names:
-            return True
-        state = self.state(args[0])
-        own, others = instances.changes(before, instances.attributes(args[0], state), state)
-        if own:
-            self.identity.leave_out(type(args[0]), own)
-            told = ", ".join(f"self.{name}" for name in own)
-            warnings.warn(
-                f"{self.id} changes {told} while it runs, so that is left out of its key; what "
-                "decides the result belongs into an argument or an attribute that stays.",
-                stacklevel=2,
+        code = own_changes.end(watched.of_code, watched.names)
+        mine = Ended() if watched.mine is None else instances.end(watched.mine)
+        own = (*code.own, *mine.own)
+        new = self.identity.told(own) if own else []
+        learned = {**code.learned, **mine.learned}
+        if learned and new and self.teach is not None:
+            self.teach(self.id, learned)
+        said = ""
+        others = code.others + mine.others
+        if new:
+            said = (
+                f"{self.id} changes {', '.join(new)} while it runs, so that is left out of its "
+                "key; what decides the result belongs into an argument or a value that stays."
             )
-        return not others
+        elif others and self.identity.is_often(others):
+            said = (
+                f"{self.id} is not stored: {', '.join(others)} changed each time while it ran, and "
+                "not under a name that its code sets. If that is its own doing and does not "
+                f"decide the result, say so: {_to_ignore(others)}."
+            )
+        return others, said
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
         """The class that a method is called on; of a function None."""
@@ -188,6 +210,21 @@ _CUTOFFS: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictiona
 def with_cutoff(function_id: str) -> Function | None:
     """The function of an identity that has `cutoff=True`, if this process has it: the latest."""
     return _CUTOFFS.get(function_id)
+
+
+def _to_ignore(others: Sequence[str]) -> str:
+    """How to say that something does not decide the result."""
+    names = {one.partition("[")[0].partition(".")[0] for one in others}
+    labels = sorted(name if name == "self" else f"global:{name}" for name in names)
+    return f"ignore={labels!r}"
+
+
+class Watched(NamedTuple):
+    """State that a running computation may change, as it was when that began."""
+
+    of_code: list[Begun]
+    names: frozenset[str]
+    mine: Mine | None = None
 
 
 class Job(NamedTuple):
@@ -225,6 +262,15 @@ class Outcome(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
+
+
+def warn_of(function: Callable[..., Any], said: str) -> None:
+    """Warn of a function, at its own line: it may run far from the line that called."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        warnings.warn(said, stacklevel=2)
+    else:
+        warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
 
 def told(error: BaseException) -> str:

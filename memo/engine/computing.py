@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-import warnings
 import weakref
 from binascii import b2a_base64
-from typing import Any
+from typing import Any, Self
 
 from memo.engine import never_hits, replay, same_types, used_calls
-from memo.engine.call import Function, Job, Outcome, emit, told, writer
+from memo.engine.call import Function, Job, Outcome, Watched, emit, told, warn_of, writer
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
@@ -35,8 +33,8 @@ KEPT = 86_400 * SECOND
 """Nanoseconds that entries of a function with a `ttl_key` are kept at least: it may be raised."""
 CHANGED = "arguments changed"
 """Why a result is not stored: the caller changed what it passed before the function was done."""
-STATE_CHANGED = "self changed"
-"""Why a result is not stored: an attribute in its key changed while the function ran."""
+STATE_CHANGED = "inputs changed"
+"""Why a result is not stored: something in its key changed while the function ran."""
 ARGUMENTS = 64 * 1024
 """Bytes of pickled arguments up to which an entry holds them, to ask its call again."""
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
@@ -73,7 +71,8 @@ async def compute(
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     flight.call, flight.expected = job.call, job.function.took
     arguments, watch = packed(job), await watch_tags(port, job)
-    with inside(flight, alone=alone):
+    stands = Standing(job)
+    with inside(flight, alone=alone), stands:
         token = CURRENT.set(gathered)
         why = "refresh" if alone else ""
         emit(job, events.COMPUTE_STARTED, reason=why)
@@ -99,17 +98,16 @@ async def compute(
     known, used = await merged(port, job, gathered, own)
     if outcome.error is not None:
         landing = Landing(error=outcome.error, used=used, known=known, started=started)
-        vouched = used if errors and same and not flight.detached else None
-        return await _failed(port, job, landing, vouched, cost)
+        sound = errors and same and stands.stands and not flight.detached
+        return await _failed(port, job, landing, used if sound else None, cost)
     job.function.took = cost
     emit(job, events.COMPUTED, seconds=cost)
-    keep = state_stands(job) and keep
     if alone and not await is_same_call(port, job):
         return Landing(fault=True)
     job.chain.floors.rise(job.call.text, started)
     true = same and not flight.detached
     true = true and not (alone and await job.chain.turned(port, known))
-    vouched = used if true and keep else None
+    vouched = used if true and keep and stands.stands else None
     try:
         landing = await store_result(port, job, outcome.value, vouched, started, cost, arguments)
     except Exception as error:
@@ -149,21 +147,53 @@ async def _with_result(
             f"({error}); so what is built on it is computed again whenever it is.  Return a value "
             "with a key, give its type one with memo.register_key, or leave out cutoff."
         )
-        _say(function, said)
+        warn_of(function.run, said)
         return used
     return (*used, Result(function.id, job.call.text, digest, arguments))
 
 
-def state_stands(job: Job) -> bool:
-    """Whether the state of `self` in the key is as it was, but for what the method changes."""
-    try:
-        stands = job.function.learn(job.call, job.args)
-    except Exception as error:  # the values' own methods may raise whatever they like
-        emit(job, events.ERROR, reason=STATE_CHANGED, detail=told(error))
-        return False
-    if not stands:
-        emit(job, events.ERROR, reason=STATE_CHANGED)
-    return stands
+class Standing:
+    """Watches the state in the key of a call while its computation runs.
+
+    Attributes:
+        stands: nothing but the computation itself has changed it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._watched: Watched | None = None
+        self.stands = False
+
+    def __enter__(self) -> Self:
+        job = self._job
+        try:
+            self._watched = job.function.begin(job.call, job.args)
+            self.stands = not job.call.code or job.function.code(job.args) == job.call.code
+        except Exception as error:  # the values' own methods may raise whatever they like
+            emit(job, events.ERROR, reason=STATE_CHANGED, detail=told(error))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        watched, self._watched = self._watched, None
+        if watched is None:
+            return
+        job, others, said = self._job, "", ""
+        try:
+            found, said = job.function.end(watched)
+            others = ", ".join(found)
+        except Exception as error:
+            others = told(error)
+        self.stands = self.stands and not others
+        if not self.stands:
+            emit(job, events.ERROR, reason=STATE_CHANGED, detail=others)
+        if said:
+            self._warn(said)
+
+    def _warn(self, said: str) -> None:
+        try:
+            warn_of(self._job.function.run, said)
+        except UserWarning:  # warnings are errors here, and the result is the caller's
+            emit(self._job, events.ERROR, reason=STATE_CHANGED, detail=said)
 
 
 async def is_same_call(port: Port, job: Job) -> bool:
@@ -303,16 +333,7 @@ def warn_not_stored(
             f"{label(function.id)} {verb} a {type(replay.bare(value)).__name__} that {fault}, "
             f"so it is computed at each call; {mend}"
         )
-        _say(function, said)
-
-
-def _say(function: Function, said: str) -> None:
-    """Warn about a function, at the line where it is defined."""
-    code = getattr(inspect.unwrap(function.run), "__code__", None)
-    if code is None:
-        warnings.warn(said, stacklevel=2)
-    else:  # it may run far from the line that called: the function is what needs work
-        warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
+        warn_of(function.run, said)
 
 
 async def store_result(
@@ -362,7 +383,7 @@ async def _failed(
     assert error is not None
     emit(job, events.FAILED, reason=type(error).__name__, seconds=cost)
     ttl = job.function.policy.error_ttl(error)
-    if vouched is None or ttl is None or not state_stands(job):
+    if vouched is None or ttl is None:
         return landing
     try:
         encoded = await encode(port, job, error, "raised")

@@ -372,6 +372,9 @@ class CellIdentity(Identity):
     def digest(self, owner: type | None = None) -> str:
         return self._text
 
+    def begin(self, owner: type | None) -> tuple[list[Any], frozenset[str]]:
+        return [], frozenset()  # its inputs are arguments, what it changes are its outputs
+
     def parts(self, owner: type | None = None) -> dict[str, str]:
         return dict(self._parts)
 

@@ -6,25 +6,30 @@ Rules of this module:
     when `self` goes elsewhere, all of them count.
 2.  Attributes are read where Python stores them, in `__dict__` and slots.  No property runs; what
     properties read counts instead, and the value that a `cached_property` keeps does not.
-3.  What has no sound key is left out and listed.  An object of a user's class is looked into, so
+3.  What a computation changes itself counts as it was before: see `own_changes`.
+4.  What has no sound key is left out and listed.  An object of a user's class is looked into, so
     that its sound parts count.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
-from functools import cached_property
+import re
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
 
+from memo.keys import own_changes
 from memo.keys.bindings import ABSENT
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
 from memo.keys.fingerprint import held_values
-from memo.keys.fingerprint.function_version import code_digest
-from memo.keys.fingerprint.held_values import State
+from memo.keys.fingerprint.function_version import changed_names, code_digest
+from memo.keys.fingerprint.held_values import MISSING, State
 from memo.keys.offloading import refuse_heavy
+from memo.keys.own_changes import At, Begun, Ended
 
 _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
     **SIMPLE,
@@ -32,10 +37,6 @@ _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
     bool: lambda value: atoms.TRUE if value else atoms.FALSE,
 }
 """The encodings of the plain types, as `canonical` has them."""
-_CONTAINERS: Final = frozenset({list, dict, set, bytearray, deque, defaultdict, Counter})
-_GENERATORS: Final = frozenset(
-    {"random.Random", "numpy.random._generator.Generator", "numpy.random.mtrand.RandomState"}
-)
 _NOTHING: Final = b"-"
 """The encoding of an attribute that the object does not have."""
 
@@ -58,6 +59,7 @@ class Attributes(NamedTuple):
 
 _made: Any = tuple.__new__  # a named tuple in half the time
 EMPTY: Final = Attributes()
+NOTHING_CHANGED: Final = Ended()
 
 
 def attributes(own: Any, state: State, light: bool = False) -> Attributes:
@@ -73,45 +75,128 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
     """
     if isinstance(own, type):
         return EMPTY
+    changing = bool(state.learned) or (bool(_CHANGING) and type(own) in _CHANGING)
     if state.whole:
-        return _whole(own, state, light)
+        return _whole(own, state, light, changing)
     if not state.names:
         return EMPTY
+    found: Attributes
+    if changing:
+        return _based(own, _looked_up(own, state, light), state)
     try:
         held = object.__getattribute__(own, "__dict__")
         values = [held[name] for name in state.names]
         encodings = [_PLAIN[type(value)](value) for value in values]
     except (AttributeError, KeyError, TypeError):  # the commonest case costs the least
-        held = _held(own)
-        values = [held.get(name, ABSENT) for name in state.names]
-        values = [_slot(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
-        return _encoded(state.names, values, light)
-    found: Attributes = _made(Attributes, (state.names, values, encodings, ()))
+        return _looked_up(own, state, light)
+    found = _made(Attributes, (state.names, values, encodings, ()))
     return found
 
 
-def changes(before: Attributes, now: Attributes, state: State) -> tuple[list[str], list[str]]:
-    """The attributes that changed while a method ran: by its own doing, and all others.
+def _looked_up(own: Any, state: State, light: bool) -> Attributes:
+    held = _held(own)
+    values = [held.get(name, ABSENT) for name in state.names]
+    values = [_slot(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
+    return _encoded(state.names, values, light)
 
-    Its own are those that code in its reach sets, and containers and generators that were changed
-    in place.  For anything else another thread is as likely a cause, so it stays an input.
+
+class Mine(NamedTuple):
+    """The state of an object when a computation began.
+
+    Attributes:
+        own: the object.
+        state: what the computation reads of it.
+        plain: attributes that the computation does not change, with their encodings.
+        begun: those that it may change.
+        changed: the names that it changes.
     """
-    later = {n: (v, e) for n, v, e in zip(*now[:3], strict=True) if n}
-    own: list[str] = []
-    others: list[str] = []
-    for name, value, encoding in zip(*before[:3], strict=True):
-        if name not in later or later[name][1] == encoding:
-            continue
-        in_place = later[name][0] is value and _is_container(value)
-        (own if in_place or name in state.stored else others).append(name)
-    own += [name for name in later if name not in before.names and name in state.stored]
-    return own, others
+
+    own: Any
+    state: State
+    plain: Mapping[str, bytes]
+    begun: Sequence[Begun]
+    changed: frozenset[str]
 
 
-def _is_container(value: Any) -> bool:
-    kind = type(value)
-    whole = f"{kind.__module__}.{kind.__qualname__}"
-    return kind in _CONTAINERS or whole in _GENERATORS
+def begin(own: Any, state: State) -> Mine:
+    """Note the attributes of an object before a computation; give it to `end` afterwards."""
+    held = _read(own, state)
+    names = state.names if not state.whole else tuple(dict.fromkeys((*held, *state.changed)))
+    objects = [name for name in names if type(held.get(name, MISSING)) not in _PLAIN]
+    changed = state.changed.union(*(_changed_by(held[n]) for n in objects if n in held))
+    found = [
+        (At(own, name, f"self.{name}"), partial(_now, own, state, name), partial(_said, name))
+        for name in names
+        if name in changed or name in objects
+    ]
+    others = [n for n in names if n in held and n not in changed and n not in objects]
+    plain = {name: _said(name, held[name]) for name in others}
+    if found:
+        _CHANGING[type(own)] = _CHANGING.get(type(own), 0) + 1
+    return Mine(own, state, plain, own_changes.begin(found, changed), changed)
+
+
+def _changed_by(value: Any) -> frozenset[str]:
+    """The names that methods of the objects in an attribute change."""
+    shot = held_values.image(value, quiet=True)
+    refs = (*shot.refs, *(ref for _, ref in shot.noted))
+    return frozenset().union(*map(changed_names, refs))
+
+
+def end(mine: Mine) -> Ended:
+    """What a computation has changed of the attributes of an object."""
+    own, begun = mine.own, mine.begun
+    held = _read(own, mine.state) if mine.plain else {}
+    others = [n for n, e in mine.plain.items() if _said(n, held.get(n, MISSING)) != e]
+    ended = own_changes.end(begun, mine.changed) if begun else NOTHING_CHANGED
+    if begun and not ended.own:  # else attributes of this class are looked up from now on
+        _CHANGING[type(own)] -= 1
+        if not _CHANGING[type(own)]:
+            del _CHANGING[type(own)]
+    return ended._replace(others=(*ended.others, *(f"self.{name}" for name in others)))
+
+
+_CHANGING: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
+"""Classes with attributes that computations change or may be changing."""
+
+
+def _read(own: Any, state: State) -> dict[str, Any]:
+    """Every attribute of an object that is stored on it."""
+    found = dict(_held(own))
+    slots = held_values.slots_of(type(own)) if state.whole else state.slots.values()
+    for slot in slots:
+        with suppress(AttributeError):  # nothing was put there
+            found[slot.__name__] = slot.__get__(own)
+    return found
+
+
+def _now(own: Any, state: State, name: str) -> Any:
+    return _read(own, state).get(name, MISSING)
+
+
+def _said(name: str, value: Any) -> bytes:
+    return _one(name, ABSENT if value is MISSING else value, [])
+
+
+def _based(own: Any, found: Attributes, state: State) -> Attributes:
+    """Attributes as they count: those that computations changed as they were before."""
+    encodings: list[bytes] = []
+    changed: list[str] = []
+    for name, value, encoding in zip(*found[:3], strict=True):
+        base = _base(own, state, name, MISSING if value is ABSENT else value, encoding)
+        encodings.append(base)
+        if base != encoding:
+            changed.append(name)
+    lost = tuple(one for one in found.lost if re.split(r"[.\[]", one[0])[0] not in changed)
+    return found._replace(encodings=encodings, lost=lost)
+
+
+def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> bytes:
+    at = At(own, name, f"self.{name}")
+    learned = own_changes.learned_of(at, state.learned) if state.learned else {}
+    base = own_changes.REGISTRY.base(at, value, encoding, learned)
+    assert isinstance(base, bytes)
+    return base
 
 
 def _held(own: Any) -> dict[str, Any]:
@@ -131,7 +216,7 @@ def _slot(own: Any, state: State, name: str, value: Any) -> Any:
         return ABSENT
 
 
-def _whole(own: Any, state: State, light: bool) -> Attributes:
+def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
     """Every attribute of an object, and what it contains where its class has other bases."""
     kind = type(own)
     derived = {
@@ -140,14 +225,18 @@ def _whole(own: Any, state: State, light: bool) -> Attributes:
         for name, value in vars(base).items()
         if isinstance(value, cached_property)
     }
-    found = {name: value for name, value in _held(own).items() if name not in derived}
-    for slot in held_values.slots_of(kind):
-        try:
-            found[slot.__name__] = slot.__get__(own)
-        except AttributeError:
-            continue
-    names = sorted(name for name in map(str, found) if name not in state.changed)
-    result = _encoded(tuple(names), [found[name] for name in names], light)
+    held = {str(name): value for name, value in _read(own, state).items() if name not in derived}
+    names = sorted(held)
+    result = _encoded(tuple(names), [held[name] for name in names], light)
+    if changing:  # what a computation has added was nothing before
+        result = _based(own, result, state)
+        there = [at for at, one in enumerate(result.encodings) if one != _NOTHING]
+        names = [names[at] for at in there]
+        result = result._replace(
+            names=tuple(names),
+            values=[result.values[at] for at in there],
+            encodings=[result.encodings[at] for at in there],
+        )
     content = _content(own, kind)
     return Attributes(
         (*result.names, ""),

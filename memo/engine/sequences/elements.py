@@ -40,13 +40,13 @@ from memo.engine.answering import (
 )
 from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
 from memo.engine.computing import (
+    Standing,
     close,
     invoke,
     is_same_call,
     late_stamps,
     merged,
     packed,
-    state_stands,
     store_result,
     warn_not_stored,
     watch_tags,
@@ -747,7 +747,8 @@ async def _computed(
     arguments = [packed(place.job) for place in places]
     never_hits.notice(places[0].job)
     watch = await watch_tags(port, places[0].job)
-    outcome, cost, gathered = await _run(port, made, whole, places)
+    with Standing(places[0].job) as standing:
+        outcome, cost, gathered = await _run(port, made, whole, places)
     error, parts = outcome.error, []
     if error is None:
         try:
@@ -755,7 +756,7 @@ async def _computed(
         except UnfitError as unfit:
             made.warn(outcome.value, unfit)
             return [(place, Landing(fault=True)) for place in places]
-    stands = error is None and state_stands(places[0].job)
+    stands = error is None and standing.stands
     share = cost / len(places)
     landings: list[tuple[Place, Landing | None]] = []
     for index, place in enumerate(places):

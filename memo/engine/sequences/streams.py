@@ -27,9 +27,9 @@ from memo.engine import same_types, used_calls
 from memo.engine.answering import done_by_another, fall_back, told_hit, while_pausing
 from memo.engine.call import NOTHING, Job, Raised, emit, hindered, told
 from memo.engine.computing import (
+    Standing,
     is_same_call,
     merged,
-    state_stands,
     store_result,
     take_stamps,
     warn_not_stored,
@@ -99,6 +99,7 @@ class Live:
         self._iterator: Any = None
         self._held: Hold | None = None
         self._started = 0
+        self._standing = Standing(job)
         self._active = 0.0
         self._limit = limit(job)
 
@@ -130,7 +131,7 @@ class Live:
 
     async def _stop(self, port: Port) -> None:
         """End a run that nobody wants: the generator is closed, nothing is stored."""
-        self.over = self.lost = True
+        self._ends(lost=True)
         iterator, self._iterator = self._iterator, None
         try:
             if iterator is not None:
@@ -184,6 +185,7 @@ class Live:
             self.flight.call, self.flight.expected = job.call, job.function.took
             with inside(self.flight):
                 emit(job, events.COMPUTE_STARTED)
+            self._standing.__enter__()
             made = self._generate(*job.args, **job.kwargs)
             self._iterator = made.__aiter__() if port.native else iter(made)
         except DependencyError as error:
@@ -215,6 +217,7 @@ class Live:
 
     def _ends(self, *, lost: bool = False) -> None:
         self.over, self.lost = True, lost
+        self._standing.__exit__()
 
     async def _end(self, port: Port, landing: Landing | None) -> None:
         """End the flight, after the lease."""
@@ -346,7 +349,7 @@ class Live:
         known, used = await merged(port, job, self.gathered, self.own)
         landing = Landing(used=used, known=known)
         job.chain.floors.rise(job.call.text, self._started)
-        stored = not (self.flight.detached or self.spool.fault) and state_stands(job)
+        stored = not (self.flight.detached or self.spool.fault) and self._standing.stands
         if stored and used is not None and await is_same_call(port, job):
             try:
                 landing = await store_result(port, job, self.spool, used, self._started, cost)

@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import KeyingError, OptionError, public, shown
+from memo.keys import own_changes
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
     STABLE,
     State,
+    image,
     innermost,
     layers,
     note,
     short,
     title,
 )
+from memo.keys.own_changes import Begun, may_change
 from memo.runtime.checksums import blake2b
 from memo.runtime.texts import encodable
 
@@ -35,6 +38,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _SLOW = 3
 """Slow looks at the globals that a function reads until it is said which take the time."""
+_OFTEN = 3
+"""Changes of the same state, not by the function's own code, after which there is a warning."""
 _OWNERS = 64
 """Classes of `self` for which one method's digest is kept."""
 
@@ -50,6 +55,8 @@ class Identity:
         digest: the digest that another process found for this very function, which it sent here.
         shipped: digest the bytecode, which is the same where cloudpickle has brought the function
             without its source.
+        ignored: labels of what does not count, such as `global:api`.
+        learned: gives what other processes have found that the function changes itself.
     """
 
     def __init__(
@@ -60,13 +67,18 @@ class Identity:
         digest: str | None = None,
         name: str | None = None,
         shipped: bool = False,
+        ignored: Iterable[str] = (),
+        learned: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.function = function
         self._shipped = shipped
+        self._ignored = frozenset(ignored)
+        self._learned = learned
         self._pinned = digest if version is None else _pinned(function, version, name)
         self._seen: dict[type | None, Seen] = {}
-        self._states: dict[type, State] = {}
-        self._changed: dict[type, set[str]] = {}
+        self._pinned_seen: dict[type, Seen] = {}
+        self._own_changes: dict[str, None] = {}
+        self._others: dict[tuple[str, ...], int] = {}
         self._said = False
         self._home: weakref.ref[type] | None = None
 
@@ -117,21 +129,33 @@ class Identity:
         if self._pinned is None:
             seen = self._seen.get(owner)
             return (seen if seen is not None else self._look(owner)).state
-        known = self._states.get(owner)
+        known = self._pinned_seen.get(owner)
         if known is None:
-            from memo.keys.fingerprint.reachable import survey
+            known = self._pinned_seen[owner] = self._survey(owner)
+        return known.state
 
-            known = self._states[owner] = survey(self.function, owner).state
-        return known
+    def begin(self, owner: type | None) -> tuple[list[Begun], frozenset[str]]:
+        """Note what the function may change, before a computation; and the names that it changes.
 
-    def leave_out(self, owner: type, changed: Iterable[str]) -> None:
-        """Attributes of `self` that a computation has changed itself are no inputs from now on."""
-        left = self._changed.setdefault(owner, set())
-        left.update(changed)
-        if owner in self._seen:
-            self._seen[owner].state = self._seen[owner].state.without(left)
-        if owner in self._states:
-            self._states[owner] = self._states[owner].without(left)
+        Give it to `end` when the computation is over.
+        """
+        if self._pinned is not None:
+            return [], frozenset()
+        seen = self._current(owner)
+        names = seen.changed
+        found = [(w.at, w.read, image) for w in seen.watches if may_change(w.said, names)]
+        return own_changes.begin(found, names), names
+
+    def told(self, changed: Iterable[str]) -> list[str]:
+        """Take in what a computation has changed itself; what of that is new."""
+        new = [one for one in changed if one not in self._own_changes]
+        self._own_changes.update(dict.fromkeys(new))
+        return new
+
+    def is_often(self, others: tuple[str, ...]) -> bool:
+        """Whether the same was changed by something else for the third time."""
+        times = self._others[others] = self._others.get(others, 0) + 1
+        return times == _OFTEN
 
     def parts(self, owner: type | None = None) -> dict[str, str]:
         """What the digest is of: part -> normalised source, number or digest.
@@ -145,32 +169,50 @@ class Identity:
 
     def untracked(self, owner: type | None = None) -> list[str]:
         """What is left out of the digest, and why: `"global:c: app.Client has no sound key"`."""
-        if self._pinned is not None:
-            return []
         name = getattr(innermost(self.function), "__name__", "the function")
-        changed = () if owner is None else sorted(self._changed.get(owner, ()))
-        told = [f"{name}() changes `self.{one}`: left out of its key" for one in changed]
-        return told + sorted(self._current(owner).lost)
+        changed = sorted(self._own_changes)
+        told = [f"{name}() changes `{one}`: left out of its key" for one in changed]
+        return told if self._pinned is not None else told + sorted(self._current(owner).lost)
 
     def _current(self, owner: type | None) -> Seen:
         seen = self._seen.get(owner)
         return seen if seen is not None and seen.stands() else self._look(owner)
 
     def _look(self, owner: type | None) -> Seen:
-        from memo.keys.fingerprint.reachable import survey
-
         try:
-            seen = survey(self.function, owner or self._owner(), shipped=self._shipped)
+            seen = self._survey(owner or self._owner())
         except Exception as error:  # a class whose own hooks raise, for one
             told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
             mend = 'pin it with version="1", or mark what raises with memo.stable'
             raise KeyingError(f"{title(innermost(self.function))}: {told}; {mend}.") from error
         if len(self._seen) >= _OWNERS:
             self._seen.clear()
-        if owner in self._changed:
-            seen.state = seen.state.without(self._changed[owner])
         self._seen[owner] = seen
+        if seen.unmet:
+            self._tell_unmet(seen)
         return seen
+
+    def _survey(self, owner: type | None) -> Seen:
+        from memo.keys.fingerprint.reachable import survey
+
+        return survey(
+            self.function,
+            owner,
+            shipped=self._shipped,
+            ignored=self._ignored,
+            learned=self._learned,
+        )
+
+    def _tell_unmet(self, seen: Seen) -> None:
+        """Say once which names of `ignore` stand for nothing that the function reads."""
+        unmet, self._ignored = seen.unmet, self._ignored - seen.unmet
+        read = sorted({name for name in seen.parts if name.startswith("global:")})
+        there = f"; it reads {', '.join(read)}" if read else ""
+        warnings.warn(
+            f"{title(innermost(self.function))}: ignore={sorted(unmet)!r} names no global that it "
+            f"reads{there}.",
+            stacklevel=2,
+        )
 
     def _owner(self) -> type | None:
         """The class that holds the function; remembered, as its name may come to mean another."""
@@ -214,14 +256,21 @@ def code_digest(function: Any, owner: type | None = None) -> str:
         owner: of a method the class that it is bound to.
     """
     noted = note(function)
-    if noted is not None:
-        return noted
+    return _identity_of(function).digest(owner) if noted is None else noted
+
+
+def changed_names(function: Any) -> frozenset[str]:
+    """The names that a function, or the methods of a class, assign, set or fill."""
+    return _identity_of(function)._current(None).changed
+
+
+def _identity_of(function: Any) -> Identity:
     found = _known.get(id(function))
     if found is None:  # what is known is kept alive, so no address means another
         found = _known[id(function)] = Identity(function, shipped=True)
         while len(_known) > _KNOWN:
             _known.popitem(last=False)
-    return found.digest(owner)
+    return found
 
 
 def function_id(function: Callable[..., Any], name: str | None = None) -> str:

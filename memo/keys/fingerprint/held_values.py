@@ -39,20 +39,15 @@ class State(NamedTuple):
         names: of the attributes that may lie on the object, sorted.
         whole: `self` goes elsewhere, so that all of its attributes count.
         slots: name -> the place that the class has for it.
-        stored: attributes that the code it reaches sets, on any object; those of constructors not.
-        changed: attributes that a computation has changed itself, which are no inputs.
+        changed: names that the code in reach assigns, sets or fills.
+        learned: what other processes have found that the method changes itself.
     """
 
     names: tuple[str, ...] = ()
     whole: bool = False
     slots: Mapping[str, Any] = types.MappingProxyType({})
-    stored: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
-
-    def without(self, changed: Iterable[str]) -> State:
-        """The same without attributes that a computation has changed itself."""
-        left = self.changed.union(changed)
-        return self._replace(names=tuple(n for n in self.names if n not in left), changed=left)
+    learned: Mapping[str, str] = types.MappingProxyType({})
 
 
 STATELESS = State()
@@ -89,14 +84,23 @@ class Image(NamedTuple):
         )
 
 
-def image(value: Any, quiet: bool = False) -> Image:
+MISSING: Any = object()
+"""Nothing is there."""
+ABSENT = Image("absent")
+_NOTHING: Mapping[str, str] = types.MappingProxyType({})
+
+
+def image(value: Any, quiet: bool = False, given: Mapping[str, str] = _NOTHING) -> Image:
     """The image of a value.
 
     Args:
         value: anything; what has no sound key is left out and told in `lost`.
         quiet: do not tell what is left out (for what an installed library holds for itself).
+        given: path in the value -> the text that stands for what lies there.
     """
-    painter = _Painter()
+    if value is MISSING:
+        return ABSENT
+    painter = _Painter(given)
     try:
         text = painter.text(value, "")
     except RecursionError:
@@ -110,6 +114,26 @@ def image(value: Any, quiet: bool = False) -> Image:
         frozenset(painter.packages),
         tuple(painter.noted.values()),
     )
+
+
+DETAILED = 1000
+"""Parts of a value that are told apart when it is compared part by part."""
+
+
+def details(value: Any) -> dict[str, str]:
+    """What a value says part by part, to be compared within this process.
+
+    Returns:
+        Path in the value -> what lies there; of a value of many parts only itself, under `""`.
+    """
+    if value is MISSING:
+        return {"": ABSENT.text}
+    painter = _Detailer()
+    try:
+        painter.text(value, "")
+    except RecursionError:
+        return {"": image(value).text}
+    return painter.found
 
 
 class _Painting(threading.local):
@@ -241,7 +265,8 @@ def _atom(value: Any) -> str:
 class _Painter:
     """Makes one image."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: Mapping[str, str] = _NOTHING) -> None:
+        self.given = given
         self.refs: list[Ref] = []
         self.mutable = False
         self.lost: list[tuple[str, str]] = []
@@ -253,6 +278,8 @@ class _Painter:
 
     def text(self, value: Any, path: str) -> str:
         """The text of one value; `path` leads to it, for `lost`."""
+        if self.given and path in self.given:
+            return self.given[path]
         if type(value) in _ATOMS:
             return _atom(value)
         known = self.done.get(id(value))
@@ -481,6 +508,31 @@ class _Painter:
         kinds = (types.FunctionType, types.MethodType, functools.partial)
         held = [(n, v) for n, v in sorted(state.items()) if isinstance(v, kinds)]
         return ",".join(f"{n}={self.text(v, f'{path}.{n}')}" for n, v in held)
+
+
+class _TooManyError(RecursionError):
+    """A value has too many parts, which ends a painter as too deep a value does."""
+
+
+class _Detailer(_Painter):
+    """Tells the parts of a value apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+
+    def text(self, value: Any, path: str) -> str:
+        text = super().text(value, path)
+        self.found[path] = text
+        if len(self.found) > DETAILED:
+            raise _TooManyError
+        return text
+
+    def _whole(self, value: Any) -> str | None:
+        return None if len(value) <= DETAILED else super()._whole(value)
+
+    def _ref(self, value: Ref) -> str:
+        return f"@{title(value)} {id(value)}"
 
 
 def _is_proxy(kind: type) -> bool:

@@ -6,11 +6,11 @@ Rules of this module:
     `helpers.model.fit(x)` is the use `helpers` with the chain `model`, `fit`.  Uses are read from
     the bytecode, so that functions without source have them too.
 2.  *Assigned* names are rebound by the code itself (`global n`, `nonlocal n`, `Class.n = …`).
-3.  *Filled* names are containers that the code changes in place (`calls.append(x)`,
-    `seen[k] = v`), whether or not it reads them too.  They are read from the source, and methods
-    also from the bytecode.
-
-Neither assigned nor filled names are inputs of a computation.
+3.  *Filled* names are counters and containers that the code changes and never reads
+    (`calls.append(x)`, `seen[k] = v`, `n += 1`), so they are no inputs.  They are read from the
+    source, and methods also from the bytecode.
+4.  *Changed* names are all that the code assigns, sets or fills in any way, by their last part: of
+    `self.log.append(x)` it is `log`.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ class Taken(NamedTuple):
 
     @property
     def fills(self) -> bool:
-        """Whether a container of this name is changed in place; without source, as far as seen."""
-        return () in self.filled or any(
-            len(chain) == 1 and chain[0] in _DISCARDED for chain in self.chains
+        """Whether a container of this name is only filled; without source, as far as seen."""
+        return () in self.filled or (
+            bool(self.chains)
+            and all(len(chain) == 1 and chain[0] in _SILENT for chain in self.chains)
         )
 
     def inside(self) -> dict[str, Taken]:
@@ -101,14 +102,15 @@ class Scanned(NamedTuple):
         assigned: uses that the code rebinds.
         items: each use that is subscripted or called with a text, with that text.
         names: every name and attribute that the code mentions.
-        stored: names of the attributes that it sets on any object.
+        changed: names that it assigns, sets as attributes of any object, or calls a method of
+            that fills.
     """
 
     uses: tuple[Use, ...]
     assigned: frozenset[Use]
     items: frozenset[tuple[Use, str]]
     names: frozenset[str]
-    stored: frozenset[str]
+    changed: frozenset[str]
 
 
 def scan(code: CodeType) -> Scanned:
@@ -123,7 +125,7 @@ def scan(code: CodeType) -> Scanned:
         frozenset(found.assigned),
         frozenset(found.items),
         frozenset(found.names),
-        frozenset(found.stored),
+        frozenset(found.changed),
     )
 
 
@@ -135,7 +137,7 @@ class _Scan:
         self.assigned: set[Use] = set()
         self.items: set[tuple[Use, str]] = set()
         self.names: set[str] = set()
-        self.stored: set[str] = set()
+        self.changed: set[str] = set()
 
     def run(self, code: CodeType, known: dict[str, Use]) -> None:
         """Scan one code object.
@@ -215,6 +217,8 @@ class _Scope:
 
     def _attribute(self, value: str) -> None:
         if self.pending is not None:
+            if value in _FILLING:
+                self.scan.changed.add((self.pending.name, *self.pending.chain)[-1])
             self.pending = self.pending._replace(chain=(*self.pending.chain, value))
 
     def _change(self, name: str, value: Any) -> None:
@@ -230,6 +234,7 @@ class _Scope:
         elif name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             self.end()
             self.scan.assigned.add(Use(GLOBAL, value))
+            self.scan.changed.add(value)
         elif name in ("STORE_FAST", "STORE_DEREF", "DELETE_DEREF"):
             self._store_variable(name, value)
         else:
@@ -251,7 +256,7 @@ class _Scope:
         self.pending = self.imported._replace(chain=chain)
 
     def _store_attribute(self, value: str) -> None:
-        self.scan.stored.add(value)
+        self.scan.changed.add(value)
         holder, self.copied = self.pending or self.copied, None
         if holder is not None:
             self.scan.assigned.add(holder._replace(chain=(*holder.chain, value)))
@@ -264,6 +269,7 @@ class _Scope:
             self.known[value] = loaded
         elif old is not None and old.root == FREE and name != "STORE_FAST":
             self.scan.assigned.add(old)
+            self.scan.changed.add(value)
 
 
 # --- filled containers ----------------------------------------------------------------------------
@@ -287,13 +293,40 @@ _SILENT = frozenset(
 """Methods of containers that put in or take out and answer None."""
 _DISCARDED = _SILENT | {"setdefault", "pop", "popitem", "popleft"}
 """Those whose answer says something unless it is thrown away."""
+_FILLING = _DISCARDED | {
+    *("subtract", "rotate", "move_to_end", "difference_update", "intersection_update"),
+    *("symmetric_difference_update", "fill", "put", "itemset", "resize"),
+}
+"""All that change a container in place."""
 
 
-def filled(node: ast.AST) -> frozenset[Path]:
-    """Dotted names of the containers that a function changes in place."""
+class Fills(NamedTuple):
+    """What a function fills.
+
+    Attributes:
+        only: dotted names of what it fills and never reads.
+        names: the last parts of all that it fills.
+        read: the names of attributes that it reads, of anything.
+    """
+
+    only: frozenset[Path]
+    names: frozenset[str]
+    read: frozenset[str]
+
+
+def filled(node: ast.AST) -> Fills:
+    """What a function fills, by its source."""
     reader = _Filled()
     reader.visit(node)
-    return frozenset(reader.filled)
+    only = {path for path in reader.filled if not any(_meet(path, read) for read in reader.read)}
+    names = {path[-1] for path in reader.filled}
+    attributes = {name for path in reader.read for name in path[1:]}
+    return Fills(frozenset(only), frozenset(names), frozenset(attributes | reader.others))
+
+
+def _meet(one: Path, other: Path) -> bool:
+    """Whether one of two dotted names lies in the other."""
+    return one[: len(other)] == other[: len(one)]
 
 
 class _Filled(ast.NodeVisitor):
@@ -302,6 +335,7 @@ class _Filled(ast.NodeVisitor):
     def __init__(self) -> None:
         self.read: set[Path] = set()
         self.filled: set[Path] = set()
+        self.others: set[str] = set()
         self.own: Path | None = None
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -312,6 +346,7 @@ class _Filled(ast.NodeVisitor):
         if path:
             self._read(path)
         else:
+            self.others.add(node.attr)
             self.generic_visit(node)
 
     def _read(self, path: Path) -> None:
@@ -339,7 +374,12 @@ class _Filled(ast.NodeVisitor):
         self._assign(node.targets, node.value)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        self._assign([node.target], node.value)
+        path = _dotted(node.target)
+        if path is None:
+            self._assign([node.target], node.value)
+        else:
+            self.filled.add(path)
+            self.visit(node.value)
 
     def visit_Delete(self, node: ast.Delete) -> None:
         self._assign(node.targets, None)
@@ -349,8 +389,9 @@ class _Filled(ast.NodeVisitor):
         held = isinstance(only, ast.Subscript) and self._target(only)
         if not held:
             self._all(targets)
-        self.own = _base(only) if held and only is not None else None
         if value is not None:
+            names = any(isinstance(part, ast.NamedExpr) for part in ast.walk(value))
+            self.own = _base(only) if held and only is not None and not names else None
             self.visit(value)
         self.own = None
 

@@ -25,7 +25,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 from memo.keys.fingerprint import names_used
-from memo.keys.fingerprint.names_used import Path, Use, instructions
+from memo.keys.fingerprint.names_used import Fills, Path, Use, instructions
 from memo.runtime import fork
 
 
@@ -37,10 +37,11 @@ class Code(NamedTuple):
         source: whether `text` is source.
         uses: sorted, each once.
         assigned: uses that the code rebinds.
-        filled: dotted names of containers that the code only fills.
+        filled: dotted names of counters and containers that the code only fills.
         items: each use that is subscripted or called with a text, with that text.
         names: every name and attribute that the code mentions.
-        stored: names of the attributes that it sets on any object.
+        changed: names that it assigns, sets or fills in any way.
+        read: the names of attributes that it reads, of anything.
     """
 
     text: str
@@ -50,7 +51,8 @@ class Code(NamedTuple):
     filled: frozenset[Path]
     items: frozenset[tuple[Use, str]]
     names: frozenset[str]
-    stored: frozenset[str]
+    changed: frozenset[str]
+    read: frozenset[str]
 
 
 _known: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
@@ -83,16 +85,27 @@ def _read(code: CodeType, namespace: dict[str, Any]) -> Code:
     node = source_node(code, namespace)
     text = None if node is None else _text(node)
     scanned = names_used.scan(code)
+    fills = _fills(code) if node is None else names_used.filled(node)
     return Code(
         bytecode(code) if text is None else text,
         text is not None,
         scanned.uses,
         scanned.assigned,
-        frozenset() if node is None else names_used.filled(node),
+        fills.only,
         scanned.items,
         scanned.names,
-        scanned.stored,
+        scanned.changed | fills.names,
+        fills.read,
     )
+
+
+def _fills(code: CodeType) -> Fills:
+    """Without source: every name, where the code sets items of anything."""
+    sets = any(i.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") for i in instructions(code))
+    inner = [_fills(part) for part in code.co_consts if isinstance(part, CodeType)]
+    every = frozenset((*code.co_names, *code.co_freevars))
+    names = (every if sets else frozenset()).union(*(one.names for one in inner))
+    return Fills(frozenset(), names, every.union(*(one.read for one in inner)))
 
 
 # --- source ---------------------------------------------------------------------------------------

@@ -8,13 +8,15 @@ Rules of this module:
     their image (`held_values`).  Python and installed distributions are facts by their version
     (`origin`).  memo's own code is none: what it wraps is followed.
 3.  Everything that is read on the way is kept with its place (`unchanged`).
-4.  What the reached code itself assigns (`global n; n = …`) or fills (`calls.append(x)`) is
-    no input, and is left out.  This and all else that is left out is told.
+4.  A counter or container that a function only fills (`calls.append(x)`) is no input of it.  What
+    the reached code changes and reads as well counts as it was before (`own_changes`).
+5.  All that is left out is told.
 """
 
 from __future__ import annotations
 
 import builtins
+import collections
 import functools
 import importlib
 import inspect
@@ -22,12 +24,14 @@ import itertools
 import os
 import sys
 import types
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
+from memo.keys import own_changes
 from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code, origin
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
+    MISSING,
     STABLE,
     Image,
     Ref,
@@ -52,7 +56,6 @@ from memo.keys.fingerprint.names_used import (
 from memo.keys.fingerprint.normalised_code import Code
 from memo.keys.fingerprint.origin import Origin
 from memo.keys.fingerprint.unchanged import (
-    MISSING,
     Place,
     Seen,
     Shape,
@@ -62,6 +65,7 @@ from memo.keys.fingerprint.unchanged import (
     member,
     spot,
 )
+from memo.keys.own_changes import At
 
 _BUILTINS = vars(builtins)
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -75,90 +79,84 @@ _DYNAMIC_IN = {
 _ENVIRONMENT = tuple(
     vars(os)[name] for name in ("environ", "environb", "getenv", "getenvb") if name in vars(os)
 )
-_CONTAINERS = (list, dict, set, bytearray)
+_FILLED = (
+    *(int, float, list, dict, set, bytearray),
+    *(collections.deque, collections.Counter, collections.defaultdict, collections.OrderedDict),
+)
+"""Types of counters and containers that say nothing to code that only fills them."""
 _ITSELF = Taken()
 _ROOT: Key = (0, 0)
 _MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
 """Methods that fill a new object: what they set is not changed by a computation."""
 
 
-def survey(function: Callable[..., Any], owner: type | None, *, shipped: bool = False) -> Seen:
+def survey(
+    function: Callable[..., Any],
+    owner: type | None,
+    *,
+    shipped: bool = False,
+    ignored: frozenset[str] = frozenset(),
+    learned: Callable[[], Mapping[str, str]] = dict,
+) -> Seen:
     """Look at a function and at all that it reaches.
 
-    Again while the code turns out to assign or fill more places, which are no inputs then.
+    Again while classes turn out to have more counters and containers that are only filled.
 
     Args:
         function: the root.
         owner: for a method the class of `self`.
         shipped: take functions by their bytecode, which cloudpickle brings to other processes.
+        ignored: labels of what does not count, such as `global:api`.
+        learned: gives what other processes have found that the function changes itself; asked when
+            something in reach may change.
     """
-    excluded: frozenset[Place] = frozenset()
+    filled: frozenset[Place] = frozenset()
     while True:
-        found = _Survey(excluded, shipped)
+        found = _Survey(filled, shipped, ignored, functools.cache(learned))
         found.start(function, owner)
-        own = found.own.places(found.shapes.values())
-        if own <= excluded:
+        only_filled = found.only_filled()
+        if only_filled <= filled:
             return found.seen()
-        excluded |= own
+        filled |= only_filled
 
 
-class _Own:
-    """What belongs to the code itself: what it assigns, and what it fills and never reads."""
+class _Shot(NamedTuple):
+    """What was seen at a spot: the value, what it says, and what of that counts."""
 
-    def __init__(self) -> None:
-        self.assigned: set[Place] = set()
-        self.assigned_of_cls: set[str] = set()
-        self.filled: set[Place] = set()
-        self.filled_of_self: set[str] = set()
-        self.read: set[Place] = set()
-        self.read_of_self: set[str] = set()
+    where: Spot
+    at: At
+    value: Any
+    said: Image
+    base: Image
 
-    def places(self, shapes: Iterable[Shape]) -> set[Place]:
-        """All of them; `self` may be of any class of the graph."""
-        found = {p for p in self.filled - self.read if p[1] not in self.read_of_self}
-        for shape in shapes:
-            cls, names = id(shape.cls), self.filled_of_self - self.read_of_self
-            found |= {(cls, n) for n in names if type(shape.members.get(n)) in _CONTAINERS}
-            found |= {(cls, n) for n in self.assigned_of_cls if n in shape.members}
-        return found | self.assigned
-
-    def take_class(self, cls: type, taken: Taken) -> None:
-        """Note which attributes of a class code reads by name, and which it only fills."""
-        for name, inner in taken.inside().items():
-            fills = inner.fills and type(vars(cls).get(name)) in _CONTAINERS
-            (self.filled if fills else self.read).add((id(cls), name))
-
-    def take_self(self, taken: Taken) -> None:
-        """The same for the attributes of `self`."""
-        for name, inner in taken.inside().items():
-            (self.filled_of_self if inner.fills else self.read_of_self).add(name)
-
-    def assign(self, where: Spot, chain: Path) -> None:
-        """Note what code rebinds: a name, or an attribute of what lies under one."""
-        for step in chain:
-            value = where.value()
-            if issubclass(type(value), type):
-                where = member(value, step)
-            elif issubclass(type(value), (types.ModuleType, types.FunctionType)):
-                where = spot(vars(value), step)
-            else:
-                return
-        self.assigned.add(where.place)
+    def watch(self) -> Watch:
+        return Watch(self.where, self.at, self.value, self.said, self.base)
 
 
 class _Survey:
     """The graph of one function, while it is built."""
 
-    def __init__(self, excluded: frozenset[Place], shipped: bool) -> None:
-        self.excluded = excluded
+    def __init__(
+        self,
+        filled: frozenset[Place],
+        shipped: bool,
+        ignored: frozenset[str],
+        learned: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self.filled = filled
+        self.filled_names: set[str] = set()
+        self.read_names: set[str] = set()
         self.shipped = shipped
-        self.own = _Own()
+        self.ignored = ignored
+        self.unmet = set(ignored)
+        self.learned = learned
+        self.assigned: set[Place] = set()
         self.nodes: dict[Key, Node] = {}
         self.todo: list[tuple[Key, Ref, type | None]] = []
         self.places: dict[Place, Spot] = {}
         self.values: dict[Place, Any] = {}
         self.watches: dict[Place, Watch] = {}
-        self.shots: dict[Place, tuple[Any, Image]] = {}
+        self.shots: dict[Place, _Shot] = {}
         self.functions: dict[int, types.FunctionType] = {}
         self.shapes: dict[int, Shape] = {}
         self.of_cls: set[int] = set()
@@ -168,7 +166,7 @@ class _Survey:
         self.home = "__main__"
         self.of_self: set[str] = set()
         self.escapes = False
-        self.stored: set[str] = set()
+        self.changed: set[str] = set()
         self.owner: type | None = None
 
     def start(self, function: Callable[..., Any], owner: type | None) -> None:
@@ -191,6 +189,7 @@ class _Survey:
 
     def seen(self) -> Seen:
         """The digest and what it rests on."""
+        self._watch_assigned()
         return Seen(
             name_graph.digest(self.nodes, _ROOT),
             name_graph.parts(self.nodes),
@@ -200,14 +199,39 @@ class _Survey:
             [*self.shapes.values(), *map(library_patches.Grown, self.library)],
             list(self.watches.values()),
             self._state(),
+            frozenset(self.changed),
+            frozenset(self.unmet),
         )
+
+    def only_filled(self) -> set[Place]:
+        """Counters and containers of the classes in reach that code fills and never reads."""
+        names = self.filled_names - self.read_names
+        return {
+            (id(shape.cls), name)
+            for shape in self.shapes.values()
+            for name in names & shape.members.keys()
+            if type(shape.members[name]) in _FILLED
+        }
+
+    def _watch_assigned(self) -> None:
+        """Look at what the code assigns by its value, since the object there changes each time."""
+        for place in self.assigned & self.shots.keys() - self.watches.keys():
+            shot, shape = self.shots[place], self.shapes.get(place[0])
+            if issubclass(type(shot.value), (types.FunctionType, type, types.ModuleType)):
+                continue
+            self.places.pop(place, None)
+            if shape is not None and place[1] in shape.names:
+                self.shapes[place[0]] = shape.without(place[1])
+            self.watches[place] = shot.watch()
 
     def _state(self) -> State:
         """What the methods that were followed read of `self`."""
         if self.owner is None:
             return State()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
-        return State(tuple(sorted(self.of_self)), self.escapes, slots, frozenset(self.stored))
+        names, changed = tuple(sorted(self.of_self)), frozenset(self.changed)
+        learned = self.learned() if changed else {}
+        return State(names, self.escapes, slots, changed, learned)
 
     # nodes
 
@@ -277,12 +301,13 @@ class _Survey:
     ) -> None:
         """Follow what lies at a spot, and what is taken from it."""
         value = where.value()
-        filled = taken.fills and type(value) in _CONTAINERS
-        if filled or where.place in self.excluded:
-            self.lost.add(f"{label}: is assigned or filled by the code itself")
+        if label in self.ignored:
+            self.unmet.discard(label)
+            self.lost.add(f"{label}: is ignored")
+        elif where.place in self.filled or (taken.fills and type(value) in _FILLED):
+            self.lost.add(f"{label}: is only filled by the code itself")
         elif value is MISSING:
-            self._keep(where, value)
-            node.facts.add((label, "absent"))
+            self._put(node, label, self._shot(where, label, value))
         elif issubclass(type(value), types.ModuleType):
             self._keep(where, value)
             self._module(node, label, value, taken)
@@ -294,27 +319,33 @@ class _Survey:
                 return
             if issubclass(type(value), type) and origin.of_type(value).kind != origin.USER:
                 self.library[value] = None
-            self._put(node, label, self._shot(where, value, label), owner)
+            self._put(node, label, self._shot(where, label, value), owner)
             self._attributes(node, label, value, taken)
 
-    def _shot(self, where: Spot, value: Any, label: str) -> Image:
-        """The image of what lies at a spot, taken once."""
+    def _shot(self, where: Spot, label: str, value: Any) -> Image:
+        """The image that counts of what lies at a spot, taken once."""
         known = self.shots.get(where.place)
-        if known is not None and known[0] is value:
-            return known[1]
-        shot = image(value)
-        self.shots[where.place] = (value, shot)
-        if shot.mutable:
-            self.watches[where.place] = Watch(where, value, shot, label)
+        if known is None or known.value is not value:
+            said, at = image(value), At(where.of, where.name, label)
+            known = _Shot(where, at, value, said, self._base(at, value, said))
+            self.shots[where.place] = known
+        if known.said.mutable:
+            self.watches[where.place] = known.watch()
         else:
             self._keep(where, value)
-        return shot
+        return known.base
+
+    def _base(self, at: At, value: Any, said: Image) -> Image:
+        if issubclass(type(value), (types.FunctionType, type)):
+            return said
+        learned = own_changes.learned_of(at, self.learned())
+        found = own_changes.REGISTRY.base(at, value, said, learned)
+        assert isinstance(found, Image)
+        return found
 
     def _attributes(self, node: Node, label: str, value: Any, taken: Taken) -> None:
         """Attributes hung on a function (`helper.table`); a class is followed whole."""
-        if issubclass(type(value), type):
-            self.own.take_class(value, taken)
-        elif type(value) is types.FunctionType:
+        if type(value) is types.FunctionType:
             for name, inner in taken.inside().items():
                 if name in vars(value):
                     self._name(node, f"{label}.{name}", vars(value), name, inner)
@@ -381,7 +412,9 @@ class _Survey:
             node.text = normalised_code.bytecode(function.__code__) if self.shipped else said.text
             self.named[key] = said.names
             if function.__name__ not in _MAKERS:
-                self.stored |= said.stored
+                self.changed |= said.changed
+            self.read_names |= said.read
+            self.filled_names.update(path[-1] for path in said.filled if len(path) == 2)
             self._assigned(function, said, owner)
             self._uses(node, function, said, owner)
         else:  # by the names that its code has: its own may be lent to whatever uses it last
@@ -404,12 +437,12 @@ class _Survey:
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
         values = function.__defaults__ or ()
         for name, value in zip(names[len(names) - len(values) :], values, strict=False):
-            shot = image(value)
-            self._put(node, f"default:{node.name}.{name}", shot)
-            if shot.mutable:
-                where = spot({name: value}, name)
-                label = f"default:{node.name}.{name}"
-                self.watches[id(function), name] = Watch(where, value, shot, label)
+            label, where = f"default:{node.name}.{name}", spot({name: value}, name)
+            said, at = image(value), At(function, name, label)
+            base = self._base(at, value, said)
+            self._put(node, label, base)
+            if said.mutable:
+                self.watches[id(function), name] = Watch(where, at, value, said, base)
         keywords = function.__kwdefaults__ or {}
         for name in list(keywords):
             self._follow(node, f"default:{node.name}.{name}", spot(keywords, name))
@@ -472,14 +505,24 @@ class _Survey:
         cells = _cells(function)
         for use in said.assigned:
             if use.root == GLOBAL:
-                self.own.assign(spot(function.__globals__, use.name), use.chain)
+                self._assign(spot(function.__globals__, use.name), use.chain)
             elif use.root == FREE and use.name in cells:
-                self.own.assign(captured(cells[use.name]), use.chain)
+                self._assign(captured(cells[use.name]), use.chain)
             elif use.root == SELF and len(use.chain) == 1:
                 bases = owner.__mro__ if owner is not None else ()
-                self.own.assigned.update((id(base), use.chain[0]) for base in bases)
-                if id(function) in self.of_cls:
-                    self.own.assigned_of_cls.add(use.chain[0])
+                self.assigned.update((id(base), use.chain[0]) for base in bases)
+
+    def _assign(self, where: Spot, chain: Path) -> None:
+        """Note what code rebinds: a name, or an attribute of what lies under one."""
+        for step in chain:
+            value = where.value()
+            if issubclass(type(value), type):
+                where = member(value, step)
+            elif issubclass(type(value), (types.ModuleType, types.FunctionType)):
+                where = spot(vars(value), step)
+            else:
+                return
+        self.assigned.add(where.place)
 
     # classes
 
@@ -487,7 +530,6 @@ class _Survey:
         self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
     ) -> None:
         """What a method takes from `self` and `cls`, found in the class where it is known."""
-        self.own.take_self(taken)
         if owner is None:
             return
         if () in taken.chains:

@@ -12,16 +12,24 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from memo.keys.fingerprint.held_values import STATELESS, Image, State, image, resnapshot, snapshot
+from memo.keys import own_changes
+from memo.keys.fingerprint.held_values import (
+    MISSING,
+    STATELESS,
+    Image,
+    State,
+    image,
+    resnapshot,
+    snapshot,
+)
 from memo.keys.fingerprint.library_patches import Grown
 from memo.keys.fingerprint.probes import Probe, probe
+from memo.keys.own_changes import At
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
 SLOW = 0.001
 """Seconds that each call may spend to see that values have not changed before it is said."""
-MISSING: Any = object()
-"""Nothing is there."""
 
 
 class Cell:
@@ -46,19 +54,19 @@ class Spot(NamedTuple):
     """Where something lies.
 
     Attributes:
-        holder: the address of the namespace, class or captured variable.
+        of: the namespace, class or captured variable.
         get: reads it.
         name: in it.
     """
 
-    holder: int
+    of: Any
     get: Get
     name: str
 
     @property
     def place(self) -> Place:
         """What names this spot."""
-        return self.holder, self.name
+        return id(self.of), self.name
 
     def value(self) -> Any:
         """What lies there now, or `MISSING`."""
@@ -67,48 +75,63 @@ class Spot(NamedTuple):
 
 def spot(namespace: Mapping[str, Any], name: str) -> Spot:
     """A name of a module or a function."""
-    return Spot(id(namespace), namespace.get, name)
+    return Spot(namespace, namespace.get, name)
 
 
 def member(cls: type, name: str) -> Spot:
     """A name of a class."""
-    return Spot(id(cls), vars(cls).get, name)
+    return Spot(cls, vars(cls).get, name)
 
 
 def captured(cell: types.CellType) -> Spot:
     """A variable of a closure."""
-    return Spot(id(cell), Cell(cell).get, "")
+    return Spot(cell, Cell(cell).get, "")
 
 
 class Watch:
-    """A value that may change in place, and where it lies."""
+    """A value that may change, and where it lies.
+
+    Attributes:
+        at: where it lies.
+        said: what it said when it was last looked at.
+        base: what of that counts: see `own_changes`.
+    """
 
     probe: Probe | None
 
-    def __init__(self, where: Spot, value: Any, shot: Image, label: str) -> None:
-        self.label = label
+    def __init__(self, where: Spot, at: At, value: Any, said: Image, base: Image) -> None:
         self._get, self._name = where.get, where.name
-        self.shot = shot
+        self.at = at
+        self.said = said
+        self.base = base
         self._remember(value)
 
     def _remember(self, value: Any) -> None:
         """Look at a value so that it is known again, the quickest way first."""
-        plain = not (self.shot.refs or self.shot.noted or self.shot.lost)
+        plain = not (self.said.refs or self.said.noted or self.said.lost)
         self.snapshot = snapshot(value) if plain else None
         self.probe = probe(value) if self.snapshot is None else None
 
+    def read(self) -> Any:
+        """What lies there now, or `MISSING`."""
+        return self._get(self._name, MISSING)
+
     def stands(self) -> bool:
-        """Whether an equal value lies there now."""
+        """Whether what lies there now counts the same."""
         value = self._get(self._name, MISSING)
         if self.snapshot is not None:
             if resnapshot(value) == self.snapshot:
                 return True
         elif self.probe is not None and self.probe.stands(value):
             return True
-        same = image(value).same(self.shot)
-        if same:
-            self._remember(value)
-        return same
+        said = image(value)
+        if not said.same(self.said):
+            base = own_changes.REGISTRY.base(self.at, value, said, {})
+            if not (isinstance(base, Image) and base.same(self.base)):
+                return False
+            self.said = said
+        self._remember(value)
+        return True
 
 
 class Shape(NamedTuple):
@@ -120,6 +143,11 @@ class Shape(NamedTuple):
     names: tuple[str, ...]
     values: tuple[Any, ...]
     size: int
+
+    def without(self, name: str) -> Shape:
+        """The same but for one attribute, which is looked at in another way."""
+        pairs = [p for p in zip(self.names, self.values, strict=True) if p[0] != name]
+        return self._replace(names=tuple(n for n, _ in pairs), values=tuple(v for _, v in pairs))
 
     def stands(self) -> bool:
         """Whether the class still has these attributes, and no others."""
@@ -140,18 +168,13 @@ class Seen:
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
         state: of `self`, which each object has its own of.
+        changed: names that the code in reach assigns, sets or fills.
+        unmet: labels to ignore that were not met.
     """
 
     __slots__ = (
-        "digest",
-        "functions",
-        "lost",
-        "parts",
-        "places",
-        "shapes",
-        "slow",
-        "state",
-        "watches",
+        *("changed", "digest", "functions", "lost", "parts", "places", "shapes", "slow", "state"),
+        *("unmet", "watches"),
     )
 
     def __init__(
@@ -164,6 +187,8 @@ class Seen:
         shapes: list[Shape | Grown],
         watches: list[Watch],
         state: State = STATELESS,
+        changed: frozenset[str] = frozenset(),
+        unmet: frozenset[str] = frozenset(),
     ) -> None:
         self.digest = digest
         self.parts = parts
@@ -174,6 +199,8 @@ class Seen:
         self.watches = watches
         self.slow = 0
         self.state = state
+        self.changed = changed
+        self.unmet = unmet
 
     def stands(self) -> bool:
         """Whether nothing changed since; identity comparisons, the quickest first."""
@@ -205,7 +232,7 @@ class Seen:
         """
         costs = {"": 0.0}
         for watch in self.watches:
-            kind, _, name = watch.label.partition(":")
+            kind, _, name = watch.at.label.partition(":")
             if kind not in ("global", "attribute"):  # there is no way out but to pass it
                 continue
             taken = []

@@ -1,0 +1,329 @@
+"""State that computations change themselves, and what it was before they did.
+
+Rules of this module:
+
+1.  A key holds the *base* of a value: what it was when something other than a computation set it.
+    A request counter that stands at 7 because of six computations still counts as 1.
+2.  A change made while a computation runs is its own if the code it reaches assigns, sets or fills
+    something of that name, or if the value is a random generator.  Any other change stays an input.
+3.  A change between computations is not their own: the value it leaves is the new base.
+4.  What other processes have found out about a function (*learned*) applies to a value that this
+    process sees for the first time: a counter, a clock or a generator counts as it did there.
+
+Values are compared by what they *say*: an `Image`, or the encoding of an attribute.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from memo.keys.encoding import atoms
+from memo.keys.fingerprint import held_values
+from memo.keys.fingerprint.held_values import Image
+
+MOST: Final = 1024
+"""Values that are remembered; past that the one used least recently counts as it stands."""
+_SHARED: Final = ("int ", "float ")
+_GENERATORS: Final = (
+    "class random:Random",
+    "class numpy.random._generator:Generator",
+    "class numpy.random.mtrand:RandomState",
+)
+_SUBSCRIPT: Final = re.compile(r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]")
+
+Details = Mapping[str, str]
+"""Path in a value -> what lies there."""
+Said = Image | bytes
+
+
+class At(NamedTuple):
+    """Where a value lies.
+
+    Attributes:
+        holder: the namespace, class, captured variable or object that has it.
+        name: in the holder.
+        label: what people call it: `global:api`, `self.client`.
+    """
+
+    holder: Any
+    name: str
+    label: str
+
+    @property
+    def variable(self) -> str:
+        """The last part of its label."""
+        return re.split(r"[.:]", self.label)[-1]
+
+
+class _Held:
+    """What is known of a value that a computation may change.
+
+    Attributes:
+        of: gives the holder or the value, so that another one at its address is told apart.
+        base: what it said before computations changed it.
+        at_base: the details of it then; empty: not looked at.
+        left: what it said when the last computation was over.
+        details: the same in detail.
+        names: that the code of running computations changes.
+        running: how many computations that may change it are running.
+    """
+
+    __slots__ = ("at_base", "base", "details", "left", "names", "of", "running")
+
+    def __init__(self, of: Callable[[], Any], base: Said, left: Said, details: Details) -> None:
+        self.of = of
+        self.base = base
+        self.left = left
+        self.at_base = self.details = details
+        self.names: frozenset[str] = frozenset()
+        self.running = 0
+
+    def set_by_others(self, said: Said, details: Details) -> None:
+        self.base = self.left = said
+        self.at_base = self.details = details
+
+
+class Begun(NamedTuple):
+    """A value as it was when a computation began."""
+
+    at: At
+    read: Callable[[], Any]
+    say: Callable[[Any], Said]
+    value: Any
+    held: _Held
+    details: Details
+
+
+class Ended(NamedTuple):
+    """What a computation has changed.
+
+    Attributes:
+        own: for people: `api.requests`.
+        learned: label and path -> what it was at first; for other processes.
+        others: labels of what something else changed meanwhile.
+    """
+
+    own: tuple[str, ...] = ()
+    learned: Mapping[str, str] = {}
+    others: tuple[str, ...] = ()
+
+
+class _Registry:
+    """The values of this process that computations may change."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._held: OrderedDict[tuple[int, str], _Held] = OrderedDict()
+
+    def base(self, at: At, value: Any, said: Said, learned: Mapping[str, str]) -> Said:
+        """What counts as an input for a value that says something now."""
+        if not self._held and not learned:
+            return said
+        with self._lock:
+            held = self._find(at, value)
+            if held is None:
+                return said if not learned else self._first(at, value, said, learned)
+            if _same(held.left, said):
+                return held.base
+            details = held_values.details(value)
+            if held.running and not _others(
+                at, _changed(held.details, details), details, held.names
+            ):
+                return held.base
+            if not held.running:
+                held.set_by_others(said, details)
+            return said
+
+    def begin(
+        self,
+        at: At,
+        read: Callable[[], Any],
+        say: Callable[[Any], Said],
+        names: frozenset[str],
+    ) -> Begun:
+        """Note a value before a computation that may change it."""
+        value = read()
+        said, details = say(value), held_values.details(value)
+        with self._lock:
+            held = self._find(at, value)
+            if held is None:
+                held = self._put(at, value, _Held(_of(at, value), said, said, details))
+            elif not held.running and not _same(held.left, said):
+                held.set_by_others(said, details)
+            held.running += 1
+            held.names |= names
+        return Begun(at, read, say, value, held, details)
+
+    def end(self, begun: Begun, names: frozenset[str]) -> Ended:
+        """What a computation has changed in a value."""
+        at, held = begun.at, begun.held
+        value = begun.read()
+        details = held_values.details(value)
+        changed = _changed(begun.details, details)
+        said = begun.say(value) if changed else None
+        with self._lock:
+            held.running -= 1
+            if said is None:
+                return Ended()
+            others = _others(at, changed, details, names)
+            if others:
+                held.set_by_others(said, details)
+                return Ended(others=tuple(_shown(at, path) for path in others))
+            if value is not begun.value and self._find(at, value) is not held:
+                made = _Held(_of_holder(at), held.base, said, details)
+                made.at_base = held.at_base
+                self._held[_place(at)] = made
+            held.left, held.details = said, details
+        own = [_shown(at, path) for path in changed]
+        learned = {f"{at.label}|{p}": held.at_base.get(p, "") for p in changed if "[" not in p}
+        return Ended(tuple(own), {k: t for k, t in learned.items() if _is_shared(t)})
+
+    def _find(self, at: At, value: Any) -> _Held | None:
+        for key, owner in (((id(value), ""), value), (_place(at), at.holder)):
+            held = self._held.get(key)
+            if held is not None and held.of() is owner:
+                self._held.move_to_end(key)
+                return held
+        return None
+
+    def _put(self, at: At, value: Any, held: _Held) -> _Held:
+        by_object = held.of() is value
+        self._held[(id(value), "") if by_object else _place(at)] = held
+        while len(self._held) > MOST:
+            self._held.popitem(last=False)
+        return held
+
+    def _first(self, at: At, value: Any, said: Said, learned: Mapping[str, str]) -> Said:
+        """The base of a value that is seen for the first time, by what is learned of it."""
+        details = held_values.details(value)
+        known = {p: t for p, t in learned.items() if _kind(details.get(p, "")) == _kind(t)}
+        if isinstance(said, bytes):
+            base: Said = _encoded(known[""]) if "" in known else said
+        else:
+            base = held_values.image(value, given=known) if known else said
+        self._put(at, value, _Held(_of(at, value), base, said, details))
+        return base
+
+
+REGISTRY: Final = _Registry()
+
+
+def _of(at: At, value: Any) -> Callable[[], Any]:
+    """What gives a value while it lives; of one that cannot be referred to weakly its holder."""
+    if not held_values.is_fixed(type(value)) and not isinstance(value, type):
+        try:
+            return weakref.ref(value)
+        except TypeError:
+            pass
+    return _of_holder(at)
+
+
+def _of_holder(at: At) -> Callable[[], Any]:
+    try:
+        return weakref.ref(at.holder)
+    except TypeError:
+        return lambda: at.holder
+
+
+def _place(at: At) -> tuple[int, str]:
+    return id(at.holder), at.name or "cell"
+
+
+def _same(one: Said, other: Said) -> bool:
+    if isinstance(one, Image) and isinstance(other, Image):
+        return one.same(other)
+    return one == other
+
+
+def _kind(text: str) -> str:
+    return text.partition(" ")[0]
+
+
+def _encoded(text: str) -> bytes:
+    """The encoding of a number that an image tells."""
+    kind, _, number = text.partition(" ")
+    return atoms.integer(int(number)) if kind == "int" else atoms.floating(float(number))
+
+
+def _is_shared(text: str) -> bool:
+    return text.startswith((*_SHARED, *_GENERATORS))
+
+
+def _changed(before: Details, now: Details) -> list[str]:
+    """The innermost paths that differ; of items that came or went, their container."""
+    found: set[str] = set()
+    for path in before.keys() | now.keys():
+        if before.get(path) != now.get(path):
+            gone = path not in before or path not in now
+            found.add(_container(path) if gone else path)
+    return sorted(p for p in found if not any(_is_inside(q, p) for q in found))
+
+
+def _container(path: str) -> str:
+    while path.endswith("]"):
+        last = [found.start() for found in _SUBSCRIPT.finditer(path)]
+        if not last or not _SUBSCRIPT.fullmatch(path[last[-1] :]):
+            break
+        path = path[: last[-1]]
+    return path
+
+
+def _is_inside(path: str, outer: str) -> bool:
+    return path != outer and path.startswith(outer) and path[len(outer)] in ".["
+
+
+def _others(at: At, changed: Iterable[str], details: Details, names: frozenset[str]) -> list[str]:
+    """The changed paths that the code of a computation does not change by name."""
+    return [
+        path
+        for path in changed
+        if _name(at, path) not in names and not details.get(path, "").startswith(_GENERATORS)
+    ]
+
+
+def _name(at: At, path: str) -> str:
+    bare = _SUBSCRIPT.sub("", path)
+    return bare.rpartition(".")[2] or at.variable
+
+
+def _shown(at: At, path: str) -> str:
+    """A part of a value as the code writes it: `api.requests`, `C.calls`, `self.log`."""
+    kind, colon, rest = at.label.partition(":")
+    name, path = rest.rpartition(":")[2] if colon else kind, _container(path)
+    return (at.variable if kind in ("closure", "default") else name) + path
+
+
+def learned_of(at: At, learned: Mapping[str, str]) -> dict[str, str]:
+    """What is learned of one value, by path."""
+    start = f"{at.label}|"
+    return {k.removeprefix(start): t for k, t in learned.items() if k.startswith(start)}
+
+
+Candidate = tuple[At, Callable[[], Any], Callable[[Any], Said]]
+"""Where a value lies that a computation may change, and what reads it and says what it is."""
+
+
+def may_change(said: Image, names: frozenset[str]) -> bool:
+    """Whether code that changes these names may change a value that says this."""
+    return bool(names) or any(kind in said.text for kind in _GENERATORS)
+
+
+def begin(found: Iterable[Candidate], names: frozenset[str]) -> list[Begun]:
+    """Note values before a computation that may change them."""
+    return [REGISTRY.begin(at, read, say, names) for at, read, say in found]
+
+
+def end(begun: Iterable[Begun], names: frozenset[str]) -> Ended:
+    """What a computation has changed in all of them."""
+    every = [REGISTRY.end(one, names) for one in begun]
+    learned = {key: text for one in every for key, text in one.learned.items()}
+    return Ended(
+        tuple(sorted({path for one in every for path in one.own})),
+        learned,
+        tuple(dict.fromkeys(path for one in every for path in one.others)),
+    )

@@ -1,0 +1,404 @@
+"""State that a computation changes itself is no input; changed by anything else, it is one."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memo
+from memo.keys import own_changes
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path) -> Any:
+    with memo.configure(directory=tmp_path / "cache"):
+        yield
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a module of some source."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(source: str, name: str = "") -> types.ModuleType:
+        name = name or f"state_{next(_numbers)}"
+        head = "import collections, random, threading, time\nimport memo\n"
+        (tmp_path / f"{name}.py").write_text(head + textwrap.dedent(source))
+        __import__(name)
+        return sys.modules[name]
+
+    return make
+
+
+Make = Callable[..., types.ModuleType]
+API = """
+class Api:
+    def __init__(self):
+        self.requests, self.base = 0, "x"
+    def get(self, x):
+        self.requests += 1
+        return f"{self.base} {x}"
+api = Api()
+"""
+CHANGES = {
+    "counter of a client": (API, "return api.get(x)", "api.requests", "api.base = 'y'"),
+    "counter that is read": (
+        "n = 0",
+        "global n; n += 1; return x, n * 0",
+        "n",
+        "n = 100",
+    ),
+    "array": ("arr = [0]", "arr[0] += 1; return x, len(arr)", "arr", "arr.append(1)"),
+    "Counter": (
+        "seen = collections.Counter()",
+        "seen[x] += 1; return x, len(seen)",
+        "seen",
+        "seen['z'] = 3",
+    ),
+    "deque": (
+        "log = collections.deque(maxlen=9)",
+        "log.append(x); return x, log[0]",
+        "log",
+        "log.append('z')",
+    ),
+    "random generator": (
+        "rng = random.Random(1)",
+        "return x, rng.random()",
+        "rng",
+        "rng.seed(7)",
+    ),
+    "numpy generator": (
+        "import numpy\nrng = numpy.random.default_rng(1)",
+        "return x, float(rng.random())",
+        "rng",
+        "rng = numpy.random.default_rng(2)",
+    ),
+    "lazily created": (
+        "config = {'size': 1}\nG = None",
+        "global G\n    if G is None: G = dict(config)\n    return x, G['size']",
+        "G",
+        "G = {'size': 100}",
+    ),
+    "lazily created where nothing was": (
+        "",
+        "global G\n    try: G\n    except NameError: G = {'size': 1}\n    return x, G['size']",
+        "G",
+        "G = {'size': 100}",
+    ),
+    "rate limiter": (
+        (
+            "class Limiter:\n    def __init__(self):\n"
+            "        self.tokens, self.last = 5.0, time.monotonic()\n"
+            "    def take(self):\n        now = time.monotonic()\n"
+            "        self.tokens = min(5.0, self.tokens + now - self.last) - 1\n"
+            "        self.last = now\nlimiter = Limiter()"
+        ),
+        "limiter.take(); return x",
+        "limiter.last",
+        "limiter.last = 0.0",
+    ),
+    "attribute of a class": (
+        "class C: calls = 0",
+        "C.calls += 1; return x, C.calls * 0",
+        "C.calls",
+        "C.calls = 100",
+    ),
+    "captured": (
+        (
+            "def make():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n"
+            "        return n\n    def reset():\n        nonlocal n\n        n = 100\n"
+            "    return count, reset\ncount, reset = make()"
+        ),
+        "count(); return x",
+        "n",
+        "reset()",
+    ),
+    "default": (
+        "def bump(k, hits={}):\n    hits[k] = hits.get(k, 0) + 1\n    return len(hits)",
+        "bump(x); return x",
+        "hits",
+        "bump.__defaults__[0]['z'] = 1",
+    ),
+}
+KINDS = {
+    "sync": "runs = []\n@memo.cache\ndef f(x):\n    runs.append(x)\n    {body}",
+    "async": "runs = []\n@memo.cache\nasync def f(x):\n    runs.append(x)\n    {body}",
+    "method": "runs = []\nclass K:\n  @memo.cache\n  def f(self, x):\n    runs.append(x)\n"
+    "    {body}\nf = K().f",
+}
+
+
+def run(value: Any) -> Any:
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
+
+
+def source(change: str, kind: str) -> str:
+    setup, body, *_ = CHANGES[change]
+    return f"{setup}\n{KINDS[kind].format(body=body)}"
+
+
+def changing(change: str, kind: str, module: Make) -> Any:
+    """A module whose `f` changes state; called twice with one argument, with its warnings."""
+    made = module(source(change, kind))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        first = run(made.f(1))
+        assert run(made.f(1)) == first
+        run(made.f(2))
+        run(made.f(2))
+    made.told = [str(one.message) for one in told]
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_its_own_changes_leave_the_key(change: str, kind: str, module: Make) -> None:
+    """A second call hits, after one warning that names what changes, as `explain` does."""
+    made = changing(change, kind, module)
+    assert made.runs == [1, 2]
+    [told] = made.told
+    name = CHANGES[change][2]
+    assert f"changes {name}" in told or f", {name}" in told
+    assert f"f() changes `{name}`: left out of its key" in made.f.explain(1).untracked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_by_anything_else_is_a_miss(change: str, kind: str, module: Make) -> None:
+    """What the state was set to between two calls counts, so the call computes again."""
+    made = changing(change, kind, module)
+    exec(CHANGES[change][3], vars(made))
+    run(made.f(1))
+    run(made.f(1))
+    assert made.runs == [1, 2, 1]
+
+
+@pytest.mark.parametrize("change", ["counter of a client", "lazily created"])
+def test_the_suite_notices_keys_of_what_is_there_now(
+    change: str, module: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: state counts as it is, not as it was before computations."""
+    monkeypatch.setattr(own_changes._Registry, "base", lambda self, at, value, said, *_: said)
+    assert changing(change, "sync", module).runs != [1, 2]
+
+
+def test_the_suite_notices_state_that_is_left_out_for_good(
+    module: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutant: what a computation has changed once never counts again, so an old value answers."""
+    made = changing("lazily created", "sync", module)
+    monkeypatch.setattr(own_changes, "_same", lambda one, other: True)
+    made.G = {"size": 100}
+    assert made.f(1) == (1, 1)
+
+
+def test_a_value_that_another_thread_sets_meanwhile_is_not_stored(module: Make) -> None:
+    """A global that changed while the function ran, and that it does not set, stays an input."""
+    made = module(
+        """
+        threshold, hits, runs = 1, 0, []
+        def during(): pass
+        @memo.cache(ignore=["global:during"])
+        def f(x):
+            global hits
+            hits += 1
+            runs.append(x)
+            during()
+            return threshold, hits * 0
+        """
+    )
+    limits: list[int] = []
+    made.during = lambda: limits.append(1) or vars(made).update(limits=[len(limits)])
+    made.limits = [0]
+    made.f.invalidate()
+    assert made.f(1) == (1, 0)
+    assert made.f.is_cached(1), "what it does not read may change"
+    container = module(
+        """
+        rows, runs = [1], []
+        def during(): pass
+        class K:
+            def set(self): self.n = 1
+        @memo.cache(ignore=["global:during"])
+        def f(x):
+            runs.append(x)
+            K().set()
+            during()
+            return sum(rows)
+        """
+    )
+    container.during = lambda: threading.Thread(target=container.rows.append, args=(1,)).run()
+    assert container.f(1) == 2
+    container.during = lambda: None
+    assert container.f(1) == 2
+    assert container.runs == [1, 1], "the first result was built on rows that changed meanwhile"
+    assert container.f(1) == 2
+    assert container.runs == [1, 1]
+
+
+def test_what_always_changes_meanwhile_is_said(module: Make) -> None:
+    """A change under another name than the code's own is told of once, with the way out."""
+    made = module(
+        """
+        seen, runs = {}, []
+        def bump(table, key): table[key] = table.get(key, 0) + 1
+        @memo.cache
+        def f(x):
+            runs.append(x)
+            bump(seen, x)
+            return x
+        """
+    )
+    made.f(1), made.f(1)
+    with pytest.warns(UserWarning, match=r"seen changed each time .* ignore=\['global:seen'\]"):
+        made.f(1)
+    ignoring = memo.cache(ignore=["global:seen"])(made.f.__wrapped__)
+    ignoring(1), ignoring(1)
+    assert made.runs == [1, 1, 1, 1]
+    assert "global:seen: is ignored" in ignoring.explain(1).untracked
+
+
+@pytest.mark.filterwarnings("ignore:.*changes api.requests")
+def test_a_name_to_ignore_that_is_not_read_is_told(module: Make) -> None:
+    """`ignore=["global:apy"]` for a function that reads `api` says which globals it reads."""
+    made = module(f"{API}\n@memo.cache(ignore=['global:apy'])\ndef f(x): return api.get(x)\n")
+    with pytest.warns(UserWarning, match=r"'global:apy'.*global:api") as told:
+        made.f(1)
+    assert len([one for one in told if "apy" in str(one.message)]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*changes api.requests")
+def test_one_object_under_two_names(module: Make) -> None:
+    """A client that two modules import: what a computation of one changes is no change for both."""
+    one = module(f"{API}\n@memo.cache\ndef f(x): return api.get(x)")
+    name = one.__name__
+    two = module(f"from {name} import api\nruns=[]\n@memo.cache\ndef g(x):\n runs.append(x)\n"
+                 " return api.get(x)")  # fmt: skip
+    for x in range(3):
+        one.f(x)
+        two.g(0)
+    assert two.runs == [0]
+
+
+@pytest.mark.filterwarnings("ignore:.*changes api.requests")
+def test_many_at_once_share_one_key(module: Make) -> None:
+    """Computations that run together, each of which counts, change no key of each other."""
+    made = module(
+        f"import asyncio\n{API}\nruns = []\n@memo.cache\nasync def f(x):\n    runs.append(x)\n"
+        "    api.get(x)\n    await asyncio.sleep(0)\n    return api.get(x)\n"
+    )
+
+    async def main() -> None:
+        await asyncio.gather(*(made.f(x % 10) for x in range(40)))
+        await asyncio.gather(*(made.f(x) for x in range(10)))
+
+    asyncio.run(main())
+    assert sorted(made.runs) == list(range(10))
+
+
+NESTED = """
+class Client:
+    def __init__(self, tenant): self.tenant, self.requests, self.log = tenant, 0, []
+    def fetch(self, x):
+        self.requests += 1
+        self.log.append(x)
+        return f"{self.tenant} {x}"
+class Service:
+    def __init__(self, tenant): self.client = Client(tenant)
+    @memo.cache
+    def get(self, x):
+        runs.append(x)
+        return self.client.fetch(x)
+    @memo.cache
+    def direct(self, x):
+        runs.append(x)
+        self.client.requests += 1
+        return self.client.tenant
+runs = []
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*changes self.client")
+def test_counters_of_objects_in_attributes(module: Make) -> None:
+    """`self.client.requests += 1` hits, also where a method of the client does it."""
+    made = module(NESTED)
+    a, b = made.Service("a"), made.Service("b")
+    for _ in range(3):
+        assert (a.get(1), b.get(1), a.direct(1), b.direct(1)) == ("a 1", "b 1", "a", "b")
+    assert made.runs == [1, 1, 1, 1]
+    assert "get() changes `self.client.requests`: left out of its key" in a.get.explain(1).untracked
+    assert made.Service("a").get.is_cached(1)
+    a.client.tenant = "c"
+    assert (a.get(1), a.direct(1)) == ("c 1", "c")
+
+
+# --- other processes ------------------------------------------------------------------------------
+
+
+def other_process(folder: Path, code: str) -> list[str]:
+    """The lines that another process prints, which shares the cache and the modules."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=folder,
+        env={**os.environ, "MEMO_DIRECTORY": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(
+            [str(folder), *sys.path])},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    return done.stdout.split()
+
+
+SHARED = {
+    "counter of a client": "s.api.requests = 17",
+    "rate limiter": "s.limiter.last -= 3",
+    "random generator": "s.rng.seed(99)",
+    "counter that is read": "s.n = 5",
+    "lazily created": "",
+    "deque": "",
+    "captured": "",
+}
+
+
+@pytest.mark.parametrize("kind", ["sync", "method"])
+@pytest.mark.parametrize("change", SHARED)
+@pytest.mark.filterwarnings("ignore:.*while it runs")
+def test_other_processes_know_what_a_function_changes(
+    change: str, kind: str, module: Make, tmp_path: Path
+) -> None:
+    """Counters that begin elsewhere there, and generators with another seed, are no inputs."""
+    made = module(source(change, kind), "s")
+    try:
+        made.f(1), made.f(2)
+        code = f"import s\n{SHARED[change]}\ns.f(1); s.f(2)\nprint(len(s.runs))"
+        assert other_process(tmp_path, code) == ["0"]
+    finally:
+        del sys.modules["s"]
+
+
+@pytest.mark.filterwarnings("ignore:.*while it runs")
+def test_other_processes_keep_what_they_set_themselves(module: Make, tmp_path: Path) -> None:
+    """What another process sets before its first call is its own input, not a counter."""
+    made = module(source("lazily created", "sync"), "s")
+    try:
+        made.f(1)
+        code = "import s\ns.G = {'size': 100}\nprint(s.f(1)[1])\n"
+        assert other_process(tmp_path, code) == ["100"]
+        code = "import s\ns.config['size'] = 7\nprint(s.f(1)[1])\n"
+        assert other_process(tmp_path, code) == ["7"]
+    finally:
+        del sys.modules["s"]
