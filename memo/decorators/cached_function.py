@@ -12,6 +12,7 @@ import inspect
 import itertools
 import os
 import sys
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -46,12 +47,12 @@ from memo.keys.fingerprint.function_version import Identity, function_id
 from memo.keys.offloading import HeavyError
 from memo.metrics.recorder import COUNTERS, cache_info
 from memo.records import codec
-from memo.runtime.ports import BLOCKING, drive, native, run_elsewhere
+from memo.runtime.ports import BLOCKING, Blocking, drive, native, run_elsewhere
 from memo.settings import configuration, modes, options
 from memo.settings.modes import Mode
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import CacheProtocol
+from memo.stores.protocols import Asked, CacheProtocol
 from memo.validity.dependencies import Dependencies, File
 from memo.validity.stamps import Turn
 
@@ -152,23 +153,24 @@ class CachedFunction(Generic[P, R]):
             if mode.kind is not None:
                 return cast("R", self._in_mode(mode.kind, aged(function, mode), args, kwargs))
             function = aged(function, mode)
+        begun = time.perf_counter()
         try:
-            result = answering.at_once(function, args, kwargs)
+            call = function.call(args, kwargs)
+            result = answering.at_hand(_blocking, function, call, begun)
         except Exception as error:
             if hindered(error):
                 __tracebackhide__ = True
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
             raise
-        if type(result) is Call:
-            call = result
-            asked = answering.ask(BLOCKING, function, call)
-            result = answering.take(BLOCKING, function, call, asked)
-            if result is call:
-                result = drive(answering.answer(BLOCKING, function, call, args, kwargs, asked))
-                if type(result) is Raised:
-                    __tracebackhide__ = True
-                    raise result.again()
+        asked = result if isinstance(result, Asked) else None
+        if asked is not None:
+            result = answering.settled(BLOCKING, function, call, asked)
+        if result is call:
+            result = drive(answering.answer(BLOCKING, function, call, args, kwargs, asked))
+            if type(result) is Raised:
+                __tracebackhide__ = True
+                raise result.again()
         return cast("R", result)
 
     def _mode(self) -> Mode:
@@ -552,35 +554,29 @@ class CachedCoroutine(CachedFunction[P, R]):
             function = aged(function, mode)
             if mode.kind is not None:
                 return await self._awaited_in_mode(mode.kind, function, args, kwargs)
+        begun = time.perf_counter()
         try:
-            result = await self._at_once(function, args, kwargs)
+            try:
+                call = function.call(args, kwargs, True)
+            except HeavyError:  # it would hold up the event loop
+                call = await answering.keyed(native(), function, args, kwargs)
+            result = answering.at_hand(native, function, call, begun)
         except Exception as error:
             if hindered(error):
                 __tracebackhide__ = True
                 return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
             at_the_call(error)
             raise
-        if type(result) is Call:
-            port, call = native(), result
-            asked = answering.ask(port, function, call)
-            if asked is not None:
-                asked.answer = await asked.answer
-            result = answering.take(port, function, call, asked)
-            if result is call:
-                result = await answering.answer(port, function, call, args, kwargs, asked)
-                if type(result) is Raised:
-                    __tracebackhide__ = True
-                    raise result.again()
+        asked = result if isinstance(result, Asked) else None
+        if asked is not None:
+            asked.answer = await asked.answer
+            result = answering.settled(native(), function, call, asked)
+        if result is call:
+            result = await answering.answer(native(), function, call, args, kwargs, asked)
+            if type(result) is Raised:
+                __tracebackhide__ = True
+                raise result.again()
         return result
-
-    @staticmethod
-    async def _at_once(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As `engine.at_once`; what would hold up the event loop is keyed in a thread."""
-        try:
-            return answering.at_once(function, args, kwargs, True)
-        except HeavyError:
-            pass  # what is raised below is not raised while this is handled
-        return await answering.keyed(native(), function, args, kwargs)
 
     @public
     async def _awaited_in_mode(
@@ -823,6 +819,10 @@ def _dependencies(
     annotations = bindings.hints(function, signature)
     made = Dependencies(identity, depends_on, signature, annotations, canonical.digest)
     return made or None
+
+
+def _blocking() -> Blocking:
+    return BLOCKING
 
 
 def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:

@@ -66,9 +66,10 @@ from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, run_elsewhere
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.live_values import live
-from memo.stores.chain import Answer, Chain, expiry
+from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import MEMORY, REDIS, Asked
 from memo.validity import lifetimes
+from memo.validity.check import expiry
 from memo.validity.lifetimes import FRESH, MISS, STALE, Verdict
 
 WAITED_AT_LEAST = 0.001
@@ -85,61 +86,39 @@ AGAIN = object()
 # --- answers -------------------------------------------------------------------------------------
 
 
-def at_once(
-    function: Function,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    light: bool = False,
-) -> Any:
-    """The value of a call from the first tier, or the `Call` that `answer` has to go on with.
+def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: float) -> Any:
+    """The value of a call that its first tier has, by a plain function.
 
-    A plain function, so that the commonest hit costs neither coroutine nor port.
-
-    Raises:
-        HeavyError: see `Keyer.call`; then `keyed` makes the `Call`.
-    """
-    begun = time.perf_counter()
-    return at_hand(function, function.call(args, kwargs, light), begun)
-
-
-def at_hand(function: Function, call: Call, begun: float) -> Any:
-    """The value of a call from the first tier, or the call itself.
+    Else the question to a tier that is under way, for `settled`, or the call itself for `answer`.
+    So the commonest hit costs neither coroutine nor port.
 
     Args:
-        begun: when it began, on the performance counter.
-    """
-    chain = function.chain()
-    entry = chain.quick(function.id, call.text)
-    if entry is None:
-        return call
-    return _value(function, chain, call, entry, begun, chain.tiers[0].name)
-
-
-def ask(port: Port, function: Function, call: Call) -> Asked | None:
-    """Begin to look up a call that `at_once` could not answer; None: `answer` it.
-
-    Whoever called this settles `asked.answer`, and hands it to `take`.
+        port: gives the port, where one is needed.
+        begun: when the call began, on the performance counter.
     """
     if function.policy.ttl_key is not None and live.due():
-        return None
-    begun, since = time.perf_counter(), FLIGHTS.landed
+        return call
+    chain, since = function.chain(), FLIGHTS.landed
     try:
-        asked = function.chain().ask(port, function.id, call.text)
+        found = chain.at_hand(port, function.id, call.text)
     except Exception as error:
         if not hindered(error):
             raise
-        return None
-    if asked is not None:
-        asked.begun, asked.since = begun, since
-    return asked
-
-
-def take(port: Port, function: Function, call: Call, asked: Asked | None) -> Any:
-    """The value of a call that was asked for, or the `Call` that `answer` has to go on with."""
-    chain = function.chain()
-    if asked is None or asked.chain is not chain:  # the settings have changed
         return call
-    entry = chain.plain(port, asked, call.text)
+    if found is None:
+        return call
+    if isinstance(found, Asked):
+        found.begun, found.since = begun, since
+        return found
+    return _value(function, chain, call, found, begun, chain.tiers[0].name)
+
+
+def settled(port: Port, function: Function, call: Call, asked: Asked) -> Any:
+    """The value of a call whose question was answered, or the call itself for `answer`."""
+    chain = function.chain()
+    if asked.chain is not chain:  # the settings have changed
+        return call
+    entry = chain.settled(port, asked, call.text)
     if entry is None:
         return call
     tier = MEMORY if asked.entry is not None else REDIS
@@ -200,10 +179,10 @@ async def answer(
     kwargs: Mapping[str, Any],
     asked: Asked | None = None,
 ) -> Any:
-    """The value of a call that `at_once` and `take` could not answer, or `Raised`.
+    """The value of a call on the general way, or `Raised`.
 
     Args:
-        asked: what `ask` has begun, settled.
+        asked: what `at_hand` has asked, settled.
     """
     with pausing():
         return await _answer(port, function, call, args, kwargs, asked)

@@ -24,7 +24,7 @@ from memo.runtime import events
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.validity.dependencies import Dependencies
-from memo.validity.lifetimes import Verdict, judge, judge_expired
+from memo.validity.lifetimes import Verdict, judge
 
 NOTHING = object()
 """In the place of a value where there is none."""
@@ -194,8 +194,8 @@ class Function:
             raised: it is an exception (`cache_errors`), which has a ttl of its own.
         """
         policy = self.policy.of_errors if raised else self.policy
-        verdict = judge(times, policy, self.chain().clock, None if raised else self.live_ttl())
-        return verdict if expired is None else judge_expired(verdict, policy, expired)
+        ttl = None if raised else self.live_ttl()
+        return judge(times, policy, self.chain().clock, ttl, expired)
 
     def under(self, policy: Policy) -> Function:
         """The same function, whose entries age by another policy."""

@@ -43,6 +43,7 @@ from memo.runtime.reasons import (
 )
 from memo.stores.chain import Answer, Chain
 from memo.validity import dependencies, results, stamps
+from memo.validity.check import broken
 from memo.validity.lifetimes import MISS, age
 
 CODE_CHANGED = "code changed"
@@ -239,7 +240,7 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
     except TierError:
         now = []
     for stamp, state in zip(generations, now, strict=False):
-        if not stamps.holds(stamp.state.text, state.text):
+        if broken([stamp.state.text], [state.text]):
             facts += await _turned(port, chain, stamp, state, header.times.started)
     for other in header.stamps:
         if isinstance(other, _SOURCES) and await dependencies.check(port, other):

@@ -17,9 +17,10 @@ from memo.records.stamp_types import Generation, Ref
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.chain import Chain
+from memo.validity.check import broken, texts
 from memo.validity.lifetimes import age
 from memo.validity.results import unfolded
-from memo.validity.stamps import Turn, concerns, holds
+from memo.validity.stamps import Turn, concerns
 
 BOUND = 0.05
 """Seconds that looking for matching entries may take."""
@@ -130,5 +131,4 @@ def is_valid(chain: Chain, header: Header) -> bool:
         now = host.generations.read([stamp.ref for stamp in own])
     except TierError:
         return False
-    pairs = zip(own, now, strict=True)
-    return all(holds(stamp.state.text, state.text) for stamp, state in pairs)
+    return not broken([stamp.state.text for stamp in own], texts(now))

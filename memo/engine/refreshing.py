@@ -25,9 +25,10 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import INVALIDATED
-from memo.stores.chain import Answer, Unproven
+from memo.stores.chain import Answer
 from memo.stores.protocols import MEMORY
 from memo.validity import results
+from memo.validity.check import Unproven
 from memo.validity.lifetimes import FRESH, STALE
 from memo.validity.results import Reading
 

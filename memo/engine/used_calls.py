@@ -16,6 +16,7 @@ from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
+from memo.validity.check import broken
 from memo.validity.results import Reading, folded, own_result, unfolded
 
 
@@ -144,7 +145,7 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
     members = [stamp for name in big for stamp in groups[name]]
     states = await chain.authorities.states(port, [*wholes, *(stamp.ref for stamp in members)])
     now = zip(members, states[len(big) :], strict=True)
-    changed = [stamp for stamp, state in now if not stamps.holds(stamp.state.text, state.text)]
+    changed = [stamp for stamp, state in now if broken([stamp.state.text], [state.text])]
     kept = [s for s in known if type(s) is not Generation or s.ref.group not in big]
     return (*kept, *map(Generation, wholes, states), *changed[:1])
 

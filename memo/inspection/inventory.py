@@ -31,9 +31,9 @@ from memo.stores.chain import Chain
 from memo.stores.protocols import Listed
 from memo.validity import dependencies, stamps
 from memo.validity import lifetimes as policy_words
-from memo.validity.lifetimes import age, judge, judge_expired
+from memo.validity.check import Expired, broken
+from memo.validity.lifetimes import age, judge
 from memo.validity.results import unfolded
-from memo.validity.stamps import expired_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,10 +246,8 @@ def _state(
         return OUTDATED
     policy = Policy(ttl=None) if function is None else function.policy
     policy = policy.of_errors if header.flags & seal.RAISED else policy
-    verdict = judge(header.times, policy, chain.clock)
-    if times:
-        verdict = judge_expired(verdict, policy, min(times))
-    kind = verdict.kind
+    expired = min(times) if times else None
+    kind = judge(header.times, policy, chain.clock, expired=expired).kind
     if doubt and kind == policy_words.FRESH:
         return IN_DOUBT
     if function is None:
@@ -261,13 +259,14 @@ def _turned(
     own: Iterable[Stamp], now: Mapping[Ref, State], changed: Mapping[Stamp, bool]
 ) -> tuple[str, list[int]]:
     """The state of an entry that stamps put an end to, or `""`; and when they let it expire."""
-    texts = [(s.state.text, now[s.ref].text) for s in own if type(s) is Generation]
-    times = [expired_at(*pair) for pair in texts if not stamps.holds(*pair)]
-    if None in times:
+    generations = [stamp for stamp in own if type(stamp) is Generation]
+    present = [now[stamp.ref].text for stamp in generations]
+    reason = broken([stamp.state.text for stamp in generations], present)
+    if reason and not isinstance(reason, Expired):
         return INVALIDATED, []
     if any(changed.get(stamp) for stamp in own):
         return OUTDATED, []
-    return "", [at for at in times if at is not None]
+    return "", [reason.at] if isinstance(reason, Expired) else []
 
 
 async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[tuple[str, ...]]:

@@ -133,7 +133,7 @@ class Entry:
         record: the whole record as stored.
         stream: the pickle stream, still packed.
         times: see `memo.records.stamp_types.Times`.
-        claims: its generations, as `HostGenerations.hold` compares them, where it is plain.
+        claims: its generations, as `HostGenerations.texts` reads them, where it is plain.
         plain: whether those, read from here, are all that can make it untrue and all that it has:
             no other stamps than results that rest on them, no payload, no flags.
         results: whether there are results among its stamps, which `claims` does not have.
@@ -181,6 +181,13 @@ class Entry:
         if self.plain:
             return tuple([_generation(claim) for claim in self.claims])
         return tuple([stamp for stamp in self.header.stamps if type(stamp) is Generation])
+
+    @property
+    def recorded(self) -> list[str]:
+        """The texts of their states, in the same order."""
+        if self.plain:
+            return [text for _, _, _, text, _ in self.claims]
+        return [stamp.state.text for stamp in self.generations]
 
     @property
     def refs(self) -> tuple[Ref, ...]:

@@ -23,15 +23,12 @@ from memo.errors import EntryError, OptionError, TierError, TierUnavailable, pub
 from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.seal import Entry, Header
-from memo.records.stamp_types import LOST, Generation, Result, Stamp, State, Times
+from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
     ABSENT,
-    EXPIRED,
-    GENERATION_LOST,
-    INVALIDATED,
     OLDER,
     PAYLOAD_MISSING,
     UNREACHABLE,
@@ -53,10 +50,10 @@ from memo.stores.protocols import (
 )
 from memo.stores.transfers import Transfers
 from memo.stores.uploads import Upload, Work
-from memo.validity import dependencies
+from memo.validity import check
+from memo.validity.check import Expired, Judge, Unproven, broken, texts
 from memo.validity.lifetimes import MISS, Verdict, age
 from memo.validity.results import Reading, unproven
-from memo.validity.stamps import expired_at, holds
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
@@ -65,11 +62,6 @@ LEARN_AGAIN = 1.0
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
-
-
-Judge = Callable[..., Verdict]
-"""Gives the verdict on an entry by its times, by when it was let expire (None: it was not), and by
-whether it is an exception that was raised."""
 
 
 class Answer(NamedTuple):
@@ -179,7 +171,7 @@ class Chain:
         behind = self.tiers[self._front is not None :]
         if self._authority is not None and self._authority is behind[0]:
             self._prompt = self._authority if isinstance(self._authority, Prompt) else None
-        if self._front is not None and self._listener is not None:  # proofs are `_watched`'s
+        if self._front is not None and self._listener is not None:  # proofs are `_proven`'s
             self._prompt = None
 
     def settle_in(
@@ -312,7 +304,7 @@ class Chain:
             self._event(events.ERROR, key, tier.name, error.reason, error.detail)
             return Answer(Verdict(MISS, error.reason))
         if self._listener is not None and tier.name == MEMORY:
-            states = await self._watched(port, self._listener, name, entry)
+            states = await self._proven(port, self._listener, name, entry)
         else:
             states = self._read_along(found, tier, entry)
         reason = await self.untrue(port, entry, states)
@@ -320,7 +312,7 @@ class Chain:
             return Answer(Verdict(MISS, reason))
         if self.floors.older(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
-        verdict = _judged(judge, entry, reason)
+        verdict = check.judged(judge, entry.times, reason, raised=bool(entry.flags & seal.RAISED))
         if verdict.kind == MISS and not (verdict.fallback or verdict.renewable):
             return Answer(verdict)
         source = found.source
@@ -372,88 +364,32 @@ class Chain:
                 front.remember(name, known, record)
         return known
 
-    def quick(self, function: str, key: str) -> Entry | None:
-        """An entry of the first tier that is true, without a coroutine; None: `lookup` it.
+    def at_hand(self, port: Callable[[], Port], function: str, key: str) -> Entry | Asked | None:
+        """What a plain function can have: a true entry, or a question under way for `settled`.
 
-        Only where this host's generations are the authority, or the one that is lets us hear of
-        changes, and nothing else can make it untrue.
+        An entry is of the first tier, where this host's generations are the authority, or the one
+        that is lets us hear of changes.  A question is to the authority, where that is the first
+        tier, or the second and memory has the entry.  None: `lookup` it.
+
+        Args:
+            port: gives the port, where one is needed.
         """
-        host = self.authorities.host
-        if host is None or self._asks:
-            return None
         name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
+        host = self.authorities.host
         try:
-            entry = self._at_hand(name, key)
-            if entry is None or not (entry.plain and host.generations.hold(entry.claims)):
-                return None
+            if host is not None and not self._asks:
+                entry = self._in_first(name, key)
+                if entry is not None and entry.plain:
+                    recorded = [text for _, _, _, text, _ in entry.claims]
+                    if broken(recorded, host.generations.texts(entry.claims)):
+                        return None
+                    return None if self.floors.older(key, entry.times.started) else entry
+            return None if self._prompt is None else self._asked(self._prompt, port, name, key)
         except (TierError, EntryError):
             return None  # `lookup` meets it again, and says so
-        return None if self.floors.older(key, entry.times.started) else entry
 
-    def ask(self, port: Port, function: str, key: str) -> Asked | None:
-        """Begin to look an entry up, by a plain function; None: `lookup` it.
-
-        Only where the authority is the first tier, or the second and memory has the entry.
-        """
-        prompt, front = self._prompt, self._front
-        if prompt is None or self.authorities.behind():
-            return None
-        name = self.name(function, key)
-        if front is None:
-            return self._mine(prompt.ask(port, name), name, None)
-        try:
-            entry = self._known(front, name, key)
-        except EntryError:  # `lookup` meets it again, and says so
-            return None
-        if not isinstance(entry, Entry) or not entry.plain:
-            return None
-        return self._mine(prompt.ask_states(port, entry.refs), name, entry)
-
-    def _mine(self, asked: Asked | None, name: str, entry: Entry | None) -> Asked | None:
-        if asked is not None:
-            asked.chain, asked.name, asked.entry = self, name, entry
-        return asked
-
-    def plain(self, port: Port, asked: Asked, key: str) -> Entry | None:
-        """What was asked for, if it is a true entry with nothing but generations to it; or None."""
-        try:
-            found = asked.found()
-        except TierError:
-            return None
-        if asked.entry is not None:
-            return self._not_older(self._remembered(asked.entry, found), key)
-        seen = self._not_older(self._seen(found, asked.name, key), key)
-        if seen is not None and self._ranked is not None:
-            self._ranked.was_read(port, asked.name)
-        return seen
-
-    def _not_older(self, seen: Entry | None, key: str) -> Entry | None:
-        return None if seen is None or self.floors.older(key, seen.times.started) else seen
-
-    def _remembered(self, entry: Entry, states: tuple[State, ...] | None) -> Entry | None:
-        if states is None:
-            return None
-        return entry if _same(entry.generations, states) else None
-
-    def _seen(self, found: Found | None, name: str, key: str) -> Entry | None:
-        if found is None or found.read is None or len(found.record) > BIG:
-            return None
-        try:
-            seen = self._glances.glance(name, found.record, key)
-        except EntryError:  # `lookup` meets it again, and says so
-            return None
-        if seen is None:
-            return None
-        states = found.read([(group, arguments) for _, group, arguments, _, _ in seen.claims])
-        if states is None:
-            return None
-        for (_, _, _, text, _), state in zip(seen.claims, states, strict=True):
-            if not holds(text, state.text):
-                return None
-        return seen
-
-    def _at_hand(self, name: str, key: str) -> Entry | None:
-        """What the first tier has under a name, if it can tell without a coroutine."""
+    def _in_first(self, name: str, key: str) -> Entry | None:
+        """What the first tier has under a name, if it can tell by a plain function."""
         if self._front is not None:
             if self._listener is not None:
                 return _unheard(self._listener, self._front.peek(name))
@@ -462,7 +398,48 @@ class Chain:
         record = None if self._near is None else self._near.at_hand(name)
         return None if record is None else self._glances.glance(name, record, key)
 
-    async def _watched(
+    def _asked(self, prompt: Prompt, port: Callable[[], Port], name: str, key: str) -> Asked | None:
+        if self.authorities.behind():
+            return None
+        entry: object = None
+        if self._front is None:
+            asked = prompt.ask(port(), name)
+        else:
+            entry = self._known(self._front, name, key)
+            if not isinstance(entry, Entry) or not entry.plain:
+                return None
+            asked = prompt.ask_states(port(), entry.refs)
+        if asked is not None:
+            asked.chain, asked.name, asked.entry = self, name, entry
+        return asked
+
+    def settled(self, port: Port, asked: Asked, key: str) -> Entry | None:
+        """The entry that was asked for, if it is true and plain; None: `lookup` it."""
+        try:
+            entry, states = self._answered(asked, key)
+        except (TierError, EntryError):
+            return None
+        if entry is None or states is None or broken(entry.recorded, texts(states)):
+            return None
+        if self.floors.older(key, entry.times.started):
+            return None
+        if asked.entry is None and self._ranked is not None:
+            self._ranked.was_read(port, asked.name)
+        return entry
+
+    def _answered(self, asked: Asked, key: str) -> tuple[Entry | None, Sequence[State] | None]:
+        """The entry that was asked for, and what its generations read."""
+        found = asked.found()
+        if asked.entry is not None:
+            return asked.entry, found
+        if found is None or found.read is None or len(found.record) > BIG:
+            return None, None
+        seen = self._glances.glance(asked.name, found.record, key)
+        if seen is None:
+            return None, None
+        return seen, found.read([(group, arguments) for _, group, arguments, _, _ in seen.claims])
+
+    async def _proven(
         self, port: Port, listener: Listener, name: str, entry: Entry
     ) -> Sequence[State] | None:
         """What the generations of an entry in memory read: as they did if it is proven, else asked.
@@ -475,12 +452,12 @@ class Chain:
         try:
             if _unheard(listener, front.peek(name)) is entry:
                 own = host.generations.read(entry.refs)
-                if _same(entry.generations, own):
+                if not broken(entry.recorded, texts(own)):
                     return own
             mark = listener.mark()
             before = host.generations.read(entry.refs)
             states, by = await self.authorities.asked(port, "states", entry.refs)
-            if mark is None or by is host.generations or not _same(entry.generations, states):
+            if mark is None or by is host.generations or broken(entry.recorded, texts(states)):
                 return states
             if await self._has_learned(port, host, entry, before, states):
                 front.remember(name, Proof(entry, mark), entry.record)
@@ -502,13 +479,13 @@ class Chain:
             before: what the host read before the other was asked.
             states: what that said.
         """
-        if _same(entry.generations, before):
+        if not broken(entry.recorded, texts(before)):
             return True
         if time.monotonic() < self._refused:
             return False
         try:
             await port.offload(host.generations.learn, entry.refs, before, states)
-            if _same(entry.generations, host.generations.read(entry.refs)):
+            if not broken(entry.recorded, texts(host.generations.read(entry.refs))):
                 return True
         except TierError as error:
             self._fault("host", error)
@@ -532,68 +509,39 @@ class Chain:
         return None
 
     async def untrue(self, port: Port, entry: Entry, states: Sequence[State] | None = None) -> str:
-        """Why an entry's stamps do not hold any more, in the words of `lifetimes`; "" if they do.
+        """Why an entry's stamps do not hold any more; "" if they do.
 
         Args:
             states: of its generation stamps, where the tier that had it read them too.
         """
-        generations = entry.generations
-        if states is not None and LOST in states:
-            states = None  # perhaps this host can give them back
-        if states is None and not self._remote and self.host is not None:
-            try:  # what `states` would find, on the shortest way
-                states = tuple(await self.host.generations.states(port, entry.refs))
-            except TierError as error:
-                self._fault("host", error)
-                return UNREACHABLE
-        if states is not None and len(states) == len(generations) == len(entry.stamps):
-            return _changed(generations, states)
-        return await self.turned(port, entry.stamps, generations, states)
+        return await self.turned(port, entry.stamps, states)
 
     async def turned(
-        self,
-        port: Port,
-        stamps: Sequence[Stamp],
-        generations: Sequence[Generation] | None = None,
-        states: Sequence[State] | None = None,
+        self, port: Port, stamps: Sequence[Stamp], states: Sequence[State] | None = None
     ) -> str:
         """Why stamps do not hold any more; "" if they do.  See `untrue`."""
-        if generations is None:
-            generations = [stamp for stamp in stamps if type(stamp) is Generation]
-        if states is None or len(states) != len(generations):
+        refs = [stamp.ref for stamp in stamps if type(stamp) is Generation]
+        if states is None or len(states) != len(refs) or LOST in states:
+            # What the tier read is not enough, or this host can perhaps give it back.
             try:
-                refs = [stamp.ref for stamp in generations]
-                states = tuple(await self.authorities.states(port, refs))
+                states = await self._present(port, refs)
             except TierError:
                 return UNREACHABLE
-        changed = _changed(generations, states)
-        if stamps and type(stamps[-1]) is Result:
-            reasons = await self._reasons(port, stamps, states)
-            return _weighed(stamps, reasons) if any(reasons) else ""
-        if changed and not isinstance(changed, Expired):
-            return changed
-        if len(generations) != len(stamps):
-            for other in stamps:
-                if type(other) is not Generation and (
-                    reason := await dependencies.check(port, other)
-                ):
-                    return reason
-        return changed
+        return await check.untrue(port, stamps, states)
 
-    async def _reasons(
-        self, port: Port, stamps: Sequence[Stamp], states: Sequence[State]
-    ) -> list[str]:
-        """Why each of some stamps does not hold; of a result `""`."""
-        now = iter(states)
-        reasons: list[str] = []
-        for stamp in stamps:
-            if type(stamp) is Generation:
-                reasons.append(_changed([stamp], [next(now)]))
-            elif type(stamp) is Result:
-                reasons.append("")
-            else:
-                reasons.append(await dependencies.check(port, stamp))
-        return reasons
+    async def _present(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
+        """What refs read now.
+
+        Raises:
+            TierError: nobody can tell.
+        """
+        if self._remote or self.host is None:
+            return await self.authorities.states(port, refs)
+        try:  # what the authorities would find, on the shortest way
+            return await self.host.generations.states(port, refs)
+        except TierError as error:
+            self._fault("host", error)
+            raise
 
     async def doubtful(self, port: Port, readings: Sequence[Reading]) -> list[str]:
         """Why each of some results may not be what it was; "" where its stamps hold.
@@ -603,7 +551,7 @@ class Chain:
         """
         known = [stamp for reading in readings for stamp in reading.stamps]
         refs = [stamp.ref for stamp in known if type(stamp) is Generation]
-        reasons = iter(await self._reasons(port, known, await self.authorities.states(port, refs)))
+        reasons = iter(await check.reasons(port, known, await self.authorities.states(port, refs)))
         found: list[str] = []
         for reading in readings:
             own = [next(reasons) for _ in reading.stamps]
@@ -774,87 +722,6 @@ def _unheard(listener: Listener, known: object) -> Entry | None:
         return None
     known.mark = mark
     return known.entry
-
-
-class Expired(str):
-    """The reason of an entry that was let expire (`memo.expire`).
-
-    Attributes:
-        at: when, in nanoseconds since the epoch.
-    """
-
-    __slots__ = ("at",)
-    at: int
-
-    @classmethod
-    def since(cls, at: int) -> Expired:
-        reason = cls(EXPIRED)
-        reason.at = at
-        return reason
-
-
-class Unproven(str):
-    """The reason of an entry that only results it was built on put in doubt: they can be asked.
-
-    Attributes:
-        at: when the last of them was let expire, if nothing else happened to them; else None.
-    """
-
-    __slots__ = ("at",)
-    at: int | None
-
-    @classmethod
-    def since(cls, reason: str, at: int | None) -> Unproven:
-        made = cls(reason)
-        made.at = at
-        return made
-
-
-def expiry(reason: str) -> int | None:
-    """When an entry was let expire, if that is all that can be said against it; else None."""
-    return reason.at if isinstance(reason, (Expired, Unproven)) else None
-
-
-def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
-    """What the reasons of single stamps mean for the entry, as `Chain.untrue` has it."""
-    absolute, beneath = unproven(stamps, reasons)
-    hard = next((why for why in (*absolute, *beneath) if not isinstance(why, Expired)), "")
-    times = [why.at for why in (*absolute, *beneath) if isinstance(why, Expired)]
-    if absolute:
-        return hard or Expired.since(min(times))
-    if beneath:
-        return Unproven.since(hard or EXPIRED, None if hard else min(times))
-    return ""
-
-
-def _judged(judge: Judge, entry: Entry, reason: str) -> Verdict:
-    """The verdict on an entry whose stamps hold, or that is `Expired` or `Unproven`."""
-    raised, expired = bool(entry.flags & seal.RAISED), expiry(reason)
-    verdict = judge(entry.times, expired, raised)
-    if not isinstance(reason, Unproven) or (verdict.kind != MISS and expired is not None):
-        return verdict  # what was let expire may be served while the results are asked
-    by_age = judge(entry.times, None, raised)
-    within = by_age.kind != MISS and by_age.reason != EXPIRED
-    fallback = expired is not None and verdict.fallback
-    return Verdict(MISS, str(reason), fallback=fallback, renewable=within)
-
-
-def _changed(generations: Sequence[Generation], states: Sequence[State]) -> str:
-    """Why generations do not read as they did; an `Expired` where no more than that happened."""
-    times: list[int] = []
-    for stamp, state in zip(generations, states, strict=True):
-        if not holds(stamp.state.text, state.text):
-            at = expired_at(stamp.state.text, state.text)
-            if at is None:
-                return INVALIDATED if state.text else GENERATION_LOST
-            times.append(at)
-    return Expired.since(min(times)) if times else ""
-
-
-def _same(stamps: Sequence[Generation], states: Sequence[State]) -> bool:
-    """Whether generations read as they did when the stamps were taken."""
-    pairs = zip(stamps, states, strict=True)
-    return all(holds(stamp.state.text, state.text) for stamp, state in pairs)
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
 from memo.stores.protocols import Found, Source
-from memo.validity import stamps
+from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
 _CALLS: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -243,7 +243,7 @@ class AdaptedGenerations:
             if value := values[_key(ref.group, name)]:
                 fields[name] = value.decode()
         shapes = []
-        for pairs in _readable(ref):
+        for pairs in generations.readable(ref):
             if value := values[_key(ref.group, stamps.field(pairs))]:
                 fields[stamps.field(pairs)] = value.decode()
                 shapes.append(stamps.shape(pairs))
@@ -266,14 +266,8 @@ class AdaptedGenerations:
     async def _turn(self, turns: Sequence[Turn], note: str) -> None:
         values = {}
         for turn in turns:
-            token = stamps.token_for(turn)
-            field = stamps.field(turn.arguments)
-            if stamps.is_soft(turn.arguments):  # always of the whole group: one field to read
-                field = stamps.field(_EXPIRED)
-            elif not (turn.whole or len(turn.arguments) == 1):
-                field = stamps.ALL
-            values[_key(turn.group, field)] = (token + note).encode()
-            values[_key(turn.group, stamps.LAST)] = token.encode()
+            for field, value in generations.turned_blindly(turn, note).items():
+                values[_key(turn.group, field)] = value.encode()
         await self._tier.write(values, None)
 
 
@@ -286,14 +280,4 @@ def _payload_key(digest: bytes) -> str:
 
 
 def _names(ref: Ref) -> list[str]:
-    return [stamps.ALL, stamps.LAST, *map(stamps.field, _readable(ref))]
-
-
-_EXPIRED = ((stamps.SOFT, ""),)
-
-
-def _readable(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
-    if not ref.arguments:
-        return [_EXPIRED]
-    singles: list[tuple[tuple[str, str], ...]] = [_EXPIRED, *((pair,) for pair in ref.arguments)]
-    return singles if len(singles) == 2 else [*singles, tuple(ref.arguments)]
+    return [stamps.ALL, stamps.LAST, *map(stamps.field, generations.readable(ref))]

@@ -441,8 +441,13 @@ class HostGenerations(Generations, Protocol):
         """As `states`, as a plain function."""
         ...
 
-    def hold(self, claims: Iterable[Claim]) -> bool:
-        """Whether each generation reads as a record claims."""
+    def texts(self, claims: Iterable[Claim]) -> list[str]:
+        """The text of what each generation reads now.
+
+        Raises:
+            TierError: the host cannot tell.
+            EntryError: a claim cannot be read.
+        """
         ...
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:

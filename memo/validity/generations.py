@@ -62,6 +62,29 @@ def turned_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> C
     return Change({**write, LAST: stamps.token() + note, SHAPES: "|".join(shapes)})
 
 
+def turned_blindly(turn: Turn, note: str) -> dict[str, str]:
+    """One invalidation for a store that keeps fields and no table of them: what to write.
+
+    It cannot keep a list of shapes, so only what `readable` reads is narrower than the group.
+    """
+    token = stamps.token_for(turn)
+    if stamps.is_soft(turn.arguments):  # always of the whole group: one field to read
+        return {stamps.field(_EXPIRED): token + note, LAST: token}
+    narrow = turn.whole or len(turn.arguments) == 1
+    return {stamps.field(turn.arguments) if narrow else ALL: token + note, LAST: token}
+
+
+def readable(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
+    """The arguments of the fields that such a store reads for a ref, besides `*` and `!`."""
+    if not ref.arguments:
+        return [_EXPIRED]
+    singles: list[tuple[tuple[str, str], ...]] = [_EXPIRED, *((pair,) for pair in ref.arguments)]
+    return singles if len(singles) == 2 else [*singles, tuple(ref.arguments)]
+
+
+_EXPIRED = ((stamps.SOFT, ""),)
+
+
 def learned(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
     """Adopt another authority's state, so that `stamps.read(ref, fields)` gives `now`.
 

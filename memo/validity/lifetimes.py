@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
     renewable: bool = False
 
 
-def judge_expired(verdict: Verdict, policy: Policy, at: int) -> Verdict:
+def _judge_expired(verdict: Verdict, policy: Policy, at: int) -> Verdict:
     """The verdict on an entry that was let expire before its ttl was over.
 
     Args:
@@ -77,7 +77,13 @@ def age(times: Times, clock: Clock) -> int | None:
     return max(0, difference)
 
 
-def judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None = None) -> Verdict:
+def judge(
+    times: Times,
+    policy: Policy,
+    clock: Clock,
+    live_ttl: float | None = None,
+    expired: int | None = None,
+) -> Verdict:
     """May an entry whose stamps hold be used now?
 
     Args:
@@ -86,7 +92,13 @@ def judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None = N
         clock: reads the present.
         live_ttl: seconds, the value that the live configuration has for `policy.ttl_key`; it
             replaces the entry's own ttl.  `math.inf`: no expiry.
+        expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
     """
+    verdict = _judge(times, policy, clock, live_ttl)
+    return verdict if expired is None else _judge_expired(verdict, policy, expired)
+
+
+def _judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None) -> Verdict:
     if policy.max_age is not None:
         old = age(times, clock)
         if old is None or old >= policy.max_age * SECOND:

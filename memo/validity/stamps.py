@@ -160,11 +160,6 @@ def field(arguments: Iterable[tuple[str, str]]) -> str:
     return f"{shape(pairs)}={','.join(digest for _, digest in pairs)}"
 
 
-def holds(before: str, now: str) -> bool:
-    """Whether the text of a recorded state is what is read now; one that was lost never holds."""
-    return before == now != ""
-
-
 def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
     """Whether one of some invalidations is about one of some refs."""
     own = tuple(refs)

@@ -22,31 +22,31 @@ def comparison() -> None:
     async def untrue(self: Chain, *_: Any) -> str:
         return ""
 
-    def quick(self: Chain, function: str, key: str) -> Any:
+    def at_hand(self: Chain, port: Any, function: str, key: str) -> Any:
         entry = None if self._front is None else self._front.peek(self.name(function, key))
         return None if self._remote else entry
 
     Chain.untrue = untrue  # type: ignore[method-assign]
-    Chain.quick = quick  # type: ignore[method-assign]
+    Chain.at_hand = at_hand  # type: ignore[method-assign]
 
 
 def comparison_in_memory() -> None:
-    """The quick way over the memory tier does not compare stamps."""
+    """The short way over the memory tier does not compare stamps."""
 
-    def quick(self: Chain, function: str, key: str) -> Any:
+    def at_hand(self: Chain, port: Any, function: str, key: str) -> Any:
         entry = None if self._front is None else self._front.peek(self.name(function, key))
         return None if self._remote else entry
 
-    Chain.quick = quick  # type: ignore[method-assign]
+    Chain.at_hand = at_hand  # type: ignore[method-assign]
 
 
 def comparison_by_the_host() -> None:
-    """The quick way does not ask the host whether generations read as they did."""
+    """The short way does not ask the host whether generations read as they did."""
 
-    def hold(self: HostGenerations, claims: Any) -> bool:
-        return True
+    def texts(self: HostGenerations, claims: Any) -> list[str]:
+        return [text for _, _, _, text, _ in claims]
 
-    HostGenerations.hold = hold  # type: ignore[method-assign]
+    HostGenerations.texts = texts  # type: ignore[method-assign]
 
 
 def stamps_afterwards() -> None:

@@ -27,14 +27,13 @@ from typing import Any, NamedTuple
 from memo.engine import never_hits, used_calls
 from memo.engine.answering import (
     AGAIN,
-    ask,
     ask_again,
     at_hand,
     disembark,
     done_by_another,
     fall_back,
     pausing,
-    take,
+    settled,
     told_hit,
     while_pausing,
 )
@@ -65,6 +64,7 @@ from memo.runtime import events, reasons
 from memo.runtime.port import Handle, Port, Waiter
 from memo.settings.live_values import live
 from memo.stores.chain import Answer
+from memo.stores.protocols import Asked
 from memo.validity.lifetimes import MISS, STALE, Verdict
 
 AT_ONCE = 256
@@ -458,20 +458,20 @@ async def _at_hand(port: Port, made: Batch) -> list[Place]:
     """Take what can be had without a coroutine, in as few round trips as may be; what is left."""
     function, left = made.function, []
     for place in made.places.values():
-        value = at_hand(function, place.job.call, time.perf_counter())
+        value = at_hand(lambda: port, function, place.job.call, time.perf_counter())
         if type(value) is Part:
             made.parts[place.text] = value
         else:
-            left.append((place, ask(port, function, place.job.call) if port.native else None))
+            left.append((place, value if isinstance(value, Asked) else None))
     pending = []
     for place, asked in left:
         if asked is not None:
-            asked.answer = await asked.answer
-        value = take(port, function, place.job.call, asked)
-        if type(value) is Part:
-            made.parts[place.text] = value
-        else:
-            pending.append(place)
+            asked.answer = await port.settle(asked.answer)
+            value = settled(port, function, place.job.call, asked)
+            if type(value) is Part:
+                made.parts[place.text] = value
+                continue
+        pending.append(place)
     return pending
 
 

@@ -94,26 +94,26 @@ class HostGenerations:
                 states.append(group.plain)
         return Reading(states, commit)
 
-    def hold(self, claims: Iterable[Claim]) -> bool:
-        """Whether each generation reads as a record claims; as `read`, without making states.
+    def texts(self, claims: Iterable[Claim]) -> list[str]:
+        """The text of what each generation reads now; as `read`, without making refs or states.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
             EntryError: a claim cannot be read.
         """
         ledger = self._up_to_date()
-        groups = ledger.groups
+        groups, unwritten = ledger.groups, self._unwritten
+        found = []
         for claim in claims:
-            _, name, arguments, text, _ = claim
+            _, name, arguments, _, _ = claim
             group = groups.get(name) or ledger.load(name)
-            if self._unwritten:
-                group = self._unwritten.over(name, group)
+            if unwritten:
+                group = unwritten.over(name, group)
             now = group.plain
             if now is None or arguments is None:
                 now = group.state(claimed(claim))
-            if not stamps.holds(text, now[0]):
-                return False
-        return True
+            found.append(now[0])
+        return found
 
     def _up_to_date(self) -> Ledger:
         """The ledger, when all that was invalidated so far is in its mirror.

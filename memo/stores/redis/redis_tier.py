@@ -46,7 +46,7 @@ from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.exchange import pack
 from memo.stores.redis.prefetch import BIG, Command, Group, Prefetch, plain
 from memo.stores.redis.scripts import BEGIN, LAST, SEED, TURN
-from memo.validity import stamps
+from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
@@ -518,13 +518,14 @@ class Redis:
             value = (stamps.token_for(turn) + note).encode()
             shape, field = stamps.shape(turn.arguments), stamps.field(turn.arguments)
             tomb = b"%d" % _milliseconds(self.tomb)
-            words = (shape.encode(), field.encode(), value, b"%d" % stamps.FIELDS, tomb)
+            bounds = (b"%d" % stamps.FIELDS, tomb, b"%d" % generations.MOST_SHAPES)
+            words = (shape.encode(), field.encode(), value, *bounds)
             calls.append(((self._group_key(turn.group),), words))
         try:
             await self.client.run_each(port, TURN, calls)
         except NoScriptsError:  # the whole group, then: more than was asked for, and atomic
             commands = []
-            for (key,), (_, _, value, _, _) in calls:
+            for (key,), (_, _, value, *_) in calls:
                 commands.append((key, pack(b"HSET", key, b"*", value, b"!", value)))
                 commands.append((key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(DAY))))
             await self.client.ask_each(port, commands, writes=True)

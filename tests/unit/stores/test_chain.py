@@ -12,10 +12,12 @@ from redis_server import RedisServer
 import memo
 from memo import OptionError
 from memo.decorators.assembly import default_chain
+from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.stores import latest_answers
 from memo.testing import recording
+from memo.validity.check import broken
 
 Tiers = list[str]
 
@@ -172,7 +174,8 @@ def test_default_chains() -> None:
 def quick(function: Any, *args: Any) -> bool:
     """Whether the next call is answered without a coroutine."""
     call = function._function.keyer.call(function._function.code(args), args, {})
-    return default_chain().quick(function.function_id, call.text) is not None
+    found = default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
+    return isinstance(found, Entry)
 
 
 def test_a_hit_on_the_disk_alone_is_a_function_call() -> None:
@@ -274,4 +277,4 @@ def test_a_lost_generation_holds_for_nothing(
     with memo.configure(tiers=tiers, redis_url=redis_server.url):
         chain = default_chain()
         assert drive(chain.turned(BLOCKING, [lost]))
-        assert not chain.host.generations.hold([("g", "f:nothing", (), "", "")])
+        assert broken([LOST.text], chain.host.generations.texts([("g", "f:nothing", (), "", "")]))

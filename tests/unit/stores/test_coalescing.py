@@ -26,6 +26,7 @@ from memo.errors import TierError
 from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
+from memo.stores.protocols import Asked
 from memo.stores.redis.breaker import CLOSED, GARBLED, RATE
 from memo.stores.redis.coalescing import COUNT, Batch, Failure
 from memo.stores.redis.connections import CONNECTIONS
@@ -289,15 +290,15 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(
         load.invalidate()
         assert [load(1) for _ in range(4)] == [2] * 4
         key, chain = load.key(1), load._function.chain()
-        asked = chain.ask(BLOCKING, load.function_id, key)
-        assert asked is not None
-        assert chain.plain(BLOCKING, asked, key) is not None
+        asked = chain.at_hand(lambda: BLOCKING, load.function_id, key)
+        assert isinstance(asked, Asked)
+        assert chain.settled(BLOCKING, asked, key) is not None
         chain.floors.rise(key, time.time_ns() + 10**12)
-        assert chain.plain(BLOCKING, asked, key) is None
+        assert chain.settled(BLOCKING, asked, key) is None
         assert load(1) == 3
         assert chain.host is not None
         monkeypatch.setattr(chain.host.journal, "maybe_due", lambda: True)
-        assert chain.ask(BLOCKING, load.function_id, key) is None
+        assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is None
 
 
 def test_a_thread_believes_no_answer_to_another_question() -> None:

@@ -22,7 +22,9 @@ import memo
 from memo import cache, configure
 from memo.decorators import assembly
 from memo.inspection import findings as doctor
+from memo.records.seal import Entry
 from memo.runtime.events import ERROR
+from memo.runtime.ports import BLOCKING
 from memo.stores.authorities import Authorities
 from memo.stores.redis import tracking as tracking_module
 from memo.stores.redis.redis_tier import Redis
@@ -68,7 +70,8 @@ def ear() -> Listener:
 def is_quick(function: Any, *args: Any) -> bool:
     """Whether the next call asks nobody."""
     call = function._function.keyer.call(function._function.code(args), args, {})
-    return assembly.default_chain().quick(function.function_id, call.text) is not None
+    found = assembly.default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
+    return isinstance(found, Entry)
 
 
 def proven(function: Any, *args: Any) -> Any:
@@ -645,6 +648,7 @@ import json, os, sys, time, memo
 from memo.decorators import assembly
 from memo.validity.stamps import Turn
 from memo.stores.redis.redis_tier import Redis
+from memo.records.seal import Entry
 from memo.runtime.ports import BLOCKING, drive
 url, directory = sys.argv[1:]
 memo.configure(redis_url=url, directory=directory, coherence="tracking", deadline=5.0)
@@ -656,7 +660,8 @@ def load(region):
 
 def quick():
     call = load._function.keyer.call(load._function.code(("EU",)), ("EU",), {})
-    return assembly.default_chain().quick(load.function_id, call.text) is not None
+    found = assembly.default_chain().at_hand(lambda: BLOCKING, load.function_id, call.text)
+    return isinstance(found, Entry)
 
 def proven():
     ends = time.monotonic() + 30

@@ -2,7 +2,7 @@
 --
 -- KEYS[1]  the group, a hash
 -- ARGV     shape ("" for the whole group); field; token and note; most fields a group may have;
---          milliseconds that a group lives which was missing
+--          milliseconds that a group lives which was missing; most shapes it may have
 -- Answer   1
 --
 -- A group that is missing is written too: a host may be about to give it back as it was before.
@@ -16,16 +16,19 @@ if redis.call('TYPE', key).ok ~= 'hash' then
 end
 redis.call('HDEL', key, '')
 local left = redis.call('PTTL', key)
+local count = 0
 if shape ~= '' then
   redis.call('HSET', key, field, value, '!', value)
   local shapes = redis.call('HGET', key, '?')
   if not shapes or shapes == '' then
-    redis.call('HSET', key, '?', shape)
+    shapes = shape
   elseif not ('|' .. shapes .. '|'):find('|' .. shape .. '|', 1, true) then
-    redis.call('HSET', key, '?', shapes .. '|' .. shape)
+    shapes = shapes .. '|' .. shape
   end
+  redis.call('HSET', key, '?', shapes)
+  count = 1 + select(2, shapes:gsub('|', ''))
 end
-if shape == '' or redis.call('HLEN', key) > tonumber(ARGV[4]) then
+if shape == '' or count > tonumber(ARGV[6]) or redis.call('HLEN', key) > tonumber(ARGV[4]) then
   redis.call('DEL', key)
   redis.call('HSET', key, '*', value, '!', value)
 end
