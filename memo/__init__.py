@@ -38,6 +38,7 @@ from memo.keys.encoding.canonical import register_key
 from memo.keys.fingerprint.function_version import stable
 from memo.metrics.recorder import install as _install
 from memo.metrics.recorder import stats
+from memo.runtime import VERSION
 from memo.runtime.events import Event, on_event
 from memo.runtime.ports import drain
 from memo.settings.configuration import configure
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from memo.inspection.inventory import Entries
     from memo.metrics.recorder import Span
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Bundle",
     "CacheFallbackFactory",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from memo.errors import MissingExtraError, label
 from memo.metrics.recorder import COUNTERS
-from memo.runtime import events
+from memo.runtime import VERSION, events
 from memo.runtime.events import Event
 
 if TYPE_CHECKING:
@@ -55,10 +55,8 @@ class Instrumentation:
     def __init__(self, meters: MeterProvider | None, tracers: TracerProvider | None) -> None:
         from opentelemetry import metrics, trace
 
-        from memo import __version__
-
-        meter = metrics.get_meter(SCOPE, __version__, meters)
-        self._tracer = trace.get_tracer(SCOPE, __version__, tracers)
+        meter = metrics.get_meter(SCOPE, VERSION, meters)
+        self._tracer = trace.get_tracer(SCOPE, VERSION, tracers)
         self._contexts: OrderedDict[str, SpanContext] = OrderedDict()
         self._lock = threading.Lock()
         count, times = meter.create_counter, meter.create_histogram

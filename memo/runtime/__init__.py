@@ -3,3 +3,6 @@
 Imports `errors` only.
 Start with `port.py`, the five verbs through which sync and async code wait.
 """
+
+VERSION = "0.1.0"
+"""Of memo: here, so that every folder may tell it."""
