@@ -36,6 +36,7 @@ from memo.errors import public as _public
 from memo.inspection.under_way import listen as _listen
 from memo.keys.encoding.canonical import register_key
 from memo.keys.fingerprint.function_version import stable
+from memo.metrics.fault_log import listen as _log_faults
 from memo.metrics.recorder import install as _install
 from memo.metrics.recorder import stats
 from memo.runtime import VERSION
@@ -289,6 +290,7 @@ def _explain() -> None:
 
 _install(stats_directory, _explain)
 _listen(stats_directory)
+_log_faults()
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

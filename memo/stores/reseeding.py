@@ -47,7 +47,7 @@ BATCH = 500
 _NOTE = "census "
 _WHY = json.dumps({"reason": "Redis lost its data"})
 
-_log = logging.getLogger("memo")
+_log = logging.getLogger("memo.stores")
 
 
 class _Known(NamedTuple):

@@ -40,7 +40,7 @@ network of 1 Gbit/s moves 120 MB/s."""
 PROBE_LIFE = 1.0
 """Seconds after which a probe that has not reported back is given up."""
 
-_log = logging.getLogger("memo")
+_log = logging.getLogger("memo.stores")
 
 
 class Fault(NamedTuple):

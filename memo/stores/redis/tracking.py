@@ -49,7 +49,7 @@ GROUPS = 65_536
 LONGEST_WORD = 16 << 20
 """Bytes of one message above which it is none of Redis'."""
 
-_log = logging.getLogger("memo")
+_log = logging.getLogger("memo.stores")
 
 
 class Listener:

@@ -1,0 +1,114 @@
+"""Logs: the first fault of a store in an outage is a warning, those that follow are at debug level.
+
+The loggers are named after the folders (`memo.stores`, `memo.engine`), and each record has the
+facts as fields of its own, for handlers that write JSON.  Outages of Redis are logged by its
+breaker, which knows when one ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from memo.errors import label
+from memo.metrics.recorder import COUNTERS
+from memo.runtime import events, fork
+from memo.runtime.events import Event
+
+QUIET = 60.0
+"""Seconds without a fault of the same kind after which the next one is another outage."""
+KNOWN = 256
+"""Faults that are remembered before those of outages that are over are forgotten."""
+_PLAIN = frozenset({"error", "unavailable"})
+"""Reasons that say nothing that the detail does not say."""
+_TOLD = frozenset({"redis"})
+"""Tiers that log their faults themselves."""
+_SAID = frozenset({"directory"})
+"""Faults that are a Python warning as well."""
+
+
+class FaultLog:
+    """Listens for faults of the cache, and logs them.
+
+    Args:
+        now: a clock in seconds that never goes back.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.start_over()
+
+    def start_over(self) -> None:
+        """No fault is known: at first, and in the child of a fork."""
+        self._lock = threading.Lock()
+        self._latest: dict[tuple[str, str], float] = {}
+
+    def hear(self, event: Event) -> None:
+        """Take an event."""
+        if event.kind != events.ERROR or event.tier in _TOLD:
+            return
+        if not event.tier:
+            self._log("memo.engine", event, warn=False)
+        else:
+            warn = self._begins(event) and event.reason not in _SAID
+            self._log("memo.stores", event, warn=warn)
+
+    def _begins(self, event: Event) -> bool:
+        """Whether an outage begins with this fault."""
+        now = self._now()
+        with self._lock:
+            if len(self._latest) > KNOWN:
+                self._latest = {at: seen for at, seen in self._latest.items() if now - seen < QUIET}
+            same = ((event.tier, event.reason), ("", event.detail))  # or the same, met elsewhere
+            begins = all(now - self._latest.get(one, now - QUIET) >= QUIET for one in same)
+            self._latest.update(dict.fromkeys(same, now))
+        return begins
+
+    @staticmethod
+    def _log(name: str, event: Event, *, warn: bool) -> None:
+        import logging
+
+        level = logging.WARNING if warn else logging.DEBUG
+        logger = logging.getLogger(name)
+        if not logger.isEnabledFor(level):
+            return
+        where = event.tier or label(event.function)
+        what = event.detail
+        if event.reason not in _PLAIN or not what:
+            what = f"{event.reason}: {what}" if what else event.reason
+        if not what.startswith(where):
+            what = f"{where}: {what}"
+        more = (
+            ". Calls go on without it; more of the same is logged at debug level." if warn else ""
+        )
+        logger.log(level, "memo: %s%s", what, more, extra=fields(event))
+
+
+def fields(event: Event) -> dict[str, str]:
+    """The facts of an event as fields of a log record; never an argument or a value."""
+    return {
+        "memo_event": event.kind,
+        "memo_function": label(event.function),
+        "memo_tier": event.tier,
+        "memo_reason": event.reason,
+        "memo_detail": event.detail,
+    }
+
+
+FAULTS = FaultLog()
+_listening = False
+
+
+def listen() -> None:
+    """Log faults from now on.  `memo` does this once, when it is imported."""
+    global _listening
+    if not _listening:
+        _listening = True
+        COUNTERS.listen(FAULTS.hear)
+        fork.in_child(_after_fork)
+
+
+def _after_fork() -> None:
+    FAULTS.start_over()
+    COUNTERS.listen(FAULTS.hear)
