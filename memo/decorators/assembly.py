@@ -131,6 +131,7 @@ def _facts(settings: Settings) -> Any:
         settings.coherence,
         settings.deadline,
         settings.redis_value_limit,
+        settings.payload_store,
         _options_key(settings.redis_options),
         settings.on_redis_loss,
     )
@@ -199,6 +200,7 @@ def _redis(settings: Settings) -> Tier:
         namespace=settings.namespace,
         deadline=settings.deadline,
         value_limit=settings.redis_value_limit,
+        payload_store=settings.payload_store,
         tracking=settings.coherence == TRACKING,
         options=settings.redis_options,
     )

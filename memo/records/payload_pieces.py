@@ -93,6 +93,13 @@ class Leaving(Payload):
             at += view.nbytes + -view.nbytes % ALIGN
 
 
+def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
+    """All bytes of a payload in memory, aligned as they are stored."""
+    for view in payload.views:
+        yield view
+        yield bytes(-view.nbytes % ALIGN)
+
+
 def leaving(mapped: memoryview, table: Sequence[Buffer]) -> Leaving:
     """The payload of a table, in a map that nobody else has and nobody has written to."""
     return Leaving(payload_digest(table), tuple(table), tuple(codec.slices(mapped, table)))

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memo.errors import OptionError, SettingError, shown
@@ -117,6 +118,22 @@ def _path(value: Any, place: Place) -> Path:
 
 def _path_or_none(value: Any, place: Place) -> Path | None:
     return None if value is None or value == "" else _path(value, place)
+
+
+def _payload_store(value: Any, place: Place) -> Url | str | None:
+    if value is None or value == "":
+        return None
+    if find_spec("fsspec") is None:
+        raise place.wrong("needs fsspec: pip install 'jupyter-memo[remote]'.")
+    if not isinstance(value, str) or "://" not in value:
+        return str(_path(value, place))
+    from fsspec import get_filesystem_class
+
+    try:
+        get_filesystem_class(value.partition("://")[0])
+    except (ImportError, ValueError) as error:
+        raise place.wrong(f"{redacted(value)!r} cannot be used: {error}.") from None
+    return Url(value)
 
 
 def _size(value: Any, place: Place) -> int:
@@ -261,6 +278,7 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "coherence": (_one_of(STRICT, TRACKING), STRICT),
     "deadline": (_deadline, 0.25),
     "redis_value_limit": (_redis_size, 64 * MIB),
+    "payload_store": (_payload_store, None),
     "redis_options": (_redis_options, None),
     "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
     "compress": (_compress, None),

@@ -55,7 +55,8 @@ class Settings(NamedTuple):
         secrets: newest first; the first one seals, all of them open.
         coherence: `checks.STRICT` or `checks.TRACKING`.
         deadline: seconds that one Redis operation may take in all.
-        redis_value_limit: bytes; larger payloads stay on disk.
+        redis_value_limit: bytes; larger payloads go to `payload_store`, or stay on disk.
+        payload_store: a folder or bucket that several hosts reach; None: there is none.
         redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
         on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`.
         compress: bytes from which results are compressed; None: none are.
@@ -79,6 +80,7 @@ class Settings(NamedTuple):
     coherence: str
     deadline: float
     redis_value_limit: int
+    payload_store: str | None
     redis_options: Mapping[str, Any] | None
     on_redis_loss: str
     compress: int | None
@@ -360,6 +362,7 @@ class Changes(TypedDict, total=False):
     coherence: str
     deadline: float | str | timedelta
     redis_value_limit: int | str
+    payload_store: str | os.PathLike[str] | None
     redis_options: Mapping[str, Any] | None
     on_redis_loss: str
     compress: bool | int | str
@@ -411,7 +414,7 @@ def carried() -> dict[str, Any]:
 def _may_travel(name: str, value: Any) -> bool:
     if name == "secret":
         return False
-    if name == "redis_url":
+    if name in ("redis_url", "payload_store"):
         return value is None or not _password(value)
     if name == "redis_options":
         return value is None or not {"password", "ssl_password", "credential_provider"} & {*value}

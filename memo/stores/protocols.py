@@ -294,6 +294,10 @@ class Afar(Protocol):
     value_limit: int
     """Bytes; larger payloads and records are not taken."""
 
+    def takes(self, size: int) -> bool:
+        """Whether it takes a payload of so many bytes."""
+        ...
+
     def fetch(self, digest: bytes, sink: Sink) -> bool:
         """Hand a payload to a sink, in this thread; False: it is not here.  Raises `TierError`."""
         ...

@@ -77,7 +77,7 @@ class Transfers:
         far = self._as_far(tier) if self._later else None
         if far is None or record > far.value_limit:
             return False
-        moved = payload.size if payload is not None and payload.size <= far.value_limit else 0
+        moved = payload.size if payload is not None and far.takes(payload.size) else 0
         return record + moved > BIG or self._uploads.get(name) is not None
 
     def _as_far(self, tier: Tier) -> Afar | None:

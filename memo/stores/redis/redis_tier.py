@@ -39,6 +39,7 @@ from memo.records.payload_pieces import Held, Leaving, Sink
 from memo.records.seal import ALIGN
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
+from memo.stores.payload_store import KEEP, PayloadStore
 from memo.stores.protocols import REDIS, Asked, Census, Found, Part, Source
 from memo.stores.redis.breaker import RATE
 from memo.stores.redis.client import Client, NoScriptsError
@@ -87,9 +88,10 @@ class Redis:
         namespace: in front of all names.
         deadline: seconds that one operation may take in all; what is moved may take its time at
             `memo.stores.redis.breaker.RATE` on top.
-        value_limit: bytes; larger payloads are not sent, larger records are refused.
+        value_limit: bytes; larger payloads go to `payload_store`, larger records are refused.
         tracking: let Redis push word of what changes, so that a memory tier need not ask each time.
         options: arguments of redis-py's clients, beyond those in the URL.
+        payload_store: a folder or bucket for payloads above `value_limit`; None: there is none.
 
     Attributes:
         where: names this store among all others, for the journal.
@@ -112,11 +114,14 @@ class Redis:
         value_limit: int = VALUE_LIMIT,
         tracking: bool = False,
         options: Mapping[str, Any] | None = None,
+        payload_store: str | None = None,
     ) -> None:
         self.client = Client(url, deadline, options)
         self.where = f"redis {self.client.where} {namespace}"
         self.value_limit = value_limit
         self._namespace = namespace
+        folder = f"{namespace}/{FORMAT.decode()}"
+        self.payload_store = PayloadStore(payload_store, folder) if payload_store else None
         self._prefix = f"{namespace}:".encode() + FORMAT + b":"
         self.leases = RedisLeases(self.client, self._prefix)
         self._groups = self._prefix + b"g:{"
@@ -216,7 +221,14 @@ class Redis:
         key = self._payload_name(digest)
         command = pack(b"GET", key)
         client = self.client
-        return client.here(lambda port: client.ask(port, command, parse=bool, key=key, sink=sink))
+        if sink.size <= self.value_limit or self.payload_store is None:
+            work = partial(client.ask, parse=bool, key=key, sink=sink)
+            return client.here(lambda port: work(port, command))
+        return self.payload_store.fetch(digest, sink)
+
+    def takes(self, size: int) -> bool:
+        """See `memo.stores.protocols.Afar.takes`."""
+        return size <= self.value_limit or self.payload_store is not None
 
     async def store(
         self,
@@ -236,6 +248,9 @@ class Redis:
         lifetime = RETENTION if lifetime is None else lifetime
         if payload is not None and payload.size <= self.value_limit:
             await self._store_payload(port, payload, lifetime)
+        elif payload is not None and self.payload_store is not None:
+            await port.offload(self.payload_store.store, payload)
+            lifetime = min(lifetime, KEEP)
         await self._set(port, self._key(name), [record], lifetime)
         await self._keep_groups(port, record, lifetime)
 
@@ -368,6 +383,8 @@ class Redis:
                         port, [(name, pack(b"UNLINK", name)) for name in names], writes=True
                     )
                     dropped += sum(not name.startswith(self._payloads) for name in names)
+        if self.payload_store is not None and self._payloads.startswith(self._key(prefix)):
+            await port.offload(self.payload_store.clear)
         return dropped
 
     def _payload_name(self, digest: bytes) -> bytes:
@@ -629,6 +646,9 @@ class Redis:
             "lease": lambda: self._tries_lease(port, name),
             "invalidation": lambda: self._tries_turn(port, group),
         }
+        store = self.payload_store
+        if store is not None:
+            tried["payload store"] = lambda: port.offload(store.probe)
         outcome = {}
         for capability, work in tried.items():
             try:
@@ -671,6 +691,8 @@ class Redis:
         """Close what connects by itself; waits for two deadlines at most, for each."""
         if self.listener is not None:
             self.listener.close()
+        if self.payload_store is not None:
+            self.payload_store.close()
         self.leases.close()
 
 

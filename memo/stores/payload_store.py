@@ -1,0 +1,204 @@
+"""The payload store: a folder or bucket, of any kind fsspec knows, for payloads too big for Redis.
+
+Rules of this module:
+
+1.  A payload lies under its digest, in a folder of the namespace and the format.  It is written
+    whole or not at all.
+2.  What is read is not believed here: it is hashed where it arrives, as what comes from Redis is.
+3.  After a fault the store is left alone for `AGAIN` seconds, with one warning for each outage.
+4.  An entry in Redis lives at most `KEEP` with a payload here.  A payload that is stored again is
+    written again once it is older than that, and swept when it is twice as old.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from memo.errors import TierError, TierUnavailable
+from memo.records.codec import Payload
+from memo.records.payload_pieces import Leaving, Sink, aligned_pieces
+from memo.settings.checks import redacted
+
+T = TypeVar("T")
+KEEP = 30 * 86400.0
+"""Seconds for which a payload is good, from when it was written."""
+AGAIN = 5.0
+"""Seconds for which the store is not asked after a fault."""
+SWEEP_EVERY = 86400.0
+"""Seconds between two sweeps of a process, at least."""
+
+_log = logging.getLogger("memo")
+
+
+class PayloadStore:
+    """Payloads in a place that several hosts reach.
+
+    Args:
+        url: of a folder or bucket, as fsspec knows it, or a path.
+        folder: below it, of a namespace and a format.
+        now: seconds since the epoch.
+
+    Attributes:
+        where: the place, without user, password and query.
+    """
+
+    def __init__(self, url: str, folder: str, now: Callable[[], float] = time.time) -> None:
+        self._url = url
+        self._folder = folder
+        self._now = now
+        self.where = redacted(url) if "://" in url else url
+        self._lock = threading.Lock()
+        self._fs: Any = None
+        self._root = ""
+        self._again = 0.0
+        self._warned = False
+        self._swept = 0.0
+
+    def store(self, payload: Payload) -> None:
+        """Write a payload, unless it is there and young enough; blocks.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        pieces = payload.pieces() if isinstance(payload, Leaving) else aligned_pieces(payload)
+        self._guarded(lambda fs: self._store(fs, self._path(payload.digest), payload.size, pieces))
+
+    def _store(self, fs: Any, path: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
+        facts = self._facts(fs, path)
+        if facts is not None and facts.get("size") == size and self._age(facts) < KEEP:
+            return
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with fs.open(path, "wb", autocommit=False) as file:
+            try:
+                for piece in pieces:
+                    file.write(piece)
+            except BaseException:
+                file.discard()
+                raise
+        file.commit()
+        if self._now() - self._swept > SWEEP_EVERY:
+            self._swept = self._now()
+            self._sweep(fs)
+
+    def fetch(self, digest: bytes, sink: Sink) -> bool:
+        """Hand a payload to a sink, in this thread; False: it is not here.
+
+        Raises:
+            TierError: it could not be read, or the sink did not take it.
+        """
+        return self._guarded(lambda fs: self._fetch(fs, self._path(digest), sink))
+
+    def _fetch(self, fs: Any, path: str, sink: Sink) -> bool:
+        facts = self._facts(fs, path)
+        if facts is None or facts.get("size") != sink.size:
+            return False
+        with fs.open(path, "rb") as file:
+            sink.begin()
+            at = 0
+            while at < sink.size:
+                room = sink.room(at)[: sink.size - at]
+                piece = file.read(len(room))
+                if not piece:
+                    return False
+                room[: len(piece)] = piece
+                sink.took(room[: len(piece)])
+                at += len(piece)
+        return True
+
+    def clear(self) -> None:
+        """Remove all payloads of the namespace.
+
+        Raises:
+            TierError: they could not be removed.
+        """
+
+        def work(fs: Any) -> None:
+            if fs.exists(self._root):
+                fs.rm(self._root, recursive=True)
+
+        self._guarded(work)
+
+    def probe(self) -> bool:
+        """Write a few bytes, read them, and remove them.
+
+        Raises:
+            TierError: that does not work.
+        """
+
+        def work(fs: Any) -> bool:
+            path, bytes_ = f"{self._root}/probe-{os.urandom(8).hex()}", b"memo"
+            fs.makedirs(self._root, exist_ok=True)
+            fs.pipe_file(path, bytes_)
+            try:
+                return bool(fs.cat_file(path) == bytes_)
+            finally:
+                fs.rm_file(path)
+
+        return self._guarded(work)
+
+    def _sweep(self, fs: Any) -> None:
+        """Remove payloads that no entry in Redis can name any more."""
+        for path, facts in fs.find(self._root, detail=True).items():
+            if self._age(facts) > 2 * KEEP:
+                fs.rm_file(path)
+
+    def _facts(self, fs: Any, path: str) -> dict[str, Any] | None:
+        try:
+            fs.invalidate_cache()
+            facts: dict[str, Any] = fs.info(path)
+        except FileNotFoundError:
+            return None
+        return facts
+
+    def _age(self, facts: dict[str, Any]) -> float:
+        """Seconds since a file was written; 0 where its file system does not tell."""
+        at = next((facts[name] for name in _WRITTEN if facts.get(name) is not None), None)
+        if isinstance(at, datetime):
+            at = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        return max(0.0, self._now() - at) if isinstance(at, (int, float)) else 0.0
+
+    def _path(self, digest: bytes) -> str:
+        name = digest.hex()
+        return f"{self._root}/{name[:2]}/{name}"
+
+    def _guarded(self, work: Callable[[Any], T]) -> T:
+        if time.monotonic() < self._again:
+            raise TierUnavailable(f"the payload store {self.where} is away", told=True)
+        try:
+            found = work(self._opened())
+        except TierError:  # of the sink
+            raise
+        except Exception as error:
+            self._again = time.monotonic() + AGAIN
+            said = f"the payload store {self.where}: {type(error).__name__}: {error}"
+            if not self._warned:
+                self._warned = True
+                advice = "payloads too big for Redis stay on this host meanwhile"
+                _log.warning("memo: %s. See payload_store; %s.", said, advice)
+            raise TierError(said) from error
+        self._warned = False
+        return found
+
+    def _opened(self) -> Any:
+        with self._lock:
+            if self._fs is None:
+                from fsspec.core import url_to_fs
+
+                fs, root = url_to_fs(self._url, skip_instance_cache=True)
+                self._fs, self._root = fs, f"{root.rstrip('/')}/{self._folder}"
+            return self._fs
+
+    def close(self) -> None:
+        """Let go of connections; the next use makes them anew."""
+        with self._lock:
+            self._fs = None
+
+
+_WRITTEN = ("LastModified", "mtime", "last_modified", "updated", "created")
+"""What file systems call the time at which a file was written."""
