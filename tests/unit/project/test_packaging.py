@@ -26,6 +26,7 @@ CONDA_ONLY = {"pip", "redis-server"}
 IMPORTS = {"IPython": "ipython", "backports": "backports.zstd"}
 """Import names that differ from the distribution's."""
 OPTIONAL = {
+    "fsspec",
     "opentelemetry",
     "starlette",
     "uvicorn",
