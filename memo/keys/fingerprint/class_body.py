@@ -66,7 +66,17 @@ def _says(value: Any, generated: bool) -> bool:
     inner = innermost(value)
     if not isinstance(inner, types.FunctionType):
         return isinstance(value, (str, tuple))
-    return not (generated and inner.__code__.co_filename.startswith("<"))
+    return not (generated and _is_made(inner.__code__))
+
+
+def _is_made(code: types.CodeType) -> bool:
+    """Whether `dataclasses` or attrs has made a method: of the user's the name has its class.
+
+    The file alone does not tell, since cells of a terminal and code from a pickle have none either.
+    """
+    name = code.co_qualname
+    made = name.startswith("__create_fn__.") or "." not in name
+    return made and code.co_filename.startswith("<")
 
 
 def fields(cls: type) -> Iterator[tuple[str, Any]]:

@@ -248,6 +248,54 @@ CLASSES = {
         "Scale().n * x",
         (2, 100),
     ),
+    "dataclass, after its init": (
+        """
+        import dataclasses
+        @dataclasses.dataclass
+        class Scale:
+            n: int = 1
+            def __post_init__(self):
+                self.n = {0}
+        """,
+        "Scale().n * x",
+        (2, 100),
+    ),
+    "frozen dataclass, called": (
+        """
+        import dataclasses
+        @dataclasses.dataclass(frozen=True)
+        class Scale:
+            n: int = 1
+            def __call__(self, x):
+                return {0} * x
+        """,
+        "Scale()(x)",
+        (2, 100),
+    ),
+    "dataclass, own repr": (
+        """
+        import dataclasses
+        @dataclasses.dataclass
+        class Scale:
+            n: int = 1
+            def __repr__(self):
+                return {0!r}
+        """,
+        "repr(Scale()) * x",
+        ("a", "b"),
+    ),
+    "attrs, called": (
+        """
+        import attrs
+        @attrs.define
+        class Scale:
+            n: int = 1
+            def __call__(self, x):
+                return {0} * x
+        """,
+        "Scale()(x)",
+        (2, 100),
+    ),
     "msgspec, default": (
         """
         import msgspec

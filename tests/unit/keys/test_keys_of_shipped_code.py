@@ -45,6 +45,16 @@ class Data:
 class Frozen:
     n: int = 1
 
+@dataclasses.dataclass(frozen=True)
+class Called:
+    n: int = 1
+
+    def __call__(self, x):
+        return self.n + x
+
+    def __repr__(self):
+        return f"called {self.n}"
+
 class Plain:
     """A class."""
     kind = "plain"
@@ -80,6 +90,7 @@ values = {
     "partial": functools.partial(function, y=3),
     "dataclass": Data(2),
     "frozen dataclass": Frozen(2),
+    "dataclass that is called": Called(2),
     "instance": Plain(2),
     "derived": Derived(2),
     "method": Plain(2).made,
@@ -130,6 +141,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict
 
 NAMES = (
     *("lambda", "function", "closure", "partial", "dataclass", "frozen dataclass", "instance"),
+    "dataclass that is called",
     *("derived", "method", "class", "dataclass itself", "enum", "in a list"),
 )
 
