@@ -809,6 +809,8 @@ def _span(ttl: Any) -> str:
 
     if callable(ttl):
         return "as its result says"
+    if ttl == options.INHERIT:
+        return "as long as what it was built on"
     return "ever" if ttl is None else rendering.duration(ttl)
 
 
@@ -988,7 +990,8 @@ def _options(
 
     Args:
         ttl: how long a result is fresh: seconds, a `timedelta`, a text such as `"1h30m"`, None for
-            no expiry, or a callable of the result that gives one of these.
+            no expiry, a callable of the result that gives one of these, or `"inherit"`: as long as
+            the shortest-lived cached result that it was built on.
         key_prefix: address prefix; functions may share one.  Without it: the function's name.
         key_resolver: replaces the automatic argument key: a callable of the bound arguments, a
             template such as `"order:{order_id}"`, or a list of argument names.

@@ -53,7 +53,7 @@ from memo.engine.coordination.flights import (
 from memo.engine.coordination.leases import Hold, hold, let_go, patience
 from memo.engine.loading import BIG, load, look
 from memo.engine.refreshing import pause_after_failure, refresh_soon, renew, unpacked
-from memo.engine.used_calls import CURRENT, in_background, tell
+from memo.engine.used_calls import CURRENT, in_background, tell, tell_entry, tell_landing
 from memo.errors import EntryError, MemoError, TierError
 from memo.keys.call_keys import Call
 from memo.keys.offloading import HeavyError
@@ -64,7 +64,7 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, run_elsewhere
-from memo.runtime.reasons import UNREACHABLE
+from memo.runtime.reasons import EXPIRED, UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import MEMORY, REDIS, Asked
@@ -147,7 +147,7 @@ def _value(
     chain.floors.rise(key, started)
     reads = CURRENT.get()
     if reads is not None:
-        tell(entry.stamps)
+        tell_entry(function, chain, call, entry)
     taken = time.perf_counter() - begun
     saved = 0.0 if reads is not None and reads.background else cost / SECOND
     facts = (events.HIT, function.id, key, tier, "", taken, entry.size, saved, "")
@@ -255,8 +255,9 @@ def told_hit(
     assert found.entry is not None
     times = found.entry.times
     job.chain.floors.rise(job.call.text, times.started)
-    tell(found.entry.stamps)
     stale = found.verdict.kind == STALE
+    late = stale and found.verdict.reason == EXPIRED
+    tell_entry(job.function, job.chain, job.call, found.entry, stale=late)
     if shared and not stale:
         _tell_shared(job, begun, times.cost / SECOND)
         return
@@ -353,7 +354,7 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
     finally:
         FLIGHTS.part(flight)
     if old is not None:
-        tell(old.used)
+        tell_landing(job, old)
         return old.value
     landing = flight.landing
     if landing is None:
@@ -400,7 +401,7 @@ async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: 
     if landing.fault:
         return await _alone(port, job)
     if leads:
-        tell(landing.used)
+        tell_landing(job, landing)
         return Raised(landing.error) if landing.error is not None else landing.value
     if not landing.true or landing.renewed:
         return AGAIN
@@ -418,7 +419,7 @@ async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: 
         return await _alone(port, job)
     cost = landing.entry.times.cost / SECOND if landing.entry else 0.0
     _tell_shared(job, begun, cost)
-    tell(landing.used)
+    tell_landing(job, landing)
     return value
 
 
@@ -523,7 +524,7 @@ async def while_pausing(port: Port, job: Job, found: Answer) -> Any:
     old = await _old_value(port, job, found, "retry_after")
     if old is None:
         return NOTHING
-    tell(old.used)
+    tell_landing(job, old)
     return old.value
 
 
@@ -624,7 +625,7 @@ async def refresh(
             landing = await compute(port, job, flight, keep=keep)
     finally:
         flight.over = True
-    tell(landing.used)
+    tell_landing(job, landing)
     return Raised(landing.error) if landing.error is not None else landing.value
 
 
@@ -638,7 +639,7 @@ async def peek(
         return default
     assert found.entry is not None
     job.chain.floors.rise(job.call.text, found.entry.times.started)
-    tell(found.entry.stamps)
+    tell_entry(function, job.chain, job.call, found.entry)
     return value
 
 

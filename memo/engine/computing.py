@@ -12,10 +12,10 @@ from memo.engine.call import Function, Job, Outcome, Watched, emit, told, warn_o
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
-from memo.engine.used_calls import CURRENT, Reads, bounded
+from memo.engine.used_calls import CURRENT, Life, Reads, bounded
 from memo.errors import DependencyError, TierError, label, users
 from memo.keys.encoding import canonical
-from memo.keys.summaries import with_result
+from memo.keys.summaries import with_built, with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
@@ -24,7 +24,7 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import UNREACHABLE
-from memo.settings.options import Policy
+from memo.settings.options import INHERIT, Policy
 from memo.stores.chain import Answer
 from memo.validity import lifetimes, results, stamps
 from memo.validity.stamps import TAGS
@@ -109,7 +109,9 @@ async def compute(
     true = true and not (alone and await job.chain.turned(port, known))
     vouched = used if true and keep and stands.stands else None
     try:
-        landing = await store_result(port, job, outcome.value, vouched, started, cost, arguments)
+        landing = await store_result(
+            port, job, outcome.value, vouched, started, cost, arguments, gathered.life
+        )
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
         landing = Landing(outcome.value)
@@ -344,11 +346,13 @@ async def store_result(
     started: int,
     cost: float,
     arguments: str = "",
+    life: Life | None = None,
 ) -> Landing:
     """Encode, seal and store a result.
 
     Args:
         arguments: those of the call, packed.
+        life: of the result that it was built on and that expires first.
     """
     function = job.function
     if not port.native and same_types.only_once(value):
@@ -364,11 +368,21 @@ async def store_result(
     if used is None or not wanted:
         return Landing(value, encoded=encoded, used=used)
     used = await _with_result(port, job, result, used, arguments)
-    ttl = lifetimes.ttl_ns(function.policy, result, function.live_ttl())
+    ttl = lifetimes.ttl_ns(function.policy, result, function.live_ttl(), _inherited(job, life))
     header = _header(job, encoded, used, started, cost, ttl)
-    header = header._replace(summary=with_result(header.summary, result))
+    summary = with_result(header.summary, result)
+    if life is not None and (ttl == lifetimes.BORN_STALE or function.policy.ttl == INHERIT):
+        summary = with_built(summary, life.path(), life.until)
+    header = header._replace(summary=summary)
     entry = await _keep(port, job, header, encoded)
     return Landing(value, None, entry, encoded, used=used)
+
+
+def _inherited(job: Job, life: Life | None) -> int | None:
+    """How long a result may be fresh by what it was built on, in nanoseconds; None: any time."""
+    if life is None or not (life.stale or job.function.policy.ttl == INHERIT):
+        return None
+    return 0 if life.stale else max(0, life.until - job.chain.clock.wall_ns())
 
 
 async def _failed(

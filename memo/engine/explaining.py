@@ -19,7 +19,7 @@ from memo.engine.call import Function
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
-from memo.keys.summaries import MASK, OWN, RESOLVED, RESULT
+from memo.keys.summaries import BUILT, MASK, OWN, RESOLVED, RESULT, built_on
 from memo.metrics import rendering
 from memo.records import codec, seal
 from memo.records.seal import Header
@@ -44,7 +44,7 @@ from memo.runtime.reasons import (
 from memo.stores.chain import Answer, Chain
 from memo.validity import dependencies, results, stamps
 from memo.validity.check import broken
-from memo.validity.lifetimes import MISS, age
+from memo.validity.lifetimes import BORN_STALE, MISS, age
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
@@ -166,6 +166,7 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
         f"in {found.tier}, computed {_span(old)} ago by {header.writer} in {_span(times.cost)}; "
         + left,
     ]
+    facts += _built(chain, header)
     if found.verdict.reason:
         facts.append(f"the next call answers at once and refreshes it ({found.verdict.reason})")
     if header.flags & seal.RAISED:
@@ -332,7 +333,23 @@ def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
         return [f"computed {_span(old)} ago, and max_age is {_span(limit * SECOND)}"]
     live = None if header.flags & seal.RAISED else function.live_ttl()
     ttl = header.times.ttl if live is None else int(live * SECOND)
-    return [f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}"]
+    if ttl == BORN_STALE:
+        return [*_built(chain, header), f"so it was stale when it was computed, {_span(old)} ago"]
+    return [
+        f"expired {_span(max(0, old - ttl))} ago: computed {_span(old)} ago, ttl {_span(ttl)}",
+        *_built(chain, header),
+    ]
+
+
+def _built(chain: Chain, header: Header) -> list[str]:
+    """Which result the lifetime of an entry comes from, through which others."""
+    found = built_on(header.summary)
+    if found is None:
+        return []
+    path, until = found
+    left = until - chain.clock.wall_ns()
+    when = f"expired {_span(-left)} ago" if left <= 0 else f"fresh for {_span(left)} more"
+    return [f"built on {path}, {when}"]
 
 
 class _Asked(NamedTuple):
@@ -386,7 +403,7 @@ def _difference(name: str, before: str, after: str) -> str:
 
 
 def _digests(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: pair[1] for name, pair in summary.items() if name != RESULT}
+    return {name: pair[1] for name, pair in summary.items() if name not in (RESULT, BUILT)}
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -394,7 +411,8 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     return [
         (name, str(before.get(name, nothing)[0]), str(after.get(name, nothing)[0]))
         for name in dict.fromkeys((*before, *after))
-        if name != RESULT and before.get(name, nothing)[1] != after.get(name, nothing)[1]
+        if name not in (RESULT, BUILT)
+        and before.get(name, nothing)[1] != after.get(name, nothing)[1]
     ]
 
 

@@ -10,14 +10,40 @@ from functools import partial, wraps
 from typing import Any, NamedTuple
 
 from memo.engine import replay
-from memo.engine.coordination.flights import Flight, current_path, following
+from memo.engine.call import Function, Job
+from memo.engine.coordination.flights import Flight, Landing, current_path, following
+from memo.keys.call_keys import Call
+from memo.keys.summaries import built_on
+from memo.records.seal import RAISED, Entry
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
 from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
 from memo.validity.check import broken
+from memo.validity.lifetimes import remaining
 from memo.validity.results import Reading, folded, own_result, unfolded
+
+
+class Life(NamedTuple):
+    """When a result that was used expires.
+
+    Attributes:
+        until: nanoseconds since the epoch.
+        stale: it had expired when it was used.
+        call: that it is of.
+        entry: that has it.
+    """
+
+    until: int
+    stale: bool
+    call: Call
+    entry: Entry
+
+    def path(self) -> str:
+        """The call, and those that its own lifetime comes from."""
+        beyond = built_on(self.entry.header.summary)
+        return self.call.shown if beyond is None else f"{self.call.shown}, that on {beyond[0]}"
 
 
 class Reads:
@@ -28,6 +54,7 @@ class Reads:
         over: the computation has ended; what a thread of it still reads is no part of it.
         background: no caller waits for the computation, so its hits save nobody time.
         pauses: (begin, end) of the time spent in other cached calls, by `time.perf_counter`.
+        life: of the used result that expires first, stale ones before; None: none expires.
         paused: seconds besides, spent in streams, which have too many pieces to list.
     """
 
@@ -36,6 +63,7 @@ class Reads:
         "_results",
         "_states",
         "background",
+        "life",
         "over",
         "paused",
         "pauses",
@@ -49,6 +77,7 @@ class Reads:
         self._states: dict[Ref, State] = {}
         self._others: dict[Stamp, None] = {}
         self._results: dict[tuple[str, str], Reading] = {}
+        self.life: Life | None = None
         self.sound = True
         self.over = False
 
@@ -74,6 +103,12 @@ class Reads:
     def size(self) -> int:
         """How many stamps and results there are."""
         return len(self._states) + len(self._others) + len(self._results)
+
+    def expires(self, life: Life) -> None:
+        """Add when a used result expires."""
+        own = self.life
+        if own is None or (not life.stale, life.until) < (not own.stale, own.until):
+            self.life = life
 
     def _read(self, reading: Reading) -> None:
         result = reading.result
@@ -191,6 +226,37 @@ def tell(used: tuple[Stamp, ...] | None) -> None:
             reads.sound = False
         else:
             reads.add(used)
+
+
+def tell_entry(
+    function: Function, chain: Chain, call: Call, entry: Entry, *, stale: bool = False
+) -> None:
+    """Tell the computation around this call, if any, which entry has answered it.
+
+    Args:
+        stale: it has expired, whatever its age.
+    """
+    reads = CURRENT.get()
+    if reads is None or reads.over:
+        return
+    reads.add(entry.stamps)
+    if entry.flags & RAISED:
+        return
+    left = remaining(entry.times, function.policy, chain.clock, function.live_ttl())
+    if stale:
+        left = min(0, left or 0)
+    if left is not None:
+        until = chain.clock.wall_ns() + left
+        beyond = built_on(entry.header.summary) if left <= 0 else None
+        reads.expires(Life(until if beyond is None else beyond[1], left <= 0, call, entry))
+
+
+def tell_landing(job: Job, landing: Landing) -> None:
+    """Tell the computation around this call, if any, what has landed for it."""
+    if landing.entry is None or landing.used is None:
+        tell(landing.used)
+    else:
+        tell_entry(job.function, job.chain, job.call, landing.entry)
 
 
 # --- threads --------------------------------------------------------------------------------------

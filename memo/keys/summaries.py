@@ -26,6 +26,8 @@ RESOLVED: Final = "@key"
 """The name under which a summary has what a `key_resolver` gave."""
 RESULT: Final = "@result"
 """The name under which the summary of an entry has what its value is: a type and a shape."""
+BUILT: Final = "@built"
+"""The name under which it has which expiring result it was built on, and when that expires."""
 MASK: Final = "***"
 """In the place of an argument whose name says that it is secret."""
 MORE: Final = "more"
@@ -139,6 +141,23 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
     said = f"raised {said}" if raised else said
     whole = encodable(_json({**json.loads(text), RESULT: [said, ""]}))
     return whole if len(whole.encode()) <= SUMMARY else text
+
+
+def with_built(text: str, path: str, until: int) -> str:
+    """A summary with the results that an entry's lifetime comes from; as it was without room.
+
+    Args:
+        path: the calls, each built on the next.
+        until: when the last of them expires, in nanoseconds since the epoch.
+    """
+    whole = encodable(_json({**json.loads(text), BUILT: [path, str(until)]}))
+    return whole if len(whole.encode("utf-8", "replace")) <= SUMMARY else text
+
+
+def built_on(text: str) -> tuple[str, int] | None:
+    """What `with_built` put into a summary."""
+    found = json.loads(text).get(BUILT)
+    return None if found is None else (str(found[0]), int(found[1]))
 
 
 def described_shape(value: Any) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from memo.errors import label
 from memo.keys import summaries
-from memo.keys.summaries import OWN, RESOLVED, RESULT
+from memo.keys.summaries import BUILT, OWN, RESOLVED, RESULT
 from memo.metrics.recorder import REFRESH_FAILED, REFRESHED, REFRESHING, Span
 from memo.metrics.snapshots import (
     Counts,
@@ -588,7 +588,7 @@ def _tiers_html(stats: Stats) -> str:
 def arguments(header: Header) -> dict[str, str]:
     """Argument -> short text, from the summary of an entry."""
     summary = _summary(header)
-    hidden = (RESOLVED, RESULT)
+    hidden = (RESOLVED, RESULT, BUILT)
     return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name not in hidden}
 
 

@@ -16,11 +16,15 @@ from memo.settings.durations import seconds
 DEFAULT_THRESHOLD = 0.8
 
 
+INHERIT = "inherit"
+"""A ttl: as long as the shortest-lived cached result that an entry was built on."""
+
+
 class Policy(NamedTuple):
     """How a function's entries age; checked at decoration, so always sound.
 
     Attributes:
-        ttl: seconds, None for no expiry, or a callable of the result that gives either.
+        ttl: seconds, None for no expiry, a callable of the result that gives either, or `INHERIT`.
         use_jitter: shorten each ttl by up to `JITTER`.
         refresh_ahead: answer from the cache and refresh from `refresh_threshold * ttl` on.
         refresh_threshold: fraction of the ttl, in (0, 1).
@@ -37,7 +41,7 @@ class Policy(NamedTuple):
         errors: exception types that are remembered, each with its ttl in seconds or None.
     """
 
-    ttl: float | Callable[[Any], Any] | None = 60.0
+    ttl: float | Callable[[Any], Any] | str | None = 60.0
     use_jitter: bool = False
     refresh_ahead: bool = False
     refresh_threshold: float = DEFAULT_THRESHOLD
@@ -143,7 +147,9 @@ def _errors(option: str, value: Any) -> tuple[tuple[type[Exception], float | Non
 
 
 def given_ttl(option: str, value: Any) -> Any:
-    """A ttl in seconds, None for no expiry, or a callable of the result."""
+    """A ttl in seconds, None for no expiry, a callable of the result, or `INHERIT`."""
+    if value == INHERIT and isinstance(value, str):
+        return value
     return _of_result(option, value) if callable(value) else seconds(option, value)
 
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from memo.records.stamp_types import Times
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.reasons import CLOCK, EXPIRED
 from memo.settings.durations import seconds
-from memo.settings.options import Policy
+from memo.settings.options import INHERIT, Policy
 
 FRESH = "fresh"
 STALE = "stale"
 MISS = "miss"
 
+BORN_STALE = 0
+"""The ttl, in nanoseconds, of what was built on a stale answer."""
 JITTER = 0.1
 """`use_jitter` shortens a ttl by a uniform share of up to this much, and never lengthens it."""
 FUTURE_TOLERANCE = 60 * SECOND
@@ -124,12 +126,25 @@ def _judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None) -
 _FRESH = Verdict(FRESH)
 
 
+def remaining(
+    times: Times, policy: Policy, clock: Clock, live_ttl: float | None = None
+) -> int | None:
+    """Nanoseconds for which an entry is still fresh, below 0 after that; None: no expiry."""
+    ttl = _ttl_in_force(times, policy, live_ttl)
+    if ttl is None:
+        return None
+    old = age(times, clock)
+    return 0 if old is None else int(ttl - old)
+
+
 def _ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
+    if times.ttl == BORN_STALE:
+        return BORN_STALE
     if live_ttl is not None:
         return None if live_ttl == math.inf else live_ttl * SECOND * _share(times, policy)
     recorded = times.ttl
     ttl = policy.ttl
-    if ttl is None or callable(ttl):
+    if not isinstance(ttl, (int, float)):
         return None if recorded < 0 else recorded
     now = ttl * SECOND
     return recorded if 0 <= recorded < now else now
@@ -143,19 +158,32 @@ def _share(times: Times, policy: Policy) -> float:
     return 1 - JITTER * (times.ttl % 1000) / 1000 if policy.use_jitter else 1.0
 
 
-def ttl_ns(policy: Policy, result: Any, live_ttl: float | None = None) -> int:
+def ttl_ns(
+    policy: Policy, result: Any, live_ttl: float | None = None, inherited: int | None = None
+) -> int:
     """Nanoseconds of freshness for a result that is stored now; -1: no expiry.
+
+    Args:
+        policy: the function's.
+        result: what it returned.
+        live_ttl: as for `judge`.
+        inherited: how long the shortest-lived result that it was built on is still fresh; None: as
+            long as it lies there.
 
     Raises:
         OptionError: a `ttl` callable gave what is not a ttl.
     """
+    if inherited is not None and inherited <= 0:
+        return BORN_STALE
+    if policy.ttl == INHERIT and live_ttl is None:
+        return -1 if inherited is None else inherited
     ttl: float | None
     if live_ttl is not None:
         ttl = None if live_ttl == math.inf else live_ttl
     elif callable(policy.ttl):
         ttl = seconds("ttl", policy.ttl(result))
     else:
-        ttl = policy.ttl
+        ttl = cast("float | None", policy.ttl)
     if ttl is None:
         return -1
     if policy.use_jitter:

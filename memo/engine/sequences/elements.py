@@ -55,7 +55,7 @@ from memo.engine.coordination.leases import Hold, hold, let_go, patience
 from memo.engine.loading import look
 from memo.engine.refreshing import refresh_soon, renew
 from memo.engine.replay import Wrapped
-from memo.engine.used_calls import CURRENT, Reads, tell
+from memo.engine.used_calls import CURRENT, Reads, tell, tell_entry, tell_landing
 from memo.errors import DependencyError, OptionError, TierError
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
@@ -853,7 +853,9 @@ async def _stored(
     detached = place.flight is not None and place.flight.detached
     vouched = used if keep and not detached else None
     try:
-        landing = await store_result(port, job, part, vouched, started, share, arguments)
+        landing = await store_result(
+            port, job, part, vouched, started, share, arguments, gathered.life
+        )
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
         landing = Landing(part)
@@ -909,7 +911,7 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
         if value is NOTHING:
             return default
         assert found.entry is not None
-        tell(found.entry.header.stamps)
+        tell_entry(place.job.function, place.job.chain, place.job.call, found.entry)
         made.parts[place.text] = value
     return made.answer()
 
@@ -938,7 +940,7 @@ async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
         landing = place.flight.landing if place.flight is not None else None
         if landing is None or landing.fault:
             return await _plainly(port, made)
-        tell(landing.used)
+        tell_landing(place.job, landing)
         if landing.error is not None:
             return Raised(landing.error)
         made.parts[place.text] = landing.value
