@@ -76,7 +76,7 @@ Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
 Span: TypeAlias = "float | timedelta | str"
 """A length of time: seconds, a `timedelta`, or a text such as `"1h30m"`."""
 Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
-"""A file, directory or glob, a `memo.File`, or a callable."""
+"""A file, directory, glob or URL, a `memo.File`, or a callable."""
 
 
 class Options(TypedDict, total=False):
@@ -94,6 +94,7 @@ class Options(TypedDict, total=False):
     ttl_key: str | None
     tags: Iterable[str] | Callable[..., Iterable[str]]
     depends_on: Dependency | Iterable[Dependency]
+    check_every: Span
     ignore: Iterable[str]
     version: str | None
     stale_while_revalidate: Span
@@ -815,11 +816,14 @@ def _span(ttl: Any) -> str:
 
 
 def _dependencies(
-    function: Callable[..., Any], identity: str, depends_on: Any
+    function: Callable[..., Any], identity: str, given: Mapping[str, Any]
 ) -> Dependencies | None:
     signature = bindings.signature(function)
     annotations = bindings.hints(function, signature)
-    made = Dependencies(identity, depends_on, signature, annotations, canonical.digest)
+    made = Dependencies(
+        *(identity, given["depends_on"], signature, annotations, canonical.digest),
+        check_every=given["check_every"],
+    )
     return made or None
 
 
@@ -855,7 +859,7 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         _policy(given),
         assembly.chain_of(given["provider"]),
         assembly.live_ttl(given["ttl_key"]),
-        _dependencies(function, identity, given["depends_on"]),
+        _dependencies(function, identity, given),
         assembly.write_down,
         assembly.compress(given["compress"]),
         replay=replay,
@@ -969,6 +973,7 @@ def _options(
     *,
     tags: Iterable[str] | Callable[..., Iterable[str]] = (),
     depends_on: Dependency | Iterable[Dependency] = (),
+    check_every: Span = 0,
     ignore: Iterable[str] = (),
     version: str | None = None,
     stale_while_revalidate: Span = 0,
@@ -1005,7 +1010,9 @@ def _options(
         ttl_key: key in `memo.live` whose value overrides `ttl`, also for entries that exist.
         tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable of the bound
             arguments, and of `result` if it takes that, which gives them.
-        depends_on: files, directories, globs, or callables whose change makes entries untrue.
+        depends_on: files, directories, globs, URLs (`https`, and all that fsspec knows), or
+            callables of the arguments that they declare, whose change makes entries untrue.
+        check_every: seconds for which a URL is believed without asking again.
         ignore: names of arguments that do not matter; also `"self"`, and globals that the function
             reads, as `"global:api"`.
         version: pins the code version by hand.
@@ -1056,6 +1063,7 @@ def cache(
     *,
     tags: Iterable[str] | Callable[..., Iterable[str]] = (),
     depends_on: Dependency | Iterable[Dependency] = (),
+    check_every: Span = 0,
     ignore: Iterable[str] = (),
     version: str | None = None,
     stale_while_revalidate: Span = 0,

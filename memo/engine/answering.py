@@ -64,7 +64,7 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, run_elsewhere
-from memo.runtime.reasons import EXPIRED, UNREACHABLE
+from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import MEMORY, REDIS, Asked
@@ -532,7 +532,7 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
     """A landing with the value of an expired entry; None: it was invalidated, or does not load."""
     assert found.entry is not None
     why = await job.chain.untrue(port, found.entry)
-    if why and expiry(why) is None:
+    if why and why != SOURCE_UNREACHABLE and expiry(why) is None:
         return None
     try:
         value = await load(port, found)

@@ -21,10 +21,11 @@ from memo.keys.instances import Mine
 from memo.keys.own_changes import Begun, Ended
 from memo.records.stamp_types import Times
 from memo.runtime import events
+from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.validity.dependencies import Dependencies
-from memo.validity.lifetimes import Verdict, judge
+from memo.validity.lifetimes import MISS, Verdict, judge
 
 NOTHING = object()
 """In the place of a value where there is none."""
@@ -186,13 +187,23 @@ class Function:
         own = args[0]
         return own if isinstance(own, type) else type(own)
 
-    def judge(self, times: Times, expired: int | None = None, raised: bool = False) -> Verdict:
+    def judge(
+        self,
+        times: Times,
+        expired: int | None = None,
+        raised: bool = False,
+        unreachable: bool = False,
+    ) -> Verdict:
         """What may be done with an entry of these times.
 
         Args:
             expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
             raised: it is an exception (`cache_errors`), which has a ttl of its own.
+            unreachable: a source that it depends on cannot be asked: it stays valid for its ttl if
+                `stale_if_error` lets an old value answer.
         """
+        if unreachable and not self.policy.stale_if_error:
+            return Verdict(MISS, SOURCE_UNREACHABLE)
         policy = self.policy.of_errors if raised else self.policy
         ttl = None if raised else self.live_ttl()
         return judge(times, policy, self.chain().clock, ttl, expired)

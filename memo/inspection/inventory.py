@@ -26,6 +26,7 @@ from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listed
@@ -218,7 +219,7 @@ async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[st
         s: False for h in headers for s in h.stamps if isinstance(s, (File, Call))
     }
     for stamp in others:
-        others[stamp] = bool(await dependencies.check(port, stamp))
+        others[stamp] = await dependencies.check(port, stamp) not in ("", SOURCE_UNREACHABLE)
     known = {function.function_id: function._function for function in functions()}
     codes = {name: f.identity.digest() for name, f in known.items() if not f.keyer.method}
     return [

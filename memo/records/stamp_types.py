@@ -72,14 +72,16 @@ class File(NamedTuple):
     """A stamp: a file as it was before the computation began.
 
     Attributes:
-        path: absolute path.
+        path: absolute path, or a URL.
         facts: what identifies this version of the file; two equal texts mean the same content.
         by_content: whether `facts` is a digest of the content, or of size, time and inode.
+        every: seconds for which a remote source is believed without asking again.
     """
 
     path: str
     facts: str
     by_content: bool = False
+    every: float = 0.0
 
 
 class Call(NamedTuple):
@@ -88,10 +90,12 @@ class Call(NamedTuple):
     Attributes:
         name: `"<function>#<index>"`, which finds the callable again.
         digest: of its answer.
+        arguments: those that it takes of the call, by name, pickled, as base 64.
     """
 
     name: str
     digest: str
+    arguments: str = ""
 
 
 class Result(NamedTuple):

@@ -13,3 +13,4 @@ CLOCK = "clock"  # from the future: its age cannot be told
 PAYLOAD_MISSING = "payload missing"  # the record is here, its buffers are not
 UNREACHABLE = "validity not known"  # every tier that could tell is away
 DISABLED = "disabled"
+SOURCE_UNREACHABLE = "dependency unreachable"  # a remote source does not say what it is now

@@ -51,7 +51,7 @@ from memo.stores.protocols import (
 from memo.stores.transfers import Transfers
 from memo.stores.uploads import Upload, Work
 from memo.validity import check
-from memo.validity.check import Expired, Judge, Unproven, broken, texts
+from memo.validity.check import Judge, broken, texts
 from memo.validity.lifetimes import MISS, Verdict, age
 from memo.validity.results import Reading, unproven
 
@@ -308,7 +308,7 @@ class Chain:
         else:
             states = self._read_along(found, tier, entry)
         reason = await self.untrue(port, entry, states)
-        if reason and not isinstance(reason, (Expired, Unproven)):
+        if reason and not check.may_answer(reason):
             return Answer(Verdict(MISS, reason))
         if self.floors.older(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from memo.records.stamp_types import Generation, Result, Stamp, State, Times
 from memo.runtime.port import Port
-from memo.runtime.reasons import EXPIRED, GENERATION_LOST, INVALIDATED
+from memo.runtime.reasons import EXPIRED, GENERATION_LOST, INVALIDATED, SOURCE_UNREACHABLE
 from memo.validity import dependencies
 from memo.validity.lifetimes import MISS, Verdict
 from memo.validity.results import unproven
 from memo.validity.stamps import expired_at
 
 Judge = Callable[..., Verdict]
-"""Gives the verdict on an entry by its times, by when it was let expire (None: it was not), and by
-whether it is an exception that was raised."""
+"""Gives the verdict on an entry by its times, by when it was let expire (None: it was not), by
+whether it is an exception that was raised, and by whether a source of it cannot be asked."""
 
 
 class Expired(str):
@@ -58,6 +58,11 @@ class Unproven(str):
 def expiry(reason: str) -> int | None:
     """When an entry was let expire, if that is all that can be said against it; else None."""
     return reason.at if isinstance(reason, (Expired, Unproven)) else None
+
+
+def may_answer(reason: str) -> bool:
+    """Whether a policy may let an entry answer in spite of a reason."""
+    return reason == SOURCE_UNREACHABLE or isinstance(reason, (Expired, Unproven))
 
 
 def broken(recorded: list[str], present: list[str]) -> str:
@@ -106,10 +111,13 @@ async def untrue(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -
     reason = broken(recorded, texts(states))
     if reason and not isinstance(reason, Expired):
         return reason
+    silent = ""
     for stamp in stamps:
-        if type(stamp) is not Generation and (other := await dependencies.check(port, stamp)):
+        other = "" if type(stamp) is Generation else await dependencies.check(port, stamp)
+        if other and other != SOURCE_UNREACHABLE:
             return other
-    return reason
+        silent = silent or other
+    return silent or reason
 
 
 async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> list[str]:
@@ -129,7 +137,8 @@ async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) 
 def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
     """What the reasons of single stamps mean for the entry, as `Chain.untrue` has it."""
     absolute, beneath = unproven(stamps, reasons)
-    hard = next((why for why in (*absolute, *beneath) if not isinstance(why, Expired)), "")
+    hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
+    hard = min(hard_ones, key=lambda why: why == SOURCE_UNREACHABLE, default="")
     times = [why.at for why in (*absolute, *beneath) if isinstance(why, Expired)]
     if absolute:
         return hard or Expired.since(min(times))
@@ -139,13 +148,13 @@ def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
 
 
 def judged(judge: Judge, times: Times, reason: str, *, raised: bool) -> Verdict:
-    """The verdict on an entry whose stamps hold, or that is `Expired` or `Unproven`.
+    """The verdict on an entry whose stamps hold, or that `may_answer`.
 
     Args:
         raised: it is an exception that was remembered.
     """
     expired = expiry(reason)
-    verdict = judge(times, expired, raised)
+    verdict = judge(times, expired, raised, reason == SOURCE_UNREACHABLE)
     if not isinstance(reason, Unproven) or (verdict.kind != MISS and expired is not None):
         return verdict  # what was let expire may be served while the results are asked
     by_age = judge(times, None, raised)

@@ -1,4 +1,4 @@
-"""Sources: files, directories and callables that a result depends on, as stamps.
+"""Sources: files, data sets and callables that a result depends on, as stamps.
 
 `@cache(depends_on=...)` and arguments that are annotated with `File` give stamps (`stamps`):
 what the source was before the computation began.  An entry is true while it still is that.
@@ -6,6 +6,7 @@ what the source was before the computation began.  An entry is true while it sti
 A file is told by size, modification time and inode, which costs one `stat`; by its content where
 `File(by_content=True)` asks for it.  A file that was modified less than `RACY` seconds before the
 stamp was taken could change again without its time changing, so its content is looked at as well.
+What lies behind a URL is for `remote`.
 """
 
 from __future__ import annotations
@@ -16,20 +17,26 @@ import re
 import stat
 import time
 import weakref
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from memo.errors import DependencyError, OptionError, public, shown
+from memo.errors import DependencyError, EntryError, OptionError, public, shown
+from memo.records import codec
 from memo.records.stamp_types import Call, Stamp
 from memo.records.stamp_types import File as FileStamp
 from memo.runtime.checksums import blake2b
 from memo.runtime.port import Port
-from memo.runtime.reasons import DEPENDENCY_CHANGED, FILE_CHANGED
+from memo.runtime.reasons import DEPENDENCY_CHANGED, FILE_CHANGED, SOURCE_UNREACHABLE
+from memo.settings.durations import seconds
+from memo.validity import remote
 
 RACY = 0.1
 """Seconds: the coarsest tick of a file's modification time on file systems in common use."""
 _GLOB = frozenset("*?[")
 _READ = 1 << 20
+ARGUMENTS = 64 * 1024
+"""Bytes of pickled arguments of a callable up to which an entry holds them."""
 _MISSING = "missing"
 """The facts of a path where nothing can be seen."""
 
@@ -43,21 +50,34 @@ class File:
         @cache
         def load(path: Annotated[str, memo.File]) -> DataFrame: ...
 
-    As a dependency: `depends_on=memo.File("rates.csv", by_content=True)`.
+    As a dependency: `depends_on=memo.File("rates.csv", check="content")`.
 
     Args:
-        path: a file, a directory (all that lies in it) or a pattern such as `"data/*.csv"`; only
-            for `depends_on`.
-        by_content: compare the content, not only size, time and inode.
+        path: a file, a directory (all that lies in it), a pattern such as `"data/*.csv"`, or a URL
+            of one of these; only for `depends_on`.
+        check: `"time"`: by size, modification time and inode, a URL by its ETag if it has one;
+            `"content"`: by the content, so that a file which is only touched is the same.
+        by_content: True is `check="content"`.
+
+    Raises:
+        OptionError: `check` is something else.
     """
 
     @public
-    def __init__(self, path: str | os.PathLike[str] = "", *, by_content: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "",
+        *,
+        check: Literal["time", "content"] = "time",
+        by_content: bool = False,
+    ) -> None:
+        if check not in ("time", "content"):
+            raise OptionError("check", check, 'must be "time" or "content".')
         self.path = os.fspath(path)
-        self.by_content = by_content
+        self.by_content = by_content or check == "content"
 
     def __repr__(self) -> str:
-        return f"File({self.path!r}, by_content={self.by_content})"
+        return f"File({self.path!r}, check={'content' if self.by_content else 'time'!r})"
 
     @staticmethod
     def __memo_argument__(value: Any) -> Any:
@@ -69,26 +89,37 @@ class File:
 
 def _absolute(value: Any) -> str:
     try:
-        return os.path.abspath(os.fsdecode(os.fspath(value)))
+        path = os.fsdecode(os.fspath(value))
     except TypeError:
         raise OptionError("File", value, "must be a path, or a list of paths.") from None
+    return _place(path)
+
+
+def _place(path: str) -> str:
+    """An absolute path, or a URL as it is."""
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    return path if remote.is_url(path) else os.path.abspath(path)
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
-def file_stamp(path: str, *, by_content: bool = False) -> FileStamp:
+def file_stamp(path: str, *, by_content: bool = False, every: float = 0.0) -> FileStamp:
     """What lies at a path now; that nothing does is a fact like any other.
 
     Args:
-        path: absolute; of a file, a directory or a pattern.
+        path: absolute; of a file, a directory or a pattern; or a URL.
         by_content: compare the content.
+        every: seconds for which a URL is believed without asking again.
     """
+    if remote.is_url(path):
+        return FileStamp(path, remote.facts_or_unknown(path, by_content), by_content, every)
     return FileStamp(path, _facts(path, by_content), by_content)
 
 
-def _file_stamps(paths: Iterable[tuple[str, bool]]) -> list[Stamp]:
-    return [file_stamp(path, by_content=by_content) for path, by_content in paths]
+def _file_stamps(paths: Iterable[tuple[str, bool]], every: float) -> list[Stamp]:
+    return [file_stamp(path, by_content=by_content, every=every) for path, by_content in paths]
 
 
 def _facts(path: str, by_content: bool) -> str:
@@ -194,9 +225,10 @@ class Dependencies:
         signature: of the cached function.
         annotations: its parameters with what they are annotated with.
         digest: gives the digest of what a callable answers.
+        check_every: seconds for which a URL is believed without asking again.
 
     Raises:
-        OptionError: something else, or a callable that needs arguments.
+        OptionError: something else, or a callable that needs what is no argument.
     """
 
     def __init__(
@@ -206,12 +238,15 @@ class Dependencies:
         signature: inspect.Signature,
         annotations: Iterable[tuple[str, Any]],
         digest: Callable[[Any], bytes],
+        check_every: Any = 0,
     ) -> None:
         self.identity = identity
         self.signature = signature
         self._digest = digest
+        self.every = seconds("check_every", check_every, zero=True) or 0.0
         self.files: list[File] = []
-        self.calls: list[Callable[[], Any]] = []
+        self.calls: list[Callable[..., Any]] = []
+        self._takes: list[tuple[str, ...] | None] = []
         for one in _listed(depends_on):
             self._add(one)
         self.arguments = {
@@ -231,14 +266,15 @@ class Dependencies:
         elif isinstance(one, (str, os.PathLike)) and os.fspath(one):
             self._add_file(File(one))
         elif callable(one) and not isinstance(one, type):
-            self._check_callable(one)
+            self._takes.append(self._taken_by(one))
             self.calls.append(one)
         else:
             raise OptionError(
-                "depends_on", one, "must be a path, a memo.File with a path, or a callable."
+                "depends_on", one, "must be a path, a URL, a memo.File with one, or a callable."
             )
 
     def _add_file(self, file: File) -> None:
+        remote.check_url(file.path)
         parameters = self.signature.parameters
         rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in _placeholders(file.path):
@@ -250,15 +286,25 @@ class Dependencies:
                 )
         self.files.append(file)
 
-    def _check_callable(self, one: Callable[..., Any]) -> None:
+    def _taken_by(self, one: Callable[..., Any]) -> tuple[str, ...] | None:
+        """The names of the arguments that a callable declares; None: it takes all of them."""
         try:
-            inspect.signature(one).bind()
-        except TypeError:
-            raise OptionError(
-                "depends_on", one, "must be callable without arguments; use functools.partial."
-            ) from None
+            parameters = inspect.signature(one).parameters
         except ValueError:  # written in C: it says when it is called
-            return
+            return ()
+        own = self.signature.parameters
+        names: list[str] = []
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                return None
+            if name in own and parameter.kind is not parameter.POSITIONAL_ONLY:
+                names.append(name)
+            elif parameter.default is parameter.empty and parameter.kind is not (
+                parameter.VAR_POSITIONAL
+            ):
+                mend = f"takes {name!r}, which is no argument; there are {', '.join(own)}."
+                raise OptionError("depends_on", one, mend)
+        return tuple(names)
 
     async def take(
         self, port: Port, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -266,25 +312,48 @@ class Dependencies:
         """The stamps of one call, as things are now.
 
         Raises:
-            DependencyError: a callable raised.
+            DependencyError: a callable raised, or takes an argument that cannot be stored.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         paths = list(self._paths(bound.arguments))
-        taken: list[Stamp] = await port.offload(_file_stamps, paths)
+        taken: list[Stamp] = await port.offload(_file_stamps, paths, self.every)
         for index, function in enumerate(self.calls):
+            needed = self._needed(index, bound.arguments)
             try:
-                digest = await self.answer(port, function)
+                digest = await self.answer(port, function, needed)
             except Exception as error:
                 raise DependencyError(
                     f"{self.identity}: depends_on {shown(function)} raised {error!r}"
                 ) from error
-            taken.append(Call(f"{self.identity}#{index}", digest))
+            packed = self._packed(function, needed) if needed else ""
+            taken.append(Call(f"{self.identity}#{index}", digest, packed))
         return tuple(taken)
 
-    async def answer(self, port: Port, function: Callable[[], Any]) -> str:
-        """The digest of what a callable answers now."""
-        value = function()
+    def _needed(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call that a callable takes."""
+        names, flat = self._takes[index], _flat(self.signature, arguments)
+        return {name: flat[name] for name in (flat if names is None else names) if name in flat}
+
+    def _packed(self, function: Callable[..., Any], needed: Mapping[str, Any]) -> str:
+        try:
+            encoded = codec.encode(needed)
+        except Exception as error:
+            encoded = None
+            why = f"cannot be pickled ({type(error).__name__})"
+        if encoded is None or encoded.payload is not None or len(encoded.stream) > ARGUMENTS:
+            why = why if encoded is None else f"take more than {ARGUMENTS // 1024} KiB"
+            raise DependencyError(
+                f"{self.identity}: the arguments of depends_on {shown(function)} {why}; an entry "
+                "has to hold them, to ask again: declare smaller ones, such as an id."
+            )
+        return b2a_base64(encoded.stream, newline=False).decode()
+
+    async def answer(
+        self, port: Port, function: Callable[..., Any], needed: Mapping[str, Any]
+    ) -> str:
+        """The digest of what a callable answers now, for some arguments."""
+        value = function(**needed)
         if inspect.isawaitable(value):
             value = await port.settle(value)
         return self._digest(value).hex()
@@ -294,7 +363,7 @@ class Dependencies:
             path = file.path
             if "{" in path or "}" in path:
                 path = path.format(**_flat(self.signature, arguments))
-            yield os.path.abspath(path), file.by_content
+            yield _place(path), file.by_content
         for name, by_content in self.arguments.items():
             value = File.__memo_argument__(arguments.get(name))
             for path in [value] if isinstance(value, str) else value or ():
@@ -304,10 +373,21 @@ class Dependencies:
 async def check(port: Port, stamp: Stamp) -> str:
     """Why a file or call stamp does not hold any more, or ""."""
     if isinstance(stamp, FileStamp):
+        if remote.is_url(stamp.path):
+            return await _remote_holds(port, stamp)
         return "" if _file_holds(stamp) else FILE_CHANGED
     if isinstance(stamp, Call):
         return "" if await _call_holds(port, stamp) else DEPENDENCY_CHANGED
     return f"unknown stamp {type(stamp).__name__}"
+
+
+async def _remote_holds(port: Port, stamp: FileStamp) -> str:
+    now = remote.believed(stamp)
+    if now is None:
+        now = await port.offload(remote.facts_or_none, stamp.path, stamp.by_content)
+    if now is None:
+        return SOURCE_UNREACHABLE
+    return "" if now == stamp.facts else DEPENDENCY_CHANGED
 
 
 async def _call_holds(port: Port, stamp: Call) -> bool:
@@ -316,9 +396,20 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
     if dependencies is None or int(index) >= len(dependencies.calls):
         return False  # whoever could tell is not here
     try:
-        return await dependencies.answer(port, dependencies.calls[int(index)]) == stamp.digest
+        needed = _unpacked(stamp.arguments)
+        function = dependencies.calls[int(index)]
+        return await dependencies.answer(port, function, needed) == stamp.digest
     except Exception:
         return False  # taking the stamp anew says what is wrong
+
+
+def _unpacked(arguments: str) -> dict[str, Any]:
+    if not arguments:
+        return {}
+    needed = codec.decode(memoryview(a2b_base64(arguments)), None, ())
+    if not isinstance(needed, dict):
+        raise EntryError(DEPENDENCY_CHANGED, "the arguments of a callable are no mapping")
+    return needed
 
 
 def _placeholders(path: str) -> list[str]:

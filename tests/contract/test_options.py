@@ -44,7 +44,7 @@ bodies = pytest.mark.parametrize("body", [sync_body, async_body], ids=["sync", "
 SIGNATURE = (
     "(ttl=60, key_prefix=None, key_resolver=None, use_jitter=False, use_lock=False, "
     "lock_timeout=30, refresh_ahead=False, refresh_threshold=None, provider=None, ttl_key=None, "
-    "*, tags=(), depends_on=(), ignore=(), version=None, stale_while_revalidate=0, "
+    "*, tags=(), depends_on=(), check_every=0, ignore=(), version=None, stale_while_revalidate=0, "
     "stale_if_error=0, retry_after=0, soft_timeout=0, cache_errors=None, each=None, cutoff=False, "
     "name=None, "
     "cache_if=None, compress=None, replay=False)"

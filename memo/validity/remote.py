@@ -1,0 +1,217 @@
+"""Data sets behind URLs: what identifies the version that is there now.
+
+`http` and `https` are asked by `HEAD`; all other schemes go through fsspec, so that `s3://`, `gs://`,
+`az://`, `sftp://`, … work where the package of that file system is installed.  A version is told by
+its ETag, where there is none by size and modification time.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+from memo.errors import OptionError
+from memo.records.stamp_types import File
+from memo.runtime import events
+from memo.runtime.checksums import blake2b
+from memo.runtime.reasons import SOURCE_UNREACHABLE
+
+TIMEOUT = 10.0
+"""Seconds that a server may take to answer."""
+MISSING = "missing"
+"""The facts of a URL where nothing is."""
+BELIEVED = 4096
+"""Most URLs whose latest facts are remembered."""
+_URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)
+_WEB = ("http", "https")
+_READ = 1 << 20
+_known: dict[tuple[str, bool], tuple[float, str]] = {}
+_lock = threading.Lock()
+
+
+class UnreachableError(Exception):
+    """A source does not say what it is now."""
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names something that does not lie in this host's file system."""
+    return _URL.match(path) is not None and not path.startswith("file://")
+
+
+def check_url(path: str) -> None:
+    """See that what a URL needs is installed.
+
+    Raises:
+        OptionError: it is not.
+    """
+    scheme = _scheme(path)
+    if not is_url(path) or scheme in _WEB:
+        return
+    try:
+        import fsspec
+    except ImportError:
+        mend = "needs fsspec: pip install fsspec, and the package of that file system."
+        raise OptionError("depends_on", path, mend) from None
+    if scheme not in fsspec.available_protocols():
+        raise OptionError("depends_on", path, f"fsspec knows no scheme {scheme}://.")
+
+
+def facts_or_unknown(url: str, by_content: bool) -> str:
+    """What identifies the version at a URL; where that cannot be told, what no version has."""
+    found = facts_or_none(url, by_content)
+    return f"unknown at {time.time_ns()}" if found is None else found
+
+
+def facts_or_none(url: str, by_content: bool) -> str | None:
+    """What identifies the version at a URL; None, with an event: it cannot be told."""
+    try:
+        found = _facts(url, by_content)
+    except UnreachableError as error:
+        told = f"{named(url)}: {error}"
+        events.emit(events.Event(events.ERROR, reason=SOURCE_UNREACHABLE, detail=told))
+        return None
+    with _lock:
+        _known.pop((url, by_content), None)
+        _known[url, by_content] = (time.monotonic(), found)
+        if len(_known) > BELIEVED:
+            del _known[next(iter(_known))]
+    return found
+
+
+def believed(stamp: File) -> str | None:
+    """What a source was found to be, if that is not longer ago than `check_every`; else None."""
+    known = _known.get((stamp.path, stamp.by_content)) if stamp.every else None
+    if known is None or time.monotonic() - known[0] >= stamp.every:
+        return None
+    return known[1]
+
+
+def named(url: str) -> str:
+    """A URL for people, without user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _scheme(url: str) -> str:
+    return re.split("://|::", url, maxsplit=1)[0].lower()
+
+
+def _facts(url: str, by_content: bool) -> str:
+    if _scheme(url) in _WEB:
+        return _of_page(url, by_content)
+    return _of_files(url, by_content)
+
+
+# --- http ---------------------------------------------------------------------------------------
+
+
+def _of_page(url: str, by_content: bool) -> str:
+    if not by_content:
+        told = _told_by_header(url)
+        if told:
+            return told
+    return _content_of_page(url)
+
+
+def _told_by_header(url: str) -> str:
+    """By ETag, else by Last-Modified and length; `""`: the server sends neither."""
+    try:
+        with _opened(url, "HEAD") as reply:
+            tag, at = reply.headers.get("ETag"), reply.headers.get("Last-Modified")
+            size = reply.headers.get("Content-Length", "")
+    except urllib.error.HTTPError as error:
+        if error.code in (405, 501):  # it does not do HEAD
+            return ""
+        return _missing(error)
+    except (OSError, HTTPException, ValueError) as error:
+        raise UnreachableError(type(error).__name__) from None
+    return f"etag:{tag}" if tag else f"modified:{at}:{size}" if at else ""
+
+
+def _content_of_page(url: str) -> str:
+    digest = blake2b(digest_size=20)
+    try:
+        with _opened(url, "GET") as reply:
+            while piece := reply.read(_READ):
+                digest.update(piece)
+    except urllib.error.HTTPError as error:
+        return _missing(error)
+    except (OSError, HTTPException, ValueError) as error:
+        raise UnreachableError(type(error).__name__) from None
+    return f"content:{digest.hexdigest()}"
+
+
+def _opened(url: str, method: str) -> Any:
+    """A reply; the scheme is http or https, which `_facts` has seen."""
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "memo"})  # noqa: S310
+    return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
+
+
+def _missing(error: urllib.error.HTTPError) -> str:
+    with error:
+        if error.code in (404, 410):
+            return MISSING
+    raise UnreachableError(f"HTTP {error.code}")
+
+
+# --- fsspec -------------------------------------------------------------------------------------
+
+
+def _of_files(url: str, by_content: bool) -> str:
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(url)
+        files.invalidate_cache()
+        found = _listed(files, path)
+        if by_content:
+            return _all(sorted(found), lambda one: _content(files, one))
+        return _all(sorted(found), lambda one: _version(found[one]))
+    except FileNotFoundError:
+        return MISSING
+    except Exception as error:  # each file system has errors of its own
+        raise UnreachableError(type(error).__name__) from None
+
+
+def _listed(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
+    """The files of a path, a directory or a pattern, with what is known of each."""
+    if any(sign in path for sign in "*?["):
+        found: dict[str, Any] = files.glob(path, detail=True)
+        return {name: info for name, info in found.items() if info.get("type") != "directory"}
+    info = files.info(path)
+    if info.get("type") == "directory":
+        inside: dict[str, Any] = files.find(path, detail=True)
+        return inside
+    return {path: info}
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """By ETag, else by size and modification time."""
+    for name in ("ETag", "etag", "md5Hash", "content_md5"):
+        if info.get(name):
+            return f"etag:{info[name]}"
+    times = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+    at = next((info[name] for name in times if info.get(name)), "")
+    return f"modified:{at}:{info.get('size')}"
+
+
+def _content(files: Any, path: str) -> str:
+    digest = blake2b(digest_size=20)
+    with files.open(path, "rb") as file:
+        while piece := file.read(_READ):
+            digest.update(piece)
+    return f"content:{digest.hexdigest()}"
+
+
+def _all(names: Iterable[str], told: Any) -> str:
+    lines = [f"{name}\0{told(name)}\n" for name in names]
+    if len(lines) <= 1:
+        return lines[0].rstrip("\n").partition("\0")[2] if lines else MISSING
+    return blake2b("".join(lines).encode(), digest_size=20).hexdigest()

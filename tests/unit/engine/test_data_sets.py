@@ -1,0 +1,407 @@
+"""Data sets as dependencies: URLs, globs, and callables of the arguments; reachable or not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from checkout import ROOT
+from ways import PLACES, Way
+
+import memo
+from memo.errors import DependencyError, OptionError
+from memo.testing import ManualClock, isolated, recording
+
+RUNS: Counter[str] = Counter()
+UNREACHABLE = "dependency unreachable"
+
+
+class Server:
+    """An HTTP server on loopback, whose pages the test sets.
+
+    Attributes:
+        pages: path -> content.
+        validators: which headers tell a version: `etag`, `modified`, both or neither.
+        asked: path -> how often, by method.
+    """
+
+    def __init__(self) -> None:
+        self.pages: dict[str, bytes] = {}
+        self.etags: dict[str, str] = {}
+        self.modified: dict[str, str] = {}
+        self.fails = False
+        self.no_head = False
+        self.asked: Counter[str] = Counter()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), name="http")
+        self._thread.start()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self._http.server_address[1]}/{path}"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join(10)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def __init__(self, server: Server, *rest: Any) -> None:
+        self.of = server
+        super().__init__(*rest)
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path, of = self.path.lstrip("/"), self.of
+        of.asked[f"{self.command} {path}"] += 1
+        if of.fails:
+            self.send_error(503)
+            return
+        if self.command == "HEAD" and of.no_head:
+            self.send_error(501)
+            return
+        if path not in of.pages:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if path in of.etags:
+            self.send_header("ETag", of.etags[path])
+        if path in of.modified:
+            self.send_header("Last-Modified", of.modified[path])
+        self.send_header("Content-Length", str(len(of.pages[path])))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(of.pages[path])
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on standard error."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    RUNS.clear()
+    made = Server()
+    yield made
+    made.close()
+
+
+def counted(x: Any) -> int:
+    RUNS["load"] += 1
+    return RUNS["load"]
+
+
+# --- http -----------------------------------------------------------------------------------------
+
+
+def test_an_etag_that_changes(way: Way, place: str, server: Server) -> None:
+    """A page is asked by `HEAD`; another ETag makes the entry invalid, the same one does not."""
+    server.pages["EU.csv"], server.etags["EU.csv"] = b"1", '"a"'
+    load = way.cached(counted, depends_on=server.url("{x}.csv"))
+    assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 1]
+    server.pages["EU.csv"] = b"the tag counts"
+    assert way.call(load, "EU") == 1
+    server.etags["EU.csv"] = '"b"'
+    with recording() as events:
+        assert way.call(load, "EU") == 2
+    assert [event.reason for event in events if event.kind == "miss"] == ["dependency changed"]
+    assert not server.asked["GET EU.csv"]
+
+
+def test_last_modified_where_there_is_no_etag(way: Way, place: str, server: Server) -> None:
+    """Without an ETag the time and the length count."""
+    server.pages["EU"], server.modified["EU"] = b"1", "Mon, 01 Jan 2024 00:00:00 GMT"
+    load = way.cached(counted, depends_on=server.url("{x}"))
+    assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 1]
+    server.modified["EU"] = "Tue, 02 Jan 2024 00:00:00 GMT"
+    assert way.call(load, "EU") == 2
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_the_content_where_a_server_tells_nothing(
+    way: Way, place: str, server: Server, head: bool
+) -> None:
+    """Without either, or without `HEAD`, the content is read."""
+    server.pages["EU"], server.no_head = b"1", not head
+    load = way.cached(counted, depends_on=server.url("{x}"))
+    assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 1]
+    server.pages["EU"] = b"2"
+    assert way.call(load, "EU") == 2
+
+
+def test_by_content_another_etag_is_nothing(way: Way, place: str, server: Server) -> None:
+    """`check="content"`: what is only touched is the same."""
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+    load = way.cached(counted, depends_on=memo.File(server.url("{x}"), check="content"))
+    way.call(load, "EU")
+    server.etags["EU"] = '"b"'
+    assert way.call(load, "EU") == 1
+    server.pages["EU"] = b"2"
+    assert way.call(load, "EU") == 2
+
+
+def test_a_page_that_comes_and_goes(way: Way, place: str, server: Server) -> None:
+    """That nothing is there is a state like any other."""
+    load = way.cached(counted, depends_on=server.url("{x}"))
+    assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 1]
+    server.pages["EU"] = b"1"
+    assert way.call(load, "EU") == 2
+    del server.pages["EU"]
+    assert way.call(load, "EU") == 3
+
+
+def test_check_every_believes_for_a_while(way: Way, place: str, server: Server) -> None:
+    """Within `check_every` no question is asked; without it each call asks."""
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+    seldom = way.cached(counted, name="tests:seldom", depends_on=server.url("{x}"), check_every=60)
+    for _ in range(3):
+        assert way.call(seldom, "EU") == 1
+    assert server.asked["HEAD EU"] == 1
+    always = way.cached(counted, name="tests:always", depends_on=server.url("{x}"))
+    way.call(always, "EU")
+    before = server.asked["HEAD EU"]
+    way.call(always, "EU"), way.call(always, "EU")
+    assert server.asked["HEAD EU"] == before + 2
+
+
+def test_unreachable_without_stale_if_error(way: Way, place: str, server: Server) -> None:
+    """If a source cannot be asked, the function runs; an event says so."""
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+    load = way.cached(counted, depends_on=server.url("{x}"))
+    way.call(load, "EU")
+    server.fails = True
+    with recording() as events:
+        assert way.call(load, "EU") == 2
+    assert UNREACHABLE in [event.reason for event in events if event.kind == "error"]
+    assert UNREACHABLE in [event.reason for event in events if event.kind == "miss"]
+
+
+@pytest.mark.parametrize("at", PLACES)
+def test_unreachable_with_stale_if_error(
+    at: str, server: Server, request: pytest.FixtureRequest
+) -> None:
+    """Then the entry stays valid for its ttl; an event says so; past it the function runs."""
+    clock, settings = ManualClock(), {}
+    if at != "disk":
+        settings["redis_url"] = request.getfixturevalue("redis_server").url
+    with isolated(clock=clock, **settings):
+        server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+
+        @memo.cache(ttl=60, stale_if_error=3600, depends_on=server.url("{x}"), version="1")
+        def load(x: str) -> int:
+            if server.fails and RUNS["load"]:
+                raise OSError("no data")
+            return counted(x)
+
+        assert load("EU") == 1
+        server.fails = True
+        with recording() as events:
+            assert load("EU") == 1
+        assert UNREACHABLE in [event.reason for event in events if event.kind == "error"]
+        assert "hit" in [event.kind for event in events]
+        clock.advance(90)
+        with recording() as events:
+            assert load("EU") == 1  # the function ran, and raised: the old value instead
+        assert "failed" in [event.kind for event in events]
+        server.fails = False
+        server.etags["EU"] = '"b"'
+        assert load("EU") == 2
+
+
+def test_no_secret_of_a_url_is_told(server: Server) -> None:
+    """Events name a URL without user, password and query."""
+    server.fails = True
+    url = server.url("x?token=secret").replace("127.0.0.1", "me:secret@127.0.0.1")
+    load = memo.cache(depends_on=url, ttl=None)(lambda: 1)
+    with recording() as events:
+        load()
+    told = [event.detail for event in events if event.reason == UNREACHABLE]
+    assert told
+    assert "secret" not in "".join(told)
+
+
+def test_an_argument_may_be_a_url(server: Server) -> None:
+    """`Annotated[str, memo.File]` takes a URL as well."""
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+
+    @memo.cache(ttl=None, version="1")
+    def load(path: Annotated[str, memo.File]) -> int:
+        return counted(path)
+
+    assert [load(server.url("EU")), load(server.url("EU"))] == [1, 1]
+    server.etags["EU"] = '"b"'
+    assert load(server.url("EU")) == 2
+
+
+# --- fsspec ---------------------------------------------------------------------------------------
+
+
+def test_a_glob_of_another_file_system(way: Way, place: str) -> None:
+    """What fsspec knows can be named: here its memory, by pattern and by argument."""
+    import fsspec
+
+    RUNS.clear()
+    files = fsspec.filesystem("memory")
+    files.pipe("/bucket/EU/a.csv", b"1")
+    load = way.cached(counted, depends_on="memory://bucket/{x}/*.csv")
+    assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 1]
+    files.pipe("/bucket/US/a.csv", b"1")
+    assert way.call(load, "EU") == 1
+    files.pipe("/bucket/EU/b.csv", b"1")
+    assert way.call(load, "EU") == 2
+    files.rm("/bucket/EU/a.csv")
+    assert way.call(load, "EU") == 3
+    files.rm("/bucket", recursive=True)
+    assert way.call(load, "EU") == 4
+
+
+S3 = """
+import os, sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(port=0); server.start()
+host, port = server.get_host_and_port()
+os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}", AWS_ACCESS_KEY_ID="x",
+                  AWS_SECRET_ACCESS_KEY="x", AWS_DEFAULT_REGION="us-east-1")
+import boto3, memo
+s3 = boto3.client("s3"); s3.create_bucket(Bucket="data")
+put = lambda name, text: s3.put_object(Bucket="data", Key=name, Body=text)
+put("EU/a.csv", b"1"); put("US/a.csv", b"1")
+runs = []
+@memo.cache(ttl=None, depends_on="s3://data/{region}/*.csv", stale_if_error="1h")
+def load(region):
+    runs.append(region)
+    return len(runs)
+said = [load("EU"), load("EU")]
+put("US/a.csv", b"2"); said.append(load("EU"))
+put("EU/a.csv", b"2"); said.append(load("EU"))
+put("EU/a.csv", b"2"); said.append(load("EU"))
+put("EU/b.csv", b"3"); said.append(load("EU"))
+events = []; memo.on_event(lambda e: events.append(e.reason))
+server.stop(); said.append(load("EU"))
+print(said, "dependency unreachable" in events, flush=True)
+os._exit(0)
+"""
+
+
+def test_s3(tmp_path: Path) -> None:
+    """Objects are told by their ETag: a new one in the glob counts, the same content does not."""
+    done = subprocess.run(
+        [sys.executable, "-c", S3],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "MEMO_DIRECTORY": str(tmp_path / "s3")},
+        timeout=100,
+    )
+    assert done.stdout.strip().splitlines()[-1:] == ["[1, 1, 1, 2, 2, 3, 3] True"], done.stderr
+
+
+def test_a_scheme_that_nothing_knows_is_refused() -> None:
+    """The mistake is seen at decoration."""
+    with pytest.raises(OptionError, match="knows no scheme s4://"):
+        memo.cache(depends_on="s4://bucket/x")(lambda: 1)
+
+
+# --- files and callables --------------------------------------------------------------------------
+
+
+def test_a_file_by_content_that_is_touched(way: Way, place: str, tmp_path: Path) -> None:
+    """`memo.File(path, check="content")`: an unchanged content outlives another time."""
+    RUNS.clear()
+    file = tmp_path / "EU.csv"
+    file.write_text("1")
+    load = way.cached(counted, depends_on=memo.File(tmp_path / "{x}.csv", check="content"))
+    way.call(load, "EU")
+    os.utime(file, (1, 1))
+    assert way.call(load, "EU") == 1
+    file.write_text("2")
+    assert way.call(load, "EU") == 2
+
+
+def test_another_word_for_check_is_refused() -> None:
+    """The error names what there is."""
+    with pytest.raises(OptionError, match='must be "time" or "content"'):
+        memo.File("x", check="mtime")  # type: ignore[arg-type]
+
+
+def test_a_callable_gets_the_arguments_that_it_declares(way: Way, place: str) -> None:
+    """It is asked for the call at hand, when it is stored and when it is judged."""
+    RUNS.clear()
+    versions = {"EU": 1, "US": 1}
+    load = way.cached(counted, depends_on=lambda x: versions[x])
+    assert [way.call(load, "EU"), way.call(load, "US"), way.call(load, "EU")] == [1, 2, 1]
+    versions["US"] = 2
+    assert way.call(load, "EU") == 1
+    assert way.call(load, "US") == 3
+
+
+def test_a_callable_that_takes_all(way: Way, place: str) -> None:
+    """`**kwargs` gets every argument, and defaults need not be given."""
+    RUNS.clear()
+    seen: list[Any] = []
+
+    def version(**given: Any) -> int:
+        seen.append(given)
+        return 1
+
+    load = way.cached(counted, depends_on=[version, lambda x, scale=2: scale])
+    way.call(load, "EU")
+    assert seen[0] == {"x": "EU"}
+
+
+def test_a_callable_judges_what_was_built_on_it(way: Way, place: str) -> None:
+    """The arguments lie in the entry, so that an outer entry can be judged by them as well."""
+    RUNS.clear()
+    versions = {"EU": 1}
+    base = way.cached(counted, depends_on=lambda x: versions[x])
+    if way.name == "async":
+
+        @memo.cache(ttl=None, version="1")
+        async def outer() -> Any:
+            return await base("EU")
+
+        built: Any = outer
+    else:
+
+        @memo.cache(ttl=None, version="1")
+        def also_outer() -> Any:
+            return base("EU")
+
+        built = also_outer
+    assert [way.call(built), way.call(built)] == [1, 1]
+    versions["EU"] = 2
+    assert way.call(built) == 2
+
+
+def test_a_callable_that_takes_what_is_no_argument() -> None:
+    """The error names the arguments that there are."""
+    with pytest.raises(OptionError, match="takes 'y', which is no argument; there are x"):
+
+        @memo.cache(depends_on=lambda y: y)
+        def load(x: int) -> int:
+            return x
+
+
+def test_a_callable_whose_arguments_cannot_be_stored() -> None:
+    """The error says what to declare instead."""
+
+    @memo.cache(depends_on=lambda x: 1, ignore=["x"])
+    def load(x: Any) -> int:
+        return 1
+
+    with pytest.raises(DependencyError, match="declare smaller ones, such as an id"):
+        load(threading.Lock())
