@@ -77,6 +77,10 @@ def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool) ->
     PATTERN selects functions by name: load, app.* or sales:load.
     """
     found = gathered(*pattern, shared=True)
+    if pattern and not found.functions:
+        click.echo("No function of this name has been called.")
+        _say_nearest(pattern)
+        raise SystemExit(1)
     if as_json:
         click.echo(found.to_json())
         return

@@ -13,6 +13,7 @@ import itertools
 import os
 import sys
 import time
+import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -528,9 +529,25 @@ class CachedFunction(Generic[P, R]):
 
     async def _clear(self, port: Any) -> None:
         chain = self._function.chain()
-        await self._drop(port, (), {}, "cache_clear", count=False)
+        done = await self._drop(port, (), {}, "cache_clear")
+        if done.missed:
+            await self._say_nothing_cleared(port)
         await chain.clear(port, chain.prefix(self.function_id))
         COUNTERS.reset(self.function_id)
+
+    async def _say_nothing_cleared(self, port: Any) -> None:
+        """Say once where the entries are that were probably meant, if there are any."""
+        known = await names.functions_known(port, [])
+        bare = self.function_id.rpartition(":")[2]
+        others = [one for one in known if one.rpartition(":")[2] == bare]
+        others = [label(one) for one in others if one != self.function_id]
+        if others and not self.__dict__.get("_said_nothing_cleared"):
+            self._said_nothing_cleared = True
+            warnings.warn(
+                f"{label(self.function_id)}.cache_clear() cleared nothing: no entry of it is on "
+                f"this host. Entries of the same name are of {', '.join(sorted(others))}.",
+                stacklevel=2,
+            )
 
 
 class CachedCoroutine(CachedFunction[P, R]):

@@ -107,14 +107,20 @@ def _here() -> list[str]:
     return [function.function_id for function in functions()]
 
 
+async def _names_of(port: Port, kind: str) -> list[str]:
+    """The prefixes or tags that functions of this process have, and those of this host."""
+    known = await names.on_host(port, assembly.default_chain(), kind)
+    for function in functions():
+        keyer = function._function.keyer
+        known += [keyer.prefix] if kind == names.PREFIX else keyer.fixed_tags
+    return known
+
+
 def _near(kind: str, name: str) -> Hint:
     """Asks which prefix or tag was probably meant."""
 
     async def hint(port: Port, _: Matches) -> str:
-        known = await names.on_host(port, assembly.default_chain(), kind)
-        for function in functions():
-            keyer = function._function.keyer
-            known += [keyer.prefix] if kind == names.PREFIX else keyer.fixed_tags
+        known = await _names_of(port, kind)
         return names.meant(names.nearest(name, (one for one in known if one != name)))
 
     return hint
@@ -151,6 +157,9 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     for flight in FLIGHTS.under_way():
         if flight.name.endswith(f":{key}"):
             return [_whole(ref) for ref in flight.refs if ref.group.startswith("f:")]
+    elsewhere = await port.offload(_under_way, key)
+    if elsewhere is not None:
+        return [elsewhere]
     identities = await names.functions_known(port, _here())
     for chain in _all_chains():
         for identity in identities:
@@ -160,6 +169,19 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
                     own = matching.own_refs(header)
                     return [_whole(ref) for ref in own if ref.group.startswith("f:")]
     return []
+
+
+def _not_told(_key: str) -> Turn | None:
+    return None
+
+
+_under_way: Callable[[str], Turn | None] = _not_told
+
+
+def use_under_way(turn_of: Callable[[str], Turn | None]) -> None:
+    """Ask `turn_of(key)` what invalidates a call that another process of this host computes."""
+    global _under_way
+    _under_way = turn_of
 
 
 def _whole(ref: Ref) -> Turn:
@@ -263,6 +285,11 @@ async def aexpire(
     return await _drop(native(), target, reason, soft=True, strict=strict)
 
 
+COUNTED: Final = 5
+"""Calls of a decorated function for which it is counted what they drop, unless one drops some."""
+LIKE: Final = "entries there are named like"
+
+
 class _Plan:
     """What an `invalidate_cache` decorator does after its function returned."""
 
@@ -294,6 +321,7 @@ class _Plan:
             self.wants = _declared(key_resolver, self.signature)
         self.resolves = key_resolver is not None
         self.who = getattr(function, "__qualname__", repr(function))
+        self.unproven = COUNTED
 
     async def carry_out(
         self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -309,10 +337,15 @@ class _Plan:
         turns, target = self._turns(result, arguments, wrong)
         if turns:
             chains = [self.chain()] if self.own_chain else _all_chains()
+            unknown = await self._unknown(port, turns)
             try:
-                await invalidating.invalidate(
-                    port, chains, turns, target, f"after {self.who}", soft=self.soft, count=False
+                done = await invalidating.invalidate(
+                    *(port, chains, turns, target, f"after {self.who}"),
+                    soft=self.soft,
+                    count=bool(self.unproven),
+                    hint=self._cause(turns, unknown),
                 )
+                self._matched(done)
             except TierError as refused:  # it can never be written
                 wrong.append(refused)
         chosen = {name: arguments[name] for name in self.match}
@@ -329,13 +362,58 @@ class _Plan:
         wrong: list[Exception],
     ) -> None:
         try:
+            count = bool(self.unproven)
             work = function._drop(
-                port, (), chosen, f"after {self.who}", soft=self.soft, count=False
+                port, (), chosen, f"after {self.who}", soft=self.soft, count=count
             )
         except Exception as error:  # an argument that has no key
             wrong.append(error)
             work = function._drop(port, (), {}, f"after {self.who}", soft=self.soft, count=False)
-        await work
+        self._matched(await work)
+
+    async def _unknown(self, port: Port, turns: Sequence[Turn]) -> str:
+        """Which prefix or tag nothing here has, before it is turned; `""`: none, or it matched."""
+        if not self.unproven:
+            return ""
+        groups = [turn.group.partition(":") for turn in turns]
+        prefixes = [name for kind, _, name in groups if kind == names.PREFIX]
+        known = await _names_of(port, names.PREFIX)
+        if prefixes and not [
+            name for name in prefixes if await names.is_known(port, names.PREFIX, name, known)
+        ]:
+            meant = names.meant(names.nearest(prefixes[0], known))
+            return f"nothing here has the prefix {prefixes[0]!r}{'; ' * bool(meant)}{meant}"
+        known = await _names_of(port, names.TAG) if self.tags else []
+        for tag in self.tags:
+            meant = names.meant(names.nearest(tag, known))
+            if meant and tag not in known:
+                return f"nothing here has the tag {tag!r}; {meant}"
+        return ""
+
+    def _cause(self, turns: Sequence[Turn], unknown: str) -> Hint:
+        """Says why nothing matched: an unknown prefix or tag, or addresses of another form."""
+
+        async def cause(_: Port, found: Matches) -> str:
+            starts = tuple(f"{turn.group[2:]}:" for turn in turns if turn.group.startswith("p:"))
+            there = [one for one in found.others if starts and one.startswith(starts)]
+            return unknown or (f"{LIKE} {there[0]!r}" if there else "")
+
+        return cause
+
+    def _matched(self, done: Invalidation) -> None:
+        """Take note of whether an invalidation hit anything, until one did; say once why not."""
+        if not self.unproven:
+            return
+        if not done.missed:
+            self.unproven = 0
+            return
+        self.unproven -= 1
+        if done.hint and (not self.unproven or LIKE not in done.hint):
+            self.unproven = 0
+            warnings.warn(
+                f"invalidate_cache of {self.who}: nothing matched {done.target}; {done.hint}.",
+                stacklevel=2,
+            )
 
     def _turns(
         self, result: Any, arguments: Mapping[str, Any], wrong: list[Exception]

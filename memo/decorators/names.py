@@ -102,16 +102,27 @@ def _apart(identities: Sequence[str]) -> Any:
     return label if len(set(map(label, identities))) == len(identities) else str
 
 
+async def is_known(port: Port, kind: str, name: str, known: Iterable[str]) -> bool:
+    """Whether anything may have a prefix or tag: by the names known, else by a shared tier."""
+    if name in known:
+        return True
+    return await _is_shared(port, Ref(f"{kind}:{name}"), otherwise=True)
+
+
 async def _known_elsewhere(port: Port, identity: str) -> bool:
     """Whether a shared tier knows a function, or cannot be asked."""
+    return await _is_shared(port, Ref(f"f:{identity}"), otherwise=":" in identity)
+
+
+async def _is_shared(port: Port, ref: Ref, *, otherwise: bool) -> bool:
     chain = assembly.default_chain()
     shared = chain.authorities.shared
     if shared is None or shared.generations is None:
         return False
     try:
-        [state] = await shared.generations.states(port, [Ref(f"f:{identity}")])
+        [state] = await shared.generations.states(port, [ref])
     except TierError:
-        return ":" in identity
+        return otherwise
     return bool(state.text)
 
 

@@ -18,11 +18,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from memo.decorators import invalidators
 from memo.engine.coordination.flights import current_path
 from memo.errors import MemoError, label
 from memo.metrics.recorder import COUNTERS, publish
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
+from memo.validity.stamps import Turn
 
 SLOTS = 128
 """Most computations of one process that others see."""
@@ -44,6 +46,8 @@ class Running(NamedTuple):
         background: it refreshes a stale result.
         process: id of the process.
         here: it is this process.
+        key: of the call.
+        arguments: the names and digests of its arguments; None: not known.
     """
 
     function: str
@@ -53,6 +57,8 @@ class Running(NamedTuple):
     background: bool
     process: int
     here: bool
+    key: str = ""
+    arguments: tuple[tuple[str, str], ...] | None = None
 
     @property
     def label(self) -> str:
@@ -92,11 +98,20 @@ class Board:
         if expected is None or expected >= LONG:
             publish(now=True)  # no event follows for a while: what was counted is told before
         now = time.time()
-        run = Running(event.function, call, now, expected, background, os.getpid(), True)
+        arguments = None if flight is None or flight.call is None else flight.call.arguments
+        run = Running(
+            *(event.function, call, now, expected, background, os.getpid(), True),
+            key=event.key,
+            arguments=arguments,
+        )
         with self._lock:
             slot = self._free.pop() if self._free else -1
             self._slots[event.key] = (slot, run)
-            self._write(slot, json.dumps(run[:5]).encode("utf-8", "replace"))
+            for facts in (run.arguments, None):  # many arguments have no room in a slot
+                data = json.dumps((*run[:5], run.key, facts)).encode("utf-8", "replace")
+                if len(data) < SLOT:
+                    break
+            self._write(slot, data)
 
     def _end(self, event: Event) -> None:
         with self._lock:
@@ -179,10 +194,19 @@ def _read(folder: Path) -> Iterator[Running]:
             text = data[start : start + SLOT].partition(b"\0")[0]
             with suppress(ValueError, TypeError):
                 if text:
-                    function, call, since, expected, background = json.loads(text)
+                    function, call, since, expected, background, key, pairs = json.loads(text)
                     expected = None if expected is None else float(expected)
                     facts = (str(function), str(call), float(since), expected, bool(background))
-                    yield Running(*facts, int(process), False)
+                    names = None if pairs is None else tuple((str(n), str(d)) for n, d in pairs)
+                    yield Running(*facts, int(process), False, str(key), names)
+
+
+def turn_of(key: str) -> Turn | None:
+    """What invalidates the call of a key that some process of this host computes just now."""
+    for run in BOARD.everywhere():
+        if run.key == key:
+            return Turn(f"f:{run.function}", run.arguments or (), whole=run.arguments is not None)
+    return None
 
 
 def _nowhere() -> Path | None:
@@ -202,6 +226,7 @@ def listen(directory: Callable[[], Path | None]) -> None:
     first, BOARD.directory = BOARD.directory is _nowhere, directory
     if not first:  # `%reload_ext memo` imports it again
         return
+    invalidators.use_under_way(turn_of)
     COUNTERS.listen(BOARD.hear)
     atexit.register(BOARD.close)
     fork.in_child(_after_fork)

@@ -285,7 +285,7 @@ def test_that_it_was_turned_on_is_explained() -> None:
     """Entries from before are named, and why they do not count."""
     cache(name="replay:turned")(speak)(1)
     told = str(cache(name="replay:turned", replay=True)(speak).explain(1))
-    assert "an option that makes other entries is not (replay)" in told
+    assert "the entry was stored with another choice of replay" in told
 
 
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:

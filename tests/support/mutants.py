@@ -51,12 +51,12 @@ def comparison_by_the_host() -> None:
 
 def stamps_afterwards() -> None:
     """Stamps are taken when the computation is over, not before it begins."""
-    keep: Any = computing._keep
+    store: Any = computing.store_result
 
     async def late(port: Any, job: Any, value: Any, used: Any, *rest: Any, **more: Any) -> Any:
-        return await keep(port, job, value, await computing.take_stamps(port, job), *rest, **more)
+        return await store(port, job, value, await computing.take_stamps(port, job), *rest, **more)
 
-    computing._keep = late
+    computing.store_result = late
 
 
 def replay() -> None:

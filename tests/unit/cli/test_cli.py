@@ -170,7 +170,7 @@ def test_stats_shows_every_process_of_the_directory(cache_home):
     )
     assert "counted" in run("stats")
     assert "counted" in run("stats", "counted")
-    assert "counted" not in run("stats", "nothing-of-this-name")
+    assert "did you mean" in run("stats", "countde", status=1)
 
 
 def test_stats_as_json():

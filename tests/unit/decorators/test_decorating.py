@@ -49,6 +49,44 @@ def test_an_object_with_cache_is_a_memory() -> None:
     assert runs == {"n": 1}
 
 
+def test_a_pipeline_of_scikit_learn_takes_it_for_its_memory() -> None:
+    """With `memory=`, transformers that were fitted on equal data are not fitted again."""
+    numpy = pytest.importorskip("numpy")
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def made(parts: int = 3) -> Any:
+        steps = [("scale", StandardScaler()), ("pca", PCA(parts)), ("fit", LogisticRegression())]
+        return Pipeline(steps, memory=types.SimpleNamespace(cache=memo.cache))
+
+    seen: list[str] = []
+    kinds = ("hit", "computed", "error")
+    stop = memo.on_event(lambda event: seen.append(event.kind) if event.kind in kinds else None)
+
+    def told() -> list[str]:
+        found, seen[:] = list(seen), []
+        return found
+
+    x = numpy.random.default_rng(0).normal(size=(60, 5))
+    y = (x[:, 0] > 0).astype(int)
+    try:
+        first = made().fit(x, y).predict(x)
+        assert told() == ["computed", "computed"]
+        assert (made().fit(x, y).predict(x) == first).all()
+        assert told() == ["hit", "hit"]
+        made(2).fit(x, y)
+        assert told() == ["hit", "computed"]
+        made().fit(x + 1, y)
+        assert told() == ["computed", "computed"]
+        GridSearchCV(made(), {"fit__C": [1, 10]}, cv=2).fit(x, y)
+        assert told() == ["computed"] * 4 + ["hit"] * 6
+    finally:
+        stop()
+
+
 @pytest.mark.parametrize("prefix", ["products:{id}", "{", "a}b"])
 def test_braces_in_a_prefix_are_refused(prefix: str) -> None:
     """A prefix is static: braces in it are a template in the wrong place."""

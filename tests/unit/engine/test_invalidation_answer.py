@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,13 +131,13 @@ def test_a_function_is_no_predicate() -> None:
 
 
 @chains
-@pytest.mark.parametrize("name", ["shop:load_rows", "load_rows"])
+@pytest.mark.parametrize("name", ["shop:shown_by_name", "shown_by_name"])
 def test_a_function_by_the_name_that_is_shown(
     where: str, request: pytest.FixtureRequest, name: str
 ) -> None:
     """`function=` takes the identity and the short name."""
     with place(where, request):
-        load = loads()
+        load = loads("shop:shown_by_name")
         load("EU")
         assert memo.invalidate(function=name).matched == 1
         assert not load.is_cached("EU")
@@ -330,3 +331,95 @@ def test_a_bound_method_refuses_predicates_too() -> None:
     with pytest.raises(OptionError, match="predicates are not supported"):
         service.get.invalidate(lambda x: True)
     assert service.get.expire(1).matched == 1
+
+
+# --- invalidate_cache and cache_clear ------------------------------------------------------------
+
+
+def products(prefix: str, resolver: Any = None) -> Any:
+    """A function that updates products, after which something is dropped."""
+
+    @memo.invalidate_cache(key_prefix=prefix, key_resolver=resolver)
+    def update(product: int) -> int:
+        return product
+
+    return update
+
+
+def cached_products() -> Any:
+    @memo.cache(key_prefix="products", name="shop:product")
+    def product(product: int) -> int:
+        return product
+
+    return product
+
+
+def test_a_decorator_with_a_misspelt_prefix_says_so_once() -> None:
+    """`invalidate_cache(key_prefix="product")` drops nothing, and names the prefix there is."""
+    load = cached_products()
+    load(1)
+    update = products("product")
+    with pytest.warns(UserWarning, match=r"prefix 'product'; did you mean 'products'") as told:
+        update(1), update(1)
+    assert len(told) == 1
+    assert load.is_cached(1)
+
+
+def test_a_decorator_whose_addresses_fit_nothing_says_so_once() -> None:
+    """Addresses of another form than those there are: said after five calls, with an example."""
+    load = cached_products()
+    load(1)
+    update = products("products", lambda product, **_: f"products:id={product}")
+    with pytest.warns(UserWarning, match="named like 'products:1'") as told:
+        [update(1) for _ in range(8)]
+    assert len(told) == 1
+
+
+def test_a_decorator_that_hits_or_has_nothing_to_hit_is_silent() -> None:
+    """No warning while nothing is cached, nor for products that are not cached just now."""
+    load = cached_products()
+    update = products("products", "{product}")
+    update(1)
+    load(1), load(2)
+    update(2)
+    [update(3) for _ in range(8)]
+    assert load.is_cached(1)
+    assert not load.is_cached(2)
+
+
+def test_clearing_a_function_that_has_no_entries_says_where_they_are() -> None:
+    """`cache_clear` of a function whose namesake has the entries."""
+    one, other = loads("shop:cleared"), loads("store:cleared")
+    one("EU")
+    with pytest.warns(UserWarning, match="nothing: no entry of it .* are of shop:cleared") as told:
+        other.cache_clear(), other.cache_clear()
+    assert len(told) == 1
+    one.cache_clear()
+    assert not one.is_cached("EU")
+
+
+COMPUTING = """
+import sys, time, memo
+@memo.cache(name="shop:slow", ttl=None)
+def slow(x):
+    print(slow.key(x), flush=True)
+    sys.stdin.readline()
+    return x
+slow(7)
+print(slow.is_cached(7), flush=True)
+"""
+
+
+def test_a_key_of_a_call_that_another_process_computes(cache_home: Path) -> None:
+    """A key that another process printed invalidates its call although that still runs (I1)."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", COMPUTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    with other:
+        key = other.stdout.readline().strip()
+        memo.invalidate(key=key)
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        assert other.stdout.readline().strip() == "False"

@@ -757,7 +757,7 @@ ALIKE = st.sampled_from(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(ALIKE, ALIKE, st.sampled_from([CODE, "1" * 32])), max_size=40))
 def test_calls_that_come_again_have_the_keys_they_had(
     calls: list[tuple[Any, Any, str]],
