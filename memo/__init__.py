@@ -20,6 +20,7 @@ from memo.decorators.cached_function import cache, explain, functions
 from memo.decorators.invalidators import aexpire, ainvalidate, expire, invalidate, invalidate_cache
 from memo.engine.invalidating import Invalidation
 from memo.errors import (
+    BundleError,
     DependencyError,
     EventLoopError,
     KeyingError,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 __all__ = [
     "Bundle",
+    "BundleError",
     "CacheFallbackFactory",
     "CacheProtocol",
     "Chain",
@@ -157,7 +159,7 @@ def export_bundle(
     ::
 
         made = memo.export_bundle("features.memo", load, where={"region": "EU"})
-        made.key  # give it to whoever imports the bundle, on another way than the file
+        made.key  # importing needs it: pass it on by another way than the file
 
     Args:
         path: of the file; one that is there is replaced.
@@ -165,11 +167,11 @@ def export_bundle(
         where: argument -> value: only entries with these.
         tag: only entries with this tag.
         key: at least 32 characters; None: the variable `MEMO_BUNDLE_KEY`, else a fresh one.
-        note: for whoever imports it.
+        note: shown where it is imported.
 
     Raises:
         OptionError: no function has the name, or there is no valid entry.
-        SecretError: the key is too short.
+        BundleError: the key is too short.
     """
     from memo.inspection import bundles
 
@@ -189,7 +191,7 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
         What became of each entry.
 
     Raises:
-        SecretError: there is no key, it is another one, or the file was changed.
+        BundleError: there is no key, it is another one, or the file was changed.
     """
     from memo.inspection import bundles
 

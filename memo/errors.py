@@ -6,6 +6,7 @@
     ├── OptionError        (ValueError, TypeError)   a bad option of a decorator or of a call
     ├── SettingError       (ValueError)              a bad setting, with where it came from
     │   └── SecretError                              a secret that cannot be trusted
+    ├── BundleError        (ValueError)              a bundle that is none, or not to be trusted
     ├── KeyingError        (TypeError)               an argument that has no sound key
     ├── ReentryError       (RecursionError)          a computation that waits for itself
     ├── EventLoopError     (RuntimeError)            an async call where asyncio does not run
@@ -17,7 +18,7 @@
     └── TierError                                    a tier that did not do its work
         └── TierUnavailable                          a tier that cannot be reached at all
 
-The first nine reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
+The first ten reach the caller, since the caller made the mistake.  `EntryError` and `TierError`
 are faults of the cache: the engine turns them into an event and a fall-through.
 """
 
@@ -68,6 +69,10 @@ class SettingError(MemoError, ValueError):
 
 class SecretError(SettingError):
     """The secret is too short, readable by others, or not a plain file of this user."""
+
+
+class BundleError(MemoError, ValueError):
+    """A file that is no bundle, lacks its key, was sealed with another one, or was changed."""
 
 
 class KeyingError(MemoError, TypeError):

@@ -194,7 +194,7 @@ def clear(everything: bool, yes: bool, **target: str | None) -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.argument("pattern", nargs=-1)
 @click.option("--tag", metavar="TAG", help="Only entries with this tag.")
-@click.option("--note", default="", help="A word for whoever imports it.")
+@click.option("--note", default="", help="Shown where it is imported.")
 @click.option("--key-file", type=click.Path(exists=True), help="The key, in a file.")
 def export(
     file: str, pattern: tuple[str, ...], tag: str | None, note: str, key_file: str | None

@@ -19,7 +19,7 @@ from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import writer
 from memo.engine.explaining import listing
-from memo.errors import EntryError, OptionError, SecretError, TierError, label
+from memo.errors import BundleError, EntryError, OptionError, TierError, label
 from memo.inspection.inventory import Wanted
 from memo.keys import summaries
 from memo.metrics import rendering
@@ -59,7 +59,7 @@ class Exported(NamedTuple):
         entries: how many.
         functions: of how many functions.
         size: bytes.
-        key: that whoever imports it needs.
+        key: that importing it needs.
         generated: the key was made for this bundle.
     """
 
@@ -93,7 +93,7 @@ def export_bundle(
     ::
 
         made = memo.export_bundle("features.memo", load, where={"region": "EU"})
-        made.key  # give it to whoever imports the bundle, on another way than the file
+        made.key  # importing needs it: pass it on by another way than the file
 
     Args:
         path: of the file; one that is there is replaced.
@@ -101,11 +101,11 @@ def export_bundle(
         where: argument -> value: only entries with these.
         tag: only entries with this tag.
         key: at least 32 characters; None: the variable `MEMO_BUNDLE_KEY`, else a fresh one.
-        note: for whoever imports it.
+        note: shown where it is imported.
 
     Raises:
         OptionError: no function has the name, or it has no valid entry.
-        SecretError: the key is too short.
+        BundleError: the key is too short.
     """
     several = isinstance(function, Sequence) and not isinstance(function, str)
     given: list[Any] = list(function) if several else [] if function is None else [function]  # type: ignore[arg-type]
@@ -296,14 +296,14 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
         What became of each entry.
 
     Raises:
-        SecretError: there is no key, or it is another one, or the file was changed; the message
+        BundleError: there is no key, or it is another one, or the file was changed; the message
             says where the file says that it comes from.
     """
     bundle = path if isinstance(path, Bundle) else Bundle(path, key)
     if not bundle.verified:
         where = "\n".join(described(bundle))
-        mend = f"is missing: import_bundle(path, key=...), or {KEY_VARIABLE}.\n{where}"
-        raise SecretError("key", "a bundle", mend)
+        said = f"The key is missing: give import_bundle(path, key=...), or {KEY_VARIABLE}."
+        raise BundleError(f"{said}\n{where}")
     return drive(_import(BLOCKING, bundle))
 
 

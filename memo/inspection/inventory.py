@@ -130,7 +130,12 @@ def table(shown: Sequence[Item]) -> rendering.Table:
     """Entries as they are listed, with the tiers that hold each."""
     listed = [(item.header, item.size) for item in shown]
     tiers = [", ".join(item.tiers) for item in shown]
-    return rendering.entries(listed, time.time(), tiers, [item.state for item in shown])
+    return rendering.entries(listed, time.time(), tiers, list(map(_told_state, shown)))
+
+
+def _told_state(item: Item) -> str:
+    """The state of an entry for people."""
+    return f"{item.state}, raises" if item.header.flags & seal.RAISED else item.state
 
 
 async def _items(

@@ -34,8 +34,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memo.errors import EntryError, SecretError, TierError
-from memo.records import seal
+from memo.errors import BundleError, EntryError, TierError
+from memo.records import codec, seal
 from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import Generation, Ref, State
 from memo.runtime import private_files
@@ -93,10 +93,10 @@ class Origin(NamedTuple):
 
     Attributes:
         made: when, in seconds since the epoch.
-        by: who made it: user, host and process.
+        by: user, host and process that made it.
         memo, python, platform: what it was made with.
         namespace: that its entries come from.
-        note: of whoever made it.
+        note: what was said when it was made.
     """
 
     made: float
@@ -120,12 +120,12 @@ def secret_of(key: str) -> Secret:
     """The secret that a bundle's key is.
 
     Raises:
-        SecretError: it is too short.
+        BundleError: it is too short.
     """
     data = key.strip().encode()
     if len(data) < SECRET_BYTES:
-        mend = f"has {len(data)} bytes; a key of a bundle has at least {SECRET_BYTES}."
-        raise SecretError("key", "a bundle", mend)
+        said = f"The key of a bundle has at least {SECRET_BYTES} bytes; this one has {len(data)}."
+        raise BundleError(said)
     return Secret(data)
 
 
@@ -172,6 +172,7 @@ def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> 
 def _write(file: Any, blob: memoryview) -> None:
     for start in range(0, blob.nbytes, _PIECE):
         file.write(blob[start : start + _PIECE])
+        codec.let_go(blob, start, _PIECE)
     file.write(bytes(-blob.nbytes % ALIGN))
 
 
@@ -227,8 +228,7 @@ class Bundle:
         items: what is in it.
 
     Raises:
-        SecretError: it was sealed with another key, or was changed since.
-        EntryError: it is no bundle.
+        BundleError: it is no bundle, was sealed with another key, or was changed since.
         OSError: it cannot be read.
     """
 
@@ -252,11 +252,11 @@ class Bundle:
             facts = os.fstat(file.fileno())
             head = file.read(_BODY_AT)
             if len(head) < _BODY_AT or not head.startswith(MAGIC):
-                raise EntryError("unreadable", f"{self.path} is no bundle of memo")
+                raise BundleError(f"{self.path.name} is no bundle of memo.")
             (size,) = _LENGTH.unpack(head[48:])
             manifest = file.read(size) if size <= _LARGEST else b""
         if len(manifest) != size:
-            raise EntryError("unreadable", f"{self.path} is cut short")
+            raise BundleError(f"{self.path.name} is cut short.")
         if self._secret is not None:
             self._verify(self._secret, head, manifest)
         self._identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
@@ -267,16 +267,17 @@ class Bundle:
             self.origin = Origin(*told["origin"])
             self.items = [_item(row) for row in told["entries"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise EntryError("unreadable", f"the manifest of {self.path}: {error}") from None
+            raise BundleError(
+                f"The manifest of {self.path.name} cannot be read: {error}."
+            ) from None
         self._by_key = {(item.function, item.key): item for item in self.items}
 
     def _verify(self, secret: Secret, head: bytes, manifest: bytes) -> None:
         if head[8:16] != secret.id:
-            mend = f"{self.path.name} was sealed with another key; ask whoever made it for that."
-            raise SecretError("key", "a bundle", mend)
+            raise BundleError(f"{self.path.name} was sealed with another key than this one.")
         sealed = secret.seal(head[:16], head[48:], manifest)
         if not compare_digest(sealed, head[16:48]):
-            raise SecretError("key", "a bundle", f"{self.path.name} was changed since it was made.")
+            raise BundleError(f"{self.path.name} was changed since it was made.")
         self.verified = True
 
     @property
@@ -315,14 +316,13 @@ class Bundle:
         """Be a tier of a chain.
 
         Raises:
-            SecretError: there is no key for it.
+            BundleError: there is no key for it.
         """
         if not self.verified:
-            mend = (
+            raise BundleError(
                 f"{self} is not verified, so nothing in it is used; give its key: "
                 f'memo.Bundle("{self.path.name}", key=...), or {KEY_VARIABLE}.'
             )
-            raise SecretError("tiers", "a bundle", mend)
         if self._chain is not chain:
             self._chain, self._states = chain, None
 

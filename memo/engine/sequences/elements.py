@@ -6,7 +6,7 @@ Rules of this module:
     collection.  So its key, address, tags and dependencies are those of the element, whatever the
     type of the collection and whatever else is in it.
 2.  What is missing is computed in one run of the function, over a collection of the same type.
-3.  A call first leads the flights of all elements that nobody computes, computes these, and only
+3.  A call first leads the flights of all elements that are not being computed, runs, and only
     then waits for the others.  So two overlapping calls compute no element twice and never wait
     for each other.  Of leases (`use_lock`) it waits for none while it holds one.
 4.  What the function returns is divided at once, and put together again for every answer, so that
@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from memo.engine import never_hits, used_calls
 from memo.engine.answering import (
@@ -496,7 +496,7 @@ async def _looked_up(
         else:
             value = await while_pausing(port, place.job, found)
         if value is not NOTHING:
-            made.parts[place.text] = value
+            made.parts[place.text] = cast("Part", value)
             continue
         place.found = found
         if not place.missed:
@@ -781,7 +781,7 @@ async def _run(
     gathered = Reads(background=used_calls.in_background())
     lead = Flight(whole.name, (), background=False)
     lead.call, lead.expected = places[0].job.call, made.function.took
-    for place in places:  # so that whoever in there asks for one of them is refused
+    for place in places:  # so that a run that asks for its own element is refused
         if place.flight is not None:
             place.flight.call = place.job.call
             place.flight.waits.append(lead)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class Live:
         self._active = 0.0
         self._limit = limit(job)
 
-    # --- who reads it ----------------------------------------------------------------------------
+    # --- consumers -------------------------------------------------------------------------------
 
     def attach(self) -> bool:
         """One more consumer, from the first item on; False: it cannot be read any more."""
@@ -130,7 +130,7 @@ class Live:
             await self._free(port)
 
     async def _stop(self, port: Port) -> None:
-        """End a run that nobody wants: the generator is closed, nothing is stored."""
+        """End a run without consumers: the generator is closed, nothing is stored."""
         self._ends(lost=True)
         iterator, self._iterator = self._iterator, None
         try:
@@ -319,7 +319,7 @@ class Live:
                     warn_not_stored(self.job.function, item, fault, mend, "yielded")
                 if self.spool.fault:
                     emit(self.job, events.ERROR, reason="store", detail=self.spool.fault)
-                    FLIGHTS.close(self.flight)  # nobody can join it any more
+                    FLIGHTS.close(self.flight)  # no consumer can join it any more
             self.count += 1
 
     def _told_end(self) -> None:
@@ -603,9 +603,9 @@ def spooled(items: Iterable[Any], folder: Path | None = None) -> Spool:
         spool.add(same_types.packed(item))
 
 
-async def aspooled(items: AsyncIterator[Any] | Iterable[Any], folder: Path | None = None) -> Spool:
+async def aspooled(items: AsyncIterable[Any] | Iterable[Any], folder: Path | None = None) -> Spool:
     """The items of an async iterable, or of a plain one, in a spool."""
-    if not hasattr(items, "__aiter__"):
+    if not isinstance(items, AsyncIterable):
         return spooled(items, folder)
     spool = Spool(folder)
     async for item in items:

@@ -493,8 +493,8 @@ def test_processes_compute_no_element_twice(place: str, tmp_path: Any) -> None:
     assert lines == list(range(30))
 
 
-def test_a_cancelled_caller_takes_nobody_along() -> None:
-    """A caller that is cancelled leaves the run to those who wait for some of its elements."""
+def test_a_cancelled_caller_leaves_the_others_alone() -> None:
+    """A caller that is cancelled leaves the run to others that wait for some of its elements."""
 
     async def main() -> Any:
         go = asyncio.Event()
@@ -518,7 +518,7 @@ def test_a_cancelled_caller_takes_nobody_along() -> None:
     assert RUNS == [[1, 2]]
 
 
-def test_a_run_that_nobody_wants_is_stopped() -> None:
+def test_a_run_without_callers_is_stopped() -> None:
     """When the last caller is cancelled the function is cancelled too."""
     stopped: list[bool] = []
 

@@ -330,7 +330,7 @@ def test_two_consumers_share_one_run() -> None:
     assert rows.is_cached(4)
 
 
-def test_a_consumer_that_leaves_takes_nobody_along() -> None:
+def test_a_consumer_that_leaves_ends_no_other() -> None:
     """The run goes on for the other consumer, whichever began it, and is stored."""
     rows = cached(Way("sync"))
     one, two = rows(3), rows(3)
