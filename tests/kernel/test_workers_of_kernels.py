@@ -1,0 +1,119 @@
+"""Functions and arguments of a notebook in the workers of Dask, loky and Ray: the same entries."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+from kernels import Kernel
+
+CELL = """
+import dataclasses, os
+
+FACTOR = 3
+
+def helper(x):
+    return FACTOR * x
+
+class Plain:
+    def __init__(self, n):
+        self.n = n
+    def __call__(self, x):
+        return helper(self.n) + x
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    n: int
+    def __call__(self, x):
+        return self.n + x
+
+def closure(n):
+    def inner(x):
+        return helper(x) + n
+    return inner
+
+MADE = {
+    "lambda": lambda x: helper(x),
+    "function": helper,
+    "closure": closure(2),
+    "instance": Plain(2),
+    "dataclass": Data(2),
+}
+
+@cache(ttl=None)
+def load(make, x):
+    return make(x), os.getpid()
+
+@cache(ttl=None)
+def fresh(make, x):
+    return make(x), os.getpid()
+
+here = {name: load(make, 5) for name, make in MADE.items()}
+"""
+ASK = """
+there = ask(load)
+first = ask(fresh)
+back = {name: fresh(make, 5) for name, make in MADE.items()}
+print(there == here, {pid for _, pid in here.values()} == {os.getpid()})
+print(first == back, os.getpid() in {pid for _, pid in back.values()})
+"""
+WORKERS = {
+    "dask": """
+        from distributed import Client, LocalCluster
+        cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None)
+        client = Client(cluster)
+        def ask(f):
+            sent = {n: client.submit(f, m, 5, pure=False) for n, m in MADE.items()}
+            return {name: future.result(60) for name, future in sent.items()}
+        def end():
+            client.close()
+            cluster.close()
+    """,
+    "loky": """
+        from joblib.externals.loky import get_reusable_executor
+        pool = get_reusable_executor(max_workers=1)
+        def ask(f):
+            return {name: pool.submit(f, make, 5).result(60) for name, make in MADE.items()}
+        def end():
+            pool.shutdown(wait=True, kill_workers=True)
+    """,
+    "ray": """
+        import ray
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        @ray.remote
+        def run(f, make, x):
+            return f(make, x)
+        def ask(f):
+            return {name: ray.get(run.remote(f, m, 5), timeout=60) for name, m in MADE.items()}
+        def end():
+            ray.shutdown()
+    """,
+}
+HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    kernel = Kernel(tmp_path_factory.mktemp("workers"))
+    kernel.run(CELL)
+    yield kernel
+    kernel.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dask",
+        "loky",
+        pytest.param("ray", marks=pytest.mark.skipif(not HAS_RAY, reason="400 MB: pip install ray")),
+    ],
+)
+def test_workers_share_entries_with_the_kernel(kernel: Kernel, name: str) -> None:
+    """What the kernel has computed, workers find, and the other way round."""
+    kernel.run("fresh.invalidate()")
+    kernel.run(WORKERS[name])
+    try:
+        assert kernel.run(ASK).stdout == "True True\nTrue False\n"
+    finally:
+        kernel.run("end()")
