@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from memo.errors import SettingError
@@ -112,18 +114,27 @@ def check_folder(path: str | Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
 
 
+@contextmanager
+def opened(path: str | Path) -> Iterator[int]:
+    """A descriptor of a directory: what is named relative to it stays in it, whatever is swapped.
+
+    Raises:
+        OSError: there is no directory, or a link in its place.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def listed(path: str | Path) -> list[str]:
     """The names in a directory; none where there is no directory, or a link in its place."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with opened(path) as folder:
+            return os.listdir(folder)
     except OSError:
         return []
-    try:
-        return os.listdir(descriptor)
-    except OSError:
-        return []
-    finally:
-        os.close(descriptor)
 
 
 def _close_to_others(path: Path, facts: os.stat_result) -> None:
@@ -148,13 +159,16 @@ def create(path: str | Path, flags: int = os.O_WRONLY) -> int:
     return descriptor
 
 
-def open_old(path: str | Path, flags: int = os.O_RDONLY) -> int:
+def open_old(path: str | Path, flags: int = os.O_RDONLY, folder: int | None = None) -> int:
     """A descriptor of a plain file that exists.
+
+    Args:
+        folder: the descriptor of the directory that `path` is relative to.
 
     Raises:
         OSError: it is not there, is a link, or is not a plain file.
     """
-    descriptor = os.open(path, flags | _OLD | os.O_NONBLOCK)
+    descriptor = os.open(path, flags | _OLD | os.O_NONBLOCK, dir_fd=folder)
     try:
         plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import memo
+from memo.stores.disk import file_locks
 from memo.testing import isolated
 
 
@@ -47,6 +49,27 @@ def test_a_link_in_the_place_of_a_folder(others: Path, part: str) -> None:
         load.cache_clear()
     assert sorted(os.listdir(others)) == before
     assert stat.S_IMODE(others.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_swapped_for_a_link_meanwhile(
+    others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While old locks are removed their folder becomes a link: what it leads to stays."""
+    locks, flock, name = tmp_path / "locks", fcntl.flock, "a" * 40
+    locks.mkdir(mode=0o700)
+    (locks / name).touch(mode=0o600)
+    (others / name).unlink()
+    os.link(locks / name, others / name)  # so that the file is the same in both places
+
+    def swapped(*given: Any) -> None:
+        locks.rename(tmp_path / "away")
+        locks.symlink_to(others)
+        flock(*given)
+
+    monkeypatch.setattr(fcntl, "flock", swapped)
+    assert file_locks.sweep(locks) == 1
+    assert (others / name).exists()
+    assert not (tmp_path / "away" / name).exists()
 
 
 def test_a_removed_cache_directory_comes_back_private(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Functions and arguments of a notebook in the workers of Dask, loky and Ray: the same entries."""
+"""Functions and arguments of a notebook in the workers of Dask and loky: the same entries."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 import pytest
@@ -78,19 +77,7 @@ WORKERS = {
         def end():
             pool.shutdown(wait=True, kill_workers=True)
     """,
-    "ray": """
-        import ray
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-        @ray.remote
-        def run(f, make, x):
-            return f(make, x)
-        def ask(f):
-            return {name: ray.get(run.remote(f, m, 5), timeout=60) for name, m in MADE.items()}
-        def end():
-            ray.shutdown()
-    """,
 }
-HAS_RAY = importlib.util.find_spec("ray") is not None
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +88,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     kernel.close()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "dask",
-        "loky",
-        pytest.param("ray", marks=pytest.mark.skipif(not HAS_RAY, reason="400 MB: pip install ray")),
-    ],
-)
+@pytest.mark.parametrize("name", WORKERS)
 def test_workers_share_entries_with_the_kernel(kernel: Kernel, name: str) -> None:
     """What the kernel has computed, workers find, and the other way round."""
     kernel.run("fresh.invalidate()")

@@ -121,19 +121,19 @@ def sweep(directory: Path) -> int:
     Whoever opened one meanwhile sees that it is gone, and makes another.
     """
     removed = 0
-    with suppress(OSError):
-        for name in filter(_NAME.fullmatch, private_files.listed(directory)):
+    with suppress(OSError), private_files.opened(directory) as folder:
+        for name in filter(_NAME.fullmatch, os.listdir(folder)):
             with suppress(OSError):
-                removed += _sweep(directory / name)
+                removed += _sweep(folder, name)
     return removed
 
 
-def _sweep(path: Path) -> bool:
-    descriptor = private_files.open_old(path)
+def _sweep(folder: int, name: str) -> bool:
+    descriptor = private_files.open_old(name, folder=folder)
     try:
-        free = _flock(descriptor, fcntl.LOCK_EX) and _is_at(descriptor, path)
+        free = _flock(descriptor, fcntl.LOCK_EX) and _is_at(descriptor, name, folder)
         if free:
-            os.unlink(path)
+            os.unlink(name, dir_fd=folder)
         return free
     finally:
         os.close(descriptor)
@@ -147,8 +147,8 @@ def _flock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _is_at(descriptor: int, path: str | Path, folder: int | None = None) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, dir_fd=folder))
     except FileNotFoundError:
         return False
