@@ -561,7 +561,7 @@ def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path)
 def test_every_key_expires(redis_server: RedisServer) -> None:
     """Entries, groups and leases expire; a tag goes within a minute after its last entry's ttl."""
 
-    @memo.cache(ttl=2, tags=["customer:7"], use_lock=True, key_prefix="sales", name="short")
+    @memo.cache(ttl=20, tags=["customer:7"], use_lock=True, key_prefix="sales", name="short")
     def short(x: int) -> int:
         return x
 

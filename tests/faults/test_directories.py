@@ -441,3 +441,64 @@ def test_a_directory_that_becomes_writable_is_used(open_path: Path) -> None:
         answer, _ = child.communicate("go\n", timeout=60)
     out = json.loads(answer.splitlines()[-1])
     assert (out["first"], out["then"], len(out["told"])) == (1, 1, 1)
+
+
+HARM = {
+    "emptied": "open(path, 'wb').close()",
+    "replaced by another": "os.replace(other(), path)",
+    "replaced by an older copy": "os.replace(copy, path)",
+    "removed": "os.unlink(path)",
+    "a folder in its place": "os.unlink(path); os.mkdir(path)",
+    "read-only": "os.chmod(path, 0o400)",
+    "in a read-only folder": "os.chmod(os.path.dirname(path), 0o500)",
+}
+
+
+@pytest.mark.parametrize("file", ["entries/cache.db", "host.sqlite"])
+@pytest.mark.parametrize("harm", HARM)
+def test_what_happens_to_a_database_never_ends_caching(
+    open_path: Path, file: str, harm: str
+) -> None:
+    """Results hit while it lasts, and once it is over they are on the disk again."""
+    home = open_path / "home"
+    home.mkdir()
+    os.chown(home, UID, UID)
+    body = f"""
+    import shutil, sqlite3
+    path = os.path.join(os.environ["MEMO_DIRECTORY"], "memo", {file!r})
+    copy = path + ".copy"
+    def other():
+        connection = sqlite3.connect(path + ".other")
+        connection.execute("CREATE TABLE foreign_table (x)")
+        connection.commit()
+        connection.close()
+        return path + ".other"
+
+    load("before")
+    shutil.copy(path, copy)
+    load("more")
+    {HARM[harm]}
+    out["computed"] = [count(lambda: load(x)) for x in ("during", "during", "during")]
+    end = time.monotonic() + 10
+    while count(lambda: load("again")) and time.monotonic() < end:
+        time.sleep(0.1)
+    out["hits"] = not count(lambda: load("again"))
+    folder = os.path.dirname(path)
+    os.chmod(folder, 0o700)
+    if os.path.isfile(path):
+        os.chmod(path, 0o600)
+    elif os.path.isdir(path):
+        os.rmdir(path)
+    time.sleep(1.2)  # it is looked at every second
+    for x in range(3):
+        load(("after", x))
+    """
+    given = {"MEMO_DIRECTORY": str(home), "MEMO_SECRET": SECRET}
+    found = run(body, UID, **given)
+    assert sum(found["computed"]) <= 2
+    assert found["computed"][-1] == 0
+    assert found["hits"]
+    later = run(
+        'out["later"] = [count(lambda: load(("after", x))) for x in range(3)]', UID, **given
+    )
+    assert sum(later["later"]) <= 1, found
