@@ -35,7 +35,7 @@ from typing import (
 )
 
 from memo.decorators import assembly, classmethods, names
-from memo.decorators.helpers import NotGiven, helper, without
+from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
 from memo.engine import answering, invalidating, replay
 from memo.engine.call import NOTHING, Function, Raised, hindered
 from memo.engine.invalidating import Invalidation
@@ -147,6 +147,7 @@ class CachedFunction(Generic[P, R]):
         if self.is_async and sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)  # type: ignore[type-var]
 
+    @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         function = self._function
         if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
@@ -555,6 +556,7 @@ class CachedCoroutine(CachedFunction[P, R]):
 
     _is_coroutine = property(lambda self: _asyncio_marker())
 
+    @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         if kwargs or len(args) != self._function.keyer.usual:
             try:
@@ -627,6 +629,7 @@ class CachedCoroutine(CachedFunction[P, R]):
 class ReplayingFunction(CachedFunction[P, R]):
     """A cached function whose answers show what it showed when it was computed (`replay`)."""
 
+    @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return cast("R", replay.performed(super().__call__(*args, **kwargs)))
@@ -655,6 +658,7 @@ class BoundFunction(Generic[P, R]):
     """A cached function as a method of an instance, whose state is part of its keys."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
+    __doc__: Any = OwnDoc(__doc__)
     _DROPS: ClassVar = {
         "invalidate": (False, False),
         "ainvalidate": (True, False),
@@ -671,6 +675,7 @@ class BoundFunction(Generic[P, R]):
         self.__func__ = function
         self.__self__ = instance
 
+    @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return self.__func__(self.__self__, *args, **kwargs)

@@ -14,7 +14,7 @@ from memo.decorators.cached_function import (
     aged,
     give,
 )
-from memo.decorators.helpers import helper
+from memo.decorators.helpers import helper, passes_on
 from memo.engine import answering
 from memo.engine.call import Function, Raised
 from memo.engine.sequences import elements
@@ -229,6 +229,7 @@ class _Elementwise(CachedFunction[P, R]):
 class ElementwiseFunction(_Elementwise[P, R]):
     """A cached `def` over a collection."""
 
+    @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __tracebackhide__ = True
         try:

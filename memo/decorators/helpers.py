@@ -133,6 +133,31 @@ def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
     return made
 
 
+def passes_on(method: F) -> F:
+    """A `__call__` whose own signature says no more than that it passes its arguments on.
+
+    IPython shows it beside the signature of the function, which is the one that counts.
+    """
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    parameters = [Parameter(*one) for one in zip(("self", "args", "kwargs"), kinds, strict=True)]
+    cast("Any", method).__signature__ = Signature(parameters)
+    return method
+
+
+class OwnDoc:
+    """The docstring of a method: of its class what that says, of an instance the function's.
+
+    Args:
+        text: of the class.
+    """
+
+    def __init__(self, text: str | None) -> None:
+        self._text = text
+
+    def __get__(self, instance: Any, owner: type | None = None) -> str | None:
+        return self._text if instance is None else instance.__func__.__doc__
+
+
 def without(signature: Signature, at: int) -> Signature:
     """The signature of a method as it is bound to its object, which was the argument at `at`."""
     parameters = list(signature.parameters.values())

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly
 from memo.decorators.cached_function import MISSING, CachedFunction, aged
-from memo.decorators.helpers import helper
+from memo.decorators.helpers import helper, passes_on
 from memo.engine import answering
 from memo.engine.call import Function, Job, Raised, hindered
 from memo.engine.sequences import streams
@@ -71,6 +71,7 @@ class _Streaming(CachedFunction[P, R]):
     def _consumed(self, reader: Reader) -> Any:
         raise NotImplementedError
 
+    @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         mode = self._mode()
         if mode.kind == modes.OFF:

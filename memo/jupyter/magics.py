@@ -654,10 +654,12 @@ def _matcher(context: Any) -> Any:
     else:
         names = list(map(_typed, functions()))
     found = [one for one in dict.fromkeys(names) if one.startswith(word)]
+    if not found and word and name != "cache_explain":
+        found = [word]  # where a matcher finds nothing, IPython offers its own magics
     return {
         "completions": [SimpleCompletion(one, type="magic") for one in found],
         "matched_fragment": word,
-        "suppress": bool(found) or name != "cache_explain",
+        "suppress": bool(found),
     }
 
 

@@ -88,6 +88,13 @@ def test_helpers_of_methods_do_not_show_self() -> None:
     assert shown(client.get.put) == "(value, /, key: str)"
     assert shown(Client.get.key) == "(self, key: str)"
     assert client.get.key.__doc__ == load.key.__doc__
+    assert client.get.__doc__ == "Get a key."
+
+
+def test_no_signature_shows_how_types_are_passed_on() -> None:
+    """IPython shows that of `__call__`, too: it says nothing of `ParamSpec`."""
+    for one in (load, Client().get, load.using(ttl=5)):
+        assert "P.args" not in f"{inspect.signature(one)} {inspect.signature(one.__call__)}"
 
 
 def test_a_helper_can_be_sent_to_another_process() -> None:
