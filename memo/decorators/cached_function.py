@@ -6,6 +6,7 @@ the engine over the blocking port, in the caller's thread; an async one over its
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -492,9 +493,34 @@ class CachedFunction(Generic[P, R]):
         return enabled and await answering.is_cached(native(), self._function, args, kwargs)
 
     @helper()
-    def explain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
-        """Would this call hit, and if not, why?  Neither computes nor loads."""
-        return self._explained(aged(self._function, self._mode()), args, kwargs)
+    def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
+        """Would this call hit, and if not, why?  Neither computes nor loads.
+
+        Args:
+            plan: tell also which cached calls beneath it would be computed, revalidated or hit, and
+                how long that took last time; of a function that has an argument of this name, that
+                argument.
+        """
+        kwargs, wanted = self._apart(kwargs, "plan", plan, False)
+        function = aged(self._function, self._mode())
+        found = self._explained(function, args, kwargs)
+        return drive(self._planned(BLOCKING, function, found, args, kwargs)) if wanted else found
+
+    async def _planned(
+        self,
+        port: Any,
+        function: Function,
+        found: Explanation,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Explanation:
+        from memo.engine.planning import Planner
+
+        known = {one.function_id: one._function for one in functions()}
+        planner = Planner(port, function.chain(), {**known, self.function_id: function})
+        call = await answering.keyed(port, function, args, kwargs)
+        await planner.like(self.function_id, call.text, call.shown, call.summary)
+        return dataclasses.replace(found, steps=tuple(planner.steps))
 
     def _explained(
         self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -504,13 +530,15 @@ class CachedFunction(Generic[P, R]):
         return drive(explaining.explain(BLOCKING, function, assembly.manifests(), args, kwargs))
 
     @helper()
-    async def aexplain(self, /, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    async def aexplain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
         """As `explain`, without blocking the event loop."""
         from memo.engine import explaining
 
-        return await explaining.explain(
-            native(), self._function, assembly.manifests(), args, kwargs
-        )
+        kwargs, wanted = self._apart(kwargs, "plan", plan, False)
+        port, function = native(), self._function
+        written = assembly.manifests()
+        found = await explaining.explain(port, function, written, args, kwargs)
+        return await self._planned(port, function, found, args, kwargs) if wanted else found
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, maxsize (None) and currsize, as on `functools.lru_cache`."""

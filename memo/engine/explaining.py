@@ -61,6 +61,34 @@ LOOKED_AT = 2000
 """Most entries of a function that are looked at for the nearest one."""
 
 
+class Step(NamedTuple):
+    """One cached call of a plan.
+
+    Attributes:
+        call: its address, without the secrets that are among its arguments.
+        function: identity of its function.
+        does: `"hit"`, `"hit, then refresh"`, `"compute"`, or `"revalidate"`: what it was built on
+            is asked first, and it is computed only if that comes back different.
+        reason: why it is no hit.
+        seconds: that it took last time, with the calls inside it; None: not known.
+        depth: how many calls are around it.
+    """
+
+    call: str
+    function: str
+    does: str
+    reason: str
+    seconds: float | None
+    depth: int
+
+    def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        took = (
+            "" if self.seconds is None else f", took {rendering.duration(self.seconds)} last time"
+        )
+        return f"{'  ' * self.depth}{self.does} {self.call}{why}{took}"
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a call would be answered as it would.
@@ -72,6 +100,8 @@ class Explanation:
         facts: sentences for people.
         diff: lines of a unified diff, where code changed.
         untracked: what the function reads that is not part of its identity.
+        steps: the plan, where it was asked for: this call and the cached calls beneath it that
+            would run, be asked, or hit; see `Step`.
     """
 
     call: str
@@ -80,12 +110,14 @@ class Explanation:
     facts: tuple[str, ...] = ()
     diff: tuple[str, ...] = ()
     untracked: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     def __str__(self) -> str:
         head = f"{self.call}: {'hit' if self.hit else 'miss'} ({self.reason})"
         lines = [head, *(f"  {fact}" for fact in self.facts)]
         lines += [f"  {line}" for line in self.diff]
         lines += [f"  not tracked: {one}" for one in self.untracked]
+        lines += ["  plan:", *(f"    {step}" for step in self.steps)] if self.steps else []
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -103,6 +135,7 @@ class Explanation:
             f"({escape(self.reason)})</p>"
             + (f"<ul>{facts}{lost}</ul>" if facts or lost else "")
             + (f"<pre>{diff}</pre>" if diff else "")
+            + (f"<pre>{escape(chr(10).join(map(str, self.steps)))}</pre>" if self.steps else "")
         )
 
 
