@@ -35,14 +35,15 @@ def seconds(said: str, title: str) -> float:
 
 def check(said: str) -> None:
     assert "✗" not in said
-    assert said.count("✓ ") == 6
+    assert said.count("✓ ") == 8
     assert max(map(len, said.splitlines())) <= 80
-    assert len(re.findall("█+ +[\\d.]+ ", said)) == 4, "the chart has a bar for each run"
+    assert len(re.findall("█+ +[\\d.]+ ", said)) == 5, "the chart has a bar for each run"
     assert "memo ui" in said.splitlines()[-1], "it ends with what to try next"
     first = seconds(said, "first run")
     assert seconds(said, "again") < first / 10
     assert seconds(said, "in a fresh process") < first / 2
     assert re.search(r"1 of \d+ packages parsed again", said)
+    assert "1 package parsed, report kept" in said
     assert "definitions" in said
     rows = re.search(r"([\d,]+) definitions parsed", said)
     assert rows
