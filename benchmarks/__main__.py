@@ -1,6 +1,7 @@
 """All rows, side by side with the peers: `python -m benchmarks` writes docs/performance.md.
 
     python -m benchmarks growth     # how costs grow with the work: prints a table
+    python -m benchmarks pipeline   # one of 100 partitions changes: prints a table
     python -m benchmarks [--quick] [--runs 3] [--only TEXT] [--output docs/performance.md]
 
 Each sample is a fresh process; each figure is the median of several, and the floor of a row is
@@ -19,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import growth, report
+from benchmarks import growth, pipeline, report
 from benchmarks.machine import ROOT, FailedError, Machine, places
 from benchmarks.peers import Place
 from benchmarks.plan import ROWS, Row
@@ -149,6 +150,9 @@ def _medians(samples: list[Figures]) -> Figures:
 
 def main() -> None:
     """Measure, print the table, write the page and its picture."""
+    if sys.argv[1:2] == ["pipeline"]:
+        pipeline.main()
+        return
     if sys.argv[1:2] == ["growth"]:
         growth.main()
         return
