@@ -41,8 +41,20 @@ def enabled() -> bool:
 
 def as_usual() -> bool:
     """Whether calls read and store, as far as the settings say."""
+    global _usual
+    known, version = _usual, configuration.version()
+    if known[0] == version:
+        return known[1]
     settings = _settings()
-    return settings is not None and settings.enabled and settings.mode is None
+    if settings is None:
+        return False
+    usual = settings.enabled and settings.mode is None
+    _usual = (version, usual)
+    return usual
+
+
+_usual: tuple[int, bool] = (-1, False)
+"""What `as_usual` answers, and the version of the settings for which it does."""
 
 
 def mode() -> Mode:

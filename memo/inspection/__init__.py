@@ -1,4 +1,4 @@
-"""Facts about the cache for people: what is stored, what a stretch of time did, how it is shown.
+"""Facts about the cache for people: what is stored, what a stretch of time did, what is built on what.
 
 Imports `decorators` and below.
 Start with `inventory.py`.

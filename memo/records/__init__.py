@@ -1,5 +1,5 @@
 """A value becomes a sealed record, with its big buffers in a payload beside it, and back.
 
-Imports `runtime` and `errors` only.
+Imports `settings` (for the secret), `runtime` and `errors`.
 Start with `codec.py` for values and `seal.py` for the format and its authentication.
 """

@@ -96,11 +96,8 @@ def judge(
             replaces the entry's own ttl.  `math.inf`: no expiry.
         expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
     """
-    verdict = _judge(times, policy, clock, live_ttl)
-    return verdict if expired is None else _judge_expired(verdict, policy, expired)
-
-
-def _judge(times: Times, policy: Policy, clock: Clock, live_ttl: float | None) -> Verdict:
+    if expired is not None:
+        return _judge_expired(judge(times, policy, clock, live_ttl), policy, expired)
     if policy.max_age is not None:
         old = age(times, clock)
         if old is None or old >= policy.max_age * SECOND:

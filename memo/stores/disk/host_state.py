@@ -102,12 +102,12 @@ class HostGenerations:
             EntryError: a claim cannot be read.
         """
         ledger = self._up_to_date()
-        groups, unwritten = ledger.groups, self._unwritten
+        groups, unwritten = ledger.groups, self._unwritten or None
         found = []
         for claim in claims:
             _, name, arguments, _, _ = claim
             group = groups.get(name) or ledger.load(name)
-            if unwritten:
+            if unwritten is not None:
                 group = unwritten.over(name, group)
             now = group.plain
             if now is None or arguments is None:
