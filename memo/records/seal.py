@@ -138,7 +138,6 @@ class Entry:
             no other stamps than results that rest on them, no payload, no flags.
         results: whether there are results among its stamps, which `claims` does not have.
         size: bytes of the record and its payload.
-        texts: those of the states in `claims`.
     """
 
     __slots__ = (
@@ -149,7 +148,6 @@ class Entry:
         "results",
         "size",
         "stream",
-        "texts",
         "times",
     )
 
@@ -171,7 +169,6 @@ class Entry:
         self.claims = claims
         self.plain = plain
         self.size = size
-        self.texts = [claim[3] for claim in claims]
         self._header = header
 
     @property
@@ -198,7 +195,7 @@ class Entry:
     def recorded(self) -> list[str]:
         """The texts of their states, in the same order."""
         if self.plain:
-            return self.texts
+            return [text for _, _, _, text, _ in self.claims]
         return [stamp.state.text for stamp in self.generations]
 
     @property
@@ -226,8 +223,7 @@ class Entry:
     def __sizeof__(self) -> int:
         """Bytes that it takes besides its record."""
         parts = (self.times, self.claims, self._header)
-        held = sys.getsizeof(self.texts) + sum(map(_weight, parts))  # the texts are in the claims
-        return object.__sizeof__(self) + _VIEW + held
+        return object.__sizeof__(self) + _VIEW + sum(map(_weight, parts))
 
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""

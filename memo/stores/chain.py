@@ -380,7 +380,7 @@ class Chain:
             if host is not None and not self._asks:
                 entry = self._in_first(name, key)
                 if entry is not None and entry.plain:
-                    if broken(entry.texts, host.generations.texts(entry.claims)):
+                    if broken(entry.recorded, host.generations.texts(entry.claims)):
                         return None
                     return None if self.floors.older(key, entry.times.started) else entry
             return None if self._prompt is None else self._asked(self._prompt, port, name, key)
