@@ -37,7 +37,7 @@ from memo.engine.computing import (
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, current_path, inside
 from memo.engine.coordination.leases import Hold, hold, patience
 from memo.engine.loading import look
-from memo.engine.used_calls import CURRENT, Reads, tell
+from memo.engine.used_calls import CURRENT, Reads, tell, tell_landing
 from memo.errors import DependencyError, EntryError, ReentryError, TierError, users
 from memo.records import codec
 from memo.records.spool import Cursor, Spool, Stream, loaded
@@ -76,6 +76,7 @@ class Live:
         count: how many items it has given.
         over: it gives no more: it returned, raised `error`, or was lost.
         own: the stamps of its call; None: nothing vouches for them.
+        landing: what became of it, once it has returned.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Live:
         self.error: BaseException | None = None
         self.own: tuple[Stamp, ...] | None = ()
         self.gathered = Reads()
+        self.landing: Landing | None = None
         self._lock = threading.Lock()
         self._readers = 1
         self._busy = True
@@ -352,9 +354,13 @@ class Live:
         stored = not (self.flight.detached or self.spool.fault) and self._standing.stands
         if stored and used is not None and await is_same_call(port, job):
             try:
-                landing = await store_result(port, job, self.spool, used, self._started, cost)
+                landing = await store_result(
+                    *(port, job, self.spool, used, self._started, cost),
+                    life=self.gathered.life,
+                )
             except Exception as error:
                 emit(job, events.ERROR, reason="store", detail=told(error))
+        self.landing = landing
         await self._end(port, landing)
 
 
@@ -542,7 +548,7 @@ class Reader:
         if old is failed or not isinstance(old.value, Stream):
             return False
         await self._done(port)
-        tell(old.used)
+        tell_landing(self.job, old)
         self._replay(old.value)
         return True
 
@@ -561,6 +567,10 @@ class Reader:
         if size != self._told:
             self._told = size
             tell(one.known())
+            if one.gathered.life is not None:
+                around.expires(one.gathered.life)
+        if one.landing is not None and one.landing.entry is not None:
+            tell_landing(self.job, one.landing)
 
 
 async def _landed(port: Port, flight: Flight) -> None:

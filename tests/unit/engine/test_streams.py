@@ -17,7 +17,7 @@ from ways import Way, fresh_process, kinds
 
 import memo
 from memo import NotCachedError, OptionError, ReentryError, cache
-from memo.testing import recording
+from memo.testing import ManualClock, isolated, recording
 
 SEEN: list[Any] = []
 """What the generators did, in order."""
@@ -493,6 +493,33 @@ def test_a_stream_depends_on_what_it_reads() -> None:
     inner.invalidate(2)
     list(rows(3))
     assert SEEN == [0, 1, 2] * 2
+
+
+@pytest.mark.parametrize("way_round", ["stream on value", "value on stream"])
+def test_age_flows_through_streams(way_round: str) -> None:
+    """`ttl="inherit"`: fresh as long as what it was built on, be that or itself a stream."""
+    clock = ManualClock()
+    over = way_round == "value on stream"
+
+    @cache(name="tests:rows", version="1", ttl=10 if over else "inherit")
+    def rows() -> Iterator[int]:
+        SEEN.append("rows")
+        yield 1 if over else value()
+
+    @cache(name="tests:value", version="1", ttl="inherit" if over else 10)
+    def value() -> int:
+        SEEN.append("value")
+        return sum(rows()) if over else 1
+
+    outer: Callable[[], Any] = value if over else lambda: list(rows())
+    with isolated(clock=clock):
+        outer()
+        clock.advance(9)
+        outer()
+        assert len(SEEN) == 2
+        clock.advance(2)
+        outer()
+        assert len(SEEN) == 4
 
 
 def test_time_in_a_stream_is_its_own() -> None:
