@@ -168,8 +168,11 @@ def _version() -> str:
 async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Part | None:
     """An entry, sealed for a bundle; None: it is not valid any more, or not all here."""
 
-    def judged(times: Times, expired: int | None = None, _raised: bool = False) -> Verdict:
-        return Verdict(MISS) if expired else judge(times, Policy(ttl=None), chain.clock)
+    def judged(
+        times: Times, expired: int | None = None, _raised: bool = False, unreachable: bool = False
+    ) -> Verdict:
+        doubted = expired is not None or unreachable
+        return Verdict(MISS) if doubted else judge(times, Policy(ttl=None), chain.clock)
 
     found = await chain.lookup(port, header.function, header.key, judged)
     entry = found.entry
