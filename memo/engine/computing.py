@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from binascii import b2a_base64
+from contextlib import suppress
 from typing import Any, Self
 
 from memo.engine import never_hits, replay, same_types, used_calls
@@ -113,8 +114,7 @@ async def compute(
             port, job, outcome.value, vouched, started, cost, arguments, gathered.life
         )
     except Exception as error:
-        emit(job, events.ERROR, reason="store", detail=told(error))
-        landing = Landing(outcome.value)
+        landing = _unstored(job, outcome.value, error)
     if landing.entry is None:
         landing = landing._replace(used=used)
     return landing._replace(known=known + watch, started=started, true=true)
@@ -323,6 +323,15 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         mend = "return plain data instead" if verb == "returned" else "raise one that can"
         warn_not_stored(job.function, value, fault, mend, verb)
         return None
+
+
+def _unstored(job: Job, value: Any, error: Exception) -> Landing:
+    """A result that could not be stored, since a `ttl` or `cache_if` raised; says so."""
+    emit(job, events.ERROR, reason="store", detail=told(error))
+    with suppress(UserWarning):  # an error here, and the result is the caller's
+        fault = f"cannot be stored ({told(error)})"
+        warn_not_stored(job.function, value, fault, "correct its ttl or cache_if")
+    return Landing(value)
 
 
 def warn_not_stored(

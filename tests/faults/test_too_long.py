@@ -20,6 +20,25 @@ def test_a_ttl_that_no_entry_can_hold(ttl: Any) -> None:
         memo.cache(ttl=ttl)(lambda: 1)
 
 
+@pytest.mark.parametrize(
+    "options", [{"ttl": lambda _: 10**10}, {"cache_if": lambda _: 1 / 0}], ids=["ttl", "cache_if"]
+)
+def test_a_callable_that_keeps_results_from_being_stored(options: Any) -> None:
+    """What a `ttl` or `cache_if` of the user's does wrong is said once, and costs no result."""
+
+    @memo.cache(**options)
+    def load(x: int) -> int:
+        return x
+
+    with isolated():
+        with pytest.warns(UserWarning, match=r"cannot be stored .*computed at each call") as caught:
+            assert load(1) == 1
+        assert len(caught) == 1
+        with recording() as seen:
+            assert load(1) == 1
+    assert [event.reason for event in seen if event.kind == "error"] == ["store"]
+
+
 @pytest.mark.parametrize("size", [10_000, 3_000_000])
 def test_long_names_of_tags_and_addresses(size: int, redis_server: RedisServer) -> None:
     """Invalidations of very long tags and addresses act, quickly, and block no others."""
