@@ -130,7 +130,7 @@ class Function:
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool = False) -> Call:
         """What a call is: see `Keyer.call`."""
-        if not self.keyer.method or not args:
+        if not self.keyer.takes_self or not args:
             return self.keyer.call(self.identity.digest(), args, kwargs, light)
         owner = self.owner(args)
         assert owner is not None

@@ -355,7 +355,7 @@ class Keyer:
 
     @method.setter
     def method(self, method: bool) -> None:
-        self._method = method
+        self._method = self.takes_self = method
         self._arrange()
 
     def _arrange(self) -> None:
@@ -473,6 +473,8 @@ class Keyer:
             TypeError: the arguments do not fit the function.
             HeavyError: with `light`: the arguments are big.
         """
+        if self._stateful:
+            return self._of_object(code, args, kwargs, light, state)
         steady = len(args) == self._repeatable and not kwargs
         if steady:
             for value in args:
@@ -489,6 +491,51 @@ class Keyer:
         if steady:
             self._remember(code, args, call)
         return call
+
+    def _of_object(
+        self,
+        code: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        light: bool,
+        state: State,
+    ) -> Call:
+        """The call of a method whose object has a state; as it was made before, if it was."""
+        kept_by = None
+        if not kwargs and len(args) == self._plain + 1:
+            kept_by = self._kept_by(args, state)
+            known = None if kept_by is None else self._repeated.get(kept_by)
+            if known is not None and known[0] == code:
+                return known[1]
+        call = self._call(code, args, kwargs, light, state)
+        if kept_by is not None:
+            self._remember(code, kept_by, call)
+        return call
+
+    def _kept_by(self, args: tuple[Any, ...], state: State) -> tuple[Any, ...] | None:
+        """The class, the types and the values that make the call of a method; None: keep none."""
+        own, *given = args
+        kind = type(own)
+        if self._special or not instances.is_plain(kind, state):
+            return None
+        held = instances.held(own, kind)
+        try:
+            given += [held[name] for name in state.names]
+        except KeyError:
+            return None
+        kinds = []
+        for value in given:
+            one = type(value)
+            if one is str:
+                if len(value) > LONG:
+                    return None
+            elif one is float:
+                if not value or value != value:  # noqa: PLR0124  # 0.0 is -0.0, NaN is no NaN
+                    return None
+            elif one is not int and one is not bool and value is not None:
+                return None
+            kinds.append(one)
+        return (kind, *kinds, *given)
 
     def _call(
         self,

@@ -57,6 +57,7 @@ class Attributes(NamedTuple):
     lost: tuple[tuple[str, str], ...] = ()
 
 
+_PLAINLY: Final[Any] = object.__getattribute__
 _made: Any = tuple.__new__  # a named tuple in half the time
 EMPTY: Final = Attributes()
 NOTHING_CHANGED: Final = Ended()
@@ -91,6 +92,20 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
         return _looked_up(own, state, light)
     found = _made(Attributes, (state.names, values, encodings, ()))
     return found
+
+
+def is_plain(kind: type, state: State) -> bool:
+    """Whether the attributes of an object count as they lie in its `__dict__`."""
+    if state.whole or state.learned or kind in _CHANGING:
+        return False
+    return not hasattr(kind, "__cache_key__") and not issubclass(kind, type)
+
+
+def held(own: Any, kind: type) -> dict[str, Any]:
+    """The attributes in the `__dict__` of an object; none where it has no such place."""
+    plainly = kind.__getattribute__ is _PLAINLY  # then the quicker way runs no code of the user's
+    found = getattr(own, "__dict__", None) if plainly else _held(own)
+    return found if type(found) is dict else {}
 
 
 def _looked_up(own: Any, state: State, light: bool) -> Attributes:

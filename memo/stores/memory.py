@@ -178,7 +178,7 @@ class Memory:
         entry = self._entries.get(name)
         if entry is None or (entry.expires is not None and self._clock.boot_ns() >= entry.expires):
             return None
-        with self._lock:  # moving it while another thread iterates would fail that iteration
+        with self._lock.lock:  # moving it while another thread iterates would fail that iteration
             if self._entries.get(name) is not entry:
                 return None
             self._entries.move_to_end(name)
