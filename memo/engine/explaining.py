@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -275,11 +276,29 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
         now = []
     for stamp, state in zip(generations, now, strict=False):
         if broken([stamp.state.text], [state.text]):
-            facts += await _turned(port, chain, stamp, state, header.times.started)
+            told = await _turned(port, chain, stamp, state, header.times.started)
+            path = await _path(port, chain, header, stamp)
+            facts += [f"{one}{path}" for one in told]
     for other in header.stamps:
         if isinstance(other, _SOURCES) and await dependencies.check(port, other):
             facts.append(f"{_source(other)}, which has changed")
     return facts
+
+
+async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> str:
+    """Through which cached calls an entry was built on a call; `""`: at once, or it is its own."""
+    groups = [s.ref.group for s in header.stamps if isinstance(s, Generation)]
+    called = [group[2:] for group in dict.fromkeys(groups) if group.startswith("f:")]
+    if stamp.ref.group[2:] in (*called[:1], *(called[1:2] if len(called) == 2 else ())):
+        return ""
+    through = []
+    for function in called[1:]:
+        if function == stamp.ref.group[2:]:
+            continue
+        used = await headers(port, chain, function)
+        if any(s.ref == stamp.ref for h in used for s in h.stamps if isinstance(s, Generation)):
+            through.append(label(function))
+    return f"; used through {' and '.join(through)}" if through else ""
 
 
 async def _doubts(port: Port, chain: Chain, header: Header) -> list[str]:
@@ -412,8 +431,17 @@ def _absent(
     if not facts:  # all that a summary tells is the same
         facts.append(_unlike(call, code, nearest))
     many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
-    facts.append(f"{many}: {rendering.address(nearest)}")
+    facts.append(f"{many}: {rendering.address(nearest)}{_by_value(nearest)}")
     return ARGUMENTS, facts, []
+
+
+def _by_value(header: Header) -> str:
+    """The arguments of an entry whose address shows the digest of one, such as of a tuple."""
+    if not re.search(r":[0-9a-f]{16}(:|$)", header.address):
+        return ""
+    told = json.loads(header.summary).items()
+    texts = [f"{name}={pair[0]}" for name, pair in told if not name.startswith(OWN)]
+    return f", which is {', '.join(texts)}" if texts else ""
 
 
 def _unlike(call: Call, code: str, nearest: Header) -> str:

@@ -546,3 +546,39 @@ def test_invalidations_name_their_function() -> None:
     told = [event.function for event in heard if event.kind == events.INVALIDATED]
     assert told == ["load", ""]
     assert memo.stats("load").functions["load"].invalidations == 1
+
+
+# --- values and paths ----------------------------------------------------------------------------
+
+
+@cache(name="path:load", ttl=None)
+def load_point(point: tuple[int, int]) -> int:
+    return sum(point)
+
+
+@cache(name="path:middle", ttl=None)
+def middle_point(point: tuple[int, int]) -> int:
+    return load_point(point) + 1
+
+
+@cache(name="path:top", ttl=None)
+def top_point(point: tuple[int, int]) -> int:
+    return middle_point(point) + 1
+
+
+def test_a_tuple_is_shown_by_its_value() -> None:
+    """Beside an address that has a digest of it stand the arguments as they are."""
+    load_point((1, 2))
+    told = str(load_point.explain((1, 3)))
+    assert "point is (1, 3); the nearest entry has (1, 2)" in told
+    assert "which is point=(1, 2)" in told
+
+
+def test_the_path_through_cached_calls_is_named() -> None:
+    """An inner call that was invalidated is named, and the calls between."""
+    assert top_point((1, 2)) == 5
+    load_point.invalidate((1, 2), reason="new data")
+    told = str(top_point.explain((1, 2)))
+    assert "path:load invalidated for this point" in told
+    assert "new data; used through path:middle" in told
+    assert "used through" not in str(middle_point.explain((1, 2)))
