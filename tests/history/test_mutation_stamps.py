@@ -71,7 +71,7 @@ def test_a_guard_is_missed(
     """Without it, a call gives what was invalidated before it began (I1)."""
 
     def make(attempt: int) -> Stage:
-        return Stage(nursery, tmp_path / str(attempt), 0.8, plan=plan(mutant, tiers, **more))
+        return Stage(nursery, tmp_path / str(attempt), 2.5, plan=plan(mutant, tiers, **more))
 
     assert noticed(make, history.stale)
 
