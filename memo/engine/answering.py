@@ -147,7 +147,7 @@ def _value(
     chain.floors.rise(key, started)
     reads = CURRENT.get()
     if reads is not None:
-        tell_entry(function, chain, call, entry)
+        tell_entry(function, chain, call, entry, begun)
     taken = time.perf_counter() - begun
     saved = 0.0 if reads is not None and reads.background else cost / SECOND
     facts = (events.HIT, function.id, key, tier, "", taken, entry.size, saved, "")
@@ -257,7 +257,7 @@ def told_hit(
     job.chain.floors.rise(job.call.text, times.started)
     stale = found.verdict.kind == STALE
     late = stale and found.verdict.reason == EXPIRED
-    tell_entry(job.function, job.chain, job.call, found.entry, stale=late)
+    tell_entry(job.function, job.chain, job.call, found.entry, begun, stale=late)
     if shared and not stale:
         _tell_shared(job, begun, times.cost / SECOND)
         return
@@ -401,7 +401,7 @@ async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: 
     if landing.fault:
         return await _alone(port, job)
     if leads:
-        tell_landing(job, landing)
+        tell_landing(job, landing, begun)
         return Raised(landing.error) if landing.error is not None else landing.value
     if not landing.true or landing.renewed:
         return AGAIN
@@ -419,7 +419,7 @@ async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: 
         return await _alone(port, job)
     cost = landing.entry.times.cost / SECOND if landing.entry else 0.0
     _tell_shared(job, begun, cost)
-    tell_landing(job, landing)
+    tell_landing(job, landing, begun)
     return value
 
 

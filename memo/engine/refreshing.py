@@ -6,9 +6,11 @@ on results of `cutoff` functions, which may have changed, is renewed where those
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from binascii import a2b_base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from memo.engine import used_calls
@@ -47,8 +49,8 @@ async def renew(
 ) -> Landing | None:
     """A value that proves right, since the results that it was built on come back equal.
 
-    They are asked in the order in which they were used, up to the first that is another: what was
-    used after that might never have been.
+    They are asked in the order in which they were used, those that were used together together, up
+    to the first that is another: what was used after that might never have been.
 
     Args:
         found: an entry that is `Unproven`.
@@ -65,12 +67,15 @@ async def renew(
     try:
         with inside(flight, alone=alone):
             doubts = await job.chain.doubtful(port, readings)
-            for at, doubt in enumerate(doubts):
-                if doubt:
-                    again = await _asked(port, readings[at].result, ask)
+            doubtful = [at for at, doubt in enumerate(doubts) if doubt]
+            for _, wave in itertools.groupby(doubtful, lambda at: readings[at].result.wave):
+                places = list(wave)
+                asked = await _together(port, [readings[at].result for at in places], ask)
+                for at, again in zip(places, asked, strict=False):
                     if again is None:
                         return None
-                    readings[at] = again
+                    wave_of = readings[at].result.wave
+                    readings[at] = again._replace(result=again.result._replace(wave=wave_of))
         own = results.own_result(entry.stamps)
         known = (*results.folded(absolute, readings), *([] if own is None else [own]))
         value = await load(port, found)
@@ -84,6 +89,35 @@ async def renew(
     emit(job, events.REVALIDATED, reason=why, seconds=taken, size=kept.size, saved=saved)
     started = entry.times.started
     return Landing(value, None, kept, used=known, known=known, started=started, renewed=True)
+
+
+async def _together(port: Port, wanted: Sequence[Result], ask: Ask) -> list[Reading | None]:
+    """Ask for results at the same time, on an event loop; else in a row, up to the first None."""
+    found: list[Reading | None] = []
+    if not port.native or len(wanted) == 1:
+        for result in wanted:
+            found.append(await _asked(port, result, ask))
+            if found[-1] is None:
+                break
+        return found
+    found += [None] * len(wanted)
+
+    async def one(port: Port, at: int) -> None:
+        found[at] = await _asked(port, wanted[at], ask)
+
+    waiters = [port.waiter() for _ in wanted]
+    handles = [
+        port.spawn(functools.partial(one, at=at), "memo-ask", waiter.set)
+        for at, waiter in enumerate(waiters)
+    ]
+    try:
+        for waiter in waiters:
+            await port.wait(waiter, None)
+    except BaseException:
+        for handle in handles:
+            handle.cancel()
+        raise
+    return found
 
 
 async def _asked(port: Port, result: Result, ask: Ask) -> Reading | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -62,6 +64,8 @@ class Reads:
         "_others",
         "_results",
         "_states",
+        "_wave",
+        "_wave_began",
         "background",
         "life",
         "over",
@@ -78,19 +82,28 @@ class Reads:
         self._others: dict[Stamp, None] = {}
         self._results: dict[tuple[str, str], Reading] = {}
         self.life: Life | None = None
+        self._wave = 0
+        self._wave_began = math.inf
         self.sound = True
         self.over = False
 
-    def add(self, new: tuple[Stamp, ...]) -> None:
-        """Add the stamps of an entry that was used."""
+    def add(self, new: tuple[Stamp, ...], begun: float = math.inf) -> None:
+        """Add the stamps of an entry that was used.
+
+        Args:
+            begun: when it was asked for, by `time.perf_counter`; infinity: just now.
+        """
         if new and type(new[-1]) is Result:
             own = own_result(new)
+            wave = self._wave_of(begun)
             if own is not None:
-                self._read(Reading(own, new[:-1]))
+                self._read(Reading(own._replace(wave=wave), new[:-1]))
                 return
             absolute, readings = unfolded(new)
             for reading in readings:
-                self._read(reading)
+                inner = reading.result
+                self._wave = max(self._wave, wave + inner.wave)
+                self._read(reading._replace(result=inner._replace(wave=wave + inner.wave)))
             new = tuple(absolute)
         for stamp in new:
             if type(stamp) is Generation:
@@ -109,6 +122,14 @@ class Reads:
         own = self.life
         if own is None or (not life.stale, life.until) < (not own.stale, own.until):
             self.life = life
+
+    def _wave_of(self, begun: float) -> int:
+        """The number of what was asked for at a time: a new one, if something was there by then."""
+        if begun >= self._wave_began:
+            self._wave += 1
+            self._wave_began = math.inf
+        self._wave_began = min(self._wave_began, time.perf_counter())
+        return self._wave
 
     def _read(self, reading: Reading) -> None:
         result = reading.result
@@ -229,17 +250,24 @@ def tell(used: tuple[Stamp, ...] | None) -> None:
 
 
 def tell_entry(
-    function: Function, chain: Chain, call: Call, entry: Entry, *, stale: bool = False
+    function: Function,
+    chain: Chain,
+    call: Call,
+    entry: Entry,
+    begun: float = math.inf,
+    *,
+    stale: bool = False,
 ) -> None:
     """Tell the computation around this call, if any, which entry has answered it.
 
     Args:
+        begun: when it was asked for, by `time.perf_counter`.
         stale: it has expired, whatever its age.
     """
     reads = CURRENT.get()
     if reads is None or reads.over:
         return
-    reads.add(entry.stamps)
+    reads.add(entry.stamps, begun)
     if entry.flags & RAISED:
         return
     left = remaining(entry.times, function.policy, chain.clock, function.live_ttl())
@@ -251,12 +279,12 @@ def tell_entry(
         reads.expires(Life(until if beyond is None else beyond[1], left <= 0, call, entry))
 
 
-def tell_landing(job: Job, landing: Landing) -> None:
+def tell_landing(job: Job, landing: Landing, begun: float = math.inf) -> None:
     """Tell the computation around this call, if any, what has landed for it."""
     if landing.entry is None or landing.used is None:
         tell(landing.used)
     else:
-        tell_entry(job.function, job.chain, job.call, landing.entry)
+        tell_entry(job.function, job.chain, job.call, landing.entry, begun)
 
 
 # --- threads --------------------------------------------------------------------------------------

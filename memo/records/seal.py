@@ -574,6 +574,6 @@ def _stamp(row: list[Any]) -> Stamp:
     if kind == "c":
         return Call(*row[1:])
     if kind == "r":
-        _, function, key, digest, arguments, beneath = row
-        return Result(function, key, digest, arguments, tuple(beneath))
+        _, function, key, digest, arguments, beneath, wave = row
+        return Result(function, key, digest, arguments, tuple(beneath), wave)
     raise ValueError(f"unknown stamp {kind!r}")

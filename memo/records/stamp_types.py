@@ -109,6 +109,8 @@ class Result(NamedTuple):
             cannot be asked again.
         beneath: places of the stamps that vouch for the value; none: the entry that has this stamp
             is the one of the call itself.
+        wave: results that were asked for at the same time, before any of them was there, have the
+            same number; what was asked for after that has a higher one.
     """
 
     function: str
@@ -116,6 +118,7 @@ class Result(NamedTuple):
     digest: str
     arguments: str = ""
     beneath: tuple[int, ...] = ()
+    wave: int = 0
 
 
 Stamp = Generation | File | Call | Result

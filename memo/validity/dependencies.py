@@ -336,13 +336,12 @@ class Dependencies:
         return {name: flat[name] for name in (flat if names is None else names) if name in flat}
 
     def _packed(self, function: Callable[..., Any], needed: Mapping[str, Any]) -> str:
+        encoded, why = None, f"take more than {ARGUMENTS // 1024} KiB"
         try:
             encoded = codec.encode(needed)
         except Exception as error:
-            encoded = None
             why = f"cannot be pickled ({type(error).__name__})"
         if encoded is None or encoded.payload is not None or len(encoded.stream) > ARGUMENTS:
-            why = why if encoded is None else f"take more than {ARGUMENTS // 1024} KiB"
             raise DependencyError(
                 f"{self.identity}: the arguments of depends_on {shown(function)} {why}; an entry "
                 "has to hold them, to ask again: declare smaller ones, such as an id."

@@ -49,7 +49,8 @@ def folded(absolute: Iterable[Stamp], readings: Iterable[Reading]) -> tuple[Stam
             if type(stamp) is not Result:
                 moved[at] = place(stamp)
             elif stamp.beneath:
-                moved[at] = place(stamp._replace(beneath=tuple(moved[i] for i in stamp.beneath)))
+                beneath = tuple(moved[i] for i in stamp.beneath)
+                moved[at] = place(stamp._replace(beneath=beneath, wave=0))
         beneath = tuple(to for at, to in moved.items() if at not in claimed)
         directly.append(result._replace(beneath=beneath))
     return (*made, *directly)

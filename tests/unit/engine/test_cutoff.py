@@ -374,6 +374,41 @@ def test_what_was_used_after_a_change_is_not_asked(way: Way, place: str) -> None
     assert RUNS == {"choice": 1, "right": 1}
 
 
+def test_what_was_used_together_is_asked_together(place: str) -> None:
+    """Loads that an async function gathered are asked at the same time, not one after the other."""
+    under_way: list[int] = [0, 0]
+
+    @memo.cache(ttl=None, version="1", cutoff=True)
+    async def load(x: int) -> int:
+        under_way[0] += 1
+        under_way[1] = max(under_way)
+        await asyncio.sleep(0.01)
+        under_way[0] -= 1
+        return x
+
+    @memo.cache(ttl=None, version="1")
+    async def together() -> int:
+        RUNS["outer"] += 1
+        return sum(await asyncio.gather(*map(load, range(20))))
+
+    @memo.cache(ttl=None, version="1")
+    async def in_a_row() -> int:
+        RUNS["outer"] += 1
+        return sum([await load(x) for x in range(20, 25)])
+
+    async def main(outer: Any, total: int) -> None:
+        assert await outer() == total
+        load.invalidate()
+        under_way[1] = 0
+        assert await outer() == total
+
+    asyncio.run(main(together, 190))
+    assert under_way[1] == 20
+    asyncio.run(main(in_a_row, 110))
+    assert under_way[1] == 1
+    assert RUNS == {"outer": 2}
+
+
 def test_two_results_of_which_one_vouches_for_the_other(way: Way, place: str) -> None:
     """A result that is used directly counts, though another one that was built on it is equal."""
     RAW["x"] = 11
