@@ -201,7 +201,10 @@ class _Elementwise(CachedFunction[P, R]):
         """As `is_cached`, without blocking the event loop."""
         return await self._is_cached(native(), args, kwargs)
 
-    async def _explain(self, port: Any, args: Any, kwargs: dict[str, Any]) -> Explanation:
+    async def _explain(
+        self, port: Any, args: Any, kwargs: dict[str, Any], plan: bool
+    ) -> Explanation:
+        kwargs, wanted = self._apart(kwargs, "plan", plan, False)
         function = aged(self._function, self._mode())
         made = await elements.batch(port, function, self._each, args, kwargs)
         if not made.places:
@@ -210,20 +213,28 @@ class _Elementwise(CachedFunction[P, R]):
         found: Explanation | None = None
         for place in made.places.values():
             explanation = await self._told(port, function, place)
+            if found is None or not explanation.hit:
+                found, asked = explanation, place.job
             if not explanation.hit:
-                return explanation
-            found = found or explanation
-        return cast("Explanation", found)
+                break
+        assert found is not None
+        if not wanted:
+            return found
+        return await self._planned(port, function, found, asked.args, asked.kwargs)
 
     @helper()
-    def explain(self, /, *args: Any, **kwargs: Any) -> Explanation:
-        """Would every element hit, and if not, why does the first one miss?"""
-        return drive(self._explain(BLOCKING, args, kwargs))
+    def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
+        """Would every element hit, and if not, why does the first one miss?
+
+        Args:
+            plan: tell also what would run beneath that element.
+        """
+        return drive(self._explain(BLOCKING, args, kwargs, plan))
 
     @helper()
-    async def aexplain(self, /, *args: Any, **kwargs: Any) -> Explanation:
+    async def aexplain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
         """As `explain`, without blocking the event loop."""
-        return await self._explain(native(), args, kwargs)
+        return await self._explain(native(), args, kwargs, plan)
 
 
 class ElementwiseFunction(_Elementwise[P, R]):

@@ -106,6 +106,9 @@ async def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert ran(done.text("again")) == {"nothing"}
     assert ran(done.text("touch")) == {"clean US"}
     assert "1 revalidated" in done.text("touch")
+    plan = r"plan:\n\s+revalidate report:EU:US:ASIA .*\n\s+compute clean:US \(file changed\)"
+    assert re.search(plan, done.text("touch"))
+    assert re.search(plan, done.text("file"))
     assert "orders-US.csv, which has changed" in done.text("explain")
     assert ran(done.text("file")) == {"clean US", "report"}
     assert ran(done.text("code")) == everything

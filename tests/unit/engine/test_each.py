@@ -592,6 +592,7 @@ def test_peek_and_put_and_is_cached(way: Way, place: str) -> None:
     assert not load.is_cached([1, 3])
     assert "the nearest entry" in str(load.explain([1, 3]))
     assert load.explain([1, 2]).hit
+    assert "plan:" in str(load.explain([1, 3], plan=True))
     assert RUNS == []
     with pytest.raises(OptionError, match="1 results for 2 elements"):
         load.put([1], [1, 2])
