@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import socket
 import string
 import subprocess
@@ -16,9 +15,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from deployments import Authority, tls_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_records import A, B, record, wait_for
@@ -639,37 +640,15 @@ def test_fork_with_live_connections(tier: Redis) -> None:
     results.close()
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A directory with `key` and `cert` of a server on localhost."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl")
-    home = tmp_path_factory.mktemp("tls")
-    options = "req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=localhost"
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    command = [openssl, *options.split(), "-addext", names]
-    subprocess.run(command, cwd=home, check=True, capture_output=True)
-    return home
-
-
-def test_tls(redis_server: RedisServer, certificate: Any, tmp_path: Any, run: Run) -> None:
-    """`rediss://` works over both ports; a certificate that nobody vouches for is refused."""
-    port = random.randrange(20_000, 32_000)
-    files = {"cert": "cert", "key": "key", "ca-cert": "cert"}
-    options = [w for f, n in files.items() for w in (f"--tls-{f}-file", str(certificate / n))]
-    options += ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", "--save", ""]
-    command = [redis_server.binary, *options, "--dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-        secure = f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}/cert"
+def test_tls(tmp_path: Path, run: Run) -> None:
+    """`rediss://` works over both ports; a certificate that is not vouched for is refused."""
+    authority = Authority(tmp_path / "ca")
+    with tls_server(tmp_path, authority, mutual=False) as server:
+        secure = f"rediss://localhost:{server.port}/0?ssl_ca_certs={authority.file}"
         trusted = Redis(secure, deadline=2, tracking=True)
-        doubted = Redis(f"rediss://127.0.0.1:{port}/0", deadline=2)
-        plain = Redis(f"redis://127.0.0.1:{port}/0")
+        doubted = Redis(f"rediss://127.0.0.1:{server.port}/0", deadline=2)
+        plain = Redis(f"redis://127.0.0.1:{server.port}/0")
         try:
-            if not wait_for(lambda: server.poll() is not None or listening(port)):
-                pytest.fail("the server did not start")
-            if server.poll() is not None:
-                pytest.skip("this redis-server has no TLS")
             big = payload(3_000_000)
             run(lambda port: trusted.store(port, "memo:k", b"value", big, None))
             assert run(lambda port: trusted.lookup(port, "memo:k")).record == b"value"
@@ -685,7 +664,6 @@ def test_tls(redis_server: RedisServer, certificate: Any, tmp_path: Any, run: Ru
             trusted.close()
             doubted.close()
             plain.close()
-            server.terminate()
 
 
 def hears(tier: Redis) -> bool:
