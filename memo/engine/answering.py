@@ -107,7 +107,7 @@ def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: flo
         return call
     if found is None:
         return call
-    if isinstance(found, Asked):
+    if not isinstance(found, Entry):
         found.begun, found.since = begun, since
         return found
     return _value(function, chain, call, found, begun, chain.tiers[0].name)

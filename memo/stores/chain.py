@@ -380,7 +380,8 @@ class Chain:
             if host is not None and not self._asks:
                 entry = self._in_first(name, key)
                 if entry is not None and entry.plain:
-                    if broken(entry.recorded, host.generations.texts(entry.claims)):
+                    recorded = [text for _, _, _, text, _ in entry.claims]
+                    if broken(recorded, host.generations.texts(entry.claims)):
                         return None
                     return None if self.floors.older(key, entry.times.started) else entry
             return None if self._prompt is None else self._asked(self._prompt, port, name, key)
