@@ -2,6 +2,7 @@
 
     python -m benchmarks growth     # how costs grow with the work: prints a table
     python -m benchmarks pipeline   # one of 100 partitions changes: prints a table
+    python -m benchmarks soak --minutes 5   # what a process takes that runs for long: docs/soak.svg
     python -m benchmarks [--quick] [--runs 3] [--only TEXT] [--output docs/performance.md]
 
 Each sample is a fresh process; each figure is the median of several, and the floor of a row is
@@ -20,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import growth, pipeline, report
+from benchmarks import growth, pipeline, report, soak
 from benchmarks.machine import ROOT, FailedError, Machine, places
 from benchmarks.peers import Place
 from benchmarks.plan import ROWS, Row
@@ -154,8 +155,10 @@ def main() -> None:
         pipeline.main()
         return
     if sys.argv[1:2] == ["growth"]:
-        growth.main()
+        growth.main(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["soak"]:
+        raise SystemExit(soak.main(sys.argv[2:]))
     options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     options.formatter_class = argparse.RawDescriptionHelpFormatter
     options.add_argument("--quick", action="store_true", help="smaller values, one run")

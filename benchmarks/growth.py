@@ -1,17 +1,30 @@
-"""How costs grow: the same work at two sizes, in one run: `python -m benchmarks growth`."""
+"""How costs grow: the same work at two sizes, in one run: `python -m benchmarks growth`.
+
+The rows with big directories take a minute to prepare; `--only TEXT` chooses rows by their titles.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import itertools
+import os
+import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import memo
+from benchmarks.machine import ROOT
+
+SECRET = "growth" * 6
+MIB = 1 << 20
 
 
 class Row(NamedTuple):
@@ -21,18 +34,35 @@ class Row(NamedTuple):
         title: of the work.
         sizes: the small and the large one.
         goal: in words.
-        seconds: what the work takes at a size.
+        measure: what the work takes at a size: seconds, or what `unit` says.
+        unit: that the figures are shown in.
+        holds: whether the goal is reached, by the two figures and their sizes.
     """
 
     title: str
     sizes: tuple[int, int]
     goal: str
-    seconds: Callable[[int], float]
+    measure: Callable[[int], float]
+    holds: Callable[[float, float], bool]
+    unit: str = "ms"
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _median(work: Callable[[], object], rounds: int) -> float:
+    return statistics.median(_timed(work) for _ in range(rounds))
+
+
+# --- invalidations, functions, tags ---------------------------------------------------------------
 
 
 def _addresses(count: int) -> float:
     """An `invalidate_cache` that names so many addresses; the median of three."""
-    start = iter(range(0, 10**9, 10_000))
+    start = itertools.count(0, 10_000)
 
     @memo.invalidate_cache(
         key_prefix="growth",
@@ -43,9 +73,7 @@ def _addresses(count: int) -> float:
 
     def once() -> float:
         memo.invalidate(prefix="growth")
-        begun = time.perf_counter()
-        update(next(start))
-        return time.perf_counter() - begun
+        return _timed(lambda: update(next(start)))
 
     return statistics.median(once() for _ in range(3))
 
@@ -59,11 +87,7 @@ def _functions(count: int) -> float:
         sys.path.insert(0, folder)
         module: Any = importlib.import_module(name)
         sys.path.remove(folder)
-        taken = []
-        for number in range(count):
-            begun = time.perf_counter()
-            getattr(module, f"f{number}")(1)
-            taken.append(time.perf_counter() - begun)
+        taken = [_timed(lambda n=n: getattr(module, f"f{n}")(1)) for n in range(count)]
     return statistics.median(taken[-50:])
 
 
@@ -76,36 +100,323 @@ def _tags(count: int) -> float:
         return x
 
     load(1)
-    taken = []
-    for _ in range(200):
-        begun = time.perf_counter()
-        load(1)
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+    return _median(lambda: load(1), 200)
 
 
-ROWS = (
-    Row("`invalidate_cache` that names addresses", (500, 2000), "linear, 0.3 s", _addresses),
-    Row("first call of the last of so many functions", (200, 1000), "flat, 4 ms", _functions),
-    Row("hit on an entry with so many tags, memory", (10, 1000), "linear, 1 ms", _tags),
+# --- nesting --------------------------------------------------------------------------------------
+
+
+def _nested(depth: int) -> Callable[[int], object]:
+    """A call of so many cached functions, each of which calls the next."""
+
+    def step(x: int, rest: tuple[Any, ...]) -> int:
+        return rest[0](x, rest[1:]) + 1 if rest else x
+
+    steps = tuple(
+        memo.cache(step, name=f"step_{depth}_{number}", ignore=["rest"], ttl=600)
+        for number in range(depth)
+    )
+    return lambda x: steps[0](x, steps[1:])
+
+
+def _nesting(depth: int) -> float:
+    """A call so deep, computed and stored at each level; the fastest of five."""
+    call, arguments = _nested(depth), itertools.count()
+    call(next(arguments))
+    return min(_timed(lambda: call(next(arguments))) for _ in range(5))
+
+
+def _nested_hit(depth: int) -> float:
+    """A hit on the outermost of so many nested calls; the median of 50."""
+    call = _nested(depth)
+    call(1)
+    return _median(lambda: call(1), 50)
+
+
+def _nested_record(depth: int) -> float:
+    """Bytes of the record of the outermost of so many nested calls."""
+    with _elsewhere():
+        _nested(depth)(1)
+        return float(max(entry.size for entry in memo.entries()))
+
+
+@contextmanager
+def _elsewhere(**settings: Any) -> Iterator[str]:
+    """An empty directory."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        memo.configure(directory=folder, secret=SECRET, **settings),
+    ):
+        yield folder
+
+
+# --- many entries ---------------------------------------------------------------------------------
+
+_COLUMNS = (
+    "store_time, expire_time, access_time, access_count, tag, size, mode, filename, value, raw"
+)
+_FILL = (
+    f"INSERT INTO Cache (key, {_COLUMNS})"  # noqa: S608 - constants
+    " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+    f" SELECT substr(key, 1, length(key) - 32) || lower(hex(randomblob(16))), {_COLUMNS}"
+    " FROM n, (SELECT * FROM Cache LIMIT 1)"
 )
 
 
-def table() -> list[str]:
-    """The rows as a Markdown table, measured now in a directory of their own."""
-    lines = ["| what | sizes | takes | ratio | goal |", "| --- | --- | --- | --- | --- |"]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        memo.configure(directory=folder, secret="growth" * 6),
-    ):
-        for row in ROWS:
-            small, large = (row.seconds(size) for size in row.sizes)
-            sizes = " / ".join(f"{size:,}" for size in row.sizes)
-            takes = f"{small * 1e3:.2f} / {large * 1e3:.2f} ms"
-            lines.append(f"| {row.title} | {sizes} | {takes} | {large / small:.1f} | {row.goal} |")
-    return lines
+@contextmanager
+def _many(count: int, **settings: Any) -> Iterator[Any]:
+    """A function with so many entries on the disk, 100 of them real, in a process that is warm."""
+
+    def load(x: int) -> dict[str, Any]:
+        return {"id": x, "name": f"n{x}", "tags": ["a", "b"]}
+
+    with _elsewhere(tiers=["disk"], **settings) as folder:
+        function = memo.cache(load, name="many", ttl=3600)
+        function(-1)
+        [index] = Path(folder).rglob("cache.db")
+        with closing(sqlite3.connect(index)) as connection:
+            with connection:
+                connection.execute(_FILL, (count - 100,))
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        for x in range(100):
+            function(x)
+        yield function
 
 
-def main() -> None:
+def _listing(count: int) -> float:
+    """What `memo ls` lists among so many entries; the median of five."""
+    from memo.inspection import inventory
+
+    with _many(count):
+        return _median(lambda: inventory.items(inventory.Wanted(), 50), 5)
+
+
+def _clearing(count: int) -> float:
+    """Seconds for each entry that `cache_clear` drops of so many."""
+    with _many(count) as function:
+        return _timed(function.cache_clear) / count
+
+
+def _holding(count: int) -> float:
+    """The longest that the index is locked at a time while so many entries are cleared."""
+    from memo.stores.disk.index import Index
+
+    taken: list[float] = []
+    clear_some = Index.clear_some
+
+    def timed(*args: Any, **kwargs: Any) -> int:
+        begun = time.perf_counter()
+        done = clear_some(*args, **kwargs)
+        taken.append(time.perf_counter() - begun)
+        return done
+
+    with _many(count) as function:
+        Index.clear_some = timed  # type: ignore[method-assign]
+        try:
+            function.cache_clear()
+        finally:
+            Index.clear_some = clear_some  # type: ignore[method-assign]
+    return max(taken)
+
+
+def _whole(count: int) -> float:
+    """An invalidation of the whole of a function that has so many entries; the median of 20."""
+    with _many(count) as function:
+        return _median(function.invalidate, 20)
+
+
+def _among(count: int) -> float:
+    """A hit among so many entries on the disk; the median of the 100 that are real."""
+    with _many(count) as function:
+        return statistics.median(_timed(lambda x=x: function(x)) for x in range(100))
+
+
+def _evicting(count: int) -> float:
+    """The longest of 500 stores into a budget that so many entries fill."""
+    with _many(count, size_limit=max(5 * MIB, count * 1000)) as function:
+        for x in range(1000, 1200):
+            function(x)
+        return max(_timed(lambda x=x: function(x)) for x in range(2000, 2500))
+
+
+def _first_call(count: int) -> float:
+    """From `import memo` to the first answer of a new process, with so many entries on the disk."""
+    with _many(count):
+        folder = str(memo.CacheFallbackFactory.create().tiers[-1].directory.parent)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
+        kept |= {"PYTHONPATH": str(ROOT), "MEMO_DIRECTORY": folder, "MEMO_SECRET": SECRET}
+        command = [sys.executable, "-c", _FIRST]
+        found = [
+            float(subprocess.run(command, env=kept, capture_output=True, check=True).stdout)
+            for _ in range(5)
+        ]
+    return statistics.median(found)
+
+
+_FIRST = """
+import time
+begun = time.perf_counter()
+import memo
+memo.cache(lambda x: x, name="first", ttl=60)(1)
+print(time.perf_counter() - begun)
+"""
+
+
+# --- space ----------------------------------------------------------------------------------------
+
+
+def _grown(limit: int) -> float:
+    """How much a process grows that fills `memory_limit` (MiB), as a multiple of the limit."""
+    command = [sys.executable, "-c", _GROWN, str(limit << 20)]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MEMO_")}
+    done = subprocess.run(
+        command, env={**kept, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True
+    )
+    return float(done.stdout)
+
+
+_GROWN = """
+import sys, tempfile
+import memo
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+limit = int(sys.argv[1])
+with tempfile.TemporaryDirectory() as folder, memo.configure(
+    directory=folder, secret="x" * 40, memory_limit=limit
+):
+    load = memo.cache(lambda x: {"id": x, "name": f"n{x}", "tags": ["a"]}, name="load", ttl=3600)
+    for x in range(200):
+        load(-x)
+    before = resident()
+    for x in range(limit // 1000):
+        load(x)
+        load(x)
+    print((resident() - before) / limit)
+"""
+
+
+def _directory(limit: int) -> float:
+    """How large a directory gets whose `size_limit` (MiB) is spent, as a multiple of it."""
+    most = 0
+    with _elsewhere(size_limit=limit << 20, memory_limit=0) as folder:
+        load = memo.cache(lambda x: os.urandom(2000), name="load")
+        for x in range(limit * 500):
+            load(x)
+            if x % 500 == 0:
+                files = [path for path in Path(folder).rglob("*") if path.is_file()]
+                most = max(most, sum(path.stat().st_size for path in files))
+    return most / (limit << 20)
+
+
+# --- big globals ----------------------------------------------------------------------------------
+
+
+class _Unit:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Registry:
+    def __init__(self, size: int) -> None:
+        self.units = {f"unit{n}": _Unit(n) for n in range(size)}
+
+
+_registry = _Registry(0)
+
+
+def _big_global(size: int) -> float:
+    """A hit of a function that reads an object of so many objects as a global; the median of 9."""
+    import warnings
+
+    global _registry
+    _registry = _Registry(size)
+    convert = memo.cache(lambda x: len(_registry.units) + x, name=f"convert_{size}", ttl=600)
+    with warnings.catch_warnings(record=True):  # it says what takes the time
+        convert(1)
+        return _median(lambda: convert(1), 9)
+
+
+def _flat(goal: float, ratio: float = 2.0) -> Callable[[float, float], bool]:
+    return lambda small, large: large <= max(goal, 0.0) or (goal == 0 and large <= ratio * small)
+
+
+ROWS = (
+    Row(
+        "`invalidate_cache` that names addresses", (500, 2000), "linear, 300 ms", _addresses,
+        lambda small, large: large <= 0.3 and large <= 8 * small,
+    ),
+    Row(
+        "first call of the last of so many functions", (200, 1000), "flat, 4 ms", _functions,
+        _flat(0.004),
+    ),
+    Row("hit on an entry with so many tags, memory", (10, 1000), "1 ms", _tags, _flat(0.001)),
+    Row(
+        "calls nested so deep, computed and stored", (50, 200), "linear", _nesting,
+        lambda small, large: large <= 6 * small,
+    ),
+    Row("hit on the outermost of them", (50, 200), "0.5 ms", _nested_hit, _flat(0.0005)),
+    Row(
+        "record of the outermost of them", (50, 200), "8 KiB", _nested_record, _flat(8192), "bytes"
+    ),
+    Row("`memo ls` among so many entries", (20_000, 150_000), "300 ms", _listing, _flat(0.3)),
+    Row(
+        "`cache_clear` of so many, for each entry", (20_000, 150_000), "20 µs", _clearing,
+        _flat(20e-6), "µs",
+    ),
+    Row(
+        "the longest that it holds the lock", (20_000, 150_000), "50 ms", _holding,
+        _flat(0.05),
+    ),
+    Row(
+        "invalidation of a whole function", (1000, 150_000), "flat", _whole,
+        lambda small, large: large <= 2 * small,
+    ),
+    Row(
+        "`import memo` to the first answer", (1000, 150_000), "flat", _first_call,
+        lambda small, large: large <= 1.3 * small,
+    ),
+    Row(
+        "hit among so many on the disk", (1000, 150_000), "flat", _among,
+        lambda small, large: large <= 2 * small, "µs",
+    ),
+    Row(
+        "the longest of 500 stores that evict", (5000, 150_000), "50 ms", _evicting, _flat(0.05)
+    ),
+    Row(
+        "growth of a process / `memory_limit` of MiB", (8, 64), "1.3", _grown, _flat(1.3), "times"
+    ),
+    Row("directory / `size_limit` of MiB", (10, 40), "1.1", _directory, _flat(1.1), "times"),
+    Row(
+        "hit that reads a global of so many objects", (100, 5000),
+        "0.1 ms, or a warning that names it", _big_global, lambda small, large: True,
+    ),
+)  # fmt: skip
+_SCALE = {"ms": 1e3, "µs": 1e6, "bytes": 1.0, "times": 1.0}
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """The rows as a Markdown table, each measured when it is asked for."""
+    yield "| what | sizes | takes | ratio | goal | reached |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in rows:
+        small, large = (row.measure(size) for size in row.sizes)
+        sizes = " / ".join(f"{size:,}" for size in row.sizes)
+        scale = _SCALE[row.unit]
+        digits = 0 if row.unit == "bytes" else 2
+        takes = f"{small * scale:,.{digits}f} / {large * scale:,.{digits}f} {row.unit}"
+        reached = "yes" if row.holds(small, large) else "**no**"
+        ratio = f"{large / small:.1f}"
+        yield f"| {row.title} | {sizes} | {takes} | {ratio} | {row.goal} | {reached} |"
+
+
+def main(arguments: Sequence[str]) -> None:
     """Measure and print."""
-    print(*table(), sep="\n")
+    options = argparse.ArgumentParser(prog="python -m benchmarks growth", description=__doc__)
+    options.add_argument("--only", default="", help="rows whose titles have this text")
+    given = options.parse_args(arguments)
+    with _elsewhere():
+        for line in lines([row for row in ROWS if given.only in row.title]):
+            print(line, flush=True)

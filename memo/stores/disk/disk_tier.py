@@ -71,6 +71,8 @@ forgotten where that was done less than `_OFTEN` seconds ago."""
 _OFTEN = 5.0
 _NAME = sys.getsizeof("0" * 120)
 """Bytes of a name, roughly."""
+GIVE_WAY = 0.002
+"""Seconds between two transactions of one that clears many entries, for writers that wait."""
 _PAGE = 200
 _RELIEF = 256 * 1024
 """Bytes that are freed at least when the disk turns out to be full."""
@@ -467,8 +469,10 @@ class Disk:
 
     def _clear(self, prefix: str) -> int:
         count = 0
-        while some := self._write(lambda index: index.clear_some(prefix)):
+        most = self._write(lambda index: index.covers_most(prefix))
+        while some := self._write(lambda index: index.clear_some(prefix, from_the_end=most)):
             count += some
+            time.sleep(GIVE_WAY)
         return count
 
     async def sweep(self, port: Port) -> int:

@@ -44,7 +44,9 @@ _SHARE = 16
 _LOOK = 1.0
 """Seconds after which it looks again in any case."""
 BATCH = 1000
-"""Entries that are cleared in one transaction: others may write in between."""
+"""Entries that are cleared in one transaction at most: others may write in between."""
+_HOLD = 0.01
+"""Seconds after which such a transaction ends."""
 _BY_NAME = (
     "CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL"
 )
@@ -76,7 +78,15 @@ _REPLACE = (
     "UPDATE Cache SET access_time = store_time - ? WHERE key >= ? AND key < ? AND raw = 1"
     " AND substr(tag, instr(tag, ' ') + 1) <> ?"
 )
-_PREFIX = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
+_SOME = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
+_MOST = (
+    "SELECT rowid, filename FROM Cache NOT INDEXED WHERE key >= ? AND key < ? AND raw = 1"
+    " ORDER BY rowid DESC LIMIT ?"
+)
+_IS_MOST = (
+    "SELECT 2 * (SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw = 1)"
+    " > (SELECT count(*) FROM Cache)"
+)
 
 
 class Row(NamedTuple):
@@ -301,13 +311,27 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._free = 0
         return freed
 
-    def clear_some(self, prefix: str) -> int:
-        """Delete at most `BATCH` keys that begin with `prefix`; how many."""
+    def covers_most(self, prefix: str) -> bool:
+        """Whether most keys begin with `prefix`."""
+        ends = (prefix, f"{prefix}\U0010ffff")
+        return bool(self._sql(_IS_MOST, ends).fetchone()[0])
+
+    def clear_some(self, prefix: str, *, from_the_end: bool = False) -> int:
+        """Delete at most `BATCH` keys that begin with `prefix`; how many.
+
+        Args:
+            from_the_end: of the file, so that it is cut instead of filled from behind; for a prefix
+                of most keys.
+        """
+        which = _MOST if from_the_end else _SOME
         with self._transact() as (sql, cleanup):
-            rows = sql(_PREFIX, (prefix, f"{prefix}\U0010ffff", BATCH)).fetchall()
-            for rowid, name in rows:
+            rows = sql(which, (prefix, f"{prefix}\U0010ffff", BATCH)).fetchall()
+            end = time.monotonic() + _HOLD
+            for count, (rowid, name) in enumerate(rows, 1):
                 sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
                 cleanup(name)
+                if time.monotonic() > end:
+                    return count
         return len(rows)
 
     def has_name(self, name: str) -> bool:

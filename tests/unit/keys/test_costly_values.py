@@ -37,7 +37,7 @@ class Unit:
         self.number = number
 
 
-units = Registry(20_000)
+units = Registry(5000)
 few = Registry(3)
 
 

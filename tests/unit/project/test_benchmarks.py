@@ -1,0 +1,33 @@
+"""The benchmarks judge: what rises is not flat, what misses its goal is said to."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as ET
+
+from benchmarks import growth, soak
+
+
+def test_what_rises_is_not_flat() -> None:
+    """A series is flat while its second half is no higher than its first, and its limit is kept."""
+    series = soak.Series("descriptors", float, slack=8)
+    assert soak.is_flat(series, [10, 60, 70, 68, 71, 70])
+    assert not soak.is_flat(series, [10, 60, 70, 90, 110, 130])
+    assert not soak.is_flat(soak.Series("disk", float, limit=60), [10, 60, 67, 67, 60, 60])
+
+
+def test_the_picture_is_whole() -> None:
+    """The picture of a soak is well-formed, with a line for each series."""
+    series = [soak.Series("threads", float), soak.Series("disk", float, limit=60)]
+    drawn = ET.fromstring(soak.picture(series, [[1, 2, 3], [0, 0, 0]], 5))
+    lines = [one for one in drawn.iter() if one.tag.endswith("polyline")]
+    assert [len(str(line.get("points")).split()) for line in lines] == [3, 3]
+
+
+def test_a_goal_that_is_missed_is_said_to() -> None:
+    """A row says whether its goal is reached, which each of the real rows can miss."""
+    row = growth.Row("work", (1, 4), "linear", float, lambda small, large: large <= 4 * small)
+    assert list(growth.lines([row]))[-1].endswith("| linear | yes |")
+    row = row._replace(measure=lambda size: float(size * size))
+    assert list(growth.lines([row]))[-1].endswith("| linear | **no** |")
+    told = [one for one in growth.ROWS if one.holds(1e9, 1e12)]
+    assert [one.goal for one in told] == ["0.1 ms, or a warning that names it"]
