@@ -6,7 +6,6 @@ the engine over the blocking port, in the caller's thread; an async one over its
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import inspect
@@ -520,6 +519,8 @@ class CachedFunction(Generic[P, R]):
         planner = Planner(port, function.chain(), {**known, self.function_id: function})
         call = await answering.keyed(port, function, args, kwargs)
         await planner.like(self.function_id, call.text, call.shown, call.summary)
+        import dataclasses
+
         return dataclasses.replace(found, steps=tuple(planner.steps))
 
     def _explained(

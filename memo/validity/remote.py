@@ -10,11 +10,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
-from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from memo.errors import OptionError
@@ -22,6 +19,9 @@ from memo.records.stamp_types import File
 from memo.runtime import events
 from memo.runtime.checksums import blake2b
 from memo.runtime.reasons import SOURCE_UNREACHABLE
+
+if TYPE_CHECKING:
+    import urllib.error
 
 TIMEOUT = 10.0
 """Seconds that a server may take to answer."""
@@ -122,6 +122,9 @@ def _of_page(url: str, by_content: bool) -> str:
 
 def _told_by_header(url: str) -> str:
     """By ETag, else by Last-Modified and length; `""`: the server sends neither."""
+    import urllib.error  # with ssl: only what depends on a URL needs it
+    from http.client import HTTPException
+
     try:
         with _opened(url, "HEAD") as reply:
             tag, at = reply.headers.get("ETag"), reply.headers.get("Last-Modified")
@@ -136,6 +139,9 @@ def _told_by_header(url: str) -> str:
 
 
 def _content_of_page(url: str) -> str:
+    import urllib.error  # with ssl: only what depends on a URL needs it
+    from http.client import HTTPException
+
     digest = blake2b(digest_size=20)
     try:
         with _opened(url, "GET") as reply:
@@ -150,6 +156,8 @@ def _content_of_page(url: str) -> str:
 
 def _opened(url: str, method: str) -> Any:
     """A reply; the scheme is http or https, which `_facts` has seen."""
+    import urllib.request
+
     request = urllib.request.Request(url, method=method, headers={"User-Agent": "memo"})  # noqa: S310
     return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
 
