@@ -513,7 +513,7 @@ class CachedFunction(Generic[P, R]):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Explanation:
-        from memo.engine.planning import Planner
+        from memo.engine.explaining import Planner
 
         known = {one.function_id: one._function for one in functions()}
         planner = Planner(port, function.chain(), {**known, self.function_id: function})
