@@ -126,7 +126,7 @@ def entries(
     /,
     **arguments: Any,
 ) -> Entries:
-    """What is stored on this host, as records; no value is loaded.  See `entries`.
+    """List what is stored on this host, as records; no value is loaded.  See `entries`.
 
     ::
 

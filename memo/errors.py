@@ -58,7 +58,7 @@ class OptionError(MemoError, ValueError, TypeError):
 
 
 class SettingError(MemoError, ValueError):
-    """A setting has a wrong value; the message names the setting, its source and the mend."""
+    """A setting has a wrong value; the message names the setting, its source and the fix."""
 
     def __init__(self, setting: str, source: str, mend: str) -> None:
         super().__init__(f"setting {setting!r} (from {source}): {mend}")
@@ -76,7 +76,7 @@ class BundleError(MemoError, ValueError):
 
 
 class KeyingError(MemoError, TypeError):
-    """An argument has no sound key; the message names function, path, type and mend."""
+    """An argument has no sound key; the message names function, path, type and fix."""
 
 
 class ReentryError(MemoError, RecursionError):
@@ -275,7 +275,7 @@ _LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, er
 
 
 def lacks_resources(error: BaseException | None) -> bool:
-    """Whether an error, or what led to it, says that the process has run out of something.
+    """True if an error, or what led to it, says that the process has run out of something.
 
     No descriptor, thread or memory is left, or it is too late in its life to import a module.
     """

@@ -36,7 +36,7 @@ MARKS = {doctor.GOOD: "green", doctor.NOTE: "cyan", doctor.WARN: "yellow", docto
 
 
 class _Commands(click.Group):
-    """Turns memo's own errors into messages: they say what was wrong, and the mend."""
+    """Turns memo's own errors into messages: they say what was wrong, and the fix."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -72,7 +72,7 @@ def demo(redis: str | None, quick: bool) -> None:
 @click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")
 @click.option("--plot", is_flag=True, help="With hits and misses over time.")
 def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool) -> None:
-    """What the cache did, in every process that shares the directory.
+    """Show what the cache did, in every process that shares the directory.
 
     PATTERN selects functions by name: load, app.* or sales:load.
     """
@@ -314,7 +314,7 @@ def _say_finding(finding: doctor.Finding) -> None:
 
 
 def _facts(item: inventory.Item) -> dict[str, Any]:
-    """What `--json` says of an entry; times in seconds, moments since the epoch, size in bytes."""
+    """An entry as `--json` shows it: times in seconds, moments since the epoch, size in bytes."""
     header, size, tiers, state = item
     times = header.times
     return {

@@ -165,7 +165,7 @@ def change_package(folder: Path) -> None:
 
 @dataclass
 class Run:
-    """What one run of the pipeline took.
+    """Durations of one run of the pipeline.
 
     Attributes:
         seconds: from the call to the answer.
@@ -245,7 +245,7 @@ def measure_elsewhere(folders: tuple[Path, ...]) -> tuple[Run, float]:
 
 
 def answer() -> None:
-    """What the fresh process does: run the pipeline for the packages on standard input."""
+    """Run in the fresh process: the pipeline for the packages on standard input."""
     import pandas as pd  # noqa: F401 - as in a notebook, which has it long before
 
     folders = tuple(Path(text) for text in json.load(sys.stdin))

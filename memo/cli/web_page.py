@@ -94,11 +94,11 @@ class Site:
         return refusal or Response(asset(name), 200, HEADERS, FILES[name])
 
     def state(self, request: Request) -> Response:
-        """What the page draws."""
+        """The state that the page draws."""
         return self.refusal(request) or self._answer(None)
 
     async def do(self, request: Request) -> Response:
-        """What a button says is done; then what the page draws."""
+        """Carry out a button's command, and answer with the new state."""
         refusal = self.refusal(request)
         if refusal is not None:
             return refusal

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from memo.stores.disk.host_state import Host
 
 _SHARE, _COPIED = 8, 2 << 20
-"""What one payload may take of the memory tier where a tier is behind it: a part of its budget, and
+"""Largest payload in the memory tier where a tier is behind it: a part of its budget, and
 bytes, from which mapping a file (70 µs here) is faster than the copy that each hit gets."""
 _lock = threading.RLock()
 _chains: dict[Any, Chain] = {}
@@ -34,13 +34,13 @@ _seen: tuple[int, Chain] | None = None
 
 
 def enabled() -> bool:
-    """Whether anything is cached at all (the setting `enabled`)."""
+    """True if anything is cached at all (the setting `enabled`)."""
     settings = _settings()
     return settings is not None and settings.enabled
 
 
 def as_usual() -> bool:
-    """Whether calls read and store, as far as the settings say."""
+    """True if calls read and store, as far as the settings say."""
     global _usual
     known, version = _usual, configuration.version()
     if known[0] == version:
@@ -128,7 +128,7 @@ def _close(chain: Chain) -> None:
 
 
 def _facts(settings: Settings) -> Any:
-    """What of the settings makes a chain what it is."""
+    """The settings that a chain is made from."""
     return (
         settings.redis_url,
         settings.directory,
@@ -219,12 +219,12 @@ def _redis(settings: Settings) -> Tier:
 
 
 def _home(settings: Settings) -> Path:
-    """Where a namespace lies: each has a directory, a host store and a disk budget of its own."""
+    """Directory of a namespace: each has a directory, a host store and a disk budget of its own."""
     return settings.directory / settings.namespace
 
 
 def host_of(settings: Settings) -> Host:
-    """What the processes of this host share for one directory and namespace."""
+    """The state that processes of this host share for one directory and namespace."""
     from memo.stores.disk.host_state import Host
 
     with _lock:
@@ -249,7 +249,7 @@ def adapt(tier: Any) -> Tier:
 
 
 def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
-    """What gives the chain for a decorator's `provider`.
+    """A function that gives the chain for a decorator's `provider`.
 
     Raises:
         OptionError: the provider has not the methods of a `CacheProtocol`.
@@ -280,7 +280,7 @@ def _settled(chain: Chain) -> Chain:
 
 
 def live_ttl(key: str | None) -> Callable[[], float | None]:
-    """What gives the live configuration's ttl for a `ttl_key`, in seconds; inf: no expiry."""
+    """A getter of the live configuration's ttl for a `ttl_key`, in seconds; inf: no expiry."""
     if key is None:
         return lambda: None
 
@@ -293,7 +293,7 @@ def live_ttl(key: str | None) -> Callable[[], float | None]:
 
 
 def compress(given: bool | int | str | None) -> Callable[[], int | None]:
-    """What gives the bytes from which a function's results are compressed.
+    """A function that gives the size in bytes from which results are compressed.
 
     Args:
         given: the decorator's `compress`; None: as the setting says, whenever a result is stored.
@@ -308,7 +308,7 @@ def compress(given: bool | int | str | None) -> Callable[[], int | None]:
 
 
 def manifests() -> Manifests:
-    """Where code versions are written down, for the settings as they are now."""
+    """The store of code versions, for the present settings."""
     from memo.keys.fingerprint.source_history import Manifests
 
     settings = configuration.current()
@@ -397,5 +397,5 @@ def reset() -> None:
 
 
 def stats_directory() -> Path | None:
-    """Where the processes of this host leave their counters for each other."""
+    """Directory in which the processes of this host share their counters."""
     return _home(configuration.current())

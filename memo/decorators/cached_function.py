@@ -184,7 +184,7 @@ class CachedFunction(Generic[P, R]):
     def _in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """What a call gives in a mode that is not the usual one."""
+        """Answer a call in a mode other than the default."""
         __tracebackhide__ = True
         if kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
             return self.__wrapped__(*args, **kwargs)
@@ -261,7 +261,7 @@ class CachedFunction(Generic[P, R]):
         return f"<cached {self.function_id}{_shown_policy(self._function)}>"
 
     def _repr_html_(self) -> str:
-        """What it is, how long its results are fresh, and its counters; no entry is looked at."""
+        """Name, ttl and counters as HTML; no entry is read."""
         from memo.metrics import rendering
 
         info = self.cache_info()
@@ -413,7 +413,7 @@ class CachedFunction(Generic[P, R]):
         )
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
-        """What invalidates the entries whose arguments include the given ones."""
+        """Turns that invalidate the entries whose arguments include the given ones."""
         state = self._function.state(own)
         pairs, whole = self._function.keyer.partial(args, kwargs, own, state)
         return [Turn(f"f:{self.function_id}", pairs, whole)]
@@ -631,7 +631,7 @@ class CachedCoroutine(CachedFunction[P, R]):
     async def _awaited_in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """What a call gives in a mode that is not the usual one."""
+        """Answer a call in a mode other than the default."""
         __tracebackhide__ = True
         if kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
@@ -780,7 +780,7 @@ def give(call: Call, function_id: str) -> None:
 
 
 def given_call(key: str) -> Turn | None:
-    """What invalidates the call whose key this process has given out; None: it has not."""
+    """The turn for the call with a key that this process gave out; None: it did not."""
     return _given.get(key)
 
 
@@ -946,7 +946,7 @@ def _tags(tags: Any) -> Any:
 
 
 def _is_method(function: Callable[..., Any]) -> bool:
-    """Whether a function that is being decorated stands in a class body, with a `self` or `cls`."""
+    """True if a function that is being decorated stands in a class body, with a `self` or `cls`."""
     outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not outer or outer.endswith("<locals>"):
         return False
@@ -955,12 +955,12 @@ def _is_method(function: Callable[..., Any]) -> bool:
 
 
 def _settings() -> tuple[dict[str, Any], str]:
-    """What a worker is told of the settings, and by whom."""
+    """Settings to send to a worker, and the process that sends them."""
     return ({}, "") if codec.storing.get() else (configuration.carried(), configuration.PROCESS)
 
 
 _whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
-"""Whether a cached function is being packed, with all that it reaches, by cloudpickle."""
+"""True if a cached function is being packed, with all that it reaches, by cloudpickle."""
 
 
 def _packed(function: CachedFunction[Any, Any]) -> bytes:
@@ -980,7 +980,7 @@ def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
 
 
 def _at(module: str, name: str) -> Any:
-    """What a module has under a dotted name; of a method the function itself."""
+    """Look up a dotted name in a module; of a method, the function itself."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)  # `None` has none of them
@@ -1087,7 +1087,7 @@ def _options(
             each answer from the cache.
 
     Raises:
-        OptionError: an option is wrong; the message names it, its value and the mend.
+        OptionError: an option is wrong; the message names it, its value and the fix.
     """
     return dict(locals())
 
@@ -1151,7 +1151,7 @@ def _is_wrapper(value: Any) -> bool:
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """What can be checked before there is a function."""
+    """Check what can be checked before there is a function."""
     options.texts("ignore", given["ignore"])
     options.text("name", given["name"], options.LONGEST)
     options.text("version", given["version"])
@@ -1179,7 +1179,7 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
-    """What becomes of a function."""
+    """The class of the cached function to make."""
     if options.generates(function):
         from memo.decorators import streaming
 
@@ -1197,4 +1197,4 @@ _KINDS: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {
     (False, True): ReplayingFunction,
     (True, True): ReplayingCoroutine,
 }
-"""Whether it is an `async def`, whether it replays -> what becomes of it."""
+"""True if it is an `async def`, whether it replays -> what becomes of it."""

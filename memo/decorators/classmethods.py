@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 UNBOUND: Final = sys.version_info >= (3, 13)
-"""Whether a classmethod makes a plain method of whatever it holds."""
+"""True if a classmethod makes a plain method of whatever it holds."""
 NOTE: Final = "__memo_note__"
 """The name of the note in the body of a class; no class keeps it."""
 _FRAMES: Final = 16
@@ -23,7 +23,7 @@ _FRAMES: Final = 16
 
 
 class Note:
-    """What stands in the body of a class until the class is there.
+    """Placeholder in a class body until the class exists.
 
     Attributes:
         functions: cached functions that were made in the body, and what binds each to its class.

@@ -34,7 +34,7 @@ R = TypeVar("R")
 
 
 def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
-    """What becomes of a function with `each`.
+    """The class of the cached function to make with `each`.
 
     Raises:
         OptionError: another option does not go with it.
@@ -54,7 +54,7 @@ _ALONE = {
 
 
 class _Elementwise(CachedFunction[P, R]):
-    """What both kinds have in common."""
+    """Common part of both kinds."""
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
@@ -126,7 +126,7 @@ class _Elementwise(CachedFunction[P, R]):
         return self._one(args, kwargs).address
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
-        """What invalidates the entries of the elements in a collection, or of one element."""
+        """Turns that invalidate the entries of the elements in a collection, or of one element."""
         before = int(self._function.keyer.method)  # `self` is not among what is given here
         value = self._each.found(args, kwargs, before)
         if value is ABSENT or not self._each.is_collection(value):
@@ -210,14 +210,14 @@ class _Elementwise(CachedFunction[P, R]):
         if not made.places:
             mend = "has no elements, so nothing is looked up: the function itself answers."
             raise OptionError(self._each.name, self._each.taken(args, kwargs), mend)
-        found: Explanation | None = None
-        for place in made.places.values():
-            explanation = await self._told(port, function, place)
-            if found is None or not explanation.hit:
-                found, asked = explanation, place.job
-            if not explanation.hit:
+        first, *others = made.places.values()
+        found, asked = await self._told(port, function, first), first.job
+        for place in others:
+            if not found.hit:
                 break
-        assert found is not None
+            explanation = await self._told(port, function, place)
+            if not explanation.hit:
+                found, asked = explanation, place.job
         if not wanted:
             return found
         return await self._planned(port, function, found, asked.args, asked.kwargs)

@@ -64,7 +64,7 @@ def address_turns(address: str, prefix: str | None = None) -> list[Turn]:
 
 
 class _Target(NamedTuple):
-    """What one of the options `prefix`, `tag`, `function`, `key` names.
+    """The target that one of the options `prefix`, `tag`, `function`, `key` names.
 
     Attributes:
         turns: what invalidates it.
@@ -150,7 +150,7 @@ _KEY: Final = r"[0-9a-f]{40}"
 
 
 async def _turns_of_key(port: Port, key: str) -> list[Turn]:
-    """What invalidates the call that has a key: known here, under way here, or stored."""
+    """Turns that invalidate the call with a key: known here, under way here, or stored."""
     given = given_call(key)
     if given is not None:
         return [given]
@@ -291,7 +291,7 @@ LIKE: Final = "entries there are named like"
 
 
 class _Plan:
-    """What an `invalidate_cache` decorator does after its function returned."""
+    """The invalidation of an `invalidate_cache` decorator, after its function returned."""
 
     def __init__(
         self,
@@ -621,7 +621,7 @@ async def _awaited(
 
 
 async def _to_the_end(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
-    """Wait for work that goes on when whoever waits for it is cancelled."""
+    """Wait for work that goes on when its waiter is cancelled."""
     over = port.waiter()
     failed: list[Exception] = []
 

@@ -98,19 +98,19 @@ def one_of(option: str, name: str, known: Sequence[str]) -> str:
 
 
 def _apart(identities: Sequence[str]) -> Any:
-    """What tells some identities apart: their labels, else themselves."""
+    """Shortest names that distinguish some identities: their labels, else the identities."""
     return label if len(set(map(label, identities))) == len(identities) else str
 
 
 async def is_known(port: Port, kind: str, name: str, known: Iterable[str]) -> bool:
-    """Whether anything may have a prefix or tag: by the names known, else by a shared tier."""
+    """True if anything may have a prefix or tag: by the names known, else by a shared tier."""
     if name in known:
         return True
     return await _is_shared(port, Ref(f"{kind}:{name}"), otherwise=True)
 
 
 async def _known_elsewhere(port: Port, identity: str) -> bool:
-    """Whether a shared tier knows a function, or cannot be asked."""
+    """True if a shared tier knows a function, or cannot be asked."""
     return await _is_shared(port, Ref(f"f:{identity}"), otherwise=":" in identity)
 
 

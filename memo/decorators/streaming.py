@@ -50,7 +50,7 @@ _ALONE = {
 
 
 class _Streaming(CachedFunction[P, R]):
-    """What both kinds have in common."""
+    """Common part of both kinds."""
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)

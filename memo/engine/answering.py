@@ -77,7 +77,7 @@ WAITED_AT_LEAST = 0.001
 SOFT_TIMEOUT = "soft_timeout"
 """Reason of a stale answer: the computation takes longer than that."""
 LOOK_AGAIN = 0.5
-"""Seconds after which one who waits sees whether the loop that computes is still there."""
+"""Seconds between a waiting caller's looks at the loop that computes."""
 
 
 AGAIN = object()
@@ -161,7 +161,7 @@ _made = tuple.__new__  # an event in half the time
 async def keyed(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Call:
-    """What a call is; made in a thread where it would hold up an event loop."""
+    """Make the key of a call; in a thread where it would hold up an event loop."""
     try:
         return function.call(args, kwargs, port.native)
     except HeavyError:
@@ -397,7 +397,7 @@ async def _wait(
 
 
 async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
-    """What a landing means for one of those who waited."""
+    """Turn a landing into the answer of one waiting caller."""
     if landing.fault:
         return await _alone(port, job)
     if leads:
@@ -455,7 +455,7 @@ async def _alone(port: Port, job: Job) -> Any:
 
 
 async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
-    """Compute for everybody on board, and end the flight, however it ends."""
+    """Compute for all callers of the flight, and end it, whatever happens."""
     landing: Landing | None = None
     try:
         landing = await _land(port, job, flight, found)
@@ -467,7 +467,7 @@ async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
 
 
 async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing | None:
-    """A landing; None: look again, somebody else has computed it in the meantime."""
+    """A landing; None: look again, another process has computed it meanwhile."""
     function = job.function
     held = await hold(port, job.chain, job.name, function.policy, flight, expected=function.took)
     try:
@@ -490,7 +490,7 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
 
 
 async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> bool:
-    """Whether somebody stored a fresh result before this process got the lease.
+    """True if another process stored a fresh result before this one got the lease.
 
     Args:
         before: what was found; where its entry could not be used, only a later one counts.
@@ -559,7 +559,7 @@ async def _job(
 
 
 def is_inside() -> bool:
-    """Whether a computation of a cached function runs here, which wants to know what it uses."""
+    """True if a computation of a cached function runs here, which wants to know what it uses."""
     reads = CURRENT.get()
     return reads is not None and not reads.over
 

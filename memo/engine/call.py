@@ -32,7 +32,7 @@ NOTHING = object()
 
 
 class Function:
-    """What the engine knows of a cached function.
+    """A cached function as the engine sees it.
 
     Attributes:
         id: `"module:qualname"`.
@@ -129,7 +129,7 @@ class Function:
         return self.identity.digest(self.owner(args))
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool = False) -> Call:
-        """What a call is: see `Keyer.call`."""
+        """Make the key of a call; see `Keyer.call`."""
         if not self.keyer.takes_self or not args:
             return self.keyer.call(self.identity.digest(), args, kwargs, light)
         owner = self.owner(args)
@@ -138,7 +138,7 @@ class Function:
         return self.keyer.call(code, args, kwargs, light, self.identity.state(owner))
 
     def state(self, own: Any) -> State:
-        """What the method reads of an object."""
+        """The state of an object that the method reads."""
         if own is ABSENT or not self.keyer.method or isinstance(own, type):
             return STATELESS
         self.identity.digest(type(own))
@@ -194,7 +194,7 @@ class Function:
         raised: bool = False,
         unreachable: bool = False,
     ) -> Verdict:
-        """What may be done with an entry of these times.
+        """Judge the age of an entry.
 
         Args:
             expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
@@ -266,7 +266,7 @@ class Raised:
 
 
 class Outcome(NamedTuple):
-    """What the function did: it returned `value`, or raised `error`."""
+    """Outcome of the function: it returned `value`, or raised `error`."""
 
     value: Any = None
     error: BaseException | None = None
@@ -291,7 +291,7 @@ def told(error: BaseException) -> str:
 
 
 def hindered(error: Exception) -> bool:
-    """Whether the process lacks what the cache needs, with an event: then it computes without."""
+    """True if the process lacks what the cache needs, with an event: then it computes without."""
     if not lacks_resources(error):
         return False
     events.emit(events.Event(events.ERROR, reason="engine", detail=told(error)))
@@ -306,12 +306,12 @@ def _raised_at(error: BaseException) -> str:
 
 
 def emit(job: Job, kind: str, **facts: Any) -> None:
-    """Tell whoever listens what has become of a call."""
+    """Emit the event of a call's outcome."""
     events.emit(events.Event(kind, job.function.id, job.call.text, **facts))
 
 
 def writer() -> str:
-    """Who writes: host and process, as entries and notes say it."""
+    """Name of this host and process, as entries and notes give it."""
     return f"{_node()}/{os.getpid()}"
 
 

@@ -39,7 +39,7 @@ STATE_CHANGED = "inputs changed"
 ARGUMENTS = 64 * 1024
 """Bytes of pickled arguments up to which an entry holds them, to ask its call again."""
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
-"""Types of arguments that nobody can change."""
+"""Types of arguments that cannot change."""
 
 
 async def compute(
@@ -54,7 +54,7 @@ async def compute(
     """Run the function once, and keep what it returned.
 
     Args:
-        alone: in the background: nobody waits for it, so it is part of no other computation.
+        alone: in the background: no caller waits for it, so it is part of no other computation.
         keep: store it.
         errors: store an exception as well, where `cache_errors` says so.
     """
@@ -199,7 +199,7 @@ class Standing:
 
 
 async def is_same_call(port: Port, job: Job) -> bool:
-    """Whether the arguments, which the caller has too, still make the key of the call.
+    """True if the arguments, which the caller has too, still make the key of the call.
 
     While a computation waits for its turn, and all the more in the background, the caller goes on.
     """
@@ -217,7 +217,7 @@ async def is_same_call(port: Port, job: Job) -> bool:
 
 
 async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
-    """The stamps of a computation that is about to begin; None: nobody can tell what is true."""
+    """The stamps of a computation that is about to begin; None: no tier can tell what is valid."""
     refs = job.call.refs
     try:
         states = await job.chain.authorities.begin(port, refs)
@@ -283,7 +283,7 @@ async def invoke(port: Port, job: Job, *, silent: bool = False) -> Outcome:
     """Call the user's function; its exceptions are an outcome, an interrupt is not.
 
     Args:
-        silent: where its output is kept (`replay`), keep it and show it to nobody.
+        silent: where its output is kept (`replay`), keep it without showing it.
     """
     if not job.function.replay:
         return await _called(port, job)
@@ -463,7 +463,7 @@ async def _keep(port: Port, job: Job, header: Header, encoded: Encoded) -> seal.
 def _header(
     job: Job, encoded: Encoded, used: tuple[Stamp, ...], started: int, cost: float, ttl: int
 ) -> Header:
-    """What is told of a result that was computed just now.
+    """Header of a result that was just computed.
 
     Args:
         started: as `Times` has it.
@@ -511,9 +511,9 @@ def _grace(policy: Policy, ttl: int) -> int:
 
 
 async def close(port: Port, job: Job, flight: Flight, landing: Landing) -> Landing:
-    """Let nobody join any more; then see whether an invalidation overtook the computation.
+    """Close the flight to new callers; then see whether an invalidation overtook the computation.
 
-    Whoever joined did so before this look, so what it finds true is true for all of them (I1).
+    All callers joined before this look, so its verdict holds for all of them (I1).
     """
     if FLIGHTS.close(flight) and landing.known and landing.true:
         return landing._replace(true=not await job.chain.turned(port, landing.known))

@@ -322,7 +322,7 @@ def _counted_names(names: Sequence[str]) -> str:
 async def _turned(
     port: Port, chain: Chain, stamp: Generation, state: State, started: int
 ) -> list[str]:
-    """Who invalidated what, since a computation that began at `started`."""
+    """Invalidations since a computation that began at `started`, with their authors."""
     if not state.text:
         return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
     kept = await chain.authorities.notes(port, stamp.ref)
@@ -337,7 +337,7 @@ async def _turned(
 
 
 def _selected(field: str) -> str:
-    """What was done to which entries of a group."""
+    """Describe which entries of a group an invalidation selected."""
     if field == stamps.ALL:
         return "invalidated"
     names = field.partition("=")[0].split(",")
@@ -371,7 +371,7 @@ def _note(note: Mapping[str, Any]) -> str:
 
 
 def _is_past(function: Function, chain: Chain, header: Header) -> bool:
-    """Whether an entry is past its ttl and its stale windows."""
+    """True if an entry is past its ttl and its stale windows."""
     old = age(header.times, chain.clock)
     raised = bool(header.flags & seal.RAISED)
     return function.judge(header.times, None, raised).kind == MISS and old is not None
@@ -525,7 +525,7 @@ _PLAIN = {
 async def changed_code(
     port: Port, function: Function, manifests: Manifests, keys: Sequence[str]
 ) -> dict[str, str]:
-    """What of the code changed before entries were computed, in a few words, by key.
+    """Describe by key, in a few words, which code changed before entries were computed.
 
     For misses that have been computed by now: the entry that each stored is compared with the last
     one before it that has the same arguments and another code version.
@@ -538,7 +538,7 @@ async def changed_code(
 
 
 def _code_before(manifests: Manifests, own: Header, stored: Sequence[Header]) -> str:
-    """What changed between an entry and the last one before it; `""`: nothing did."""
+    """Describe what changed between an entry and the one before it; `""`: nothing did."""
     earlier = [
         header
         for header in stored

@@ -47,12 +47,12 @@ class Invalidation(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether every tier has it already."""
+        """True if every tier has it already."""
         return all(how == "done" for how in self.tiers.values())
 
     @property
     def missed(self) -> bool:
-        """Whether it is certain that this host had no valid entry of it."""
+        """True if it is certain that this host had no valid entry of it."""
         return not (self.matched or self.at_least)
 
     @property
@@ -131,7 +131,7 @@ async def _turn(
 
 
 def _about(turns: Iterable[Turn]) -> str:
-    """What an invalidation names, without any argument's value: groups, and names of arguments."""
+    """Describe an invalidation without any argument's value: groups, and names of arguments."""
     return ", ".join(
         f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
         for turn in turns

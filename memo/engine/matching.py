@@ -31,7 +31,7 @@ FIRST = 5
 
 
 class Matches(NamedTuple):
-    """What an invalidation is about to drop on this host.
+    """Entries on this host that an invalidation is about to drop.
 
     Attributes:
         number: how many valid entries were found.
@@ -72,7 +72,7 @@ def _matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
 
 
 def _common_prefix(chain: Chain, turns: Sequence[Turn]) -> str:
-    """What the names of all entries begin with that some turns may concern."""
+    """Common prefix of the names of all entries that some turns may concern."""
     groups = {turn.group for turn in turns}
     only = groups.pop() if len(groups) == 1 else ""
     return chain.prefix(only[2:]) if only.startswith("f:") else f"{chain.namespace}:"
@@ -117,7 +117,7 @@ def own_refs(header: Header) -> Iterator[Ref]:
 
 
 def is_valid(chain: Chain, header: Header) -> bool:
-    """Whether an entry has not expired, and its own generations hold as far as this host knows."""
+    """True if an entry has not expired, and its own generations hold as far as this host knows."""
     old = age(header.times, chain.clock)
     _, _, _, _, ttl, grace, _ = header.times
     if old is None or (ttl >= 0 and old >= ttl + grace):

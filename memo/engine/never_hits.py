@@ -50,7 +50,7 @@ def notice(job: Job) -> None:
 
 
 def _look(job: Job) -> tuple[str, list[str]]:
-    """What a call looks like, and its arguments whose keys may differ though they look the same."""
+    """A call as text, and its arguments whose keys may differ though they look the same."""
     parts: list[str] = [job.function.code(job.args)]
     names: list[str] = []
     for name, value, encoding in job.call.encoded():

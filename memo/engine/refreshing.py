@@ -54,7 +54,7 @@ async def renew(
 
     Args:
         found: an entry that is `Unproven`.
-        alone: in the background: nobody waits for it.
+        alone: in the background: no caller waits for it.
 
     Returns:
         None: it does not prove right.
@@ -150,7 +150,7 @@ def unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | N
 
 
 def refresh_soon(port: Port, job: Job, ask: Ask) -> None:
-    """Refresh a stale value in the background, unless somebody does or it failed just now."""
+    """Refresh a stale value in the background, unless that is under way or failed just now."""
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() < until:
         return
@@ -203,7 +203,7 @@ async def _renewed(port: Port, job: Job, flight: Flight, ask: Ask) -> Landing | 
 
 
 async def _done_elsewhere(port: Port, job: Job) -> bool:
-    """Whether another process has refreshed it: then what our memory tier has gives way to that."""
+    """True if another process has refreshed it: then what our memory tier has gives way to that."""
     front, *others = job.chain.tiers
     if front.name != MEMORY or not others:
         return False
@@ -218,7 +218,7 @@ async def _done_elsewhere(port: Port, job: Job) -> bool:
 def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
     """The kind and the reason of the event that ends a refresh; sets the back-off."""
     backoff, key = job.function.backoff, job.call.text
-    if landing is None:  # who has it will have done it soon: do not ask at every stale answer
+    if landing is None:  # its holder will be done soon: do not ask at every stale answer
         backoff[key] = (time.monotonic() + SOON, 0.0)
         return events.REFRESH_DONE, events.ELSEWHERE
     if landing.fault:

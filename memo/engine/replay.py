@@ -2,8 +2,8 @@
 
 Rules of this module:
 
-1.  A `Recorder` hears the code of its own context and nobody else: that task or thread, and what it
-    starts.  A context variable says who records; no stream is redirected.
+1.  A `Recorder` hears the code of its own context alone: that task or thread, and what it
+    starts.  A context variable names the recorder; no stream is redirected.
 2.  While anything is recorded, `sys.stdout`, `sys.stderr` and the display publisher of IPython are
     wrapped, and what is written passes through them at once.  Else they are as they were.
 3.  What an inner computation shows is heard by those around it as well.  A silent recorder, that of
@@ -52,7 +52,7 @@ class Performed(Wrapped):
     Attributes:
         value: the result.
         shown: what to show again.
-        live: the function ran for this very caller, who has seen it.
+        live: the function ran for this very caller, which has seen it.
     """
 
     __slots__ = ("live", "shown")
@@ -76,7 +76,7 @@ def bare(result: Any) -> Any:
 
 
 def performed(result: Any) -> Any:
-    """The same, and what was shown is shown to a caller who has not seen it."""
+    """The same, and the output is shown to a caller that has not seen it."""
     if type(result) is not Performed:
         return result
     if not result.live:
@@ -101,7 +101,7 @@ class Recorder:
 
     @property
     def shown(self) -> Shown:
-        """What there was to see until now."""
+        """Everything shown so far."""
         with self._lock:
             return tuple(self._shown)
 
@@ -132,7 +132,7 @@ class Recorder:
                 self._shown.clear()
 
     def _fits(self, size: int) -> bool:
-        """Whether there is room for more; what comes after the first that has none is cut off."""
+        """True if there is room for more; what comes after the first that has none is cut off."""
         if self._clears:
             self._shown.clear()
             self._clears = False
@@ -153,7 +153,7 @@ class Recorder:
 
 
 def plain(bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """What can be stored of a display: data of mime types, texts and numbers."""
+    """The storable part of a display: data of mime types, texts and numbers."""
     data = {kind: what for kind, what in (bundle.get("data") or {}).items() if kind != _WIDGET}
     kept = {"data": {kind: what for kind, what in data.items() if _is_plain(what)}}
     for name in ("metadata", "transient", "update"):
@@ -178,7 +178,7 @@ def _texts(bundle: Mapping[str, Any]) -> Iterable[Any]:
     return (what for what in bundle["data"].values() if isinstance(what, (str, bytes, dict)))
 
 
-# --- who records ----------------------------------------------------------------------------------
+# --- recorders ------------------------------------------------------------------------------------
 
 _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("memo_recorders", default=())
 """The recorders of the computations that the running code is part of, outermost first."""
@@ -214,7 +214,7 @@ def recording(*, silent: bool = False) -> Iterator[Recorder]:
 
 
 def _hearing() -> tuple[list[Recorder], bool]:
-    """Who hears the running code, and whether nobody is to see what it shows."""
+    """Recorders of the running code, and whether its output is hidden."""
     recorders = [recorder for recorder in _recorders.get() if not recorder.over]
     return recorders, any(recorder.silent for recorder in recorders)
 
@@ -256,7 +256,7 @@ class _Wrapping:
     def begin(self) -> None:
         with self._lock:
             self._depth += 1
-            for name in ("stdout", "stderr"):  # somebody may have put another one there since
+            for name in ("stdout", "stderr"):  # another one may have been put there since
                 stream = getattr(sys, name)
                 if stream is not None and type(stream) is not _Stream:
                     setattr(sys, name, _Stream(stream, name))
@@ -278,7 +278,7 @@ class _Wrapping:
 
 
 def _publisher() -> Any:
-    """What publishes what is displayed in this process; None outside of IPython."""
+    """IPython's display publisher of this process; None outside of IPython."""
     module = sys.modules.get("IPython.core.interactiveshell")
     if module is None or not module.InteractiveShell.initialized():
         return None
@@ -331,7 +331,7 @@ def replay(shown: Shown) -> None:
 def _write(stream: Any, text: str) -> None:
     try:
         stream.write(text)
-    except (OSError, ValueError):  # closed, or a pipe that nobody reads: the result still counts
+    except (OSError, ValueError):  # closed, or a pipe without a reader: the result still counts
         return
 
 

@@ -75,7 +75,7 @@ def packed(value: Any) -> bytes:
 
 
 def _is_plain(value: Any, depth: int) -> bool:
-    """Whether `pickle` itself is enough, and loads what it was given."""
+    """True if `pickle` itself is enough, and loads what it was given."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -112,7 +112,7 @@ def _told(encoded: codec.Encoded, kind: type) -> str:
 
 
 def only_once(value: Any) -> bool:
-    """Whether a value can be awaited, and only once: a coroutine or a future of an event loop."""
+    """True if a value can be awaited, and only once: a coroutine or a future of an event loop."""
     if isinstance(value, (Coroutine, types.GeneratorType)):
         return inspect.isawaitable(value)
     asyncio = sys.modules.get("asyncio")

@@ -54,7 +54,7 @@ class Reads:
     Attributes:
         sound: nothing is missing, and nothing changed under the computation.
         over: the computation has ended; what a thread of it still reads is no part of it.
-        background: no caller waits for the computation, so its hits save nobody time.
+        background: no caller waits for the computation, so its hits save no caller time.
         pauses: (begin, end) of the time spent in other cached calls, by `time.perf_counter`.
         life: of the used result that expires first, stale ones before; None: none expires.
         paused: seconds besides, spent in streams, which have too many pieces to list.
@@ -188,7 +188,7 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
     It is read in one step with those that it stands for, and stands for them if they still hold.
 
     Raises:
-        TierError: nobody can tell.
+        TierError: no tier can tell.
     """
     if len(known) <= stamps.READS:
         return known
@@ -209,7 +209,7 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
 
 
 class Carried(NamedTuple):
-    """What a thread must know of the computation that starts it."""
+    """The part of a computation that a thread it starts must know."""
 
     reads: Reads
     path: tuple[Flight, ...]
@@ -217,7 +217,7 @@ class Carried(NamedTuple):
 
 
 def carried() -> Carried | None:
-    """What a thread that is started here must be told; None: no computation runs here."""
+    """Context to hand to a thread that is started here; None: no computation runs here."""
     reads = CURRENT.get()
     return None if reads is None or reads.over else Carried(reads, current_path(), replay.current())
 
@@ -236,7 +236,7 @@ CURRENT: ContextVar[Reads | None] = ContextVar("memo_reads", default=None)
 
 
 def in_background() -> bool:
-    """Whether no caller waits for the computation around this call, if there is one."""
+    """True if no caller waits for the computation around this call, if there is one."""
     around = CURRENT.get()
     return around is not None and not around.over and around.background
 
@@ -293,7 +293,7 @@ def tell_landing(job: Job, landing: Landing, begun: float = math.inf) -> None:
 
 _carrying = threading.RLock()
 _originals: list[tuple[type, str, Any, Any]] = []
-"""What was wrapped: the class, the name, its own method, and ours."""
+"""Wrapped methods: class, name, original, and ours."""
 _submitting: ContextVar[bool] = ContextVar("memo_submitting", default=False)
 
 
@@ -307,7 +307,7 @@ def carry_context() -> None:
     is running where they are called.  Only memo's own two variables are carried; the user's keep
     Python's rules.  `stop_carrying` puts the methods back.
 
-    Pools of other kinds tell nobody on whose behalf their threads work, and other processes have a
+    Pools of other kinds do not say on whose behalf their threads work, and other processes have a
     context of their own: what is read there is no part of the computation.
     """
     wanted = configuration.current().follow_threads
@@ -329,7 +329,7 @@ def carry_context() -> None:
 def stop_carrying() -> None:
     """Put `Thread.start` and `ThreadPoolExecutor.submit` back.
 
-    Where somebody has wrapped ours meanwhile, theirs stays, and ours does nothing more.
+    Where another library has wrapped ours meanwhile, its wrapper stays, and ours does nothing more.
     """
     with _carrying:
         while _originals:

@@ -42,7 +42,7 @@ PACKAGES = ("jupyter-memo", "redis", "diskcache", "cloudpickle", "pandas", "ipyt
 OLDEST_REDIS = (6, 2)
 """The oldest Redis that memo is tested with."""
 OLD = 3600.0
-"""Seconds after which a temporary file belongs to nobody any more."""
+"""Seconds after which a temporary file is a leftover."""
 SHOWN = 3
 """So many of the files concerned are named."""
 
@@ -78,7 +78,7 @@ class Health(tuple[Finding, ...]):
 
     @property
     def ok(self) -> bool:
-        """Whether everything works, and may be trusted."""
+        """True if everything works, and may be trusted."""
         return all(finding.level != FAIL for finding in self)
 
     @property
@@ -278,7 +278,7 @@ def _leftovers(settings: Settings) -> Findings:
         if _is_leftover(path.name) and facts.st_mtime < horizon
     ]
     if old:
-        fix = f"Nobody uses them any more; run: rm {' '.join(str(path) for path in old[:SHOWN])}"
+        fix = f"They are leftovers; run: rm {' '.join(str(path) for path in old[:SHOWN])}"
         yield Finding(WARN, "leftovers", _named(old), fix)
     else:
         yield Finding(GOOD, "leftovers", "none")
@@ -339,7 +339,7 @@ def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
 
 
 def _capabilities(tier: Any) -> Findings:
-    """What sharing needs, each tried under a name of its own."""
+    """Try each command that sharing needs, under a name of its own."""
     for capability, error in drive(tier.capabilities(BLOCKING)).items():
         topic = f"{_CAPABILITY}{capability}"
         if not error:
@@ -353,7 +353,7 @@ def _parts(version: str) -> tuple[int, ...]:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    """What a tier says of itself, except where it is."""
+    """Facts that a tier reports, except its place."""
     hidden = ("up", "where", "error", "directory", "mend")
     sizes = ("bytes", "budget", "used", "limit")
     parts = (

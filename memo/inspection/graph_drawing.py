@@ -98,7 +98,7 @@ class Node:
 
 
 class Graph(Protocol):
-    """What is drawn: see `memo.inspection.call_graph.Graph`."""
+    """The graph to draw: see `memo.inspection.call_graph.Graph`."""
 
     @property
     def nodes(self) -> Sequence[Node]:
@@ -238,7 +238,7 @@ def _legend_svg(state: str, at: int, high: int) -> str:
 
 
 def explained(node: Node) -> str:
-    """What there is to say of a node, in lines."""
+    """Facts about a node, one per line."""
     call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
     lines = [call, f"{node.state}: {SAID.get(node.state, node.state)}"]
     if node.calls > 1:

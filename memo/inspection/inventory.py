@@ -56,9 +56,6 @@ class Item(NamedTuple):
     state: str = ""
 
 
-_NO_ITEM: Any = Item(None, -1)  # type: ignore[arg-type]
-
-
 FRESH = "fresh"
 STALE = "stale"
 """It answers, and is refreshed."""
@@ -78,7 +75,7 @@ ORDERS: dict[str, Callable[[Item], float]] = {
     "size": lambda item: item.size,
     "cost": lambda item: item.header.times.cost,
 }
-"""What may come first -> what is sorted by, the largest first."""
+"""Name of an order -> sort key, the largest first."""
 
 
 class Wanted(NamedTuple):
@@ -100,11 +97,11 @@ class Wanted(NamedTuple):
 
     @property
     def is_by_name(self) -> bool:
-        """Whether names alone tell which entries are wanted, the newest first."""
+        """True if names alone tell which entries are wanted, the newest first."""
         return not (self.where or self.tag or self.tier) and self.by == "newest"
 
     def holds(self, header: Header) -> bool:
-        """Whether an entry is one of them, wherever it lies."""
+        """True if an entry is one of them, wherever it lies."""
         groups = {s.ref.group for s in header.stamps if type(s) is Generation}
         tagged = self.tag is None or stamps.group("t", self.tag) in groups
         return tagged and matches(header.function, *self.patterns) and self._has(header)
@@ -173,8 +170,11 @@ async def _newest(
             most = len(own) == len(heads)
             for one in await listing_tier.newest(port, among, limit, all_of_them=most):
                 item = _item(chain, one)
-                if item is not None and item.size > found.get(item.header.key, _NO_ITEM).size:
-                    found[item.header.key] = item  # memory may have the record alone
+                if item is None:
+                    continue
+                other = found.get(item.header.key)
+                if other is None or item.size > other.size:  # memory may have the record alone
+                    found[item.header.key] = item
     shown = sorted(found.values(), key=ORDERS["newest"], reverse=True)[:limit]
     places = await _places(port, chain, [item.header for item in shown])
     shown = [item._replace(tiers=at) for item, at in zip(shown, places, strict=True)]
@@ -182,7 +182,7 @@ async def _newest(
 
 
 def _is_ours(chain: Chain, wanted: Wanted, head: str) -> bool:
-    """Whether entries whose names begin so are wanted, and sealed by one of our secrets."""
+    """True if entries whose names begin so are wanted, and sealed by one of our secrets."""
     rest, _, secret = head[:-1].rpartition(":")
     function = rest.removeprefix(f"{chain.namespace}:{{").removesuffix("}")
     ours = {one.id.hex() for one in chain.secrets}
@@ -376,7 +376,7 @@ def entries(
     /,
     **arguments: Any,
 ) -> Entries:
-    """What is stored on this host, without loading any value.
+    """List what is stored on this host, without loading any value.
 
     ::
 

@@ -40,7 +40,7 @@ POINTS = 60
 
 
 class Model:
-    """What the live view shows, as plain data, and what its buttons do.
+    """Model of the live view: its state as plain data, and the commands of its buttons.
 
     Args:
         shared: show every process that shares the directory, as `memo ui` does, not this one.
@@ -167,7 +167,7 @@ class Model:
 
 
 def _text(item: Item) -> str:
-    """What the filter looks at."""
+    """Text that the filter searches."""
     header = item.header
     given = " ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
     return f"{label(header.function)} {given} {item.state} {' '.join(item.tiers)}".lower()
@@ -214,7 +214,7 @@ def _plot(part: FunctionStats) -> dict[str, Any]:
 
 
 def preview(item: Item) -> str:
-    """What a stored value is, from its header alone: it is not loaded."""
+    """Describe a stored value from its header alone, without loading it."""
     header = item.header
     try:
         told = json.loads(header.summary).get(RESULT)

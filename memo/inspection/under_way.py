@@ -163,19 +163,19 @@ class Board:
         self._map = self._path = self._home = None
 
     def here(self) -> list[Running]:
-        """What this process computes, the longest under way first."""
+        """Computations of this process, the longest-running first."""
         with self._lock:
             return sorted((run for _, run in self._slots.values()), key=lambda run: run.since)
 
     def everywhere(self) -> list[Running]:
-        """What every process that shares the directory computes, the longest under way first."""
+        """Computations of every process that shares the directory, the longest-running first."""
         directory = self.directory()
         others = [] if directory is None else list(_read(directory / "stats"))
         return sorted([*self.here(), *others], key=lambda run: run.since)
 
 
 def _read(folder: Path) -> Iterator[Running]:
-    """What the files of other processes say."""
+    """Running computations, from the files of other processes."""
     from memo.metrics.shared_counters import is_alive, process_name
 
     for path in folder.glob(f"*{SUFFIX}"):
@@ -214,7 +214,7 @@ def _nowhere() -> Path | None:
 
 
 BOARD = Board(_nowhere)
-"""What is under way in this process, and the way to that of others."""
+"""Running computations of this process, and access to those of others."""
 
 
 def listen(directory: Callable[[], Path | None]) -> None:

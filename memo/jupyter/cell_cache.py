@@ -62,7 +62,7 @@ class Names(NamedTuple):
 
 
 def names(tree: ast.Module) -> Names:
-    """What a cell reads and assigns."""
+    """Find the names that a cell reads and assigns."""
     flow = _Flow()
     flow.block(tree.body)
     flow.end()
@@ -277,7 +277,7 @@ class _Flow(ast.NodeVisitor):
         self._inner([ast.Expr(node)])
 
     def _inner(self, body: list[ast.stmt]) -> None:
-        """What code inside the cell's own code reads and rebinds, whenever it runs."""
+        """Collect what nested code of the cell reads and rebinds, whenever it runs."""
         code = compile(ast.fix_missing_locations(ast.Module(body, [])), "<cell>", "exec")
         inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
         local = set().union(*self.local)
@@ -300,7 +300,7 @@ class _Flow(ast.NodeVisitor):
 
 
 def _leaves(body: Sequence[ast.AST]) -> bool:
-    """Whether a branch never reaches what comes after it."""
+    """True if a branch never reaches what comes after it."""
     return bool(body) and isinstance(body[-1], (ast.Raise, ast.Return, ast.Continue, ast.Break))
 
 
@@ -309,7 +309,7 @@ def _leaves(body: Sequence[ast.AST]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a cell did; this is what is stored.
+    """Outcome of a cell, as it is stored.
 
     Attributes:
         outputs: the names that it assigned, with their values.
@@ -594,7 +594,7 @@ def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
 
 
 def _is_quiet(source: str) -> bool:
-    """Whether a cell ends in `;`, which silences its last expression."""
+    """True if a cell ends in `;`, which silences its last expression."""
     return source.rstrip().endswith(";")
 
 
@@ -604,7 +604,7 @@ def _normal(tree: ast.Module, quiet: bool) -> str:
 
 
 def _name(scope: dict[str, Any], found: Names, identity: CellIdentity) -> str:
-    """What a cell is called: after what it assigns, so that an edited cell is still the same."""
+    """Name a cell after what it assigns, so that an edited cell keeps its name."""
     made = [name for name in found.assigned if name not in found.imported] or found.assigned
     shown = list(made[:_SHOWN_NAMES])
     more = len(made) - len(shown)
@@ -638,7 +638,7 @@ def _named(run: Any, name: str) -> Any:
 
 
 def _digest(value: Any) -> bytes:
-    """What a value is now; `b""` for what cannot be keyed."""
+    """Digest of a value; `b""` for one without a key."""
     try:
         return canonical.digest(value)
     except canonical.Unkeyable:
@@ -646,7 +646,7 @@ def _digest(value: Any) -> bytes:
 
 
 def _is_kept(value: Any, outputs: Mapping[str, Any]) -> bool:
-    """Whether a value can be pickled, or is among the outputs and shares their fate."""
+    """True if a value can be pickled, or is among the outputs and shares their fate."""
     return any(value is one for one in outputs.values()) or _is_picklable(value)
 
 

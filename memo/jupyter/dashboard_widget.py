@@ -38,7 +38,7 @@ def dashboard() -> Any:
 
 
 def _with_static(made: Any, model: Model) -> Any:
-    """What a widget shows, with the static form for front ends that have no widgets."""
+    """Display data of a widget, with a static form for front ends without widgets."""
     data, more = made if isinstance(made, tuple) else (made or {}, {})
     return {**data, **live_view.static_bundle(model)}, more
 
@@ -71,7 +71,7 @@ def _widget_class() -> Any:
             self.state = self.model.state()
 
         def _watch(self, views: int) -> None:
-            """Look while somebody looks."""
+            """Poll while the page is visible."""
             self._views = max(0, views)
             if self._views and self._ticker is None:
                 self._ticker = DISPLAYS.every(INTERVAL, self._look)

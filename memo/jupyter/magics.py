@@ -136,7 +136,7 @@ class CacheMagics(Magics):
         _say("\n".join(done))
 
     def _is_sure(self) -> bool:
-        """Whether every function of the kernel is meant, which a bare `%cache_clear` does not say.
+        """True if every function of the kernel is meant, which a bare `%cache_clear` does not say.
 
         Raises:
             UsageError: no person can be asked here.
@@ -254,7 +254,7 @@ class CacheMagics(Magics):
         return made.answer(force=given.force)
 
     async def cache_awaited(self, line: str, cell: str) -> Any:
-        """What `%%cache` does with a cell that has top-level `await`."""
+        """Run `%%cache` over a cell with top-level `await`."""
         __tracebackhide__ = True
         made, given = self._made(line, cell)
         if given.explain:
@@ -317,7 +317,7 @@ def _chosen(found: Stats, patterns: list[str]) -> Stats:
 
 
 def _health(found: Stats) -> dict[str, dict[str, Any]]:
-    """What the tiers say of themselves, once there is anything to ask about."""
+    """Facts that the tiers report, once there is anything to ask about."""
     if not found.functions:
         return {}
     try:
@@ -373,7 +373,7 @@ def _clear_one(
 
 
 def _outcome(done: Invalidation) -> Iterator[str]:
-    """What an invalidation hit, and some of the calls."""
+    """Describe what an invalidation hit, with some of the calls."""
     yield repr(done)
     if done.first:
         more = ", …" * (done.matched > len(done.first) or done.at_least)
@@ -542,7 +542,7 @@ class Notebook:
         self._last: DisplayHandle | None = None
 
     def open(self) -> bool:
-        """Whether a person looks, at a page that can replace what it shows.
+        """True if a person looks, at a page that can replace what it shows.
 
         A notebook that runs unattended cannot answer a question; a terminal (`jupyter console`)
         has no cells, and would keep every line for good.

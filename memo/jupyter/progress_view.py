@@ -42,7 +42,7 @@ _SIMILAR = 20
 
 
 class Line(NamedTuple):
-    """What is under way of one function, in one line.
+    """One line of progress: the running computations of a function.
 
     Attributes:
         what: the function and what is done, such as `load() runs`.
@@ -93,10 +93,10 @@ class Line(NamedTuple):
 
 
 class Screen(Protocol):
-    """Where progress is shown."""
+    """A place to show progress."""
 
     def open(self) -> bool:
-        """Whether a person looks at it now."""
+        """True if a person looks at it now."""
         ...
 
     def show(self, lines: list[Line]) -> None:
@@ -174,7 +174,7 @@ class _Run:
 
 
 class _Group:
-    """What one function has under way, and has done since the stretch began."""
+    """Running and finished computations of one function since the span began."""
 
     def __init__(self, run: _Run) -> None:
         self.first = run
@@ -237,7 +237,7 @@ def function_of(flight: Flight) -> str:
 
 
 def whom(holder: Holder | None) -> str:
-    """Who holds a lease, for people: `kernel 4123 on host a`."""
+    """Name the holder of a lease for people: `kernel 4123 on host a`."""
     return "another process" if holder is None else f"kernel {holder.process} on host {holder.node}"
 
 
@@ -268,7 +268,7 @@ class Watcher:
 
     @property
     def on(self) -> bool:
-        """Whether it listens."""
+        """True if it listens."""
         return self._stop is not None
 
     def turn(self, *, on: bool) -> None:
@@ -455,7 +455,7 @@ def progress(*, on: bool = True) -> None:
 
     That is computations, waits for other processes, and transfers to and from Redis.
 
-    `%load_ext memo` turns it on; a script does so itself.  Where nobody looks (standard error is no
+    `%load_ext memo` turns it on; a script does so itself.  Without a viewer (standard error is no
     terminal, a notebook runs unattended) nothing is shown.
     """
     WATCHER.turn(on=on)

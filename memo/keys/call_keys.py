@@ -112,7 +112,7 @@ def _under(prefix: str, text: str) -> str:
 
 
 class Own(NamedTuple):
-    """What of `self` or `cls` is in a key.
+    """The part of `self` or `cls` that is in a key.
 
     Attributes:
         owner: its class, `"module:qualname"`.
@@ -150,7 +150,7 @@ _made: Any = tuple.__new__  # a named tuple in half the time
 
 
 class Call:
-    """What one call is.
+    """One call: its key, address and groups.
 
     Attributes:
         text: the key: 40 hexadecimal digits.
@@ -255,12 +255,12 @@ class Call:
 
     @property
     def takes_order(self) -> bool:
-        """Whether it has several `**kwargs`, whose order counts."""
+        """True if it has several `**kwargs`, whose order counts."""
         return self._resolved is None and len(self._names) > len(self._keyer.names) + 1
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What of the state of `self` has no sound key, for people."""
+        """State of `self` without a sound key, for people."""
         lost = () if self._own is None else self._own.state.lost
         return tuple(f"{self._keyer.plan.own}.{path}: {why}" for path, why in lost)
 
@@ -297,7 +297,7 @@ class Call:
 
 
 class _Head(NamedTuple):
-    """What the keys of a function and of a class begin with, and what that was made from."""
+    """Common beginning of the keys of a function and class, and what it was made from."""
 
     code: str
     state: State
@@ -350,7 +350,7 @@ class Keyer:
 
     @property
     def method(self) -> bool:
-        """Whether the first positional argument is `self` or `cls`."""
+        """True if the first positional argument is `self` or `cls`."""
         return self._method
 
     @method.setter
@@ -381,7 +381,7 @@ class Keyer:
         self._repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
     def _decided(self) -> bool:
-        """Whether the options say what of `self` counts."""
+        """True if the options say what of `self` counts."""
         own = self.plan.own
         needs = () if self._resolver is None else self._resolver.needs or ()
         return own in self._ignore or own in needs
@@ -461,7 +461,7 @@ class Keyer:
         light: bool = False,
         state: State = STATELESS,
     ) -> Call:
-        """What a call is.
+        """Make the key, address and groups of a call.
 
         Args:
             code: the function's code version.
@@ -586,7 +586,7 @@ class Keyer:
             self._repeated[args] = code, call
 
     def _head(self, own: Own | None, state: State, code: str) -> bytes:
-        """What a key begins with: the function, the code version, the class and its state."""
+        """Beginning of a key: function, code version, class and state."""
         owner = "" if own is None else own.owner
         known = self._heads.get(owner)
         if known is None or known.code != code or known.state is not state:
@@ -688,7 +688,7 @@ class Keyer:
         raise TypeError(f"{name}() does not take these arguments")
 
     def own(self, own: Any, state: State, light: bool = False) -> Own:
-        """What of `self` or `cls` is in a key: what its class says, or the state that is read."""
+        """The part of `self` or `cls` in a key: what its class gives, or the state that is read."""
         kind = own if isinstance(own, type) else type(own)
         owner = f"{kind.__module__}:{kind.__qualname__}"
         if not self._stateful:
@@ -703,7 +703,7 @@ class Keyer:
         return mine
 
     def _said(self, owner: str, own: Any) -> Own:
-        """What a class says of its instances in the keys of its methods."""
+        """The key that a class gives for its instances."""
         function = getattr(own, CACHE_KEY)
         if isinstance(own, type) and not hasattr(function, "__self__"):
             return Own(owner)
@@ -948,7 +948,7 @@ def _not_selecting(given: Mapping[str, Any]) -> OptionError:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value may have the type of an annotation; True where that cannot be told."""
+    """True if a value may have the type of an annotation; True where that cannot be told."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_is_of(value, part) for part in typing.get_args(hint))
     if hint is None:
@@ -962,7 +962,7 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 _WIDER: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, float)}
-"""What may be given for a type besides its own values."""
+"""Other types that a parameter of a type accepts."""
 
 
 def _type_named(hint: Any) -> str:
@@ -970,7 +970,7 @@ def _type_named(hint: Any) -> str:
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function declares a parameter of this name."""
+    """True if a function declares a parameter of this name."""
     try:
         return name in inspect.signature(function).parameters
     except (TypeError, ValueError):  # `resolvers.declared` says so

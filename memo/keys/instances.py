@@ -95,7 +95,7 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
 
 
 def is_plain(kind: type, state: State) -> bool:
-    """Whether the attributes of an object count as they lie in its `__dict__`."""
+    """True if the attributes of an object count as they lie in its `__dict__`."""
     if state.whole or state.learned or kind in _CHANGING:
         return False
     return not hasattr(kind, "__cache_key__") and not issubclass(kind, type)
@@ -262,7 +262,7 @@ def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
 
 
 def _content(own: Any, kind: type) -> bytes:
-    """What an object contains beside its attributes; nothing where its class is plain."""
+    """Content of an object beside its attributes; nothing where its class is plain."""
     if kind.__base__ is object and not hasattr(kind, canonical.KEY_METHOD):
         return b""
     try:

@@ -49,7 +49,7 @@ def _binary(value: bytes) -> bytes:
 
 
 LIGHT: Final[Mapping[type, Callable[[Any], bytes]]] = {**atoms.SIMPLE, str: _text, bytes: _binary}
-"""As `atoms.SIMPLE`, for who has no time: what is long is a `HeavyError`."""
+"""As `atoms.SIMPLE`, for callers without time: a long value is a `HeavyError`."""
 
 
 def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether making the key of these arguments may take more than a few milliseconds."""
+    """True if making the key of these arguments may take more than a few milliseconds."""
     for value in args:
         kind = type(value)
         if kind in _LIGHT:
@@ -132,7 +132,7 @@ def _table(value: Any) -> int:
 
 
 def _attributes(value: Any) -> Iterable[Any]:
-    """What an object holds, without running any code of its class."""
+    """Attributes of an object, without running any code of its class."""
     if isinstance(value, type):
         return ()
     try:

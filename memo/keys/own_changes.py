@@ -309,7 +309,7 @@ Candidate = tuple[At, Callable[[], Any], Callable[[Any], Said]]
 
 
 def may_change(said: Image, names: frozenset[str]) -> bool:
-    """Whether code that changes these names may change a value that says this."""
+    """True if code that changes these names may change a value that says this."""
     return bool(names) or any(kind in said.text for kind in _GENERATORS)
 
 

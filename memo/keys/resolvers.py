@@ -23,7 +23,7 @@ Bound = Mapping[str, Any]
 
 
 class Resolved(NamedTuple):
-    """What a resolver gives for one call."""
+    """Result of a resolver for one call."""
 
     encoding: bytes
     text: str
@@ -58,7 +58,7 @@ class Resolver(Protocol):
 
 
 def resolver(given: Any, names: Collection[str], open_: bool, own: str) -> Resolver:
-    """What a `key_resolver` means for a function.
+    """Compile a `key_resolver` for a function.
 
     Args:
         given: a callable, a template, or a list of argument names.
@@ -263,7 +263,7 @@ def declared(
     """The arguments that a user's function takes by name; None: all, by `**kwargs`.
 
     Raises:
-        OptionError: it wants what is no argument, or nobody can tell what it wants.
+        OptionError: it wants what is no argument, or its parameters cannot be read.
     """
     if options.is_async(function):
         raise OptionError(option, function, "must not be async: the key is made before waiting.")
@@ -293,7 +293,7 @@ def called(
     own: str,
     bound: Bound,
 ) -> Any:
-    """What a user's function gives for the bound arguments.
+    """Call a user's function with the bound arguments.
 
     Raises:
         KeyingError: it raised; the user's exception is its cause.
@@ -337,7 +337,7 @@ def words(value: Any, encoding: bytes) -> str:
 
 
 def speaks(value: Any) -> bool:
-    """Whether a value has short words of its own."""
+    """True if a value has short words of its own."""
     kind: Any = type(value)
     return issubclass(kind, _SPOKEN) or _speaks(kind)
 
@@ -353,7 +353,7 @@ def _speaks(kind: type) -> bool:
 
 
 def worded(error: Unkeyable, function: str, name: str) -> KeyingError:
-    """An `Unkeyable` for the one who called: function, argument, path, type and mend."""
+    """An `Unkeyable` as an error for the caller: function, argument, path, type and fix."""
     mend = error.mend.replace("ignore=[...]", f'ignore=["{name}"]')
     at = error.path or name
     return KeyingError(

@@ -21,7 +21,7 @@ SHORT: Final = 16
 BITS: Final = 200
 """Most bits of a number that is written out."""
 OWN: Final = "@"
-"""What the names begin with under which a summary has what is no argument, such as `"@self"`."""
+"""Prefix of the names of things in a summary that are no arguments, such as `"@self"`."""
 RESOLVED: Final = "@key"
 """The name under which a summary has what a `key_resolver` gave."""
 RESULT: Final = "@result"
@@ -43,7 +43,7 @@ def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: b
     Args:
         prefix: what it begins with.
         summary: of the arguments.
-        resolved: it was made by a `key_resolver`, so nobody can tell where which argument stands.
+        resolved: it was made by a `key_resolver`, so the place of an argument in it is not known.
     """
     texts = [parts[0] for name, parts in summary.items() if not name.startswith(OWN)]
     if MASK not in texts and MORE not in texts:
@@ -56,7 +56,7 @@ def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: b
 
 
 def is_secret(name: str) -> bool:
-    """Whether an argument is named like what nobody is shown."""
+    """True if an argument is named like a secret."""
     return re.search(_SECRECY, name) is not None
 
 

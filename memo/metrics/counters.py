@@ -174,7 +174,7 @@ def _failed(tally: Tally, event: Event) -> None:
 
 
 def _coalesced(tally: Tally, event: Event) -> None:
-    """Who looked in vain and then shared another's computation did not miss after all."""
+    """A lookup that missed and then shared another's computation counts as no miss."""
     tally.coalesced += 1
     _answered_after_all(tally, event)
 
@@ -264,6 +264,6 @@ COUNT: dict[str, Callable[[Tally, Event], None]] = {
     events.LEASE_LOST: _lease_lost,
     events.ERROR: _error,
 }
-"""What each kind of event adds to a tally; a hit is counted by `Counters` itself."""
+"""Counting function for each kind of event; a hit is counted by `Counters` itself."""
 TIER_KINDS = frozenset({events.ERROR, events.TIER_DOWN, events.TIER_UP})
 """Kinds of events that say something about a tier itself."""

@@ -55,7 +55,7 @@ class FaultLog:
             self._log("memo.stores", event, warn=warn)
 
     def _begins(self, event: Event) -> bool:
-        """Whether an outage begins with this fault."""
+        """True if an outage begins with this fault."""
         now = self._now()
         with self._lock:
             if len(self._latest) > KNOWN:

@@ -177,7 +177,7 @@ class Counters:
 
     @property
     def used(self) -> bool:
-        """Whether anything was counted."""
+        """True if anything was counted."""
         return bool(self._pending or self._tallies)
 
     def unexplained(self, reason: str) -> dict[str, list[str]]:
@@ -237,7 +237,7 @@ class Counters:
             return {name: dict(tally.seen) for name, tally in self._tallies.items() if name}
 
     def info(self, function: str, currsize: int | None = None) -> CacheInfo:
-        """What `cache_info()` of a function answers.
+        """`cache_info()` of a function.
 
         Args:
             function: its identity.
@@ -289,7 +289,7 @@ REFRESH_FAILED = "refresh failed"
 
 
 class Span:
-    """What the cache did between its making and `end()`: in a cell, or in a `with` block.
+    """Events between its creation and `end()`: in a cell, or in a `with` block.
 
     Hits cost nothing more while one is open: they are the difference of two snapshots.  Refreshes
     of stale answers that finish after the end are still taken in.
@@ -325,7 +325,7 @@ class Span:
             self._take_back(event.key)
 
     def _take_back(self, key: str) -> None:
-        """Whoever shared another's computation did not miss after all."""
+        """A lookup that shared another's computation counts as no miss."""
         for index in reversed(range(len(self.misses))):
             if self.misses[index].key == key:
                 del self.misses[index]
@@ -359,7 +359,7 @@ class Span:
 
     @property
     def settled(self) -> bool:
-        """Whether no refresh of the span is still to come or to end."""
+        """True if no refresh of the span is still to come or to end."""
         return not any(state in ("", REFRESHING) for state in self.refreshes.values())
 
     @property
@@ -374,7 +374,7 @@ class Span:
 
     @property
     def used(self) -> bool:
-        """Whether any cached function was called."""
+        """True if any cached function was called."""
         total = self.stats.total
         return bool(total.calls or total.failed)
 

@@ -485,7 +485,7 @@ def tiers(stats: Stats) -> list[tuple[str, str, bool]]:
 
 
 def _is_well(tier: TierStats) -> bool:
-    """Whether nothing needs doing: what waits for Redis is sent by itself."""
+    """True if nothing needs doing: what waits for Redis is sent by itself."""
     return tier.up is not False
 
 
@@ -504,7 +504,7 @@ _BUDGETS = ("size_limit", "limit", "budget", "maxmemory")
 
 
 def _health(facts: Mapping[str, Any]) -> list[str]:
-    """What a tier says of itself, budgets and waiting entries first, in whole words."""
+    """Facts that a tier reports, budgets and waiting entries first, in whole words."""
     left = {name: fact for name, fact in facts.items() if name != "up" and fact not in (None, "")}
     used = next((left.pop(name) for name in _SIZES if name in left), None)
     budget = next((left.pop(name) for name in _BUDGETS if name in left), None)
@@ -746,7 +746,7 @@ def _block(count: int, top: int) -> str:
 
 
 def report(span: Span) -> str:
-    """What the cache did in a stretch of time, in one line.
+    """Summarise a span of time in one line.
 
     `2 hits (disk) · 1 stale, refreshing · 1 miss: code of clean() changed · saved 41.8 s`
     """
@@ -800,7 +800,7 @@ def report_html(line: str) -> str:
 
 
 def progress_html(lines: Iterable[tuple[str, float | None, int]]) -> str:
-    """What is under way as HTML.
+    """Running computations as HTML.
 
     Args:
         lines: the text of each, how much of it is done (0 to 1, None: not known), and of how many

@@ -31,7 +31,7 @@ FILE_LIMIT = 8 << 20
 
 
 class Board:
-    """Where the processes that share a directory leave their snapshots.
+    """Snapshots of the processes that share a directory.
 
     `<directory>/stats/<pid>-<start>.json`, one file per process, owner-only, replaced as a whole.
     Files of processes that ended more than `KEEP_SECONDS` ago are folded into `total.json`.
@@ -48,7 +48,7 @@ class Board:
 
         Raises:
             OSError: it could not be written.
-            SettingError: the cache directory is somebody else's.
+            SettingError: the cache directory belongs to another user.
         """
         private_files.claim_folder(self.path.parent)
         private_files.subdirectory(self.path)
@@ -66,7 +66,7 @@ class Board:
             raise
 
     def gather(self, own: Stats | None = None) -> Stats:
-        """Everybody's snapshots added up.
+        """All snapshots added up.
 
         Args:
             own: this process', fresh; it replaces the one on the board.
@@ -136,7 +136,7 @@ class Board:
         """True for one process at a time; the kernel frees the place of one that dies."""
         try:
             import fcntl
-        except ImportError:  # no such locks on this system: nobody folds
+        except ImportError:  # no such locks on this system: snapshots are not folded
             yield False
             return
         descriptor = os.open(self.path / "total.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -159,7 +159,7 @@ def _at_rest(stats: Stats) -> Stats:
 
 
 def is_alive(name: str) -> bool:
-    """Whether the process that left a snapshot may still run, as far as this host can tell."""
+    """True if the process that left a snapshot may still run, as far as this host can tell."""
     try:
         os.kill(int(name.partition("-")[0]), 0)
     except (ValueError, OverflowError, ProcessLookupError):

@@ -35,7 +35,7 @@ class CacheInfo(NamedTuple):
         hits: answers that came from the cache, stale and shared ones included.
         misses: calls that had to compute for themselves.
         maxsize: always None: the tiers bound bytes, not entries.
-        currsize: entries that this process stored and nobody invalidated here since.
+        currsize: entries that this process stored and that were not invalidated here since.
     """
 
     hits: int
@@ -45,7 +45,7 @@ class CacheInfo(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What happened in one stretch of a timeline; `start` is in seconds since the epoch."""
+    """Events in one interval of a timeline; `start` is in seconds since the epoch."""
 
     start: float
     hits: int
@@ -55,7 +55,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FunctionStats:
-    """What the cache did for one function, or for several added up.
+    """Counts and times of one function, or of several added up.
 
     Attributes:
         hits_by_tier: fresh answers by the tier that had them.
@@ -158,7 +158,7 @@ class FunctionStats:
         return combined((self, other))
 
     def __sub__(self, earlier: FunctionStats) -> FunctionStats:
-        """What happened since `earlier`, an earlier snapshot of the same; without the timeline."""
+        """Difference to `earlier`, an earlier snapshot of the same; without the timeline."""
         return _subtracted(self, earlier)
 
 
@@ -194,14 +194,14 @@ _FIELDS = tuple(f.name for f in fields(FunctionStats) if f.name not in ("width",
 
 @dataclass(frozen=True, slots=True)
 class TierStats:
-    """What one tier did.
+    """Counts and times of one tier.
 
     Attributes:
         hits: fresh answers that it gave; `stale` the stale ones.
         errors: faults of this tier.
         downs: how often its breaker opened.
         up: whether the last word was that it is there; None when there was none.
-        health: what the tier itself says (`Tier.health`), where somebody asked it.
+        health: what the tier itself reports (`Tier.health`), if it was asked.
     """
 
     hits: int = 0
@@ -268,7 +268,7 @@ class Stats:
         return added((self, other))
 
     def __sub__(self, earlier: Stats) -> Stats:
-        """What happened since `earlier`, a snapshot of the same process."""
+        """Difference to `earlier`, a snapshot of the same process."""
         nothing = FunctionStats()
         functions = {f: s - earlier.functions.get(f, nothing) for f, s in self.functions.items()}
         return replace(
@@ -316,7 +316,7 @@ class Stats:
 
 
 def matches(function: str, *patterns: str) -> bool:
-    """Whether a function's identity matches one of some patterns; none given: every one does.
+    """True if a function's identity matches one of some patterns; none given: every one does.
 
     A pattern is compared with the whole identity, the module, the qualified name and the bare name;
     case counts.  `load`, `etl:Sales.load`, `etl`, `Sales.load`, `lo*` all match `etl:Sales.load`.

@@ -41,7 +41,7 @@ _SLACK = 1.25
 
 
 class Seen(Protocol):
-    """What a reducer knows of the pickle under way."""
+    """The pickle under way, as a reducer sees it."""
 
     seen: dict[tuple[str, int, int], Any]
     """(kind, address, bytes) -> the object that was pickled for them, kept alive until the end."""
@@ -62,7 +62,7 @@ def reduced(pickler: Seen, obj: Any) -> Any:
 
 
 def _is_theirs(kind: type) -> bool:
-    """Whether a type is what its module has under its name, not one that only says so."""
+    """True if a type is what its module has under its name, not one that only says so."""
     module = sys.modules.get(kind.__module__)
     return getattr(module, kind.__qualname__, None) is kind
 
@@ -240,7 +240,7 @@ def _polars_series(pickler: Seen, series: Any) -> Any:
 
 
 def same(value: Any) -> Any:
-    """What it is given: stands for an object that is pickled in the place of another."""
+    """Identity: stands for an object that is pickled in place of another."""
     return value
 
 

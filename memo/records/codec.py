@@ -45,7 +45,7 @@ _ALTERED = (io.TextIOWrapper, memoryview)
 """Types whose objects cloudpickle pickles as `StringIO` and `bytes`."""
 
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
-"""Whether what is being pickled is a result, which takes no settings along."""
+"""True if what is being pickled is a result, which takes no settings along."""
 
 
 class Payload(NamedTuple):
@@ -287,7 +287,7 @@ def hasher(size: int = 0) -> Any:
 
 
 def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
-    """Whether a payload that was just mapped has the buffers of a table.
+    """True if a payload that was just mapped has the buffers of a table.
 
     Pages that were read are let go of at once, so that this takes no memory.
     """
@@ -304,7 +304,7 @@ def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
 
 
 def let_go(payload: memoryview, start: int, size: int) -> None:
-    """Let go of the pages of a window of a map that nobody has written to yet."""
+    """Release the pages of a window of a map that was not written to yet."""
     if isinstance(payload.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         page = start - start % mmap.PAGESIZE
         payload.obj.madvise(

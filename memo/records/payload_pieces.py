@@ -6,7 +6,7 @@ Rules of this module:
     it: a leaving one is a map whose pages are let go of once they are sent, an arriving one is
     written to its file piece by piece.
 2.  What arrives is hashed while it arrives, against the table of a record whose seal held.  What
-    has another digest is nobody's payload: it is never mapped, and its file goes.
+    has another digest is never mapped, and its file is removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ the file.  One thread hashes them, at 6 GB/s here: they are too few for more."""
 
 
 class Sink(Protocol):
-    """What takes the bytes of one reply."""
+    """Receiver of the bytes of one reply."""
 
     size: int
 
@@ -35,11 +35,11 @@ class Sink(Protocol):
         ...
 
     def room(self, at: int) -> memoryview:
-        """Where the bytes from `at` on go, as many as there is room for now."""
+        """Buffer for the bytes from `at` on, as many as there is room for now."""
         ...
 
     def took(self, piece: memoryview) -> None:
-        """What `room` gave is filled."""
+        """Accept the buffer that `room` gave: it is filled."""
         ...
 
 
@@ -66,7 +66,7 @@ class Held:
         """See `Sink`."""
 
     def open(self, size: int) -> memoryview:
-        """The buffer itself: it is given to one caller, who may write to it.
+        """The buffer itself: it is given to one caller, which may write to it.
 
         Raises:
             TierError: it has another size, or was given away before.
@@ -101,7 +101,7 @@ def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
 
 
 def leaving(mapped: memoryview, table: Sequence[Buffer]) -> Leaving:
-    """The payload of a table, in a map that nobody else has and nobody has written to."""
+    """The payload of a table, in a private map that was not written to."""
     return Leaving(payload_digest(table), tuple(table), tuple(codec.slices(mapped, table)))
 
 
@@ -173,7 +173,7 @@ class _File:
 
 
 class Check:
-    """Whether bytes that come in pieces are the buffers of a table, aligned as they are stored."""
+    """True if bytes that come in pieces are the buffers of a table, aligned as they are stored."""
 
     def __init__(self, table: Sequence[Buffer]) -> None:
         self._left = iter(table)
@@ -211,5 +211,5 @@ class Check:
         self._good = self._good and not piece
 
     def whole(self) -> bool:
-        """Whether all of it has come, and every buffer has its digest."""
+        """True if all of it has come, and every buffer has its digest."""
         return self._good and self._buffer is None

@@ -92,7 +92,7 @@ def payload_size(buffers: Iterable[Buffer]) -> int:
 
 
 class Header(NamedTuple):
-    """What is known of an entry without loading its value.
+    """Metadata of an entry, readable without loading its value.
 
     Attributes:
         namespace, key: where it belongs; checked against what was asked for.
@@ -103,7 +103,7 @@ class Header(NamedTuple):
         writer: `"host/pid"` of the process that computed it.
         summary: JSON, argument name -> short text and digest, for people and for `explain`.
         times: see `memo.records.stamp_types.Times`.
-        stamps: what makes it untrue.
+        stamps: what must hold for it to be valid.
         buffers: of its payload, in order; empty when all of it is in the stream.
         flags: `COMPRESSED`, `RAISED`, `STREAM`.
     """
@@ -134,7 +134,7 @@ class Entry:
         stream: the pickle stream, still packed.
         times: see `memo.records.stamp_types.Times`.
         claims: its generations, as `HostGenerations.texts` reads them, where it is plain.
-        plain: whether those, read from here, are all that can make it untrue and all that it has:
+        plain: whether those, read from here, are all that can invalidate it and all that it has:
             no other stamps than results that rest on them, no payload, no flags.
         results: whether there are results among its stamps, which `claims` does not have.
         size: bytes of the record and its payload.
@@ -180,7 +180,7 @@ class Entry:
 
     @property
     def stamps(self) -> tuple[Stamp, ...]:
-        """What makes it untrue."""
+        """Stamps that must hold for it to be valid."""
         simple = self.plain and not self.results
         return self.generations if simple else self.header.stamps
 
@@ -255,7 +255,7 @@ def _generation(claim: Claim) -> Generation:
 
 
 def claimed(claim: Claim) -> Ref:
-    """What a claim is about.
+    """The ref that a claim is about.
 
     Raises:
         EntryError: it cannot be read.
@@ -377,7 +377,7 @@ def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
 
 
 class Glances:
-    """What was glanced at last, so that a record that is hit again and again is checked once.
+    """Recently checked records, so that one that is hit again and again is checked once.
 
     Equal bytes under the same name have the seal that was compared; one set of secrets has one such
     object.  A record is kept from the second time on that it is met, since to keep what does not
@@ -418,7 +418,7 @@ class Glances:
 
 
 class Worth(NamedTuple):
-    """What tells how much an entry is worth keeping.
+    """Facts from which eviction ranks an entry.
 
     Attributes:
         cost: nanoseconds that its computation took.
@@ -430,7 +430,7 @@ class Worth(NamedTuple):
 
 
 def worth(record: bytes) -> Worth | None:
-    """What a record says of its worth, believed or not; None where it is no record."""
+    """Worth that a record claims, authenticated or not; None where it is no record."""
     if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
         return None
     facts = _OUTLINE.unpack_from(record, _BODY_AT)

@@ -46,7 +46,7 @@ class Ref(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a `Ref` reads at one moment.
+    """Reading of a `Ref` at one moment.
 
     Attributes:
         text: `*`'s token, then `|field:token` for every covering field in sorted order; `""` when

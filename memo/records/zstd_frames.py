@@ -12,7 +12,7 @@ offset bytes   what
 Rules of this module:
 
 1.  All of that is a stream like any other to the record, whose seal covers the compressed bytes and
-    these lengths.  Whoever inflates has checked the seal before.
+    these lengths.  The seal is checked before anything is inflated.
 2.  Inflating takes the memory that the lengths say, and no more: a frame that announces another
     length, or has more or fewer bytes, is refused.
 3.  A result that does not get smaller by a tenth is not compressed: then it can be mapped.

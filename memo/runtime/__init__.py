@@ -1,4 +1,4 @@
-"""What lies below everything: clock, events, threads and event loops, forks, private files.
+"""The layer below everything: clock, events, threads and event loops, forks, private files.
 
 Imports `errors` only.
 Start with `port.py`, the five verbs through which sync and async code wait.

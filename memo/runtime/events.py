@@ -55,7 +55,7 @@ REFRESH_FAILED = "refresh_failed"
 ELSEWHERE = "refreshed by another process"
 """The reason of a `REFRESH_DONE` that computed nothing, since another process was at it."""
 INVALIDATED = "invalidated"
-"""Somebody invalidated; `reason` is theirs, `detail` names the target."""
+"""An invalidation; `reason` is the caller's, `detail` names the target."""
 REPLAYED = "replayed"
 """A journalled invalidation reached its tier."""
 WAITING = "waiting"
@@ -79,7 +79,7 @@ ERROR = "error"
 
 
 class Event(NamedTuple):
-    """What happened, once.
+    """One outcome.
 
     Attributes:
         kind: one of the names of this module.

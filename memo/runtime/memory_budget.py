@@ -23,7 +23,7 @@ small limit they are an eighth."""
 
 
 class Holder(Protocol):
-    """What holds entries in memory.
+    """A holder of entries in memory.
 
     Attributes:
         limit: bytes that it may hold.

@@ -1,4 +1,4 @@
-"""Places: whether a directory is this user's on this machine, and nobody else's.
+"""Ownership: tests that a directory belongs to this user on this machine alone.
 
 Where others may change files in place, a file must not be mapped: what was verified could change
 afterwards, and a file that is cut short takes its pages away (SIGBUS).  That is so on network file
@@ -27,7 +27,7 @@ _known: dict[Path, tuple[float, bool]] = {}
 
 
 def exposed(directory: Path) -> bool:
-    """Whether others than this user on this machine may change what lies in a directory.
+    """True if others than this user on this machine may change what lies in a directory.
 
     Looked up every `RECHECK` seconds.  Where the system does not say: no.
     """
@@ -45,7 +45,7 @@ def forget() -> None:
 
 
 def is_network(kind: str) -> bool:
-    """Whether other machines may change files on a file system of this type."""
+    """True if other machines may change files on a file system of this type."""
     return kind.startswith(NETWORK) and kind not in _LOCAL
 
 
@@ -66,7 +66,7 @@ def file_system(path: Path) -> str:
 
 
 def _is_private(directory: Path) -> bool:
-    """Whether nobody else can write to a directory, nor put another in its place."""
+    """True if no other user can write to a directory, nor replace it."""
     try:
         real = directory.resolve()
         return not _writable(os.stat(real), inside=True) and not any(
@@ -77,7 +77,7 @@ def _is_private(directory: Path) -> bool:
 
 
 def _writable(facts: os.stat_result, *, inside: bool) -> bool:
-    """Whether others may change a directory's entries; above ours a sticky one keeps ours safe."""
+    """True if others may change a directory's entries; above ours a sticky one keeps ours safe."""
     if facts.st_uid not in (os.geteuid(), 0):
         return True
     if facts.st_mode & stat.S_ISVTX and not inside:
@@ -88,7 +88,7 @@ def _writable(facts: os.stat_result, *, inside: bool) -> bool:
 
 
 def _is_ones_own_group(group: int) -> bool:
-    """Whether a group is root's, or the one that a system makes for this user alone."""
+    """True if a group is root's, or the one that a system makes for this user alone."""
     import grp
     import pwd
 

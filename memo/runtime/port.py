@@ -1,6 +1,6 @@
 """The port: the five verbs through which the engine and the tiers touch the world.
 
-The engine and the tiers are written once, as coroutines.  Whoever drives such a coroutine hands it
+The engine and the tiers are written once, as coroutines.  The driver of such a coroutine hands it
 a port.  Under a *native* port it suspends on the running event loop; under a *blocking* port no
 verb ever suspends, so that one step of the coroutine is the whole call.  `ports` has both.
 """
@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 PATIENT: ContextVar[float] = ContextVar("memo_patient", default=0.0)
-"""Until when, by `time.monotonic`, who asks now waits for what others have locked."""
+"""Time, by `time.monotonic`, until which the caller waits for what others have locked."""
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def patient(seconds: float) -> Iterator[None]:
 
 
 class Waiter(Protocol):
-    """What `Port.waiter` makes: something that one caller waits on and anybody may set."""
+    """A flag that one caller waits on and any other may set; made by `Port.waiter`."""
 
     def set(self) -> None:
         """Wake the one that waits.  Safe from every thread, more than once, and after its end."""
@@ -41,14 +41,14 @@ class Waiter(Protocol):
 
 
 class Handle(Protocol):
-    """What `Port.spawn` gives back."""
+    """Handle of a spawned task."""
 
     def cancel(self) -> None:
         """Ask it to stop, from any thread; a thread that has begun cannot be stopped."""
         ...
 
     def dead(self) -> bool:
-        """Whether it can never end, because the loop that it ran on is closed."""
+        """True if it can never end, because the loop that it ran on is closed."""
         ...
 
 
@@ -61,7 +61,7 @@ class Port(Protocol):
     async def settle(self, value: Any) -> Any:
         """Await `value` (native), or hand it back as it is (blocking: it is there already).
 
-        A coroutine of somebody else's, such as a user's provider, is run to its end on a loop of
+        A foreign coroutine, such as a user's provider, is run to its end on a loop of
         its own when the port is blocking.
         """
         ...
@@ -111,9 +111,9 @@ class Port(Protocol):
         ...
 
     def cancelled(self) -> bool:
-        """Whether somebody asked the running task to stop (blocking: never)."""
+        """True if the running task was asked to stop (blocking: never)."""
         ...
 
     def client(self) -> object:
-        """What a client connection may be shared within: the running loop, or the process."""
+        """Scope in which a client connection may be shared: the running loop, or the process."""
         ...

@@ -332,7 +332,7 @@ class _LoopWaiter:
     def set(self) -> None:
         try:
             self.loop.call_soon_threadsafe(self._set)
-        except RuntimeError:  # the loop is closed, and with it whoever waited
+        except RuntimeError:  # the loop is closed, and its waiters with it
             return
 
     def _set(self) -> None:
@@ -506,7 +506,7 @@ _portal_loop: asyncio.AbstractEventLoop | None = None
 
 
 def _portal(work: Coroutine[Any, Any, T]) -> T:
-    """Run somebody else's coroutine on a loop in a thread of its own, and wait for it."""
+    """Run a foreign coroutine on a loop in a thread of its own, and wait for it."""
     import asyncio
 
     future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(work, _portal_running())

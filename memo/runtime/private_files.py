@@ -31,7 +31,7 @@ def claim(path: Path, setting: str = "directory") -> None:
         setting: the name of the setting that the path comes from, for the error.
 
     Raises:
-        SettingError: it is somebody else's, or no directory.
+        SettingError: it belongs to another user, or is no directory.
         OSError: it cannot be made.
     """
     _make(path)
@@ -49,7 +49,7 @@ def claim_folder(path: Path) -> None:
     """Claim a folder of memo's own in the cache directory, where a link is refused.
 
     Raises:
-        SettingError: it is somebody else's.
+        SettingError: it belongs to another user.
         OSError: it is a link, or cannot be made.
     """
     if path.is_symlink():

@@ -2,7 +2,7 @@
 
 One function per kind of value.  Each takes the value and its `Place`, and gives the value as
 `Settings` holds it, or raises a `SettingError` that names the setting, where it was
-written, and the mend.  A value of `redis_url` or `secret` is never part of a message.
+written, and the fix.  A value of `redis_url` or `secret` is never part of a message.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def redacted(url: str) -> str:
 
 
 class Place(NamedTuple):
-    """Where a value was written, for its check and for the error about it."""
+    """Source of a value, for its check and for the error about it."""
 
     setting: str
     source: str
@@ -77,7 +77,7 @@ def _redis_url(value: Any, place: Place) -> Url | None:
         return None
     if not isinstance(value, str):
         raise place.wrong('must be text such as "redis://host:6379/0".')
-    from memo.settings import redis_urls  # with urllib, for those who have a Redis
+    from memo.settings import redis_urls  # with urllib: only where there is a Redis
 
     try:
         redis_urls.parse(value)

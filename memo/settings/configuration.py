@@ -134,7 +134,7 @@ def _environment() -> Layer:
     An empty secret is what a template leaves when the real one is missing: to go on with another
     secret would silently share nothing.
 
-    A name that is nearly one of ours is an error.  One that is not is somebody else's, since other
+    A name that is nearly one of ours is an error.  Any other is ignored, since other
     programs are called memo as well; so is `MEMO_TEST_*`.
     """
     values = {}
@@ -215,7 +215,7 @@ def current() -> Settings:
     """The settings in force.  The first call reads the environment and `pyproject.toml`.
 
     Raises:
-        SettingError: a setting is wrong; the message says which, from where, and the mend.
+        SettingError: a setting is wrong; the message names it, its source, and the fix.
     """
     settings = _current
     return _build() if settings is None else settings
@@ -224,7 +224,7 @@ def current() -> Settings:
 def version() -> int:
     """A number that changes whenever `current` may answer otherwise.
 
-    Who keeps what it made of the settings asks for the version first, and then for the settings.
+    A cache of something made from settings reads the version first, then the settings.
     """
     return _version
 
@@ -291,7 +291,7 @@ def named() -> list[Settings]:
 
 
 def nothing() -> None:
-    """What is done after a `with configure(...)` block where nothing was opened."""
+    """Do nothing: after a `with configure(...)` block that opened nothing."""
 
 
 ended: Callable[[], None] = nothing
@@ -299,7 +299,7 @@ ended: Callable[[], None] = nothing
 
 
 class Restore:
-    """What `configure` returns: leaving its `with` block takes back what that call has set."""
+    """Result of `configure`: leaving its `with` block restores what that call has set."""
 
     def __init__(self, before: Mapping[str, Given | None], hidden: Settings | None) -> None:
         self._before = before
@@ -346,7 +346,7 @@ def restoring() -> Iterator[None]:
 
 
 class Changes(TypedDict, total=False):
-    """What `configure` takes, as people write it."""
+    """Keyword arguments of `configure`, as people write them."""
 
     redis_url: str | None
     directory: str | os.PathLike[str] | None
@@ -405,7 +405,7 @@ def configure(**settings: Unpack[Changes]) -> Restore:
 
 
 def carried() -> dict[str, Any]:
-    """What `configure` has set here and a worker may know: no secret, no password, no object."""
+    """Settings from `configure` that a worker may know: no secret, no password, no object."""
     with _lock:
         given = {name: one.value for name, one in _overrides.items()}
     return {name: value for name, value in given.items() if _may_travel(name, value)}
@@ -432,7 +432,7 @@ def adopt(settings: Mapping[str, Any], sender: str) -> None:
     """Take over what `carried` gave in the process `sender`, where `configure` was not called here.
 
     What came before from elsewhere is forgotten.  A process ignores what it has sent itself, and
-    what nobody sent (`""`): a function inside a stored result.
+    what no process sent (`""`): a function inside a stored result.
     """
     if sender in ("", PROCESS):
         return
@@ -451,11 +451,11 @@ def _stays(name: str, given: Given) -> bool:
 
 
 PROCESS = os.urandom(8).hex()
-"""Names this process, for those whom it sends settings."""
+"""Names this process, for the workers that it sends settings to."""
 
 
 def _after_fork() -> None:
-    """What the parent configured counts as carried: what it sends later takes its place."""
+    """Treat the parent's configuration as carried: what it sends later replaces it."""
     global _lock, PROCESS
     _lock = threading.RLock()
     PROCESS = os.urandom(8).hex()

@@ -39,13 +39,13 @@ _SETTLED = 0.1
 """Seconds: a file that is younger may be written again within the same tick of its time stamp."""
 
 Ttl: TypeAlias = "float | int | str | timedelta | None"
-"""What people write: seconds, `"1h30m"`, a `timedelta`; None, `"none"` or infinity: no expiry."""
+"""A ttl as written: seconds, `"1h30m"`, a `timedelta`; None, `"none"` or infinity: no expiry."""
 Fetch = Callable[[], Mapping[str, Any]]
 Publish = Callable[[str, str | None], Any]
 
 
 def _seconds(key: str, value: Any) -> float:
-    """Seconds of a ttl that somebody wrote; `math.inf` for no expiry."""
+    """Seconds of a given ttl; `math.inf` for no expiry."""
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return math.inf
     if isinstance(value, float) and value == math.inf:
@@ -102,7 +102,7 @@ class Live(Mapping[str, float]):
 
     @public
     def set(self, key: str, value: Ttl, *, shared: bool = False) -> None:
-        """Set a key, in this process or (`shared`) for everybody, who sees it within a second.
+        """Set a key, in this process or (`shared`) for all, which see it within a second.
 
         Raises:
             OptionError: not a ttl, or `shared` where nothing shared is attached.
@@ -147,7 +147,7 @@ class Live(Mapping[str, float]):
         Args:
             fetch: gives all keys and their ttl as people write them (text or bytes in seconds, with
                 or without units); may block, may raise.  None: there is nothing to ask.
-            publish: `publish(key, text)` sets a key for everybody, and with None deletes it.
+            publish: `publish(key, text)` sets a key for all processes, and with None deletes it.
 
         Returns:
             A function that takes the source away again.
@@ -247,14 +247,14 @@ class Live(Mapping[str, float]):
             self._merge()
 
     def _complain(self, about: str, text: str) -> None:
-        """An event for a fault, once until it is another one; `""` means that it is mended."""
+        """An event for a fault, once until it changes; `""` means that it is over."""
         if text and text != self._complaints.get(about):
             emit(Event(ERROR, reason="live configuration", detail=f"{about}: {text}"))
         self._complaints[about] = text
 
 
 def _signature(path: str) -> object:
-    """What identifies this version of a file; None when it is too young to be told apart."""
+    """Identity of this version of a file; None when it is too young to be told apart."""
     found = os.stat(path)
     if abs(time.time() - found.st_mtime) < _SETTLED:
         return None

@@ -1,4 +1,4 @@
-"""Options: what `cache` accepts, checked at decoration; each error names option, value and mend."""
+"""Options: what `cache` accepts, checked at decoration; each error names option, value and fix."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def _of_result(option: str, value: Callable[..., Any]) -> Any:
 
 
 def is_async(function: Any) -> bool:
-    """Whether a call gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
+    """True if a call gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inner.func

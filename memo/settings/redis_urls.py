@@ -49,7 +49,7 @@ OPTIONS = (
     "sentinel_kwargs",
     "address_remap",
 )
-"""What `redis_options` may hold: arguments of redis-py's clients."""
+"""Names that `redis_options` may hold: arguments of redis-py's clients."""
 _OURS = {
     "socket_timeout": "the setting `deadline` bounds an operation",
     "socket_connect_timeout": "memo bounds connecting itself",
@@ -69,7 +69,7 @@ _PORTS = {SENTINEL: 26379}
 
 
 class Address(NamedTuple):
-    """Where a Redis is.
+    """Address of a Redis.
 
     Attributes:
         kind: `SERVER`, `SOCKET`, `SENTINEL` or `CLUSTER`.
@@ -89,7 +89,7 @@ class Address(NamedTuple):
 
     @property
     def where(self) -> str:
-        """What people know it by, without user and password: `"127.0.0.1:6379/0"`."""
+        """Address for people, without user and password: `"127.0.0.1:6379/0"`."""
         db = self.options.get("db", 0)
         if self.kind == SOCKET:
             return f"{self.path}/{db}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SECRET_BYTES = 32
 """The least length of a secret."""
 APPLICATION = "jupyter-memo"
-"""What memo's directories are called; `memo` alone belongs to other programs on some systems."""
+"""Name of memo's directories; `memo` alone belongs to other programs on some systems."""
 LARGEST_FILE = 65_536
 """Bytes; a longer file is no secret."""
 
@@ -180,7 +180,7 @@ def _foreign(found: os.stat_result) -> bool:
 
 
 def default_file() -> Path | None:
-    """Where the generated secret lies; None where this user has no configuration directory."""
+    """Path of the generated secret; None where this user has no configuration directory."""
     import platformdirs
 
     try:
@@ -213,7 +213,7 @@ def generated() -> tuple[Secret, ...]:
 def _create(path: Path) -> None:
     """Make the file without a race: written under another name, then linked if none is there.
 
-    Of two processes, one links first and the other reads the file of the first.  Nobody can see a
+    Of two processes, one links first and the other reads the file of the first.  None can see a
     file that is empty, half written or readable by others, whatever the umask.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

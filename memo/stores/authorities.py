@@ -1,4 +1,4 @@
-"""Authorities: who has the last word on what is true, and what each of them missed.
+"""Authorities: the tier with the last word on validity, and what each of them missed.
 
 Rules of this module:
 
@@ -91,7 +91,7 @@ class Authorities:
         return found or [t.generations for t in self._tiers[:1] if t.generations]
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """What refs read now, at the first authority that answers.
+        """Read refs at the first authority that answers.
 
         Raises:
             TierUnavailable: none does.
@@ -99,7 +99,7 @@ class Authorities:
         return await self._first(port, "states", refs)
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """What refs read now, for the stamps of a computation that is about to begin.
+        """Read refs for the stamps of a computation that is about to begin.
 
         The host learns what a shared authority reads: it is asked first, so that an invalidation on
         this host that comes in between is not undone.
@@ -126,7 +126,7 @@ class Authorities:
     async def asked(
         self, port: Port, verb: str, refs: Sequence[Ref]
     ) -> tuple[list[State], Generations]:
-        """What the first authority that can tell says, and who that is.
+        """Answer of the first authority that can tell, and which one that is.
 
         Args:
             verb: `"states"` or `"begin"`.
@@ -239,7 +239,7 @@ class Authorities:
         return True
 
     def behind(self) -> bool:
-        """Whether the shared authority may have missed an invalidation."""
+        """True if the shared authority may have missed an invalidation."""
         if self._owed or (self.reseeding is not None and self.reseeding.due()):
             return True
         try:
@@ -302,7 +302,7 @@ class Authorities:
 
 
 def make_note(reason: str, by: str) -> str:
-    """What is kept of an invalidation for people: JSON with `at` (Unix seconds), `by`, `reason`."""
+    """Note about an invalidation for people: JSON with `at` (Unix seconds), `by`, `reason`."""
     kept = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
@@ -325,5 +325,5 @@ def _where(tier: Tier) -> str:
 
 
 def is_for_any(note: str) -> bool:
-    """Whether a journalled invalidation is for any shared tier, the next one to be used."""
+    """True if a journalled invalidation is for any shared tier, the next one to be used."""
     return note.replace(" ", "").endswith('"to":["*"]}')

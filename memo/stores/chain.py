@@ -65,7 +65,7 @@ WriteStrategy = Literal["write_through", "write_around"]
 
 
 class Answer(NamedTuple):
-    """What the chain knows of a key.
+    """Answer of the chain for a key.
 
     Attributes:
         verdict: what may be done with the entry.
@@ -182,7 +182,7 @@ class Chain:
         *,
         trusts_disk: bool = False,
     ) -> Chain:
-        """Give the chain its place: done once by whoever assembles it."""
+        """Give the chain its place: done once, at assembly."""
         self.namespace = namespace
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
@@ -200,7 +200,7 @@ class Chain:
 
     @property
     def host(self) -> Host | None:
-        """What the processes of this host share; None: there is none."""
+        """State that the processes of this host share; None: there is none."""
         return self.authorities.host
 
     def __repr__(self) -> str:
@@ -209,12 +209,12 @@ class Chain:
     # --- names -----------------------------------------------------------------------------------
 
     def name(self, function: str, key: str, secret: Secret | None = None) -> str:
-        """What an entry is stored under: namespace, function, the secret's id, and the key."""
+        """Name an entry is stored under: namespace, function, the secret's id, and the key."""
         secret_id = self._secret_id if secret is None else secret.id.hex()
         return f"{self.namespace}:{{{function}}}:{secret_id}:{key}"
 
     def prefix(self, function: str) -> str:
-        """What the names of a function's entries begin with; the braces are a Redis hash tag."""
+        """Prefix of the names of a function's entries; the braces are a Redis hash tag."""
         return f"{self.namespace}:{{{function}}}:"
 
     # --- reading ---------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ class Chain:
         return Answer(verdict, entry, tier.name, source)
 
     def _read_along(self, found: Found, tier: Tier, entry: Entry) -> Sequence[State] | None:
-        """What the authority read together with the record; None: nothing, or too little."""
+        """States that the authority read together with the record; None: none, or too few."""
         if tier is not self._authority:
             return None
         return found.states if found.read is None else found.read(entry.refs)
@@ -352,7 +352,7 @@ class Chain:
         return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
     def _known(self, front: Front, name: str, key: str) -> object | None:
-        """What lies beside a record in memory: an entry, or a proof that an entry was true.
+        """The object beside a record in memory: an entry, or a proof that an entry was true.
 
         Raises:
             EntryError: the record is not to be believed.
@@ -442,9 +442,9 @@ class Chain:
     async def _proven(
         self, port: Port, listener: Listener, name: str, entry: Entry
     ) -> Sequence[State] | None:
-        """What the generations of an entry in memory read: as they did if it is proven, else asked.
+        """Read the generations of an entry in memory: unchanged if it is proven, else asked for.
 
-        None: nobody could be asked.
+        None: no tier could be asked.
         """
         front, host = self._front, self.host
         if front is None or host is None:
@@ -461,7 +461,7 @@ class Chain:
                 return states
             if await self._has_learned(port, host, entry, before, states):
                 front.remember(name, Proof(entry, mark), entry.record)
-        except TierError:  # met again, and said, by whoever asks next
+        except TierError:  # the next lookup meets and reports it
             return None
         return states
 
@@ -473,7 +473,7 @@ class Chain:
         before: Sequence[State],
         states: Sequence[State],
     ) -> bool:
-        """Whether this host reads what the shared authority said, so that its own turns are seen.
+        """True if this host reads what the shared authority said, so that its own turns are seen.
 
         Args:
             before: what the host read before the other was asked.
@@ -533,7 +533,7 @@ class Chain:
         """What refs read now.
 
         Raises:
-            TierError: nobody can tell.
+            TierError: no tier can tell.
         """
         if self._remote or self.host is None:
             return await self.authorities.states(port, refs)

@@ -56,11 +56,11 @@ class Floors:
         return self._floors.get(key) or self._old_floors.get(key, 0)
 
     def older(self, key: str, started: int) -> bool:
-        """Whether an answer already given for a key was computed later (I2)."""
+        """True if an answer already given for a key was computed later (I2)."""
         return started < (self._floors.get(key) or self._old_floors.get(key, 0))
 
     def has_answered(self, key: str) -> bool:
-        """Whether this process has stored or used an entry of this key."""
+        """True if this process has stored or used an entry of this key."""
         return self._floor(key) > 0
 
     def start_time(self, key: str, clock: Clock) -> int:

@@ -145,7 +145,7 @@ class Memory:
         return None if entry is None else entry.found
 
     def peek(self, name: str) -> object | None:
-        """What was remembered beside the record that lies under a name now; None if nothing was."""
+        """The object remembered beside the record under a name; None if there is none."""
         entry = self._used(name)
         return None if entry is None else entry.parsed
 
@@ -159,7 +159,7 @@ class Memory:
 
         Args:
             name: what the record is stored under.
-            parsed: what it was parsed into; everybody who peeks gets this very object.
+            parsed: what it was parsed into; every `peek` gives this very object.
             record: the one that was parsed; when another lies there by now, nothing is kept.
         """
         weight = sys.getsizeof(parsed)
@@ -312,7 +312,7 @@ class Memory:
             return [name for name in self._entries if name.startswith(prefix)]
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
-        """Whether each of some names is here."""
+        """True if each of some names is here."""
         now = self._clock.boot_ns()
         found = [self._entries.get(name) for name in names]
         return [e is not None and (e.expires is None or now < e.expires) for e in found]
@@ -374,5 +374,5 @@ class MemoryGenerations:
         return generations.noted(self._groups.get(ref.group, {}), ref)
 
     def _change(self, group: str, change: Change) -> None:
-        """Put new fields in the place of the old: who reads meanwhile sees either."""
+        """Replace the fields: a concurrent reader sees the old or the new ones."""
         self._groups[group] = generations.apply(self._groups.get(group, {}), change)

@@ -26,7 +26,7 @@ DISK = "disk"
 
 @runtime_checkable
 class CacheProtocol(Protocol):
-    """What a user's own store needs to be a tier: four async methods over bytes.
+    """Protocol of a user's own store: four async methods over bytes make it a tier.
 
     ::
 
@@ -67,7 +67,7 @@ LEASE = 30.0
 
 
 class Source(Protocol):
-    """Where the bytes of a payload lie."""
+    """Source of a payload's bytes."""
 
     @property
     def identity(self) -> object | None:
@@ -90,7 +90,7 @@ class Vouching(Protocol):
     """A source whose bytes need not be verified by each process."""
 
     def vouched(self, digest: bytes) -> bool:
-        """Whether one with a secret of ours has verified this version of the bytes."""
+        """True if one with a secret of ours has verified this version of the bytes."""
         ...
 
     def vouch(self, digest: bytes) -> None:
@@ -104,7 +104,7 @@ one."""
 
 
 class Found(NamedTuple):
-    """What a tier has under a name.
+    """A tier's answer for a name.
 
     Attributes:
         record: as it was stored.
@@ -126,12 +126,12 @@ class Asked:
     """A question to a tier that is under way; each tier that can be asked so has its own kind.
 
     Args:
-        answer: what `Port.settle` makes the tier's answer of; whoever settled it puts it back here.
+        answer: what `Port.settle` makes the tier's answer of; its settler puts it back.
 
     Attributes:
         begun: when, on the performance counter.
         since: `Flights.landed` at that time.
-        chain: who asked.
+        chain: the chain that asked.
         name: what was looked up.
         entry: the entry whose states were asked for; None: a record was.
     """
@@ -147,7 +147,7 @@ class Asked:
         self.entry: Any = None
 
     def found(self) -> Any:
-        """What was asked for, once it is settled.
+        """The answer, once it is settled.
 
         Raises:
             TierError: the tier did not do its work.
@@ -192,7 +192,7 @@ class Tier(Protocol):
 
     @property
     def name(self) -> str:
-        """What events and statistics call it: `"memory"`, `"redis"`, `"disk"`, or a class' name."""
+        """Name in events and statistics: `"memory"`, `"redis"`, `"disk"`, or a class' name."""
         ...
 
     @property
@@ -202,11 +202,11 @@ class Tier(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether other hosts see it too, so that it has the last word on what is true."""
+        """True if other hosts see it too, so that it has the last word on what is true."""
         ...
 
     async def lookup(self, port: Port, name: str) -> Found | None:
-        """What lies under a name, or None."""
+        """Look up a name; None: there is nothing."""
         ...
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
@@ -246,7 +246,7 @@ class Front(Protocol):
     """A tier in this process that can keep an object beside a record, so that it is parsed once."""
 
     def peek(self, name: str) -> object | None:
-        """What was remembered beside the record that lies under a name now."""
+        """The object remembered beside the record under a name."""
         ...
 
     def at_hand(self, name: str) -> bytes | None:
@@ -274,7 +274,7 @@ class Listener(Protocol):
     """
 
     def mark(self) -> int | None:
-        """What to remember with what is verified from now on; None: it does not listen (yet)."""
+        """Mark to keep with what is verified from now on; None: it does not listen (yet)."""
         ...
 
     def still(self, mark: int, groups: Sequence[str]) -> int | None:
@@ -282,7 +282,7 @@ class Listener(Protocol):
         ...
 
     def hear(self, groups: Iterable[str]) -> None:
-        """These groups have changed, as whoever changed them says himself."""
+        """Hear of changed groups from the invalidation itself."""
         ...
 
 
@@ -295,7 +295,7 @@ class Afar(Protocol):
     """Bytes; larger payloads and records are not taken."""
 
     def takes(self, size: int) -> bool:
-        """Whether it takes a payload of so many bytes."""
+        """True if it takes a payload of so many bytes."""
         ...
 
     def fetch(self, digest: bytes, sink: Sink) -> bool:
@@ -329,7 +329,7 @@ class Generations(Protocol):
     """Generations that a tier holds: see `stamps`.  Raises `TierError` as a `Tier` does."""
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """What each ref reads now; `LOST` for a group that has no `*`."""
+        """Read each ref; `LOST` for a group that has no `*`."""
         ...
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
@@ -390,11 +390,11 @@ class Losable(Protocol):
 
     @property
     def read_only(self) -> bool:
-        """Whether it takes no writes now."""
+        """True if it takes no writes now."""
         ...
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
-        """Register a host that has seen an epoch (`""`: none); who is registered."""
+        """Register a host that has seen an epoch (`""`: none); the registered hosts."""
         ...
 
     async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
@@ -426,7 +426,7 @@ class Journal(Protocol):
         ...
 
     async def overdue(self, port: Port) -> bool:
-        """Whether any must be replayed before the next read from a shared tier; about 1 µs."""
+        """True if any must be replayed before the next read from a shared tier; about 1 µs."""
         ...
 
     def maybe_due(self) -> bool:
@@ -459,7 +459,7 @@ class HostGenerations(Generations, Protocol):
         ...
 
     def names(self, kind: str, most: int) -> list[str]:
-        """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many."""
+        """Names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`."""
         ...
 
     def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -488,7 +488,7 @@ class Lock(Protocol):
 
 
 class Host(Protocol):
-    """What the processes of one host share."""
+    """State that the processes of one host share."""
 
     @property
     def id(self) -> str: ...

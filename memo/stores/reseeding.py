@@ -51,7 +51,7 @@ _log = logging.getLogger("memo.stores")
 
 
 class _Known(NamedTuple):
-    """What a host knows of a shared tier.
+    """A host's knowledge of a shared tier.
 
     Attributes:
         epoch: see `Census`; `""`: it was never used.
@@ -67,7 +67,7 @@ class _Known(NamedTuple):
 
 
 class Reseeding:
-    """What one host does about the losses of one shared tier.
+    """Repair of a shared tier's losses by one host.
 
     Args:
         tier: the shared tier.
@@ -92,7 +92,7 @@ class Reseeding:
             tier.tomb = REMEMBERED
 
     def due(self) -> bool:
-        """Whether to `look` before anything is read from the tier."""
+        """True if to `look` before anything is read from the tier."""
         return time.monotonic() >= self._look_at or self._tier.interruptions != self._interruptions
 
     async def look(self, port: Port) -> None:

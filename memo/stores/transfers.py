@@ -5,7 +5,7 @@ Rules of this module:
 1.  An entry goes later only where each look-up that does not find it there asks this host's disk as
     well; else the call returns when the shared tier has it.
 2.  A payload that comes from a shared tier is kept by this host's disk, record and all, so that it
-    comes once.  Who wants it while it comes waits for it.
+    comes once.  A lookup that needs it meanwhile waits for it.
 3.  Both are told by events when they are big: one at the beginning, one at the end.
 """
 
@@ -27,7 +27,7 @@ from memo.stores.protocols import MEMORY, Afar, Found, Receiving, Source, Tier
 from memo.stores.uploads import BIG, Upload, Uploads, Work
 
 PATIENCE = 30.0
-"""Seconds after which one who waits for a payload that another fetches does so himself."""
+"""Seconds after which a lookup that waits for another's fetch of a payload fetches it itself."""
 
 
 class Transfers:
@@ -66,7 +66,7 @@ class Transfers:
     # --- to a shared tier ------------------------------------------------------------------------
 
     def later(self, tier: Tier, name: str, record: int, payload: Payload | None = None) -> bool:
-        """Whether an entry goes to a tier in the background, where this host's disk has it.
+        """True if an entry goes to a tier in the background, where this host's disk has it.
 
         Args:
             tier: any of the chain.
@@ -176,7 +176,7 @@ class Transfers:
                 self._leave(digest)
 
     def _join(self, port: Port, digest: bytes) -> Waiter | None:
-        """What is set when the one who fetches a payload has done so; None: nobody does, yet."""
+        """Waiter that is set when a payload under way has arrived; None: none is under way."""
         with self._lock:
             waiting = self._arrivals.get(digest)
             if waiting is None:

@@ -5,7 +5,7 @@ Rules of this module:
 1.  An upload is a name.  What lies under that name on this host's disk when its turn comes is what
     is sent, so that what waits takes no memory, and a newer entry takes the place of an older one.
 2.  At most `WORKERS` run at once, never two of one name.  Where `WAITING` bytes wait already, the
-    next one is refused, and its caller sends it himself: nobody stores faster than the network.
+    next one is refused, and its caller sends it: no caller stores faster than the network.
 3.  An upload ends once, however it ends.  What was to come after it, such as freeing the lease
     under which the entry was computed, comes then.
 """
@@ -26,7 +26,7 @@ BIG = 1 << 20
 WORKERS = 2
 """Uploads that run at once."""
 WAITING = 512 << 20
-"""Bytes that may wait: 5 s at 1 Gbit/s, so well below the `lock_timeout` of who waits for them."""
+"""Bytes that may wait: 5 s at 1 Gbit/s, so well below the `lock_timeout` of waiting callers."""
 
 
 class Upload:
@@ -104,7 +104,7 @@ class Uploads:
         return upload
 
     def _next(self) -> Upload | None:
-        """What may run now; None, and one worker less, if nothing may."""
+        """Next upload that may run; None, and one worker less, if there is none."""
         with self._lock:
             free = (name for name in self._waiting if name not in self._running)
             name = next(free, None)

@@ -61,7 +61,7 @@ def expiry(reason: str) -> int | None:
 
 
 def may_answer(reason: str) -> bool:
-    """Whether a policy may let an entry answer in spite of a reason."""
+    """True if a policy may let an entry answer in spite of a reason."""
     return reason == SOURCE_UNREACHABLE or isinstance(reason, (Expired, Unproven))
 
 

@@ -81,7 +81,7 @@ class File:
 
     @staticmethod
     def __memo_argument__(value: Any) -> Any:
-        """What stands for such an argument in the key: absolute paths."""
+        """Replacement of such an argument in the key: absolute paths."""
         if isinstance(value, (list, tuple)):
             return [_absolute(one) for one in value]
         return value if value is None else _absolute(value)
@@ -106,7 +106,7 @@ def _place(path: str) -> str:
 
 
 def file_stamp(path: str, *, by_content: bool = False, every: float = 0.0) -> FileStamp:
-    """What lies at a path now; that nothing does is a fact like any other.
+    """Stamp of the file at a path; a missing file has a stamp like any other.
 
     Args:
         path: absolute; of a file, a directory or a pattern; or a URL.
@@ -216,7 +216,7 @@ _callables: weakref.WeakValueDictionary[str, Dependencies] = weakref.WeakValueDi
 
 
 class Dependencies:
-    """What a function depends on, besides its arguments and its code.
+    """Dependencies of a function besides its arguments and its code.
 
     Args:
         identity: of the cached function.
@@ -393,7 +393,7 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
     identity, _, index = stamp.name.rpartition("#")
     dependencies = _callables.get(identity)
     if dependencies is None or int(index) >= len(dependencies.calls):
-        return False  # whoever could tell is not here
+        return False  # the module that could tell is not loaded
     try:
         needed = _unpacked(stamp.arguments)
         function = dependencies.calls[int(index)]

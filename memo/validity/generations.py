@@ -1,6 +1,6 @@
-"""What happens to the fields of a group: the rules of `stamps` as pure functions.
+"""Changes to the fields of a group: the rules of `stamps` as pure functions.
 
-Whoever keeps generations in a table of its own (the host's SQLite file, the memory tier) applies
+Each keeper of generations (the host's SQLite file, the memory tier) applies
 these; none of them touches anything.
 """
 
@@ -18,7 +18,7 @@ MOST_SHAPES = 64
 
 
 class Change(NamedTuple):
-    """What to do to the fields of one group.
+    """Changes to the fields of one group.
 
     Attributes:
         write: field -> value.
@@ -88,7 +88,7 @@ _EXPIRED = ((stamps.SOFT, ""),)
 def learned(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
     """Adopt another authority's state, so that `stamps.read(ref, fields)` gives `now`.
 
-    A group that is lost there is lost here too: what nobody can vouch for is believed by nobody.
+    A group that is lost there is lost here too: it holds for no entry.
     So is one that has grown past its bound, since fields may only go together with `*`.
     """
     if now == LOST or len(fields) >= FIELDS:
@@ -109,7 +109,7 @@ def learned(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
 
 
 def _same(present: str | None, value: str) -> bool:
-    """Whether a field says this already; the note behind a token is no part of it."""
+    """True if a field says this already; the note behind a token is no part of it."""
     return (present or "") == value or (len(value) == TOKEN and (present or "")[:TOKEN] == value)
 
 

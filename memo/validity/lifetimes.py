@@ -32,7 +32,7 @@ _NAMELESS = bytes(16)
 
 
 class Verdict(NamedTuple):
-    """What may be done with an entry.
+    """Verdict on the age of an entry.
 
     Attributes:
         kind: `FRESH`, `STALE` (use it, refresh it) or `MISS`.

@@ -41,7 +41,7 @@ class UnreachableError(Exception):
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names something that does not lie in this host's file system."""
+    """True if a path names something that does not lie in this host's file system."""
     return _URL.match(path) is not None and not path.startswith("file://")
 
 

@@ -1,11 +1,11 @@
-"""Stamps: one mechanism for everything that can make an entry untrue.
+"""Stamps: one mechanism for everything that can invalidate an entry.
 
 Rules of this module:
 
 1.  A stamp is taken *before* the computation that it vouches for begins, and is stored with the
     entry.  The entry is true while every stamp still reads the same.
 2.  A *generation* is a random token, never a counter.  A token that is gone (flushed, evicted)
-    makes every entry that names it untrue; it can never come back.
+    invalidates every entry that names it; it can never come back.
 3.  Generations live in *groups*: one per function (`f:…`), per address prefix (`p:…`), per tag
     (`t:…`), and one for the namespace (`n`).  A group is a small table of fields:
 
@@ -99,7 +99,7 @@ class Turn(NamedTuple):
 
 
 def tag_turns(tag: str) -> tuple[Turn, Turn]:
-    """What invalidates a tag: first all that looks out for any tag, then the tag."""
+    """Turns that invalidate a tag: first everything that depends on any tag, then the tag."""
     return Turn(TAGS), Turn(group("t", tag))
 
 
@@ -109,7 +109,7 @@ def softened(turn: Turn) -> Turn:
 
 
 def is_soft(arguments: Iterable[tuple[str, str]]) -> bool:
-    """Whether the arguments of a turn make it a soft one."""
+    """True if the arguments of a turn make it a soft one."""
     return (SOFT, "") in arguments
 
 
@@ -131,7 +131,7 @@ def expired_at(before: str, now: str) -> int | None:
 
 
 def _softly(part: str) -> bool:
-    """Whether a part of a state's text is the field of a soft turn."""
+    """True if a part of a state's text is the field of a soft turn."""
     names, equals, _ = part.partition("=")
     return bool(equals) and names.split(",")[-1] == SOFT
 
@@ -161,7 +161,7 @@ def field(arguments: Iterable[tuple[str, str]]) -> str:
 
 
 def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
-    """Whether one of some invalidations is about one of some refs."""
+    """True if one of some invalidations is about one of some refs."""
     own = tuple(refs)
     return any(
         turn.group == ref.group

@@ -1,14 +1,14 @@
 """Flights: at most one computation per key in this process.
 
-Whoever comes first *leads*; the others *join* and wait.  Rules of this module:
+The first caller *leads*; the others *join* and wait.  Rules of this module:
 
-1.  A flight belongs to nobody: a joiner that leaves (is cancelled, interrupted) takes nobody with
+1.  A flight has no owner: a joiner that leaves (is cancelled, interrupted) takes no other with
     it.  When the last one has left, the computation itself is asked to stop, a refresh excepted.
-2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*, whereupon one of those who
+2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*, whereupon one of those that
     waited leads a new one.
-3.  An invalidation *detaches* a flight: nobody joins it any more, and what it brings is not
-    stored.  Who leads it gets what he asked for; who waits for it looks again.
-4.  Whoever would wait for a flight that waits for him, over any number of flights, gets a
+3.  An invalidation *detaches* a flight: no caller joins it any more, and its result is not
+    stored.  Its leader gets the result; the waiting callers look again.
+4.  A caller that would wait for a flight that waits for it, over any number of flights, gets a
     `ReentryError` at once instead.
 """
 
@@ -41,8 +41,8 @@ class Landing(NamedTuple):
         error: what it raised, or None.
         entry: what was stored of it, None where nothing could be.
         encoded: the bytes from which each joiner makes its own copy; None: it cannot be copied.
-        true: whether its stamps still held when nobody could join any more.
-        used: the stamps of what the computation used; None: nobody can vouch for it.
+        true: whether its stamps still held after the last caller joined.
+        used: the stamps of what the computation used; None: they are not known.
         known: the stamps that are known, also where others are missing.
         started: when the computation began, in nanoseconds; 0: it did not.
         fault: the cache itself failed before the function ran: each computes by himself.
@@ -153,7 +153,7 @@ class Flights:
                 flight.joined += not background
             if not background:
                 flight.background = False
-                if path:  # in the same step as the look above: two who cross see each other
+                if path:  # in the same step as the look above: two that cross see each other
                     path[-1].waits.append(flight)
             return flight, leads
 
@@ -166,12 +166,12 @@ class Flights:
                     path[-1].waits.remove(flight)
 
     def abandon(self, flight: Flight) -> None:
-        """End a flight that nobody computes any more, unless it has landed."""
+        """End a flight without a computation, unless it has landed."""
         if not flight.over:
             self.land(flight, None)
 
     def lost(self, flight: Flight) -> bool:
-        """Whether a flight can never land, because its loop is closed; it is abandoned then."""
+        """True if a flight can never land, because its loop is closed; it is abandoned then."""
         handle = flight.handle
         if flight.over or handle is None or not handle.dead():
             return False
@@ -189,7 +189,7 @@ class Flights:
         return waiter
 
     def leave(self, flight: Flight, waiter: Waiter) -> None:
-        """The one who waited goes; the last to go stops a computation that nobody wants."""
+        """A waiting caller leaves; the last to leave stops the computation."""
         with self._lock:
             if waiter in flight.joiners:
                 flight.joiners.remove(waiter)
@@ -201,11 +201,11 @@ class Flights:
             flight.handle.cancel()
 
     def keep(self, flight: Flight) -> None:
-        """Let a computation go on though nobody waits for it: its result is for later calls."""
+        """Let a computation go on without a waiting caller: its result is for later calls."""
         flight.kept = True
 
     def close(self, flight: Flight) -> int:
-        """Let nobody join any more; how many have joined, whether or not they have boarded yet."""
+        """Close the flight to new callers; how many have joined, boarded or not."""
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
@@ -221,14 +221,14 @@ class Flights:
         return self._recent.get(name, 0) > since or self.landed - since > RECENT
 
     def land(self, flight: Flight, landing: Landing | None) -> None:
-        """End a flight; None: abandoned.  Wakes everybody."""
+        """End a flight; None: abandoned.  Wakes all waiting callers."""
         self.close(flight)
         self._end(flight, landing)
 
     def withdraw(self, flight: Flight) -> None:
         """End a flight whose leader has not begun, since he looks again.
 
-        It is not one that has landed: two who took each other's for one would look again forever.
+        It does not count as landed: two callers would take each other's for landed forever.
         """
         with self._lock:
             if self._active.get(flight.name) is flight:
@@ -244,7 +244,7 @@ class Flights:
             waiter.set()
 
     def detach(self, turns: Iterable[Turn]) -> int:
-        """Let nobody join the flights that an invalidation concerns; how many there were."""
+        """Close the flights that an invalidation concerns to new callers; their number."""
         wanted = list(turns)
         with self._lock:
             names = [n for n, f in self._active.items() if concerns(wanted, f.refs)]
@@ -292,7 +292,7 @@ def _reaches(flight: Flight, path: tuple[Flight, ...]) -> bool:
 class inside:
     """Marks the running code as part of a flight's computation: `with inside(flight): ...`.
 
-    `alone`: nobody waits for it, so it is not part of the computation that set it off.
+    `alone`: no caller waits for it, so it is not part of the computation that started it.
     """
 
     __slots__ = ("_alone", "_flight", "_token")

@@ -7,13 +7,13 @@ Two locks, one inside the other:
     so a waiter on the same host takes over at once.
 *cluster*
     A record in the shared tier with `LEASE` seconds to live, renewed every third of that by a
-    thread and released by compare-and-delete.  Whoever holds the host lock and finds the cluster
+    thread and released by compare-and-delete.  A holder of the host lock that finds the cluster
     lease in the name of the same host knows that its holder is dead, and replaces it.
 
 So at most one process of each host waits for the cluster.  It is woken when the lease is released,
 and looks every second in case the holder died; the others of its host look at the host lock every
 2 to 20 ms.
-Both carry a text that says who holds them, since when, and how long it is likely to take: `Holder`.
+Both carry a text that names the holder, since when, and how long it is likely to take: `Holder`.
 When the shared tier is away, the host lock alone still keeps this host to one computation.
 """
 
@@ -38,14 +38,14 @@ POLL = (0.002, 0.02)
 """Seconds between two looks at a host lock: the first, doubled each time up to the last, as long as
 the same one has it."""
 LASTING = 2.0
-"""Seconds for which who has a lease waits for a lock on a file of the cache, where 0.25 s would do
-for others: what he does not find or cannot store is computed by everybody who waits for him."""
+"""Seconds for which a lease holder waits for a locked cache file, where others wait 0.25 s:
+a result that it does not find or cannot store is recomputed by every waiting process."""
 WAIT = 1.0
 """Longest single wait for the cluster lease, in seconds; then its holder is looked at again."""
 
 
 class Holder(NamedTuple):
-    """Who holds a lease, from the text that the lease carries.
+    """Holder of a lease, from the text that the lease carries.
 
     Attributes:
         node: name of its host.
@@ -80,7 +80,7 @@ class Leases(Protocol):
     """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
 
     async def acquire(self, port: Port, name: str, holder: str) -> str | None:
-        """Take a free lease; None when taken, else who holds it."""
+        """Take a free lease; None when taken, else the holder."""
         ...
 
     async def renew(self, port: Port, name: str, holder: str) -> bool:
@@ -101,7 +101,7 @@ class Leases(Protocol):
 
 
 class Hold:
-    """What came of asking for a lease.
+    """Outcome of asking for a lease.
 
     Attributes:
         mine: whether this process holds it now.
@@ -143,13 +143,13 @@ class Hold:
         return self.who
 
     def wait_begins(self, holder: str) -> None:
-        """Say that it is waited for and who has it; again when somebody else has it."""
+        """Emit that it is waited for, and the holder; again when the holder changes."""
         if self._told is None or (holder and holder != self._told):
             self._told = holder
             self._tell(events.WAITING, holder)
 
     def curious(self) -> bool:
-        """Whether it is time to see who has it."""
+        """True if it is time to look at the holder."""
         now = time.monotonic()
         due = now >= self._look_at
         if due:
@@ -177,7 +177,7 @@ class Hold:
 
     async def _renew(self, port: Port) -> None:
         handle = self.flight.handle
-        if handle is not None and handle.dead():  # nobody computes any more, and nobody may wait
+        if handle is not None and handle.dead():  # the computation is gone, and none may wait
             await self.release(port)
         if self._leases is None:
             return
@@ -193,7 +193,7 @@ class Hold:
         """Free it, whatever happens; calling it twice is harmless.
 
         Args:
-            after: when this upload has ended, so that who waits finds the entry.
+            after: when this upload has ended, so that a waiting process finds the entry.
         """
         if after is not None and after.then(self.release):
             return
@@ -240,7 +240,7 @@ async def hold(
 
     With `refresh` it is only tried, never waited for.  Otherwise it is waited for at most
     `policy.lock_timeout` seconds; then the caller computes without it, and an event says so.
-    Those who wait for us are told that it takes `expected` seconds.
+    Waiting processes are told that it takes `expected` seconds.
     """
     if not (policy.use_lock or refresh):
         return None
@@ -270,7 +270,7 @@ async def hold(
 
 
 def patience(policy: Policy) -> AbstractContextManager[None]:
-    """What is asked for in here may wait for a lock of SQLite, where a lease is held meanwhile."""
+    """Let operations in this block wait for a lock of SQLite while a lease is held."""
     return patient(LASTING) if policy.use_lock else nullcontext()
 
 
@@ -355,10 +355,10 @@ async def _cluster(port: Port, leases: Leases, name: str, held: Hold, end: float
 
 
 def _me(chain: Chain) -> str:
-    """Who we are, for people and for `_host_of`: host id, host name, process, a random token."""
+    """Name of this holder, for `_host_of` too: host id, host name, process, a random token."""
     host = ""
     if chain.host is not None:
-        with suppress(TierError):  # its file cannot be read: then nobody knows us for a neighbour
+        with suppress(TierError):  # its file cannot be read: no process takes us for a neighbour
             host = chain.host.id
     host = host or os.urandom(8).hex()
     return f"{host}/{os.uname().nodename}/{os.getpid()}/{os.urandom(8).hex()}"

@@ -78,7 +78,7 @@ _PLAIN = (list, tuple, set, frozenset)
 
 
 class Collection(NamedTuple):
-    """What a call has for its elements.
+    """The collection of elements in a call.
 
     Attributes:
         items: in the caller's order.
@@ -106,12 +106,12 @@ class Each:
         keyer.check_names("each", [name])
 
     def taken(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What a call, whose arguments fit, has for the parameter."""
+        """The parameter's value in a call whose arguments fit."""
         value = self.found(args, kwargs)
         return self._keyer.plan.defaults[self.name] if value is ABSENT else value
 
     def found(self, args: Sequence[Any], kwargs: Mapping[str, Any], own: int = 0) -> Any:
-        """What some arguments have for it; `ABSENT`: nothing.
+        """The parameter's value in some arguments; `ABSENT`: none.
 
         Args:
             own: how many positional arguments are left out in front, such as `self`.
@@ -164,7 +164,7 @@ class Each:
         raise OptionError(self.name, value, mend)
 
     def is_collection(self, value: Any) -> bool:
-        """Whether a value is a collection of elements rather than one."""
+        """True if a value is a collection of elements rather than one."""
         with suppress(OptionError):
             self.opened(value)
             return True
@@ -175,7 +175,7 @@ class Each:
 
 
 class Part(Wrapped):
-    """What the function returned for one element; this is what is stored.
+    """The result for one element, as it is stored.
 
     Attributes:
         value: the result; None where there is none.
@@ -432,7 +432,7 @@ def _part(place: Place) -> None:
 async def _value_of(
     port: Port, place: Place, landing: Landing | None, leads: bool, begun: float
 ) -> Any:
-    """What a landing means: a part, `Raised`, `AGAIN`, or `NOTHING` after a fault."""
+    """Turn a landing into a part, `Raised`, `AGAIN`, or `NOTHING` after a fault."""
     if landing is None:
         return AGAIN
     if landing.fault:
@@ -815,7 +815,7 @@ async def _failed(
 
 
 class _Run(NamedTuple):
-    """What is told of one element of a run.
+    """One element of a run.
 
     Attributes:
         gathered: what the run read.

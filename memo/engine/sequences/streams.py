@@ -202,7 +202,7 @@ class Live:
             self._release()
 
     async def _done_elsewhere(self, port: Port, found: Answer) -> bool:
-        """Whether another process has stored it before this one got the lease."""
+        """True if another process has stored it before this one got the lease."""
         job, policy = self.job, self.job.function.policy
         expected = job.function.took
         held = await hold(port, job.chain, job.name, policy, self.flight, expected=expected)
@@ -540,7 +540,7 @@ class Reader:
         await self._live.open(port, self._found, alone=True)
 
     async def _fell_back(self, port: Port, raised: Raised) -> bool:
-        """Whether an old sequence answers, since the generator raised before its first item."""
+        """True if an old sequence answers, since the generator raised before its first item."""
         if not (self._found.verdict.fallback and self._found.entry is not None):
             return False
         failed = Landing(error=raised.error)

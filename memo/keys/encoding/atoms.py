@@ -141,7 +141,7 @@ def plain(pieces: Iterable[Any]) -> bytes | None:
 
 
 def _are_texts(values: Any) -> bool:
-    """Whether all are instances of `str`: twice as fast as looking at each type."""
+    """True if all are instances of `str`: twice as fast as looking at each type."""
     if type(values[0]) is not str:
         return False
     try:

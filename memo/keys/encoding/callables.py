@@ -115,7 +115,7 @@ def _bytecode(code: types.CodeType) -> list[Any]:
 
 
 def looked_up(module: str | None, name: str) -> Any:
-    """What a module has under a dotted name, or None."""
+    """Look up a dotted name in a module; None: it is not there."""
     found: Any = sys.modules.get(module or "")
     for part in name.split("."):
         found = getattr(found, part, None)

@@ -363,7 +363,7 @@ class Refusal:
 
 
 def is_refused(kind: type) -> bool:
-    """Whether no value of a type has a key."""
+    """True if no value of a type has a key."""
     return isinstance(_encoders.get(kind) or _found.get(kind) or _find(kind), Refusal)
 
 

@@ -169,7 +169,7 @@ def an_object(value: Any, walk: Walk) -> bytes:
 
 
 def is_object(kind: type) -> bool:
-    """Whether values of a type are known by their attributes, not by content of a known form."""
+    """True if values of a type are known by their attributes, not by content of a known form."""
     return find(kind) is _OBJECT
 
 
@@ -196,7 +196,7 @@ def find(kind: type) -> Encoder:
 
 
 def _is_plain(kind: type) -> bool:
-    """Whether pickle saves a value of this class as Python does by default."""
+    """True if pickle saves a value of this class as Python does by default."""
     given: Any = kind
     plain = given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
     return plain and kind not in copyreg.dispatch_table
@@ -206,7 +206,7 @@ _REGISTER: Final = "register a key with memo.register_key, or name the argument 
 
 
 def _why_not(kind: type) -> str:
-    """Why no value of a type can have a key: the mend, or `""`."""
+    """Why no value of a type can have a key: the fix, or `""`."""
     if hasattr(kind, "__await__") or issubclass(kind, types.AsyncGeneratorType):
         return "await it first, and pass the result."
     if hasattr(kind, "__next__"):
@@ -256,7 +256,7 @@ def _reduced(value: Any, walk: Walk) -> Any:
 
 
 def _made(value: Any, function: Any, arguments: Any, walk: Walk) -> bytes:
-    """What an object is made by: nothing where it is its own class, as for almost all."""
+    """Encode what makes an object: nothing where that is its own class, the usual case."""
     if function in (copyreg.__newobj__, copyreg.__newobj_ex__) and arguments[0] is type(value):  # type: ignore[attr-defined]
         return walk.sequence(list(arguments[1:]), lambda i: f".__getnewargs__()[{i}]")
     if function is type(value):

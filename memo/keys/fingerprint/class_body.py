@@ -46,7 +46,7 @@ def head(cls: type) -> str:
 
 
 def attributes(cls: type) -> Iterator[tuple[str, Any]]:
-    """What a class body says: its attributes without what Python and libraries add."""
+    """Attributes of a class body, without those that Python and libraries add."""
     members = dict(vars(cls))
     generated = any(name in members for name in _GENERATED)
     enumerated = getattr(cls, "_member_map_", {})
@@ -62,7 +62,7 @@ def attributes(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _says(value: Any, generated: bool) -> bool:
-    """Whether a `__special__` attribute is the user's."""
+    """True if a `__special__` attribute is the user's."""
     inner = innermost(value)
     if not isinstance(inner, types.FunctionType):
         return isinstance(value, (str, tuple))
@@ -70,7 +70,7 @@ def _says(value: Any, generated: bool) -> bool:
 
 
 def _is_made(code: types.CodeType) -> bool:
-    """Whether `dataclasses` or attrs has made a method: of the user's the name has its class.
+    """True if `dataclasses` or attrs has made a method: of the user's the name has its class.
 
     The file alone does not tell, since cells of a terminal and code from a pickle have none either.
     """
@@ -96,7 +96,7 @@ def fields(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _struct_fields(cls: Any) -> Iterator[tuple[str, Any]]:
-    """What a `Struct` of msgspec says of itself and of its fields."""
+    """Configuration and fields of a `Struct` of msgspec."""
     if f"{type(cls).__module__}.{type(cls).__qualname__}" != "msgspec._core.StructMeta":
         return
     said = cls.__struct_config__

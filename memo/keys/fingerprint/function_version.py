@@ -125,7 +125,7 @@ class Identity:
             warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
     def state(self, owner: type) -> State:
-        """What of `self` the method reads, of objects of a class; as `digest` has found last."""
+        """The state of `self` that the method reads, for a class; as `digest` last found it."""
         if self._pinned is None:
             seen = self._seen.get(owner)
             return (seen if seen is not None else self._look(owner)).state
@@ -153,12 +153,12 @@ class Identity:
         return new
 
     def is_often(self, others: tuple[str, ...]) -> bool:
-        """Whether the same was changed by something else for the third time."""
+        """True if the same was changed by something else for the third time."""
         times = self._others[others] = self._others.get(others, 0) + 1
         return times == _OFTEN
 
     def parts(self, owner: type | None = None) -> dict[str, str]:
-        """What the digest is of: part -> normalised source, number or digest.
+        """Parts of the digest: name -> normalised source, number or digest.
 
         Parts are `"module:function"`, `"module:Class"`, `"global:NAME"`, `"closure:…"`,
         `"default:…"`, `"attribute:…"`, `"package:name"` and `"python"`.
@@ -168,7 +168,7 @@ class Identity:
         return dict(self._current(owner).parts)
 
     def untracked(self, owner: type | None = None) -> list[str]:
-        """What is left out of the digest, and why: `"global:c: app.Client has no sound key"`."""
+        """Parts that the digest leaves out, and why: `"global:c: app.Client has no sound key"`."""
         name = getattr(innermost(self.function), "__name__", "the function")
         changed = sorted(self._own_changes)
         told = [f"{name}() changes `{one}`: left out of its key" for one in changed]

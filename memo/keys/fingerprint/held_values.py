@@ -54,7 +54,7 @@ STATELESS = State()
 
 
 class Image(NamedTuple):
-    """What a value says of itself.
+    """Image of a value: its content as text, and where that may change.
 
     Attributes:
         text: equal for equal values.
@@ -74,7 +74,7 @@ class Image(NamedTuple):
     noted: tuple[tuple[str, Ref], ...] = ()
 
     def same(self, other: Image) -> bool:
-        """Whether two images, taken in one process, are of equal values."""
+        """True if two images, taken in one process, are of equal values."""
         held = {id(ref) for _, ref in self.noted} == {id(ref) for _, ref in other.noted}
         return (
             held
@@ -146,9 +146,9 @@ _painting = _Painting()
 
 
 def note(value: Ref) -> str | None:
-    """What a function or class says of itself alone; None while no image is made.
+    """Text of a function or class on its own; None while no image is made.
 
-    `canonical` asks for it through `function_version`.  The image remembers who was asked for, so
+    `canonical` asks for it through `function_version`.  The image remembers what was asked for, so
     that what it reaches is followed as well.
     """
     painter = _painting.painter
@@ -476,7 +476,7 @@ class _Painter:
         return f"task {','.join(self.text(part, path) for part in parts)}"
 
     def _content(self, value: Any, path: str) -> str:
-        """What an object of a class derived from a container contains."""
+        """Content of an object whose class derives from a container."""
         for kinds, special in _CONTAINERS:
             if isinstance(value, kinds):
                 return special(self, value, path)
@@ -536,13 +536,13 @@ class _Detailer(_Painter):
 
 
 def _is_proxy(kind: type) -> bool:
-    """Whether objects of a class stand for a task of Celery, before its first use and after."""
+    """True if objects of a class stand for a task of Celery, before its first use and after."""
     module = sys.modules.get("celery.local")
     return module is not None and issubclass(kind, module.Proxy)
 
 
 def wrapped(value: Any) -> Any:
-    """What a decorator wrapped, as `functools.wraps` and memo's own functions tell."""
+    """The function under a decorator, as `functools.wraps` and memo's own functions record it."""
     state = getattr(value, "__dict__", None)
     found = state.get("__wrapped__") if isinstance(state, Mapping) else None
     if found is None and origin.of_type(type(value)).kind == origin.MEMO:
@@ -578,12 +578,12 @@ def innermost(function: Any) -> Any:
 
 
 def is_fixed(kind: type) -> bool:
-    """Whether no value of a type can change in place, nor what it holds."""
+    """True if no value of a type can change in place, nor what it holds."""
     return kind in _ATOMS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
 
 
 def is_open(kind: type) -> bool:
-    """Whether an object of a class is no more than its attributes and what it contains."""
+    """True if an object of a class is no more than its attributes and what it contains."""
     if f"{kind.__module__}.{kind.__qualname__}" in _OPEN:
         return True
     if hasattr(kind, "__memo_key__") or origin.of_type(kind).kind != origin.USER:
@@ -602,7 +602,7 @@ def slots_of(kind: type) -> list[Any]:
 
 
 def _holds_nothing(base: type) -> bool:
-    """Whether objects have no hidden state from a base class: it is not written in C."""
+    """True if objects have no hidden state from a base class: it is not written in C."""
     if base is object or base in _CONTAINER_TYPES or base.__module__ in _BARE_BASES:
         return True
     kind = origin.of_type(base).kind
@@ -611,7 +611,7 @@ def _holds_nothing(base: type) -> bool:
 
 
 def _dumps(value: Any) -> bool:
-    """Whether a container holds plain values only, at any depth."""
+    """True if a container holds plain values only, at any depth."""
     if type(value) not in (list, tuple, dict, set, frozenset) or not value:
         return False
     try:

@@ -32,12 +32,12 @@ def extensible() -> Iterator[type]:
 
 
 def is_users(value: Any) -> bool:
-    """Whether an attribute of a library's module or class is the user's, or holds what is."""
+    """True if an attribute of a library's module or class is the user's, or holds what is."""
     return any(_is_code(one) or any(map(_is_code, _held(one))) for one in layers(value))
 
 
 def is_fixed(value: Any) -> bool:
-    """Whether an attribute of a library's module stays what it is, unless it is patched."""
+    """True if an attribute of a library's module stays what it is, unless it is patched."""
     return callable(value) or issubclass(type(value), types.ModuleType)
 
 
@@ -51,7 +51,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _held(value: Any) -> list[Any]:
-    """What an accessor, or another object, holds; and the class of an object that can be called."""
+    """Values that an accessor or another object holds; and the class of a callable object."""
     if isinstance(value, (types.FunctionType, type, types.ModuleType)):
         return []
     state = getattr(value, "__dict__", None)
@@ -67,5 +67,5 @@ class Grown:
         self._size = len(self._members)
 
     def stands(self) -> bool:
-        """Whether the class still has as many attributes."""
+        """True if the class still has as many attributes."""
         return len(self._members) == self._size

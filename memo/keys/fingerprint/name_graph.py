@@ -2,7 +2,7 @@
 
 The digest is of the graph up to sharing: nodes that nothing can tell apart count once.  So it does
 not matter in which order things were defined, whether there are cycles, or whether a cell that
-defines a helper was run twice and both helpers are still held by somebody.
+defines a helper was run twice and both helpers are still in use.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _mark(parts: Iterable[str]) -> str:
 
 
 def parts(nodes: Mapping[Key, Node]) -> dict[str, str]:
-    """What the nodes say, by name; a name that stands for several things gets numbers."""
+    """Texts of the nodes by name; a name that several share gets numbers."""
     texts: dict[str, set[str]] = {}
     for node in nodes.values():
         for name, text in [(node.name, node.text), *node.facts]:

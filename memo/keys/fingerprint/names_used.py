@@ -47,7 +47,7 @@ class Use(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What code takes from one name.
+    """Attributes that code takes from one name.
 
     Attributes:
         chains: the attributes it takes at once; `()` is the thing itself.
@@ -59,14 +59,14 @@ class Taken(NamedTuple):
 
     @property
     def fills(self) -> bool:
-        """Whether a container of this name is only filled; without source, as far as seen."""
+        """True if a container of this name is only filled; without source, as far as seen."""
         return () in self.filled or (
             bool(self.chains)
             and all(len(chain) == 1 and chain[0] in _SILENT for chain in self.chains)
         )
 
     def inside(self) -> dict[str, Taken]:
-        """What is taken from each attribute."""
+        """Attributes taken from each attribute."""
         names = {chain[0]: None for chain in self.chains if chain}
         return {
             name: Taken(
@@ -203,7 +203,7 @@ class _Scope:
         self.operands = [self.operands[1], value]
 
     def end(self) -> None:
-        """What was loaded goes somewhere else: the chain is complete."""
+        """End a chain of attributes: the loaded value is used for something else."""
         if self.pending is not None:
             self.scan.uses.add(self.pending)
             self.pending = None
@@ -325,7 +325,7 @@ def filled(node: ast.AST) -> Fills:
 
 
 def _meet(one: Path, other: Path) -> bool:
-    """Whether one of two dotted names lies in the other."""
+    """True if one of two dotted names lies in the other."""
     return one[: len(other)] == other[: len(one)]
 
 

@@ -1,4 +1,4 @@
-"""What a code object says: its normalised text.
+"""Normalised text of code objects.
 
 Rules of this module:
 
@@ -30,7 +30,7 @@ from memo.runtime import fork
 
 
 class Code(NamedTuple):
-    """What a code object says.
+    """Normalised text of a code object, and the names that it uses.
 
     Attributes:
         text: normalised source, or bytecode.
@@ -60,7 +60,7 @@ _known: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
 
 
 def read(code: CodeType, namespace: dict[str, Any]) -> Code:
-    """What a code object says; worked out once for each code object.
+    """Normalise a code object, once for each.
 
     Args:
         code: of a function or a lambda.
@@ -222,7 +222,7 @@ def _node(code: CodeType, index: _Index) -> _Node | None:
 
 
 def _encloses(node: _Node, code: CodeType) -> bool:
-    """Whether all of a code object's positions lie inside a node (innermost nodes come last)."""
+    """True if all of a code object's positions lie inside a node (innermost nodes come last)."""
     body = node.body if isinstance(node, ast.Lambda) else node
     first = (body.lineno, body.col_offset)
     last = (body.end_lineno or 0, body.end_col_offset or 0)
@@ -248,7 +248,7 @@ def _text(node: _Node) -> str | None:
 
 
 def _asserts(node: _Node) -> bool:
-    """Whether `python -O` changes what the code does."""
+    """True if `python -O` changes what the code does."""
     return any(
         isinstance(part, ast.Assert) or (isinstance(part, ast.Name) and part.id == "__debug__")
         for part in ast.walk(node)

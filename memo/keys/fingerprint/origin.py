@@ -57,7 +57,7 @@ def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
 
 
 def of_type(kind: type) -> Origin:
-    """Whose a class is; those that Cython makes for its own use are nobody's, as Python's are."""
+    """Origin of a class; those that Cython makes for its own use have none, as Python's."""
     name = kind.__module__
     if not isinstance(name, str):  # it has an attribute of this name for its values
         written = any(isinstance(value, FunctionType) for value in vars(kind).values())
@@ -76,7 +76,7 @@ _MAKERS = frozenset({"types", "dataclasses", "typing", "enum", "abc", "msgspec",
 
 
 def _holds(module: ModuleType, kind: type) -> bool:
-    """Whether a class is found in a module under its name, or under that of the package above."""
+    """True if a class is found in a module under its name, or under that of the package above."""
     found: Any = module
     for part in kind.__qualname__.split("."):
         found = getattr(found, part, None)
@@ -84,7 +84,7 @@ def _holds(module: ModuleType, kind: type) -> bool:
 
 
 def compiled(kind: type) -> bool:
-    """Whether the values of a class are functions that Cython has compiled."""
+    """True if the values of a class are functions that Cython has compiled."""
     name = kind.__module__
     return isinstance(name, str) and name.startswith(_CYTHON) and hasattr(kind, "func_code")
 
@@ -179,7 +179,7 @@ def _providers() -> Mapping[str, list[str]]:
 
 @functools.lru_cache(maxsize=4096)
 def distribution(top: str) -> Origin | None:
-    """The distribution that brings an importable name; None when nobody's metadata says so."""
+    """The distribution that brings an importable name; None when no metadata says so."""
     from importlib import metadata
 
     names = sorted(set(_providers().get(top, ())), key=str.lower)

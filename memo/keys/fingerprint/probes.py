@@ -49,7 +49,7 @@ _BASES: Final = (list, deque, set, tuple, frozenset)
 
 
 class Probe:
-    """What the parts of a structure held.
+    """Contents of a structure's parts when they were seen.
 
     Args:
         value: the structure.
@@ -63,7 +63,7 @@ class Probe:
         self._parts = parts
 
     def stands(self, value: Any) -> bool:
-        """Whether a value is this structure, and all its parts hold what they held."""
+        """True if a value is this structure, and all its parts hold what they held."""
         if value is not self._value:
             return False
         try:
@@ -185,7 +185,7 @@ def _slot(value: Any, slot: Any) -> Any:
 
 
 def _is_refused(value: Any, kind: type) -> bool:
-    """Whether a value has no key by its type alone, and holds nothing that is looked at."""
+    """True if a value has no key by its type alone, and holds nothing that is looked at."""
     from memo.keys.encoding import canonical
 
     return canonical.is_refused(kind) and getattr(value, "__dict__", None) is None

@@ -225,7 +225,7 @@ class _Survey:
             self.watches[place] = shot.watch()
 
     def _state(self) -> State:
-        """What the methods that were followed read of `self`."""
+        """State of `self` that the followed methods read."""
         if self.owner is None:
             return State()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
@@ -376,7 +376,7 @@ class _Survey:
         )
 
     def _taken(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
-        """What is taken from a library's module, which the user may have put there."""
+        """Follow what is taken from a library's module, which the user may have put there."""
         for name, inner in taken.inside().items():
             where = spot(vars(module), name)
             value = where.value()
@@ -427,7 +427,7 @@ class _Survey:
             self._follow(node, f"wrapped:{node.name}", where, owner=owner)
 
     def _inside(self, node: Node, function: types.FunctionType) -> None:
-        """What an installed decorator holds: the user's function, and what it was told."""
+        """Follow what an installed decorator holds: the user's function and its configuration."""
         for name, cell in _cells(function).items():
             value = captured(cell).value()
             if value is not MISSING:
@@ -529,7 +529,7 @@ class _Survey:
     def _self(
         self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
     ) -> None:
-        """What a method takes from `self` and `cls`, found in the class where it is known."""
+        """Follow what a method takes from `self` and `cls`, in the class where it is known."""
         if owner is None:
             return
         if () in taken.chains:
@@ -562,7 +562,7 @@ class _Survey:
     def _super(
         self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
     ) -> None:
-        """What a method takes from `super()`: the next class that has it."""
+        """Follow what a method takes from `super()`: the next class that has it."""
         cell = _cells(function).get("__class__")
         here = None if cell is None else captured(cell).value()
         if owner is None:
@@ -630,7 +630,7 @@ def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
 
 
 def _reads_environment(function: types.FunctionType, use: Use) -> bool:
-    """Whether a use is `os.environ`, `os.getenv` or one of their likes."""
+    """True if a use is `os.environ`, `os.getenv` or one of their likes."""
     found: Any = None
     if use.root == GLOBAL:
         found = function.__globals__.get(use.name)
@@ -644,7 +644,7 @@ def _reads_environment(function: types.FunctionType, use: Use) -> bool:
 
 
 def _is_known(value: Any) -> bool:
-    """Whether an attribute of a class gives `self` to no code but functions that are followed."""
+    """True if an attribute of a class gives `self` to no code but functions that are followed."""
     if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOTS):
         return True
     return origin.of_type(type(value)).kind == origin.MEMO

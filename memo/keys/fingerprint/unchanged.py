@@ -1,4 +1,4 @@
-"""What was seen while a digest was made, and whether it still stands.
+"""Values seen while a digest was made, to tell whether it still stands.
 
 Everything that was read is kept with the place it was read from.  A digest stands while each place
 still holds the same object: one identity comparison each.  What may change in place is looked at
@@ -39,7 +39,7 @@ class Cell:
         self.cell = cell
 
     def get(self, _name: str, default: Any) -> Any:
-        """What the variable holds; `default` while it holds nothing."""
+        """Value of the variable; `default` while it has none."""
         try:
             return self.cell.cell_contents
         except ValueError:
@@ -51,7 +51,7 @@ Place = tuple[int, str]
 
 
 class Spot(NamedTuple):
-    """Where something lies.
+    """Location of a value.
 
     Attributes:
         of: the namespace, class or captured variable.
@@ -65,11 +65,11 @@ class Spot(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """What names this spot."""
+        """Name of this location."""
         return id(self.of), self.name
 
     def value(self) -> Any:
-        """What lies there now, or `MISSING`."""
+        """Present value there, or `MISSING`."""
         return self.get(self.name, MISSING)
 
 
@@ -113,11 +113,11 @@ class Watch:
         self.probe = probe(value) if self.snapshot is None else None
 
     def read(self) -> Any:
-        """What lies there now, or `MISSING`."""
+        """Present value there, or `MISSING`."""
         return self._get(self._name, MISSING)
 
     def stands(self) -> bool:
-        """Whether what lies there now counts the same."""
+        """True if what lies there now counts the same."""
         value = self._get(self._name, MISSING)
         if self.snapshot is not None:
             if resnapshot(value) == self.snapshot:
@@ -150,7 +150,7 @@ class Shape(NamedTuple):
         return self._replace(names=tuple(n for n, _ in pairs), values=tuple(v for _, v in pairs))
 
     def stands(self) -> bool:
-        """Whether the class still has these attributes, and no others."""
+        """True if the class still has these attributes, and no others."""
         get = self.members.get
         if len(self.members) != self.size or self.cls.__bases__ is not self.bases:
             return False
@@ -203,7 +203,7 @@ class Seen:
         self.unmet = unmet
 
     def stands(self) -> bool:
-        """Whether nothing changed since; identity comparisons, the quickest first."""
+        """True if nothing changed since; identity comparisons, the quickest first."""
         for get, name, value in self.places:
             if get(name, MISSING) is not value:
                 return False

@@ -143,7 +143,7 @@ class Disk:
         return sum(sys.getsizeof(x) + _NAME * len(x) for x in (self._used, self._beside))
 
     def trust(self, secrets: Sequence[Secret]) -> None:
-        """Believe who has one of these secrets, newest first, that a payload is what it was."""
+        """Accept vouchers made with one of these secrets, newest first."""
         self._payloads.secrets = secrets
 
     # --- opening ---------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Disk:
         self._index = None if found or self._database.read_only else self._made()
 
     def _made(self) -> Index:
-        """The index for who writes; making it takes the lock of writers."""
+        """The index for writing; making it takes the writers' lock."""
         from memo.stores.disk.index import Index
 
         return Index(self._database, self._payloads, self.size_limit, self._logs)
@@ -167,7 +167,7 @@ class Disk:
         return sum(map(_size, (log, shared, f"{shared}-wal")))
 
     def _before_aside(self) -> None:
-        """What a damaged index named has no owner any more: look for it soon."""
+        """Plan a sweep: files that a damaged index named have no owner any more."""
         self._left_behind = True
 
     def _ready(self) -> Database:
@@ -188,7 +188,7 @@ class Disk:
         return database
 
     def _fault(self, error: Exception) -> TierError:
-        """What diskcache stumbles over is damage; SQLite and the system say it themselves."""
+        """Classify an error: one of diskcache's is damage; SQLite and the system name theirs."""
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
             error = DamagedError(f"half an index: {type(error).__name__}: {error}")
         return self._database.suffer(error)
@@ -308,7 +308,7 @@ class Disk:
                 self._write(lambda index: index.used(used))
 
     def _untold(self) -> dict[str, None]:
-        """What was read since this was last asked."""
+        """Names read since the last call."""
         used, self._used = self._used, {}
         self._told_at = time.monotonic()
         return {**used, **dict.fromkeys(self._elsewhere())}
@@ -497,7 +497,7 @@ class Disk:
         await port.offload(self._sweep)
 
     def _is_sweep_due(self) -> bool:
-        """Whether it is time to sweep, and no other process of this host has just done so."""
+        """True if it is time to sweep, and no other process of this host has just done so."""
         now = time.monotonic()
         pause = self._pause if self._left_behind else SWEEP
         if now < self._looked_at + pause:
@@ -582,7 +582,7 @@ class Disk:
         return counts
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
-        """Whether each of some names is here.
+        """True if each of some names is here.
 
         Raises:
             TierError: the index cannot be read.

@@ -26,7 +26,7 @@ class HostLock:
         self._descriptor: int | None = None
 
     def try_acquire(self, holder: str = "") -> bool:
-        """Take it if it is free, and leave a text that says who has it.
+        """Take it if it is free, and leave a text that names the holder.
 
         Raises:
             TierError: the file cannot be made or locked.
@@ -53,14 +53,14 @@ class HostLock:
             os.close(descriptor)
             if not taken:
                 return False
-            # else unlinked by who had it before: this lock guards nothing
+            # else unlinked by the holder before: this lock guards nothing
         self._descriptor = descriptor
         fork.renewed_in_child(self)
         self.label(holder)
         return True
 
     def label(self, holder: str) -> None:
-        """Leave another text that says who has it, where it is ours."""
+        """Leave another text that names the holder, where it is ours."""
         if self._descriptor is None:
             return
         with suppress(OSError):  # a full disk: it is ours all the same, and only says nothing
@@ -93,7 +93,7 @@ class HostLock:
         self.release()
 
     def holder(self) -> str:
-        """What the present holder left, or `""` when nobody holds it."""
+        """Label that the present holder left, or `""` while it is free."""
         if self._descriptor is not None:
             return os.pread(self._descriptor, 4096, 0).decode(errors="replace")
         try:
@@ -118,7 +118,7 @@ class HostLock:
 def sweep(directory: Path) -> int:
     """Take away the files of locks whose holders died; how many.
 
-    Whoever opened one meanwhile sees that it is gone, and makes another.
+    A process that opened one meanwhile sees that it is gone, and makes another.
     """
     removed = 0
     with suppress(OSError), private_files.opened(directory) as folder:

@@ -76,7 +76,7 @@ class Home:
     # --- asking ----------------------------------------------------------------------------------
 
     def lost(self) -> bool:
-        """Whether it cannot be used, as far as is known; looks at it once a tick, in 2 µs."""
+        """True if it cannot be used, as far as is known; looks at it once a tick, in 2 µs."""
         if self.state != UNUSABLE:
             return False
         now = time.monotonic()
@@ -135,7 +135,7 @@ class Home:
         raise error
 
     def _is_readable(self) -> bool:
-        """Whether this process may read it and not write it, and nobody but its owner may either.
+        """True if this process may read it and not write it, and only its owner may write it.
 
         What root has put there and this user cannot change is read, as a container's image has it.
         """
@@ -200,7 +200,7 @@ class Home:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error says that the disk is full."""
+    """True if an error says that the disk is full."""
     import sqlite3
 
     if isinstance(error, OSError):

@@ -11,7 +11,7 @@ Rules of this module:
     commit and the bell, or a directory that was removed.
 3.  The bell also holds the number of the last commit.  A database that is older than its bell has
     lost commits, so perhaps an invalidation: it is set aside.
-4.  Whoever may be wrong is a miss.  A damaged file is set aside: all its generations are lost,
+4.  In doubt, a miss.  A damaged file is set aside: all its generations are lost,
     which every entry notices; what can still be read of the journal is carried over.
 """
 
@@ -161,12 +161,12 @@ class Ledger:
         else:
             _check(self._make(connection), 0)
         if _crowd(connection):
-            with suppress(sqlite3.OperationalError):  # somebody else's lock: the next one does it
+            with suppress(sqlite3.OperationalError):  # locked: the next call does it
                 _alone(connection, _prune)
         self.bell = bell
 
     def _make(self, connection: sqlite3.Connection) -> dict[str, Any]:
-        """A new ledger, unless somebody else has been quicker; its facts."""
+        """A new ledger, unless another process has been quicker; its facts."""
 
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
             for table in _SCHEMA:
@@ -191,9 +191,9 @@ class Ledger:
         return facts
 
     def _carried(self, rung: int) -> list[tuple[int, str, str]]:
-        """What a new ledger takes over of the journal of the one before, if there was one."""
+        """Rows that a new ledger takes from the journal of the one before, if there was one."""
         rows, self._rescued = self._rescued, None
-        if rows is None and rung:  # there is a bell: somebody has taken its ledger away
+        if rows is None and rung:  # there is a bell: its ledger was removed
             from memo.stores.disk import recovery
 
             rows = recovery.lost(self.database.path, self.clock.wall_ns())
@@ -212,7 +212,7 @@ class Ledger:
             os.close(descriptor)
 
     def _before_aside(self) -> None:
-        """Save what can be read of the journal, and wake everybody who uses the damaged file."""
+        """Save what can be read of the journal, and wake all users of the damaged file."""
         from memo.stores.disk import recovery
 
         self._rescued = recovery.before_aside(self.database.path, self.clock.wall_ns())
@@ -238,7 +238,7 @@ class Ledger:
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether it can be asked without a wait."""
+        """True if it can be asked without a wait."""
         return self.database.is_open or self.home.lost()
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ class Ledger:
             self._forget()
 
     def is_there(self) -> bool:
-        """Whether there may be a file of ours, readable or not."""
+        """True if there may be a file of ours, readable or not."""
         try:
             if os.stat(self.directory).st_uid != os.geteuid():
                 return False
@@ -463,7 +463,7 @@ def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], 
 
 
 def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
-    """What a ledger says of itself; nothing where there is none, or only half of one.
+    """Facts stored in a ledger; none where there is no ledger, or only half of one.
 
     Raises:
         sqlite3.Error: it cannot be read.

@@ -49,7 +49,7 @@ WAITING = 1000
 NEVER = (UnicodeError, OverflowError, sqlite3.DataError)
 """Causes of a fault that is in what was to be written, not in the file."""
 OVERDUE = 5 * SECOND
-"""Nanoseconds after which a journalled invalidation is due: whoever made it has died."""
+"""Nanoseconds after which a journalled invalidation is due: its process has died."""
 _ANYWHERE = '%"to": ["*"]}'
 """How the note of an invalidation ends that is for whichever shared tier is used next."""
 
@@ -74,7 +74,7 @@ class HostGenerations:
         self._unwritten = Unwritten()
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
-        """What each ref reads now: 1 µs for three refs while nobody on the host has written.
+        """Read each ref: 1 µs for three refs while no process of the host has written.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
@@ -209,7 +209,7 @@ class HostGenerations:
             self._unwritten.forget(written)
 
     def names(self, kind: str, most: int) -> list[str]:
-        """What the groups of one kind (`"f:"`, `"p:"`, `"t:"`) are called, at most so many.
+        """Names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`.
 
         Not those in which something was invalidated, but nothing ever stored.
 
@@ -296,7 +296,7 @@ class HostGenerations:
 
 
 def _is_closed(error: TierError) -> bool:
-    """Whether a fault is that the directory is missing, not writable, or on a full disk."""
+    """True if a fault is that the directory is missing, not writable, or on a full disk."""
     return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
 
 
@@ -314,7 +314,7 @@ def _held(connection: sqlite3.Connection) -> set[str]:
 
 
 def _is_shared(connection: sqlite3.Connection) -> bool:
-    """Whether a process of this host has a shared tier that this one may know nothing of."""
+    """True if a process of this host has a shared tier that this one may know nothing of."""
     return connection.execute("SELECT 1 FROM meta WHERE name = 'shared'").fetchone() is not None
 
 
@@ -438,7 +438,7 @@ class Journal:
         return not self._ledger.is_at_hand or self.due()
 
     def due(self) -> bool:
-        """Whether any must be replayed before the next read from a shared tier; about 0.3 µs.
+        """True if any must be replayed before the next read from a shared tier; about 0.3 µs.
 
         Not where there is no file and none can be made: nothing was ever written down there.
 
@@ -476,7 +476,7 @@ class Journal:
         return [row for row in self._copy if self._is_due(row[:3])]
 
     def _struck_here(self) -> set[int]:
-        """What this process has replayed, in the file that is open."""
+        """Rows that this process has replayed, in the file that is open."""
         if self._struck[0] != self._ledger.database.opened:
             self._struck = self._ledger.database.opened, set()
         return self._struck[1]
@@ -528,7 +528,7 @@ def _turn(connection: sqlite3.Connection, turns: Iterable[Turn], note: str, comm
 
 
 class Host:
-    """What the processes of one host share.
+    """State that the processes of one host share.
 
     Args:
         directory: the cache directory; made, with mode 0700, where it is missing.
@@ -558,7 +558,7 @@ class Host:
         return str(rows[0][0]) if rows else ""
 
     def noted(self, name: str) -> str:
-        """What was noted last under a name; `""`: nothing.
+        """Last note under a name; `""`: none.
 
         Raises:
             TierError: the file cannot be read.

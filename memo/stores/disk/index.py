@@ -90,7 +90,7 @@ _IS_MOST = (
 
 
 class Row(NamedTuple):
-    """What an entry is in the index.
+    """An entry's row in the index.
 
     Attributes:
         record: where it is small.
@@ -106,7 +106,7 @@ class Row(NamedTuple):
 
 
 def tag(cost: int, size: int, code: str) -> str:
-    """What the index remembers of an entry: the seconds that its cost adds to its rank, its code.
+    """Tag that the index keeps of an entry: the seconds that its cost adds to its rank, its code.
 
     Args:
         cost: nanoseconds that its computation took.
@@ -151,7 +151,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     """A `diskcache.Cache` on a connection that was opened for it.
 
     Args:
-        database: whose connection to write it uses, under the lock of who calls.
+        database: its connection for writing is used, under the caller's lock.
         payloads: the files that rows name.
         size_limit: bytes.
         beside: gives the bytes of what else is part of the budget.
@@ -201,7 +201,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     @property
     def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
-        """Without the tries that `diskcache` makes for 60 s: who calls holds the lock, or fails."""
+        """Without the tries that `diskcache` makes for 60 s: the caller has the lock, or fails."""
         return self._database.writer.execute
 
     @contextmanager
@@ -252,7 +252,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return volume + min(self._beside(), limit // 2) + size - limit
 
     def has_room(self, size: int) -> bool:
-        """Whether `size` more bytes fit for sure, by the last look at the budget.
+        """True if `size` more bytes fit for sure, by the last look at the budget.
 
         A part of what was free then may be used before the next look, and only for a while, since
         other processes store too.
@@ -312,7 +312,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return freed
 
     def covers_most(self, prefix: str) -> bool:
-        """Whether most keys begin with `prefix`."""
+        """True if most keys begin with `prefix`."""
         ends = (prefix, f"{prefix}\U0010ffff")
         return bool(self._sql(_IS_MOST, ends).fetchone()[0])
 
@@ -335,13 +335,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return len(rows)
 
     def has_name(self, name: str) -> bool:
-        """Whether any row has these files."""
+        """True if any row has these files."""
         found = self._sql("SELECT 1 FROM Cache WHERE filename = ?", (name,)).fetchone()
         return found is not None
 
 
 def check(connection: sqlite3.Connection) -> bool:
-    """Whether there is an index; takes no lock.
+    """True if there is an index; takes no lock.
 
     Raises:
         DamagedError: it is not one that `diskcache` made with our settings.

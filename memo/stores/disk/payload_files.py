@@ -6,15 +6,15 @@ Rules of this module:
     `<digest>.<random>.rec`, or alone, as `<random>.rec`.  One name tells all files of an entry.
 2.  `payloads/ab/<digest>` is the *canonical* name of a payload.  Each entry has a hard link of its
     own beside it, `<digest>.<random>`.  So the number of links tells the number of entries, without
-    a table and without a race: who takes the last link away takes the canonical name too.
+    a table and without a race: removing the last link removes the canonical name too.
 3.  A file appears under its names only when it is whole.  Nothing ever writes to it again.
-4.  Whoever stores an entry keeps a shared `flock` on its files until the entry is in the index.
+4.  Storing an entry holds a shared `flock` on its files until the entry is in the index.
     The kernel frees it when the writer dies, so `sweep` can tell what a dead writer left behind
     from what a living one is about to use.
 5.  A payload that is there already is read and hashed before an entry trusts it, so a damaged one
     is replaced by the next store.
 6.  Nothing is fsynced: a payload that a power cut tore does not have its digest.
-7.  Whoever has written or hashed a big payload leaves a *voucher* beside it, `<digest>.seal`, so
+7.  Writing or hashing a big payload leaves a *voucher* beside it, `<digest>.seal`, so
     that the next process need not hash it.  It is sealed with the secret, and names the start of
     the machine and the file's identity, which every write to the file and every link changes.
 8.  Where others may change files in place (`ownership`) nothing is mapped and nothing vouched
@@ -63,14 +63,14 @@ _PADS = {n: bytes(n) for n in range(1, ALIGN)}
 _PARTS = 512
 """Buffers handed to one `writev`; systems take at least 1,024."""
 _FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-"""Copy on write, and no memory set aside for copies that nobody may ever need."""
+"""Copy on write, and no memory reserved for copies that may never be needed."""
 _RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
 _PIECE = 16 << 20
 """Bytes that are read at once."""
 
 
 class PayloadFile:
-    """Where a payload lies: a `memo.stores.protocols.Source`.
+    """File of a payload: a `memo.stores.protocols.Source`.
 
     Attributes:
         path: of the file.
@@ -114,7 +114,7 @@ class PayloadFile:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
     def vouched(self, digest: bytes) -> bool:
-        """Whether somebody with our secret has seen that these bytes have this digest."""
+        """True if a holder of our secret has verified that these bytes have this digest."""
         identity = self.identity
         if not isinstance(identity, tuple) or identity[2] < VOUCHED or not any(SYSTEM.boot_id):
             return False
@@ -147,13 +147,13 @@ def _file_time() -> int:
 
 
 def _voucher(path: str) -> str:
-    """Where the voucher of a payload lies, by any of the payload's names."""
+    """Path of a payload's voucher, by any of the payload's names."""
     shard, _, name = path.rpartition("/")
     return f"{shard}/{name.partition('.')[0]}{_VOUCHER}"
 
 
 def _vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
-    """What only one with the secret can say of a file with this identity."""
+    """Authenticated statement about a file with this identity."""
     facts = " ".join(map(str, identity)).encode()
     return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
 
@@ -210,7 +210,7 @@ class Payloads:
     # --- reading ---------------------------------------------------------------------------------
 
     def source(self, name: str) -> PayloadFile | None:
-        """Where the payload of an entry lies, by the entry's name for it."""
+        """Payload file of an entry, by the entry's name for it."""
         if name.endswith(_RECORD) or not _NAME.fullmatch(name):
             return None
         return self._file(f"{self._text}/{name}")
@@ -408,7 +408,7 @@ class Payloads:
 
 
 def _record(name: str) -> str:
-    """Where the record of an entry lies, by the entry's name for its files."""
+    """Path of an entry's record, by the entry's name for its files."""
     return name if name.endswith(_RECORD) else name + _RECORD
 
 
@@ -450,7 +450,7 @@ def _write(descriptor: int, parts: Iterable[memoryview | bytes]) -> None:
 
 
 def _is_whole(descriptor: int, payload: Payload | Arriving, exposed: bool) -> bool:
-    """Whether a file has exactly these buffers."""
+    """True if a file has exactly these buffers."""
     size = os.fstat(descriptor).st_size
     if size != payload.size:
         return False

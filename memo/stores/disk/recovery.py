@@ -75,7 +75,7 @@ def before_aside(path: Path, now: int) -> list[tuple[int, str, str]]:
 
 
 def lost(path: Path, now: int) -> list[tuple[int, str, str]]:
-    """What stands for a journal that is lost; an event says so."""
+    """Rows that stand in for a lost journal; an event says so."""
     told = "its journal is lost, so everything is invalidated in the Redis that is asked next"
     detail = f"{path.name}: {told}"
     events.emit(events.Event(events.ERROR, tier="host", reason="journal", detail=detail))

@@ -4,8 +4,8 @@ Rules of this module:
 
 1.  A process has two connections to a file, one to read and one to write, whichever threads use
     them: a reader never waits for a writer's fsync.
-2.  A lock that somebody else holds costs at most `PATIENCE` seconds, then it is a `TierError`.
-    Who computes for others too (`use_lock`) waits longer, see `outlasting`.  To open a file that is
+2.  A lock that another process holds costs at most `PATIENCE` seconds, then it is a `TierError`.
+    A lease holder (`use_lock`) waits longer, see `outlasting`.  To open a file that is
     whole takes no lock.
 3.  A file that is damaged is set aside under another name, once, by one process, and the next use
     makes a new one.  A file that is gone or was replaced is noticed by its inode.
@@ -36,12 +36,12 @@ T = TypeVar("T")
 PATIENCE = 0.25
 """Seconds that a foreign lock may cost a writer."""
 READ_PATIENCE = 0.04
-"""Seconds that a foreign lock may cost a reader, who may be on an event loop."""
+"""Seconds that a foreign lock may cost a reader, which may be on an event loop."""
 LOG = 4 << 20
 """Bytes that a log (the `-wal` file) keeps once it was written back; one big change makes it longer
 for a while."""
 AGAIN = 0.01
-"""Seconds after which who has patience tries again."""
+"""Seconds between tries of a caller with patience."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _HALF = ("no such table", "no such column", "has no column")
@@ -64,7 +64,7 @@ class Database:
     Attributes:
         reader, writer: the connections; only to be used under `reading` and `writing`.
         reading, writing: locks among the threads of this process.
-        opened: counts the openings, so that whoever caches content knows when to forget it.
+        opened: counts the openings, so that a cache of its content knows when to forget it.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Database:
     def open(self, *, read_only: bool = False) -> None:
         """Open both connections where they are closed; a damaged file is set aside and made anew.
 
-        Never called by who holds `reading` alone: the order of the locks is `writing`, `reading`.
+        Never called with `reading` alone held: the order of the locks is `writing`, `reading`.
 
         Args:
             read_only: the file and its directory cannot be written: it is read as it is.
@@ -232,7 +232,7 @@ class Database:
         return connection
 
     def moved(self) -> bool:
-        """Whether what is open is not what lies at the path any more; about 3 µs."""
+        """True if what is open is not what lies at the path any more; about 3 µs."""
         place = self._place
         try:
             if self.read_only:
@@ -276,7 +276,7 @@ class Database:
     def suffer(self, error: BaseException) -> TierError:
         """Do what an error calls for, and give the `TierError` to raise.
 
-        Never called by who holds `reading` alone.
+        Never called with `reading` alone held.
         """
         if isinstance(error, TierError):
             return error
@@ -289,14 +289,14 @@ class Database:
         return TierError(f"{self.path.name}: {describe(error)}")
 
     def set_aside(self) -> None:
-        """Move a damaged file out of the way, unless somebody else has done so already.
+        """Move a damaged file out of the way, unless another process has done so already.
 
         Raises:
             OSError: it cannot be moved, or another process has been at it for too long.
         """
         with self.writing, self.reading, _alone(self._lock_path) as alone:
             if not alone:
-                raise OSError(errno.EAGAIN, "somebody else has it", self._text)
+                raise OSError(errno.EAGAIN, "another process has it", self._text)
             self._move_aside()
 
     def _move_aside(self) -> None:
@@ -335,14 +335,14 @@ def _set(connection: sqlite3.Connection, pragma: str) -> None:
 
 
 def damaged(error: BaseException) -> bool:
-    """Whether an error says that the file itself is broken."""
+    """True if an error says that the file itself is broken."""
     if isinstance(error, DamagedError) or primary(error) in _DAMAGED:
         return True
     return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_HALF)
 
 
 def outlasting(work: Callable[..., T], *args: Any) -> T:
-    """`work(*args)`, again while somebody's lock is in its way and who asks has the patience.
+    """`work(*args)`, again while a lock is in its way and the caller has the patience.
 
     Not to be called with a lock held, nor on an event loop.
 

@@ -32,7 +32,7 @@ class Late(NamedTuple):
 
 
 class Unwritten:
-    """What this process knows and the file does not.  Safe among threads."""
+    """Invalidations that this process knows and the file does not.  Safe among threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

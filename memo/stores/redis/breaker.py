@@ -2,12 +2,12 @@
 
 Rules of this module:
 
-1.  *Closed*: everybody asks.  One refusal, one silence (a second one would cost a second deadline),
+1.  *Closed*: all ask.  One refusal, one silence (a second one would cost a second deadline),
     one reply that means "nothing works here", or `PATIENCE`
     faults in a row open it.
-2.  *Open*: everybody is turned away at once, until a back-off that grows from `FIRST` to `LONGEST`
+2.  *Open*: every caller is refused at once, until a back-off that grows from `FIRST` to `LONGEST`
     seconds has passed.
-3.  *Half open*: one caller probes, everybody else is still turned away.  Its success closes the
+3.  *Half open*: one caller probes, all others are still refused.  Its success closes the
     breaker, its failure opens it with a longer back-off.  A probe that never reports back is
     replaced after `PROBE_LIFE` seconds.
 4.  An outage is one `TIER_DOWN` event, one warning and, at its end, one `TIER_UP` event.
@@ -44,13 +44,13 @@ _log = logging.getLogger("memo.stores")
 
 
 class Fault(NamedTuple):
-    """What went wrong with a server, in words for people that contain no secret.
+    """Fault of a server, in words for people that contain no secret.
 
     Attributes:
         kind: one word: `"refused"`, `"silent"`, or the code of an error reply such as `"OOM"`.
         text: what the server does or is, as the rest of a sentence that begins with it.
         mend: what to do about it, as a whole sentence.
-        down: nothing works while this lasts, so that whoever gets it is better off not asking.
+        down: nothing works while this lasts, so callers should not ask.
         at_once: one such fault opens the breaker.
     """
 
@@ -89,9 +89,9 @@ REPLIES = {
         Fault("WRONGPASS", "refuses this user or password", _LOGIN, at_once=True),
         Fault("NOPERM", "forbids this user a command or key", "Extend its ACL.", down=False),
         Fault("MISCONF", "cannot save, and refuses writes", "See its disk and log.", down=False),
-        Fault("BUSY", "is stuck in somebody's script", "Send it SCRIPT KILL.", at_once=True),
-        Fault("NOREPLICAS", "has too few replicas to write", "Mend the replicas.", down=False),
-        Fault("MASTERDOWN", "has lost its primary", "Mend the primary.", at_once=True),
+        Fault("BUSY", "is stuck in a script", "Send it SCRIPT KILL.", at_once=True),
+        Fault("NOREPLICAS", "has too few replicas to write", "Repair the replicas.", down=False),
+        Fault("MASTERDOWN", "has lost its primary", "Repair the primary.", at_once=True),
         Fault("CLUSTERDOWN", "is a cluster that is down", "See to its nodes.", at_once=True),
         Fault("MOVED", "is one node of a cluster", _CLUSTER, down=False),
         Fault("ASK", "is one node of a cluster", _CLUSTER, down=False),
@@ -106,7 +106,7 @@ REPLIES = {
         Fault("NOSCRIPT", "does not know a script", "Nothing: it is sent again.", down=False),
     )
 }
-"""What the error replies of Redis mean, by their code."""
+"""Meaning of Redis' error replies, by their code."""
 
 
 WRITES_DENIED = frozenset(("READONLY", "NOREPLICAS", "MISCONF", "NOPERM"))
@@ -115,7 +115,7 @@ through a full Redis."""
 
 
 class Breaker:
-    """Whether a server is worth asking.  Safe from every thread.
+    """True if a server is worth asking.  Safe from every thread.
 
     Args:
         tier: what events call it.
@@ -158,11 +158,11 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether callers are turned away."""
+        """True if callers are turned away."""
         return self._open
 
     def admit(self) -> bool:
-        """Whether the caller, who may ask now, is the probe, and so must report back.
+        """True if the caller, which may ask now, is the probe and must report back.
 
         Raises:
             TierUnavailable: the breaker is open.
@@ -179,7 +179,7 @@ class Breaker:
         raise self.unavailable()
 
     def check(self) -> None:
-        """Turn away one who had to wait since he was admitted.
+        """Refuse a caller that had to wait since it was admitted.
 
         Raises:
             TierUnavailable: the breaker has opened meanwhile.
@@ -188,12 +188,12 @@ class Breaker:
             raise self.unavailable()
 
     def unavailable(self) -> TierUnavailable:
-        """What those who are turned away get."""
+        """The error raised while the breaker is open."""
         text = self.fault.text if self.fault else "is away"
         return TierUnavailable(f"Redis at {self.where} {text}", told=True)
 
     def succeeded(self) -> None:
-        """Somebody got an answer."""
+        """Record that a caller got an answer."""
         with self._lock:
             self._faults = 0
             self.quiet = True
@@ -303,5 +303,5 @@ class Breaker:
 
 
 def _said(text: str, detail: str) -> str:
-    """What is wrong, with what was said about it."""
+    """Describe a fault, with its detail."""
     return f"{text} [{detail}]" if detail else text

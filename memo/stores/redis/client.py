@@ -42,9 +42,9 @@ _NOTHING = pack(b"ECHO", b"")
 _READ_ONLY = "Hits go on; what is computed is stored and judged on this host"
 _MOVED, _ASK = "MOVED", "ASK"
 _ELSEWHERE = frozenset((_MOVED, _ASK, "READONLY"))
-"""What a server answers that is not, or no more, the one that was meant."""
+"""Error replies of a server that is not, or no longer, the right one."""
 _DENIED = ("NOPERM", "UNKNOWN")
-"""What a server that runs no scripts for this user answers."""
+"""Error replies of a server that runs no scripts for this user."""
 
 
 class NoScriptError(TierError):
@@ -141,7 +141,7 @@ class Client:
         return parse(await self.ask_each(port, commands))
 
     def parsed(self, parse: Callable[[list[Any]], T], answer: Any) -> T:
-        """What `parse` makes of replies.
+        """Apply `parse` to replies.
 
         Raises:
             TierError: it is a failure, or not what was asked for.
@@ -352,7 +352,7 @@ class Client:
     # --- how it went -----------------------------------------------------------------------------
 
     def explain(self, error: Exception) -> Any:
-        """What an exchange of many callers came to, counted once."""
+        """Classify the error of an exchange with many callers, counted once."""
         from memo.stores.redis.coalescing import Failure
 
         if isinstance(error, TierError):
@@ -460,7 +460,7 @@ class Client:
         return await self.ask_each(port, texts, writes=True)
 
     async def runs_scripts(self, port: Port) -> bool:
-        """Whether it runs scripts for this user: tried once, with one that does nothing."""
+        """True if it runs scripts for this user: tried once, with one that does nothing."""
         if self.scripts is None:
             text = b"return 1"
             digest = sha1(text, usedforsecurity=False).hexdigest().encode()
@@ -470,7 +470,7 @@ class Client:
         return self.scripts
 
     async def allows(self, port: Port, *words: bytes) -> bool:
-        """Whether it has a command, and lets this user send it; anything else is raised."""
+        """True if it has a command, and lets this user send it; anything else is raised."""
         try:
             await self.ask(port, pack(*words), parse=_same)
         except NoScriptError:

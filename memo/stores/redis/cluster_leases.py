@@ -1,14 +1,14 @@
 """Grants: the cluster leases of `leases`, as Redis gives them.
 
-A lease is a key that holds the text of its holder, which nobody else may have, and that dies
+A lease is a key that holds the text of its holder, unique to it, and that expires
 `LEASE` seconds after its last renewal.  Rules of this module:
 
 1.  It is renewed, handed on and given back by compare-and-set only.
 2.  An acquisition whose answer was lost (a time-out, a cancelled task) is taken back, at once or
     when Redis is back: no orphan.
-3.  Whoever gives a lease back rings its *bell*, a list with one element that those who wait move
+3.  Releasing a lease rings its *bell*, a list with one element that waiting processes move
     onto itself: each of them is woken, once.  The next holder takes the bell away.
-4.  A holder that died rings no bell: those who wait look again every second.
+4.  A holder that died rings no bell: waiting processes look again every second.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from memo.stores.redis.exchange import BusyError, pack
 from memo.stores.redis.scripts import ACQUIRE, RELEASE, RENEW
 
 LOOK_EVERY = 1.0
-"""Seconds after which one who waits looks again, in case the holder died."""
+"""Seconds after which a waiting process looks again, in case the holder died."""
 LOOK_SOON = 0.05
 """Seconds after which a waiter looks again that found no connection to wait on."""
 RING = 5.0
-"""Seconds that a bell can be heard by those who come too late for it."""
+"""Seconds for which a process that comes late can still hear a bell."""
 _UNDO_AFTER = (0.0, 0.5)
 """Seconds after which a lost acquisition is taken back: at once, and again in case it overtook."""
 
@@ -57,7 +57,7 @@ class RedisLeases:
 
     @property
     def prefixes(self) -> tuple[bytes, bytes]:
-        """What the names of leases and bells begin with."""
+        """Prefixes of the names of leases and bells."""
         return self._lease_prefix, self._bell_prefix
 
     async def acquire(self, port: Port, name: str, holder: str) -> str | None:
@@ -66,13 +66,13 @@ class RedisLeases:
         Args:
             port: the caller's.
             name: of the lease.
-            holder: text that is the caller's alone; who has it already keeps it.
+            holder: text unique to the caller; a caller that has the lease keeps it.
 
         Returns:
             None when the caller has it now; else the text of the present holder.
 
         Raises:
-            TierError: it is not known who has it.
+            TierError: the holder is not known.
         """
         keys = self._keys(name)
         try:
@@ -92,7 +92,7 @@ class RedisLeases:
         return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_whether)
 
     async def release(self, port: Port, name: str, holder: str) -> bool:
-        """Give a lease back and wake all who wait; False when the holder did not have it."""
+        """Release a lease and wake all waiting processes; False when the holder did not have it."""
         try:
             return await self._release((name, holder), port)
         except BaseException:

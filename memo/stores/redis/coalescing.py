@@ -30,7 +30,7 @@ SIZE = 64 * 1024
 
 
 class Failure:
-    """What went wrong with an exchange; each caller that was part of it raises a copy."""
+    """Failure of an exchange; each caller that was part of it raises a copy."""
 
     __slots__ = ("_error",)
 
@@ -67,7 +67,7 @@ class Batch:
 
     @property
     def full(self) -> bool:
-        """Whether it had better be sent now."""
+        """True if it had better be sent now."""
         return len(self._places) >= COUNT or self.size >= SIZE
 
     def exchange(self, seconds: float) -> Exchange:

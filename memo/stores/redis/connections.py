@@ -480,7 +480,7 @@ class _LoopNodes(_Nodes):
 
 
 class Home(Protocol):
-    """What the connections of a loop need of the client.
+    """The part of the client that the connections of a loop need.
 
     Attributes:
         deadline: seconds that an exchange may take.
@@ -489,7 +489,7 @@ class Home(Protocol):
     deadline: float
 
     def explain(self, error: Exception) -> Failure:
-        """What an exchange came to; called once for each that went wrong."""
+        """Classify the error of an exchange; called once for each that fails."""
         ...
 
     def arrived(self) -> None:
@@ -532,7 +532,7 @@ class Loop:
 
     @property
     def ready(self) -> bool:
-        """Whether `look_up` works: the loop will close the connections, the topology is known."""
+        """True if `look_up` works: the loop will close the connections, the topology is known."""
         return self._keeper is not None and not self._doubted
 
     async def get_ready(self) -> None:
@@ -653,7 +653,7 @@ class Loop:
     async def _within_time(
         self, work: Coroutine[Any, Any, T], late: Callable[[T], None] | None = None
     ) -> T:
-        """What some connecting gives; it goes on when its caller has waited long enough.
+        """Result of connecting within a time; the attempt goes on after its caller has left.
 
         Raises:
             TimeoutError: it takes too long.
@@ -790,7 +790,7 @@ def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
 
 
 def _over(late: Callable[[Any], None] | None, task: asyncio.Task[Any]) -> None:
-    """What was to be connected is, or not: too late for its caller."""
+    """Finish an attempt to connect that ended too late for its caller."""
     if not task.cancelled() and task.exception() is None and late is not None:
         late(task.result())
 
@@ -833,7 +833,7 @@ _live: set[Loop] = set()
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What an exception of redis-py, of an exchange, or of what they stand on, means."""
+    """Classify an exception of redis-py, of an exchange, or of a layer below."""
     if isinstance(error, (ErrorReply, exceptions.RedisError)):
         code = str(getattr(error, "status_code", ""))
         if code not in REPLIES:

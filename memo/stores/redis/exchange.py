@@ -236,7 +236,7 @@ class Exchange:
         self.replies = []
 
     def pieces(self) -> Iterator[Part]:
-        """What is sent, in order."""
+        """Pieces to send, in order."""
         if self.body is None:
             yield from self.commands
             return
@@ -406,7 +406,7 @@ class Stream(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way."""
+        """True if nothing is under way."""
         return not self._sent
 
     def send(self, exchange: Exchange, landed: Landing) -> None:
@@ -457,7 +457,7 @@ class Stream(asyncio.Protocol):
         self._timer = self._loop.call_at(self._due, self._look)
 
     def _unread(self) -> bool:
-        """Whether something has come that the loop has not got round to reading."""
+        """True if something has come that the loop has not got round to reading."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._transport.get_extra_info("socket"), selectors.EVENT_READ)
             return bool(selector.select(0))

@@ -72,7 +72,7 @@ class Group:
         reply: object,
         names: Sequence[str] = (),
     ) -> State | None:
-        """What a part of the group reads, from a reply; None where that takes more fields.
+        """State of a part of the group, from a reply; None where that takes more fields.
 
         Args:
             name: of the group.
@@ -135,7 +135,7 @@ class Expected:
         replies: Sequence[object],
         parts: Sequence[Part],
     ) -> tuple[State, ...] | None:
-        """What parts of groups read, from the replies to commands; None where that takes more.
+        """States of parts of groups, from the replies to commands; None where that takes more.
 
         The next look-up of the entry then asks for it.
 
@@ -182,7 +182,7 @@ class Prefetch:
         self._groups: dict[str, Group] = {}
 
     def expected(self, name: str) -> Expected:
-        """What is known of the function of an entry with this name."""
+        """Knowledge about the function of an entry with this name."""
         function = name.rpartition(":")[0]
         found = self._functions.get(function)
         if found is None:

@@ -167,7 +167,7 @@ class Redis:
 
     @property
     def read_only(self) -> bool:
-        """Whether it takes no writes now, so that a group that is missing cannot be made here."""
+        """True if it takes no writes now, so that a group that is missing cannot be made here."""
         return self.client.writes.open
 
     def _key(self, name: str) -> bytes:
@@ -349,7 +349,7 @@ class Redis:
         await self.client.ask(port, head, *value, tail, parse=_ok, key=name, writes=True)
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
-        """Whether each of some names is here, in one round trip.
+        """True if each of some names is here, in one round trip.
 
         Raises:
             TierError: it is not known.
@@ -393,14 +393,14 @@ class Redis:
     # --- generations -----------------------------------------------------------------------------
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """What each ref reads now: one round trip, one more where parts were invalidated lately."""
+        """Read each ref: one round trip, one more where parts were invalidated lately."""
         states = await self._read(port, refs)
         if LOST in states and await self._given_back(port, refs, states):
             states = await self._read(port, refs)
         return states
 
     async def _given_back(self, port: Port, refs: Sequence[Ref], states: Sequence[State]) -> bool:
-        """Whether some of the groups that are missing have been given back."""
+        """True if some of the groups that are missing have been given back."""
         if self.on_lost is None or self.read_only:
             return False
         pairs = zip(refs, states, strict=True)
@@ -600,7 +600,7 @@ class Redis:
 
         Returns:
             `up`, `where`, `breaker` (`"open"` or `"closed"`); when it is up `version`, `used` and
-            `limit` (bytes of memory; 0: no limit), `policy` (of eviction), `names` (of all who use
+            `limit` (bytes of memory; 0: no limit), `policy` (of eviction), `names` (of all that use
             this database); else `error`.  With `tracking`: `tracking`, `"listening"` or
             `"strict (why)"`.
         """
@@ -743,7 +743,7 @@ class _Reading:
         self._parts = parts
 
     def states(self, replies: list[Any]) -> tuple[State, ...] | None:
-        """What the refs read; None where that takes more fields than were asked for."""
+        """States of the refs; None where that takes more fields than were asked for."""
         found = []
         for ref, group, names, place in self._parts:
             state = group.state(ref.group, ref.arguments, replies[place], names)
@@ -788,7 +788,7 @@ class _Look:
 
 
 def _lasts(ref: Ref) -> bool:
-    """Whether there are few groups like this one, and long computations may rely on it."""
+    """True if there are few groups like this one, and long computations may rely on it."""
     return not ref.group.startswith("t:")
 
 

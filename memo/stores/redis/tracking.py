@@ -12,7 +12,7 @@ while nothing was heard of its groups since.  Rules of this module:
     no lock.
 4.  Whatever goes wrong means that Redis is asked each time, as without a listener.  The breaker is
     not concerned.  A server that refuses is one event, and is asked again once a minute.
-5.  The connection is made when it is first wanted, and ends when nobody wanted it for `IDLE`
+5.  The connection is made at its first use, and ends when it was not used for `IDLE`
     seconds.
 """
 
@@ -35,11 +35,11 @@ from memo.stores.redis.breaker import OTHER, REPLIES, Fault
 from memo.stores.redis.exchange import pack
 
 BOUND = 1.0
-"""Seconds after which word that did not arrive is noticed: no answer is untrue for longer."""
+"""Seconds after which a lost push is noticed: no answer is outdated for longer."""
 BEAT = 0.25
 """Seconds between an echo and the next."""
 IDLE = 30.0
-"""Seconds without anybody who wants to know, after which the connection is closed."""
+"""Seconds without use after which the connection is closed."""
 FIRST, LONGEST = 0.05, 5.0
 """Seconds of the first and of the longest pause before the next connection."""
 REFUSED_FOR = 60.0
@@ -99,10 +99,10 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener {self.where} {self.state}>"
 
-    # --- for those who ask -----------------------------------------------------------------------
+    # --- for lookups -----------------------------------------------------------------------------
 
     def mark(self) -> int | None:
-        """What to remember with what is verified from now on; None: it does not listen (yet)."""
+        """Mark to keep with what is verified from now on; None: it does not listen (yet)."""
         self.wanted = True
         if self.now() < self.until:
             return self.count
@@ -128,7 +128,7 @@ class Listener:
 
     @property
     def listening(self) -> bool:
-        """Whether marks are given and hold."""
+        """True if marks are given and hold."""
         return self.now() < self.until
 
     @property
@@ -145,7 +145,7 @@ class Listener:
             time.sleep(0.002)
         return True
 
-    # --- for those who know ----------------------------------------------------------------------
+    # --- for invalidations -----------------------------------------------------------------------
 
     def hear(self, groups: Iterable[str]) -> None:
         """These groups have changed."""
@@ -217,7 +217,7 @@ class Listener:
         self.until = 0
         self._renew()
         if ear is not None and ear.sock is not None:
-            ear.sock.close()  # else Redis goes on pushing to nobody when the parent has gone
+            ear.sock.close()  # else Redis keeps pushing after the parent has ended
 
 
 class _Ear:
@@ -242,7 +242,7 @@ class _Ear:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def run(self) -> None:
-        """Listen until it is closed, or nobody wants to know any more."""
+        """Listen until it is closed, or no longer used."""
         listener, why = self.listener, "not in use"
         try:
             while self._is_wanted():
@@ -358,7 +358,7 @@ class _Ear:
 
 
 class _Push(list[Any]):
-    """What Redis sends unasked."""
+    """A push message of Redis."""
 
 
 class _RefusedError(TierError):

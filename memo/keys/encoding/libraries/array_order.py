@@ -2,7 +2,7 @@
 
 Rules of this module:
 
-1.  A band lies in one buffer, which the next band overwrites: whoever takes a band is done with it
+1.  A band lies in one buffer, which the next band overwrites: a reader is done with a band
     before asking for the next.  So the memory that is needed does not grow with the array.
 2.  A band is copied in tiles that stay in the cache of a core, by several threads; numpy lets
     others run while it copies.  Where no thread can be started, this one copies alone.

@@ -145,7 +145,7 @@ def _indices(shape: tuple[int, ...]) -> Callable[[int], str]:
 
 
 def _packed(kind: Any) -> bool:
-    """Whether every byte of an element belongs to exactly one field, and says all of it."""
+    """True if every byte of an element belongs to exactly one field, and says all of it."""
     if kind.subdtype is not None:
         return _packed(kind.subdtype[0])
     if kind.names is None:

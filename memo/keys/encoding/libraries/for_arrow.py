@@ -1,7 +1,7 @@
 """Columns: how Arrow and polars data are encoded, whatever their chunks, slices and offsets.
 
 A column is its type, its length, which of its values are missing, and the values that are not: what
-lies under a missing one is nobody's.  Fixed-width values and the text of strings are hashed where
+lies under a missing one is no content.  Fixed-width values and the text of strings are hashed where
 they lie.
 """
 
@@ -63,7 +63,7 @@ Reader = Callable[[Sequence[Any], Any, Walk], bytes]
 
 
 def _reader(types: Any, kind: Any) -> Reader | None:
-    """What reads the values of a type; None: they are read one by one."""
+    """Reader of the values of a type; None: they are read one by one."""
     for name, reader in _READERS:
         if _is(types, name, kind):
             return reader
@@ -100,7 +100,7 @@ def _slice(part: Any, width: int, values: int = 1) -> memoryview:
 
 
 def _strings(wide: bool, parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes:
-    """Where each text ends among all of them, and the texts."""
+    """End offset of each text, and the texts joined."""
     ends: list[memoryview] = []
     data: list[memoryview] = []
     before = 0

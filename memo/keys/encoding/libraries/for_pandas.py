@@ -7,7 +7,7 @@ Rules of this module:
 2.  Long columns are hashed one by one, short ones of one dtype in strips whose number of columns
     depends on the shape and the dtype alone.  So columns are hashed where they lie if they lie in
     one piece each; if they lie in rows, several are copied and hashed in one pass over the rows.
-3.  What pandas keeps under a missing value is nobody's; which kind of missing value it is counts.
+3.  The bytes under a missing value do not count; which kind of missing value it is counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STRIP: Final = 8 << 20
 
 
 class Place(NamedTuple):
-    """Where one column lies: row `row` of the values of a block."""
+    """Position of one column: row `row` of the values of a block."""
 
     values: Any
     row: int
@@ -47,7 +47,7 @@ def _frame(value: Any, walk: Walk) -> bytes:
 
 
 def _facts(value: Any, walk: Walk) -> bytes:
-    """What hangs on a frame or series besides its values."""
+    """Encode what a frame or series has besides its values."""
     own = {name: getattr(value, name, None) for name in getattr(value, "_metadata", ())}
     own.pop("_name", None)
     content = walk.encode(bool(value.flags.allows_duplicate_labels))
@@ -188,7 +188,7 @@ def _levels(value: Any, walk: Walk) -> bytes:
 
 
 def _dtype(value: Any, walk: Walk) -> bytes:
-    """What a pandas dtype says; the categories of a categorical go with its values."""
+    """Encode a pandas dtype; the categories of a categorical go with its values."""
     kind = type(value).__name__
     if kind == "CategoricalDtype":
         return walk.encode((kind, value.ordered))

@@ -74,7 +74,7 @@ def _compiled(value: Any, walk: Walk) -> bytes:
 
 
 def _generator(value: Any, walk: Walk) -> bytes:
-    """A generator of numpy: its state; of the global one, which is nobody's input, its name."""
+    """A generator of numpy: its state; of the global one, which is no input, its name."""
     if value is sys.modules["numpy.random"].mtrand._rand:
         return b"global"
     return python_types.an_object(value, walk)
