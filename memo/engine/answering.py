@@ -531,7 +531,7 @@ async def while_pausing(port: Port, job: Job, found: Answer) -> Any:
 async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landing | None:
     """A landing with the value of an expired entry; None: it was invalidated, or does not load."""
     assert found.entry is not None
-    why = await job.chain.untrue(port, found.entry)
+    why = await job.chain.why_invalid(port, found.entry)
     if why and why != SOURCE_UNREACHABLE and expiry(why) is None:
         return None
     try:

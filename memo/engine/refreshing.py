@@ -197,7 +197,7 @@ async def _renewed(port: Port, job: Job, flight: Flight, ask: Ask) -> Landing | 
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None
-    if not isinstance(await job.chain.untrue(port, found.entry), Unproven):
+    if not isinstance(await job.chain.why_invalid(port, found.entry), Unproven):
         return None
     return await renew(port, job, flight, found, ask, alone=True)
 

@@ -307,7 +307,7 @@ class Chain:
             states = await self._proven(port, self._listener, name, entry)
         else:
             states = self._read_along(found, tier, entry)
-        reason = await self.untrue(port, entry, states)
+        reason = await self.why_invalid(port, entry, states)
         if reason and not check.may_answer(reason):
             return Answer(Verdict(MISS, reason))
         if self.floors.older(key, entry.times.started):
@@ -508,7 +508,9 @@ class Chain:
                 return source
         return None
 
-    async def untrue(self, port: Port, entry: Entry, states: Sequence[State] | None = None) -> str:
+    async def why_invalid(
+        self, port: Port, entry: Entry, states: Sequence[State] | None = None
+    ) -> str:
         """Why an entry's stamps do not hold any more; "" if they do.
 
         Args:
@@ -519,7 +521,7 @@ class Chain:
     async def turned(
         self, port: Port, stamps: Sequence[Stamp], states: Sequence[State] | None = None
     ) -> str:
-        """Why stamps do not hold any more; "" if they do.  See `untrue`."""
+        """Why stamps do not hold any more; "" if they do.  See `why_invalid`."""
         refs = [stamp.ref for stamp in stamps if type(stamp) is Generation]
         if states is None or len(states) != len(refs) or LOST in states:
             # What the tier read is not enough, or this host can perhaps give it back.
@@ -527,7 +529,7 @@ class Chain:
                 states = await self._present(port, refs)
             except TierError:
                 return UNREACHABLE
-        return await check.untrue(port, stamps, states)
+        return await check.why_invalid(port, stamps, states)
 
     async def _present(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
         """What refs read now.

@@ -92,7 +92,7 @@ def texts(states: Iterable[State]) -> list[str]:
     return [state.text for state in states]
 
 
-async def untrue(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> str:
+async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> str:
     """Why stamps do not hold any more; "" if they do.
 
     Args:
@@ -135,7 +135,7 @@ async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) 
 
 
 def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
-    """What the reasons of single stamps mean for the entry, as `Chain.untrue` has it."""
+    """What the reasons of single stamps mean for the entry, as `Chain.why_invalid` has it."""
     absolute, beneath = unproven(stamps, reasons)
     hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
     hard = min(hard_ones, key=lambda why: why == SOURCE_UNREACHABLE, default="")

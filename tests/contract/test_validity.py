@@ -225,7 +225,7 @@ def test_every_kind_of_stamp_is_asked(tmp_path: Path) -> None:
 
     def why(*some: Any, now: str = A) -> str:
         states = [State(now, "")] * sum(type(one) is Generation for one in some)
-        return drive(check.untrue(BLOCKING, some, states))
+        return drive(check.why_invalid(BLOCKING, some, states))
 
     assert why(held) == ""
     assert why(held, missing) == FILE_CHANGED

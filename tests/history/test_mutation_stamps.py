@@ -198,4 +198,4 @@ def test_every_mutant_is_named() -> None:
     text = Path(__file__).read_text("utf-8")
     assert [name for name in mutants.APPLY if name not in text] == []
     assert FLIGHTS.under_way() == []
-    assert Chain.untrue.__module__ == "memo.stores.chain"
+    assert Chain.why_invalid.__module__ == "memo.stores.chain"

@@ -19,14 +19,14 @@ from memo.stores.latest_answers import Floors
 def comparison() -> None:
     """Nobody compares stamps any more."""
 
-    async def untrue(self: Chain, *_: Any) -> str:
+    async def why_invalid(self: Chain, *_: Any) -> str:
         return ""
 
     def at_hand(self: Chain, port: Any, function: str, key: str) -> Any:
         entry = None if self._front is None else self._front.peek(self.name(function, key))
         return None if self._remote else entry
 
-    Chain.untrue = untrue  # type: ignore[method-assign]
+    Chain.why_invalid = untrue  # type: ignore[method-assign]
     Chain.at_hand = at_hand  # type: ignore[method-assign]
 
 
