@@ -1062,7 +1062,7 @@ def _options(
         tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable of the bound
             arguments, and of `result` if it takes that, which gives them.
         depends_on: files, directories, globs, URLs (`https`, and all that fsspec knows), or
-            callables of the arguments that they declare, whose change makes entries untrue.
+            callables of the arguments that they declare, whose change invalidates entries.
         check_every: seconds for which a URL is believed without asking again.
         ignore: names of arguments that do not matter; also `"self"`, and globals that the function
             reads, as `"global:api"`.

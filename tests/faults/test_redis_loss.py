@@ -295,3 +295,21 @@ def test_a_redis_that_goes_back_is_noticed(
         assert load(1) != first
     told = [r.getMessage() for r in caplog.records if "older state" in r.getMessage()]
     assert len(told) == 1
+
+
+def test_an_evicted_list_of_hosts_is_no_loss(
+    redis_server: RedisServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full Redis may evict the list of hosts and keep the groups: results stay valid."""
+    monkeypatch.setattr(reseeding, "LOOK_EVERY", 0.0)
+    load = counting()
+    with Hosts(redis_server, tmp_path).on("one"):
+        first = load(1)
+        assert load(1) == first  # registered
+        for _ in range(3):
+            assert redis_server.client().delete("memo:2:hosts") == 1
+            assert load(1) == first
+    assert [r for r in caplog.records if "has come back" in r.getMessage()] == []

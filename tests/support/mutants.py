@@ -26,7 +26,7 @@ def comparison() -> None:
         entry = None if self._front is None else self._front.peek(self.name(function, key))
         return None if self._remote else entry
 
-    Chain.why_invalid = untrue  # type: ignore[method-assign]
+    Chain.why_invalid = why_invalid  # type: ignore[method-assign]
     Chain.at_hand = at_hand  # type: ignore[method-assign]
 
 

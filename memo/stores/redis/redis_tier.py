@@ -486,7 +486,8 @@ class Redis:
         ]
         before, _, _, flat, there = await self.client.ask_each(port, commands, writes=True)
         fields: dict[str, str] = self.client.parsed(_fields, flat)
-        if "epoch" not in fields:
+        evicted = "epoch" not in fields
+        if evicted:
             value = epoch if epoch and there else f"{stamps.token()}{time.time():.0f}"
             made = [
                 (key, pack(b"HSETNX", key, b"epoch", value.encode())),
@@ -502,7 +503,7 @@ class Redis:
             await self.client.ask(port, command, parse=int, key=key, writes=True)
         made_at = _number(fields["epoch"][stamps.TOKEN :])
         given_back = giver not in ("", host)
-        last = 0.0 if before is None else _number(_text(_bytes(before)))
+        last = _number(_text(_bytes(before))) if before is not None else now if evicted else 0.0
         return Census(fields["epoch"], made_at, len(others), given_back, last, now)
 
     async def giving_back(self, port: Port, host: str) -> None:

@@ -1563,7 +1563,7 @@ def test_stamps_cost_a_hit_little(
 
     def hits(*, compares: bool) -> float:
         with monkeypatch.context() as patch:
-            patch.setattr(Chain, "untrue", Chain.why_invalid)
+            patch.setattr(Chain, "why_invalid", Chain.why_invalid)
             patch.setattr(Chain, "at_hand", Chain.at_hand)
             if not compares:
                 mutants.comparison()
