@@ -35,10 +35,6 @@ _ON_REDIS = {"redis_server", "redis_private", "cluster", "sentinels"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs Redis; keep what measures time on one worker, in a row."""
-    known = set((Path(__file__).parent / "known_failures.txt").read_text("utf-8").splitlines())
-    for item in items:
-        if item.nodeid.replace("\n", "\\n") in known:
-            item.add_marker(pytest.mark.xfail(reason="tests/known_failures.txt", strict=False))
     for item in items:
         if not _ON_REDIS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.redis)

@@ -4,5 +4,5 @@ Imports `errors` only.
 Start with `port.py`, the five verbs through which sync and async code wait.
 """
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 """Of memo: here, so that every folder may tell it."""

@@ -342,6 +342,7 @@ def test_huge_values_stay_out_of_redis(redis_server: RedisServer) -> None:
             names = [name for name in client.keys("memo:*") if client.type(name) == b"string"]
             assert [name for name in names if client.strlen(name) > 100_000] == []
             sync.cache_clear()
+            coroutine.cache_clear()
         memo.testing.reset()
         client.flushall()
 
