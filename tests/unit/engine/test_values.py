@@ -12,6 +12,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -329,11 +330,13 @@ def test_a_result_that_another_thread_changes_while_it_is_stored_is_never_torn()
     assert {e.reason for e in heard if e.kind == "error"} <= {"unreadable"}
 
 
-def test_huge_values_stay_out_of_redis(redis_server: RedisServer) -> None:
+def test_huge_values_stay_out_of_redis(redis_server: RedisServer, tmp_path: Path) -> None:
     """What is above `redis_value_limit` is stored on the disk, and a hit from there."""
     client = redis_server.client()
-    for made in (lambda: b"x" * 300_000, lambda: np.arange(300_000), lambda: "é" * 200_000):
-        with configure(redis_url=redis_server.url, redis_value_limit=100_000, deadline=5.0):
+    values = (lambda: b"x" * 300_000, lambda: np.arange(300_000), lambda: "é" * 200_000)
+    settings = {"redis_url": redis_server.url, "redis_value_limit": 100_000, "deadline": 5.0}
+    for number, made in enumerate(values):
+        with configure(directory=tmp_path / str(number), **settings):
             sync, coroutine, ran = both(made)
             for call in (sync, coroutine):
                 assert np.array_equal(call(), made())
@@ -341,8 +344,6 @@ def test_huge_values_stay_out_of_redis(redis_server: RedisServer) -> None:
             assert ran == [0, 1]
             names = [name for name in client.keys("memo:*") if client.type(name) == b"string"]
             assert [name for name in names if client.strlen(name) > 100_000] == []
-            sync.cache_clear()
-            coroutine.cache_clear()
         memo.testing.reset()
         client.flushall()
 

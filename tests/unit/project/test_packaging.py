@@ -28,6 +28,7 @@ IMPORTS = {"IPython": "ipython", "backports": "backports.zstd"}
 OPTIONAL = {
     "fsspec",
     "opentelemetry",
+    "pytest",
     "starlette",
     "uvicorn",
     "anywidget",
