@@ -303,6 +303,7 @@ class Authorities:
 
 def make_note(reason: str, by: str) -> str:
     """Note about an invalidation for people: JSON with `at` (Unix seconds), `by`, `reason`."""
+    reason = str(reason)
     kept = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
