@@ -116,7 +116,7 @@ def arguments() -> None:
     async def same(port: Any, job: Any) -> bool:
         return True
 
-    computing._is_same_call = same
+    computing.is_same_call = same
 
 
 def silence() -> None:
