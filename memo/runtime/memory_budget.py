@@ -19,7 +19,7 @@ LOOK = 256
 """So often something is stored until the tables are weighed again."""
 FIXED = 2 << 20
 """Bytes of what does not grow with the number of keys, such as the page caches of SQLite; of a
-small limit they are an eighth."""
+small limit they are a fifth."""
 
 
 class Holder(Protocol):
@@ -96,7 +96,7 @@ class Budget:
         for holder in _alive(self._holders):
             limit = max(limit, holder.limit)
             held += holder.held()
-        return held + min(FIXED, limit // 8) > limit
+        return held + min(FIXED, limit // 5) > limit
 
 
 def _alive(refs: list[weakref.ref[T]]) -> Iterator[T]:

@@ -333,7 +333,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     load = loads(Way("sync"))
     load(1)
     path = str(tmp_path / "b")
-    done = CliRunner().invoke(main, ["export", path, "load", "--note", "hello"])
+    name = repr(load).split()[1]
+    done = CliRunner().invoke(main, ["export", path, name, "--note", "hello"])
     assert done.exit_code == 0, done.output
     assert "exported 1 entry of 1 function" in done.output
     key = done.output.partition("key: ")[2].split()[0]

@@ -14,6 +14,7 @@ from ports import run as run_process
 from memo.errors import TierError
 from memo.records import codec
 from memo.runtime.clock import SECOND, Clock
+from memo.runtime.memory_budget import Budget
 from memo.stores import memory
 from memo.stores.memory import OVERHEAD, Memory
 from memo.stores.protocols import Found
@@ -37,7 +38,9 @@ def clock():
 
 
 @pytest.fixture
-def tier(clock):
+def tier(clock, monkeypatch):
+    # The budget is the process's, and other tests may have left much bookkeeping in it.
+    monkeypatch.setattr("memo.stores.memory.BUDGET", Budget())
     return Memory(100_000, clock)
 
 
