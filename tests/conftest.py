@@ -14,7 +14,7 @@ import pytest
 from redis_server import RedisServer
 from ways import place, way  # noqa: F401 - fixtures of every test
 
-GRACE = 2.0
+GRACE = 10.0
 """Seconds that threads and descriptors may take to go away after a test."""
 _MEMO_ENVIRONMENT = "MEMO_"
 _POOLED = ("memo-background", "memo-offload", "memo-portal")

@@ -32,6 +32,9 @@ class PickyError(Exception):
         super().__init__(text)
         self.code = code
 
+    def __reduce__(self) -> Any:  # as Python's own, whatever a library makes of exceptions
+        return PickyError, self.args
+
 
 # --- cache_errors ---------------------------------------------------------------------------------
 
