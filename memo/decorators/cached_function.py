@@ -605,9 +605,10 @@ class CachedCoroutine(CachedFunction[P, R]):
                 return await self._awaited_in_mode(mode.kind, function, args, kwargs)
         begun = time.perf_counter()
         try:
-            call = None
-            with suppress(HeavyError):  # it would hold up the event loop
+            try:
                 call = function.call(args, kwargs, True)
+            except HeavyError:  # it would hold up the event loop
+                call = None  # made below, where an error has no context
             if call is None:
                 call = await answering.keyed(native(), function, args, kwargs)
             result = answering.at_hand(native, function, call, begun)

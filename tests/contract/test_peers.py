@@ -25,7 +25,7 @@ _numbers = itertools.count()
 
 
 class Peer:
-    """A cache of one kind, for sync functions; `None` where it has no such call."""
+    """A cache of one kind, for sync functions; `NotImplementedError` where it has no such call."""
 
     def __init__(self, place: Path) -> None:
         self.place = place

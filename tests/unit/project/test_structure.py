@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
-ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "memo"
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
 

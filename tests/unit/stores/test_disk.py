@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from ports import RUNNERS, blocking, start
 from ports import run as run_process
+from sqlite_damage import damage_file
 
 from memo.errors import TierError
 from memo.records import codec
@@ -270,7 +271,7 @@ def test_a_fault_is_met_once(disk, directory, damage):
         put(disk, f"n{number}", os.urandom(2000))
     disk.close()
     get(disk, "n0")
-    _damage(directory / "entries" / "cache.db", damage)
+    damage_file(directory / "entries" / "cache.db", damage, "Cache")
     assert [disk.at_hand(f"n{number}") for number in range(200)].count(None) > 0
     with pytest.raises(TierError):
         get(disk, "n1")
@@ -486,26 +487,6 @@ def test_a_damaged_payload_is_replaced_by_the_next_store(disk, harm):
     assert shape(files(disk.directory)) == {"canonical": 1, "link": 2, "record": 0, "temporary": 0}
 
 
-def _damage(path: Path, how: str) -> None:
-    if how == "gone":
-        path.unlink()
-    elif how == "tables":
-        with sqlite3.connect(path) as connection:
-            connection.execute("DROP TABLE Cache")
-        connection.close()
-    elif how == "settings":
-        with sqlite3.connect(path) as connection:
-            connection.execute("DELETE FROM Settings")
-        connection.close()
-    elif how == "empty":
-        os.truncate(path, 0)
-    elif how == "half":
-        os.truncate(path, path.stat().st_size // 2 // 4096 * 4096 + 100)
-    else:
-        with path.open("r+b") as file:
-            file.write(os.urandom(path.stat().st_size if how == "garbage" else 100))
-
-
 @pytest.mark.parametrize(
     "damage", ["garbage", "head", "empty", "half", "tables", "settings", "gone"]
 )
@@ -517,7 +498,7 @@ def test_a_damaged_index_is_set_aside(disk, directory, damage, running):
         put(disk, f"n{number}", f"record {number}".encode() * 10, held if number == 7 else None)
     if not running:
         disk.close()
-    _damage(directory / "entries" / "cache.db", damage)
+    damage_file(directory / "entries" / "cache.db", damage, "Cache")
     for number in range(200):
         try:
             found = get(disk, f"n{number}")
@@ -543,7 +524,7 @@ def test_what_a_lost_index_named_is_swept(disk, directory):
     """Payloads of an index that was set aside are removed by the sweep that follows."""
     put(disk, "a", payload=payload(os.urandom(100_000)))
     disk.close()
-    _damage(directory / "entries" / "cache.db", "garbage")
+    damage_file(directory / "entries" / "cache.db", "garbage", "Cache")
     put(disk, "b")
     blocking(lambda port: disk.sweep(port))
     assert files(directory) == []

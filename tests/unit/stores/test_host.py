@@ -9,10 +9,10 @@ import stat
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 from ports import blocking, looping, run, start
+from sqlite_damage import damage_file
 
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Ref, State
@@ -387,7 +387,7 @@ def test_a_damaged_file_loses_generations_and_revives_none(host, directory, dama
     new = host.generations.read([CALL])
     if not running:
         host.close()
-    _damage(directory / "host.sqlite", damage)
+    damage_file(directory / "host.sqlite", damage, "generations")
     time.sleep(2 * host_database.TICK)
     now = begin(host, CALL)
     assert now != old
@@ -395,22 +395,6 @@ def test_a_damaged_file_loses_generations_and_revives_none(host, directory, dama
     turn(host, Turn(F))
     assert host.generations.read([CALL])[0].text not in (now[0].text, new[0].text)
     assert host.id
-
-
-def _damage(path: Path, how: str) -> None:
-    if how == "gone":
-        path.unlink()
-    elif how == "tables":
-        with sqlite3.connect(path) as connection:
-            connection.execute("DROP TABLE generations")
-        connection.close()
-    elif how == "empty":
-        os.truncate(path, 0)
-    elif how == "half":
-        os.truncate(path, path.stat().st_size // 2 // 4096 * 4096 + 100)
-    else:
-        with path.open("r+b") as file:
-            file.write(os.urandom(path.stat().st_size if how == "garbage" else 100))
 
 
 @pytest.mark.parametrize("lost", ["host.sqlite-wal", "host.sqlite"])
@@ -434,7 +418,7 @@ def test_lost_commits_are_noticed(directory, lost):
 def test_the_journal_is_carried_over_from_a_damaged_file(host, directory):
     """Setting a damaged file aside keeps the journal rows that can still be read, as due."""
     host.journal.add([Turn(F)], "note")
-    _damage(directory / "host.sqlite", "tables")
+    damage_file(directory / "host.sqlite", "tables", "generations")
     assert host.generations.read([CALL]) == [LOST]
     assert [(turns, note) for _, turns, note in host.journal.rows()] == [([Turn(F)], "note")]
     assert (directory / "host.sqlite.damaged").exists()
