@@ -184,8 +184,9 @@ class Scripted(Listener):
             self.received += data
             answer = self._answer_to(data)
             for at in range(0, len(answer), self.piece):
+                if at:
+                    self._over.wait(self.pause)
                 client.sendall(answer[at : at + self.piece])
-                self._over.wait(self.pause)
             if self.hang_up:
                 return
 
