@@ -162,7 +162,7 @@ def test_a_lease_in_a_cluster(cluster: Cluster) -> None:
     with only_redis(cluster.url, namespace="lease"):
         leases = default_chain().tiers[0].leases  # type: ignore[attr-defined]
         assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "one")) is None
-        assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "two")) == "one"
+        assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "two"))[0] == "one"
         assert drive(leases.release(BLOCKING, "lease:{f}:x", "one"))
         assert drive(leases.acquire(BLOCKING, "lease:{f}:x", "two")) is None
 

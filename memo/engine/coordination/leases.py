@@ -40,6 +40,8 @@ the same one has it."""
 LASTING = 2.0
 """Seconds for which a lease holder waits for a locked cache file, where others wait 0.25 s:
 a result that it does not find or cannot store is recomputed by every waiting process."""
+_PAST_ITS_END = 0.01
+"""Seconds after the end of a lease at which a waiting process looks again."""
 WAIT = 1.0
 """Longest single wait for the cluster lease, in seconds; then its holder is looked at again."""
 
@@ -79,8 +81,8 @@ def _number(text: str) -> float | None:
 class Leases(Protocol):
     """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
 
-    async def acquire(self, port: Port, name: str, holder: str) -> str | None:
-        """Take a free lease; None when taken, else the holder."""
+    async def acquire(self, port: Port, name: str, holder: str) -> tuple[str, float] | None:
+        """Take a free lease; None when taken, else its holder and the seconds it still has."""
         ...
 
     async def renew(self, port: Port, name: str, holder: str) -> bool:
@@ -339,14 +341,16 @@ async def _cluster(port: Port, leases: Leases, name: str, held: Hold, end: float
     try:
         while True:
             who = held.sign()
-            other = await leases.acquire(port, name, who)
-            if other is None:
+            held_by = await leases.acquire(port, name, who)
+            if held_by is None:
                 return True
+            other, rest = held_by
             if _host_of(other) == _host_of(who) and await leases.replace(port, name, other, who):
                 return True
             left = WAIT if end is None else min(WAIT, end - time.monotonic())
             if left <= 0:
                 return False
+            left = min(left, rest + _PAST_ITS_END)  # a holder that died rings no bell
             held.wait_begins(other)
             await leases.wait(port, name, left)
     except TierError as error:

@@ -8,7 +8,8 @@ A lease is a key that holds the text of its holder, unique to it, and that expir
     when Redis is back: no orphan.
 3.  Releasing a lease rings its *bell*, a list with one element that waiting processes move
     onto itself: each of them is woken, once.  The next holder takes the bell away.
-4.  A holder that died rings no bell: waiting processes look again every second.
+4.  A holder that died rings no bell: waiting processes look again when its lease ends, and every
+    second.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class RedisLeases:
         """Prefixes of the names of leases and bells."""
         return self._lease_prefix, self._bell_prefix
 
-    async def acquire(self, port: Port, name: str, holder: str) -> str | None:
+    async def acquire(self, port: Port, name: str, holder: str) -> tuple[str, float] | None:
         """Take a lease.
 
         Args:
@@ -69,7 +70,8 @@ class RedisLeases:
             holder: text unique to the caller; a caller that has the lease keeps it.
 
         Returns:
-            None when the caller has it now; else the text of the present holder.
+            None when the caller has it now; else the text of the present holder and the seconds
+            that its lease still has.
 
         Raises:
             TierError: the holder is not known.
@@ -162,8 +164,11 @@ class RedisLeases:
             thread.join(2 * self._client.deadline)
 
 
-def _holder(answer: list[Any]) -> str | None:
-    return answer[0].decode("utf-8", "replace") if answer else None
+def _holder(answer: list[Any]) -> tuple[str, float] | None:
+    if not answer:
+        return None
+    left = int(answer[1])  # negative: without an end
+    return answer[0].decode("utf-8", "replace"), left / 1000 if left >= 0 else LOOK_EVERY
 
 
 def _whether(answer: Any) -> bool:

@@ -66,7 +66,7 @@ def test_one_holder(tier: Redis, redis_server: RedisServer, run: Any) -> None:
     leases = tier.leases
     assert run(lambda port: leases.acquire(port, "x", "me")) is None
     assert run(lambda port: leases.acquire(port, "x", "me")) is None
-    assert run(lambda port: leases.acquire(port, "x", "you")) == "me"
+    assert run(lambda port: leases.acquire(port, "x", "you"))[0] == "me"
     assert run(lambda port: leases.acquire(port, "y", "you")) is None
     assert LEASE - 5 < redis_server.client().ttl("memo:2:l:{x}") <= LEASE
     assert run(lambda port: leases.release(port, "x", "you")) is False
@@ -86,7 +86,7 @@ def test_renewed_and_replaced(tier: Redis, redis_server: RedisServer, run: Any) 
     assert client.pttl("memo:2:l:{x}") > 20_000
     assert run(lambda port: leases.replace(port, "x", "you", "her")) is False
     assert run(lambda port: leases.replace(port, "x", "me", "you")) is True
-    assert run(lambda port: leases.acquire(port, "x", "me")) == "you"
+    assert run(lambda port: leases.acquire(port, "x", "me"))[0] == "you"
     client.delete("memo:2:l:{x}")
     assert run(lambda port: leases.renew(port, "x", "you")) is False
 
@@ -142,7 +142,7 @@ def test_no_wake_up_is_lost(tier: Redis, run: Any) -> None:
 
     async def work(port: Port) -> float:
         await tier.leases.acquire(port, "x", "me")
-        assert await tier.leases.acquire(port, "x", "you") == "me"
+        assert (await tier.leases.acquire(port, "x", "you"))[0] == "me"
         await tier.leases.release(port, "x", "me")
         begun = time.monotonic()
         await tier.leases.wait(port, "x", 5)
@@ -174,7 +174,7 @@ def test_waiting_is_no_polling(tier: Redis, redis_server: RedisServer) -> None:
     async def work(port: Port) -> None:
         end = time.monotonic() + 3
         while time.monotonic() < end:
-            assert await tier.leases.acquire(port, "x", "you") == "me"
+            assert (await tier.leases.acquire(port, "x", "you"))[0] == "me"
             await tier.leases.wait(port, "x", end - time.monotonic())
 
     looping(work)
