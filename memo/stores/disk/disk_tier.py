@@ -39,7 +39,7 @@ from memo.stores import protocols
 from memo.stores.disk import file_locks
 from memo.stores.disk.home import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import DamagedError, Database, outlasting
+from memo.stores.disk.sqlite_file import DamagedError, Database, outlasting, statements
 from memo.stores.protocols import Found, Generations, Host, Listed, Source
 
 if TYPE_CHECKING:
@@ -80,19 +80,9 @@ _RELIEFS = 4
 """So often room is made for one entry."""
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
-_LIST = (
-    "SELECT key, value, filename, size, store_time FROM Cache"
-    " WHERE key > ? AND key >= ? AND key < ? AND raw=1 AND mode=1 ORDER BY key LIMIT ?"
-)
+_SQL = statements("entries")
 _NEXT = "SELECT key FROM Cache WHERE key > ? AND key < ? AND raw=1 ORDER BY key LIMIT 1"
 _COUNT = "SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw=1"
-_NEWEST = (
-    "SELECT key, value, filename, size, store_time FROM Cache WHERE rowid IN (SELECT rowid"
-    " FROM Cache {how} WHERE key >= ? AND key < ? AND raw=1 AND mode=1"
-    " ORDER BY store_time DESC LIMIT ?) ORDER BY store_time DESC"
-)
-_NEWEST_OF_ALL = _NEWEST.format(how="NOT INDEXED")
-_NEWEST_OF_SOME = _NEWEST.format(how="INDEXED BY Cache_key_raw")
 _FAULTS = (sqlite3.Error, OSError, DamagedError, TypeError, ValueError, KeyError, AssertionError)
 
 
@@ -528,7 +518,7 @@ class Disk:
         """
         after = ""
         while page := await port.offload(
-            self._read, _LIST, after, prefix, f"{prefix}\U0010ffff", _PAGE
+            self._read, _SQL["list"], after, prefix, f"{prefix}\U0010ffff", _PAGE
         ):
             for row in page:
                 if (listed := await self._listed(port, *row)) is not None:
@@ -554,7 +544,7 @@ class Disk:
         Raises:
             TierError: the index cannot be read.
         """
-        statement = _NEWEST_OF_ALL if all_of_them else _NEWEST_OF_SOME
+        statement = _SQL["newest_of_all" if all_of_them else "newest_of_some"]
         found = []
         for prefix in prefixes:
             ends = (prefix, f"{prefix}\U0010ffff", most)

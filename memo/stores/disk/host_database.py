@@ -57,14 +57,8 @@ LAST_COMMIT = 1 << 62
 """Numbers of commits end below this; they begin at the time in microseconds, about 1 << 51."""
 _FORMAT = 1
 _BELL = struct.Struct("=QQ")
-_SCHEMA = (
-    "meta (name TEXT PRIMARY KEY, value)",
-    "groups (name TEXT PRIMARY KEY, changed INTEGER, renewed INTEGER, settled INTEGER)",
-    "generations (name TEXT, field TEXT, value TEXT, changed INTEGER, PRIMARY KEY (name, field))",
-    "journal (id INTEGER PRIMARY KEY AUTOINCREMENT, at INT, due INT, turns TEXT, note TEXT)",
-)
-_TABLES = {table.partition(" ")[0] for table in _SCHEMA}
-_INDEX = "CREATE INDEX IF NOT EXISTS groups_changed ON groups (changed)"
+SQL = sqlite_file.statements("generations")
+_SCHEMA = ("meta", "groups", "generations", "journal", "groups_changed")
 
 
 class Group:
@@ -169,9 +163,8 @@ class Ledger:
         """A new ledger, unless another process has been quicker; its facts."""
 
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
-            for table in _SCHEMA:
-                connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-            connection.execute(_INDEX)
+            for name in _SCHEMA:
+                connection.execute(SQL[name])
             return _facts(connection) or self._founded(connection)
 
         return _alone(connection, make)
@@ -443,11 +436,7 @@ def change_fields(connection: sqlite3.Connection, group: str, change: Change, co
         [(group, field, value, commit) for field, value in change.write.items()],
     )
     renewed = commit if change.renew or change.erase else 0
-    connection.execute(
-        "INSERT INTO groups VALUES (?, ?, ?, 0) ON CONFLICT (name) DO UPDATE"
-        " SET changed = excluded.changed, renewed = max(renewed, excluded.renewed)",
-        (group, commit, renewed),
-    )
+    connection.execute(SQL["touch"], (group, commit, renewed))
 
 
 def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -468,8 +457,8 @@ def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
     Raises:
         sqlite3.Error: it cannot be read.
     """
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    if not tables >= _TABLES:
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not names.issuperset(_SCHEMA):
         return {}
     return dict(connection.execute("SELECT name, value FROM meta"))
 
@@ -484,15 +473,12 @@ def _check(facts: Mapping[str, Any], heard: int) -> None:
 
 def _crowd(connection: sqlite3.Connection) -> int:
     """How many groups are too many; none while an invalidation is on its way."""
-    groups, journalled = connection.execute(
-        "SELECT (SELECT count(*) FROM groups), (SELECT count(*) FROM journal)"
-    ).fetchone()
+    groups, journalled = connection.execute(SQL["counts"]).fetchone()
     return 0 if groups <= GROUPS or journalled else groups - GROUPS // 2
 
 
 def _prune(connection: sqlite3.Connection) -> None:
     """Forget the oldest groups where there are too many."""
     crowd = _crowd(connection)
-    old = "WHERE name IN (SELECT name FROM groups ORDER BY changed LIMIT ?)"
-    for table in ("generations", "groups"):
-        connection.execute(f"DELETE FROM {table} {old}", (crowd,))  # noqa: S608 - constants
+    connection.execute(SQL["prune_generations"], (crowd,))
+    connection.execute(SQL["prune_groups"], (crowd,))

@@ -25,7 +25,7 @@ from memo.runtime.port import Port
 from memo.stores.disk import home
 from memo.stores.disk.file_locks import HostLock
 from memo.stores.disk.home import READ_ONLY, Home
-from memo.stores.disk.host_database import Ledger, change_fields, fields_of
+from memo.stores.disk.host_database import SQL, Ledger, change_fields, fields_of
 from memo.stores.disk.sqlite_file import outlasting
 from memo.stores.disk.unwritten import Unwritten
 from memo.validity import generations, stamps
@@ -216,7 +216,7 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self._ledger.select(_NAMES, kind, f"{kind}\U0010ffff", most)
+        rows = self._ledger.select(SQL["names"], kind, f"{kind}\U0010ffff", most)
         return [name.removeprefix(kind) for (name,) in rows]
 
     def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -298,13 +298,6 @@ class HostGenerations:
 def _is_closed(error: TierError) -> bool:
     """True if a fault is that the directory is missing, not writable, or on a full disk."""
     return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
-
-
-_NAMES = (
-    "SELECT name FROM groups WHERE name >= ? AND name < ? AND EXISTS"
-    " (SELECT 1 FROM generations g WHERE g.name = groups.name AND g.field = '*')"
-    " ORDER BY name LIMIT ?"
-)
 
 
 def _held(connection: sqlite3.Connection) -> set[str]:

@@ -26,7 +26,7 @@ from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 
 from memo.errors import TierError
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import DamagedError, Database
+from memo.stores.disk.sqlite_file import DamagedError, Database, statements
 
 CULL = 10
 """Entries that go at most in one transaction."""
@@ -47,9 +47,6 @@ BATCH = 1000
 """Entries that are cleared in one transaction at most: others may write in between."""
 _HOLD = 0.01
 """Seconds after which such a transaction ends."""
-_BY_NAME = (
-    "CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL"
-)
 _PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
     f"Settings_{number}_{event}"
     for number, event in (
@@ -60,33 +57,10 @@ _PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
         ("size", "delete"),
     )
 }
-_HELD = "SELECT rowid, filename, size + coalesce(length(value), 0) FROM Cache"
-_EXPIRED = f"{_HELD} WHERE expire_time < ? ORDER BY expire_time LIMIT ?"
-_LEAST = f"{_HELD} WHERE ? ORDER BY access_time LIMIT ?"
-_RELIEVE = f"{_HELD} ORDER BY access_time"
+_SQL = statements("entries")
 _RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
-_INSERT = (
-    "INSERT OR IGNORE INTO Cache (store_time, expire_time, access_time, access_count, tag, size,"
-    " mode, filename, value, key, raw) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, 1)"
-)
-_UPDATE = (
-    "UPDATE Cache SET store_time = ?, expire_time = ?, access_time = ?, access_count = 0,"
-    " tag = ?, size = ?, mode = ?, filename = ?, value = ? WHERE key = ? AND raw = 1"
-)
 _NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
-_REPLACE = (
-    "UPDATE Cache SET access_time = store_time - ? WHERE key >= ? AND key < ? AND raw = 1"
-    " AND substr(tag, instr(tag, ' ') + 1) <> ?"
-)
 _SOME = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
-_MOST = (
-    "SELECT rowid, filename FROM Cache NOT INDEXED WHERE key >= ? AND key < ? AND raw = 1"
-    " ORDER BY rowid DESC LIMIT ?"
-)
-_IS_MOST = (
-    "SELECT 2 * (SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw = 1)"
-    " > (SELECT count(*) FROM Cache)"
-)
 
 
 class Row(NamedTuple):
@@ -185,7 +159,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         try:
             with database.transaction():
                 super().__init__(str(database.path.parent), disk=Rows, **settings)
-                self._sql(_BY_NAME)
+                self._sql(_SQL["by_name"])
                 self.volume()
         except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
             raise DamagedError(f"half an index: {error}") from error
@@ -228,12 +202,12 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             now, expire, now + int(added), row.tag, row.size, MODE_RAW, row.name, row.record, name,
         )  # fmt: skip
         with self._transact() as (sql, cleanup):
-            if not sql(_INSERT, columns).rowcount:
+            if not sql(_SQL["insert"], columns).rowcount:
                 cleanup(sql(_NAME, (name,)).fetchone()[0])
-                sql(_UPDATE, columns)
+                sql(_SQL["update"], columns)
             function = name.rpartition(":")[0] + ":"
             if code and self._codes.get(function) != code:
-                sql(_REPLACE, (_REPLACED, function, f"{function}\U0010ffff", code))
+                sql(_SQL["replace"], (_REPLACED, function, f"{function}\U0010ffff", code))
         self._codes[function] = code
         self._kept += 1
 
@@ -269,10 +243,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         now = time.time()
         while (lacking := self.lacking(size)) > 0:
-            if not (self._evict(_EXPIRED, now, lacking) or self._evict(_LEAST, now, lacking)):
+            if not (
+                self._evict(_SQL["expired"], now, lacking)
+                or self._evict(_SQL["least"], now, lacking)
+            ):
                 break
         for _ in range(1 + self._kept // CULL):
-            if not self._evict(_EXPIRED, now, math.inf):
+            if not self._evict(_SQL["expired"], now, math.inf):
                 break
         self._free = max(0, -lacking) // _SHARE
         self._look_at = time.monotonic() + _LOOK
@@ -297,7 +274,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         rows = []
         freed = 0
-        for rowid, name, held in self._sql(_RELIEVE):
+        for rowid, name, held in self._sql(_SQL["relieve"]):
             rows.append((rowid,))
             freed += held
             if name is not None:
@@ -314,7 +291,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def covers_most(self, prefix: str) -> bool:
         """True if most keys begin with `prefix`."""
         ends = (prefix, f"{prefix}\U0010ffff")
-        return bool(self._sql(_IS_MOST, ends).fetchone()[0])
+        return bool(self._sql(_SQL["is_most"], ends).fetchone()[0])
 
     def clear_some(self, prefix: str, *, from_the_end: bool = False) -> int:
         """Delete at most `BATCH` keys that begin with `prefix`; how many.
@@ -323,7 +300,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             from_the_end: of the file, so that it is cut instead of filled from behind; for a prefix
                 of most keys.
         """
-        which = _MOST if from_the_end else _SOME
+        which = _SQL["most"] if from_the_end else _SOME
         with self._transact() as (sql, cleanup):
             rows = sql(which, (prefix, f"{prefix}\U0010ffff", BATCH)).fetchall()
             end = time.monotonic() + _HOLD

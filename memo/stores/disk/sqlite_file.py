@@ -19,11 +19,12 @@ import atexit
 import errno
 import fcntl
 import os
+import re
 import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,14 @@ _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _HALF = ("no such table", "no such column", "has no column")
 _opening = threading.RLock()
+_SQL = Path(__file__).parent / "sql"
+
+
+def statements(file: str) -> Mapping[str, str]:
+    """The statements in `sql/<file>.sql`, by the name in the comment `-- name: ...` above each."""
+    text = (_SQL / f"{file}.sql").read_text("utf-8")
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
+    return {name: one.strip() for name, one in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 class DamagedError(Exception):

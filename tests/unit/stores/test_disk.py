@@ -24,7 +24,7 @@ from memo.records import codec
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.ports import native
 from memo.stores.disk import disk_tier as disk_module
-from memo.stores.disk import home
+from memo.stores.disk import home, sqlite_file
 from memo.stores.disk.disk_tier import INLINE, Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.protocols import Found
@@ -992,3 +992,15 @@ def test_a_look_up_costs_less_than_a_hit_of_diskcache(disk, tmp_path):
     theirs = best(lambda: load(1, "x"))
     peer.close()
     assert ours <= 0.8 * theirs
+
+
+@pytest.mark.parametrize("file", ["entries", "generations"])
+def test_statements_in_files_are_whole_and_used(file: str) -> None:
+    """Each statement of an SQL file is one complete statement, and the modules beside it use it."""
+    found = sqlite_file.statements(file)
+    code = "\n".join(path.read_text() for path in Path(sqlite_file.__file__).parent.glob("*.py"))
+    assert found
+    for name, text in found.items():
+        assert sqlite3.complete_statement(text), name
+        assert text.count(";") == 1, name
+        assert f'"{name}"' in code, name

@@ -1,0 +1,90 @@
+-- Entries of the disk tier in the table of `diskcache`.  `index.py` and `disk_tier.py` use it.
+-- A half-open range of keys is the entries of a function or of a namespace.
+
+-- name: by_name
+CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL;
+
+-- name: insert
+INSERT OR IGNORE INTO Cache (
+    store_time, expire_time, access_time, access_count, tag, size, mode, filename, value, key, raw
+) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?, ?, 1);
+
+-- name: update
+UPDATE Cache
+SET store_time = ?,
+    expire_time = ?,
+    access_time = ?,
+    access_count = 0,
+    tag = ?,
+    size = ?,
+    mode = ?,
+    filename = ?,
+    value = ?
+WHERE key = ? AND raw = 1;
+
+-- name: expired
+SELECT rowid, filename, size + coalesce(length(value), 0)
+FROM Cache
+WHERE expire_time < ?
+ORDER BY expire_time
+LIMIT ?;
+
+-- name: least
+SELECT rowid, filename, size + coalesce(length(value), 0)
+FROM Cache
+WHERE ?
+ORDER BY access_time
+LIMIT ?;
+
+-- name: relieve
+SELECT rowid, filename, size + coalesce(length(value), 0)
+FROM Cache
+ORDER BY access_time;
+
+-- name: replace
+UPDATE Cache
+SET access_time = store_time - ?
+WHERE key >= ? AND key < ? AND raw = 1 AND substr(tag, instr(tag, ' ') + 1) <> ?;
+
+-- name: most
+SELECT rowid, filename
+FROM Cache NOT INDEXED
+WHERE key >= ? AND key < ? AND raw = 1
+ORDER BY rowid DESC
+LIMIT ?;
+
+-- name: is_most
+SELECT
+    2 * (SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw = 1)
+    > (SELECT count(*) FROM Cache);
+
+-- name: list
+SELECT key, value, filename, size, store_time
+FROM Cache
+WHERE key > ? AND key >= ? AND key < ? AND raw = 1 AND mode = 1
+ORDER BY key
+LIMIT ?;
+
+-- name: newest_of_all
+SELECT key, value, filename, size, store_time
+FROM Cache
+WHERE rowid IN (
+    SELECT rowid
+    FROM Cache NOT INDEXED
+    WHERE key >= ? AND key < ? AND raw = 1 AND mode = 1
+    ORDER BY store_time DESC
+    LIMIT ?
+)
+ORDER BY store_time DESC;
+
+-- name: newest_of_some
+SELECT key, value, filename, size, store_time
+FROM Cache
+WHERE rowid IN (
+    SELECT rowid
+    FROM Cache INDEXED BY Cache_key_raw
+    WHERE key >= ? AND key < ? AND raw = 1 AND mode = 1
+    ORDER BY store_time DESC
+    LIMIT ?
+)
+ORDER BY store_time DESC;
