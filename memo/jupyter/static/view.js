@@ -1,41 +1,78 @@
-// The live view: draws the state that memo/live_view.py makes, in a notebook (anywidget) and on the
-// page of `memo ui`. A section is drawn again only when its part of the state changed, so that
-// focus, scrolling and clicks survive the updates. Every text is put in as text.
+// Built from src/ by npm run build.
 
-const SVG = "http://www.w3.org/2000/svg";
-const KINDS = [["hits", "memo-hits"], ["stale", "memo-stale"], ["misses", "memo-misses"]];
-const ORDERS = ["newest", "oldest", "size", "cost"];
-const BUSY = "Working…";
-
+// elements.js
+var SVG = "http://www.w3.org/2000/svg";
 function make(name, parent, { text, className, ...attributes } = {}) {
   const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
+  if (text !== void 0) made.textContent = text;
   if (className) made.className = className;
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   parent?.append(made);
   return made;
 }
-
 function draw(name, parent, attributes = {}, text) {
   const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
+  if (text !== void 0) made.textContent = text;
   parent?.append(made);
   return made;
 }
-
 function clock(seconds) {
-  return new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
+  return new Date(seconds * 1e3).toLocaleTimeString([], { hour12: false });
 }
 
-class View {
+// plot.js
+var KINDS = [["hits", "memo-hits"], ["stale", "memo-stale"], ["misses", "memo-misses"]];
+function plot(parent, { width, step: each, points }) {
+  if (!points.length) return;
+  const [left, wide, high] = [26, 150, 30];
+  const top = Math.max(1, ...points.map((point) => point[1] + point[2] + point[3]));
+  const step = wide / Math.max(points.length, 12);
+  const drawing = draw("svg", parent, {
+    viewBox: `0 0 ${left + wide + 4} ${high + 14}`,
+    width: left + wide + 4,
+    height: high + 14,
+    role: "img",
+    "aria-label": `calls in each ${each}, at most ${top}`
+  });
+  draw("text", drawing, { x: left - 3, y: 9, "text-anchor": "end" }, top);
+  draw("text", drawing, { x: left - 3, y: high, "text-anchor": "end" }, 0);
+  draw("path", drawing, { d: `M${left} 2V${high}H${left + wide}`, class: "memo-axis" });
+  points.forEach((point, at) => {
+    let base = high;
+    KINDS.forEach(([name, kind], index) => {
+      const count = point[index + 1];
+      if (!count) return;
+      const height = count / top * (high - 4);
+      base -= height;
+      const bar = draw("rect", drawing, {
+        x: left + at * step,
+        y: base,
+        width: Math.max(1, step - 1),
+        height,
+        class: kind
+      });
+      draw("title", bar, {}, `${count} ${name}, ${clock(point[0])}`);
+    });
+  });
+  draw("text", drawing, { x: left, y: high + 12 }, clock(points[0][0]));
+  if (points.length > 1) {
+    const last = clock(points[points.length - 1][0] + width);
+    draw("text", drawing, { x: left + wide, y: high + 12, "text-anchor": "end" }, last);
+  }
+}
+
+// view.js
+var ORDERS = ["newest", "oldest", "size", "cost"];
+var BUSY = "Working…";
+var View = class {
   constructor(root, send) {
     this.root = root;
     this.send = send;
     this.drawn = {};
     this.sorted = {};
     this.chosen = null;
-    this.waiting = new Map();
+    this.waiting = /* @__PURE__ */ new Map();
     root.classList.add("memo-live");
     const part = (name, title) => {
       const section = make("section", root, { className: `memo-${name}`, "aria-label": title });
@@ -58,11 +95,12 @@ class View {
       }
     });
   }
-
   tools() {
     const bar = make("div", null, { className: "memo-tools" });
     this.filter = make("input", bar, {
-      type: "search", placeholder: "Filter by name, argument, state", "aria-label": "Filter",
+      type: "search",
+      placeholder: "Filter by name, argument, state",
+      "aria-label": "Filter"
     });
     this.order = make("select", bar, { "aria-label": "First" });
     for (const name of ORDERS) make("option", this.order, { text: name, value: name });
@@ -76,12 +114,11 @@ class View {
     this.count = make("span", bar, { className: "memo-dim", role: "status" });
     this.entries.before(bar);
   }
-
   update(state) {
     if (!state || !state.functions) return;
     this.state = state;
     for (const [target, before] of this.waiting) {
-      if (state.said[target] !== before || state.said[target] === undefined) {
+      if (state.said[target] !== before || state.said[target] === void 0) {
         this.waiting.delete(target);
       }
     }
@@ -90,13 +127,18 @@ class View {
     this.part("head", [state.headline, state.error, state.shared], () => this.drawHead(state));
     this.part("graph", [state.graph, this.chosen, said], () => this.drawGraph(state, said));
     this.part("running", state.running, () => this.drawRunning(state));
-    this.part("functions", [state.functions, said, this.sorted.functions],
-      () => this.drawFunctions(state, said));
-    this.part("entries", [state.entries, said, this.sorted.entries],
-      () => this.drawEntries(state, said));
+    this.part(
+      "functions",
+      [state.functions, said, this.sorted.functions],
+      () => this.drawFunctions(state, said)
+    );
+    this.part(
+      "entries",
+      [state.entries, said, this.sorted.entries],
+      () => this.drawEntries(state, said)
+    );
     this.part("tiers", state.tiers, () => this.drawTiers(state));
   }
-
   part(name, facts, redraw) {
     const text = JSON.stringify(facts);
     if (this.drawn[name] === text) return;
@@ -105,17 +147,14 @@ class View {
     redraw();
     if (focus) this.root.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
   }
-
   shadowFocus() {
     return this.root.getRootNode()?.activeElement?.dataset?.focus;
   }
-
   act(what, target, message) {
     this.waiting.set(target, this.state.said[target]);
     this.send({ do: what, ...message });
     this.update(this.state);
   }
-
   clicked(event) {
     const sort = event.target.closest("[data-sort]");
     const node = event.target.closest("[data-node]");
@@ -133,7 +172,6 @@ class View {
       this.act(what, key || name, key ? { key } : { function: name });
     }
   }
-
   drawHead({ headline, error, shared }) {
     this.head.replaceChildren();
     make("strong", this.head, { text: "memo" });
@@ -142,7 +180,6 @@ class View {
     make("span", this.head, { text: ` · ${where}`, className: "memo-dim" });
     if (error) make("p", this.head, { text: error, className: "memo-bad", role: "alert" });
   }
-
   button(parent, what, text, title, target, off) {
     const made = make("button", parent, { text, title: off || title, type: "button" });
     made.dataset.do = what;
@@ -150,7 +187,6 @@ class View {
     made.dataset.focus = `${what} ${target.key || target.function}`;
     made.disabled = Boolean(off);
   }
-
   actions(parent, row, said) {
     const target = { key: row.key };
     const cell = make("td", parent, { className: "memo-actions memo-text" });
@@ -159,7 +195,6 @@ class View {
     this.button(cell, "explain", "Explain", "its state, and how it came to be", target);
     if (said) make("p", cell, { text: said, className: "memo-said", role: "status" });
   }
-
   drawGraph({ graph, entries }, said) {
     this.graph.replaceChildren();
     if (!graph.svg) {
@@ -167,7 +202,9 @@ class View {
       return;
     }
     const drawing = document.importNode(
-      new DOMParser().parseFromString(graph.svg, "image/svg+xml").documentElement, true);
+      new DOMParser().parseFromString(graph.svg, "image/svg+xml").documentElement,
+      true
+    );
     make("div", this.graph, { className: "memo-wide" }).append(drawing);
     for (const node of drawing.querySelectorAll(".memo-node")) {
       node.setAttribute("tabindex", "0");
@@ -186,13 +223,17 @@ class View {
         this.actions(panel, row, said[key]);
       } else {
         const name = node.dataset.function;
-        this.button(panel, "invalidate", "Invalidate all of it",
-          "drop every entry of the function", { function: name });
+        this.button(
+          panel,
+          "invalidate",
+          "Invalidate all of it",
+          "drop every entry of the function",
+          { function: name }
+        );
         if (said[name]) make("p", panel, { text: said[name], className: "memo-said" });
       }
     }
   }
-
   drawRunning({ running }) {
     this.running.replaceChildren();
     if (!running.length) {
@@ -211,7 +252,6 @@ class View {
       }
     }
   }
-
   table(parent, name, { titles, texts, rows }, more) {
     const sorted = this.sorted[name];
     const made = make("table", make("div", parent, { className: "memo-wide", tabindex: "0" }));
@@ -233,7 +273,7 @@ class View {
       const found = row.cells[sorted.column].value;
       return found === "Infinity" ? Infinity : found;
     };
-    const shown = sorted ? [...rows].sort((a, b) => {
+    const shown = sorted ? rows.toSorted((a, b) => {
       const [x, y] = [value(a), value(b)];
       return (x < y ? -1 : x > y ? 1 : 0) * (sorted.up ? 1 : -1);
     }) : rows;
@@ -252,7 +292,6 @@ class View {
       return [row, line];
     });
   }
-
   drawFunctions({ functions }, said) {
     this.functions.replaceChildren();
     if (!functions.rows.length) {
@@ -263,47 +302,19 @@ class View {
     for (const [row, line] of this.table(this.functions, "functions", functions, ["over time", ""])) {
       const box = make("td", line);
       box.dataset.title = "over time";
-      this.plot(box, row.plot);
+      plot(box, row.plot);
       const cell = make("td", line, { className: "memo-actions memo-text" });
-      this.button(cell, "invalidate", "Invalidate", "drop every entry of it",
-        { function: row.function });
+      this.button(
+        cell,
+        "invalidate",
+        "Invalidate",
+        "drop every entry of it",
+        { function: row.function }
+      );
       const told = said[row.function];
       if (told) make("p", cell, { text: told, className: "memo-said", role: "status" });
     }
   }
-
-  plot(parent, { width, step: each, points }) {
-    if (!points.length) return;
-    const [left, wide, high] = [26, 150, 30];
-    const top = Math.max(1, ...points.map((point) => point[1] + point[2] + point[3]));
-    const step = wide / Math.max(points.length, 12);
-    const drawing = draw("svg", parent, {
-      viewBox: `0 0 ${left + wide + 4} ${high + 14}`, width: left + wide + 4, height: high + 14,
-      role: "img", "aria-label": `calls in each ${each}, at most ${top}`,
-    });
-    draw("text", drawing, { x: left - 3, y: 9, "text-anchor": "end" }, top);
-    draw("text", drawing, { x: left - 3, y: high, "text-anchor": "end" }, 0);
-    draw("path", drawing, { d: `M${left} 2V${high}H${left + wide}`, class: "memo-axis" });
-    points.forEach((point, at) => {
-      let base = high;
-      KINDS.forEach(([name, kind], index) => {
-        const count = point[index + 1];
-        if (!count) return;
-        const height = (count / top) * (high - 4);
-        base -= height;
-        const bar = draw("rect", drawing, {
-          x: left + at * step, y: base, width: Math.max(1, step - 1), height, class: kind,
-        });
-        draw("title", bar, {}, `${count} ${name}, ${clock(point[0])}`);
-      });
-    });
-    draw("text", drawing, { x: left, y: high + 12 }, clock(points[0][0]));
-    if (points.length > 1) {
-      const last = clock(points[points.length - 1][0] + width);
-      draw("text", drawing, { x: left + wide, y: high + 12, "text-anchor": "end" }, last);
-    }
-  }
-
   drawEntries({ entries }, said) {
     const { rows, count } = entries;
     this.count.textContent = rows.length < count ? `${rows.length} of ${count}` : `${count}`;
@@ -314,12 +325,10 @@ class View {
       return;
     }
     for (const [row, line] of this.table(this.entries, "entries", entries, ["value", ""])) {
-      make("td", line, { text: row.preview, className: "memo-text memo-preview" })
-        .dataset.title = "value";
+      make("td", line, { text: row.preview, className: "memo-text memo-preview" }).dataset.title = "value";
       this.actions(line, row, said[row.key]);
     }
   }
-
   drawTiers({ tiers }) {
     this.tiers.replaceChildren();
     const list = make("dl", this.tiers);
@@ -328,9 +337,9 @@ class View {
       make("dd", list, { text: said });
     }
   }
-}
+};
 
-// In a notebook: see memo/widget.py.
+// main.js
 function render({ model, el }) {
   const view = new View(make("div", el), (message) => model.send(message));
   const update = () => view.update(model.get("state"));
@@ -342,9 +351,7 @@ function render({ model, el }) {
     model.send({ do: "shut" });
   };
 }
-
-// On the page of `memo ui`: see memo/web_page.py.
-export function serve(el) {
+function serve(el) {
   const token = new URLSearchParams(location.search).get("token");
   const headers = { "X-Memo-Token": token, "Content-Type": "application/json" };
   let stopped = false;
@@ -365,10 +372,15 @@ export function serve(el) {
   });
   const look = async () => {
     if (!document.hidden) await ask("state");
-    if (!stopped) setTimeout(look, 1000);
+    if (!stopped) setTimeout(look, 1e3);
   };
   look();
-  return () => { stopped = true; };
+  return () => {
+    stopped = true;
+  };
 }
-
-export default { render };
+var main_default = { render };
+export {
+  main_default as default,
+  serve
+};
