@@ -21,20 +21,28 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def mypy(path: Path, cache: Path) -> list[str]:
-    """Mypy's errors in one file; those of the package are tested elsewhere."""
+def mypy(directory: Path, *files: Path) -> list[str]:
+    """Mypy's errors in these files; those of the package are tested elsewhere."""
     done = run(
-        *(sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", "--cache-dir", cache),
-        *("--follow-imports", "silent", "--no-error-summary", path),
+        *(
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--warn-unused-ignores",
+            "--cache-dir",
+            directory,
+        ),
+        *("--follow-imports", "silent", "--no-error-summary", *files),
     )
     assert done.returncode in (0, 1), done.stderr
     return done.stdout.splitlines()
 
 
-def pyright(path: Path, directory: Path) -> list[str]:
-    """Pyright's errors in one file."""
+def pyright(directory: Path, *files: Path) -> list[str]:
+    """Pyright's errors in these files."""
     settings = {
-        "include": [os.path.relpath(path, directory)],
+        "include": [os.path.relpath(path, directory) for path in files],
         "extraPaths": [os.path.relpath(ROOT, directory)],
         "pythonVersion": "3.11",
         "typeCheckingMode": "strict",
@@ -59,32 +67,29 @@ def pyright(path: Path, directory: Path) -> list[str]:
 
 def test_mypy(tmp_path: Path) -> None:
     """Under `mypy --strict` every type of the public API is known, and what must be refused is."""
-    assert mypy(API, tmp_path) == []
+    assert mypy(tmp_path, API) == []
 
 
 def test_pyright(tmp_path: Path) -> None:
-    """So does pyright, in strict mode."""
-    assert pyright(API, tmp_path) == []
+    """The same in pyright's strict mode."""
+    assert pyright(tmp_path, API) == []
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("assert_type(bare(1), float)", "assert_type(bare(1), int)"),
-        ("await bare_async(1), float", "await bare_async(1), str"),
-        ('bare("1")  # type: ignore[arg-type]', 'bare("1")'),
-    ],
-    ids=["sync", "async", "refused"],
-)
-def test_a_wrong_type_is_noticed(tmp_path: Path, old: str, new: str) -> None:
-    """These tests can fail: a wrong expectation is an error for both."""
+WRONG = {
+    "sync": ("assert_type(bare(1), float)", "assert_type(bare(1), int)"),
+    "async": ("await bare_async(1), float", "await bare_async(1), str"),
+    "refused": ('bare("1")  # type: ignore[arg-type]', 'bare("1")'),
+}
+
+
+def test_a_wrong_type_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests can fail: each wrong expectation is one error for both."""
     text = API.read_text("utf-8")
-    assert old in text
-    wrong = tmp_path / "wrong.py"
-    wrong.write_text(text.replace(old, new))
-    os.environ["MYPYPATH"] = str(ROOT)
-    try:
-        assert len(mypy(wrong, tmp_path)) == 1
-    finally:
-        del os.environ["MYPYPATH"]
-    assert len(pyright(wrong, tmp_path)) == 1
+    for name, (old, new) in WRONG.items():
+        assert old in text
+        (tmp_path / f"{name}.py").write_text(text.replace(old, new))
+    files = [tmp_path / f"{name}.py" for name in WRONG]
+    monkeypatch.setenv("MYPYPATH", str(ROOT))
+    for errors in (mypy(tmp_path, *files), pyright(tmp_path, *files)):
+        found = sorted(Path(error.partition(":")[0]).stem for error in errors)
+        assert found == sorted(WRONG), errors

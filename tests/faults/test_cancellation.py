@@ -343,7 +343,7 @@ def test_keyboard_interrupt_in_a_sync_call(
             line = process.stdout.readline()
         found = json.loads(line)
         if kind == "alone":
-            assert time.monotonic() - interrupted < 0.5
+            assert time.monotonic() - interrupted < 1.5
             assert found["free"] < 0.1
             assert found["runs"] == 1
         else:

@@ -40,7 +40,7 @@ Work = Callable[[Port], Coroutine[Any, Any, Any]]
 DEADLINE = 0.25
 PATIENT = 2.0
 """Seconds of a deadline where time is not what is tested, and the machine may be busy."""
-MARGIN = 0.1
+MARGIN = 0.3
 """Seconds that a busy machine may add to a deadline."""
 
 
@@ -385,7 +385,7 @@ def test_another_protocol(answer: bytes, run: Any) -> None:
                 pass
             else:
                 assert answer in (b":1\r\n", b"$-1\r\n", b"*0\r\n", b"*-1\r\n", b"+OK\r\n")
-            assert time.perf_counter() - begun < 0.4
+            assert time.perf_counter() - begun < 1.5
             tier.close()
 
 

@@ -192,7 +192,7 @@ def test_killed_leader_is_replaced_on_its_host(
     assert len(runs(log)) == 1
     killed = time.time()
     leader.kill()
-    assert until(lambda: len(runs(log)) == 2) - killed < 1.0
+    assert until(lambda: len(runs(log)) == 2) - killed < 2.0  # a second on a quiet machine
     assert follower.end()["results"] == [f"made by {follower.pid}"]
 
 
@@ -213,7 +213,7 @@ def test_killed_leader_is_replaced_on_another_host(
     assert len(runs(log)) == 1, "the lease was not renewed"
     killed = time.time()
     leader.kill()
-    assert until(lambda: len(runs(log)) == 2) - killed < 1.5 + 1.0
+    assert until(lambda: len(runs(log)) == 2) - killed < 1.5 + 1.0 + 1.0  # a busy machine
     assert follower.end()["results"] == [f"made by {follower.pid}"]
 
 

@@ -889,11 +889,11 @@ async def test_drain_waits_for_sync_refreshes_too(source: Source, clock: ManualC
     with isolated(clock=clock):
         f()
         clock.advance(20)
-        source.seconds = 0.5
+        source.seconds = 2.0
         f()
         begun = time.monotonic()
         assert await memo.drain(0.05) is False
-        assert time.monotonic() - begun < 0.4
+        assert time.monotonic() - begun < 1.0
         assert await memo.drain(10) is True
         assert source.runs == 2
         assert f() == 2

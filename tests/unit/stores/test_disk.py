@@ -587,7 +587,7 @@ def test_a_foreign_lock_costs_a_quarter_of_a_second(disk, directory):
     begun = time.monotonic()
     with pytest.raises(TierError):
         put(disk, "b", payload=payload(os.urandom(1000)))
-    assert time.monotonic() - begun < 0.25 + 0.35  # a busy machine
+    assert time.monotonic() - begun < 0.25 + 1.0  # a busy machine
     assert files(directory) == []
     assert get(disk, "a")
     other.execute("ROLLBACK")

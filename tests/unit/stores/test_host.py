@@ -483,11 +483,11 @@ def test_a_locked_file_costs_a_quarter_of_a_second(host, directory):
     begun = time.monotonic()
     with pytest.raises(TierError):
         turn(host, Turn(F))
-    assert time.monotonic() - begun < 0.25 + 0.35  # a busy machine
+    assert time.monotonic() - begun < 0.25 + 1.0  # a busy machine
     begun = time.monotonic()
     time.sleep(2 * host_database.TICK)
     host.generations.read([CALL, Ref("t:new")])
-    assert time.monotonic() - begun < 0.1
+    assert time.monotonic() - begun < 0.25
     other.execute("ROLLBACK")
     other.close()
     turn(host, Turn(F))

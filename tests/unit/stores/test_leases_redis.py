@@ -291,7 +291,7 @@ def test_waiting_for_a_server_that_goes(redis_server: RedisServer, run: Any) -> 
     begun = time.monotonic()
     with pytest.raises(TierError):
         run(lambda port: tier.leases.wait(port, "x", 5))
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 2.0
     timer.join()
     tier.close()
 
@@ -319,10 +319,10 @@ def test_more_waiters_than_connections(tier: Redis) -> None:
     async def work(port: Port) -> None:
         for i in range(80):
             await tier.leases.acquire(port, f"x{i}", "me")
-        waits = [asyncio.create_task(tier.leases.wait(port, f"x{i}", 0.2)) for i in range(80)]
+        waits = [asyncio.create_task(tier.leases.wait(port, f"x{i}", 1.0)) for i in range(80)]
         begun = time.monotonic()
         await tier.lookup(port, "memo:k")
-        assert time.monotonic() - begun < 0.1
+        assert time.monotonic() - begun < 0.5
         await asyncio.gather(*waits)
 
     looping(work)
