@@ -151,7 +151,7 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
 @click.option("--calls", is_flag=True, help="Each call, however many there are.")
 def draw_graph(svg: Any, as_json: bool, calls: bool) -> None:
     """Show what the stored results of this host were built on."""
-    made = call_graph.graph(everything=True, group=False if calls else None)
+    made = call_graph.graph_of(everything=True, group=False if calls else None)
     if svg:
         svg.write(made.to_svg())
     elif as_json:

@@ -31,6 +31,7 @@ from typing import (
     TypeVar,
     Unpack,
     cast,
+    get_overloads,
     overload,
 )
 
@@ -1012,7 +1013,12 @@ def _rebuilt(
     return made
 
 
-def _options(
+@overload
+def cache(  # pyright: ignore[reportOverlappingOverload] - a ttl may be callable as well
+    function: Callable[P, R], /, **options: Unpack[Options]
+) -> CachedFunction[P, R]: ...
+@overload
+def cache(
     ttl: Ttl = 60,
     key_prefix: str | None = None,
     key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
@@ -1040,7 +1046,8 @@ def _options(
     cache_if: Callable[[Any], bool] | None = None,
     compress: bool | int | str | None = None,
     replay: bool = False,
-) -> dict[str, Any]:
+) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
+def cache(*args: Any, **kwargs: Any) -> Any:
     """Cache the results of a function, `async def` or `def`, by its code and its arguments.
 
     Works bare (`@cache`) and called (`@cache(ttl="1h")`), on functions, methods, static methods and
@@ -1091,48 +1098,6 @@ def _options(
     Raises:
         OptionError: an option is wrong; the message names it, its value and the fix.
     """
-    return dict(locals())
-
-
-_SIGNATURE = inspect.signature(_options).replace(return_annotation=inspect.Signature.empty)
-
-
-@overload
-def cache(  # pyright: ignore[reportOverlappingOverload] - a ttl may be callable as well
-    function: Callable[P, R], /, **options: Unpack[Options]
-) -> CachedFunction[P, R]: ...
-@overload
-def cache(
-    ttl: Ttl = 60,
-    key_prefix: str | None = None,
-    key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
-    use_jitter: bool = False,
-    use_lock: bool = False,
-    lock_timeout: Span | None = 30,
-    refresh_ahead: bool = False,
-    refresh_threshold: float | None = None,
-    provider: CacheProtocol | Chain | None = None,
-    ttl_key: str | None = None,
-    *,
-    tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-    depends_on: Dependency | Iterable[Dependency] = (),
-    check_every: Span = 0,
-    ignore: Iterable[str] = (),
-    version: str | None = None,
-    stale_while_revalidate: Span = 0,
-    stale_if_error: Span = 0,
-    retry_after: Span = 0,
-    soft_timeout: Span = 0,
-    cache_errors: Mapping[type[Exception], Span | None] | None = None,
-    each: str | None = None,
-    cutoff: bool = False,
-    name: str | None = None,
-    cache_if: Callable[[Any], bool] | None = None,
-    compress: bool | int | str | None = None,
-    replay: bool = False,
-) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
-def cache(*args: Any, **kwargs: Any) -> Any:
-    """See `_options`, whose signature and documentation this has."""
     if len(args) == 1 and (callable(args[0]) or _is_wrapper(args[0])):
         return cache(**kwargs)(args[0])
     bound = _SIGNATURE.bind(*args, **kwargs)
@@ -1142,8 +1107,10 @@ def cache(*args: Any, **kwargs: Any) -> Any:
     return public(functools.partial(_decorated, given=given))
 
 
+_SIGNATURE = inspect.signature(get_overloads(cache)[1]).replace(
+    return_annotation=inspect.Signature.empty
+)
 cache.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-cache.__doc__ = _options.__doc__
 if not TYPE_CHECKING:  # its types are those of the overloads
     cache = public(cache)
 

@@ -19,7 +19,7 @@ from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import writer
 from memo.engine.explaining import listing
-from memo.errors import BundleError, EntryError, OptionError, TierError, label
+from memo.errors import BundleError, EntryError, OptionError, TierError, label, public
 from memo.inspection.inventory import Wanted
 from memo.keys import summaries
 from memo.metrics import rendering
@@ -78,6 +78,7 @@ class Exported(NamedTuple):
         return f"exported {entries} of {of}, {rendering.size(self.size)}, to {self.path}{said}"
 
 
+@public
 def export_bundle(
     path: str | os.PathLike[str],
     function: Target | Sequence[Target] | None = None,
@@ -285,6 +286,7 @@ def shown(item: Item) -> str:
     return f"{label(item.function)}({', '.join(f'{n}={text}' for n, text in given.items())})"
 
 
+@public
 def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None = None) -> Imported:
     """Store the entries of a bundle here, as if they had been computed now under present stamps.
 

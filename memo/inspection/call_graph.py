@@ -103,8 +103,20 @@ def _group(function: str, nodes: list[Node]) -> Node:
     )
 
 
-def graph(*, everything: bool = False, group: bool | None = None) -> Graph:
+def graph(*, group: bool | None = None) -> Graph:
     """The cached calls of this process and what they were built on.
+
+    It is an SVG drawing in a notebook and a tree in a terminal; `.to_svg()` and `.to_dict()` give
+    it to other programs.
+
+    Args:
+        group: one node for each function; None: where there are more than 40 calls.
+    """
+    return graph_of(group=group)
+
+
+def graph_of(*, everything: bool = False, group: bool | None = None) -> Graph:
+    """As `graph`, of more than this process.
 
     Args:
         everything: all that is stored on this host, also by other processes.

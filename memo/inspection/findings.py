@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memo.decorators.assembly import default_chain, host_of
-from memo.errors import MemoError, MissingExtraError, SettingError
+from memo.errors import MemoError, MissingExtraError, SettingError, public
 from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, counted, number, size
 from memo.runtime import ownership
@@ -116,8 +116,18 @@ def _lines(finding: Finding) -> str:
     return f"{said}\n{'':<{WIDTH + 6}} {finding.fix}" if finding.fix else said
 
 
+@public
 def health() -> Health:
-    """See `memo.health`."""
+    """Check this set-up, as `memo doctor` does: settings, directory, Redis, and what works there.
+
+    In Redis it tries a write, a read, a script, a lease and an invalidation, under a name of its
+    own that expires within a minute.
+
+    ::
+
+        memo.health().ok
+        memo.health().capabilities["lease"]
+    """
     return Health(examine())
 
 

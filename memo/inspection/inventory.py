@@ -16,7 +16,7 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function
 from memo.engine.explaining import listing
 from memo.engine.matching import own_refs
-from memo.errors import EntryError, MissingExtraError, TierError, label
+from memo.errors import EntryError, MissingExtraError, TierError, label, public
 from memo.keys.encoding import atoms, canonical
 from memo.metrics import rendering
 from memo.metrics.snapshots import matches
@@ -371,12 +371,13 @@ def _stored(item: Item, clock: Clock) -> Stored:
     )
 
 
+@public
 def entries(
     function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
     /,
     **arguments: Any,
 ) -> Entries:
-    """List what is stored on this host, without loading any value.
+    """List what is stored on this host, as records; no value is loaded.
 
     ::
 

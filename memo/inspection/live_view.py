@@ -94,7 +94,7 @@ class Model:
             items.sort(key=lambda item: item.header.function not in own)
         found = [item for item in items if all(word in _text(item) for word in words)]
         self.items, self._count = found[:ENTRIES], len(found)
-        made = call_graph.graph(everything=self.shared)
+        made = call_graph.graph_of(everything=self.shared)
         self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else graph_drawing.EMPTY}
         self._chain, self._listed = chain, time.monotonic()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memo.errors import MissingExtraError
+from memo.errors import MissingExtraError, public
 from memo.inspection import live_view
 from memo.inspection.live_view import Model
 from memo.metrics import rendering
@@ -20,6 +20,7 @@ INTERVAL = 1.0
 """Seconds between two looks."""
 
 
+@public
 def dashboard() -> Any:
     """A live view of the cache: the graph, what is under way, functions, entries and tiers.
 
@@ -27,7 +28,7 @@ def dashboard() -> Any:
         A widget for JupyterLab, Notebook 7 and VS Code; `close()` ends it.
 
     Raises:
-        MissingExtraError: anywidget is not installed.
+        MissingExtraError: the extra `notebook` is not installed.
     """
     try:
         return _widget_class()()

@@ -217,7 +217,7 @@ class CacheMagics(Magics):
     def cache_graph(self, line: str) -> None:
         """Draw the cached calls of this kernel and what they were built on."""
         given = _parsed(self.cache_graph, line)
-        publish(call_graph.graph(everything=given.everything, group=given.group or None))
+        publish(call_graph.graph_of(everything=given.everything, group=given.group or None))
 
     @magic_arguments()
     @argument("state", nargs="?", choices=("on", "off"), help="on or off; none: say which it is")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from memo.errors import MissingExtraError, label
+from memo.errors import MissingExtraError, label, public
 from memo.metrics.recorder import COUNTERS
 from memo.runtime import VERSION, events
 from memo.runtime.events import Event
@@ -196,10 +196,30 @@ _remove: Callable[[], None] | None = None
 _changing = threading.Lock()
 
 
+@public
 def instrument(
     *, meter_provider: MeterProvider | None = None, tracer_provider: TracerProvider | None = None
 ) -> Callable[[], None]:
-    """Report what the cache does to OpenTelemetry from now on; see `memo.instrument`."""
+    """Report what the cache does to OpenTelemetry from now on, as metrics and spans.
+
+    ::
+
+        memo.instrument()
+
+    Metrics are hits, stale hits, misses, refreshes and errors by function and tier, the times of
+    look-ups and computations, bytes, the time saved, and whether each tier is up.  Each computation
+    is a span, linked to the computations of this process whose stored results it took.
+
+    Args:
+        meter_provider: where metrics go; None: the global one.
+        tracer_provider: where spans go; None: the global one.
+
+    Returns:
+        A function that stops it.  Calling `instrument` again replaces what it did before.
+
+    Raises:
+        MissingExtraError: the extra `otel` is not installed.
+    """
     global _remove
     try:
         hook = Instrumentation(meter_provider, tracer_provider)
