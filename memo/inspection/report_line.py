@@ -6,6 +6,7 @@ Under each cell the line is `magics`' business; for scripts there is `memo.repor
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -19,6 +20,8 @@ from memo.metrics.recorder import COUNTERS, Span, watch
 from memo.runtime.ports import BLOCKING, drive
 from memo.runtime.reasons import ABSENT
 
+PATIENCE = 0.5
+"""Seconds after which no further function's entries are read to tell its misses apart."""
 EXPLAINED = 3
 """Misses of one stretch whose code is compared with an earlier one."""
 
@@ -65,8 +68,9 @@ def explain_misses(span: Span) -> None:
 def explain_counts() -> None:
     """Count misses as "code changed" where that is why, for the figures of this process."""
     known = {function.function_id: function for function in functions()}
+    latest = time.monotonic() + PATIENCE
     for identity, keys in COUNTERS.unexplained(ABSENT).items():
-        if identity in known:
+        if identity in known and time.monotonic() < latest:
             for _ in _changed(known[identity], keys):
                 COUNTERS.explain(identity, ABSENT, CODE_CHANGED)
 

@@ -423,6 +423,10 @@ def publish(*, now: bool = False) -> None:
 
 def _publish_last() -> None:
     if COUNTERS.used:
+        try:
+            _explain()  # the last chance: later, nothing tells which misses these were
+        except Exception as error:
+            events.emit(events.Event(events.ERROR, reason="statistics", detail=repr(error)))
         _publishing().publish()
 
 
@@ -438,7 +442,8 @@ def install(
     Args:
         directory: gives the cache directory in force, where the processes leave their snapshots
             for each other; first called after the first cached call.  None: leave none.
-        explain: finds out more about misses (`Counters.explain`); called before `stats` answers.
+        explain: finds out more about misses (`Counters.explain`); called before `stats` answers,
+            and when the process ends.
     """
     global _directory, _explain, _publisher, _installed
     _directory, _explain, _publisher = directory, explain, None

@@ -72,6 +72,8 @@ class Board:
             own: this process', fresh; it replaces the one on the board.
         """
         total, folded = self._total()
+        if own is not None and not own.functions:  # it only asks
+            own = replace(own, processes=0)
         parts = [] if own is None else [own]
         for name, snapshot in self._snapshots():
             if name in folded or (own is not None and name == process_name()):

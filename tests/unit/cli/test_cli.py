@@ -173,6 +173,20 @@ def test_stats_shows_every_process_of_the_directory(cache_home):
     assert "did you mean" in run("stats", "countde", status=1)
 
 
+def test_stats_in_a_shell_tells_misses_after_an_edit_apart(tmp_path):
+    """A script that ran, was edited and ran again: two processes, two reasons."""
+    script = tmp_path / "edited.py"
+    for added in (1, 2):
+        script.write_text(f"import memo\n@memo.cache\ndef edited(n): return n + {added}\nedited(1)")
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, script], check=True, env=environment)
+    found = json.loads(run("stats", "--json"))
+    (function,) = found["functions"].values()
+    assert function["misses_by_reason"] == {"not cached yet": 1, "code changed": 1}
+    assert "code changed 1" in run("stats")
+    assert found["processes"] == 2, "the command itself called nothing"
+
+
 def test_stats_as_json():
     """For scripts: the snapshot as JSON."""
     squared(7)
