@@ -68,7 +68,7 @@ class Client:
         breaker: whether it is worth asking.
         writes: whether it is worth asking for anything to be written.
         outages: how often an exchange failed; unchanged since a moment: nothing was lost since.
-        renewals: how often a connection that died while it was idle was replaced.
+        interruptions: as that, and how often a connection that died while it was idle was replaced.
         on_recover: called, and quick, when Redis answers again after a fault.
         scripts: whether it runs scripts; None: not known yet.
         knows_digests: whether scripts may be named by their digest.
@@ -83,7 +83,7 @@ class Client:
         self.breaker = Breaker(REDIS, self.where)
         self.writes = Breaker(REDIS, self.where, goes_on=_READ_ONLY)
         self.outages = 0
-        self.renewals = 0
+        self.interruptions = 0
         self.scripts: bool | None = None
         self.knows_digests = True
         self.on_recover: list[Callable[[], None]] = []
@@ -169,7 +169,8 @@ class Client:
         for reply in replies:
             if type(reply) is ErrorReply:
                 return self.explain(reply)
-        self.arrived()
+        if not self.breaker.quiet:
+            self.arrived()
         return replies
 
     def _read_parts(self, threads: Threads, commands: Sequence[Command]) -> list[Any]:
@@ -368,7 +369,7 @@ class Client:
 
     def renewed(self) -> None:
         """A connection died while it was idle: the server may have restarted."""
-        self.renewals += 1
+        self.interruptions += 1
 
     def _failed(
         self,
@@ -382,6 +383,7 @@ class Client:
             self._abandon(probe)
             return NoScriptError(fault.text)
         self.outages += 1
+        self.interruptions += 1
         if fault.down or (self._address.kind in (CLUSTER, SENTINEL) and fault.kind in _ELSEWHERE):
             self._doubt()
         if fault is GARBLED:

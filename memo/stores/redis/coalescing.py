@@ -17,7 +17,7 @@ import copy
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from memo.errors import TierError
 from memo.stores.redis.exchange import ErrorReply, Exchange, Stream
@@ -97,33 +97,46 @@ class Batch:
                 future.set_result(failure)
 
 
+class Home(Protocol):
+    """The part of the client that the connections of a loop need.
+
+    Attributes:
+        deadline: seconds that an exchange may take.
+    """
+
+    deadline: float
+
+    def explain(self, error: Exception) -> Failure:
+        """Classify the error of an exchange; called once for each that fails."""
+        ...
+
+    def arrived(self) -> None:
+        """An exchange went well."""
+        ...
+
+    def renewed(self) -> None:
+        """A connection that died while it was idle is replaced."""
+        ...
+
+
 class Coalescer:
     """The look-ups of one event loop on one server; made and used on that loop.
 
     Args:
-        seconds: the deadline of a batch.
+        home: the client.
         opened: opens a connection for it.
         closed: takes back a stream that is of no use any more.
-        explain: makes one failure of what went wrong; called once for each fault.
-        arrived: called when an exchange went well.
-        renewed: called when the connection died while nothing was under way.
     """
 
     def __init__(
         self,
-        seconds: Callable[[], float],
+        home: Home,
         opened: Callable[[], Coroutine[Any, Any, Stream]],
         closed: Callable[[Stream], None],
-        explain: Callable[[Exception], Failure],
-        arrived: Callable[[], None],
-        renewed: Callable[[], None],
     ) -> None:
-        self._seconds = seconds
+        self._home = home
         self._open = opened
         self._closed = closed
-        self._explain = explain
-        self._arrived = arrived
-        self._renewed = renewed
         self._loop = asyncio.get_running_loop()
         self._stream: Stream | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -135,18 +148,21 @@ class Coalescer:
         future: asyncio.Future[Any] = self._loop.create_future()
         stream = self._stream
         if stream is not None and stream.closed:
-            self._renewed()
+            self._home.renewed()
             self._leave(stream)
             stream = None
-        batch = self._next
-        if batch is None:
-            batch = self._next = Batch()
-            if stream is not None and not stream.idle:
-                self._loop.call_soon(self._flush)
+        batch = self._next or Batch()
         batch.add(commands, future)
+        if stream is not None and not stream.sent:
+            self._next = None
+            self._send(stream, batch)
+            return future
+        if self._next is None and stream is not None:
+            self._loop.call_soon(self._flush)
+        self._next = batch
         if stream is None:
             self._begin_opening()
-        if batch.full or (stream is not None and stream.idle):
+        if batch.full:
             self._flush()
         return future
 
@@ -161,7 +177,7 @@ class Coalescer:
             self._send(self._stream, batch)
 
     def _send(self, stream: Stream, batch: Batch) -> None:
-        exchange = batch.exchange(self._seconds())
+        exchange = batch.exchange(self._home.deadline)
         stream.send(exchange, partial(self._landed, stream, batch, exchange))
 
     def _landed(
@@ -173,8 +189,8 @@ class Coalescer:
             except Exception as wrong:
                 error = wrong
             else:
-                if batch.hand_out(replies, self._explain):
-                    self._arrived()
+                if batch.hand_out(replies, self._home.explain):
+                    self._home.arrived()
                 return
         self._leave(stream)
         if isinstance(error, ConnectionError) and stream.proven and not batch.again:
@@ -188,7 +204,7 @@ class Coalescer:
         """One failure for all batches that one fault took along."""
         known = getattr(error, "failure", None)
         if known is None:
-            known = error.failure = self._explain(error)  # type: ignore[attr-defined]
+            known = error.failure = self._home.explain(error)  # type: ignore[attr-defined]
         return known
 
     def _begin_opening(self) -> None:
@@ -200,7 +216,7 @@ class Coalescer:
             self._stream = stream = await self._open()
         except Exception as error:
             self._opening = None
-            self._fail(self._explain(error))
+            self._fail(self._home.explain(error))
             return
         except BaseException:  # the loop is going down
             self._opening = None
@@ -227,7 +243,7 @@ class Coalescer:
     def flush(self) -> None:
         """Close the connection if nothing is under way."""
         stream = self._stream
-        if stream is not None and stream.idle:
+        if stream is not None and not stream.sent:
             self._leave(stream)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
@@ -39,7 +39,7 @@ from memo.errors import TierError
 from memo.settings.redis_urls import CLUSTER, SENTINEL, SOCKET, Address, parse
 from memo.stores.redis import breaker
 from memo.stores.redis.breaker import REPLIES, Fault
-from memo.stores.redis.coalescing import Coalescer, Failure
+from memo.stores.redis.coalescing import Coalescer, Failure, Home
 from memo.stores.redis.exchange import (
     LATE,
     SPARED,
@@ -67,6 +67,9 @@ OPENINGS = 4
 having a TLS handshake each."""
 REFRESH = 0.5
 """Seconds between two questions for the topology of a cluster at least."""
+KEPT = 1.0
+"""Seconds for which threads use a connection again without redis-py's pool, which looks at it and
+renews its login."""
 _LOOK_AGAIN = 0.001
 """Seconds between two looks for a connection that has become free."""
 _DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
@@ -248,6 +251,7 @@ class Threads:
         self._refreshed = 0.0
         self._proven = False
         self._epoch = 0
+        self._kept: dict[Any, list[Any]] = {}
 
     @property
     def nodes(self) -> _ThreadNodes:
@@ -276,43 +280,45 @@ class Threads:
         assert nodes is not None
         pool = nodes.of(route)
         connection = self._taken(pool, exchange.seconds, check, blocks)
-        if _was_renewed(connection):
-            self._renewed()
-        used = getattr(connection, "used", False)
+        used = connection.used
         try:
             return self._talk(pool, connection, exchange)
         except ConnectionError:  # it may have died while it was idle
             if not used:
                 raise
         self._renewed()
+        self._let_go()  # those may have died with it
         exchange.restart()
         return self._talk(pool, self._taken(pool, exchange.seconds, check, blocks), exchange)
 
     def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
-        epoch = self._epoch
+        epoch, kept = self._epoch, self._kept
         try:
             answer = talk(connection, exchange)
-            connection.used = True
-        except UnwantedError:
-            connection.disconnect()
-            return [False]
         except BaseException as error:
             connection.disconnect()
             connection.used = False
+            pool.release(connection)
+            if isinstance(error, UnwantedError):
+                return [False]
             if epoch != self._epoch and isinstance(error, Exception):
                 raise TierError("the connection was closed here") from None
             raise
-        else:
-            return answer
-        finally:
-            if epoch != self._epoch:  # closed meanwhile
-                connection.disconnect()
+        connection.used = True
+        if epoch == self._epoch:
+            kept.setdefault(pool, []).append(connection)
+        else:  # closed meanwhile
+            connection.disconnect()
             pool.release(connection)
+        return answer
 
     def _taken(self, pool: Any, seconds: float, check: Callable[[], None], blocks: bool) -> Any:
         """A connection of a pool."""
+        connection = self._kept_one(pool)
+        if connection is not None:
+            return connection
         try:
-            return pool.get_connection()
+            return self._given(pool)
         except exceptions.MaxConnectionsError:
             if blocks:
                 raise BusyError("all connections to Redis are busy") from None
@@ -320,9 +326,42 @@ class Threads:
         while time.monotonic() < ends:
             time.sleep(_LOOK_AGAIN)
             check()
+            connection = self._kept_one(pool)
+            if connection is not None:
+                return connection
             with contextlib.suppress(exceptions.MaxConnectionsError):
-                return pool.get_connection()
+                return self._given(pool)
         raise BusyError("all connections to Redis are busy")
+
+    def _kept_one(self, pool: Any) -> Any:
+        """The connection of a pool that was used last, if redis-py has just looked at it."""
+        kept = self._kept.get(pool)
+        while kept:
+            try:
+                connection = kept.pop()
+            except IndexError:  # another thread has it
+                return None
+            if time.monotonic() < connection.until:
+                return connection
+            pool.release(connection)
+        return None
+
+    def _given(self, pool: Any) -> Any:
+        """A connection that redis-py has looked at, and opened anew if it had died."""
+        connection = pool.get_connection()
+        connection.until = time.monotonic() + KEPT
+        if _was_renewed(connection):
+            self._renewed()
+        connection.used = getattr(connection, "used", False)
+        return connection
+
+    def _let_go(self) -> None:
+        """Give the connections that are kept back to their pools."""
+        kept, self._kept = self._kept, {}
+        for pool, connections in kept.items():
+            while connections:
+                with contextlib.suppress(IndexError):
+                    pool.release(connections.pop())
 
     def _opened(self, route: Route, seconds: float = OPENS) -> _ThreadNodes:
         """The servers, that of the route with a connection ready."""
@@ -347,6 +386,7 @@ class Threads:
     def _open(self, route: Route) -> None:
         epoch = self._epoch
         nodes = self._nodes
+        self._let_go()
         if nodes is None:
             nodes = _ThreadNodes(self._address, self._options)
             self._refreshed = time.monotonic()
@@ -371,6 +411,7 @@ class Threads:
 
     def flush(self) -> None:
         """Close the connections that are idle."""
+        self._let_go()
         nodes = self._nodes
         if nodes is not None and nodes.cluster is None:
             nodes.pool.disconnect(inuse_connections=False)
@@ -379,7 +420,7 @@ class Threads:
         """Close all connections; those in use when they come back.  May be used again."""
         with self._lock:
             self._epoch += 1
-            nodes, self._nodes, self._proven = self._nodes, None, False
+            nodes, self._nodes, self._proven, self._kept = self._nodes, None, False, {}
         if nodes is not None:
             nodes.close()
 
@@ -479,28 +520,6 @@ class _LoopNodes(_Nodes):
         return list({id(c): c for node in nodes for c in node._connections}.values())
 
 
-class Home(Protocol):
-    """The part of the client that the connections of a loop need.
-
-    Attributes:
-        deadline: seconds that an exchange may take.
-    """
-
-    deadline: float
-
-    def explain(self, error: Exception) -> Failure:
-        """Classify the error of an exchange; called once for each that fails."""
-        ...
-
-    def arrived(self) -> None:
-        """An exchange went well."""
-        ...
-
-    def renewed(self) -> None:
-        """A connection that died while it was idle is replaced."""
-        ...
-
-
 class Loop:
     """Connections that the tasks of one event loop share; made and used on that loop.
 
@@ -560,15 +579,8 @@ class Loop:
     def _coalescer(self, node: Any) -> Coalescer:
         found = self._coalescers.get(node)
         if found is None:
-            home = self._home
-            found = self._coalescers[node] = Coalescer(
-                lambda: home.deadline,
-                partial(self._open, node),
-                self._take_back,
-                lambda error: home.explain(error),  # noqa: PLW0108 - bound, it keeps the client alive
-                lambda: home.arrived(),  # noqa: PLW0108
-                lambda: home.renewed(),  # noqa: PLW0108
-            )
+            opened = partial(self._open, node)
+            found = self._coalescers[node] = Coalescer(self._home, opened, self._take_back)
         return found
 
     # --- exchanges -------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ class Reader:
             self._data = b"".join((self._data[self._at :], *self._chunks))
             self._at, self._held = 0, 0
             self._chunks.clear()
+        elif self._at == len(self._data):
+            return False
         data, at = self._data, self._at
         try:
             while len(replies) < count:
@@ -244,10 +246,6 @@ class Exchange:
         yield from self.body()
         yield from self.commands[1:]
 
-    def take(self, reader: Reader) -> bool:
-        """Take the replies that have arrived; whether these are all."""
-        return reader.take(self.replies, self.count + 1)
-
     def answer(self) -> list[Any]:
         """The replies, when all have arrived; error replies are among them.
 
@@ -283,7 +281,8 @@ def talk(connection: Any, exchange: Exchange) -> list[Any]:
     reader = Reader()
     if exchange.sink is not None:
         exchange.replies.append(_receive(line, reader, exchange.sink))
-    while not exchange.take(reader):
+    count = exchange.count + 1
+    while not reader.take(exchange.replies, count):
         try:
             reader.feed(line.receive())
         except ConnectionError:
@@ -305,9 +304,6 @@ class _Line:
             sock.settimeout(seconds)
 
     def _arm(self) -> None:
-        if self._armed:
-            self._armed -= 1
-            return
         seconds = self._ends + self._received / RATE - time.monotonic()
         if seconds <= 0:
             if self._looks >= _LOOKS:
@@ -317,11 +313,17 @@ class _Line:
         self._sock.settimeout(seconds)
 
     def send(self, data: Part) -> None:
-        self._arm()
+        if self._armed:
+            self._armed -= 1
+        else:
+            self._arm()
         self._sock.sendall(data)
 
     def receive(self) -> bytes:
-        self._arm()
+        if self._armed:
+            self._armed -= 1
+        else:
+            self._arm()
         data: bytes = self._sock.recv(_FIRST if not self._received else CHUNK)
         if not data:
             raise ConnectionError("closed")
@@ -389,6 +391,7 @@ class Stream(asyncio.Protocol):
     Attributes:
         proven: something has come over it.
         closed: it is of no use any more.
+        sent: what is under way, oldest first.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -399,24 +402,19 @@ class Stream(asyncio.Protocol):
         self._before = self._transport.get_protocol()
         self._transport.set_protocol(self)
         self._reader = Reader()
-        self._sent: deque[tuple[Exchange, Landing, float, int]] = deque()
+        self.sent: deque[tuple[Exchange, Landing, float, int]] = deque()
         self._received = self._spared = 0
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
 
-    @property
-    def idle(self) -> bool:
-        """True if nothing is under way."""
-        return not self._sent
-
     def send(self, exchange: Exchange, landed: Landing) -> None:
         """Send an exchange behind those that are under way."""
         now = self._loop.time()
-        self._sent.append((exchange, landed, now, self._received))
+        self.sent.append((exchange, landed, now, self._received))
         if self._timer is None:
             self._due = now + exchange.seconds
             self._timer = self._loop.call_at(self._due, self._look)
-        for piece in exchange.pieces():
+        for piece in exchange.commands:
             self._transport.write(piece)
 
     def data_received(self, data: bytes) -> None:
@@ -424,26 +422,27 @@ class Stream(asyncio.Protocol):
         self._received += len(data)
         self.proven = True
         self._spared = 0
+        sent = self.sent
         try:
             self._reader.feed(data)
-            while self._sent and self._sent[0][0].take(self._reader):
-                self._sent.popleft()[1](None)
+            while sent and self._reader.take((first := sent[0][0]).replies, first.count + 1):
+                sent.popleft()[1](None)
         except Exception as error:
             self.fail(error)
-        if not self._sent and self._reader.unread and not self.closed:
+        if not sent and self._reader.unread and not self.closed:
             self.fail(GarbledError("an answer that nothing asked for"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server or the network has closed it."""
-        last_words = self._sent[0][0].first_error() if self._sent else None
+        last_words = self.sent[0][0].first_error() if self.sent else None
         self.fail(last_words or exc or ConnectionError("closed"))
 
     def _look(self) -> None:
         """See whether the oldest exchange has had its time, unless the loop is too busy to read."""
         self._timer = None
-        if not self._sent:
+        if not self.sent:
             return
-        exchange, _, begun, before = self._sent[0]
+        exchange, _, begun, before = self.sent[0]
         now = self._loop.time()
         earned = begun + exchange.seconds + (self._received - before) / RATE
         if now < earned:
@@ -476,8 +475,8 @@ class Stream(asyncio.Protocol):
         self.closed = True
         self._stop_timer()
         self._transport.abort()
-        sent = [landed for _, landed, _, _ in self._sent]
-        self._sent.clear()
+        sent = [landed for _, landed, _, _ in self.sent]
+        self.sent.clear()
         for landed in sent:
             landed(error)
 

@@ -163,7 +163,7 @@ class Redis:
     @property
     def interruptions(self) -> int:
         """Unchanged since a moment: it is the same server, and it has not restarted since."""
-        return self.client.outages + self.client.renewals
+        return self.client.interruptions
 
     @property
     def read_only(self) -> bool:
@@ -181,25 +181,18 @@ class Redis:
 
     async def lookup(self, port: Port, name: str) -> Found | None:
         """The record under a name and what its groups read now, in one round trip."""
-        asked = self.ask(port, name)
-        if asked is not None:
-            asked.answer = await port.settle(asked.answer)
-            return asked.found()
-        look = self._look(name)
+        look = AskedRecord(self.client, self._prefetch, name, self._key(name))
         if look.expected.big:
             return look.seen(await self.client.ask_each(port, look.commands))
         return await self.client.look_up(port, look.commands, parse=look.seen)
 
-    def _look(self, name: str) -> _Look:
-        return _Look(self._prefetch, name, self._key(name))
-
     def ask(self, port: Port, name: str) -> AskedRecord | None:
         """As `lookup`, by a plain function; None where that takes a coroutine."""
-        look = self._look(name)
+        look = AskedRecord(self.client, self._prefetch, name, self._key(name))
         if look.expected.big:
             return None
-        answer = self.client.prompt(port, look.commands)
-        return None if answer is None else AskedRecord(answer, self.client, look)
+        look.answer = self.client.prompt(port, look.commands)
+        return None if look.answer is None else look
 
     def ask_states(self, port: Port, refs: Sequence[Ref]) -> AskedStates | None:
         """As `states`, by a plain function; None where that takes a coroutine."""
@@ -698,18 +691,47 @@ class Redis:
 
 
 class AskedRecord(Asked):
-    """A look-up of a record and of the groups that it is likely to name."""
+    """A look-up of a record and of the groups that it is likely to name.
 
-    __slots__ = ("_client", "_look")
+    Attributes:
+        commands: what it sends.
+        expected: see there.
+    """
 
-    def __init__(self, answer: Any, client: Client, look: _Look) -> None:
-        super().__init__(answer)
+    __slots__ = ("_client", "_groups", "_parts", "_reading", "commands", "expected")
+
+    def __init__(self, client: Client, prefetch: Prefetch, name: str, key: bytes) -> None:
         self._client = client
-        self._look = look
+        self.name = name
+        self.expected = expected = prefetch.expected(name)
+        self._parts = expected.parts.get(name) if expected.parts else None
+        get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
+        if self._parts is None:
+            self._groups = expected.groups
+            self.commands = (get, *expected.commands)
+        else:
+            self._reading = _Reading(prefetch, [Ref(*part) for part in self._parts])
+            self.commands = (get, *self._reading.commands)
 
     def found(self) -> Found | None:
         """See `Asked`."""
-        return self._client.parsed(self._look.seen, self.answer)
+        return self._client.parsed(self.seen, self.answer)
+
+    def seen(self, replies: list[Any]) -> Found | None:
+        """The record among the replies, and what reads the groups among them."""
+        record = replies[0]
+        if record is None:
+            return None
+        self.expected.big = len(_bytes(record)) > BIG
+        return Found(record, read=partial(self._read, replies[1:]))
+
+    def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
+        if self._parts is None:
+            return self.expected.states(self.name, self._groups, replies, parts)
+        if self._parts != tuple(map(plain, parts)):
+            self.expected.parts.pop(self.name, None)
+            return None
+        return self._reading.states(replies)
 
 
 class AskedStates(Asked):
@@ -752,40 +774,6 @@ class _Reading:
                 return None
             found.append(state)
         return tuple(found)
-
-
-class _Look:
-    """The commands that look an entry up, and what their replies mean."""
-
-    __slots__ = ("_groups", "_name", "_parts", "_reading", "commands", "expected")
-
-    def __init__(self, prefetch: Prefetch, name: str, key: bytes) -> None:
-        self._name = name
-        self.expected = expected = prefetch.expected(name)
-        self._parts = expected.parts.get(name) if expected.parts else None
-        get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
-        if self._parts is None:
-            self._groups = expected.groups
-            self.commands = (get, *expected.commands)
-        else:
-            self._reading = _Reading(prefetch, [Ref(*part) for part in self._parts])
-            self.commands = (get, *self._reading.commands)
-
-    def seen(self, replies: list[Any]) -> Found | None:
-        """The record among the replies, and what reads the groups among them."""
-        record = replies[0]
-        if record is None:
-            return None
-        self.expected.big = len(_bytes(record)) > BIG
-        return Found(record, read=partial(self._read, replies[1:]))
-
-    def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
-        if self._parts is None:
-            return self.expected.states(self._name, self._groups, replies, parts)
-        if self._parts != tuple(map(plain, parts)):
-            self.expected.parts.pop(self._name, None)
-            return None
-        return self._reading.states(replies)
 
 
 def _lasts(ref: Ref) -> bool:

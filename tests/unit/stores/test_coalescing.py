@@ -14,6 +14,7 @@ import pytest
 import redis
 from chaos import Proxy, Scripted
 from ports import blocking, looping
+from redis.credentials import StreamingCredentialProvider
 from redis_records import A, B, record, wait_for
 from redis_server import RedisServer
 
@@ -30,7 +31,7 @@ from memo.stores.protocols import Asked
 from memo.stores.redis import exchange
 from memo.stores.redis.breaker import CLOSED, GARBLED
 from memo.stores.redis.coalescing import COUNT, Batch, Failure
-from memo.stores.redis.connections import CONNECTIONS
+from memo.stores.redis.connections import CONNECTIONS, KEPT
 from memo.stores.redis.exchange import pack
 from memo.stores.redis.prefetch import Group
 from memo.stores.redis.redis_tier import Redis
@@ -53,6 +54,20 @@ def tier(redis_server: RedisServer) -> Iterator[Redis]:
 def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
     with Proxy(redis_server.port) as proxy:
         yield proxy
+
+
+class Token:
+    """A token as redis-py's credential providers hand them on."""
+
+    def __init__(self, user: str, value: str) -> None:
+        self.user = user
+        self.value = value
+
+    def try_get(self, key: str) -> str:
+        return self.user
+
+    def get_value(self) -> str:
+        return self.value
 
 
 def name(number: int) -> str:
@@ -335,6 +350,59 @@ def test_a_crowd_of_threads_is_served(tier: Redis, redis_server: RedisServer) ->
     assert tier.outages == 0
     clients = redis_server.client().client_list()
     assert len(clients) <= CONNECTIONS + 1
+
+
+def test_connections_of_threads_that_died_are_replaced(
+    redis_server: RedisServer, proxy: Proxy
+) -> None:
+    """Several connections of threads that died while they were idle are no fault to any caller."""
+    tier = Redis(proxy.url, deadline=PATIENT)
+    stored = fill(tier, 1)
+    look = lambda: blocking(lambda port: tier.lookup(port, name(0)))
+    before = proxy.packets
+    redis_server.freeze()
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert wait_for(lambda: proxy.packets >= 4 + before)
+    redis_server.thaw()
+    for thread in threads:
+        thread.join()
+    proxy.cut_all(reset=True)
+    for _ in threads:
+        assert look().record == stored[name(0)]
+    assert tier.outages == 0
+    assert tier.interruptions > 0
+    tier.close()
+
+
+def test_a_new_login_reaches_connections_in_use(redis_server: RedisServer) -> None:
+    """A connection that threads use without a pause is logged in again when the token changes."""
+
+    class Tokens(StreamingCredentialProvider):
+        told: Callable[[Any], None]
+
+        def get_credentials(self) -> tuple[str, str]:
+            return "default", "first"
+
+        def on_next(self, callback: Callable[[Any], None]) -> None:
+            self.told = callback
+
+        def on_error(self, callback: Callable[[Exception], None]) -> None:
+            pass
+
+        def is_streaming(self) -> bool:
+            return True
+
+    redis_server.client().acl_setuser("default", enabled=True, nopass=True)
+    tokens = Tokens()
+    tier = Redis(redis_server.url, deadline=PATIENT, options={"credential_provider": tokens})
+    look = lambda: blocking(lambda port: tier.lookup(port, name(0)))
+    look()
+    before = redis_server.commands()["auth"]
+    tokens.told(Token("default", "second"))
+    assert wait_for(lambda: look() or redis_server.commands()["auth"] > before, 3 * KEPT)
+    tier.close()
 
 
 # --- whoever goes, and whatever breaks -----------------------------------------------------------
