@@ -318,6 +318,11 @@ class CachedFunction(Generic[P, R]):
         f = self._function
         return f.call(args, dict(kwargs)).address
 
+    @helper()
+    async def aaddress(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
+        """As `address`, without blocking the event loop while big arguments are hashed."""
+        return await native().offload(functools.partial(self.address, *args, **kwargs))
+
     @helper(partial=True, reason="")
     def invalidate(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
         """Invalidate every entry whose arguments include the given ones; none given: all.
@@ -699,7 +704,7 @@ class BoundFunction(Generic[P, R]):
     }
     """Name -> whether it is awaited, and whether it is soft."""
     _CALLS = (
-        *("key", "akey", "address", "refresh", "arefresh", "peek", "apeek"),
+        *("key", "akey", "address", "aaddress", "refresh", "arefresh", "peek", "apeek"),
         *("is_cached", "ais_cached"),
     )
 
@@ -1100,6 +1105,8 @@ def cache(*args: Any, **kwargs: Any) -> Any:
     """
     if len(args) == 1 and (callable(args[0]) or _is_wrapper(args[0])):
         return cache(**kwargs)(args[0])
+    if len(args) == 1:
+        options.no_property(args[0])
     bound = _SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)

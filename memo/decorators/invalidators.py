@@ -308,7 +308,6 @@ class _Plan:
         self.soft = soft
         self.targets = targets
         self.match = match
-        self.tags = tags
         self.chain = assembly.chain_of(provider)
         self.own_chain = provider is not None
         self.signature = inspect.signature(function)
@@ -319,6 +318,7 @@ class _Plan:
         elif key_resolver is not None:
             self.resolver = key_resolver
             self.wants = _declared(key_resolver, self.signature)
+        self.tags = [_tag(tag, self.signature) for tag in tags]
         self.resolves = key_resolver is not None
         self.who = getattr(function, "__qualname__", repr(function))
         self.unproven = COUNTED
@@ -333,11 +333,13 @@ class _Plan:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = _flat(self.signature, bound.arguments)
+        everything = {**arguments, "result": result}
         wrong: list[Exception] = []
-        turns, target = self._turns(result, arguments, wrong)
+        tags = self._tags(everything, wrong)
+        turns, target = self._turns(everything, tags, wrong)
         if turns:
             chains = [self.chain()] if self.own_chain else _all_chains()
-            unknown = await self._unknown(port, turns)
+            unknown = await self._unknown(port, turns, tags or ())
             try:
                 done = await invalidating.invalidate(
                     *(port, chains, turns, target, f"after {self.who}"),
@@ -352,7 +354,7 @@ class _Plan:
         for function in self.targets:
             await self._target(port, function, chosen, wrong)
         for error in wrong:
-            self._complain(error)
+            self._complain(error, tagged=tags is not None)
 
     async def _target(
         self,
@@ -371,7 +373,7 @@ class _Plan:
             work = function._drop(port, (), {}, f"after {self.who}", soft=self.soft, count=False)
         self._matched(await work)
 
-    async def _unknown(self, port: Port, turns: Sequence[Turn]) -> str:
+    async def _unknown(self, port: Port, turns: Sequence[Turn], tags: Sequence[str]) -> str:
         """Which prefix or tag nothing here has, before it is turned; `""`: none, or it matched."""
         if not self.unproven:
             return ""
@@ -383,8 +385,8 @@ class _Plan:
         ]:
             meant = names.meant(names.nearest(prefixes[0], known))
             return f"nothing here has the prefix {prefixes[0]!r}{'; ' * bool(meant)}{meant}"
-        known = await _names_of(port, names.TAG) if self.tags else []
-        for tag in self.tags:
+        known = await _names_of(port, names.TAG) if tags else []
+        for tag in tags:
             meant = names.meant(names.nearest(tag, known))
             if meant and tag not in known:
                 return f"nothing here has the tag {tag!r}; {meant}"
@@ -415,15 +417,27 @@ class _Plan:
                 stacklevel=2,
             )
 
+    def _tags(self, everything: Mapping[str, Any], wrong: list[Exception]) -> list[str] | None:
+        """The tags of a call; None: they cannot be told."""
+        try:
+            return [
+                tag if isinstance(tag, str) else tag.resolve(everything).text for tag in self.tags
+            ]
+        except Exception as error:
+            wrong.append(error)
+            return None
+
     def _turns(
-        self, result: Any, arguments: Mapping[str, Any], wrong: list[Exception]
+        self, everything: Mapping[str, Any], tags: Sequence[str] | None, wrong: list[Exception]
     ) -> tuple[list[Turn], str]:
-        turns = [turn for tag in self.tags for turn in tag_turns(tag)]
-        named = [f"tag {tag}" for tag in self.tags]
+        if tags is None:
+            return [Turn("n")], "everything"
+        turns = [turn for tag in tags for turn in tag_turns(tag)]
+        named = [f"tag {tag}" for tag in tags]
         addresses: list[str] | None = None
         if self.resolves:
             try:
-                addresses = self._addresses(result, arguments)
+                addresses = self._addresses(everything)
             except Exception as error:
                 wrong.append(error)
         for address in addresses or ():
@@ -437,15 +451,15 @@ class _Plan:
             named.append("everything")
         return turns, ", ".join(named)
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, error: Exception, tagged: bool) -> None:
         what = "the whole prefix" if self.prefix is not None else "everything"
         what = what if self.resolves else "all entries of its functions"
+        what = what if tagged else "everything"
         told = f"invalidate_cache of {self.who}: {type(error).__name__}: {error}"
         events.emit(events.Event(events.ERROR, reason="key_resolver", detail=told))
         warnings.warn(f"{told}; so {what} was invalidated instead", stacklevel=2)
 
-    def _addresses(self, result: Any, arguments: Mapping[str, Any]) -> list[str]:
-        everything = {**arguments, "result": result}
+    def _addresses(self, everything: Mapping[str, Any]) -> list[str]:
         if self.template is not None:
             return [self._full(self.template.resolve(everything).text)]
         assert self.resolver is not None
@@ -476,15 +490,28 @@ def _address(value: Any) -> str:
     return resolvers.words(value, canonical.encoding(value, "key_resolver()"))
 
 
+def _told(signature: inspect.Signature) -> tuple[list[str], bool]:
+    """The names that are told after a call, `result` among them; and whether any other may be."""
+    named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return [*named, "result"], len(named) < len(signature.parameters)
+
+
 def _template(text: str, signature: inspect.Signature) -> resolvers.Template:
     """A template of `result` and of the function's arguments, checked.
 
     Raises:
         OptionError: it has another placeholder, or none.
     """
-    named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    open_ = len(named) < len(signature.parameters)
-    return resolvers.Template(text, [*named, "result"], open_, "")
+    return resolvers.Template(text, *_told(signature), "")
+
+
+def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
+    """A tag, or the template of one, checked.
+
+    Raises:
+        OptionError: it has a placeholder that is neither `result` nor an argument.
+    """
+    return resolvers.tag(text, *_told(signature), "")
 
 
 def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tuple[str, ...] | None:
@@ -493,9 +520,7 @@ def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tup
     Raises:
         OptionError: it takes what is neither `result` nor an argument of the function.
     """
-    named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    open_ = len(named) < len(signature.parameters)
-    return resolvers.declared("key_resolver", resolver, [*named, "result"], open_, "")
+    return resolvers.declared("key_resolver", resolver, *_told(signature), "")
 
 
 def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -540,7 +565,8 @@ def invalidate_cache(
         functions: cached functions of which entries go.
         match: names of arguments of the decorated function; the entries of `functions` whose
             arguments of these names have the same values go.  None: all entries of them.
-        tags: tags whose entries go.
+        tags: tags whose entries go, also templates such as `"user:{uid}"` of the bound arguments
+            and of `result`.
         soft: let the entries expire, as `memo.expire` does, instead of dropping them.
 
     Raises:

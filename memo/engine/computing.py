@@ -275,6 +275,10 @@ async def late_stamps(
             return None
     except Exception as error:  # the user's callable raised, or no tier can tell
         emit(job, events.ERROR, reason="tags", detail=told(error))
+        if not isinstance(error, TierError):
+            with suppress(UserWarning):  # an error here, and the result is the caller's
+                fault = f"has no tags ({told(error)})"
+                warn_not_stored(function, result, fault, "correct its tags")
         return None
     return tuple(map(Generation, refs, states))
 

@@ -874,7 +874,8 @@ class Keyer:
             f"{name}={shown(given[name])} is a {type(given[name]).__name__}, "
             f"but is annotated {_type_named(hint)}"
             for name, hint in hints(self._function, self._signature)
-            if name in given and not _is_of(given[name], hint)
+            if name in given and hint is not inspect.Parameter.empty
+            if not _is_of(given[name], hint)
         ]
         return "; ".join(dict.fromkeys(wrong))
 

@@ -100,6 +100,9 @@ class Live(Mapping[str, float]):
         self.get("")
         return len(self._values)
 
+    def __repr__(self) -> str:
+        return f"<live {dict(self)}>"
+
     @public
     def set(self, key: str, value: Ttl, *, shared: bool = False) -> None:
         """Set a key, in this process or (`shared`) for all, which see it within a second.

@@ -274,6 +274,7 @@ def function(option: str, value: Any, *, generators: bool = True) -> Callable[..
     Raises:
         OptionError: it is not callable, or a generator function where those are of no use.
     """
+    no_property(value)
     if not callable(value):
         raise OptionError(option, value, "must be a function; write @cache or @cache(ttl=60).")
     if not generators and generates(value):
@@ -281,6 +282,14 @@ def function(option: str, value: Any, *, generators: bool = True) -> Callable[..
         raise OptionError(option, value, mend)
     made: Callable[..., Any] = value
     return made
+
+
+def no_property(value: Any) -> None:
+    """Refuse a property in place of a function, naming the order that works."""
+    if isinstance(value, (property, functools.cached_property)):
+        kind = type(value).__name__
+        mend = f"must be a function, and is a {kind}: write @{kind} above @cache."
+        raise OptionError("function", value, mend)
 
 
 def generates(function: Any) -> str:

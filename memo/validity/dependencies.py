@@ -317,18 +317,20 @@ class Dependencies:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         paths = list(self._paths(bound.arguments))
-        taken: list[Stamp] = await port.offload(_file_stamps, paths, self.every)
+        taken: list[Stamp] = []
         for index, function in enumerate(self.calls):
             needed = self._needed(index, bound.arguments)
             try:
-                digest = await self.answer(port, function, needed)
+                digest, named = await self.answer(port, function, needed)
             except Exception as error:
                 raise DependencyError(
                     f"{self.identity}: depends_on {shown(function)} raised {error!r}"
                 ) from error
             packed = self._packed(function, needed) if needed else ""
             taken.append(Call(f"{self.identity}#{index}", digest, packed))
-        return tuple(taken)
+            paths += named
+        files = await port.offload(_file_stamps, paths, self.every)
+        return (*files, *taken)
 
     def _needed(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call that a callable takes."""
@@ -350,12 +352,12 @@ class Dependencies:
 
     async def answer(
         self, port: Port, function: Callable[..., Any], needed: Mapping[str, Any]
-    ) -> str:
-        """The digest of what a callable answers now, for some arguments."""
+    ) -> tuple[str, list[tuple[str, bool]]]:
+        """The digest of what a callable answers now for some arguments, and the files in it."""
         value = function(**needed)
         if inspect.isawaitable(value):
             value = await port.settle(value)
-        return self._digest(value).hex()
+        return self._digest(_keyable(value)).hex(), list(_files_in(value))
 
     def _paths(self, arguments: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
         for file in self.files:
@@ -367,6 +369,22 @@ class Dependencies:
             value = File.__memo_argument__(arguments.get(name))
             for path in [value] if isinstance(value, str) else value or ():
                 yield path, by_content
+
+
+def _files_in(answer: Any) -> Iterator[tuple[str, bool]]:
+    """The paths in the answer of a callable: its digest holds their names only."""
+    for one in answer if isinstance(answer, (list, tuple)) else (answer,):
+        if isinstance(one, File):
+            yield _place(one.path), one.by_content
+        elif isinstance(one, os.PathLike):
+            yield _place(os.fsdecode(one)), False
+
+
+def _keyable(answer: Any) -> Any:
+    """The answer of a callable with plain values in the place of `File`s."""
+    if isinstance(answer, (list, tuple)):
+        return [_keyable(one) for one in answer]
+    return (answer.path, answer.by_content) if isinstance(answer, File) else answer
 
 
 async def check(port: Port, stamp: Stamp) -> str:
@@ -397,7 +415,8 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
     try:
         needed = _unpacked(stamp.arguments)
         function = dependencies.calls[int(index)]
-        return await dependencies.answer(port, function, needed) == stamp.digest
+        digest, _ = await dependencies.answer(port, function, needed)
+        return digest == stamp.digest
     except Exception:
         return False  # taking the stamp anew says what is wrong
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from datetime import timedelta
@@ -424,3 +425,70 @@ def test_invalidate_cache_is_called() -> None:
     with pytest.raises(OptionError, match="key_prefix=") as caught:
         invalidate_cache(sync_body)  # type: ignore[arg-type]
     assert "text" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [property, functools.cached_property])
+def test_a_property_is_told_the_order(kind: Any) -> None:
+    """`@cache` above `@property`: the error names the order that works."""
+    for decorator in (cache, cache(ttl=5)):
+        with pytest.raises(OptionError, match=f"write @{kind.__name__} above @cache"):
+            decorator(kind(lambda self: 1))
+
+
+def test_tags_of_a_result_that_cannot_be_told(tmp_path: Path) -> None:
+    """The caller gets the result, and one warning says why it is not stored."""
+    memo.configure(directory=tmp_path)
+
+    @cache(tags=lambda result: [result["owner"]])
+    def load(x: int) -> dict[str, int]:
+        return {}
+
+    with pytest.warns(UserWarning, match=r"returned a dict that has no tags .*correct its tags"):
+        assert load(1) == {}
+    assert load(1) == {}
+
+
+@pytest.mark.parametrize("tag", ["user:{x}", "user:{result}", "{x!s:>1}", "user:{x}{{}}"])
+def test_tags_to_invalidate_may_be_templates(tmp_path: Path, tag: str) -> None:
+    """`invalidate_cache(tags=...)` fills in arguments and `result`, as `cache` does."""
+    memo.configure(directory=tmp_path)
+    written = tag.replace("result", "x")
+
+    @cache(ttl=None, tags=[written])
+    def load(x: int) -> int:
+        return x
+
+    @invalidate_cache(tags=[tag])
+    def update(x: int) -> int:
+        return x
+
+    load(1), load(2)
+    update(1)
+    assert (load.is_cached(1), load.is_cached(2)) == (False, True)
+
+
+def test_a_tag_to_invalidate_with_an_unknown_placeholder() -> None:
+    """It is an error at decoration that lists the names there are."""
+    with pytest.raises(OptionError, match=r"tags='user:\{uid\}': 'uid' is no argument .*x, result"):
+
+        @invalidate_cache(tags=["user:{uid}"])
+        def update(x: int) -> int:
+            return x
+
+
+def test_a_tag_to_invalidate_that_cannot_be_filled_in(tmp_path: Path) -> None:
+    """The caller gets the result, everything is dropped, and a warning says so."""
+    memo.configure(directory=tmp_path)
+
+    @cache(ttl=None)
+    def load(x: int) -> int:
+        return x
+
+    @invalidate_cache(tags=["user:{result[owner]}"])
+    def update(x: int) -> dict[str, int]:
+        return {}
+
+    load(1)
+    with pytest.warns(UserWarning, match="so everything was invalidated instead"):
+        assert update(1) == {}
+    assert not load.is_cached(1)

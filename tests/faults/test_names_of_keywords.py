@@ -14,7 +14,16 @@ NAMES = (
 )
 Given = tuple[int, tuple[tuple[str, Any], ...]]
 CALLS = ("key", "address", "is_cached", "explain", "peek", "refresh", "invalidate", "expire")
-AWAITED = ("akey", "ais_cached", "aexplain", "apeek", "arefresh", "ainvalidate", "aexpire")
+AWAITED = (
+    "akey",
+    "aaddress",
+    "ais_cached",
+    "aexplain",
+    "apeek",
+    "arefresh",
+    "ainvalidate",
+    "aexpire",
+)
 
 
 def given(x: int, kw: dict[str, Any]) -> Given:

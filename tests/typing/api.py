@@ -107,6 +107,7 @@ async def twins() -> None:
     assert_type(await bare.ainvalidate(1), Invalidation)
     assert_type(await bare_async.ais_cached(1), bool)
     assert_type(await bare.akey(1), str)
+    assert_type(await bare.aaddress(1), str)
     assert_type((await bare_async.acache_info()).misses, int)
     await bare.akey("x")  # type: ignore[arg-type]
     await bare_async.acache_clear()

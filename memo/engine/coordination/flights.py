@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from memo.errors import ReentryError
+from memo.errors import ReentryError, label
 from memo.records.codec import Encoded
 from memo.records.seal import Entry
 from memo.records.stamp_types import Ref, Stamp
@@ -226,7 +226,7 @@ class Flights:
         self._end(flight, landing)
 
     def withdraw(self, flight: Flight) -> None:
-        """End a flight whose leader has not begun, since he looks again.
+        """End a flight whose leader has not begun, since it looks again.
 
         It does not count as landed: two callers would take each other's for landed forever.
         """
@@ -259,8 +259,9 @@ class Flights:
 
 
 def _reentry(name: str) -> ReentryError:
+    function = label(name[name.find("{") + 1 : name.rfind("}")])
     return ReentryError(
-        f"the computation of {name} asks for its own result; "
+        f"the computation of {function} asks for its own result; "
         "a cached function that calls itself must do so with other arguments"
     )
 

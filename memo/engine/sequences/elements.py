@@ -959,7 +959,7 @@ async def put(port: Port, made: Batch, value: Any) -> None:
         parts = divided(value, made.elements(places) if whole else made.items)
     except UnfitError as fault:
         mend = f"{fault}; give one result per element."
-        raise OptionError("put", type(value).__name__, mend) from None
+        raise OptionError("value", value, mend) from None
     keys = [place.text for place in places] if whole else made.keys
     by_key = dict(zip(keys, parts, strict=True))
     for place, own in zip(places, await _stamps(port, places), strict=True):

@@ -183,6 +183,7 @@ async def test_awaitable_helpers_of_methods(tally: Tally, is_async: bool, name: 
     assert await method.ais_cached(1)
     assert (await method.apeek(1)).endswith(" 1 1")
     assert await method.akey(1) == method.key(1)
+    assert await method.aaddress(1) == method.address(1)
     assert (await method.ainvalidate(1)).complete
     assert not await method.ais_cached(1)
     await method.arefresh(1)
@@ -595,6 +596,7 @@ async def test_awaitable_helpers(tally: Tally, is_async: bool) -> None:
     assert await f.apeek(1) == [2]
     assert await f.ais_cached(1)
     assert await f.akey(1) == f.key(1)
+    assert await f.aaddress(1) == f.address(1)
     assert await f.acache_info() == f.cache_info()
     assert (await f.ainvalidate(x=1)).complete
     assert not await f.ais_cached(1)

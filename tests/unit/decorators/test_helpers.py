@@ -47,7 +47,18 @@ CALL = "(region: str, year: int = 2024)"
 
 
 @pytest.mark.parametrize(
-    "name", ["key", "akey", "address", "refresh", "arefresh", "is_cached", "explain", "aexplain"]
+    "name",
+    [
+        "key",
+        "akey",
+        "address",
+        "aaddress",
+        "refresh",
+        "arefresh",
+        "is_cached",
+        "explain",
+        "aexplain",
+    ],
 )
 def test_a_helper_has_the_arguments_of_the_function(name: str) -> None:
     """Completion and tooltips show the function's arguments, not those of a wrapper."""

@@ -405,3 +405,21 @@ def test_a_callable_whose_arguments_cannot_be_stored() -> None:
 
     with pytest.raises(DependencyError, match="declare smaller ones, such as an id"):
         load(threading.Lock())
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "list"])
+def test_the_files_in_a_callables_answer_count(
+    way: Way, place: str, tmp_path: Path, kind: str
+) -> None:
+    """A callable may tell which file a call reads: then its content is what matters."""
+    RUNS.clear()
+
+    def source(x: str) -> Any:
+        path = tmp_path / f"{x}.csv"
+        return {"path": path, "file": memo.File(path, check="content"), "list": [path]}[kind]
+
+    (tmp_path / "EU.csv").write_text("1")
+    load = way.cached(counted, depends_on=source)
+    assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 1]
+    (tmp_path / "EU.csv").write_text("2 and more")
+    assert [way.call(load, "EU"), way.call(load, "EU")] == [2, 2]

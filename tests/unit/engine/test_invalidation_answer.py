@@ -423,3 +423,14 @@ def test_a_key_of_a_call_that_another_process_computes(cache_home: Path) -> None
         other.stdin.write("go\n")
         other.stdin.flush()
         assert other.stdout.readline().strip() == "False"
+
+
+def test_an_argument_without_annotation_has_no_wrong_type() -> None:
+    """The answer says that nothing matched, and guesses at no type."""
+
+    @cache(name="plain")
+    def plain(year, region="EU"):  # type: ignore[no-untyped-def]
+        return year
+
+    plain(2024)
+    assert repr(plain.invalidate(2025, region="US")) == "nothing matched plain(2025, region='US')"

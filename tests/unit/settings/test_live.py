@@ -334,3 +334,9 @@ def test_a_look_up_costs_less_than_a_microsecond():
         return (time.perf_counter() - begin) / 20_000
 
     assert min(timed() for _ in range(5)) < 1e-6
+
+
+def test_it_shows_what_is_set(live: Live) -> None:
+    """The repr lists keys and seconds."""
+    live["ttl.products"] = "1m"
+    assert repr(live) == "<live {'ttl.products': 60.0}>"
