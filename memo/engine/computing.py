@@ -20,6 +20,7 @@ from memo.keys.summaries import with_built, with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
+from memo.records.stamp_blocks import gathered
 from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND
@@ -68,13 +69,13 @@ async def compute(
         return Landing(fault=True)
     never_hits.notice(job)
     used_calls.carry_context()
-    gathered = Reads(background=alone or used_calls.in_background())
+    reads = Reads(background=alone or used_calls.in_background())
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     flight.call, flight.expected = job.call, job.function.took
     arguments, watch = packed(job), await watch_tags(port, job)
     stands = Standing(job)
     with inside(flight, alone=alone), stands:
-        token = CURRENT.set(gathered)
+        token = CURRENT.set(reads)
         why = "refresh" if alone else ""
         emit(job, events.COMPUTE_STARTED, reason=why)
         clock, failed = time.perf_counter(), events.INTERRUPTED
@@ -83,20 +84,20 @@ async def compute(
             failed = "" if outcome.error is None else type(outcome.error).__name__
         finally:
             CURRENT.reset(token)
-            gathered.over = True
+            reads.over = True
             ended = time.perf_counter()
             emit(
                 job,
                 events.COMPUTE_ENDED,
                 reason=why,
-                seconds=gathered.own_time(clock, ended),
+                seconds=reads.own_time(clock, ended),
                 detail=failed,
             )
         cost = ended - clock
     if own is not None and outcome.error is None:
         late = await late_stamps(port, job, outcome.value, watch)
         own = None if late is None else own + late
-    known, used = await merged(port, job, gathered, own)
+    known, used = await merged(port, job, reads, own)
     if outcome.error is not None:
         landing = Landing(error=outcome.error, used=used, known=known, started=started)
         sound = errors and same and stands.stands and not flight.detached
@@ -111,7 +112,7 @@ async def compute(
     vouched = used if true and keep and stands.stands else None
     try:
         landing = await store_result(
-            port, job, outcome.value, vouched, started, cost, arguments, gathered.life
+            port, job, outcome.value, vouched, started, cost, arguments, reads.life
         )
     except Exception as error:
         landing = _unstored(job, outcome.value, error)
@@ -231,16 +232,17 @@ async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
 
 
 async def merged(
-    port: Port, job: Job, gathered: Reads, own: tuple[Stamp, ...] | None
+    port: Port, job: Job, used: Reads, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """The stamps that are known of a computation, and the same where nothing is missing."""
-    whole, sound = gathered.merged(own or ())
+    whole, sound = used.merged(own or ())
     absolute = whole.absolute()
     try:
         absolute = await bounded(port, job.chain, absolute)
     except TierError:
         sound = False
-    known = results.folded(absolute, whole.readings())
+    readings = whole.readings()
+    known = results.folded(absolute, readings) if readings else gathered(absolute, own or ())
     return known, known if sound and own is not None else None
 
 

@@ -17,6 +17,7 @@ from memo.engine.coordination.flights import Flight, Landing, current_path, foll
 from memo.keys.call_keys import Call
 from memo.keys.summaries import built_on
 from memo.records.seal import RAISED, Entry
+from memo.records.stamp_blocks import Block, Stamps, blocks_of, loose_of
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
 from memo.runtime.port import Port
 from memo.settings import configuration
@@ -61,6 +62,7 @@ class Reads:
     """
 
     __slots__ = (
+        "_blocks",
         "_others",
         "_results",
         "_states",
@@ -79,6 +81,7 @@ class Reads:
         self.pauses: list[tuple[float, float]] = []
         self.paused = 0.0
         self._states: dict[Ref, State] = {}
+        self._blocks: tuple[Block, ...] = ()
         self._others: dict[Stamp, None] = {}
         self._results: dict[tuple[str, str], Reading] = {}
         self.life: Life | None = None
@@ -105,17 +108,43 @@ class Reads:
                 self._wave = max(self._wave, wave + inner.wave)
                 self._read(reading._replace(result=inner._replace(wave=wave + inner.wave)))
             new = tuple(absolute)
-        for stamp in new:
-            if type(stamp) is Generation:
-                if self._states.setdefault(stamp.ref, stamp.state).text != stamp.state.text:
-                    self.sound = False
-            else:
-                self._others.setdefault(stamp)
+        blocks = self._adopted(blocks_of(new))
+        for stamp in loose_of(new):
+            self._add(stamp, blocks)
+
+    def _adopted(self, new: tuple[Block, ...]) -> tuple[Block, ...]:
+        """Add blocks; those that other stamps of the same entry must be compared with."""
+        known = self._blocks
+        if not known:
+            for block in new:
+                for ref in self._states.keys() & block.states.keys():
+                    self.sound = self.sound and self._states[ref].text == block.states[ref].text
+            self._blocks = new
+        elif new is not known:
+            for block in new:
+                for stamp in () if block in known else block.generations:
+                    self._add(stamp, known)
+        return known
+
+    def _add(self, stamp: Stamp, blocks: tuple[Block, ...]) -> None:
+        """Add one stamp, unless it is in one of these blocks."""
+        if type(stamp) is not Generation:
+            self._others.setdefault(stamp)
+            return
+        ref, state = stamp
+        for block in blocks:
+            known = block.states.get(ref)
+            if known is not None:
+                self.sound = self.sound and known.text == state.text
+                return
+        if self._states.setdefault(ref, state).text != state.text:
+            self.sound = False
 
     @property
     def size(self) -> int:
         """How many stamps and results there are."""
-        return len(self._states) + len(self._others) + len(self._results)
+        inside = sum(len(block.claims) for block in self._blocks)
+        return len(self._states) + inside + len(self._others) + len(self._results)
 
     def expires(self, life: Life) -> None:
         """Add when a used result expires."""
@@ -141,7 +170,8 @@ class Reads:
     def absolute(self) -> tuple[Stamp, ...]:
         """The stamps that no result vouches for."""
         states = self._states.copy()  # in one step: threads may still add
-        return (*map(Generation, states.keys(), states.values()), *self._others.copy())
+        loose = (*map(Generation, states.keys(), states.values()), *self._others.copy())
+        return Stamps.of(loose, self._blocks) if self._blocks else loose
 
     def readings(self) -> list[Reading]:
         """The results of `cutoff` functions, in the order in which they were first used.
@@ -172,7 +202,9 @@ class Reads:
         """A computation's own stamps with those of what it used; whether nothing is missing."""
         whole = Reads()
         whole.add(tuple(own))
-        whole.add((*self.absolute(), *self._flattened()))
+        whole.add(self.absolute())
+        for stamp in self._flattened():
+            whole._add(stamp, whole._blocks)
         for reading in self.readings():
             whole._read(reading)
         return whole, self.sound and whole.sound
@@ -190,7 +222,8 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
     Raises:
         TierError: no tier can tell.
     """
-    if len(known) <= stamps.READS:
+    in_one_group = len(loose_of(known)) + sum(block.most for block in blocks_of(known))
+    if in_one_group <= stamps.READS:
         return known
     groups: dict[str, list[Generation]] = {}
     for stamp in known:

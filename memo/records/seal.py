@@ -16,22 +16,22 @@ offset bytes  what
 
 All integers are big-endian.  The algorithm belongs to the format, never to the entry; the seal is
 compared in constant time, and before anything behind it is parsed, inflated, allocated or loaded.
-The stamps are UTF-8 JSON at a known place, so that they can be compared without reading the rest.
-Where there are many, which is where cached calls are nested, they are deflated: what a computation
-inherits from the calls that it used has most of its text in common.
+The stamps, as `stamp_blocks` packs them, are at a known place, so that they can be compared without
+reading the rest.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
-import zlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from memo.errors import EntryError
-from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp, State, Times
+from memo.records import stamp_blocks
+from memo.records.stamp_blocks import Block, Claim, Stamps, blocks_of, generation, loose_of, weight
+from memo.records.stamp_types import Generation, Ref, Result, Stamp, Times
 from memo.runtime.checksums import blake2b, compare_digest
 from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
 from memo.settings.secret_keys import Secret
@@ -51,6 +51,8 @@ _OUTLINE = struct.Struct(_PLACES.format + _FIXED.format[1:])
 _TEXTS_AT = _BODY_AT + _OUTLINE.size
 _BUFFER = struct.Struct(">Q32s")
 
+_new = tuple.__new__  # a third of what a named tuple's own takes
+
 GLANCES = 4 * 1024 * 1024
 """Bytes of entries that `Glances` keeps at most."""
 ONCE = 4096
@@ -60,10 +62,6 @@ LOOKED_AT = 32 * 1024
 GLANCE = 1536
 """Bytes that an entry takes there besides its record, roughly (measured with tracemalloc)."""
 
-DEFLATED = 1024
-"""Bytes of stamps from which they are deflated."""
-MOST_STAMPS = 64 << 20
-"""Bytes that stamps are inflated to at most."""
 COMPRESSED = 1
 """Flag: the stream is compressed with zstd."""
 RAISED = 2
@@ -122,10 +120,6 @@ class Header(NamedTuple):
     flags: int = 0
 
 
-Claim = Sequence[Any]
-"""A generation as `pack_stamps` writes it: "g", group, arguments, text and last."""
-
-
 class Entry:
     """A record whose seal held.
 
@@ -136,12 +130,14 @@ class Entry:
         claims: its generations, as `HostGenerations.texts` reads them, where it is plain.
         plain: whether those, read from here, are all that can invalidate it and all that it has:
             no other stamps than results that rest on them, no payload, no flags.
+        blocks: those that the last of its generations lie in.
         results: whether there are results among its stamps, which `claims` does not have.
         size: bytes of the record and its payload.
     """
 
     __slots__ = (
         "_header",
+        "blocks",
         "claims",
         "plain",
         "record",
@@ -161,8 +157,10 @@ class Entry:
         size: int,
         header: Header | None = None,
         results: bool = False,
+        blocks: tuple[Block, ...] = (),
     ) -> None:
         self.record = record
+        self.blocks = blocks
         self.results = results
         self.stream = stream
         self.times = times
@@ -181,15 +179,24 @@ class Entry:
     @property
     def stamps(self) -> tuple[Stamp, ...]:
         """Stamps that must hold for it to be valid."""
-        simple = self.plain and not self.results
+        simple = self.plain and not self.results and self._header is None
         return self.generations if simple else self.header.stamps
 
     @property
     def generations(self) -> tuple[Generation, ...]:
         """Those of its stamps that are generations."""
+        if self.plain and self.blocks:
+            made: tuple[Any, ...] = Stamps.of(map(generation, self._loose), self.blocks)
+            return made
         if self.plain:
-            return tuple([_generation(claim) for claim in self.claims])
+            return tuple(map(generation, self.claims))
         return tuple([stamp for stamp in self.header.stamps if type(stamp) is Generation])
+
+    @property
+    def _loose(self) -> Sequence[Claim]:
+        """Those of its claims that are in no block."""
+        inside = sum(len(block.claims) for block in self.blocks)
+        return self.claims[: len(self.claims) - inside]
 
     @property
     def recorded(self) -> list[str]:
@@ -218,12 +225,13 @@ class Entry:
         if not self.plain or self._header is None:
             return self
         parts = (self.record, self.stream, self.times, self.claims, True, self.size)
-        return Entry(*parts, results=self.results)
+        return Entry(*parts, results=self.results, blocks=self.blocks)
 
     def __sizeof__(self) -> int:
         """Bytes that it takes besides its record."""
-        parts = (self.times, self.claims, self._header)
-        return object.__sizeof__(self) + _VIEW + sum(map(_weight, parts))
+        shared = _POINTER * len(self.claims) + sum(block.weight for block in self.blocks)
+        parts = (self.times, self._loose, self._header)
+        return object.__sizeof__(self) + _VIEW + shared + sum(map(weight, parts))
 
     def __repr__(self) -> str:
         """Without the stream, which holds the value."""
@@ -235,49 +243,25 @@ class Entry:
         return f"<code>{escape(repr(self))}</code>"
 
 
+_POINTER = 8
 _VIEW = sys.getsizeof(memoryview(b"")) + 144
 """Bytes of a view of a record, and of what the interpreter keeps behind it."""
-
-
-def _weight(part: object) -> int:
-    """Bytes of an object and all that it holds."""
-    size = sys.getsizeof(part)
-    return size + sum(map(_weight, part)) if isinstance(part, (tuple, list)) else size
-
-
-def _generation(claim: Claim) -> Generation:
-    """The stamp that a claim is.
-
-    Raises:
-        EntryError: it cannot be read.
-    """
-    return _new(Generation, (claimed(claim), _new(State, tuple(claim[3:]))))
-
-
-def claimed(claim: Claim) -> Ref:
-    """The ref that a claim is about.
-
-    Raises:
-        EntryError: it cannot be read.
-    """
-    _, group, arguments, _, _ = claim
-    try:
-        if arguments is not None:
-            arguments = tuple([(name, digest) for name, digest in arguments])
-    except (TypeError, ValueError):
-        raise EntryError(UNREADABLE, "sealed, but malformed: a generation") from None
-    return _new(Ref, (group, arguments))
 
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     """An entry of its parts."""
     size = len(record) + payload_size(header.buffers)
     plain = not (header.buffers or header.flags)
-    told = header.stamps if plain else ()
-    claims = [("g", *stamp.ref, *stamp.state) for stamp in told if type(stamp) is Generation]
-    results = sum(type(stamp) is Result for stamp in header.stamps)
-    plain = plain and len(claims) + results == len(header.stamps)
-    return Entry(record, stream, header.times, claims, plain, size, header, results > 0)
+    blocks, loose = blocks_of(header.stamps), loose_of(header.stamps)
+    claims: list[Claim] = []
+    results = sum(type(stamp) is Result for stamp in loose)
+    if plain:
+        claims = [("g", *stamp.ref, *stamp.state) for stamp in loose if type(stamp) is Generation]
+        plain = len(claims) + results == len(loose)
+    if plain:
+        for block in blocks:
+            claims += block.claims
+    return Entry(record, stream, header.times, claims, plain, size, header, results > 0, blocks)
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
@@ -291,7 +275,7 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
             raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
     summary = h.summary.encode()
     table = b"".join(_BUFFER.pack(*b) for b in h.buffers)
-    stamps = pack_stamps(h.stamps)
+    stamps = stamp_blocks.pack(h.stamps)
     t = h.times
     fixed = _FIXED.pack(
         len(stream),
@@ -364,16 +348,19 @@ def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     ):
         return None
     try:
-        rows = _rows(record[stamps_at:end])
+        rows, blocks = stamp_blocks.outline(record[stamps_at:end])
         claims = [row for row in rows if row[0] != "r"]
         for kind, _, _, _, _ in claims:
             if kind != "g":
                 return None
+        results = len(claims) < len(rows)
+        for block in blocks:
+            claims += block.claims
     except (ValueError, TypeError, IndexError):
         return None
     times = _new(Times, (started, finished, boot_id, boot, ttl, grace, cost))
-    results = len(claims) < len(rows)
-    return Entry(record, view[end:], times, claims, True, len(record), results=results)
+    size = len(record)
+    return Entry(record, view[end:], times, claims, True, size, None, results, tuple(blocks))
 
 
 class Glances:
@@ -471,7 +458,7 @@ def _parse(view: memoryview) -> tuple[Header, memoryview]:
         raise ValueError("lengths do not add up")
     buffers = tuple(Buffer(*b) for b in _BUFFER.iter_unpack(table)) if table_size else ()
     times = Times(started, finished, boot_id, boot, ttl, grace, cost)
-    stamps = unpack_stamps(view[stamps_at:header_end])
+    stamps = stamp_blocks.unpack(view[stamps_at:header_end])
     namespace, key, function, code, address, codec, writer, summary = texts
     header = Header(
         namespace, key, function, code, address, codec, writer, summary, times, stamps, buffers,
@@ -498,82 +485,15 @@ def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
     return texts, end
 
 
-def pack_stamps(stamps: Iterable[Stamp]) -> bytes:
-    """Stamps as JSON: a list of `["g", group, arguments, text, last]`, `["f", ...]` and so on.
-
-    `arguments` is a list of [name, digest], or null for anything in the group.
-    """
-    rows: list[list[Any]] = []
-    for stamp in stamps:
-        if isinstance(stamp, Generation):
-            rows.append(["g", stamp.ref.group, stamp.ref.arguments, *stamp.state])
-        elif isinstance(stamp, File):
-            rows.append(["f", *stamp])
-        elif isinstance(stamp, Result):
-            rows.append(["r", *stamp])
-        else:
-            rows.append(["c", *stamp])
-    text = _json(rows).encode()
-    return text if len(text) < DEFLATED else zlib.compress(text, 4)
-
-
-_json = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def unpack_stamps(text: bytes | memoryview) -> tuple[Stamp, ...]:
-    """The inverse of `pack_stamps`."""
-    return tuple([_stamp(row) for row in _rows(text)])
-
-
 def groups(record: bytes) -> list[str]:
     """The groups that a record names which was sealed or verified here; none if it is no record."""
     if not record.startswith(MAGIC):
         return []
     try:
         _, at, size = _PLACES.unpack_from(record, _BODY_AT)
-        rows = _rows(memoryview(record)[at : at + size])
-        named = dict.fromkeys(row[1] for row in rows if row[0] == "g")
+        rows, blocks = stamp_blocks.outline(memoryview(record)[at : at + size])
+        every = chain(rows, *(block.claims for block in blocks))
+        named = dict.fromkeys(row[1] for row in every if row[0] == "g")
         return [name for name in named if isinstance(name, str)]
     except (ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
         return []
-
-
-def _rows(text: bytes | memoryview) -> Any:
-    if text[:1] != b"[":
-        text = _inflated(text)
-    whole = str(text, "utf-8")
-    rows, end = _from_json(whole)
-    if end != len(whole):
-        raise ValueError("more than stamps")
-    return rows
-
-
-def _inflated(text: bytes | memoryview) -> bytes:
-    inflater = zlib.decompressobj()
-    try:
-        whole = inflater.decompress(text, MOST_STAMPS)
-    except zlib.error as error:
-        raise ValueError(f"stamps: {error}") from None
-    if not inflater.eof or inflater.unused_data:
-        raise ValueError("stamps that do not end where they should")
-    return whole
-
-
-_from_json = json.JSONDecoder().raw_decode
-_new = tuple.__new__  # a third of what a named tuple's own takes
-
-
-def _stamp(row: list[Any]) -> Stamp:
-    kind = row[0]
-    if kind == "g":
-        _, group, pairs, text, last = row
-        arguments = None if pairs is None else tuple([(name, digest) for name, digest in pairs])
-        return _new(Generation, (_new(Ref, (group, arguments)), _new(State, (text, last))))
-    if kind == "f":
-        return File(*row[1:])
-    if kind == "c":
-        return Call(*row[1:])
-    if kind == "r":
-        _, function, key, digest, arguments, beneath, wave = row
-        return Result(function, key, digest, arguments, tuple(beneath), wave)
-    raise ValueError(f"unknown stamp {kind!r}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from memo.errors import TierError
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Arriving, Sink
-from memo.records.seal import Claim
+from memo.records.stamp_blocks import Claim
 from memo.records.stamp_types import Ref, State
 from memo.runtime.port import Port
 from memo.stores.disk.home import Home

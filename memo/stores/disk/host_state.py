@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memo.errors import SettingError, TierError, TierUnavailable
-from memo.records.seal import Claim, claimed
+from memo.records.stamp_blocks import Claim, claimed
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import private_files
 from memo.runtime.checksums import blake2b

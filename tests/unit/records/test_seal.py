@@ -23,7 +23,7 @@ import memo
 from memo import cache
 from memo.decorators.assembly import default_chain
 from memo.errors import EntryError
-from memo.records import codec, seal
+from memo.records import codec, seal, stamp_blocks
 from memo.records.seal import Buffer, Entry, Header
 from memo.records.stamp_types import Call, File, Generation, Ref, State, Times
 from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
@@ -234,7 +234,7 @@ PLAIN = header(
 
 
 def told_by(entry: Entry) -> tuple[Any, ...]:
-    claims = [(*seal.claimed(claim), claim[3]) for claim in entry.claims]
+    claims = [(*stamp_blocks.claimed(claim), claim[3]) for claim in entry.claims]
     return entry.times, claims, bytes(entry.stream), entry.record, entry.size
 
 
@@ -251,7 +251,7 @@ def test_a_glance_tells_what_unpacking_tells() -> None:
     assert told_by(entry) == told_by(opened(record))
     assert entry.header == opened(record).header
     assert entry.refs == tuple(stamp.ref for stamp in PLAIN.stamps if isinstance(stamp, Generation))
-    assert list(map(seal.claimed, entry.claims)) == list(entry.refs)
+    assert list(map(stamp_blocks.claimed, entry.claims)) == list(entry.refs)
     assert [text for _, _, _, text, _ in entry.claims] == [s.state.text for s in entry.generations]
 
 

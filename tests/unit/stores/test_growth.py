@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -128,12 +131,64 @@ def test_what_deep_calls_inherit_is_small() -> None:
     assert len(computed) == 151
 
 
-@pytest.mark.timing
+def _lines(work: Callable[[], object]) -> int:
+    """How many lines of memo's own a piece of work runs, whatever the machine.
+
+    Without `metrics`, which shares its counters once in so many seconds.
+    """
+    count, ours = 0, str(Path(memo.__file__).parent)
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal count
+        name = frame.f_code.co_filename
+        if event == "call" and (not name.startswith(ours) or "metrics" in name):
+            return None
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 def test_nesting_costs_what_its_depth_says() -> None:
-    """Four times as deep takes at most eight times as long; it took twenty times."""
+    """Four times as deep runs at most five times as many lines; it ran nine times as many."""
     few, many = _nested(50), _nested(200)
-    arguments = iter(range(100))
-    assert _best(lambda: many(next(arguments))) < 8 * _best(lambda: few(next(arguments)))
+    few(0), many(0)
+    assert _lines(lambda: many(1)) < 5 * _lines(lambda: few(1))
+
+
+def _lattice(depth: int) -> Callable[[int], object]:
+    """A call of so many cached functions, each of which calls the next two."""
+
+    def step(x: int, rest: tuple[Any, ...]) -> int:
+        return 1 + sum(rest[n](x, rest[n + 1 :]) for n in range(min(2, len(rest))))
+
+    steps = tuple(
+        memo.cache(step, name=f"lattice:step_{number}", ignore=["rest"], ttl=600)
+        for number in range(depth)
+    )
+    return lambda x: steps[0](x, steps[1:])
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 26])
+def test_what_was_inherited_twice_still_counts(tmp_path, memory_limit) -> None:
+    """Where calls inherit by two ways, each invalidation reaches all that was built on it."""
+    with memo.configure(directory=tmp_path / "cache", memory_limit=memory_limit):
+        call = _lattice(90)
+        call(1)
+        for below in (89, 45, 1):
+            with _computations() as computed:
+                call(1)
+            assert not computed
+            memo.invalidate(function=f"lattice:step_{below}", reason="new data")
+            with _computations() as computed:
+                call(1)
+            assert len(computed) == below + 1
 
 
 def test_explain_names_the_path_far_below() -> None:

@@ -1,0 +1,275 @@
+"""Stamps as bytes, in blocks: what nested calls inherit from each other is packed once.
+
+An entry names every generation that it rests on, also those that it inherited from the calls that
+it used.  If each level packed all of them again, calls nested `n` deep would cost `n * n`.  So
+inherited generations are gathered into a *block* as soon as there are `GATHERED` of them, and the
+entries further out hold that very block: its bytes are copied, its objects are shared.
+
+The bytes are either one part, or `B` and several parts, each after its length in 4 bytes: first
+the stamps outside blocks, then the blocks.  The former are a JSON list of `["g", group, arguments,
+text, last]`, `["f", ...]` and so on, where `arguments` is a list of [name, digest], or null for
+anything in the group.  A block is a JSON list of four columns: groups, arguments, texts and lasts.
+Where a part is long it is deflated, since its rows have most of their text in common.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import repeat
+from typing import Any, Self
+
+from memo.errors import EntryError
+from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp, State
+from memo.runtime.reasons import UNREADABLE
+
+GATHERED = 64
+"""So many inherited generations outside blocks become a block."""
+DEFLATED = 512
+"""Bytes of a part from which it is deflated."""
+MOST = 64 << 20
+"""Bytes that stamps are inflated to at most."""
+_PARTS = b"B"
+_LENGTH = 4
+
+Claim = Sequence[Any]
+"""A generation as it is packed: "g", group, arguments, text and last."""
+
+
+class Block:
+    """Inherited generations that stay together; equal blocks have equal bytes.
+
+    Attributes:
+        packed: its bytes.
+        claims: its generations, as they are packed.
+    """
+
+    def __init__(self, packed: bytes, claims: Sequence[Claim]) -> None:
+        self.packed = packed
+        self.claims = claims
+
+    @classmethod
+    def of(cls, generations: Sequence[Generation]) -> Self:
+        claims = [("g", *stamp.ref, *stamp.state) for stamp in generations]
+        made = cls(_part(list(zip(*claims, strict=True))[1:]), claims)
+        made.__dict__["generations"] = tuple(generations)
+        return made
+
+    @cached_property
+    def generations(self) -> tuple[Generation, ...]:
+        """Its stamps."""
+        return tuple(map(generation, self.claims))
+
+    @cached_property
+    def states(self) -> Mapping[Ref, State]:
+        """The state that each of its refs had."""
+        return dict(self.generations)
+
+    @cached_property
+    def most(self) -> int:
+        """How many of its refs are in the same group at most."""
+        return max(Counter(ref.group for ref in self.states).values())
+
+    @cached_property
+    def weight(self) -> int:
+        """Bytes that it takes, roughly: what packs to one byte is about six."""
+        return len(self.packed) + sum(map(weight, self.claims))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Block) and self.packed == other.packed
+
+    def __hash__(self) -> int:
+        return hash(self.packed)
+
+
+class Stamps(tuple[Stamp, ...]):  # noqa: SLOT001 - a tuple's size varies: it has no slots
+    """Stamps, of which the last ones lie in blocks.
+
+    Attributes:
+        loose: those before.
+        blocks: with the others, in order.
+    """
+
+    loose: tuple[Stamp, ...]
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, loose: Iterable[Stamp], blocks: Iterable[Block]) -> Self:
+        outside, inside = tuple(loose), tuple(blocks)
+        whole: list[Stamp] = [*outside]
+        for block in inside:
+            whole += block.generations
+        made = cls(whole)
+        made.loose, made.blocks = outside, inside
+        return made
+
+
+def blocks_of(stamps: tuple[Stamp, ...]) -> tuple[Block, ...]:
+    """The blocks that the last ones of some stamps lie in."""
+    return stamps.blocks if isinstance(stamps, Stamps) else ()
+
+
+def loose_of(stamps: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
+    """Those of some stamps that lie in no block."""
+    return stamps.loose if isinstance(stamps, Stamps) else stamps
+
+
+def gathered(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, ...]:
+    """Stamps of which the inherited generations outside blocks are a new one, if they are many.
+
+    Args:
+        stamps: without results, which name others by their places.
+        own: those that are not inherited.
+    """
+    loose, mine = loose_of(stamps), set(own)
+    inherited = [s for s in loose if type(s) is Generation and s not in mine]
+    if len(inherited) < GATHERED:
+        return stamps
+    kept = [s for s in loose if type(s) is not Generation or s in mine]
+    return Stamps.of(kept, (*blocks_of(stamps), Block.of(inherited)))
+
+
+def weight(part: object) -> int:
+    """Bytes of an object and all that it holds."""
+    size = sys.getsizeof(part)
+    return size + sum(map(weight, part)) if isinstance(part, (tuple, list)) else size
+
+
+# --- one generation -------------------------------------------------------------------------------
+
+_new = tuple.__new__  # a third of what a named tuple's own takes
+
+
+def generation(claim: Claim) -> Generation:
+    """The stamp that a claim is.
+
+    Raises:
+        EntryError: it cannot be read.
+    """
+    return _new(Generation, (claimed(claim), _new(State, tuple(claim[3:]))))
+
+
+def claimed(claim: Claim) -> Ref:
+    """The ref that a claim is about.
+
+    Raises:
+        EntryError: it cannot be read.
+    """
+    _, group, arguments, _, _ = claim
+    try:
+        if arguments is not None:
+            arguments = tuple([(name, digest) for name, digest in arguments])
+    except (TypeError, ValueError):
+        raise EntryError(UNREADABLE, "sealed, but malformed: a generation") from None
+    return _new(Ref, (group, arguments))
+
+
+# --- as bytes -------------------------------------------------------------------------------------
+
+
+def pack(stamps: tuple[Stamp, ...]) -> bytes:
+    """Stamps as bytes."""
+    loose = _part(list(map(_row, loose_of(stamps))))
+    blocks = blocks_of(stamps)
+    if not blocks:
+        return loose
+    parts = (loose, *(block.packed for block in blocks))
+    return _PARTS + b"".join(len(p).to_bytes(_LENGTH, "big") + p for p in parts)
+
+
+def unpack(text: bytes | memoryview) -> tuple[Stamp, ...]:
+    """The inverse of `pack`.
+
+    Raises:
+        ValueError, TypeError, IndexError: it is not what `pack` makes.
+    """
+    rows, blocks = outline(text)
+    stamps = map(_stamp, rows)
+    return Stamps.of(stamps, blocks) if blocks else tuple(stamps)
+
+
+def outline(text: bytes | memoryview) -> tuple[list[Any], list[Block]]:
+    """The rows of stamps outside blocks, and the blocks; of the latter each row is a claim.
+
+    Raises:
+        ValueError: it is not what `pack` makes.
+    """
+    if text[:1] != _PARTS:
+        return _rows(text), []
+    loose, *others = _parts(text)
+    blocks = []
+    for packed in others:
+        groups, arguments, texts, lasts = _rows(packed)
+        rows = zip(repeat("g", len(groups)), groups, arguments, texts, lasts, strict=True)
+        blocks.append(Block(bytes(packed), list(rows)))
+    return _rows(loose), blocks
+
+
+def _parts(text: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    at = len(_PARTS)
+    while at < len(text):
+        begin = at + _LENGTH
+        at = begin + int.from_bytes(text[at:begin], "big")
+        if at > len(text):
+            raise ValueError("stamps that do not end where they should")
+        yield text[begin:at]
+
+
+def _row(stamp: Stamp) -> Sequence[Any]:
+    if isinstance(stamp, Generation):
+        return ("g", *stamp.ref, *stamp.state)
+    if isinstance(stamp, File):
+        return ("f", *stamp)
+    if isinstance(stamp, Result):
+        return ("r", *stamp)
+    return ("c", *stamp)
+
+
+def _part(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = _json(rows).encode()
+    return text if len(text) < DEFLATED else zlib.compress(text, 4)
+
+
+_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().raw_decode
+
+
+def _rows(text: bytes | memoryview) -> list[Any]:
+    if text[:1] != b"[":
+        text = _inflated(text)
+    whole = str(text, "utf-8")
+    rows, end = _from_json(whole)
+    if end != len(whole) or not isinstance(rows, list):
+        raise ValueError("more than stamps")
+    return rows
+
+
+def _inflated(text: bytes | memoryview) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        whole = inflater.decompress(text, MOST)
+    except zlib.error as error:
+        raise ValueError(f"stamps: {error}") from None
+    if not inflater.eof or inflater.unused_data:
+        raise ValueError("stamps that do not end where they should")
+    return whole
+
+
+def _stamp(row: list[Any]) -> Stamp:
+    kind = row[0]
+    if kind == "g":
+        _, group, pairs, text, last = row
+        arguments = None if pairs is None else tuple([(name, digest) for name, digest in pairs])
+        return _new(Generation, (_new(Ref, (group, arguments)), _new(State, (text, last))))
+    if kind == "f":
+        return File(*row[1:])
+    if kind == "c":
+        return Call(*row[1:])
+    if kind == "r":
+        _, function, key, digest, arguments, beneath, wave = row
+        return Result(function, key, digest, arguments, tuple(beneath), wave)
+    raise ValueError(f"unknown stamp {kind!r}")
