@@ -193,6 +193,22 @@ def _said(name: str, value: Any) -> bytes:
     return _one(name, ABSENT if value is MISSING else value, [])
 
 
+def _said_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
+    """As `_said`, with other texts for some paths in the value: `{".requests": "int 0"}`."""
+    if "" in given:
+        number = own_changes.number(given[""])
+        return _said(name, value if number is None else number)
+    instead: dict[int, dict[str, Any]] = {}
+    for path, text in given.items():
+        *steps, last = path.split(".")[1:]
+        holder, number = value, own_changes.number(text)
+        for step in steps:
+            holder = held(holder, type(holder)).get(step)
+        if number is not None:
+            instead.setdefault(id(holder), {})[last] = number
+    return _one(name, value, [], instead, given)
+
+
 def _based(own: Any, found: Attributes, state: State) -> Attributes:
     """Attributes as they count: those that computations changed as they were before."""
     encodings: list[bytes] = []
@@ -209,7 +225,7 @@ def _based(own: Any, found: Attributes, state: State) -> Attributes:
 def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> bytes:
     at = At(own, name, f"self.{name}")
     learned = own_changes.learned_of(at, state.learned) if state.learned else {}
-    base = own_changes.REGISTRY.base(at, value, encoding, learned)
+    base = own_changes.REGISTRY.base(at, value, encoding, learned, partial(_said_with, name))
     assert isinstance(base, bytes)
     return base
 
@@ -285,14 +301,27 @@ def _encoded(names: tuple[str, ...], values: list[Any], light: bool) -> Attribut
     return Attributes(names, tuple(values), tuple(encodings), tuple(lost))
 
 
-def _one(name: str, value: Any, lost: list[tuple[str, str]]) -> bytes:
+def _one(
+    name: str,
+    value: Any,
+    lost: list[tuple[str, str]],
+    instead: Mapping[int, Mapping[str, Any]] = canonical.NOTHING,
+    given: Mapping[str, str] = held_values.NOTHING,
+) -> bytes:
+    """The encoding of one attribute, or of the sound parts of its value.
+
+    Args:
+        lost: takes what has no sound key.
+        instead: attributes of objects in the value that stand for those they have.
+        given: the same, by path, as texts.
+    """
     if value is ABSENT:
         return _NOTHING
     try:
-        return canonical.encoding(value, name)
+        return canonical.encoding(value, name, instead)
     except Unkeyable:
         pass
-    shot = held_values.image(value)
+    shot = held_values.image(value, given=given)
     lost += [(f"{name}{path}", why) for path, why in shot.lost]
     if not shot.lost:
         lost.append((name, f"{canonical.type_name(type(value))} has no sound key"))

@@ -22,7 +22,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from memo.keys.encoding import atoms
 from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.held_values import Image
 
@@ -120,14 +119,26 @@ class _Registry:
         self._lock = threading.RLock()
         self._held: OrderedDict[tuple[int, str], _Held] = OrderedDict()
 
-    def base(self, at: At, value: Any, said: Said, learned: Mapping[str, str]) -> Said:
-        """What counts as an input for a value that says something now."""
+    def base(
+        self,
+        at: At,
+        value: Any,
+        said: Said,
+        learned: Mapping[str, str],
+        say: Callable[[Any, Mapping[str, str]], Said],
+    ) -> Said:
+        """What counts as an input for a value that says something now.
+
+        Args:
+            learned: what other processes have found of it, by path.
+            say: what a value says with other texts for some of its paths.
+        """
         if not self._held and not learned:
             return said
         with self._lock:
             held = self._find(at, value)
             if held is None:
-                return said if not learned else self._first(at, value, said, learned)
+                return said if not learned else self._first(at, value, said, learned, say)
             if _same(held.left, said):
                 return held.base
             details = held_values.details(value)
@@ -198,14 +209,18 @@ class _Registry:
             self._held.popitem(last=False)
         return held
 
-    def _first(self, at: At, value: Any, said: Said, learned: Mapping[str, str]) -> Said:
+    def _first(
+        self,
+        at: At,
+        value: Any,
+        said: Said,
+        learned: Mapping[str, str],
+        say: Callable[[Any, Mapping[str, str]], Said],
+    ) -> Said:
         """The base of a value that is seen for the first time, by what is learned of it."""
         details = held_values.details(value)
         known = {p: t for p, t in learned.items() if _kind(details.get(p, "")) == _kind(t)}
-        if isinstance(said, bytes):
-            base: Said = _encoded(known[""]) if "" in known else said
-        else:
-            base = held_values.image(value, given=known) if known else said
+        base = say(value, known) if known else said
         self._put(at, value, _Held(_of(at, value), base, said, details))
         return base
 
@@ -244,10 +259,10 @@ def _kind(text: str) -> str:
     return text.partition(" ")[0]
 
 
-def _encoded(text: str) -> bytes:
-    """The encoding of a number that an image tells."""
-    kind, _, number = text.partition(" ")
-    return atoms.integer(int(number)) if kind == "int" else atoms.floating(float(number))
+def number(text: str) -> int | float | None:
+    """The number that an image tells; None: it tells none."""
+    kind, _, said = text.partition(" ")
+    return None if f"{kind} " not in _SHARED else int(said) if kind == "int" else float(said)
 
 
 def _is_shared(text: str) -> bool:

@@ -22,7 +22,7 @@ import json
 import sys
 import weakref
 from bisect import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from memo.errors import OptionError, public, shown
@@ -52,6 +52,7 @@ CROWD: Final = 1 << 15
 _STRIDE: Final = 4093
 """Each so many-th value is a sample; a prime, so that it keeps no step with the values."""
 _NEVER: Final = 1 << 62
+NOTHING: Final[Mapping[int, Mapping[str, Any]]] = {}
 
 T = TypeVar("T")
 
@@ -159,11 +160,16 @@ def unordered(values: Iterable[Any], walk: Walk) -> bytes:
 
 
 class Walk:
-    """One encoding on its way: what it is inside of, and what it has encoded already."""
+    """One encoding on its way: what it is inside of, and what it has encoded already.
 
-    __slots__ = ("_keyed", "_known", "_lowest", "_opened", "_stack")
+    Args:
+        given: address of an object -> attributes that stand for those it has.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_keyed", "_known", "_lowest", "_opened", "_stack", "given")
+
+    def __init__(self, given: Mapping[int, Mapping[str, Any]] = NOTHING) -> None:
+        self.given = given
         self._stack: dict[int, int] = {}
         self._known: dict[int, tuple[Any, bytes]] = {}
         self._keyed: set[int] = set()
@@ -268,12 +274,13 @@ def encode(value: Any, walk: Walk) -> bytes:
     return encoder(value, walk)
 
 
-def encoding(value: Any, path: str = "") -> bytes:
+def encoding(value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] = NOTHING) -> bytes:
     """The canonical encoding of a value: a few bytes up to some hundred, whatever its size.
 
     Args:
         value: anything.
         path: what an error calls the value.
+        given: see `Walk`.
 
     Raises:
         Unkeyable: the value, or something in it, has no sound key.
@@ -283,7 +290,7 @@ def encoding(value: Any, path: str = "") -> bytes:
         return encoder(value)
     try:
         try:
-            return encode(value, Walk())
+            return encode(value, Walk(given))
         except RecursionError:
             return _deeply(value)
     except Unkeyable as error:

@@ -19,6 +19,7 @@ import re
 import types
 import weakref
 import zoneinfo
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -231,6 +232,8 @@ def _object(value: Any, walk: Walk) -> bytes:
     if isinstance(reduced, str):
         return content + _global(value, reduced, walk)
     function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    if id(value) in walk.given:
+        state = _instead(state, walk.given[id(value)])
     return (
         content
         + atoms.sized(_made(value, function, arguments, walk))
@@ -238,6 +241,15 @@ def _object(value: Any, walk: Walk) -> bytes:
         + atoms.sized(b"" if items is None else walk.sequence(list(items)))
         + (b"" if pairs is None else ordered(dict(pairs), walk))
     )
+
+
+def _instead(state: Any, given: Mapping[str, Any]) -> Any:
+    """The state of an object, with other values for some of its attributes."""
+    if type(state) is tuple:
+        return tuple(_instead(part, given) for part in state)
+    if type(state) is not dict:
+        return state
+    return {name: given.get(name, part) for name, part in state.items()}
 
 
 def _reduced(value: Any, walk: Walk) -> Any:

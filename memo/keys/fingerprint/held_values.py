@@ -87,10 +87,10 @@ class Image(NamedTuple):
 MISSING: Any = object()
 """Nothing is there."""
 ABSENT = Image("absent")
-_NOTHING: Mapping[str, str] = types.MappingProxyType({})
+NOTHING: Mapping[str, str] = types.MappingProxyType({})
 
 
-def image(value: Any, quiet: bool = False, given: Mapping[str, str] = _NOTHING) -> Image:
+def image(value: Any, quiet: bool = False, given: Mapping[str, str] = NOTHING) -> Image:
     """The image of a value.
 
     Args:
@@ -114,6 +114,11 @@ def image(value: Any, quiet: bool = False, given: Mapping[str, str] = _NOTHING) 
         frozenset(painter.packages),
         tuple(painter.noted.values()),
     )
+
+
+def image_with(value: Any, given: Mapping[str, str]) -> Image:
+    """The image of a value with other texts for some of its paths."""
+    return image(value, given=given)
 
 
 DETAILED = 1000
@@ -265,7 +270,7 @@ def _atom(value: Any) -> str:
 class _Painter:
     """Makes one image."""
 
-    def __init__(self, given: Mapping[str, str] = _NOTHING) -> None:
+    def __init__(self, given: Mapping[str, str] = NOTHING) -> None:
         self.given = given
         self.refs: list[Ref] = []
         self.mutable = False

@@ -23,6 +23,7 @@ INSTALLED = "installed"
 _SITE = ("site-packages", "dist-packages")
 _MAIN = ("__main__", "__mp_main__")
 _CYTHON = "_cython_"
+_FROZEN = "<frozen "
 _OWN = __name__.partition(".")[0]
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
@@ -53,6 +54,8 @@ def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
     module = sys.modules.get(name) if isinstance(name, str) else None
     if module is not None and getattr(module, "__dict__", None) is namespace:
         return of_module(module)
+    if filename.startswith(_FROZEN):  # `_collections_abc` calls itself `collections.abc`
+        return _of_file("", filename.removeprefix(_FROZEN).rstrip(">").partition(".")[0])
     return _of_file(filename, "")
 
 

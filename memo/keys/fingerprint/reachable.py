@@ -37,6 +37,7 @@ from memo.keys.fingerprint.held_values import (
     Ref,
     State,
     image,
+    image_with,
     innermost,
     slots_of,
     title,
@@ -339,7 +340,7 @@ class _Survey:
         if issubclass(type(value), (types.FunctionType, type)):
             return said
         learned = own_changes.learned_of(at, self.learned())
-        found = own_changes.REGISTRY.base(at, value, said, learned)
+        found = own_changes.REGISTRY.base(at, value, said, learned, image_with)
         assert isinstance(found, Image)
         return found
 

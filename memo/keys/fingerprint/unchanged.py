@@ -19,6 +19,7 @@ from memo.keys.fingerprint.held_values import (
     Image,
     State,
     image,
+    image_with,
     resnapshot,
     snapshot,
 )
@@ -126,7 +127,7 @@ class Watch:
             return True
         said = image(value)
         if not said.same(self.said):
-            base = own_changes.REGISTRY.base(self.at, value, said, {})
+            base = own_changes.REGISTRY.base(self.at, value, said, {}, image_with)
             if not (isinstance(base, Image) and base.same(self.base)):
                 return False
             self.said = said

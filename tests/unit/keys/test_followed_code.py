@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import itertools
 import linecache
+import subprocess
 import sys
 import textwrap
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -453,3 +455,34 @@ def test_an_environment_variable_with_a_computed_name_is_listed(notebook: Notebo
         "import memo, os", "@memo.cache\ndef load(x):\n    return os.environ.get(x.upper())"
     )
     assert "os.environ" in notebook.lost("home")
+
+
+# --- what is loaded besides ----------------------------------------------------------------------
+
+MENTIONING = """
+import sys
+for name in sys.argv[1:]:
+    __import__(name)
+import memo
+exec(open("names.py").read())
+print(memo.cache(name="app:load")(load).key(1))
+"""
+
+
+def test_loaded_libraries_change_no_key(tmp_path: Path) -> None:
+    """A key does not depend on which libraries the process has loaded, whatever names are used."""
+    libraries = list(ACCESSORS)
+    names: set[str] = set()
+    for library in map(importlib.import_module, libraries):
+        for kind in (getattr(library, one, object) for one in ("DataFrame", "Series", "Dataset")):
+            names.update(name for base in kind.__mro__[:-1] for name in vars(base))
+    body = "".join(f"    x.{name}\n" for name in sorted(names) if name.isidentifier())
+    (tmp_path / "names.py").write_text(f"def load(x):\n{body}")
+
+    def key(*loaded: str) -> str:
+        command = [sys.executable, "-c", MENTIONING, *loaded]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert "x.get\n" in body
+    assert len({key(), *(key(library) for library in libraries)}) == 1
