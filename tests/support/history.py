@@ -9,11 +9,16 @@ I1  a call that began after an `invalidate()` had returned gives nothing of whic
     began before that `invalidate()` was called; a run of a `cutoff` function that another one was
     built on may be older, if a later run of the same key gave the same data;
 I2  for one process and key, the start of the run behind successive answers never goes back;
-I3  with `use_lock` and without faults, two runs of one key overlap only with cause.
+I3  with `use_lock` and without faults, two runs of one key overlap only with cause;
+I4  an answer is that of a run of its own key, and a stream that is read to its end is whole.
 
-The long form, one million calls and more in about a quarter of an hour::
+A key is that of a function, a region and a year.  In the shape `"each"` the years come as a
+collection, and each element of an answer is judged by itself; in the shape `"streams"` the
+functions are generators, which consumers read to the end or leave in the middle.
 
-    MEMO_TEST_LONG=1 MEMO_TEST_CALLS=1000000 pytest -n 3 tests/history/test_history.py
+The long form, one million calls and more in about 20 minutes on two cores::
+
+    MEMO_TEST_LONG=1 MEMO_TEST_CALLS=1000000 pytest tests/history/test_history.py
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -69,11 +74,14 @@ class Plan:
         mutant: what to break on purpose, see `mutants`; "": nothing.
         threads: how many threads call the sync functions.
         tasks: how many tasks of one event loop call the async ones.
-        regions: how many values the first argument has; the second has two.
+        shape: `"plain"`, `"each"` or `"streams"`.
+        regions: how many values the first argument has.
+        years: how many values the second has.
         invalidate: share of the steps that are an invalidation.
         busy: longest time, in seconds, that a computation takes.
         pause: longest time, in seconds, between two calls.
         ask: share of the steps that call the function that is built on the others.
+        leave: share of the streams that their consumer leaves in the middle.
         cutoff: the functions that others are built on have `cutoff=True`, and give one of two
             values.
         environment: variables to set.
@@ -87,11 +95,14 @@ class Plan:
     mutant: str = ""
     threads: int = 2
     tasks: int = 4
+    shape: str = "plain"
     regions: int = 2
+    years: int = 2
     invalidate: float = 0.05
     busy: float = 0.004
     pause: float = 0.001
     ask: float = 0.2
+    leave: float = 0.2
     cutoff: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -115,7 +126,10 @@ class Run(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One call, and the runs behind its answer: its own first, then those that this one used."""
+    """One call of a key, and the runs behind its answer: its own first, then those that it used.
+
+    A call over a collection (`each`) is several of these.
+    """
 
     key: str
     begin: int
@@ -150,28 +164,41 @@ class Log:
 
 @dataclass
 class History:
-    """The records of all workers of one run."""
+    """The records of all workers of one run.
+
+    Attributes:
+        made: how many calls there were; one over a collection counts once.
+        raised: what was raised, and what was wrong with an answer in itself.
+    """
 
     runs: list[Run] = field(default_factory=list)
     calls: list[Asked] = field(default_factory=list)
     gone: list[Gone] = field(default_factory=list)
     raised: list[str] = field(default_factory=list)
+    made: int = 0
 
     @classmethod
     def read(cls, directory: Path) -> History:
-        history = cls()
+        history, ends = cls(), {}
         for path in sorted(directory.glob("*.log")):
             lines = path.read_bytes().split(b"\n")
             for line in lines[:-1]:  # behind the last line feed: cut off by a SIGKILL
-                history._add(*json.loads(line))
+                kind, *row = json.loads(line)
+                if kind == "ended":
+                    ends[row[0]] = row[1]
+                else:
+                    history._add(kind, *row)
+        history.runs = [run._replace(end=ends.get(run.id, run.end)) for run in history.runs]
         return history
 
     def _add(self, kind: str, *row: Any) -> None:
         if kind == "run":
             self.runs.append(Run(*row))
         elif kind == "call":
-            *facts, runs = row
-            self.calls.append(Asked(*facts, tuple(map(tuple, runs))))
+            *facts, answers = row
+            self.made += 1
+            for key, runs in answers:
+                self.calls.append(Asked(key, *facts, tuple(map(tuple, runs))))
         elif kind == "gone":
             self.gone.append(Gone(*row))
         else:
@@ -340,6 +367,10 @@ def written(outcome: Any) -> None:
     assert not any(how.startswith("failed") for how in outcome.tiers.values()), outcome
 
 
+ITEMS = 3
+"""How many items a stream has."""
+
+
 class Workload:
     """The functions that a worker calls, and how it invalidates them.
 
@@ -352,99 +383,224 @@ class Workload:
 
         self.plan = plan
         self.log = Log(plan.log)
-        self.random = random.Random(secrets.randbits(64))
-        self._watch_starts()
-        self.functions = self._functions(memo)
         self.memo = memo
+        self._starts: dict[str, int] = {}
+        self._watch_starts()
+        make = {"plain": self._plain, "each": self._elementwise, "streams": self._streams}
+        self.functions = make[plan.shape]()
 
     def _watch_starts(self) -> None:
         from memo.stores.latest_answers import Floors
 
-        original = Floors.start_time
+        original, starts = Floors.start_time, self._starts
 
         def start_time(floors: Floors, key: str, clock: Any) -> int:
             SINCE.set(now())
+            starts[key] = SINCE.get()
             return original(floors, key, clock)
 
         Floors.start_time = start_time  # type: ignore[method-assign]
 
-    def _functions(self, memo: Any) -> dict[str, Any]:
-        def cached(name: str) -> Any:
-            return memo.cache(
-                name=f"history:{name}",
-                version="1",
-                key_prefix=f"history:{name}",
-                tags=[name, "history"],
-                cutoff=self.plan.cutoff and name in ("load", "fetch"),
-                **self.plan.options,
-            )
+    def _cached(self, name: str, **more: Any) -> Any:
+        return self.memo.cache(
+            name=f"history:{name}",
+            version="1",
+            key_prefix=f"history:{name}",
+            tags=[name, "history"],
+            cutoff=self.plan.cutoff and name in ("load", "fetch"),
+            **{**self.plan.options, **more},
+        )
 
-        run, busy = self.run, self.plan.busy
+    # --- functions -------------------------------------------------------------------------------
+
+    def _plain(self) -> dict[str, Any]:
+        cached, run, pause = self._cached, self.run, self.pause
 
         @cached("load")
         def load(region: str, year: str) -> Any:
-            return run("load", region, year, time.sleep)
+            since, start = SINCE.get(), now()
+            time.sleep(pause())
+            return run("load", region, year, since, start)
 
         @cached("fetch")
         async def fetch(region: str, year: str) -> Any:
             since, start = SINCE.get(), now()
-            await asyncio.sleep(random.random() * busy)
-            return run("fetch", region, year, None, since, start)
+            await asyncio.sleep(pause())
+            return run("fetch", region, year, since, start)
 
         @cached("report")
         def report(region: str, year: str) -> Any:
             since, start = SINCE.get(), now()
-            return run("report", region, year, None, since, start, load(region, year))
+            return run("report", region, year, since, start, load(region, year))
 
         @cached("areport")
         async def areport(region: str, year: str) -> Any:
             since, start = SINCE.get(), now()
             used = await asyncio.gather(fetch(region, year), asyncio.to_thread(load, region, year))
-            return run("areport", region, year, None, since, start, *used)
+            return run("areport", region, year, since, start, *used)
 
         return {"load": load, "fetch": fetch, "report": report, "areport": areport}
 
+    def _elementwise(self) -> dict[str, Any]:
+        """`load` and `fetch` over a collection of years; a report is built on two of them."""
+        cached, run, pause = self._cached, self.run, self.pause
+
+        @cached("load", each="year")
+        def load(region: str, year: list[str]) -> Any:
+            since, start = SINCE.get(), now()
+            time.sleep(pause())
+            return [run("load", region, one, since, start) for one in year]
+
+        @cached("fetch", each="year")
+        async def fetch(region: str, year: list[str]) -> Any:
+            since, start = SINCE.get(), now()
+            await asyncio.sleep(pause())
+            return {one: run("fetch", region, one, since, start) for one in year}
+
+        @cached("report")
+        def report(region: str, year: str) -> Any:
+            since, start = SINCE.get(), now()
+            return run("report", region, year, since, start, *load(region, [year, "y0"]))
+
+        @cached("areport")
+        async def areport(region: str, year: str) -> Any:
+            since, start = SINCE.get(), now()
+            fetched, loaded = await asyncio.gather(
+                fetch(region, [year]), asyncio.to_thread(load, region, ["y0", year])
+            )
+            return run("areport", region, year, since, start, fetched[year], *loaded)
+
+        return {"load": load, "fetch": fetch, "report": report, "areport": areport}
+
+    def _streams(self) -> dict[str, Any]:
+        """`load` and `fetch` are generators; a report is built on the items that it has read."""
+        cached, run, pause = self._cached, self.run, self.pause
+
+        @cached("load")
+        def load(region: str, year: str) -> Any:
+            with self._streaming("load", region, year) as told:
+                for at in range(ITEMS):
+                    time.sleep(pause() / ITEMS)
+                    yield at, told
+
+        @cached("fetch")
+        async def fetch(region: str, year: str) -> Any:
+            with self._streaming("fetch", region, year) as told:
+                for at in range(ITEMS):
+                    await asyncio.sleep(pause() / ITEMS)
+                    yield at, told
+
+        @cached("report")
+        def report(region: str, year: str) -> Any:
+            since, start = SINCE.get(), now()
+            return run("report", region, year, since, start, self.consumed(load(region, year)))
+
+        @cached("areport")
+        async def areport(region: str, year: str) -> Any:
+            since, start = SINCE.get(), now()
+            used = await asyncio.gather(
+                self.aconsumed(fetch(region, year)),
+                asyncio.to_thread(lambda: self.consumed(load(region, year))),
+            )
+            return run("areport", region, year, since, start, *used)
+
+        return {"load": load, "fetch": fetch, "report": report, "areport": areport}
+
+    def pause(self) -> float:
+        """Seconds that a computation takes."""
+        return random.random() * self.plan.busy
+
     def run(
-        self,
-        function: str,
-        region: str,
-        year: str,
-        sleep: Callable[[float], None] | None,
-        since: int | None = None,
-        start: int | None = None,
-        *used: Any,
+        self, function: str, region: str, year: str, since: int, start: int, *used: Any
     ) -> Told:
         """A result: the runs behind it, its own first; the run is on the record already."""
-        since = SINCE.get() if since is None else since
-        start = now() if start is None else start
-        if sleep is not None:
-            sleep(random.random() * self.plan.busy)
         key = f"{function}/{region}/{year}"
         identity = secrets.token_hex(6)
         data = random.choice("ab") if self.plan.cutoff else ""
         self.log.write("run", identity, key, since, start, now(), self.log.process, data)
         return Told([(identity, key, since, start), *itertools.chain(*used)], data)
 
-    # --- steps -------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def _streaming(self, function: str, region: str, year: str) -> Iterator[Told]:
+        """The run of a generator, which is on the record before its first item."""
+        start = now()  # of those that share a run, any may be the first to ask for an item
+        since = self._starts[self.functions[function].key(region, year)]
+        told = self.run(function, region, year, since, start)
+        try:
+            yield told
+        finally:
+            self.log.write("ended", told[0][0], now())
+
+    # --- consumers -------------------------------------------------------------------------------
+
+    def consumed(self, stream: Any) -> list[Any]:
+        """The runs behind the items of a stream that is read to its end, or left before."""
+        leave, items = self._leaves(), []
+        for item in stream:
+            items.append(item)
+            if len(items) == leave:
+                stream.close()
+                break
+        return self._behind(items, leave)
+
+    async def aconsumed(self, stream: Any) -> list[Any]:
+        """As `consumed`."""
+        leave, items = self._leaves(), []
+        async for item in stream:
+            items.append(item)
+            if len(items) == leave:
+                await stream.aclose()
+                break
+        return self._behind(items, leave)
+
+    def _leaves(self) -> int:
+        """After how many items a consumer leaves."""
+        return random.randrange(1, ITEMS) if random.random() < self.plan.leave else ITEMS + 1
+
+    def _behind(self, items: list[Any], leave: int) -> list[Any]:
+        """The runs behind some items: one, or two where the first run was lost in the middle."""
+        if [at for at, _ in items] != list(range(min(leave, ITEMS))):
+            self.log.write("raised", f"a stream with the items {items}, left after {leave}")
+        runs = {told[0][0]: told for _, told in items}
+        return list(itertools.chain(*runs.values()))
+
+    # --- steps -----------------------------------------------------------------------------------
 
     def arguments(self) -> tuple[str, str]:
-        return f"r{random.randrange(self.plan.regions)}", f"y{random.randrange(2)}"
+        plan = self.plan
+        return f"r{random.randrange(plan.regions)}", f"y{random.randrange(plan.years)}"
 
-    def note(self, function: str, arguments: tuple[str, str], begin: int, answer: Any) -> None:
-        key = "/".join((function, *arguments))
-        self.log.write("call", key, begin, now(), self.log.process, self.plan.directory, answer)
+    def choose(self, name: str) -> tuple[str, Any]:
+        """The arguments of a call."""
+        region, year = self.arguments()
+        if self.plan.shape != "each" or name in ("report", "areport"):
+            return region, year
+        years = [f"y{number}" for number in range(self.plan.years)]
+        return region, random.sample(years, random.randint(1, len(years)))
+
+    def note(self, function: str, arguments: tuple[str, Any], begin: int, answer: Any) -> None:
+        """Write down a call, with the runs behind each part of its answer."""
+        region, year = arguments
+        if isinstance(year, list):
+            parts = [answer[one] for one in year] if isinstance(answer, dict) else answer
+            answers = [(f"{function}/{region}/{y}", p) for y, p in zip(year, parts, strict=True)]
+        else:
+            answers = [(f"{function}/{region}/{year}", answer)]
+        self.log.write("call", begin, now(), self.log.process, self.plan.directory, answers)
 
     def target(self, *names: str) -> tuple[Callable[[str], Any], tuple[str, str, str]]:
         """A way to invalidate something, called with "" or "a", and what it covers."""
         name, (region, year) = random.choice(names), self.arguments()
         function, memo = self.functions[name], self.memo
-        at = function.address(region, year)
         ways: list[tuple[Callable[[str], Any], tuple[str, str, str]]] = [
             (lambda a: getattr(function, f"{a}invalidate")(region, year), (name, region, year)),
             (lambda a: getattr(function, f"{a}invalidate")(region=region), (name, region, "*")),
             (lambda a: getattr(function, f"{a}invalidate")(year=year), (name, "*", year)),
             (lambda a: getattr(function, f"{a}invalidate")(), (name, "*", "*")),
-            (lambda a: getattr(memo, f"{a}invalidate")(key=at), (name, region, year)),
+            (
+                lambda a: getattr(memo, f"{a}invalidate")(key=function.address(region, year)),
+                (name, region, year),
+            ),
             (lambda a: getattr(memo, f"{a}invalidate")(tag=name), (name, "*", "*")),
             (lambda a: getattr(memo, f"{a}invalidate")(function=function), (name, "*", "*")),
             (lambda a: getattr(memo, f"{a}invalidate")(prefix=f"history:{name}"), (name, "*", "*")),
@@ -461,9 +617,12 @@ class Workload:
             self.log.write("gone", *covered, begin, now(), self.plan.directory)
             return
         name = "report" if random.random() < self.plan.ask else "load"
-        arguments = self.arguments()
+        arguments = self.choose(name)
         begin = now()
-        self.note(name, arguments, begin, self.functions[name](*arguments))
+        answer = self.functions[name](*arguments)
+        if isinstance(answer, Iterator):
+            answer = self.consumed(answer)
+        self.note(name, arguments, begin, answer)
 
     async def astep(self) -> None:
         """One async call, or one invalidation."""
@@ -474,9 +633,14 @@ class Workload:
             self.log.write("gone", *covered, begin, now(), self.plan.directory)
             return
         name = "areport" if random.random() < self.plan.ask else "fetch"
-        arguments = self.arguments()
+        arguments = self.choose(name)
         begin = now()
-        self.note(name, arguments, begin, await self.functions[name](*arguments))
+        answer = self.functions[name](*arguments)
+        if isinstance(answer, AsyncIterator):
+            answer = await self.aconsumed(answer)
+        else:
+            answer = await answer
+        self.note(name, arguments, begin, answer)
 
     # --- loops -------------------------------------------------------------------------------
 

@@ -252,6 +252,13 @@ class Flights:
                 self._active.pop(name).detached = True
         return len(names)
 
+    def supersede(self, flight: Flight) -> None:
+        """Close one that was invalidated elsewhere to new callers: the next one leads another."""
+        with self._lock:
+            if self._active.get(flight.name) is flight:
+                del self._active[flight.name]
+            flight.detached = True
+
     def under_way(self) -> list[Flight]:
         """The flights that others may join now."""
         with self._lock:

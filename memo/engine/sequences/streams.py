@@ -12,6 +12,9 @@ Rules of this module:
 5.  A consumer whose shared run is lost (the one that advanced it was cancelled or interrupted, or
     nothing can be spooled any more) goes on with a run of its own, without what it has seen.
 6.  A computation that consumes a stream depends on it from the first item on.
+7.  A caller that may not take part in a run, since it was invalidated, leads the next one.  The
+    lease goes from the one to the other: the caller itself may be what the former waits for.
+8.  With its first item a run is an answer: from then on this process gives none that began before.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from memo.errors import DependencyError, EntryError, ReentryError, TierError, us
 from memo.records import codec
 from memo.records.spool import Cursor, Spool, Stream, loaded
 from memo.records.stamp_types import Stamp
-from memo.runtime import events, reasons
+from memo.runtime import events, fork, reasons
 from memo.runtime.port import Port, Waiter
 from memo.settings.live_values import live
 from memo.stores.chain import Answer
@@ -53,6 +56,10 @@ END = object()
 _LOST = object()
 _WAIT = object()
 _attaching = threading.Lock()
+_leasing = threading.Lock()
+_leased: dict[str, Live] = {}
+"""The runs of this process that have a lease, by name."""
+fork.in_child(_leased.clear)
 
 
 def spool_for(job: Job) -> Spool:
@@ -100,6 +107,8 @@ class Live:
         self._waiters: list[Waiter] = []
         self._iterator: Any = None
         self._held: Hold | None = None
+        self._heir: Live | None = None
+        self._freed = False
         self._started = 0
         self._standing = Standing(job)
         self._active = 0.0
@@ -145,6 +154,15 @@ class Live:
         finally:
             self._told_end()
 
+    async def is_overtaken(self, port: Port) -> bool:
+        """True if no later call may read from it: it was invalidated, or an answer is newer."""
+        job = self.job
+        if not self._started:  # its stamps are still to be taken
+            return False
+        if self.own is None or job.chain.floors.older(job.call.text, self._started):
+            return True
+        return bool(await job.chain.turned(port, self.own))
+
     def known(self) -> tuple[Stamp, ...] | None:
         """The stamps of what it was built on so far; None: nothing can vouch for it."""
         if self.own is None or not self.gathered.sound:
@@ -183,7 +201,12 @@ class Live:
             with patience(policy):
                 self.own = await take_stamps(port, job)
             used_calls.carry_context()
-            self._started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+            started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+            if self.flight.detached:  # while it waited for the lease: the next one may run already
+                self._ends(lost=True)
+                await self._end(port, None)
+                return
+            self._started = started
             self.flight.call, self.flight.expected = job.call, job.function.took
             with inside(self.flight):
                 emit(job, events.COMPUTE_STARTED)
@@ -204,9 +227,16 @@ class Live:
     async def _done_elsewhere(self, port: Port, found: Answer) -> bool:
         """True if another process has stored it before this one got the lease."""
         job, policy = self.job, self.job.function.policy
+        with _leasing:
+            before = _leased.get(job.name)
+            if before is not None and before.client is self.client:
+                before._heir = self
+                return False
         expected = job.function.took
         held = await hold(port, job.chain, job.name, policy, self.flight, expected=expected)
         self._held = held
+        if held is not None and held.mine:
+            _leased[job.name] = self
         return held is not None and await done_by_another(port, job, held, found)
 
     def _release(self) -> None:
@@ -227,9 +257,17 @@ class Live:
         FLIGHTS.land(self.flight, landing)
 
     async def _free(self, port: Port) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            await held.release(port, self.job.chain.upload(self.job.name))
+        with _leasing:
+            held, self._held, self._freed = self._held, None, True
+            if held is None:
+                return
+            if held.mine:
+                _leased.pop(self.job.name, None)
+            heir = self._heir
+            if heir is not None and not heir._freed:
+                heir._held, _leased[self.job.name] = held, heir
+                return
+        await held.release(port, self.job.chain.upload(self.job.name))
 
     def take(self, port: Port, at: int, cursor: Cursor) -> Any:
         """The item at a position; else `END`, `_LOST`, `Raised`, a waiter, or `_WAIT`: advance it.
@@ -322,6 +360,8 @@ class Live:
                 if self.spool.fault:
                     emit(self.job, events.ERROR, reason="store", detail=self.spool.fault)
                     FLIGHTS.close(self.flight)  # no consumer can join it any more
+            if not self.count:
+                self.job.chain.floors.rise(self.job.call.text, self._started)
             self.count += 1
 
     def _told_end(self) -> None:
@@ -520,14 +560,23 @@ class Reader:
         if one is None:  # a refresh in the background, which is not seen while it runs
             await _landed(port, flight)
             return False
-        if one.client is port.client() and one.attach():
-            if one.own is not None and not await job.chain.turned(port, one.own):
-                self._live = one
-                emit(job, events.COALESCED)
-                return True
+        if one.client is not port.client():
+            FLIGHTS.part(flight)
+            await self._alone(port)
+            return True
+        if not one.attach():  # it ends this moment, or nothing can be spooled any more
+            if one.spool.fault:
+                FLIGHTS.part(flight)
+            else:
+                await _landed(port, flight)
+            return False
+        if await one.is_overtaken(port):
+            FLIGHTS.supersede(flight)
+            FLIGHTS.part(flight)
             await one.leave(port)
-        FLIGHTS.part(flight)
-        await self._alone(port)
+            return False
+        self._live = one
+        emit(job, events.COALESCED)
         return True
 
     async def _alone(self, port: Port) -> None:

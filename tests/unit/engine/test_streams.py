@@ -8,15 +8,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import ports
 import pytest
 from ways import Way, fresh_process, kinds
 
 import memo
 from memo import NotCachedError, OptionError, ReentryError, cache
+from memo.engine.coordination.flights import FLIGHTS
 from memo.testing import ManualClock, isolated, recording
 
 SEEN: list[Any] = []
@@ -253,6 +257,122 @@ def test_a_call_after_an_invalidation_has_a_run_of_its_own() -> None:
     next(new)
     assert SEEN.count("begins") == 2
     assert list(old) == list(new) == [[1]]
+
+
+def numbered(n: int) -> Iterator[Any]:
+    """Items that tell which run they are of."""
+    SEEN.append("begins")
+    yield from [[len(SEEN)]] * n
+
+
+def test_items_that_were_seen_are_an_answer(way: Way, place: str) -> None:
+    """Where a consumer saw items of a later run, no call replays those of an earlier one (I2)."""
+    rows = cached(way, numbered)
+    assert read(way, rows(2)) == [[1], [1]]
+    with memo.mode("refresh"):
+        assert read(way, rows(2), 1) == [[2]]
+    assert read(way, rows(2)) == [[3], [3]]
+
+
+def test_a_run_is_not_joined_after_items_of_a_later_one() -> None:
+    """A call takes no part in a run that began before one whose items were seen (I2)."""
+    rows = cached(Way("async"), numbered)
+
+    async def main() -> None:
+        mine, new = rows(2), rows(2)
+        assert await mine.__anext__() == [1]
+        assert await asyncio.to_thread(read, Way("async"), rows(2), 1) == [[2]]
+        assert await new.__anext__() == [3]
+        await mine.aclose()
+        await new.aclose()
+
+    asyncio.run(main())
+
+
+def test_calls_after_an_invalidation_elsewhere_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that may not read from a run, since another process invalidated it, lead one (I3)."""
+    rows = cached(Way("sync"))
+    old = rows(2)
+    next(old)
+    monkeypatch.setattr(FLIGHTS, "detach", lambda turns: 0)  # as if from another process
+    rows.invalidate()
+    first, second = rows(2), rows(2)
+    assert next(first) == next(second) == [0]
+    assert SEEN.count("begins") == 2
+    assert list(old) == list(first) == list(second) == [[1]]
+    assert rows.is_cached(2)
+
+
+def test_a_run_that_is_being_left_is_waited_for() -> None:
+    """A call that comes while the last consumer leaves begins a run when that one has ended."""
+    closing, go = threading.Event(), threading.Event()
+
+    def body(n: int) -> Iterator[Any]:
+        SEEN.append("begins")
+        try:
+            yield from range(n)
+        finally:
+            closing.set()
+            assert go.wait(20)
+            SEEN.append("closed")
+
+    rows = cached(Way("sync"), body)
+    leaves = threading.Thread(target=read, args=(Way("sync"), rows(2), 1))
+    comes = threading.Thread(target=read, args=(Way("sync"), rows(2)))
+    with recording() as heard:
+        leaves.start()
+        assert closing.wait(20)
+        comes.start()
+        eventually(lambda: kinds(heard).count("miss") == 2)
+        with suppress(AssertionError):
+            eventually(lambda: SEEN.count("begins") == 2, 0.2)
+        go.set()
+        leaves.join(20)
+        comes.join(20)
+    assert SEEN == ["begins", "closed"] * 2
+
+
+def test_a_consumer_that_invalidates_gets_the_lease() -> None:
+    """With `use_lock` a call does not wait for a run that waits for this very consumer."""
+    rows = cached(Way("sync"), use_lock=True, lock_timeout=10)
+    old = rows(2)
+    next(old)
+    rows.invalidate()
+    new = rows(2)
+    with recording() as heard:
+        assert next(new) == [0]
+        assert list(old) == [[1]]
+        assert other_process_waits()
+        assert list(new) == [[1]]
+    assert not other_process_waits()
+    assert not {"lock_timeout", "waiting"} & {event.kind for event in heard}
+
+
+WAITS = """
+from memo import cache
+from memo.testing import recording
+
+@cache(name="tests:rows", version="1", ttl=None, use_lock=True, lock_timeout=0.01)
+def rows(n: int):
+    yield [0]
+
+with recording() as heard:
+    next(rows(2))
+print("waiting" in {event.kind for event in heard})
+"""
+
+
+def other_process_waits() -> bool:
+    """True if another process finds the lease of `rows(2)` taken."""
+    return ports.run(WAITS) == "True"
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_old_items_instead_of_an_error(way: Way) -> None:
