@@ -63,6 +63,13 @@ def plan(mutant: str, tiers: list[str], **more: Any) -> dict[str, Any]:
         ("landing", ["disk"], SLOW),
         ("digests", ["disk"], CUTOFF),
         ("digests", FRONT, CUTOFF),
+        ("comparison", FRONT, {"shape": "each"}),
+        ("comparison", FRONT, {"shape": "streams"}),
+        ("stamps_afterwards", FRONT, {**SLOW, "shape": "each"}),
+        ("stamps_afterwards", FRONT, {**SLOW, "shape": "streams"}),
+        ("flights", FRONT, {**SLOW, "shape": "each"}),
+        ("joining", FRONT, {**SLOW, "shape": "streams"}),
+        ("digests", FRONT, {**CUTOFF, "shape": "each"}),
     ],
 )
 def test_a_guard_is_missed(

@@ -10,6 +10,7 @@ from typing import Any
 
 from memo.engine import answering, computing, refreshing
 from memo.engine.coordination.flights import FLIGHTS, Flights
+from memo.engine.sequences import elements, streams
 from memo.stores.authorities import Authorities
 from memo.stores.chain import Chain
 from memo.stores.disk.host_state import HostGenerations
@@ -56,7 +57,7 @@ def stamps_afterwards() -> None:
     async def late(port: Any, job: Any, value: Any, used: Any, *rest: Any, **more: Any) -> Any:
         return await store(port, job, value, await computing.take_stamps(port, job), *rest, **more)
 
-    computing.store_result = late
+    computing.store_result = elements.store_result = streams.store_result = late
 
 
 def replay() -> None:
@@ -80,13 +81,23 @@ def landing() -> None:
         FLIGHTS.close(flight)
         return landing
 
-    answering.close = refreshing.close = close  # type: ignore[assignment]
+    answering.close = refreshing.close = elements.close = close  # type: ignore[assignment]
 
 
 def flights() -> None:
     """Neither are flights detached, nor is what landed looked at."""
     detaching()
     landing()
+
+
+def joining() -> None:
+    """A consumer reads from a run of a generator that was invalidated."""
+
+    async def is_overtaken(self: streams.Live, port: Any) -> bool:
+        return False
+
+    detaching()
+    streams.Live.is_overtaken = is_overtaken  # type: ignore[method-assign]
 
 
 def digests() -> None:
@@ -119,6 +130,7 @@ APPLY: dict[str, Callable[[], None]] = {
         replay,
         detaching,
         landing,
+        joining,
         flights,
         floors,
         digests,
