@@ -456,6 +456,7 @@ async def _keep(port: Port, job: Job, header: Header, encoded: Encoded) -> seal.
         record = seal.pack(header, encoded.stream, chain.secrets[0])
     with patience(function.policy):
         stored = await chain.store(port, job.name, record, encoded.payload, header.times)
+        await chain.keep_groups(port, header.stamps, header.times)
     size = len(record) + (encoded.payload.size if encoded.payload else 0)
     follows = "redis follows" if chain.upload(job.name) else ""
     emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)

@@ -15,7 +15,8 @@ Rules of this module:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from sys import getsizeof
 from typing import Any, Literal, NamedTuple, cast
 
@@ -567,6 +568,8 @@ class Chain:
         if not self.self_healing or entry is None:
             return
         lifetime = self._remaining(entry.times)
+        if self.tiers[place].shared:
+            await self.keep_groups(port, entry.stamps, entry.times)
         above = [tier for tier in self.tiers[:place] if not entry.buffers]
         slow = [tier for tier in above if tier.name != MEMORY]
         for tier in above:
@@ -623,6 +626,21 @@ class Chain:
                 stored.append(tier.name)
         return tuple(stored)
 
+    async def keep_groups(self, port: Port, stamps: Iterable[Stamp], times: Times) -> None:
+        """Let the host's groups live as long as an entry with these stamps; forget others by it."""
+        if self.host is None:
+            return
+        generations = self.host.generations
+        groups = {stamp.ref.group: None for stamp in stamps if type(stamp) is Generation}
+        await generations.outlive(port, groups, self._remaining(times))
+        if generations.sweep_due():
+
+            async def sweep(port: Port) -> None:
+                with suppress(TierError):  # met again, and said, by whatever must be written
+                    await generations.sweep(port)
+
+            port.spawn(sweep, "memo-sweep")
+
     def upload(self, name: str) -> Upload | None:
         """The upload of an entry to the shared tier that is under way or about to be."""
         return self._transfers.upload(name)
@@ -668,8 +686,11 @@ class Chain:
         return None
 
     async def clear(self, port: Port, prefix: str | None = None) -> dict[str, int | str]:
-        """Forget all entries whose names begin so; per tier how many, or why not."""
-        prefix = f"{self.namespace}:" if prefix is None else prefix
+        """Forget all entries whose names begin so; per tier how many, or why not.
+
+        Without a prefix all of the namespace, with the generations; it was invalidated before.
+        """
+        everything, prefix = prefix is None, prefix or f"{self.namespace}:"
         outcome: dict[str, int | str] = {}
         for tier in self.tiers:
             try:
@@ -677,6 +698,9 @@ class Chain:
             except TierError as error:
                 self._fault(tier.name, error)
                 outcome[tier.name] = f"failed: {error}"
+        if everything and self.host is not None:
+            with suppress(TierError):  # a sweep does it later
+                await self.host.generations.clear(port)
         return outcome
 
     async def health(self, port: Port) -> dict[str, dict[str, Any]]:

@@ -470,6 +470,28 @@ class HostGenerations(Generations, Protocol):
         """All groups that this host has."""
         ...
 
+    async def outlive(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
+        """Let groups be known for as long as an entry that names them; None: it has no end."""
+        ...
+
+    def sweep_due(self) -> bool: ...
+
+    async def sweep(self, port: Port) -> int:
+        """Forget the groups that no entry can name any more; how many.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        ...
+
+    async def clear(self, port: Port) -> None:
+        """Forget all groups but that of the namespace.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        ...
+
     def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
         """An invalidation could not be written; what happens now, for people."""
         ...

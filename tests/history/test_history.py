@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from deployments import Cluster, Sentinels
 from history import Asked, Gone, History, Nursery, Run, Stage
 from redis_server import RedisServer, binary, valkey
 
+from memo.errors import TierError
+from memo.runtime.clock import SECOND, Clock
+from memo.runtime.ports import BLOCKING, drive
+from memo.stores.disk.host_state import Host
 from memo.stores.redis.tracking import BOUND
 
 LONG = bool(os.environ.get("MEMO_TEST_LONG"))
@@ -485,6 +490,44 @@ def test_killed_on_disk_alone(judged: Judge, nursery: Nursery, tmp_path: Path) -
     here = stage(nursery, tmp_path, FRONT, AGING, faults=killing)
     judged(here)
     assert here.killed > 1
+
+
+MANY_KEYS = {"regions": 4, "invalidate": 0.1, "busy": 0.001}
+"""Many keys in one group: a group is begun again for one while others wait to be looked up."""
+
+
+class Ahead(Clock):
+    """A clock so far ahead that all groups are over, or those that were only invalidated."""
+
+    def wall_ns(self) -> int:
+        return time.time_ns() + random.choice([3600, 10**9, 10**9]) * SECOND
+
+
+def sweeping(stage: Stage) -> None:
+    """Forget groups that are in use, all or a part of them, at a random moment."""
+    time.sleep(random.random() * 0.01)
+    for file in stage.place.glob("host*/**/host.sqlite"):
+        host = Host(file.parent, Ahead())
+        with suppress(TierError):  # it was made just now
+            drive(host.generations.sweep(BLOCKING))
+        host.close()
+
+
+@pytest.mark.parametrize("options", [AGING, {"ttl": 60}], ids=["aging", "minute"])
+def test_while_groups_are_swept(
+    judged: Judge, nursery: Nursery, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Groups that are forgotten while they are in use revive nothing."""
+    judged(stage(nursery, tmp_path, FRONT, options, faults=sweeping, plan=MANY_KEYS))
+
+
+def test_while_groups_are_swept_on_two_hosts(
+    judged: Judge, nursery: Nursery, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Nor where hosts learn from Redis what they have forgotten."""
+    tiers = ("memory", "redis", "disk")
+    more: dict[str, Any] = {"workers": 4, "hosts": 2, "faults": sweeping, "plan": MANY_KEYS}
+    judged(stage(nursery, tmp_path, tiers, {"ttl": 60}, redis=redis_server, **more))
 
 
 # --- Redis fails over ----------------------------------------------------------------------------

@@ -11,7 +11,11 @@ Rules of this module:
     commit and the bell, or a directory that was removed.
 3.  The bell also holds the number of the last commit.  A database that is older than its bell has
     lost commits, so perhaps an invalidation: it is set aside.
-4.  In doubt, a miss.  A damaged file is set aside: all its generations are lost,
+4.  Groups die.  Each has a time up to which an entry may name it, which grows with use; `sweep`
+    forgets those whose time is over.  Whatever still names one is a miss, since a group that is
+    begun again has another token; and since a mirror cannot see what is gone from the table, each
+    process begins its own anew.
+5.  In doubt, a miss.  A damaged file is set aside: all its generations are lost,
     which every entry notices; what can still be read of the journal is carried over.
 """
 
@@ -24,7 +28,7 @@ import sqlite3
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -58,7 +62,13 @@ LAST_COMMIT = 1 << 62
 _FORMAT = 1
 _BELL = struct.Struct("=QQ")
 SQL = sqlite_file.statements("generations")
-_SCHEMA = ("meta", "groups", "generations", "journal", "groups_changed")
+_SCHEMA = ("meta", "groups", "generations", "journal", "groups_changed", "lives", "lives_until")
+BEGUN = 86_400
+"""Seconds that a group lives, at least, from when a computation that names it began."""
+TOMB = 120
+"""Seconds that a group lives which an invalidation finds missing: nothing is stored under it."""
+EVER = 1 << 62
+"""The end of a group that an entry without a ttl names."""
 
 
 class Group:
@@ -119,6 +129,7 @@ class Ledger:
         groups: the mirror.
         commit: the number of a commit that the mirror is at least as new as.
         journal: (row, at, due) of every journalled invalidation.
+        lives: when groups in the mirror may be forgotten, in Unix seconds, as far as it is known.
     """
 
     def __init__(self, home: Home, clock: Clock) -> None:
@@ -135,6 +146,8 @@ class Ledger:
         self.heard = -1
         self.tick = 0.0
         self.groups: dict[str, Group] = {}
+        self.lives: dict[str, int] = {}
+        self._swept = 0
         self.commit = 0
         self.journal: list[tuple[int, int, int]] = []
         self._opened = 0
@@ -303,11 +316,12 @@ class Ledger:
         self.tick = tick
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
+        swept = swept_at(connection)  # before the changes are read: it must be none of the later
         rows = connection.execute(
             "SELECT name, changed, renewed FROM groups WHERE changed > ?", (self.commit,)
         ).fetchall()
-        if len(self.groups) > MIRROR:
-            self.groups = {}
+        if len(self.groups) > MIRROR or swept != self._swept:
+            self.groups, self.lives, self._swept = {}, {}, swept
         for name, _, renewed in rows:
             group = self.groups.get(name)
             if group is None:
@@ -319,7 +333,7 @@ class Ledger:
                     {**group.fields, **fields_of(connection, name, self.commit)}
                 )
         self.journal = connection.execute("SELECT id, at, due FROM journal").fetchall()
-        self.commit = max((row[1] for row in rows), default=self.commit)
+        self.commit = max(self.commit, swept, *(row[1] for row in rows))
 
     def load(self, name: str) -> Group:
         """A group that was not in the mirror."""
@@ -333,8 +347,10 @@ class Ledger:
                     group = self.groups.get(name)
                     if group is None:
                         group = Group(fields_of(database.reader, name))
+                        until = lives_until(database.reader, name)
                         if self._opened == database.opened:
                             self.groups[name] = group
+                            self.lives[name] = until
                     return group
             except FAULTS as error:
                 self.suffer(error)
@@ -423,6 +439,31 @@ def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> di
     return {name: value for name, value in rows if type(name) is type(value) is str}
 
 
+def lives_until(connection: sqlite3.Connection, group: str) -> int:
+    """When a group may be forgotten, in Unix seconds; 0: it is not known here."""
+    row = connection.execute("SELECT until FROM lives WHERE name = ?", (group,)).fetchone()
+    return row[0] if row and isinstance(row[0], int) else 0
+
+
+def outlive(connection: sqlite3.Connection, groups: Iterable[str], until: int) -> None:
+    """Let groups live so long at least."""
+    connection.executemany(SQL["outlive"], [(name, until) for name in groups])
+
+
+def swept_at(connection: sqlite3.Connection) -> int:
+    """The number of the last commit that forgot groups; 0: none did."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'swept'").fetchone()
+    return row[0] if row and isinstance(row[0], int) else 0
+
+
+def forget(connection: sqlite3.Connection, groups: Iterable[str], commit: int) -> None:
+    """Forget groups, as part of a commit: what names them is a miss, and never comes back."""
+    names = [(name,) for name in groups]
+    for table in ("generations", "groups", "lives"):
+        connection.executemany(f"DELETE FROM {table} WHERE name = ?", names)  # noqa: S608 - constants
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('swept', ?)", (commit,))
+
+
 def change_fields(connection: sqlite3.Connection, group: str, change: Change, commit: int) -> None:
     """Write a change of one group's fields, as part of a commit."""
     if change.renew:
@@ -482,3 +523,6 @@ def _prune(connection: sqlite3.Connection) -> None:
     crowd = _crowd(connection)
     connection.execute(SQL["prune_generations"], (crowd,))
     connection.execute(SQL["prune_groups"], (crowd,))
+    connection.execute(SQL["prune_lives"])
+    (commit,) = connection.execute("SELECT value FROM meta WHERE name = 'commit'").fetchone()
+    forget(connection, (), commit)

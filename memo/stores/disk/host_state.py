@@ -25,7 +25,19 @@ from memo.runtime.port import Port
 from memo.stores.disk import home
 from memo.stores.disk.file_locks import HostLock
 from memo.stores.disk.home import READ_ONLY, Home
-from memo.stores.disk.host_database import SQL, Ledger, change_fields, fields_of
+from memo.stores.disk.host_database import (
+    BEGUN,
+    EVER,
+    MIRROR,
+    SQL,
+    TOMB,
+    Ledger,
+    change_fields,
+    fields_of,
+    forget,
+    outlive,
+    swept_at,
+)
 from memo.stores.disk.sqlite_file import outlasting
 from memo.stores.disk.unwritten import Unwritten
 from memo.validity import generations, stamps
@@ -44,6 +56,14 @@ LATE_AGAIN = 1.0
 """Seconds after which changes that the file could not take are tried again."""
 OWED_AGAIN = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
+SWEEP = 60.0
+"""Seconds between two times that a process looks for groups whose time is over."""
+SWEPT = 500
+"""Groups that are forgotten in one transaction at most: others may write in between."""
+GIVE_WAY = 0.002
+"""Seconds between two such transactions."""
+SPARE = 3600
+"""Seconds that a group may live longer than it must, so that its time is seldom written."""
 WAITING = 1000
 """Past so many invalidations that wait for whichever shared tier is used next, they become one."""
 NEVER = (UnicodeError, OverflowError, sqlite3.DataError)
@@ -71,6 +91,7 @@ class HostGenerations:
         self._ledger = ledger
         self._owed: list[Callable[[], None]] = []
         self._pay_at = 0.0
+        self._sweep_at = time.monotonic() + SWEEP
         self._unwritten = Unwritten()
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
@@ -154,6 +175,7 @@ class HostGenerations:
                 if name not in held and _settled(connection, name) <= since:
                     mine = [(ref, old, new) for ref, old, new in news if ref.group == name]
                     changed |= _learn(connection, name, mine, commit)
+                    outlive(connection, [name], self._now() + BEGUN)
             return changed
 
         self._ledger.write(work, durable=False)
@@ -171,28 +193,112 @@ class HostGenerations:
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.begin`."""
         states = await self.states(port, refs)
-        if LOST not in states:
+        lives, soon = self._ledger.lives, self._now() + BEGUN // 2
+        if LOST not in states and all(lives.get(ref.group, 0) >= soon for ref in refs):
             return states
         return await port.offload(self._begin, refs)
 
     def _begin(self, refs: Sequence[Ref]) -> list[State]:
         born = Change({ALL: stamps.token()})  # of all of them: equal tokens deflate well in stamps
 
+        names = dict.fromkeys(ref.group for ref in refs)
+
         def work(connection: sqlite3.Connection, commit: int) -> bool:
-            changed = False
-            for name in dict.fromkeys(ref.group for ref in refs):
+            for name in names:
                 if ALL not in fields_of(connection, name):
                     change_fields(connection, name, born, commit)
-                    changed = True
-            return changed
+            outlive(connection, names, self._now() + BEGUN)
+            return True
 
         try:
             self._ledger.write(work, durable=False)
         except TierError as error:
             if not _is_closed(error):
                 raise
-            self._unwritten.begin(ref.group for ref in refs)
-        return self.read(refs)
+            self._unwritten.begin(names)
+        found = self.read(refs)
+        self._lasts(names, self._now() + BEGUN)
+        return found
+
+    # --- groups die ------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return self._ledger.clock.wall_ns() // SECOND
+
+    def _lasts(self, names: Iterable[str], until: int) -> None:
+        lives = self._ledger.lives
+        if len(lives) > MIRROR:
+            lives.clear()
+        lives.update(dict.fromkeys(names, until))
+
+    async def outlive(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
+        """See `memo.stores.protocols.HostGenerations.outlive`; seldom writes."""
+        now, lives = self._now(), self._ledger.lives
+        end = EVER if lifetime is None else now + int(lifetime) + 1
+        short = [name for name in groups if lives.get(name, 0) < end]
+        if short:
+            spare = 0 if lifetime is None else SPARE + int(lifetime / 4)
+            await port.offload(self._outlive, short, end + spare)
+
+    def _outlive(self, groups: Sequence[str], until: int) -> None:
+        def work(connection: sqlite3.Connection, _: int) -> bool:
+            outlive(connection, groups, until)
+            return True
+
+        with suppress(TierError):  # then they may be forgotten early: a miss, no more
+            self._ledger.write(work, durable=False)
+        self._lasts(groups, until)
+
+    def sweep_due(self) -> bool:
+        """True if it is time to `sweep`, once for each time."""
+        now = time.monotonic()
+        if now < self._sweep_at:
+            return False
+        self._sweep_at = now + SWEEP
+        return True
+
+    async def sweep(self, port: Port) -> int:
+        """Forget the groups that no entry can name any more; how many.
+
+        Not those in which an invalidation is on its way to a shared tier.
+        """
+        return await port.offload(self._sweep)
+
+    def _sweep(self) -> int:
+        count = 0
+        while True:
+            gone = self._forget_some(lambda connection: _dead(connection, self._now()))
+            count += gone
+            if gone < SWEPT:
+                return count
+            time.sleep(GIVE_WAY)
+
+    async def clear(self, port: Port) -> None:
+        """Forget all groups but that of the namespace, whose invalidation stays known."""
+        await port.offload(self._clear)
+
+    def _clear(self) -> None:
+        while self._forget_some(_others) == SWEPT:
+            time.sleep(GIVE_WAY)
+
+    def _forget_some(self, which: Callable[[sqlite3.Connection], list[str]]) -> int:
+        """Forget groups, a transaction full.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        gone: list[str] = []
+
+        def work(connection: sqlite3.Connection, commit: int) -> bool:
+            held = _held(connection)
+            gone[:] = [name for name in which(connection) if name not in held]
+            forget(connection, gone, commit)
+            return bool(gone)
+
+        self._ledger.write(work, durable=False)
+        return len(gone)
+
+    # --- not written yet -------------------------------------------------------------------------
 
     def _write_late(self) -> None:
         """Write what the file could not take, if it can by now."""
@@ -201,7 +307,7 @@ class HostGenerations:
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             nonlocal written
-            written = self._unwritten.write(connection, commit)
+            written = self._unwritten.write(connection, commit, self._now())
             return True
 
         with suppress(TierError):
@@ -249,7 +355,7 @@ class HostGenerations:
 
     def _turn(self, turns: Sequence[Turn], note: str) -> None:
         def work(connection: sqlite3.Connection, commit: int) -> bool:
-            _turn(connection, turns, note, commit)
+            _turn(connection, turns, note, commit, self._now())
             if _is_shared(connection):
                 _leave_word(connection, self._ledger.clock.wall_ns(), _packed(turns), note)
             return True
@@ -300,6 +406,17 @@ def _is_closed(error: TierError) -> bool:
     return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
 
 
+def _dead(connection: sqlite3.Connection, now: int) -> list[str]:
+    """Groups whose time is over, a transaction full."""
+    return [name for (name,) in connection.execute(SQL["dead"], (now, SWEPT))]
+
+
+def _others(connection: sqlite3.Connection) -> list[str]:
+    """All groups but that of the namespace, a transaction full."""
+    rows = connection.execute("SELECT name FROM groups WHERE name <> 'n' LIMIT ?", (SWEPT,))
+    return [name for (name,) in rows]
+
+
 def _held(connection: sqlite3.Connection) -> set[str]:
     """The groups that an invalidation on its way concerns."""
     rows = connection.execute("SELECT turns FROM journal").fetchall()
@@ -330,7 +447,7 @@ def _leave_word(connection: sqlite3.Connection, at: int, turns: str, note: str) 
 
 def _settled(connection: sqlite3.Connection, group: str) -> int:
     row = connection.execute("SELECT settled FROM groups WHERE name = ?", (group,)).fetchone()
-    return row[0] if row else 0
+    return row[0] if row else swept_at(connection)
 
 
 def _learn(
@@ -370,9 +487,9 @@ class Journal:
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             nonlocal number
-            _turn(connection, turns, note, commit)
-            _mark_shared(connection)
             at = self._ledger.clock.wall_ns()
+            _turn(connection, turns, note, commit, at // SECOND)
+            _mark_shared(connection)
             cursor = connection.execute(
                 "INSERT INTO journal (at, due, turns, note) VALUES (?, 0, ?, ?)",
                 (at, _packed(turns), note),
@@ -510,7 +627,9 @@ def _unpacked(text: str) -> list[Turn]:
         return [Turn("n")]
 
 
-def _turn(connection: sqlite3.Connection, turns: Iterable[Turn], note: str, commit: int) -> None:
+def _turn(
+    connection: sqlite3.Connection, turns: Iterable[Turn], note: str, commit: int, now: int
+) -> None:
     """Write invalidations; a group is read and written once, however many of them are in it."""
     groups: dict[str, list[Turn]] = {}
     for turn in turns:
@@ -518,6 +637,7 @@ def _turn(connection: sqlite3.Connection, turns: Iterable[Turn], note: str, comm
     for name, own in groups.items():
         change = generations.turned_all(fields_of(connection, name), own, note)
         change_fields(connection, name, change, commit)
+    outlive(connection, groups, now + TOMB)
 
 
 class Host:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from memo.stores.disk.host_database import Group, change_fields, fields_of
+from memo.stores.disk.host_database import BEGUN, TOMB, Group, change_fields, fields_of, outlive
 from memo.validity import generations, stamps
 from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Turn
@@ -83,8 +83,12 @@ class Unwritten:
                 fields = generations.apply(fields, change)
         return fields
 
-    def write(self, connection: sqlite3.Connection, commit: int) -> tuple[object, ...]:
-        """Write all of it, as part of a commit; what was written, for `forget`."""
+    def write(self, connection: sqlite3.Connection, commit: int, now: int) -> tuple[object, ...]:
+        """Write all of it, as part of a commit; what was written, for `forget`.
+
+        Args:
+            now: in Unix seconds.
+        """
         with self._lock:
             births, late = dict(self._births), dict(self._late)
         for name, token in births.items():
@@ -94,6 +98,8 @@ class Unwritten:
             fields = fields_of(connection, turn.group)
             change = generations.turned(fields, turn, note, token)
             change_fields(connection, turn.group, change, commit)
+        outlive(connection, births, now + BEGUN)
+        outlive(connection, {turn.group for turn, _, _ in late.values()}, now + TOMB)
         return births, late
 
     def forget(self, written: tuple[object, ...]) -> None:

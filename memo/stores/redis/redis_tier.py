@@ -361,9 +361,15 @@ class Redis:
     async def clear(self, port: Port, prefix: str) -> int:
         """Forget every entry whose name begins with `prefix`; looks at all names, in steps.
 
-        Payloads go with a prefix that covers them, and are not counted.  Generations, leases and
-        the live configuration stay.
+        Payloads and generations go with a prefix that covers them, and are not counted.  That of
+        the namespace stays, since a host may give back the others; so do leases and the live
+        configuration.
         """
+        kept: tuple[bytes, ...] = self._kept
+        uncounted = self._payloads, self._groups
+        if self._groups.startswith(self._key(prefix)):
+            kept = (self._group_key("n"), *(start for start in kept if start != self._groups))
+            self._lives.clear()
         pattern = _GLOB.sub(r"\\\1", self._key(prefix).decode()).encode() + b"*"
         dropped = 0
         for node in await self.client.nodes(port):
@@ -371,11 +377,11 @@ class Redis:
             while cursor != b"0":
                 command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
                 cursor, names = await self.client.ask(port, command, parse=_page, key=node)
-                if names := [name for name in names if not name.startswith(self._kept)]:
+                if names := [name for name in names if not name.startswith(kept)]:
                     await self.client.ask_each(
                         port, [(name, pack(b"UNLINK", name)) for name in names], writes=True
                     )
-                    dropped += sum(not name.startswith(self._payloads) for name in names)
+                    dropped += sum(not name.startswith(uncounted) for name in names)
         if self.payload_store is not None and self._payloads.startswith(self._key(prefix)):
             await port.offload(self.payload_store.clear)
         return dropped

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from checkout import ROOT
 from click.testing import CliRunner
+from redis_server import RedisServer
 
 import memo
 from memo.cli.commands import main
@@ -151,6 +155,29 @@ def test_clear_all_asks_and_then_drops_everything():
     assert not squared.is_cached(7)
     assert not shouted.is_cached("hello")
     assert run("ls") == "No entries.\n"
+
+
+def test_clearing_everything_leaves_nothing(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generations go as well, on this host and in Redis; only that of the namespace stays."""
+    monkeypatch.setenv("MEMO_DIRECTORY", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEMO_REDIS_URL", redis_server.url)
+    with memo.configure():
+        load = memo.cache(lambda x: x, name="left:load", ttl=None, tags=["a", "user:{x}"])
+        for x in range(20):
+            load(x)
+            memo.invalidate(tag=f"other:{x}")
+        run("clear", "--all", "--yes")
+        assert {name for name in redis_server.client().keys("*") if b":g:" in name} == {
+            b"memo:2:g:{n}"
+        }
+        [file] = (tmp_path / "cache").rglob("host.sqlite")
+        with closing(sqlite3.connect(file)) as connection:
+            assert connection.execute("SELECT name FROM groups").fetchall() == [("n",)]
+        assert not load.is_cached(1)
+        assert load(1) == 1
+        assert load.is_cached(1)
 
 
 @pytest.mark.parametrize("args", [(), ("--all", "--tag", "x"), ("--tag", "x", "--prefix", "y")])

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 import warnings
+from contextlib import closing
 
 import pytest
 from ports import blocking, looping, run, start
@@ -17,7 +18,8 @@ from sqlite_damage import damage_file
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.clock import SECOND, Clock
-from memo.stores.disk import file_locks, home, host_database, sqlite_file
+from memo.runtime.ports import BLOCKING, drive
+from memo.stores.disk import file_locks, home, host_database, host_state, sqlite_file
 from memo.stores.disk.host_state import Host
 from memo.validity import stamps
 from memo.validity.stamps import Turn
@@ -738,3 +740,122 @@ def test_patience_is_what_is_promised():
     assert sqlite_file.PATIENCE <= 0.25
     assert sqlite_file.READ_PATIENCE <= 0.05
     assert stamps.TOKEN == 16
+
+
+# --- groups die ----------------------------------------------------------------------------------
+
+
+class Ahead(Clock):
+    """A clock that can be set."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wall_ns(self) -> int:
+        return time.time_ns() + int(self.seconds * SECOND)
+
+
+def swept(host):
+    return drive(host.generations.sweep(BLOCKING))
+
+
+def names_of(directory):
+    with closing(sqlite3.connect(directory / "host.sqlite")) as connection:
+        return {
+            table: {name for (name,) in connection.execute(f"SELECT name FROM {table}")}
+            for table in ("groups", "generations", "lives")
+        }
+
+
+def test_a_group_is_forgotten_when_no_entry_can_name_it(directory):
+    """Groups go when the longest ttl under them is over, not before, and then everywhere."""
+    clock = Ahead()
+    host, other = Host(directory, clock), Host(directory, clock)
+    week, tag, gone = Ref("p:week"), Ref("t:tag"), Ref("t:never used")
+    before = begin(host, week, tag)
+    drive(host.generations.outlive(BLOCKING, ["p:week"], 7 * 86400))
+    turn(host, Turn(gone.group))
+    assert other.generations.read([week, tag]) == before
+    clock.seconds = 3600
+    assert swept(host) == 1
+    assert begin(other, week, tag) == before
+    clock.seconds += 2 * 86400
+    assert swept(host) == 1
+    assert other.generations.read([week, tag]) == [before[0], LOST]
+    assert all(names == {"p:week"} for names in names_of(directory).values())
+    assert begin(other, tag) != before[1:]
+    clock.seconds += 10 * 86400
+    assert swept(other) == 2
+    assert host.generations.read([week, tag]) == [LOST, LOST]
+    host.close()
+    other.close()
+
+
+def test_what_has_no_ttl_keeps_its_groups(directory):
+    """A group that an entry without a ttl names is not forgotten."""
+    clock = Ahead()
+    host = Host(directory, clock)
+    before = begin(host, Ref("f:forever"))
+    drive(host.generations.outlive(BLOCKING, ["f:forever"], None))
+    clock.seconds = 1000 * 86400
+    assert swept(host) == 0
+    assert host.generations.read([Ref("f:forever")]) == before
+    host.close()
+
+
+def test_groups_in_use_are_seldom_written(directory, monkeypatch):
+    """Stores and computations in a row renew the time of their groups once."""
+    host = Host(directory)
+    writes = []
+    write = host_database.Ledger.write
+    monkeypatch.setattr(
+        host_database.Ledger, "write", lambda *a, **k: (writes.append(1), write(*a, **k))
+    )
+    for _ in range(50):
+        begin(host, Ref("f:x"))
+        drive(host.generations.outlive(BLOCKING, ["f:x"], 30 * 86400))
+    assert len(writes) == 2
+    host.close()
+
+
+def test_a_swept_group_is_not_learned_from_an_older_answer(directory):
+    """What a shared authority said before a sweep is not adopted after it."""
+    clock = Ahead()
+    host = Host(directory, clock)
+    refs = [Ref("f:x")]
+    before = host.generations.read(refs)
+    turn(host, Turn("f:x"))
+    clock.seconds = 3600
+    swept(host)
+    host.generations.learn(refs, before, [State("an older token", "")])
+    assert host.generations.read(refs) == [LOST]
+    host.close()
+
+
+def test_an_invalidation_on_its_way_is_not_swept(directory):
+    """A group stays while a shared tier has yet to hear of it."""
+    clock = Ahead()
+    host = Host(directory, clock)
+    row = host.journal.add([Turn("p:x")], "{}")
+    clock.seconds = 86400
+    assert swept(host) == 0
+    host.journal.done(row)
+    assert swept(host) == 1
+    host.close()
+
+
+def test_many_dead_groups_go_in_small_transactions(directory, monkeypatch):
+    """Sweeping holds the lock of writers for a part of the groups at a time."""
+    clock = Ahead()
+    host = Host(directory, clock)
+    for at in range(0, 1200, 100):
+        begin(host, *(Ref(f"t:{n}") for n in range(at, at + 100)))
+    clock.seconds = 3 * 86400
+    held = []
+    forget = host_state.forget
+    monkeypatch.setattr(
+        host_state, "forget", lambda c, names, n: (held.append(len(names)), forget(c, names, n))
+    )
+    assert swept(host) == 1200
+    assert held == [500, 500, 200]
+    host.close()

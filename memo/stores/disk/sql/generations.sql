@@ -33,6 +33,12 @@ CREATE TABLE IF NOT EXISTS journal (
 -- name: groups_changed
 CREATE INDEX IF NOT EXISTS groups_changed ON groups (changed);
 
+-- name: lives
+CREATE TABLE IF NOT EXISTS lives (name TEXT PRIMARY KEY, until INTEGER);
+
+-- name: lives_until
+CREATE INDEX IF NOT EXISTS lives_until ON lives (until);
+
 -- name: touch
 INSERT INTO groups VALUES (?, ?, ?, 0)
 ON CONFLICT (name) DO UPDATE SET
@@ -49,6 +55,16 @@ WHERE name IN (SELECT name FROM groups ORDER BY changed LIMIT ?);
 -- name: prune_groups
 DELETE FROM groups
 WHERE name IN (SELECT name FROM groups ORDER BY changed LIMIT ?);
+
+-- name: prune_lives
+DELETE FROM lives WHERE name NOT IN (SELECT name FROM groups);
+
+-- name: outlive
+INSERT INTO lives VALUES (?, ?)
+ON CONFLICT (name) DO UPDATE SET until = max(until, excluded.until);
+
+-- name: dead
+SELECT name FROM lives WHERE until < ? ORDER BY until LIMIT ?;
 
 -- name: names
 SELECT name
