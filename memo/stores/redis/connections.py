@@ -276,23 +276,42 @@ class Threads:
             BusyError: no connection became free.
             Exception: whatever redis-py raises, for `fault_of`.
         """
+        epoch = self._epoch
+        try:
+            return self._exchanged(route, exchange, check, blocks, epoch)
+        except TierError:
+            raise
+        except Exception:
+            if epoch != self._epoch:
+                raise TierError("the connection was closed here") from None
+            raise
+
+    def _exchanged(
+        self,
+        route: Route,
+        exchange: Exchange,
+        check: Callable[[], None],
+        blocks: bool,
+        epoch: int,
+    ) -> list[Any]:
         nodes = self._nodes if self._proven else self._opened(route, exchange.seconds)
-        assert nodes is not None
+        if nodes is None:
+            raise TierError("the connection was closed here")
         pool = nodes.of(route)
         connection = self._taken(pool, exchange.seconds, check, blocks)
         used = connection.used
         try:
-            return self._talk(pool, connection, exchange)
+            return self._talk(pool, connection, exchange, epoch)
         except ConnectionError:  # it may have died while it was idle
             if not used:
                 raise
         self._renewed()
         self._let_go()  # those may have died with it
         exchange.restart()
-        return self._talk(pool, self._taken(pool, exchange.seconds, check, blocks), exchange)
+        connection = self._taken(pool, exchange.seconds, check, blocks)
+        return self._talk(pool, connection, exchange, epoch)
 
-    def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
-        epoch, kept = self._epoch, self._kept
+    def _talk(self, pool: Any, connection: Any, exchange: Exchange, epoch: int) -> list[Any]:
         try:
             answer = talk(connection, exchange)
         except BaseException as error:
@@ -301,12 +320,10 @@ class Threads:
             pool.release(connection)
             if isinstance(error, UnwantedError):
                 return [False]
-            if epoch != self._epoch and isinstance(error, Exception):
-                raise TierError("the connection was closed here") from None
             raise
         connection.used = True
         if epoch == self._epoch:
-            kept.setdefault(pool, []).append(connection)
+            self._kept.setdefault(pool, []).append(connection)
         else:  # closed meanwhile
             connection.disconnect()
             pool.release(connection)
@@ -357,8 +374,7 @@ class Threads:
 
     def _let_go(self) -> None:
         """Give the connections that are kept back to their pools."""
-        kept, self._kept = self._kept, {}
-        for pool, connections in kept.items():
+        for pool, connections in list(self._kept.items()):
             while connections:
                 with contextlib.suppress(IndexError):
                     pool.release(connections.pop())

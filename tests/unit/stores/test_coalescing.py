@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -374,6 +375,28 @@ def test_connections_of_threads_that_died_are_replaced(
     assert tier.outages == 0
     assert tier.interruptions > 0
     tier.close()
+
+
+def test_closing_while_threads_ask_is_no_outage(tier: Redis) -> None:
+    """An exchange that is cut by closing the connections here is not held against the server."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with contextlib.suppress(TierError):
+                blocking(lambda port: tier.lookup(port, name(0)))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(500):
+        tier.close()
+        time.sleep(0)
+    over.set()
+    for thread in threads:
+        thread.join(PATIENT)
+    assert tier.outages == 0
+    assert tier.client.breaker.fault is None
 
 
 def test_a_new_login_reaches_connections_in_use(redis_server: RedisServer) -> None:
