@@ -753,9 +753,14 @@ class BoundFunction(Generic[P, R]):
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Any:
         """Drop entries of an object in this one's state."""
-        port = native() if awaited else BLOCKING
-        work = self.__func__._dropped(port, self.__self__, args, kwargs, reason, soft=soft)
-        return work if awaited else drive(work)
+        given = self.__self__, args, kwargs, reason
+        if not awaited:
+            return drive(self.__func__._dropped(BLOCKING, *given, soft=soft))
+
+        async def dropped() -> Invalidation:  # it may be made before its loop runs
+            return await self.__func__._dropped(native(), *given, soft=soft)
+
+        return dropped()
 
     def __eq__(self, other: object) -> bool:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import functools
 import inspect
@@ -523,6 +524,51 @@ def test_product_services_over_two_databases(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+SERVICES = """
+import asyncio, sys, test_inputs
+north, south = map(test_inputs.ProductService, ("north.db", "south.db"))
+
+async def main():
+    if sys.argv[1] == "update":
+        await north.update_product_details("1", {"name": "new"})
+    cached = [await one.get_product_details.ais_cached(p) for one in (north, south) for p in "12"]
+    names = [(await one.get_product_details(p))["name"] for one in (north, south) for p in "12"]
+    print([cached, names, len(test_inputs.RUNS)])
+
+asyncio.run(main())
+"""
+
+
+def test_product_services_in_several_processes(tmp_path: Path) -> None:
+    """Another process hits for both databases, and an update there drops one product of both."""
+    for shop in ("north", "south"):
+        with sqlite3.connect(tmp_path / f"{shop}.db") as db:
+            db.execute("CREATE TABLE products (id TEXT, name TEXT)")
+            rows = [(product, f"{shop} {product}") for product in "12"]
+            db.executemany("INSERT INTO products VALUES (?, ?)", rows)
+
+    def process(does: str) -> Any:
+        places = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+        made = subprocess.run(
+            [sys.executable, "-c", SERVICES, does],
+            cwd=tmp_path,
+            env={**os.environ, "MEMO_DIRECTORY": str(tmp_path / "shared"), "PYTHONPATH": places},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return ast.literal_eval(made.stdout)
+
+    old, new = (
+        ["north 1", "north 2", "south 1", "south 2"],
+        ["new", "north 2", "south 1", "south 2"],
+    )
+    assert process("read") == [[False] * 4, old, 4]
+    assert process("read") == [[True] * 4, old, 0]
+    assert process("update") == [[False, True, False, True], new, 2]
+    assert process("read") == [[True] * 4, new, 0]
+
+
 # --- another process ------------------------------------------------------------------------------
 
 SCRIPT = """
@@ -643,46 +689,91 @@ def test_explain_names_the_order_and_the_attribute() -> None:
 
 # --- random functions -----------------------------------------------------------------------------
 
-INPUTS = ("GLOBAL", "helper", "closure", "self.first", "self.second", "self.nested.value")
 FORMS = {
-    "GLOBAL": "GLOBAL",
+    "global": "GLOBAL",
+    "container": "TABLE['k'][0]",
     "helper": "assist()",
+    "deep": "chain(1)",
     "closure": "captured",
-    "self.first": "self.first",
-    "self.second": "self.through()",
-    "self.nested.value": "self.nested.value",
+    "decorator": "decorated()",
+    "default": "by",
+    "argument": "x",
+    "attribute": "self.first",
+    "method": "self.through()",
+    "property": "self.shown",
+    "nested": "self.nested.value",
+    "method of nested": "self.nested.double()",
+    "class": "self.kind",
+    "inherited": "self.base",
+    "super": "self.above()",
+    "comprehension": "sum(self.listed[n] for n in range(1))",
 }
+"""How a function reads each of its inputs."""
+INPUTS = tuple(FORMS)
 SOURCE = """
 import memo
 
-GLOBAL = {GLOBAL}
+GLOBAL = {global}
+TABLE = {{"k": [{container}]}}
 HELPED = {helper}
+DEEP = {deep}
 
 def assist():
     return HELPED
 
+def chain(n):
+    return chain(n - 1) if n else bottom()
+
+def bottom():
+    return DEEP
+
+def adding(n):
+    def decorate(function):
+        def wrapper():
+            return function() + n
+        return wrapper
+    return decorate
+
+@adding({decorator})
+def decorated():
+    return 0
+
 class Nested:
-    def __init__(self, value):
-        self.value = value
+    def __init__(self, value, doubled):
+        self.value, self.doubled = value, doubled
+
+    def double(self):
+        return self.doubled
+
+class Base:
+    def above(self):
+        return self.over
 
 def make(captured):
-    class Made:
-        def __init__(self):
-            self.first = {first}
-            self.second = {second}
-            self.nested = Nested({nested})
+    class Made(Base):
+        kind = {class}
 
         def through(self):
             return self.second
 
+        @property
+        def shown(self):
+            return self.third
+
+        def above(self):
+            return super().above()
+
         @memo.cache(name="random:{name}")
-        def f(self, x):
+        {define} f(self, x, by={default}):
             RUNS.append(x)
-            return [x, {body}]
+            return [{body}]
 
     return Made
 
 made = make({closure})()
+made.first, made.second, made.third = {attribute}, {method}, {property}
+made.base, made.over, made.listed = {inherited}, {super}, [{comprehension}]
+made.nested = Nested({nested}, {method of nested})
 """
 _number = iter(range(1 << 30))
 
@@ -693,16 +784,15 @@ class Random:
 
     reads: tuple[str, ...]
     name: str
+    define: str
 
     def made(self, values: dict[str, int]) -> Any:
         """The object, its class and its module, made anew as another process would."""
         text = SOURCE.format(
-            **{name: values[name] for name in ("GLOBAL", "helper", "closure")},
-            first=values["self.first"],
-            second=values["self.second"],
-            nested=values["self.nested.value"],
+            **values,
             body=", ".join(FORMS[name] for name in self.reads),
             name=self.name,
+            define=self.define,
         )
         module = types.ModuleType("random_function")
         vars(module)["RUNS"] = _Mute()
@@ -711,7 +801,7 @@ class Random:
         sys.modules["random_function"] = module
         try:
             exec(compile(text, file, "exec", dont_inherit=True), vars(module))
-            return module.made.f(1)  # type: ignore[attr-defined]
+            return run(module.made.f(values["argument"]))  # type: ignore[attr-defined]
         finally:
             del sys.modules["random_function"], linecache.cache[file]
 
@@ -724,29 +814,66 @@ class _Mute:
         RUNS.append(value)
 
 
-@settings(
+@dataclass
+class Trial:
+    """One random function, its inputs, and the input that changes."""
+
+    reads: tuple[str, ...]
+    values: dict[str, int]
+    changed: str
+    define: str
+
+    def play(self) -> None:
+        """Equal inputs hit; after one has changed the call misses if the function reads it."""
+        RUNS.clear()
+        function = Random(self.reads, f"f{next(_number)}", self.define)
+        values = dict(self.values)
+        first = function.made(values)
+        assert function.made(values) == first == [values[name] for name in self.reads]
+        assert len(RUNS) == 1
+        values[self.changed] += 100
+        assert function.made(values) == [values[name] for name in self.reads]
+        # these are inputs though the body does not read them; `super()` reaches the whole class
+        more = ("argument", "default", *["class"] * ("super" in self.reads))
+        assert len(RUNS) == 1 + (self.changed in (*self.reads, *more))
+        values[self.changed] -= 100
+        assert function.made(values) == first
+        assert len(RUNS) <= 2
+
+
+TRIALS = st.builds(
+    Trial,
+    st.lists(st.sampled_from(INPUTS), min_size=1, unique=True).map(tuple),
+    st.fixed_dictionaries({name: st.integers(0, 9) for name in INPUTS}),
+    st.sampled_from(INPUTS),
+    st.sampled_from(["def", "async def"]),
+)
+random_functions = settings(
     max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(
-    st.lists(st.sampled_from(INPUTS), min_size=1, unique=True),
-    st.lists(st.integers(0, 9), min_size=len(INPUTS), max_size=len(INPUTS)),
-    st.sampled_from(INPUTS),
-)
-def test_equal_inputs_hit_and_a_changed_one_misses(
-    reads: list[str], numbers: list[int], changed: str
-) -> None:
+
+
+@random_functions
+@given(TRIALS)
+def test_equal_inputs_hit_and_a_changed_one_misses(trial: Trial) -> None:
     """A method that reads globals, helpers, closures and attributes, in any combination."""
-    RUNS.clear()
-    function = Random(tuple(reads), f"f{next(_number)}")
-    values = dict(zip(INPUTS, numbers, strict=True))
-    first = function.made(values)
-    assert function.made(values) == first == [1, *(values[name] for name in reads)]
-    assert len(RUNS) == 1
-    values[changed] += 100
-    assert function.made(values) == [1, *(values[name] for name in reads)]
-    assert len(RUNS) == 1 + (changed in reads)
+    trial.play()
+
+
+@pytest.mark.parametrize("changed", INPUTS)
+def test_each_input_of_a_random_function_counts(changed: str) -> None:
+    """Each form of input by itself, so that none depends on the luck of the draw."""
+    Trial((changed,), dict.fromkeys(INPUTS, 1), changed, "def").play()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_property_notices_what_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: without the state of `self` in the key, random functions get old values."""
+    monkeypatch.setattr(instances, "attributes", lambda own, state, light=False: instances.EMPTY)
+    with pytest.raises(AssertionError):
+        Trial(("attribute",), dict.fromkeys(INPUTS, 1), "attribute", "def").play()
 
 
 # --- state that a computation changes itself ------------------------------------------------------
