@@ -80,11 +80,11 @@ def _view(entry: Entry, found: Answer) -> memoryview | None:
     assert found.source is not None
     view = found.source.open(seal.payload_size(entry.buffers))
     if _must_verify(found):
-        _verify(found.source, view, entry.buffers)
+        verify(found.source, view, entry.buffers)
     return view
 
 
-def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
+def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
     """See that a payload has its digest, by a voucher if there is one, else byte by byte.
 
     Raises:
@@ -98,15 +98,15 @@ def _verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) ->
         if vouching is not None:
             vouching.vouch(digest)
     with _verifying:
-        if len(_verified) >= VERIFIED:
-            _verified.pop(next(iter(_verified)))
-        _verified[(source.identity, digest)] = None
+        if len(KNOWN_GOOD) >= VERIFIED:
+            KNOWN_GOOD.pop(next(iter(KNOWN_GOOD)))
+        KNOWN_GOOD[(source.identity, digest)] = None
 
 
 VERIFIED = 4096
 """How many verified payloads are remembered; past that the oldest are verified again."""
 _verifying = threading.Lock()
-_verified: dict[tuple[Any, bytes], None] = {}
+KNOWN_GOOD: dict[tuple[Any, bytes], None] = {}
 
 
 def _must_verify(found: Answer) -> bool:
@@ -114,4 +114,4 @@ def _must_verify(found: Answer) -> bool:
         return False
     identity = found.source.identity
     digest = seal.payload_digest(found.entry.buffers)
-    return identity is None or (identity, digest) not in _verified
+    return identity is None or (identity, digest) not in KNOWN_GOOD

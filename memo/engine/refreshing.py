@@ -96,14 +96,14 @@ async def _together(port: Port, wanted: Sequence[Result], ask: Ask) -> list[Read
     found: list[Reading | None] = []
     if not port.native or len(wanted) == 1:
         for result in wanted:
-            found.append(await _asked(port, result, ask))
+            found.append(await ask_again(port, result, ask))
             if found[-1] is None:
                 break
         return found
     found += [None] * len(wanted)
 
     async def one(port: Port, at: int) -> None:
-        found[at] = await _asked(port, wanted[at], ask)
+        found[at] = await ask_again(port, wanted[at], ask)
 
     waiters = [port.waiter() for _ in wanted]
     handles = [
@@ -120,7 +120,7 @@ async def _together(port: Port, wanted: Sequence[Result], ask: Ask) -> list[Read
     return found
 
 
-async def _asked(port: Port, result: Result, ask: Ask) -> Reading | None:
+async def ask_again(port: Port, result: Result, ask: Ask) -> Reading | None:
     """A result that was asked again, with its present stamps; None: it is not the same."""
     reads = Reads(background=True)
     token = CURRENT.set(reads)

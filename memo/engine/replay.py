@@ -222,7 +222,7 @@ def _hearing() -> tuple[list[Recorder], bool]:
 # --- what is wrapped ------------------------------------------------------------------------------
 
 
-class _Stream:
+class Stream:
     """A text stream that also tells the recorders what is written to it."""
 
     def __init__(self, stream: Any, name: str) -> None:
@@ -258,8 +258,8 @@ class _Wrapping:
             self._depth += 1
             for name in ("stdout", "stderr"):  # another one may have been put there since
                 stream = getattr(sys, name)
-                if stream is not None and type(stream) is not _Stream:
-                    setattr(sys, name, _Stream(stream, name))
+                if stream is not None and type(stream) is not Stream:
+                    setattr(sys, name, Stream(stream, name))
             if self._publisher is None:
                 self._publisher = _wrapped(_publisher())
 
@@ -270,7 +270,7 @@ class _Wrapping:
                 return
             for name in ("stdout", "stderr"):
                 stream = getattr(sys, name)
-                if type(stream) is _Stream:
+                if type(stream) is Stream:
                     setattr(sys, name, stream._memo_stream)
             publisher, self._publisher = self._publisher, None
             if publisher is not None:

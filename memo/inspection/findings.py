@@ -142,7 +142,7 @@ def examine() -> list[Finding]:
     checks: list[tuple[str, Callable[[], Findings]]] = [
         ("settings", lambda: _settings(settings)),
         ("secret", lambda: _secret(settings)),
-        ("directory", lambda: _directory(settings.directory)),
+        ("directory", lambda: check_directory(settings.directory)),
         ("disk", lambda: _disk(settings)),
         ("leftovers", lambda: _leftovers(settings)),
         ("clock", _clock),
@@ -195,7 +195,8 @@ def _secret(settings: Settings) -> Findings:
         yield Finding(NOTE, "secret", "generated here: other hosts cannot use this one's", fix)
 
 
-def _directory(directory: Path) -> Findings:
+def check_directory(directory: Path) -> Findings:
+    """The cache directory: it exists or can be made, and belongs to this user alone."""
     if not directory.exists():
         place = next(parent for parent in directory.parents if parent.exists())
         if os.access(place, os.W_OK | os.X_OK):

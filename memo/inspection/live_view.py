@@ -53,7 +53,7 @@ class Model:
         self.items: list[Item] = []
         self._count = 0
         self._graph: dict[str, Any] = {}
-        self._listed = 0.0
+        self.listed_at = 0.0
         self._chain: Any = None
         self.said: dict[str, str] = {}
         """How the last button beside each entry or function went."""
@@ -84,7 +84,7 @@ class Model:
         }
 
     def _list(self, chain: Any) -> None:
-        if chain is self._chain and time.monotonic() - self._listed < LISTED_EVERY:
+        if chain is self._chain and time.monotonic() - self.listed_at < LISTED_EVERY:
             return
         wanted = Wanted(by=self.order)
         items, _ = inventory.items(wanted)
@@ -96,7 +96,7 @@ class Model:
         self.items, self._count = found[:ENTRIES], len(found)
         made = call_graph.graph_of(everything=self.shared)
         self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else graph_drawing.EMPTY}
-        self._chain, self._listed = chain, time.monotonic()
+        self._chain, self.listed_at = chain, time.monotonic()
 
     def _entries(self) -> dict[str, Any]:
         table = inventory.table(self.items)
@@ -123,7 +123,7 @@ class Model:
             said = f"That did not work: {error}"
         if target:
             self.said = {**dict(list(self.said.items())[-20:]), target: said}
-        self._listed = 0.0
+        self.listed_at = 0.0
 
     def _press(self, message: dict[str, Any]) -> str:
         what = message.get("do")

@@ -257,14 +257,14 @@ class Watcher:
         """Nothing is under way: at first, and in the child of a fork."""
         self._waking = threading.Lock()
         self._showing = threading.RLock()  # what ends while it is drawn is not drawn afterwards
-        self._runs: dict[tuple[str, str], _Run] = {}
+        self.runs: dict[tuple[str, str], _Run] = {}
         self._groups: dict[tuple[str, str], _Group] = {}
         self._shown: set[tuple[str, str]] = set()
         self._in_cell = False
-        self._known: OrderedDict[str, float] = OrderedDict()
-        self._latest: dict[str, float] = {}
-        self._rates: dict[str, float] = {}
-        self._ticker: Handle | None = None
+        self.known: OrderedDict[str, float] = OrderedDict()
+        self.latest: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+        self.ticker: Handle | None = None
 
     @property
     def on(self) -> bool:
@@ -280,7 +280,7 @@ class Watcher:
             return
         self._stop()
         self._stop = None
-        self._runs.clear()
+        self.runs.clear()
         self._rest()
         self._finish()
 
@@ -310,53 +310,53 @@ class Watcher:
             self._remember(event)
         elif kind in _ENDS:
             if kind in (events.UPLOADED, events.FETCHED) and event.seconds:
-                self._rates[_ENDS[kind]] = event.size / event.seconds
+                self.rates[_ENDS[kind]] = event.size / event.seconds
             self._end(_ENDS[kind], event.key)
 
     def _begin(self, kind: str, event: Event) -> None:
         at = (kind, event.key)
         run = _Run(event)
         with self._showing:
-            before = self._runs.get(at)
+            before = self.runs.get(at)
             if before is not None and run.waits:  # the wait goes on, for another holder
                 before.holder, before.looked = run.holder, False
                 return
-            self._runs[at] = run
+            self.runs[at] = run
             self._groups.setdefault((kind, event.function), _Group(run)).add(run)
         self._wake()
 
     def _remember(self, event: Event) -> None:
-        self._latest[event.function] = event.seconds
-        self._known[event.key] = event.seconds
-        self._known.move_to_end(event.key)
-        if len(self._known) > KNOWN:
-            self._known.popitem(last=False)
+        self.latest[event.function] = event.seconds
+        self.known[event.key] = event.seconds
+        self.known.move_to_end(event.key)
+        if len(self.known) > KNOWN:
+            self.known.popitem(last=False)
 
     def _wake(self) -> None:
         with self._waking:
-            if self._ticker is None:
-                self._ticker = DISPLAYS.every(TICK, self._tick)
+            if self.ticker is None:
+                self.ticker = DISPLAYS.every(TICK, self._tick)
 
     def _rest(self) -> bool:
         """Look no more where nothing is under way; whether that is so."""
         with self._waking:
-            if self._runs:
+            if self.runs:
                 return False
-            ticker, self._ticker = self._ticker, None
+            ticker, self.ticker = self.ticker, None
         if ticker is not None:
             ticker.cancel()
         return True
 
     def _end(self, kind: str, key: str) -> None:
         with self._showing:
-            run = self._runs.pop((kind, key), None)
+            run = self.runs.pop((kind, key), None)
             if run is None:
                 return
             run.until = time.monotonic()
             group = self._groups.get((kind, run.function))
             if group is not None and run in group.running:
                 group.end(run)
-            if not self._runs and not self._in_cell:
+            if not self.runs and not self._in_cell:
                 self._finish()
 
     def _finish(self) -> None:
@@ -365,7 +365,7 @@ class Watcher:
             shown, self._shown = self._shown, set()
             lines = [line for at, line in self._lines(shown) if at[0] != events.WAITING]
             self._groups.clear()
-            for (kind, _), run in self._runs.items():
+            for (kind, _), run in self.runs.items():
                 self._groups.setdefault((kind, run.function), _Group(run)).add(run)
             if shown:
                 self._screen.close(lines)
@@ -406,15 +406,15 @@ class Watcher:
         what its bytes took at the latest one's rate.
         """
         if run.kind in _MOVES:
-            rate = self._rates.get(run.kind)
+            rate = self.rates.get(run.kind)
             return run.size / rate if rate else None
-        if run.key in self._known:
-            return self._known[run.key]
+        if run.key in self.known:
+            return self.known[run.key]
         found = next((f for f in functions() if f.function_id == run.function), None)
         costs, own = ([], False) if found is None else await _recorded(port, found, run.key)
         if run.holder is not None and run.holder.expected is not None and not own:
             return run.holder.expected
-        return statistics.median(costs) if costs else self._latest.get(run.function)
+        return statistics.median(costs) if costs else self.latest.get(run.function)
 
 
 _ENDS = {

@@ -376,9 +376,9 @@ class Keyer:
         self._told = False
         self._stateful = self._method and not self._decided()
         self._repeatable = -1 if self._method or self._special else self._plain
-        self._met: set[int] = set()
+        self.met: set[int] = set()
         self._fitting: set[tuple[Any, ...]] = set()
-        self._repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
+        self.repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
     def _decided(self) -> bool:
         """True if the options say what of `self` counts."""
@@ -484,7 +484,7 @@ class Keyer:
                         steady = False
                 elif kind not in _STEADY:
                     steady = False
-            repeated = self._repeated.get(args) if steady else None
+            repeated = self.repeated.get(args) if steady else None
             if repeated is not None and repeated[0] == code:
                 return repeated[1]
         call = self._call(code, args, kwargs, light, state)
@@ -504,7 +504,7 @@ class Keyer:
         kept_by = None
         if not kwargs and len(args) == self._plain + 1:
             kept_by = self._kept_by(args, state)
-            known = None if kept_by is None else self._repeated.get(kept_by)
+            known = None if kept_by is None else self.repeated.get(kept_by)
             if known is not None and known[0] == code:
                 return known[1]
         call = self._call(code, args, kwargs, light, state)
@@ -578,12 +578,12 @@ class Keyer:
             args: all of them steady.
         """
         met = hash(args)
-        if met not in self._met:
-            if len(self._met) >= MET:
-                self._met, self._repeated = set(), {}
-            self._met.add(met)
-        elif len(self._repeated) < REPEATED or args in self._repeated:
-            self._repeated[args] = code, call
+        if met not in self.met:
+            if len(self.met) >= MET:
+                self.met, self.repeated = set(), {}
+            self.met.add(met)
+        elif len(self.repeated) < REPEATED or args in self.repeated:
+            self.repeated[args] = code, call
 
     def _head(self, own: Own | None, state: State, code: str) -> bytes:
         """Beginning of a key: function, code version, class and state."""

@@ -112,7 +112,7 @@ class Ended(NamedTuple):
     others: tuple[str, ...] = ()
 
 
-class _Registry:
+class Registry:
     """The values of this process that computations may change."""
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class _Registry:
             held = self._find(at, value)
             if held is None:
                 return said if not learned else self._first(at, value, said, learned, say)
-            if _same(held.left, said):
+            if same_image(held.left, said):
                 return held.base
             details = held_values.details(value)
             if held.running and not _others(
@@ -164,7 +164,7 @@ class _Registry:
             held = self._find(at, value)
             if held is None:
                 held = self._put(at, value, _Held(_of(at, value), said, said, details))
-            elif not held.running and not _same(held.left, said):
+            elif not held.running and not same_image(held.left, said):
                 held.set_by_others(said, details)
             held.running += 1
             held.names |= names
@@ -225,7 +225,7 @@ class _Registry:
         return base
 
 
-REGISTRY: Final = _Registry()
+REGISTRY: Final = Registry()
 
 
 def _of(at: At, value: Any) -> Callable[[], Any]:
@@ -249,7 +249,8 @@ def _place(at: At) -> tuple[int, str]:
     return id(at.holder), at.name or "cell"
 
 
-def _same(one: Said, other: Said) -> bool:
+def same_image(one: Said, other: Said) -> bool:
+    """True if two values say the same of themselves."""
     if isinstance(one, Image) and isinstance(other, Image):
         return one.same(other)
     return one == other

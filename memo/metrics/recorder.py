@@ -70,7 +70,7 @@ class Counters:
         self._pending: list[Event] = []
         self._tallies: dict[str, Tally] = {}
         self._tiers: dict[str, TierTally] = {}
-        self._listeners: tuple[Callable[[Event], None], ...] = ()
+        self.listeners: tuple[Callable[[Event], None], ...] = ()
         self.since = self._now()
         self._second = self.since // SECOND * SECOND
         self._until = self._second + SECOND
@@ -150,7 +150,7 @@ class Counters:
                 count(self._present(event.function), event)
             if event.tier and event.kind in TIER_KINDS:
                 self._count_tier(event)
-        for listener in self._listeners:
+        for listener in self.listeners:
             listener(event)
 
     def _count_tier(self, event: Event) -> None:
@@ -167,11 +167,11 @@ class Counters:
         Cheaper than a hook of `events.on_event`, since the many hits do not reach it.
         """
         with self._lock:
-            self._listeners = (*self._listeners, listener)
+            self.listeners = (*self.listeners, listener)
 
         def remove() -> None:
             with self._lock:
-                self._listeners = tuple(x for x in self._listeners if x is not listener)
+                self.listeners = tuple(x for x in self.listeners if x is not listener)
 
         return remove
 
@@ -277,7 +277,7 @@ class Counters:
         self._pending = []
         self._tallies = {}
         self._tiers = {}
-        self._listeners = ()
+        self.listeners = ()
         self.since = self._now()
 
 

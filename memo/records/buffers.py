@@ -124,7 +124,7 @@ def _objects(array: np.ndarray[Any, Any]) -> Any:
     if type(texts[0]) is not str and type(texts[-1]) is not str:
         return NotImplemented
     kinds = list(map(type, texts))
-    pa, others = _pyarrow(), len(kinds) - kinds.count(str)
+    pa, others = loaded_pyarrow(), len(kinds) - kinds.count(str)
     if pa is None or len(set(kinds)) > 2:
         return NotImplemented
     try:
@@ -198,7 +198,8 @@ def masked(data: Any, mask: Any, fill: Any, hard: bool) -> Any:
 # --- Arrow and polars ----------------------------------------------------------------------------
 
 
-def _pyarrow() -> Any:
+def loaded_pyarrow() -> Any:
+    """The pyarrow of this process; None: it is not installed."""
     try:
         import pyarrow as pa
     except ImportError:
@@ -222,7 +223,7 @@ def _arrow(pickler: Seen, value: Any) -> Any:
 
 def _polars(_: Seen, frame: Any) -> Any:
     """A polars frame as an Arrow table, if it is the same when it comes back."""
-    pl, pa = sys.modules["polars"], _pyarrow()
+    pl, pa = sys.modules["polars"], loaded_pyarrow()
     if pa is None or frame.estimated_size() < SMALL:
         return NotImplemented
     try:

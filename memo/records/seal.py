@@ -173,7 +173,7 @@ class Entry:
     def header(self) -> Header:
         """All that is known without loading the value."""
         if self._header is None:  # read anew each time: an entry in memory stays what it weighs
-            return _parse(memoryview(self.record))[0]
+            return parse(memoryview(self.record))[0]
         return self._header
 
     @property
@@ -309,9 +309,9 @@ def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     view = memoryview(record)
     if len(view) < _BODY_AT + _PLACES.size + _FIXED.size or view[:8] != MAGIC:
         raise EntryError(UNREADABLE, "not a record of this format")
-    _check_seal(record, view, secrets)
+    check_seal(record, view, secrets)
     try:
-        header, stream = _parse(view)
+        header, stream = parse(view)
     except (struct.error, ValueError, KeyError, TypeError, IndexError) as error:
         raise EntryError(UNREADABLE, f"sealed, but malformed: {error}") from None
     if header.namespace != namespace or header.key != key:
@@ -331,7 +331,7 @@ def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
     if len(record) < _TEXTS_AT or not record.startswith(MAGIC):
         return None
     view = memoryview(record)
-    _check_seal(record, view, secrets)
+    check_seal(record, view, secrets)
     (
         end, stamps_at, stamps_size, size, started, finished, boot, ttl, grace, cost, boot_id,
         flags, of_namespace, of_key, _, _, _, _, _, _, of_buffers,
@@ -378,9 +378,9 @@ class Glances:
     def __init__(self, secrets: Sequence[Secret], namespace: str) -> None:
         self._secrets = secrets
         self._namespace = namespace
-        self._known: dict[str, Entry] = {}
-        self._once: dict[str, None] = {}
-        self._bytes = 0
+        self.known: dict[str, Entry] = {}
+        self.once: dict[str, None] = {}
+        self.held_bytes = 0
 
     def glance(self, name: str, record: bytes, key: str) -> Entry | None:
         """As the function `glance`, of a record that lies under a name.
@@ -388,19 +388,19 @@ class Glances:
         Raises:
             EntryError: `"unauthentic"`.
         """
-        known = self._known.get(name)
+        known = self.known.get(name)
         if known is not None and known.record == record:
             return known
         entry = glance(record, self._secrets, self._namespace, key)
-        if name not in self._once:
-            if len(self._once) >= ONCE:
-                self._once, self._known, self._bytes = {}, {}, 0
-            self._once[name] = None
+        if name not in self.once:
+            if len(self.once) >= ONCE:
+                self.once, self.known, self.held_bytes = {}, {}, 0
+            self.once[name] = None
         elif entry is not None and len(record) <= LOOKED_AT:
             more = len(record) + GLANCE - (0 if known is None else len(known.record) + GLANCE)
-            if self._bytes + more <= GLANCES:
-                self._bytes += more
-                self._known[name] = entry
+            if self.held_bytes + more <= GLANCES:
+                self.held_bytes += more
+                self.known[name] = entry
         return entry
 
 
@@ -436,7 +436,8 @@ def finished(record: bytes) -> int:
     return at
 
 
-def _check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> None:
+def check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> None:
+    """Authenticate a record with one of the reader's secrets."""
     head = record[:_SEAL_AT]
     for secret in secrets:
         if head.endswith(secret.id):
@@ -446,7 +447,8 @@ def _check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> N
     raise EntryError(UNAUTHENTIC, "sealed by an unknown secret")
 
 
-def _parse(view: memoryview) -> tuple[Header, memoryview]:
+def parse(view: memoryview) -> tuple[Header, memoryview]:
+    """The header and the pickle stream of a record whose seal was checked."""
     header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
     fixed = _FIXED.unpack_from(view, _FIXED_AT)
     length, started, finished, boot, ttl, grace, cost, boot_id, flags = fixed[:9]

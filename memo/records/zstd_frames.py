@@ -88,14 +88,14 @@ def unpacked(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[
         if announced != total:
             raise EntryError(UNREADABLE, f"a frame of {announced} bytes instead of {total}")
         room = memoryview(mmap.mmap(-1, total))
-        _inflate(frame, room)
+        inflate_into(frame, room)
     except (library().ZstdError, OSError, OverflowError, ValueError) as error:
         raise EntryError(UNREADABLE, f"does not inflate: {type(error).__name__}") from error
     end = _aligned(sizes[0])
     return room[: sizes[0]], room[end:], tuple(Buffer(size, b"") for size in sizes[1:])
 
 
-def _inflate(frame: memoryview, room: memoryview) -> None:
+def inflate_into(frame: memoryview, room: memoryview) -> None:
     """Inflate one frame that fills `room`, and nothing but that frame."""
     machine = library().ZstdDecompressor()
     at = fed = 0

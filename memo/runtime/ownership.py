@@ -20,7 +20,7 @@ NETWORK = (
 _LOCAL = ("fuse.fuse-overlayfs",)
 RECHECK = 60.0
 """Seconds for which an answer of `exposed` is believed."""
-_MOUNTS = Path("/proc/mounts")
+MOUNTS = Path("/proc/mounts")
 _OTHERS = stat.S_IWOTH | stat.S_IWGRP
 
 _known: dict[Path, tuple[float, bool]] = {}
@@ -52,7 +52,7 @@ def is_network(kind: str) -> bool:
 def file_system(path: Path) -> str:
     """The type of the file system that a path lies on; `""` where the system does not say."""
     try:
-        lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
         real = path.resolve()
     except (OSError, RuntimeError):
         return ""
@@ -83,11 +83,11 @@ def _writable(facts: os.stat_result, *, inside: bool) -> bool:
     if facts.st_mode & stat.S_ISVTX and not inside:
         return False
     if facts.st_mode & _OTHERS == stat.S_IWGRP:
-        return not _is_ones_own_group(facts.st_gid)
+        return not is_ones_own_group(facts.st_gid)
     return bool(facts.st_mode & _OTHERS)
 
 
-def _is_ones_own_group(group: int) -> bool:
+def is_ones_own_group(group: int) -> bool:
     """True if a group is root's, or the one that a system makes for this user alone."""
     import grp
     import pwd

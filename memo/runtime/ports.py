@@ -359,7 +359,7 @@ class _TaskHandle:
         return self._loop.is_closed() and not self._task.done()
 
 
-_tasks: set[asyncio.Task[Any]] = set()
+TASKS: set[asyncio.Task[Any]] = set()
 
 
 class Native:
@@ -418,7 +418,7 @@ class Native:
         if apart:
             return BLOCKING.spawn(work, name, ended)
         task = self.loop.create_task(work(self), name=name)
-        _tasks.add(task)
+        TASKS.add(task)
         task.add_done_callback(_finished)
         if ended is not None:  # a task that is cancelled before it begins runs not a line of `work`
             task.add_done_callback(lambda _: ended())
@@ -443,7 +443,7 @@ class Native:
 
 
 def _finished(task: asyncio.Task[Any]) -> None:
-    _tasks.discard(task)
+    TASKS.discard(task)
     if not task.cancelled():
         error = task.exception()
         if error is not None:
@@ -554,7 +554,7 @@ async def drain(timeout: float | None = None) -> bool:
     import asyncio
 
     port = native()
-    mine = [task for task in _tasks if task.get_loop() is port.loop and not task.done()]
+    mine = [task for task in TASKS if task.get_loop() is port.loop and not task.done()]
     end = None if timeout is None else time.monotonic() + timeout
     whole = True
     if mine:
@@ -594,7 +594,7 @@ def _after_fork() -> None:
     global _portal_loop, _portal_lock
     _portal_lock = threading.Lock()
     _portal_loop = None
-    _tasks.clear()
+    TASKS.clear()
     _pool._reset()
     _apart._reset()
     _offload._reset()

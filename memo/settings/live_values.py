@@ -235,7 +235,7 @@ class Live(Mapping[str, float]):
         if seen is not None and seen == self._seen:
             return
         try:
-            filed = _flat(_load(path))
+            filed = _flat(load_file(path))
         except (OSError, ValueError, OptionError) as error:
             self._seen = seen
             self._complain(path, str(error))
@@ -264,7 +264,8 @@ def _signature(path: str) -> object:
     return (path, found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _load(path: str) -> dict[str, Any]:
+def load_file(path: str) -> dict[str, Any]:
+    """The values in a TOML file."""
     import tomllib
 
     with open(path, "rb") as file:

@@ -238,24 +238,24 @@ def _fill(descriptor: int) -> None:
 
 
 _lock = threading.Lock()
-_fallback: list[Secret] = []
+FALLBACK: list[Secret] = []
 
 
 def _of_this_process(why: str) -> Secret:
     with _lock:
-        first = not _fallback
+        first = not FALLBACK
         if first:
-            _fallback.append(Secret(os.urandom(SECRET_BYTES)))
+            FALLBACK.append(Secret(os.urandom(SECRET_BYTES)))
     if first:
         text = f"no secret could be kept ({why}): cached entries will not survive this process."
         _untold.append(text)
         emit(Event(ERROR, reason="secret", detail=text))
-    return _fallback[0]
+    return FALLBACK[0]
 
 
 def is_kept(secret: Secret) -> bool:
     """False for the secret of this process, which stands in where none could be kept."""
-    return all(secret is not one for one in _fallback)
+    return all(secret is not one for one in FALLBACK)
 
 
 _untold: list[str] = []

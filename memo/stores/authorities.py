@@ -218,7 +218,7 @@ class Authorities:
     ) -> int | None:
         if self.host is None:
             return None
-        note = _addressed(note, ["*" if self.shared is None else _where(self.shared)])
+        note = addressed(note, ["*" if self.shared is None else _where(self.shared)])
         try:
             with patient(OUTLAST):
                 if self.shared is not None:
@@ -346,7 +346,8 @@ def make_note(reason: str, by: str) -> str:
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
 
-def _addressed(text: str, to: list[str]) -> str:
+def addressed(text: str, to: list[str]) -> str:
+    """The note of an invalidation, with the stores that have yet to hear of it."""
     return json.dumps({**_facts(text), "to": to})
 
 

@@ -360,7 +360,7 @@ class Bundle:
 
     async def _adopted(self, port: Port, chain: Chain) -> dict[Ref, State]:
         """What this host's generations read when the bundle was first used here."""
-        known = await port.offload(self._ledger, chain)
+        known = await port.offload(self.ledger, chain)
         if known is not None:
             return known
         entries = [await port.offload(self.entry, item) for item in self.items]
@@ -371,7 +371,7 @@ class Bundle:
         host = chain.host
         return None if host is None else Path(host.home.path) / "bundles" / f"{self.id}.json"
 
-    def _ledger(self, chain: Chain) -> dict[Ref, State] | None:
+    def ledger(self, chain: Chain) -> dict[Ref, State] | None:
         place = self._place(chain)
         if place is None:
             return None
@@ -407,7 +407,7 @@ class Bundle:
             os.unlink(temporary)
         except OSError as error:
             raise TierError(f"what {self.path.name} stands on cannot be written down") from error
-        return self._ledger(chain) or states
+        return self.ledger(chain) or states
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.stores.protocols.Tier.payload`: those of records that other tiers have."""

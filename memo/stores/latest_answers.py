@@ -30,34 +30,34 @@ class Floors:
 
     def __init__(self, limit: int = 0) -> None:
         self._most = min(FLOORS, max(LEAST, limit // _SHARE)) if limit else FLOORS
-        self._floors: dict[str, int] = {}
-        self._old_floors: dict[str, int] = {}
+        self.floors: dict[str, int] = {}
+        self.old_floors: dict[str, int] = {}
         self._lock = threading.Lock()
         BUDGET.add_table(self)
 
     def __sizeof__(self) -> int:
         """Bytes of all floors."""
-        tables = (self._floors, self._old_floors)
+        tables = (self.floors, self.old_floors)
         return sum(sys.getsizeof(table) + _EACH * len(table) for table in tables)
 
     def rise(self, key: str, started: int) -> None:
         """Remember when the computation behind the latest answer for a key began."""
-        if self._floors.get(key, 0) < started:
+        if self.floors.get(key, 0) < started:
             with self._lock:
-                self._floors[key] = max(started, self._floor(key))
-                if len(self._floors) >= self._most:
-                    self._old_floors, self._floors = self._floors, {}
+                self.floors[key] = max(started, self._floor(key))
+                if len(self.floors) >= self._most:
+                    self.old_floors, self.floors = self.floors, {}
 
     def _floor(self, key: str) -> int:
         """When the computation behind the latest answer for a key began; 0: not known.
 
         In this order, since the younger floors become the old ones while others look.
         """
-        return self._floors.get(key) or self._old_floors.get(key, 0)
+        return self.floors.get(key) or self.old_floors.get(key, 0)
 
     def older(self, key: str, started: int) -> bool:
         """True if an answer already given for a key was computed later (I2)."""
-        return started < (self._floors.get(key) or self._old_floors.get(key, 0))
+        return started < (self.floors.get(key) or self.old_floors.get(key, 0))
 
     def has_answered(self, key: str) -> bool:
         """True if this process has stored or used an entry of this key."""

@@ -212,7 +212,7 @@ def _digest_now(path: str) -> str | None:
 
 # --- callables ------------------------------------------------------------------------------------
 
-_callables: weakref.WeakValueDictionary[str, Dependencies] = weakref.WeakValueDictionary()
+CALLABLES: weakref.WeakValueDictionary[str, Dependencies] = weakref.WeakValueDictionary()
 
 
 class Dependencies:
@@ -255,7 +255,7 @@ class Dependencies:
             if part is File or isinstance(part, File)
         }
         if self.calls:
-            _callables[identity] = self
+            CALLABLES[identity] = self
 
     def __bool__(self) -> bool:
         return bool(self.files or self.calls or self.arguments)
@@ -409,7 +409,7 @@ async def _remote_holds(port: Port, stamp: FileStamp) -> str:
 
 async def _call_holds(port: Port, stamp: Call) -> bool:
     identity, _, index = stamp.name.rpartition("#")
-    dependencies = _callables.get(identity)
+    dependencies = CALLABLES.get(identity)
     if dependencies is None or int(index) >= len(dependencies.calls):
         return False  # the module that could tell is not loaded
     try:

@@ -102,7 +102,7 @@ def judge(
         old = age(times, clock)
         if old is None or old >= policy.max_age * SECOND:
             return Verdict(MISS, CLOCK if old is None else EXPIRED)
-    ttl = _ttl_in_force(times, policy, live_ttl)
+    ttl = ttl_in_force(times, policy, live_ttl)
     if ttl is None and times.boot_id == clock.boot_id:
         return _FRESH
     old = age(times, clock)
@@ -127,14 +127,15 @@ def remaining(
     times: Times, policy: Policy, clock: Clock, live_ttl: float | None = None
 ) -> int | None:
     """Nanoseconds for which an entry is still fresh, below 0 after that; None: no expiry."""
-    ttl = _ttl_in_force(times, policy, live_ttl)
+    ttl = ttl_in_force(times, policy, live_ttl)
     if ttl is None:
         return None
     old = age(times, clock)
     return 0 if old is None else int(ttl - old)
 
 
-def _ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
+def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
+    """The ttl that counts for an entry now, in seconds; None: it does not expire."""
     if times.ttl == BORN_STALE:
         return BORN_STALE
     if live_ttl is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inside import inside
 from providers import InADict
 
 import memo
@@ -71,10 +72,10 @@ def test_signatures() -> None:
 
 def test_bare_called_and_by_position() -> None:
     """`@cache`, `@cache()`, and the options of the specification by position."""
-    assert cache(sync_body)._function.policy.ttl == 60
-    assert cache()(sync_body)._function.policy.ttl == 60
+    assert inside(cache(sync_body)).policy.ttl == 60
+    assert inside(cache()(sync_body)).policy.ttl == 60
     f = cache(90, "p", ["x"], True, True, 5, True, 0.5, InADict(), "k")(sync_body)
-    policy = f._function.policy
+    policy = inside(f).policy
     assert (policy.ttl, policy.use_jitter, policy.use_lock, policy.lock_timeout) == (
         90,
         True,
@@ -87,7 +88,7 @@ def test_bare_called_and_by_position() -> None:
 
 def test_defaults() -> None:
     """Each default is the one that the specification gives."""
-    policy = cache(sync_body)._function.policy
+    policy = inside(cache(sync_body)).policy
     assert policy == memo.settings.options.Policy()
     assert (policy.ttl, policy.lock_timeout, policy.refresh_threshold) == (60, 30, 0.8)
 
@@ -124,7 +125,7 @@ GOOD: list[tuple[str, Any, str, Any]] = [
 )
 def test_accepted(body: Any, option: str, value: Any, field: str, made: Any) -> None:
     """Each form of an option is taken, and means what it says."""
-    assert getattr(cache(**{option: value})(body)._function.policy, field) == made
+    assert getattr(inside(cache(**{option: value})(body)).policy, field) == made
 
 
 NOT_SECONDS: list[Any] = [

@@ -259,7 +259,7 @@ def test_leader_in_a_loop_that_was_closed(gate: Gate, cache_home: Path) -> None:
     assert time.monotonic() - now < 2.0
     assert not leases.HELD
     assert not lock_files(cache_home)
-    ports._tasks.clear()
+    ports.TASKS.clear()
     del task
     gc.collect()
 

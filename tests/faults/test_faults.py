@@ -139,7 +139,7 @@ def _sqlite(faults: Faults) -> Any:
 
 
 def _exchange(faults: Faults) -> Any:
-    original = Client._exchanged
+    original = Client.exchanged
 
     async def exchange(self: Client, *args: Any, **kwargs: Any) -> Any:
         hit = faults.step("redis")
@@ -177,7 +177,7 @@ def numbered(faults: Faults) -> Iterator[Faults]:
                     module = sys.modules[name]
                     patch.setattr(room, name, Piece(module, names, faults))
         patch.setattr(sqlite_module, "sqlite3", _sqlite(faults))
-        patch.setattr(Client, "_exchanged", _exchange(faults))
+        patch.setattr(Client, "exchanged", _exchange(faults))
         patch.setattr(Client, "parsed", _parsed(faults))
         try:
             yield faults
@@ -387,7 +387,7 @@ def test_an_invalidation_that_no_tier_takes_to_the_end(
     world = World(asynchronous)
     with configure(redis_url=redis_server.url, tiers=["redis", "disk"], deadline=5.0):
         assert world.call() == 1
-        ledger = default_chain().host.journal._ledger  # type: ignore[union-attr]
+        ledger = default_chain().host.journal.ledger  # type: ignore[union-attr]
         write, written = ledger.write, []
 
         def once(work: Any, *, durable: bool) -> None:
@@ -399,9 +399,7 @@ def test_an_invalidation_that_no_tier_takes_to_the_end(
         world.epoch = 2
         with monkeypatch.context() as patch:
             patch.setattr(ledger, "write", once)
-            patch.setattr(
-                Client, "_exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True))
-            )
+            patch.setattr(Client, "exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
             told = world.invalidate()
         assert told.tiers["redis"].startswith("journalled: unreachable, replayed here")
         default_chain().tiers[0].client.breaker.succeeded()  # type: ignore[attr-defined]
@@ -727,7 +725,7 @@ BREAKING: dict[str, Callable[[Path], Any]] = {
 def _refusing(world: World, server: RedisServer) -> Any:
     """Invalidate while Redis fails, so that it is journalled; then let Redis answer again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "_exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
+        patch.setattr(Client, "exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
         told = world.invalidate()
     default_chain().tiers[0].client.breaker.succeeded()  # type: ignore[attr-defined]
     return told
@@ -787,7 +785,7 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
 ) -> None:
     """On a disk that became read-only the journal is read from a copy, and replayed once.
 
-    SQLite cannot open a log on such a disk; here `Database._open` fails as it would.
+    SQLite cannot open a log on such a disk; here `Database.open_both` fails as it would.
     """
     world = World(asynchronous)
     given = {"tiers": ["memory", "redis"], "redis_url": redis_server.url, "deadline": 5.0}
@@ -798,7 +796,7 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
             default_chain().tiers[1].client.breaker.succeeded()  # type: ignore[attr-defined]
             with pytest.MonkeyPatch.context() as patch:
                 lasting = Lasting(frozenset({"redis"}), 0, on=True)
-                patch.setattr(Client, "_exchanged", _exchange(lasting))
+                patch.setattr(Client, "exchanged", _exchange(lasting))
                 assert world.invalidate().tiers["redis"].startswith("journalled")
             default_chain().tiers[1].client.breaker.succeeded()  # type: ignore[attr-defined]
         default_chain().host.close()  # type: ignore[union-attr]
@@ -808,7 +806,7 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise error
 
-        monkeypatch.setattr(sqlite_module.Database, "_open", refuse)
+        monkeypatch.setattr(sqlite_module.Database, "open_both", refuse)
         assert world.call() == world.epoch
         ran = world.ran
         assert ran == (2 if journalled else 1)
@@ -827,7 +825,7 @@ def test_a_host_file_that_cannot_be_read_at_all(
         assert world.call() == 1
         default_chain().host.close()  # type: ignore[union-attr]
         place = {"is": True}
-        really = sqlite_module.Database._open
+        really = sqlite_module.Database.open_both
 
         def refuse(self: Any) -> None:
             if place["is"] and self.path.exists() and self.path.stat().st_size:
@@ -838,7 +836,7 @@ def test_a_host_file_that_cannot_be_read_at_all(
         def unreadable(path: Path) -> Any:
             raise TierError("no copy")
 
-        monkeypatch.setattr(sqlite_module.Database, "_open", refuse)
+        monkeypatch.setattr(sqlite_module.Database, "open_both", refuse)
         monkeypatch.setattr("memo.stores.disk.recovery.journal", unreadable)
         world.epoch = 2
         answers = [world.call() for _ in range(8)]

@@ -82,7 +82,7 @@ def test_the_innermost_mount_tells_the_type(
     """The type is that of the innermost mount above a path, with spaces in names and without."""
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS)
-    monkeypatch.setattr(ownership, "_MOUNTS", mounts)
+    monkeypatch.setattr(ownership, "MOUNTS", mounts)
     assert ownership.file_system(Path(path)) == kind
 
 
@@ -144,7 +144,7 @@ def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path) -> None:
     facts = grp.getgrgid(inner.parent.stat().st_gid)
     mine = facts.gr_gid == 0 or facts.gr_name == pwd.getpwuid(os.geteuid()).pw_name
     assert ownership.exposed(inner) == (not mine or bool(set(facts.gr_mem) - {"root"}))
-    assert not ownership._is_ones_own_group(2**31 - 7), "a group without a name"
+    assert not ownership.is_ones_own_group(2**31 - 7), "a group without a name"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -226,7 +226,7 @@ def test_there_a_file_may_be_cut_while_it_is_read(
             return got
 
         with monkeypatch.context() as patch:
-            patch.setattr(payload_files, "_PIECE", 4096)
+            patch.setattr(payload_files, "PIECE", 4096)
             patch.setattr(payload_files.os, "preadv", cutting)
             assert np.array_equal(frame(1), np.arange(SIZE) + 1)
             assert ran == [1, 1]
@@ -279,7 +279,7 @@ def test_here_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(ownership, "exposed", lambda path, e=exposed: e)
         file = tmp_path / "payload"
         file.write_bytes(bytes(8192))
-        source = payload_files.Payloads(tmp_path)._file(str(file))
+        source = payload_files.Payloads(tmp_path).file_at(str(file))
         view = source.open(8192)
         assert isinstance(view.obj, bytearray if exposed else mmap.mmap)
         assert (source.identity is None) == exposed
@@ -296,7 +296,7 @@ def test_doctor_says_so(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if how != "modes":
         monkeypatch.setattr(ownership, "file_system", lambda path: how)
     with configure(directory=home):
-        found = list(doctor._directory(current().directory))
+        found = list(doctor.check_directory(current().directory))
     [warned] = [one for one in found if "nothing there is mapped" in one.said]
     assert warned.level == doctor.WARN
     assert "MEMO_DIRECTORY" in warned.fix

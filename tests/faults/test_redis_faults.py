@@ -244,7 +244,7 @@ def test_busy_loop_is_not_held_against_redis(redis_server: RedisServer) -> None:
         blocker = asyncio.create_task(block())
         for _ in range(3):
             await tier.lookup(port, "memo:k")
-            tier.client._loops[port.client()].flush()
+            tier.client.loops[port.client()].flush()
         blocker.cancel()
 
     looping(work)
@@ -727,17 +727,17 @@ def test_breaker_remembers_flapping(heard: list[Event]) -> None:
     breaker, clock = broken()
     for _ in range(4):
         breaker.failed(REFUSED)
-        clock.now = max(clock.now, breaker._retry_at)
+        clock.now = max(clock.now, breaker.retry_at)
         assert breaker.admit()
         breaker.succeeded()
     breaker.failed(REFUSED)
-    assert breaker._retry_at - clock.now > 2 * FIRST
-    clock.now = breaker._retry_at
+    assert breaker.retry_at - clock.now > 2 * FIRST
+    clock.now = breaker.retry_at
     assert breaker.admit()
     breaker.succeeded()
     clock.now += LONGEST
     breaker.failed(REFUSED)
-    assert breaker._retry_at - clock.now <= FIRST
+    assert breaker.retry_at - clock.now <= FIRST
 
 
 def test_breaker_survives_a_lost_probe() -> None:
@@ -756,7 +756,7 @@ def test_late_failures_do_not_prolong_an_outage() -> None:
     """Questions that were under way when it opened fail without changing the back-off."""
     breaker, _ = broken()
     breaker.failed(REFUSED)
-    before = breaker._retry_at
+    before = breaker.retry_at
     for _ in range(10):
         breaker.failed(SILENT)
-    assert breaker._retry_at == before
+    assert breaker.retry_at == before

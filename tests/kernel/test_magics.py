@@ -484,7 +484,7 @@ def state():
         len(shell.Completer.custom_matchers),
         sorted(t.name for t in threading.enumerate() if not t.name.startswith(POOLS)),
         len(shell.input_transformers_cleanup),
-        len(sys.modules["memo.metrics.recorder"].COUNTERS._listeners),
+        len(sys.modules["memo.metrics.recorder"].COUNTERS.listeners),
     )
 """
 

@@ -143,9 +143,9 @@ def test_switching_off_looks_no_more(sheet: Sheet) -> None:
     end = time.monotonic() + 10
     while not sheet.shown and time.monotonic() < end:
         time.sleep(0.02)
-    assert WATCHER._ticker is not None
+    assert WATCHER.ticker is not None
     memo.progress(on=False)
-    assert WATCHER._ticker is None
+    assert WATCHER.ticker is None
     assert ticker_gone()
     go.set()
     thread.join()
@@ -192,8 +192,8 @@ def test_the_expected_end_comes_from_recorded_entries(sheet: Sheet) -> None:
         return x
 
     slow(1)
-    WATCHER._known.clear()
-    WATCHER._latest.clear()
+    WATCHER.known.clear()
+    WATCHER.latest.clear()
     sheet.shown.clear()
     slow(2)
     assert sheet.shown[0][0].expected == pytest.approx(0.8, abs=0.15)
@@ -232,7 +232,7 @@ def test_a_computation_that_raises_or_is_cancelled_ends(sheet: Sheet) -> None:
 
     asyncio.run(main())
     assert len(sheet.closed) == 2
-    assert not WATCHER._runs
+    assert not WATCHER.runs
 
 
 def test_background_refreshes_show_nothing(sheet: Sheet) -> None:
@@ -270,7 +270,7 @@ def slow_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Re
     monkeypatch.setattr(Redis, "fetch", fetching)
     monkeypatch.setenv("MEMO_REDIS_URL", redis_server.url)
     monkeypatch.setenv("MEMO_DEADLINE", "10")
-    WATCHER._rates.clear()
+    WATCHER.rates.clear()
     return redis_server
 
 
@@ -306,7 +306,7 @@ def test_a_long_fetch_is_shown(sheet: Sheet, slow_redis: RedisServer, tmp_path: 
         sheet.shown.clear()
         moved(300_000)
         assert not sheet.shown
-    assert not WATCHER._runs
+    assert not WATCHER.runs
 
 
 def test_a_transfer_that_fails_ends(sheet: Sheet, slow_redis: RedisServer) -> None:
@@ -314,8 +314,8 @@ def test_a_transfer_that_fails_ends(sheet: Sheet, slow_redis: RedisServer) -> No
     moved(300_000)
     slow_redis.stop()
     assert drain_blocking(30)
-    assert not WATCHER._runs
-    assert not WATCHER._rates
+    assert not WATCHER.runs
+    assert not WATCHER.rates
 
 
 HOLDER = """
@@ -374,7 +374,7 @@ def test_a_waiter_shows_whom_it_waits_for(
     assert line.seconds >= 1.0  # it ran for half a second before anybody waited
     assert line.expected == pytest.approx(0.5, abs=0.2)  # its last one
     assert not sheet.closed[0]
-    assert not WATCHER._runs
+    assert not WATCHER.runs
 
 
 def test_an_entry_of_the_key_knows_better_what_to_expect(sheet: Sheet, tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_an_entry_of_the_key_knows_better_what_to_expect(sheet: Sheet, tmp_path:
 
     shared(2.0)
     shared.invalidate(2.0)
-    WATCHER._known.clear()
+    WATCHER.known.clear()
     with held(tmp_path, 0.1, 2.0):
         shared(2.0)
     assert sheet.shown[-1][0].expected == pytest.approx(1.0, abs=0.3)

@@ -61,7 +61,7 @@ def test_without_it_nothing_is_shown_again(capsys: pytest.CaptureFixture[str]) -
     f = cache(version="1", name="quiet")(speak)
     f(1), f(1)
     assert said(capsys) == SHOWN
-    assert type(sys.stdout) is not replay._Stream
+    assert type(sys.stdout) is not replay.Stream
 
 
 def test_the_computing_caller_sees_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +210,7 @@ def test_an_exception_stores_nothing(capsys: pytest.CaptureFixture[str]) -> None
             f(1)
         assert said(capsys)[0] == "trying\n"
     assert not f.is_cached(1)
-    assert type(sys.stdout) is not replay._Stream
+    assert type(sys.stdout) is not replay.Stream
 
 
 def test_a_refresh_in_the_background_is_silent(capsys: pytest.CaptureFixture[str]) -> None:

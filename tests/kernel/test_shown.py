@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inside import inside
 from kernels import Kernel
 
 import memo
@@ -53,7 +54,7 @@ def test_reprs_load_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     load("<EU>")
     monkeypatch.setattr(sys, "argv", ["armed"])
     chain = assembly.default_chain()
-    entry = drive(chain.lookup(BLOCKING, "etl:load", load.key("<EU>"), load._function.judge)).entry
+    entry = drive(chain.lookup(BLOCKING, "etl:load", load.key("<EU>"), inside(load).judge)).entry
     shown: dict[str, Any] = {
         "etl:load": load,
         "etl:load ": entry,

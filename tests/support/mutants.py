@@ -112,7 +112,7 @@ def digests() -> None:
             refreshing.CURRENT.reset(token)
         return next(iter(reads.readings()), None)
 
-    refreshing._asked = asked
+    refreshing.ask_again = asked
 
 
 def floors() -> None:

@@ -75,7 +75,7 @@ class Identity:
         self._ignored = frozenset(ignored)
         self._learned = learned
         self._pinned = digest if version is None else _pinned(function, version, name)
-        self._seen: dict[type | None, Seen] = {}
+        self.seen: dict[type | None, Seen] = {}
         self._pinned_seen: dict[type, Seen] = {}
         self._own_changes: dict[str, None] = {}
         self._others: dict[tuple[str, ...], int] = {}
@@ -94,7 +94,7 @@ class Identity:
         """
         if self._pinned is not None:
             return self._pinned
-        seen = self._seen.get(owner)
+        seen = self.seen.get(owner)
         if seen is not None and seen.stands():
             if seen.slow >= _SLOW and not self._said:
                 self._say_what_is_slow(seen)
@@ -127,7 +127,7 @@ class Identity:
     def state(self, owner: type) -> State:
         """The state of `self` that the method reads, for a class; as `digest` last found it."""
         if self._pinned is None:
-            seen = self._seen.get(owner)
+            seen = self.seen.get(owner)
             return (seen if seen is not None else self._look(owner)).state
         known = self._pinned_seen.get(owner)
         if known is None:
@@ -175,7 +175,7 @@ class Identity:
         return told if self._pinned is not None else told + sorted(self._current(owner).lost)
 
     def _current(self, owner: type | None) -> Seen:
-        seen = self._seen.get(owner)
+        seen = self.seen.get(owner)
         return seen if seen is not None and seen.stands() else self._look(owner)
 
     def _look(self, owner: type | None) -> Seen:
@@ -185,9 +185,9 @@ class Identity:
             told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
             mend = 'pin it with version="1", or mark what raises with memo.stable'
             raise KeyingError(f"{title(innermost(self.function))}: {told}; {mend}.") from error
-        if len(self._seen) >= _OWNERS:
-            self._seen.clear()
-        self._seen[owner] = seen
+        if len(self.seen) >= _OWNERS:
+            self.seen.clear()
+        self.seen[owner] = seen
         if seen.unmet:
             self._tell_unmet(seen)
         return seen

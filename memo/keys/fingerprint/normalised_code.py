@@ -55,7 +55,7 @@ class Code(NamedTuple):
     read: frozenset[str]
 
 
-_known: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
+KNOWN: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
 """By address, since two code objects may be equal and yet have different sources."""
 
 
@@ -67,18 +67,18 @@ def read(code: CodeType, namespace: dict[str, Any]) -> Code:
         namespace: the globals of the function, through which a loader may have its source.
     """
     at = id(code)
-    known = _known.get(at)
+    known = KNOWN.get(at)
     if known is not None and known[0]() is code:
         return known[1]
     found = _read(code, namespace)
-    _known[at] = (weakref.ref(code, lambda gone: _forget(at, gone)), found)
+    KNOWN[at] = (weakref.ref(code, lambda gone: _forget(at, gone)), found)
     return found
 
 
 def _forget(at: int, gone: weakref.ref[CodeType]) -> None:
-    known = _known.get(at)
+    known = KNOWN.get(at)
     if known is not None and known[0] is gone:
-        del _known[at]
+        del KNOWN[at]
 
 
 def _read(code: CodeType, namespace: dict[str, Any]) -> Code:
@@ -133,7 +133,7 @@ def source_node(code: CodeType, namespace: dict[str, Any]) -> _Node | None:
     if not lines:
         return None
     source, flags = "".join(lines), code.co_flags & _FUTURES
-    return _find(code, _index(source, flags)) or _find(code, _index(_written(source), flags))
+    return _find(code, index_of(source, flags)) or _find(code, index_of(_written(source), flags))
 
 
 def _find(code: CodeType, index: _Index | None) -> _Node | None:
@@ -172,7 +172,8 @@ def _written(source: str) -> str:
 
 
 @functools.lru_cache(maxsize=_SCANNED)
-def _index(source: str, flags: int) -> _Index | None:
+def index_of(source: str, flags: int) -> _Index | None:
+    """The functions of a source by their place in it; None: it cannot be parsed."""
     try:
         tree = _parsed(source)
         flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT

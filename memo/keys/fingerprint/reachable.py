@@ -113,7 +113,7 @@ def survey(
     """
     filled: frozenset[Place] = frozenset()
     while True:
-        found = _Survey(filled, shipped, ignored, functools.cache(learned))
+        found = Survey(filled, shipped, ignored, functools.cache(learned))
         found.start(function, owner)
         only_filled = found.only_filled()
         if only_filled <= filled:
@@ -134,7 +134,7 @@ class _Shot(NamedTuple):
         return Watch(self.where, self.at, self.value, self.said, self.base)
 
 
-class _Survey:
+class Survey:
     """The graph of one function, while it is built."""
 
     def __init__(
@@ -199,7 +199,7 @@ class _Survey:
             [(f, f.__code__, f.__defaults__, f.__kwdefaults__) for f in self.functions.values()],
             [*self.shapes.values(), *map(library_patches.Grown, self.library)],
             list(self.watches.values()),
-            self._state(),
+            self.state(),
             frozenset(self.changed),
             frozenset(self.unmet),
         )
@@ -225,7 +225,7 @@ class _Survey:
                 self.shapes[place[0]] = shape.without(place[1])
             self.watches[place] = shot.watch()
 
-    def _state(self) -> State:
+    def state(self) -> State:
         """State of `self` that the followed methods read."""
         if self.owner is None:
             return State()

@@ -28,7 +28,7 @@ class Manifests:
     """The manifests of one cache directory."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory / "code"
+        self.directory = directory / "code"
         self._known: set[str] = set()
         self._made = 0
 
@@ -45,7 +45,7 @@ class Manifests:
             self._write(digest, parts())
             self._made += 1
             if self._made % PRUNED == 1:
-                self._prune()
+                self.prune()
         self._known.add(digest)
 
     def load(self, digest: str) -> dict[str, str] | None:
@@ -73,11 +73,11 @@ class Manifests:
             self._write(_of_function(function), {**found, **known})
 
     def _path(self, digest: str) -> Path:
-        return self._directory / f"{digest}.json"
+        return self.directory / f"{digest}.json"
 
     def _write(self, digest: str, content: Mapping[str, str]) -> None:
-        private_files.claim_folder(self._directory.parent)
-        private_files.subdirectory(self._directory)
+        private_files.claim_folder(self.directory.parent)
+        private_files.subdirectory(self.directory)
         path = self._path(digest)
         temporary = path.with_suffix(f".{os.urandom(4).hex()}")
         try:
@@ -88,8 +88,8 @@ class Manifests:
             temporary.unlink(missing_ok=True)
             raise
 
-    def _prune(self) -> None:
-        paths = list(self._directory.glob("*.json"))
+    def prune(self) -> None:
+        paths = list(self.directory.glob("*.json"))
         if len(paths) <= KEPT:
             return
         for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-KEPT]:

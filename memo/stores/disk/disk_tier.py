@@ -73,7 +73,7 @@ _NAME = sys.getsizeof("0" * 120)
 """Bytes of a name, roughly."""
 GIVE_WAY = 0.002
 """Seconds between two transactions of one that clears many entries, for writers that wait."""
-_PAGE = 200
+PAGE = 200
 _RELIEF = 256 * 1024
 """Bytes that are freed at least when the disk turns out to be full."""
 _RELIEFS = 4
@@ -109,9 +109,9 @@ class Disk:
         self._home = host.home
         self._home.relieve = self._relieve
         self._clock = clock
-        self._payloads = Payloads(directory / "payloads")
+        self.payloads = Payloads(directory / "payloads")
         self._swept = directory / "entries" / "swept"
-        self._looked_at = -SWEEP
+        self.looked_at = -SWEEP
         self._left_behind = False
         self._has_written = False
         self._pause = SWEEP_SOON
@@ -121,10 +121,10 @@ class Disk:
         self._elsewhere: Callable[[], Iterable[str]] = tuple
         _disks.add(self)
         BUDGET.add_table(self)
-        self._index: Index | None = None
+        self.index: Index | None = None
         self._met: TierError | None = None
         self._beside: set[str] = set()
-        self._database = Database(
+        self.database = Database(
             directory / "entries" / "cache.db", self._prepare, self._before_aside, PRAGMAS
         )
 
@@ -134,7 +134,7 @@ class Disk:
 
     def trust(self, secrets: Sequence[Secret]) -> None:
         """Accept vouchers made with one of these secrets, newest first."""
-        self._payloads.secrets = secrets
+        self.payloads.secrets = secrets
 
     # --- opening ---------------------------------------------------------------------------------
 
@@ -142,17 +142,17 @@ class Disk:
         from memo.stores.disk.index import check
 
         found = check(connection)
-        self._index = None if found or self._database.read_only else self._made()
+        self.index = None if found or self.database.read_only else self._made()
 
     def _made(self) -> Index:
         """The index for writing; making it takes the writers' lock."""
         from memo.stores.disk.index import Index
 
-        return Index(self._database, self._payloads, self.size_limit, self._logs)
+        return Index(self.database, self.payloads, self.size_limit, self._logs)
 
     def _logs(self) -> int:
         """Bytes of the log of the index, and of what this host's processes share."""
-        log = f"{self._database.path}-wal"
+        log = f"{self.database.path}-wal"
         shared = f"{self.directory}/host.sqlite"
         return sum(map(_size, (log, shared, f"{shared}-wal")))
 
@@ -161,12 +161,12 @@ class Disk:
         self._left_behind = True
 
     def _ready(self) -> Database:
-        database = self._database
+        database = self.database
         if not database.is_open:
             try:
                 read_only = self._home.open() == READ_ONLY
                 if not read_only:
-                    private_files.subdirectory(self._database.path.parent)
+                    private_files.subdirectory(self.database.path.parent)
                 database.open(read_only=read_only)
                 secret_keys.warn_if_not_kept()
             except TierError:
@@ -181,9 +181,9 @@ class Disk:
         """Classify an error: one of diskcache's is damage; SQLite and the system name theirs."""
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
             error = DamagedError(f"half an index: {type(error).__name__}: {error}")
-        return self._database.suffer(error)
+        return self.database.suffer(error)
 
-    def _write(self, work: Callable[[Index], T]) -> T:
+    def write(self, work: Callable[[Index], T]) -> T:
         """Run `work(index)` as the only writer of this process, on the file that is in its place.
 
         Raises:
@@ -198,9 +198,9 @@ class Disk:
                 with database.writing:
                     if not database.moved():
                         database.writer  # noqa: B018 - raises where the file is read-only
-                        if self._index is None:  # not `or`: an empty index is false
-                            self._index = self._made()
-                        return work(self._index)
+                        if self.index is None:  # not `or`: an empty index is false
+                            self.index = self._made()
+                        return work(self.index)
             except _FAULTS as error:
                 raise self._fault(error) from error
             database.close()
@@ -221,7 +221,7 @@ class Disk:
 
         A fault is what the `lookup` that follows raises, so that it is met and waited for once.
         """
-        database = self._database
+        database = self.database
         if name in self._beside or time.monotonic() > self._tell_at:
             return None  # `lookup` finds the files, or tells the index what was read
         try:
@@ -245,7 +245,7 @@ class Disk:
         met, self._met = self._met, None
         if met is not None:
             raise met
-        database = self._database
+        database = self.database
         if not database.is_open:
             if self._home.lost():
                 raise self._home.fault()
@@ -295,7 +295,7 @@ class Disk:
         """Tell the index what was read; what it cannot take is forgotten."""
         if used := self._untold():
             with suppress(TierError):
-                self._write(lambda index: index.used(used))
+                self.write(lambda index: index.used(used))
 
     def _untold(self) -> dict[str, None]:
         """Names read since the last call."""
@@ -308,7 +308,7 @@ class Disk:
 
     def _again(self, name: str) -> tuple[Any, ...] | None:
         """Look up once more, in the file that is at the index' path now."""
-        self._database.close()
+        self.database.close()
         rows = self._read(_LOOKUP, name)
         return rows[0] if rows else None
 
@@ -319,7 +319,7 @@ class Disk:
             return None
         if files is None:
             return Found(_bytes(record))
-        source = self._payloads.source(str(files))
+        source = self.payloads.source(str(files))
         if record is not None:
             return Found(_bytes(record), source)
         read = self._record_in_file
@@ -330,19 +330,19 @@ class Disk:
     def _record_in_file(self, name: str, files: str) -> tuple[bytes, Source | None] | None:
         """A record too big for the index; looked up again when it was replaced meanwhile."""
         try:
-            record = self._payloads.read(files)
+            record = self.payloads.read(files)
             if record is None:
                 rows = self._read(_LOOKUP, name)
                 files = rows[0][1] if rows else ""
-                record = self._payloads.read(files or "")
+                record = self.payloads.read(files or "")
         except OSError as error:
             raise TierError(f"record: {type(error).__name__}: {error.strerror}") from error
-        return None if record is None else (record, self._payloads.source(files))
+        return None if record is None else (record, self.payloads.source(files))
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.stores.protocols.Tier.payload`."""
         try:
-            return self._payloads.find(digest, size)
+            return self.payloads.find(digest, size)
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
@@ -360,7 +360,7 @@ class Disk:
         if self._home.lost():
             raise self._home.fault()
         await port.offload(self._store_with_room, name, record, payload, lifetime)
-        if self._is_sweep_due():
+        if self.is_sweep_due():
             port.spawn(self._sweep_soon, "memo-sweep")
 
     async def receive(
@@ -394,9 +394,9 @@ class Disk:
         with suppress(TierError, sqlite3.Error):
             database = self._ready()
             with database.writing:
-                if self._index is None:
-                    self._index = self._made()
-                return self._index.relieve(max(2 * size, _RELIEF)) > 0
+                if self.index is None:
+                    self.index = self._made()
+                return self.index.relieve(max(2 * size, _RELIEF)) > 0
         return False
 
     def _store(
@@ -412,16 +412,16 @@ class Disk:
         mark = tag(worth.cost, size + len(record), worth.code) if worth else "0 "
         if not size:
             row = Row(record, None, 0, mark)
-            self._write(lambda index: self._keep(index, name, row, lifetime))
+            self.write(lambda index: self._keep(index, name, row, lifetime))
             return
         if not self._has_written:  # the first time: a process that died may have been here
             self._has_written = True
-            self._left_behind = self._left_behind or self._payloads.directory.exists()
-        self._write(lambda index: self._make_room(index, size + len(record)))
+            self._left_behind = self._left_behind or self.payloads.directory.exists()
+        self.write(lambda index: self._make_room(index, size + len(record)))
         try:
-            with self._payloads.keep(payload, outside) as where:
+            with self.payloads.keep(payload, outside) as where:
                 row = Row(record if outside is None else None, where, size, mark)
-                self._write(lambda index: self._keep(index, name, row, lifetime))
+                self.write(lambda index: self._keep(index, name, row, lifetime))
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
@@ -449,7 +449,7 @@ class Disk:
         return await port.offload(self._drop, name)
 
     def _drop(self, name: str) -> bool:
-        return bool(self._write(lambda index: index.delete(name)))
+        return bool(self.write(lambda index: index.delete(name)))
 
     async def clear(self, port: Port, prefix: str) -> int:
         """See `memo.stores.protocols.Tier.clear`.  What dead writers left behind goes too."""
@@ -459,8 +459,8 @@ class Disk:
 
     def _clear(self, prefix: str) -> int:
         count = 0
-        most = self._write(lambda index: index.covers_most(prefix))
-        while some := self._write(lambda index: index.clear_some(prefix, from_the_end=most)):
+        most = self.write(lambda index: index.covers_most(prefix))
+        while some := self.write(lambda index: index.clear_some(prefix, from_the_end=most)):
             count += some
             time.sleep(GIVE_WAY)
         return count
@@ -475,24 +475,22 @@ class Disk:
 
     def _sweep(self) -> int:
         begun = time.monotonic()
-        self._looked_at = begun
+        self.looked_at = begun
         removed = file_locks.sweep(self.directory / "locks")
-        removed += self._payloads.sweep(
-            lambda name: self._write(lambda index: index.has_name(name))
-        )
+        removed += self.payloads.sweep(lambda name: self.write(lambda index: index.has_name(name)))
         self._pause = max(SWEEP_SOON, _SWEEP_PART * (time.monotonic() - begun))
         return removed
 
     async def _sweep_soon(self, port: Port) -> None:
         await port.offload(self._sweep)
 
-    def _is_sweep_due(self) -> bool:
+    def is_sweep_due(self) -> bool:
         """True if it is time to sweep, and no other process of this host has just done so."""
         now = time.monotonic()
         pause = self._pause if self._left_behind else SWEEP
-        if now < self._looked_at + pause:
+        if now < self.looked_at + pause:
             return False
-        self._looked_at = now
+        self.looked_at = now
         try:
             descriptor = private_files.open_or_create(self._swept)
             try:
@@ -518,7 +516,7 @@ class Disk:
         """
         after = ""
         while page := await port.offload(
-            self._read, _SQL["list"], after, prefix, f"{prefix}\U0010ffff", _PAGE
+            self._read, _SQL["list"], after, prefix, f"{prefix}\U0010ffff", PAGE
         ):
             for row in page:
                 if (listed := await self._listed(port, *row)) is not None:
@@ -530,7 +528,7 @@ class Disk:
     ) -> Listed | None:
         if inline is not None:
             return Listed(name, inline, size + len(inline), stored)
-        record = await port.offload(self._payloads.read, where or "")
+        record = await port.offload(self.payloads.read, where or "")
         return None if record is None else Listed(name, record, size, stored)
 
     async def newest(
@@ -599,22 +597,22 @@ class Disk:
             self._ready()
         except TierUnavailable as error:
             return {"up": False, "error": str(error), **self._home.health()}
-        if self._database.read_only:
+        if self.database.read_only:
             (count,) = self._read("SELECT count(*) FROM Cache")[0]
             return {"up": True, "entries": count, **self._home.health()}
         return {
             "up": True,
-            "entries": self._write(lambda index: index.reset("count")),
-            "bytes": self._write(lambda index: index.volume()),
+            "entries": self.write(lambda index: index.reset("count")),
+            "bytes": self.write(lambda index: index.volume()),
             "budget": self.size_limit,
             **self._home.health(),
         }
 
     def close(self) -> None:
         """Let go of connections and descriptors; the next use opens them again."""
-        if self._database.is_open:
+        if self.database.is_open:
             self.tell()
-        self._database.close()
+        self.database.close()
 
 
 _disks: weakref.WeakSet[Disk] = weakref.WeakSet()

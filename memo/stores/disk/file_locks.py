@@ -44,7 +44,7 @@ class HostLock:
         while True:
             descriptor = self._open()
             try:
-                taken = _flock(descriptor, fcntl.LOCK_EX)
+                taken = flock(descriptor, fcntl.LOCK_EX)
                 if taken and _is_at(descriptor, self._path):
                     break
             except BaseException:
@@ -101,7 +101,7 @@ class HostLock:
         except OSError:
             return ""
         try:
-            if _flock(descriptor, fcntl.LOCK_SH):
+            if flock(descriptor, fcntl.LOCK_SH):
                 return ""
             return os.pread(descriptor, 4096, 0).decode(errors="replace")
         except OSError:
@@ -131,7 +131,7 @@ def sweep(directory: Path) -> int:
 def _sweep(folder: int, name: str) -> bool:
     descriptor = private_files.open_old(name, folder=folder)
     try:
-        free = _flock(descriptor, fcntl.LOCK_EX) and _is_at(descriptor, name, folder)
+        free = flock(descriptor, fcntl.LOCK_EX) and _is_at(descriptor, name, folder)
         if free:
             os.unlink(name, dir_fd=folder)
         return free
@@ -139,7 +139,8 @@ def _sweep(folder: int, name: str) -> bool:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, kind: int) -> bool:
+def flock(descriptor: int, kind: int) -> bool:
+    """Lock an open file without waiting; False: another process holds it."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

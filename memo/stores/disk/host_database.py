@@ -423,9 +423,9 @@ class Ledger:
                 sqlite_file.undo(connection)
                 return
             connection.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (commit,))
-        self._ring(commit)
+        self.ring(commit)
 
-    def _ring(self, commit: int) -> None:
+    def ring(self, commit: int) -> None:
         bell: Any = self.bell
         bell[1] = max(commit, bell[1])
         bell[0] = secrets.randbits(64)

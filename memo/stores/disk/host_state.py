@@ -88,7 +88,7 @@ class HostGenerations:
     """The generations that the processes of one host share; see `Generations`."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._owed: list[Callable[[], None]] = []
         self._pay_at = 0.0
         self._sweep_at = time.monotonic() + SWEEP
@@ -144,7 +144,7 @@ class HostGenerations:
         """
         if self._owed:
             raise TierError(UNWRITTEN)
-        ledger = self._ledger
+        ledger = self.ledger
         if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
             ledger.refresh()
         return ledger
@@ -178,7 +178,7 @@ class HostGenerations:
                     outlive(connection, [name], self._now() + BEGUN)
             return changed
 
-        self._ledger.write(work, durable=False)
+        self.ledger.write(work, durable=False)
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.states`."""
@@ -186,14 +186,14 @@ class HostGenerations:
             await port.offload(self._pay)
         if self._unwritten and time.monotonic() > self._pay_at:
             await port.offload(self._write_late)
-        if not self._ledger.is_at_hand:
+        if not self.ledger.is_at_hand:
             return await port.offload(outlasting, self.read, refs)
         return self.read(refs)
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """See `memo.stores.protocols.Generations.begin`."""
         states = await self.states(port, refs)
-        lives, soon = self._ledger.lives, self._now() + BEGUN // 2
+        lives, soon = self.ledger.lives, self._now() + BEGUN // 2
         if LOST not in states and all(lives.get(ref.group, 0) >= soon for ref in refs):
             return states
         return await port.offload(self._begin, refs)
@@ -211,7 +211,7 @@ class HostGenerations:
             return True
 
         try:
-            self._ledger.write(work, durable=False)
+            self.ledger.write(work, durable=False)
         except TierError as error:
             if not _is_closed(error):
                 raise
@@ -223,17 +223,17 @@ class HostGenerations:
     # --- groups die ------------------------------------------------------------------------------
 
     def _now(self) -> int:
-        return self._ledger.clock.wall_ns() // SECOND
+        return self.ledger.clock.wall_ns() // SECOND
 
     def _lasts(self, names: Iterable[str], until: int) -> None:
-        lives = self._ledger.lives
+        lives = self.ledger.lives
         if len(lives) > MIRROR:
             lives.clear()
         lives.update(dict.fromkeys(names, until))
 
     async def outlive(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
         """See `memo.stores.protocols.HostGenerations.outlive`; seldom writes."""
-        now, lives = self._now(), self._ledger.lives
+        now, lives = self._now(), self.ledger.lives
         end = EVER if lifetime is None else now + int(lifetime) + 1
         short = [name for name in groups if lives.get(name, 0) < end]
         if short:
@@ -246,7 +246,7 @@ class HostGenerations:
             return True
 
         with suppress(TierError):  # then they may be forgotten early: a miss, no more
-            self._ledger.write(work, durable=False)
+            self.ledger.write(work, durable=False)
         self._lasts(groups, until)
 
     def sweep_due(self) -> bool:
@@ -295,7 +295,7 @@ class HostGenerations:
             forget(connection, gone, commit)
             return bool(gone)
 
-        self._ledger.write(work, durable=False)
+        self.ledger.write(work, durable=False)
         return len(gone)
 
     # --- not written yet -------------------------------------------------------------------------
@@ -311,7 +311,7 @@ class HostGenerations:
             return True
 
         with suppress(TierError):
-            self._ledger.write(work, durable=True)
+            self.ledger.write(work, durable=True)
             self._unwritten.forget(written)
 
     def names(self, kind: str, most: int) -> list[str]:
@@ -322,7 +322,7 @@ class HostGenerations:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self._ledger.select(SQL["names"], kind, f"{kind}\U0010ffff", most)
+        rows = self.ledger.select(SQL["names"], kind, f"{kind}\U0010ffff", most)
         return [name.removeprefix(kind) for (name,) in rows]
 
     def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -347,7 +347,7 @@ class HostGenerations:
             TierError: the file cannot be read.
         """
         statement = "SELECT name FROM generations WHERE field = '*' ORDER BY name"
-        return [name for (name,) in self._ledger.select(statement)]
+        return [name for (name,) in self.ledger.select(statement)]
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
         """See `memo.stores.protocols.Generations.turn`."""
@@ -357,10 +357,10 @@ class HostGenerations:
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             _turn(connection, turns, note, commit, self._now())
             if _is_shared(connection):
-                _leave_word(connection, self._ledger.clock.wall_ns(), _packed(turns), note)
+                _leave_word(connection, self.ledger.clock.wall_ns(), _packed(turns), note)
             return True
 
-        self._ledger.write(work, durable=True)
+        self.ledger.write(work, durable=True)
 
     def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
         """An invalidation could not be written; what happens now, for people.
@@ -397,7 +397,7 @@ class HostGenerations:
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
         """See `memo.stores.protocols.Generations.notes`."""
         await self.states(port, [ref])
-        group = self._unwritten.over(ref.group, self._ledger.load(ref.group))
+        group = self._unwritten.over(ref.group, self.ledger.load(ref.group))
         return generations.noted(group.fields, ref)
 
 
@@ -470,7 +470,7 @@ class Journal:
     """Invalidations that a shared tier has not had yet; see `memo.stores.protocols.Journal`."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._failed: set[int] = set()
         self._struck: tuple[int, set[int]] = (0, set())
         self._copy: list[Row] = []
@@ -487,7 +487,7 @@ class Journal:
 
         def work(connection: sqlite3.Connection, commit: int) -> bool:
             nonlocal number
-            at = self._ledger.clock.wall_ns()
+            at = self.ledger.clock.wall_ns()
             _turn(connection, turns, note, commit, at // SECOND)
             _mark_shared(connection)
             cursor = connection.execute(
@@ -497,7 +497,7 @@ class Journal:
             number = cursor.lastrowid or 0
             return True
 
-        self._ledger.write(work, durable=True)
+        self.ledger.write(work, durable=True)
         return number
 
     def fail(self, row: int) -> None:
@@ -513,7 +513,7 @@ class Journal:
             statement = "UPDATE journal SET due = 1 WHERE id = ?"
             return connection.execute(statement, (row,)).rowcount > 0
 
-        self._ledger.write(work, durable=False)
+        self.ledger.write(work, durable=False)
 
     def done(self, row: int) -> None:
         """It reached the shared tier.
@@ -534,18 +534,18 @@ class Journal:
             )
             return True
 
-        self._ledger.write(work, durable=False)
+        self.ledger.write(work, durable=False)
         self._failed.discard(row)
 
     async def overdue(self, port: Port) -> bool:
         """As `due`, in a thread where the file must be opened."""
-        if self._ledger.is_at_hand:
+        if self.ledger.is_at_hand:
             return self.due()
         return await port.offload(self.due)
 
     def maybe_due(self) -> bool:
         """As `overdue`, at once: True where the file must be opened to tell."""
-        return not self._ledger.is_at_hand or self.due()
+        return not self.ledger.is_at_hand or self.due()
 
     def due(self) -> bool:
         """True if any must be replayed before the next read from a shared tier; about 0.3 µs.
@@ -555,7 +555,7 @@ class Journal:
         Raises:
             TierError: the file cannot be read, in no way.
         """
-        ledger = self._ledger
+        ledger = self.ledger
         if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
             try:
                 ledger.refresh()
@@ -573,13 +573,13 @@ class Journal:
             from memo.stores.disk import recovery
 
             try:
-                self._copy = recovery.journal(self._ledger.database.path)
+                self._copy = recovery.journal(self.ledger.database.path)
             except TierError:
                 self._unread += 1
                 if self._unread < UNREAD:
                     raise
                 with suppress(OSError, sqlite3.Error):
-                    self._ledger.database.set_aside()
+                    self.ledger.database.set_aside()
                 raise error from None
             self._copied_until = time.monotonic() + COPIED
         self._unread = 0
@@ -587,8 +587,8 @@ class Journal:
 
     def _struck_here(self) -> set[int]:
         """Rows that this process has replayed, in the file that is open."""
-        if self._struck[0] != self._ledger.database.opened:
-            self._struck = self._ledger.database.opened, set()
+        if self._struck[0] != self.ledger.database.opened:
+            self._struck = self.ledger.database.opened, set()
         return self._struck[1]
 
     def _is_due(self, row: tuple[int, int, int]) -> bool:
@@ -597,7 +597,7 @@ class Journal:
             return False
         if due or number in self._failed:
             return True
-        return not 0 <= self._ledger.clock.wall_ns() - at < OVERDUE
+        return not 0 <= self.ledger.clock.wall_ns() - at < OVERDUE
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:
         """(number, turns, note) of those that are due, oldest first.
@@ -606,9 +606,9 @@ class Journal:
             TierError: the file cannot be read.
         """
         try:
-            rows = self._ledger.select("SELECT id, at, due, turns, note FROM journal ORDER BY id")
+            rows = self.ledger.select("SELECT id, at, due, turns, note FROM journal ORDER BY id")
         except TierError as error:
-            if not self._ledger.is_there():
+            if not self.ledger.is_there():
                 raise
             rows = self._salvaged(error)
         return [(row[0], _unpacked(row[3]), row[4]) for row in rows if self._is_due(row[:3])]
@@ -656,9 +656,9 @@ class Host:
         with suppress(OSError, SettingError):  # said where it is used
             if not directory.exists():
                 private_files.claim(directory)
-        self._ledger = Ledger(self.home, clock)
-        self.generations = HostGenerations(self._ledger)
-        self.journal = Journal(self._ledger)
+        self.ledger = Ledger(self.home, clock)
+        self.generations = HostGenerations(self.ledger)
+        self.journal = Journal(self.ledger)
 
     @property
     def id(self) -> str:
@@ -667,7 +667,7 @@ class Host:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self._ledger.select("SELECT value FROM meta WHERE name = 'id'")
+        rows = self.ledger.select("SELECT value FROM meta WHERE name = 'id'")
         return str(rows[0][0]) if rows else ""
 
     def noted(self, name: str) -> str:
@@ -676,7 +676,7 @@ class Host:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self._ledger.select("SELECT value FROM meta WHERE name = ?", name)
+        rows = self.ledger.select("SELECT value FROM meta WHERE name = ?", name)
         return str(rows[0][0]) if rows else ""
 
     def note(self, name: str, text: str) -> None:
@@ -690,7 +690,7 @@ class Host:
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
             return True
 
-        self._ledger.write(work, durable=False)
+        self.ledger.write(work, durable=False)
 
     def lock(self, name: str) -> HostLock:
         """A lock for a name of any length, free.
@@ -705,4 +705,4 @@ class Host:
 
     def close(self) -> None:
         """Let go of connections and descriptors; the next use opens them again."""
-        self._ledger.close()
+        self.ledger.close()

@@ -65,7 +65,7 @@ _PARTS = 512
 _FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 """Copy on write, and no memory reserved for copies that may never be needed."""
 _RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
-_PIECE = 16 << 20
+PIECE = 16 << 20
 """Bytes that are read at once."""
 
 
@@ -107,7 +107,7 @@ class PayloadFile:
                 if self._exposed:
                     return _copied(descriptor, size)
                 self.identity = _identity(facts)
-                return _mapped(descriptor, size)
+                return mapped_file(descriptor, size)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -119,14 +119,14 @@ class PayloadFile:
         if not isinstance(identity, tuple) or identity[2] < VOUCHED or not any(SYSTEM.boot_id):
             return False
         try:
-            descriptor = private_files.open_old(_voucher(self.path))
+            descriptor = private_files.open_old(voucher_path(self.path))
             try:
                 text = os.read(descriptor, 64)
             finally:
                 os.close(descriptor)
         except OSError:
             return False
-        return any(compare_digest(text, _vow(s, digest, identity)) for s in self._secrets)
+        return any(compare_digest(text, vow(s, digest, identity)) for s in self._secrets)
 
     def vouch(self, digest: bytes) -> None:
         """Tell the next process that the bytes opened last have this digest.
@@ -136,23 +136,23 @@ class PayloadFile:
         identity = self.identity
         if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHED:
             return
-        if any(SYSTEM.boot_id) and _file_time() > identity[4]:
+        if any(SYSTEM.boot_id) and file_time() > identity[4]:
             with suppress(OSError):
-                _replace(_voucher(self.path), _vow(self._secrets[0], digest, identity))
+                _replace(voucher_path(self.path), vow(self._secrets[0], digest, identity))
 
 
-def _file_time() -> int:
+def file_time() -> int:
     """A time that no file bears yet that was changed before a later tick; in nanoseconds."""
     return time.time_ns() - _TICK if _COARSE is None else time.clock_gettime_ns(_COARSE)
 
 
-def _voucher(path: str) -> str:
+def voucher_path(path: str) -> str:
     """Path of a payload's voucher, by any of the payload's names."""
     shard, _, name = path.rpartition("/")
     return f"{shard}/{name.partition('.')[0]}{_VOUCHER}"
 
 
-def _vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
+def vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
     """Authenticated statement about a file with this identity."""
     facts = " ".join(map(str, identity)).encode()
     return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
@@ -176,7 +176,8 @@ def _identity(facts: os.stat_result) -> tuple[int, ...]:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
-def _mapped(descriptor: int, size: int) -> memoryview:
+def mapped_file(descriptor: int, size: int) -> memoryview:
+    """The content of an open file, mapped copy-on-write."""
     if not size:
         return memoryview(bytearray())
     return memoryview(mmap.mmap(descriptor, size, flags=_FLAGS, prot=_RIGHTS))
@@ -191,7 +192,7 @@ def _copied(descriptor: int, size: int) -> memoryview:
     copy = memoryview(bytearray(size))
     at = 0
     while at < size:
-        got = os.preadv(descriptor, [copy[at : at + _PIECE]], at)
+        got = os.preadv(descriptor, [copy[at : at + PIECE]], at)
         if not got:
             raise TierError(f"a payload has {at} bytes instead of {size}")
         at += got
@@ -213,16 +214,16 @@ class Payloads:
         """Payload file of an entry, by the entry's name for it."""
         if name.endswith(_RECORD) or not _NAME.fullmatch(name):
             return None
-        return self._file(f"{self._text}/{name}")
+        return self.file_at(f"{self._text}/{name}")
 
-    def _file(self, path: str) -> PayloadFile:
+    def file_at(self, path: str) -> PayloadFile:
         return PayloadFile(path, self.secrets, exposed=ownership.exposed(self.directory))
 
     def find(self, digest: bytes, size: int) -> PayloadFile | None:
         """A payload by its digest, if it is here and has that size."""
         path = self._canonical(digest.hex())
         try:
-            return self._file(path) if os.stat(path).st_size == size else None
+            return self.file_at(path) if os.stat(path).st_size == size else None
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -286,10 +287,10 @@ class Payloads:
 
     def _vouch(self, payload: Payload | Arriving, name: str) -> None:
         """Say that a payload is whole, as soon as any later change of it would show."""
-        source = self._file(f"{self._text}/{name}")
+        source = self.file_at(f"{self._text}/{name}")
         if isinstance(source.identity, tuple):
             end = time.monotonic_ns() + 2 * _TICK
-            while _file_time() <= source.identity[4] and time.monotonic_ns() < end:
+            while file_time() <= source.identity[4] and time.monotonic_ns() < end:
                 time.sleep(_PAUSE)
             source.vouch(payload.digest)
 
@@ -455,7 +456,7 @@ def _is_whole(descriptor: int, payload: Payload | Arriving, exposed: bool) -> bo
     if size != payload.size:
         return False
     try:
-        view = _copied(descriptor, size) if exposed else _mapped(descriptor, size)
+        view = _copied(descriptor, size) if exposed else mapped_file(descriptor, size)
     except TierError:
         return False
     return codec.is_whole(view, payload.table)

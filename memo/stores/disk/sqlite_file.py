@@ -157,14 +157,14 @@ class Database:
                 return
             with _alone(self._lock_path):
                 try:
-                    self._open()
+                    self.open_both()
                 except (sqlite3.Error, DamagedError) as error:
                     if not damaged(error):
                         raise
                     self._move_aside()
-                    self._open()
+                    self.open_both()
 
-    def _open(self) -> None:
+    def open_both(self) -> None:
         place: tuple[int, ...] = ()
         try:
             with suppress(FileExistsError):

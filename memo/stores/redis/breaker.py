@@ -147,7 +147,7 @@ class Breaker:
         self._probing = False
         self._faults = 0
         self._openings = 0
-        self._retry_at = 0.0
+        self.retry_at = 0.0
         self._since = 0.0
         self._closed_at = -LONGEST
         self._warned: set[str] = set()
@@ -172,9 +172,9 @@ class Breaker:
         with self._lock:
             if not self._open:
                 return False
-            if self._now() >= self._retry_at:
+            if self._now() >= self.retry_at:
                 self._probing = True
-                self._retry_at = self._now() + PROBE_LIFE
+                self.retry_at = self._now() + PROBE_LIFE
                 return True
         raise self.unavailable()
 
@@ -266,7 +266,7 @@ class Breaker:
         with self._lock:
             if self._probing:
                 self._probing = False
-                self._retry_at = self._now()
+                self.retry_at = self._now()
 
     def _back_off(self, *, fresh: bool) -> None:
         now = self._now()
@@ -277,7 +277,7 @@ class Breaker:
         self._open, self._probing = True, False
         seconds = min(LONGEST, FIRST * 2 ** min(self._openings, 16))
         self._openings += 1
-        self._retry_at = now + seconds * (1 - random.random() * JITTER)
+        self.retry_at = now + seconds * (1 - random.random() * JITTER)
 
     def _story(self, fault: Fault, detail: str) -> str:
         return (

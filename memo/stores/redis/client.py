@@ -97,7 +97,7 @@ class Client:
         self._lock = threading.Lock()
         self._threads: Threads | None = None
         self._waiting: Threads | None = None
-        self._loops: dict[Any, Loop] = {}
+        self.loops: dict[Any, Loop] = {}
 
     # --- look-ups, which share exchanges ---------------------------------------------------------
 
@@ -114,7 +114,7 @@ class Client:
             return None
         if not port.native:
             return self._read_here(commands)
-        loop = self._loops.get(port.client())
+        loop = self.loops.get(port.client())
         if loop is None or not loop.ready:
             return None
         try:
@@ -325,7 +325,7 @@ class Client:
 
     async def _redirected(self, port: Port, key: Any, exchange: Any, *, blocks: bool) -> Any:
         """The reply, or the replies; asks the server that another one names, once."""
-        replies = await self._exchanged(port, key, exchange, blocks=blocks)
+        replies = await self.exchanged(port, key, exchange, blocks=blocks)
         wrong = next((reply for reply in replies if type(reply) is ErrorReply), None)
         if wrong is not None and self.clustered and wrong.code in (_MOVED, _ASK):
             self._doubt()
@@ -335,13 +335,13 @@ class Client:
             first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
             commands = [*first, *exchange.given]
             other = Exchange(commands, exchange.count + len(first), exchange.seconds)
-            replies = (await self._exchanged(port, node, other, blocks=blocks))[len(first) :]
+            replies = (await self.exchanged(port, node, other, blocks=blocks))[len(first) :]
             wrong = next((reply for reply in replies if type(reply) is ErrorReply), None)
         if wrong is not None:
             raise wrong
         return replies[0] if exchange.count == 1 else replies
 
-    async def _exchanged(self, port: Port, key: Any, exchange: Any, *, blocks: bool) -> list[Any]:
+    async def exchanged(self, port: Port, key: Any, exchange: Any, *, blocks: bool) -> list[Any]:
         check = self.breaker.check
         if not port.native:
             threads = self._threads if not blocks else self._waiting
@@ -403,7 +403,7 @@ class Client:
         for threads in (self._threads, self._waiting):
             if threads is not None:
                 threads.doubt()
-        for loop in list(self._loops.values()):
+        for loop in list(self.loops.values()):
             loop.doubt_soon()
 
     def _flush(self) -> None:
@@ -524,7 +524,7 @@ class Client:
 
     async def _loop(self, port: Port) -> Loop:
         where = port.client()
-        known = self._loops.get(where)
+        known = self.loops.get(where)
         if known is not None:
             return known
         if not hasattr(sys.modules.get("memo.stores.redis.connections"), "Loop"):  # half a second
@@ -532,18 +532,18 @@ class Client:
         from memo.stores.redis.connections import Loop
 
         with self._lock:
-            for key, loop in list(self._loops.items()):
+            for key, loop in list(self.loops.items()):
                 if loop.loop.is_closed():
                     loop.forget()
-                    del self._loops[key]
-            if where not in self._loops:
+                    del self.loops[key]
+            if where not in self.loops:
                 home = weakref.proxy(self)
-                ended = partial(self._loops.pop, where, None)
+                ended = partial(self.loops.pop, where, None)
                 try:
-                    self._loops[where] = Loop(self._address, self._options, home, ended)
+                    self.loops[where] = Loop(self._address, self._options, home, ended)
                 except Exception as error:
                     raise self._failed(_fault_of(error), probe=False, error=error) from None
-            return self._loops[where]
+            return self.loops[where]
 
     def close(self) -> None:
         """Close all connections: of threads at once, of loops as soon as they get to it."""
@@ -569,8 +569,8 @@ class Client:
     def _take(self) -> tuple[list[Threads], list[Loop]]:
         with self._lock:
             pools = [pool for pool in (self._threads, self._waiting) if pool is not None]
-            loops = list(self._loops.values())
-            self._threads, self._waiting, self._loops = None, None, {}
+            loops = list(self.loops.values())
+            self._threads, self._waiting, self.loops = None, None, {}
         return pools, loops
 
     def __del__(self) -> None:
@@ -578,7 +578,7 @@ class Client:
             self.close()
 
     def after_fork(self) -> None:
-        _inherited.append((self._threads, self._waiting, self._loops))
+        _inherited.append((self._threads, self._waiting, self.loops))
         self._reset()
 
 

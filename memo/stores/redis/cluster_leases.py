@@ -47,11 +47,11 @@ class RedisLeases:
     def __init__(self, client: Client, prefix: bytes, lease: float = LEASE) -> None:
         self.lease = lease
         self._client = client
-        self._lives = b"%d" % int(lease * 1000)
+        self.lives = b"%d" % int(lease * 1000)
         self._rings = b"%d" % int(RING * 1000)
         self._lease_prefix = prefix + b"l:"
         self._bell_prefix = prefix + b"w:"
-        self._orphans: set[tuple[str, str]] = set()
+        self.orphans: set[tuple[str, str]] = set()
         self._undoing: set[threading.Thread] = set()
         self._closing = threading.Event()
         client.on_recover.append(self._adopt)
@@ -78,7 +78,7 @@ class RedisLeases:
         """
         keys = self._keys(name)
         try:
-            words = (holder.encode(), self._lives)
+            words = (holder.encode(), self.lives)
             return await self._client.run(port, ACQUIRE, keys, *words, parse=_holder)
         except BaseException:
             self._undo(name, holder)
@@ -90,7 +90,7 @@ class RedisLeases:
 
     async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
         """Hand a lease on, with a full life; False when `old` does not have it."""
-        words = (old.encode(), new.encode(), self._lives)
+        words = (old.encode(), new.encode(), self.lives)
         return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_whether)
 
     async def release(self, port: Port, name: str, holder: str) -> bool:
@@ -129,12 +129,12 @@ class RedisLeases:
 
     def _undo(self, name: str, holder: str) -> None:
         """Give a lease back that may be this holder's without his knowing."""
-        self._orphans.add((name, holder))
+        self.orphans.add((name, holder))
         self._adopt()
 
     def _adopt(self) -> None:
         """Do so in a thread, which no cancelled task and no ending loop takes along."""
-        if not self._orphans:
+        if not self.orphans:
             return
         thread = threading.Thread(target=self._give_back, args=(self._closing,), name="memo-undo")
         try:
@@ -144,13 +144,13 @@ class RedisLeases:
         self._undoing.add(thread)
 
     def _give_back(self, closing: threading.Event) -> None:
-        orphans = list(self._orphans)
+        orphans = list(self.orphans)
         try:
             for seconds in _UNDO_AFTER:
                 closing.wait(seconds)
                 for orphan in orphans:
                     self._client.here(partial(self._release, orphan))
-            self._orphans.difference_update(orphans)
+            self.orphans.difference_update(orphans)
         except TierError:
             return  # the breaker knows; when it closes this is done again
         finally:

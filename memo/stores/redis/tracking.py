@@ -91,8 +91,8 @@ class Listener:
         self.wanted = False
         self.why = "not connected"
         self.told = False
-        self._heard: dict[str, int] = {}
-        self._ear: _Ear | None = None
+        self.heard: dict[str, int] = {}
+        self._ear: Ear | None = None
         self._lock = threading.Lock()
         fork.renewed_in_child(self)
 
@@ -118,7 +118,7 @@ class Listener:
         count = self.count
         if mark == count:
             return mark
-        heard = self._heard
+        heard = self.heard
         if mark < self.base:
             return None
         for group in groups:
@@ -152,8 +152,8 @@ class Listener:
         with self._lock:
             count = self.count + 1
             for group in groups:
-                self._heard[group] = count
-            if len(self._heard) > GROUPS:
+                self.heard[group] = count
+            if len(self.heard) > GROUPS:
                 self._renew()
             else:
                 self.count = count
@@ -165,17 +165,17 @@ class Listener:
 
     def _renew(self) -> None:
         self.base = self.count + 1
-        self._heard = {}
+        self.heard = {}
         self.count = self.base
 
-    def confirm(self, ear: _Ear, until: int) -> None:
+    def confirm(self, ear: Ear, until: int) -> None:
         """Word that was sent until `BOUND` before `until` has arrived at this ear."""
         with self._lock:
             if self._ear is ear:
                 self.until = until
                 self.told = False
 
-    def lose(self, ear: _Ear, why: str, *, ended: bool = False) -> None:
+    def lose(self, ear: Ear, why: str, *, ended: bool = False) -> None:
         """An ear hears nothing any more."""
         with self._lock:
             if self._ear is ear:
@@ -189,7 +189,7 @@ class Listener:
         with self._lock:
             if self._ear is not None:
                 return
-            ear = _Ear(self)
+            ear = Ear(self)
             with contextlib.suppress(RuntimeError):  # the interpreter is going down
                 ear.thread.start()
                 self._ear = ear
@@ -220,7 +220,7 @@ class Listener:
             ear.sock.close()  # else Redis keeps pushing after the parent has ended
 
 
-class _Ear:
+class Ear:
     """One thread that listens, on one connection after another."""
 
     def __init__(self, listener: Listener) -> None:
@@ -324,7 +324,7 @@ class _Ear:
         ends = time.monotonic() + BEAT
         with contextlib.suppress(TimeoutError):
             while not self.closing and time.monotonic() < ends:
-                self._hear(stream.next(ends))
+                self.hear_names(stream.next(ends))
 
     def _reply(self, stream: _Stream, seconds: float) -> Any:
         """The reply to what was sent, after all that was pushed before it.
@@ -335,12 +335,12 @@ class _Ear:
         """
         ends = time.monotonic() + seconds
         while isinstance(message := stream.next(ends), _Push):
-            self._hear(message)
+            self.hear_names(message)
         if isinstance(message, _RefusedError):
             raise message
         return message
 
-    def _hear(self, message: Any) -> None:
+    def hear_names(self, message: Any) -> None:
         """Take word of a change; of anything at all where no names are given."""
         if not isinstance(message, _Push):
             raise ValueError("a reply to nothing")  # noqa: TRY004 - what was sent is no type of ours

@@ -7,6 +7,7 @@ import types
 from typing import Any
 
 import pytest
+from inside import inside
 from providers import InADict
 
 import memo
@@ -24,8 +25,8 @@ async def abody(x: int = 0) -> int:
 async def test_the_plain_call() -> None:
     """`cache(f)` and `cache(f, ttl=5)` make a cached function, as joblib's `Memory.cache` does."""
     for function in (body, abody):
-        assert cache(function)._function.policy.ttl == 60
-        assert cache(function, ttl=5)._function.policy.ttl == 5
+        assert inside(cache(function)).policy.ttl == 60
+        assert inside(cache(function, ttl=5)).policy.ttl == 5
         assert cache(function, ttl="1h", key_prefix="p").address(3) == "p:3"
     assert cache(body, ttl=5)(3) == 3
     assert await cache(abody, ttl=5)(3) == 3

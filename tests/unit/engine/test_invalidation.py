@@ -18,6 +18,7 @@ from typing import Any
 import mutants
 import numpy as np
 import pytest
+from inside import inside
 from ports import blocking
 from redis_server import RedisServer
 
@@ -189,7 +190,7 @@ def test_the_reason_is_kept() -> None:
     assert outcome.reason == "dataset 2026-11 loaded"
     assert [e.reason for e in heard if e.kind == "invalidated"] == ["dataset 2026-11 loaded"]
     chain = assembly.default_chain()
-    arguments = load._function.keyer.partial(("EU", 2024), {})[0]
+    arguments = inside(load).keyer.partial(("EU", 2024), {})[0]
     ref = Ref(f"f:{load.function_id}", arguments)
     notes = blocking(lambda port: chain.host.generations.notes(port, ref))
     assert any("dataset 2026-11 loaded" in note for _, note in notes)
@@ -559,13 +560,13 @@ def test_the_journal_is_synced(redis_server: Server, monkeypatch: pytest.MonkeyP
         redis_server.stop()
         host = assembly.default_chain().host
         modes: list[bool] = []
-        write = host._ledger.write  # type: ignore[union-attr]
+        write = host.ledger.write  # type: ignore[union-attr]
 
         def spy(work: Any, *, durable: bool) -> None:
             modes.append(durable)
             write(work, durable=durable)
 
-        monkeypatch.setattr(host._ledger, "write", spy)  # type: ignore[union-attr]
+        monkeypatch.setattr(host.ledger, "write", spy)  # type: ignore[union-attr]
         load.invalidate()
     assert modes[0] is True
 
@@ -1026,7 +1027,7 @@ def test_many_reads_are_bounded() -> None:
     assert wide.is_cached()
     found = blocking(
         lambda port: assembly.default_chain().lookup(
-            port, wide.function_id, wide.key(), wide._function.judge
+            port, wide.function_id, wide.key(), inside(wide).judge
         )
     )
     assert len(found.entry.header.stamps) < 20

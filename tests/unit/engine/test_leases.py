@@ -360,7 +360,7 @@ async def test_renewed_while_the_loop_is_blocked(
         return found
 
     with memo.configure(redis_url=redis_server.url):
-        memo.decorators.assembly.default_chain().tiers[1].leases._lives = b"300"  # type: ignore[attr-defined]
+        memo.decorators.assembly.default_chain().tiers[1].leases.lives = b"300"  # type: ignore[attr-defined]
         found = await load()
         memo.decorators.assembly.reset()
     assert len(set(found)) == 1

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inside import inside
 from ports import ROOT, run, start
 from providers import InADict
 from redis_server import RedisServer
@@ -560,7 +561,7 @@ async def test_a_failed_refresh_is_no_unretrieved_exception(
         source.fail = True
         assert await f() == 1
         assert await memo.drain(5)
-        f._function.backoff.clear()
+        inside(f).backoff.clear()
         monkeypatch.setattr(memo.engine.refreshing, "hold", broken)
         assert await f() == 1
         assert await memo.drain(5)
@@ -714,7 +715,7 @@ def test_back_off_begins_anew_after_a_success(
             clock.advance(110)
             waited[0] += 100
             settled(style, f)
-            pauses.append([pause for _, pause in f._function.backoff.values()])
+            pauses.append([pause for _, pause in inside(f).backoff.values()])
     assert pauses == [[1.0], [2.0], [], [1.0]]
 
 
@@ -827,7 +828,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
         loop = asyncio.new_event_loop()
         loop.run_until_complete(begin())
         loop.close()
-        left = [task for task in memo.runtime.ports._tasks if not task.done()]
+        left = [task for task in memo.runtime.ports.TASKS if not task.done()]
         assert len(left) == 1
         left[0]._log_destroy_pending = False  # type: ignore[attr-defined]
         source.seconds = 0.0
@@ -835,7 +836,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
         assert not leases.HELD
         assert settled(STYLES[1], f) == 1
         assert asyncio.run(f()) == 3
-    memo.runtime.ports._tasks.clear()
+    memo.runtime.ports.TASKS.clear()
     del left
     gc.collect()
 

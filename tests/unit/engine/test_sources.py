@@ -354,7 +354,7 @@ def test_an_entry_whose_callable_is_elsewhere_is_not_believed() -> None:
 
     outer()
     assert outer.is_cached()
-    dependencies._callables.pop("tests:inner")
+    dependencies.CALLABLES.pop("tests:inner")
     assert not outer.is_cached()
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inside import inside
 from redis_server import RedisServer
 
 import memo
@@ -517,7 +518,7 @@ async def test_scalars_are_not_looked_at_twice(monkeypatch: pytest.MonkeyPatch) 
         return a
 
     count: list[int] = []
-    keyer = load._function.keyer
+    keyer = inside(load).keyer
     call = type(keyer).call
     monkeypatch.setattr(
         type(keyer), "call", lambda self, *args: (count.append(1), call(self, *args))[1]

@@ -299,7 +299,7 @@ def test_changed_code_without_a_manifest(code: Code) -> None:
     """Where the earlier source is not known on this host, it says so."""
     first = "@cache\ndef load(region):\n    return 1\n"
     code.load(first).load("EU")
-    for path in assembly.manifests()._directory.glob("*.json"):
+    for path in assembly.manifests().directory.glob("*.json"):
         path.unlink()
     explanation = code.load(first.replace("1", "2")).load.explain("EU")
     shows(explanation, "code changed", "its earlier source is not known on this host")

@@ -35,7 +35,7 @@ def row(state: dict[str, Any], text: str) -> dict[str, Any]:
 
 def looked(model: Model) -> dict[str, Any]:
     """The state, with the entries as they are now."""
-    model._listed = 0.0
+    model.listed_at = 0.0
     return model.state()
 
 
@@ -349,7 +349,7 @@ def test_without_scripts_the_same_facts_are_shown(widget: Any) -> None:
         return region
 
     load("EU")
-    widget.model._listed = 0.0
+    widget.model.listed_at = 0.0
     data, _ = widget._repr_mimebundle_()
     assert "<svg" in data["text/html"]
     assert "region=&#x27;EU&#x27;" in data["text/html"]

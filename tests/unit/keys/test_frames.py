@@ -734,7 +734,7 @@ def test_bands_are_copied_alone_where_no_thread_starts(
     rows = pd.DataFrame(np.random.default_rng(0).random((300_000, 5)), copy=False)
     fortran = np.asfortranarray(rows.to_numpy())
     keys = digest(rows), digest(fortran)
-    monkeypatch.setattr(array_order, "_pool", lambda: Few(4))
+    monkeypatch.setattr(array_order, "make_pool", lambda: Few(4))
     monkeypatch.setattr(array_order, "THREADS", 4)
     assert (digest(rows), digest(fortran)) == keys
 

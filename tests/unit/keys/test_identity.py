@@ -801,7 +801,7 @@ def test_source_that_moved(tmp_path: Path) -> None:
     del sys.modules["helpers"]
     helpers = importlib.import_module("helpers")
     write(tmp_path, helpers="# one\n# two\ndef g(x): return x")
-    normalised_code._known.clear()
+    normalised_code.KNOWN.clear()
     assert Identity(helpers.g).digest() == first
 
 
@@ -1345,7 +1345,7 @@ def test_sources_are_parsed_whatever_other_threads_parse(monkeypatch: pytest.Mon
         return real(source, *rest)
 
     monkeypatch.setattr(ast, "parse", parse)
-    assert normalised_code._index("# spoiled\ndef f():\n    return 1\n", 0) is not None
+    assert normalised_code.index_of("# spoiled\ndef f():\n    return 1\n", 0) is not None
     assert next(spoiled, None) is None
 
 
@@ -1558,9 +1558,7 @@ def test_an_equal_value_in_its_place_is_no_change() -> None:
     for change in ("G.a = [int('1000')]", "G.b = G.b", "G.__dict__ = dict(G.__dict__)"):
         notebook.run(change)
         assert identity.digest() == told
-        assert all(
-            watch.probe.stands(notebook.names["G"]) for watch in identity._seen[None].watches
-        )
+        assert all(watch.probe.stands(notebook.names["G"]) for watch in identity.seen[None].watches)
 
 
 def test_a_probe_keeps_little_alive() -> None:

@@ -342,9 +342,9 @@ def test_a_class_attribute_and_an_instance_attribute_are_told_apart() -> None:
 
 def test_only_what_escapes_counts_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A survey that forgets that `self` goes elsewhere would share a helper's results."""
-    state = reachable._Survey._state
+    state = reachable.Survey.state
     monkeypatch.setattr(
-        reachable._Survey, "_state", lambda self: state(self)._replace(whole=False, names=())
+        reachable.Survey, "state", lambda self: state(self)._replace(whole=False, names=())
     )
 
     class Fresh(Plain):

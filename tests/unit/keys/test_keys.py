@@ -785,15 +785,15 @@ def test_what_is_kept_of_calls_is_bounded() -> None:
     for _ in range(3):
         for number in range(3 * call_keys.REPEATED):
             key(maker, number)
-    assert 0 < len(maker._repeated) <= call_keys.REPEATED
+    assert 0 < len(maker.repeated) <= call_keys.REPEATED
     for number in range(2 * call_keys.MET):
         key(maker, -number)
-    assert len(maker._met) <= call_keys.MET
-    before = set(maker._repeated)
+    assert len(maker.met) <= call_keys.MET
+    before = set(maker.repeated)
     for value in ("x" * (call_keys.LONG + 1), b"x", 1.5, True, (1,)):
         for _ in range(3):
             key(maker, value)
-    assert set(maker._repeated) == before
+    assert set(maker.repeated) == before
     key(maker, 10**6)
     assert call(maker, 10**6) is call(maker, 10**6), "which is what this is for"
 

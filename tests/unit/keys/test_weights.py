@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from inside import inside
 
 from memo import cache
 from memo.keys.offloading import HeavyError, heavy
@@ -180,7 +181,7 @@ def test_calls_with_long_texts_are_stored(text: str) -> None:
 @pytest.mark.timing
 def test_small_arguments_cost_no_look() -> None:
     """Whether a number and a short text are big costs their key less than 0.1 µs."""
-    keyer: Any = Service.load._function.keyer.__class__(
+    keyer: Any = inside(Service.load).keyer.__class__(
         lambda number, text: None,
         function_id="weights:f",
         key_prefix=None,

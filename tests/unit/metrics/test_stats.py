@@ -442,7 +442,7 @@ def test_span_follows_refreshes_after_its_end(counters: Counters) -> None:
     counters(Event(events.REFRESH_DONE, LOAD, "k"))
     assert seen == [REFRESHING, REFRESHED]
     assert span.settled
-    assert not counters._listeners
+    assert not counters.listeners
 
 
 def test_span_knows_a_refresh_that_failed(counters: Counters) -> None:
@@ -453,7 +453,7 @@ def test_span_knows_a_refresh_that_failed(counters: Counters) -> None:
     span.end()
     counters(Event(events.REFRESH_FAILED, LOAD, "k", reason="OSError"))
     assert span.refreshes == {"k": REFRESH_FAILED}
-    assert not counters._listeners
+    assert not counters.listeners
 
 
 def test_span_waits_for_no_refresh_of_a_fallback(counters: Counters) -> None:

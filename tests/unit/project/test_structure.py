@@ -1,8 +1,10 @@
 """The structure of the package: its folders, and which of them may import which."""
 
+import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from checkout import ROOT
 
 PACKAGE = ROOT / "memo"
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def lint(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,3 +60,46 @@ def test_forks_are_registered_in_one_place() -> None:
     """Only `runtime/fork.py` calls `os.register_at_fork`, so that the order is one list."""
     calls = [p for p in PACKAGE.rglob("*.py") if "os.register_at_fork(" in p.read_text()]
     assert calls == [PACKAGE / "runtime" / "fork.py"]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def private_names(tree: ast.AST, known: set[str]) -> Iterator[str]:
+    """Private names of memo that a test uses: imported, read, or patched by their name."""
+    own = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and ast.unparse(node.value) == "self"
+    }
+    own |= {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
+    names = known - own
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("memo"):
+            yield from (alias.name for alias in node.names if is_private(alias.name))
+        elif isinstance(node, ast.Attribute) and node.attr in names:
+            yield node.attr
+        elif isinstance(node, ast.Constant) and node.value in names:
+            yield node.value
+
+
+def test_tests_use_few_private_names() -> None:
+    """Tests stand on the public surface: at most 30 uses of names that are private to a module."""
+    known = {
+        node.name if isinstance(node, DEFINITIONS) else node.attr
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, DEFINITIONS)
+        or (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
+    }
+    known = {name for name in known if is_private(name) and not name.startswith("_repr_")}
+    known -= {"_replace", "_fields"}  # what named tuples have
+    uses = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in private_names(ast.parse(path.read_text("utf-8")), known)
+    ]
+    assert len(uses) <= 30, "\n".join(uses)

@@ -336,7 +336,7 @@ def test_type_that_claims_to_be_numpys_is_pickled_as_what_it_is() -> None:
 
 def test_streams_load_without_pyarrow_unless_it_was_needed(monkeypatch: Any) -> None:
     """Where pyarrow is missing, object strings are pickled as ever."""
-    monkeypatch.setattr(buffers, "_pyarrow", lambda: None)
+    monkeypatch.setattr(buffers, "loaded_pyarrow", lambda: None)
     back, _, payload = stored(np.array(NAMES, dtype=object))
     assert payload == 0
     assert back.tolist() == NAMES

@@ -176,7 +176,7 @@ def test_what_announces_another_length_is_not_even_begun(monkeypatch: pytest.Mon
     def never(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(zstd_frames, "_inflate", never)
+    monkeypatch.setattr(zstd_frames, "inflate_into", never)
     monkeypatch.setattr(zstd_frames.mmap, "mmap", never)
     with pytest.raises(EntryError, match="67108864 bytes instead of 64"):
         zstd_frames.unpacked(claiming(64, frame_of(BOMB)))

@@ -294,8 +294,8 @@ def test_no_mutant_passes_at_a_glance() -> None:
 def test_a_seal_is_compared_again_for_other_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the very bytes that were checked under a name are taken without comparing the seal."""
     compared: list[int] = []
-    check = seal._check_seal
-    monkeypatch.setattr(seal, "_check_seal", lambda *given: (compared.append(1), check(*given)))
+    check = seal.check_seal
+    monkeypatch.setattr(seal, "check_seal", lambda *given: (compared.append(1), check(*given)))
     glances = seal.Glances([SECRET], "memo")
     record = seal.pack(PLAIN, STREAM, SECRET)
     for _ in range(3):
@@ -316,17 +316,17 @@ def test_what_was_glanced_at_is_bounded() -> None:
         key = f"{number:040x}"
         record = seal.pack(PLAIN._replace(key=key), b"x" * 1000, SECRET)
         assert glances.glance(key, record, key) is not None
-        assert key not in glances._known
+        assert key not in glances.known
         assert glances.glance(key, record, key) is not None
-        kept = sum(len(entry.record) + seal.GLANCE for entry in glances._known.values())
-        assert kept == glances._bytes <= seal.GLANCES
-        assert key in glances._known or kept > seal.GLANCES - 2 * (len(record) + seal.GLANCE)
-    assert f"{0:040x}" in glances._known, "not pushed out by what came later"
+        kept = sum(len(entry.record) + seal.GLANCE for entry in glances.known.values())
+        assert kept == glances.held_bytes <= seal.GLANCES
+        assert key in glances.known or kept > seal.GLANCES - 2 * (len(record) + seal.GLANCE)
+    assert f"{0:040x}" in glances.known, "not pushed out by what came later"
     for number in range(seal.ONCE):
         key = f"{number:038x}-0"
         glances.glance(key, seal.pack(PLAIN._replace(key=key), b"", SECRET), key)
-    assert not glances._known, "until so much was met that it is old"
-    assert len(glances._once) <= seal.ONCE
+    assert not glances.known, "until so much was met that it is old"
+    assert len(glances.once) <= seal.ONCE
 
 
 def test_a_record_that_changes_takes_the_place_of_the_one_before() -> None:
@@ -336,8 +336,8 @@ def test_a_record_that_changes_takes_the_place_of_the_one_before() -> None:
         record = seal.pack(PLAIN, b"x" * size, SECRET)
         for _ in range(2):
             assert glances.glance("name", record, PLAIN.key) is not None
-    assert glances._known["name"].record == record
-    assert glances._bytes == len(record) + seal.GLANCE
+    assert glances.known["name"].record == record
+    assert glances.held_bytes == len(record) + seal.GLANCE
 
 
 @given(st.binary(max_size=400))
@@ -636,7 +636,7 @@ def test_a_voucher_is_not_forged(cache_home: Path) -> None:
         source = payload_files.PayloadFile(str(path), [OTHER])
         source.open(path.stat().st_size)
         digest = bytes.fromhex(path.name)
-        voucher.write_bytes(payload_files._vow(OTHER, digest, source.identity))  # type: ignore[arg-type]
+        voucher.write_bytes(payload_files.vow(OTHER, digest, source.identity))  # type: ignore[arg-type]
         memo.testing.reset()
         with configure(tiers=["disk"]):
             assert np.array_equal(frame(), whole)
@@ -687,9 +687,9 @@ def test_a_forged_record_is_told() -> None:
 def test_streams_are_loaded_only_after_the_seal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is hashed as text, inflated, allocated or parsed before the seal was compared."""
     order: list[str] = []
-    check, parse = seal._check_seal, seal._parse
-    monkeypatch.setattr(seal, "_check_seal", lambda *a: (order.append("seal"), check(*a))[1])
-    monkeypatch.setattr(seal, "_parse", lambda *a: (order.append("parse"), parse(*a))[1])
+    check, parse = seal.check_seal, seal.parse
+    monkeypatch.setattr(seal, "check_seal", lambda *a: (order.append("seal"), check(*a))[1])
+    monkeypatch.setattr(seal, "parse", lambda *a: (order.append("parse"), parse(*a))[1])
     opened(RECORD)
     assert order == ["seal", "parse"]
     refused(RECORD[:-1])

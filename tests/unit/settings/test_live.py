@@ -173,7 +173,9 @@ def test_a_file_that_rests_is_not_read_again(live, file, clock, monkeypatch):
     write(file, "x = 1\n")
     assert live["x"] == 1
     monkeypatch.setattr(
-        sys.modules["memo.settings.live_values"], "_load", lambda path: pytest.fail("read again")
+        sys.modules["memo.settings.live_values"],
+        "load_file",
+        lambda path: pytest.fail("read again"),
     )
     clock.now += LOOK_EVERY
     assert live["x"] == 1

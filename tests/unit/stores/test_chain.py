@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inside import inside
 from redis_server import RedisServer
 
 import memo
@@ -173,7 +174,7 @@ def test_default_chains() -> None:
 
 def quick(function: Any, *args: Any) -> bool:
     """Whether the next call is answered without a coroutine."""
-    call = function._function.keyer.call(function._function.code(args), args, {})
+    call = inside(function).keyer.call(inside(function).code(args), args, {})
     found = default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
     return isinstance(found, Entry)
 
@@ -237,7 +238,7 @@ def test_floors_of_many_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> 
         known.rise(f"k{number}", number)
         kept = range(max(0, number - 99), number + 1)
         assert all(known.older(f"k{n}", n) and not known.older(f"k{n}", n + 1) for n in kept)
-        assert len(known._floors) + len(known._old_floors) <= 200
+        assert len(known.floors) + len(known.old_floors) <= 200
 
 
 def test_a_chain_as_provider(tmp_path: Path) -> None:

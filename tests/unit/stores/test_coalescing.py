@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 from chaos import Proxy, Scripted
+from inside import inside
 from ports import blocking, looping
 from redis.credentials import StreamingCredentialProvider
 from redis_records import A, B, record, wait_for
@@ -210,7 +211,7 @@ def test_who_look_again_together_do_so_once(redis_server: RedisServer) -> None:
 
     async def main() -> list[int]:
         await load(0)
-        key, chain = load.key(1), load._function.chain()
+        key, chain = load.key(1), inside(load).chain()
         name = chain.name(load.function_id, key)
         calls = [asyncio.create_task(load(1)) for _ in range(2)]
         await asyncio.sleep(0)  # both have asked, and nothing has come yet
@@ -306,7 +307,7 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(
         assert [load(1) for _ in range(4)] == [1] * 4
         load.invalidate()
         assert [load(1) for _ in range(4)] == [2] * 4
-        key, chain = load.key(1), load._function.chain()
+        key, chain = load.key(1), inside(load).chain()
         asked = chain.at_hand(lambda: BLOCKING, load.function_id, key)
         assert isinstance(asked, Asked)
         assert chain.settled(BLOCKING, asked, key) is not None

@@ -282,14 +282,14 @@ def test_looking_up_writes_nothing(disk, monkeypatch):
     """A hit leaves no trace in the index: no commit, no statistics, no time of use."""
     put(disk, "a")
     get(disk, "a")
-    version = disk._database.reader.execute("PRAGMA data_version").fetchone()
-    changes = disk._database.writer.total_changes
+    version = disk.database.reader.execute("PRAGMA data_version").fetchone()
+    changes = disk.database.writer.total_changes
     for _ in range(10):
         get(disk, "a")
         get(disk, "b")
         assert disk.at_hand("a") == b"record"
-    assert disk._database.reader.execute("PRAGMA data_version").fetchone() == version
-    assert disk._database.writer.total_changes == changes
+    assert disk.database.reader.execute("PRAGMA data_version").fetchone() == version
+    assert disk.database.writer.total_changes == changes
 
 
 def test_drop_and_clear_say_what_they_did(disk, run):
@@ -317,7 +317,7 @@ def test_clearing_many_entries_takes_all_of_them(disk):
 
 def test_entries_are_listed_by_name(disk, run, monkeypatch):
     """`entries` gives name, record, bytes and time of storing, page after page; `names` names."""
-    monkeypatch.setattr(disk_module, "_PAGE", 2)
+    monkeypatch.setattr(disk_module, "PAGE", 2)
     held, big = payload(bytes(1000)), os.urandom(INLINE + 1)
     put(disk, "x:1", b"one")
     put(disk, "x:2", b"two", held)
@@ -547,7 +547,7 @@ def test_two_disks_of_one_process_agree_after_the_index_was_replaced(disk, direc
     other = Disk(directory, 64 * MIB, host)
     put(other, "a")
     put(disk, "b")
-    disk._database.set_aside()
+    disk.database.set_aside()
     put(disk, "c")
     put(other, "d")
     assert get(disk, "d")
@@ -713,7 +713,7 @@ def test_a_planted_pickle_is_never_loaded(disk, directory, tmp_path):
     assert blocking(listed) == []
     put(disk, "a", b"mended")
     assert get(disk, "a").record == b"mended"
-    index = disk._index
+    index = disk.index
     for action in (
         lambda: index.get("f"),
         lambda: list(index),
@@ -913,9 +913,9 @@ def test_a_kill_in_the_middle_of_stores_leaves_old_or_new(directory):
 def test_a_sweep_leaves_alone_what_a_living_writer_has(disk, directory):
     """A file that a writer has not yet put into the index survives a sweep; a dead writer's not."""
     held = payload(os.urandom(100_000))
-    with disk._payloads.keep(held, bytes(INLINE + 1)) as name:
+    with disk.payloads.keep(held, bytes(INLINE + 1)) as name:
         assert blocking(lambda port: disk.sweep(port)) == 0
-        assert disk._payloads.source(name).open(held.size)
+        assert disk.payloads.source(name).open(held.size)
         before = files(directory)
     assert files(directory) == before
     assert blocking(lambda port: disk.sweep(port)) == 3
@@ -930,14 +930,14 @@ def test_a_sweep_is_due_once_an_hour_per_host(disk, directory, host):
     (orphan / ("0" * 32 + ".tmp")).write_bytes(b"x")
     old = time.time() - 2 * disk_module.SWEEP
     os.utime(directory / "entries" / "swept", (old, old))
-    disk._looked_at = -disk_module.SWEEP
+    disk.looked_at = -disk_module.SWEEP
     put(disk, "b")
     end = time.monotonic() + 5
     while files(directory) and time.monotonic() < end:
         time.sleep(0.01)
     assert files(directory) == []
     other = Disk(directory, MIB, host)
-    assert not other._is_sweep_due()
+    assert not other.is_sweep_due()
     other.close()
 
 

@@ -56,9 +56,9 @@ def test_invalidating_many_addresses_is_linear() -> None:
 def test_writing_down_a_code_version_does_not_list_the_others(tmp_path, monkeypatch) -> None:
     """The first call of the 1,000th function costs what that of the first costs."""
     manifests = Manifests(tmp_path / "cache")
-    manifests._directory.parent.mkdir(mode=0o700)
+    manifests.directory.parent.mkdir(mode=0o700)
     listed = []
-    monkeypatch.setattr(Manifests, "_prune", lambda self: listed.append(1))
+    monkeypatch.setattr(Manifests, "prune", lambda self: listed.append(1))
     for number in range(1000):
         manifests.save(f"{number:032x}", lambda: {"f": "def f(): ..."})
     assert len(listed) <= 2
@@ -71,7 +71,7 @@ def test_clearing_gives_way_to_other_threads(tmp_path) -> None:
     for number in range(3 * index.BATCH):
         drive(disk.store(BLOCKING, f"ns:{{f}}:s:{number}", b"x", None, None))
     writes = []
-    disk._write, write = lambda work: (writes.append(1), write(work))[1], disk._write
+    disk.write, write = lambda work: (writes.append(1), write(work))[1], disk.write
     assert drive(disk.clear(BLOCKING, "ns:")) == 3 * index.BATCH
     assert len(writes) >= 3
     disk.close()
@@ -83,7 +83,7 @@ def test_a_log_does_not_stay_long(tmp_path) -> None:
     host = Host(tmp_path / "cache")
     disk = Disk(tmp_path / "cache", 1 << 30, host)
     drive(disk.store(BLOCKING, "a", b"x", None, None))
-    with disk._database.writing, disk._database.transaction() as connection:
+    with disk.database.writing, disk.database.transaction() as connection:
         connection.execute("CREATE TABLE big (content)")
         connection.executemany("INSERT INTO big VALUES (?)", [(bytes(4000),)] * 3000)
     for number in range(3):

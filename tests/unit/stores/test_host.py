@@ -115,12 +115,12 @@ def test_reading_while_nothing_changes_touches_no_file(host, monkeypatch):
     """A read asks the file nothing while the bell is silent and the tick has not passed."""
     begin(host, CALL)
     monkeypatch.setattr(host_database, "TICK", 1000.0)
-    host._ledger.refresh()
+    host.ledger.refresh()
 
     def refuse():
         raise AssertionError("looked at the file")
 
-    monkeypatch.setattr(host._ledger, "refresh", refuse)
+    monkeypatch.setattr(host.ledger, "refresh", refuse)
     assert host.generations.read([CALL]) == host.generations.read([CALL])
     turn(host, Turn(F))
     with pytest.raises(AssertionError):
@@ -130,7 +130,7 @@ def test_reading_while_nothing_changes_touches_no_file(host, monkeypatch):
 def test_a_writer_killed_before_the_bell_is_seen_after_the_tick(host, second, monkeypatch):
     """A commit without a bell is noticed by the next read after the tick."""
     (before,) = begin(host, CALL)
-    monkeypatch.setattr(second._ledger, "_ring", lambda commit: None)
+    monkeypatch.setattr(second.ledger, "ring", lambda commit: None)
     turn(second, Turn(F))
     time.sleep(2 * host_database.TICK)
     assert host.generations.read([CALL]) != [before]
@@ -339,15 +339,15 @@ def test_the_journal_survives_a_kill(directory):
 def test_a_turn_is_synced_before_it_returns(host, monkeypatch):
     """Turns and journal rows are committed with synchronous=FULL; begins without fsync."""
     modes = []
-    write = host._ledger.write
+    write = host.ledger.write
 
     def watched(work, *, durable):
         modes.append(durable)
         write(work, durable=durable)
-        (mode,) = host._ledger.database.writer.execute("PRAGMA synchronous").fetchone()
+        (mode,) = host.ledger.database.writer.execute("PRAGMA synchronous").fetchone()
         assert mode == (2 if durable else 1)
 
-    monkeypatch.setattr(host._ledger, "write", watched)
+    monkeypatch.setattr(host.ledger, "write", watched)
     begin(host, CALL)
     turn(host, Turn(F))
     host.journal.add([Turn(F)], "")
@@ -404,7 +404,7 @@ def test_lost_commits_are_noticed(directory, lost):
     """When the log of the last commits is gone, everything is lost rather than some of it old."""
     code = IN_A_PROCESS + (
         "print(drive(host.generations.begin(BLOCKING, [CALL]))[0].text, flush=True)\n"
-        "host._ledger.database.writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
+        "host.ledger.database.writer.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
         "drive(host.generations.turn(BLOCKING, [Turn(F)], ''))\n"
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -448,7 +448,7 @@ def test_a_turn_right_after_a_removal_lands_in_the_new_file(host, second, direct
     begin(second, CALL)
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
     (old,) = begin(Host(directory), CALL)
-    host._ledger.tick = time.monotonic() + 60
+    host.ledger.tick = time.monotonic() + 60
     turn(host, Turn(F))
     third = Host(directory)
     assert third.generations.read([CALL])[0].text not in ("", old.text)
@@ -692,15 +692,15 @@ def test_a_lock_on_a_file_that_was_unlinked_meanwhile_is_none(host, monkeypatch)
     """Between opening and locking the file, its holder lets go and somebody else takes the name."""
     first, late, third = (host.lock("key") for _ in range(3))
     assert first.try_acquire()
-    flock = file_locks._flock
+    flock = file_locks.flock
 
     def slow(descriptor, kind):  # late has opened the file, and not yet locked it
-        monkeypatch.setattr(file_locks, "_flock", flock)
+        monkeypatch.setattr(file_locks, "flock", flock)
         first.release()
         assert third.try_acquire()
         return flock(descriptor, kind)
 
-    monkeypatch.setattr(file_locks, "_flock", slow)
+    monkeypatch.setattr(file_locks, "flock", slow)
     assert not late.try_acquire()
     third.release()
 

@@ -261,7 +261,7 @@ def test_a_lost_answer_leaves_no_orphan(redis_server: RedisServer, run: Any) -> 
         proxy.mode = "pass"
         client = redis_server.client()
         assert within(3, lambda: answers(tier) and not client.exists("memo:2:l:{x}"))
-        assert within(2, lambda: not tier.leases._orphans)
+        assert within(2, lambda: not tier.leases.orphans)
         tier.close()
 
 

@@ -452,13 +452,13 @@ def test_nobody_vouches_for_a_file_that_changed_just_now(
 ) -> None:
     """Within a tick of the file system's clock a change might not show, so nobody vouches."""
     source = keep(files, payload)
-    Path(payload_files._voucher(source.path)).unlink()
+    Path(payload_files.voucher_path(source.path)).unlink()
     assert isinstance(source.identity, tuple)
     changed = source.identity[4]
-    monkeypatch.setattr(payload_files, "_file_time", lambda: changed)
+    monkeypatch.setattr(payload_files, "file_time", lambda: changed)
     source.vouch(payload.digest)
     assert not source.vouched(payload.digest)
-    monkeypatch.setattr(payload_files, "_file_time", lambda: changed + 1)
+    monkeypatch.setattr(payload_files, "file_time", lambda: changed + 1)
     source.vouch(payload.digest)
     assert source.vouched(payload.digest)
 
@@ -474,7 +474,7 @@ def test_change_right_after_storing_shows(files: Payloads, payload: Payload) -> 
 def test_forged_voucher_is_not_believed(files: Payloads, payload: Payload) -> None:
     """A voucher of any other bytes is as good as none."""
     source = keep(files, payload)
-    path = Path(payload_files._voucher(source.path))
+    path = Path(payload_files.voucher_path(source.path))
     good = path.read_bytes()
     for bad in (b"", good[:-1], good + b"x", OTHER.id + good[8:], bytes(len(good))):
         path.write_bytes(bad)
@@ -484,7 +484,7 @@ def test_forged_voucher_is_not_believed(files: Payloads, payload: Payload) -> No
 def test_voucher_goes_with_its_payload(files: Payloads, payload: Payload) -> None:
     """Neither removing nor sweeping leaves a voucher for nothing behind."""
     source = keep(files, payload)
-    voucher = Path(payload_files._voucher(source.path))
+    voucher = Path(payload_files.voucher_path(source.path))
     assert voucher.exists()
     assert files.sweep(lambda name: True) == 0
     files.remove(source.path.removeprefix(f"{files.directory}/"))
@@ -505,9 +505,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return whole(view, table)
 
     monkeypatch.setattr(codec, "is_whole", spy)
-    loading._verified.clear()
+    loading.KNOWN_GOOD.clear()
     yield seen
-    loading._verified.clear()
+    loading.KNOWN_GOOD.clear()
 
 
 def test_big_payload_is_not_hashed_by_the_next_process(cache_home: Path, hashed: list[int]) -> None:
@@ -527,7 +527,7 @@ def test_payload_without_a_voucher_is_hashed_once(cache_home: Path, hashed: list
         voucher.unlink()
     for _ in range(2):
         reset()
-        loading._verified.clear()
+        loading.KNOWN_GOOD.clear()
         assert (big(n) == np.arange(n)).all()
     assert hashed == [n * 8]
 

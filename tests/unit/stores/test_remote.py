@@ -504,7 +504,7 @@ def test_three_loops_in_a_row(tier: Redis, redis_server: RedisServer) -> None:
             looping(many)
         gc.collect()
     assert wait_for(lambda: len(client.client_list()) == 1)
-    assert not tier.client._loops
+    assert not tier.client.loops
 
 
 def test_pool_is_bounded(tier: Redis, redis_server: RedisServer) -> None:

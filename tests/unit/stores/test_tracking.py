@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chaos import Proxy, Scripted, free_port
+from inside import inside
 from ports import blocking, run, start
 from redis_server import RedisServer
 
@@ -69,7 +70,7 @@ def ear() -> Listener:
 
 def is_quick(function: Any, *args: Any) -> bool:
     """Whether the next call asks nobody."""
-    call = function._function.keyer.call(function._function.code(args), args, {})
+    call = inside(function).keyer.call(inside(function).code(args), args, {})
     found = assembly.default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
     return isinstance(found, Entry)
 
@@ -275,7 +276,7 @@ def test_this_host_is_heard_at_once(
     tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another process of this host invalidates is gone when that returned, word or no (I1)."""
-    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     with another_process(tracking.url, cache_home) as invalidate:
         for _ in range(20):
             before = proven(load, "EU")
@@ -288,7 +289,7 @@ def test_this_host_is_heard_where_hits_are_not_quick(
     tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch, function: Any
 ) -> None:
     """The same holds of hits that look at a source, or copy buffers (I1)."""
-    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     with another_process(tracking.url, cache_home) as invalidate:
         for round_ in range(1, 6):
             function("EU")
@@ -307,7 +308,7 @@ def test_this_process_is_heard_at_once(
     tracking: RedisServer, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     """What this process invalidates is not given any more when that has returned (I1)."""
-    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     for _ in range(20):
         before = proven(load, "EU"), proven(fetch, "EU")
         load.invalidate() if whole else load.invalidate(region="EU")
@@ -322,7 +323,7 @@ def test_this_process_is_heard_where_the_host_cannot_be_written(
     """An invalidation that could not be written down on the host acts in this process at once."""
     from memo.errors import TierError
 
-    monkeypatch.setattr(tracking_module._Ear, "_hear", lambda *_: None)
+    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     before = proven(load, "EU")
     host = assembly.default_chain().host
     assert host is not None
@@ -659,7 +660,7 @@ def load(region):
     return time.time_ns()
 
 def quick():
-    call = load._function.keyer.call(load._function.code(("EU",)), ("EU",), {})
+    call = inside(load).keyer.call(inside(load).code(("EU",)), ("EU",), {})
     found = assembly.default_chain().at_hand(lambda: BLOCKING, load.function_id, call.text)
     return isinstance(found, Entry)
 
@@ -790,7 +791,7 @@ def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ears.still(mark, ["x"]) is not None
     ears.hear(["d"])
     assert ears.still(mark, ["x"]) is None
-    assert len(ears._heard) <= 3
+    assert len(ears.heard) <= 3
 
 
 @pytest.mark.parametrize(

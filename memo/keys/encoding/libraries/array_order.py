@@ -63,7 +63,7 @@ def ordered(parts: Iterable[Any]) -> Iterator[memoryview]:
             if buffer.nbytes < part.nbytes:
                 buffer = np.empty(part.nbytes, np.uint8)
             if pool is None and part.nbytes >= SHARED and THREADS > 1:
-                pool = stack.enter_context(_pool())
+                pool = stack.enter_context(make_pool())
             place = buffer[: part.nbytes]
             _copy(place.view(part.dtype).reshape(part.shape), part, pool)
             yield memoryview(place)
@@ -83,7 +83,7 @@ def feed(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
     count = min(THREADS, len(array))
     bounds = [len(array) * at // count for at in range(count + 1)]
     parts = [(takers[a:b], array[a:b]) for a, b in itertools.pairwise(bounds)]
-    with _pool() as pool:
+    with make_pool() as pool:
         _run([functools.partial(_feed, *part) for part in parts], pool)
 
 
@@ -119,7 +119,8 @@ def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
         other.result()
 
 
-def _pool() -> ThreadPoolExecutor:
+def make_pool() -> ThreadPoolExecutor:
+    """The threads that copy and hash the parts of a big array."""
     from concurrent import futures
 
     return futures.ThreadPoolExecutor(THREADS - 1, thread_name_prefix="memo-bands")
