@@ -7,7 +7,7 @@
     @cache(ttl="1h")
     async def load(region: str) -> pandas.DataFrame: ...
 
-Where to find what: `decorators` makes a cached function, `engine` answers its calls, `keys` says
+The folders: `decorators` makes a cached function, `engine` answers its calls, `keys` says
 which entry a call has, `stores` keeps entries in tiers, `validity` says whether one is still valid.
 """
 

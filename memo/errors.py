@@ -47,24 +47,24 @@ class OptionError(MemoError, ValueError, TypeError):
     Args:
         option: the name of the option.
         value: what was given.
-        mend: what to write instead, as a whole sentence.
+        fix: what to write instead, as a whole sentence.
     """
 
-    def __init__(self, option: str, value: object, mend: str) -> None:
-        super().__init__(f"{option}={shown(value)}: {mend}")
+    def __init__(self, option: str, value: object, fix: str) -> None:
+        super().__init__(f"{option}={shown(value)}: {fix}")
         self.option = option
         self.value = value
-        self.mend = mend
+        self.fix = fix
 
 
 class SettingError(MemoError, ValueError):
     """A setting has a wrong value; the message names the setting, its source and the fix."""
 
-    def __init__(self, setting: str, source: str, mend: str) -> None:
-        super().__init__(f"setting {setting!r} (from {source}): {mend}")
+    def __init__(self, setting: str, source: str, fix: str) -> None:
+        super().__init__(f"setting {setting!r} (from {source}): {fix}")
         self.setting = setting
         self.source = source
-        self.mend = mend
+        self.fix = fix
 
 
 class SecretError(SettingError):
@@ -184,7 +184,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def users(error: E) -> E:
-    """An exception whose traceback begins at the user's first frame, where it has one.
+    """Cut a traceback so that it begins at the user's first frame, if it has one.
 
     A bare `raise` after it adds no frame of ours.
     """
@@ -202,11 +202,11 @@ def _users_frames(error: BaseException) -> TracebackType | None:
 
 
 _OURS = frozenset({"memo", "asyncio", "concurrent"})
-"""Packages whose frames are ours: the last two are how a caller waits for what runs elsewhere."""
+"""Packages whose frames are hidden; the last two wait for work that runs elsewhere."""
 
 
 def at_the_call(error: E) -> E:
-    """As `users`, of an exception about a call itself, whose frames may be all our own.
+    """As `users`, for an exception about the call itself, which may have no frame of the user's.
 
     A mistake in a call is seen at the call; only what is no such mistake keeps our frames.
     """
@@ -251,8 +251,8 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         known = names()
         wrong = None if known is None else next((name for name in given if name not in known), None)
         if known is not None and wrong is not None:
-            mend = f"there is no such option{nearest(wrong, known)}"
-            raise OptionError(wrong, given[wrong], mend)
+            fix = f"there is no such option{nearest(wrong, known)}"
+            raise OptionError(wrong, given[wrong], fix)
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,7 +1,7 @@
 """The command line: `memo demo`, `stats`, `ls`, `clear` and `doctor`.
 
-Thin: each command asks a room of the house and prints what it says.  A mistake of the user's ends
-with one line on standard error and the status 2, a finding that needs work with the status 1.
+Thin: each command asks a module of `inspection` and prints the answer.  A user's mistake ends with
+one line on standard error and status 2, a finding that needs work with status 1.
 """
 
 from __future__ import annotations
@@ -258,8 +258,8 @@ def ui(port: int, no_browser: bool) -> None:
     try:
         server = Server(port)
     except OSError as error:
-        mend = f"{error.strerror}; take another one, or 0."
-        raise click.UsageError(f"--port {port}: {mend}") from None
+        fix = f"{error.strerror}; take another one, or 0."
+        raise click.UsageError(f"--port {port}: {fix}") from None
     click.echo(f"memo ui: {server.url}\nCtrl-C ends it.")
     if not no_browser:
         click.launch(server.url)

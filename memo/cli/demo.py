@@ -3,7 +3,7 @@
 The data: the Python packages that are installed here, read and parsed file by file.  The pipeline:
 `definitions` (one package), `survey` (all of them, one DataFrame), `report` (a table by package).
 Each is cached, and each is built on the one before.  It needs neither a network nor a Redis, uses
-what every user of memo uses, and leaves nothing behind on the disk.
+only the public interface, and leaves nothing behind on the disk.
 """
 
 from __future__ import annotations

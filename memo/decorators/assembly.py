@@ -54,7 +54,7 @@ def as_usual() -> bool:
 
 
 _usual: tuple[int, bool] = (-1, False)
-"""What `as_usual` answers, and the version of the settings for which it does."""
+"""The answer of `as_usual`, and the version of the settings that it was made for."""
 
 
 def mode() -> Mode:
@@ -329,7 +329,7 @@ def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
 
 
 def changed(function: str) -> Mapping[str, str]:
-    """What processes of this host have found that a function changes itself."""
+    """State that a function changes itself, as processes of this host have found."""
     try:
         return manifests().changed(function)
     except (OSError, SettingError) as error:

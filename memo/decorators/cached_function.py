@@ -1,4 +1,4 @@
-"""The decorators, and the only room that assembles: settings -> chain, function -> engine.
+"""The decorator `cache`, and what it makes of a function.
 
 The kind of a function (`def` or `async def`) is decided once, at decoration.  A sync function runs
 the engine over the blocking port, in the caller's thread; an async one over its running loop.
@@ -118,7 +118,7 @@ def functions() -> list[CachedFunction[Any, Any]]:
 
 
 class CachedFunction(Generic[P, R]):
-    """A function whose results are cached; what `@cache` makes of it.
+    """A function whose results are cached, as `@cache` returns it.
 
     Calling it gives what the function gives.  Attributes:
         function_id: its identity, `"module:qualname"` or its `name`.
@@ -210,7 +210,7 @@ class CachedFunction(Generic[P, R]):
         max_age: float | str | timedelta | None = None,
         ttl: Ttl = MISSING,
     ) -> Self:
-        """The same function, whose calls use the cache in another way; what they call does not.
+        """The same function with other settings for its calls, but not for calls inside them.
 
         ::
 
@@ -218,7 +218,7 @@ class CachedFunction(Generic[P, R]):
 
         Args:
             mode: as of `memo.mode`.
-            max_age: entries that are older do not answer, whatever their ttl.
+            max_age: older entries are not used, even within their ttl.
             ttl: instead of the function's own, for entries that are stored and judged.
 
         Raises:
@@ -332,7 +332,7 @@ class CachedFunction(Generic[P, R]):
                 argument of this name, that argument.
 
         Returns:
-            What it hit, and how it went, tier by tier.
+            The entries that matched, and the outcome in each tier.
 
         Raises:
             OptionError: the function has no such argument, or the value is a function.
@@ -664,7 +664,7 @@ class CachedCoroutine(CachedFunction[P, R]):
 
 
 class ReplayingFunction(CachedFunction[P, R]):
-    """A cached function whose answers show what it showed when it was computed (`replay`)."""
+    """A cached function that replays what the computation printed and displayed (`replay`)."""
 
     @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -805,11 +805,11 @@ def _no_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, A
     """
     for name, value in (*((f"argument {at + 1}", v) for at, v in enumerate(args)), *kwargs.items()):
         if inspect.isroutine(value):
-            mend = (
+            fix = (
                 "is a function, and predicates are not supported: give the values one by one, "
                 "or for a call that takes a function memo.invalidate(key=f.key(...))."
             )
-            raise OptionError(name, value, mend)
+            raise OptionError(name, value, fix)
     return kwargs
 
 
@@ -1085,7 +1085,7 @@ def cache(*args: Any, **kwargs: Any) -> Any:
         check_every: seconds for which a URL is believed without asking again.
         ignore: names of arguments that do not matter; also `"self"`, and globals that the function
             reads, as `"global:api"`.
-        version: pins the code version by hand.
+        version: a code version of your own, instead of the one that is worked out from the code.
         stale_while_revalidate: seconds past the ttl in which the old value answers while it is
             refreshed (RFC 5861).
         stale_if_error: seconds past the ttl in which the old value answers if computing raises.

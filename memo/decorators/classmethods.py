@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Final
 
 UNBOUND: Final = sys.version_info >= (3, 13)
-"""True if a classmethod makes a plain method of whatever it holds."""
+"""True if a classmethod binds its function as a plain method."""
 NOTE: Final = "__memo_note__"
 """The name of the note in the body of a class; no class keeps it."""
 _FRAMES: Final = 16
@@ -63,7 +63,7 @@ def expect(made: Any, bind: Callable[[], None], function: Callable[..., Any]) ->
 
 
 def _body(name: str) -> Any:
-    """The namespace of the class of this qualified name, whose body runs just now; or None."""
+    """The namespace of the class of this qualified name, whose body is running; or None."""
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_FRAMES):
         if frame is None:

@@ -74,7 +74,7 @@ class _Elementwise(CachedFunction[P, R]):
         return elements.batch(port, self._function, self._each, args, kwargs)
 
     async def _answered(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The answer of a call, in whatever mode, or `Raised`."""
+        """The answer of a call in the mode in force, or `Raised`."""
         mode = self._mode()
         function = aged(self._function, mode)
         if mode.kind is None:
@@ -108,8 +108,8 @@ class _Elementwise(CachedFunction[P, R]):
         if self._each.is_collection(value):
             items = self._each.opened(value).items
             if len(items) != 1:
-                mend = "has not one element; each element has a key and an address of its own."
-                raise OptionError(self._each.name, value, mend)
+                fix = "has not one element; each element has a key and an address of its own."
+                raise OptionError(self._each.name, value, fix)
             args, kwargs = self._each.put(args, kwargs, items[0])
         return self._function.call(args, kwargs)
 
@@ -208,8 +208,8 @@ class _Elementwise(CachedFunction[P, R]):
         function = aged(self._function, self._mode())
         made = await elements.batch(port, function, self._each, args, kwargs)
         if not made.places:
-            mend = "has no elements, so nothing is looked up: the function itself answers."
-            raise OptionError(self._each.name, self._each.taken(args, kwargs), mend)
+            fix = "has no elements, so nothing is looked up: the function itself answers."
+            raise OptionError(self._each.name, self._each.taken(args, kwargs), fix)
         first, *others = made.places.values()
         found, asked = await self._told(port, function, first), first.job
         for place in others:

@@ -134,7 +134,7 @@ def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
 
 
 def passes_on(method: F) -> F:
-    """A `__call__` whose own signature says no more than that it passes its arguments on.
+    """A `__call__` that shows `(*args, **kwargs)` as its own signature.
 
     IPython shows it beside the signature of the function, which is the one that counts.
     """

@@ -134,8 +134,8 @@ async def _key_target(port: Port, text: str) -> _Target:
     if "*" in text:
         prefix = text.partition("*")[0].rstrip(":")
         rest = f"write prefix={prefix!r}" if prefix else "write prefix="
-        mend = f"is no pattern: it names one address; {rest} to invalidate all below a prefix."
-        raise OptionError("key", text, mend)
+        fix = f"is no pattern: it names one address; {rest} to invalidate all below a prefix."
+        raise OptionError("key", text, fix)
     if re.fullmatch(_KEY, text):
         turns = await _turns_of_key(port, text)
         return _Target(turns, f"key {text!r}")
@@ -225,7 +225,7 @@ def invalidate(
         strict: raise if no valid entry is known here that it could match.
 
     Returns:
-        What it hit, and how it went, tier by tier.
+        The entries that matched, and the outcome in each tier.
 
     Raises:
         OptionError: not exactly one target was given, or no function, or several, have the name.
@@ -328,7 +328,8 @@ class _Plan:
     ) -> None:
         """Drop what the call asks for; the function has returned, so nothing is raised any more.
 
-        What cannot be told exactly is dropped as a whole, with an event and a warning.
+        If the exact entries cannot be worked out, all candidates are dropped, with an event and a
+        warning.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()

@@ -1,6 +1,6 @@
-"""Names: from what is shown of a function, a prefix or a tag back to what it stands for.
+"""Names: the function, prefix or tag that a displayed name stands for.
 
-Known are the functions of this process, and whatever this host keeps generations of.  A function
+The functions of this process are known, and all that this host keeps generations of.  A function
 can be named by its identity, by the label that tables show, by its qualified name or by its bare
 name, as long as only one function fits.
 """

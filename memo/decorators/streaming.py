@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
-    """What becomes of a generator function.
+    """The class of cached function that wraps a generator function.
 
     Raises:
         OptionError: an option does not go with it.
@@ -55,8 +55,8 @@ class _Streaming(CachedFunction[P, R]):
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
         if self._function.keyer.has_late_tags:
-            mend = "ask for a result, which a generator has not; make them of the arguments."
-            raise OptionError("tags", given["tags"], mend)
+            fix = "ask for a result, which a generator has not; make them of the arguments."
+            raise OptionError("tags", given["tags"], fix)
         self.is_async = isinstance(self, AsyncStreaming)
         self._function.run = streams.run_through(function, self._folder, self.is_async)
 

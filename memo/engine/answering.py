@@ -9,8 +9,8 @@
                │                 │         └──> ask what it was built on ──> equal ──> value
                └─── again <──────┘ join: wait ──> a copy of what landed
 
-Whatever the function returned reaches its caller: from the moment it has returned, every fault of
-the cache is an event.  Its exceptions are its own.
+A result that the function returned always reaches the caller: a fault of the cache after that is
+only an event.  Exceptions of the function are raised unchanged.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def told_hit(
     shared: bool,
     refreshes: bool = True,
 ) -> None:
-    """Tell of an answer.
+    """Emit the event of an answer.
 
     Args:
         shared: there was none at first: another caller or process has computed it meanwhile.
@@ -331,7 +331,7 @@ def _answer_again(
 
 
 def _tell_shared(job: Job, begun: float, cost: float) -> None:
-    """Tell of an answer that another caller or process has computed since this call began."""
+    """Emit the event of an answer that another caller or process computed since this call began."""
     waited = time.perf_counter() - begun
     saved = 0.0 if in_background() else max(0.0, cost - waited)
     emit(job, events.COALESCED, seconds=waited, saved=saved)
@@ -455,7 +455,7 @@ async def _alone(port: Port, job: Job) -> Any:
 
 
 async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
-    """Compute for all callers of the flight, and end it, whatever happens."""
+    """Compute for all callers of the flight, and always end it."""
     landing: Landing | None = None
     try:
         landing = await _land(port, job, flight, found)

@@ -155,8 +155,8 @@ class Function:
         """After a computation: state that it has changed itself counts as it was before.
 
         Returns:
-            What something else has changed meanwhile, and what to warn of, once each; `""`:
-            nothing.
+            State that something else changed in the meantime, and the warning to give, once each;
+            `""`: none.
         """
         code = own_changes.end(watched.of_code, watched.names)
         mine = Ended() if watched.mine is None else instances.end(watched.mine)
@@ -209,7 +209,7 @@ class Function:
         return judge(times, policy, self.chain().clock, ttl, expired)
 
     def under(self, policy: Policy) -> Function:
-        """The same function, whose entries age by another policy."""
+        """The same function with another ageing policy."""
         made = copy.copy(self)
         made.policy = policy
         return made

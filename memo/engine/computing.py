@@ -127,7 +127,7 @@ def packed(job: Job) -> str:
         return ""
     try:
         encoded = codec.encode((job.args, dict(job.kwargs)))
-    except Exception:  # whatever pickling them raises: it cannot be asked again
+    except Exception:  # pickling may raise anything, and cannot be tried again
         return ""
     if encoded.payload is not None or len(encoded.stream) > ARGUMENTS:
         return ""
@@ -143,7 +143,7 @@ async def _with_result(
         return used
     try:
         digest = (await port.offload(canonical.digest, value)).hex()
-    except Exception as error:  # no key, or whatever the value's own methods raise
+    except Exception as error:  # no key, or an error in the value's own methods
         function.cutoff = False
         said = (
             f"{function.id} has cutoff=True and returned a {type(value).__name__} that has no key "
@@ -159,7 +159,7 @@ class Standing:
     """Watches the state in the key of a call while its computation runs.
 
     Attributes:
-        stands: nothing but the computation itself has changed it.
+        stands: only the computation itself has changed it.
     """
 
     def __init__(self, job: Job) -> None:
@@ -172,7 +172,7 @@ class Standing:
         try:
             self._watched = job.function.begin(job.call, job.args)
             self.stands = not job.call.code or job.function.code(job.args) == job.call.code
-        except Exception as error:  # the values' own methods may raise whatever they like
+        except Exception as error:  # the values' own methods may raise anything
             emit(job, events.ERROR, reason=STATE_CHANGED, detail=told(error))
         return self
 
@@ -202,7 +202,7 @@ class Standing:
 async def is_same_call(port: Port, job: Job) -> bool:
     """True if the arguments, which the caller has too, still make the key of the call.
 
-    While a computation waits for its turn, and all the more in the background, the caller goes on.
+    The caller may change them while the computation waits, or runs in the background.
     """
     values = (*job.args, *job.kwargs.values())
     if _SCALARS.issuperset(map(type, values)):
@@ -326,8 +326,8 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         fault = f"cannot be pickled ({type(error).__name__})"
         if isinstance(error, codec.AlteredError):
             fault = str(error)
-        mend = "return plain data instead" if verb == "returned" else "raise one that can"
-        warn_not_stored(job.function, value, fault, mend, verb)
+        fix = "return plain data instead" if verb == "returned" else "raise one that can"
+        warn_not_stored(job.function, value, fault, fix, verb)
         return None
 
 
@@ -341,14 +341,14 @@ def _unstored(job: Job, value: Any, error: Exception) -> Landing:
 
 
 def warn_not_stored(
-    function: Function, value: Any, fault: str, mend: str, verb: str = "returned"
+    function: Function, value: Any, fault: str, fix: str, verb: str = "returned"
 ) -> None:
     """Say once per function that its results are not stored, and why."""
     if not function.warned:
         function.warned = True
         said = (
             f"{label(function.id)} {verb} a {type(replay.bare(value)).__name__} that {fault}, "
-            f"so it is computed at each call; {mend}"
+            f"so it is computed at each call; {fix}"
         )
         warn_of(function.run, said)
 

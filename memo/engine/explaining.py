@@ -242,7 +242,7 @@ async def listing(
 
     Args:
         prefix: what their names begin with.
-        limit: stop after so many.
+        limit: stop after this many.
     """
     found: dict[str, tuple[Header, int]] = {}
     for tier in chain.tiers:

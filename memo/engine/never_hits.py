@@ -36,7 +36,7 @@ def notice(job: Job) -> None:
         return
     try:
         look, names = _look(job)
-    except Exception:  # whatever the `repr` of a value raises
+    except Exception:  # a value's `repr` may raise anything
         return
     if not names:
         return

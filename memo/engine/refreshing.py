@@ -193,7 +193,7 @@ async def _refresh(port: Port, job: Job, flight: Flight, ask: Ask) -> None:
 
 
 async def _renewed(port: Port, job: Job, flight: Flight, ask: Ask) -> Landing | None:
-    """As `renew`, of a stale value that nothing but the results it was built on let expire."""
+    """As `renew`, for a value that expired only because of the results it was built on."""
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None

@@ -132,7 +132,7 @@ class Recorder:
                 self._shown.clear()
 
     def _fits(self, size: int) -> bool:
-        """True if there is room for more; what comes after the first that has none is cut off."""
+        """True if a piece of output fits; the first that does not, and all later ones, are cut."""
         if self._clears:
             self._shown.clear()
             self._clears = False

@@ -6,8 +6,8 @@ Rules of this module:
     process it loads as another class.  Here it is stored by name and code version too, and loads as
     the class of that name if its code is unchanged.  If it has changed, the entry is unreadable, so
     the function runs again.  Where there is no such class (a worker), the stored one is used.
-2.  A type whose objects load as another type (or do not load) is found when the first result of it
-    is encoded: that result is loaded once.
+2.  A type whose objects load as another type (or do not load) is detected when its first result
+    is encoded, by loading that result once.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _by_name(value: Any) -> Any:
         return NotImplemented
     try:
         version = code_digest(value)
-    except Exception:  # a class whose code cannot be told is known by value alone
+    except Exception:  # a class without a code version is stored by value only
         return NotImplemented
     token = _tokens.setdefault(value, os.urandom(16).hex())
     _alive[token] = value

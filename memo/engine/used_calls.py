@@ -211,7 +211,7 @@ class Reads:
 
 
 RESULTS = 1024
-"""Past so many results of `cutoff` functions, an entry is built on their stamps like on others."""
+"""Most results of `cutoff` functions that an entry compares; beyond it compares their stamps."""
 
 
 async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
@@ -297,7 +297,7 @@ def tell_entry(
 
     Args:
         begun: when it was asked for, by `time.perf_counter`.
-        stale: it has expired, whatever its age.
+        stale: it counts as expired, regardless of its age.
     """
     reads = CURRENT.get()
     if reads is None or reads.over:
@@ -340,8 +340,8 @@ def carry_context() -> None:
     is running where they are called.  Only memo's own two variables are carried; the user's keep
     Python's rules.  `stop_carrying` puts the methods back.
 
-    Pools of other kinds do not say on whose behalf their threads work, and other processes have a
-    context of their own: what is read there is no part of the computation.
+    Other kinds of pools do not tell which computation a thread works for, and other processes have
+    their own context: values read there are not part of the computation.
     """
     wanted = configuration.current().follow_threads
     if wanted is bool(_originals):

@@ -52,7 +52,7 @@ MATCHES, DIFFERS, UNKNOWN = "same code", "other code", "code not known here"
 
 
 class Exported(NamedTuple):
-    """What was exported.
+    """The outcome of an export.
 
     Attributes:
         path: of the file.
@@ -145,8 +145,8 @@ async def _export(
                 part = await _part(port, chain, header, secret)
                 parts += [part] if part is not None else []
     if not parts:
-        mend = "no valid entry of this host matches; see memo.entries()."
-        raise OptionError("export_bundle", [str(one) for one in given] or "everything", mend)
+        fix = "no valid entry of this host matches; see memo.entries()."
+        raise OptionError("export_bundle", [str(one) for one in given] or "everything", fix)
     user = getpass.getuser()
     python = platform.python_version()
     by, system = f"{user}@{writer()}", f"{platform.system()} {platform.machine()}"
@@ -198,7 +198,7 @@ async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Par
 
 
 def described(bundle: Bundle) -> list[str]:
-    """Where a bundle comes from and what is in it, line by line."""
+    """The origin and the content of a bundle, as lines of text."""
     origin = bundle.origin
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(origin.made))
     verified = "sealed with this key" if bundle.verified else "NOT VERIFIED: needs its key"
@@ -242,16 +242,16 @@ async def _codes(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, st
 
 
 class Imported(NamedTuple):
-    """What became of the entries of a bundle.
+    """The outcome of an import, by entry.
 
     Attributes:
         bundle: where they come from.
         stored: those that may answer calls from now on.
-        other_code: those of a function whose code is another one here, which no call would find;
-            they are not stored.
+        other_code: entries of a function that has other code here: no call would find them, so they
+            are not stored.
         expired: those that are past their ttl; they are not stored.
         changed: those that are stored, and depend on files that are not the same here.
-        damaged: those whose bytes are not what was sealed.
+        damaged: entries whose bytes were changed after sealing.
     """
 
     bundle: Bundle
@@ -262,7 +262,7 @@ class Imported(NamedTuple):
     damaged: tuple[Item, ...] = ()
 
     def lines(self) -> list[str]:
-        """What became of them, for people."""
+        """The outcome in words."""
         made = rendering.counted(len(self.stored), "entry", "entries")
         lines = [f"imported {made} from {self.bundle.path.name}, made by {self.bundle.origin.by}"]
         told = (
@@ -298,7 +298,7 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
         key: that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
 
     Returns:
-        What became of each entry.
+        The outcome for each entry.
 
     Raises:
         BundleError: there is no key, or it is another one, or the file was changed; the message

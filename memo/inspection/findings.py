@@ -44,7 +44,7 @@ OLDEST_REDIS = (6, 2)
 OLD = 3600.0
 """Seconds after which a temporary file is a leftover."""
 SHOWN = 3
-"""So many of the files concerned are named."""
+"""Most files that a finding names."""
 
 
 WIDTH = 18
@@ -72,7 +72,7 @@ Findings = Iterator[Finding]
 
 
 class Health(tuple[Finding, ...]):
-    """What was found, in the order in which it was looked at; a table wherever it is shown."""
+    """The findings, in the order of the checks; they show as a table."""
 
     __slots__ = ()
 
@@ -83,7 +83,7 @@ class Health(tuple[Finding, ...]):
 
     @property
     def capabilities(self) -> dict[str, bool]:
-        """What sharing over Redis needs, and whether it works; empty without a Redis that answers.
+        """The abilities that sharing over Redis needs, and whether each works; empty without Redis.
 
         The keys are `"write"`, `"read"`, `"script"`, `"lease"` and `"invalidation"`.
         """
@@ -230,7 +230,7 @@ def _owner(directory: Path) -> Findings:
 
 
 def _modes(directory: Path) -> Findings:
-    """Whatever is in the directory is the user's alone: 0700 and 0600, no links."""
+    """All files in the directory belong to the user alone: 0700 and 0600, no links."""
     open_, foreign = [], []
     for path, facts in _walk(directory):
         if stat.S_ISLNK(facts.st_mode) or facts.st_uid != os.geteuid():
@@ -330,7 +330,7 @@ def _tiers(settings: Settings) -> Findings:
 def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
     url = redacted(settings.redis_url or "")
     if not facts.get("up"):
-        fix = facts.get("mend") or "Start it, or correct redis_url."
+        fix = facts.get("fix") or "Start it, or correct redis_url."
         fix += f" (redis_url is from {settings.sources['redis_url']})"
         said = f"{url} cannot be used: {facts.get('error', 'down')}; memo works without it"
         yield Finding(FAIL, "redis", said, fix)
@@ -365,7 +365,7 @@ def _parts(version: str) -> tuple[int, ...]:
 
 def _facts(facts: dict[str, Any]) -> str:
     """Facts that a tier reports, except its place."""
-    hidden = ("up", "where", "error", "directory", "mend")
+    hidden = ("up", "where", "error", "directory", "fix")
     sizes = ("bytes", "budget", "used", "limit")
     parts = (
         f"{name} {size(fact) if name in sizes else fact}"
@@ -377,7 +377,7 @@ def _facts(facts: dict[str, Any]) -> str:
 
 def _journal(settings: Settings) -> Findings:
     rows = host_of(settings).journal.rows() if settings.directory.exists() else []
-    if not settings.redis_url:  # what is for whichever Redis is used next may wait for ever
+    if not settings.redis_url:  # work for the next Redis that is configured may wait for ever
         rows = [row for row in rows if not is_for_any(row[2])]
     if not rows:
         yield Finding(GOOD, "journal", "every invalidation reached its tier")

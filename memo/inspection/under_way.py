@@ -107,7 +107,7 @@ class Board:
         with self._lock:
             slot = self._free.pop() if self._free else -1
             self._slots[event.key] = (slot, run)
-            for facts in (run.arguments, None):  # many arguments have no room in a slot
+            for facts in (run.arguments, None):  # many arguments do not fit into a slot
                 data = json.dumps((*run[:5], run.key, facts)).encode("utf-8", "replace")
                 if len(data) < SLOT:
                     break
@@ -202,7 +202,7 @@ def _read(folder: Path) -> Iterator[Running]:
 
 
 def turn_of(key: str) -> Turn | None:
-    """What invalidates the call of a key that some process of this host computes just now."""
+    """The turn that invalidates the call of a key that a process of this host is computing."""
     for run in BOARD.everywhere():
         if run.key == key:
             return Turn(f"f:{run.function}", run.arguments or (), whole=run.arguments is not None)

@@ -10,7 +10,7 @@ Rules of this module:
     classes defined in the cell, when the cell does not assign it at all.
 2.  Where that cannot be told for sure (the body of a loop may not run), the name is no input, but
     is *hidden* while the cell runs: a `NameError` instead of a value that no key knows.
-3.  An input that the cell changed in place is an output as well, whatever the way it did so.
+3.  An input that the cell changed in place, by any means, is an output as well.
 4.  An input without a sound key (a client, a lock) is left out, as a global of a function is.
 """
 
@@ -573,7 +573,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Shown(Recording):
-    """A recording whose value cannot be pickled: the cell that ran shows it all the same."""
+    """A recording that cannot be pickled: the cell that ran shows it all the same."""
 
     live: Any = None
 
@@ -653,7 +653,7 @@ def _is_kept(value: Any, outputs: Mapping[str, Any]) -> bool:
 def _is_picklable(value: Any) -> bool:
     try:
         codec.encode(value)
-    except Exception:  # whatever pickling a user's value raises
+    except Exception:  # pickling a user's value may raise anything
         return False
     return True
 
@@ -663,5 +663,5 @@ def _unstored(recording: Recording) -> str:
     bad = [name for name, value in recording.outputs.items() if not _is_picklable(value)]
     good = ",".join(name for name in recording.outputs if name not in bad)
     kinds = ", ".join(f"{name} (a {type(recording.outputs[name]).__name__})" for name in bad)
-    mend = f"; keep the rest with --outputs {good}" if good else ""
-    return f"not stored, since {kinds or 'what it shows'} cannot be pickled{mend}"
+    fix = f"; keep the rest with --outputs {good}" if good else ""
+    return f"not stored, since {kinds or 'what it shows'} cannot be pickled{fix}"

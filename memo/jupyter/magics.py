@@ -367,8 +367,8 @@ def _clear_one(
     if function is not None:
         return function.invalidate(**where, reason=reason)
     if where:
-        mend = "selects entries of a function that is defined in this kernel."
-        raise OptionError("--where", label(identity), mend)
+        fix = "selects entries of a function that is defined in this kernel."
+        raise OptionError("--where", label(identity), fix)
     return invalidate(function=identity, reason=reason)
 
 
@@ -446,7 +446,7 @@ class Reporter:
         self._span = watch(self._changed) if self.on else None
 
     def end(self, result: ExecutionResult | None = None) -> None:
-        """A cell has ended, well or not; whatever other processes want to know is left for them."""
+        """A cell has ended, perhaps with an error; publish the statistics for other processes."""
         leave_for_others()
         WATCHER.cell_ends()
         span, self._span = self._span, None

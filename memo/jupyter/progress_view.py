@@ -36,7 +36,7 @@ TICK = 0.25
 KNOWN = 4096
 """Keys whose last duration is remembered."""
 _ASKED = 20
-"""Most runs whose expected end is looked up in one look."""
+"""Most runs for which one look estimates the end."""
 _SIMILAR = 20
 """Latest entries of a function whose median cost is expected of a key that has none."""
 

@@ -113,7 +113,7 @@ def _taken(plan: Plan, name: str, left: dict[str, Any], by_name: bool, missing: 
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature of a function; of one in C that tells none, whatever it is called with."""
+    """The signature of a function; for one in C without a signature, any arguments."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):  # written in C, and says nothing: bound when it is called

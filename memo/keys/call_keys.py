@@ -73,11 +73,11 @@ def normal_prefix(key_prefix: str) -> str:
     """
     prefix = key_prefix.rstrip(":")
     if len(prefix) > LONGEST_PREFIX:
-        mend = f"has {len(prefix):,} characters; a prefix has at most {LONGEST_PREFIX:,}."
-        raise OptionError("key_prefix", key_prefix, mend)
+        fix = f"has {len(prefix):,} characters; a prefix has at most {LONGEST_PREFIX:,}."
+        raise OptionError("key_prefix", key_prefix, fix)
     if not set("{}").isdisjoint(prefix):
-        mend = "is static, so it has no braces; write a template as key_resolver=."
-        raise OptionError("key_prefix", key_prefix, mend)
+        fix = "is static, so it has no braces; write a template as key_resolver=."
+        raise OptionError("key_prefix", key_prefix, fix)
     if not prefix:
         raise OptionError("key_prefix", key_prefix, 'is empty; write a name such as "products".')
     return prefix
@@ -570,9 +570,9 @@ class Keyer:
         return Call(text, self, self.names, args, encodings, None, self._tags, mine, code)
 
     def _remember(self, code: str, args: tuple[Any, ...], call: Call) -> None:
-        """Keep what a call is, from its second time on: to keep what does not come back costs more.
+        """Memoize the key of a call from its second occurrence on; one-off calls are not worth it.
 
-        What there is no room for is not kept, until so many others were met that all is forgotten.
+        A full table takes no more calls; once enough others were seen it is cleared.
 
         Args:
             args: all of them steady.
@@ -760,7 +760,7 @@ class Keyer:
             raise resolvers.worded(error, self.function_id, name) from error.__cause__
 
     def _tags_of(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
-        """The tags that a call has whatever its result is."""
+        """The tags of a call that do not depend on its result."""
         if callable(self._given_tags):
             return () if self.has_late_tags else self._called_tags(everything)
         if not self._templates:
@@ -802,7 +802,7 @@ class Keyer:
             return self._called_tags(everything)
         return self._filled(self._late_templates, everything)
 
-    # --- addresses by hand ----------------------------------------------------------------------
+    # --- addresses that a caller writes -----------------------------------------------------------
 
     def resolved_addresses(self, text: str) -> tuple[tuple[str, str], ...]:
         """The addresses of a resolved text.

@@ -159,7 +159,7 @@ def _changed_by(value: Any) -> frozenset[str]:
 
 
 def end(mine: Mine) -> Ended:
-    """What a computation has changed of the attributes of an object."""
+    """The attributes of an object that a computation has changed."""
     own, begun = mine.own, mine.begun
     held = _read(own, mine.state) if mine.plain else {}
     others = [n for n, e in mine.plain.items() if _said(n, held.get(n, MISSING)) != e]

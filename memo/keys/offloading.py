@@ -1,8 +1,8 @@
 """Weights: whether arguments are so big that their key is better made off the event loop.
 
 Making a key reads every byte of every argument: about 1 ms for 1 MB of small objects.  Handing the
-work to a thread costs 0.1 ms.  So what may take longer than a few milliseconds is told from the
-rest by looks that cost less than the key: types, lengths and shapes, never the content.
+work to a thread costs 0.1 ms.  Arguments that may take longer than a few milliseconds are
+found by cheap looks at types, lengths and shapes, never at the content.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from memo.keys.encoding import atoms
 HEAVY: Final = 2 << 20
 """Bytes of arguments from which their key is made in a thread: hashing them takes about 1 ms."""
 OBJECT: Final = 256
-"""Bytes for which an object counts: encoding one takes as long as hashing so many."""
+"""Bytes that an object counts for: encoding it takes as long as hashing that many."""
 LOOKS: Final = 256
-"""So many containers and objects are looked into; what has more of them is heavy."""
+"""Most containers and objects that are looked into; a value with more is heavy."""
 _LIGHT: Final = frozenset({int, float, bool, complex, type(None)})
 _FLAT: Final = _LIGHT | {str, bytes}
 _LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})
@@ -53,7 +53,7 @@ LIGHT: Final[Mapping[type, Callable[[Any], bytes]]] = {**atoms.SIMPLE, str: _tex
 
 
 def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments whose key may take long to make.
+    """Refuse arguments whose key may take long to compute.
 
     Raises:
         HeavyError: `heavy` says so.

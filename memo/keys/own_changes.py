@@ -41,7 +41,7 @@ Said = Image | bytes
 
 
 class At(NamedTuple):
-    """Where a value lies.
+    """The place of a value.
 
     Attributes:
         holder: the namespace, class, captured variable or object that has it.
@@ -60,7 +60,7 @@ class At(NamedTuple):
 
 
 class _Held:
-    """What is known of a value that a computation may change.
+    """A value that a computation may change: its base and its present state.
 
     Attributes:
         of: gives the holder or the value, so that another one at its address is told apart.
@@ -99,7 +99,7 @@ class Begun(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What a computation has changed.
+    """The changes that a computation has made.
 
     Attributes:
         own: for people: `api.requests`.
@@ -127,7 +127,7 @@ class Registry:
         learned: Mapping[str, str],
         say: Callable[[Any, Mapping[str, str]], Said],
     ) -> Said:
-        """What counts as an input for a value that says something now.
+        """The image that counts as an input, for a value with its present image.
 
         Args:
             learned: what other processes have found of it, by path.
@@ -171,7 +171,7 @@ class Registry:
         return Begun(at, read, say, value, held, details)
 
     def end(self, begun: Begun, names: frozenset[str]) -> Ended:
-        """What a computation has changed in a value."""
+        """The changes that a computation has made in one value."""
         at, held = begun.at, begun.held
         value = begun.read()
         details = held_values.details(value)
@@ -229,7 +229,7 @@ REGISTRY: Final = Registry()
 
 
 def _of(at: At, value: Any) -> Callable[[], Any]:
-    """What gives a value while it lives; of one that cannot be referred to weakly its holder."""
+    """A weak reference to a value; where that is impossible, to its holder."""
     if not held_values.is_fixed(type(value)) and not isinstance(value, type):
         try:
             return weakref.ref(value)
@@ -315,13 +315,13 @@ def _shown(at: At, path: str) -> str:
 
 
 def learned_of(at: At, learned: Mapping[str, str]) -> dict[str, str]:
-    """What is learned of one value, by path."""
+    """The learned facts of one value, by path."""
     start = f"{at.label}|"
     return {k.removeprefix(start): t for k, t in learned.items() if k.startswith(start)}
 
 
 Candidate = tuple[At, Callable[[], Any], Callable[[Any], Said]]
-"""Where a value lies that a computation may change, and what reads it and says what it is."""
+"""The place of a value that a computation may change, with its reader and its encoder."""
 
 
 def may_change(said: Image, names: frozenset[str]) -> bool:
@@ -335,7 +335,7 @@ def begin(found: Iterable[Candidate], names: frozenset[str]) -> list[Begun]:
 
 
 def end(begun: Iterable[Begun], names: frozenset[str]) -> Ended:
-    """What a computation has changed in all of them."""
+    """The changes that a computation has made in all of them."""
     every = [REGISTRY.end(one, names) for one in begun]
     learned = {key: text for one in every for key, text in one.learned.items()}
     return Ended(

@@ -1,4 +1,4 @@
-"""Resolvers: keys by hand, `key_resolver=` of `cache`, checked and parsed once, at decoration.
+"""Resolvers: `key_resolver=` of `cache`, checked and parsed once, at decoration.
 
 A resolver gives two things for a call: an encoding, which makes the key, and a text, which makes
 the address.  `"{id}"` of 1 and of "1" has one text and two encodings: one address, two keys.
@@ -34,7 +34,7 @@ class Resolver(Protocol):
 
     Attributes:
         needs: the arguments without which it cannot resolve; None: all that there are.
-        names: the arguments whose values select entries, beside what was resolved.
+        names: the arguments that select entries, besides the resolved value.
         plain: only plain values of `names` do, since the resolver may be there to spare the others.
         head: the prefix with which its texts begin, or `""`.
     """
@@ -78,8 +78,8 @@ def resolver(given: Any, names: Collection[str], open_: bool, own: str) -> Resol
     raise _wrong(given, "must be a function, a template or a list of argument names.")
 
 
-def _wrong(given: Any, mend: str) -> OptionError:
-    return OptionError("key_resolver", given, mend)
+def _wrong(given: Any, fix: str) -> OptionError:
+    return OptionError("key_resolver", given, fix)
 
 
 def _check(given: Any, name: str, names: Collection[str], open_: bool) -> None:
@@ -184,7 +184,7 @@ def tag(given: str, names: Collection[str], open_: bool, own: str) -> str | Temp
             return "".join(part for part in parts if isinstance(part, str))
         return Template(given, names, open_, own)
     except OptionError as error:
-        raise OptionError("tags", given, error.mend) from None
+        raise OptionError("tags", given, error.fix) from None
 
 
 def _parsed(given: str) -> list[str | Field]:
@@ -270,8 +270,8 @@ def declared(
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        mend = "has no signature that can be read; wrap it in a lambda."
-        raise OptionError(option, function, mend) from None
+        fix = "has no signature that can be read; wrap it in a lambda."
+        raise OptionError(option, function, fix) from None
     if any(p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY) for p in parameters):
         raise OptionError(option, function, "gets the arguments by name; declare them by name.")
     wanted = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
@@ -279,8 +279,8 @@ def declared(
         known = parameter.name in names or parameter.name == own or open_
         if not known and parameter.default is parameter.empty:
             listed = ", ".join(names) or "none"
-            mend = f"takes {parameter.name!r}, which is no argument; there are: {listed}."
-            raise OptionError(option, function, mend)
+            fix = f"takes {parameter.name!r}, which is no argument; there are: {listed}."
+            raise OptionError(option, function, fix)
     if len(wanted) < len(parameters):
         return None
     return tuple(p.name for p in wanted if p.name in names or p.name == own or open_)
@@ -354,9 +354,8 @@ def _speaks(kind: type) -> bool:
 
 def worded(error: Unkeyable, function: str, name: str) -> KeyingError:
     """An `Unkeyable` as an error for the caller: function, argument, path, type and fix."""
-    mend = error.mend.replace("ignore=[...]", f'ignore=["{name}"]')
+    fix = error.fix.replace("ignore=[...]", f'ignore=["{name}"]')
     at = error.path or name
     return KeyingError(
-        f"{label(function)}: argument {name!r}: {at} is {error.kind}, "
-        f"which has no sound key: {mend}"
+        f"{label(function)}: argument {name!r}: {at} is {error.kind}, which has no sound key: {fix}"
     )

@@ -29,9 +29,9 @@ RESULT: Final = "@result"
 BUILT: Final = "@built"
 """The name under which it has which expiring result it was built on, and when that expires."""
 MASK: Final = "***"
-"""In the place of an argument whose name says that it is secret."""
+"""Shown instead of an argument that is secret by its name."""
 MORE: Final = "more"
-"""In the place of the arguments for which a summary has no room."""
+"""Shown instead of the arguments that do not fit into a summary."""
 
 _json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SECRECY: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
@@ -66,7 +66,7 @@ def described_value(name: str, value: Any) -> str:
         return MASK
     try:
         return _described(value)
-    except Exception:  # whatever the value's own methods raise
+    except Exception:  # the value's own methods may raise anything
         return type(value).__name__
 
 
@@ -129,14 +129,14 @@ def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
 
 
 def with_result(text: str, value: Any, *, raised: bool = False) -> str:
-    """A summary with the type and the shape of the result; as it was where there is no room.
+    """A summary with the type and the shape of the result, if they fit.
 
     Args:
         raised: the value is an exception that was raised.
     """
     try:
         said = described_shape(value)
-    except Exception:  # whatever the value's own methods raise
+    except Exception:  # the value's own methods may raise anything
         said = type(value).__name__
     said = f"raised {said}" if raised else said
     whole = encodable(_json({**json.loads(text), RESULT: [said, ""]}))
@@ -144,7 +144,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
 
 
 def with_built(text: str, path: str, until: int) -> str:
-    """A summary with the results that an entry's lifetime comes from; as it was without room.
+    """A summary with the results that an entry's lifetime comes from, if they fit.
 
     Args:
         path: the calls, each built on the next.
@@ -155,7 +155,7 @@ def with_built(text: str, path: str, until: int) -> str:
 
 
 def built_on(text: str) -> tuple[str, int] | None:
-    """What `with_built` put into a summary."""
+    """The results that `with_built` put into a summary."""
     found = json.loads(text).get(BUILT)
     return None if found is None else (str(found[0]), int(found[1]))
 

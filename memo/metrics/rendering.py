@@ -128,7 +128,7 @@ class Cell(NamedTuple):
 class Table(NamedTuple):
     """Rows of cells under titles; the first `texts` columns are texts, the others numbers.
 
-    `spare` are the titles of columns that go where there is no room, in that order.
+    `spare` names the columns to leave out in a narrow table, in that order.
     """
 
     titles: Sequence[str]
@@ -158,14 +158,14 @@ SHORTEST = 8
 
 
 def table_text(table: Table, width: int = 80) -> str:
-    """A table as aligned plain text, at most so many columns wide."""
+    """A table as aligned plain text, at most `width` characters wide."""
     return "\n".join(line.text for line in table_lines(table, width))
 
 
 def table_lines(table: Table, width: int = 80) -> list[Styled]:
     """A table as lines of at most `width` columns; the notes of a row are lines of their own.
 
-    Columns go where there is no room for all, and a last line names them; after that texts are cut.
+    If not all columns fit, some are left out and named in a last line; then texts are cut.
     """
     gone = []
     for title in table.spare:
@@ -432,7 +432,7 @@ _SPARE = (
     *("read", "stored", "median hit", "waited", "refreshed", "answered"),
     *("raised", "cache errors", "computing", "shared", "revalidated", "stale", "saved"),
 )
-"""Columns that go first where there is no room."""
+"""Columns that are left out first if a table is too wide."""
 
 
 def table(stats: Stats) -> Table:

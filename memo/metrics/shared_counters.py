@@ -1,4 +1,4 @@
-"""The board: where the processes that share a directory leave their statistics.
+"""The statistics that the processes of a directory share, as files in it.
 
 One small file per process, replaced as a whole.  A file that cannot be read, or is not what it
 should be, is left out; it is never an error.
@@ -27,7 +27,7 @@ PUBLISH_SHARE = 0.01
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 FILE_LIMIT = 8 << 20
-"""Bytes; a larger file on the board is none of ours."""
+"""Bytes; a larger file is not one of memo's."""
 
 
 class Board:
@@ -69,7 +69,7 @@ class Board:
         """All snapshots added up.
 
         Args:
-            own: this process', fresh; it replaces the one on the board.
+            own: this process', fresh; it replaces the one in its file.
         """
         total, folded = self._total()
         if own is not None and not own.functions:  # it only asks
@@ -172,16 +172,16 @@ def is_alive(name: str) -> bool:
 
 
 _started = time.time_ns()
-"""Nanoseconds since the epoch; with the process id it names this process on every board."""
+"""Nanoseconds since the epoch; with the process id it names this process in every directory."""
 
 
 def process_name() -> str:
-    """The name of this process on a board: `<pid>-<start>`."""
+    """The name of this process' file: `<pid>-<start>`."""
     return f"{os.getpid()}-{_started}"
 
 
 class Publisher:
-    """Leaves this process' snapshot on the board of the present directory, at most once a second.
+    """Writes this process' snapshot into the directory in force, at most once a second.
 
     A fault is one event of kind `ERROR`; counting goes on.
 
@@ -199,7 +199,7 @@ class Publisher:
         self._complained = False
 
     def __call__(self, within: float = 0.0) -> None:
-        """Publish if it is time to, or will be within so many seconds."""
+        """Publish if it is due, or will be due in `within` seconds."""
         if time.monotonic() >= self._due - within:
             self.publish()
 
@@ -237,7 +237,7 @@ class Publisher:
             events.emit(Event(events.ERROR, reason="statistics", detail=repr(error)))
 
     def board(self) -> Board | None:
-        """The board of the directory in force."""
+        """The shared statistics of the directory in force."""
         directory = self._directory()
         return None if directory is None else Board(directory)
 

@@ -1,6 +1,6 @@
 """OpenTelemetry: counts and times as metrics, computations as spans.
 
-What a hit adds to is read from the counters of the process when metrics are collected, so that a
+Hits are read from the counters of the process when metrics are collected, so that a
 hit costs one histogram more; all else is a hook on the stream of events.  Names follow
 OpenTelemetry's conventions: units in UCUM, durations in seconds, `error.type` for what went wrong.
 Neither arguments nor values are ever an attribute.
@@ -89,7 +89,7 @@ class Instrumentation:
         }
 
     def _reading(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        """What an instrument calls when metrics are collected."""
+        """The callback of an instrument for when metrics are collected."""
         from opentelemetry.metrics import Observation
 
         def observed(_: CallbackOptions) -> Iterable[Observation]:

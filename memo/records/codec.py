@@ -106,7 +106,7 @@ def encode(
         reduce: asked for every object that has no way of its own here.
 
     Raises:
-        Exception: whatever pickling this value raises.
+        Exception: any error of pickling this value.
     """
     views: list[memoryview] = []
 
@@ -140,7 +140,7 @@ def inline(value: Any, reduce: Reduce) -> bytes:
     """A value as one pickle, its buffers included.
 
     Raises:
-        Exception: whatever pickling this value raises.
+        Exception: any error of pickling this value.
     """
     token = storing.set(True)
     try:
@@ -150,7 +150,7 @@ def inline(value: Any, reduce: Reduce) -> bytes:
 
 
 def zstd() -> Any:
-    """The room that compresses, which most processes never need."""
+    """The module that compresses, which most processes never need."""
     from memo.records import zstd_frames
 
     return zstd_frames

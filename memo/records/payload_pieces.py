@@ -35,7 +35,7 @@ class Sink(Protocol):
         ...
 
     def room(self, at: int) -> memoryview:
-        """Buffer for the bytes from `at` on, as many as there is room for now."""
+        """Buffer for the bytes from `at` on, as many as fit now."""
         ...
 
     def took(self, piece: memoryview) -> None:
@@ -78,7 +78,7 @@ class Held:
 
 
 class Leaving(Payload):
-    """A payload that is mapped from a file for nothing but to be sent."""
+    """A payload that is mapped from a file only to be sent."""
 
     __slots__ = ()
 

@@ -121,7 +121,7 @@ class Header(NamedTuple):
 
 
 class Entry:
-    """A record whose seal held.
+    """A record with a valid seal.
 
     Attributes:
         record: the whole record as stored.

@@ -79,7 +79,7 @@ def loaded(item: bytes | memoryview) -> Any:
 
 
 class Contents(NamedTuple):
-    """What the stream of an entry says of the items.
+    """The items as the stream of an entry describes them.
 
     Attributes:
         number: how many there are.
@@ -197,7 +197,7 @@ class Spool:
         """Keep the pickle of the next item.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: the disk is full.
         """
         self._open.append(item)
         self.count += 1
@@ -312,7 +312,7 @@ class Cursor:
 
 
 def contents(stream: memoryview | bytes) -> Contents:
-    """What the stream of an entry says.
+    """The content of an entry's stream.
 
     Raises:
         EntryError: it does not load.

@@ -96,7 +96,7 @@ def unpacked(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[
 
 
 def inflate_into(frame: memoryview, room: memoryview) -> None:
-    """Inflate one frame that fills `room`, and nothing but that frame."""
+    """Decompress exactly one frame, which must fill `room`."""
     machine = library().ZstdDecompressor()
     at = fed = 0
     while not machine.eof:

@@ -2,11 +2,11 @@
 
 Rules of this module:
 
-1.  Every memory tier is a *holder*, whatever chain it belongs to.  Together they hold at most the
+1.  The memory tier of every chain is a *holder*.  Together they hold at most the
     largest limit of any of them.
 2.  The bookkeeping that grows with the number of keys (*tables*) is part of the budget, and so is
     what always takes the same (`FIXED`).
-3.  When the budget is exceeded, the entry that was used longest ago goes, in whichever holder.
+3.  When the budget is exceeded, the entry that was used longest ago in any holder goes.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ PATIENT: ContextVar[float] = ContextVar("memo_patient", default=0.0)
 
 @contextmanager
 def patient(seconds: float) -> Iterator[None]:
-    """Let what is asked for in here outlast locks of others, for so many seconds in all.
+    """Let the calls in this block wait for locks of others, at most `seconds` in all.
 
     It is waited for where that may block: in threads, never on an event loop.
     """
@@ -104,7 +104,7 @@ class Port(Protocol):
         ...
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
-        """Run `work(port)` every so many seconds, over a blocking port in a thread of its own.
+        """Run `work(port)` at a fixed interval, over a blocking port in a thread of its own.
 
         Not on the loop, which the user's code may block.
         """

@@ -1,4 +1,4 @@
-"""Drivers: the two ports, and the only room that knows event loops and threads.
+"""The two ports; only this module starts threads and knows event loops.
 
 `Native` suspends on the running loop.  `Blocking` never suspends, so `drive` runs a whole coroutine
 of the engine in one step, in the caller's thread, without a loop; that is why sync cached functions
@@ -224,7 +224,7 @@ class Ticker:
         self._running = False
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
-        """Run `work(port)` every so many seconds, until the handle is cancelled."""
+        """Run `work(port)` at a fixed interval, until the handle is cancelled."""
         tick = _Tick(self, seconds, work)
         with self._changed:
             self._ticks.append(tick)

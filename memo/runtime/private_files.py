@@ -116,7 +116,7 @@ def check_folder(path: str | Path) -> None:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[int]:
-    """A descriptor of a directory: what is named relative to it stays in it, whatever is swapped.
+    """A descriptor of a directory: a path relative to it stays inside, even if links are swapped.
 
     Raises:
         OSError: there is no directory, or a link in its place.

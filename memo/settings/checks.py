@@ -39,7 +39,7 @@ TIERS: Final = ("memory", "redis", "disk")
 
 
 class Url(str):
-    """A URL whose repr hides user, password and query; `str(url)` is the whole of it."""
+    """A URL whose repr hides user, password and query; `str(url)` is complete."""
 
     __slots__ = ()
 
@@ -65,8 +65,8 @@ class Place(NamedTuple):
     source: str
     base: Path | None = None
 
-    def wrong(self, mend: str) -> SettingError:
-        return SettingError(self.setting, self.source, mend)
+    def wrong(self, fix: str) -> SettingError:
+        return SettingError(self.setting, self.source, fix)
 
 
 Check = Callable[[Any, Place], Any]
@@ -137,12 +137,12 @@ def _payload_store(value: Any, place: Place) -> Url | str | None:
 
 
 def _size(value: Any, place: Place) -> int:
-    mend = 'write bytes as a number, or for instance "10GiB" or "256 MiB".'
+    fix = 'write bytes as a number, or for instance "10GiB" or "256 MiB".'
     number = options.size(value)
     if number is None:
-        raise place.wrong(f"{shown(value)} is no size; {mend}")
+        raise place.wrong(f"{shown(value)} is no size; {fix}")
     if number < 0:
-        raise place.wrong(f"{value} is less than 0; {mend}")
+        raise place.wrong(f"{value} is less than 0; {fix}")
     return number
 
 
@@ -161,15 +161,15 @@ def _redis_size(value: Any, place: Place) -> int:
 
 
 def _deadline(value: Any, place: Place) -> float:
-    mend = 'must be seconds above 0, as a number or as text such as "250ms".'
+    fix = 'must be seconds above 0, as a number or as text such as "250ms".'
     with suppress(ValueError):  # text with units is read by `seconds`
         value = float(value) if isinstance(value, str) else value
     try:
         number = seconds(place.setting, value)
     except OptionError:
-        raise place.wrong(f"{shown(value)}: {mend}") from None
+        raise place.wrong(f"{shown(value)}: {fix}") from None
     if number is None:
-        raise place.wrong(mend)
+        raise place.wrong(fix)
     return number
 
 
@@ -189,8 +189,8 @@ def _compress(value: Any, place: Place) -> int | None:
     try:
         return options.compress(place.setting, value if truth is None else truth)
     except OptionError:
-        mend = 'write true, false, or the size from which results are compressed, like "1MiB".'
-        raise place.wrong(f"{shown(value)} is none of these; {mend}") from None
+        fix = 'write true, false, or the size from which results are compressed, like "1MiB".'
+        raise place.wrong(f"{shown(value)} is none of these; {fix}") from None
 
 
 def _mode(value: Any, place: Place) -> str | None:
@@ -212,8 +212,8 @@ _NAMESPACE = r"\w[\w.-]{0,99}"
 
 def _namespace(value: Any, place: Place) -> str:
     if not isinstance(value, str) or not re.fullmatch(_NAMESPACE, value):
-        mend = "write 1 to 100 letters, digits, dots, hyphens or underscores."
-        raise place.wrong(f"{shown(value)} cannot be a namespace; {mend}")
+        fix = "write 1 to 100 letters, digits, dots, hyphens or underscores."
+        raise place.wrong(f"{shown(value)} cannot be a namespace; {fix}")
     return value
 
 
@@ -244,8 +244,8 @@ def _check_tier(tier: Any, place: Place) -> None:
         raise place.wrong(f"{tier.__name__} is a class; give an object: {tier.__name__}().")
     kinds = (("lookup", "store", "drop"), ("get", "set", "delete", "clear"))
     if not any(all(callable(getattr(tier, m, None)) for m in kind) for kind in kinds):
-        mend = "needs the async methods get, set, delete and clear to be a tier."
-        raise place.wrong(f"a {type(tier).__name__} {mend}")
+        fix = "needs the async methods get, set, delete and clear to be a tier."
+        raise place.wrong(f"a {type(tier).__name__} {fix}")
 
 
 def _secret(value: Any, place: Place) -> tuple[Secret, ...] | None:

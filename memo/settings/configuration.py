@@ -9,7 +9,7 @@ Four layers, the first one that has a setting wins:
 
 Layers 2 and 3 are read at the first call of a cached function, not at import, and then kept;
 `reload` forgets them.  `configure` acts at once, also on functions that are decorated already.
-What a setting must look like is in `checks`.
+`checks` says what each setting must look like.
 """
 
 from __future__ import annotations
@@ -271,8 +271,8 @@ def _settings(given: Layer) -> Settings:
     values["secrets"] = secret_room.generated() if secrets is None else secrets
     sources["secrets"] = sources["secret"]
     if values["redis_url"] is None and "redis" in (values["tiers"] or ()):
-        mend = 'names "redis", and there is no redis_url; set redis_url as well.'
-        raise SettingError("tiers", sources["tiers"], mend)
+        fix = 'names "redis", and there is no redis_url; set redis_url as well.'
+        raise SettingError("tiers", sources["tiers"], fix)
     return Settings(**values, sources=MappingProxyType(sources))
 
 
@@ -333,7 +333,7 @@ class Restore:
 
 @contextmanager
 def restoring() -> Iterator[None]:
-    """Take back whatever is configured inside a block, not only by the block itself."""
+    """Undo everything that is configured inside a block, not only by the block itself."""
     with _lock:
         before = dict(_overrides)
     try:
@@ -431,8 +431,8 @@ def _password(url: str) -> bool:
 def adopt(settings: Mapping[str, Any], sender: str) -> None:
     """Take over what `carried` gave in the process `sender`, where `configure` was not called here.
 
-    What came before from elsewhere is forgotten.  A process ignores what it has sent itself, and
-    what no process sent (`""`): a function inside a stored result.
+    It replaces what other processes sent before.  Ignored are settings that this process sent
+    itself, and those with a function inside a stored result, which no process sent (`""`).
     """
     if sender in ("", PROCESS):
         return

@@ -16,7 +16,7 @@ LONGEST = 4.6e9
 
 
 def seconds(
-    option: str, value: Any, *, zero: bool = False, mend: str = "write None for no limit"
+    option: str, value: Any, *, zero: bool = False, fix: str = "write None for no limit"
 ) -> float | None:
     """Seconds from a number, a `timedelta`, a text such as `"1h30m"`, or None for no limit.
 
@@ -24,7 +24,7 @@ def seconds(
         option: the name to use in the error.
         value: what the user wrote.  Units in a text: ms, s, m, h, d, w.
         zero: whether 0 is allowed.
-        mend: what to write instead of a number that is out of range.
+        fix: what to write instead of a number that is out of range.
 
     Raises:
         OptionError: for 0 (unless allowed), negative, NaN, infinite, bool, and texts without units.
@@ -32,24 +32,24 @@ def seconds(
     if value is None:
         return None
     least = "0 or more" if zero else "more than 0"
-    number = _number_of_seconds(option, value, mend)
+    number = _number_of_seconds(option, value, fix)
     if math.isnan(number) or math.isinf(number):
-        raise OptionError(option, value, f"must be finite; {mend}.")
+        raise OptionError(option, value, f"must be finite; {fix}.")
     if number > LONGEST:
-        raise OptionError(option, value, f"is more than {LONGEST / 31_557_600:.0f} years; {mend}.")
+        raise OptionError(option, value, f"is more than {LONGEST / 31_557_600:.0f} years; {fix}.")
     if number < 0 or (number == 0 and not zero):
-        raise OptionError(option, value, f"must be {least}; {mend}.")
+        raise OptionError(option, value, f"must be {least}; {fix}.")
     return number
 
 
-def _number_of_seconds(option: str, value: Any, mend: str) -> float:
+def _number_of_seconds(option: str, value: Any, fix: str) -> float:
     if isinstance(value, bool):
         raise OptionError(option, value, "is a bool; write a number of seconds.")
     if isinstance(value, (int, float)):
         try:
             return float(value)
         except OverflowError:
-            raise OptionError(option, value, f"is too large; {mend}.") from None
+            raise OptionError(option, value, f"is too large; {fix}.") from None
     if isinstance(value, str):
         if not re.fullmatch(_WHOLE, value):
             raise OptionError(option, value, 'has no units; write for instance "90s" or "1h30m".')

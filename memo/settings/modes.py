@@ -70,7 +70,7 @@ class mode:  # noqa: N801 - a context manager, which reads as one
     Args:
         mode: `"refresh"`: compute and store; `"off"`: neither read nor store; `"only"`: never
             compute, but raise `NotCachedError` with the explanation; None: as usual.
-        max_age: as a ttl (`"1m"`); entries that are older do not answer, whatever their ttl.
+        max_age: as a ttl (`"1m"`); older entries are not used, even within their ttl.
 
     Raises:
         OptionError: there is no such mode, or the age is none.

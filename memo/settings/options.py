@@ -35,7 +35,7 @@ class Policy(NamedTuple):
         ttl_key: key in the live configuration that overrides `ttl`.
         cache_if: predicate of the result; False: return it, do not store it.
         retry_after: seconds after a failure in which an old value answers without another try.
-        max_age: seconds; older entries do not answer, whatever their ttl and stale windows.
+        max_age: seconds; older entries are not used, even within their ttl and stale windows.
         soft_timeout: seconds after which an old value answers while the computation goes on; 0:
             never.
         errors: exception types that are remembered, each with its ttl in seconds or None.
@@ -108,12 +108,12 @@ def policy(
         raise OptionError("refresh_ahead", True, "needs a ttl: without one nothing ever ages.")
     pause, window = (_window("retry_after", retry_after), _window("stale_if_error", stale_if_error))
     if pause and not window:
-        mend = "needs stale_if_error, whose old value answers meanwhile."
-        raise OptionError("retry_after", retry_after, mend)
+        fix = "needs stale_if_error, whose old value answers meanwhile."
+        raise OptionError("retry_after", retry_after, fix)
     soft = _window("soft_timeout", soft_timeout)
     if soft and not window:
-        mend = "needs stale_if_error, whose old value answers after that time."
-        raise OptionError("soft_timeout", soft_timeout, mend)
+        fix = "needs stale_if_error, whose old value answers after that time."
+        raise OptionError("soft_timeout", soft_timeout, fix)
     return Policy(
         ttl=given_ttl("ttl", ttl),
         use_jitter=flag("use_jitter", use_jitter),
@@ -141,8 +141,8 @@ def _errors(option: str, value: Any) -> tuple[tuple[type[Exception], float | Non
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             raise OptionError(option, value, f"{kind!r} is no exception type.")
         if not issubclass(kind, Exception):
-            mend = f"{kind.__name__} stops programs and tasks, so it is never remembered."
-            raise OptionError(option, value, mend)
+            fix = f"{kind.__name__} stops programs and tasks, so it is never remembered."
+            raise OptionError(option, value, fix)
     return tuple((kind, seconds(f"{option}[{kind.__name__}]", ttl)) for kind, ttl in value.items())
 
 
@@ -165,7 +165,7 @@ def _threshold(value: Any) -> float:
 
 
 def _window(option: str, value: Any) -> float:
-    number = seconds(option, value, zero=True, mend="0 turns it off")
+    number = seconds(option, value, zero=True, fix="0 turns it off")
     if number is None:
         raise OptionError(option, value, "must be seconds past the ttl; 0 turns it off.")
     return number
@@ -189,8 +189,8 @@ def text(option: str, value: Any, longest: int | None = None) -> str | None:
     if not isinstance(value, str) or not value.strip():
         raise OptionError(option, value, "must be a text that is not empty.")
     if longest is not None and len(value) > longest:
-        mend = f"has {len(value):,} characters; write at most {longest:,}."
-        raise OptionError(option, value, mend)
+        fix = f"has {len(value):,} characters; write at most {longest:,}."
+        raise OptionError(option, value, fix)
     return value
 
 
@@ -232,8 +232,8 @@ def compress(option: str, value: Any) -> int | None:
         return COMPRESSED_FROM if value else None
     number = size(value)
     if number is None or number <= 0:
-        mend = 'must be True, False, or the size from which results are compressed, like "1MiB".'
-        raise OptionError(option, value, mend)
+        fix = 'must be True, False, or the size from which results are compressed, like "1MiB".'
+        raise OptionError(option, value, fix)
     return number
 
 
@@ -278,8 +278,8 @@ def function(option: str, value: Any, *, generators: bool = True) -> Callable[..
     if not callable(value):
         raise OptionError(option, value, "must be a function; write @cache or @cache(ttl=60).")
     if not generators and generates(value):
-        mend = "is a generator function, which has not run when it returns; wrap one that uses it."
-        raise OptionError(option, value, mend)
+        fix = "is a generator function, which has not run when it returns; wrap one that uses it."
+        raise OptionError(option, value, fix)
     made: Callable[..., Any] = value
     return made
 

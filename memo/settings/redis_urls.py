@@ -1,4 +1,4 @@
-"""Addresses of Redis: what a `redis_url` names, whatever kind of Redis it is.
+"""Addresses of Redis: a `redis_url` of any kind, parsed.
 
 ================================================= =================================================
 `redis://user:password@host:6379/0`               one server (or Valkey)

@@ -99,8 +99,8 @@ def _split(part: Any, source: str) -> Iterable[bytes]:
 
 def _secret(value: bytes, number: int, source: str) -> Secret:
     if len(value) < SECRET_BYTES:
-        mend = f"no. {number} has {len(value)} bytes, and {SECRET_BYTES} is the least; {_MAKE}"
-        raise SecretError("secret", source, mend)
+        fix = f"no. {number} has {len(value)} bytes, and {SECRET_BYTES} is the least; {_MAKE}"
+        raise SecretError("secret", source, fix)
     return Secret(value)
 
 
@@ -213,8 +213,8 @@ def generated() -> tuple[Secret, ...]:
 def _create(path: Path) -> None:
     """Make the file without a race: written under another name, then linked if none is there.
 
-    Of two processes, one links first and the other reads the file of the first.  None can see a
-    file that is empty, half written or readable by others, whatever the umask.
+    Of two processes, one links first and the other reads the file of the first.  No process
+    sees a file that is empty, half written or, with any umask, readable by others.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".secret.{os.urandom(8).hex()}")

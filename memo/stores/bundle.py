@@ -89,7 +89,7 @@ class Item(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a bundle comes from.
+    """The origin of a bundle.
 
     Attributes:
         made: when, in seconds since the epoch.
@@ -305,7 +305,7 @@ class Bundle:
         return seal.unpack(record, (self._secret,), self.origin.namespace, item.key)
 
     def source(self, item: Item) -> Source | None:
-        """Where the payload of an entry lies."""
+        """The place of an entry's payload in the file."""
         if item.payload is None:
             return None
         return _Slice(self.path, self._body + item.payload[0], self._identity)
@@ -359,7 +359,7 @@ class Bundle:
                 raise TierError(str(error)) from error
 
     async def _adopted(self, port: Port, chain: Chain) -> dict[Ref, State]:
-        """What this host's generations read when the bundle was first used here."""
+        """The states of this host's generations when the bundle was first used here."""
         known = await port.offload(self.ledger, chain)
         if known is not None:
             return known
@@ -468,7 +468,7 @@ def _pairs(rows: Any) -> Any:
 
 
 async def present(port: Port, chain: Chain, entries: Iterable[Entry]) -> dict[Ref, State]:
-    """What the generations of some entries read here now.
+    """The present states of some entries' generations on this host.
 
     Raises:
         TierError: no tier can tell.

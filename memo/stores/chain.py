@@ -367,7 +367,7 @@ class Chain:
         return known
 
     def at_hand(self, port: Callable[[], Port], function: str, key: str) -> Entry | Asked | None:
-        """What a plain function can have: a true entry, or a question under way for `settled`.
+        """A valid entry without a coroutine, or a question under way for `settled`.
 
         An entry is of the first tier, where this host's generations are the authority, or the one
         that is lets us hear of changes.  A question is to the authority, where that is the first
@@ -391,7 +391,7 @@ class Chain:
             return None  # `lookup` meets it again, and says so
 
     def _in_first(self, name: str, key: str) -> Entry | None:
-        """What the first tier has under a name, if it can tell by a plain function."""
+        """The record of the first tier under a name, if it can be read by a plain function."""
         if self._front is not None:
             if self._listener is not None:
                 return _unheard(self._listener, self._front.peek(name))
@@ -536,7 +536,7 @@ class Chain:
         return await check.why_invalid(port, stamps, states)
 
     async def _present(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
-        """What refs read now.
+        """The present states of refs.
 
         Raises:
             TierError: no tier can tell.
@@ -678,7 +678,7 @@ class Chain:
         return dropped
 
     async def stored(self, port: Port, name: str) -> Header | None:
-        """The header of an entry in whatever tier has it, valid or not; None: none has."""
+        """The header of an entry, valid or not, from any tier; None: no tier has it."""
         for tier in self.tiers:
             try:
                 found = await tier.lookup(port, name)
@@ -689,7 +689,7 @@ class Chain:
         return None
 
     async def clear(self, port: Port, prefix: str | None = None) -> dict[str, int | str]:
-        """Forget all entries whose names begin so; per tier how many, or why not.
+        """Forget all entries with a prefix; per tier the number, or the reason why not.
 
         Without a prefix all of the namespace, with the generations; it was invalidated before.
         """

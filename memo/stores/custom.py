@@ -1,4 +1,4 @@
-"""A user's own store as a tier: nothing but get, set and delete over bytes."""
+"""A user's own store as a tier: get, set and delete over bytes."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def _check(provider: Any) -> None:
         OptionError: it has not, or they do not fit; the message says what to pass instead.
     """
     if type(provider).__module__.partition(".")[0] in _CLIENTS:
-        mend = "is a Redis client: write memo.configure(redis_url=...) and no provider."
-        raise OptionError("provider", provider, mend)
+        fix = "is a Redis client: write memo.configure(redis_url=...) and no provider."
+        raise OptionError("provider", provider, fix)
     methods = {name: getattr(provider, name, None) for name in _CALLS}
     missing = [n for n, m in methods.items() if not callable(m) and n not in _OPTIONAL]
     if missing:
-        mend = f"has no {', '.join(missing)}(); a provider has async get, set, delete and clear."
-        raise OptionError("provider", provider, mend)
+        fix = f"has no {', '.join(missing)}(); a provider has async get, set, delete and clear."
+        raise OptionError("provider", provider, fix)
     for name, method in methods.items():
         if method is not None:
             _check_method(provider, name, method)
@@ -60,13 +60,13 @@ def _check_method(provider: Any, name: str, method: Any) -> None:
     if inspect.ismethod(method) and inspect.isfunction(method.__func__):
         wrapped = hasattr(method.__func__, "__wrapped__")
         if not (inspect.iscoroutinefunction(method) or wrapped):
-            mend = f"its {name} is no coroutine: write `async def {_SHOWN[name]}`."
-            raise OptionError("provider", provider, mend)
+            fix = f"its {name} is no coroutine: write `async def {_SHOWN[name]}`."
+            raise OptionError("provider", provider, fix)
     try:
         inspect.signature(method).bind(*_CALLS[name])
     except TypeError:
-        mend = f"its {name} does not take what it is called with: {_SHOWN[name]}."
-        raise OptionError("provider", provider, mend) from None
+        fix = f"its {name} does not take what it is called with: {_SHOWN[name]}."
+        raise OptionError("provider", provider, fix) from None
     except ValueError:  # written in C: it says when it is called
         pass
 
@@ -94,7 +94,7 @@ class Adapted:
         self._secrets: tuple[Secret, ...] = ()
 
     async def call(self, port: Port, work: Any) -> Any:
-        """Await a coroutine of the user's; whatever it raises is a fault of the tier."""
+        """Await a coroutine of the user's; any error is a fault of the tier."""
         try:
             return await port.settle(work)
         except Exception as error:
@@ -133,7 +133,7 @@ class Adapted:
         return Found(record, Bytes(data) if data is not None and whole else None, states)
 
     async def read(self, keys: Sequence[str]) -> dict[str, bytes | None]:
-        """What lies under some keys, in one call where the provider has `get_many`."""
+        """The values of some keys, in one call if the provider has `get_many`."""
         keys = list(dict.fromkeys(keys))
         get_many = getattr(self.provider, "get_many", None)
         if get_many is None:
@@ -206,7 +206,7 @@ class Bytes:
 
 
 class AdaptedGenerations:
-    """Generations over nothing but get and set."""
+    """Generations over get and set."""
 
     def __init__(self, tier: Adapted) -> None:
         self._tier = tier
@@ -233,7 +233,7 @@ class AdaptedGenerations:
         return [_key(ref.group, name) for ref in refs for name in _names(ref)]
 
     def states_in(self, refs: Sequence[Ref], values: Mapping[str, bytes | None]) -> list[State]:
-        """What some refs read, in the values of `keys`."""
+        """The states of some refs, from the values of `keys`."""
         return [stamps.read(ref, self._fields(ref, values)) for ref in refs]
 
     def _fields(self, ref: Ref, values: Mapping[str, bytes | None]) -> dict[str, str]:

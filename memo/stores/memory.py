@@ -296,7 +296,7 @@ class Memory:
     async def newest(
         self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
     ) -> list[Listed]:
-        """The entries computed last of those whose names begin so, at most so many."""
+        """The latest entries with a prefix, at most `most`."""
         every = [one async for one in self.entries(port) if one.name.startswith(tuple(prefixes))]
         return heapq.nlargest(most, every, key=lambda one: seal.finished(one.record))
 

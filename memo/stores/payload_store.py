@@ -201,4 +201,4 @@ class PayloadStore:
 
 
 _WRITTEN = ("LastModified", "mtime", "last_modified", "updated", "created")
-"""What file systems call the time at which a file was written."""
+"""The names that file systems have for the time of a file's last write."""

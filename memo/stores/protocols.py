@@ -270,7 +270,7 @@ class Near(Protocol):
 class Listener(Protocol):
     """Word of every change of a shared tier's generations, as it happens: `Tier.listener`.
 
-    What was verified at a *mark* is true while nothing was heard of its groups since.
+    An entry verified at a *mark* is valid while no message came about its groups since.
     """
 
     def mark(self) -> int | None:
@@ -295,7 +295,7 @@ class Afar(Protocol):
     """Bytes; larger payloads and records are not taken."""
 
     def takes(self, size: int) -> bool:
-        """True if it takes a payload of so many bytes."""
+        """True if it takes a payload of this size."""
         ...
 
     def fetch(self, digest: bytes, sink: Sink) -> bool:

@@ -1,4 +1,4 @@
-"""Uploads: what is too big to be sent to a shared tier while the caller waits for his result.
+"""Uploads: payloads that are too big to be sent to a shared tier while the caller waits.
 
 Rules of this module:
 

@@ -106,7 +106,7 @@ KINDS: Final = {
     "shared": events.COALESCED,
     "computed": events.COMPUTED,
 }
-"""What can be expected -> the kind of its events."""
+"""Outcome that a test can expect -> the kind of its events."""
 
 
 @contextmanager

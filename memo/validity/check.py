@@ -135,7 +135,7 @@ async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) 
 
 
 def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
-    """What the reasons of single stamps mean for the entry, as `Chain.why_invalid` has it."""
+    """Reason of a single stamp -> what it means for the entry, as `Chain.why_invalid` has it."""
     absolute, beneath = unproven(stamps, reasons)
     hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
     hard = min(hard_ones, key=lambda why: why == SOURCE_UNREACHABLE, default="")

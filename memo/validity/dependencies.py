@@ -1,12 +1,12 @@
 """Sources: files, data sets and callables that a result depends on, as stamps.
 
 `@cache(depends_on=...)` and arguments that are annotated with `File` give stamps (`stamps`):
-what the source was before the computation began.  An entry is true while it still is that.
+what the source was before the computation began.  An entry is valid while the source is unchanged.
 
 A file is told by size, modification time and inode, which costs one `stat`; by its content where
 `File(by_content=True)` asks for it.  A file that was modified less than `RACY` seconds before the
 stamp was taken could change again without its time changing, so its content is looked at as well.
-What lies behind a URL is for `remote`.
+URLs are in `remote`.
 """
 
 from __future__ import annotations
@@ -302,8 +302,8 @@ class Dependencies:
             elif parameter.default is parameter.empty and parameter.kind is not (
                 parameter.VAR_POSITIONAL
             ):
-                mend = f"takes {name!r}, which is no argument; there are {', '.join(own)}."
-                raise OptionError("depends_on", one, mend)
+                fix = f"takes {name!r}, which is no argument; there are {', '.join(own)}."
+                raise OptionError("depends_on", one, fix)
         return tuple(names)
 
     async def take(

@@ -14,7 +14,7 @@ from memo.validity import stamps
 from memo.validity.stamps import ALL, FIELDS, LAST, SHAPES, TOKEN, Turn
 
 MOST_SHAPES = 64
-"""Past so many shapes a group is renewed, since each of them costs every reader a look."""
+"""Most shapes of a group; past that it is renewed, since each shape costs every reader a look."""
 
 
 class Change(NamedTuple):

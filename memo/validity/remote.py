@@ -57,20 +57,20 @@ def check_url(path: str) -> None:
     try:
         import fsspec
     except ImportError:
-        mend = "needs fsspec: pip install fsspec, and the package of that file system."
-        raise OptionError("depends_on", path, mend) from None
+        fix = "needs fsspec: pip install fsspec, and the package of that file system."
+        raise OptionError("depends_on", path, fix) from None
     if scheme not in fsspec.available_protocols():
         raise OptionError("depends_on", path, f"fsspec knows no scheme {scheme}://.")
 
 
 def facts_or_unknown(url: str, by_content: bool) -> str:
-    """What identifies the version at a URL; where that cannot be told, what no version has."""
+    """The identity of the version at a URL; if it is unknown, one that no version has."""
     found = facts_or_none(url, by_content)
     return f"unknown at {time.time_ns()}" if found is None else found
 
 
 def facts_or_none(url: str, by_content: bool) -> str | None:
-    """What identifies the version at a URL; None, with an event: it cannot be told."""
+    """The identity of the version at a URL; None, with an event: it is unknown."""
     try:
         found = _facts(url, by_content)
     except UnreachableError as error:

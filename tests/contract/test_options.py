@@ -183,7 +183,7 @@ def _ids(rows: list[tuple[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("option", ["stale_while_revalidate", "stale_if_error"])
 def test_a_window_is_never_told_to_have_no_limit(option: str) -> None:
-    """The mend of a wrong window is one that is taken."""
+    """The fix of a wrong window is one that is taken."""
     with pytest.raises(OptionError, match="must be 0 or more; 0 turns it off"):
         cache(**{option: -1})(len)
     cache(**{option: 0})(len)
@@ -192,13 +192,13 @@ def test_a_window_is_never_told_to_have_no_limit(option: str) -> None:
 @bodies
 @pytest.mark.parametrize(("option", "value"), BAD, ids=_ids(BAD))
 def test_refused_at_decoration(body: Any, option: str, value: Any) -> None:
-    """A wrong value is an error at decoration that names option, value and mend."""
+    """A wrong value is an error at decoration that names option, value and fix."""
     with pytest.raises(OptionError) as caught:
         cache(**{option: value})(body)
     error = caught.value
     assert error.option == option
     assert str(error).startswith(f"{option}=")
-    assert len(error.mend) > 10
+    assert len(error.fix) > 10
     shown = repr(error.value) if len(repr(error.value)) <= 80 else repr(error.value)[:20]
     assert shown in str(error)
     assert isinstance(error, ValueError)

@@ -101,7 +101,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.timing
 def test_refused(run: Any, heard: list[Event], caplog: pytest.LogCaptureFixture) -> None:
-    """Refused: 10 ms once, then 0.1 ms a call; one event, one warning that says how to mend it."""
+    """Refused: 10 ms once, then 0.1 ms a call; one event, one warning that says how to fix it."""
     tier = Redis(f"redis://ann:s3cret@127.0.0.1:{free_port()}/0")
     lookup = lambda port: tier.lookup(port, "memo:k")
 

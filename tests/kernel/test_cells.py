@@ -249,7 +249,7 @@ def test_inputs_without_a_key_are_left_out(kernel: Kernel) -> None:
 
 
 def test_what_cannot_be_stored_is_named(kernel: Kernel) -> None:
-    """An output that cannot be pickled is named with the mend, and the mend works."""
+    """An output that cannot be pickled is named with the fix, and the fix works."""
     cell = f"%%cache\n{MARK}\nwith open('runs') as file:\n    data = file.read()[:0] + 'd'"
     for count in (1, 2):
         shown = kernel.run(cell)

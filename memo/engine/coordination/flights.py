@@ -226,9 +226,9 @@ class Flights:
         self._end(flight, landing)
 
     def withdraw(self, flight: Flight) -> None:
-        """End a flight whose leader has not begun, since it looks again.
+        """End a flight whose leader has not begun: it looks the entry up again.
 
-        It does not count as landed: two callers would take each other's for landed forever.
+        It does not count as landed: otherwise two callers could each wait for the other forever.
         """
         with self._lock:
             if self._active.get(flight.name) is flight:
@@ -325,7 +325,7 @@ _limit = sys.getrecursionlimit()
 
 
 def _make_room(depth: int) -> None:
-    """Raise the recursion limit by the frames that are ours, so that the user keeps his own."""
+    """Raise the recursion limit by memo's own frames, so that user code keeps its full depth."""
     wanted = _limit + (depth + 32) * inside.FRAMES
     if sys.getrecursionlimit() < wanted:
         sys.setrecursionlimit(wanted)

@@ -192,7 +192,7 @@ class Hold:
             events.emit(events.Event(events.LEASE_LOST, key=_key(self._name)))
 
     async def release(self, port: Port, after: Upload | None = None) -> None:
-        """Free it, whatever happens; calling it twice is harmless.
+        """Always free it; calling it twice is harmless.
 
         Args:
             after: when this upload has ended, so that a waiting process finds the entry.
@@ -320,7 +320,7 @@ async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first:
         if end is not None and time.monotonic() >= end:
             return False
         holder = lock.holder()
-        if holder != known:  # the one before is done, and this one may only see what he left
+        if holder != known:  # the one before is done, and this one may only look at the result
             pause, known = shortest, holder
         if held.curious():
             held.wait_begins(holder)

@@ -157,11 +157,11 @@ class Each:
             dated = getattr(value.dtype, "kind", "O") in "mM" and library == "numpy"
             items = list(value) if dated else value.tolist()
             return Collection(items, lambda at: value.iloc[list(at)] if series else value[list(at)])
-        mend = (
+        fix = (
             f"is a {kind.__name__}; each= takes a list, tuple, set, frozenset, range, "
             "numpy array, or pandas Index or Series."
         )
-        raise OptionError(self.name, value, mend)
+        raise OptionError(self.name, value, fix)
 
     def is_collection(self, value: Any) -> bool:
         """True if a value is a collection of elements rather than one."""
@@ -356,11 +356,11 @@ class Batch:
 
     def warn(self, answer: Any, fault: UnfitError) -> None:
         """Say that answers like this one cannot be cached by element."""
-        mend = (
+        fix = (
             f"return a list or tuple aligned with `{self.each.name}`, or a dict, DataFrame or "
             "Series by element"
         )
-        warn_not_stored(self.function, answer, str(fault), mend)
+        warn_not_stored(self.function, answer, str(fault), fix)
 
 
 async def _later(answer: Any, element: Any) -> Part:
@@ -632,7 +632,7 @@ async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
     end = None if limit is None else time.monotonic() + limit
     left = led
     while left:
-        async with AsyncExitStack() as leases:  # which frees all of them, whatever happens
+        async with AsyncExitStack() as leases:  # which always frees all of them
             held = await _try_all(port, left, leases)
             if not held:
                 await _wait_for_one(port, left[0], end, held, leases)
@@ -694,7 +694,7 @@ async def _wait_for_one(
 async def _take(
     port: Port, place: Place, wait: float | None, held: dict[str, Hold], leases: AsyncExitStack
 ) -> None:
-    """Take a lease if it is free, or after waiting so many seconds; None: do not wait."""
+    """Take a lease if it is free, or becomes free within `wait` seconds; None: do not wait."""
     job, flight = place.job, place.flight
     assert flight is not None
     policy = job.function.policy
@@ -958,8 +958,8 @@ async def put(port: Port, made: Batch, value: Any) -> None:
     try:
         parts = divided(value, made.elements(places) if whole else made.items)
     except UnfitError as fault:
-        mend = f"{fault}; give one result per element."
-        raise OptionError("value", value, mend) from None
+        fix = f"{fault}; give one result per element."
+        raise OptionError("value", value, fix) from None
     keys = [place.text for place in places] if whole else made.keys
     by_key = dict(zip(keys, parts, strict=True))
     for place, own in zip(places, await _stamps(port, places), strict=True):

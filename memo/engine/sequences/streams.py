@@ -355,8 +355,8 @@ class Live:
                     if isinstance(error, codec.AlteredError):
                         fault = str(error)
                     self.spool.stop(fault)
-                    mend = "yield plain data instead"
-                    warn_not_stored(self.job.function, item, fault, mend, "yielded")
+                    fix = "yield plain data instead"
+                    warn_not_stored(self.job.function, item, fault, fix, "yielded")
                 if self.spool.fault:
                     emit(self.job, events.ERROR, reason="store", detail=self.spool.fault)
                     FLIGHTS.close(self.flight)  # no consumer can join it any more
@@ -418,7 +418,7 @@ class Reader:
 
     Args:
         generate: the generator function.
-        fresh: compute it, whatever is stored.
+        fresh: compute it, even if it is stored.
     """
 
     def __init__(self, job: Job, generate: Callable[..., Any], *, fresh: bool = False) -> None:

@@ -48,9 +48,9 @@ OPEN: Final = 1_000_000
 DEEP: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
 CROWD: Final = 1 << 15
-"""So many values are sorted at once: that takes 20 ms, in which no other thread runs."""
+"""Most values that are sorted in one step: 20 ms, during which no other thread runs."""
 _STRIDE: Final = 4093
-"""Each so many-th value is a sample; a prime, so that it keeps no step with the values."""
+"""Distance between sampled values; a prime, so that it matches no period in the values."""
 _NEVER: Final = 1 << 62
 NOTHING: Final[Mapping[int, Mapping[str, Any]]] = {}
 
@@ -65,13 +65,13 @@ class Unkeyable(Exception):  # noqa: N818  # a fact about a value; `KeyingError`
     Attributes:
         path: from the value that was asked for to the one without a key, as `["clients"][2]`.
         kind: the type of the latter.
-        mend: what to do about it, one line.
+        fix: what to do about it, one line.
     """
 
-    def __init__(self, kind: str, mend: str, path: str = "") -> None:
-        super().__init__(kind, mend, path)
+    def __init__(self, kind: str, fix: str, path: str = "") -> None:
+        super().__init__(kind, fix, path)
         self.kind = kind
-        self.mend = mend
+        self.fix = fix
         self.path = path
 
     def under(self, step: str) -> None:
@@ -79,7 +79,7 @@ class Unkeyable(Exception):  # noqa: N818  # a fact about a value; `KeyingError`
         self.path = step + self.path
 
     def __str__(self) -> str:
-        return f"{self.path or 'the value'} is {self.kind}, which has no sound key: {self.mend}"
+        return f"{self.path or 'the value'} is {self.kind}, which has no sound key: {self.fix}"
 
 
 # --- containers ----------------------------------------------------------------------------------
@@ -188,9 +188,9 @@ class Walk:
         """The content of an ordered collection."""
         return sequence(values, self, step)
 
-    def refuse(self, value: Any, mend: str) -> Unkeyable:
+    def refuse(self, value: Any, fix: str) -> Unkeyable:
         """The error of a value that has no sound key."""
-        return Unkeyable(type_name(type(value)), mend)
+        return Unkeyable(type_name(type(value)), fix)
 
     def inside(self, value: Any, content: Encoder, letter: bytes, kind: bytes = b"") -> bytes:
         """The encoding of a value with parts: `letter`, `kind`, and `content(value, walk)`.
@@ -275,7 +275,7 @@ def encode(value: Any, walk: Walk) -> bytes:
 
 
 def encoding(value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] = NOTHING) -> bytes:
-    """The canonical encoding of a value: a few bytes up to some hundred, whatever its size.
+    """The canonical encoding of a value: at most a few hundred bytes, however big the value is.
 
     Args:
         value: anything.
@@ -296,9 +296,9 @@ def encoding(value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] 
     except Unkeyable as error:
         error.under(path)
         raise
-    except Exception as error:  # whatever the value's own methods raise
-        mend = f"reading it raised {type(error).__name__}: {shown(str(error))}."
-        raise Unkeyable(type_name(type(value)), mend, path) from error
+    except Exception as error:  # the value's own methods may raise anything
+        fix = f"reading it raised {type(error).__name__}: {shown(str(error))}."
+        raise Unkeyable(type_name(type(value)), fix, path) from error
 
 
 def _deeply(value: Any) -> bytes:
@@ -311,8 +311,8 @@ def _deeply(value: Any) -> bytes:
     try:
         return encode(value, Walk())
     except RecursionError:
-        mend = "it is nested too deeply; flatten it."
-        raise Unkeyable(type_name(type(value)), mend) from None
+        fix = "it is nested too deeply; flatten it."
+        raise Unkeyable(type_name(type(value)), fix) from None
 
 
 def digest(value: Any, path: str = "") -> bytes:
@@ -359,11 +359,11 @@ class Refusal:
     """The encoder of a type none of whose values has a key.
 
     Args:
-        mend: what to do about it.
+        fix: what to do about it.
     """
 
-    def __init__(self, mend: str) -> None:
-        self._mend = mend
+    def __init__(self, fix: str) -> None:
+        self._mend = fix
 
     def __call__(self, value: Any, walk: Walk) -> bytes:
         raise walk.refuse(value, self._mend)
@@ -386,7 +386,7 @@ def _find(kind: type) -> Encoder:
 
 
 def _by_the_user(kind: type) -> Encoder | None:
-    """An encoder from `register_key` or `__memo_key__`, whichever is nearer to the type."""
+    """The encoder from `register_key` or `__memo_key__`, the one that is nearer to the type."""
     for base in kind.__mro__:
         if base in _registered:
             return _keyed(_registered[base], "register_key")

@@ -175,7 +175,7 @@ def is_object(kind: type) -> bool:
 
 
 def find(kind: type) -> Encoder:
-    """The encoder of a type; every type has one, be it one that refuses."""
+    """The encoder of a type; for a type without a key, an encoder that refuses."""
     adapter = lookup.find(kind)
     if adapter is not None:
         return adapter
@@ -190,9 +190,9 @@ def find(kind: type) -> Encoder:
         return _COMPILED
     if hasattr(kind, "__call__") and origin.of_type(kind).kind == origin.MEMO:  # noqa: B004
         return _CACHED
-    mend = _why_not(kind)
-    if mend:
-        return canonical.Refusal(mend)
+    fix = _why_not(kind)
+    if fix:
+        return canonical.Refusal(fix)
     return _OBJECT
 
 

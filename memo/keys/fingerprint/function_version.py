@@ -49,7 +49,7 @@ class Identity:
 
     Args:
         function: any callable.
-        version: pins the digest by hand; nothing is tracked then.
+        version: used as the digest; the code is not tracked then.
         name: what the function is called instead of `"module:qualname"`; with a version, wherever
             it lies it stays the same.
         digest: the digest that another process found for this very function, which it sent here.
@@ -110,12 +110,12 @@ class Identity:
         self._said = True
         inner = innermost(self.function)
         kind, _, name = label.partition(":")
-        mend = f'pass ignore=["{label}"] to leave it out of the key'
+        fix = f'pass ignore=["{label}"] to leave it out of the key'
         if kind == "attribute":
-            kind, mend = "class", f"mark the class with memo.stable({name.rpartition(':')[2]})"
+            kind, fix = "class", f"mark the class with memo.stable({name.rpartition(':')[2]})"
         said = (
             f"{title(inner)} reads the {kind} {name.rpartition(':')[2]}, and each call takes "
-            f"{cost * 1000:.1f} ms to see that it has not changed; {mend}, if it never changes "
+            f"{cost * 1000:.1f} ms to see that it has not changed; {fix}, if it never changes "
             "what the function returns"
         )
         code = getattr(inner, "__code__", None)
@@ -181,10 +181,10 @@ class Identity:
     def _look(self, owner: type | None) -> Seen:
         try:
             seen = self._survey(owner or self._owner())
-        except Exception as error:  # a class whose own hooks raise, for one
+        except Exception as error:  # such as a class with hooks that raise
             told = f"its code cannot be read: {type(error).__name__}: {shown(str(error))}"
-            mend = 'pin it with version="1", or mark what raises with memo.stable'
-            raise KeyingError(f"{title(innermost(self.function))}: {told}; {mend}.") from error
+            fix = 'pin it with version="1", or mark what raises with memo.stable'
+            raise KeyingError(f"{title(innermost(self.function))}: {told}; {fix}.") from error
         if len(self.seen) >= _OWNERS:
             self.seen.clear()
         self.seen[owner] = seen

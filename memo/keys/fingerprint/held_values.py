@@ -126,7 +126,7 @@ DETAILED = 1000
 
 
 def details(value: Any) -> dict[str, str]:
-    """What a value says part by part, to be compared within this process.
+    """The image of each part of a value, to be compared within this process.
 
     Returns:
         Path in the value -> what lies there; of a value of many parts only itself, under `""`.
@@ -250,7 +250,7 @@ _FUNCTIONS_IN_C = (
     types.ClassMethodDescriptorType,
 )
 _OPEN = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
-"""Classes whose objects are no more than their attributes."""
+"""Classes whose objects hold nothing besides their attributes."""
 _KEYED_WHOLE = frozenset({"numba"})
 """Distributions whose functions compute as they were told, besides what they wrap."""
 _BARE_BASES = frozenset({"abc", "typing", "collections.abc", "enum", "dataclasses"})
@@ -301,7 +301,7 @@ class _Painter:
             text = self._text(value, path)
         except RecursionError:
             raise
-        except Exception as error:  # whatever the value's own methods raise
+        except Exception as error:  # the value's own methods may raise anything
             name = type(value).__qualname__
             self.mutable = True
             self.lost.append((path, f"{name} raised {type(error).__name__} when it was looked at"))
@@ -408,7 +408,7 @@ class _Painter:
     # containers
 
     def _whole(self, value: Any) -> str | None:
-        """A container of plain values at one go; None: its items are looked at one by one."""
+        """A container of plain values in one step; None: look at its items one by one."""
         if not _dumps(value):
             return None
         try:
@@ -468,7 +468,7 @@ class _Painter:
             return f"{cls} {self._canonical(value)}"
         except RecursionError:
             raise
-        except Exception as error:  # also whatever the value's own methods raise
+        except Exception as error:  # also an error in the value's own methods
             if mine:
                 return self._state(value, cls, path)
             self.lost.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
@@ -588,7 +588,7 @@ def is_fixed(kind: type) -> bool:
 
 
 def is_open(kind: type) -> bool:
-    """True if an object of a class is no more than its attributes and what it contains."""
+    """True if objects of a class hold nothing besides their attributes and items."""
     if f"{kind.__module__}.{kind.__qualname__}" in _OPEN:
         return True
     if hasattr(kind, "__memo_key__") or origin.of_type(kind).kind != origin.USER:

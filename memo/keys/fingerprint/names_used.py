@@ -292,7 +292,7 @@ _SILENT = frozenset(
 )
 """Methods of containers that put in or take out and answer None."""
 _DISCARDED = _SILENT | {"setdefault", "pop", "popitem", "popleft"}
-"""Those whose answer says something unless it is thrown away."""
+"""Methods whose return value matters unless it is discarded."""
 _FILLING = _DISCARDED | {
     *("subtract", "rotate", "move_to_end", "difference_update", "intersection_update"),
     *("symmetric_difference_update", "fill", "put", "itemset", "resize"),
@@ -301,7 +301,7 @@ _FILLING = _DISCARDED | {
 
 
 class Fills(NamedTuple):
-    """What a function fills.
+    """The names that a function fills.
 
     Attributes:
         only: dotted names of what it fills and never reads.
@@ -315,7 +315,7 @@ class Fills(NamedTuple):
 
 
 def filled(node: ast.AST) -> Fills:
-    """What a function fills, by its source."""
+    """The names that a function fills, found in its source."""
     reader = _Filled()
     reader.visit(node)
     only = {path for path in reader.filled if not any(_meet(path, read) for read in reader.read)}

@@ -148,7 +148,7 @@ fork.in_child(_parsing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _parsed(source: str) -> ast.Module:
-    """`ast.parse`, whatever other threads parse.
+    """`ast.parse`, safe while other threads parse.
 
     In older releases of Python 3.11 and 3.12 its guard against deep recursion counts for threads
     together: one finds what another has counted, and raises SystemError (python/cpython#106905).

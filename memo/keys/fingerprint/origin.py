@@ -1,6 +1,6 @@
-"""Whose a module is: Python's, an installed distribution's, memo's own, or the user's.
+"""Origins: a module is Python's, an installed distribution's, memo's own, or the user's.
 
-The user's code is read; an installed distribution stands for its version; Python for its own.  A
+The user's code is read; an installed distribution and Python count by their version.  A
 distribution installed in editable mode lies outside `site-packages`, so it is the user's.
 """
 
@@ -29,7 +29,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 
 class Origin(NamedTuple):
-    """Whose something is.
+    """The origin of a module, class or function.
 
     Attributes:
         kind: `USER`, `PYTHON`, `MEMO` or `INSTALLED`.
@@ -46,7 +46,7 @@ MINE = Origin(USER)
 
 
 def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
-    """Whose a function's globals are; `filename` is that of its code.
+    """The origin of a function's globals; `filename` is that of its code.
 
     Globals that belong to no module (`exec`, generated code) go by the file of the code.
     """
@@ -93,7 +93,7 @@ def compiled(kind: type) -> bool:
 
 
 def of_module(module: ModuleType) -> Origin:
-    """Whose a module is."""
+    """The origin of a module."""
     name = getattr(module, "__name__", "") or ""
     if name in _MAIN:
         return MINE
@@ -108,7 +108,7 @@ def _file(module: ModuleType) -> str:
 
 
 def find(name: str) -> Origin | None:
-    """Whose the module of a dotted name would be, without importing it; None: there is none."""
+    """The origin of the module of a dotted name, without importing it; None: there is none."""
     top = name.partition(".")[0]
     if top in sys.modules:
         return of_module(sys.modules[top])
@@ -137,13 +137,13 @@ def imported(name: str) -> ModuleType | None:
         return sys.modules[name]
     try:
         return importlib.import_module(name)
-    except Exception:  # whatever the module raises, the code will raise or catch
+    except Exception:  # the code that uses the module will raise or catch the same error
         return None
 
 
 @functools.lru_cache(maxsize=4096)
 def of_name(name: str, file: str) -> Origin:
-    """Whose a module is, by its name and its file (`""`: built in, frozen, or made by hand)."""
+    """The origin of a module, by its name and file (`""`: built in, frozen, or generated)."""
     top = name.partition(".")[0]
     if top == _OWN and os.path.dirname(file).startswith(_PACKAGE):
         return Origin(MEMO)

@@ -85,7 +85,7 @@ def probe(value: Any) -> Probe | None:
     prober = _Prober()
     try:
         prober.take(value)
-    except Exception:  # opaque, too deep, or whatever the value's own methods raise
+    except Exception:  # opaque, too deep, or an error in the value's own methods
         return None
     return Probe(value, prober.parts)
 

@@ -122,7 +122,7 @@ def survey(
 
 
 class _Shot(NamedTuple):
-    """What was seen at a spot: the value, what it says, and what of that counts."""
+    """The value at a spot, its image, and the part of the image that counts."""
 
     where: Spot
     at: At

@@ -58,7 +58,7 @@ class Manifests:
         return parts if isinstance(parts, dict) else None
 
     def changed(self, function: str) -> dict[str, str]:
-        """What is known that a function changes itself: label and path -> what it was at first."""
+        """State that a function changes itself: label and path -> its value at first."""
         found = self.load(_of_function(function)) or {}
         return {k: v for k, v in found.items() if isinstance(v, str)}
 

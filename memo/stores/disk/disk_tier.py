@@ -62,7 +62,7 @@ SWEEP_SOON = 1.0
 """Seconds between two searches where the budget is spent, or a process stores its first payload:
 one that died may be why."""
 _SWEEP_PART = 50
-"""A search is followed by a pause of so many times what it took."""
+"""A search is followed by a pause of this many times its duration."""
 TELL = 60.0
 """Seconds between two times that a process tells the index what it has read."""
 USED = 16_384
@@ -77,7 +77,7 @@ PAGE = 200
 _RELIEF = 256 * 1024
 """Bytes that are freed at least when the disk turns out to be full."""
 _RELIEFS = 4
-"""So often room is made for one entry."""
+"""How often space is freed for one entry."""
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
 _SQL = statements("entries")
@@ -373,7 +373,7 @@ class Disk:
     def _store_with_room(
         self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
     ) -> None:
-        """Store; on a full disk, after entries that are worth less have made room."""
+        """Store; on a full disk, remove entries that are worth less first."""
         size = len(record) + (payload.size if payload else 0)
         for _ in range(_RELIEFS):
             try:
@@ -390,7 +390,7 @@ class Disk:
         raise TierUnavailable("the disk is full", told=True)
 
     def _relieve(self, size: int) -> bool:
-        """Remove entries of at least so many bytes, on a full disk; whether any went."""
+        """Remove entries of at least `size` bytes on a full disk; True if any went."""
         with suppress(TierError, sqlite3.Error):
             database = self._ready()
             with database.writing:
@@ -429,7 +429,7 @@ class Disk:
         if row.name is None:
             self._make_room(index, len(row.record or b"") + ROW)
         index.keep(name, row, lifetime)
-        if row.name is not None:  # others may have stored since room was made
+        if row.name is not None:  # other processes may have used the freed space
             with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
                 index.make_room(0)
 

@@ -116,7 +116,7 @@ class HostLock:
 
 
 def sweep(directory: Path) -> int:
-    """Take away the files of locks whose holders died; how many.
+    """Remove the files of locks whose holders died; their number.
 
     A process that opened one meanwhile sees that it is gone, and makes another.
     """

@@ -58,7 +58,7 @@ class Home:
 
     Attributes:
         state, why: what is known of it so far.
-        relieve: frees so many bytes on a full disk, by removing entries; whether any went.
+        relieve: frees a number of bytes on a full disk by removing entries; True if any went.
     """
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
@@ -129,7 +129,7 @@ class Home:
         if self._is_readable():
             return READ_ONLY
         if isinstance(error, SettingError):
-            raise self.refuse(error.mend) from error
+            raise self.refuse(error.fix) from error
         if error.errno in FULL or error.errno in _CLOSED:
             raise self.refuse(f"cannot be used: {error.strerror}.") from error
         raise error
@@ -165,7 +165,7 @@ class Home:
         return self.fault()
 
     def full(self) -> None:
-        """Nothing more can be written, whatever of our own is removed."""
+        """Nothing more can be written, even after removing all our own entries."""
         self.why = "the disk is full"
         self._warn(
             f"the disk of the cache directory {self.path} is full, and removing its own entries"

@@ -47,11 +47,11 @@ T = TypeVar("T")
 TICK = 0.001
 """Seconds for which a silent bell is believed without a look at the file."""
 MIRROR = 65_536
-"""Past so many groups the mirror is begun anew."""
+"""Most groups in the mirror; past that it starts again empty."""
 STATES = 1024
-"""Past so many states of one group the mirror works them out anew."""
+"""Most states of one group in the mirror; past that they are computed again."""
 GROUPS = 1_000_000
-"""Past so many groups the oldest half is forgotten when the file is opened: a miss, no more."""
+"""Most groups; past that, opening the file forgets the oldest half, which costs only misses."""
 ROOM = 1 << 20
 """Bytes that are freed on a full disk, so that an invalidation can be written."""
 TRIES = 3

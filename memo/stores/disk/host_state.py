@@ -65,13 +65,13 @@ GIVE_WAY = 0.002
 SPARE = 3600
 """Seconds that a group may live longer than it must, so that its time is seldom written."""
 WAITING = 1000
-"""Past so many invalidations that wait for whichever shared tier is used next, they become one."""
+"""Most invalidations that wait for the next shared tier; past that they become one."""
 NEVER = (UnicodeError, OverflowError, sqlite3.DataError)
 """Causes of a fault that is in what was to be written, not in the file."""
 OVERDUE = 5 * SECOND
 """Nanoseconds after which a journalled invalidation is due: its process has died."""
 _ANYWHERE = '%"to": ["*"]}'
-"""How the note of an invalidation ends that is for whichever shared tier is used next."""
+"""End of the note of an invalidation that is meant for the next shared tier in use."""
 
 
 class Reading(list[State]):
@@ -363,7 +363,7 @@ class HostGenerations:
         self.ledger.write(work, durable=True)
 
     def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
-        """An invalidation could not be written; what happens now, for people.
+        """Handle an invalidation that could not be written; returns what happens now, in words.
 
         Where the directory is not for this process it holds in this process.  After any other
         fault this process reads nothing here until it is written.
@@ -434,7 +434,7 @@ def _mark_shared(connection: sqlite3.Connection) -> bool:
 
 
 def _leave_word(connection: sqlite3.Connection, at: int, turns: str, note: str) -> None:
-    """Journal an invalidation for whichever shared tier is used next, each target once."""
+    """Journal an invalidation for the next shared tier in use, each target once."""
     connection.execute("DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANYWHERE, turns))
     count = "SELECT count(*) FROM journal WHERE note LIKE ?"
     if connection.execute(count, (_ANYWHERE,)).fetchone()[0] >= WAITING:

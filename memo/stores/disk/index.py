@@ -1,7 +1,7 @@
 """The index of the disk tier: `diskcache` with everything that could unpickle taken out.
 
-What goes when the budget is spent: first what has expired, then what another code version of a
-function has replaced, then what is worth least.  The *worth* of an entry is what its computation
+When the budget is spent, expired entries go first, then entries of replaced code versions, then
+the entries that are worth least.  The *worth* of an entry is what its computation
 cost per byte, and it halves with every `HALF_LIFE` since the entry was stored or last read.  All
 worths halve alike, so their order never changes by itself: the rank of an entry is one number, the
 time of its last use plus `HALF_LIFE` for each doubling of its cost per byte, and lies in the column
@@ -194,7 +194,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """The connection is not this object's to close."""
 
     def keep(self, name: str, row: Row, lifetime: float | None) -> None:
-        """Put a row in the place of what lies under a name, for so many seconds."""
+        """Replace the row of a name, for `lifetime` seconds."""
         now = time.time()
         expire = None if lifetime is None else now + lifetime
         added, _, code = row.tag.partition(" ")
@@ -256,7 +256,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._kept = 0
 
     def _evict(self, which: str, now: float, lacking: float) -> int:
-        """Evict until so many bytes are free, or `CULL` entries are gone; how many went."""
+        """Evict until `lacking` bytes are free or `CULL` entries are gone; the number that went."""
         count = 0
         with self._transact() as (sql, cleanup):
             for rowid, name, size in sql(which, (now, CULL)).fetchall():

@@ -91,7 +91,7 @@ class PayloadFile:
                 self.identity = _identity(os.stat(path))
 
     def open(self, size: int) -> memoryview:
-        """The payload, mapped copy-on-write: writable, private, whatever its size in 0.1 ms.
+        """The payload, mapped copy-on-write: writable, private, in 0.1 ms for any size.
 
         Where others may change the file it is read in full instead.
 

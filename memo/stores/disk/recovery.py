@@ -1,9 +1,9 @@
-"""Salvage: what invalidations still wait for a shared tier, from a host's file that is broken.
+"""Recovery of the invalidations that still wait for a shared tier from a host's broken file.
 
 While that is not known the shared tier must not be read (I7), so one broken file would cost a host
 its Redis.  A file that can be read but not opened, as on a file system that has become read-only,
-is copied and read elsewhere.  Where nothing can be read, whatever was invalidated is taken to be
-everything.
+is copied and read elsewhere.  If nothing can be read, everything counts as
+invalidated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = tuple[int, int, int, str, str]
 EVERYTHING = '[["n",[],true]]'
 """The turns of the whole namespace."""
 ANYWHERE = '{"reason":"the journal was lost","to":["*"]}'
-"""A note for whichever shared tier is asked first."""
+"""A note for the shared tier that is asked first."""
 _ROWS = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
 _PIECE = 1 << 20
 

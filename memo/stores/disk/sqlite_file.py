@@ -387,7 +387,7 @@ def undo(connection: sqlite3.Connection) -> None:
 
 
 def _text(raw: bytes) -> str:
-    """Text of a column, whatever its bytes are: a damaged one equals nothing."""
+    """Text of a column, also of invalid bytes: a damaged one equals nothing."""
     return raw.decode("utf-8", "replace")
 
 

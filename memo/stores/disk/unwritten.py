@@ -1,8 +1,8 @@
 """Changes of generations that the host's file could not take: they hold in this process.
 
-Where the cache directory is missing, read-only or on a full disk, a process goes on by itself.
-What it begins and invalidates is applied to everything that it reads, and written as soon as it can
-be, with the same tokens, so that what it stored meanwhile stays valid.
+If the cache directory is missing, read-only or on a full disk, a process goes on by itself.  It
+applies its changes to everything that it reads, and writes them as soon as possible with the same
+tokens, so that the entries it stored in the meantime stay valid.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Turn
 
 MOST = 4096
-"""Past so many invalidations they become one, of the whole namespace."""
+"""Most invalidations; past that they become one, of the whole namespace."""
 BIRTHS = 65_536
-"""Past so many groups that were begun they are forgotten: a miss, no more."""
+"""Most groups that were begun; past that they are forgotten, which costs only misses."""
 
 
 class Late(NamedTuple):

@@ -33,7 +33,7 @@ LONGEST = 5.0
 JITTER = 0.2
 """A back-off is shortened by a random share of up to this much, so that clients spread out."""
 PATIENCE = 2
-"""So many faults in a row open the breaker."""
+"""Faults in a row that open the breaker."""
 RATE = 50_000_000
 """Bytes per second: a server that moves a big value more slowly than this counts as silent.  A
 network of 1 Gbit/s moves 120 MB/s."""
@@ -49,14 +49,14 @@ class Fault(NamedTuple):
     Attributes:
         kind: one word: `"refused"`, `"silent"`, or the code of an error reply such as `"OOM"`.
         text: what the server does or is, as the rest of a sentence that begins with it.
-        mend: what to do about it, as a whole sentence.
+        fix: what to do about it, as a whole sentence.
         down: nothing works while this lasts, so callers should not ask.
         at_once: one such fault opens the breaker.
     """
 
     kind: str
     text: str
-    mend: str
+    fix: str
     down: bool = True
     at_once: bool = False
 
@@ -282,7 +282,7 @@ class Breaker:
     def _story(self, fault: Fault, detail: str) -> str:
         return (
             f"memo: Redis at {self.where} {_said(fault.text, detail)}. {self._goes_on}; it is "
-            f"tried again every {LONGEST:g} s at the latest. {fault.mend}"
+            f"tried again every {LONGEST:g} s at the latest. {fault.fix}"
         )
 
     def _warn_once(self, fault: Fault, detail: str) -> None:
@@ -294,7 +294,7 @@ class Breaker:
             self.where,
             _said(fault.text, detail),
             fault.kind,
-            fault.mend,
+            fault.fix,
         )
 
     def after_fork(self) -> None:

@@ -6,7 +6,7 @@ Rules of this module:
     loop, gets connections of its own.
 2.  Every exchange passes the breaker.  After a refusal the caller that probes has its own exchange,
     with little time; while Redis is silent a background job probes, so that no caller waits.
-3.  Whatever goes wrong is a `TierError`; `TierUnavailable` where nothing would work.
+3.  Every fault is a `TierError`; `TierUnavailable` if no command would work.
 4.  An exchange goes to one server.  In a cluster that is the one that has its key; commands with
     several keys are one exchange for each server.
 """
@@ -502,7 +502,7 @@ class Client:
         replies: int = 1,
         key: Any = b"",
     ) -> T:
-        """As `ask`, whatever the breaker thinks."""
+        """As `ask`, also while the breaker is open."""
         exchange = Exchange(parts, replies, self.deadline)
         return await self._ask(port, key, exchange, parse, probe=self.breaker.open)
 

@@ -1,4 +1,4 @@
-"""Grants: the cluster leases of `leases`, as Redis gives them.
+"""Cluster leases: those of `leases`, kept in Redis.
 
 A lease is a key that holds the text of its holder, unique to it, and that expires
 `LEASE` seconds after its last renewal.  Rules of this module:
@@ -128,7 +128,7 @@ class RedisLeases:
         return self._lease_prefix + lease, self._bell_prefix + lease
 
     def _undo(self, name: str, holder: str) -> None:
-        """Give a lease back that may be this holder's without his knowing."""
+        """Give back a lease that this holder may own without knowing it."""
         self.orphans.add((name, holder))
         self._adopt()
 

@@ -258,7 +258,7 @@ class Threads:
         """The servers; makes their client first, or asks for the topology again.
 
         Raises:
-            Exception: whatever redis-py raises, for `fault_of`.
+            Exception: any error of redis-py, for `fault_of`.
         """
         nodes = self._nodes if self._proven else None
         return nodes or self._opened(b"")
@@ -274,7 +274,7 @@ class Threads:
 
         Raises:
             BusyError: no connection became free.
-            Exception: whatever redis-py raises, for `fault_of`.
+            Exception: any error of redis-py, for `fault_of`.
         """
         epoch = self._epoch
         try:
@@ -465,7 +465,7 @@ def alone(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
     """A connection of its own to one server, logged in, and its socket.
 
     Raises:
-        Exception: whatever redis-py raises, for `fault_of`.
+        Exception: any error of redis-py, for `fault_of`.
     """
     connection = _ThreadNodes(parse(url), options).pool.get_connection()
     return connection, connection._sock

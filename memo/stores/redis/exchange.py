@@ -31,7 +31,7 @@ CHUNK = 64 * 1024
 LONGEST_LINE = 4096
 """Bytes of the longest first line of a reply: an error and its text."""
 MOST_ELEMENTS = 1 << 20
-"""Elements of the longest array that memo ever asks for, with room to spare."""
+"""More elements than the longest array that memo asks for has."""
 LARGEST = 512 << 20
 """Bytes of the largest value that Redis has."""
 LATE = 0.02
@@ -139,7 +139,7 @@ class Reader:
         return self._data[:end]
 
     def some(self, size: int) -> bytes:
-        """At most so many of the bytes that are here, not parsed."""
+        """Bytes that have arrived and are not parsed, at most `size`."""
         taken = self._data[self._at : self._at + size]
         self._at += len(taken)
         return taken

@@ -164,7 +164,7 @@ class Expected:
 
 
 def plain(part: Part) -> Part:
-    """A part of a group in a form that can be compared, whatever it was read from."""
+    """A part of a group in a comparable form, from any source."""
     name, arguments = part
     return name, None if arguments is None else tuple(map(tuple, arguments))
 

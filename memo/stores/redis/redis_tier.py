@@ -293,7 +293,7 @@ class Redis:
         )
 
     async def _extend(self, port: Port, name: bytes, life: bytes) -> None:
-        """Let a payload live for so many milliseconds at least."""
+        """Extend the life of a payload to at least `life` milliseconds."""
         try:
             await self.client.run_each(port, LAST, [((name,), (life, b""))])
         except NoScriptsError:
@@ -596,7 +596,7 @@ class Redis:
     # --- housekeeping ----------------------------------------------------------------------------
 
     async def health(self, port: Port) -> Mapping[str, Any]:
-        """Facts about the server, asked whatever the breaker thinks.
+        """Facts about the server, also while the breaker is open.
 
         Returns:
             `up`, `where`, `breaker` (`"open"` or `"closed"`); when it is up `version`, `used` and
@@ -618,10 +618,10 @@ class Redis:
             )
         except TierError as error:
             fault = self.client.breaker.fault
-            mend = "" if fault is None else fault.mend
+            fix = "" if fault is None else fault.fix
             answers = error.kind in ("NOPERM", "UNKNOWN")  # this user may not see the figures
             said = {"up": answers, "where": self.client.where, "breaker": self._breaker()}
-            return said if answers else {**said, "error": str(error), "mend": mend}
+            return said if answers else {**said, "error": str(error), "fix": fix}
         return {
             "up": True,
             "breaker": self._breaker(),

@@ -1,4 +1,4 @@
-"""The listener: word of every change of the generations in Redis, as it happens.
+"""The listener: it hears of every change of the generations in Redis as it happens.
 
 A daemon thread of its own keeps one connection, on which Redis pushes the names of the groups that
 change (RESP3, `CLIENT TRACKING ON BCAST`).  What was verified at a *mark* need not be asked again
@@ -10,7 +10,7 @@ while nothing was heard of its groups since.  Rules of this module:
 2.  A new connection, a flush of the server and a fork make all earlier marks worthless.
 3.  Bookkeeping is written before the count that tells of it, and read after, so that readers need
     no lock.
-4.  Whatever goes wrong means that Redis is asked each time, as without a listener.  The breaker is
+4.  After any fault, Redis is asked each time, as without a listener.  The breaker is
     not concerned.  A server that refuses is one event, and is asked again once a minute.
 5.  The connection is made at its first use, and ends when it was not used for `IDLE`
     seconds.
@@ -45,7 +45,7 @@ FIRST, LONGEST = 0.05, 5.0
 REFUSED_FOR = 60.0
 """Seconds of the pause where the server does not let this user listen."""
 GROUPS = 65_536
-"""Past so many groups that were heard of, all marks are made worthless and it begins anew."""
+"""Most groups that are remembered; past that, all marks become void and the list starts again."""
 LONGEST_WORD = 16 << 20
 """Bytes of one message above which it is none of Redis'."""
 
@@ -233,7 +233,7 @@ class Ear:
         self._failures = 0
 
     def close(self) -> None:
-        """End soon, whatever it waits for; from any thread."""
+        """End soon, even while it waits; from any thread."""
         self.closing = True
         self.awake.set()
         sock = self.sock

@@ -627,7 +627,7 @@ def test_handles_have_no_key(name: str) -> None:
         if hasattr(value, "close"):
             value.close()
     assert caught.value.path.startswith('config["clients"][2]')
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_coroutine_is_refused_with_its_mend() -> None:

@@ -182,7 +182,7 @@ def test_the_function_the_class_and_the_code_count() -> None:
 
 
 def test_an_error_names_everything() -> None:
-    """Function, argument, path, type and mend are in the message, and it is a TypeError."""
+    """Function, argument, path, type and fix are in the message, and it is a TypeError."""
 
     def load(config: Any, *rest: Any, **extra: Any) -> None: ...
 

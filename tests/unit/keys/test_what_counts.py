@@ -93,14 +93,14 @@ def keywords_sorted(patch: Patch) -> None:
 
 def values_left_out(patch: Patch) -> None:
     """Globals, closures and defaults do not count."""
-    put = reachable._Survey._put
+    put = reachable.Survey._put
 
     def without(self: Any, node: Any, *rest: Any) -> None:
         before = set(node.facts)
         put(self, node, *rest)
         node.facts = before
 
-    patch.setattr(reachable._Survey, "_put", without)
+    patch.setattr(reachable.Survey, "_put", without)
 
 
 def code_left_out(patch: Patch) -> None:

@@ -389,7 +389,7 @@ def test_without_the_package_results_are_stored_as_they_are(
 
 @pytest.mark.parametrize("value", ["", "big", "-1MiB", "1 apple", 0, -5, 1.5, b"1MiB", ["1MiB"]])
 def test_bad_values_are_errors_at_decoration(value: Any) -> None:
-    """Neither True nor False nor a size: the error names option, value and mend."""
+    """Neither True nor False nor a size: the error names option, value and fix."""
     with pytest.raises(OptionError, match=r"(?s)compress=.*must be True, False, or the size"):
         cache(compress=value)
     with pytest.raises(SettingError, match="compress"):

@@ -102,7 +102,7 @@ def test_a_binary_file_is_one_secret(home):
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
 def test_a_file_that_others_can_reach_is_refused(home, mode):
-    """A file that anybody else can read or write is no secret; the error has the mend."""
+    """A file that anybody else can read or write is no secret; the error has the fix."""
     path = private(home / "s", GOOD)
     path.chmod(mode)
     with pytest.raises(SecretError, match=f"chmod 600 {path}"):

@@ -1,4 +1,4 @@
-"""Settings: four layers, every value checked, every error with its setting, source and mend."""
+"""Settings: four layers, every value checked, every error with its setting, source and fix."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ def test_tiers_are_names_or_objects(monkeypatch):
     ],
 )
 def test_wrong_tiers_are_refused(value, part):
-    """What cannot be a tier is refused with the mend."""
+    """What cannot be a tier is refused with the fix."""
     assert part in str(wrong(tiers=value))
 
 

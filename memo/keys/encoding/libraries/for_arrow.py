@@ -1,4 +1,4 @@
-"""Columns: how Arrow and polars data are encoded, whatever their chunks, slices and offsets.
+"""Columns: Arrow and polars data are encoded the same for any chunks, slices and offsets.
 
 A column is its type, its length, which of its values are missing, and the values that are not: what
 lies under a missing one is no content.  Fixed-width values and the text of strings are hashed where
