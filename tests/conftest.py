@@ -23,7 +23,7 @@ _SHARED_FILES = (
     *("/dev/null", "/dev/urandom", "/dev/random", "/dev/pts/", "/proc/"),
     *("anon_inode:[eventpoll]", "anon_inode:[eventfd]"),
 )
-"""What a library opens once per process, whichever test uses it first; the last two are those of
+"""Files that a library opens once per process, at its first use; the last two are those of
 polars' runtime.  An event loop that was left behind still shows by its pair of sockets."""
 SECRET = "0123456789abcdef" * 4
 """The secret of the tests: 64 characters."""
@@ -54,7 +54,7 @@ def pytest_report_header() -> str:
 
 
 HISTORIES: list[dict[str, int]] = []
-"""What was in each history of `test_history`; with several workers, those of all of them."""
+"""The content of each history of `test_history`; with several workers, of all of them."""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -113,7 +113,7 @@ def redis_server(_redis_session: RedisServer) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_private(tmp_path: Path) -> Iterator[RedisServer]:
-    """A second redis-server, for tests that need two, or one that nobody used before."""
+    """A second redis-server, for tests that need two, or a fresh one."""
     server = RedisServer(tmp_path / "redis-private")
     yield server
     server.close()

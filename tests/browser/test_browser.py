@@ -112,7 +112,7 @@ def entry(page: Any, text: str) -> Any:
 def test_what_three_processes_do_is_on_the_page(
     browser: Any, ui: Ui, workers: list[subprocess.Popen[str]]
 ) -> None:
-    """What runs is listed with its time by the clock, and goes when it has ended."""
+    """A running computation is listed with its clock time, and goes when it has ended."""
     page = opened(browser, ui, 1200, "light")
     running = page.locator(".memo-running li")
     assert until(lambda: running.count() == 3, 20)

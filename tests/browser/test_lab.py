@@ -1,4 +1,4 @@
-"""What a person sees: notebooks in a real JupyterLab, in headless Chromium, in both themes.
+"""The view of a person: notebooks in a real JupyterLab, in headless Chromium, in both themes.
 
 Opt-in (`-m lab`), since it needs a browser: `pip install -e ".[test,lab]"`, and a `chromium` on
 PATH, Debian's for instance.  `.ci/run` runs it where there is one.  Screenshots go to the directory
@@ -168,7 +168,7 @@ def opened(page: Any, lab: Lab, path: Path) -> Any:
 
 
 def prompt(page: Any, cell: int) -> str:
-    """What stands beside a cell: `[ ]:`, `[*]:`, or a number when it has run."""
+    """The prompt beside a cell: `[ ]:`, `[*]:`, or a number when it has run."""
     return page.locator(f".jp-CodeCell >> nth={cell}").locator(".jp-InputPrompt").inner_text()
 
 
@@ -207,7 +207,7 @@ def finished(page: Any) -> None:
 
 
 def screenshot(page: Any, name: str, target: Any = None) -> None:
-    """Keep what a person sees, where somebody wants to look at it."""
+    """Keep a picture of the page, if `SCREENSHOTS` names a folder."""
     folder = os.environ.get("SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)

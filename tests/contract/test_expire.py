@@ -93,7 +93,7 @@ def test_others_do_not_expire(where: Any) -> None:
 
 @pytest.mark.parametrize("first", ["invalidate", "expire"])
 def test_an_invalidation_is_stronger_whatever_comes_first(where: Any, first: str) -> None:
-    """What was invalidated before or after it expired is not served, whatever its window."""
+    """An entry invalidated before or after it expired is not served, in any stale window."""
     with where:
         load = loads(stale_while_revalidate=60, stale_if_error=60)
         assert load("EU") == 1
@@ -160,7 +160,7 @@ async def test_the_awaitable_twins() -> None:
 
 
 def test_another_process_expires(where: Any) -> None:
-    """What another process expires has expired here."""
+    """An entry that another process expires has expired here."""
     load = loads()
     with where:
         load("EU")

@@ -1,4 +1,4 @@
-"""What every keeper of generations promises: see `memo.stores.protocols.Generations` and `stamps`.
+"""The promises of every store of generations: see `memo.stores.protocols.Generations` and `stamps`.
 
 To add a keeper, add a line to `KEEPERS`: a context manager that gives a fresh one.
 """
@@ -148,7 +148,7 @@ def test_turns_of_one_call_are_all_made(ask):
 
 
 def test_a_turn_before_the_first_begin_revives_nothing(ask):
-    """Turning a group that nobody began leaves it sound: begun entries hold, until it is turned."""
+    """Turning a group that was never begun leaves it sound: begun entries hold until the turn."""
     ask.turn(Turn(F, (EU,)))
     state = ask.begin(CALL_EU)
     assert state[0].text

@@ -59,7 +59,7 @@ class Kernel:
         self._connect()
 
     def __call__(self, code: str) -> str:
-        """What a cell printed."""
+        """The output of a cell."""
         printed: list[str] = []
 
         def hear(message: dict[str, Any]) -> None:

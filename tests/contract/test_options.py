@@ -20,7 +20,7 @@ from memo.testing import recording
 
 
 class Runs(list[Any]):
-    """What ran; all have one key, so that what they hold changes no function."""
+    """The calls that ran; all have one key, so that their content changes no function."""
 
     def __memo_key__(self) -> str:
         return "runs"
@@ -236,7 +236,7 @@ def test_unknown_option_is_a_type_error() -> None:
         cache(*range(1, 14))  # type: ignore[call-overload]
 
 
-# --- what each option does, where no other file has it -------------------------------------------
+# --- the effect of each option that no other file tests -------------------------------------------
 
 
 @pytest.mark.parametrize("prefix", ["products", "products:"])
@@ -324,7 +324,7 @@ def test_tags() -> None:
 
 
 def test_depends_on(tmp_path: Path) -> None:
-    """A file that changed, or a callable that answers something else, makes an entry untrue."""
+    """A file that changed, or a callable with a new answer, invalidates an entry."""
     source = tmp_path / "data.csv"
     source.write_text("1")
     state = Runs([1])
@@ -342,7 +342,7 @@ def test_depends_on(tmp_path: Path) -> None:
 
 
 def test_cache_if() -> None:
-    """What the predicate refuses is not stored, and one that raises is an event."""
+    """A result that the predicate refuses is not stored; a predicate that raises is an event."""
     f = cache(cache_if=lambda rows: len(rows) > 0)(lambda n: [0] * n)
     f(0), f(2)
     assert (f.is_cached(0), f.is_cached(2)) == (False, True)
@@ -416,7 +416,7 @@ def test_invalidate_cache_refuses(body: Any, option: str, options: dict[str, Any
 
 @pytest.mark.parametrize("value", [5, None, "x"], ids=str)
 def test_invalidate_cache_decorates_functions(value: Any) -> None:
-    """What is no function is refused with the line to write."""
+    """A value that is no function is refused with the line to write."""
     with pytest.raises(OptionError, match="function="):
         invalidate_cache(key_prefix="p")(value)
 

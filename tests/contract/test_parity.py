@@ -40,7 +40,7 @@ def test_second_call_is_a_hit(style: Style) -> None:
 
 
 def test_hit_survives_a_restart(style: Style) -> None:
-    """What one set of connections stored, the next one finds on disk."""
+    """An entry stored over one set of connections is found on disk by the next one."""
     runs: list[int] = []
 
     def load(x: int) -> pd.DataFrame:
@@ -68,7 +68,7 @@ def test_none_is_a_value(style: Style) -> None:
 
 
 def test_returned_object_is_isolated(style: Style) -> None:
-    """Changing a returned object changes nothing for anybody else (I8)."""
+    """Changing a returned object changes nothing for any other caller (I8)."""
 
     def load() -> dict[str, list[int]]:
         return {"rows": [1, 2]}
@@ -269,7 +269,7 @@ def test_stale_if_error(style: Style) -> None:
 
 
 def test_invalidation_during_the_computation_wins(style: Style) -> None:
-    """A computation that an invalidation overtook is not taken by anybody later (I1)."""
+    """A computation that an invalidation overtook answers no later call (I1)."""
     runs: list[int] = []
 
     def load() -> int:
@@ -312,7 +312,7 @@ def test_partial_invalidation(style: Style) -> None:
 
 
 def test_transitive_invalidation(style: Style) -> None:
-    """Invalidating what a result was built on makes the result untrue, also when it was a hit."""
+    """Invalidating an inner result invalidates the outer one, also if the inner call was a hit."""
     runs: list[str] = []
 
     def raw(region: str) -> str:
@@ -393,7 +393,7 @@ def test_an_update_drops_what_it_names(style: Style, name: str, options: dict[st
 
 
 def test_a_source_that_changes(style: Style, tmp_path: Path) -> None:
-    """A file or a callable in `depends_on` makes the entry untrue when it changes."""
+    """A file or a callable in `depends_on` invalidates the entry when it changes."""
     path = tmp_path / "data.csv"
     path.write_text("1")
     state = {"version": 1}
@@ -482,7 +482,7 @@ def test_what_was_joined_counts(style: Style, error: bool) -> None:
 
 
 def test_an_old_value_in_place_of_an_error_counts(style: Style) -> None:
-    """What is built on a `stale_if_error` answer goes when that entry is invalidated."""
+    """A result built on a `stale_if_error` answer goes when that entry is invalidated."""
     clock = ManualClock()
     fail = threading.Event()
 
@@ -510,7 +510,7 @@ def test_an_old_value_in_place_of_an_error_counts(style: Style) -> None:
 def test_a_fault_of_memo_itself_loses_no_result(
     style: Style, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When memo fails before the function ran, everybody computes by himself (I5)."""
+    """If memo fails before the function ran, each caller computes for itself (I5)."""
 
     async def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("on purpose")
@@ -636,7 +636,7 @@ def test_ten_line_provider(style: Style) -> None:
 
 
 def test_broken_provider_never_reaches_the_caller(style: Style) -> None:
-    """Whatever a provider raises, the caller gets the result (I5)."""
+    """Any error of a provider still leaves the caller its result (I5)."""
 
     class Broken(InADict):
         async def get(self, *call: Any, **options: Any) -> Any:

@@ -303,7 +303,7 @@ def table() -> dict[str, dict[str, bool]]:
 def test_the_table_in_readme_is_true(
     request: pytest.FixtureRequest, peer: Peer, line: str, tmp_path: Path
 ) -> None:
-    """What README says of a cache is what it does."""
+    """README's claims about the other caches are true."""
     name = request.node.callspec.params["peer"]
     said = table()
     assert set(said) == set(LINES)

@@ -81,7 +81,7 @@ async def test_the_same_for_async_functions(tmp_path: Path) -> None:
     assert (await load()) is not first
 
 
-# --- what can be awaited --------------------------------------------------------------------------
+# --- awaitables -----------------------------------------------------------------------------------
 
 
 class Reference:
@@ -126,7 +126,7 @@ def test_a_dask_collection_is_cached() -> None:
 
 
 def test_a_coroutine_is_not_cached() -> None:
-    """What can be awaited only once is not stored, with one warning."""
+    """A result that can be awaited only once is not stored, with one warning."""
 
     async def inner() -> int:
         return 1

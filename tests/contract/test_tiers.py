@@ -1,4 +1,4 @@
-"""What every tier promises (see `Tier`), a user's own store of ten lines included."""
+"""The promises of every tier (see `Tier`), including a user's own store of ten lines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_what_is_not_there_is_none(tier: Any, run: Any) -> None:
 
 
 def test_dropped_and_cleared(tier: Any, run: Any) -> None:
-    """What is dropped or cleared is gone; dropping twice is no error."""
+    """A dropped or cleared entry is gone; dropping twice is no error."""
     run(lambda port: tier.store(port, NAME, b"r", None, None))
     run(lambda port: tier.drop(port, NAME))
     run(lambda port: tier.drop(port, NAME))

@@ -60,7 +60,7 @@ TURNS: dict[str, tuple[list[Turn], set[str]]] = {
     "another group": ([Turn("t:sales")], {"another group"}),
     "more shapes than a group may have": (MANY, ALL_OF_F),
 }
-"""What is invalidated -> what of `PROBES` does not hold afterwards."""
+"""An invalidation -> the `PROBES` that do not hold afterwards."""
 
 
 class Rules:
@@ -213,7 +213,7 @@ SOFT = f"|~=:{stamps.token_for(Turn(F, ((stamps.SOFT, ''),)))}"
     ],
 )
 def test_one_comparison(recorded: list[str], present: list[str], reason: str) -> None:
-    """What was recorded against what is read: the same answer wherever it is asked."""
+    """The recorded state against the present one: the same verdict in every store."""
     assert check.broken(recorded, present) == reason
 
 

@@ -1,4 +1,4 @@
-"""Cancelling and interrupting, the normal path in a notebook: nobody else is affected."""
+"""Cancelling and interrupting, the normal path in a notebook, affect no other caller."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from memo.testing import recording
 
 
 class Gate:
-    """What a test sees of a function that runs; it has no sound key, so it changes none."""
+    """Counts the runs of a function for a test; it has no sound key, so it changes none."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -95,7 +95,7 @@ async def free(gate: Gate, home: Path) -> None:
 
 
 async def test_cancelled_follower(gate: Gate, use_lock: bool) -> None:
-    """A follower that is cancelled takes nobody with it."""
+    """A follower that is cancelled takes no other caller with it."""
     f = make(gate, use_lock=use_lock)
     calls = [asyncio.create_task(f(1)) for _ in range(4)]
     await begun(gate)
@@ -161,7 +161,7 @@ async def test_wait_for(gate: Gate, use_lock: bool, cache_home: Path, offset: fl
 async def test_a_waiter_for_another_process_is_cancelled(
     gate: Gate, use_lock: bool, cache_home: Path
 ) -> None:
-    """Who is cancelled while he waits for a lease takes it from nobody."""
+    """A call that is cancelled while it waits for a lease does not take it away from its holder."""
     f = make(gate, use_lock=use_lock)
     if not use_lock:
         pytest.skip("there is no lease to wait for")
@@ -196,7 +196,7 @@ class _held:
 
 
 async def test_cancelled_error_of_the_function_itself(gate: Gate) -> None:
-    """A function that raises CancelledError by itself cancels nobody's task."""
+    """A function that raises CancelledError by itself cancels no task."""
 
     @memo.cache(version="1")
     async def load() -> None:
@@ -239,7 +239,7 @@ def test_leader_in_a_loop_that_ends(gate: Gate) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 def test_leader_in_a_loop_that_was_closed(gate: Gate, cache_home: Path) -> None:
-    """A loop that is closed with a computation in it holds up nobody, and keeps no lease."""
+    """A loop that is closed with a computation in it blocks no other caller, and keeps no lease."""
     f = make(gate, use_lock=True)
     loop = asyncio.new_event_loop()
     task = loop.create_task(f(1, 30.0))
@@ -365,7 +365,7 @@ def test_keyboard_interrupt_while_waiting_for_another_process(
     try:
         assert holder.stdout is not None
         assert waiter.stdout is not None
-        # Whoever is first holds it; the other one says nothing.
+        # The first call holds it; the other one says nothing.
         time.sleep(1.2)
         waiter.send_signal(signal.SIGINT)
         holder.send_signal(signal.SIGINT)

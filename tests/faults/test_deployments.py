@@ -318,7 +318,7 @@ def test_what_is_wrong_with_tls_is_named(
         assert "Start it" not in warning
 
 
-# --- who may do what -----------------------------------------------------------------------------
+# --- access rights --------------------------------------------------------------------------------
 
 ACL = (
     "~memo:* +get +set +hmget +hgetall +hset +hsetnx +hdel +hlen +hget +exists +unlink +del "
@@ -493,7 +493,7 @@ def test_a_redis_that_reads_but_does_not_write(
     ],
 )
 def test_wrong_addresses_are_named(url: str, said: str) -> None:
-    """What is wrong with a URL is named in the error, with what to write."""
+    """The error of a wrong URL names the fault and the text to write."""
     with pytest.raises(memo.SettingError, match="redis_url") as caught:
         memo.configure(redis_url=url)
     assert said in str(caught.value)
@@ -555,7 +555,7 @@ def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path)
     assert all(0 < admin.ttl(key) <= 60 for key in admin.keys("memo:2:*doctor*"))
 
 
-# --- what lies there -----------------------------------------------------------------------------
+# --- keys in Redis --------------------------------------------------------------------------------
 
 
 def test_every_key_expires(redis_server: RedisServer) -> None:

@@ -1,4 +1,4 @@
-"""Directories as containers have them: read-only, foreign, full, missing, open to everybody.
+"""Directories as containers have them: read-only, foreign, full, missing, open to all users.
 
 Each case is made for real: another uid, a read-only or full file system.  The program that runs in
 it is a process of its own.
@@ -34,7 +34,7 @@ os.setgroups([])
 os.setgid({uid})
 os.setuid({uid})
 """
-"""What needs no right to read Python's own files afterwards, which may lie in a home."""
+"""Imports that need no right to read Python's own files afterwards, which may lie in a home."""
 PROGRAM = """
 import json, os, sys, threading, time, warnings
 warnings.simplefilter("always")
@@ -77,7 +77,7 @@ def _program(body: str, uid: int | None) -> str:
 
 
 def run(body: str, uid: int | None = None, **environment: str) -> dict[str, Any]:
-    """What a program leaves in `out`, run by a user in this environment."""
+    """The file `out` of a program, run by a user in this environment."""
     program = _program(body, uid)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MEMO_", "XDG_"))}
     done = subprocess.run(
@@ -216,7 +216,7 @@ WARM = """
 def test_a_warm_read_only_directory_is_read(open_path: Path, wal: bool) -> None:
     """A cache baked into an image hits, also where its writer was killed.
 
-    What is new is cached in memory, and an invalidation holds in this process.
+    New results are cached in memory, and an invalidation holds in this process.
     """
     place = open_path / "image"
     mount(place, "mode=755")
@@ -277,7 +277,7 @@ def test_what_is_replaced_in_a_read_only_directory_is_seen(open_path: Path) -> N
 
 
 def test_a_full_file_system_caches_in_memory(small: Path) -> None:
-    """Where the disk is full before the first call: one warning, and memory caches."""
+    """If the disk is full before the first call: one warning, and memory caches."""
     with (small / "filler").open("wb", 0) as filler, pytest.raises(OSError, match="No space"):
         while True:
             filler.write(bytes(4096))
@@ -414,7 +414,7 @@ def test_a_directory_that_is_removed_is_made_again_for_its_owner_only(open_path:
 
 
 def test_a_directory_that_becomes_writable_is_used(open_path: Path) -> None:
-    """What was wrong is looked at again: no restart is needed."""
+    """A fault of the directory is looked at again: no restart is needed."""
     place = open_path / "later"
     body = f"""
         place = {str(place)!r}

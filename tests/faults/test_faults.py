@@ -72,7 +72,7 @@ class Faults:
     Attributes:
         at: the numbers, from 1.
         how: gets the name of the operation; raises, or kills.
-        after: what is done, is done after the operation: it happened, and nobody knows.
+        after: the fault follows the operation: it happened, but the caller does not learn of it.
         seen: the names of all operations so far.
     """
 
@@ -85,7 +85,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def step(self, name: str) -> bool:
-        """Whether it is this operation's turn."""
+        """True if it is this operation's turn."""
         if not self.on:
             return False
         with self._lock:
@@ -278,7 +278,7 @@ def _sets(reached: Callable[[frozenset[int]], int], step: int) -> int:
 
 
 def _begin(world: World, phase: str) -> None:
-    """What is there before the phase that is disturbed."""
+    """The state before the phase that is disturbed."""
     if phase == "miss":
         world.call(8)
     elif phase != "first":
@@ -383,7 +383,7 @@ def test_any_operation_may_fail_after_it_was_done(
 def test_an_invalidation_that_no_tier_takes_to_the_end(
     redis_server: RedisServer, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis fails, and nobody can write that down: it is replayed here all the same (I7)."""
+    """Redis fails, and the journal cannot be written: the invalidation is still replayed (I7)."""
     world = World(asynchronous)
     with configure(redis_url=redis_server.url, tiers=["redis", "disk"], deadline=5.0):
         assert world.call() == 1
@@ -472,7 +472,7 @@ while status:
 print(killed)
 """
 ALLOWED = {"refresh": {1, 2}, "clear": {1, 3}, "first": {2, 3}}
-"""The epochs that may be found after a kill in a phase; 3 is that of who looks."""
+"""The epochs that may be found after a kill in a phase; 3 is that of the reader."""
 
 
 def disturbed(directory: Path, phase: str, fault: int) -> None:
@@ -494,7 +494,7 @@ def judge(directory: Path, phase: str, computed: bool = False) -> None:
     """See, in a fresh process, that a killed store left the old or the new, and nothing else.
 
     Args:
-        computed: somebody with the epoch of who looks has called since.
+        computed: a call with the reader's epoch has been made since.
     """
     world = World(False, use_lock=True)
     with configure(directory=directory, tiers=["memory", "disk"]):
@@ -671,7 +671,7 @@ def test_redis_works_where_no_directory_can_be_made(
 
 @pytest.mark.parametrize("place", ["/proc/memo", "/dev/null/memo", "/dev/full"])
 def test_a_directory_that_cannot_be_made(place: str) -> None:
-    """Where no directory can be made functions are computed, and nothing is raised."""
+    """If no directory can be made, functions are computed, and nothing is raised."""
     world = World(False)
     with configure(directory=place, tiers=["disk"]):
         assert [world.call(x) for x in (1, 1, 2)] == [1, 1, 1]
@@ -686,7 +686,7 @@ GARBAGE = [b"", b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000, b"\xff
 def test_garbage_in_place_of_a_file(
     cache_home: Path, name: str, garbage: int, asynchronous: bool
 ) -> None:
-    """Whatever lies where a file of ours was: right values, and soon hits again.
+    """Any content in the place of memo's files: right values, and soon hits again.
 
     The bell is mapped while it is in use, so it is replaced then: what others cut off a mapped
     file, no program can read.
@@ -732,7 +732,7 @@ def _refusing(world: World, server: RedisServer) -> Any:
 
 
 def _closed(path: Path, how: Callable[[Path], Any]) -> None:
-    """Do something to the host's file while nobody has it open."""
+    """Damage the host's file while no process has it open."""
     chain: Any = default_chain()
     chain.host.close()
     for suffix in ("-wal", "-shm"):

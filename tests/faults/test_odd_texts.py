@@ -17,7 +17,7 @@ ODD = "a\ud800"
 
 
 def test_a_lone_surrogate_stops_nothing() -> None:
-    """Text that has no encoding is invalidated as any other, and blocks nobody else."""
+    """Text without an encoding is invalidated like any other, and blocks no other invalidation."""
     odd = ODD
     runs: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Where no event loop of asyncio runs, the error says so and names what works there."""
+"""If no event loop of asyncio runs, the error says so and names what works there."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_under_trio_the_error_names_asyncio_and_the_sync_twin(name: str) -> None
 
 
 def test_sync_functions_work_under_trio() -> None:
-    """What the error recommends works: a plain `def`, here and in a thread of trio's."""
+    """The fix that the error recommends works: a plain `def`, here and in a thread of trio's."""
 
     async def main() -> None:
         assert plain(1) == await trio.to_thread.run_sync(plain, 1) == 1

@@ -18,7 +18,7 @@ from memo.testing import isolated
 
 @pytest.fixture
 def others(tmp_path: Path) -> Path:
-    """A directory with files of somebody else's, whose names look like anything."""
+    """A directory with another user's files, with names of every kind."""
     place = tmp_path / "others"
     place.mkdir(mode=0o700)
     for name in ("thesis.tex", "a" * 40, "b" * 32 + ".tmp", "c" * 64, "x.json"):
@@ -31,7 +31,7 @@ def others(tmp_path: Path) -> Path:
     "part", ["locks", "payloads", "code", "entries", "stats", "payloads/ab", ""]
 )
 def test_a_link_in_the_place_of_a_folder(others: Path, part: str) -> None:
-    """Where a folder of the cache became a link, calls work, and its target stays as it was."""
+    """If a folder of the cache became a link, calls work, and its target stays as it was."""
     before = sorted(os.listdir(others))
 
     @memo.cache(ttl=None, use_lock=True)

@@ -53,7 +53,7 @@ def payload_of(home: Path) -> Path:
     return path
 
 
-# --- where others may write ----------------------------------------------------------------------
+# --- directories that others can write ------------------------------------------------------------
 
 
 MOUNTS = """\
@@ -105,7 +105,7 @@ def test_network_file_systems(
 
 
 def test_this_machine_can_tell() -> None:
-    """Where the system has a table of mounts, the type of the root is in it."""
+    """If the system has a table of mounts, the type of the root is in it."""
     told = ownership.file_system(Path("/"))
     assert told or not Path("/proc/mounts").exists()
 
@@ -149,7 +149,7 @@ def test_a_group_of_ones_own_is_nobody_else(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_a_directory_under_another_users(tmp_path: Path) -> None:
-    """Whoever owns a directory above ours may replace what is in it."""
+    """The owner of a directory above the cache may replace its content."""
     inner = tmp_path / "above" / "inner"
     inner.mkdir(parents=True, mode=0o700)
     assert not ownership.exposed(inner)
@@ -158,12 +158,12 @@ def test_a_directory_under_another_users(tmp_path: Path) -> None:
     assert ownership.exposed(inner)
 
 
-# --- what is different there ---------------------------------------------------------------------
+# --- differences there ----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("nfs")
 def test_there_each_hit_is_a_verified_copy(cache_home: Path) -> None:
-    """What changed in place since the last hit is a miss, and changes no result that is out."""
+    """A file changed in place since the last hit is a miss, and changes no returned result."""
     frame, ran = made()
     expected = np.arange(SIZE) + 1
     with configure(tiers=["disk"]):

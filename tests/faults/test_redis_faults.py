@@ -124,7 +124,7 @@ def test_refused(run: Any, heard: list[Event], caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.timing
 def test_silent(proxy: Proxy, run: Any, heard: list[Event]) -> None:
-    """Silent: a deadline once, then nobody waits, however long it lasts."""
+    """Silent: one deadline, then no call waits, however long it lasts."""
     tier = Redis(proxy.url)
     proxy.mode = "silence"
     lookup = lambda port: tier.lookup(port, "memo:k")
@@ -232,7 +232,7 @@ def test_big_replies_have_more_time(run: Any, pause: float, arrives: bool) -> No
 
 
 def test_busy_loop_is_not_held_against_redis(redis_server: RedisServer) -> None:
-    """A loop that somebody blocks again and again does not make Redis late, connecting included."""
+    """A loop that is blocked again and again does not make Redis late, connecting included."""
     tier = Redis(redis_server.url)
 
     async def work(port: Port) -> None:
@@ -374,7 +374,7 @@ def test_answers_of_others_are_not_taken(redis_server: RedisServer, run: Any) ->
     ],
 )
 def test_another_protocol(answer: bytes, run: Any) -> None:
-    """Whatever a server answers that is not what was asked for is a TierError in bounded time."""
+    """Any unexpected reply of a server is a TierError in bounded time."""
     with Scripted(answer) as server:
         for name in ("lookup", "states", "turn", "payload", "store", "clear", "drop", "notes"):
             tier = Redis(server.url, deadline=0.1)
@@ -486,7 +486,7 @@ def test_read_only_replica(redis_server: RedisServer, run: Any) -> None:
 
 
 def test_stuck_in_a_script(redis_server: RedisServer, run: Any) -> None:
-    """A server that is stuck in somebody's script is left alone until it is free again."""
+    """A server that is stuck in a user's script is left alone until it is free again."""
     client = redis_server.client(socket_timeout=0.2)
     client.config_set("lua-time-limit", 10)
     tier = Redis(redis_server.url)
@@ -528,7 +528,7 @@ def test_foreign_types(redis_server: RedisServer, run: Any) -> None:
 
 
 def test_forbidden_key(redis_server: RedisServer, run: Any) -> None:
-    """A user who may not touch our keys gets a TierError that says so."""
+    """A Redis user without access to memo's keys gets a TierError that says so."""
     client = redis_server.client()
     client.acl_setuser("bob", enabled=True, nopass=True, keys=["other:*"], commands=["+@all"])
     tier = Redis(redis_server.url.replace("//", "//bob:x@"))
@@ -583,7 +583,7 @@ def test_killed_and_restarted(
 
 @pytest.mark.timing
 def test_frozen_and_thawed(redis_server: RedisServer, run: Any, heard: list[Event]) -> None:
-    """Frozen Redis is probed in the background: nobody waits, and it is noticed when it is back."""
+    """Frozen Redis is probed in the background: no call waits, and its return is noticed."""
     tier = Redis(redis_server.url)
 
     async def work(port: Port) -> None:
@@ -613,7 +613,7 @@ def test_frozen_and_thawed(redis_server: RedisServer, run: Any, heard: list[Even
 
 
 def test_idle_connections_that_died(redis_server: RedisServer, run: Any) -> None:
-    """A restart between two calls, or a firewall that forgets, costs nobody an answer."""
+    """A restart between two calls, or a firewall that forgets connections, costs no answer."""
     tier = Redis(redis_server.url, deadline=PATIENT)
 
     async def work(port: Port) -> None:

@@ -74,7 +74,7 @@ def comes_back(work: Callable[[], Any]) -> Any:
 def test_a_lone_host_loses_nothing(
     redis_server: RedisServer, tmp_path: Path, lose: Any, memory: int
 ) -> None:
-    """What is on the disk of the only host is still valid, and Redis has it again."""
+    """Entries on the disk of the only host are still valid, and go back to Redis."""
     load = counting()
     with Hosts(redis_server, tmp_path, memory_limit=memory).on("one"):
         first = [load(x) for x in range(5)]
@@ -96,7 +96,7 @@ def test_a_lone_host_loses_nothing(
 def test_a_lone_host_forgets_no_invalidation(
     redis_server: RedisServer, tmp_path: Path, lose: Any
 ) -> None:
-    """What was invalidated before the loss, while Redis was away, and after it, is computed."""
+    """Entries invalidated before, during or after the loss are computed again."""
     load = counting()
     with Hosts(redis_server, tmp_path).on("one"):
         first = [load(x) for x in range(6)]
@@ -194,7 +194,7 @@ def test_a_host_that_joins_is_noticed(redis_server: RedisServer, tmp_path: Path)
 
 
 def test_a_host_that_joined_unseen_puts_it_right(redis_server: RedisServer, tmp_path: Path) -> None:
-    """What a host gave back that was not the only one goes when the other one is there again."""
+    """Generations that one of several hosts gave back go when the other one is there again."""
     load = counting()
     hosts = Hosts(redis_server, tmp_path)
     first = hosts["one"](lambda: load(1))

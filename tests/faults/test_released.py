@@ -1,4 +1,4 @@
-"""What `with memo.configure(...)` opened is closed when the block ends, and nothing else is."""
+"""A block of `with memo.configure(...)` closes at its end what it opened, and nothing else."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_same_settings_in_two_blocks(tmp_path: Path) -> None:
 
 
 def test_a_provider_goes_along_with_the_directory(tmp_path: Path) -> None:
-    """What a function with a store of its own keeps on this host is in the directory of now."""
+    """A function with a store of its own uses the directory in force for its state on this host."""
 
     @memo.cache(ttl=None, provider=InADict())
     def kept(x: int) -> int:

@@ -23,7 +23,7 @@ def ran(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_hits_from_many_threads_on_a_small_memory_tier(cache_home: Path) -> None:
-    """Threads that hit, and threads that make room for new entries, do not fail each other."""
+    """Threads that hit and threads that evict for new entries do not fail each other."""
 
     @memo.cache(ttl=None)
     def load(x: int) -> bytes:

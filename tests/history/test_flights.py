@@ -19,7 +19,7 @@ def test_one_who_joined_but_has_not_boarded_is_told_the_truth(
 ) -> None:
     """Between joining a flight and boarding it, it may land: what it carries is still checked.
 
-    1. A leads.  2. Somebody else's process invalidates.  3. B, whose call begins now, joins.
+    1. A leads.  2. Another process invalidates.  3. B, a call that begins now, joins.
     4. A lands.  5. B boards, and must not take what A computed from before the invalidation.
     """
     computing, invalidated, joined = threading.Event(), threading.Event(), threading.Event()

@@ -55,7 +55,7 @@ LOCKED: dict[str, Any] = {"ttl": None, "use_lock": True, "lock_timeout": None}
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    """Where the workers of this module come from."""
+    """The source of the workers of this module."""
     nursery = Nursery()
     yield nursery
     nursery.close()
@@ -99,7 +99,7 @@ def judged(record_property: Callable[[str, object], None]) -> Judge:
 
 
 def broken(past: History, stage: Stage, exclusive: bool, bound: float) -> dict[str, list[str]]:
-    """What in a history breaks each invariant."""
+    """Faults in a history -> the invariant that each breaks."""
     away = stage.away if stage.hosts > 1 else ()
     return {
         "I1": history.stale(past, away, int(bound * 1e9)),
@@ -185,7 +185,7 @@ def test_cutoff(
     options: dict[str, Any],
     coherence: str,
 ) -> None:
-    """What outlives an invalidation of what it was built on has the value of a later run."""
+    """A result that outlives an invalidation of its input has the value of a later run."""
     tracked = coherence == "tracking"
     here = stage(
         nursery,
@@ -408,7 +408,7 @@ def test_with_faults_on_one_host(
     faults: Any,
     coherence: str,
 ) -> None:
-    """Whatever befalls a worker or Redis, one host never sees what it has invalidated."""
+    """Under any fault of workers or Redis, a host never sees entries that it has invalidated."""
     here = stage(
         nursery,
         tmp_path,
@@ -426,7 +426,7 @@ def test_with_faults_on_one_host(
 def test_tracking_with_faults_on_two_hosts(
     judged: Judge, nursery: Nursery, tmp_path: Path, redis_server: RedisServer, faults: Any
 ) -> None:
-    """Whatever befalls a listener, what another host invalidated is gone within the bound."""
+    """Under any fault of listeners, entries another host invalidated are gone within the bound."""
     here = stage(
         nursery,
         tmp_path,
@@ -539,7 +539,7 @@ SHARES_AGAIN = 10.0
 def lost_after(seconds: float, lose: Callable[[], None]) -> Callable[[Stage], None]:
     """A server is lost once, so many seconds after the beginning; then hosts find their way back.
 
-    What one host invalidates meanwhile is promised to that host alone.
+    An invalidation of one host in that time is promised to that host alone.
     """
 
     def faults(stage: Stage) -> None:
@@ -674,7 +674,7 @@ def test_the_judge_sees_stale_inner_values() -> None:
 
 
 def test_the_judge_excuses_other_hosts_during_an_outage() -> None:
-    """What one host invalidates while Redis is away is promised to that host alone."""
+    """An invalidation by one host while Redis is away is promised to that host alone."""
     mine, others = (Gone("load", "a", "b", 10, 20, host) for host in ("h", "i"))
     away = [(15, 30)]
     assert history.stale(History(calls=[_call(21, 22, 9)], gone=[mine]), away)
@@ -686,7 +686,7 @@ def test_the_judge_excuses_other_hosts_during_an_outage() -> None:
 
 
 def test_the_judge_lets_word_travel_between_hosts() -> None:
-    """What another host invalidated may be given for the bound, what the own one did may not."""
+    """An entry that another host invalidated may answer for the bound, one of this host may not."""
     mine, others = (Gone("load", "a", "b", 10, 20, host) for host in ("h", "i"))
     assert history.stale(History(calls=[_call(21, 22, 9)], gone=[mine]), bound=5)
     assert not history.stale(History(calls=[_call(25, 26, 9)], gone=[others]), bound=5)

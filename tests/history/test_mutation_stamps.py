@@ -32,14 +32,14 @@ FRONT = ["memory", "disk"]
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
-    """Where the workers of this module come from."""
+    """The source of the workers of this module."""
     nursery = Nursery()
     yield nursery
     nursery.close()
 
 
 def noticed(make: Callable[[int], Stage], judge: Callable[[History], list[str]]) -> bool:
-    """Whether the judge finds something wrong within some tries."""
+    """True if the judge finds something wrong within some tries."""
     return any(judge(make(attempt).run()) for attempt in range(TRIES))
 
 
@@ -114,7 +114,7 @@ def test_the_replay_is_missed(nursery: Nursery, tmp_path: Path, redis_server: Re
     def restarting(stage: Stage) -> None:
         time.sleep(0.2)
         stage.outage(redis_server.kill, redis_server.restart, 0.2)
-        stage.kill_one()  # whoever is new here has no answers of his own to compare with
+        stage.kill_one()  # a new process has no earlier answers of its own to compare with
 
     def make(attempt: int) -> Stage:
         return Stage(nursery, tmp_path / str(attempt), 1.5, plan=made, faults=restarting)
@@ -123,7 +123,7 @@ def test_the_replay_is_missed(nursery: Nursery, tmp_path: Path, redis_server: Re
 
 
 def test_without_a_mutant_nothing_is_wrong(nursery: Nursery, tmp_path: Path) -> None:
-    """What catches the mutants lets the whole memo pass."""
+    """The tests that catch the mutants let the real memo pass."""
 
     def make(attempt: int) -> Stage:
         made = plan("", FRONT, **SLOW, cutoff=attempt % 2 == 1)
@@ -136,7 +136,7 @@ def test_without_a_mutant_nothing_is_wrong(nursery: Nursery, tmp_path: Path) -> 
 
 
 def _call_after_invalidation() -> tuple[str, int]:
-    """What a call gives that begins after an invalidation while an older one still runs."""
+    """The answer of a call that begins after an invalidation while an older one still runs."""
     under_way, go_on = threading.Event(), threading.Event()
     given: list[str] = []
 
@@ -162,19 +162,19 @@ def _call_after_invalidation() -> tuple[str, int]:
 
 
 def test_whoever_comes_after_an_invalidation_does_not_wait() -> None:
-    """A detached flight keeps nobody waiting who came later."""
+    """A detached flight keeps no later caller waiting."""
     assert _call_after_invalidation() == ("new", 0)
 
 
 def test_detaching_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it he waits for the old computation, and the landing is all that saves him."""
+    """Without it the later caller waits for the old computation; only the landing protects it."""
     monkeypatch.setattr(Flights, "detach", Flights.detach)
     mutants.detaching()
     assert _call_after_invalidation()[1] == 1
 
 
 def test_errors_of_before_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a computation raised that was invalidated meanwhile is not for later callers."""
+    """An exception of a computation that was invalidated does not reach later callers."""
     under_way, go_on = threading.Event(), threading.Event()
     count: list[int] = []
 

@@ -19,7 +19,7 @@ TESTS = ROOT / "tests"
 
 
 def seal_check() -> None:
-    """Nobody compares seals any more."""
+    """Mutant: seals are not compared."""
     from memo.records import seal
 
     seal.check_seal = lambda view, secrets: None
@@ -47,7 +47,7 @@ def deadline() -> None:
 
 
 def shield() -> None:
-    """Whoever is cancelled takes the computation with him."""
+    """Mutant: a cancelled caller takes the computation with it."""
     from memo.engine.coordination.flights import Flights
 
     def leave(self: Flights, flight: Any, waiter: Any) -> None:
@@ -110,7 +110,7 @@ def expiry() -> None:
 
 
 def arguments() -> None:
-    """Nobody looks whether the arguments of a refresh are still the same."""
+    """Mutant: the arguments of a refresh are not compared again."""
     from memo.engine import computing
 
     async def same(port: Any, job: Any) -> bool:
@@ -127,7 +127,7 @@ def silence() -> None:
 
 
 def fall_through() -> None:
-    """What a tier raises reaches the caller."""
+    """Mutant: an error of a tier reaches the caller."""
     from memo.errors import TierError
     from memo.stores.chain import Chain
 
@@ -205,6 +205,6 @@ def test_a_guard_of_trust_is_missed(mutant: str) -> None:
 
 
 def test_without_a_mutant_a_watching_test_passes() -> None:
-    """What notices the mutants lets memo itself pass."""
+    """The tests that notice the mutants let memo itself pass."""
     done = _outcome("", WATCHED["seal_check"][1])
     assert done.returncode == 0, done.stdout[-2000:]

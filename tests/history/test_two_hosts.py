@@ -71,7 +71,7 @@ def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Host
 
 
 def test_a_copy_that_another_host_invalidated_is_refused(hosts: tuple[Host, Host]) -> None:
-    """What one host invalidates, the other computes anew, whatever lies on its disk (I1)."""
+    """Entries that one host invalidates are computed anew by the other, also if stored (I1)."""
     one, two = hosts
     first = one("call EU")
     assert '"hit"' not in first

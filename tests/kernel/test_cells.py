@@ -39,7 +39,7 @@ def kernel(_kernel: Kernel) -> Kernel:
 
 
 MARK = "mark()"
-"""What a cell does to be counted when it runs."""
+"""Code that counts the runs of a cell."""
 
 
 def ran(kernel: Kernel) -> int:
@@ -47,7 +47,7 @@ def ran(kernel: Kernel) -> int:
 
 
 def twice(kernel: Kernel, cell: str) -> tuple[Shown, Shown]:
-    """What a cell shows when it runs, and when it is replayed; fails unless it was."""
+    """The output of a cell when it runs, and when it is replayed; fails unless it was."""
     before = ran(kernel)
     first = kernel.run(f"{cell}\n{MARK};")
     assert ran(kernel) == before + 1
@@ -56,7 +56,7 @@ def twice(kernel: Kernel, cell: str) -> tuple[Shown, Shown]:
     return first, second
 
 
-# --- what a cell reads and assigns ----------------------------------------------------------------
+# --- names that a cell reads and assigns ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_names_of_a_cell(source: str, reads: str, assigned: str, hidden: str) ->
 
 
 def test_a_cell_runs_once_and_is_replayed(kernel: Kernel) -> None:
-    """What it assigned, printed, displayed and ended in comes back, and it does not run again."""
+    """Variables, prints, displays and the last value come back, and the cell does not run again."""
     kernel.run("x = 20")
     cell = f"""
         %%cache

@@ -183,7 +183,7 @@ def test_magic_inside_a_function(kernel: Kernel) -> None:
 
 
 def test_methods(kernel: Kernel) -> None:
-    """What a method reaches through `self` is seen when the class's cell runs again."""
+    """A change of what a method reaches through `self` is seen when the class's cell runs again."""
     cell = """
     class Service:
         def load(self, x): return self.parse(x)

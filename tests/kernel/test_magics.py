@@ -34,7 +34,7 @@ def kernel(_kernel: Kernel) -> Kernel:
 
 
 def test_stats_before_anything_was_called(kernel: Kernel) -> None:
-    """Where there is nothing to show yet, the table says what to do."""
+    """If there is nothing to show yet, the table says what to do."""
     shown = kernel.run("%cache_stats")
     assert len(shown.bundles) == 1
     assert "@cache" in shown.text
@@ -85,7 +85,7 @@ def test_stats_name_the_tiers(kernel: Kernel) -> None:
 
 
 def test_stats_tell_how_redis_is(kernel: Kernel, redis_server: RedisServer) -> None:
-    """Whether Redis is up, its breaker open, and invalidations wait for it, is said in words."""
+    """The table says in words if Redis is up, its breaker open, or invalidations wait for it."""
     kernel.run(f"""
         memo.configure(redis_url={redis_server.url!r})
         @cache

@@ -84,7 +84,7 @@ def test_notebooks_are_stored_as_they_should_be(path: Path) -> None:
 
 
 def ran(text: str) -> set[str]:
-    """What the pipeline's notebook says ran."""
+    """The functions that ran, as the pipeline's notebook prints them."""
     found = re.search(r"^ran: (.*)$", text, re.MULTILINE)
     assert found, text
     return set(found[1].split(", "))

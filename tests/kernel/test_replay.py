@@ -25,7 +25,7 @@ from memo.errors import OptionError
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
-    """What was shown on both streams since the last look."""
+    """The text on both streams since the last look."""
     return tuple(capsys.readouterr())  # type: ignore[return-value]
 
 
@@ -65,7 +65,7 @@ def test_without_it_nothing_is_shown_again(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_computing_caller_sees_it_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is printed passes through while the function runs, not when it is done."""
+    """Printed text passes through while the function runs, not when it is done."""
     seen: list[str] = []
 
     @cache(replay=True, version="1")
@@ -83,7 +83,7 @@ def test_the_computing_caller_sees_it_at_once(capsys: pytest.CaptureFixture[str]
 
 
 async def test_concurrent_tasks_are_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:
-    """What another task prints meanwhile, cached or not, is in nobody else's record."""
+    """Output of another task in that time, cached or not, is in no other record."""
 
     @cache(replay=True, version="1")
     async def f(x: str) -> str:
@@ -131,7 +131,7 @@ def test_concurrent_threads_are_not_mixed(capsys: pytest.CaptureFixture[str]) ->
 
 
 async def test_joiners_are_shown_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who shares a computation sees what it showed, once it has landed."""
+    """Callers that share a computation see its output, once it has landed."""
     go = asyncio.Event()
 
     @cache(replay=True, version="1")
@@ -165,7 +165,7 @@ def test_joining_threads_are_shown_it(capsys: pytest.CaptureFixture[str]) -> Non
     for thread in threads:
         thread.start()
     assert inside.wait(5)
-    time.sleep(0.05)  # the others may be on board by now; if not, they hit
+    time.sleep(0.05)  # the others may have joined by now; if not, they hit
     go.set()
     for thread in threads:
         thread.join()
@@ -173,7 +173,7 @@ def test_joining_threads_are_shown_it(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_nested_functions(capsys: pytest.CaptureFixture[str]) -> None:
-    """What an inner cached function shows, computed or replayed, is part of the outer's output."""
+    """Output of an inner cached function, computed or replayed, is part of the outer's output."""
 
     @cache(replay=True, version="1")
     def inner(x: int) -> int:
@@ -198,7 +198,7 @@ def test_nested_functions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_exception_stores_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a function showed before it raised was shown, and is not kept."""
+    """Output that a function showed before it raised was shown, and is not kept."""
 
     @cache(replay=True, version="1")
     def f(x: int) -> int:
@@ -214,7 +214,7 @@ def test_an_exception_stores_nothing(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_refresh_in_the_background_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody asked for a background refresh: hits after it show what it showed."""
+    """A background refresh shows nothing itself: hits after it show its output."""
     count: list[int] = []
 
     @cache(replay=True, version="1", ttl=0.05, stale_while_revalidate=3600)
@@ -335,7 +335,7 @@ def test_what_is_kept_is_bounded(
 
 
 def test_a_broken_stream_costs_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hit whose output goes nowhere, as a pipe that nobody reads, still gives the result."""
+    """A hit whose output goes nowhere, as a pipe without a reader, still gives the result."""
     f = cache(replay=True, version="1")(speak)
     f(1)
     closed = io.StringIO()
@@ -346,7 +346,7 @@ def test_a_broken_stream_costs_no_result(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_streams_that_were_redirected_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who redirects a stream gets it, and afterwards everything is as it was."""
+    """Code that redirects a stream gets the output, and afterwards everything is as it was."""
     from contextlib import redirect_stdout
 
     ours = sys.stdout
@@ -484,7 +484,7 @@ def test_widgets_are_not_replayed(kernel: Kernel) -> None:
 
 
 def test_a_cleared_output_is_cleared(kernel: Kernel) -> None:
-    """What `clear_output` took away while the function ran does not come back."""
+    """Output that `clear_output` took away while the function ran does not come back."""
     kernel.run("""
         from IPython.display import clear_output
         @cache(replay=True)

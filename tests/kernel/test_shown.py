@@ -1,4 +1,4 @@
-"""What a person is shown of functions, entries, invalidations, secrets and errors."""
+"""Functions, entries, invalidations, secrets and errors as a person sees them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_secrets_are_masked_in_addresses(resolver: Any) -> None:
 
 
 def test_an_address_stays_exact() -> None:
-    """What is masked is only what is shown: the address itself invalidates."""
+    """Only the display is masked: the address itself invalidates."""
 
     @cache(name="etl:load")
     def load(region: str, token: str, year: int) -> str:

@@ -90,7 +90,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
 
 @pytest.mark.parametrize("name", WORKERS)
 def test_workers_share_entries_with_the_kernel(kernel: Kernel, name: str) -> None:
-    """What the kernel has computed, workers find, and the other way round."""
+    """Workers find the kernel's results, and the kernel theirs."""
     kernel.run("fresh.invalidate()")
     kernel.run(WORKERS[name])
     try:

@@ -72,7 +72,7 @@ def main(plan: dict[str, Any]) -> None:
         return 1
 
     async def gathered() -> list[str]:
-        await awarm()  # what is imported late is imported
+        await awarm()  # late imports are done
         memo.on_event(lambda event: seen.append([event.kind, event.reason]))
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -122,7 +122,7 @@ class Process:
         self._process.communicate()
 
     def end(self) -> dict[str, Any]:
-        """What it printed in the end."""
+        """The text it printed in the end."""
         output, _ = self._process.communicate(timeout=60)
         assert self._process.returncode == 0
         found: dict[str, Any] = json.loads(output)

@@ -225,7 +225,7 @@ class BlackHole:
 
 
 def free_port() -> int:
-    """A port at which nobody listens."""
+    """A port on which nothing listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -33,7 +33,7 @@ WITHIN = 20.0
 
 
 BUS = 10_000
-"""What a node of a cluster adds to its port for the cluster bus: Redis 6.2 knows no other way."""
+"""The distance of a cluster node's bus port from its port: Redis 6.2 has no setting for it."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -115,7 +115,7 @@ class Server:
             return client.execute_command(*words)
 
     def info(self) -> dict[str, Any]:
-        """What it says of its replication."""
+        """Its facts about its replication."""
         with self.client() as client:
             return dict(client.info("replication"))
 

@@ -58,12 +58,12 @@ def now() -> int:
     return time.clock_gettime_ns(clock)
 
 
-# --- what is asked for ---------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 
 @dataclass
 class Plan:
-    """What one worker does.
+    """The work of one worker.
 
     Attributes:
         directory: of the cache: a host is a directory.
@@ -107,7 +107,7 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-# --- what is written down ------------------------------------------------------------------------
+# --- the record -----------------------------------------------------------------------------------
 
 
 class Run(NamedTuple):
@@ -231,7 +231,7 @@ def stale(history: History, faults: Iterable[tuple[int, int]] = (), bound: int =
     Args:
         history: all that was written down.
         faults: (begin, end) of times in which Redis could not be reached, its way back included.
-            What one host invalidates then is promised to that host alone.
+            An invalidation by one host in that time is promised to that host alone.
         bound: nanoseconds for which word of what another host invalidated may travel.
     """
     away = list(faults)
@@ -363,7 +363,7 @@ class Told(list[Any]):
 
 
 def written(outcome: Any) -> None:
-    """An invalidation that nobody could write down would be no invalidation."""
+    """An invalidation that could not be recorded would be none."""
     assert not any(how.startswith("failed") for how in outcome.tiers.values()), outcome
 
 
@@ -676,7 +676,7 @@ class Workload:
 
 
 def worker(plan: Plan) -> None:
-    """What a worker process runs."""
+    """The program of a worker process."""
     import memo
 
     os.environ.update(plan.environment)
@@ -692,7 +692,7 @@ def worker(plan: Plan) -> None:
 
 
 def serve() -> None:
-    """What the nursery process runs: it has imported everything, and forks a worker when asked."""
+    """The program of the nursery process: it has imported everything, and forks each worker."""
     for name in (
         "memo",
         "memo.stores.disk.disk_tier",

@@ -1,4 +1,4 @@
-"""What a cached function is made of: the one place where tests look inside it."""
+"""The one place where tests look inside a cached function."""
 
 from typing import Any
 
@@ -6,6 +6,6 @@ from memo.engine.call import Function
 
 
 def inside(function: Any) -> Function:
-    """What the engine knows of a cached function."""
+    """The engine's record of a cached function."""
     made: Function = function._function
     return made

@@ -23,7 +23,7 @@ from memo import cache
 
 
 class Shown(NamedTuple):
-    """What a cell showed: mime bundles in order, streams, and an error's name if it had one."""
+    """Output of a cell: mime bundles in order, streams, and an error's name if it had one."""
 
     bundles: list[dict[str, Any]]
     stdout: str

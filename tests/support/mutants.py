@@ -18,7 +18,7 @@ from memo.stores.latest_answers import Floors
 
 
 def comparison() -> None:
-    """Nobody compares stamps any more."""
+    """Mutant: stamps are not compared."""
 
     async def why_invalid(self: Chain, *_: Any) -> str:
         return ""
@@ -61,7 +61,7 @@ def stamps_afterwards() -> None:
 
 
 def replay() -> None:
-    """What Redis missed is never told to it."""
+    """Mutant: invalidations that Redis missed are never sent to it."""
 
     async def nothing(self: Authorities, port: Any) -> None:
         return
@@ -70,7 +70,7 @@ def replay() -> None:
 
 
 def detaching() -> None:
-    """Whoever comes joins a flight that was invalidated."""
+    """Mutant: every caller joins a flight that was invalidated."""
     Flights.detach = lambda self, turns: 0  # type: ignore[method-assign]
 
 
@@ -116,7 +116,7 @@ def digests() -> None:
 
 
 def floors() -> None:
-    """Nobody remembers how new the answers were that were given."""
+    """Mutant: the age of the answers already given is forgotten."""
     Floors.rise = lambda self, key, started: None  # type: ignore[method-assign]
 
 

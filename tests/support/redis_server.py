@@ -94,7 +94,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """What `redis_url` takes."""
+        """The URL for `redis_url`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
@@ -105,7 +105,7 @@ class RedisServer:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there, frozen or not."""
+        """True if the process exists, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
     def client(self, **options: Any) -> Any:
@@ -157,7 +157,7 @@ class RedisServer:
         self._start()
 
     def reset(self) -> None:
-        """As good as new: running, empty, its settings and statistics back, nobody connected."""
+        """As good as new: running, empty, settings and statistics reset, no client connected."""
         self.thaw()
         self._close_clients()
         if not self.running:
@@ -236,7 +236,7 @@ class RedisServer:
         raise AssertionError
 
     def _answers(self) -> bool:
-        """Whether our own process, not somebody else's on the same port, has its data loaded."""
+        """True if our own process, not another one on the same port, has its data loaded."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
                 connection.sendall(b"INFO server\r\nPING\r\n")

@@ -1,4 +1,4 @@
-"""What type checkers must know of the public API; read by mypy and pyright, never run.
+"""The public API as type checkers must see it; read by mypy and pyright, never run.
 
 `assert_type` says what a type must be; a `type: ignore` that is not needed is an error as well, so
 each of them says that the line must be refused.

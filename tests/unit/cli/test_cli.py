@@ -190,7 +190,7 @@ def test_clear_wants_exactly_one_target(args):
 
 
 def test_stats_shows_every_process_of_the_directory(cache_home):
-    """What another process did is counted, and selected by name."""
+    """Calls of another process are counted, and selected by name."""
     code = "import memo\n@memo.cache\ndef counted(n): return n\ncounted(1); counted(1)"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -263,7 +263,7 @@ def test_doctor_finds_open_modes_and_links(cache_home):
 
 
 def test_doctor_finds_leftovers(cache_home):
-    """What a killed process left behind is named with the command that removes it."""
+    """Leftovers of a killed process are named with the command that removes them."""
     squared(7)
     old = cache_home / "x.tmp"
     old.touch(mode=0o600)
@@ -313,7 +313,7 @@ def test_doctor_finds_a_redis_that_is_away(redis_server):
 
 
 def test_doctor_finds_invalidations_that_wait(redis_server):
-    """What has not reached Redis yet is counted."""
+    """Invalidations that have not reached Redis yet are counted."""
     with configuration.configure(redis_url=redis_server.url):
         squared(7)
         redis_server.stop()

@@ -70,7 +70,7 @@ def test_the_page_may_load_its_own_files_alone(ui: Ui) -> None:
 
 
 def test_strange_messages_are_refused(ui: Ui) -> None:
-    """What is too large or no JSON is an answer, not a fault."""
+    """A request that is too large or not JSON gets an answer, not a fault."""
     assert ui.do({"do": "show", "filter": "x" * 20_000}).status_code == 413
     known = {"X-Memo-Token": ui.token}
     bad = httpx.post(f"{ui.base}/do", content=b"{", headers=known, trust_env=False)

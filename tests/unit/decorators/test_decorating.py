@@ -37,7 +37,7 @@ async def test_the_plain_call() -> None:
 
 
 def test_an_object_with_cache_is_a_memory() -> None:
-    """What calls `memory.cache(f, ignore=[...])`, as scikit-learn's pipelines do, can use memo."""
+    """Code that calls `memory.cache(f, ignore=[...])`, as scikit-learn's pipelines do, works."""
     memory = types.SimpleNamespace(cache=memo.cache)
     runs: dict[str, int] = {}
 

@@ -1,4 +1,4 @@
-"""What can be decorated, what cannot, and what a decorated function can do."""
+"""Kinds of functions that can be decorated, those that cannot, and the helpers they get."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def in_bodies() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", in_bodies())
 def test_class_methods_know_their_class(name: str) -> None:
-    """The helpers of a cached class method know the class, whoever made it, and leave no trace."""
+    """The helpers of a cached class method know the class, and leave no trace."""
     made = in_bodies()[name]
     assert made.make.key() == made.make.key(0) == made.make.key(x=0) != made.make.key(1)
     assert not made.make.is_cached()
@@ -245,7 +245,7 @@ def test_class_methods_know_their_class(name: str) -> None:
 
 
 def test_class_methods_of_subclasses_know_their_class() -> None:
-    """What is taken from a subclass is bound to the subclass."""
+    """A method taken from a subclass is bound to the subclass."""
     base = in_bodies()["abc"]
     other = type("Other", (base,), {})
     assert other.make.refresh(1) == "Other 1"
@@ -449,7 +449,7 @@ async def test_sync_function_that_returns_an_awaitable(tally: Tally) -> None:
 
 
 def test_sync_function_that_returns_a_generator(tally: Tally) -> None:
-    """An iterator is never returned exhausted: each caller gets his own."""
+    """An iterator is never returned exhausted: each caller gets its own."""
 
     @memo.cache
     def load() -> Any:
@@ -482,7 +482,7 @@ def test_it_looks_like_what_it_decorates() -> None:
     assert "ttl=5" in repr(load)
 
 
-# --- what a decorated function can do ------------------------------------------------------------
+# --- helpers of a decorated function --------------------------------------------------------------
 
 
 def loader(tally: Tally, is_async: bool, **options: Any) -> Any:
@@ -530,7 +530,7 @@ def check_helpers(f: Any, call: Any) -> None:
 
 
 async def test_arguments_called_like_an_option_of_a_helper(tally: Tally) -> None:
-    """Where the function itself has a `reason` or a `default`, helpers take it for an argument."""
+    """If the function itself has a `reason` or a `default`, helpers take it for an argument."""
 
     @memo.cache
     def get(name: str, default: int = 0, reason: str = "") -> str:
@@ -708,7 +708,7 @@ def test_reentry_within_100_ms(style: Style) -> None:
 
     f = style.cached(load)
     settled = style.cached(lambda: 1)
-    style.call(settled)  # what is imported late is imported
+    style.call(settled)  # late imports are done
     assert min(seconds_to_error(lambda i=i: style.call(f, i)) for i in range(3)) < 0.1
 
 
@@ -780,7 +780,7 @@ def _refreshing(x: int) -> Any:
 
 
 def test_reentry_across_threads() -> None:
-    """Two threads whose computations wait for each other: one gets the error, nobody hangs."""
+    """Two threads whose computations wait for each other: one gets the error, neither hangs."""
     barrier = threading.Barrier(2, timeout=5)
 
     @memo.cache(version="1")

@@ -70,7 +70,7 @@ def test_a_helper_has_the_arguments_of_the_function(name: str) -> None:
 
 
 def test_arguments_that_select_entries_may_be_left_out() -> None:
-    """What `invalidate` and `expire` take by name, with the reason; what `put` and `peek` add."""
+    """The arguments of `invalidate` and `expire`, with the reason; those of `put` and `peek`."""
     selecting = "(region: str = <any>, year: int = <any>, *, reason='')"
     for name in ("invalidate", "ainvalidate", "expire", "aexpire"):
         assert shown(getattr(load, name)) == selecting
@@ -166,7 +166,7 @@ def test_a_mistake_is_shown_where_it_was_made(name: str) -> None:
 
 
 def test_errors_of_the_function_keep_its_frames() -> None:
-    """What a computation raises begins at its own line, also through a helper."""
+    """The traceback of a computation begins at its own line, also through a helper."""
 
     @cache
     def fails(x: int) -> int:

@@ -31,7 +31,7 @@ PATHS = os.pathsep.join([str(ROOT), str(SUPPORT)])
 
 @pytest.fixture(scope="module", autouse=True)
 def trackers() -> None:
-    """What Python and joblib start once and keep is running before a test counts descriptors."""
+    """Start what Python and joblib start once and keep, before a test counts descriptors."""
     from multiprocessing import resource_tracker
 
     from joblib.externals.loky.backend import resource_tracker as of_loky
@@ -120,7 +120,7 @@ def test_methods(name: str) -> None:
 
 
 def test_a_function_inside_a_result_takes_no_settings_along(tmp_path: Path) -> None:
-    """A stored result that holds a cached function changes nobody's settings."""
+    """A stored result that holds a cached function changes no settings."""
     f = local()
 
     @memo.cache
@@ -183,7 +183,7 @@ print(load.key(1), load(1))
 
 
 def test_a_worker_without_the_source_has_the_same_keys(tmp_path: Path) -> None:
-    """What was pickled by value keeps its code version where there is no file of its code."""
+    """A function pickled by value keeps its code version without a file of its code."""
     script, packed = tmp_path / "script.py", tmp_path / "packed"
 
     def there(verb: str, text: str) -> str:
@@ -224,7 +224,7 @@ def packed_elsewhere(f: Any, **settings: Any) -> bytes:
 
 @FUNCTIONS
 def test_settings_travel(by: str, tmp_path: Path) -> None:
-    """What `configure` has set in the parent counts in a worker, above its environment."""
+    """Settings that the parent configured count in a worker, above its environment."""
     packed = packed_elsewhere(function(by), directory=tmp_path / "there", memory_limit=0)
     assert configuration.current().directory != tmp_path / "there"
     pickle.loads(packed)
@@ -292,7 +292,7 @@ def test_process_pool(by: str, method: str, log: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_forked_worker_follows_its_parent(log: Path, tmp_path: Path) -> None:
-    """What the parent configures after the fork reaches its workers with the next function."""
+    """Settings that the parent changes after the fork reach its workers with the next function."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         with memo.configure(directory=tmp_path / "one"):
             first = pool.submit(worked.slow, str(log), 1).result()

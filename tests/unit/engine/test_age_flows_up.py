@@ -125,7 +125,7 @@ def test_what_is_built_on_a_stale_answer_is_stale(way: Way, clock: ManualClock) 
 
 
 def test_without_a_stale_window_it_is_computed_again(way: Way, clock: ManualClock) -> None:
-    """What is stale and may not be served stale is computed at the next call."""
+    """A stale entry that may not be served stale is computed at the next call."""
     base, _, report = _three(
         way, {"ttl": 60, "stale_while_revalidate": "1h"}, {"ttl": 3600}, {"ttl": 3600}
     )

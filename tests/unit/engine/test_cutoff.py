@@ -81,7 +81,7 @@ class Pipeline:
         return self.way.call(self.report)
 
     def ran(self) -> list[str]:
-        """What has run since this was last asked."""
+        """The functions that ran since the last look."""
         ran = sorted(RUNS.elements())
         RUNS.clear()
         return ran
@@ -107,7 +107,7 @@ def test_an_equal_result_keeps_what_was_built_on_it(pipeline: Pipeline) -> None:
 
 
 def test_it_stops_at_the_level_at_which_a_result_is_equal(pipeline: Pipeline) -> None:
-    """What changes below an equal result is computed, what lies above it is not."""
+    """A change below an equal result is computed, the levels above it are not."""
     pipeline()
     pipeline.ran()
     RAW["EU"] = 31
@@ -127,7 +127,7 @@ def test_another_result_is_computed_through(pipeline: Pipeline) -> None:
 
 
 def test_a_direct_invalidation_is_absolute(pipeline: Pipeline) -> None:
-    """What is invalidated itself is computed, however equal what it was built on may be."""
+    """A result that is invalidated itself is computed, even if its inputs are equal."""
     pipeline()
     pipeline.ran()
     pipeline.report.invalidate()
@@ -211,7 +211,7 @@ def test_refresh_of_the_inner_function(pipeline: Pipeline) -> None:
 
 
 def test_refresh_of_the_outer_function_computes(pipeline: Pipeline) -> None:
-    """Whoever asks for a computation gets one."""
+    """A caller that asks for a computation gets one."""
     pipeline()
     pipeline.ran()
     pipeline.report.refresh()
@@ -219,7 +219,7 @@ def test_refresh_of_the_outer_function_computes(pipeline: Pipeline) -> None:
 
 
 def test_within_a_stale_window_it_is_renewed_in_the_background(way: Way, place: str) -> None:
-    """What an inner function let expire is served, and then asked for instead of computed."""
+    """A value that an inner function let expire is served, and then checked instead of computed."""
     pipeline = Pipeline(way, stale_while_revalidate="1h")
     pipeline()
     pipeline.ran()
@@ -291,7 +291,7 @@ def test_explain_and_entries_say_what_is_in_doubt(pipeline: Pipeline) -> None:
 
 
 def test_a_result_without_a_key_warns_once(way: Way, place: str) -> None:
-    """What cannot be compared is stored without cutoff, and the one warning says so."""
+    """A result that cannot be compared is stored without cutoff, and the one warning says so."""
 
     def body(x: str) -> Any:
         RUNS["odd"] += 1
@@ -556,7 +556,7 @@ def _worker(directory: Path, url: str | None, doing: str = "report()") -> str:
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_across_processes_and_hosts(hosts: int, tmp_path: Path, redis_server: RedisServer) -> None:
-    """What one process invalidates, another one proves right, and a third hits."""
+    """One process invalidates, another one finds the result equal, and a third hits."""
     places = [tmp_path / f"host{number % hosts}" for number in range(3)]
     assert _worker(places[0], redis_server.url) == "['report', 'raw'] 8"
     assert _worker(places[1], redis_server.url, "raw.invalidate(); report()") == "['raw'] 8"

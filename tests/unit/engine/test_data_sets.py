@@ -250,7 +250,7 @@ def test_an_argument_may_be_a_url(server: Server) -> None:
 
 
 def test_a_glob_of_another_file_system(way: Way, place: str) -> None:
-    """What fsspec knows can be named: here its memory, by pattern and by argument."""
+    """Any fsspec URL can be named: here its memory, by pattern and by argument."""
     import fsspec
 
     RUNS.clear()

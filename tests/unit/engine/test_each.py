@@ -47,7 +47,7 @@ def series(x: Any) -> Any:
     return pd.Series({one: one * one for one in x if one >= 0}, name="square")
 
 
-# --- what is computed -----------------------------------------------------------------------------
+# --- elements that are computed -------------------------------------------------------------------
 
 
 def test_one_run_computes_what_is_missing(way: Way, place: str) -> None:
@@ -207,7 +207,7 @@ def test_results_are_copies(way: Way) -> None:
 
 
 def test_an_error_reaches_the_caller(way: Way, place: str) -> None:
-    """What the function raises is raised; nothing is stored, what was stored stays."""
+    """An exception of the function is raised; nothing is stored, and stored elements stay."""
 
     def picky(x: Any) -> Any:
         RUNS.append(x)
@@ -356,7 +356,7 @@ def test_what_is_built_on_elements_goes_with_them() -> None:
 
 
 def test_inner_reads_concern_every_element_of_a_run() -> None:
-    """What a run read through other cached functions counts for all of its elements."""
+    """Results that a run read through other cached functions count for all of its elements."""
 
     @cache(name="tests:factor", version="1")
     def factor() -> int:

@@ -120,7 +120,7 @@ def test_a_remembered_exception_is_invalidated(way: Way, place: str, drop: str) 
 
 
 def test_an_old_value_goes_before_the_exception(way: Way) -> None:
-    """Where `stale_if_error` has an old value the exception is neither raised nor kept."""
+    """If `stale_if_error` has an old value, the exception is neither raised nor kept."""
 
     def flaky(x: Any) -> str:
         RUNS.append(x)
@@ -267,7 +267,7 @@ def test_callers_share_the_slow_computation(slow: Slow) -> None:
 
 
 def test_a_quick_computation_is_waited_for(way: Way, slow: Slow) -> None:
-    """What is done in time is the answer."""
+    """A computation that ends in time is the answer."""
     slow.go.set()
     load = way.cached(slowly, stale_if_error=60, soft_timeout=20)
     way.call(load, 1)
@@ -276,7 +276,7 @@ def test_a_quick_computation_is_waited_for(way: Way, slow: Slow) -> None:
 
 
 def test_an_invalidated_value_is_waited_for(slow: Slow) -> None:
-    """What was invalidated does not answer, however long the computation takes."""
+    """An invalidated value does not answer, however long the computation takes."""
     load = Way("threads").cached(slowly, stale_if_error=60, soft_timeout=0.01)
     load(1)
     load.invalidate()

@@ -1,4 +1,4 @@
-"""What invalidating promises: who is reached, what it costs, and that nothing brings it back."""
+"""The promises of invalidation: its reach and cost, and that nothing brings an old value back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from memo.validity import stamps
 
 Server = RedisServer
 COUNT: dict[str, int] = {}
-"""How often each body ran; a container, so that what it holds is no part of anybody's code."""
+"""The number of runs of each body; a container, so that its content is no part of any code."""
 
 
 def ran(name: str) -> int:
@@ -60,11 +60,11 @@ def loads(name: str = "load", **options: Any) -> Any:
     return load
 
 
-# --- who is reached ------------------------------------------------------------------------------
+# --- reach ----------------------------------------------------------------------------------------
 
 
 def test_partial_arguments_reach_what_includes_them() -> None:
-    """`f.invalidate(region="EU")` makes every entry with that region untrue, and no other."""
+    """`f.invalidate(region="EU")` invalidates every entry with that region, and no other."""
     load = loads()
     for region in ("EU", "US"):
         for year in (2023, 2024):
@@ -245,7 +245,7 @@ def test_the_result_says_how_it_went(redis_server: Server) -> None:
 
 
 def test_a_ledger_that_cannot_be_written_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where not even the host could write it down, the result says so; nothing is raised."""
+    """If not even the host could write it, the result says so; nothing is raised."""
     load = loads()
     load("EU")
     chain = assembly.default_chain()
@@ -277,7 +277,7 @@ def test_a_journal_that_cannot_be_struck_is_no_error(
         assert not load.invalidate().complete
 
 
-# --- what it costs -------------------------------------------------------------------------------
+# --- cost -----------------------------------------------------------------------------------------
 
 
 class Heard(list[str]):
@@ -312,14 +312,14 @@ def monitor(server: Server) -> Iterator[Heard]:
 
 
 def one_exchange(heard: Heard) -> bool:
-    """Whether these were sent in one piece: one script alone, or commands up to a signature."""
+    """True if these were sent in one piece: one script alone, or commands up to a signature."""
     return heard == ["EVALSHA"] or (heard[-1] == "ECHO" and heard.count("ECHO") == 1)
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 20], ids=["redis first", "memory in front"])
 @pytest.mark.parametrize("tags", [0, 30])
 def test_a_hit_is_one_round_trip(redis_server: Server, memory: int, tags: int) -> None:
-    """Whatever the number of tags, arguments and inner calls, a hit asks Redis once."""
+    """With any number of tags, arguments and inner calls, a hit asks Redis once."""
     inner = loads(tags=[f"inner{n}" for n in range(tags)], key_prefix="a:b:c:d")
 
     @cache(ttl=None, version="1", name="tests:outer", tags=[f"tag{n}" for n in range(tags)])
@@ -338,7 +338,7 @@ def test_a_hit_is_one_round_trip(redis_server: Server, memory: int, tags: int) -
 
 
 def test_a_hit_with_a_big_payload_is_one_round_trip(redis_server: Server) -> None:
-    """What lies beside the record is mapped from this host's disk: Redis is asked once."""
+    """Buffers beside the record are mapped from this host's disk: Redis is asked once."""
 
     @cache(ttl=None, version="1", name="tests:array")
     def load() -> Any:
@@ -451,7 +451,7 @@ def test_invalidating_takes_milliseconds_on_disk_alone(
 
 
 def test_lost_generations_are_misses(redis_server: Server) -> None:
-    """Where two hosts share a Redis, an entry that lost one of its groups is computed anew."""
+    """If two hosts share a Redis, an entry that lost one of its groups is computed anew."""
     load = loads(tags=["sales"], key_prefix="shop:sales")
     client = redis_server.client()
     client.hset("memo:2:hosts", "h:another", int(time.time()))
@@ -473,7 +473,7 @@ def test_lost_generations_are_misses(redis_server: Server) -> None:
 
 
 def test_a_lost_group_revives_nothing_that_was_invalidated(redis_server: Server) -> None:
-    """What was invalidated stays so when the tokens that said it are gone."""
+    """An invalidated entry stays so when the tokens that said it are gone."""
     load = loads()
     client = redis_server.client()
     with memo.configure(redis_url=redis_server.url, deadline=5):
@@ -518,7 +518,7 @@ def test_another_host_invalidates(redis_server: Server, tmp_path: Path, memory: 
 
 
 def test_an_outage_is_made_up_for(redis_server: Server, tmp_path: Path) -> None:
-    """What was invalidated while Redis was away is replayed before anything is read from it."""
+    """An invalidation made while Redis was away is replayed before anything is read from it."""
     load = loads()
     with memo.configure(redis_url=redis_server.url, memory_limit=0):
         old = load("EU")
@@ -538,7 +538,7 @@ def test_an_outage_is_made_up_for(redis_server: Server, tmp_path: Path) -> None:
 def test_each_redis_is_told_what_it_missed(
     redis_server: Server, redis_private: Server, tmp_path: Path
 ) -> None:
-    """What one Redis missed is not made up for by telling another one."""
+    """Telling another Redis does not make up for what one Redis missed."""
     load = loads()
     with memo.configure(redis_url=redis_server.url, memory_limit=0, deadline=5):
         old = load("EU")
@@ -603,7 +603,7 @@ def test_while_redis_is_away_the_host_obeys_itself(redis_server: Server) -> None
 
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """Somebody holds the lock on the host's file."""
+    """Another process holds the lock on the host's file."""
     with closing(sqlite3.connect(place / "memo" / "host.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
@@ -636,7 +636,7 @@ async def test_an_invalidation_outlasts_a_lock(
 def test_what_could_not_be_written_is_obeyed_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: str | int
 ) -> None:
-    """Until an invalidation is written nothing old is given; then it holds for everybody."""
+    """Until an invalidation is written no old value is given; then it holds for all processes."""
     load = loads()
     monkeypatch.setattr(memo.stores.authorities, "OUTLAST", 0.0)
     monkeypatch.setattr(memo.stores.disk.host_state, "OWED_AGAIN", 0.0)
@@ -680,7 +680,7 @@ def test_what_neither_arrived_nor_was_journalled_is_sent(
 def test_processes_with_and_without_redis_share_a_directory(
     redis_server: Server, tmp_path: Path
 ) -> None:
-    """What a process without Redis invalidates is not undone by one that has it, and reaches it."""
+    """An invalidation by a process without Redis reaches one that has it, and stays."""
     load = loads()
 
     @contextmanager
@@ -708,7 +708,7 @@ def test_processes_with_and_without_redis_share_a_directory(
 def test_what_waits_for_any_redis_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no process ever has Redis again, what waits for one becomes one invalidation of all."""
+    """If no process ever has Redis again, the waiting invalidations become one of everything."""
     monkeypatch.setattr(memo.stores.disk.host_state, "WAITING", 3)
     load = loads()
     with memo.configure(directory=tmp_path):
@@ -835,7 +835,7 @@ def to_thread(raw: Any) -> list[str]:
 
 @way
 def peeked(raw: Any) -> list[str]:
-    contextvars.Context().run(raw, "EU")  # where no computation is known
+    contextvars.Context().run(raw, "EU")  # in a place without a known computation
     return [raw.peek("EU")]
 
 
@@ -847,7 +847,7 @@ def refreshed(raw: Any) -> list[str]:
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("warm", [False, True], ids=["computed", "hit"])
 def test_over_threads(name: str, warm: bool) -> None:
-    """What a computation reads in threads that it starts is part of it; and only that."""
+    """Reads of a computation in threads that it starts are part of it; no others are."""
     raw, how = loads("raw"), WAYS[name]
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()  # its thread is older than the computation
@@ -870,7 +870,7 @@ def test_over_threads(name: str, warm: bool) -> None:
 
 @pytest.mark.parametrize("warm", [False, True], ids=["computed", "hit"])
 async def test_over_tasks(warm: bool) -> None:
-    """What a computation reads in tasks that it starts is part of it."""
+    """Reads of a computation in tasks that it starts are part of it."""
 
     @cache(ttl=None, version="1", name="tests:araw")
     async def raw(region: str) -> int:
@@ -912,7 +912,7 @@ def test_a_pool_thread_serves_whom_it_works_for() -> None:
 
 @pytest.mark.parametrize("how", ["__call__", "refresh"])
 def test_a_thread_that_a_computation_started_may_refresh_it_later(how: str) -> None:
-    """Once a computation is over, its threads may ask for the same result as anybody else."""
+    """Once a computation is over, its threads may ask for the same result as any other caller."""
     raw = loads("raw")
     with ThreadPoolExecutor(2) as pool:
 
@@ -949,7 +949,7 @@ def test_threads_outside_a_computation_are_left_alone() -> None:
 
 
 def test_a_thread_that_outlives_its_computation_adds_nothing() -> None:
-    """What is read after a computation has returned is no part of it."""
+    """A read after a computation has returned is no part of it."""
     raw, go_on = loads("raw"), threading.Event()
     late: list[threading.Thread] = []
     seen: list[Any] = []
@@ -1121,7 +1121,7 @@ def test_a_refresh_that_is_invalidated_underway_is_dropped() -> None:
 
 
 def test_an_overtaken_computation_is_not_stored() -> None:
-    """What was invalidated while it was computed does not take the place of what came after."""
+    """A result invalidated while it was computed does not replace a later one."""
     under_way, go_on = threading.Event(), threading.Event()
 
     @cache(ttl=None, version="1", name="tests:overtaken")
@@ -1145,7 +1145,7 @@ def test_an_overtaken_computation_is_not_stored() -> None:
 
 
 def test_a_result_that_is_not_stored_is_still_held_to_its_stamps() -> None:
-    """Joiners of a computation whose result `cache_if` turns down do not get what is untrue."""
+    """Callers that join a computation whose result `cache_if` refuses get no invalidated value."""
     under_way, go_on = threading.Event(), threading.Event()
 
     @cache(ttl=None, version="1", name="tests:turned down", cache_if=lambda value: value != 1)
@@ -1218,7 +1218,7 @@ def test_what_was_given_is_not_gone_back_behind(memory: int, how: str) -> None:
 
 
 def test_a_joiner_does_not_go_back() -> None:
-    """Who joins a computation that began before an answer already given looks again (I2)."""
+    """A caller that joins a computation older than an answer already given looks again (I2)."""
     under_way, go_on = threading.Event(), threading.Event()
 
     @cache(ttl=None, version="1", name="tests:joined")
@@ -1250,7 +1250,7 @@ def _somebody_waits() -> None:
 
 
 def test_a_refresh_that_another_process_invalidated_is_dropped() -> None:
-    """What this process did not invalidate itself is found out before the result is stored."""
+    """An invalidation by another process is noticed before the result is stored."""
     clock = ManualClock()
     with isolated(clock=clock), recording() as heard:
 
@@ -1342,7 +1342,7 @@ AWAITED: dict[str, Callable[[Update], Any]] = {
 
 @pytest.mark.parametrize("how", AWAITED)
 async def test_what_is_awaited_has_returned_afterwards(how: str) -> None:
-    """Whatever gives an awaitable drops its entries when that is done, and none if it raised."""
+    """Any function that returns an awaitable drops entries when that has ended without an error."""
     load = loads(key_prefix="sales")
     update = invalidate_cache(key_prefix="sales")(AWAITED[how](Update(load)))
     assert asyncio.iscoroutinefunction(update) == (how != "def that returns a coroutine")
@@ -1485,7 +1485,7 @@ def test_a_resolver_that_fails_drops_the_whole_prefix(answer: str) -> None:
 
 
 def test_a_resolver_that_fails_without_a_prefix_drops_everything() -> None:
-    """Where nobody can tell what is concerned, nothing is believed any more."""
+    """If the affected groups cannot be told, all entries are invalid."""
     load = loads()
 
     @invalidate_cache(key_resolver=lambda result: result["missing"])
@@ -1545,7 +1545,7 @@ async def test_a_cancelled_update_still_drops_what_it_names() -> None:
     ids=["nothing", "match alone", "a text", "no cached function"],
 )
 def test_options_of_the_decorator_are_checked(given: dict[str, Any]) -> None:
-    """What cannot work is an error at decoration."""
+    """Options that cannot work are an error at decoration."""
     with pytest.raises((OptionError, TypeError)):
 
         @invalidate_cache(**given)

@@ -159,7 +159,7 @@ def test_an_unknown_or_ambiguous_name_is_an_error() -> None:
 
 
 def test_a_function_of_another_process_is_known_by_its_name() -> None:
-    """What another process cached here can be named without importing it."""
+    """A function that another process cached here can be named without importing it."""
     code = (
         "import memo\n"
         "@memo.cache(ttl=None, name='jobs:nightly', tags=['sales'])\n"

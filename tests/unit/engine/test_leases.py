@@ -25,7 +25,7 @@ STYLE_NAMES = ["sync", "async"]
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """Where each run of the job is written down."""
+    """The file that records each run of the job."""
     path = tmp_path / "runs"
     path.touch()
     return path
@@ -151,7 +151,7 @@ def test_waiters_do_not_poll_redis(
     processes[0].go()
     until(lambda: runs(log))
     processes[1].go()
-    time.sleep(0.5)  # what a call costs at its beginning is not waiting
+    time.sleep(0.5)  # the overhead at the start of a call is not waiting
     heard: list[str] = []
     with redis_server.client(socket_timeout=None).monitor() as monitor:
         end = time.monotonic() + 2.0
@@ -269,7 +269,7 @@ def test_lock_timeout_bounds_no_computation(
 
 @pytest.mark.parametrize("style", STYLES, ids=repr)
 def test_lock_timeout_of_nothing(style: Style, log: Path, processes: list[Process]) -> None:
-    """`lock_timeout=0` waits for nobody: where the lease is taken it is computed here at once."""
+    """`lock_timeout=0` does not wait: if the lease is taken, the call computes here at once."""
     processes.append(Process(log=str(log), seconds=60.0).ready().go())
     until(lambda: runs(log))
     options = {"use_lock": True, "name": "callers:load", "version": "1", "lock_timeout": 0}
@@ -307,7 +307,7 @@ def test_without_use_lock_processes_do_not_wait(
 def test_a_lost_lease_is_told(
     style: Style, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lease that somebody took away is an event; the result is returned and stored."""
+    """A lease that was taken away is an event; the result is returned and stored."""
     monkeypatch.setattr(leases, "LEASE", 0.3)
 
     def load() -> Any:
@@ -375,7 +375,7 @@ async def test_renewed_while_the_loop_is_blocked(
 def test_a_lock_on_a_file_costs_no_second_computation(
     cache_home: Path, name: str, when: str
 ) -> None:
-    """Who computes under a lease outlasts a lock on a file: else all who wait compute as well."""
+    """A lease holder outlasts a lock on a file: otherwise all waiting callers compute as well."""
     ran: list[int] = []
     held: list[sqlite3.Connection] = []
     timers: list[threading.Timer] = []
@@ -412,7 +412,7 @@ def test_a_lock_on_a_file_costs_no_second_computation(
 
 
 def test_without_a_lease_a_lock_on_a_file_costs_little(cache_home: Path) -> None:
-    """Who computes for himself does not wait longer than 0.25 s for a file, and has his result."""
+    """A call that computes without a lease waits at most 0.25 s for a file, and has its result."""
 
     @memo.cache(name="leases:mine", version="1", ttl=None)
     def load(x: int) -> int:

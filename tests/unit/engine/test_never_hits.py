@@ -94,7 +94,7 @@ class Hiding(Point):
 
 @pytest.mark.parametrize("make", [Silent, Shortened, Around, Hiding])
 def test_objects_that_differ_warn_about_nothing(make: Any) -> None:
-    """What is not in a `repr` counts: a loop over such objects is no fault."""
+    """State that a `repr` leaves out counts: a loop over such objects is no fault."""
 
     @memo.cache(version="1", name="never:silent")
     def load(value: Any) -> int:
@@ -136,7 +136,7 @@ def test_arguments_that_look_different_warn_about_nothing(make: Any) -> None:
 
 
 def test_equal_values_computed_again_warn_about_nothing() -> None:
-    """What is invalidated and computed again has one key."""
+    """A call that is invalidated and computed again has one key."""
 
     @memo.cache(version="1", name="never:again")
     def load(value: Point) -> int:

@@ -52,7 +52,7 @@ def _place(request: pytest.FixtureRequest) -> None:
 
 
 def test_a_hit_needs_nothing_beneath() -> None:
-    """What would hit is one step."""
+    """A call that would hit is one step."""
     assert Pipeline(cutoff=True).plan() == [(0, "hit", "report")]
 
 
@@ -96,7 +96,7 @@ def test_without_cutoff_everything_above_is_computed() -> None:
 
 
 def test_a_plan_comes_true() -> None:
-    """What it says is what runs, and nothing is computed, stored or counted to say it."""
+    """The plan names exactly the calls that run; nothing is computed, stored or counted for it."""
     pipeline = Pipeline(cutoff=True)
     pipeline.raw.invalidate("EU")
     with recording() as events:

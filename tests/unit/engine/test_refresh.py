@@ -40,7 +40,7 @@ styles = pytest.mark.parametrize("style", STYLES, ids=repr)
 
 
 class Source:
-    """What functions of these tests load; it has no sound key, so its state changes none."""
+    """The source that functions of these tests load; without a sound key, so it changes none."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -238,7 +238,7 @@ def test_live_ttl_acts_on_entries_that_exist(
 
 @styles
 def test_an_entry_outlives_a_short_ttl(style: Style, source: Source) -> None:
-    """What was stored with a short ttl is still there when the live ttl is raised."""
+    """An entry stored with a short ttl is still there when the live ttl is raised."""
     f = cached(style, source, ttl=0.05, ttl_key="ttl.short")
     plain = cached(style, source, ttl=0.05, name="plain")
     assert style.call(f) == 1
@@ -351,7 +351,7 @@ def test_shared_live_ttl_reaches_all_kernels(redis_server: RedisServer, tmp_path
 
 @styles
 def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisServer) -> None:
-    """Whoever sets a shared ttl sees it at the next call, and keeps it while Redis is away."""
+    """The process that sets a shared ttl sees it at the next call, and keeps it without Redis."""
     f = cached(style, source, ttl=60, ttl_key="ttl.here")
     with memo.configure(redis_url=redis_server.url):
         assert style.call(f) == 1
@@ -386,7 +386,7 @@ def test_whoever_looks_asks_the_shared_source(source: Source, how: str) -> None:
 
 
 def test_shared_without_redis_is_an_error() -> None:
-    """Where no Redis is configured, `shared=True` is an error that says what to set."""
+    """If no Redis is configured, `shared=True` is an error that says what to set."""
     with pytest.raises(memo.OptionError, match="set redis_url first"):
         memo.live.set("ttl.x", 5, shared=True)
 
@@ -547,7 +547,7 @@ def test_where_a_refresh_runs(style: Style, source: Source, clock: ManualClock) 
 async def test_a_failed_refresh_is_no_unretrieved_exception(
     source: Source, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the function or memo itself fails in it, the loop hears nothing of a refresh."""
+    """If the function or memo itself fails in a refresh, the event loop gets no error."""
     f = cached(STYLES[1], source, ttl=10, stale_while_revalidate=100)
     heard: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
@@ -748,7 +748,7 @@ def test_context_variables_travel(style: Style, source: Source, clock: ManualClo
 
 
 async def test_a_refresh_is_no_part_of_what_set_it_off(clock: ManualClock) -> None:
-    """A refresh may ask for the very computation that has set it off: nobody waits for it."""
+    """A refresh may ask for the very computation that started it: neither waits for the other."""
     runs = Source()
 
     @memo.cache(ttl=10, stale_while_revalidate=1000, version="1")
@@ -885,7 +885,7 @@ async def test_drain_drops_what_takes_too_long(source: Source, clock: ManualCloc
 
 
 async def test_drain_waits_for_sync_refreshes_too(source: Source, clock: ManualClock) -> None:
-    """What runs in the pool is waited for, and past the timeout it is left: `drain` is on time."""
+    """`drain` waits for work in the pool until the timeout, and then leaves it."""
     f = cached(STYLES[0], source, ttl=10, stale_while_revalidate=1000)
     with isolated(clock=clock):
         f()
@@ -958,7 +958,7 @@ def test_interpreter_exit(
 
 
 def test_exit_lets_a_short_refresh_end() -> None:
-    """What is nearly done at interpreter exit is done, not lost."""
+    """Work that is nearly done at interpreter exit is completed, not lost."""
     code = """
 import time, sys
 import memo

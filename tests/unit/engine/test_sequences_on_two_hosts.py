@@ -46,7 +46,7 @@ print(json.dumps([answers, ran]))
 
 
 def host(server: RedisServer, directory: Path, wanted: list[int]) -> list[object]:
-    """What a process on a host of its own answers, and what ran there."""
+    """The answer of a process on a host of its own, and the runs there."""
     done = subprocess.run(
         [sys.executable, "-c", HOST, server.url, str(directory), json.dumps(wanted)],
         capture_output=True,

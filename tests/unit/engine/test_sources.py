@@ -1,4 +1,4 @@
-"""Files, directories and callables that a result depends on: a change makes it untrue."""
+"""Files, directories and callables that a result depends on: a change invalidates it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def reader(path: Path, depends_on: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("kind", [str, Path, File, lambda p: File(p, by_content=True)])
 def test_a_file_that_changes(tmp_path: Path, kind: Callable[[Any], Any]) -> None:
-    """A path, however it is written down, makes the entry untrue when what lies there changes."""
+    """A path in any spelling invalidates the entry when its content changes."""
     path = written(tmp_path / "data.csv", "old")
     read = reader(path, kind(str(path)))
     assert read() == "old"
@@ -117,7 +117,7 @@ def test_several_dependencies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by_content", [False, True])
 def test_a_pattern(tmp_path: Path, by_content: bool) -> None:
-    """What a pattern finds: a file more, a file less, or another content."""
+    """A pattern notices a file more, a file less, and another content."""
     first = written(tmp_path / "a.csv", "1")
     read = reader(first, File(tmp_path / "*.csv", by_content=by_content))
 
@@ -193,7 +193,7 @@ def test_a_file_that_changes_during_the_computation(tmp_path: Path) -> None:
     assert load.is_cached()
 
 
-# --- what is not there ---------------------------------------------------------------------------
+# --- missing files --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["missing.csv", "*.none", "no/such/place"])
@@ -217,7 +217,7 @@ def test_that_nothing_is_there_is_a_fact(tmp_path: Path, name: str, by_content: 
 
 
 async def test_an_error_of_the_function_is_its_own(tmp_path: Path) -> None:
-    """What a function raises for a missing file is what its caller gets; then it works."""
+    """The caller gets the function's own error for a missing file; later it works."""
     path = tmp_path / "data.csv"
 
     @cache(ttl=None, version="1", depends_on=path)
@@ -284,7 +284,7 @@ class Table:
 
 @pytest.mark.parametrize("verb", ["version", "aversion"])
 def test_a_callable_of_a_sync_function(verb: str) -> None:
-    """What a callable, sync or async, answers is asked at every call, and compared."""
+    """A callable, sync or async, is asked at every call, and its answer compared."""
     table, runs = Table(), []
 
     @cache(ttl=None, version="1", name="tests:table", depends_on=getattr(table, verb))
@@ -341,7 +341,7 @@ def test_a_callable_that_raises() -> None:
 
 
 def test_an_entry_whose_callable_is_elsewhere_is_not_believed() -> None:
-    """Where nobody can ask the callable, as in a process without the function, it is a miss."""
+    """If the callable cannot be asked, as in a process without the function, it is a miss."""
     table = Table()
 
     @cache(ttl=None, version="1", name="tests:inner", depends_on=table.version)
@@ -426,7 +426,7 @@ def test_a_missing_argument_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("warm", [False, True], ids=["computed", "hit"])
 def test_files_carry_on(tmp_path: Path, warm: bool) -> None:
-    """A file that an inner cached function depends on counts for whoever used it."""
+    """A file that an inner cached function depends on counts for each outer one."""
     path = written(tmp_path / "data.csv", "old")
     read = reader(path, path)
 

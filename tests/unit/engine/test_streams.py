@@ -24,7 +24,7 @@ from memo.engine.coordination.flights import FLIGHTS
 from memo.testing import ManualClock, isolated, recording
 
 SEEN: list[Any] = []
-"""What the generators did, in order."""
+"""The steps of the generators, in order."""
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_a_stream_counts_as_one_call(way: Way) -> None:
 
 
 def test_the_returned_value_is_replayed() -> None:
-    """What the generator returns is the value of `yield from`, from the cache as well."""
+    """The return value of the generator is the value of `yield from`, from the cache as well."""
 
     @cache(version="1")
     def rows() -> Any:
@@ -231,7 +231,7 @@ def test_a_failed_stream_leaves_nothing(way: Way, place: str) -> None:
 
 
 def test_an_invalidation_in_mid_stream(way: Way, place: str) -> None:
-    """What was invalidated while it was produced is not stored, and no later call takes part."""
+    """A sequence invalidated while it was produced is not stored, and no later call joins it."""
 
     def body(n: int) -> Iterator[Any]:
         SEEN.append("begins")
@@ -578,7 +578,7 @@ def test_processes_share_one_run(place: str, tmp_path: Any) -> None:
     assert log.read_text() == "begins\n"
 
 
-# --- what is built on streams ---------------------------------------------------------------------
+# --- results built on streams ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("most", [1, None])
@@ -602,7 +602,7 @@ def test_what_consumes_a_stream_depends_on_it(most: int | None) -> None:
 
 
 def test_a_stream_depends_on_what_it_reads() -> None:
-    """What the generator reads through other cached functions makes its entry invalid."""
+    """An inner result that the generator read invalidates its entry."""
 
     @cache(name="tests:inner", version="1")
     def inner(i: int) -> int:
@@ -727,7 +727,7 @@ def test_methods() -> None:
 
 
 def test_it_is_a_generator(way: Way) -> None:
-    """What a call gives is a generator of the function's kind and name."""
+    """A call returns a generator of the function's kind and name."""
     made = cached(way)(1)
     assert (hasattr(made, "__anext__"), hasattr(made, "__next__")) == (
         way.name == "async",

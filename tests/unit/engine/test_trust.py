@@ -213,7 +213,7 @@ def test_a_setting_with_a_password_is_refused_without_it() -> None:
 
 
 def test_entries_do_not_show_their_values() -> None:
-    """What the engine hands around shows whose it is, not what is in it."""
+    """The engine's objects show the function and key, not the content."""
     from memo.records import codec
 
     encoded = codec.encode({"text": VALUE})
@@ -392,7 +392,7 @@ async def test_big_payloads_of_redis_do_not_hold_up_the_loop(redis_server: Redis
 
 @pytest.mark.timing
 async def test_a_silent_redis_holds_up_nobody(redis_server: RedisServer) -> None:
-    """A silent Redis costs 0.25 s once for whoever asks first, and the loop nothing."""
+    """A silent Redis costs the first call 0.25 s once, and the loop nothing."""
     with Proxy(redis_server.port) as proxy:
         proxy.mode = "silence"
 

@@ -50,7 +50,7 @@ def both(made: Callable[[], Any], **options: Any) -> tuple[Any, Any, list[int]]:
     return sync, lambda: asyncio.run(coroutine()), ran
 
 
-# --- what cannot be stored -----------------------------------------------------------------------
+# --- values that cannot be stored -----------------------------------------------------------------
 
 
 def test_what_cannot_be_pickled_is_returned_with_one_warning() -> None:
@@ -135,7 +135,7 @@ def test_an_interrupt_while_pickling_is_an_interrupt() -> None:
 
 
 def test_a_slow_and_a_shifty_reduce_are_their_own_doing() -> None:
-    """What an object says it is pickled as is what a hit gives."""
+    """A hit gives the object that the value chose to be pickled as."""
     sync, coroutine, ran = both(lambda: [Slow(), Shifty()])
     for call in (sync, coroutine):
         assert type(call()[1]) is Shifty
@@ -143,7 +143,7 @@ def test_a_slow_and_a_shifty_reduce_are_their_own_doing() -> None:
     assert ran == [0, 1]
 
 
-# --- what cannot be loaded -----------------------------------------------------------------------
+# --- values that cannot be loaded -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_class_that_is_gone_is_a_miss(module: Any, tiers: list[str]) -> None:
 
 
 def explode(kind: str) -> Any:
-    """What a pickle of `Exploding` calls when it is loaded."""
+    """Called by a pickle of `Exploding` when it is loaded."""
     raise {"value": ValueError, "attribute": AttributeError, "memory": MemoryError}[kind](kind)
 
 
@@ -189,7 +189,7 @@ class Exploding:
 @pytest.mark.parametrize("kind", ["value", "attribute", "memory"])
 @pytest.mark.parametrize("tiers", [["memory"], ["disk"]])
 def test_a_pickle_that_raises_on_load_is_a_miss(kind: str, tiers: list[str]) -> None:
-    """What raises when it is loaded is computed at each call, and the caller gets it."""
+    """A value that raises when it is loaded is computed at each call, and the caller gets it."""
     with configure(tiers=tiers):
         sync, coroutine, ran = both(lambda: Exploding(kind))
         for call in (sync, coroutine):
@@ -245,7 +245,7 @@ def test_exceptions_that_are_returned_are_values(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, StopIteration, KeyError, GeneratorExit, SystemExit])
 def test_exceptions_that_are_raised_are_raised_and_not_stored(error: type[BaseException]) -> None:
-    """What a function raises is raised, the very object, at each call."""
+    """An exception of the function is raised, the very object, at each call."""
     given: list[BaseException] = []
 
     @cache(name="values:raising", version="1", ttl=None)
@@ -285,7 +285,7 @@ def test_results_that_alias_arguments_or_globals_are_cut_loose() -> None:
 
 
 def test_a_result_is_stored_as_it_was_when_it_was_returned() -> None:
-    """What the caller does to his result right after the call is not in the store."""
+    """Changes that the caller makes right after the call are not in the store."""
     with configure(tiers=["disk"]):
 
         @cache(name="values:array", version="1", ttl=None)
@@ -332,7 +332,7 @@ def test_a_result_that_another_thread_changes_while_it_is_stored_is_never_torn()
 
 
 def test_huge_values_stay_out_of_redis(redis_server: RedisServer, tmp_path: Path) -> None:
-    """What is above `redis_value_limit` is stored on the disk, and a hit from there."""
+    """A value above `redis_value_limit` is stored on the disk, and a hit from there."""
     client = redis_server.client()
     values = (lambda: b"x" * 300_000, lambda: np.arange(300_000), lambda: "é" * 200_000)
     settings = {"redis_url": redis_server.url, "redis_value_limit": 100_000, "deadline": 5.0}
@@ -378,7 +378,7 @@ def _kept_on_the_disk_alone(
 
 @pytest.mark.parametrize("kind", ["bytes", "array"])
 def test_more_than_redis_takes(redis_server: RedisServer, kind: str) -> None:
-    """What is too big for the server: result, disk and an event; Redis goes on for all else.
+    """A value too big for the server: result, disk and an event; Redis goes on for all else.
 
     Its limit for one value is 512 MB unless it is set lower, as here; it cuts the connection.
     """
@@ -439,7 +439,7 @@ STALE: dict[str, Any] = {"ttl": 10, "stale_while_revalidate": 1000}
 
 
 def test_a_refresh_of_changed_arguments_is_not_stored_sync() -> None:
-    """What the caller changed before or during a refresh makes another key; nothing is stored."""
+    """Arguments that the caller changed before or during a refresh make another key: not stored."""
     clock = ManualClock()
     begun, go_on = threading.Event(), threading.Event()
     waits = [False]
@@ -496,7 +496,7 @@ async def test_a_refresh_of_changed_arguments_does_not_run_async() -> None:
 
 
 async def test_arguments_that_change_while_a_call_waits_its_turn_are_not_stored() -> None:
-    """Who changes what he passed while his call looks around gets his result, and nobody else."""
+    """A caller that changes its argument during the look-up gets its result, and no other does."""
 
     @cache(name="values:turn", version="1", ttl=None)
     async def total(xs: list[int]) -> int:
@@ -511,7 +511,7 @@ async def test_arguments_that_change_while_a_call_waits_its_turn_are_not_stored(
 
 
 async def test_scalars_are_not_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody can change costs no second key."""
+    """Arguments that cannot change cost no second key."""
 
     @cache(name="values:scalars", version="1", ttl=None)
     async def load(a: int, b: str, *, c: Any = None) -> int:

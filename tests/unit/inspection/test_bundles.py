@@ -102,7 +102,7 @@ def test_only_what_is_asked_for_is_exported(tmp_path: Path) -> None:
 
 
 def test_another_code_version_is_listed(exported: Path) -> None:
-    """What no call would find here is not imported, and is named."""
+    """An entry that no call would find here is not imported, and is named."""
 
     @cache(name="tests:load", version="2")
     def load(x: int) -> Any:
@@ -114,7 +114,7 @@ def test_another_code_version_is_listed(exported: Path) -> None:
 
 
 def test_expired_entries_are_listed(tmp_path: Path) -> None:
-    """What is past its ttl is not imported; what is not goes on ageing."""
+    """An entry past its ttl is not imported; the others go on ageing."""
     path, clock = tmp_path / "b", ManualClock()
     with isolated(clock=clock):
         Way("sync").cached(body, ttl=10)(1)
@@ -195,7 +195,7 @@ def test_another_key(exported: Path, key: str) -> None:
 
 
 def test_a_changed_bundle_is_refused(exported: Path) -> None:
-    """Whatever bit is changed: nothing of the file is loaded that the key did not seal."""
+    """After any changed bit, only content that the key sealed is loaded."""
     whole = exported.read_bytes()
     for at in range(0, len(whole), max(1, len(whole) // 400)):
         exported.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -251,7 +251,7 @@ def mounted(path: Path, place: str, **settings: Any) -> None:
 
 
 def test_a_bundle_is_a_tier(way: Way, place: str, exported: Path) -> None:
-    """What is in it answers; the rest is computed and stored elsewhere; the file stays as it is."""
+    """Its entries answer; the rest is computed and stored elsewhere; the file stays as it is."""
     before = exported.read_bytes()
     mounted(exported, place)
     load = loads(way)
@@ -270,7 +270,7 @@ def test_a_bundle_is_a_tier(way: Way, place: str, exported: Path) -> None:
 
 
 def test_an_invalidation_counts_for_a_tier(way: Way, place: str, exported: Path) -> None:
-    """What was invalidated here does not come back from the bundle, in no later process either."""
+    """An entry invalidated here does not come back from the bundle, in no later process either."""
     mounted(exported, place)
     load = loads(way)
     way.call(load, 1)

@@ -1,4 +1,4 @@
-"""What statistics look like: numbers for people, plain text, HTML and a drawing."""
+"""The look of statistics: numbers for people, plain text, HTML and a drawing."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_plot_colours_have_contrast(colour: str, background: str) -> None:
 
 
 def test_table_needs_no_script(found: Stats) -> None:
-    """Where scripts are stripped the table is whole, and nothing says that it could be sorted."""
+    """Without scripts the table is complete, and nothing says that it could be sorted."""
     html = rendering.html(found)
     stripped = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     assert stripped != html

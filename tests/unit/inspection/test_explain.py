@@ -70,7 +70,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Code]:
 
 
 def test_a_hit_says_where_and_how_long(clock: ManualClock) -> None:
-    """A hit names its tier, its age, who computed it, and how long it is still fresh."""
+    """A hit names its tier, its age, the process that computed it, and how long it is fresh."""
 
     @cache(ttl=60, name="load")
     def load(region: str) -> str:
@@ -244,7 +244,7 @@ def test_another_class_or_instance_is_named(clock: ManualClock) -> None:
 def test_an_edited_method_shows_the_diff(
     clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a method reaches in the class of `self` is compared for that class."""
+    """Code that a method reaches in the class of `self` is compared for that class."""
     Branch("a").load(1)
 
     def helper(self: Any, x: int) -> int:
@@ -296,7 +296,7 @@ def test_a_changed_global_is_named(code: Code) -> None:
 
 
 def test_changed_code_without_a_manifest(code: Code) -> None:
-    """Where the earlier source is not known on this host, it says so."""
+    """If the earlier source is not known on this host, it says so."""
     first = "@cache\ndef load(region):\n    return 1\n"
     code.load(first).load("EU")
     for path in assembly.manifests().directory.glob("*.json"):
@@ -420,7 +420,7 @@ def test_a_changed_dependency_is_named(clock: ManualClock) -> None:
 
 
 def test_evicted(clock: ManualClock) -> None:
-    """What this process had stored and no tier has any more was evicted or cleared."""
+    """An entry that this process stored and no tier has any more was evicted or cleared."""
 
     @cache(name="load")
     def load(region: str) -> str:
@@ -460,7 +460,7 @@ def test_damaged_and_forged_entries(clock: ManualClock, at: int, reason: str, sa
 
 
 def test_what_is_not_tracked_is_listed(clock: ManualClock) -> None:
-    """What the function reads and has no key is listed, with hits and with misses."""
+    """State that the function reads and that has no key is listed, with hits and with misses."""
     lock = threading.Lock()
 
     @cache(name="load")

@@ -259,7 +259,7 @@ async def test_buttons_refresh(kind: str) -> None:
 
 
 def test_what_cannot_be_read_back_is_not_refreshed() -> None:
-    """Where the summary has not all of the arguments, the button is off, and it says why."""
+    """If the summary does not have all arguments, the button is off, and it says why."""
 
     @cache(name="load")
     def load(rows: list[int], name: str) -> int:
@@ -342,7 +342,7 @@ def test_a_button_changes_what_is_shown_at_once(widget: Any) -> None:
 
 
 def test_without_scripts_the_same_facts_are_shown(widget: Any) -> None:
-    """Where no widget is drawn, the output has the tables and the graph as SVG."""
+    """If no widget is drawn, the output has the tables and the graph as SVG."""
 
     @cache(name="load")
     def load(region: str) -> str:

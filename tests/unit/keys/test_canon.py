@@ -385,7 +385,7 @@ def pairs_of(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def test_different_values_have_different_keys() -> None:
-    """Whatever a function could tell apart has keys of its own, bare and inside of a list."""
+    """Values that a function could tell apart have different keys, bare and inside of a list."""
     assert pairs_of(DISTINCT) == []
     assert pairs_of({name: [value] for name, value in DISTINCT.items()}) == []
     assert pairs_of({name: {"a": value} for name, value in DISTINCT.items()}) == []
@@ -588,7 +588,7 @@ def test_parts_that_pass_away_are_not_mistaken_for_each_other() -> None:
     assert digest(many[:2]) != digest([many[0], many[0]])
 
 
-# --- what has no key -----------------------------------------------------------------------------
+# --- values without a key -------------------------------------------------------------------------
 
 
 def generator() -> Any:
@@ -618,7 +618,7 @@ REFUSED: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_handles_have_no_key(name: str) -> None:
-    """What stands for something outside of itself, or is used up by reading, is refused."""
+    """A value that stands for something outside of itself, or is used up by reading, is refused."""
     value = REFUSED[name]()
     try:
         with pytest.raises(Unkeyable) as caught:
@@ -668,7 +668,7 @@ def test_an_error_has_the_path(name: str) -> None:
 
 
 class Raising:
-    """What its own methods raise is no error of memo's."""
+    """An error in a value's own methods is no error of memo's."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name)
@@ -681,7 +681,7 @@ class Raising:
 
 
 def test_what_raises_when_it_is_read_has_no_key() -> None:
-    """Whatever a value's own methods raise, it is an error that tells so."""
+    """Any error in a value's own methods becomes an error that says so."""
     with pytest.raises(Unkeyable, match="RuntimeError"):
         digest([Raising()])
 
@@ -797,7 +797,7 @@ def test_memo_key() -> None:
 
 
 def test_types_are_not_kept_alive() -> None:
-    """A class that nobody uses any more is forgotten, with its encoder."""
+    """A class that is not used any more is forgotten, with its encoder."""
 
     class Passing:
         pass
@@ -871,7 +871,7 @@ VALUES = st.recursive(
 
 
 def model(value: Any) -> Any:
-    """What a value is, by a slow and simple rule of its own: type and observable content."""
+    """A description of a value by a slow and simple rule: type and observable content."""
     kind = type(value)
     if kind is float:
         return "float", "nan" if math.isnan(value) else struct.pack("<d", value)

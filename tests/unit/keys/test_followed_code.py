@@ -350,7 +350,7 @@ CLASSES = {
 def test_a_changed_class_is_seen(
     notebook: Notebook, given: tuple[str, str, tuple[Any, Any]], role: str
 ) -> None:
-    """Whatever makes a class: a change of it is seen where it is read, and in an argument."""
+    """A change of any class factory is seen where it is read, and in an argument."""
     made, used, (first, second) = given
     cell = textwrap.dedent(made)
     notebook.run("import memo")
@@ -404,7 +404,7 @@ def test_the_body_of_a_celery_task_is_followed(notebook: Notebook, decorator: st
     assert load.is_cached(1)
 
 
-# --- what cannot be followed ---------------------------------------------------------------------
+# --- code that cannot be followed -----------------------------------------------------------------
 
 
 def test_the_getattr_of_a_module_is_followed_and_listed(

@@ -331,7 +331,7 @@ BEFORE_3 = [
     ("pd days", "pd days ns"),
     ("pd str", "pd object None"),
 ]
-"""What is one and the same before pandas 3: text is objects, and dates are nanoseconds."""
+"""Values that are the same before pandas 3: text is objects, and dates are nanoseconds."""
 
 
 def test_different_arrays_and_tables_have_different_keys() -> None:
@@ -893,7 +893,7 @@ def frames(draw: Any) -> Any:
 
 
 def described(frame: Any) -> Any:
-    """What a frame is, by a slow rule of its own."""
+    """A description of a frame by a slow rule."""
     columns = [(n, str(frame[n].dtype), [*map(repr, frame[n].array)]) for n in frame.columns]
     categories = [
         (n, [*frame[n].cat.categories]) for n in frame if str(frame[n].dtype) == "category"
@@ -934,7 +934,7 @@ def test_frames_put_together_otherwise_have_one_key(frame: Any, chance: random.R
 @settings(max_examples=100, deadline=None)
 @given(frames(), st.data())
 def test_one_changed_cell_is_another_key(frame: Any, data: st.DataObject) -> None:
-    """Whatever single cell changes, the key does."""
+    """A change of any single cell changes the key."""
     if not frame.size:
         return
     row = data.draw(st.integers(0, len(frame) - 1))
@@ -985,7 +985,7 @@ NESTED = st.recursive(
 
 
 def told(value: Any) -> Any:
-    """What a nested value is, by a slow rule of its own."""
+    """A description of a nested value by a slow rule."""
     if isinstance(value, np.ndarray):
         return "array", value.dtype.str, value.shape, repr(value.tolist())
     if isinstance(value, pd.DataFrame):

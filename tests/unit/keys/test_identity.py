@@ -67,7 +67,7 @@ class Notebook:
 
 @pytest.fixture(autouse=True)
 def _no_traces(tmp_path: Path) -> Iterator[None]:
-    """What a test has written or made goes; libraries that were imported meanwhile stay whole."""
+    """Removes what a test has written or made; libraries imported meanwhile stay whole."""
     before, path = dict(sys.modules), list(sys.path)
     yield
     for name in set(sys.modules) - set(before):
@@ -493,7 +493,7 @@ def test_same_without_source(edit: str) -> None:
 
 
 def elsewhere(edit: str) -> bool:
-    """Whether an edit leaves `f` itself alone, which is a plain function at the end."""
+    """True if an edit leaves `f` itself alone, which is a plain function at the end."""
     heads, tails = zip(*(text.rsplit("def f(", 1) for text in OTHER[edit]), strict=True)
     return tails[0] == tails[1] and all(
         re.search(r"(^|(^|\n)[^@\n]*\n)\Z", h) and "def f(" not in h for h in heads
@@ -612,7 +612,7 @@ def test_equal_values_are_one() -> None:
 
 
 def test_global_frames_are_let_go() -> None:
-    """A big global that was bound anew is not kept alive by those who read it."""
+    """A big global that was bound anew is not kept alive by the functions that read it."""
     import gc
     import weakref
 
@@ -646,7 +646,7 @@ COUNTERS = {
 
 @pytest.mark.parametrize("kind", COUNTERS)
 def test_counters_that_are_only_filled_are_no_input(kind: str) -> None:
-    """What the function only fills, and never reads, never makes it another function."""
+    """State that the function only fills, and never reads, never makes it another function."""
     setup, count = COUNTERS[kind]
     notebook = Notebook()
     notebook.run(setup)
@@ -1029,7 +1029,7 @@ def test_partial_and_callables() -> None:
 
 
 def test_class_of_self() -> None:
-    """What a method reaches through `self` is that of the class of `self`, where it is given."""
+    """A name that a method reaches through `self` is that of the class of `self`, if given."""
     notebook = Notebook(
         """
         class B:
@@ -1108,7 +1108,7 @@ def test_stable_class_is_not_inherited() -> None:
 
 
 def test_stable_refuses_c() -> None:
-    """What cannot be marked is an error that says so."""
+    """Marking something that cannot be marked is an error that says so."""
     with pytest.raises(OptionError, match="mark a Python function"):
         stable(len)
 
@@ -1132,7 +1132,7 @@ UNTRACKED = {
 
 @pytest.mark.parametrize("cell", UNTRACKED)
 def test_untracked(cell: str) -> None:
-    """What is left out is listed, with the path to it."""
+    """State that is left out is listed, with the path to it."""
     told = Notebook(cell).identity().untracked()
     assert len(told) == 1
     assert UNTRACKED[cell] in told[0]
@@ -1160,7 +1160,7 @@ def test_locks_do_not_hide_the_rest() -> None:
 
 
 def test_main_of_an_installed_program() -> None:
-    """What is typed into `__main__` is the user's, whichever program was started."""
+    """Code typed into `__main__` is the user's, in any program."""
     main = types.ModuleType("__main__")
     main.__file__ = doctest.__file__
     assert origin.of_module(main).kind == origin.USER
@@ -1241,7 +1241,7 @@ def test_registry_that_holds_its_reader() -> None:
 
 
 def test_helper_of_a_function_in_an_array() -> None:
-    """What a function inside of a library's container reaches is followed."""
+    """Code that a function inside of a library's container reaches is followed."""
     cell = "import numpy as np\nT = np.array([lambda: h(), len])\ndef f(x): return T[x]()"
     notebook = Notebook("def h(): return 1", cell)
     identity = notebook.identity()
@@ -1349,7 +1349,7 @@ def test_sources_are_parsed_whatever_other_threads_parse(monkeypatch: pytest.Mon
     assert next(spoiled, None) is None
 
 
-# --- what libraries bring ------------------------------------------------------------------------
+# --- objects of libraries -------------------------------------------------------------------------
 
 
 def test_functions_that_cython_compiled_are_their_library() -> None:
@@ -1369,7 +1369,7 @@ def test_functions_that_cython_compiled_are_their_library() -> None:
 
 
 def test_a_buffer_without_a_key_in_a_container_is_left_out() -> None:
-    """What looks like plain bytes to Python and has no key is listed, and the rest still counts."""
+    """A value that looks like plain bytes and has no key is listed, and the rest still counts."""
     cell = "import ctypes\nG = {'a': [ctypes.memmove, 1]}\ndef f(x): return G"
     identity = Notebook(cell).identity()
     assert identity.untracked() == [
@@ -1537,7 +1537,7 @@ def f(x): return G
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_every_change_in_place_is_seen(name: str) -> None:
-    """What a warm look says after each change is what a first look says."""
+    """A warm look after each change gives the same as a first look."""
     made, changes = STRUCTURES[name]
     notebook = Notebook(PARTS, made)
     identity = notebook.identity()

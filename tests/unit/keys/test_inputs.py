@@ -356,7 +356,7 @@ def test_only_what_escapes_counts_as_a_whole(monkeypatch: pytest.MonkeyPatch) ->
     assert Fresh("b").get(1) == "a"
 
 
-# --- what has no sound key ------------------------------------------------------------------------
+# --- state without a sound key --------------------------------------------------------------------
 
 
 class Locked:
@@ -651,7 +651,7 @@ def test_the_order_of_a_dict_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_order_of_a_set_and_of_attributes_does_not_count() -> None:
-    """What has no order has none in a key."""
+    """A collection without an order has none in a key."""
 
     class Pair:
         def __init__(self, *names: str) -> None:
@@ -919,7 +919,7 @@ def test_what_a_computation_changes_itself_leaves_its_key() -> None:
 
 
 def test_what_changes_between_calls_is_a_miss() -> None:
-    """An attribute that somebody sets between two calls stays an input."""
+    """An attribute that is set from outside between two calls stays an input."""
     client = Plain("a")
     assert client.get(1) == "a 1"
     client.tenant = "b"

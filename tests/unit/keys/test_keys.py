@@ -119,7 +119,7 @@ DIFFERENT: list[Any] = [
 
 
 def test_other_calls_are_others() -> None:
-    """Whatever differs in what the function gets differs in the key."""
+    """Any difference in the function's arguments makes another key."""
     keyer_ = keyer(variable)
     calls = [keyer_.call(CODE, args, kwargs) for args, kwargs in DIFFERENT]
     assert len({c.text for c in calls}) == len(DIFFERENT)
@@ -137,7 +137,7 @@ def test_rest_is_not_flattened() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_binding_is_that_of_python(data: st.DataObject) -> None:
-    """What Python binds alike has one key, what it refuses has none, for any kind of signature."""
+    """Calls that Python binds alike have one key, calls that it refuses have none."""
     function = data.draw(st.sampled_from([ordinary, positional, variable, pair, nothing]))
     values = st.sampled_from([1, 2, 3, "1"])
     names = st.sampled_from(["a", "b", "c", "rest", "extra", "x"])
@@ -178,7 +178,7 @@ def test_the_function_the_class_and_the_code_count() -> None:
     assert one.call(CODE, (1, 2), {}).text == key(one, 1, 2)
 
 
-# --- what has no key -----------------------------------------------------------------------------
+# --- arguments without a key ----------------------------------------------------------------------
 
 
 def test_an_error_names_everything() -> None:
@@ -275,7 +275,7 @@ def test_class_methods() -> None:
 
 
 def test_method_is_learned_late() -> None:
-    """What turns out to be a method when its class is made is keyed as one from then on."""
+    """A function that becomes a method when its class is made is keyed as one from then on."""
     keyer_ = keyer(Service.get, key_prefix="products")
     keyer_.method = True
     made = call(keyer_, Service(), "42")
@@ -320,7 +320,7 @@ class Shade(enum.Enum):
     ],
 )
 def test_words_are_those_of_an_f_string(value: Any, text: str) -> None:
-    """What has short words of its own stands in an address as an f-string writes it."""
+    """A value with a format of its own stands in an address as an f-string writes it."""
     assert call(keyer(pair, key_prefix="p"), value, 1).address == f"p:{text}:1" == f"p:{value}:1"
 
 
@@ -651,7 +651,7 @@ def test_partial_of_a_method_selects_by_object_where_one_is_given() -> None:
 
 
 def test_partial_with_a_resolver() -> None:
-    """What the resolver needs selects exactly; a part of it, what has that; the rest, nothing."""
+    """All arguments of the resolver select exactly; some, the entries with these; others, none."""
     for resolver in ("{order_id}", ["order_id"], lambda order_id: order_id):
         keyer_ = keyer(order, key_resolver=resolver)
         made = call(keyer_, 42, LOCK)
@@ -762,7 +762,7 @@ ALIKE = st.sampled_from(
 def test_calls_that_come_again_have_the_keys_they_had(
     calls: list[tuple[Any, Any, str]],
 ) -> None:
-    """What is kept of a call answers that call only: not one that is equal, or of other code."""
+    """A remembered call answers only itself: not one that is equal, or of other code."""
 
     def kept(a: Any, b: Any) -> None: ...
 

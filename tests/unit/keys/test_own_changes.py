@@ -180,7 +180,7 @@ def test_its_own_changes_leave_the_key(change: str, kind: str, module: Make) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_by_anything_else_is_a_miss(change: str, kind: str, module: Make) -> None:
-    """What the state was set to between two calls counts, so the call computes again."""
+    """State that is set between two calls counts, so the call computes again."""
     made = changing(change, kind, module)
     exec(CHANGES[change][3], vars(made))
     run(made.f(1))
@@ -392,7 +392,7 @@ def test_other_processes_know_what_a_function_changes(
 
 @pytest.mark.filterwarnings("ignore:.*while it runs")
 def test_other_processes_keep_what_they_set_themselves(module: Make, tmp_path: Path) -> None:
-    """What another process sets before its first call is its own input, not a counter."""
+    """State that another process sets before its first call is its own input, not a counter."""
     made = module(source("lazily created", "sync"), "s")
     try:
         made.f(1)

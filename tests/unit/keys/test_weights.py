@@ -36,7 +36,7 @@ class Slotted:
 
 
 class Trap:
-    """Whoever asks for its attributes by name runs its code."""
+    """Asking for its attributes by name runs its code."""
 
     def __init__(self, data: Any) -> None:
         self.__dict__["data"] = data
@@ -82,7 +82,7 @@ def test_small_arguments_are_light(number: int) -> None:
 
 @pytest.mark.parametrize("number", range(len(HEAVY)))
 def test_big_arguments_are_heavy(number: int) -> None:
-    """Whatever it is and however deep it lies: what takes milliseconds to hash is heavy."""
+    """A value of any type and depth that takes milliseconds to hash is heavy."""
     assert heavy(HEAVY[number], {})
     assert heavy((1,), {str(at): value for at, value in enumerate(HEAVY[number])})
 
@@ -144,7 +144,7 @@ async def test_what_a_method_is_bound_to_weighs_nothing() -> None:
 
 
 async def test_an_argument_without_a_key_is_the_same_error() -> None:
-    """What cannot be keyed is an error that names it, in a thread too."""
+    """An argument that cannot be keyed is an error that names it, in a thread too."""
 
     @cache(name="weights:bad", version="1", ttl=None)
     async def load(data: Any, lock: Any) -> int:
@@ -180,7 +180,7 @@ def test_calls_with_long_texts_are_stored(text: str) -> None:
 
 @pytest.mark.timing
 def test_small_arguments_cost_no_look() -> None:
-    """Whether a number and a short text are big costs their key less than 0.1 µs."""
+    """The check for big values costs the key of a number and a short text less than 0.1 µs."""
     keyer: Any = inside(Service.load).keyer.__class__(
         lambda number, text: None,
         function_id="weights:f",

@@ -143,7 +143,7 @@ def test_the_median_is_right_to_five_percent(counters: Counters) -> None:
 
 
 def test_cache_info_is_that_of_lru_cache(counters: Counters) -> None:
-    """Callers that shared a computation are hits; whoever computed for itself is a miss."""
+    """Callers that share a computation are hits; those that compute for themselves are misses."""
     for _ in range(10):
         counters(Event(events.MISS, LOAD, "k", reason="not cached yet"))
     counters(Event(events.COMPUTED, LOAD, "k", seconds=1.0))
@@ -159,7 +159,7 @@ def test_cache_info_is_that_of_lru_cache(counters: Counters) -> None:
 
 
 def test_a_call_that_shares_is_no_miss(counters: Counters) -> None:
-    """Who looks in vain and then shares another's computation counts as shared alone."""
+    """A caller that misses and then shares another's computation counts as shared only."""
     for reason in ("expired", "not cached yet", "not cached yet"):
         counters(Event(events.MISS, LOAD, "k", reason=reason))
     counters(Event(events.MISS, LOAD, "other", reason="not cached yet"))
@@ -297,7 +297,7 @@ def test_snapshots_are_frozen(counters: Counters) -> None:
 
 
 def test_snapshots_add_up_and_subtract(counters: Counters, clock: Ticking) -> None:
-    """What two processes did is their sum; what a stretch of time did is a difference."""
+    """The figures of two processes add up; those of a stretch of time are a difference."""
     counters(hit())
     first = counters.snapshot()
     clock.go(3)
@@ -477,7 +477,7 @@ def test_span_survives_a_reset(counters: Counters, clock: Ticking) -> None:
     assert span.stats.total.hits == 1
 
 
-# --- The board ----------------------------------------------------------------------------------
+# --- shared statistics ----------------------------------------------------------------------------
 
 
 def snapshot_of(hits: int) -> Stats:
@@ -605,7 +605,7 @@ def run_child(*args: object) -> str:
 
 
 def test_processes_see_each_other(tmp_path: Path) -> None:
-    """What a process did is on the board when it has ended, for every later one."""
+    """The figures of a process are in the directory when it has ended, for every later one."""
     run_child(tmp_path, 3)
     run_child(tmp_path, 40)
     assert run_child(tmp_path, 500, "show").split() == ["543", "500"]

@@ -23,7 +23,7 @@ from memo.testing import ManualClock, isolated
 
 
 class Backend:
-    """What has been received."""
+    """The received data."""
 
     def __init__(self) -> None:
         self.reader = InMemoryMetricReader()

@@ -72,7 +72,7 @@ def test_a_late_joiner_saves_the_rest() -> None:
 
 
 def test_computing_is_exclusive() -> None:
-    """What an outer call spends in cached calls is theirs; all together is what the clock says."""
+    """Time that an outer call spends in cached calls is theirs; the sum is the clock's."""
 
     @cache(version="1")
     def inner(x: int) -> int:
@@ -243,7 +243,7 @@ def test_an_expired_hit_is_said_to_be_expired() -> None:
 
 
 def test_a_miss_after_an_edit_is_counted_as_one() -> None:
-    """What `explain` calls "code changed" has the same words in the figures, and only that."""
+    """The figures say "code changed" in the same cases as `explain`, and only then."""
 
     def defined(step: int) -> Any:
         if step == 1:

@@ -24,7 +24,7 @@ from memo.decorators.cached_function import CachedFunction
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 REDIS = "localhost:6379"
-"""Where the documentation's Redis is; the tests put their own in its place."""
+"""The address of the documentation's Redis; the tests put their own in its place."""
 LANGUAGES = {"python", "sh", "text", "toml", "ini"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -62,7 +62,7 @@ async def run(page: Path, module: types.ModuleType, redis: str) -> None:
 def test_every_block_runs(
     page: Path, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a page tells people to type works, from its first block to its last."""
+    """The commands and code of a page work, from its first block to its last."""
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType(f"page_{page.stem.lower()}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -105,7 +105,7 @@ def test_every_option_has_an_example(decorator: Any) -> None:
 
 
 def test_every_helper_is_documented() -> None:
-    """What a decorated function can do stands in the table of its section, twins included."""
+    """Each method of a decorated function is in the table of its section, twins included."""
     text = (ROOT / "docs" / "options.md").read_text("utf-8")
     section = text.partition("## On the decorated function")[2].partition("\n## ")[0]
     names = [name for name in vars(CachedFunction) if not name.startswith("_")]

@@ -1,4 +1,4 @@
-"""What docstrings and comments refer to is there."""
+"""References in docstrings and comments exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def references() -> Iterator[tuple[Path, str]]:
 
 
 def found(name: str) -> bool:
-    """Whether a dotted name is a module of memo, or something in one."""
+    """True if a dotted name is a module of memo, or something in one."""
     parts = name.split(".")
     if parts[0] != "memo":
         modules = [path for path in FILES if path.stem == parts[0]]

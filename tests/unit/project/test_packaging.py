@@ -48,7 +48,7 @@ LATER = {"compression"}
 def bounds(lines: list[str]) -> dict[str, str]:
     """Requirement lines as name -> bound; `redis[hiredis]>=5` also gives `hiredis`.
 
-    What only some versions of Python need is needed by the one that conda chooses, perhaps.
+    A package that only some versions of Python need may be needed by the one that conda chooses.
     """
     found = {}
     for line in (line.partition(";")[0] for line in lines):
@@ -75,7 +75,7 @@ def test_conda_environment_is_the_projects() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    """What memo imports is the standard library's, declared, or looked up without being needed."""
+    """Each import of memo is the standard library's, declared, or optional."""
     declared = {name.lower() for name in bounds(PROJECT["dependencies"])}
     declared.add("redis")
     used = set()
@@ -170,7 +170,7 @@ def test_check_reads_the_code() -> None:
 
 
 def test_each_exception_of_the_linter_has_a_reason() -> None:
-    """Whatever ruff, or the warnings filter, is told to let pass says why on the same line."""
+    """Each exception for ruff or the warnings filter has its reason on the same line."""
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     rule = re.compile(r'^\s*"(?:[A-Z]+\d*|(?:ignore|default):.*)",')
     bare = [line for line in text.splitlines() if rule.match(line) and "# " not in line]
@@ -178,5 +178,5 @@ def test_each_exception_of_the_linter_has_a_reason() -> None:
 
 
 def test_distribution_needs_what_the_project_says() -> None:
-    """What is installed here is this project, under its own name."""
+    """The installed distribution is this project, under its own name."""
     assert importlib.metadata.metadata("jupyter-memo")["Name"] == PROJECT["name"]

@@ -96,7 +96,7 @@ def test_tests_use_few_private_names() -> None:
         or (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
     }
     known = {name for name in known if is_private(name) and not name.startswith("_repr_")}
-    known -= {"_replace", "_fields"}  # what named tuples have
+    known -= {"_replace", "_fields"}  # methods of named tuples
     uses = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in sorted((ROOT / "tests").rglob("*.py"))

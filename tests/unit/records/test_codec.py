@@ -79,7 +79,7 @@ def test_column_comes_back_equal(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, (_, maps) in COLUMNS.items() if maps])
 def test_buffers_of_a_column_leave_the_stream(name: str) -> None:
-    """Whatever maps keeps no data in the stream, so loading it takes no time per element."""
+    """Mapped values keep no data in the stream, so loading takes no time per element."""
     _, stream, payload = stored(COLUMNS[name][0])
     assert payload >= codec.OUT_OF_BAND
     assert stream < 8192
@@ -163,7 +163,7 @@ def test_text_arrays_come_back_equal(dtype: str) -> None:
 
 @pytest.mark.parametrize("odd", ["\ud800", b"bytes", np.str_("subclass"), 1.5, float("nan"), None])
 def test_object_array_keeps_the_types_of_its_elements(odd: object) -> None:
-    """What is no plain string among the strings comes back as what it was."""
+    """A value that is no plain string among the strings comes back as it was."""
     array = np.array([*NAMES, None], dtype=object)
     array[-1] = odd
     back, _, _ = stored(array)
@@ -335,7 +335,7 @@ def test_type_that_claims_to_be_numpys_is_pickled_as_what_it_is() -> None:
 
 
 def test_streams_load_without_pyarrow_unless_it_was_needed(monkeypatch: Any) -> None:
-    """Where pyarrow is missing, object strings are pickled as ever."""
+    """If pyarrow is missing, object strings are pickled as usual."""
     monkeypatch.setattr(buffers, "loaded_pyarrow", lambda: None)
     back, _, payload = stored(np.array(NAMES, dtype=object))
     assert payload == 0
@@ -350,7 +350,7 @@ def test_what_does_not_load_is_unreadable() -> None:
 
 
 def test_is_whole_sees_every_byte() -> None:
-    """One changed byte, in whichever buffer, shows; padding is nobody's."""
+    """One changed byte in any buffer shows; padding does not count."""
     views = tuple(memoryview(RNG.bytes(size)) for size in (3 << 20, 65, 10))
     payload = codec.payload(views)
     data = bytearray(codec.aligned(payload))

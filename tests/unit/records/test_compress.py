@@ -231,7 +231,7 @@ def payload_files(home: Path) -> list[Path]:
 def test_a_compressed_result_is_a_hit(
     cache_home: Path, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the disk and from memory alike, each caller has a value of his own."""
+    """From the disk and from memory alike, each caller has a value of its own."""
     numbers = numbers_of(compress=True)
     decode = codec.decode
 
@@ -251,7 +251,7 @@ def test_a_compressed_result_is_a_hit(
 
 
 async def test_joiners_and_hits_of_an_async_function() -> None:
-    """Who joins a computation gets a copy, and hits are inflated in a thread."""
+    """A caller that joins a computation gets a copy, and hits are inflated in a thread."""
     threads: set[str] = set()
     unpacked = zstd_frames.unpacked
 
@@ -274,7 +274,7 @@ async def test_joiners_and_hits_of_an_async_function() -> None:
 
 
 def test_older_and_newer_entries_are_read(cache_home: Path) -> None:
-    """What was stored without `compress` is read with it, and the other way round."""
+    """An entry stored without `compress` is read with it, and the other way round."""
     for before, after in ((False, True), (True, False)):
         first, second = numbers_of(compress=before), numbers_of(compress=after)
         first(N)
@@ -348,7 +348,7 @@ def test_what_the_seal_does_not_cover_is_never_inflated(
 
 
 def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> None:
-    """Who has the secret and still writes nonsense makes a miss, not an error."""
+    """Nonsense that is sealed with the right secret is a miss, not an error."""
     numbers = numbers_of(compress=True)
     packed = zstd_frames.packed
 
@@ -369,7 +369,7 @@ def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> No
 def test_without_the_package_results_are_stored_as_they_are(
     cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where zstd cannot be imported nothing is lost, and a compressed entry is a miss."""
+    """If zstd cannot be imported nothing is lost, and a compressed entry is a miss."""
     numbers = numbers_of(compress=True)
     numbers(N)
 
@@ -384,7 +384,7 @@ def test_without_the_package_results_are_stored_as_they_are(
     assert "zstd" not in str(numbers.explain(N))
 
 
-# --- what it takes --------------------------------------------------------------------------------
+# --- cost -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["", "big", "-1MiB", "1 apple", 0, -5, 1.5, b"1MiB", ["1MiB"]])

@@ -37,7 +37,7 @@ SECRET, OTHER = Secret(b"s" * 32), Secret(b"o" * 32)
 MINE, THEIRS = "11" * 32, "22" * 32
 """Two secrets as users write them."""
 loaded: list[str] = []
-"""What a canary was unpickled for."""
+"""The canaries that were unpickled."""
 
 
 class Canary:
@@ -198,7 +198,7 @@ def mutant(chance: random.Random, record: bytes) -> bytes:
 
 
 def test_mutated_records_are_refused() -> None:
-    """Whatever is done to a record, it is refused with an `EntryError` and nothing else."""
+    """Any change of a record is refused with an `EntryError` and nothing else."""
     chance = random.Random(7)
     for _ in range(MUTANTS):
         changed = mutant(chance, RECORD)
@@ -230,7 +230,7 @@ PLAIN = header(
     ),
     buffers=(),
 )
-"""What is told at a glance."""
+"""The parts that a glance reads."""
 
 
 def told_by(entry: Entry) -> tuple[Any, ...]:
@@ -243,7 +243,7 @@ def glanced(record: bytes) -> Entry | None:
 
 
 def test_a_glance_tells_what_unpacking_tells() -> None:
-    """The short way to an entry gives the same as the long one, with all that makes it untrue."""
+    """The short way to an entry gives the same as the long one, with all its stamps."""
     record = seal.pack(PLAIN, STREAM, SECRET)
     entry = glanced(record)
     assert entry is not None
@@ -269,12 +269,12 @@ def test_a_glance_tells_what_unpacking_tells() -> None:
     ids=["payload", "flags", "file", "call", "key", "namespace", "shifted"],
 )
 def test_a_glance_leaves_the_rest_to_unpacking(changes: dict[str, Any]) -> None:
-    """What a glance cannot judge, or unpacking refuses, is no entry at a glance."""
+    """A record that a glance cannot judge, or unpacking refuses, is no entry at a glance."""
     assert glanced(seal.pack(PLAIN._replace(**changes), STREAM, SECRET)) is None
 
 
 def test_no_mutant_passes_at_a_glance() -> None:
-    """Whatever is done to a record, a glance believes nothing of it; sealed, it reads the same."""
+    """After any change of a record a glance believes nothing of it; sealed, it reads the same."""
     chance = random.Random(13)
     record = seal.pack(PLAIN, STREAM, SECRET)
     agreed = 0
@@ -343,7 +343,7 @@ def test_a_record_that_changes_takes_the_place_of_the_one_before() -> None:
 @given(st.binary(max_size=400))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_refused(text: bytes) -> None:
-    """Bytes that nobody sealed are refused, with and without the look of a record."""
+    """Bytes without a seal are refused, with and without the look of a record."""
     refused(text)
     refused(RECORD[:16] + text)
     refused(RECORD[:48] + text)
@@ -362,7 +362,7 @@ def test_any_stamps_are_read_or_refused(stamps: Any) -> None:
         opened(sealed(made + ends + middle + text + RECORD[places[0] :]))
 
 
-# --- who sealed it, and for what -----------------------------------------------------------------
+# --- seals and their purpose ----------------------------------------------------------------------
 
 
 def test_an_entry_belongs_to_its_key_and_namespace() -> None:
@@ -375,7 +375,7 @@ def test_an_entry_belongs_to_its_key_and_namespace() -> None:
 
 
 def test_an_unknown_secret_is_refused() -> None:
-    """An entry of somebody with another secret is refused, also under our secret's id."""
+    """An entry sealed with another secret is refused, also under our secret's id."""
     theirs = seal.pack(header(), pickle.dumps(Canary()), OTHER)
     assert refused(theirs) == UNAUTHENTIC
     assert refused(theirs[:8] + SECRET.id + theirs[16:]) == UNAUTHENTIC
@@ -390,7 +390,7 @@ def test_rotation() -> None:
 
 
 def test_the_entry_does_not_choose_the_algorithm() -> None:
-    """Flags, codec and format of an entry cannot make its seal weaker, or anybody else's."""
+    """Flags, codec and format of an entry cannot weaken its seal, or any other."""
     import hashlib
 
     body = RECORD[48:]
@@ -421,7 +421,7 @@ def test_a_secret_does_not_show() -> None:
 
 
 def canary_record(secret: Secret, name: str, text: str, function: str) -> bytes:
-    """What an attacker who knows everything but the secret would store."""
+    """The record that an attacker who knows everything but the secret would store."""
     made = header(namespace=name, key=text, function=function, buffers=(), stamps=())
     return seal.pack(made, pickle.dumps(Canary()), secret)
 
@@ -473,7 +473,7 @@ def test_a_forged_record_in_redis_is_computed_anew(redis_server: RedisServer) ->
 
 
 def test_an_entry_moved_in_redis_is_refused(redis_server: RedisServer) -> None:
-    """An authentic entry under the name of another call or function answers nobody else."""
+    """An authentic entry under the name of another call or function answers no other call."""
     client = redis_server.client()
     with with_redis(redis_server):
         load, ran = make()
@@ -487,7 +487,7 @@ def test_an_entry_moved_in_redis_is_refused(redis_server: RedisServer) -> None:
 
 
 def test_two_secrets_on_one_redis_keep_out_of_each_others_way(redis_server: RedisServer) -> None:
-    """Who has another secret neither sees nor evicts entries; both go on hitting their own."""
+    """Processes with two secrets do not see or evict each other's entries; both keep hitting."""
     load, ran = make()
     for secret in (MINE, THEIRS, MINE, THEIRS, MINE):
         with with_redis(redis_server, secret=secret):
@@ -615,7 +615,7 @@ def test_damaged_payload_files_are_never_believed(cache_home: Path, damage: str)
 
 
 def test_a_voucher_is_not_forged(cache_home: Path) -> None:
-    """A voucher that somebody without the secret wrote vouches for nothing."""
+    """A voucher written without the secret vouches for nothing."""
     from memo.stores.disk import payload_files
 
     ran: list[int] = []
@@ -644,7 +644,7 @@ def test_a_voucher_is_not_forged(cache_home: Path) -> None:
 
 
 def test_a_forged_row_of_the_index_is_never_unpickled(cache_home: Path) -> None:
-    """Whatever lies in the index under our names, nothing of it is unpickled unless authentic."""
+    """Content under our names in the index is never unpickled unless it is authentic."""
     with configure(tiers=["disk"]):
         load, ran = make()
         load(1)
@@ -665,7 +665,7 @@ def test_a_forged_row_of_the_index_is_never_unpickled(cache_home: Path) -> None:
 
 
 def test_a_forged_record_is_told() -> None:
-    """A record that is not authentic is an event, so that somebody may look into it."""
+    """A record that is not authentic is an event, so that it can be looked into."""
     with configure(tiers=["memory", "disk"]):
         load, _ = make()
         load(1)
@@ -712,7 +712,7 @@ def test_lengths_of_others_allocate_nothing() -> None:
 
 
 def test_a_value_survives_the_codec() -> None:
-    """What a stream and its table are made of is enough to make the value again."""
+    """A stream and its table are enough to make the value again."""
     value = {"x": np.arange(20_000), "y": "text"}
     encoded = codec.encode(value)
     assert encoded.payload is not None

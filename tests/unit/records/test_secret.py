@@ -102,7 +102,7 @@ def test_a_binary_file_is_one_secret(home):
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
 def test_a_file_that_others_can_reach_is_refused(home, mode):
-    """A file that anybody else can read or write is no secret; the error has the fix."""
+    """A file that others can read or write is no secret; the error has the fix."""
     path = private(home / "s", GOOD)
     path.chmod(mode)
     with pytest.raises(SecretError, match=f"chmod 600 {path}"):
@@ -110,7 +110,7 @@ def test_a_file_that_others_can_reach_is_refused(home, mode):
 
 
 def test_a_symlink_is_refused(home):
-    """A link may be turned to another file by whoever owns its directory."""
+    """The owner of a link's directory may turn the link to another file."""
     link = home / "link"
     link.symlink_to(private(home / "s", GOOD))
     with pytest.raises(SecretError, match="symlink"):
@@ -261,7 +261,7 @@ def test_the_file_is_never_readable_by_others(monkeypatch):
 
 
 def test_a_process_that_loses_the_race_takes_the_winners_secret(monkeypatch):
-    """Where another process links its file first, its secret is used, not ours."""
+    """If another process links its file first, its secret is used, not ours."""
     link = os.link
 
     def late(source, target):
@@ -273,7 +273,7 @@ def test_a_process_that_loses_the_race_takes_the_winners_secret(monkeypatch):
 
 
 def test_an_existing_generated_file_is_checked_too():
-    """A generated secret that somebody made readable is refused, not used."""
+    """A generated secret that was made readable is refused, not used."""
     secret_keys.generated()
     secret_keys.default_file().chmod(0o644)
     with pytest.raises(SecretError, match="chmod 600"):
@@ -310,7 +310,7 @@ def test_a_read_only_home_is_no_error(home):
 
 
 def test_a_file_system_without_links_falls_back(monkeypatch):
-    """Where files cannot be linked there is no safe way to make one, and no leftover."""
+    """If files cannot be linked there is no safe way to make one, and no leftover."""
 
     def refused(source, target):
         raise PermissionError(1, "Operation not permitted")

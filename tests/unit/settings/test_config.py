@@ -184,7 +184,7 @@ def test_with_configure_restores_after_an_exception():
 
 
 def test_a_block_takes_back_only_what_it_set_itself():
-    """What is configured for good inside a block stays after it."""
+    """A setting configured for good inside a block stays after it."""
     with configuration.configure(namespace="inner"):
         configuration.configure(deadline="1s")
     assert configuration.current().deadline == 1.0
@@ -208,7 +208,7 @@ def test_none_overrides_an_outer_layer(monkeypatch):
 
 
 def test_version_changes_with_every_change():
-    """Whoever keeps something made of the settings can tell when it is out of date."""
+    """Code that keeps something made of the settings can tell when it is out of date."""
     seen = {configuration.version()}
     with configuration.configure(enabled=False):
         seen.add(configuration.version())
@@ -388,7 +388,7 @@ def test_wrong_urls_are_refused(url):
 
 @pytest.mark.parametrize("value", [True, "1", "true", "YES", "on", 1])
 def test_truth_is_read_from_text(monkeypatch, value):
-    """What people write for true is true."""
+    """The usual spellings of true are true."""
     with configuration.configure(self_healing=value):
         assert configuration.current().self_healing is True
 
@@ -451,7 +451,7 @@ def test_tiers_are_names_or_objects(monkeypatch):
     ],
 )
 def test_wrong_tiers_are_refused(value, part):
-    """What cannot be a tier is refused with the fix."""
+    """A value that cannot be a tier is refused with the fix."""
     assert part in str(wrong(tiers=value))
 
 
@@ -554,7 +554,7 @@ def test_the_secret_comes_from_the_first_layer_that_has_one(monkeypatch, tmp_pat
 
 
 def test_a_secret_in_a_readable_project_file_is_refused(tmp_path):
-    """A secret that everybody can read in `pyproject.toml` is none."""
+    """A secret in a `pyproject.toml` that others can read is none."""
     path = project(f'[tool.memo]\nsecret = "{SECRET}"\n')
     path.chmod(0o644)
     with pytest.raises(SettingError, match="chmod 600"):

@@ -60,7 +60,7 @@ _written = [int(time.time()) - 1000]
 
 
 def write(path, text: str) -> None:
-    """Write a file whose time stamp is old, and new to whoever saw it before."""
+    """Write a file with an old time stamp that earlier readers have not seen."""
     path.write_text(text)
     _written[0] += 1
     os.utime(path, (_written[0], _written[0]))

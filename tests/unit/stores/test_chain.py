@@ -126,7 +126,7 @@ def test_on_error_asks_the_next_tier_only_when_one_fails() -> None:
 
 
 def test_self_healing_writes_back_with_the_remaining_lifetime() -> None:
-    """What the second tier answered is written back to the first, with the time that is left."""
+    """An answer of the second tier is written back to the first, with the time that is left."""
     f, first, _, runs = made()
     f(1)
     (name,) = first.records()
@@ -173,7 +173,7 @@ def test_default_chains() -> None:
 
 
 def quick(function: Any, *args: Any) -> bool:
-    """Whether the next call is answered without a coroutine."""
+    """True if the next call is answered without a coroutine."""
     call = inside(function).keyer.call(inside(function).code(args), args, {})
     found = default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
     return isinstance(found, Entry)

@@ -226,7 +226,7 @@ def test_who_look_again_together_do_so_once(redis_server: RedisServer) -> None:
 
 
 def test_everybody_gets_his_own(tier: Redis, redis_server: RedisServer) -> None:
-    """In random batches, of records of any size, present, absent or foreign, each gets his own."""
+    """In random batches, of records of any size, present, absent or foreign, each gets its own."""
     chance = random.Random(7)
     stored = fill(tier, 60, lambda: chance.choice((0, 100, 5_000, 200_000)))
     redis_server.client().lpush(name(70).replace("memo:", "memo:2:"), "a list")
@@ -275,7 +275,7 @@ def test_everybody_gets_his_own_among_threads(tier: Redis) -> None:
 
 @pytest.mark.parametrize("together", [1, 30])
 def test_invalidation_is_seen_by_the_next_batch(tier: Redis, together: int) -> None:
-    """What was turned, whole or in part, before a look-up began reads otherwise in it (I1)."""
+    """A group turned, whole or in part, before a look-up began reads otherwise in it (I1)."""
     fill(tier, together)
     turns = (Turn("n"), Turn("f:m:f", (("a", A),)), Turn("p:m", (("@", A),)), Turn("f:m:f"))
 
@@ -320,7 +320,7 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(
 
 
 def test_a_thread_believes_no_answer_to_another_question() -> None:
-    """Replies to one who blocks whose signature is wrong are a fault, and nobody's."""
+    """Replies with a wrong signature to a blocking call are a fault, and reach no caller."""
     with Scripted(b"$1\r\nx\r\n") as server:
         tier = Redis(server.url, deadline=PATIENT)
         with pytest.raises(TierError):
@@ -429,7 +429,7 @@ def test_a_new_login_reaches_connections_in_use(redis_server: RedisServer) -> No
     tier.close()
 
 
-# --- whoever goes, and whatever breaks -----------------------------------------------------------
+# --- callers that leave, connections that break ---------------------------------------------------
 
 
 def test_who_is_cancelled_takes_nobody_along(tier: Redis, redis_server: RedisServer) -> None:
@@ -493,7 +493,7 @@ def test_cut_in_the_midst_of_a_batch(proxy: Proxy, at: int) -> None:
 
 
 def test_a_lane_that_died_is_replaced(proxy: Proxy) -> None:
-    """What was sent on a connection that turns out to be dead is sent again, and nobody notices."""
+    """Commands sent on a connection that turns out to be dead are sent again, unnoticed."""
     tier = Redis(proxy.url, deadline=PATIENT)
     stored = fill(tier, 100)
 
@@ -509,7 +509,7 @@ def test_a_lane_that_died_is_replaced(proxy: Proxy) -> None:
 
 
 def test_the_answer_to_another_question_is_nobodys() -> None:
-    """Replies whose signature is wrong are given to nobody: one fault, however many waited."""
+    """Replies with a wrong signature reach no caller: one fault, however many waited."""
     with Scripted(b"$1\r\nx\r\n") as server:
         tier = Redis(server.url, deadline=PATIENT)
 
@@ -562,11 +562,11 @@ def test_a_big_answer_earns_its_time(asynchronous: bool, monkeypatch: pytest.Mon
         tier.close()
 
 
-# --- what is read along --------------------------------------------------------------------------
+# --- groups that are read along -------------------------------------------------------------------
 
 
 def test_states_are_those_of_the_stamps() -> None:
-    """What is made of a group's plain fields is what `stamps.read` reads, or nothing."""
+    """A group's plain fields give what `stamps.read` reads, or nothing."""
     chance = random.Random(3)
     for _ in range(500):
         fields = {key: chance.choice(("", "t" * 16, "u" * 20)) for key in (ALL, LAST)}
@@ -585,7 +585,7 @@ def test_states_are_those_of_the_stamps() -> None:
 
 @pytest.mark.parametrize("reply", [None, 5, b"text", [], [b"x"], [1, 2, 3], [None] * 3, [[]] * 3])
 def test_no_reply_makes_reading_raise(reply: Any) -> None:
-    """Whatever a server gives in the place of a group's fields is a group that is lost."""
+    """Any reply of a server in the place of a group's fields is a lost group."""
     assert [Group(b"key").state(ref.group, ref.arguments, reply) for ref in REFS] == [LOST] * 3
 
 

@@ -64,7 +64,7 @@ def test_storing_costs_few_round_trips(style: Style) -> None:
     ids=["function", "arguments", "tag"],
 )
 def test_invalidations_act(style: Style, drop: Any) -> None:
-    """What is invalidated is computed again, at once or one by one read."""
+    """An invalidated entry is computed again, read in a batch or one by one."""
     provider = InADictAtOnce()
     memo.configure(tiers=[provider])
     load, ran = cached(style, None, 5)
@@ -100,7 +100,7 @@ def test_a_wrong_get_many_is_a_fault_of_the_tier(style: Style, kind: Any) -> Non
 
 
 def test_redis_keeps_the_groups_of_long_stamps(redis_server: RedisServer) -> None:
-    """What a result was built on lives in Redis as long as the result, however much that is."""
+    """Inputs of a result live in Redis as long as the result, however many they are."""
 
     def part(number: int) -> Any:
         @memo.cache(ttl=None, name=f"part:{number}")

@@ -160,7 +160,7 @@ def test_writing_to_a_mapped_payload_changes_nobody_elses(disk):
 
 
 def test_a_mapped_payload_outlives_its_entry(disk):
-    """What was mapped stays as it was when the entry is replaced, dropped and cleared."""
+    """A mapped value stays as it was when the entry is replaced, dropped and cleared."""
     data = os.urandom(MIB)
     held = payload(data)
     put(disk, "a", payload=held)
@@ -266,7 +266,7 @@ def test_at_hand_is_what_a_look_up_finds(directory, host):
 
 @pytest.mark.parametrize("damage", ["garbage", "tables"])
 def test_a_fault_is_met_once(disk, directory, damage):
-    """What goes wrong at hand is raised by the look-up that follows, and by no other."""
+    """A fault of a quick look-up is raised by the look-up that follows, and by no other."""
     for number in range(200):
         put(disk, f"n{number}", os.urandom(2000))
     disk.close()
@@ -380,7 +380,7 @@ def test_another_users_directory_is_refused(tmp_path):
 
 
 def test_the_budget_is_held(directory, host):
-    """Whatever is stored, index and payloads together stay within the budget; the newest stay."""
+    """After any stores, index and payloads together stay within the budget; the newest stay."""
     disk = Disk(directory, 8 * MIB, host)
     for number in range(60):
         put(disk, f"n{number}", os.urandom(random.choice([100, 100_000])), payload(os.urandom(MIB)))
@@ -413,7 +413,7 @@ def test_room_is_made_for_what_is_big(directory, host):
 
 
 def test_what_has_expired_goes_first(directory, host):
-    """When room is needed, expired entries go before old ones."""
+    """When space is needed, expired entries go before old ones."""
     disk = Disk(directory, 5 * MIB, host)
     put(disk, "old", payload=payload(os.urandom(MIB)))
     for number in range(3):
@@ -426,7 +426,7 @@ def test_what_has_expired_goes_first(directory, host):
 
 
 def test_what_never_fits_is_a_tier_error(directory, host):
-    """An entry larger than the budget is refused, and evicts nobody."""
+    """An entry larger than the budget is refused, and evicts no other."""
     disk = Disk(directory, 2 * MIB, host)
     put(disk, "a")
     for record, held in ((bytes(3 * MIB), None), (b"", payload(bytes(3 * MIB)))):
@@ -437,7 +437,7 @@ def test_what_never_fits_is_a_tier_error(directory, host):
     disk.close()
 
 
-# --- what happens to the files -------------------------------------------------------------------
+# --- damage to the files --------------------------------------------------------------------------
 
 
 def test_a_missing_or_short_payload_is_a_tier_error(disk):
@@ -463,7 +463,7 @@ def test_a_missing_or_short_payload_is_a_tier_error(disk):
 
 
 def test_a_missing_record_file_is_a_miss(disk):
-    """A record in a file that is gone is a miss; the next store mends it."""
+    """A record in a file that is gone is a miss; the next store repairs it."""
     put(disk, "a", bytes(INLINE + 1))
     for path in (disk.directory / "payloads").rglob("*.rec"):
         path.unlink()
@@ -492,7 +492,7 @@ def test_a_damaged_payload_is_replaced_by_the_next_store(disk, harm):
 )
 @pytest.mark.parametrize("running", [True, False])
 def test_a_damaged_index_is_set_aside(disk, directory, damage, running):
-    """Whatever is done to the index: look-ups give the right record or none, and it comes back."""
+    """After any damage to the index, look-ups give the right record or none, and it comes back."""
     held = payload(os.urandom(100_000))
     for number in range(200):
         put(disk, f"n{number}", f"record {number}".encode() * 10, held if number == 7 else None)
@@ -543,7 +543,7 @@ def test_a_directory_removed_while_running_is_made_anew(disk, directory):
 
 
 def test_two_disks_of_one_process_agree_after_the_index_was_replaced(disk, directory, host):
-    """When somebody has set the index aside, others notice with their next store."""
+    """When one process has set the index aside, others notice with their next store."""
     other = Disk(directory, 64 * MIB, host)
     put(other, "a")
     put(disk, "b")
@@ -597,7 +597,7 @@ def test_a_foreign_lock_costs_a_quarter_of_a_second(disk, directory):
 
 
 def test_an_index_that_somebody_has_locked_is_opened_and_read(disk, directory, host):
-    """A foreign lock keeps nobody from opening the index and looking up; a store fails soon."""
+    """A foreign lock stops no process from opening the index and looking up; a store fails soon."""
     put(disk, "a")
     other = sqlite3.connect(directory / "entries" / "cache.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -923,7 +923,7 @@ def test_a_sweep_leaves_alone_what_a_living_writer_has(disk, directory):
 
 
 def test_a_sweep_is_due_once_an_hour_per_host(disk, directory, host):
-    """Whoever stores first after an hour sweeps, and nobody else does for another hour."""
+    """The first process to store after an hour sweeps, and no other does for another hour."""
     put(disk, "a")
     orphan = directory / "payloads" / "ab"
     orphan.mkdir(parents=True)

@@ -138,7 +138,7 @@ def test_who_only_reads_counts_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_hits_without_a_look_up_count_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was at hand is told with the rest: when that is due, a look-up comes first."""
+    """Reads by the quick way are told with the rest: when that is due, a look-up comes first."""
     name = "memo:{f}:00:a"
     drive(disk.store(BLOCKING, name, b"record", None, None))
     real, now = time.monotonic, time.time()
@@ -153,7 +153,7 @@ def test_hits_without_a_look_up_count_too(disk: Disk, monkeypatch: pytest.Monkey
 
 
 def test_small_stores_of_two_hold_the_budget(tmp_path: Path) -> None:
-    """Who looks at the budget once for many small stores leaves room for those of others."""
+    """A process that checks the budget once for many small stores leaves space for others."""
     host = Host(tmp_path / "cache")
     disks = [Disk(tmp_path / "cache", 2 * MIB, host) for _ in range(2)]
     for number in range(600):
@@ -168,7 +168,7 @@ def test_small_stores_of_two_hold_the_budget(tmp_path: Path) -> None:
 def test_who_reads_for_a_moment_only_counts_when_it_ends(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a short program read is told when it closes the tier."""
+    """The reads of a short program are told when it closes the tier."""
     put(disk, "a", seconds=1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 7200)
@@ -183,7 +183,7 @@ def test_who_reads_for_a_moment_only_counts_when_it_ends(
 def test_hits_above_the_disk_count_too(
     cache_home: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tiers: list[str]
 ) -> None:
-    """What memory or Redis answers is in use: the disk hears of it when the process ends."""
+    """Entries that memory or Redis answers are in use: the disk hears of it at process exit."""
     with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
 
         @cache(name="eviction:above", version="1", ttl=None)
@@ -227,7 +227,7 @@ def test_a_program_that_ends_tells_what_it_read(tmp_path: Path) -> None:
 
 
 def test_replaced_code_goes_first(disk: Disk) -> None:
-    """What an older version of the code computed goes before all else, however dear."""
+    """Results of an older version of the code go before all else, however dear."""
     for number in range(4):
         put(disk, f"old{number}", seconds=10_000, code="c1")
     for number in range(5):
@@ -248,7 +248,7 @@ def test_code_that_comes_back_counts_again(disk: Disk) -> None:
 
 
 def test_no_more_goes_than_must(disk: Disk) -> None:
-    """Room for one entry takes one of its size, not ten."""
+    """Space for one entry takes one entry of its size, not ten."""
     for number in range(9):
         put(disk, f"n{number}", seconds=1)
     before = len(held(disk))
@@ -323,7 +323,7 @@ load(int.from_bytes(os.urandom(4), "big"))
 
 
 def test_writers_killed_in_mid_store_leave_the_budget_as_it_is(tmp_path: Path) -> None:
-    """What killed processes left behind goes as soon as another stores, not an hour later."""
+    """Leftovers of killed processes go as soon as another stores, not an hour later."""
     for _ in range(6):
         with start(KILLED, tmp_path, "die") as process:
             assert process.wait(30) == -signal.SIGKILL

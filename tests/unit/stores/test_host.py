@@ -71,11 +71,11 @@ CALL = Ref(F, (EU,))
 """
 
 
-# --- who sees what -------------------------------------------------------------------------------
+# --- visibility -----------------------------------------------------------------------------------
 
 
 def test_a_turn_is_seen_at_once_by_other_connections(host, second):
-    """Whatever one has turned, the very next read of another sees, each of a thousand times."""
+    """A turn by one process is seen by the very next read of another, each of a thousand times."""
     begin(host, CALL)
     seen = set()
     for _ in range(1000):
@@ -212,7 +212,7 @@ def test_processes_agree_on_a_fresh_token(directory):
 
 
 def test_the_id_is_the_directorys(host, second, tmp_path):
-    """Everybody reads the same id in one directory, and another in another."""
+    """All processes read the same id in one directory, and another in another."""
     assert len(host.id) == 16
     assert host.id == second.id
     elsewhere = Host(tmp_path / "elsewhere")
@@ -224,7 +224,7 @@ def test_the_id_is_the_directorys(host, second, tmp_path):
 
 
 def test_the_host_learns_what_the_authority_reads(host, second):
-    """What was learned is read by everybody on the host, `*`, fields and last alike."""
+    """Learned tokens are read by all processes on the host, `*`, fields and last alike."""
     before = host.generations.read([CALL])
     now = [State("s" * 16 + f"|region={EU[1]}:" + "t" * 16, "l" * 16)]
     host.generations.learn([CALL], before, now)
@@ -286,7 +286,7 @@ class Moved(Clock):
 
 
 def test_a_journalled_invalidation_turns_the_host_too(host, second):
-    """`add` turns the host's generations, for everybody on it, before anything is sent."""
+    """`add` turns the host's generations, for all its processes, before anything is sent."""
     (before,) = begin(host, CALL)
     host.journal.add([Turn(F, (EU,))], '{"by": "me"}')
     assert second.generations.read([CALL]) != [before]
@@ -311,7 +311,7 @@ def test_a_row_is_due_when_it_failed_and_gone_when_it_is_done(host, second):
 
 @pytest.mark.parametrize("offset", [6.0, -3600.0])
 def test_a_row_whose_maker_died_is_due_after_five_seconds(host, directory, offset):
-    """A row that nobody finished is due after 5 s, also when the wall clock was set back."""
+    """An unfinished row is due after 5 s, also when the wall clock was set back."""
     host.journal.add([Turn(F)], "")
     later = Host(directory, Moved(offset))
     assert later.journal.due()
@@ -354,7 +354,7 @@ def test_a_turn_is_synced_before_it_returns(host, monkeypatch):
     assert modes == [False, True, True]
 
 
-# --- what happens to the files -------------------------------------------------------------------
+# --- damage to the files --------------------------------------------------------------------------
 
 
 def test_a_kill_at_any_moment_leaves_old_or_new(directory):
@@ -381,7 +381,7 @@ def test_a_kill_at_any_moment_leaves_old_or_new(directory):
 @pytest.mark.parametrize("damage", ["garbage", "head", "empty", "half", "tables", "gone"])
 @pytest.mark.parametrize("running", [True, False])
 def test_a_damaged_file_loses_generations_and_revives_none(host, directory, damage, running):
-    """Whatever is done to host.sqlite: the next use works, and no older token comes back."""
+    """After any damage to host.sqlite the next use works, and no older token comes back."""
     old = begin(host, CALL)
     for number in range(200):
         turn(host, Turn(f"t:{number}"))
@@ -427,7 +427,7 @@ def test_the_journal_is_carried_over_from_a_damaged_file(host, directory):
 
 
 def test_a_directory_removed_while_running_is_made_anew(host, second, directory):
-    """After `rm -rf` the next use works, and everybody meets in the new file."""
+    """After `rm -rf` the next use works, and all processes meet in the new file."""
     begin(host, CALL)
     old = second.generations.read([CALL])
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
@@ -443,7 +443,7 @@ def test_a_directory_removed_while_running_is_made_anew(host, second, directory)
 
 
 def test_a_turn_right_after_a_removal_lands_in_the_new_file(host, second, directory):
-    """An invalidation that follows `rm -rf` at once is in the file that everybody will read."""
+    """An invalidation that follows `rm -rf` at once is in the file that all will read."""
     begin(host, CALL)
     begin(second, CALL)
     run("import shutil, sys; shutil.rmtree(sys.argv[1])", directory)
@@ -615,7 +615,7 @@ print(status, second)
 
 @pytest.mark.parametrize("parent", ["close", "stay"])
 def test_a_fork_shares_nothing_but_the_files(directory, parent):
-    """After a fork both see each other's turns, whoever closes; a lock stays the parent's."""
+    """After a fork both see each other's turns, whichever closes; a lock stays the parent's."""
     status, second = run(FORK, directory, parent).split()
     assert status == "0"
     host = Host(directory)
@@ -627,7 +627,7 @@ def test_a_fork_shares_nothing_but_the_files(directory, parent):
 
 
 def test_one_holder_at_a_time(host, second):
-    """Nobody else gets a lock that is held, in this process or another; then anybody does."""
+    """No other gets a lock that is held, in this process or another; once free, any can."""
     lock, other = host.lock("key"), second.lock("key")
     assert lock.try_acquire("me")
     assert not other.try_acquire("you")
@@ -656,7 +656,7 @@ def test_a_released_lock_leaves_no_file(host, directory):
 
 
 def test_a_lock_is_free_when_its_holder_is_killed(host, directory):
-    """The kernel frees the lock of a killed process at once; its text is nobody's then."""
+    """The kernel frees the lock of a killed process at once; its text names no holder then."""
     code = IN_A_PROCESS + (
         "lock = host.lock('key')\nprint(lock.try_acquire('victim'), flush=True)\nsys.stdin.read()\n"
     )
@@ -689,7 +689,7 @@ def test_a_lock_is_free_when_its_holder_is_gone_and_its_child_lives(host, direct
 
 
 def test_a_lock_on_a_file_that_was_unlinked_meanwhile_is_none(host, monkeypatch):
-    """Between opening and locking the file, its holder lets go and somebody else takes the name."""
+    """Between opening and locking the file, its holder lets go and another takes the name."""
     first, late, third = (host.lock("key") for _ in range(3))
     assert first.try_acquire()
     flock = file_locks.flock

@@ -62,7 +62,7 @@ def answers(tier: Redis) -> bool:
 
 
 def test_one_holder(tier: Redis, redis_server: RedisServer, run: Any) -> None:
-    """Who comes first has it, the others are told who; given back it is free."""
+    """The first caller has it, the others are told the holder; given back it is free."""
     leases = tier.leases
     assert run(lambda port: leases.acquire(port, "x", "me")) is None
     assert run(lambda port: leases.acquire(port, "x", "me")) is None
@@ -92,7 +92,7 @@ def test_renewed_and_replaced(tier: Redis, redis_server: RedisServer, run: Any) 
 
 
 def test_a_dead_holder(tier: Redis, run: Any) -> None:
-    """A lease that nobody renews is free when its time is over, and waiting ends with it."""
+    """A lease that is not renewed is free when its time is over, and waiting ends with it."""
     leases = RedisLeases(tier.client, b"memo:2:", lease=0.3)
     run(lambda port: leases.acquire(port, "x", "dead"))
     begun = time.monotonic()
@@ -109,7 +109,7 @@ def test_a_dead_holder(tier: Redis, run: Any) -> None:
 def test_all_waiters_are_woken(
     tier: Redis, redis_server: RedisServer, waiting: int, run: Any
 ) -> None:
-    """Giving a lease back wakes everybody who waits, within milliseconds, sync and async."""
+    """Giving a lease back wakes all waiting callers, within milliseconds, sync and async."""
     leases, woken = tier.leases, []
     blocking(lambda port: leases.acquire(port, "x", "me"))
 
@@ -138,7 +138,7 @@ def test_all_waiters_are_woken(
 
 
 def test_no_wake_up_is_lost(tier: Redis, run: Any) -> None:
-    """Given back between being told who holds it and waiting for it: waiting ends at once."""
+    """Given back between learning its holder and waiting for it: waiting ends at once."""
 
     async def work(port: Port) -> float:
         await tier.leases.acquire(port, "x", "me")
@@ -152,7 +152,7 @@ def test_no_wake_up_is_lost(tier: Redis, run: Any) -> None:
 
 
 def test_the_next_holder_silences_the_bell(tier: Redis, run: Any) -> None:
-    """Once somebody else has the lease those who come to wait do wait."""
+    """Once another holder has the lease, new callers do wait."""
 
     async def work(port: Port) -> float:
         await tier.leases.acquire(port, "x", "me")
@@ -166,7 +166,7 @@ def test_the_next_holder_silences_the_bell(tier: Redis, run: Any) -> None:
 
 
 def test_waiting_is_no_polling(tier: Redis, redis_server: RedisServer) -> None:
-    """One who waits three seconds sends at most ten commands a second, and is no outage."""
+    """A caller that waits three seconds sends at most ten commands a second, and is no outage."""
     blocking(lambda port: tier.leases.acquire(port, "x", "me"))
     client = redis_server.client()
     client.config_resetstat()
@@ -266,7 +266,7 @@ def test_a_lost_answer_leaves_no_orphan(redis_server: RedisServer, run: Any) -> 
 
 
 def test_an_orphan_of_a_frozen_server(redis_server: RedisServer) -> None:
-    """What a frozen server was asked for and does when it thaws is taken back when it answers."""
+    """A lease that a frozen server grants when it thaws is taken back when it answers."""
     tier = Redis(redis_server.url)
     blocking(lambda port: tier.lookup(port, "memo:warm"))
     redis_server.freeze()
@@ -283,7 +283,7 @@ def test_an_orphan_of_a_frozen_server(redis_server: RedisServer) -> None:
 
 
 def test_waiting_for_a_server_that_goes(redis_server: RedisServer, run: Any) -> None:
-    """One who waits when the server dies is told at once."""
+    """A caller that waits when the server dies is told at once."""
     tier = Redis(redis_server.url)
     run(lambda port: tier.leases.acquire(port, "x", "me"))
     timer = threading.Timer(0.2, redis_server.kill)

@@ -94,7 +94,7 @@ def make() -> pd.DataFrame:
 def test_writing_to_a_hit_changes_neither_the_file_nor_another_hit(
     cache_home: Path, write: Callable[[pd.DataFrame], None]
 ) -> None:
-    """Every kind of column can be written after a hit, and nobody else sees it."""
+    """Every kind of column can be written after a hit, and no other caller sees it."""
     make()
     before = stored_files(cache_home)
     assert before
@@ -138,7 +138,7 @@ def arrays_in(value: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_of_every_kind_are_private(cache_home: Path, name: str) -> None:
-    """Every kind of array can be written after a hit, and nobody else sees it."""
+    """Every kind of array can be written after a hit, and no other caller sees it."""
     array(name)
     before = stored_files(cache_home)
     for one in arrays_in(array(name)):
@@ -236,7 +236,7 @@ def test_fork_after_a_hit_shares_nothing_that_is_written(cache_home: Path) -> No
 
 @LINUX
 def test_hit_under_a_memory_limit(cache_home: Path) -> None:
-    """A value is mapped and read where there is no room for a second copy of it."""
+    """A value is mapped and read without memory for a second copy of it."""
     n = 16 << 20  # 128 MiB
     big(n)
     program = f"""
@@ -276,7 +276,7 @@ print(peak() - before)
 
 @LINUX
 def test_full_verification_takes_no_memory(cache_home: Path) -> None:
-    """Where nobody vouches for a payload, hashing it holds on to a few megabytes at a time."""
+    """Without a voucher, hashing a payload holds on to a few megabytes at a time."""
     n = 16 << 20
     big(n), big(ROWS)
     for voucher in cache_home.rglob("*.seal"):
@@ -319,7 +319,7 @@ print(peak() - before)
 
 
 def test_value_survives_the_removal_of_its_file(cache_home: Path) -> None:
-    """What was mapped stays whole when its entry is evicted and its file is gone."""
+    """A mapped value stays whole when its entry is evicted and its file is gone."""
     big(ROWS)
     hit = big(ROWS)
     big.cache_clear()
@@ -331,7 +331,7 @@ def test_value_survives_the_removal_of_its_file(cache_home: Path) -> None:
 
 
 def test_value_survives_the_replacement_of_its_file(cache_home: Path) -> None:
-    """What was mapped stays what it was when another file takes the place of its own."""
+    """A mapped value stays as it was when another file takes the place of its own."""
     big(ROWS)
     hit = big(ROWS)
     for path, data in stored_files(cache_home).items():
@@ -422,7 +422,7 @@ def replace_with_equal_times(path: str) -> None:
 def test_voucher_ends_with_the_file_it_was_for(
     files: Payloads, payload: Payload, change: Callable[[str], None]
 ) -> None:
-    """Whatever happens to a payload, also where its times are set back, it is hashed again."""
+    """After any change of a payload, also with its times set back, it is hashed again."""
     source = keep(files, payload)
     change(source.path)
     assert not PayloadFile(source.path, (SECRET,)).vouched(payload.digest)
@@ -442,7 +442,7 @@ def test_voucher_ends_with_the_boot(
 def test_no_voucher_where_the_boot_has_no_name(
     files: Payloads, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system does not say when it started, nobody vouches."""
+    """If the system does not say when it started, no voucher counts."""
     monkeypatch.setattr(SYSTEM, "boot_id", bytes(16))
     assert not keep(files, payload).vouched(payload.digest)
 
@@ -450,7 +450,7 @@ def test_no_voucher_where_the_boot_has_no_name(
 def test_nobody_vouches_for_a_file_that_changed_just_now(
     files: Payloads, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within a tick of the file system's clock a change might not show, so nobody vouches."""
+    """Within a tick of the file system's clock a change might not show, so no voucher counts."""
     source = keep(files, payload)
     Path(payload_files.voucher_path(source.path)).unlink()
     assert isinstance(source.identity, tuple)

@@ -100,7 +100,7 @@ def test_the_budget_is_held_and_the_least_recently_used_goes(tier):
 
 
 def test_a_payload_is_copied_in_and_out(tier):
-    """Neither what the caller does to his buffers nor to a view reaches the store (I8)."""
+    """Changes of the caller's buffers or of a view do not reach the store (I8)."""
     buffer = bytearray(b"x" * 1000)
     held = payload(bytes(buffer), b"y" * 10)
     put(
@@ -185,7 +185,7 @@ def test_parsed_objects_lie_beside_their_record(tier):
 
 
 def test_peeking_counts_as_use(tier):
-    """What is peeked at is not the next to go."""
+    """An entry that is peeked at is not the next to go."""
     for name in "abc":
         put(tier, name, bytes(25_000))
     tier.peek("a")
@@ -244,7 +244,7 @@ def test_threads_may_do_anything_at_once():
 
 
 def test_locks_are_free_after_a_fork():
-    """What a thread held when the process forked is free in the child, and whole."""
+    """A lock that a thread held when the process forked is free in the child, and whole."""
     code = (
         "import os, threading, time\n"
         "from memo.stores.memory import Memory\nfrom memo.runtime.ports import BLOCKING, drive\n"

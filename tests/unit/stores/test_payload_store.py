@@ -174,7 +174,7 @@ def test_a_payload_that_is_not_whole_is_computed(hosts: Hosts, place: Any, harm:
 
 
 def test_small_payloads_go_to_redis(hosts: Hosts, place: Any) -> None:
-    """What Redis takes is not written to the store."""
+    """A payload that Redis takes is not written to the store."""
     load, ran = numbers()
     with hosts.on("one"):
         load(1000), load(100_000)
@@ -248,6 +248,6 @@ def test_old_payloads_are_swept(place: Any) -> None:
 
 @pytest.mark.parametrize("value", ["nowhere://bucket", 5])
 def test_a_wrong_store_is_named(value: Any) -> None:
-    """What cannot be a store is an error that names the setting."""
+    """A value that cannot be a store is an error that names the setting."""
     with pytest.raises(memo.SettingError, match="payload_store"):
         memo.configure(payload_store=value)

@@ -67,7 +67,7 @@ def tier(redis_server: RedisServer) -> Iterator[Redis]:
 
 
 def test_absent(tier: Redis, run: Run) -> None:
-    """What was never stored is not there."""
+    """A name that was never stored is not there."""
     assert run(lambda port: tier.lookup(port, "memo:k")) is None
     assert run(lambda port: tier.drop(port, "memo:k")) is False
 
@@ -148,7 +148,7 @@ def test_one_round_trip(tier: Redis, redis_server: RedisServer, run: Run) -> Non
 
 
 def test_scripts_come_back_after_a_flush(tier: Redis, redis_server: RedisServer, run: Run) -> None:
-    """A server that forgot the scripts is taught them again, without anybody noticing."""
+    """A server that forgot the scripts is taught them again, unnoticed by callers."""
     run(lambda port: tier.store(port, "memo:k", record(), None, None))
     assert run(lambda port: tier.lookup(port, "memo:k"))
     redis_server.client().script_flush()
@@ -211,7 +211,7 @@ def test_payload_there_and_back(tier: Redis, run: Run) -> None:
     view = source.open(sent.size)
     assert [bytes(v) for v in codec.slices(view, sent.table)] == [bytes(v) for v in sent.views]
     view[0] ^= 1
-    with pytest.raises(TierError):  # no second copy is kept for whom nobody knows
+    with pytest.raises(TierError):  # no second copy is kept for a reader that is not known
         source.open(sent.size)
     source = run(lambda port: tier.payload(port, sent.digest, sent.size))
     with pytest.raises(TierError):
@@ -304,7 +304,7 @@ def test_32_mib_do_not_hold_up_the_loop(tier: Redis) -> None:
         await tier.store(port, "memo:k", record(), payload(70_000), 60)
         watcher = asyncio.create_task(watch())
         await asyncio.sleep(0.01)
-        for _ in range(4):  # somebody else's load is none of ours
+        for _ in range(4):  # load of other processes does not count
             worst = 0.0
             await tier.store(port, "memo:k", record(), sent, 60)
             assert await tier.payload(port, sent.digest, sent.size) is not None
@@ -483,7 +483,7 @@ def test_health(tier: Redis, redis_server: RedisServer, run: Run) -> None:
 
 
 def test_live_configuration(tier: Redis) -> None:
-    """What one process publishes the others read; None takes it away."""
+    """A value that one process publishes is read by the others; None takes it away."""
     assert tier.live() == {}
     tier.publish("ttl.products", "30")
     tier.publish("ttl.x", "none")
@@ -552,7 +552,7 @@ def test_aclose(tier: Redis, redis_server: RedisServer) -> None:
 
 
 def test_dropped_tier_leaves_nothing(redis_server: RedisServer) -> None:
-    """A tier that nobody refers to any more closes its connections."""
+    """A tier without references closes its connections."""
 
     async def work(port: Port) -> None:
         tier = Redis(redis_server.url)
@@ -667,7 +667,7 @@ def test_tls(tmp_path: Path, run: Run) -> None:
 
 
 def hears(tier: Redis) -> bool:
-    """Whether a tier with `tracking` hears of what is invalidated."""
+    """True if a tier with `tracking` hears of an invalidation."""
     listener = tier.listener
     assert listener is not None
     assert listener.wait(30)

@@ -1,4 +1,4 @@
-"""`coherence="tracking"`: a hit in memory asks nobody, and is untrue for a bounded time at most."""
+"""`coherence="tracking"`: a hit in memory asks no server, and is outdated for a short time only."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def ear() -> Listener:
 
 
 def is_quick(function: Any, *args: Any) -> bool:
-    """Whether the next call asks nobody."""
+    """True if the next call asks no server."""
     call = inside(function).keyer.call(inside(function).code(args), args, {})
     found = assembly.default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
     return isinstance(found, Entry)
 
 
 def proven(function: Any, *args: Any) -> Any:
-    """Call until a call asks nobody; what it gave."""
+    """Call until a call asks no server; its answer."""
 
     def quick() -> bool:
         value = function(*args)
@@ -134,7 +134,7 @@ def array(region: str) -> Any:
 
 @contextlib.contextmanager
 def commands(server: RedisServer) -> Iterator[list[str]]:
-    """What Redis is asked inside the block, the listener's echoes apart."""
+    """The commands that Redis gets inside the block, except the listener's echoes."""
     seen: list[str] = []
     client = server.client()
     with server.client().monitor() as monitor:
@@ -148,7 +148,7 @@ def commands(server: RedisServer) -> Iterator[list[str]]:
                 seen.append(command)
 
 
-# --- what it is for ------------------------------------------------------------------------------
+# --- purpose --------------------------------------------------------------------------------------
 
 
 def test_a_hit_asks_nobody(tracking: RedisServer) -> None:
@@ -167,7 +167,7 @@ def test_a_hit_asks_nobody(tracking: RedisServer) -> None:
 
 
 def test_strict_asks_each_time(redis_server: RedisServer) -> None:
-    """With `coherence="strict"` nobody listens, and each hit is a question to Redis."""
+    """With `coherence="strict"` there is no listener, and each hit is a question to Redis."""
     configure(redis_url=redis_server.url, deadline=5.0)
     load("EU")
     with commands(redis_server) as asked:
@@ -262,7 +262,7 @@ def another_process(url: str, directory: Path) -> Iterator[Callable[[str], None]
 
 
 def test_another_host_is_heard(tracking: RedisServer, tmp_path: Path) -> None:
-    """What a process of another host invalidates is computed anew as soon as word has come."""
+    """An entry that a process of another host invalidates is computed anew after the push."""
     with another_process(tracking.url, tmp_path / "other") as invalidate:
         for _ in range(3):
             before = proven(load, "EU")
@@ -275,7 +275,7 @@ def test_another_host_is_heard(tracking: RedisServer, tmp_path: Path) -> None:
 def test_this_host_is_heard_at_once(
     tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another process of this host invalidates is gone when that returned, word or no (I1)."""
+    """An entry that another process of this host invalidated is gone, push or no push (I1)."""
     monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     with another_process(tracking.url, cache_home) as invalidate:
         for _ in range(20):
@@ -307,7 +307,7 @@ def test_this_host_is_heard_where_hits_are_not_quick(
 def test_this_process_is_heard_at_once(
     tracking: RedisServer, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
-    """What this process invalidates is not given any more when that has returned (I1)."""
+    """An entry that this process invalidated is not given any more when that has returned (I1)."""
     monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     for _ in range(20):
         before = proven(load, "EU"), proven(fetch, "EU")
@@ -338,7 +338,7 @@ def test_this_process_is_heard_where_the_host_cannot_be_written(
 
 
 def test_what_was_built_on_it_is_heard(tracking: RedisServer) -> None:
-    """A hit that was built on another is untrue as soon as word of that other has come."""
+    """A hit that was built on another is invalid as soon as the push for that other has come."""
     assert proven(report, "EU") == 100
     elsewhere(tracking.url, load)
     until(lambda: report("EU") == 200)
@@ -350,7 +350,7 @@ def test_what_was_built_on_it_is_heard(tracking: RedisServer) -> None:
 def test_word_between_question_and_answer_is_not_lost(
     tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What changes after Redis has answered, and before that is remembered, is noticed."""
+    """A change after Redis has answered, and before that is remembered, is noticed."""
     before = proven(load, "EU")
     ears = ear()
     asked = Authorities.asked
@@ -374,7 +374,7 @@ def test_word_between_question_and_answer_is_not_lost(
 
 
 def test_what_was_found_untrue_is_not_vouched_for(tracking: RedisServer) -> None:
-    """An entry that Redis said is untrue stays so while nothing takes its place."""
+    """An entry that Redis said is invalid stays so while nothing takes its place."""
     proven(load, "EU")
     elsewhere(tracking.url, load)
     until(lambda: load.peek("EU", default="gone") == "gone")
@@ -395,7 +395,7 @@ def test_what_only_this_host_knows_is_not_vouched_for(redis_server: RedisServer)
         elsewhere(redis_server.url, load)
         until(lambda: ears.count > count)
         for _ in range(3):
-            assert load("EU") == before  # what this host knows, as with "strict"
+            assert load("EU") == before  # known to this host, as with "strict"
             assert not is_quick(load, "EU")
         proxy.mode = "pass"
         until(lambda: load("EU") != before)
@@ -403,7 +403,7 @@ def test_what_only_this_host_knows_is_not_vouched_for(redis_server: RedisServer)
 
 
 def test_an_entry_of_another_host_is_quick_here(tracking: RedisServer, tmp_path: Path) -> None:
-    """What another host computed is answered from memory here, and this host can invalidate it."""
+    """A result of another host is answered from memory here, and this host can invalidate it."""
     with configure(directory=str(tmp_path / "other")):
         before = load("EU")
     with recording() as seen:
@@ -474,7 +474,7 @@ def half_dead(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_a_silent_connection_is_noticed_within_the_bound(
     tracking: RedisServer, half_dead: HalfDead
 ) -> None:
-    """Where word gets lost, no call gives what was invalidated `BOUND` seconds before it began."""
+    """If pushes get lost, no call gives an entry that was invalidated `BOUND` seconds before it."""
     before = proven(load, "EU")
     half_dead.deaf = True
     returned = elsewhere(tracking.url, load)
@@ -528,7 +528,7 @@ def test_an_outage_is_what_it_is_without(tracking: RedisServer) -> None:
 def test_without_permission_each_hit_asks(
     tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user who may not listen has strict coherence, and one event says so."""
+    """A Redis user who may not listen has strict coherence, and one event says so."""
     tracking.client().acl_setuser(
         "deaf",
         enabled=True,
@@ -590,7 +590,7 @@ def test_a_user_with_a_password_listens(tracking: RedisServer) -> None:
     ids=["refused", "confused", "http", "deep"],
 )
 def test_what_is_no_redis_is_never_listened_to(answer: bytes) -> None:
-    """Whatever answers at the other end, nothing is vouched for and nothing raises."""
+    """With any program at the other end, nothing is vouched for and nothing raises."""
     with Scripted(answer) as server:
         ears = Listener(server.url, b"memo:2:g:{", 1.0, "nowhere")
         assert ears.mark() is None
@@ -601,7 +601,7 @@ def test_what_is_no_redis_is_never_listened_to(answer: bytes) -> None:
 
 
 def test_nobody_there() -> None:
-    """Where nobody listens at the port, it tries again, later and later, until it is closed."""
+    """If nothing listens at the port, it tries again, later and later, until it is closed."""
     ears = Listener(f"redis://127.0.0.1:{free_port()}/0", b"memo:2:g:{", 1.0, "nowhere")
     assert ears.mark() is None
     until(lambda: "refuses" in ears.state)
@@ -639,7 +639,7 @@ def test_the_thread_ends_when_nobody_wants_it(
 
 
 def test_no_thread_without_a_hit(tracking: RedisServer) -> None:
-    """Nobody listens before there is an entry in memory to listen for."""
+    """Listening starts only when there is an entry in memory to listen for."""
     load("EU")
     assert not threads()
 
@@ -725,7 +725,7 @@ print("listening", flush=True)
 
 
 def test_the_interpreter_exits_promptly(redis_server: RedisServer, tmp_path: Path) -> None:
-    """A program that listens ends when it is done, not when nobody wants to know any more."""
+    """A program that listens ends when it is done, without waiting for the listener."""
     with start(LEAVING, redis_server.url, tmp_path / "home") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "listening\n"

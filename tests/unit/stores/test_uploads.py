@@ -262,7 +262,7 @@ def test_what_is_evicted_meanwhile_is_not_uploaded(shared: RedisServer, gate: Ga
 
 
 def test_an_invalidation_meanwhile_wins(shared: RedisServer, gate: Gate) -> None:
-    """What was invalidated before its upload was done is believed by no host (I1)."""
+    """A result invalidated before its upload was done is believed by no host (I1)."""
     numbers = numbers_sync("n")
     numbers(BIG)
     assert gate.reached.wait(10)
@@ -275,7 +275,7 @@ def test_an_invalidation_meanwhile_wins(shared: RedisServer, gate: Gate) -> None
 
 
 def test_a_newer_result_is_what_arrives(shared: RedisServer, gate: Gate) -> None:
-    """What is stored while an older result is uploaded is not overwritten by that."""
+    """A result stored while an older one is uploaded is not overwritten by that."""
     sizes = [BIG, 10]
 
     @cache(ttl=600, name="n", version="1")
@@ -349,7 +349,7 @@ def test_the_lease_is_held_until_redis_has_the_result(shared: RedisServer, gate:
 
 
 def test_the_lease_is_freed_when_the_upload_fails(shared: RedisServer, gate: Gate) -> None:
-    """Who waits for a result that cannot be uploaded computes it, and does not wait for ever."""
+    """A call that waits for a result that cannot be uploaded computes it, and waits no longer."""
     numbers = numbers_sync("n", use_lock=True)
     numbers(BIG)
     assert gate.reached.wait(10)
@@ -435,7 +435,7 @@ def test_a_few_run_at_once_in_their_order(sent: Sent) -> None:
 
 
 def test_one_name_is_uploaded_once_at_a_time(sent: Sent) -> None:
-    """What is stored again while it is uploaded is uploaded again afterwards, once."""
+    """A result stored again while it is uploaded is uploaded again afterwards, once."""
     first = sent.add("a")
     sent.until(1)
     again = sent.add("a")
@@ -451,7 +451,7 @@ def test_one_name_is_uploaded_once_at_a_time(sent: Sent) -> None:
 
 
 def test_too_much_is_refused(sent: Sent) -> None:
-    """Where too many bytes wait already the caller has to send by himself."""
+    """If too many bytes wait already, the caller has to send its payload itself."""
     running = [f"r{i}" for i in range(WORKERS)]
     for count, name in enumerate(running, 1):
         assert sent.add(name, WAITING)
@@ -473,7 +473,7 @@ def later(done: list[str], name: str) -> Callable[[Any], Any]:
 
 
 def test_what_comes_after_comes_once(sent: Sent) -> None:
-    """What was to be done after an upload is done when it has ended, and never later."""
+    """Work that follows an upload is done when it has ended, and never later."""
     done: list[str] = []
     upload = sent.add("a")
     assert upload is not None
@@ -505,7 +505,7 @@ def test_a_worker_survives_what_nobody_foresaw(sent: Sent) -> None:
 def test_settings_that_end_cut_no_upload_off(
     redis_server: RedisServer, gate: Gate, tmp_path: Path
 ) -> None:
-    """What a `with memo.configure(...)` block stored is uploaded; then its chain goes."""
+    """Results of a `with memo.configure(...)` block are uploaded; then its chain goes."""
     numbers = numbers_sync("n")
     alive = assembly.default_chain()
     with memo.configure(redis_url=redis_server.url, deadline=10, directory=tmp_path / "block"):
@@ -523,7 +523,7 @@ def test_settings_that_end_cut_no_upload_off(
 def test_leases_that_cannot_be_freed_stop_no_upload(
     shared: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever freeing a lease after an upload raises, later results are uploaded and freed."""
+    """After any error in freeing a lease after an upload, later results are uploaded and freed."""
     release, failing = RedisLeases.release, list(range(WORKERS))
 
     async def broken(leases: RedisLeases, port: Any, name: str, holder: str) -> bool:
@@ -546,7 +546,7 @@ def test_leases_that_cannot_be_freed_stop_no_upload(
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_has_no_uploads(sent: Sent) -> None:
-    """What waits is the parent's: a child neither sends it nor waits for it."""
+    """Waiting uploads are the parent's: a child neither sends them nor waits for them."""
     sent.add("a")
     sent.until(1)
     sent.add("b")
@@ -572,7 +572,7 @@ asyncio.run(numbers(int(sys.argv[1])))
 
 
 def test_a_script_that_ends_at_once_has_uploaded(shared: RedisServer) -> None:
-    """What a program stored as its last act is in Redis when it has ended."""
+    """A result that a program stored as its last act is in Redis when it has ended."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", SCRIPT, str(BIG)], env=env, check=True, timeout=60)
     assert elsewhere("n", BIG) == ["0", str(BIG - 1)]
@@ -651,7 +651,7 @@ async def test_a_payload_is_fetched_from_a_loop(shared: RedisServer, stored: Any
 
 
 async def test_many_who_want_a_payload_fetch_it_once(shared: RedisServer, stored: Any) -> None:
-    """While a payload comes, whoever else in this process wants it waits for it."""
+    """While a payload comes, other callers in this process wait for it."""
 
     @cache(ttl=600, name="n", version="1")
     async def numbers(n: int) -> Any:
@@ -708,7 +708,7 @@ def test_a_payload_of_another_size_is_none(shared: RedisServer, stored: Any, cha
 def test_a_disk_without_room_is_no_hindrance(
     shared: RedisServer, stored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the payload cannot be kept it is used all the same, from memory."""
+    """If the payload cannot be kept it is used all the same, from memory."""
 
     class Full:
         def __getattr__(self, name: str) -> Any:
@@ -804,7 +804,7 @@ def test_any_pieces_are_judged_as_the_whole(sizes: list[int], cuts: list[int], f
 
 
 def test_half_and_too_much_are_not_whole() -> None:
-    """What stops short, or goes on, is not the payload."""
+    """A stream that stops short, or goes on, is not the payload."""
     payload = codec.payload((memoryview(b"a" * 100), memoryview(b"b" * 64)))
     data = codec.aligned(payload)
     for wrong in (data[:-1], data[:100], b"", data + b"\0"):
