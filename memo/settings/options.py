@@ -288,8 +288,8 @@ def no_property(value: Any) -> None:
     """Refuse a property in place of a function, naming the order that works."""
     if isinstance(value, (property, functools.cached_property)):
         kind = type(value).__name__
-        mend = f"must be a function, and is a {kind}: write @{kind} above @cache."
-        raise OptionError("function", value, mend)
+        fix = f"must be a function, and is a {kind}: write @{kind} above @cache."
+        raise OptionError("function", value, fix)
 
 
 def generates(function: Any) -> str:
