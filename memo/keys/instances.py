@@ -112,7 +112,7 @@ def _looked_up(own: Any, state: State, light: bool) -> Attributes:
     held = _held(own)
     values = [held.get(name, ABSENT) for name in state.names]
     values = [_slot(own, state, n, v) for n, v in zip(state.names, values, strict=True)]
-    return _encoded(state.names, values, light)
+    return _all_encoded(state.names, values, light)
 
 
 class Mine(NamedTuple):
@@ -190,7 +190,7 @@ def _now(own: Any, state: State, name: str) -> Any:
 
 
 def _said(name: str, value: Any) -> bytes:
-    return _one(name, ABSENT if value is MISSING else value, [])
+    return encoded(name, ABSENT if value is MISSING else value, [])
 
 
 def _said_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
@@ -206,7 +206,7 @@ def _said_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
             holder = held(holder, type(holder)).get(step)
         if number is not None:
             instead.setdefault(id(holder), {})[last] = number
-    return _one(name, value, [], instead, given)
+    return encoded(name, value, [], instead, given)
 
 
 def _based(own: Any, found: Attributes, state: State) -> Attributes:
@@ -258,7 +258,7 @@ def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
     }
     held = {str(name): value for name, value in _read(own, state).items() if name not in derived}
     names = sorted(held)
-    result = _encoded(tuple(names), [held[name] for name in names], light)
+    result = _all_encoded(tuple(names), [held[name] for name in names], light)
     if changing:  # what a computation has added was nothing before
         result = _based(own, result, state)
         there = [at for at, one in enumerate(result.encodings) if one != _NOTHING]
@@ -288,7 +288,7 @@ def _content(own: Any, kind: type) -> bytes:
         return atoms.text(shot.text)
 
 
-def _encoded(names: tuple[str, ...], values: list[Any], light: bool) -> Attributes:
+def _all_encoded(names: tuple[str, ...], values: list[Any], light: bool) -> Attributes:
     if light:
         refuse_heavy([value for value in values if value is not ABSENT], {})
     try:
@@ -297,11 +297,11 @@ def _encoded(names: tuple[str, ...], values: list[Any], light: bool) -> Attribut
     except KeyError:
         pass
     lost: list[tuple[str, str]] = []
-    encodings = [_one(name, v, lost) for name, v in zip(names, values, strict=True)]
+    encodings = [encoded(name, v, lost) for name, v in zip(names, values, strict=True)]
     return Attributes(names, tuple(values), tuple(encodings), tuple(lost))
 
 
-def _one(
+def encoded(
     name: str,
     value: Any,
     lost: list[tuple[str, str]],

@@ -100,19 +100,19 @@ def image(value: Any, quiet: bool = False, given: Mapping[str, str] = NOTHING) -
     """
     if value is MISSING:
         return ABSENT
-    painter = _Painter(given)
+    walk = ImageWalk(given)
     try:
-        text = painter.text(value, "")
+        text = walk.text(value, "")
     except RecursionError:
         text = "too deep"
-        painter.lost.append(("", "is nested too deeply"))
+        walk.lost.append(("", "is nested too deeply"))
     return Image(
         text,
-        tuple(painter.refs),
-        painter.mutable,
-        () if quiet else tuple(painter.lost),
-        frozenset(painter.packages),
-        tuple(painter.noted.values()),
+        tuple(walk.refs),
+        walk.mutable,
+        () if quiet else tuple(walk.lost),
+        frozenset(walk.packages),
+        tuple(walk.noted.values()),
     )
 
 
@@ -133,21 +133,21 @@ def details(value: Any) -> dict[str, str]:
     """
     if value is MISSING:
         return {"": ABSENT.text}
-    painter = _Detailer()
+    walk = _PartsWalk()
     try:
-        painter.text(value, "")
+        walk.text(value, "")
     except RecursionError:
         return {"": image(value).text}
-    return painter.found
+    return walk.found
 
 
-class _Painting(threading.local):
+class _Current(threading.local):
     """The image that this thread makes, while `canonical` keys a part of it."""
 
-    painter: _Painter | None = None
+    walk: ImageWalk | None = None
 
 
-_painting = _Painting()
+_current = _Current()
 
 
 def note(value: Ref) -> str | None:
@@ -156,14 +156,14 @@ def note(value: Ref) -> str | None:
     `canonical` asks for it through `function_version`.  The image remembers what was asked for, so
     that what it reaches is followed as well.
     """
-    painter = _painting.painter
-    if painter is None:
+    walk = _current.walk
+    if walk is None:
         return None
     if vars(value).get(STABLE):
-        painter.lost.append(("", f"{title(value)} is marked stable"))
+        walk.lost.append(("", f"{title(value)} is marked stable"))
         return title(value)
     said = f"{title(value)} {short(_said(value).encode('utf-8', 'surrogatepass'))}"
-    painter.noted[id(value)] = (said, value)
+    walk.noted[id(value)] = (said, value)
     return said
 
 
@@ -267,8 +267,8 @@ def _atom(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-class _Painter:
-    """Makes one image."""
+class ImageWalk:
+    """Looks through one value for its image; see `canonical.Walk` for keys."""
 
     def __init__(self, given: Mapping[str, str] = NOTHING) -> None:
         self.given = given
@@ -472,7 +472,7 @@ class _Painter:
             if mine:
                 return self._state(value, cls, path)
             self.lost.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
-            return f"{cls} {self._callables(value, path)}"
+            return f"{cls} {self.callables(value, path)}"
 
     def _task(self, kind: type, path: str) -> str:
         """A task of Celery: its function, and its classes of the user's."""
@@ -490,11 +490,11 @@ class _Painter:
     def _canonical(self, value: Any) -> str:
         from memo.keys.encoding import canonical
 
-        outer, _painting.painter = _painting.painter, self
+        outer, _current.walk = _current.walk, self
         try:
             return canonical.digest(value).hex()[:32]
         finally:
-            _painting.painter = outer
+            _current.walk = outer
 
     def _state(self, value: Any, cls: str, path: str) -> str:
         """An object of a class of the user's: its attributes, one by one."""
@@ -505,7 +505,7 @@ class _Painter:
         parts = [f"{n}={self.text(state[n], f'{path}.{n}')}" for n in sorted(state, key=str)]
         return f"{cls}({','.join(parts)})"
 
-    def _callables(self, value: Any, path: str) -> str:
+    def callables(self, value: Any, path: str) -> str:
         """The functions that an object of a library's holds (`numpy.vectorize(f)`)."""
         state = getattr(value, "__dict__", None)
         if not isinstance(state, dict):
@@ -516,10 +516,10 @@ class _Painter:
 
 
 class _TooManyError(RecursionError):
-    """A value has too many parts, which ends a painter as too deep a value does."""
+    """A value has too many parts, which ends a walk as a value that is too deep does."""
 
 
-class _Detailer(_Painter):
+class _PartsWalk(ImageWalk):
     """Tells the parts of a value apart."""
 
     def __init__(self) -> None:
@@ -644,11 +644,11 @@ def _key(value: Any) -> str:
     return repr(value) if isinstance(value, (str, int)) else type(value).__name__
 
 
-_Special = Callable[[_Painter, Any, str], str]
+_Special = Callable[[ImageWalk, Any, str], str]
 _CONTAINERS: tuple[tuple[Any, _Special], ...] = (
-    (Mapping, _Painter._mapping),
-    ((list, tuple, deque), _Painter._sequence),
-    ((set, frozenset), _Painter._set),
+    (Mapping, ImageWalk._mapping),
+    ((list, tuple, deque), ImageWalk._sequence),
+    ((set, frozenset), ImageWalk._set),
 )
 _CONTAINER_TYPES = frozenset({list, tuple, dict, set, frozenset, deque})
 
@@ -658,16 +658,16 @@ def _table(*rows: tuple[Iterable[Any], _Special]) -> dict[type, _Special]:
 
 
 _SPECIAL = _table(
-    ((list, tuple, deque), _Painter._sequence),
-    ((set, frozenset), _Painter._set),
-    ((dict, OrderedDict, defaultdict, Counter, types.MappingProxyType), _Painter._mapping),
-    ((types.MethodType,), _Painter._method),
-    ((functools.partial,), _Painter._partial),
-    ((staticmethod, classmethod, property), _Painter._held),
+    ((list, tuple, deque), ImageWalk._sequence),
+    ((set, frozenset), ImageWalk._set),
+    ((dict, OrderedDict, defaultdict, Counter, types.MappingProxyType), ImageWalk._mapping),
+    ((types.MethodType,), ImageWalk._method),
+    ((functools.partial,), ImageWalk._partial),
+    ((staticmethod, classmethod, property), ImageWalk._held),
     (
         (functools.cached_property, functools.partialmethod, functools.singledispatchmethod),
-        _Painter._held,
+        ImageWalk._held,
     ),
-    (_FUNCTIONS_IN_C, _Painter._builtin),
-    ((types.GenericAlias, types.UnionType), _Painter._generic),
+    (_FUNCTIONS_IN_C, ImageWalk._builtin),
+    ((types.GenericAlias, types.UnionType), ImageWalk._generic),
 )

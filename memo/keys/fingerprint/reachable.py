@@ -178,7 +178,7 @@ class Survey:
         root.facts.add(("python", _PYTHON))
         marked = isinstance(function, types.FunctionType) and STABLE in vars(function)
         shot = Image("@0", (function,)) if marked else image(function)  # type: ignore[arg-type]
-        self._put(root, "function", shot, owner)
+        self.put(root, "function", shot, owner)
         while self.todo:
             key, found, of = self.todo.pop()
             if isinstance(found, type):
@@ -236,7 +236,7 @@ class Survey:
 
     # nodes
 
-    def _put(self, node: Node, label: str, shot: Image, owner: type | None = None) -> None:
+    def put(self, node: Node, label: str, shot: Image, owner: type | None = None) -> None:
         """Add the image of a value to a node."""
         if shot.text != "@0":
             node.facts.add((label, shot.text))
@@ -308,7 +308,7 @@ class Survey:
         elif where.place in self.filled or (taken.fills and type(value) in _FILLED):
             self.lost.add(f"{label}: is only filled by the code itself")
         elif value is MISSING:
-            self._put(node, label, self._shot(where, label, value))
+            self.put(node, label, self._shot(where, label, value))
         elif issubclass(type(value), types.ModuleType):
             self._keep(where, value)
             self._module(node, label, value, taken)
@@ -320,7 +320,7 @@ class Survey:
                 return
             if issubclass(type(value), type) and origin.of_type(value).kind != origin.USER:
                 self.library[value] = None
-            self._put(node, label, self._shot(where, label, value), owner)
+            self.put(node, label, self._shot(where, label, value), owner)
             self._attributes(node, label, value, taken)
 
     def _shot(self, where: Spot, label: str, value: Any) -> Image:
@@ -432,7 +432,7 @@ class Survey:
         for name, cell in _cells(function).items():
             value = captured(cell).value()
             if value is not MISSING:
-                self._put(node, f"closure:{node.name}.{name}", image(value, quiet=True))
+                self.put(node, f"closure:{node.name}.{name}", image(value, quiet=True))
 
     def _defaults(self, node: Node, function: types.FunctionType) -> None:
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -441,7 +441,7 @@ class Survey:
             label, where = f"default:{node.name}.{name}", spot({name: value}, name)
             said, at = image(value), At(function, name, label)
             base = self._base(at, value, said)
-            self._put(node, label, base)
+            self.put(node, label, base)
             if said.mutable:
                 self.watches[id(function), name] = Watch(where, at, value, said, base)
         keywords = function.__kwdefaults__ or {}
@@ -534,7 +534,7 @@ class Survey:
         if owner is None:
             return
         if () in taken.chains:
-            self._put(node, f"self:{node.name}", image(owner))
+            self.put(node, f"self:{node.name}", image(owner))
         self.escapes |= () in taken.chains and id(function) not in self.of_cls
         for name, inner in taken.inside().items():
             if id(function) not in self.of_cls:
@@ -545,7 +545,7 @@ class Survey:
         """Note an attribute of `self`, unless a property of the class stands before it."""
         found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), MISSING)
         if name == "__class__":
-            self._put(node, f"self:{node.name}", image(owner))
+            self.put(node, f"self:{node.name}", image(owner))
         elif name.startswith("__") and name.endswith("__") and found is not MISSING:
             self.escapes = True
         elif found is MISSING:
@@ -601,7 +601,7 @@ class Survey:
                     return
                 self._keep(where, value)
             elif value is not MISSING:
-                self._put(node, f"base:{title(base)}", image(base))
+                self.put(node, f"base:{title(base)}", image(base))
                 self.escapes |= base is not object and hasattr(type(value), "__get__")
                 return
 
@@ -610,7 +610,7 @@ class Survey:
         node.text = class_body.head(cls)
         for at, base in enumerate((*cls.__bases__, type(cls))):
             if base not in (object, type):
-                self._put(node, f"base:{node.name}.{at}", image(base))
+                self.put(node, f"base:{node.name}.{at}", image(base))
         kept: dict[str, Any] = {}
         for name, value in class_body.attributes(cls):
             if isinstance(value, classmethod) or getattr(value, "of_class", False) is True:
@@ -620,7 +620,7 @@ class Survey:
             if self.places.pop(where.place, None) is not None:
                 kept[name] = self.values[where.place]
         for name, value in class_body.fields(cls):
-            self._put(node, f"field:{node.name}.{name}", image(value, quiet=True))
+            self.put(node, f"field:{node.name}.{name}", image(value, quiet=True))
         self.shapes[id(cls)] = Shape(
             cls, cls.__bases__, body, tuple(kept), tuple(kept.values()), len(body)
         )

@@ -93,14 +93,14 @@ def keywords_sorted(patch: Patch) -> None:
 
 def values_left_out(patch: Patch) -> None:
     """Globals, closures and defaults do not count."""
-    put = reachable.Survey._put
+    put = reachable.Survey.put
 
     def without(self: Any, node: Any, *rest: Any) -> None:
         before = set(node.facts)
         put(self, node, *rest)
         node.facts = before
 
-    patch.setattr(reachable.Survey, "_put", without)
+    patch.setattr(reachable.Survey, "put", without)
 
 
 def code_left_out(patch: Patch) -> None:
@@ -117,15 +117,15 @@ def state_left_out(patch: Patch) -> None:
 
 def by_address(patch: Patch) -> None:
     """State without a sound key counts by its address."""
-    one, callables = instances._one, held_values._Painter._callables
+    one, callables = instances.encoded, held_values.ImageWalk.callables
 
     def addressed(name: str, value: Any, lost: Any, *rest: Any) -> bytes:
         return one(name, value, lost, *rest) + (atoms.integer(id(value)) if lost else b"")
 
-    patch.setattr(instances, "_one", addressed)
+    patch.setattr(instances, "encoded", addressed)
     patch.setattr(
-        held_values._Painter,
-        "_callables",
+        held_values.ImageWalk,
+        "callables",
         lambda self, value, path: f"{id(value)} {callables(self, value, path)}",
     )
 
