@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from memo.engine.call import writer
 from memo.engine.coordination.flights import FLIGHTS
-from memo.engine.matching import Matches, matching
+from memo.engine.matching import BOUND, Matches, matching
 from memo.errors import label
 from memo.records.seal import Header
 from memo.runtime import events
@@ -59,7 +59,10 @@ class Invalidation(NamedTuple):
     def counted(self) -> str:
         """How many entries it hit: `12 entries on this host`."""
         entries = "entry" if self.matched == 1 else "entries"
-        return f"{'at least ' * self.at_least}{self.matched:,} {entries} on this host"
+        found = f"{self.matched:,} {entries} on this host"
+        if not self.at_least:
+            return found
+        return f"at least {found}, counting was stopped after {BOUND * 1000:.0f} ms"
 
     def __repr__(self) -> str:
 
