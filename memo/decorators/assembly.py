@@ -146,6 +146,7 @@ def _facts(settings: Settings) -> Any:
         settings.payload_store,
         _options_key(settings.redis_options),
         settings.on_redis_loss,
+        settings.retention,
     )
 
 
@@ -197,7 +198,8 @@ class CacheFallbackFactory:
         if tier == DISK:
             from memo.stores.disk.disk_tier import Disk
 
-            return Disk(_home(settings), settings.size_limit, host_of(settings))
+            host = host_of(settings)
+            return Disk(_home(settings), settings.size_limit, host, retention=settings.retention)
         return adapt(tier)
 
 
@@ -215,6 +217,7 @@ def _redis(settings: Settings) -> Tier:
         payload_store=settings.payload_store,
         tracking=settings.coherence == TRACKING,
         options=settings.redis_options,
+        retention=settings.retention,
     )
 
 

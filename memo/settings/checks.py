@@ -160,17 +160,20 @@ def _redis_size(value: Any, place: Place) -> int:
     return size
 
 
-def _deadline(value: Any, place: Place) -> float:
-    fix = 'must be seconds above 0, as a number or as text such as "250ms".'
-    with suppress(ValueError):  # text with units is read by `seconds`
-        value = float(value) if isinstance(value, str) else value
-    try:
-        number = seconds(place.setting, value)
-    except OptionError:
-        raise place.wrong(f"{shown(value)}: {fix}") from None
-    if number is None:
-        raise place.wrong(fix)
-    return number
+def _duration(example: str) -> Check:
+    def check(value: Any, place: Place) -> float:
+        fix = f'must be seconds above 0, as a number or as text such as "{example}".'
+        with suppress(ValueError):  # text with units is read by `seconds`
+            value = float(value) if isinstance(value, str) else value
+        try:
+            number = seconds(place.setting, value)
+        except OptionError:
+            raise place.wrong(f"{shown(value)}: {fix}") from None
+        if number is None:
+            raise place.wrong(fix)
+        return number
+
+    return check
 
 
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True}
@@ -276,10 +279,11 @@ CHECKS: Final[dict[str, tuple[Check, Any]]] = {
     "secret": (_secret, None),
     "secret_file": (_secret_file, None),
     "coherence": (_one_of(STRICT, TRACKING), STRICT),
-    "deadline": (_deadline, 0.25),
+    "deadline": (_duration("250ms"), 0.25),
     "redis_value_limit": (_redis_size, 64 * MIB),
     "payload_store": (_payload_store, None),
     "redis_options": (_redis_options, None),
+    "retention": (_duration("30d"), 30 * 86_400.0),
     "on_redis_loss": (_one_of(RECOMPUTE, TRUST_DISK), RECOMPUTE),
     "compress": (_compress, None),
     "enabled": (_truth, True),

@@ -58,6 +58,7 @@ class Settings(NamedTuple):
         redis_value_limit: bytes; larger payloads go to `payload_store`, or stay on disk.
         payload_store: a folder or bucket that several hosts reach; None: there is none.
         redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
+        retention: seconds for which what never expires is kept after its code was replaced.
         on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`.
         compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
@@ -82,6 +83,7 @@ class Settings(NamedTuple):
     redis_value_limit: int
     payload_store: str | None
     redis_options: Mapping[str, Any] | None
+    retention: float
     on_redis_loss: str
     compress: int | None
     enabled: bool
@@ -364,6 +366,7 @@ class Changes(TypedDict, total=False):
     redis_value_limit: int | str
     payload_store: str | os.PathLike[str] | None
     redis_options: Mapping[str, Any] | None
+    retention: float | str | timedelta
     on_redis_loss: str
     compress: bool | int | str
     enabled: bool | str

@@ -160,6 +160,7 @@ class Chain:
         self._listener = self.authorities.listener
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
+        self._retaining: Any = getattr(self._authority, "was_used", None)
         self._ranked: Any = next((tier for tier in self.tiers if hasattr(tier, "was_read")), None)
         self._transfers = Transfers(
             [tier for tier in self.tiers if not getattr(tier, "read_only", False)],
@@ -268,8 +269,7 @@ class Chain:
                 continue
             answer = await self._weigh(port, found, tier, name, key, judge)
             if answer.verdict.kind != MISS:
-                if tier is self._authority and self._ranked is not None:
-                    self._ranked.was_read(port, name)
+                self._used(port, name, answer.entry, there=tier is self._authority)
                 if place and behind is None:
                     await self._heal(port, place, name, answer)
                 return answer
@@ -427,9 +427,20 @@ class Chain:
             return None
         if self.floors.older(key, entry.times.started):
             return None
-        if asked.entry is None and self._ranked is not None:
-            self._ranked.was_read(port, asked.name)
+        self._used(port, asked.name, entry, there=asked.entry is None)
         return entry
+
+    def _used(self, port: Port, name: str, entry: Entry | None, *, there: bool) -> None:
+        """An entry has answered: without a ttl it lives on in the shared tier.
+
+        Args:
+            there: it was read in the shared tier, so the disk has not counted it.
+        """
+        if there and self._ranked is not None:
+            self._ranked.was_read(port, name)
+        if entry is not None and entry.times.ttl < 0 and self._retaining is not None:
+            old = age(entry.times, self.clock) or 0
+            self._retaining(port, name, entry, old / SECOND)
 
     def _answered(self, asked: Asked, key: str) -> tuple[Entry | None, Sequence[State] | None]:
         """The entry that was asked for, and what its generations read."""

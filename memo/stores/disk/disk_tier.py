@@ -94,6 +94,7 @@ class Disk:
         size_limit: bytes that index and payloads may take together.
         host: of the same directory; its generations are this tier's.
         clock: tells what has expired.
+        retention: seconds that an entry stays whose code was replaced.
 
     Raises:
         SettingError: the directory is another user's.
@@ -102,13 +103,22 @@ class Disk:
     name = protocols.DISK
     shared = False
 
-    def __init__(self, directory: Path, size_limit: int, host: Host, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        size_limit: int,
+        host: Host,
+        clock: Clock = SYSTEM,
+        *,
+        retention: float = 30 * 86_400.0,
+    ) -> None:
         self.directory = directory
         self.size_limit = size_limit
         self.generations: Generations | None = host.generations
         self._home = host.home
         self._home.relieve = self._relieve
         self._clock = clock
+        self._retention = retention
         self.payloads = Payloads(directory / "payloads")
         self._swept = directory / "entries" / "swept"
         self.looked_at = -SWEEP
@@ -148,7 +158,10 @@ class Disk:
         """The index for writing; making it takes the writers' lock."""
         from memo.stores.disk.index import Index
 
-        return Index(self.database, self.payloads, self.size_limit, self._logs)
+        return Index(self.database, self.payloads, self.size_limit, self._logs, self._now)
+
+    def _now(self) -> float:
+        return self._clock.wall_ns() / SECOND
 
     def _logs(self) -> int:
         """Bytes of the log of the index, and of what this host's processes share."""
@@ -466,7 +479,7 @@ class Disk:
         return count
 
     async def sweep(self, port: Port) -> int:
-        """Remove files that belong to no entry and to no living writer; how many.
+        """Remove files of no entry and no living writer, and what was replaced long ago; how many.
 
         Raises:
             TierError: the index cannot be read.
@@ -478,6 +491,9 @@ class Disk:
         self.looked_at = begun
         removed = file_locks.sweep(self.directory / "locks")
         removed += self.payloads.sweep(lambda name: self.write(lambda index: index.has_name(name)))
+        while some := self.write(lambda index: index.drop_replaced(self._retention)):
+            removed += some
+            time.sleep(GIVE_WAY)
         self._pause = max(SWEEP_SOON, _SWEEP_PART * (time.monotonic() - begun))
         return removed
 

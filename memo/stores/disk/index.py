@@ -38,7 +38,8 @@ _LEAST_COST = 1000
 _LEAST_SIZE = 1024
 """Bytes that an entry is taken to have at least."""
 _REPLACED = 10 * 365 * 86_400
-"""Seconds by which an entry of another code version ranks behind all others."""
+"""Seconds by which an entry of another code version ranks behind all others: its rank is the time
+when it was replaced, less this."""
 _SHARE = 16
 """The part of the free budget that a process may use before it looks at the budget again."""
 _LOOK = 1.0
@@ -129,6 +130,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         payloads: the files that rows name.
         size_limit: bytes.
         beside: gives the bytes of what else is part of the budget.
+        now: Unix seconds, by which entries of another code version were replaced.
 
     Raises:
         DamagedError: what is there is no index of this kind.
@@ -140,9 +142,11 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         payloads: Payloads,
         size_limit: int,
         beside: Callable[[], int] = lambda: 0,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._beside = beside
+        self._now = now
         self._codes: dict[str, str] = {}
         self._free = 0
         self._look_at = 0.0
@@ -207,7 +211,9 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 sql(_SQL["update"], columns)
             function = name.rpartition(":")[0] + ":"
             if code and self._codes.get(function) != code:
-                sql(_SQL["replace"], (_REPLACED, function, f"{function}\U0010ffff", code))
+                present = self._now()
+                ends = function, f"{function}\U0010ffff", code, present - _REPLACED / 2
+                sql(_SQL["replace"], (present - _REPLACED, *ends))
         self._codes[function] = code
         self._kept += 1
 
@@ -301,8 +307,15 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 of most keys.
         """
         which = _SQL["most"] if from_the_end else _SOME
+        return self._delete_some(which, prefix, f"{prefix}\U0010ffff")
+
+    def drop_replaced(self, seconds: float) -> int:
+        """Delete at most `BATCH` entries whose code was replaced so long ago; how many."""
+        return self._delete_some(_SQL["replaced"], self._now() - _REPLACED - seconds)
+
+    def _delete_some(self, which: str, *arguments: object) -> int:
         with self._transact() as (sql, cleanup):
-            rows = sql(which, (prefix, f"{prefix}\U0010ffff", BATCH)).fetchall()
+            rows = sql(which, (*arguments, BATCH)).fetchall()
             end = time.monotonic() + _HOLD
             for count, (rowid, name) in enumerate(rows, 1):
                 sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))

@@ -5,7 +5,8 @@ What lies there, all of it under the namespace and the version of the format; ev
 ================================ =================================================================
 key                              what, and how long it lives
 ================================ =================================================================
-`{namespace}:2:{function}:…`     a record; as long as the entry, without a ttl `RETENTION`
+`{namespace}:2:{function}:…`     a record; as long as the entry, without a ttl as the setting
+                                 `retention` says, after it was stored or last used
 `{namespace}:2:p:{digest}`       a payload; as long as the longest-lived entry stored with it
 `{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
                                  longest-lived entry that names it, and `SLACK`
@@ -36,7 +37,7 @@ from memo.errors import TierError
 from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Held, Leaving, Sink
-from memo.records.seal import ALIGN
+from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.payload_store import KEEP, PayloadStore
@@ -60,7 +61,7 @@ VALUE_LIMIT = 64 * 1024 * 1024
 BATCH = 1000
 """Names that one step of `clear` looks at."""
 RETENTION = 30 * 86400.0
-"""Seconds that an entry without a ttl, and its groups, stay after it was stored."""
+"""Seconds that what has no other life stays: the default for entries without a ttl."""
 DAY = 86400.0
 """Seconds that a group lives, at least, from when a computation that names it began."""
 SLACK = 30.0
@@ -92,6 +93,7 @@ class Redis:
         tracking: let Redis push word of what changes, so that a memory tier need not ask each time.
         options: arguments of redis-py's clients, beyond those in the URL.
         payload_store: a folder or bucket for payloads above `value_limit`; None: there is none.
+        retention: seconds that an entry without a ttl stays after it was stored or last used.
 
     Attributes:
         where: names this store among all others, for the journal.
@@ -115,8 +117,11 @@ class Redis:
         tracking: bool = False,
         options: Mapping[str, Any] | None = None,
         payload_store: str | None = None,
+        retention: float = RETENTION,
     ) -> None:
         self.client = Client(url, deadline, options)
+        self._retention = retention
+        self._extended: dict[str, float] = {}
         self.where = f"redis {self.client.where} {namespace}"
         self.value_limit = value_limit
         self._namespace = namespace
@@ -238,7 +243,7 @@ class Redis:
         """
         if len(record) > self.value_limit:
             raise TierError(f"a record of {len(record)} bytes is too big for Redis")
-        lifetime = RETENTION if lifetime is None else lifetime
+        lifetime = self._retention if lifetime is None else lifetime
         if payload is not None and payload.size <= self.value_limit:
             await self._store_payload(port, payload, lifetime)
         elif payload is not None and self.payload_store is not None:
@@ -246,6 +251,29 @@ class Redis:
             lifetime = min(lifetime, KEEP)
         await self._set(port, self._key(name), [record], lifetime)
         await self._keep_groups(port, record, lifetime)
+
+    def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
+        """An entry without a ttl has answered: it lives on, as one does whose code is current."""
+        now = time.monotonic()
+        if age < self._retention / 2 or now < self._extended.get(name, 0.0):
+            return
+        if len(self._extended) >= KNOWN:
+            self._extended.clear()
+        self._extended[name] = now + self._retention / 4
+
+        async def extend(port: Port) -> None:
+            with suppress(TierError):  # it goes a little early: a miss, no more
+                await self._outlive(port, name, entry)
+
+        port.spawn(extend, "memo-extend")
+
+    async def _outlive(self, port: Port, name: str, entry: Entry) -> None:
+        life = b"%d" % _milliseconds(self._retention)
+        if entry.buffers:
+            await self._extend(port, self._payload_name(seal.payload_digest(entry.buffers)), life)
+        key = self._key(name)
+        await self.client.ask(port, pack(b"PEXPIRE", key, life), parse=int, key=key, writes=True)
+        await self._keep_groups(port, entry.record, self._retention)
 
     async def _store_payload(self, port: Port, payload: Payload, lifetime: float) -> None:
         """Keep a payload, which entries share; no store ever shortens the life that it has.

@@ -30,6 +30,7 @@ DEFAULTS = {
     "coherence": "strict",
     "deadline": 0.25,
     "redis_value_limit": 64 * 2**20,
+    "retention": 30 * 86_400.0,
     "enabled": True,
     "follow_threads": True,
     "live_file": None,

@@ -43,8 +43,15 @@ ORDER BY access_time;
 
 -- name: replace
 UPDATE Cache
-SET access_time = store_time - ?
-WHERE key >= ? AND key < ? AND raw = 1 AND substr(tag, instr(tag, ' ') + 1) <> ?;
+SET access_time = ?
+WHERE key >= ?
+    AND key < ?
+    AND raw = 1
+    AND substr(tag, instr(tag, ' ') + 1) <> ?
+    AND access_time > ?;
+
+-- name: replaced
+SELECT rowid, filename FROM Cache WHERE access_time < ? ORDER BY access_time LIMIT ?;
 
 -- name: most
 SELECT rowid, filename
