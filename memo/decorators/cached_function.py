@@ -50,6 +50,7 @@ from memo.keys.offloading import HeavyError
 from memo.metrics.recorder import COUNTERS, cache_info
 from memo.records import codec
 from memo.runtime.ports import BLOCKING, Blocking, drive, native, run_elsewhere
+from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, modes, options
 from memo.settings.modes import Mode
 from memo.settings.options import Policy
@@ -180,6 +181,10 @@ class CachedFunction(Generic[P, R]):
     def _mode(self) -> Mode:
         """The mode of a call: of `using`, else of the context, else of the settings."""
         return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
+
+    def _aged(self) -> Function:
+        """The function as the mode of a call lets its entries age."""
+        return aged(self._function, self._mode())
 
     @public
     def _in_mode(
@@ -475,7 +480,7 @@ class CachedFunction(Generic[P, R]):
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
-        return replay.bare(drive(answering.peek(BLOCKING, self._function, args, kwargs, default)))
+        return replay.bare(drive(answering.peek(BLOCKING, self._aged(), args, kwargs, default)))
 
     @helper(default=None)
     async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
@@ -483,19 +488,19 @@ class CachedFunction(Generic[P, R]):
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
-        return replay.bare(await answering.peek(native(), self._function, args, kwargs, default))
+        return replay.bare(await answering.peek(native(), self._aged(), args, kwargs, default))
 
     @helper()
     def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Would this call be answered from the cache?  Does not load the value."""
         enabled = assembly.enabled()
-        return enabled and drive(answering.is_cached(BLOCKING, self._function, args, kwargs))
+        return enabled and drive(answering.is_cached(BLOCKING, self._aged(), args, kwargs))
 
     @helper()
     async def ais_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """As `is_cached`, without blocking the event loop."""
         enabled = assembly.enabled()
-        return enabled and await answering.is_cached(native(), self._function, args, kwargs)
+        return enabled and await answering.is_cached(native(), self._aged(), args, kwargs)
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
@@ -507,9 +512,25 @@ class CachedFunction(Generic[P, R]):
                 argument.
         """
         kwargs, wanted = self._apart(kwargs, "plan", plan, False)
-        function = aged(self._function, self._mode())
-        found = self._explained(function, args, kwargs)
+        function = self._aged()
+        found = self._as_things_are(self._explained(function, args, kwargs))
         return drive(self._planned(BLOCKING, function, found, args, kwargs)) if wanted else found
+
+    def _as_things_are(self, found: Explanation) -> Explanation:
+        """An explanation, unless no call is answered from the cache here and now."""
+        kind = self._mode().kind
+        if not assembly.enabled():
+            source = configuration.current().sources["enabled"]
+            why = (DISABLED, f"the setting enabled is false ({source}): every call computes")
+        elif kind == modes.OFF:
+            why = (f'mode "{kind}"', "calls neither read nor store")
+        elif kind == modes.REFRESH:
+            why = (f'mode "{kind}"', "calls compute and store")
+        else:
+            return found
+        import dataclasses
+
+        return dataclasses.replace(found, hit=False, reason=why[0], facts=(why[1],), diff=())
 
     async def _planned(
         self,
@@ -542,9 +563,10 @@ class CachedFunction(Generic[P, R]):
         from memo.engine import explaining
 
         kwargs, wanted = self._apart(kwargs, "plan", plan, False)
-        port, function = native(), self._function
+        port, function = native(), self._aged()
         written = assembly.manifests()
         found = await explaining.explain(port, function, written, args, kwargs)
+        found = self._as_things_are(found)
         return await self._planned(port, function, found, args, kwargs) if wanted else found
 
     def cache_info(self) -> CacheInfo:

@@ -175,7 +175,8 @@ class _Elementwise(CachedFunction[P, R]):
         kwargs, default = self._apart(kwargs, "default", given, None)
         if not assembly.enabled():
             return default
-        return await elements.peek(port, await self._made(port, args, kwargs), default)
+        made = await elements.batch(port, self._aged(), self._each, args, kwargs)
+        return await elements.peek(port, made, default)
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
@@ -188,8 +189,10 @@ class _Elementwise(CachedFunction[P, R]):
         return await self._peeked(native(), args, kwargs, default)
 
     async def _is_cached(self, port: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-        made = assembly.enabled() and await self._made(port, args, kwargs)
-        return bool(made) and await elements.is_cached(port, cast("Batch", made))
+        if not assembly.enabled():
+            return False
+        made = await elements.batch(port, self._aged(), self._each, args, kwargs)
+        return await elements.is_cached(port, made)
 
     @helper()
     def is_cached(self, /, *args: Any, **kwargs: Any) -> bool:
@@ -205,7 +208,7 @@ class _Elementwise(CachedFunction[P, R]):
         self, port: Any, args: Any, kwargs: dict[str, Any], plan: bool
     ) -> Explanation:
         kwargs, wanted = self._apart(kwargs, "plan", plan, False)
-        function = aged(self._function, self._mode())
+        function = self._aged()
         made = await elements.batch(port, function, self._each, args, kwargs)
         if not made.places:
             fix = "has no elements, so nothing is looked up: the function itself answers."
@@ -218,6 +221,7 @@ class _Elementwise(CachedFunction[P, R]):
             explanation = await self._told(port, function, place)
             if not explanation.hit:
                 found, asked = explanation, place.job
+        found = self._as_things_are(found)
         if not wanted:
             return found
         return await self._planned(port, function, found, asked.args, asked.kwargs)

@@ -23,7 +23,9 @@ from memo.validity.results import unfolded
 from memo.validity.stamps import Turn, concerns
 
 BOUND = 0.05
-"""Seconds that looking for matching entries may take."""
+"""Seconds that looking for matching entries may take, from the first of them on."""
+ALWAYS = 100
+"""Entries that are looked at however long it takes: opening the index alone may take `BOUND`."""
 SEEN = 500
 """Addresses of other entries that are kept, to find the one that was probably meant."""
 FIRST = 5
@@ -88,7 +90,7 @@ async def _listed(chain: Chain, prefix: str, until: float) -> list[Header | None
             continue
         try:
             async for listed in entries(BLOCKING, prefix):
-                if time.monotonic() > until:
+                if len(seen) >= ALWAYS and time.monotonic() > until:
                     return [*found, None]
                 if listed.name not in seen:
                     seen.add(listed.name)

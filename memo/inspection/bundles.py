@@ -27,6 +27,7 @@ from memo.records import codec, seal
 from memo.records.codec import Payload
 from memo.records.seal import Header
 from memo.records.stamp_types import Times
+from memo.runtime import VERSION
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
@@ -150,20 +151,9 @@ async def _export(
     user = getpass.getuser()
     python = platform.python_version()
     by, system = f"{user}@{writer()}", f"{platform.system()} {platform.machine()}"
-    origin = Origin(time.time(), by, _version(), python, system, chain.namespace, note)
+    origin = Origin(time.time(), by, VERSION, python, system, chain.namespace, note)
     await port.offload(write, path, origin, parts, secret)
     return [part.item for part in parts]
-
-
-def _version() -> str:
-    import importlib.metadata
-
-    for name in ("jupyter-memo", "memo"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "?"
 
 
 async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Part | None:

@@ -19,7 +19,7 @@ from memo.decorators.assembly import default_chain, host_of
 from memo.errors import MemoError, MissingExtraError, SettingError, public
 from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, counted, number, size
-from memo.runtime import ownership
+from memo.runtime import VERSION, ownership
 from memo.runtime.clock import SYSTEM
 from memo.runtime.ports import BLOCKING, drive
 from memo.settings import configuration, secret_keys
@@ -38,7 +38,7 @@ WARN = "warn"
 """It works, and not as well as it could."""
 FAIL = "fail"
 """It does not work, or must not be trusted."""
-PACKAGES = ("jupyter-memo", "redis", "diskcache", "cloudpickle", "pandas", "ipython")
+PACKAGES = ("redis", "diskcache", "cloudpickle", "pandas", "ipython")
 OLDEST_REDIS = (6, 2)
 """The oldest Redis that memo is tested with."""
 OLD = 3600.0
@@ -162,7 +162,7 @@ def _guarded(topic: str, check: Callable[[], Findings]) -> list[Finding]:
 
 
 def _python() -> Findings:
-    parts = [f"Python {sys.version.split()[0]}"]
+    parts = [f"Python {sys.version.split()[0]}", f"memo {VERSION}"]
     for package in PACKAGES:
         try:
             parts.append(f"{package} {metadata.version(package)}")

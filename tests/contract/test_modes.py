@@ -13,7 +13,7 @@ import pytest
 
 import memo
 from memo import NotCachedError, OptionError, SettingError, cache
-from memo.testing import recording
+from memo.testing import ManualClock, isolated, recording
 
 RUNS: dict[str, int] = {}
 
@@ -352,3 +352,44 @@ def test_a_wrong_call_raises_at_the_call(replay: bool) -> None:
     ):
         with pytest.raises(TypeError, match="argument"):
             wrong()
+
+
+def test_explain_says_that_calls_are_not_answered_from_the_cache() -> None:
+    """With `enabled=False`, and in the modes "off" and "refresh", no call hits."""
+    load, aload = loads(), aloads()
+    load("EU"), asyncio.run(aload("EU"))
+    ways: list[tuple[AbstractContextManager[Any], str]] = [
+        (memo.configure(enabled=False), "disabled"),
+        (memo.mode("off"), 'mode "off"'),
+        (memo.mode("refresh"), 'mode "refresh"'),
+    ]
+    for way, reason in ways:
+        with way:
+            for found in (
+                load.explain("EU"),
+                aload.explain("EU"),
+                asyncio.run(load.aexplain("EU")),
+            ):
+                assert (found.hit, found.reason) == (False, reason)
+    assert load.explain("EU").hit
+
+
+def test_helpers_see_the_age_that_calls_are_limited_to() -> None:
+    """`peek`, `is_cached` and `explain` answer for a call as it would go with `max_age`."""
+    clock = ManualClock()
+    with isolated(clock=clock):
+        load, aload = loads(), aloads()
+        load("EU"), asyncio.run(aload("EU"))
+        clock.advance(10)
+        young, ayoung = load.using(max_age=5), aload.using(max_age=5)
+        assert (young.is_cached("EU"), young.peek("EU"), young.explain("EU").hit) == (
+            False,
+            None,
+            False,
+        )
+        assert not asyncio.run(ayoung.ais_cached("EU"))
+        assert not asyncio.run(ayoung.aexplain("EU")).hit
+        with memo.mode(max_age=5):
+            assert (load.is_cached("EU"), asyncio.run(aload.apeek("EU"))) == (False, None)
+        assert load.using(max_age=60).is_cached("EU")
+        assert load.is_cached("EU")

@@ -209,10 +209,22 @@ def test_counting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for year in range(40):
         load("EU", year)
     monkeypatch.setattr("memo.engine.matching.BOUND", 0.0)
+    monkeypatch.setattr("memo.engine.matching.ALWAYS", 10)
     done = load.invalidate()
     assert done.at_least
     assert "at least 0 entries on this host, counting was stopped after 50 ms" in repr(done)
     assert not any(load.is_cached("EU", year) for year in range(40))
+
+
+def test_a_few_entries_are_always_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, the answer for a small cache is exact."""
+    monkeypatch.setattr("memo.engine.matching.BOUND", 0.0)
+    load = loads(tags=["sales"])
+    load("EU"), load("US")
+    done = memo.invalidate(tag="sale")
+    assert (done.matched, done.missed) == (0, True)
+    done = memo.invalidate(tag="sales")
+    assert (done.matched, done.at_least) == (2, False)
 
 
 @pytest.mark.timing
