@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly
@@ -43,8 +42,7 @@ _ALONE = {
     "replay": "what it shows belongs to no single item",
     "cache_errors": "it may raise after its first items were seen",
     "soft_timeout": "its items come one by one",
-    "compress": "its items are stored one by one",
-    "cutoff": "its items are not compared",
+    "cutoff": "its items are used before there is a value to compare; return a list instead",
 }
 """Options that do not go with generators, and why."""
 
@@ -58,11 +56,10 @@ class _Streaming(CachedFunction[P, R]):
             fix = "ask for a result, which a generator has not; make them of the arguments."
             raise OptionError("tags", given["tags"], fix)
         self.is_async = isinstance(self, AsyncStreaming)
-        self._function.run = streams.run_through(function, self._folder, self.is_async)
+        self._function.run = streams.run_through(function, self._spool, self.is_async)
 
-    def _folder(self) -> Path | None:
-        host = self._function.chain().host
-        return None if host is None else Path(host.home.path)
+    def _spool(self) -> Spool:
+        return streams.spool_for(self._function)
 
     def _made(self, items: Any) -> Any:
         """Items as the function gives them: a generator, or an async one."""
@@ -134,14 +131,14 @@ class _Streaming(CachedFunction[P, R]):
     def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Store the items of an iterable as what a call gives, without running it."""
         if assembly.enabled():
-            spool = streams.spooled(value, self._folder())
+            spool = streams.spooled(value, self._spool())
             drive(answering.put(BLOCKING, self._function, args, kwargs, spool))
 
     @helper(value=inspect.Parameter.empty)
     async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """As `put`, without blocking the event loop; takes an async iterable as well."""
         if assembly.enabled():
-            spool = await streams.aspooled(value, self._folder())
+            spool = await streams.aspooled(value, self._spool())
             await answering.put(native(), self._function, args, kwargs, spool)
 
     @helper(default=None)

@@ -280,9 +280,10 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
             told = await _turned(port, chain, stamp, state, header.times.started)
             path = await _path(port, chain, header, stamp)
             facts += [f"{one}{path}" for one in told]
-    for other in header.stamps:
-        if isinstance(other, _SOURCES) and await dependencies.check(port, other):
-            facts.append(f"{_source(other)}, which has changed")
+    sources = [stamp for stamp in header.stamps if isinstance(stamp, _SOURCES)]
+    for source, why in zip(sources, await dependencies.check(port, sources), strict=True):
+        if why:
+            facts.append(f"{_source(source)}, which has changed")
     return facts
 
 

@@ -220,11 +220,10 @@ async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[st
         now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
     except TierError:
         return [UNKNOWN] * len(headers)
-    others: dict[Stamp, bool] = {
-        s: False for h in headers for s in h.stamps if isinstance(s, (File, Call))
-    }
-    for stamp in others:
-        others[stamp] = await dependencies.check(port, stamp) not in ("", SOURCE_UNREACHABLE)
+    sources = list({s: None for h in headers for s in h.stamps if isinstance(s, (File, Call))})
+    whys = await dependencies.check(port, sources)
+    changed = (why not in ("", SOURCE_UNREACHABLE) for why in whys)
+    others: dict[Stamp, bool] = dict(zip(sources, changed, strict=True))
     known = {function.function_id: function._function for function in functions()}
     codes = {name: f.identity.digest() for name, f in known.items() if not f.keyer.method}
     return [

@@ -333,7 +333,7 @@ def decode(
     if flags & ~(COMPRESSED | RAISED):
         raise EntryError(UNREADABLE, "written by a later version of memo")
     if flags & COMPRESSED:
-        stream, payload, table = _inflated(stream)
+        stream, payload, table = inflated(stream)
     try:
         patient = len(stream) > PATIENT
         if not (table or patient):
@@ -346,7 +346,12 @@ def decode(
         raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
 
 
-def _inflated(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
+def inflated(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
+    """A compressed pickle stream, the payload beside it and its table.
+
+    Raises:
+        EntryError: it cannot be read, or not here.
+    """
     try:
         return zstd().unpacked(stream)  # type: ignore[no-any-return]
     except ImportError as error:

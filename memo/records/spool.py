@@ -10,6 +10,9 @@ offset bytes   what
 ...    ...     the pickles
 ====== ======= ====================================================================================
 
+A chunk that is compressed (`compress`) has `_PACKED` in the place of all that, and behind it what
+`zstd_frames` makes of it.
+
 Rules of this module:
 
 1.  The chunks are the buffers of an entry's payload.  Where all of them together are small they lie
@@ -28,6 +31,7 @@ import struct
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -43,6 +47,8 @@ CHUNK = 1 << 20
 IN_MEMORY = 4 << 20
 """Bytes of a spool from which it lies in a file."""
 _COUNT = struct.Struct(">Q")
+_PACKED = b"\xff" * _COUNT.size
+"""More items than there can be."""
 
 
 def _packed(items: Sequence[bytes]) -> bytes:
@@ -56,6 +62,8 @@ def _items(chunk: memoryview) -> list[memoryview]:
     Raises:
         EntryError: it is none.
     """
+    if chunk[: len(_PACKED)] == _PACKED:
+        chunk = codec.inflated(chunk[len(_PACKED) :])[0]
     try:
         (count,) = _COUNT.unpack_from(chunk)
         lengths = struct.unpack_from(f">{count}Q", chunk, _COUNT.size)
@@ -166,6 +174,7 @@ class Spool:
 
     Args:
         folder: where its file lies, if it needs one; None: where temporary files do.
+        compress: bytes from which items are compressed; None: none are.
 
     Attributes:
         count: items so far.
@@ -175,8 +184,9 @@ class Spool:
         fault: why it keeps nothing any more; `""`: it does.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.count = self.size = 0
+    def __init__(self, folder: Path | None = None, compress: int | None = None) -> None:
+        self.count = self.size = self._given = 0
+        self._compress = compress
         self.table: list[Buffer] = []
         self.returned: Any = None
         self.fault = ""
@@ -218,7 +228,7 @@ class Spool:
             self._file = None
 
     def _close_chunk(self) -> None:
-        chunk = _packed(self._open)
+        chunk = self._compressed(_packed(self._open))
         self._starts.append(self.count - len(self._open))
         self._offsets.append(self.size)
         self._open, self._bytes = [], 0
@@ -233,6 +243,17 @@ class Spool:
             self._write(chunk)
         self.table.append(Buffer(len(chunk), codec.digest(chunk)))
         self.size += -(-len(chunk) // ALIGN) * ALIGN
+
+    def _compressed(self, chunk: bytes) -> bytes:
+        """A chunk as it is kept: compressed where that is asked for and worth while."""
+        self._given += len(chunk)
+        if self._compress is None or self._given < self._compress:
+            return chunk
+        with suppress(ImportError):
+            packed: bytes | None = codec.zstd().packed(chunk, [])
+            if packed is not None:
+                return _PACKED + packed
+        return chunk
 
     def _opened(self) -> IO[bytes]:
         """A file without a name, beside the cache, since temporary files may be in memory."""

@@ -111,26 +111,28 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
     reason = broken(recorded, texts(states))
     if reason and not isinstance(reason, Expired):
         return reason
-    silent = ""
-    for stamp in stamps:
-        other = "" if type(stamp) is Generation else await dependencies.check(port, stamp)
-        if other and other != SOURCE_UNREACHABLE:
-            return other
-        silent = silent or other
-    return silent or reason
+    others = [stamp for stamp in stamps if type(stamp) is not Generation]
+    for stamp in others:
+        if not dependencies.is_far(stamp):
+            [other] = await dependencies.check(port, [stamp])
+            if other:
+                return other
+    found = await dependencies.check(port, list(filter(dependencies.is_far, others)))
+    whys = sorted(filter(None, found), key=lambda why: why == SOURCE_UNREACHABLE)
+    return whys[0] if whys else reason
 
 
 async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> list[str]:
     """Why each of some stamps does not hold; of a result `""`."""
     now = iter(states)
+    others = [stamp for stamp in stamps if type(stamp) not in (Generation, Result)]
+    whys = iter(await dependencies.check(port, others))
     found: list[str] = []
     for stamp in stamps:
         if type(stamp) is Generation:
             found.append(broken([stamp.state.text], [next(now).text]))
-        elif type(stamp) is Result:
-            found.append("")
         else:
-            found.append(await dependencies.check(port, stamp))
+            found.append("" if type(stamp) is Result else next(whys))
     return found
 
 

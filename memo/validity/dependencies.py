@@ -18,7 +18,7 @@ import stat
 import time
 import weakref
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from memo.errors import DependencyError, EntryError, OptionError, public, shown
@@ -113,13 +113,21 @@ def file_stamp(path: str, *, by_content: bool = False, every: float = 0.0) -> Fi
         by_content: compare the content.
         every: seconds for which a URL is believed without asking again.
     """
-    if remote.is_url(path):
-        return FileStamp(path, remote.facts_or_unknown(path, by_content), by_content, every)
-    return FileStamp(path, _facts(path, by_content), by_content)
+    [stamp] = file_stamps([(path, by_content)], every)
+    return stamp
 
 
-def _file_stamps(paths: Iterable[tuple[str, bool]], every: float) -> list[Stamp]:
-    return [file_stamp(path, by_content=by_content, every=every) for path, by_content in paths]
+def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileStamp]:
+    """As `file_stamp` for several, each a path and whether its content is compared."""
+    far = remote.all_facts(one for one in paths if remote.is_url(one[0]))
+    stamps: list[FileStamp] = []
+    for path, by_content in paths:
+        if remote.is_url(path):
+            facts = far[path, by_content] or remote.unknown()
+            stamps.append(FileStamp(path, facts, by_content, every))
+        else:
+            stamps.append(FileStamp(path, _facts(path, by_content), by_content))
+    return stamps
 
 
 def _facts(path: str, by_content: bool) -> str:
@@ -329,7 +337,7 @@ class Dependencies:
             packed = self._packed(function, needed) if needed else ""
             taken.append(Call(f"{self.identity}#{index}", digest, packed))
             paths += named
-        files = await port.offload(_file_stamps, paths, self.every)
+        files = await port.offload(file_stamps, paths, self.every)
         return (*files, *taken)
 
     def _needed(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -387,24 +395,45 @@ def _keyable(answer: Any) -> Any:
     return (answer.path, answer.by_content) if isinstance(answer, File) else answer
 
 
-async def check(port: Port, stamp: Stamp) -> str:
-    """Why a file or call stamp does not hold any more, or ""."""
+def is_far(stamp: Stamp) -> bool:
+    """True if a server has to be asked about a stamp."""
+    return isinstance(stamp, FileStamp) and remote.is_url(stamp.path)
+
+
+async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
+    """Why each of some file and call stamps does not hold any more, or "".
+
+    What lies behind URLs is asked at the same time.
+    """
+    now = await _present(port, [stamp for stamp in stamps if isinstance(stamp, FileStamp)])
+    return [await _why(port, stamp, now) for stamp in stamps]
+
+
+async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.Asked, str | None]:
+    """The facts of those behind URLs; None: they cannot be told."""
+    now: dict[remote.Asked, str | None] = {}
+    todo: list[remote.Asked] = []
+    for stamp in filter(is_far, stamps):
+        one = stamp.path, stamp.by_content
+        known = remote.believed(stamp)
+        if known is None:
+            todo.append(one)
+        else:
+            now[one] = known
+    return {**now, **await port.offload(remote.all_facts, todo)} if todo else now
+
+
+async def _why(port: Port, stamp: Stamp, now: Mapping[remote.Asked, str | None]) -> str:
     if isinstance(stamp, FileStamp):
-        if remote.is_url(stamp.path):
-            return await _remote_holds(port, stamp)
-        return "" if _file_holds(stamp) else FILE_CHANGED
+        if not is_far(stamp):
+            return "" if _file_holds(stamp) else FILE_CHANGED
+        facts = now[stamp.path, stamp.by_content]
+        if facts is None:
+            return SOURCE_UNREACHABLE
+        return "" if facts == stamp.facts else DEPENDENCY_CHANGED
     if isinstance(stamp, Call):
         return "" if await _call_holds(port, stamp) else DEPENDENCY_CHANGED
     return f"unknown stamp {type(stamp).__name__}"
-
-
-async def _remote_holds(port: Port, stamp: FileStamp) -> str:
-    now = remote.believed(stamp)
-    if now is None:
-        now = await port.offload(remote.facts_or_none, stamp.path, stamp.by_content)
-    if now is None:
-        return SOURCE_UNREACHABLE
-    return "" if now == stamp.facts else DEPENDENCY_CHANGED
 
 
 async def _call_holds(port: Port, stamp: Call) -> bool:

@@ -7,10 +7,12 @@ its ETag, where there is none by size and modification time.
 
 from __future__ import annotations
 
+import contextvars
 import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,6 +20,7 @@ from memo.errors import OptionError
 from memo.records.stamp_types import File
 from memo.runtime import events
 from memo.runtime.checksums import blake2b
+from memo.runtime.ports import Pool
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ TIMEOUT = 10.0
 """Seconds that a server may take to answer."""
 MISSING = "missing"
 """The facts of a URL where nothing is."""
+AT_ONCE = 16
+"""Most URLs that are asked at the same time, in the whole process."""
 BELIEVED = 4096
 """Most URLs whose latest facts are remembered."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)
@@ -34,6 +39,7 @@ _WEB = ("http", "https")
 _READ = 1 << 20
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
 _lock = threading.Lock()
+_pool = Pool("memo-offload-remote", AT_ONCE - 1)  # and the caller's own thread
 
 
 class UnreachableError(Exception):
@@ -63,10 +69,34 @@ def check_url(path: str) -> None:
         raise OptionError("depends_on", path, f"fsspec knows no scheme {scheme}://.")
 
 
-def facts_or_unknown(url: str, by_content: bool) -> str:
-    """The identity of the version at a URL; if it is unknown, one that no version has."""
-    found = facts_or_none(url, by_content)
-    return f"unknown at {time.time_ns()}" if found is None else found
+Asked = tuple[str, bool]
+"""A URL, and whether its content is asked for."""
+
+
+def unknown() -> str:
+    """The identity of a version that cannot be told, which no version has."""
+    return f"unknown at {time.time_ns()}"
+
+
+def all_facts(wanted: Iterable[Asked]) -> dict[Asked, str | None]:
+    """As `facts_or_none` for several URLs, which are asked at the same time: `AT_ONCE` at most."""
+    todo = list(dict.fromkeys(wanted))
+    found: dict[Asked, str | None] = {}
+    answered = threading.Semaphore(0)
+
+    def ask(one: Asked) -> None:
+        try:
+            found[one] = facts_or_none(*one)
+        finally:
+            answered.release()
+
+    for one in todo[1:]:
+        _pool.submit(partial(contextvars.copy_context().run, ask, one))
+    for one in todo[:1]:
+        ask(one)
+    for _ in todo:
+        answered.acquire()
+    return {one: found.get(one) for one in todo}
 
 
 def facts_or_none(url: str, by_content: bool) -> str | None:

@@ -28,7 +28,7 @@ from typing import Any
 
 from memo.engine import same_types, used_calls
 from memo.engine.answering import done_by_another, fall_back, told_hit, while_pausing
-from memo.engine.call import NOTHING, Job, Raised, emit, hindered, told
+from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
 from memo.engine.computing import (
     Standing,
     is_same_call,
@@ -62,10 +62,10 @@ _leased: dict[str, Live] = {}
 fork.in_child(_leased.clear)
 
 
-def spool_for(job: Job) -> Spool:
+def spool_for(function: Function) -> Spool:
     """A spool whose file, if it needs one, lies beside the cache."""
-    host = job.chain.host
-    return Spool(None if host is None else Path(host.home.path))
+    host = function.chain().host
+    return Spool(None if host is None else Path(host.home.path), function.compress())
 
 
 def limit(job: Job) -> int | None:
@@ -94,7 +94,7 @@ class Live:
         self._generate = generate
         self.client = port.client()
         self.skip = skip
-        self.spool = spool_for(job)
+        self.spool = spool_for(job.function)
         self.count = 0
         self.over = self.lost = False
         self.error: BaseException | None = None
@@ -637,22 +637,22 @@ async def _landed(port: Port, flight: Flight) -> None:
 
 
 def run_through(
-    run: Callable[..., Any], folder: Callable[[], Path | None], is_async: bool
+    run: Callable[..., Any], made: Callable[[], Spool], is_async: bool
 ) -> Callable[..., Any]:
-    """A function that runs a generator to its end, and gives a `Spool`."""
+    """A function that runs a generator to its end, and gives the `Spool` from `made`."""
 
     def whole(*args: Any, **kwargs: Any) -> Spool:
-        return spooled(run(*args, **kwargs), folder())
+        return spooled(run(*args, **kwargs), made())
 
     async def awhole(*args: Any, **kwargs: Any) -> Spool:
-        return await aspooled(run(*args, **kwargs), folder())
+        return await aspooled(run(*args, **kwargs), made())
 
     return awhole if is_async else whole
 
 
-def spooled(items: Iterable[Any], folder: Path | None = None) -> Spool:
+def spooled(items: Iterable[Any], spool: Spool) -> Spool:
     """The items of an iterable in a spool."""
-    spool, iterator = Spool(folder), iter(items)
+    iterator = iter(items)
     while True:
         try:
             item = next(iterator)
@@ -662,11 +662,10 @@ def spooled(items: Iterable[Any], folder: Path | None = None) -> Spool:
         spool.add(same_types.packed(item))
 
 
-async def aspooled(items: AsyncIterable[Any] | Iterable[Any], folder: Path | None = None) -> Spool:
+async def aspooled(items: AsyncIterable[Any] | Iterable[Any], spool: Spool) -> Spool:
     """The items of an async iterable, or of a plain one, in a spool."""
     if not isinstance(items, AsyncIterable):
-        return spooled(items, folder)
-    spool = Spool(folder)
+        return spooled(items, spool)
     async for item in items:
         spool.add(same_types.packed(item))
     return spool

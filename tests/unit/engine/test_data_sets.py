@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from ways import PLACES, Way
 import memo
 from memo.errors import DependencyError, OptionError
 from memo.testing import ManualClock, isolated, recording
+from memo.validity import remote
 
 RUNS: Counter[str] = Counter()
 UNREACHABLE = "dependency unreachable"
@@ -32,6 +34,8 @@ class Server:
         pages: path -> content.
         validators: which headers tell a version: `etag`, `modified`, both or neither.
         asked: path -> how often, by method.
+        wait_for: a request is answered when so many are there, or after 10 seconds.
+        most: how many requests were there at the same time.
     """
 
     def __init__(self) -> None:
@@ -41,17 +45,38 @@ class Server:
         self.fails = False
         self.no_head = False
         self.asked: Counter[str] = Counter()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+        self.wait_for = 1
+        self.most = self._here = 0
+        self._overlap = threading.Condition()
+        self._http = _Web(("127.0.0.1", 0), partial(_Handler, self))
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), name="http")
         self._thread.start()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self._http.server_address[1]}/{path}"
 
+    @contextmanager
+    def overlapping(self) -> Iterator[None]:
+        """Hold a request until others are there."""
+        with self._overlap:
+            self._here += 1
+            self.most = max(self.most, self._here)
+            self._overlap.notify_all()
+            self._overlap.wait_for(lambda: self.most >= self.wait_for, 10.0)
+        try:
+            yield
+        finally:
+            with self._overlap:
+                self._here -= 1
+
     def close(self) -> None:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join(10)
+
+
+class _Web(ThreadingHTTPServer):
+    request_queue_size = 64  # more than 5 connections may come at once
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -60,7 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*rest)
 
     def do_HEAD(self) -> None:
-        self._answer()
+        with self.of.overlapping():
+            self._answer()
 
     def do_GET(self) -> None:
         self._answer()
@@ -119,6 +145,42 @@ def test_an_etag_that_changes(way: Way, place: str, server: Server) -> None:
         assert way.call(load, "EU") == 2
     assert [event.reason for event in events if event.kind == "miss"] == ["dependency changed"]
     assert not server.asked["GET EU.csv"]
+
+
+@pytest.mark.parametrize("count", [8, 20])
+def test_sources_are_asked_at_the_same_time(
+    way: Way, place: str, server: Server, count: int
+) -> None:
+    """Before a computation, and to judge an entry; at most 16 at once, and each of them once."""
+    names = [f"{number}.csv" for number in range(count)]
+    for name in names:
+        server.pages[name], server.etags[name] = b"1", '"a"'
+    server.wait_for = min(count, remote.AT_ONCE)
+    load = way.cached(counted, depends_on=[server.url(name) for name in names])
+    assert way.call(load, 1) == 1
+    assert server.most == server.wait_for
+    server.most = 0
+    assert way.call(load, 1) == 1
+    assert server.most == server.wait_for
+    assert set(server.asked.values()) == {2}
+    server.etags[names[-1]] = '"b"'
+    assert way.call(load, 1) == 2
+
+
+def test_sources_of_what_was_used_are_asked_at_the_same_time(way: Way, server: Server) -> None:
+    """With `cutoff` beneath it, too, an entry costs the time of one question, not of eight."""
+    for name in range(8):
+        server.pages[str(name)], server.etags[str(name)] = b"1", '"a"'
+    inner = memo.cache(version="1", cutoff=True, depends_on=server.url("{x}"))(lambda x: int(x))
+    outer = way.cached(lambda x: sum(map(inner, range(8))))
+    assert way.call(outer, 1) == 28
+    server.wait_for, server.most = 8, 0
+    assert way.call(outer, 1) == 28
+    assert server.most == 8
+    server.etags["3"] = '"b"'
+    with recording() as events:
+        assert way.call(outer, 1) == 28
+    assert "revalidated" in [event.kind for event in events]
 
 
 def test_last_modified_where_there_is_no_etag(way: Way, place: str, server: Server) -> None:

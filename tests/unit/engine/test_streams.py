@@ -96,6 +96,25 @@ def read(way: Way, made: Any, most: int | None = None) -> list[Any]:
 # --- stored and replayed --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("given", ["option", "setting"])
+@pytest.mark.parametrize("size", ["1KiB", "1MiB", "20MiB"])
+def test_compress_holds_for_items(way: Way, place: str, given: str, size: str) -> None:
+    """`compress`, the option and the setting: items from that size on lie there compressed."""
+    if given == "setting":
+        memo.configure(compress=size)
+    options = {"compress": size} if given == "option" else {}
+    rows = cached(way, lambda n: iter([f"{i} " * 20_000 for i in range(n)]), **options)
+    wanted = [f"{i} " * 20_000 for i in range(100)]
+    assert read(way, rows(100)) == wanted
+    fresh_process()
+    assert read(way, rows(100)) == wanted
+    (entry,) = memo.entries(rows)
+    least, most = {"1KiB": (0, 100_000), "1MiB": (0, 2_200_000), "20MiB": (4_000_000, 8_000_000)}[
+        size
+    ]
+    assert least < entry.size < most
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_stream_is_stored_and_replayed(way: Way, place: str, count: int) -> None:
     """The second call replays what the first gave, in a fresh process as well; no second run."""
@@ -744,7 +763,7 @@ def test_it_is_a_generator(way: Way) -> None:
         ({"replay": True}, "does not go with a generator"),
         ({"cache_errors": {KeyError: 1}}, "does not go with a generator"),
         ({"soft_timeout": 1, "stale_if_error": 1}, "does not go with a generator"),
-        ({"compress": True}, "does not go with a generator"),
+        ({"cutoff": True}, "return a list instead"),
         ({"ttl": lambda result: 5}, "asks for a result"),
         ({"cache_if": bool}, "asks for a result"),
         ({"tags": ["x:{result}"]}, "ask for a result"),
