@@ -103,6 +103,28 @@ def _tags(count: int) -> float:
     return _median(lambda: load(1), 200)
 
 
+def _attributes(count: int) -> float:
+    """A hit on a method that reads so many attributes; of many batches of 20 calls the fastest."""
+    values = [n if n % 3 == 0 else f"text {n}" if n % 3 == 1 else n + 0.5 for n in range(count)]
+    names = [f"a{n}" for n in range(count)]
+    reads = ", ".join(f"self.{name}" for name in names)
+    namespace: dict[str, Any] = {"memo": memo, "__name__": "growth_methods"}
+    exec(  # noqa: S102 - a class with so many attributes has to be written
+        f"class Client:\n    @memo.cache(ttl=600, name='reads_{count}')\n"
+        f"    def load(self, x):\n        return [x, {reads}]\n",
+        namespace,
+    )
+    client = namespace["Client"]()
+    vars(client).update(zip(names, values, strict=True))
+
+    def batch() -> None:
+        for _ in range(20):
+            client.load(1)
+
+    batch()
+    return min(_timed(batch) for _ in range(1000)) / 20
+
+
 # --- nesting --------------------------------------------------------------------------------------
 
 
@@ -353,6 +375,10 @@ ROWS = (
         _flat(0.004),
     ),
     Row("hit on an entry with so many tags, memory", (10, 1000), "1 ms", _tags, _flat(0.001)),
+    Row(
+        "hit on a method that reads so many attributes", (1, 17), "1 µs for each", _attributes,
+        lambda small, large: large - small <= 16e-6, "µs",
+    ),
     Row(
         "calls nested so deep, computed and stored", (50, 200), "linear", _nesting,
         lambda small, large: large <= 6 * small,

@@ -138,7 +138,7 @@ async def _key_target(port: Port, text: str) -> _Target:
         raise OptionError("key", text, fix)
     if re.fullmatch(_KEY, text):
         turns = await _turns_of_key(port, text)
-        return _Target(turns, f"key {text!r}")
+        return _Target(turns, f"key {text!r}", _elsewhere)
 
     async def hint(_: Port, found: Matches) -> str:
         return names.meant(names.nearest(text, found.others))
@@ -146,7 +146,16 @@ async def _key_target(port: Port, text: str) -> _Target:
     return _Target(address_turns(text), f"key {shown(text)}", hint)
 
 
+async def _elsewhere(_port: Port, _found: Matches) -> str:
+    """Says what a key cannot find, where several hosts may share entries."""
+    return ELSEWHERE if assembly.default_chain().authorities.shared is not None else ""
+
+
 _KEY: Final = r"[0-9a-f]{40}"
+ELSEWHERE: Final = (
+    "a call that another host computes now is not known by its key here: "
+    "give its address, tag or function"
+)
 
 
 async def _turns_of_key(port: Port, key: str) -> list[Turn]:

@@ -194,6 +194,17 @@ def test_a_key_of_another_process(cache_home: Any) -> None:
     assert memo.invalidate(key="0" * 40).matched == 0
 
 
+@chains
+def test_an_unknown_key_says_what_it_cannot_find(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    """Where hosts share a Redis, calls that another one computes are not known by their keys."""
+    with place(where, request):
+        said = repr(memo.invalidate(key="0" * 40))
+    assert ("another host computes now" in said) == (where == "redis")
+    assert said.startswith(f"nothing matched key '{'0' * 40}'")
+
+
 def test_a_star_in_a_key_is_an_error() -> None:
     """A pattern is refused, with the option that drops several."""
     with pytest.raises(OptionError, match=r"key='products:\*'.*prefix='products'"):
