@@ -41,20 +41,19 @@ def enabled() -> bool:
 
 def as_usual() -> bool:
     """True if calls read and store, as far as the settings say."""
-    global _usual
-    known, version = _usual, configuration.version()
-    if known[0] == version:
-        return known[1]
+    global _usual_at
+    revision = configuration.revision
+    if _usual_at == revision:
+        return True
     settings = _settings()
-    if settings is None:
+    if settings is None or not settings.enabled or settings.mode is not None:
         return False
-    usual = settings.enabled and settings.mode is None
-    _usual = (version, usual)
-    return usual
+    _usual_at = revision
+    return True
 
 
-_usual: tuple[int, bool] = (-1, False)
-"""The answer of `as_usual`, and the version of the settings that it was made for."""
+_usual_at = -1
+"""The last revision of the settings for which `as_usual` is true."""
 
 
 def mode() -> Mode:
@@ -77,8 +76,8 @@ def _settings() -> Settings | None:
 def default_chain() -> Chain:
     """The chain that the settings describe, as they are now."""
     global _seen
-    seen, version = _seen, configuration.version()
-    if seen is not None and seen[0] == version:
+    seen, revision = _seen, configuration.revision
+    if seen is not None and seen[0] == revision:
         return seen[1]
     settings = configuration.current()
     with _lock:
@@ -90,7 +89,7 @@ def default_chain() -> Chain:
             events.emit(events.Event(events.RECONFIGURED))
         if seen is None or seen[1] is not chain:
             _share_live(chain)
-        _seen = (version, chain)
+        _seen = (revision, chain)
         if seen is not None and seen[1] is not chain:
             release()
     return chain

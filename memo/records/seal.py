@@ -137,6 +137,7 @@ class Entry:
 
     __slots__ = (
         "_header",
+        "_recorded",
         "blocks",
         "claims",
         "plain",
@@ -166,6 +167,7 @@ class Entry:
         self.times = times
         self.claims = claims
         self.plain = plain
+        self._recorded: list[str] | None = None
         self.size = size
         self._header = header
 
@@ -201,9 +203,12 @@ class Entry:
     @property
     def recorded(self) -> list[str]:
         """The texts of their states, in the same order."""
-        if self.plain:
-            return [text for _, _, _, text, _ in self.claims]
-        return [stamp.state.text for stamp in self.generations]
+        if self._recorded is not None:
+            return self._recorded
+        if not self.plain:
+            return [stamp.state.text for stamp in self.generations]
+        self._recorded = [text for _, _, _, text, _ in self.claims]
+        return self._recorded
 
     @property
     def refs(self) -> tuple[Ref, ...]:
@@ -229,7 +234,7 @@ class Entry:
 
     def __sizeof__(self) -> int:
         """Bytes that it takes besides its record."""
-        shared = _POINTER * len(self.claims) + sum(block.weight for block in self.blocks)
+        shared = 2 * _POINTER * len(self.claims) + sum(block.weight for block in self.blocks)
         parts = (self.times, self._loose, self._header)
         return object.__sizeof__(self) + _VIEW + shared + sum(map(weight, parts))
 

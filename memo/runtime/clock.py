@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 SECOND = 1_000_000_000
 """Nanoseconds in a second: the unit of every time inside an entry."""
@@ -24,10 +24,6 @@ def _boot_id() -> bytes:
         return bytes(16)
 
 
-def _boot_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
 class Clock:
     """Reads the time; tests put one of their own in its place.
 
@@ -40,7 +36,9 @@ class Clock:
 
     wall_ns: Callable[[], int] = staticmethod(time.time_ns)
     boot_ns: Callable[[], int] = staticmethod(
-        _boot_ns if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic_ns
+        partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+        if hasattr(time, "CLOCK_BOOTTIME")
+        else time.monotonic_ns
     )
 
     @cached_property

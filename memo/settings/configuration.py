@@ -210,7 +210,11 @@ _lock = threading.RLock()
 _overrides: Layer = {}
 _read: Layer | None = None
 _current: Settings | None = None
-_version = 0
+revision = 0
+"""Changes whenever `current` may answer otherwise.
+
+A cache of something made from settings reads the revision first, then the settings.
+"""
 
 
 def current() -> Settings:
@@ -221,14 +225,6 @@ def current() -> Settings:
     """
     settings = _current
     return _build() if settings is None else settings
-
-
-def version() -> int:
-    """A number that changes whenever `current` may answer otherwise.
-
-    A cache of something made from settings reads the version first, then the settings.
-    """
-    return _version
 
 
 def reload() -> None:
@@ -247,9 +243,9 @@ def reset() -> None:
 
 
 def _changed() -> None:
-    global _current, _version
+    global _current, revision
     _current = None
-    _version += 1
+    revision += 1
 
 
 def _build() -> Settings:

@@ -81,7 +81,7 @@ class Live(Mapping[str, float]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Seconds for a key, `math.inf` for no expiry, or `default` where no source has it."""
-        if self._clock() >= self._look_at or configuration.version() != self._settings:
+        if self._clock() >= self._look_at or configuration.revision != self._settings:
             self._look()
         return self._values.get(key, default)
 
@@ -217,7 +217,7 @@ class Live(Mapping[str, float]):
 
     def _look(self) -> None:
         with self._lock:
-            self._settings = configuration.version()
+            self._settings = configuration.revision
             self._look_at = self._clock() + LOOK_EVERY
             path = configuration.current().live_file
             if path is None:

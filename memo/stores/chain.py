@@ -353,17 +353,16 @@ class Chain:
         """
         return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
-    def _known(self, front: Front, name: str, key: str) -> object | None:
-        """The object beside a record in memory: an entry, or a proof that an entry was true.
+    def _glanced(self, front: Front, name: str, key: str) -> Entry | None:
+        """The entry of a record in memory that was not read yet; it is remembered beside it.
 
         Raises:
             EntryError: the record is not to be believed.
         """
-        known = front.peek(name)
-        if known is None and (record := front.at_hand(name)) is not None:
-            known = seal.glance(record, self.secrets, self.namespace, key)
-            if known is not None:
-                front.remember(name, known, record)
+        record = front.at_hand(name)
+        known = None if record is None else seal.glance(record, self.secrets, self.namespace, key)
+        if known is not None:
+            front.remember(name, known, record)
         return known
 
     def at_hand(self, port: Callable[[], Port], function: str, key: str) -> Entry | Asked | None:
@@ -382,8 +381,7 @@ class Chain:
             if host is not None and not self._asks:
                 entry = self._in_first(name, key)
                 if entry is not None and entry.plain:
-                    recorded = [text for _, _, _, text, _ in entry.claims]
-                    if broken(recorded, host.generations.texts(entry.claims)):
+                    if broken(entry.recorded, host.generations.texts(entry.claims)):
                         return None
                     return None if self.floors.older(key, entry.times.started) else entry
             return None if self._prompt is None else self._asked(self._prompt, port, name, key)
@@ -392,10 +390,13 @@ class Chain:
 
     def _in_first(self, name: str, key: str) -> Entry | None:
         """The record of the first tier under a name, if it can be read by a plain function."""
-        if self._front is not None:
+        front = self._front
+        if front is not None:
+            known = front.peek(name)
             if self._listener is not None:
-                return _unheard(self._listener, self._front.peek(name))
-            known = self._known(self._front, name, key)
+                return _unheard(self._listener, known)
+            if known is None:
+                return self._glanced(front, name, key)
             return known if type(known) is Entry else None
         record = None if self._near is None else self._near.at_hand(name)
         return None if record is None else self._glances.glance(name, record, key)
@@ -407,7 +408,7 @@ class Chain:
         if self._front is None:
             asked = prompt.ask(port(), name)
         else:
-            entry = self._known(self._front, name, key)
+            entry = self._front.peek(name) or self._glanced(self._front, name, key)
             if not isinstance(entry, Entry) or not entry.plain:
                 return None
             asked = prompt.ask_states(port(), entry.refs)

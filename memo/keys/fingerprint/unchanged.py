@@ -218,13 +218,16 @@ class Seen:
         for shape in self.shapes:
             if not shape.stands():
                 return False
-        if not self.watches:
-            return True
+        return not self.watches or self._values_stand()
+
+    def _values_stand(self) -> bool:
         begun = perf_counter()
-        stand = all(watch.stands() for watch in self.watches)
+        for watch in self.watches:
+            if not watch.stands():
+                return False
         if perf_counter() - begun > SLOW:
             self.slow += 1
-        return stand
+        return True
 
     def costliest(self) -> tuple[str, float]:
         """The global that takes the longest to be looked at, and the seconds; 0: none takes long.

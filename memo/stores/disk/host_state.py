@@ -107,7 +107,7 @@ class HostGenerations:
         for ref in refs:
             name, arguments = ref
             group = groups.get(name) or ledger.load(name)
-            if self._unwritten:
+            if not self._unwritten.empty:
                 group = self._unwritten.over(name, group)
             if group.plain is None or arguments is None:
                 states.append(group.state(ref))
@@ -123,12 +123,12 @@ class HostGenerations:
             EntryError: a claim cannot be read.
         """
         ledger = self._up_to_date()
-        groups, unwritten = ledger.groups, self._unwritten or None
+        groups, unwritten = ledger.groups, self._unwritten
         found = []
         for claim in claims:
             _, name, arguments, _, _ = claim
             group = groups.get(name) or ledger.load(name)
-            if unwritten is not None:
+            if not unwritten.empty:
                 group = unwritten.over(name, group)
             now = group.plain
             if now is None or arguments is None:
@@ -184,7 +184,7 @@ class HostGenerations:
         """See `memo.stores.protocols.Generations.states`."""
         if self._owed:
             await port.offload(self._pay)
-        if self._unwritten and time.monotonic() > self._pay_at:
+        if not self._unwritten.empty and time.monotonic() > self._pay_at:
             await port.offload(self._write_late)
         if not self.ledger.is_at_hand:
             return await port.offload(outlasting, self.read, refs)
@@ -335,7 +335,8 @@ class HostGenerations:
         found = {}
         for name in groups:
             group = ledger.groups.get(name) or ledger.load(name)
-            fields = self._unwritten.over(name, group).fields if self._unwritten else group.fields
+            unwritten = self._unwritten
+            fields = (group if unwritten.empty else unwritten.over(name, group)).fields
             if ALL in fields:
                 found[name] = dict(fields)
         return found

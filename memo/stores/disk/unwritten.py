@@ -32,16 +32,18 @@ class Late(NamedTuple):
 
 
 class Unwritten:
-    """Invalidations that this process knows and the file does not.  Safe among threads."""
+    """Invalidations that this process knows and the file does not.  Safe among threads.
+
+    Attributes:
+        empty: there is nothing to write.
+    """
 
     def __init__(self) -> None:
+        self.empty = True
         self._lock = threading.Lock()
         self._births: dict[str, str] = {}
         self._late: dict[tuple[str, object], Late] = {}
         self._patched: dict[str, tuple[Group, Group]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._births or self._late)
 
     def begin(self, groups: Iterable[str]) -> None:
         """Give groups a token where the file has none."""
@@ -50,7 +52,7 @@ class Unwritten:
                 self._births = {}
             for name in groups:
                 self._births.setdefault(name, stamps.token())
-            self._patched = {}
+            self._changed()
 
     def turn(self, turns: Sequence[Turn], note: str) -> None:
         """Invalidate."""
@@ -61,7 +63,7 @@ class Unwritten:
                 key = turn.group, turn.arguments
                 self._late.pop(key, None)  # the last one counts, in the order of invalidations
                 self._late[key] = Late(turn, note, stamps.token_for(turn))
-            self._patched = {}
+            self._changed()
 
     def over(self, name: str, group: Group) -> Group:
         """A group as this process reads it."""
@@ -110,4 +112,8 @@ class Unwritten:
         with self._lock:
             self._births = {n: t for n, t in self._births.items() if births.get(n) != t}
             self._late = {k: one for k, one in self._late.items() if late.get(k) != one}
-            self._patched = {}
+            self._changed()
+
+    def _changed(self) -> None:
+        self._patched = {}
+        self.empty = not (self._births or self._late)
