@@ -238,18 +238,29 @@ class Watched(NamedTuple):
     mine: Mine | None = None
 
 
-class Job(NamedTuple):
-    """One call on its way."""
+class Job:
+    """One call on its way.
 
-    function: Function
-    chain: Chain
-    call: Call
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    Attributes:
+        name: what its entry is stored under.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.chain.name(self.function.id, self.call.text)
+    __slots__ = ("args", "call", "chain", "function", "kwargs", "name")
+
+    def __init__(
+        self,
+        function: Function,
+        chain: Chain,
+        call: Call,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.function = function
+        self.chain = chain
+        self.call = call
+        self.args = args
+        self.kwargs = kwargs
+        self.name = chain.name(function.id, call.text)
 
 
 class Raised:

@@ -51,7 +51,7 @@ def notice(job: Job) -> None:
 
 def _look(job: Job) -> tuple[str, list[str]]:
     """A call as text, and its arguments whose keys may differ though they look the same."""
-    parts: list[str] = [job.function.code(job.args)]
+    parts: list[str] = [job.call.code]
     names: list[str] = []
     for name, value, encoding in job.call.encoded():
         seen = _seen(value, DEEP)

@@ -227,11 +227,11 @@ def listen(directory: Callable[[], Path | None]) -> None:
     if not first:  # `%reload_ext memo` imports it again
         return
     invalidators.use_under_way(turn_of)
-    COUNTERS.listen(BOARD.hear)
+    COUNTERS.listen(BOARD.hear, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
     atexit.register(BOARD.close)
     fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:
     BOARD.start_over()
-    COUNTERS.listen(BOARD.hear)
+    COUNTERS.listen(BOARD.hear, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))

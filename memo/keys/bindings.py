@@ -23,6 +23,7 @@ class Plan(NamedTuple):
         keyword: parameters that may be given by keyword only.
         extra: the name of `**kwargs`, or `""`.
         defaults: by name.
+        names: every parameter but `**kwargs`, in the order in which `bind` gives values.
     """
 
     own: str
@@ -32,11 +33,7 @@ class Plan(NamedTuple):
     keyword: tuple[str, ...]
     extra: str
     defaults: Mapping[str, Any]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every parameter but `**kwargs`, in the order in which `bind` gives values."""
-        return self.positional + ((self.rest,) if self.rest else ()) + self.keyword
+    names: tuple[str, ...]
 
 
 def plan(signature: inspect.Signature, method: bool) -> Plan:
@@ -49,14 +46,18 @@ def plan(signature: inspect.Signature, method: bool) -> Plan:
     for parameter in parameters:
         by_kind[parameter.kind].append(parameter.name)
     only = by_kind[inspect.Parameter.POSITIONAL_ONLY]
+    positional = only + by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    rest = by_kind[inspect.Parameter.VAR_POSITIONAL]
+    keyword = by_kind[inspect.Parameter.KEYWORD_ONLY]
     return Plan(
         own,
-        tuple(only + by_kind[inspect.Parameter.POSITIONAL_OR_KEYWORD]),
+        tuple(positional),
         len(only),
-        "".join(by_kind[inspect.Parameter.VAR_POSITIONAL]),
-        tuple(by_kind[inspect.Parameter.KEYWORD_ONLY]),
+        "".join(rest),
+        tuple(keyword),
         "".join(by_kind[inspect.Parameter.VAR_KEYWORD]),
         {p.name: p.default for p in parameters if p.default is not p.empty},
+        (*positional, *rest, *keyword),
     )
 
 

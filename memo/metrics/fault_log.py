@@ -45,8 +45,8 @@ class FaultLog:
         self._latest: dict[tuple[str, str], float] = {}
 
     def hear(self, event: Event) -> None:
-        """Take an event."""
-        if event.kind != events.ERROR or event.tier in _TOLD:
+        """Take an error."""
+        if event.tier in _TOLD:
             return
         if not event.tier:
             self._log("memo.engine", event, warn=False)
@@ -105,10 +105,10 @@ def listen() -> None:
     global _listening
     if not _listening:
         _listening = True
-        COUNTERS.listen(FAULTS.hear)
+        COUNTERS.listen(FAULTS.hear, (events.ERROR,))
         fork.in_child(_after_fork)
 
 
 def _after_fork() -> None:
     FAULTS.start_over()
-    COUNTERS.listen(FAULTS.hear)
+    COUNTERS.listen(FAULTS.hear, (events.ERROR,))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from math import log2
 from sys import getsizeof
 from typing import TYPE_CHECKING
@@ -70,7 +70,7 @@ class Counters:
         self._pending: list[Event] = []
         self._tallies: dict[str, Tally] = {}
         self._tiers: dict[str, TierTally] = {}
-        self.listeners: tuple[Callable[[Event], None], ...] = ()
+        self.listeners: tuple[tuple[Callable[[Event], None], Container[str] | None], ...] = ()
         self.since = self._now()
         self._second = self.since // SECOND * SECOND
         self._until = self._second + SECOND
@@ -150,8 +150,9 @@ class Counters:
                 count(self._present(event.function), event)
             if event.tier and event.kind in TIER_KINDS:
                 self._count_tier(event)
-        for listener in self.listeners:
-            listener(event)
+        for listener, kinds in self.listeners:
+            if kinds is None or event.kind in kinds:
+                listener(event)
 
     def _count_tier(self, event: Event) -> None:
         tier = self._tiers.setdefault(event.tier, TierTally())
@@ -161,17 +162,23 @@ class Counters:
         tier.up = event.kind == events.TIER_UP
         tier.downs += not tier.up
 
-    def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `listener(event)` for every event but hits; returns what takes it away again.
+    def listen(
+        self, listener: Callable[[Event], None], kinds: Container[str] | None = None
+    ) -> Callable[[], None]:
+        """Call `listener(event)` for events but hits; returns what takes it away again.
 
         Cheaper than a hook of `events.on_event`, since the many hits do not reach it.
+
+        Args:
+            kinds: of events that it wants; None: all.
         """
+        wanted = listener, kinds
         with self._lock:
-            self.listeners = (*self.listeners, listener)
+            self.listeners = (*self.listeners, wanted)
 
         def remove() -> None:
             with self._lock:
-                self.listeners = tuple(x for x in self.listeners if x is not listener)
+                self.listeners = tuple(x for x in self.listeners if x is not wanted)
 
         return remove
 

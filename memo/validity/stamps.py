@@ -123,6 +123,8 @@ def expired_at(before: str, now: str) -> int | None:
     Returns:
         Nanoseconds since the epoch; None: it was invalidated, or is lost.
     """
+    if SOFT not in now:  # neither tokens nor digests have it, and names of arguments cannot
+        return None
     old, new = before.split("|"), now.split("|")
     if [part for part in old if not _softly(part)] != [part for part in new if not _softly(part)]:
         return None
@@ -149,26 +151,24 @@ def group(kind: str, name: str) -> str:
 
 def shape(arguments: Iterable[tuple[str, str]]) -> str:
     """The names of some arguments, as `?` lists them."""
-    return ",".join(name for name, _ in arguments)
+    return ",".join(dict(arguments))
 
 
 def field(arguments: Iterable[tuple[str, str]]) -> str:
     """The field of a group for some arguments; `*` for none."""
-    pairs = tuple(arguments)
-    if not pairs:
-        return ALL
-    return f"{shape(pairs)}={','.join(digest for _, digest in pairs)}"
+    pairs = dict(arguments)
+    return f"{','.join(pairs)}={','.join(pairs.values())}" if pairs else ALL
 
 
 def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
     """True if one of some invalidations is about one of some refs."""
     own = tuple(refs)
-    return any(
-        turn.group == ref.group
-        and (ref.arguments is None or set(turn.arguments) <= {*ref.arguments, (SOFT, "")})
-        for turn in turns
-        for ref in own
-    )
+    for group, arguments, _ in turns:
+        wanted = {*arguments} - {(SOFT, "")}
+        for ref in own:
+            if ref.group == group and (ref.arguments is None or wanted.issubset(ref.arguments)):
+                return True
+    return False
 
 
 def read(ref: Ref, fields: Mapping[str, str]) -> State:
@@ -187,14 +187,18 @@ def read(ref: Ref, fields: Mapping[str, str]) -> State:
     shapes = fields.get(SHAPES, "")
     if not shapes:
         return State(star, last)
-    names = sorted(n for n in covering(ref.arguments, shapes.split("|")) if n in fields)
-    return State(star + "".join(f"|{name}:{fields[name][:TOKEN]}" for name in names), last)
+    text = star
+    for name in sorted(fields.keys() & covering(ref.arguments, shapes.split("|"))):
+        text += f"|{name}:{fields[name][:TOKEN]}"
+    return State(text, last)
 
 
-def covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> Iterable[str]:
+def covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> list[str]:
     """The fields of a group with these shapes that cover a call with these arguments."""
     digests = {**dict(arguments), SOFT: ""}
+    found: list[str] = []
     for names in shapes:
         parts = names.split(",")
-        if all(part in digests for part in parts):
-            yield f"{names}={','.join(digests[part] for part in parts)}"
+        if digests.keys() >= set(parts):
+            found.append(f"{names}={','.join(map(digests.__getitem__, parts))}")
+    return found

@@ -330,7 +330,8 @@ class Batch:
         """The call of the function over the elements at some places."""
         chosen = self.collection.chosen([place.at for place in places])
         args, kwargs = self.each.put(self.args, self.kwargs, chosen)
-        return places[0].job._replace(args=args, kwargs=kwargs)
+        first = places[0].job
+        return Job(first.function, first.chain, first.call, args, kwargs)
 
     def alone(self, place: Place) -> Job:
         """A job that computes one element by itself, for a refresh in the background."""
@@ -345,7 +346,8 @@ class Batch:
             return divided(answer, [element])[0]
 
         function.run = one
-        return place.job._replace(function=function)
+        job = place.job
+        return Job(function, job.chain, job.call, job.args, job.kwargs)
 
     def elements(self, places: Iterable[Place]) -> list[Any]:
         return [self.items[place.at] for place in places]

@@ -26,6 +26,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,8 @@ READ_PATIENCE = 0.04
 LOG = 4 << 20
 """Bytes that a log (the `-wal` file) keeps once it was written back; one big change makes it longer
 for a while."""
+_TEXT = partial(str, encoding="utf-8", errors="replace")
+"""Makes the text of a column, whatever its bytes are: a damaged one equals nothing."""
 AGAIN = 0.01
 """Seconds between tries of a caller with patience."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -232,7 +235,7 @@ class Database:
             uri=True,
         )
         try:
-            connection.text_factory = _text
+            connection.text_factory = _TEXT
             for pragma in () if self.read_only else self._pragmas:
                 _set(connection, pragma)
         except BaseException:
@@ -384,11 +387,6 @@ def undo(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
-
-
-def _text(raw: bytes) -> str:
-    """Text of a column, also of invalid bytes: a damaged one equals nothing."""
-    return raw.decode("utf-8", "replace")
 
 
 def _place(path: str) -> tuple[int, int]:
