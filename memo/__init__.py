@@ -45,7 +45,6 @@ from memo.runtime.ports import drain
 from memo.settings.configuration import configure
 from memo.settings.live_values import live
 from memo.settings.modes import mode
-from memo.stores.bundle import Bundle
 from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol
 from memo.validity.dependencies import File
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
     from memo.jupyter.dashboard_widget import dashboard
     from memo.jupyter.progress_view import progress
     from memo.metrics.telemetry import instrument
+    from memo.stores.bundle import Bundle
 
 __version__ = VERSION
 __all__ = [
@@ -116,6 +116,7 @@ def __dir__() -> list[str]:
 
 
 _LATER = {
+    "Bundle": "memo.stores.bundle",
     "dashboard": "memo.jupyter.dashboard_widget",
     "entries": "memo.inspection.inventory",
     "export_bundle": "memo.inspection.bundles",

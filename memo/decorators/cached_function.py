@@ -249,7 +249,7 @@ class CachedFunction(Generic[P, R]):
             return BoundFunction(self, owner or type(instance))
         if instance is None:
             return self
-        if not self._function.keyer.method:  # assigned to a class after its body, or a `klass`
+        if not self._function.keyer.takes_self:  # assigned to a class after its body, or a `klass`
             self._function.keyer.method = True
         return BoundFunction(self, instance)
 

@@ -182,7 +182,7 @@ class Function:
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
         """The class that a method is called on; of a function None."""
-        if not self.keyer.method or not args:
+        if not self.keyer.takes_self or not args:
             return None
         own = args[0]
         return own if isinstance(own, type) else type(own)

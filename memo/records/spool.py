@@ -28,7 +28,6 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -257,6 +256,8 @@ class Spool:
 
     def _opened(self) -> IO[bytes]:
         """A file without a name, beside the cache, since temporary files may be in memory."""
+        import tempfile  # most sequences stay in memory
+
         try:
             return tempfile.TemporaryFile(dir=self._folder, buffering=0)
         except OSError:

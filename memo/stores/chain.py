@@ -117,6 +117,9 @@ class Chain:
         self_healing: write what a lower tier answered back above it, in the background, with its
             remaining lifetime.
 
+    Attributes:
+        host: state that the processes of this host share; None: there is none.
+
     Raises:
         OptionError: an unknown strategy, or no tier.
     """
@@ -147,6 +150,7 @@ class Chain:
         self._secret_id = ""
         self._glances = seal.Glances((), self.namespace)
         self.clock: Clock = SYSTEM
+        self.host: Host | None = None
         self._front: Front | None = next(
             (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
         )
@@ -190,6 +194,7 @@ class Chain:
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
         self._glances = seal.Glances(secrets, namespace)
+        self.host = host
         self.authorities.settle_in(host, trusts_disk=trusts_disk)
         for tier in self.tiers:
             if trust := getattr(tier, "trust", None):
@@ -200,11 +205,6 @@ class Chain:
             if read and hear:
                 hear(read)
         return self
-
-    @property
-    def host(self) -> Host | None:
-        """State that the processes of this host share; None: there is none."""
-        return self.authorities.host
 
     def __repr__(self) -> str:
         return f"<Chain {' > '.join(t.name for t in self.tiers)}>"
@@ -376,7 +376,7 @@ class Chain:
             port: gives the port, where one is needed.
         """
         name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
-        host = self.authorities.host
+        host = self.host
         try:
             if host is not None and not self._asks:
                 entry = self._in_first(name, key)

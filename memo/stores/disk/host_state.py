@@ -660,6 +660,7 @@ class Host:
         self.ledger = Ledger(self.home, clock)
         self.generations = HostGenerations(self.ledger)
         self.journal = Journal(self.ledger)
+        self._id: tuple[int, str] = (0, "")
 
     @property
     def id(self) -> str:
@@ -668,8 +669,11 @@ class Host:
         Raises:
             TierError: the file cannot be read.
         """
-        rows = self.ledger.select("SELECT value FROM meta WHERE name = 'id'")
-        return str(rows[0][0]) if rows else ""
+        opened, known = self._id
+        if not known or opened != self.ledger.database.opened:
+            known = self.noted("id")
+            self._id = self.ledger.database.opened, known
+        return known
 
     def noted(self, name: str) -> str:
         """Last note under a name; `""`: none.

@@ -249,9 +249,13 @@ class Database:
         try:
             if self.read_only:
                 return self._version() != place or os.access(self.path.parent, os.W_OK)
-            return _place(self._text) != place[:2] or (
-                len(place) > 2 and _place(f"{self._text}-wal") != place[2:]
-            )
+            file = os.stat(self._text)
+            if (file.st_dev, file.st_ino) != place[:2]:
+                return True
+            if len(place) == 2:
+                return False
+            log = os.stat(f"{self._text}-wal")
+            return (log.st_dev, log.st_ino) != place[2:]
         except OSError:
             return True
 

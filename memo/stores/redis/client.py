@@ -452,13 +452,13 @@ class Client:
         """Run a script for each of some (keys, arguments), in one exchange for each server."""
         if not await self.runs_scripts(port):
             raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
-        texts = [(k[0], script.by_text(k, a)) for k, a in calls]
         if self.knows_digests:
             digests = [(k[0], script.by_digest(k, a)) for k, a in calls]
             try:
                 return await self.ask_each(port, digests, writes=True)
             except NoScriptError:
                 pass  # the text makes it known
+        texts = [(k[0], script.by_text(k, a)) for k, a in calls]
         return await self.ask_each(port, texts, writes=True)
 
     async def runs_scripts(self, port: Port) -> bool:
