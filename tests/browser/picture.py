@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from test_lab import HEIGHT, PATIENCE, ROOT, Lab, finished, launched, started, until
+from test_lab import HEIGHT, PATIENCE, ROOT, Lab, finished, launched, started
+from waiting import wait_for
 
 PLACE = ROOT / "docs" / "tour.png"
 LOAD = """import time
@@ -53,7 +54,7 @@ def take(lab: Lab, browser: Any, place: Path) -> str:
     page = browser.new_context(viewport={"width": 900, "height": HEIGHT}).new_page()
     page.goto(lab.url("doc/tree/sales.ipynb"))
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
-    assert until(lambda: page.locator(".jp-CodeCell").count() == len(CELLS), PATIENCE / 1000)
+    assert wait_for(lambda: page.locator(".jp-CodeCell").count() == len(CELLS), PATIENCE / 1000)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
     started(page)
     finished(page)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_lab import PATIENCE, browser, faint, until
+from test_lab import PATIENCE, browser, faint
 from ui_process import Ui
+from waiting import wait_for
 
 __all__ = ["browser"]  # a fixture
 
@@ -115,8 +116,8 @@ def test_what_three_processes_do_is_on_the_page(
     """A running computation is listed with its clock time, and goes when it has ended."""
     page = opened(browser, ui, 1200, "light")
     running = page.locator(".memo-running li")
-    assert until(lambda: running.count() == 3, 20)
-    assert until(lambda: bool(re.findall(r"[\d.]+ s so far", running.first.inner_text())), 20)
+    assert wait_for(lambda: running.count() == 3, 20)
+    assert wait_for(lambda: bool(re.findall(r"[\d.]+ s so far", running.first.inner_text())), 20)
     begun = time.perf_counter()
     first = float(re.findall(r"([\d.]+) s so far", running.first.inner_text())[0])
     time.sleep(3)
@@ -126,7 +127,7 @@ def test_what_three_processes_do_is_on_the_page(
     assert workers[0].stdin is not None
     workers[0].stdin.write("\n")
     workers[0].stdin.flush()
-    assert until(lambda: running.count() == 2, 10)
+    assert wait_for(lambda: running.count() == 2, 10)
     head = page.locator(".memo-live header").inner_text()
     assert "in 4 processes" in head or "in 3 processes" in head
     assert page.locator(".memo-functions tbody tr").count() == 3
@@ -138,7 +139,7 @@ def test_filter_sort_explain_and_invalidate(browser: Any, ui: Ui) -> None:
     """A click filters, sorts, explains and invalidates; the answer stands beside the button."""
     page = opened(browser, ui, 1400, "light")
     page.get_by_label("Filter").fill("load year=2024")
-    assert until(lambda: page.locator(".memo-entries tbody tr").count() == 2, 10)
+    assert wait_for(lambda: page.locator(".memo-entries tbody tr").count() == 2, 10)
     head = page.locator(".memo-entries thead th", has_text="arguments")
     head.click()
     assert head.get_attribute("aria-sort") == "descending"
@@ -162,7 +163,7 @@ def test_the_graph_answers_to_mouse_and_keyboard(browser: Any, ui: Ui) -> None:
     """A node explains itself; chosen by click or Enter it is invalidated and changes colour."""
     page = opened(browser, ui, 1200, "dark")
     nodes = page.locator(".memo-graph .memo-node")
-    assert until(lambda: nodes.count() == 6, 20)
+    assert wait_for(lambda: nodes.count() == 6, 20)
     node = page.locator(".memo-node[data-function='etl:load']").first
     assert "computing took" in node.locator("title").text_content()
     node.focus()
@@ -172,7 +173,7 @@ def test_the_graph_answers_to_mouse_and_keyboard(browser: Any, ui: Ui) -> None:
     panel.get_by_role("button", name="Invalidate").click()
     panel.get_by_text("Invalidated etl:load(").wait_for(timeout=PATIENCE)
     gone = page.locator(".memo-node[data-state='invalidated']")
-    assert until(lambda: gone.count() == 2, 20), "the call and the report that was built on it"
+    assert wait_for(lambda: gone.count() == 2, 20), "the call and the report that was built on it"
     kept(page, "ui-dark")
     assert not page.faults
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import nbformat
 import pytest
 from checkout import ROOT
+from waiting import wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900), pytest.mark.xdist_group("lab")]
 
@@ -159,7 +160,7 @@ def opened(page: Any, lab: Lab, path: Path) -> Any:
     page.goto(lab.url(f"doc/tree/{name}"))
     codes = sum(c["cell_type"] == "code" for c in nbformat.read(path, as_version=4).cells)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=PATIENCE)
-    assert until(lambda: page.locator(".jp-CodeCell").count() == codes, PATIENCE / 1000)
+    assert wait_for(lambda: page.locator(".jp-CodeCell").count() == codes, PATIENCE / 1000)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
     started(page)
     finished(page)
@@ -172,23 +173,13 @@ def prompt(page: Any, cell: int) -> str:
     return page.locator(f".jp-CodeCell >> nth={cell}").locator(".jp-InputPrompt").inner_text()
 
 
-def until(met: Callable[[], bool], seconds: float) -> bool:
-    """Wait for a condition, for so long; whether it was met."""
-    end = time.monotonic() + seconds
-    while not met():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 def started(page: Any) -> None:
     """Run all cells; a menu that is not ready yet does nothing, and is tried again."""
     for _ in range(6):
         page.click(".jp-Notebook .jp-Cell >> nth=0")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        if until(lambda: prompt(page, 0).strip() != "[ ]:", 10):
+        if wait_for(lambda: prompt(page, 0).strip() != "[ ]:", 10):
             return
     raise AssertionError("the cells do not run")
 
@@ -202,7 +193,7 @@ def finished(page: Any) -> None:
         return seen != page.locator(".jp-InputPrompt").all_inner_texts()
 
     while not re.fullmatch(r"\[\d+\]:", prompt(page, last).strip()):
-        assert until(goes_on, STUCK), page.locator(".jp-Notebook").inner_text()
+        assert wait_for(goes_on, STUCK), page.locator(".jp-Notebook").inner_text()
         seen = page.locator(".jp-InputPrompt").all_inner_texts()
 
 
@@ -360,7 +351,7 @@ def test_progress_and_dashboard(page: Any, lab: Lab) -> None:
     assert not wrong
     assert board.locator(".memo-node").count() == 2
     board.get_by_label("Filter").fill("year=2023")
-    assert until(lambda: mine.count() == 1, 20)
+    assert wait_for(lambda: mine.count() == 1, 20)
     screenshot(page, "dashboard", board)
 
     mine.get_by_role("button", name="Explain").click()
@@ -405,12 +396,12 @@ def test_the_dashboard_in_notebook_7(browser: Any, tmp_path: Path) -> None:
         def runs() -> bool:
             page.click(".jp-CodeCell .cm-content")
             page.keyboard.press("Shift+Enter")
-            return until(lambda: board.count() > 0, 15)
+            return wait_for(lambda: board.count() > 0, 15)
 
         assert any(runs() for _ in range(6))
         board.get_by_label("Filter").fill("US")
         rows = board.locator(".memo-entries tbody tr")
-        assert until(lambda: rows.count() == 1, 20)
+        assert wait_for(lambda: rows.count() == 1, 20)
         rows.get_by_role("button", name="Invalidate").click()
         rows.get_by_text("Invalidated small.ipynb:load(region='US')").wait_for(timeout=PATIENCE)
         rows.get_by_text("invalidated", exact=True).wait_for(timeout=PATIENCE)

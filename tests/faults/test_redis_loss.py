@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from redis_server import RedisServer
+from waiting import until
 
 import memo
 from memo.stores import reseeding
@@ -62,10 +63,7 @@ def counting(**options: Any) -> Any:
 
 def comes_back(work: Callable[[], Any]) -> Any:
     """Wait until Redis takes an invalidation of something else again."""
-    end = time.monotonic() + 10
-    while memo.invalidate(tag="nothing has it").tiers["redis"] != "done":
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: memo.invalidate(tag="nothing has it").tiers["redis"] == "done")
     return work()
 
 
@@ -341,8 +339,7 @@ def test_a_redis_that_goes_back_is_noticed(
     saved = int(time.time())
     hosts["two"](lambda: load.invalidate(1))
     memo.testing.reset()  # the process that has invalidated is gone
-    while int(time.time()) == saved:  # registrations have whole seconds
-        time.sleep(0.05)
+    until(lambda: int(time.time()) > saved)  # registrations have whole seconds
     with hosts.on("one"):
         load(2)
         forgetful.kill()

@@ -20,6 +20,7 @@ import pytest
 from checkout import ROOT
 from kernels import Kernel
 from redis_server import RedisServer
+from waiting import until, wait_for
 
 import memo
 from memo import cache
@@ -62,12 +63,7 @@ def sheet() -> Iterator[Sheet]:
 
 
 def ticker_gone() -> bool:
-    end = time.monotonic() + 5
-    while any(thread.name == "memo-show" for thread in threading.enumerate()):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
+    return wait_for(lambda: all(one.name != "memo-show" for one in threading.enumerate()))
 
 
 def test_a_long_computation_is_shown(sheet: Sheet) -> None:
@@ -140,9 +136,7 @@ def test_switching_off_looks_no_more(sheet: Sheet) -> None:
 
     thread = threading.Thread(target=slow, args=(1,))
     thread.start()
-    end = time.monotonic() + 10
-    while not sheet.shown and time.monotonic() < end:
-        time.sleep(0.02)
+    until(lambda: sheet.shown)
     assert WATCHER.ticker is not None
     memo.progress(on=False)
     assert WATCHER.ticker is None
@@ -400,14 +394,11 @@ def test_a_waiter_learns_who_has_it_now(sheet: Sheet) -> None:
         WATCHER.hear(Event(events.WAITING, "f", "key", detail=f"1f3a/a/{pid}/99ff/{time.time()}/"))
 
     waiting(1)
-    end = time.monotonic() + 10
-    while not sheet.shown and time.monotonic() < end:
-        time.sleep(0.02)
+    until(lambda: sheet.shown)
     assert str(sheet.shown[-1][0]).startswith("f() waits for kernel 1 on host a, running ")
     waiting(2)
     count = len(sheet.shown)
-    while len(sheet.shown) < count + 2 and time.monotonic() < end:
-        time.sleep(0.02)
+    until(lambda: len(sheet.shown) >= count + 2)
     line = sheet.shown[-1][0]
     assert line.what == "f() waits for kernel 2 on host a"
     WATCHER.hear(Event(events.WAIT_ENDED, "f", "key"))

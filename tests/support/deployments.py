@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 import pytest
 import redis
+import waiting
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -58,14 +58,15 @@ def _is_free(port: int) -> bool:
 
 def until(happens: Callable[[], Any], seconds: float = WITHIN) -> Any:
     """Wait until something is so; fails the test when it is not within so many seconds."""
-    end = time.monotonic() + seconds
-    while True:
+    found: list[Any] = []
+
+    def happened() -> bool:
         with contextlib.suppress(redis.RedisError, OSError):
-            if found := happens():
-                return found
-        if time.monotonic() > end:
-            pytest.fail(f"{happens} did not happen within {seconds} s")
-        time.sleep(0.02)
+            found.append(happens())
+        return bool(found and found[-1])
+
+    waiting.until(happened, seconds)
+    return found[-1]
 
 
 class Server:

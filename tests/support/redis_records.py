@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 from memo.records import seal
@@ -20,12 +18,3 @@ def record(*marks: Any, stream: bytes = b"stream") -> bytes:
         "memo", "key", "m:f", "code", "p:1", "pickle5", "host/1", "{}", times, tuple(marks)
     )
     return seal.pack(header, stream, SECRET)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 2.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.005)
-    return True

@@ -14,6 +14,7 @@ import pytest
 from callers import Process
 from redis_server import RedisServer
 from styles import STYLES, Style
+from waiting import until
 
 import memo
 from memo.engine.coordination import leases
@@ -43,12 +44,9 @@ def processes() -> Iterator[list[Process]]:
         process.kill()
 
 
-def until(condition: Any, seconds: float = 20.0) -> float:
-    """Wait for a condition; when it became true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
+def met(condition: Any) -> float:
+    """Wait for a condition; the time at which it came true."""
+    until(condition)
     return time.time()
 
 
@@ -192,7 +190,7 @@ def test_killed_leader_is_replaced_on_its_host(
     assert len(runs(log)) == 1
     killed = time.time()
     leader.kill()
-    assert until(lambda: len(runs(log)) == 2) - killed < 2.0  # a second on a quiet machine
+    assert met(lambda: len(runs(log)) == 2) - killed < 2.0  # a second on a quiet machine
     assert follower.end()["results"] == [f"made by {follower.pid}"]
 
 
@@ -213,7 +211,7 @@ def test_killed_leader_is_replaced_on_another_host(
     assert len(runs(log)) == 1, "the lease was not renewed"
     killed = time.time()
     leader.kill()
-    assert until(lambda: len(runs(log)) == 2) - killed < 1.5 + 1.0 + 1.0  # a busy machine
+    assert met(lambda: len(runs(log)) == 2) - killed < 1.5 + 1.0 + 1.0  # a busy machine
     assert follower.end()["results"] == [f"made by {follower.pid}"]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until, wait_for
 
 import memo
 from memo import cache
@@ -306,10 +307,7 @@ def test_it_looks_only_while_it_is_seen(widget: Any) -> None:
         return any(thread.name == "memo-show" for thread in threading.enumerate())
 
     def settles(wanted: bool) -> bool:
-        end = time.monotonic() + 3
-        while ticking() != wanted and time.monotonic() < end:
-            time.sleep(0.02)
-        return ticking() == wanted
+        return wait_for(lambda: ticking() == wanted)
 
     assert not ticking()
     widget._handle_custom_msg({"do": "open"}, [])
@@ -321,9 +319,7 @@ def test_it_looks_only_while_it_is_seen(widget: Any) -> None:
         return x
 
     load(1)
-    end = time.monotonic() + 4
-    while not widget.state["functions"]["rows"] and time.monotonic() < end:
-        time.sleep(0.05)
+    until(lambda: widget.state["functions"]["rows"])
     assert widget.state["functions"]["rows"][0]["cells"][0]["text"] == "load"
     widget._handle_custom_msg({"do": "shut"}, [])
     assert ticking()

@@ -17,8 +17,9 @@ from chaos import Proxy, Scripted
 from inside import inside
 from ports import blocking, looping
 from redis.credentials import StreamingCredentialProvider
-from redis_records import A, B, record, wait_for
+from redis_records import A, B, record
 from redis_server import RedisServer
+from waiting import wait_for
 
 import memo
 

@@ -18,6 +18,7 @@ import pytest
 from ports import RUNNERS, blocking, start
 from ports import run as run_process
 from sqlite_damage import damage_file
+from waiting import until
 
 from memo.errors import TierError
 from memo.records import codec
@@ -932,10 +933,7 @@ def test_a_sweep_is_due_once_an_hour_per_host(disk, directory, host):
     os.utime(directory / "entries" / "swept", (old, old))
     disk.looked_at = -disk_module.SWEEP
     put(disk, "b")
-    end = time.monotonic() + 5
-    while files(directory) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert files(directory) == []
+    until(lambda: not files(directory))
     other = Disk(directory, MIB, host)
     assert not other.is_sweep_due()
     other.close()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from chaos import Proxy
 from redis_server import RedisServer
+from waiting import wait_for
 
 from memo.errors import TierError
 from memo.runtime.port import Port
@@ -45,12 +46,7 @@ def tier(redis_server: RedisServer) -> Iterator[Redis]:
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.002)
-    return True
+    return wait_for(condition, seconds)
 
 
 def answers(tier: Redis) -> bool:

@@ -22,8 +22,9 @@ import pytest
 from deployments import Authority, tls_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis_records import A, B, record, wait_for
+from redis_records import A, B, record
 from redis_server import RedisServer, bundled
+from waiting import wait_for
 
 from memo.errors import TierError, TierUnavailable
 from memo.records import codec, seal

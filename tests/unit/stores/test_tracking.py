@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import waiting
 from chaos import Proxy, Scripted, free_port
 from inside import inside
 from ports import blocking, run, start
@@ -54,11 +55,9 @@ def tracking(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redi
 
 def until(holds: Callable[[], Any]) -> Any:
     """Wait for a condition; what it gave."""
-    ends = time.monotonic() + PATIENCE
-    while not (found := holds()):
-        assert time.monotonic() < ends, "it did not come to pass"
-        time.sleep(0.005)
-    return found
+    found: list[Any] = []
+    waiting.until(lambda: found.append(holds()) or found[-1], PATIENCE)
+    return found[-1]
 
 
 def ear() -> Listener:

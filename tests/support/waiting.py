@@ -1,0 +1,26 @@
+"""Waiting for a condition: tests that need other threads or processes poll here, and only here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+STUCK = 20.0
+"""Seconds after which a condition is taken never to come true, on a busy machine too."""
+_PAUSE = 0.005
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = STUCK) -> bool:
+    """Wait for a condition; True if it came true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
+def until(condition: Callable[[], Any], seconds: float = STUCK) -> None:
+    """Wait for a condition; the test fails if it does not come true."""
+    assert wait_for(condition, seconds), f"not within {seconds:g} s"
