@@ -659,7 +659,7 @@ def load(region):
     return time.time_ns()
 
 def quick():
-    call = inside(load).keyer.call(inside(load).code(("EU",)), ("EU",), {})
+    call = load._function.keyer.call(load._function.code(("EU",)), ("EU",), {})
     found = assembly.default_chain().at_hand(lambda: BLOCKING, load.function_id, call.text)
     return isinstance(found, Entry)
 
