@@ -174,22 +174,29 @@ class Board:
         return sorted([*self.here(), *others], key=lambda run: run.since)
 
 
-def _read(folder: Path) -> Iterator[Running]:
-    """Running computations, from the files of other processes."""
+def _files(folder: Path) -> list[tuple[str, bytes]]:
+    """Names and contents of other processes' files; those of processes that ended are removed."""
     from memo.metrics.shared_counters import is_alive, process_name
 
-    for path in folder.glob(f"*{SUFFIX}"):
-        process = path.stem.partition("-")[0]
-        if path.stem == process_name() or not process.isdigit():
-            continue
-        if not is_alive(path.stem):
+    found: list[tuple[str, bytes]] = []
+    with suppress(OSError), private_files.opened(folder) as descriptor:
+        for name in os.listdir(descriptor):
+            process = name.removesuffix(SUFFIX)
+            if process in (name, process_name()) or not process.partition("-")[0].isdigit():
+                continue
             with suppress(OSError):
-                path.unlink()
-            continue
-        try:
-            data = path.read_bytes()[: SLOTS * SLOT]
-        except OSError:
-            continue
+                if not is_alive(process):
+                    os.unlink(name, dir_fd=descriptor)
+                    continue
+                with open(private_files.open_old(name, folder=descriptor), "rb") as file:
+                    found.append((name, file.read(SLOTS * SLOT)))
+    return found
+
+
+def _read(folder: Path) -> Iterator[Running]:
+    """Running computations, from the files of other processes."""
+    for name, data in _files(folder):
+        process = name.partition("-")[0]
         for start in range(0, len(data), SLOT):
             text = data[start : start + SLOT].partition(b"\0")[0]
             with suppress(ValueError, TypeError):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from memo.errors import MemoError
@@ -26,6 +27,7 @@ PUBLISH_SHARE = 0.01
 """... and never spends more than this share of its time on it."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
+_FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_LIMIT = 8 << 20
 """Bytes; a larger file is not one of memo's."""
 
@@ -55,15 +57,17 @@ class Board:
         self._write(name or process_name(), stats.to_json())
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, self.path / f"{name}.json")
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary = f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+        with private_files.opened(self.path) as folder:
+            descriptor = os.open(temporary, _FRESH, 0o600, dir_fd=folder)
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    file.write(text)
+                os.replace(temporary, f"{name}.json", src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
 
     def gather(self, own: Stats | None = None) -> Stats:
         """All snapshots added up.
@@ -82,20 +86,28 @@ class Board:
         return added([*parts, total] if total.processes else parts)
 
     def _snapshots(self) -> Iterator[tuple[str, Stats]]:
-        for path in sorted(self.path.glob("*-*.json")):
+        for name in self._names():
             with contextlib.suppress(OSError, ValueError):
-                yield path.stem, Stats.from_json(self._read(path))
+                yield name, Stats.from_json(self._read(name))
 
-    def _read(self, path: Path) -> bytes:
-        with path.open("rb") as file:
+    def _names(self) -> list[str]:
+        """The processes that left a snapshot."""
+        names = private_files.listed(self.path)
+        return sorted(n.removesuffix(".json") for n in names if fnmatch(n, "[!.]*-*.json"))
+
+    def _read(self, name: str) -> bytes:
+        with (
+            private_files.opened(self.path) as folder,
+            open(private_files.open_old(f"{name}.json", folder=folder), "rb") as file,
+        ):
             text = file.read(FILE_LIMIT + 1)
         if len(text) > FILE_LIMIT:
-            raise ValueError(f"{path.name} is too large")
+            raise ValueError(f"{name}.json is too large")
         return text
 
     def _total(self) -> tuple[Stats, frozenset[str]]:
         try:
-            content = json.loads(self._read(self.path / "total.json"))
+            content = json.loads(self._read("total"))
             return Stats.from_json(json.dumps(content["stats"])), frozenset(content["folded"])
         except (OSError, ValueError, KeyError, TypeError):
             return Stats(processes=0), frozenset()
@@ -107,41 +119,37 @@ class Board:
             OSError: the directory cannot be read or written.
         """
         horizon = (time.time() if now is None else now) - KEEP_SECONDS
-        old = [path for path in self.path.glob("*-*.json") if self._is_old(path, horizon)]
-        if not old:
-            return 0
-        with self._alone() as alone:
-            return self._fold(old) if alone else 0
+        with private_files.opened(self.path) as folder:
+            old = [name for name in self._names() if _is_old(name, folder, horizon)]
+            if not old:
+                return 0
+            with self._alone(folder) as alone:
+                return self._fold(old, folder) if alone else 0
 
-    def _is_old(self, path: Path, horizon: float) -> bool:
-        try:
-            return path.stat().st_mtime < horizon and not is_alive(path.stem)
-        except OSError:
-            return False
-
-    def _fold(self, old: list[Path]) -> int:
+    def _fold(self, old: list[str], folder: int) -> int:
         """Add to the total and name what was added, then unlink: a crash counts nothing twice."""
         total, folded = self._total()
-        names = {path.stem for path in old} - folded
+        names = set(old) - folded
         parts = [_at_rest(snapshot) for name, snapshot in self._snapshots() if name in names]
         if names:
             whole = added([*parts, total]) if total.processes or parts else total
-            folded = frozenset(path.stem for path in old)
-            content = {"stats": document(whole), "folded": sorted(folded)}
+            content = {"stats": document(whole), "folded": sorted(old)}
             self._write("total", json.dumps(content, default=str))
-        for path in old:
-            path.unlink(missing_ok=True)
+        for name in old:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{name}.json", dir_fd=folder)
         return len(names)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
+    def _alone(self, folder: int) -> Iterator[bool]:
         """True for one process at a time; the kernel frees the place of one that dies."""
         try:
             import fcntl
         except ImportError:  # no such locks on this system: snapshots are not folded
             yield False
             return
-        descriptor = os.open(self.path / "total.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open("total.lock", flags, 0o600, dir_fd=folder)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,6 +159,14 @@ class Board:
                 yield True
         finally:
             os.close(descriptor)
+
+
+def _is_old(name: str, folder: int, horizon: float) -> bool:
+    try:
+        facts = os.stat(f"{name}.json", dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return facts.st_mtime < horizon and not is_alive(name)
 
 
 def _at_rest(stats: Stats) -> Stats:

@@ -21,6 +21,7 @@ DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def claim(path: Path, setting: str = "directory") -> None:
@@ -115,13 +116,16 @@ def check_folder(path: str | Path) -> None:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[int]:
+def opened(path: str | Path, within: int | None = None) -> Iterator[int]:
     """A descriptor of a directory: a path relative to it stays inside, even if links are swapped.
+
+    Args:
+        within: the descriptor of the directory that `path` is relative to.
 
     Raises:
         OSError: there is no directory, or a link in its place.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, _FOLDER, dir_fd=within)
     try:
         yield descriptor
     finally:
@@ -142,14 +146,17 @@ def _close_to_others(path: Path, facts: os.stat_result) -> None:
         os.chmod(path, DIRECTORY_MODE)
 
 
-def create(path: str | Path, flags: int = os.O_WRONLY) -> int:
+def create(path: str | Path, flags: int = os.O_WRONLY, folder: int | None = None) -> int:
     """A descriptor of a new file, mode 0600.
+
+    Args:
+        folder: the descriptor of the directory that `path` is relative to.
 
     Raises:
         FileExistsError: there is one.
         OSError: it cannot be made.
     """
-    descriptor = os.open(path, flags | _NEW, FILE_MODE)
+    descriptor = os.open(path, flags | _NEW, FILE_MODE, dir_fd=folder)
     try:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) != FILE_MODE:
             os.fchmod(descriptor, FILE_MODE)

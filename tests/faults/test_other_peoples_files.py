@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 import memo
-from memo.stores.disk import file_locks
+from memo.inspection.live_view import Model
+from memo.inspection.under_way import SUFFIX
+from memo.stores.disk import file_locks, payload_files
 from memo.testing import isolated
 
 
@@ -23,6 +26,9 @@ def others(tmp_path: Path) -> Path:
     place.mkdir(mode=0o700)
     for name in ("thesis.tex", "a" * 40, "b" * 32 + ".tmp", "c" * 64, "x.json"):
         (place / name).write_text("mine")
+    for name in ("99999999-1.json", f"99999999-1{SUFFIX}"):  # as of a process that ended long ago
+        (place / name).write_text("{}")
+        os.utime(place / name, (0, 0))
     return place
 
 
@@ -46,6 +52,7 @@ def test_a_link_in_the_place_of_a_folder(others: Path, part: str) -> None:
         for x in range(8):
             assert load(x)[0] == x
         memo.stats()
+        Model(shared=True).state()
         load.cache_clear()
     assert sorted(os.listdir(others)) == before
     assert stat.S_IMODE(others.stat().st_mode) == 0o700
@@ -72,9 +79,71 @@ def test_a_folder_that_is_swapped_for_a_link_meanwhile(
     assert not (tmp_path / "away" / name).exists()
 
 
+class Swap:
+    """Puts links to another directory, which has the same files, in the place of all shards."""
+
+    def __init__(self, payloads: Path, others: Path, instead: Any) -> None:
+        self.payloads, self.others, self.instead = payloads, others, instead
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        for shard in sorted(self.payloads.iterdir()):
+            if not shard.is_symlink():
+                away, there = self.payloads.parent / f"away-{shard.name}", self.others / shard.name
+                shard.rename(away)
+                shutil.copytree(away, there, copy_function=os.link)
+                shard.symlink_to(there)
+        return self.instead(*given, **named)
+
+    def kept(self) -> list[str]:
+        return sorted(str(one.relative_to(self.others)) for one in self.others.rglob("*"))
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[payload_files.Payloads, list[str]]:
+    """Payload files with two entries' records, and the names of the two."""
+    payloads = payload_files.Payloads(tmp_path / "payloads")
+    (tmp_path / "payloads").mkdir(mode=0o700)
+    names = []
+    for text in (b"one", b"two"):
+        with payloads.keep(None, text) as name:
+            names.append(str(name))
+    return payloads, names
+
+
+@pytest.mark.parametrize("how", ["remove", "sweep"])
+def test_shards_that_are_swapped_for_links_while_files_go(
+    stored: Any, others: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """What is removed is what was looked at, not what a link leads to since."""
+    payloads, names = stored
+    swap = Swap(payloads.directory, others, os.unlink)
+    monkeypatch.setattr(os, "unlink", swap)
+    if how == "remove":
+        payloads.remove(names[0])
+    else:
+        assert payloads.sweep(lambda _: False) >= 1
+    monkeypatch.undo()
+    assert names[0] in swap.kept()
+    assert names[1] in swap.kept()
+    assert len(list(payloads.directory.parent.glob("away-*/*"))) < 2
+
+
+def test_a_shard_that_is_swapped_for_a_link_while_a_file_is_written(
+    stored: Any, others: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file goes where it was begun: nothing is made where the link leads."""
+    payloads, _ = stored
+    swap = Swap(payloads.directory, others, fcntl.flock)
+    monkeypatch.setattr(fcntl, "flock", swap)
+    with payloads.keep(None, b"three") as name:
+        pass
+    monkeypatch.undo()
+    assert name not in swap.kept()
+    assert (payloads.directory.parent / f"away-{name}").exists()
+
+
 def test_a_removed_cache_directory_comes_back_private(tmp_path: Path) -> None:
     """A cache directory that was removed under a running program is made anew with mode 0700."""
-    import shutil
 
     @memo.cache(ttl=None)
     def load(x: int) -> int:

@@ -31,7 +31,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -160,16 +160,21 @@ def vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
 
 def _replace(path: str, text: bytes) -> None:
     """Put a small file in the place of another, whole."""
-    temporary = f"{path.rpartition('/')[0]}/{secrets.token_hex(16)}{_TEMPORARY}"
-    descriptor = private_files.create(temporary)
-    try:
-        os.write(descriptor, text)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(descriptor)
+    directory, shard, name = path.rsplit("/", 2)
+    temporary = f"{secrets.token_hex(16)}{_TEMPORARY}"
+    with (
+        private_files.opened(directory) as above,
+        private_files.opened(shard, above) as folder,
+    ):
+        descriptor = private_files.create(temporary, folder=folder)
+        try:
+            os.write(descriptor, text)
+            _rename(temporary, name, folder)
+        except BaseException:
+            os.unlink(temporary, dir_fd=folder)
+            raise
+        finally:
+            os.close(descriptor)
 
 
 def _identity(facts: os.stat_result) -> tuple[int, ...]:
@@ -273,17 +278,17 @@ class Payloads:
     def _keep_payload(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> None:
         if self._share(payload, name, descriptors):
             return
-        with self._writing(name[:2], descriptors) as (descriptor, temporary):
+        with self._writing(name[:2], descriptors) as (descriptor, temporary, folder):
             if isinstance(payload, Arriving):
                 payload.write(descriptor)
             else:
                 _write(descriptor, _parts(payload.views))
             try:
-                os.link(temporary, f"{self._text}/{name}")
+                os.link(temporary, name[3:], src_dir_fd=folder, dst_dir_fd=folder)
             except OSError:  # no links here: the entry has a file of its own
-                os.rename(temporary, f"{self._text}/{name}")
+                _rename(temporary, name[3:], folder)
             else:
-                os.rename(temporary, self._canonical(payload.digest.hex()))
+                _rename(temporary, payload.digest.hex(), folder)
 
     def _vouch(self, payload: Payload | Arriving, name: str) -> None:
         """Say that a payload is whole, as soon as any later change of it would show."""
@@ -296,44 +301,58 @@ class Payloads:
 
     def _share(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> bool:
         """Link to the payload that is there already, if it is whole."""
-        path = self._canonical(payload.digest.hex())
-        try:
-            descriptor = private_files.open_old(path)
-        except OSError:
-            return False
-        descriptors.append(descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if not _is_whole(descriptor, payload, ownership.exposed(self.directory)):
-            return False
-        try:
-            os.link(path, f"{self._text}/{name}")
-        except OSError:  # gone by now, or it has as many links as it may
-            return False
-        return True
+        canonical = payload.digest.hex()
+        with suppress(OSError), self._shard(name[:2]) as folder:
+            descriptor = private_files.open_old(canonical, folder=folder)
+            descriptors.append(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if _is_whole(descriptor, payload, ownership.exposed(self.directory)):
+                # an error: it is gone by now, or it has as many links as it may
+                os.link(canonical, name[3:], src_dir_fd=folder, dst_dir_fd=folder)
+                return True
+        return False
 
     def _keep_record(self, record: bytes, name: str, descriptors: list[int]) -> None:
-        with self._writing(name[:2], descriptors) as (descriptor, temporary):
+        with self._writing(name[:2], descriptors) as (descriptor, temporary, folder):
             _write(descriptor, (memoryview(record),))
-            os.rename(temporary, f"{self._text}/{name}")
+            _rename(temporary, name[3:], folder)
 
     @contextmanager
-    def _writing(self, shard: str, descriptors: list[int]) -> Iterator[tuple[int, str]]:
-        """A new file under a temporary name, locked; the name is gone when the block ends."""
-        temporary = f"{self._text}/{shard}/{secrets.token_hex(16)}{_TEMPORARY}"
-        try:
-            self._check(shard)
-            descriptor = private_files.create(temporary)
-        except FileNotFoundError:
-            private_files.subdirectory(self.directory)
-            private_files.subdirectory(self.directory / shard)
-            descriptor = private_files.create(temporary)
-        descriptors.append(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            yield descriptor, temporary
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+    def _writing(self, shard: str, descriptors: list[int]) -> Iterator[tuple[int, str, int]]:
+        """A new file in a shard, locked; its temporary name is gone when the block ends.
+
+        Yields:
+            Its descriptor, its name, and the descriptor of the shard that names are relative to.
+        """
+        temporary = f"{secrets.token_hex(16)}{_TEMPORARY}"
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(self._shard(shard))
+            except FileNotFoundError:
+                private_files.subdirectory(self.directory)
+                private_files.subdirectory(self.directory / shard)
+                folder = stack.enter_context(self._shard(shard))
+            descriptor = private_files.create(temporary, folder=folder)
+            descriptors.append(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                yield descriptor, temporary, folder
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
+
+    @contextmanager
+    def _shard(self, shard: str) -> Iterator[int]:
+        """A descriptor of a shard's folder; no link is followed on the way to it.
+
+        Raises:
+            OSError: it is not there, or there is a link in its place or the directory's.
+        """
+        with (
+            private_files.opened(self._text) as directory,
+            private_files.opened(shard, directory) as folder,
+        ):
+            yield folder
 
     # --- removing --------------------------------------------------------------------------------
 
@@ -345,16 +364,13 @@ class Payloads:
         """
         if not _NAME.fullmatch(name):
             return
-        path = f"{self._text}/{name}"
-        try:
-            self._check(name[:2])
-        except OSError:  # gone, or a link
-            return
-        for one in {path, _record(path)}:
-            with suppress(OSError):
-                os.unlink(one)
-        if not name.endswith(_RECORD):
-            _remove_unused(path.rpartition(".")[0])
+        with suppress(OSError), self._shard(name[:2]) as folder:
+            own = name[3:]
+            for one in {own, _record(own)}:
+                with suppress(OSError):
+                    os.unlink(one, dir_fd=folder)
+            if not own.endswith(_RECORD):
+                _remove_unused(own.rpartition(".")[0], folder)
 
     def sweep(self, used: Callable[[str], bool]) -> int:
         """Take away what belongs to no entry and to no living writer; how many names.
@@ -367,45 +383,36 @@ class Payloads:
         removed = 0
         with self._sweeping:
             for shard in private_files.listed(self.directory):
-                for name in sorted(
-                    private_files.listed(self.directory / shard), key=len, reverse=True
-                ):
-                    removed += self._sweep(f"{shard}/{name}", used)
+                with suppress(OSError), self._shard(shard) as folder:
+                    for name in sorted(os.listdir(folder), key=len, reverse=True):
+                        removed += _sweep(folder, shard, name, used)
         return removed
-
-    def _sweep(self, name: str, used: Callable[[str], bool]) -> bool:
-        path = f"{self._text}/{name}"
-        try:
-            descriptor = private_files.open_old(path)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _CANONICAL.fullmatch(name):
-                return _remove_unused(path)
-            if name.endswith(_VOUCHER):
-                return _remove_voucher(path)
-            owner = name if _NAME.fullmatch(name) else name.removesuffix(_RECORD)
-            if name.endswith(_TEMPORARY) or (_NAME.fullmatch(owner) and not used(owner)):
-                os.unlink(path)
-                return True
-        except OSError:  # a living writer has it
-            return False
-        finally:
-            os.close(descriptor)
-        return False
-
-    def _check(self, shard: str) -> None:
-        """Refuse links in the place of our folders.
-
-        Raises:
-            OSError: there is one, or the folder is not there.
-        """
-        private_files.check_folder(self._text)
-        private_files.check_folder(f"{self._text}/{shard}")
 
     def _canonical(self, text: str) -> str:
         return f"{self._text}/{text[:2]}/{text}"
+
+
+def _sweep(folder: int, shard: str, own: str, used: Callable[[str], bool]) -> bool:
+    name = f"{shard}/{own}"
+    try:
+        descriptor = private_files.open_old(own, folder=folder)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _CANONICAL.fullmatch(name):
+            return _remove_unused(own, folder)
+        if name.endswith(_VOUCHER):
+            return _remove_voucher(own, folder)
+        owner = name if _NAME.fullmatch(name) else name.removesuffix(_RECORD)
+        if name.endswith(_TEMPORARY) or (_NAME.fullmatch(owner) and not used(owner)):
+            os.unlink(own, dir_fd=folder)
+            return True
+    except OSError:  # a living writer has it
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _record(name: str) -> str:
@@ -413,21 +420,26 @@ def _record(name: str) -> str:
     return name if name.endswith(_RECORD) else name + _RECORD
 
 
-def _remove_unused(canonical: str) -> bool:
+def _rename(old: str, new: str, folder: int) -> None:
+    os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _remove_unused(canonical: str, folder: int) -> bool:
     with suppress(OSError):
-        if os.stat(canonical).st_nlink == 1:
-            os.unlink(canonical)
+        if os.stat(canonical, dir_fd=folder, follow_symlinks=False).st_nlink == 1:
+            os.unlink(canonical, dir_fd=folder)
             with suppress(OSError):
-                os.unlink(canonical + _VOUCHER)
+                os.unlink(canonical + _VOUCHER, dir_fd=folder)
             return True
     return False
 
 
-def _remove_voucher(path: str) -> bool:
+def _remove_voucher(own: str, folder: int) -> bool:
     """Take away a voucher for what is not there any more."""
-    if os.path.lexists(path.removesuffix(_VOUCHER)):
+    with suppress(FileNotFoundError):
+        os.stat(own.removesuffix(_VOUCHER), dir_fd=folder, follow_symlinks=False)
         return False
-    os.unlink(path)
+    os.unlink(own, dir_fd=folder)
     return True
 
 
