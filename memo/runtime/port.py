@@ -32,6 +32,29 @@ def patient(seconds: float) -> Iterator[None]:
         PATIENT.reset(token)
 
 
+class Later:
+    """An answer that sync code fetches when it is wanted: `Port.settle` does."""
+
+    __slots__ = ("get",)
+
+    def __init__(self, get: Callable[[], Any]) -> None:
+        self.get = get
+
+
+TOGETHER: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
+"""What sync code asks together, by what it asks; None: it asks one thing after another."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let what sync code asks in here share round trips: it is asked when an answer is wanted."""
+    token = TOGETHER.set({})
+    try:
+        yield
+    finally:
+        TOGETHER.reset(token)
+
+
 class Waiter(Protocol):
     """A flag that one caller waits on and any other may set; made by `Port.waiter`."""
 
@@ -59,7 +82,7 @@ class Port(Protocol):
     """True where coroutines may suspend, so where `settle` takes awaitables."""
 
     async def settle(self, value: Any) -> Any:
-        """Await `value` (native), or hand it back as it is (blocking: it is there already).
+        """Await `value` (native), or hand it back as it is (blocking: it is there, or `Later`).
 
         A foreign coroutine, such as a user's provider, is run to its end on a loop of
         its own when the port is blocking.

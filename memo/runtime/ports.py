@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import EventLoopError
 from memo.runtime import events, fork
-from memo.runtime.port import Handle, Port, Waiter
+from memo.runtime.port import Handle, Later, Port, Waiter
 
 if TYPE_CHECKING:
     import asyncio
@@ -273,7 +273,7 @@ class Blocking:
     async def settle(self, value: Any) -> Any:
         if inspect.iscoroutine(value):
             return _portal(value)
-        return value
+        return value.get() if type(value) is Later else value
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)

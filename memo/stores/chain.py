@@ -416,6 +416,12 @@ class Chain:
             asked.chain, asked.name, asked.entry = self, name, entry
         return asked
 
+    async def get_ready(self, port: Port) -> None:
+        """Get ready for many questions by `at_hand`, the first on an event loop included."""
+        if self._prompt is not None:
+            with suppress(TierError):  # `lookup` meets it again, and says so
+                await self._prompt.get_ready(port)
+
     def settled(self, port: Port, asked: Asked, key: str) -> Entry | None:
         """The entry that was asked for, if it is true and plain; None: `lookup` it."""
         try:

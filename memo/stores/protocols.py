@@ -162,6 +162,10 @@ class Prompt(Protocol):
     None is the answer where it cannot: `Tier.lookup` and `Generations.states` can.
     """
 
+    async def get_ready(self, port: Port) -> None:
+        """Get ready to be asked on an event loop.  Raises `TierError`."""
+        ...
+
     def ask(self, port: Port, name: str) -> Asked | None:
         """Begin to look up a name: a `Found`, or None."""
         ...

@@ -61,7 +61,7 @@ from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.records.stamp_types import Generation, Ref, Stamp, State
 from memo.runtime import events, reasons
-from memo.runtime.port import Handle, Port, Waiter
+from memo.runtime.port import Handle, Port, Waiter, together
 from memo.settings.live_values import live
 from memo.stores.chain import Answer
 from memo.stores.protocols import Asked
@@ -459,12 +459,14 @@ async def _plainly(port: Port, made: Batch) -> Any:
 async def _at_hand(port: Port, made: Batch) -> list[Place]:
     """Take what can be had without a coroutine, in as few round trips as may be; what is left."""
     function, left = made.function, []
-    for place in made.places.values():
-        value = at_hand(lambda: port, function, place.job.call, time.perf_counter())
-        if type(value) is Part:
-            made.parts[place.text] = value
-        else:
-            left.append((place, value if isinstance(value, Asked) else None))
+    await function.chain().get_ready(port)
+    with together():
+        for place in made.places.values():
+            value = at_hand(lambda: port, function, place.job.call, time.perf_counter())
+            if type(value) is Part:
+                made.parts[place.text] = value
+            else:
+                left.append((place, value if isinstance(value, Asked) else None))
     pending = []
     for place, asked in left:
         if asked is not None:

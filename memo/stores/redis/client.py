@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from memo.errors import TierError
 from memo.records.payload_pieces import Sink
 from memo.runtime import fork
-from memo.runtime.port import Port
+from memo.runtime.port import TOGETHER, Later, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PROBE = 0.1
 """Seconds at most that a caller that probes may be held up."""
+TOGETHER_AT_MOST = 256
+"""Commands of look-ups of a thread that share a round trip."""
 _NOTHING = pack(b"ECHO", b"")
 _READ_ONLY = "Hits go on; what is computed is stored and judged on this host"
 _MOVED, _ASK = "MOVED", "ASK"
@@ -53,6 +55,37 @@ class NoScriptError(TierError):
 
 class NoScriptsError(TierError):
     """Redis does not run scripts at all, for this user."""
+
+
+class Together:
+    """Look-ups of one thread that are sent together, when the first answer is wanted.
+
+    Args:
+        read: sends commands; gives the replies, or a `Failure`.
+    """
+
+    def __init__(self, read: Callable[[Sequence[Command]], Any]) -> None:
+        self._read = read
+        self._places: dict[Command, int] = {}
+        self._replies: Any = None
+
+    @property
+    def full(self) -> bool:
+        """True if the next look-up belongs to another round trip."""
+        return self._replies is not None or len(self._places) >= TOGETHER_AT_MOST
+
+    def add(self, commands: Sequence[Command]) -> Later:
+        """The replies to come to some commands; one that was asked already is not sent again."""
+        places = self._places
+        wanted = [places.setdefault(command, len(places)) for command in commands]
+        return Later(lambda: self._answers(wanted))
+
+    def _answers(self, wanted: Sequence[int]) -> Any:
+        if self._replies is None:
+            self._replies = self._read(list(self._places))
+        if not isinstance(self._replies, list):
+            return self._replies
+        return [self._replies[place] for place in wanted]
 
 
 class Client:
@@ -113,7 +146,10 @@ class Client:
         if not self.breaker.quiet:
             return None
         if not port.native:
-            return self._read_here(commands)
+            others = TOGETHER.get()
+            return (
+                self._read_here(commands) if others is None else self._read_later(others, commands)
+            )
         loop = self.loops.get(port.client())
         if loop is None or not loop.ready:
             return None
@@ -121,6 +157,17 @@ class Client:
             return loop.look_up(commands)
         except Exception as error:  # a slot that no server has
             return self.explain(error)
+
+    async def get_ready(self, port: Port) -> None:
+        """Connect an event loop, so that `prompt` can be used there.
+
+        Raises:
+            TierError: that is not possible.
+        """
+        if port.native and self.breaker.quiet:
+            loop = await self._loop(port)
+            if not loop.ready:
+                await self._guarded(loop.get_ready())
 
     async def look_up(
         self, port: Port, commands: Sequence[Command], *, parse: Callable[[list[Any]], T]
@@ -131,10 +178,7 @@ class Client:
             TierError: an error reply to any of them, or no answer.
         """
         if self.breaker.quiet:
-            if port.native:
-                loop = await self._loop(port)
-                if not loop.ready:
-                    await self._guarded(loop.get_ready())
+            await self.get_ready(port)
             answer = self.prompt(port, commands)
             if answer is not None:
                 return self.parsed(parse, await port.settle(answer))
@@ -153,6 +197,13 @@ class Client:
             return parse(answer)
         except Exception as error:
             raise self._failed(_fault_of(error), probe=False) from None
+
+    def _read_later(self, others: dict[object, Any], commands: Sequence[Command]) -> Later:
+        """The replies to look-ups of a thread that shares round trips."""
+        batch: Together | None = others.get(self)
+        if batch is None or batch.full:
+            batch = others[self] = Together(self._read_here)
+        return batch.add(commands)
 
     def _read_here(self, commands: Sequence[Command]) -> Any:
         """The replies to look-ups of a thread; in a cluster, from one server after another."""

@@ -191,6 +191,10 @@ class Redis:
             return look.seen(await self.client.ask_each(port, look.commands))
         return await self.client.look_up(port, look.commands, parse=look.seen)
 
+    async def get_ready(self, port: Port) -> None:
+        """See `memo.stores.protocols.Prompt.get_ready`."""
+        await self.client.get_ready(port)
+
     def ask(self, port: Port, name: str) -> AskedRecord | None:
         """As `lookup`, by a plain function; None where that takes a coroutine."""
         look = AskedRecord(self.client, self._prefetch, name, self._key(name))

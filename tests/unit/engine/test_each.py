@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from redis_server import RedisServer
 from ways import Way, fresh_process, kinds
 
 import memo
@@ -682,3 +683,38 @@ def test_many_elements(place: str) -> None:
     wanted = list(range(1000))
     assert load(wanted) == load(wanted) == [one * one for one in wanted]
     assert len(RUNS) == 1
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1 << 24])
+def test_elements_share_round_trips(way: Way, redis_server: RedisServer, memory_limit: int) -> None:
+    """A hit of 400 elements reads the groups that they name a few times, not 400 times."""
+    memo.configure(redis_url=redis_server.url, memory_limit=memory_limit, deadline=5)
+    load = way.cached(squares, each="x")
+    wanted = list(range(400))
+    way.call(load, wanted)
+    way.call(load, wanted)
+    client = redis_server.client()
+    client.config_resetstat()
+    with recording() as events:
+        assert way.call(load, wanted) == [one * one for one in wanted]
+    assert kinds(events) == ["hit"] * 400
+    stats = client.info("commandstats")
+    assert stats["cmdstat_hmget"]["calls"] < 60
+    assert stats.get("cmdstat_get", {"calls": 0})["calls"] == (0 if memory_limit else 400)
+
+
+def test_elements_that_are_asked_together_when_redis_goes(
+    way: Way, redis_server: RedisServer
+) -> None:
+    """Where Redis does not answer them they are hits of the disk; an event says why."""
+    memo.configure(redis_url=redis_server.url, memory_limit=0)
+    load = way.cached(squares, each="x")
+    wanted = list(range(300))
+    way.call(load, wanted)
+    redis_server.kill()
+    with recording() as events:
+        assert way.call(load, wanted) == [one * one for one in wanted]
+    assert len(RUNS) == 1
+    assert {event.tier for event in events if event.kind == "hit"} == {"disk"}
+    assert {"error", "tier_down"} & {event.kind for event in events}
+    redis_server.restart()
