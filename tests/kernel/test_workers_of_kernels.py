@@ -1,4 +1,4 @@
-"""Functions and arguments of a notebook in the workers of Dask and loky: the same entries."""
+"""Functions and arguments of a notebook in the workers of Dask, loky and Ray: the same entries."""
 
 from __future__ import annotations
 
@@ -77,6 +77,21 @@ WORKERS = {
         def end():
             pool.shutdown(wait=True, kill_workers=True)
     """,
+    "ray": """
+        import ray, tempfile
+        folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")
+        ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20,
+                 _temp_dir=folder.name, log_to_driver=False)
+        @ray.remote
+        def call(f, make, x):
+            return f(make, x)
+        def ask(f):
+            sent = {name: call.remote(f, make, 5) for name, make in MADE.items()}
+            return {name: ray.get(there, timeout=60) for name, there in sent.items()}
+        def end():
+            ray.shutdown()
+            folder.cleanup()
+    """,
 }
 
 
@@ -88,7 +103,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     kernel.close()
 
 
-@pytest.mark.parametrize("name", WORKERS)
+@pytest.mark.parametrize(
+    "name", ["dask", "loky", pytest.param("ray", marks=pytest.mark.frameworks)]
+)
 def test_workers_share_entries_with_the_kernel(kernel: Kernel, name: str) -> None:
     """Workers find the kernel's results, and the kernel theirs."""
     kernel.run("fresh.invalidate()")

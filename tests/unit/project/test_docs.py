@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ import memo
 from memo.decorators.cached_function import CachedFunction
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCHEDULERS = ROOT / "docs" / "schedulers.md"
+"""Its blocks need the extra `frameworks`, and start processes."""
 REDIS = "localhost:6379"
 """The address of the documentation's Redis; the tests put their own in its place."""
 LANGUAGES = {"python", "sh", "text", "toml", "ini"}
@@ -58,7 +61,9 @@ async def run(page: Path, module: types.ModuleType, redis: str) -> None:
             await outcome
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != SCHEDULERS], ids=lambda page: page.stem
+)
 def test_every_block_runs(
     page: Path, redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +73,29 @@ def test_every_block_runs(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     with asyncio.Runner() as runner:
         runner.run(run(page, module, f"127.0.0.1:{redis_server.port}"))
+
+
+@pytest.mark.frameworks
+@pytest.mark.timeout(300)
+def test_the_page_of_schedulers_runs(tmp_path: Path) -> None:
+    """Its blocks are one script, with a real Ray and a real Prefect."""
+    script = tmp_path / "schedulers.py"
+    script.write_text("\n".join(block.text for block in blocks(SCHEDULERS)))
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:  # a path of sockets
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(tmp_path),
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            "RAY_TMPDIR": short,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        done = subprocess.run(
+            [sys.executable, script], env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_first_block_of_readme_is_a_script(tmp_path: Path) -> None:
