@@ -168,7 +168,10 @@ class CacheMagics(Magics):
 
     def _explanation(self, line: str) -> Any:
         call = _call(line)
-        target = _evaluated(call.func, self.scope)
+        try:
+            target = _evaluated(call.func, self.scope)
+        except (NameError, AttributeError) as error:
+            raise UsageError(f"{error}.") from None
         if not hasattr(target, "explain"):
             raise UsageError(f"{ast.unparse(call.func)} is not a cached function.")
         call.func = ast.Attribute(call.func, "explain", ast.Load())

@@ -264,6 +264,7 @@ def test_clear_by_tag(kernel: Kernel) -> None:
         ("%cache_explain known", "Write a call"),
         ("%cache_explain known(", "Write a call"),
         ("%cache_explain len([])", "not a cached function"),
+        ("%cache_explain nowhere(1)", "name 'nowhere' is not defined."),
         ("%cache_stats --colour", "%cache_stats has no --colour"),
         ("%cache_report perhaps", "perhaps"),
     ],
