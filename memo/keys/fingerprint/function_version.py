@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SLOW = 3
-"""Slow looks at the globals that a function reads until it is said which take the time."""
+_SLOW = 8
+"""Slow looks at the globals that a function reads until it is said which take the time: more than
+a first computation makes, after which it is known what the function changes itself."""
 _OFTEN = 3
 """Changes of the same state, not by the function's own code, after which there is a warning."""
 _OWNERS = 64
@@ -104,7 +105,7 @@ class Identity:
     def _say_what_is_slow(self, seen: Seen) -> None:
         """Warn of the global that takes every call the most time, once."""
         seen.slow = 0  # a busy machine makes one look slow now and then
-        label, cost = seen.costliest()
+        label, cost = seen.costliest(self._own_changes)
         if not cost:
             return
         self._said = True
@@ -113,10 +114,11 @@ class Identity:
         fix = f'pass ignore=["{label}"] to leave it out of the key'
         if kind == "attribute":
             kind, fix = "class", f"mark the class with memo.stable({name.rpartition(':')[2]})"
+        digits = 1 if cost >= 0.001 else 2
         said = (
             f"{title(inner)} reads the {kind} {name.rpartition(':')[2]}, and each call takes "
-            f"{cost * 1000:.1f} ms to see that it has not changed; {fix}, if it never changes "
-            "what the function returns"
+            f"{cost * 1000:.{digits}f} ms to see that it has not changed; {fix}, if it never "
+            "changes what the function returns"
         )
         code = getattr(inner, "__code__", None)
         if code is None:

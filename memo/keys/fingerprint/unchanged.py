@@ -8,8 +8,8 @@ again each time.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
-from time import perf_counter
+from collections.abc import Callable, Collection, Mapping
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 from memo.keys import own_changes
@@ -29,8 +29,11 @@ from memo.keys.own_changes import At
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
-SLOW = 0.001
+SLOW = 0.0001
 """Seconds that each call may spend to see that values have not changed before it is said."""
+_ROUNDS = 10
+_LONG = 0.005
+"""Looks at a value of which the fastest tells what it takes, and seconds after which these end."""
 
 
 class Cell:
@@ -229,21 +232,26 @@ class Seen:
             self.slow += 1
         return True
 
-    def costliest(self) -> tuple[str, float]:
+    def costliest(self, named: Collection[str] = ()) -> tuple[str, float]:
         """The global that takes the longest to be looked at, and the seconds; 0: none takes long.
 
         By its label in `parts`, attributes by the label of their class.
+
+        Args:
+            named: variables that a warning has named already.
         """
         costs = {"": 0.0}
         for watch in self.watches:
             kind, _, name = watch.at.label.partition(":")
             if kind not in ("global", "attribute"):  # there is no way out but to pass it
                 continue
-            taken = []
-            for _ in range(2):  # the machine may be busy once
-                begun = perf_counter()
+            if watch.at.variable in named:
+                continue
+            taken: list[float] = []  # by what this thread works: the machine may be busy
+            while len(taken) < _ROUNDS and sum(taken) < _LONG:
+                begun = thread_time()
                 watch.stands()
-                taken.append(perf_counter() - begun)
+                taken.append(thread_time() - begun)
             owner = name.rpartition(".")[0] if kind == "attribute" else name
             label = f"{kind}:{owner}"
             costs[label] = costs.get(label, 0.0) + min(taken)

@@ -38,6 +38,8 @@ class Unit:
 
 
 units = Registry(5000)
+some = Registry(400)
+"""Takes a few tenths of a millisecond."""
 few = Registry(3)
 
 
@@ -62,6 +64,18 @@ def test_a_big_global_is_named_once_with_its_cost_and_the_way_out() -> None:
     assert " ms to see that it has not changed" in said
     assert 'ignore=["global:units"]' in said
     assert warned(convert) == []
+
+
+def test_a_global_of_some_tenths_of_a_millisecond_is_named() -> None:
+    """What takes between 0.1 and 1 ms is said as well, with two digits."""
+
+    @memo.cache(ttl=600)
+    def convert(x: int) -> int:
+        return some.units["unit1"].number + x
+
+    [said] = warned(convert)
+    assert "reads the global some, and each call takes" in said
+    assert 'ignore=["global:some"]' in said
 
 
 def test_a_model_class_is_named_with_the_way_out_which_works() -> None:
