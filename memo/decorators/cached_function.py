@@ -388,6 +388,7 @@ class CachedFunction(Generic[P, R]):
         """Drop entries whose arguments include the given ones, of one object or of all.
 
         Args:
+            port: None: that of the loop in which the answer is awaited.
             own: the object; `ABSENT`: all objects.
         """
         kwargs, reason = self._apart(kwargs, "reason", reason, "")
@@ -412,16 +413,19 @@ class CachedFunction(Generic[P, R]):
         async def hint(_port: Any, _found: Any) -> str:
             return keyer.mistyped(args, kwargs)
 
-        return invalidating.invalidate(
-            port,
-            [self._function.chain()],
-            turns,
-            f"{self.function_id}{given}",
-            reason,
-            soft=soft,
-            count=count,
-            hint=hint,
-        )
+        async def dropped() -> Invalidation:
+            return await invalidating.invalidate(
+                native() if port is None else port,
+                [self._function.chain()],
+                turns,
+                f"{self.function_id}{given}",
+                reason,
+                soft=soft,
+                count=count,
+                hint=hint,
+            )
+
+        return dropped()
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
         """Turns that invalidate the entries whose arguments include the given ones."""
@@ -775,14 +779,9 @@ class BoundFunction(Generic[P, R]):
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Any:
         """Drop entries of an object in this one's state."""
-        given = self.__self__, args, kwargs, reason
-        if not awaited:
-            return drive(self.__func__._dropped(BLOCKING, *given, soft=soft))
-
-        async def dropped() -> Invalidation:  # it may be made before its loop runs
-            return await self.__func__._dropped(native(), *given, soft=soft)
-
-        return dropped()
+        port = None if awaited else BLOCKING
+        work = self.__func__._dropped(port, self.__self__, args, kwargs, reason, soft=soft)
+        return work if awaited else drive(work)
 
     def __eq__(self, other: object) -> bool:
         return (

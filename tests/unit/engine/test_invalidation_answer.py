@@ -223,7 +223,8 @@ def test_counting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memo.engine.matching.ALWAYS", 10)
     done = load.invalidate()
     assert done.at_least
-    assert "at least 0 entries on this host, counting was stopped after 50 ms" in repr(done)
+    assert repr(done).count("at least") == 1
+    assert "on this host, counting was stopped after 50 ms" in repr(done)
     assert not any(load.is_cached("EU", year) for year in range(40))
 
 

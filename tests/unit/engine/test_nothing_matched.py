@@ -197,6 +197,13 @@ def test_arguments_that_fit_nothing_are_told(kind: str, verb: str) -> None:
     assert says_so(answer(drop))
 
 
+def test_a_wrong_name_is_told_at_the_call() -> None:
+    """`obj.f.ainvalidate(y=1)` raises before it is awaited, outside of any event loop as well."""
+    for verb in ("ainvalidate", "aexpire"):
+        with pytest.raises(memo.OptionError, match="'y'"):
+            getattr(Service().amethod, verb)(y=1)
+
+
 # --- circumstances --------------------------------------------------------------------------------
 
 
