@@ -1,4 +1,4 @@
-"""Elements, streams and exceptions that one host has stored answer on another one too."""
+"""Elements, streams, exceptions and proofs of one host answer on another one too."""
 
 from __future__ import annotations
 
@@ -44,11 +44,41 @@ memo.runtime.ports.drain_blocking(20)
 print(json.dumps([answers, ran]))
 """
 
+CUTOFF = """
+import json, sys
+import memo
+from memo.testing import recording
 
-def host(server: RedisServer, directory: Path, wanted: list[int]) -> list[object]:
+url, directory, steps = sys.argv[1:]
+memo.configure(redis_url=url, directory=directory, deadline=5)
+ran = []
+
+@memo.cache(ttl=600, name="hosts:raw", version="1", cutoff=True)
+def raw(region):
+    ran.append("raw")
+    return [region]
+
+@memo.cache(ttl="inherit", name="hosts:report", version="1")
+def report():
+    ran.append("report")
+    return raw("EU") + raw("US")
+
+answers = []
+with recording() as heard:
+    for step in json.loads(steps):
+        answers.append(raw.invalidate("EU").tiers["redis"] if step == "drop" else report())
+kinds = [event.kind for event in heard if event.kind == "revalidated"]
+memo.runtime.ports.drain_blocking(20)
+print(json.dumps([answers, ran, kinds, [entry.ttl for entry in memo.entries(report)]]))
+"""
+
+
+def host(
+    server: RedisServer, directory: Path, wanted: list[int] | list[str], program: str = HOST
+) -> list[object]:
     """The answer of a process on a host of its own, and the runs there."""
     done = subprocess.run(
-        [sys.executable, "-c", HOST, server.url, str(directory), json.dumps(wanted)],
+        [sys.executable, "-c", program, server.url, str(directory), json.dumps(wanted)],
         capture_output=True,
         text=True,
         check=True,
@@ -65,3 +95,20 @@ def test_another_host_has_them(redis_server: RedisServer, tmp_path: Path) -> Non
     assert first == [[[1, 4, 9], 100_000, 6_000_000, 0], [[1, 2, 3], "rows", "rows", "bad"]]
     second = host(redis_server, tmp_path / "b", [3, 4, 2])
     assert second == [[[9, 16, 4], 100_000, 6_000_000, 1], [[4]]]
+
+
+def test_another_host_renews_what_comes_back_equal(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """What one host invalidates another asks again, once; both then hit what was built on it."""
+    both = ["EU", "US"]
+    _, ran, _, _ = host(redis_server, tmp_path / "a", ["report"], CUTOFF)
+    assert ran == ["report", "raw", "raw"]
+    answers, ran, kinds, _ = host(redis_server, tmp_path / "b", ["report", "drop"], CUTOFF)
+    assert (answers, ran, kinds) == ([both, "done"], [], [])
+    answers, ran, kinds, _ = host(redis_server, tmp_path / "a", ["report", "report"], CUTOFF)
+    assert (answers, ran, kinds) == ([both, both], ["raw"], ["revalidated"])
+    answers, ran, kinds, ttls = host(redis_server, tmp_path / "b", ["report"], CUTOFF)
+    assert (answers, ran, kinds) == ([both], [], [])
+    assert all(0 < ttl <= 600 for ttl in ttls)
+    assert ttls
