@@ -132,7 +132,8 @@ def _near(kind: str, name: str) -> Hint:
 async def _key_target(port: Port, text: str) -> _Target:
     """The target of an address, or of a key that `f.key(...)` gave."""
     if "*" in text:
-        prefix = text.partition("*")[0].rstrip(":")
+        head = text.partition("*")[0]
+        prefix = head.rpartition(":")[0] or head
         rest = f"write prefix={prefix!r}" if prefix else "write prefix="
         fix = f"is no pattern: it names one address; {rest} to invalidate all below a prefix."
         raise OptionError("key", text, fix)
