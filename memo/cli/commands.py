@@ -1,7 +1,8 @@
 """The command line: `memo demo`, `stats`, `ls`, `clear` and `doctor`.
 
 Thin: each command asks a module of `inspection` and prints the answer.  A user's mistake ends with
-one line on standard error and status 2, a finding that needs work with status 1.
+one line on standard error and status 2, a finding that needs work with status 1, and so does a name
+that matches nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import memo
 from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
-from memo.errors import MemoError, MissingExtraError, label
+from memo.errors import MemoError, MissingExtraError, OptionError, label
 from memo.inspection import call_graph, inventory
 from memo.inspection import findings as doctor
 from memo.metrics import rendering
@@ -41,6 +42,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except OptionError as error:  # a name that matches nothing, or several
+            raise click.ClickException(str(error)) from error
         except MemoError as error:
             raise click.UsageError(str(error), None) from error
 
@@ -243,7 +246,13 @@ def _key_in(file: str | None) -> str | None:
 
 
 @main.command()
-@click.option("--port", default=0, metavar="N", help="Port to listen on; 0: any that is free.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="N",
+    help="Port to listen on; 0: any that is free.",
+)
 @click.option("--no-browser", is_flag=True, help="Print the URL, and open no browser.")
 def ui(port: int, no_browser: bool) -> None:
     """Serve the live view as a local page, over every process that shares the directory.

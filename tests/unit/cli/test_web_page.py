@@ -127,3 +127,5 @@ def test_a_port_that_is_taken_is_an_error(ui: Ui) -> None:
     done = CliRunner().invoke(main, ["ui", "--no-browser", "--port", str(ui.port)])
     assert done.exit_code == 2
     assert str(ui.port) in done.output
+    none = CliRunner().invoke(main, ["ui", "--no-browser", "--port", "99999"])
+    assert (none.exit_code, "65535" in none.output) == (2, True)

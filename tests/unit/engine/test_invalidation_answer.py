@@ -320,8 +320,10 @@ def test_the_command_line_says_what_it_hit() -> None:
     done = CliRunner().invoke(main, ["clear", "--function", "load_rows"])
     assert (done.exit_code, "2 entries on this host" in done.output) == (0, True)
     unknown = CliRunner().invoke(main, ["clear", "--function", "laod_rows"])
-    assert unknown.exit_code == 2
+    assert unknown.exit_code == 1
     assert "did you mean" in unknown.output
+    nothing = CliRunner().invoke(main, ["export", "bundle", "laod_rows"])
+    assert (nothing.exit_code, "did you mean" in nothing.output) == (1, True)
 
 
 def test_listing_says_what_was_probably_meant() -> None:
