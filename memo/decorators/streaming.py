@@ -33,7 +33,9 @@ def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, An
             raise OptionError(name, given[name], f"does not go with a generator: {why}.")
     for name in ("ttl", "cache_if"):
         if callable(given[name]):
-            raise OptionError(name, given[name], "asks for a result, which a generator has not.")
+            raise OptionError(
+                name, given[name], "asks for a result, which a generator does not have."
+            )
     return AsyncStreaming if options.generates(function) == "async" else Streaming
 
 

@@ -392,7 +392,9 @@ class Keyer:
                 continue
             if name not in self.plan.names and not self.plan.extra:
                 known = ", ".join(self.plan.names) or "none"
-                raise OptionError(option, name, f"is no argument of the function; it has: {known}.")
+                raise OptionError(
+                    option, name, f"is not an argument of the function, which has: {known}."
+                )
 
     def _checked_resolver(self) -> Resolver | None:
         if self._given is None:

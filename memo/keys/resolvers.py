@@ -85,7 +85,7 @@ def _wrong(given: Any, fix: str) -> OptionError:
 def _check(given: Any, name: str, names: Collection[str], open_: bool) -> None:
     if name not in names and not open_:
         listed = ", ".join(names) or "none"
-        raise _wrong(given, f"{name!r} is no argument of the function; it has: {listed}.")
+        raise _wrong(given, f"{name!r} is not an argument of the function, which has: {listed}.")
 
 
 def looked_up(bound: Bound, name: str) -> Any:
@@ -97,7 +97,7 @@ def looked_up(bound: Bound, name: str) -> Any:
     try:
         return bound[name]
     except KeyError:
-        raise KeyingError(f"key_resolver needs {name!r}, which this call has not.") from None
+        raise KeyingError(f"key_resolver needs {name!r}, which this call does not have.") from None
 
 
 # --- a list of names -----------------------------------------------------------------------------

@@ -318,15 +318,8 @@ def lines_html(text: str) -> str:
     return boxed("".join(f"<p>{escape(line)}</p>" for line in text.splitlines()))
 
 
-def facts_text(title: str, facts: Mapping[str, object]) -> str:
-    """A title and a few named facts as plain text, for a cheap repr."""
-    width = max(map(len, facts), default=0)
-    lines = (f"  {name.ljust(width)}  {value}" for name, value in facts.items())
-    return "\n".join((title, *lines))
-
-
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
-    """The same as HTML."""
+    """A title and a few named facts as HTML."""
     rows = "".join(
         f'<tr><th scope="row" class="memo-text">{escape(name)}</th>'
         f'<td class="memo-text">{escape(str(value))}</td></tr>'

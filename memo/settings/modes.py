@@ -52,7 +52,7 @@ def checked(kind: Any, max_age: Any) -> Mode:
     if kind is not None and (not isinstance(kind, str) or kind not in KINDS):
         near = nearest(kind, KINDS) if isinstance(kind, str) else ""
         listed = ", ".join(f'"{one}"' for one in KINDS)
-        raise OptionError("mode", kind, f"there are the modes {listed}{near}")
+        raise OptionError("mode", kind, f"the modes are {listed}{near}")
     return Mode(kind, None if max_age is None else seconds("max_age", max_age))
 
 

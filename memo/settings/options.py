@@ -101,18 +101,16 @@ def policy(
         OptionError: one of them is wrong, or two of them contradict each other.
     """
     if refresh_threshold is not None and not refresh_ahead:
-        raise OptionError(
-            "refresh_threshold", refresh_threshold, "needs refresh_ahead=True, which it belongs to."
-        )
+        raise OptionError("refresh_threshold", refresh_threshold, "needs refresh_ahead=True.")
     if ttl is None and refresh_ahead and ttl_key is None:
         raise OptionError("refresh_ahead", True, "needs a ttl: without one nothing ever ages.")
     pause, window = (_window("retry_after", retry_after), _window("stale_if_error", stale_if_error))
     if pause and not window:
-        fix = "needs stale_if_error, whose old value answers meanwhile."
+        fix = "needs stale_if_error, which keeps the old value to answer with."
         raise OptionError("retry_after", retry_after, fix)
     soft = _window("soft_timeout", soft_timeout)
     if soft and not window:
-        fix = "needs stale_if_error, whose old value answers after that time."
+        fix = "needs stale_if_error, which keeps the old value to answer with."
         raise OptionError("soft_timeout", soft_timeout, fix)
     return Policy(
         ttl=given_ttl("ttl", ttl),
@@ -139,7 +137,7 @@ def _errors(option: str, value: Any) -> tuple[tuple[type[Exception], float | Non
         raise OptionError(option, value, 'must be a mapping such as {KeyError: "5m"}.')
     for kind in value:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise OptionError(option, value, f"{kind!r} is no exception type.")
+            raise OptionError(option, value, f"{kind!r} is not an exception type.")
         if not issubclass(kind, Exception):
             fix = f"{kind.__name__} stops programs and tasks, so it is never remembered."
             raise OptionError(option, value, fix)
@@ -201,7 +199,7 @@ def texts(option: str, value: Any) -> tuple[str, ...]:
     many = tuple(value)
     for one in many:
         if not isinstance(one, str) or not one:
-            raise OptionError(option, value, f"must be a list of texts; {one!r} is none.")
+            raise OptionError(option, value, f"must be a list of strings; {one!r} is not one.")
     return many
 
 
@@ -307,4 +305,6 @@ def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
     pool = tuple(allowed)
     for name in names:
         if name not in pool:
-            raise OptionError(option, name, f"is no argument here; there are {', '.join(pool)}.")
+            raise OptionError(
+                option, name, f"is not an argument here; the arguments are {', '.join(pool)}."
+            )

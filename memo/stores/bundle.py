@@ -252,7 +252,7 @@ class Bundle:
             facts = os.fstat(file.fileno())
             head = file.read(_BODY_AT)
             if len(head) < _BODY_AT or not head.startswith(MAGIC):
-                raise BundleError(f"{self.path.name} is no bundle of memo.")
+                raise BundleError(f"{self.path.name} is not a memo bundle.")
             (size,) = _LENGTH.unpack(head[48:])
             manifest = file.read(size) if size <= _LARGEST else b""
         if len(manifest) != size:

@@ -137,7 +137,7 @@ class Chain:
             raise OptionError("tiers", tiers, "must name at least one tier.")
         wrong = [tier for tier in tiers if not isinstance(getattr(tier, "name", None), str)]
         if wrong:
-            advice = "which is no tier; CacheFallbackFactory.create() makes the usual ones."
+            advice = "which is not a tier; CacheFallbackFactory.create() makes the usual ones."
             raise OptionError("tiers", tiers, f"has {shown(wrong[0])}, {advice}")
         _one_of("read_strategy", read_strategy, ("on_miss_or_error", "on_error"))
         _one_of("write_strategy", write_strategy, ("write_through", "write_around"))

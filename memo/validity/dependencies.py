@@ -105,20 +105,13 @@ def _place(path: str) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def file_stamp(path: str, *, by_content: bool = False, every: float = 0.0) -> FileStamp:
-    """Stamp of the file at a path; a missing file has a stamp like any other.
+def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileStamp]:
+    """Stamps of files, directories, patterns and URLs; a missing file has a stamp like any other.
 
     Args:
-        path: absolute; of a file, a directory or a pattern; or a URL.
-        by_content: compare the content.
+        paths: an absolute path or a URL, and True if its content is compared.
         every: seconds for which a URL is believed without asking again.
     """
-    [stamp] = file_stamps([(path, by_content)], every)
-    return stamp
-
-
-def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileStamp]:
-    """As `file_stamp` for several, each a path and whether its content is compared."""
     far = remote.all_facts(one for one in paths if remote.is_url(one[0]))
     stamps: list[FileStamp] = []
     for path, by_content in paths:
@@ -290,7 +283,7 @@ class Dependencies:
                 raise OptionError(
                     "depends_on",
                     file.path,
-                    f"has {{{name}}}, which is no argument; there are {', '.join(parameters)}.",
+                    f"has {{{name}}}, which is not an argument; there are {', '.join(parameters)}.",
                 )
         self.files.append(file)
 
@@ -310,7 +303,7 @@ class Dependencies:
             elif parameter.default is parameter.empty and parameter.kind is not (
                 parameter.VAR_POSITIONAL
             ):
-                fix = f"takes {name!r}, which is no argument; there are {', '.join(own)}."
+                fix = f"takes {name!r}, which is not an argument; there are {', '.join(own)}."
                 raise OptionError("depends_on", one, fix)
         return tuple(names)
 

@@ -102,7 +102,9 @@ class Each:
         plan = keyer.plan
         if name not in (*plan.positional, *plan.keyword):
             known = ", ".join((*plan.positional, *plan.keyword)) or "none"
-            raise OptionError("each", name, f"is no parameter of its own; there are: {known}.")
+            raise OptionError(
+                "each", name, f"is not a parameter of its own; the parameters are: {known}."
+            )
         keyer.check_names("each", [name])
 
     def taken(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -451,7 +451,7 @@ def test_a_callable_judges_what_was_built_on_it(way: Way, place: str) -> None:
 
 def test_a_callable_that_takes_what_is_no_argument() -> None:
     """The error names the arguments that there are."""
-    with pytest.raises(OptionError, match="takes 'y', which is no argument; there are x"):
+    with pytest.raises(OptionError, match="takes 'y', which is not an argument; there are x"):
 
         @memo.cache(depends_on=lambda y: y)
         def load(x: int) -> int:

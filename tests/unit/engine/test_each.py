@@ -663,7 +663,7 @@ def test_a_wrong_call_raises_as_the_function_would(way: Way) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"each": "y"}, "each='y': is no parameter of its own; there are: x"),
+        ({"each": "y"}, "each='y': is not a parameter of its own; the parameters are: x"),
         ({"each": ""}, "must be a text"),
         ({"each": "x", "ignore": ["x"]}, "is ignored"),
         ({"each": "x", "replay": True}, "replay=True: does not go with each="),
