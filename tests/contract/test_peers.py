@@ -105,13 +105,28 @@ class LruCache(Peer):
         return functools.lru_cache(maxsize=None)(function)
 
 
+class Streamlit(Peer):
+    """`st.cache_data`, which works outside of an app as well."""
+
+    def cached(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        import streamlit
+
+        return streamlit.cache_data(function, show_spinner=False)
+
+    def drop(self, function: Any, *arguments: Any) -> None:
+        function.clear(*arguments)
+
+
 PEERS = {
     "memo": Memo,
     "joblib": Joblib,
     "cashews": Cashews,
     "cachier": Cachier,
     "lru_cache": LruCache,
+    "Streamlit": Streamlit,
 }
+CHOSEN = [pytest.param(n, marks=pytest.mark.frameworks if n == "Streamlit" else ()) for n in PEERS]
+"""Streamlit is heavy: it comes with the extra `frameworks`."""
 
 
 @pytest.fixture
@@ -296,7 +311,7 @@ def table() -> dict[str, dict[str, bool]]:
 
 
 @pytest.mark.parametrize("line", LINES)
-@pytest.mark.parametrize("peer", PEERS, indirect=True)
+@pytest.mark.parametrize("peer", CHOSEN, indirect=True)
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::joblib.memory.JobLibCollisionWarning"
 )
