@@ -13,6 +13,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -567,6 +568,8 @@ class Client:
             if threads is None:
                 home = weakref.proxy(self)
                 threads = Threads(self._address, self._options, lambda: home.renewed())  # noqa: PLW0108
+                # work that outlives `close` opens them again, and nothing closes them but this
+                weakref.finalize(self, _close, threads, os.getpid()).atexit = False
                 if blocks:
                     self._waiting = threads
                 else:
@@ -644,6 +647,11 @@ class _Here:
 
 
 _HERE = cast("Port", _Here())
+
+
+def _close(threads: Threads, process: int) -> None:
+    if os.getpid() == process:  # in a child a lock may be held for good
+        threads.close()
 
 
 def _same(answer: Any) -> Any:

@@ -72,6 +72,7 @@ KEPT = 1.0
 renews its login."""
 _LOOK_AGAIN = 0.001
 """Seconds between two looks for a connection that has become free."""
+_CLOSED_HERE = "the connection was closed here"
 _DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
 
 
@@ -250,7 +251,7 @@ class Threads:
         self._opening: _Opening | None = None
         self._refreshed = 0.0
         self._proven = False
-        self._epoch = 0
+        self._closed = False
         self._kept: dict[Any, list[Any]] = {}
 
     @property
@@ -276,32 +277,26 @@ class Threads:
             BusyError: no connection became free.
             Exception: any error of redis-py, for `fault_of`.
         """
-        epoch = self._epoch
         try:
-            return self._exchanged(route, exchange, check, blocks, epoch)
+            return self._exchanged(route, exchange, check, blocks)
         except TierError:
             raise
         except Exception:
-            if epoch != self._epoch:
-                raise TierError("the connection was closed here") from None
+            if self._closed:
+                raise TierError(_CLOSED_HERE) from None
             raise
 
     def _exchanged(
-        self,
-        route: Route,
-        exchange: Exchange,
-        check: Callable[[], None],
-        blocks: bool,
-        epoch: int,
+        self, route: Route, exchange: Exchange, check: Callable[[], None], blocks: bool
     ) -> list[Any]:
         nodes = self._nodes if self._proven else self._opened(route, exchange.seconds)
         if nodes is None:
-            raise TierError("the connection was closed here")
+            raise TierError(_CLOSED_HERE)
         pool = nodes.of(route)
         connection = self._taken(pool, exchange.seconds, check, blocks)
         used = connection.used
         try:
-            return self._talk(pool, connection, exchange, epoch)
+            return self._talk(pool, connection, exchange)
         except ConnectionError:  # it may have died while it was idle
             if not used:
                 raise
@@ -309,9 +304,9 @@ class Threads:
         self._let_go()  # those may have died with it
         exchange.restart()
         connection = self._taken(pool, exchange.seconds, check, blocks)
-        return self._talk(pool, connection, exchange, epoch)
+        return self._talk(pool, connection, exchange)
 
-    def _talk(self, pool: Any, connection: Any, exchange: Exchange, epoch: int) -> list[Any]:
+    def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
         try:
             answer = talk(connection, exchange)
         except BaseException as error:
@@ -322,9 +317,9 @@ class Threads:
                 return [False]
             raise
         connection.used = True
-        if epoch == self._epoch:
+        if not self._closed:
             self._kept.setdefault(pool, []).append(connection)
-        else:  # closed meanwhile
+        else:
             connection.disconnect()
             pool.release(connection)
         return answer
@@ -383,6 +378,8 @@ class Threads:
         """The servers, that of the route with a connection ready."""
         for last in (False, True):
             with self._lock:
+                if self._closed:
+                    raise TierError(_CLOSED_HERE)
                 opening = self._opening
                 mine = opening is None
                 if opening is None:
@@ -395,12 +392,11 @@ class Threads:
             if mine or last:  # one that began earlier may have met what is over now
                 raise opening.error
         nodes = self._nodes
-        if nodes is None:  # closed meanwhile
-            raise TierError("the connection was closed here")
+        if nodes is None:
+            raise TierError(_CLOSED_HERE)
         return nodes
 
     def _open(self, route: Route) -> None:
-        epoch = self._epoch
         nodes = self._nodes
         self._let_go()
         if nodes is None:
@@ -412,7 +408,7 @@ class Threads:
         pool = nodes.of(route)
         pool.release(pool.get_connection())
         with self._lock:
-            if epoch == self._epoch:
+            if not self._closed:
                 self._nodes, self._proven = nodes, True
                 return
         nodes.close()
@@ -433,9 +429,9 @@ class Threads:
             nodes.pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
-        """Close all connections; those in use when they come back.  May be used again."""
+        """Close all connections, also those in use, for good."""
         with self._lock:
-            self._epoch += 1
+            self._closed = True
             nodes, self._nodes, self._proven, self._kept = self._nodes, None, False, {}
         if nodes is not None:
             nodes.close()
