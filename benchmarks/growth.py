@@ -1,20 +1,27 @@
 """How costs grow: the same work at two sizes, in one run: `python -m benchmarks growth`.
 
-The rows with big directories take a minute to prepare; `--only TEXT` chooses rows by their titles.
+Prints the table of "How costs grow" in `docs/performance.md`; takes minutes, and more on a busy
+machine.  `--only TEXT` chooses rows by their titles.  A row that fails says so, and the others go
+on.  The rows with Redis need `redis-server` on the path.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import itertools
 import os
+import shutil
+import signal
+import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -142,10 +149,16 @@ def _nested(depth: int) -> Callable[[int], object]:
 
 
 def _nesting(depth: int) -> float:
-    """A call so deep, computed and stored at each level; the fastest of five."""
+    """CPU time of a call so deep, computed and stored at each level; the least of nine."""
     call, arguments = _nested(depth), itertools.count()
     call(next(arguments))
-    return min(_timed(lambda: call(next(arguments))) for _ in range(5))
+
+    def worked() -> float:
+        begun = time.thread_time()
+        call(next(arguments))
+        return time.thread_time() - begun
+
+    return min(worked() for _ in range(9))
 
 
 def _nested_hit(depth: int) -> float:
@@ -253,6 +266,166 @@ def _among(count: int) -> float:
         return statistics.median(_timed(lambda x=x: function(x)) for x in range(100))
 
 
+def _beside_diskcache(count: int) -> float:
+    """A hit among so many entries on the disk, as a multiple of `diskcache.Cache.get` there."""
+    import diskcache
+
+    value = {"id": 1, "name": "n1", "tags": ["a", "b"]}
+    with (
+        _many(count) as function,
+        tempfile.TemporaryDirectory() as folder,
+        closing(diskcache.Cache(folder, size_limit=1 << 34)) as other,
+    ):
+        with other.transact():
+            for x in range(count):
+                other.set(x, value, expire=3600)
+        places = range(0, count, max(1, count // 100))
+        pairs = [
+            (_timed(lambda x=x: function(x)), _timed(lambda p=p: other.get(p)))
+            for _ in range(5)
+            for x, p in zip(range(100), places, strict=False)
+        ]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+def _storing(count: int) -> float:
+    """A call that computes and stores a small result, as a multiple of `diskcache.Cache.set`."""
+    import diskcache
+
+    value = {"id": 1, "name": "n1", "tags": ["a", "b"]}
+    with _elsewhere(tiers=["disk"]) as folder:
+        load = memo.cache(lambda x: dict(value), name="stored", ttl=600)
+        with closing(diskcache.Cache(f"{folder}/other")) as other:
+            for x in range(100):
+                load(-x), other.set(-x, value, expire=600)
+            pairs = [
+                (
+                    _timed(lambda x=x: load(x)),
+                    _timed(lambda x=x: other.set(x, value, expire=600)),
+                )
+                for x in range(1, count)
+            ]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+# --- Redis ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _redis(*more: str, **settings: Any) -> Iterator[Any]:
+    """A client of a server of its own, which memo is configured to use."""
+    import redis
+
+    program = shutil.which("redis-server")
+    if program is None:
+        raise FileNotFoundError("redis-server: apt install redis-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [program, "--port", str(port), "--save", "", "--appendonly", "no", *more]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        client = redis.Redis(port=port)
+        for _ in range(200):
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.05)
+        with _elsewhere(redis_url=f"redis://127.0.0.1:{port}/0", deadline=5.0, **settings):
+            yield client
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(10)
+
+
+def _left(client: Any) -> float:
+    """The longest life of a key in Redis, in seconds; infinity: one never expires."""
+    lives = [client.pttl(name) for name in client.scan_iter(count=1000)]
+    return float("inf") if -1 in lives else max(lives, default=0) / 1000
+
+
+def _addresses_in_redis(count: int) -> float:
+    """Seconds for which a key in Redis may outlive so many updates of different products."""
+    with _redis() as client:
+
+        @memo.invalidate_cache(key_prefix="products", key_resolver="products:{product}")
+        def update(product: int) -> None:
+            """Change a product."""
+
+        for product in range(count):
+            update(product)
+        return _left(client)
+
+
+def _groups_left(count: int) -> float:
+    """Groups in Redis and on the host after `memo clear --all`, of so many updates."""
+    from memo.runtime.ports import BLOCKING, drive
+
+    with _redis() as client:
+
+        @memo.invalidate_cache(key_prefix="products", key_resolver="products:{product}")
+        def update(product: int) -> None:
+            """Change a product."""
+
+        for product in range(count):
+            update(product)
+        chain = memo.CacheFallbackFactory.create()
+        drive(chain.clear(BLOCKING))
+        names = list(client.scan_iter(b"*:g:*", count=1000))
+        assert chain.host is not None
+        here = chain.host.generations.all_names()
+        return float(sum(not name.endswith(b"{n}") for name in names) + len(set(here) - {"n"}))
+
+
+def _tags_in_redis(count: int) -> float:
+    """Seconds from the end of a ttl of 2 s until the last of so many tags is gone from Redis."""
+    with _redis() as client:
+        load = memo.cache(lambda user: user, name="user", ttl=2, tags=["user:{user}"])
+        for user in range(count):
+            load(user)
+        tags = [name for name in client.scan_iter(b"*:g:*", count=1000) if b"{t:user" in name]
+        lives = [client.pttl(name) for name in tags]
+        return float("inf") if -1 in lives else max(lives) / 1000 - 2
+
+
+def _full_redis(count: int) -> float:
+    """The part of repeated calls that hit, on a Redis of 4 MB that so many tags have filled."""
+    policy = ("--maxmemory", "4mb", "--maxmemory-policy", "volatile-lru")
+    with _redis(*policy, memory_limit=0, tiers=["redis"]):
+        for at in range(0, count, 500):
+            tags = [f"user:{user}" for user in range(at, at + 500)]
+            memo.invalidate_cache(tags=tags)(lambda: None)()
+        load = memo.cache(lambda x: x, name="full", ttl=600, tags=["a"])
+        hits = 0
+        for x in range(400):
+            load(x)
+            before = load.cache_info().hits
+            load(x)
+            hits += load.cache_info().hits - before
+        return hits / 400
+
+
+def _gathered(count: int) -> float:
+    """Seconds for each of so many hits in one gather, from Redis; the fastest of five."""
+    with _redis(memory_limit=0, tiers=["redis"]):
+
+        @memo.cache(name="gathered", ttl=600)
+        async def load(x: int) -> int:
+            return x
+
+        async def run() -> float:
+            await asyncio.gather(*(load(x) for x in range(count)))
+            taken = []
+            for _ in range(5):
+                begun = time.perf_counter()
+                await asyncio.gather(*(load(x) for x in range(count)))
+                taken.append(time.perf_counter() - begun)
+            return min(taken) / count
+
+        return asyncio.run(run())
+
+
 def _evicting(count: int) -> float:
     """The longest of 500 stores into a budget that so many entries fill."""
     with _many(count, size_limit=max(5 * MIB, count * 1000)) as function:
@@ -351,8 +524,6 @@ _registry = _Registry(0)
 
 def _big_global(size: int) -> float:
     """A hit of a function that reads an object of so many objects as a global; the median of 9."""
-    import warnings
-
     global _registry
     _registry = _Registry(size)
     convert = memo.cache(lambda x: len(_registry.units) + x, name=f"convert_{size}", ttl=600)
@@ -380,7 +551,7 @@ ROWS = (
         lambda small, large: large - small <= 16e-6, "µs",
     ),
     Row(
-        "calls nested so deep, computed and stored", (50, 200), "linear", _nesting,
+        "calls nested so deep, computed and stored: CPU", (50, 200), "linear", _nesting,
         lambda small, large: large <= 6 * small,
     ),
     Row("hit on the outermost of them", (50, 200), "0.5 ms", _nested_hit, _flat(0.0005)),
@@ -409,6 +580,14 @@ ROWS = (
         lambda small, large: large <= 2 * small, "µs",
     ),
     Row(
+        "the same as a multiple of diskcache's `get`", (1000, 150_000), "1.0", _beside_diskcache,
+        _flat(1.0), "times",
+    ),
+    Row(
+        "small result computed and stored, of diskcache's `set`", (200, 1000), "1.5", _storing,
+        _flat(1.5), "times",
+    ),
+    Row(
         "the longest of 500 stores that evict", (5000, 150_000), "50 ms", _evicting, _flat(0.05)
     ),
     Row(
@@ -419,8 +598,27 @@ ROWS = (
         "hit that reads a global of so many objects", (100, 5000),
         "0.1 ms, or a warning that names it", _big_global, lambda small, large: True,
     ),
+    Row(
+        "longest life of a key in Redis after so many updates", (100, 1000), "30 days",
+        _addresses_in_redis, _flat(30.1 * 86_400), "s",
+    ),
+    Row(
+        "groups that `memo clear --all` leaves of them", (100, 1000), "0", _groups_left,
+        lambda small, large: small == large == 0, "groups",
+    ),
+    Row(
+        "a tag in Redis after the last ttl", (100, 1000), "60 s", _tags_in_redis, _flat(60), "s",
+    ),
+    Row(
+        "hits on a Redis of 4 MB after so many tags", (1000, 8000), "90 %", _full_redis,
+        lambda small, large: large >= 0.9, "%",
+    ),
+    Row(
+        "each of so many hits in one gather, Redis", (100, 1000), "20 µs", _gathered,
+        _flat(20e-6), "µs",
+    ),
 )  # fmt: skip
-_SCALE = {"ms": 1e3, "µs": 1e6, "bytes": 1.0, "times": 1.0}
+_SCALE = {"ms": 1e3, "µs": 1e6, "%": 100.0, "bytes": 1.0, "times": 1.0, "s": 1.0, "groups": 1.0}
 
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -428,13 +626,18 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     yield "| what | sizes | takes | ratio | goal | reached |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in rows:
-        small, large = (row.measure(size) for size in row.sizes)
         sizes = " / ".join(f"{size:,}" for size in row.sizes)
+        try:
+            small, large = (row.measure(size) for size in row.sizes)
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            yield f"| {row.title} | {sizes} | {said} | | {row.goal} | **no** |"
+            continue
         scale = _SCALE[row.unit]
-        digits = 0 if row.unit == "bytes" else 2
+        digits = 0 if row.unit in ("bytes", "groups", "s") else 2
         takes = f"{small * scale:,.{digits}f} / {large * scale:,.{digits}f} {row.unit}"
         reached = "yes" if row.holds(small, large) else "**no**"
-        ratio = f"{large / small:.1f}"
+        ratio = f"{large / small:.1f}" if small else ""
         yield f"| {row.title} | {sizes} | {takes} | {ratio} | {row.goal} | {reached} |"
 
 
@@ -443,6 +646,7 @@ def main(arguments: Sequence[str]) -> None:
     options = argparse.ArgumentParser(prog="python -m benchmarks growth", description=__doc__)
     options.add_argument("--only", default="", help="rows whose titles have this text")
     given = options.parse_args(arguments)
+    warnings.simplefilter("ignore")  # an update of what was never computed matches nothing
     with _elsewhere():
         for line in lines([row for row in ROWS if given.only in row.title]):
             print(line, flush=True)
