@@ -169,6 +169,7 @@ class History:
     Attributes:
         made: how many calls there were; one over a collection counts once.
         raised: what was raised, and what was wrong with an answer in itself.
+        down: how often a worker took a tier for down.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -176,6 +177,7 @@ class History:
     gone: list[Gone] = field(default_factory=list)
     raised: list[str] = field(default_factory=list)
     made: int = 0
+    down: int = 0
 
     @classmethod
     def read(cls, directory: Path) -> History:
@@ -201,6 +203,8 @@ class History:
                 self.calls.append(Asked(key, *facts, tuple(map(tuple, runs))))
         elif kind == "gone":
             self.gone.append(Gone(*row))
+        elif kind == "down":
+            self.down += 1
         else:
             self.raised.append(str(row))
 
@@ -386,6 +390,7 @@ class Workload:
         self.memo = memo
         self._starts: dict[str, int] = {}
         self._watch_starts()
+        memo.on_event(self._hear)
         make = {"plain": self._plain, "each": self._elementwise, "streams": self._streams}
         self.functions = make[plan.shape]()
 
@@ -400,6 +405,10 @@ class Workload:
             return original(floors, key, clock)
 
         Floors.start_time = start_time  # type: ignore[method-assign]
+
+    def _hear(self, event: Any) -> None:
+        if event.kind == "tier_down":
+            self.log.write("down", event.tier)
 
     def _cached(self, name: str, **more: Any) -> Any:
         return self.memo.cache(
