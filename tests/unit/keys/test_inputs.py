@@ -702,7 +702,7 @@ FORMS = {
     "method": "self.through()",
     "property": "self.shown",
     "nested": "self.nested.value",
-    "method of nested": "self.nested.double()",
+    "method of nested": "self.other.double()",
     "class": "self.kind",
     "inherited": "self.base",
     "super": "self.above()",
@@ -773,7 +773,7 @@ def make(captured):
 made = make({closure})()
 made.first, made.second, made.third = {attribute}, {method}, {property}
 made.base, made.over, made.listed = {inherited}, {super}, [{comprehension}]
-made.nested = Nested({nested}, {method of nested})
+made.nested, made.other = Nested({nested}, 0), Nested(0, {method of nested})
 """
 _number = iter(range(1 << 30))
 
@@ -850,6 +850,7 @@ TRIALS = st.builds(
 )
 random_functions = settings(
     max_examples=40,
+    derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
