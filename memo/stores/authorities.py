@@ -320,7 +320,6 @@ class Authorities:
             at, turns, note = sent
             if at > since:
                 await tier.generations.turn(port, turns, note)
-                self._lately.append((time.monotonic(), turns, note))
             with suppress(ValueError):  # another caller has
                 self._lately.remove(sent)
         self._interruptions = interruptions
