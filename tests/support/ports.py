@@ -45,9 +45,9 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def run(code: str, *arguments: object) -> str:
-    """Run Python code in a process of its own; what it printed."""
+def run(code: str, *arguments: object, seconds: float = 60) -> str:
+    """Run Python code in a process of its own, for so many seconds at most; what it printed."""
     with start(code, *arguments) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, f"exit code {process.returncode}"
     return output.strip()

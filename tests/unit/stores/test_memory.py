@@ -331,6 +331,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.timeout(330)
 @pytest.mark.parametrize(
     ("kind", "limit", "count"),
     [("one", 8 << 20, 14_000), ("one", 32 << 20, 24_000), ("chains", 16 << 20, 15_000)],
@@ -340,6 +341,6 @@ def test_the_process_grows_by_the_limit_at_most(kind, limit, count):
 
     However many chains there are; and most of it are entries, each of which was hit too.
     """
-    grown, held = map(int, run_process(GROWTH, kind, limit, count).split())
+    grown, held = map(int, run_process(GROWTH, kind, limit, count, seconds=300).split())
     assert grown <= 1.3 * limit
     assert held >= 0.4 * limit
