@@ -1,8 +1,7 @@
 """Invalidations win, answers never go back, computations do not overlap: the past is judged.
 
 See `history`.  Each configuration runs for about a second; with `MEMO_TEST_LONG=1` each takes
-`MEMO_TEST_SECONDS`, and all of them together make a million calls and more in about 20 minutes on
-two cores.  Then one step in 50 is an invalidation instead of one in 20: what costs time are the
+`MEMO_TEST_SECONDS` (20).  Then one step in 50 is an invalidation instead of one in 20: what costs time are the
 runs that follow one, not the calls between them, nor what the checker writes down.  The end of the
 run tells how many calls there were and what was wrong with them; `MEMO_TEST_CALLS=1000000` asserts
 that there were so many.
