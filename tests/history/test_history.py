@@ -1,10 +1,10 @@
 """Invalidations win, answers never go back, computations do not overlap: the past is judged.
 
 See `history`.  Each configuration runs for about a second; with `MEMO_TEST_LONG=1` each takes
-`MEMO_TEST_SECONDS` (20).  Then one step in 50 is an invalidation instead of one in 20: what costs time are the
-runs that follow one, not the calls between them, nor what the checker writes down.  The end of the
-run tells how many calls there were and what was wrong with them; `MEMO_TEST_CALLS=1000000` asserts
-that there were so many.
+`MEMO_TEST_SECONDS` (20).  Then one step in 50 is an invalidation instead of one in 20: what costs
+time are the runs that follow one, not the calls between them, nor what the checker writes down.
+The end of the run tells how many calls there were and what was wrong with them;
+`MEMO_TEST_CALLS=1000000` asserts that there were so many.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ A key is that of a function, a region and a year.  In the shape `"each"` the yea
 collection, and each element of an answer is judged by itself; in the shape `"streams"` the
 functions are generators, which consumers read to the end or leave in the middle.
 
-The long form takes about 25 minutes; with `MEMO_TEST_SECONDS=30` it made 800,000 calls in 37 minutes
-at low priority, on two cores that were busy with other work::
+The long form; with `MEMO_TEST_SECONDS=30` it made 800,000 calls in 37 minutes at low priority, on
+two cores that were busy with other work::
 
     MEMO_TEST_LONG=1 MEMO_TEST_CALLS=1000000 pytest tests/history/test_history.py
 """
