@@ -239,9 +239,9 @@ def test_a_compressed_result_is_a_hit(
         assert flags == seal.COMPRESSED, "a compressed stream is never unpickled as it is"
         return decode(stream, payload, table, flags)
 
-    monkeypatch.setattr(codec, "decode", spy)
     with memo.configure(memory_limit=memory):
         numbers(N)
+        monkeypatch.setattr(codec, "decode", spy)
         assert not payload_files(cache_home)
         for _ in range(3):
             hit = numbers(N)
