@@ -164,6 +164,11 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def type_named(kind: type) -> str:
+    """A type as a sentence names it: `an int`, `a list`."""
+    return f"{'an' if kind.__name__[:1].lower() in set('aeiou') else 'a'} {kind.__name__}"
+
+
 _FOLDER = re.compile(r"~[0-9a-f]+(?=:)")
 
 

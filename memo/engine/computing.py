@@ -14,7 +14,7 @@ from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
 from memo.engine.used_calls import CURRENT, Life, Reads, bounded
-from memo.errors import DependencyError, TierError, label, users
+from memo.errors import DependencyError, TierError, label, type_named, users
 from memo.keys.encoding import canonical
 from memo.keys.summaries import with_built, with_result
 from memo.records import codec, seal
@@ -146,7 +146,7 @@ async def _with_result(
     except Exception as error:  # no key, or an error in the value's own methods
         function.cutoff = False
         said = (
-            f"{function.id} has cutoff=True and returned a {type(value).__name__} that has no key "
+            f"{function.id} has cutoff=True and returned {type_named(type(value))} that has no key "
             f"({error}); so what is built on it is computed again whenever it is.  Return a value "
             "with a key, give its type one with memo.register_key, or leave out cutoff."
         )
@@ -347,7 +347,7 @@ def warn_not_stored(
     if not function.warned:
         function.warned = True
         said = (
-            f"{label(function.id)} {verb} a {type(replay.bare(value)).__name__} that {fault}, "
+            f"{label(function.id)} {verb} {type_named(type(replay.bare(value)))} that {fault}, "
             f"so it is computed at each call; {fix}"
         )
         warn_of(function.run, said)

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
-from memo.errors import KeyingError, OptionError, label, shown
+from memo.errors import KeyingError, OptionError, label, shown, type_named
 from memo.keys import instances, resolvers, summaries
 from memo.keys.bindings import ABSENT, BindingError, annotated, bind, hints, plan, signature
 from memo.keys.encoding import atoms, canonical
@@ -873,8 +873,8 @@ class Keyer:
         """The arguments whose type is not that of their annotation, for people; `""`: none."""
         given = {**dict(zip(self.plan.names, args, strict=False)), **kwargs}
         wrong = [
-            f"{name}={shown(given[name])} is a {type(given[name]).__name__}, "
-            f"but is annotated {_type_named(hint)}"
+            f"{name}={shown(given[name])} is {type_named(type(given[name]))}, "
+            f"but is annotated {_hint_text(hint)}"
             for name, hint in hints(self._function, self._signature)
             if name in given and hint is not inspect.Parameter.empty
             if not _is_of(given[name], hint)
@@ -968,7 +968,7 @@ _WIDER: Final[dict[type, tuple[type, ...]]] = {float: (int,), complex: (int, flo
 """Other types that a parameter of a type accepts."""
 
 
-def _type_named(hint: Any) -> str:
+def _hint_text(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from memo.errors import EntryError
+from memo.errors import EntryError, type_named
 from memo.records.buffers import SMALL, reduced
 from memo.records.seal import (
     ALIGN,
@@ -239,7 +239,7 @@ def _pickler() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, _ALTERED):  # cloudpickle would make another type of it
                 back = "bytes" if isinstance(obj, memoryview) else "StringIO"
-                raise AlteredError(f"holds a {type(obj).__name__} that would load as {back}")
+                raise AlteredError(f"holds {type_named(type(obj))} that would load as {back}")
             done = reduced(self, obj)
             if done is NotImplemented:
                 done = self.reduce(obj)

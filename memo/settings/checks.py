@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from memo.errors import OptionError, SettingError, shown
+from memo.errors import OptionError, SettingError, shown, type_named
 from memo.settings import options
 from memo.settings import secret_keys as secret_room
 from memo.settings.durations import seconds
@@ -248,7 +248,7 @@ def _check_tier(tier: Any, place: Place) -> None:
     kinds = (("lookup", "store", "drop"), ("get", "set", "delete", "clear"))
     if not any(all(callable(getattr(tier, m, None)) for m in kind) for kind in kinds):
         fix = "needs the async methods get, set, delete and clear to be a tier."
-        raise place.wrong(f"a {type(tier).__name__} {fix}")
+        raise place.wrong(f"{type_named(type(tier))} {fix}")
 
 
 def _secret(value: Any, place: Place) -> tuple[Secret, ...] | None:

@@ -56,7 +56,7 @@ from memo.engine.loading import look
 from memo.engine.refreshing import refresh_soon, renew
 from memo.engine.replay import Wrapped
 from memo.engine.used_calls import CURRENT, Reads, tell, tell_entry, tell_landing
-from memo.errors import DependencyError, OptionError, TierError
+from memo.errors import DependencyError, OptionError, TierError, type_named
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.records.stamp_types import Generation, Ref, Stamp, State
@@ -160,7 +160,7 @@ class Each:
             items = list(value) if dated else value.tolist()
             return Collection(items, lambda at: value.iloc[list(at)] if series else value[list(at)])
         fix = (
-            f"is a {kind.__name__}; each= takes a list, tuple, set, frozenset, range, "
+            f"is {type_named(kind)}; each= takes a list, tuple, set, frozenset, range, "
             "numpy array, or pandas Index or Series."
         )
         raise OptionError(self.name, value, fix)
