@@ -200,7 +200,7 @@ class Sentinels:
         one, two, *watchers = free_ports(5)
         server = functools.partial(Server, program=program)
         self.primary = server(directory / "one", one, "--appendonly", "no")
-        self.replica = server(directory / "two", two, "--replicaof", f"127.0.0.1 {one}")
+        self.replica = server(directory / "two", two, "--replicaof", "127.0.0.1", str(one))
         self.sentinels = []
         for port in watchers:
             home = directory / str(port)
