@@ -100,7 +100,9 @@ class Budget:
 
 
 def _alive(refs: list[weakref.ref[T]]) -> Iterator[T]:
-    for ref in tuple(refs):
+    # The list itself, no copy: before Python 3.12 the garbage collector may run while a list is
+    # copied; `_forget` would then take away what is being read, which ends the process.
+    for ref in refs:
         if (one := ref()) is not None:
             yield one
 

@@ -344,3 +344,39 @@ def test_the_process_grows_by_the_limit_at_most(kind, limit, count):
     grown, held = map(int, run_process(GROWTH, kind, limit, count, seconds=300).split())
     assert grown <= 1.3 * limit
     assert held >= 0.4 * limit
+
+
+COLLECTED = """
+import gc
+from memo.runtime.memory_budget import Budget
+
+class Holder:
+    limit = 1 << 30
+    def held(self):
+        return 1
+    def oldest(self):
+        return None
+
+budget = Budget()
+kept = [Holder() for _ in range(60)]
+for holder in kept:
+    budget.add_holder(holder)
+for pause in range(12):
+    gc.disable()
+    for _ in range(40):
+        gone = Holder()
+        gone.itself = gone
+        budget.add_holder(gone)
+        del gone
+    gc.set_threshold(100_000)
+    gc.enable()
+    gc.set_threshold(gc.get_count()[0] + pause)
+    budget.settle()
+    gc.set_threshold(100_000)
+"""
+
+
+def test_holders_may_be_collected_while_the_budget_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may take chains away at any allocation, also within `settle`."""
+    monkeypatch.setenv("PYTHONMALLOC", "debug")  # what was freed is overwritten
+    run_process(COLLECTED)
