@@ -559,9 +559,9 @@ def test_what_is_part_of_another_call_stands_below_it(sheet: Sheet) -> None:
     report()
     lines = sheet.closed[0]
     assert str(lines[0]).startswith("report() took ")
-    assert lines[0].seconds == pytest.approx(1.4, abs=0.15)
-    assert str(lines[1]).startswith("  load(): 2 in 1.4 s, ")
-    assert lines[1].each == pytest.approx(0.7, abs=0.1)
+    assert 1.4 <= lines[0].seconds < 2.4
+    assert re.match(r"  load\(\): 2 in [12]\.\d s, ", str(lines[1]))
+    assert 0.7 <= lines[1].each < 1.2
 
 
 def test_a_loop_in_a_cell_is_one_line(kernel: Kernel) -> None:

@@ -30,7 +30,9 @@ from memo.keys.own_changes import At
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
 SLOW = 0.0001
-"""Seconds that each call may spend to see that values have not changed before it is said."""
+"""Seconds that each call may spend to see that globals have not changed before it is said."""
+_SLOW_CLASS = 0.001
+"""The same for the attributes of classes, which cost a little in every program."""
 _ROUNDS = 10
 _LONG = 0.005
 """Looks at a value of which the fastest tells what it takes, and seconds after which these end."""
@@ -256,4 +258,5 @@ class Seen:
             label = f"{kind}:{owner}"
             costs[label] = costs.get(label, 0.0) + min(taken)
         label = max(costs, key=lambda one: costs[one])
-        return label, costs[label] if sum(costs.values()) > SLOW else 0.0
+        bound = _SLOW_CLASS if label.startswith("attribute:") else SLOW
+        return label, costs[label] if sum(costs.values()) > bound else 0.0

@@ -146,7 +146,7 @@ def test_an_address_is_never_a_pattern() -> None:
     load = loads(key_prefix="sales", key_resolver="{region}:{year}")
     load("EU"), load("EU*"), load("U")
     assert load.address("EU") == "sales:EU:2024"
-    with pytest.raises(OptionError, match="prefix='sales:EU'"):
+    with pytest.raises(OptionError, match="prefix='sales'"):
         memo.invalidate(key="sales:EU*:2024")
     assert [load.is_cached(r) for r in ("EU", "EU*", "U")] == [True, True, True]
     memo.invalidate(key="sales:EU")
