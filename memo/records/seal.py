@@ -26,7 +26,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from memo.errors import EntryError
 from memo.records import stamp_blocks
@@ -188,8 +188,8 @@ class Entry:
     def generations(self) -> tuple[Generation, ...]:
         """Those of its stamps that are generations."""
         if self.plain and self.blocks:
-            made: tuple[Any, ...] = Stamps.of(map(generation, self._loose), self.blocks)
-            return made
+            made = Stamps.of(map(generation, self._loose), self.blocks)
+            return cast("tuple[Generation, ...]", made)
         if self.plain:
             return tuple(map(generation, self.claims))
         return tuple([stamp for stamp in self.header.stamps if type(stamp) is Generation])

@@ -11,8 +11,7 @@ import contextvars
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -90,8 +89,12 @@ def all_facts(wanted: Iterable[Asked]) -> dict[Asked, str | None]:
         finally:
             answered.release()
 
+    def job(one: Asked) -> Callable[[], None]:
+        context = contextvars.copy_context()
+        return lambda: context.run(ask, one)
+
     for one in todo[1:]:
-        _pool.submit(partial(contextvars.copy_context().run, ask, one))
+        _pool.submit(job(one))
     for one in todo[:1]:
         ask(one)
     for _ in todo:
