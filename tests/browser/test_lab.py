@@ -176,6 +176,9 @@ def prompt(page: Any, cell: int) -> str:
 def started(page: Any) -> None:
     """Run all cells; a menu that is not ready yet does nothing, and is tried again."""
     for _ in range(6):
+        asked = page.locator("dialog.jp-Dialog .jp-mod-accept")
+        if asked.count():  # a slow server makes JupyterLab ask for the kernel
+            asked.first.click()
         page.click(".jp-Notebook .jp-Cell >> nth=0")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
