@@ -128,8 +128,8 @@ def test_what_three_processes_do_is_on_the_page(
     workers[0].stdin.write("\n")
     workers[0].stdin.flush()
     assert wait_for(lambda: running.count() == 2, 10)
-    head = page.locator(".memo-live header").inner_text()
-    assert "in 4 processes" in head or "in 3 processes" in head
+    head = page.locator(".memo-live header")  # a process counts once it has answered a call
+    assert wait_for(lambda: re.search(r"in [23] processes", head.inner_text()), 10)
     assert page.locator(".memo-functions tbody tr").count() == 3
     kept(page, "ui-light")
     assert not page.faults
