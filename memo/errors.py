@@ -72,7 +72,7 @@ class SecretError(SettingError):
 
 
 class BundleError(MemoError, ValueError):
-    """A file that is no bundle, lacks its key, was sealed with another one, or was changed."""
+    """A file is not a bundle, needs its key, was sealed with another one, or was changed."""
 
 
 class KeyingError(MemoError, TypeError):

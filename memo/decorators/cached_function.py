@@ -114,7 +114,7 @@ class Options(TypedDict, total=False):
 
 
 def functions() -> list[CachedFunction[Any, Any]]:
-    """The cached functions of this process, by identity, and of one identity the latest last."""
+    """The cached functions of this process by identity; the latest of one identity comes last."""
     return sorted(_functions, key=lambda function: (function.function_id, function._number))
 
 
@@ -852,7 +852,7 @@ def explain(
 @overload
 def explain(function: str, /, *args: Any, **kwargs: Any) -> Explanation: ...
 def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
-    """Would this call of a cached function hit, and if not, why?  As `function.explain(...)`.
+    """Say whether a call would hit, and if not, why; as `function.explain(...)` does.
 
     Args:
         function: a cached function of this process, or any name of it that tables show.

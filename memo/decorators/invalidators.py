@@ -385,7 +385,7 @@ class _Plan:
         self._matched(await work)
 
     async def _unknown(self, port: Port, turns: Sequence[Turn], tags: Sequence[str]) -> str:
-        """Which prefix or tag nothing here has, before it is turned; `""`: none, or it matched."""
+        """A prefix or tag that nothing here has, before it is turned; `""`: none, or it matched."""
         if not self.unproven:
             return ""
         groups = [turn.group.partition(":") for turn in turns]
@@ -564,7 +564,9 @@ def invalidate_cache(
     tags: Iterable[str] = (),
     soft: bool = False,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """After the decorated function (sync or async) returned without raising, drop what is named.
+    """Invalidate entries each time the decorated function, sync or async, has returned.
+
+    If it raises, nothing is invalidated.
 
     Args:
         key_prefix: an address prefix; without `key_resolver` all of it goes.
@@ -573,7 +575,7 @@ def invalidate_cache(
             returns an address or a list of them (what is no text is written as in a template).
             A prefix that is missing is put in front.
         provider: whose entries; default: every chain in use.
-        functions: cached functions of which entries go.
+        functions: cached functions whose entries go.
         match: names of arguments of the decorated function; the entries of `functions` whose
             arguments of these names have the same values go.  None: all entries of them.
         tags: tags whose entries go, also templates such as `"user:{uid}"` of the bound arguments

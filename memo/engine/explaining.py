@@ -304,7 +304,7 @@ async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> 
 
 
 async def _doubts(port: Port, chain: Chain, header: Header) -> list[str]:
-    """What an entry was built on that the next call asks first."""
+    """Results that an entry was built on and that the next call asks first."""
     _, readings = results.unfolded(header.stamps)
     whys = await chain.doubtful(port, readings)
     names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
@@ -396,7 +396,7 @@ def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
 
 
 def _built(chain: Chain, header: Header) -> list[str]:
-    """Which result the lifetime of an entry comes from, through which others."""
+    """The result that the lifetime of an entry comes from, and the results between."""
     found = built_on(header.summary)
     if found is None:
         return []

@@ -30,10 +30,10 @@ class Invalidation(NamedTuple):
         reason: the caller's.
         matched: how many valid entries this host knew of.  It is counted for at most 50 ms, before
             they are dropped; what other hosts alone have is dropped without being counted.
-        at_least: counting was given up, so there may be more.
+        at_least: counting stopped early, so there may be more.
         hint: where nothing matched, what was probably meant.
         verb: `"invalidated"` or `"expired"`.
-        first: headers of the first of them.
+        first: headers of the first few.
     """
 
     target: str

@@ -38,7 +38,7 @@ class Matches(NamedTuple):
     Attributes:
         number: how many valid entries were found.
         partial: looking was given up, so there may be more.
-        first: the headers of the first of them.
+        first: the headers of the first few.
         others: addresses of valid entries that it does not concern.
     """
 

@@ -285,13 +285,13 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
 
     Args:
         path: of the file, or a `Bundle`.
-        key: that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
+        key: the one that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
 
     Returns:
         The outcome for each entry.
 
     Raises:
-        BundleError: there is no key, or it is another one, or the file was changed; the message
+        BundleError: the key is missing or wrong, or the file was changed; the message
             says where the file says that it comes from.
     """
     bundle = path if isinstance(path, Bundle) else Bundle(path, key)

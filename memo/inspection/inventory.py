@@ -79,7 +79,7 @@ ORDERS: dict[str, Callable[[Item], float]] = {
 
 
 class Wanted(NamedTuple):
-    """Which entries are wanted, and in which order.
+    """A choice of entries, and their order.
 
     Attributes:
         patterns: names of functions, as `memo.metrics.snapshots.matches` reads them; none: all.

@@ -40,7 +40,7 @@ def report(file: TextIO | None = None) -> Iterator[Span]:
         file: where to; by default standard error.
 
     Yields:
-        The stretch of time; its `stats` are the numbers.
+        The report; its `stats` has the numbers.
     """
     span = watch()
     try:

@@ -451,7 +451,7 @@ fork.in_child(WATCHER._start_over)
 
 
 def progress(*, on: bool = True) -> None:
-    """Show what takes longer than half a second, or show it no more.
+    """Show work that takes longer than half a second, or stop showing it.
 
     That is computations, waits for other processes, and transfers to and from Redis.
 

@@ -47,7 +47,7 @@ _STEADY: Final = frozenset({int, type(None)})
 """Besides texts, types whose values never change, and equal others of these types only where their
 encodings do.  `True` equals 1, and 0.0 equals -0.0."""
 GLOBAL: Final = "global:"
-"""What the names of globals begin with in `ignore`."""
+"""Prefix of the names of globals in `ignore`."""
 OWN: Final = "@self"
 """Under this name an entry has the digest of its `self` beside those of its arguments."""
 RESULT: Final = "result"

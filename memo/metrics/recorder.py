@@ -472,8 +472,8 @@ def stats(*patterns: str, shared: bool = False) -> Stats:
     """A snapshot of what the cache did.
 
     Args:
-        patterns: names of functions, as `matches` reads them; none: all.
-        shared: add up every process that uses the same directory, those that ended included.
+        patterns: names of functions, whole or with wildcards; none: all.
+        shared: add up all processes that use the same directory, also those that have ended.
     """
     _explain()
     snapshot = COUNTERS.snapshot()

@@ -79,19 +79,19 @@ ERROR = "error"
 
 
 class Event(NamedTuple):
-    """One outcome.
+    """One outcome of a call: a hit, a miss, an invalidation, a fault.
 
     Attributes:
         kind: one of the names of this module.
         function: identity of the cached function (`"module:qualname"`), or `""`.
         key: the key's text, or `""`.
         tier: name of the tier that answered or failed, or `""`.
-        reason: why, in the words of `lifetimes` for a miss.
+        reason: why, such as `"expired"` or `"not cached yet"` for a miss.
         seconds: how long it took; for `HIT` and `STALE` the whole look-up.
         size: bytes of the record and its payload.
         saved: seconds that a computation would have taken, from the entry's recorded cost; 0 where
             no caller waits for the answer.
-        detail: more for people, never a value.
+        detail: more, in words; never a cached value or an argument.
     """
 
     kind: str

@@ -42,7 +42,7 @@ class Later:
 
 
 TOGETHER: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
-"""What sync code asks together, by what it asks; None: it asks one thing after another."""
+"""Questions that sync code asks together; None: it asks one after another."""
 
 
 @contextmanager

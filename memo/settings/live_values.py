@@ -61,7 +61,7 @@ def _name(key: object) -> str:
 
 
 class Live(Mapping[str, float]):
-    """A mapping of keys to seconds; `math.inf` means no expiry.  Safe from every thread."""
+    """A mapping of keys to seconds, safe from every thread; `math.inf` means no expiry."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

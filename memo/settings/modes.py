@@ -47,7 +47,7 @@ def checked(kind: Any, max_age: Any) -> Mode:
     """A mode from what a caller wrote.
 
     Raises:
-        OptionError: there is no such mode, or the age is none.
+        OptionError: there is no such mode, or the age is not a duration.
     """
     if kind is not None and (not isinstance(kind, str) or kind not in KINDS):
         near = nearest(kind, KINDS) if isinstance(kind, str) else ""
@@ -60,7 +60,7 @@ CURRENT: ContextVar[Mode | None] = ContextVar("memo_mode", default=None)
 
 
 class mode:  # noqa: N801 - a context manager, which reads as one
-    """Use the cache in another way, for the calls of a `with` block and all that they call.
+    """Change how the calls of a `with` block, and all that they call, use the cache.
 
     ::
 
@@ -73,7 +73,7 @@ class mode:  # noqa: N801 - a context manager, which reads as one
         max_age: as a ttl (`"1m"`); older entries are not used, even within their ttl.
 
     Raises:
-        OptionError: there is no such mode, or the age is none.
+        OptionError: there is no such mode, or the age is not a duration.
     """
 
     @public

@@ -322,7 +322,7 @@ def _facts(text: str) -> dict[str, Any]:
 
 
 def _where(tier: Tier) -> str:
-    """Which store a shared tier is, so that a journalled invalidation is replayed to that one."""
+    """The identity of a shared tier's store: a journalled invalidation is replayed to that one."""
     return str(getattr(tier, "where", tier.name))
 
 

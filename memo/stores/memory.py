@@ -301,7 +301,7 @@ class Memory:
         return heapq.nlargest(most, every, key=lambda one: seal.finished(one.record))
 
     async def heads(self, port: Port, prefix: str) -> dict[str, int]:
-        """What names that begin with `prefix` have before the key -> how many there are."""
+        """Count the names that begin with `prefix`, by what they have before the key."""
         with self._lock:
             names = [name for name in self._entries if name.startswith(prefix)]
         return dict(Counter(name.rpartition(":")[0] + ":" for name in names))

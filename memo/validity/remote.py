@@ -62,7 +62,7 @@ def check_url(path: str) -> None:
     try:
         import fsspec
     except ImportError:
-        fix = "needs fsspec: pip install fsspec, and the package of that file system."
+        fix = "needs fsspec: pip install 'jupyter-memo[data]', and the package of that file system."
         raise OptionError("depends_on", path, fix) from None
     if scheme not in fsspec.available_protocols():
         raise OptionError("depends_on", path, f"fsspec knows no scheme {scheme}://.")
@@ -119,7 +119,7 @@ def facts_or_none(url: str, by_content: bool) -> str | None:
 
 
 def believed(stamp: File) -> str | None:
-    """What a source was found to be, if that is not longer ago than `check_every`; else None."""
+    """The state of a source as last seen, if that was within `check_every`; else None."""
     known = _known.get((stamp.path, stamp.by_content)) if stamp.every else None
     if known is None or time.monotonic() - known[0] >= stamp.every:
         return None

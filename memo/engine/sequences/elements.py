@@ -591,7 +591,7 @@ def _board(port: Port, places: Sequence[Place]) -> list[tuple[Flight, Waiter]]:
 
 
 def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
-    """Compute in a task of its own, which goes on while anyone waits for any element."""
+    """Compute in a task of its own, which goes on while a caller waits for any element."""
     flights = [place.flight for place in led if place.flight is not None]
     wanted = {flight.name for flight in flights}
     shares = [_Shared(flight.name, wanted) for flight in flights]

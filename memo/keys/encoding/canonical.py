@@ -337,7 +337,7 @@ _registered: weakref.WeakKeyDictionary[type, Callable[[Any], Any]] = weakref.Wea
 
 @public
 def register_key(type_: type, function: Callable[[Any], Any]) -> None:
-    """Key the values of a type, and of its subclasses, by what `function(value)` gives.
+    """Use `function(value)` as the key of the values of a type and of its subclasses.
 
     The type itself is part of the key.  A class of your own may have a method `__memo_key__(self)`
     instead.  What either gives must have a key itself.

@@ -1,4 +1,4 @@
-"""Which function this is: the code of a function and of all that it reaches, as one digest.
+"""The code version: the code of a function and of all that it reaches, as one digest.
 
 A digest stands while everything that was seen on the way to it stands: `reachable` finds what a
 function reaches, `unchanged` compares.
@@ -228,7 +228,7 @@ class Identity:
 
 @public
 def stable(function: F) -> F:
-    """Mark a helper, or a class, as not tracked: edits of it change no identity.
+    """Mark a helper, or a class, as not tracked: its edits change no code version.
 
     Raises:
         OptionError: for what cannot be marked, such as a function written in C.

@@ -567,7 +567,7 @@ class Disk:
         return [listed for listed in found if listed is not None]
 
     async def heads(self, port: Port, prefix: str) -> dict[str, int]:
-        """What names that begin with `prefix` have before the key -> how many there are.
+        """Count the names that begin with `prefix`, by what they have before the key.
 
         In time that grows with the number of heads.
 

@@ -203,7 +203,7 @@ class Database:
         self.opened += 1
 
     def _version(self) -> tuple[int, ...]:
-        """Which content of the file and its log this is, where SQLite does not watch it."""
+        """Tells one content of the file and its log from another where SQLite does not watch it."""
         facts = os.stat(self._text)
         version: tuple[int, ...] = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         with suppress(FileNotFoundError):

@@ -151,6 +151,27 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing
 
 
+def pictures(page: Path) -> set[str]:
+    """The files that a page shows, without those elsewhere in the web."""
+    found = re.findall(r"!\[[^\]]+\]\(([^)#\s]+)", page.read_text("utf-8"))
+    return {target for target in found if "://" not in target}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_each_page_has_a_picture_or_a_block_that_runs(page: Path) -> None:
+    """No page is prose alone: it shows a picture, or code that the tests execute."""
+    executed = [block for block in blocks(page) if block.language == "python"]
+    assert executed or pictures(page)
+
+
+def test_each_idea_has_a_picture() -> None:
+    """Keys, validity, tiers and trust are drawn, and no picture lies about unused."""
+    docs = ROOT / "docs"
+    assert pictures(docs / "concepts.md") >= {"keys.svg", "validity.svg", "tiers.svg", "trust.svg"}
+    drawn = {path.name for path in docs.iterdir() if path.suffix in {".svg", ".png"}}
+    assert drawn == {Path(name).name for page in PAGES for name in pictures(page)}
+
+
 def test_readme_is_short_and_shows_code_first() -> None:
     """At most 150 lines, and the first code before the 60th word."""
     text = (ROOT / "README.md").read_text("utf-8")

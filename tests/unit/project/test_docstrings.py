@@ -1,9 +1,11 @@
-"""References in docstrings and comments exist."""
+"""References in docstrings exist, and the English is about things where no person is meant."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +48,68 @@ def module(path: Path) -> object:
 def test_what_is_referred_to_is_there(path: Path, name: str) -> None:
     """A dotted name in backticks is the name of something that exists."""
     assert found(name) or name.startswith("memo.live"), f"{path}: {name}"
+
+
+TEXTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PERSONS = re.compile(
+    r"\b(who|whom|whoever|he|him|his|no one|(?:no|every|some|any)(?:body|one))\b", re.IGNORECASE
+)
+PEOPLE = {
+    "**Anybody who has the secret can run code in every kernel that shares it.**",
+    "| **secret** | the key that authenticates entries; everyone with it can run code",
+    "**several tenants who do not trust each other share one process.**",
+}
+"""Sentences in which a person is meant."""
+
+
+def words_of(path: Path) -> str:
+    """The prose of a page; of a module its docstrings, comments and texts of messages."""
+    if path.suffix == ".md":
+        return path.read_text("utf-8")
+    with tokenize.open(path) as file:
+        comments = [
+            token.string
+            for token in tokenize.generate_tokens(file.readline)
+            if token.type == tokenize.COMMENT
+        ]
+    constants = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
+    return "\n".join([*comments, *constants])
+
+
+def test_code_is_no_person() -> None:
+    """A caller, a thread or a lookup is named as such; "who" and "nobody" are people."""
+    found = []
+    for path in [*TEXTS, *FILES]:
+        text = " ".join(words_of(path).split())
+        for sentence in PEOPLE:
+            text = text.replace(sentence, "")
+        found += [
+            f"{path.relative_to(ROOT)}: ...{text[max(0, at.start() - 40) : at.end() + 40]}..."
+            for at in PERSONS.finditer(text)
+        ]
+    assert found == []
+
+
+def test_the_sentences_about_people_are_there() -> None:
+    """Each sentence that is allowed to name a person is in the documentation."""
+    text = " ".join(" ".join(path.read_text("utf-8").split()) for path in TEXTS)
+    assert [sentence for sentence in PEOPLE if sentence not in text] == []
+
+
+def test_docstrings_begin_with_what_a_thing_does() -> None:
+    """The first word is no question word, so that the first line can be read by itself."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            said = (isinstance(node, kinds) and ast.get_docstring(node)) or "-"
+            if said.split()[0] in {"What", "Who", "Where", "Whether", "Which"}:
+                found.append(f"{path.relative_to(ROOT)}: {said.splitlines()[0]}")
+    assert found == []

@@ -74,6 +74,16 @@ def test_conda_environment_is_the_projects() -> None:
     assert environment["channels"][0] == "conda-forge"
 
 
+def test_extras_agree_with_each_other() -> None:
+    """A package that several extras bring has one lowest version, whichever is installed."""
+    wanted: dict[str, set[str]] = {}
+    for lines in PROJECT["optional-dependencies"].values():
+        for line in lines:
+            name, bound = re.split(r"(?=[>=<])", line, maxsplit=1)
+            wanted.setdefault(name.partition("[")[0], set()).add(bound)
+    assert {name: least for name, least in wanted.items() if len(least) > 1} == {}
+
+
 def test_every_import_is_declared() -> None:
     """Each import of memo is the standard library's, declared, or optional."""
     declared = {name.lower() for name in bounds(PROJECT["dependencies"])}

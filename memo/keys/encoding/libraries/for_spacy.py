@@ -13,7 +13,7 @@ from memo.keys.encoding.canonical import Encoder, Walk, class_of
 from memo.keys.encoding.libraries.for_arrays import node
 
 _SETS: Final = ("strings", "punct_chars")
-"""What is written as a list in the order of a set."""
+"""Parts that spaCy writes as a list in the order of a set."""
 
 
 def _written(value: Any, walk: Walk) -> bytes:
