@@ -218,10 +218,16 @@ def at_the_call(error: E) -> E:
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    misfit = last is not None and last.tb_frame.f_code.co_name == "_misfit"
-    if misfit or isinstance(error, MemoError):
+    if _is_misfit(last) or isinstance(error, MemoError):
         return error.with_traceback(_users_frames(error))
     return users(error)
+
+
+def _is_misfit(last: TracebackType | None) -> bool:
+    """True if the arguments did not fit: memo was binding them, or passing them on."""
+    if last is None or last.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "memo":
+        return False
+    return last.tb_frame.f_code.co_name in ("_misfit", "called", "awaited")
 
 
 class ending_at_the_call:  # noqa: N801 - a context manager, which reads as one

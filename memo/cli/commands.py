@@ -74,8 +74,17 @@ def demo(redis: str | None, quick: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")
 @click.option("--plot", is_flag=True, help="With hits and misses over time.")
-def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool) -> None:
+@click.option(
+    *("-n", "--limit"),
+    type=click.IntRange(min=0),
+    default=rendering.LISTED,
+    show_default=True,
+    help="Most functions; 0: all of them.",
+)
+def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool, limit: int) -> None:
     """Show what the cache did, in every process that shares the directory.
+
+    Functions that saved most come first.
 
     PATTERN selects functions by name: load, app.* or sales:load.
     """
@@ -89,9 +98,10 @@ def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool) ->
         return
     found = found.with_health(_health())
     if as_html:
-        click.echo(rendering.page("memo stats", rendering.html(found, plot=plot)))
+        shown = rendering.html(found, plot, limit, "--limit 0")
+        click.echo(rendering.page("memo stats", shown))
         return
-    _show(rendering.stats_lines(found, plot=plot, width=_width()))
+    _show(rendering.stats_lines(found, plot=plot, width=_width(), limit=limit, more="--limit 0"))
 
 
 def _width() -> int:
@@ -119,7 +129,13 @@ def _health() -> dict[str, dict[str, Any]]:
 
 @main.command("ls")
 @click.argument("pattern", nargs=-1)
-@click.option("-n", "--limit", default=50, show_default=True, help="Most entries; 0: all of them.")
+@click.option(
+    *("-n", "--limit"),
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="Most entries; 0: all of them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.option("--html", "as_html", is_flag=True, help="As a page of HTML.")
 def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: bool) -> None:
@@ -144,8 +160,7 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
         click.echo(rendering.page("memo ls", rendering.boxed(rendering.table_html(table))))
         return
     _show(rendering.table_lines(table, _width()))
-    more = f", {rendering.number(count)} in all" if count > len(shown) else ""
-    click.echo(f"{rendering.counted(len(shown), 'entry', 'entries')}{more}")
+    click.echo(rendering.some_of(len(shown), count, "entry", "entries", "--limit 0"))
 
 
 @main.command("graph")

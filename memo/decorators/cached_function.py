@@ -40,7 +40,15 @@ from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
 from memo.engine import answering, invalidating, replay
 from memo.engine.call import NOTHING, Function, Raised, hindered
 from memo.engine.invalidating import Invalidation
-from memo.errors import NotCachedError, OptionError, at_the_call, label, public, users
+from memo.errors import (
+    NotCachedError,
+    OptionError,
+    at_the_call,
+    ending_at_the_call,
+    label,
+    public,
+    users,
+)
 from memo.keys import bindings
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import GLOBAL, Call, Keyer
@@ -156,7 +164,8 @@ class CachedFunction(Generic[P, R]):
             __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
             mode = self._mode()
             if mode.kind is not None:
-                return cast("R", self._in_mode(mode.kind, aged(function, mode), args, kwargs))
+                with ending_at_the_call():
+                    return cast("R", self._in_mode(mode.kind, aged(function, mode), args, kwargs))
             function = aged(function, mode)
         begun = time.perf_counter()
         try:
@@ -186,7 +195,6 @@ class CachedFunction(Generic[P, R]):
         """The function as the mode of a call lets its entries age."""
         return aged(self._function, self._mode())
 
-    @public
     def _in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -634,7 +642,8 @@ class CachedCoroutine(CachedFunction[P, R]):
             mode = self._mode()
             function = aged(function, mode)
             if mode.kind is not None:
-                return await self._awaited_in_mode(mode.kind, function, args, kwargs)
+                with ending_at_the_call():
+                    return await self._awaited_in_mode(mode.kind, function, args, kwargs)
         begun = time.perf_counter()
         try:
             try:
@@ -661,7 +670,6 @@ class CachedCoroutine(CachedFunction[P, R]):
                 raise result.again()
         return result
 
-    @public
     async def _awaited_in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:

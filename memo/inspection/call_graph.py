@@ -17,6 +17,7 @@ from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.explaining import LOOKED_AT, listing
 from memo.inspection import graph_drawing, inventory
 from memo.inspection.graph_drawing import RUNNING, STORED, Node, directed
+from memo.inspection.under_way import BOARD, Running
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
 from memo.records.seal import Header
@@ -130,7 +131,7 @@ def graph_of(*, everything: bool = False, group: bool | None = None) -> Graph:
 async def _graph(port: Port, everything: bool) -> Graph:
     chain = assembly.default_chain()
     outcomes = {} if everything else COUNTERS.outcomes()
-    running = _running()
+    running = _running(everything=everything)
     wanted = {key for keys in outcomes.values() for key in keys}
     headers: dict[Ref, tuple[Header, int]] = {}
     if everything:
@@ -150,7 +151,7 @@ async def _graph(port: Port, everything: bool) -> Graph:
         nodes[ref] = _node(header, size, seen if state == inventory.FRESH else state)
     for ref in sorted(running, key=str):
         name = ref.group[2:]
-        nodes.setdefault(ref, Node(_name(ref), name, state=RUNNING))
+        nodes.setdefault(ref, Node(_name(ref), name, running[ref], RUNNING))
     edges = [(a, b) for b in chosen for a in _used(headers[b][0], nodes)]
     return Graph(tuple(nodes.values()), _direct(nodes, edges))
 
@@ -209,10 +210,20 @@ def _built_on(headers: Mapping[Ref, tuple[Header, int]], wanted: set[str]) -> se
     return found
 
 
-def _running() -> set[Ref]:
-    """The calls whose computations are under way in this process."""
+def _running(*, everything: bool) -> dict[Ref, str]:
+    """The calls whose computations are under way, each with its arguments for people."""
+    runs = BOARD.everywhere() if everything else BOARD.here()
+    known = (run for run in runs if run.arguments is not None)
+    told = {Ref(f"f:{run.function}", run.arguments): _given(run) for run in known}
     refs = [ref for flight in FLIGHTS.under_way() for ref in flight.refs]
-    return {ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None}
+    own = {ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None}
+    return {**dict.fromkeys(own, ""), **told}
+
+
+def _given(run: Running) -> str:
+    """The arguments of a running call: its address without the name of the function."""
+    name = run.label.rpartition(":")[2]
+    return "" if run.call == name else run.call.removeprefix(f"{name}:")
 
 
 def _name(ref: Ref) -> str:

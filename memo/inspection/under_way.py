@@ -96,7 +96,7 @@ class Board:
         expected = None if flight is None else flight.expected
         background = bool(event.reason)
         if expected is None or expected >= LONG:
-            publish(now=True)  # no event follows for a while: what was counted is told before
+            publish(soon=True)  # no event follows for a while: what was counted is told before
         now = time.time()
         arguments = None if flight is None or flight.call is None else flight.call.arguments
         run = Running(

@@ -95,6 +95,7 @@ class CacheMagics(Magics):
     @argument("--plot", action="store_true", help="draw hits, stale hits and misses over time")
     @argument("--json", action="store_true", help="give the numbers as JSON text")
     @argument("--frame", action="store_true", help="give a DataFrame: df = %%cache_stats --frame")
+    @argument("--limit", type=int, default=rendering.LISTED, help="most functions; 0: all")
     @argument("--reset", action="store_true", help="start the counters of this kernel at zero")
     @line_magic
     def cache_stats(self, line: str) -> Any:
@@ -111,7 +112,9 @@ class CacheMagics(Magics):
         if given.reset and not given.plot:
             return _say("The counters of this kernel start at zero.")
         chosen = chosen.with_health(_health(chosen))
-        return _show(rendering.text(chosen, given.plot), rendering.html(chosen, given.plot))
+        limit, more = max(0, given.limit), "--limit 0"
+        text = rendering.text(chosen, given.plot, limit=limit, more=more)
+        return _show(text, rendering.html(chosen, given.plot, limit, more))
 
     @magic_arguments()
     @argument("pattern", nargs="?", help="functions: load, etl:load, lo*")
@@ -208,8 +211,7 @@ class CacheMagics(Magics):
             return _frame(table)
         if not count:
             return _say("No entries.")
-        more = f", {len(shown)} of them here" * (len(shown) < count)
-        said = f"{rendering.counted(count, 'entry', 'entries')}{more}"
+        said = rendering.some_of(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{said}"
         return _show(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
 
@@ -510,7 +512,11 @@ def _lifetime(text: str | None) -> Any:
 
 
 def _awaiting(lines: list[str]) -> list[str]:
-    """Input transformer: a `%%cache` cell with top-level `await` becomes an `await` itself."""
+    """Input transformer: a `%%cache` cell with top-level `await` becomes an `await` itself.
+
+    Raises:
+        SyntaxError: the cell is no Python; IPython shows it as that of any other cell.
+    """
     first, _, rest = "".join(lines).partition("\n")
     name, _, options = first.partition(" ")
     shell: Any = _shell_with_magics()
@@ -524,12 +530,14 @@ def _shell_with_magics() -> InteractiveShell | None:
     return next(iter(_loaded), None)
 
 
+_awaiting.has_side_effects = True  # type: ignore[attr-defined]
+"""IPython asks no such transformer if a cell that is being typed is complete: errors are normal."""
+
+
 def _awaits(shell: Any, cell: str) -> bool:
-    try:
-        tree = ast.parse(shell.transform_cell(cell))
-        code = compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    except SyntaxError:  # the cell magic shows it
-        return False
+    source = f"\n{shell.transform_cell(cell)}"  # its lines are counted from that of the magic
+    file = shell.compile.cache(source, shell.execution_count, raw_code=source)
+    code = compile(source, file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     return bool(code.co_flags & inspect.CO_COROUTINE)
 
 
@@ -589,7 +597,7 @@ NAMES = (
     "cache_report",
 )
 _OPTIONS = {
-    "cache_stats": ("--all", "--plot", "--json", "--frame", "--reset"),
+    "cache_stats": ("--all", "--plot", "--json", "--frame", "--limit", "--reset"),
     "cache_clear": ("--all", "--where", "--tag"),
     "cache_ls": ("--where", "--tag", "--tier", "--by", "--limit", "--frame"),
     "cache_graph": ("--group", "--everything"),

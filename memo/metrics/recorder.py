@@ -44,8 +44,6 @@ __all__ = [
 
 PENDING = 256
 """Hits that are put aside before they are counted."""
-SOON = 0.75
-"""Seconds by which a snapshot may be left before it is due."""
 MISSES = 100
 """Misses that a span keeps with their reasons."""
 
@@ -419,13 +417,13 @@ def _publishing() -> Publisher:
     return _publisher
 
 
-def publish(*, now: bool = False) -> None:
+def publish(*, soon: bool = False) -> None:
     """Leave this process' snapshot for the others, unless it did so less than a second ago.
 
     Args:
-        now: also if it did so less than a second ago, but not more than a few times in one.
+        soon: also if it did so less than a second ago, but not more than a few times in one.
     """
-    _publishing()(within=SOON if now else 0.0)
+    _publishing()(soon=soon)
 
 
 def _publish_last() -> None:

@@ -37,6 +37,8 @@ from memo.runtime.clock import SECOND
 from memo.runtime.events import ELSEWHERE
 
 EMPTY = "No cached function was called yet. Put @cache above a function and call it."
+LISTED = 30
+"""Functions of a table, unless another number is wanted."""
 BARS = 96
 """Most bars of a plot."""
 COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
@@ -428,16 +430,21 @@ _SPARE = (
 """Columns that are left out first if a table is too wide."""
 
 
-def table(stats: Stats) -> Table:
-    """One row per function, those that saved most first; columns of zeros are left out."""
+def table(stats: Stats, limit: int = 0) -> Table:
+    """One row per function, those that saved most first; columns of zeros are left out.
+
+    Args:
+        stats: what to show.
+        limit: most rows, the total not counted; 0: all.
+    """
     total = stats.total
     shown = [c for c in _COLUMNS if c.always or c.cell(total).value]
     ordered = sorted(stats.functions.items(), key=lambda item: (-item[1].saved, item[0]))
     rows = [
         [Cell(label(name), name), *(column.cell(part) for column in shown)]
-        for name, part in ordered
+        for name, part in ordered[: limit or None]
     ]
-    last = [Cell("total"), *(column.cell(total) for column in shown)] if len(rows) > 1 else ()
+    last = [Cell("total"), *(column.cell(total) for column in shown)] if len(ordered) > 1 else ()
     return Table(["function", *(column.title for column in shown)], rows, last, spare=_SPARE)
 
 
@@ -530,16 +537,57 @@ def _fact(name: str, fact: object) -> str:
     return f"{words} {fact}"
 
 
-def text(stats: Stats, plot: bool = False, width: int = 80) -> str:
+def some_of(shown: int, count: int, noun: str, plural: str, more: str) -> str:
+    """Say `2 entries`, or that `50 of 300 entries` are shown and what shows the others."""
+    if shown >= count:
+        return counted(count, noun, plural)
+    return f"{number(shown)} of {number(count)} {plural}; {more} shows all."
+
+
+def _left_out(stats: Stats, limit: int, more: str) -> str:
+    """How many functions a table leaves out, and how to see them; `""`: none."""
+    count = len(stats.functions)
+    if not limit or count <= limit:
+        return ""
+    said = "Those that saved most: "
+    return said + some_of(limit, count, "function", "functions", more)
+
+
+def _nothing(stats: Stats) -> str:
+    return (
+        f"No function called {' or '.join(stats.patterns)} was called." if stats.patterns else EMPTY
+    )
+
+
+ALL = "memo.stats().to_frame()"
+"""Shows every function, where no flag does."""
+
+
+def text(
+    stats: Stats, plot: bool = False, width: int = 80, limit: int = LISTED, more: str = ALL
+) -> str:
     """Statistics as plain text, at most `width` columns wide."""
-    return "\n".join(line.text for line in stats_lines(stats, plot=plot, width=width))
+    lines = stats_lines(stats, plot=plot, width=width, limit=limit, more=more)
+    return "\n".join(line.text for line in lines)
 
 
-def stats_lines(stats: Stats, *, plot: bool = False, width: int = 80) -> list[Styled]:
-    """Statistics as lines of at most `width` columns."""
+def stats_lines(
+    stats: Stats, *, plot: bool = False, width: int = 80, limit: int = LISTED, more: str = ALL
+) -> list[Styled]:
+    """Statistics as lines of at most `width` columns.
+
+    Args:
+        stats: what to show.
+        plot: draw calls over time.
+        width: columns.
+        limit: most functions; 0: all.
+        more: what shows those that are left out.
+    """
     lines = [Styled(line, "bold") for line in wrapped(f"memo: {headline(stats)}", width)]
     lines.append(Styled(""))
-    lines += table_lines(table(stats), width) if stats.functions else [Styled(EMPTY)]
+    shown = table(stats, limit)
+    lines += table_lines(shown, width) if stats.functions else [Styled(_nothing(stats))]
+    lines += [Styled(line, "dim") for line in wrapped(_left_out(stats, limit, more), width)]
     facts = tiers(stats)
     lines += [Styled("")] if facts else []
     first = max((len(name) for name, _, _ in facts), default=0)
@@ -552,13 +600,16 @@ def stats_lines(stats: Stats, *, plot: bool = False, width: int = 80) -> list[St
     return [*lines, *map(Styled, ["", *drawn.splitlines()] if drawn else [])]
 
 
-def html(stats: Stats, plot: bool = False) -> str:
-    """Statistics as HTML."""
+def html(stats: Stats, plot: bool = False, limit: int = LISTED, more: str = ALL) -> str:
+    """Statistics as HTML; `limit` and `more` as of `stats_lines`."""
     if not stats.functions and not stats.total.invalidations:
-        return boxed(f"<p>{_code(EMPTY)}</p>{_tiers_html(stats)}")
+        return boxed(f"<p>{_code(_nothing(stats))}</p>{_tiers_html(stats)}")
     parts = [f"<p><b>memo</b> {escape(headline(stats))}</p>"]
     parts += [svg(stats)] if plot else []
-    parts += [table_html(table(stats))] if stats.functions else [f"<p>{_code(EMPTY)}</p>"]
+    found = bool(stats.functions)
+    parts += [table_html(table(stats, limit)) if found else f"<p>{_code(_nothing(stats))}</p>"]
+    left_out = _left_out(stats, limit, more)
+    parts += [f'<p class="memo-dim">{escape(left_out)}</p>'] if left_out else []
     return boxed("".join(parts) + _tiers_html(stats))
 
 

@@ -25,6 +25,9 @@ PUBLISH_SECONDS = 1.0
 """A process writes its snapshot at most this often."""
 PUBLISH_SHARE = 0.01
 """... and never spends more than this share of its time on it."""
+SOON_SECONDS = 0.25
+SOON_SHARE = 0.2
+"""The same before a computation that may be long: no event follows for a while."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -209,14 +212,18 @@ class Publisher:
     def __init__(self, snapshot: Callable[[], Stats], directory: Callable[[], Path | None]) -> None:
         self._snapshot = snapshot
         self._directory = directory
-        self._due = 0.0
+        self._due = self._due_soon = 0.0
         self._lock = threading.Lock()
         self._began = False
         self._complained = False
 
-    def __call__(self, within: float = 0.0) -> None:
-        """Publish if it is due, or will be due in `within` seconds."""
-        if time.monotonic() >= self._due - within:
+    def __call__(self, *, soon: bool = False) -> None:
+        """Publish if it is due.
+
+        Args:
+            soon: a computation begins that may be long.
+        """
+        if time.monotonic() >= (self._due_soon if soon else self._due):
             self.publish()
 
     def publish(self) -> None:
@@ -224,7 +231,7 @@ class Publisher:
         if not self._lock.acquire(blocking=False):
             return
         began = time.monotonic()
-        self._due = began + PUBLISH_SECONDS
+        self._due = self._due_soon = began + PUBLISH_SECONDS
         try:
             self._publish()
         except (OSError, MemoError) as error:
@@ -232,6 +239,7 @@ class Publisher:
         finally:
             took = time.monotonic() - began
             self._due = began + max(PUBLISH_SECONDS, took / PUBLISH_SHARE)
+            self._due_soon = began + max(SOON_SECONDS, took / SOON_SHARE)
             self._lock.release()
 
     def _publish(self) -> None:
@@ -262,4 +270,4 @@ class Publisher:
         global _started
         _started = time.time_ns()
         self._lock = threading.Lock()
-        self._due = 0.0
+        self._due = self._due_soon = 0.0

@@ -233,6 +233,7 @@ class Stats:
         since: seconds since the epoch from which it counts.
         until: when the snapshot was taken.
         processes: how many processes it adds up.
+        patterns: the functions that were asked for; none: all.
     """
 
     functions: Mapping[str, FunctionStats] = field(default_factory=dict)
@@ -241,6 +242,7 @@ class Stats:
     since: float = 0.0
     until: float = 0.0
     processes: int = 1
+    patterns: tuple[str, ...] = ()
 
     @property
     def total(self) -> FunctionStats:
@@ -252,7 +254,7 @@ class Stats:
         if not patterns:  # then what belongs to no function stays as well
             return self
         chosen = {f: s for f, s in self.functions.items() if matches(f, *patterns)}
-        return replace(self, functions=chosen, other=FunctionStats())
+        return replace(self, functions=chosen, other=FunctionStats(), patterns=patterns)
 
     def with_health(self, health: Mapping[str, Mapping[str, Any]]) -> Stats:
         """The same, with what the tiers say of themselves (`Tier.health`), by name of the tier."""

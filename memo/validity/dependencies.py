@@ -60,7 +60,7 @@ class File:
         by_content: True is `check="content"`.
 
     Raises:
-        OptionError: `check` is something else.
+        OptionError: `path` is no path, or `check` is something else.
     """
 
     @public
@@ -73,7 +73,10 @@ class File:
     ) -> None:
         if check not in ("time", "content"):
             raise OptionError("check", check, 'must be "time" or "content".')
-        self.path = os.fspath(path)
+        try:
+            self.path = os.fspath(path)
+        except TypeError:
+            raise OptionError("File", path, "must be a path.") from None
         self.by_content = by_content or check == "content"
 
     def __repr__(self) -> str:

@@ -5,16 +5,15 @@ Opt-in (`-m lab`), as `test_lab.py` is, which has the same view in JupyterLab an
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from screenshots import keep
 from test_lab import PATIENCE, browser, faint
 from ui_process import Ui
 from waiting import wait_for
@@ -98,14 +97,6 @@ def opened(browser: Any, ui: Ui, width: int, scheme: str) -> Any:
     return page
 
 
-def kept(page: Any, name: str) -> None:
-    """Keep a screenshot where the environment names a directory for them."""
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
-
-
 def entry(page: Any, text: str) -> Any:
     return page.locator(".memo-entries tbody tr").filter(has_text=text)
 
@@ -131,7 +122,7 @@ def test_what_three_processes_do_is_on_the_page(
     head = page.locator(".memo-live header")  # a process counts once it has answered a call
     assert wait_for(lambda: re.search(r"in [23] processes", head.inner_text()), 10)
     assert page.locator(".memo-functions tbody tr").count() == 3
-    kept(page, "ui-light")
+    keep(page, "ui-light", full_page=True)
     assert not page.faults
 
 
@@ -151,6 +142,7 @@ def test_filter_sort_explain_and_invalidate(browser: Any, ui: Ui) -> None:
     first.get_by_role("button", name="Invalidate").click()
     said = entry(page, "region='US'").locator(".memo-said")
     said.filter(has_text="Invalidated").wait_for(timeout=PATIENCE)
+    keep(page, "ui-invalidated", full_page=True)
     assert "etl:report(year=2024)" in said.inner_text(), "what goes with it"
     assert "year=2023" not in said.inner_text()
     entry(page, "region='US'").get_by_text("invalidated", exact=True).wait_for(timeout=PATIENCE)
@@ -163,7 +155,8 @@ def test_the_graph_answers_to_mouse_and_keyboard(browser: Any, ui: Ui) -> None:
     """A node explains itself; chosen by click or Enter it is invalidated and changes colour."""
     page = opened(browser, ui, 1200, "dark")
     nodes = page.locator(".memo-graph .memo-node")
-    assert wait_for(lambda: nodes.count() == 6, 20)
+    assert wait_for(lambda: nodes.count() == 9, 20)
+    assert page.locator(".memo-node[data-state='running']").count() == 3
     node = page.locator(".memo-node[data-function='etl:load']").first
     assert "computing took" in node.locator("title").text_content()
     node.focus()
@@ -174,7 +167,7 @@ def test_the_graph_answers_to_mouse_and_keyboard(browser: Any, ui: Ui) -> None:
     panel.get_by_text("Invalidated etl:load(").wait_for(timeout=PATIENCE)
     gone = page.locator(".memo-node[data-state='invalidated']")
     assert wait_for(lambda: gone.count() == 2, 20), "the call and the report that was built on it"
-    kept(page, "ui-dark")
+    keep(page, "ui-dark", full_page=True)
     assert not page.faults
 
 
@@ -183,7 +176,7 @@ def test_the_graph_answers_to_mouse_and_keyboard(browser: Any, ui: Ui) -> None:
 def test_it_is_legible_in_any_window(browser: Any, ui: Ui, width: int, scheme: str) -> None:
     """From 400 to 2,000 pixels, light and dark: nothing sticks out, every text stands out."""
     page = opened(browser, ui, width, scheme)
-    kept(page, f"ui-{width}-{scheme}")
+    keep(page, f"ui-{width}-{scheme}", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     functions = page.locator(".memo-functions tbody tr")
     for row in (entry(page, "etl:load").first, functions.first):

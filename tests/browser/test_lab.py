@@ -1,8 +1,8 @@
 """The view of a person: notebooks in a real JupyterLab, in headless Chromium, in both themes.
 
 Opt-in (`-m lab`), since it needs a browser: `pip install -e ".[test,lab]"`, and a `chromium` on
-PATH, Debian's for instance.  `.ci/run` runs it where there is one.  Screenshots go to the directory
-that `SCREENSHOTS` names.
+PATH, Debian's for instance.  `.ci/run` runs it where there is one.  Screenshots are kept in
+`build/screenshots`, or in the directory that `SCREENSHOTS` names.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import nbformat
 import pytest
 from checkout import ROOT
+from screenshots import folder, keep
 from waiting import wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900), pytest.mark.xdist_group("lab")]
@@ -100,6 +101,8 @@ class Lab:
         place = self.home / "settings" / "@jupyterlab" / "apputils-extension"
         place.mkdir(parents=True, exist_ok=True)
         (place / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[name]}))
+        quiet = {"fetchNews": "false", "checkForUpdates": False}  # no question over what is shown
+        (place / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
         other = self.home / "settings" / "@jupyterlab" / "notebook-extension"
         other.mkdir(parents=True, exist_ok=True)
         (other / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
@@ -201,19 +204,14 @@ def finished(page: Any) -> None:
 
 
 def screenshot(page: Any, name: str, target: Any = None) -> None:
-    """Keep a picture of the page, if `SCREENSHOTS` names a folder."""
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (target or page).screenshot(path=str(Path(folder) / f"{name}-{page.theme}.png"))
+    """Keep a picture of the page."""
+    keep(target or page, f"{name}-{page.theme}")
 
 
 def parts(page: Any, name: str, top: float, bottom: float) -> None:
     """A screenshot of what lies between two heights."""
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        clip = {"x": 30, "y": top - 8, "width": 900, "height": bottom - top + 16}
-        page.screenshot(path=str(Path(folder) / f"{name}-{page.theme}.png"), clip=clip)
+    clip = {"x": 30, "y": top - 8, "width": 900, "height": bottom - top + 16}
+    keep(page, f"{name}-{page.theme}", clip=clip)
 
 
 TEXTS = ", ".join(f".memo {one}" for one in ("th", "td", "p", "small", "li", "button:enabled"))
@@ -313,9 +311,7 @@ def test_the_picture_of_the_readme(lab: Lab, browser: Any, tmp_path: Path) -> No
     width, height = (int.from_bytes(made[at : at + 4], "big") for at in (16, 20))
     assert 700 < width < 1000
     assert 500 < height < 1000
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        (Path(folder) / "readme.png").write_bytes(made)
+    (folder() / "readme.png").write_bytes(made)
 
 
 SLOW = """@cache(ttl='1h')
@@ -373,42 +369,74 @@ def test_progress_and_dashboard(page: Any, lab: Lab) -> None:
     cells.nth(3).get_by_text("slow() took ").wait_for(timeout=PATIENCE)
     board.get_by_text("1 hit · 3 misses").wait_for(timeout=PATIENCE)
 
+    page.set_viewport_size({"width": 500, "height": HEIGHT})
+    assert wait_for(lambda: board.bounding_box()["width"] < 500, 20)
+    inside = (
+        "e => Array.from(e.querySelectorAll('button')).every(b => !b.offsetParent ||"
+        " b.getBoundingClientRect().right <= e.getBoundingClientRect().right + 1)"
+    )
+    assert wait_for(lambda: board.evaluate(inside), 20), "what can be done is in sight"
+    screenshot(page, "dashboard-500", board)
 
-def test_the_dashboard_in_notebook_7(browser: Any, tmp_path: Path) -> None:
-    """The same view in Notebook 7, in a window of 500 pixels: filter, explain, invalidate."""
-    server = Lab(tmp_path / "notebook", module="notebook")
-    try:
-        path = server.folder / "small.ipynb"
-        source = (
-            "import memo\nfrom memo import cache\n"
-            "@cache(ttl='1h')\ndef load(region): return [region] * 3\n"
-            "@cache(ttl='1h')\ndef report(): return load('EU')\n"
-            "report(); load('US')\nmemo.dashboard()"
-        )
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        cell = nbformat.v4.new_code_cell(source)
-        nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[cell]), path)
-        context = browser.new_context(viewport={"width": 500, "height": 1600})
-        page = context.new_page()
-        page.theme = "light"
-        page.goto(server.url("notebooks/small.ipynb"))
-        page.wait_for_selector(".jp-CodeCell", timeout=PATIENCE)
-        page.wait_for_selector('[data-status="idle"]', timeout=PATIENCE, state="attached")
-        board = page.locator(".memo-live")
 
-        def runs() -> bool:
-            page.click(".jp-CodeCell .cm-content")
-            page.keyboard.press("Shift+Enter")
-            return wait_for(lambda: board.count() > 0, 15)
+SMALL = """import time, memo
+from memo import cache
+@cache(ttl='1h')
+def load(region): return [region] * 3
+@cache(ttl='1h')
+def report(): return load('EU')
+@cache(ttl='1h')
+def slow(x): time.sleep(4); return x
+report(); load('US')
+memo.dashboard()"""
 
-        assert any(runs() for _ in range(6))
-        board.get_by_label("Filter").fill("US")
-        rows = board.locator(".memo-entries tbody tr")
-        assert wait_for(lambda: rows.count() == 1, 20)
-        rows.get_by_role("button", name="Invalidate").click()
-        rows.get_by_text("Invalidated small.ipynb:load(region='US')").wait_for(timeout=PATIENCE)
-        rows.get_by_text("invalidated", exact=True).wait_for(timeout=PATIENCE)
-        screenshot(page, "notebook7")
-        context.close()
-    finally:
-        server.close()
+
+@pytest.fixture(scope="module")
+def notebook_7(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A running Notebook 7."""
+    server = Lab(tmp_path_factory.mktemp("notebook"), module="notebook")
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_dashboard_in_notebook_7(browser: Any, notebook_7: Lab, theme: str) -> None:
+    """The same view in Notebook 7, in a window of 500 pixels, with all that its buttons do."""
+    notebook_7.theme(theme)
+    name = f"small-{theme}.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    cells = [nbformat.v4.new_code_cell(source) for source in (SMALL, "slow(1)")]
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), notebook_7.folder / name)
+    page = browser.new_context(viewport={"width": 500, "height": 2000}).new_page()
+    page.theme = theme
+    page.goto(notebook_7.url(f"notebooks/{name}"))
+    page.wait_for_selector(".jp-CodeCell", timeout=PATIENCE)
+    page.wait_for_selector('[data-status="idle"]', timeout=PATIENCE, state="attached")
+    board = page.locator(".memo-live")
+
+    def runs() -> bool:
+        page.click(".jp-CodeCell .cm-content >> nth=0")
+        page.keyboard.press("Control+Enter")
+        return wait_for(lambda: board.count() > 0, 15)
+
+    assert any(runs() for _ in range(6))
+    board.get_by_label("Filter").fill("US")
+    rows = board.locator(".memo-entries tbody tr")
+    assert wait_for(lambda: rows.count() == 1, 20)
+    rows.get_by_role("button", name="Explain").click()
+    rows.get_by_text(f"{name}:load(region='US') is fresh").wait_for(timeout=PATIENCE)
+    rows.get_by_role("button", name="Refresh").click()
+    rows.get_by_text("in the background").wait_for(timeout=PATIENCE)
+    rows.get_by_role("button", name="Invalidate").click()
+    rows.get_by_text(f"Invalidated {name}:load(region='US')").wait_for(timeout=PATIENCE)
+    rows.get_by_text("invalidated", exact=True).wait_for(timeout=PATIENCE)
+    page.click(".jp-CodeCell .cm-content >> nth=1")
+    page.keyboard.press("Control+Enter")
+    board.locator(".memo-running", has_text="slow:1 computing").wait_for(timeout=PATIENCE)
+    screenshot(page, "notebook7")
+    count, wrong = page.evaluate(faint(".memo-live :is(th, td, p, small, li, dt, dd, h2)"))
+    assert count > 10
+    assert not wrong
+    board.get_by_text("Nothing is being computed.").wait_for(timeout=PATIENCE)
+    assert board.locator(".memo-node").count() == 4
+    page.context.close()

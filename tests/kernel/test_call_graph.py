@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -116,6 +119,40 @@ def test_what_runs_is_in_it() -> None:
         go.set()
         thread.join()
     assert [node.state for node in memo.graph().nodes] == ["computed"]
+    assert [node.arguments for node in memo.graph().nodes] == ["x=1"]
+
+
+WORKER = """
+import sys
+from memo import cache
+@cache(name="far", version="1")
+def far(x, y=2):
+    if len(sys.argv) > 1:
+        print("running", flush=True)
+        sys.stdin.readline()
+    return x
+if len(sys.argv) > 1:
+    far.invalidate(1)
+far(1)
+"""
+
+
+def test_what_other_processes_compute_is_in_that_of_all(tmp_path: Path) -> None:
+    """`memo graph` has each running call once, whether or not an older result of it is stored."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    pipe, command = subprocess.PIPE, [sys.executable, str(script)]
+    again = subprocess.Popen([*command, "again"], stdin=pipe, stdout=pipe, text=True)
+    try:
+        assert again.stdout is not None
+        assert again.stdout.readline() == "running\n"
+        run = CliRunner().invoke
+        assert run(main, ["graph"]).output == "far(1:2)  running\n"
+        subprocess.run(command, check=True)
+        assert re.fullmatch(r"far\(x=1, y=2\)  running · .*\n", run(main, ["graph"]).output)
+    finally:
+        again.communicate("\n", timeout=30)
+    assert "running" not in run(main, ["graph"]).output
 
 
 def test_many_calls_are_grouped_by_function() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -363,6 +364,21 @@ def test_mistakes_are_told(kernel: Kernel, cell: str, said: str) -> None:
     """A mistake on the line of `%%cache`, or in the cell, is said in words."""
     shown = kernel.attempt(cell)
     assert said in shown.stderr + shown.error
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [("x = 1\ny = = 2", 3), ("await later(", 2), ("return 5", 2), ("for i in []\n    pass", 2)],
+)
+def test_a_syntax_error_is_shown_as_in_any_other_cell(kernel: Kernel, body: str, line: int) -> None:
+    """The line of the cell and the mistake in it, and no frame of memo's or IPython's."""
+    shown = re.sub(r"\x1b\[[\d;]*m", "", kernel.attempt(f"%%cache\n{body}").error)
+    assert shown.startswith("SyntaxError")
+    assert re.search(rf"Cell In\[\d+\], line {line}\n", shown), shown
+    assert body.splitlines()[line - 2].strip() in shown
+    assert "memo" not in shown
+    assert "interactiveshell" not in shown
+    assert "run_cell_magic" not in shown
 
 
 def test_help_and_magics_in_cells(kernel: Kernel) -> None:

@@ -161,6 +161,19 @@ def test_stats_plot_is_svg(kernel: Kernel) -> None:
     assert "<svg" not in kernel.run("%cache_stats").html
 
 
+def test_stats_of_many_functions_are_bounded(kernel: Kernel) -> None:
+    """At most 30 rows, with how many there are and the flag that shows all."""
+    kernel.run("""
+        for at in range(35):
+            cache(lambda x: x, name=f"m:many_{at}", version="1")(1)
+    """)
+    shown = kernel.run("%cache_stats m:*")
+    assert shown.text.count("m:many_") == 30
+    for one in (shown.text, shown.html):
+        assert "30 of 35 functions; --limit 0 shows all." in one
+    assert kernel.run("%cache_stats m:* --limit 0").text.count("m:many_") == 35
+
+
 def test_stats_reset(kernel: Kernel) -> None:
     """`--reset` starts this kernel's counters at zero, and says so."""
     kernel.run("""
@@ -348,7 +361,7 @@ def test_ls_filters_and_orders(kernel: Kernel) -> None:
     assert len(rows("--tier memory --limit 1").split("size=")) <= 2
     shown = kernel.run("%cache_ls picked --by size --limit 1")
     assert "size=9000" in shown.text
-    assert "3 entries, 1 of them here" in shown.text
+    assert "1 of 3 entries; --limit 0 shows all." in shown.text
     assert "memory, disk" in shown.html
 
 
@@ -546,7 +559,7 @@ def test_completion_offers_nothing_of_others(kernel: Kernel) -> None:
         reply = kernel.client.complete(code, reply=True, timeout=TIMEOUT)
         return sorted(reply["content"]["matches"])
 
-    wanted = sorted(["--all", "--plot", "--json", "--frame", "--reset"])
+    wanted = sorted(["--all", "--plot", "--json", "--frame", "--limit", "--reset"])
     assert completions("%cache_stats --") == wanted
     assert completions("%cache_clear recal") == ["recalled"]
     assert completions("%cache_clear zzz") == ["zzz"]
@@ -573,6 +586,21 @@ def test_errors_of_memo_show_no_internals(kernel: Kernel) -> None:
     raised = kernel.attempt("@cache(ttl=-5)\ndef f(x): return x").error
     assert "ttl=-5" in raised
     assert "memo/" not in raised
+    kernel.run("""
+        @cache
+        def inside(x): return x
+        @cache
+        async def awaited_inside(x): return x
+    """)
+    for code, said in (
+        ("with memo.mode('only'): inside(1)", "inside:1: miss (not cached yet)"),
+        ("with memo.mode('only'): await awaited_inside(1)", "awaited_inside:1: miss"),
+        ("memo.health(1)", "takes 0 positional arguments but 1 was given"),
+        ("memo.File(3)", "must be a path"),
+    ):
+        raised = kernel.attempt(code).error
+        assert said in raised
+        assert "memo/" not in raised, raised
     raised = kernel.attempt("await memo.ainvalidate(function='no_such')").error
     assert "no cached function has this name" in raised
     assert "memo/" not in raised

@@ -91,7 +91,9 @@ def test_ls_selects_and_limits():
     shouted("hello")
     assert "3 entries" in run("ls", "squared")
     assert "shouted" not in run("ls", "squared")
-    assert "1 entry, 3 in all" in run("ls", "squared", "--limit", "1")
+    said = run("ls", "squared", "--limit", "1")
+    assert "1 of 3 entries; --limit 0 shows all." in said
+    assert "3 entries" in run("ls", "squared", "--limit", "0")
 
 
 def test_ls_as_json_is_one_object_a_line():
@@ -198,6 +200,33 @@ def test_stats_shows_every_process_of_the_directory(cache_home):
     assert "counted" in run("stats")
     assert "counted" in run("stats", "counted")
     assert "did you mean" in run("stats", "countde", status=1)
+
+
+def test_stats_of_many_functions_are_bounded():
+    """At most 30 functions, unless more are asked for; the total and the headline are of all."""
+    made = [memo.cache(lambda n: n, name=f"app:number_{at}", version="1") for at in range(40)]
+    for one in made:
+        one(1)
+    said = run("stats")
+    assert "40 misses" in said.splitlines()[0]
+    assert said.count("app:number_") == 30
+    assert said.count("Those that saved most: 30 of 40 functions; --limit 0 shows all.") == 1
+    assert max(map(len, said.splitlines())) <= 80
+    whole = run("stats", "--limit", "0")
+    assert whole.count("app:number_") == 40
+    assert "shows all" not in whole
+    assert run("stats", "--limit", "3").count("app:number_") == 3
+    assert run("stats", "--html").count("app:number_") == 2 * 30, "the name, and what it sorts by"
+    assert repr(memo.stats()).count("app:number_") == 30
+    assert "memo.stats().to_frame() shows all." in repr(memo.stats())
+
+
+def test_stats_of_nothing_say_what_was_asked_for():
+    """A name that matches no function is not said to mean that none was called."""
+    squared(7)
+    said = repr(memo.stats("nosuch"))
+    assert "No function called nosuch was called." in said
+    assert "No cached function" not in said
 
 
 def test_stats_in_a_shell_tells_misses_after_an_edit_apart(tmp_path):

@@ -568,6 +568,33 @@ def test_publisher_writes_at_most_once_a_second(tmp_path: Path) -> None:
     assert Board(tmp_path).gather().total.hits == 2
 
 
+def test_a_snapshot_is_left_before_a_long_computation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was counted before it is told soon, also where writing the last snapshot was slow."""
+    counters = Counters()
+    took = 0.04
+
+    def snapshot() -> Stats:
+        clock.append(clock[-1] + took)
+        return counters.snapshot()
+
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[-1])
+    publisher = Publisher(snapshot, lambda: tmp_path)
+    counters(hit())
+    publisher()
+    counters(hit())
+    clock.append(100.24)
+    publisher(soon=True)
+    assert Board(tmp_path).gather().total.hits == 1, "not more than a few times a second"
+    clock.append(100.3)
+    publisher()
+    assert Board(tmp_path).gather().total.hits == 1
+    publisher(soon=True)
+    assert Board(tmp_path).gather().total.hits == 2
+
+
 def test_publisher_takes_no_harm(tmp_path: Path) -> None:
     """A directory that cannot be written to is one event, and counting goes on."""
     (tmp_path / "stats").write_text("in the way")
