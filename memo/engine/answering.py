@@ -40,6 +40,7 @@ from memo.engine.computing import (
     packed,
     store_result,
     take_stamps,
+    warn_of_change,
     watch_tags,
 )
 from memo.engine.coordination.flights import (
@@ -188,6 +189,29 @@ async def answer(
         return await _answer(port, function, call, args, kwargs, asked)
 
 
+async def hear(port: Port, job: Job) -> bool:
+    """Take in what other hosts have found that a function changes itself; True: keys may differ."""
+    identity = job.function.identity
+    if not identity.may_learn(job.function.owner(job.args)):
+        return False
+    findings = await job.chain.findings.of(port, job.function.id)
+    return findings is not None and identity.hear(findings)
+
+
+async def rekeyed(port: Port, job: Job) -> Job | None:
+    """The call under the key that other hosts make of it, by what they found; None: as it is."""
+    if not await hear(port, job):
+        return None
+    function = job.function
+    call = await keyed(port, function, job.args, job.kwargs)
+    if call.text == job.call.text:
+        return None
+    new = function.identity.told(function.identity.heard(function.owner(job.args)))
+    if new:
+        warn_of_change(job, function.changes(new, ", as another host has found"))
+    return Job(function, job.chain, call, job.args, job.kwargs)
+
+
 @contextmanager
 def pausing() -> Iterator[None]:
     """Time in here is not the own time of the computation around it, if any."""
@@ -216,12 +240,7 @@ async def _answer(
     missed = False
     while True:
         since = FLIGHTS.landed if asked is None else asked.since
-        try:
-            found, value = await look(port, job, asked)
-        except Exception as error:
-            if not hindered(error):
-                raise
-            found, value = Answer(Verdict(MISS, UNREACHABLE)), NOTHING
+        found, value = await look_or_miss(port, job, asked)
         asked = None
         if value is not NOTHING:
             told_hit(port, job, found, begun, shared=missed)
@@ -229,12 +248,25 @@ async def _answer(
         value = await while_pausing(port, job, found)
         if value is not NOTHING:
             return value
+        if (other := await rekeyed(port, job)) is not None:
+            job = other
+            continue
         if not missed:
             missed = True
             emit(job, events.MISS, reason=found.verdict.reason)
         value = await _lead_or_join(port, job, found, since, begun)
         if value is not AGAIN:
             return value
+
+
+async def look_or_miss(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
+    """As `look`; a miss where the process lacks what it takes."""
+    try:
+        return await look(port, job, asked)
+    except Exception as error:
+        if not hindered(error):
+            raise
+        return Answer(Verdict(MISS, UNREACHABLE)), NOTHING
 
 
 def told_hit(
@@ -554,8 +586,8 @@ async def _job(
 ) -> Job:
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
-    call = await keyed(port, function, args, kwargs)
-    return Job(function, function.chain(), call, args, kwargs)
+    job = Job(function, function.chain(), await keyed(port, function, args, kwargs), args, kwargs)
+    return await rekeyed(port, job) or job
 
 
 def is_inside() -> bool:

@@ -151,34 +151,39 @@ class Function:
             return Watched(of_code, names)
         return Watched(of_code, names, instances.begin(args[0], self.state(args[0])))
 
-    def end(self, watched: Watched) -> tuple[tuple[str, ...], str]:
-        """After a computation: state that it has changed itself counts as it was before.
-
-        Returns:
-            State that something else changed in the meantime, and the warning to give, once each;
-            `""`: none.
-        """
+    def end(self, watched: Watched) -> Aftermath:
+        """After a computation: state that it has changed itself counts as it was before."""
         code = own_changes.end(watched.of_code, watched.names)
         mine = Ended() if watched.mine is None else instances.end(watched.mine)
         own = (*code.own, *mine.own)
         new = self.identity.told(own) if own else []
         learned = {**code.learned, **mine.learned}
-        if learned and new and self.teach is not None:
+        if not new:
+            learned = {}
+        if learned and self.teach is not None:
             self.teach(self.id, learned)
         said = ""
         others = code.others + mine.others
         if new:
-            said = (
-                f"{self.id} changes {', '.join(new)} while it runs, so that is left out of its "
-                "key; what decides the result belongs into an argument or a value that stays."
-            )
+            said = self.changes(new)
         elif others and self.identity.is_often(others):
             said = (
                 f"{self.id} is not stored: {', '.join(others)} changed each time while it ran, and "
                 "not under a name that its code sets. If that is its own doing and does not "
                 f"decide the result, say so: {_to_ignore(others)}."
             )
-        return others, said
+        return Aftermath(others, said, learned)
+
+    def changes(self, names: Sequence[str], found: str = "") -> str:
+        """The warning that it changes some state itself.
+
+        Args:
+            found: who found it, where that was not this process.
+        """
+        return (
+            f"{self.id} changes {', '.join(names)} while it runs{found}, so that is left out of "
+            "its key; what decides the result belongs into an argument or a value that stays."
+        )
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
         """The class that a method is called on; of a function None."""
@@ -236,6 +241,20 @@ class Watched(NamedTuple):
     of_code: list[Begun]
     names: frozenset[str]
     mine: Mine | None = None
+
+
+class Aftermath(NamedTuple):
+    """What a computation has left behind.
+
+    Attributes:
+        others: state that something else changed in the meantime.
+        said: the warning to give, once each; `""`: none.
+        learned: what is new of the state that it changes itself, for other processes and hosts.
+    """
+
+    others: tuple[str, ...]
+    said: str
+    learned: Mapping[str, str]
 
 
 class Job:

@@ -25,6 +25,7 @@ from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import INHERIT, Policy
 from memo.stores.chain import Answer
@@ -182,21 +183,26 @@ class Standing:
             return
         job, others, said = self._job, "", ""
         try:
-            found, said = job.function.end(watched)
+            found, said, learned = job.function.end(watched)
             others = ", ".join(found)
+            if learned:
+                findings, function = job.chain.findings, job.function.id
+                BLOCKING.spawn(lambda port: findings.add(port, function, learned), "memo-tell")
         except Exception as error:
             others = told(error)
         self.stands = self.stands and not others
         if not self.stands:
             emit(job, events.ERROR, reason=STATE_CHANGED, detail=others)
         if said:
-            self._warn(said)
+            warn_of_change(job, said)
 
-    def _warn(self, said: str) -> None:
-        try:
-            warn_of(self._job.function.run, said)
-        except UserWarning:  # warnings are errors here, and the result is the caller's
-            emit(self._job, events.ERROR, reason=STATE_CHANGED, detail=said)
+
+def warn_of_change(job: Job, said: str) -> None:
+    """Warn of state that the function changes itself."""
+    try:
+        warn_of(job.function.run, said)
+    except UserWarning:  # warnings are errors here, and the result is the caller's
+        emit(job, events.ERROR, reason=STATE_CHANGED, detail=said)
 
 
 async def is_same_call(port: Port, job: Job) -> bool:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
-from memo.engine.answering import keyed
-from memo.engine.call import Function
+from memo.engine.answering import keyed, rekeyed
+from memo.engine.call import Function, Job
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests
@@ -157,6 +157,8 @@ async def explain(
     """Would this call be answered from the cache, and why or why not?"""
     chain = function.chain()
     call = await keyed(port, function, args, kwargs)
+    job = Job(function, chain, call, args, kwargs)
+    call = (await rekeyed(port, job) or job).call
     code = function.code(args)
     found = await chain.lookup(port, function.id, call.text, function.judge)
     owner = function.owner(args)

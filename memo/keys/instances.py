@@ -29,7 +29,7 @@ from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import MISSING, State
 from memo.keys.offloading import refuse_heavy
-from memo.keys.own_changes import At, Begun, Ended
+from memo.keys.own_changes import At, Begun, Ended, Sight
 
 _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
     **SIMPLE,
@@ -197,7 +197,7 @@ def _said_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
     """As `_said`, with other texts for some paths in the value: `{".requests": "int 0"}`."""
     if "" in given:
         number = own_changes.number(given[""])
-        return _said(name, value if number is None else number)
+        return encoded(name, value if number is None else number, [], given=given)
     instead: dict[int, dict[str, Any]] = {}
     for path, text in given.items():
         *steps, last = path.split(".")[1:]
@@ -223,11 +223,20 @@ def _based(own: Any, found: Attributes, state: State) -> Attributes:
 
 
 def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> bytes:
-    at = At(own, name, f"self.{name}")
-    learned = own_changes.learned_of(at, state.learned) if state.learned else {}
-    base = own_changes.REGISTRY.base(at, value, encoding, learned, partial(_said_with, name))
+    sight = Sight(At(own, name, f"self.{name}"), value, encoding, partial(_said_with, name))
+    learned = partial(_learned, sight, state) if state.learned else dict
+    base = own_changes.REGISTRY.base(sight, learned)
     assert isinstance(base, bytes)
     return base
+
+
+def _learned(sight: Sight, state: State) -> Mapping[str, str]:
+    """What other processes have found of an attribute, as far as code still changes it."""
+    found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == sight.at.label}
+    if not found or sight.value is MISSING:
+        return {}
+    names = state.changed | _changed_by(sight.value)
+    return own_changes.learned_of(sight.at, own_changes.applying(found, names, strict=True))
 
 
 def _held(own: Any) -> dict[str, Any]:
@@ -317,6 +326,8 @@ def encoded(
     """
     if value is ABSENT:
         return _NOTHING
+    if own_changes.is_generator(type(value)):  # so that a learned state makes the same encoding
+        return b"%" + atoms.sized(atoms.text(given.get("") or held_values.image(value).text))
     try:
         return canonical.encoding(value, name, instead)
     except Unkeyable:

@@ -7,8 +7,9 @@ Rules of this module:
 2.  A change made while a computation runs is its own if the code it reaches assigns, sets or fills
     something of that name, or if the value is a random generator.  Any other change stays an input.
 3.  A change between computations is not their own: the value it leaves is the new base.
-4.  What other processes have found out about a function (*learned*) applies to a value that this
-    process sees for the first time: a counter, a clock or a generator counts as it did there.
+4.  What other processes and hosts have found out about a function (*learned*) applies to a value
+    that this process sees for the first time, if the code here still changes something of that
+    name: a counter, a clock or a generator counts as it did there.
 
 Values are compared by what they *say*: an `Image`, or the encoding of an attribute.
 """
@@ -87,6 +88,22 @@ class _Held:
         self.at_base = self.details = details
 
 
+class Sight(NamedTuple):
+    """A value, and what it says now.
+
+    Attributes:
+        at: its place.
+        value: itself.
+        said: its present image.
+        say: what a value says with other texts for some of its paths.
+    """
+
+    at: At
+    value: Any
+    said: Said
+    say: Callable[[Any, Mapping[str, str]], Said]
+
+
 class Begun(NamedTuple):
     """A value as it was when a computation began."""
 
@@ -119,31 +136,24 @@ class Registry:
         self._lock = threading.RLock()
         self._held: OrderedDict[tuple[int, str], _Held] = OrderedDict()
 
-    def base(
-        self,
-        at: At,
-        value: Any,
-        said: Said,
-        learned: Mapping[str, str],
-        say: Callable[[Any, Mapping[str, str]], Said],
-    ) -> Said:
-        """The image that counts as an input, for a value with its present image.
+    def base(self, sight: Sight, learned: Callable[[], Mapping[str, str]] = dict) -> Said:
+        """The image of a value that counts as an input.
 
         Args:
-            learned: what other processes have found of it, by path.
-            say: what a value says with other texts for some of its paths.
+            learned: gives what other processes have found of it, by path.
         """
-        if not self._held and not learned:
+        said = sight.said
+        if not self._held and learned is dict:
             return said
         with self._lock:
-            held = self._find(at, value)
+            held = self._find(sight.at, sight.value)
             if held is None:
-                return said if not learned else self._first(at, value, said, learned, say)
+                return self._first(sight, learned())
             if same_image(held.left, said):
                 return held.base
-            details = held_values.details(value)
+            details = held_values.details(sight.value)
             if held.running and not _others(
-                at, _changed(held.details, details), details, held.names
+                sight.at, _changed(held.details, details), details, held.names
             ):
                 return held.base
             if not held.running:
@@ -209,15 +219,11 @@ class Registry:
             self._held.popitem(last=False)
         return held
 
-    def _first(
-        self,
-        at: At,
-        value: Any,
-        said: Said,
-        learned: Mapping[str, str],
-        say: Callable[[Any, Mapping[str, str]], Said],
-    ) -> Said:
+    def _first(self, sight: Sight, learned: Mapping[str, str]) -> Said:
         """The base of a value that is seen for the first time, by what is learned of it."""
+        at, value, said, say = sight
+        if not learned:
+            return said
         details = held_values.details(value)
         known = {p: t for p, t in learned.items() if _kind(details.get(p, "")) == _kind(t)}
         base = say(value, known) if known else said
@@ -264,6 +270,11 @@ def number(text: str) -> int | float | None:
     """The number that an image tells; None: it tells none."""
     kind, _, said = text.partition(" ")
     return None if f"{kind} " not in _SHARED else int(said) if kind == "int" else float(said)
+
+
+def is_generator(kind: type) -> bool:
+    """True for the classes of random generators."""
+    return f"class {kind.__module__}:{kind.__qualname__}" in _GENERATORS
 
 
 def _is_shared(text: str) -> bool:
@@ -314,10 +325,47 @@ def _shown(at: At, path: str) -> str:
     return (at.variable if kind in ("closure", "default") else name) + path
 
 
+def applying(
+    learned: Mapping[str, str], names: frozenset[str], *, strict: bool = False
+) -> dict[str, str]:
+    """Those of the learned facts that hold for code that changes some names.
+
+    Args:
+        strict: also of objects in attributes of `self`, whose methods the names may lack.
+    """
+    return {
+        key: text
+        for key, text in learned.items()
+        if text.startswith(_GENERATORS)
+        or (_inside_self(key) and not strict)
+        or _name(*_placed(key)) in names
+    }
+
+
 def learned_of(at: At, learned: Mapping[str, str]) -> dict[str, str]:
     """The learned facts of one value, by path."""
     start = f"{at.label}|"
     return {k.removeprefix(start): t for k, t in learned.items() if k.startswith(start)}
+
+
+def shown(learned: Iterable[str]) -> list[str]:
+    """Learned facts as code writes what they are about: `api.requests`."""
+    return sorted({_shown(*_placed(key)) for key in learned})
+
+
+def label_of(key: str) -> str:
+    """The label of the value that a learned fact is about."""
+    return key.partition("|")[0]
+
+
+def _inside_self(key: str) -> bool:
+    label, _, path = key.partition("|")
+    return label.startswith("self.") and path != ""
+
+
+def _placed(key: str) -> tuple[At, str]:
+    label, _, path = key.partition("|")
+    return At(None, "", label), path
 
 
 Candidate = tuple[At, Callable[[], Any], Callable[[Any], Said]]

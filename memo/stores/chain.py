@@ -49,6 +49,7 @@ from memo.stores.protocols import (
     Source,
     Tier,
 )
+from memo.stores.shared_findings import Findings
 from memo.stores.transfers import Transfers
 from memo.stores.uploads import Upload, Work
 from memo.validity import check
@@ -195,6 +196,8 @@ class Chain:
         self._glances = seal.Glances(secrets, namespace)
         self.host = host
         self.authorities.settle_in(host, trusts_disk=trusts_disk)
+        sharing = next((tier for tier in self.tiers if hasattr(tier, "add_findings")), None)
+        self.findings = Findings(sharing, namespace, secrets, self._fault)
         for tier in self.tiers:
             if trust := getattr(tier, "trust", None):
                 trust(secrets)

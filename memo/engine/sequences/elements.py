@@ -32,6 +32,7 @@ from memo.engine.answering import (
     disembark,
     done_by_another,
     fall_back,
+    hear,
     pausing,
     settled,
     told_hit,
@@ -378,7 +379,13 @@ async def batch(
     function.keyer.check_call(args, kwargs)
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
-    made = Batch(function, each, args, kwargs)
+    made = await _keyed(port, Batch(function, each, args, kwargs))
+    if made.places and await hear(port, next(iter(made.places.values())).job):
+        made = await _keyed(port, Batch(function, each, args, kwargs))
+    return made
+
+
+async def _keyed(port: Port, made: Batch) -> Batch:
     if len(made.items) > AT_ONCE:
         await port.offload(made.make_keys)
     else:

@@ -27,8 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from memo.engine import same_types, used_calls
-from memo.engine.answering import done_by_another, fall_back, told_hit, while_pausing
-from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
+from memo.engine.answering import (
+    done_by_another,
+    fall_back,
+    look_or_miss,
+    rekeyed,
+    told_hit,
+    while_pausing,
+)
+from memo.engine.call import NOTHING, Function, Job, Raised, emit, told
 from memo.engine.computing import (
     Standing,
     is_same_call,
@@ -39,7 +46,6 @@ from memo.engine.computing import (
 )
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, current_path, inside
 from memo.engine.coordination.leases import Hold, hold, patience
-from memo.engine.loading import look
 from memo.engine.used_calls import CURRENT, Reads, tell, tell_landing
 from memo.errors import DependencyError, EntryError, ReentryError, TierError, users
 from memo.records import codec
@@ -516,12 +522,7 @@ class Reader:
             await port.offload(live.refresh)
         while not self._fresh:
             since = FLIGHTS.landed
-            try:
-                found, value = await look(port, job)
-            except Exception as error:
-                if not hindered(error):
-                    raise
-                found, value = Answer(Verdict(MISS, reasons.UNREACHABLE)), NOTHING
+            found, value = await look_or_miss(port, job)
             if value is not NOTHING:
                 told_hit(port, job, found, begun, shared=missed)
             else:
@@ -529,6 +530,9 @@ class Reader:
             if isinstance(value, Stream):
                 self._replay(value)
                 return
+            if (other := await rekeyed(port, job)) is not None:
+                self.job = job = other
+                continue
             self._found = found
             if not missed:
                 missed = True

@@ -57,7 +57,8 @@ class Identity:
         shipped: digest the bytecode, which is the same where cloudpickle has brought the function
             without its source.
         ignored: labels of what does not count, such as `global:api`.
-        learned: gives what other processes have found that the function changes itself.
+        learned: gives what other processes of this host have found that the function changes
+            itself.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Identity:
         self._pinned_seen: dict[type, Seen] = {}
         self._own_changes: dict[str, None] = {}
         self._others: dict[tuple[str, ...], int] = {}
+        self._heard: Mapping[str, str] = {}
         self._said = False
         self._home: weakref.ref[type] | None = None
 
@@ -154,6 +156,28 @@ class Identity:
         self._own_changes.update(dict.fromkeys(new))
         return new
 
+    def may_learn(self, owner: type | None) -> bool:
+        """True if it may change state, so that findings of others about it may apply."""
+        seen = (self.seen if self._pinned is None else self._pinned_seen).get(owner)  # type: ignore[arg-type]
+        return seen is not None and seen.may_change()
+
+    def hear(self, findings: Mapping[str, str]) -> bool:
+        """Take in what other hosts have found that the function changes itself; True: it is new.
+
+        That of the first host counts, so that all of them make the same keys.
+        """
+        if findings == self._heard:
+            return False
+        self._heard = dict(findings)
+        self.seen.clear()
+        self._pinned_seen.clear()
+        return True
+
+    def heard(self, owner: type | None) -> list[str]:
+        """What others have found that it changes itself, as far as it is met: `api.requests`."""
+        seen = self._current(owner) if self._pinned is None else self._pinned_seen.get(owner)  # type: ignore[arg-type]
+        return [] if seen is None else own_changes.shown(seen.learned)
+
     def is_often(self, others: tuple[str, ...]) -> bool:
         """True if the same was changed by something else for the third time."""
         times = self._others[others] = self._others.get(others, 0) + 1
@@ -172,7 +196,7 @@ class Identity:
     def untracked(self, owner: type | None = None) -> list[str]:
         """Parts that the digest leaves out, and why: `"global:c: app.Client has no sound key"`."""
         name = getattr(innermost(self.function), "__name__", "the function")
-        changed = sorted(self._own_changes)
+        changed = sorted({*self._own_changes, *self.heard(owner)})
         told = [f"{name}() changes `{one}`: left out of its key" for one in changed]
         return told if self._pinned is not None else told + sorted(self._current(owner).lost)
 
@@ -202,8 +226,11 @@ class Identity:
             owner,
             shipped=self._shipped,
             ignored=self._ignored,
-            learned=self._learned,
+            learned=self._all_learned,
         )
+
+    def _all_learned(self) -> Mapping[str, str]:
+        return {**self._learned(), **self._heard}
 
     def _tell_unmet(self, seen: Seen) -> None:
         """Say once which names of `ignore` stand for nothing that the function reads."""

@@ -66,7 +66,7 @@ from memo.keys.fingerprint.unchanged import (
     member,
     spot,
 )
-from memo.keys.own_changes import At
+from memo.keys.own_changes import At, Sight
 
 _BUILTINS = vars(builtins)
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -109,16 +109,21 @@ def survey(
         shipped: take functions by their bytecode, which cloudpickle brings to other processes.
         ignored: labels of what does not count, such as `global:api`.
         learned: gives what other processes have found that the function changes itself; asked when
-            something in reach may change.
+            something in reach may change, and believed of what the code in reach changes.
     """
     filled: frozenset[Place] = frozenset()
+    known: dict[str, str] = {}
+    told: Mapping[str, str] | None = None
     while True:
-        found = Survey(filled, shipped, ignored, functools.cache(learned))
+        found = Survey(filled, shipped, ignored, known)
         found.start(function, owner)
         only_filled = found.only_filled()
-        if only_filled <= filled:
+        if told is None and found.seen().may_change():
+            told = learned()
+        applying = own_changes.applying(told or {}, frozenset(found.changed))
+        if only_filled <= filled and applying == known:
             return found.seen()
-        filled |= only_filled
+        filled, known = filled | only_filled, applying
 
 
 class _Shot(NamedTuple):
@@ -142,7 +147,7 @@ class Survey:
         filled: frozenset[Place],
         shipped: bool,
         ignored: frozenset[str],
-        learned: Callable[[], Mapping[str, str]],
+        learned: Mapping[str, str],
     ) -> None:
         self.filled = filled
         self.filled_names: set[str] = set()
@@ -202,6 +207,7 @@ class Survey:
             self.state(),
             frozenset(self.changed),
             frozenset(self.unmet),
+            self._learned(),
         )
 
     def only_filled(self) -> set[Place]:
@@ -231,8 +237,18 @@ class Survey:
             return State()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
         names, changed = tuple(sorted(self.of_self)), frozenset(self.changed)
-        learned = self.learned() if changed else {}
+        learned = {k: t for k, t in self.learned.items() if k.startswith("self.")}
         return State(names, self.escapes, slots, changed, learned)
+
+    def _learned(self) -> tuple[str, ...]:
+        """What is believed of values that were met."""
+        met = {shot.at.label for shot in self.shots.values()}
+        own = {f"self.{name}" for name in self.of_self}
+        return tuple(
+            key
+            for key in self.learned
+            if own_changes.label_of(key) in met | own or (self.escapes and key.startswith("self."))
+        )
 
     # nodes
 
@@ -339,8 +355,9 @@ class Survey:
     def _base(self, at: At, value: Any, said: Image) -> Image:
         if issubclass(type(value), (types.FunctionType, type)):
             return said
-        learned = own_changes.learned_of(at, self.learned())
-        found = own_changes.REGISTRY.base(at, value, said, learned, image_with)
+        learned = own_changes.learned_of(at, self.learned)
+        sight = Sight(at, value, said, image_with)
+        found = own_changes.REGISTRY.base(sight, (lambda: learned) if learned else dict)
         assert isinstance(found, Image)
         return found
 

@@ -25,7 +25,7 @@ from memo.keys.fingerprint.held_values import (
 )
 from memo.keys.fingerprint.library_patches import Grown
 from memo.keys.fingerprint.probes import Probe, probe
-from memo.keys.own_changes import At
+from memo.keys.own_changes import At, Sight, may_change
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
@@ -132,7 +132,7 @@ class Watch:
             return True
         said = image(value)
         if not said.same(self.said):
-            base = own_changes.REGISTRY.base(self.at, value, said, {}, image_with)
+            base = own_changes.REGISTRY.base(Sight(self.at, value, said, image_with))
             if not (isinstance(base, Image) and base.same(self.base)):
                 return False
             self.said = said
@@ -176,11 +176,12 @@ class Seen:
         state: of `self`, which each object has its own of.
         changed: names that the code in reach assigns, sets or fills.
         unmet: labels to ignore that were not met.
+        learned: what other processes have found that the code changes itself.
     """
 
     __slots__ = (
         *("changed", "digest", "functions", "lost", "parts", "places", "shapes", "slow", "state"),
-        *("unmet", "watches"),
+        *("learned", "unmet", "watches"),
     )
 
     def __init__(
@@ -195,6 +196,7 @@ class Seen:
         state: State = STATELESS,
         changed: frozenset[str] = frozenset(),
         unmet: frozenset[str] = frozenset(),
+        learned: tuple[str, ...] = (),
     ) -> None:
         self.digest = digest
         self.parts = parts
@@ -207,6 +209,7 @@ class Seen:
         self.state = state
         self.changed = changed
         self.unmet = unmet
+        self.learned = learned
 
     def stands(self) -> bool:
         """True if nothing changed since; identity comparisons, the quickest first."""
@@ -224,6 +227,12 @@ class Seen:
             if not shape.stands():
                 return False
         return not self.watches or self._values_stand()
+
+    def may_change(self) -> bool:
+        """True if a computation may change something that was seen, or the state of `self`."""
+        state = self.state
+        seen = bool(self.changed or state.names or state.whole)
+        return seen or any(may_change(watch.said, self.changed) for watch in self.watches)
 
     def _values_stand(self) -> bool:
         begun = perf_counter()

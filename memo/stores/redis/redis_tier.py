@@ -13,6 +13,8 @@ key                              what, and how long it lives
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
 `{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`reseeding`), a
                                  hash; `RETENTION` after it was last looked at
+`{namespace}:2:c:{function}:…`   what hosts have found out about a function (`shared_findings`), a
+                                 hash; `RETENTION` after it was last added to
 `{namespace}:live`               the shared live configuration, a hash; `RETENTION` after it was
                                  last written, or read by any process
 ================================ =================================================================
@@ -134,10 +136,13 @@ class Redis:
         self._live = f"{namespace}:live".encode()
         self._live_kept = -DAY
         self._hosts = self._prefix + b"hosts"
+        self._findings = self._prefix + b"c:"
         self.on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None = None
         self.tomb = TOMB
         self._prefetch = Prefetch(self._group_key)
-        self._kept = (self._groups, *self.leases.prefixes, self._hosts, self._live)
+        self._kept = (
+            *(self._groups, *self.leases.prefixes, self._hosts, self._findings, self._live),
+        )
         self._lives: dict[str, float] = {}
         self._made: set[str] = set()
         self.listener = (
@@ -394,8 +399,8 @@ class Redis:
         """Forget every entry whose name begins with `prefix`; looks at all names, in steps.
 
         Payloads and generations go with a prefix that covers them, and are not counted.  That of
-        the namespace stays, since a host may give back the others; so do leases and the live
-        configuration.
+        the namespace stays, since a host may give back the others; so do leases, findings and the
+        live configuration.
         """
         kept: tuple[bytes, ...] = self._kept
         uncounted = self._payloads, self._groups
@@ -589,6 +594,28 @@ class Redis:
             names = set(fields) - {stamps.SHAPES, stamps.LAST}
         kept = ((name, fields.get(name, "")[stamps.TOKEN :]) for name in sorted(names))
         return [(name, note) for name, note in kept if note]
+
+    # --- what hosts have found out ---------------------------------------------------------------
+
+    async def findings(self, port: Port, name: str) -> dict[str, str]:
+        """What hosts have found out under a name.
+
+        Raises:
+            TierError: it cannot be read.
+        """
+        key = self._findings + _encoded(name)
+        return await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
+
+    async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
+        """Add what is not there yet; all under the name lasts `RETENTION` again.
+
+        Raises:
+            TierError: it could not be written.
+        """
+        key = self._findings + _encoded(name)
+        commands = [pack(b"HSETNX", key, _encoded(n), _encoded(v)) for n, v in findings.items()]
+        commands.append(pack(b"PEXPIRE", key, b"%d" % _milliseconds(RETENTION)))
+        await self.client.ask_each(port, [(key, one) for one in commands], writes=True)
 
     # --- the live configuration ------------------------------------------------------------------
 
@@ -869,6 +896,10 @@ def _bytes(answer: Any) -> bytes:
 
 def _text(word: bytes) -> str:
     return word.decode("utf-8", "surrogateescape")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _milliseconds(seconds: float) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_server import RedisServer
 
 import memo
 from memo.keys import own_changes
@@ -193,7 +194,7 @@ def test_the_suite_notices_keys_of_what_is_there_now(
     change: str, module: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mutant: state counts as it is, not as it was before computations."""
-    monkeypatch.setattr(own_changes.Registry, "base", lambda self, at, value, said, *_: said)
+    monkeypatch.setattr(own_changes.Registry, "base", lambda self, sight, *_: sight.said)
     assert changing(change, "sync", module).runs != [1, 2]
 
 
@@ -350,13 +351,13 @@ def test_counters_of_objects_in_attributes(module: Make) -> None:
 # --- other processes ------------------------------------------------------------------------------
 
 
-def other_process(folder: Path, code: str) -> list[str]:
-    """The lines that another process prints, which shares the cache and the modules."""
+def other_process(folder: Path, code: str, directory: str = "cache", **settings: str) -> list[str]:
+    """The words that another process prints, which shares the modules, and the cache directory."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=folder,
-        env={**os.environ, "MEMO_DIRECTORY": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(
-            [str(folder), *sys.path])},
+        env={**os.environ, "MEMO_DIRECTORY": str(folder / directory), "PYTHONPATH": os.pathsep.join(
+            [str(folder), *sys.path]), **settings},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not done.returncode, done.stderr
@@ -402,3 +403,130 @@ def test_other_processes_keep_what_they_set_themselves(module: Make, tmp_path: P
         assert other_process(tmp_path, code) == ["7"]
     finally:
         del sys.modules["s"]
+
+
+def test_what_the_code_no_longer_changes_is_an_input_again(module: Make, tmp_path: Path) -> None:
+    """An attribute that an earlier version of the method counted up is not left out for good."""
+    head = "class K:\n  def __init__(self, n): self.n, self.z = n, 0\n  @memo.cache\n"
+    body = "  def f(self, x):\n    self.n += 1; self.z += 1; return x, self.n * 0"
+    module(head + body, "s")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sys.modules["s"].K(0).f(1)
+        module_path = tmp_path / "s.py"
+        later = module_path.read_text().replace("self.n += 1; ", "").replace("self.n * 0", "self.n")
+        module_path.write_text(later)
+        assert other_process(tmp_path, "import s; print(s.K(17).f(1)[1])") == ["17"]
+        assert other_process(tmp_path, "import s; print(s.K(18).f(1)[1])") == ["18"]
+    finally:
+        del sys.modules["s"]
+
+
+def test_explain_names_what_other_processes_found(module: Make, tmp_path: Path) -> None:
+    """In a process that only hits, `explain` says which state is left out."""
+    made = module(source("rate limiter", "sync"), "s")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made.f(1)
+        code = "import s; print(*s.f.explain(1).untracked)"
+        assert "f() changes `limiter.last`: left out of its key" in " ".join(
+            other_process(tmp_path, code)
+        )
+    finally:
+        del sys.modules["s"]
+
+
+# --- other hosts ----------------------------------------------------------------------------------
+
+
+def host(folder: Path, name: str, server: RedisServer, code: str) -> str:
+    """The output of a process of another host: it shares the Redis and the secret alone."""
+    shared = {
+        "MEMO_REDIS_URL": server.url,
+        "MEMO_SECRET": "of both hosts " * 4,
+        "MEMO_DEADLINE": "5",
+    }
+    return " ".join(other_process(folder, code, name, **shared))
+
+
+def write(folder: Path, body: str) -> None:
+    """Write the module that both hosts import."""
+    (folder / "s.py").write_text(
+        f"import collections, random, threading, time\nimport memo\n{body}"
+    )
+
+
+EVERY_KIND = f"""
+import asyncio
+{CHANGES["rate limiter"][0]}
+{CHANGES["counter of a client"][0]}
+rng = random.Random()
+runs = []
+class K:
+    def __init__(self): self.rng = random.Random()
+    @memo.cache
+    def f(self, x): runs.append(x); return self.rng.random()
+@memo.cache
+def plain(x): runs.append(x); limiter.take(); return x
+@memo.cache
+async def later(x): runs.append(x); limiter.take(); return x
+@memo.cache
+def items(x): runs.append(x); limiter.take(); yield x
+@memo.cache(each="xs")
+def each(xs): runs.append(xs); limiter.take(); return list(xs)
+@memo.cache
+def counting(x): runs.append(x); return api.get(x)
+@memo.cache
+def drawing(x): runs.append(x); return rng.random()
+def calls():
+    print(plain(1), asyncio.run(later(2)), *items(3), each([4, 5]), counting(6), drawing(7))
+    print(K().f(8))
+"""
+
+
+def test_other_hosts_know_what_a_function_changes(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """What one host has found out is left out of the keys of another, which computes nothing."""
+    write(tmp_path, EVERY_KIND)
+    first = host(tmp_path, "here", redis_server, "import s\ns.calls()\nprint(len(s.runs))")
+    code = "import s\ns.api.requests = 17\ns.calls()\nprint(len(s.runs))"
+    assert first.endswith(" 7")
+    assert host(tmp_path, "there", redis_server, code) == f"{first[:-1]}0"
+
+
+def test_another_host_warns_and_explains(tmp_path: Path, redis_server: RedisServer) -> None:
+    """A host that leaves out what another has found says so once, and `explain` names it."""
+    write(tmp_path, source("rate limiter", "sync"))
+    host(tmp_path, "here", redis_server, "import s; s.f(1)")
+    code = """
+import s, warnings
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    print(s.f.is_cached(1)), s.f(1), s.f(1), s.f(2)
+print(len(told), told[0].message)
+print(*s.f.explain(1).untracked)
+"""
+    said = host(tmp_path, "there", redis_server, code)
+    assert said.startswith(
+        "True 1 s:f changes limiter.last, limiter.tokens while it runs, as another"
+    )
+    assert "f() changes `limiter.last`: left out of its key" in said
+
+
+def test_what_another_secret_sealed_is_not_believed(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Findings in Redis count only if one of the reader's own secrets sealed them."""
+    write(tmp_path, source("rate limiter", "sync"))
+    host(tmp_path, "here", redis_server, "import s; s.f(1)")
+    client = redis_server.client()
+    [name] = client.keys("memo:2:c:*")
+    assert client.ttl(name) > 86_400
+    assert client.hlen(name) == 2
+    for field, value in client.hgetall(name).items():
+        client.hset(name, field, value[:64] + b"float 1.0")
+    code = "import s; s.f(1); print(len(s.runs))"
+    assert host(tmp_path, "there", redis_server, code) == "1"

@@ -142,7 +142,7 @@ def of_all_objects(patch: Patch) -> None:
 
 def as_it_is_now(patch: Patch) -> None:
     """State counts as it is, not as it was before computations changed it."""
-    patch.setattr(own_changes.Registry, "base", lambda self, at, value, said, *_: said)
+    patch.setattr(own_changes.Registry, "base", lambda self, sight, *_: sight.said)
 
 
 def handles_have_keys(patch: Patch) -> None:

@@ -1,0 +1,99 @@
+"""Findings: what one host has found out about a function, for the others, in the shared tier.
+
+Rules of this module:
+
+1.  Each finding is sealed with the writer's secret, together with the namespace, the function and
+    its name; what the reader's secrets did not seal is ignored.
+2.  The first host to write a finding decides: another value for it is not taken.
+3.  The shared tier is asked once per process and function.  While it is away, nothing is known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from hmac import compare_digest
+from typing import Any, Final
+
+from memo.errors import TierError
+from memo.runtime.port import Port
+from memo.settings.secret_keys import Secret
+
+MOST: Final = 256
+"""Findings that are kept of one function."""
+_SEAL: Final = 64
+"""Characters of the seal in front of a finding."""
+
+
+class Findings:
+    """The findings of hosts that share a tier.
+
+    Args:
+        tier: one with `findings` and `add_findings`; None: nothing is shared.
+        namespace: part of what is sealed.
+        secrets: the reader's, the first of them the writer's too.
+        fault: tells of a fault: the name of the tier, and the error.
+    """
+
+    def __init__(
+        self,
+        tier: Any,
+        namespace: str,
+        secrets: Sequence[Secret],
+        fault: Callable[[str, TierError], None],
+    ) -> None:
+        self._tier = tier
+        self._namespace = namespace
+        self._secrets = secrets
+        self._fault = fault
+        self._known: dict[str, dict[str, str]] = {}
+
+    async def of(self, port: Port, function: str) -> Mapping[str, str] | None:
+        """What hosts have found out about a function: name -> value; None: none can tell now."""
+        if self._tier is None:
+            return {}
+        known = self._known.get(function)
+        if known is None:
+            try:
+                known = await self._read(port, function)
+            except TierError as error:
+                self._fault(self._tier.name, error)
+                return None
+            self._known[function] = known
+        return known
+
+    async def _read(self, port: Port, function: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for secret in self._secrets:
+            fields = await self._tier.findings(port, self._place(function, secret))
+            for name, sealed in fields.items():
+                value = sealed[_SEAL:]
+                right = self._sealed(secret, function, name, value)
+                if compare_digest(_bytes(sealed), _bytes(right)):
+                    found.setdefault(name, value)
+        return found
+
+    async def add(self, port: Port, function: str, findings: Mapping[str, str]) -> None:
+        """Tell the other hosts what was found out about a function here."""
+        known = await self.of(port, function)
+        if self._tier is None or known is None:
+            return
+        secret = self._secrets[0]
+        room = max(0, MOST - len(known))
+        new = dict([one for one in findings.items() if one[0] not in known][:room])
+        sealed = {name: self._sealed(secret, function, name, new[name]) for name in new}
+        try:
+            await self._tier.add_findings(port, self._place(function, secret), sealed)
+        except TierError as error:
+            self._fault(self._tier.name, error)
+
+    def _place(self, function: str, secret: Secret) -> str:
+        return f"{{{function}}}:{secret.id.hex()}"
+
+    def _sealed(self, secret: Secret, function: str, name: str, value: str) -> str:
+        said = json.dumps(["finding", self._namespace, function, name, value])
+        return secret.seal(said.encode()).hex() + value
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
