@@ -15,9 +15,10 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
 from memo.records.stamp_types import LOST, Ref, State
@@ -29,11 +30,14 @@ from memo.validity.stamps import Turn
 if TYPE_CHECKING:
     from memo.stores.reseeding import Reseeding
 
+T = TypeVar("T")
 LATELY = 30.0
 """Seconds for which an invalidation that a shared tier has acknowledged may be lost: when it fails
 over, or restarts, its last writes may not have reached its replica or disk."""
 MOST_LATELY = 10_000
 """Invalidations of which this is remembered."""
+READS = 3
+"""How often something is read from a shared tier at most, if that is interrupted each time."""
 OUTLAST = 10.0
 """Seconds for which an invalidation waits for a lock of others on this host's file."""
 
@@ -67,6 +71,7 @@ class Authorities:
         self._owed: list[tuple[Sequence[Turn], str]] = []
         self._lately: deque[tuple[float, Sequence[Turn], str]] = deque(maxlen=MOST_LATELY)
         self._interruptions = 0
+        self._unbroken = 0.0
 
     def settle_in(self, host: Host | None, *, trusts_disk: bool) -> None:
         """Give them this host, and what to do when a shared tier has lost its data."""
@@ -136,9 +141,12 @@ class Authorities:
         """
         for authority in self._each():
             try:
+                read = partial(getattr(authority, verb), port, refs)
+                states: list[State]
                 if self.shared is not None and authority is self.shared.generations:
-                    await self.catch_up(port)
-                states: list[State] = await getattr(authority, verb)(port, refs)
+                    states = await self.read(port, read)
+                else:
+                    states = await read()
                 if LOST in states and (verb == "begin" or getattr(authority, "read_only", False)):
                     states = await self._filled(port, verb, refs, states)
             except TierError as error:
@@ -187,9 +195,11 @@ class Authorities:
         for tier in self._tiers:
             outcome.setdefault(tier.name, "done")
         if self.shared is not None and self.shared.generations is not None:
+            begun = time.monotonic()
             try:
                 await self.shared.generations.turn(port, turns, note)
                 self._lately.append((time.monotonic(), turns, note))
+                self._went_well(begun)
             except TierError as error:
                 how = await self._undelivered(port, self.shared, row, error)
                 if row is None:
@@ -247,7 +257,32 @@ class Authorities:
         except TierError:  # `lookup` meets it again, and says so
             return True
 
-    async def catch_up(self, port: Port) -> None:
+    def interrupted(self) -> bool:
+        """True if the shared tier may have restarted since it was last caught up with."""
+        return self.reseeding is not None and self.reseeding.interrupted()
+
+    async def read(self, port: Port, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Read from the shared tier when it has all that it missed.
+
+        A connection that turns out to be dead is replaced while `read` runs; the server may be an
+        older state of itself by then, so what it answered does not count.
+
+        Raises:
+            TierError: it cannot be reached.
+        """
+        for _ in range(READS):
+            await self._catch_up(port)
+            found = await read()
+            if not self.interrupted():
+                break
+        return found
+
+    def _went_well(self, begun: float) -> None:
+        """An exchange that began then has succeeded: the shared tier ran until then, at least."""
+        if not self.interrupted():
+            self._unbroken = begun
+
+    async def _catch_up(self, port: Port) -> None:
         """Replay what a shared tier missed; it is not read before.
 
         Raises:
@@ -258,7 +293,9 @@ class Authorities:
         assert tier.generations is not None
         if self.reseeding is not None and self.reseeding.due():
             await self._repeat(port, tier)
+            begun = time.monotonic()
             await self.reseeding.look(port)
+            self._went_well(begun)
         if self._owed:
             await self._pay(port, tier, tier.generations)
         if host is None or not await host.journal.overdue(port):
@@ -270,7 +307,7 @@ class Authorities:
                 self._replayed(tier, turns, text)
 
     async def _repeat(self, port: Port, tier: Tier) -> None:
-        """After a fault, send once more what this process has invalidated lately.
+        """After a fault, send once more what this process had invalidated shortly before.
 
         Raises:
             TierError: it cannot be sent.
@@ -278,9 +315,9 @@ class Authorities:
         interruptions = getattr(tier, "interruptions", 0)
         if interruptions == self._interruptions or tier.generations is None:
             return
-        since = time.monotonic() - LATELY
-        while self._lately:
-            sent = at, turns, note = self._lately[0]
+        since = self._unbroken - LATELY
+        for sent in list(self._lately):
+            at, turns, note = sent
             if at > since:
                 await tier.generations.turn(port, turns, note)
             with suppress(ValueError):  # another caller has

@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from sys import getsizeof
 from typing import Any, Literal, NamedTuple, cast
 
@@ -282,11 +283,11 @@ class Chain:
         return miss
 
     async def _ask(self, port: Port, tier: Tier, name: str, asked: Asked | None) -> Found | None:
-        if tier is self._authority:
-            if asked is not None:
-                return cast("Found | None", asked.found())
-            await self.authorities.catch_up(port)
-        return await tier.lookup(port, name)
+        if tier is not self._authority:
+            return await tier.lookup(port, name)
+        if asked is not None and not self.authorities.interrupted():
+            return cast("Found | None", asked.found())
+        return await self.authorities.read(port, partial(tier.lookup, port, name))
 
     async def _weigh(
         self,
@@ -431,6 +432,8 @@ class Chain:
         except (TierError, EntryError):
             return None
         if entry is None or states is None or broken(entry.recorded, texts(states)):
+            return None
+        if self.authorities.interrupted():  # perhaps it answered from an older state
             return None
         if self.floors.older(key, entry.times.started):
             return None

@@ -93,7 +93,11 @@ class Reseeding:
 
     def due(self) -> bool:
         """True if to `look` before anything is read from the tier."""
-        return time.monotonic() >= self._look_at or self._tier.interruptions != self._interruptions
+        return time.monotonic() >= self._look_at or self.interrupted()
+
+    def interrupted(self) -> bool:
+        """True if the tier may have lost something since the last look began."""
+        return self._tier.interruptions != self._interruptions
 
     async def look(self, port: Port) -> None:
         """Register this host, see which others there are, and notice a loss; never raises."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -265,6 +266,60 @@ def test_an_invalidation_that_redis_forgot(forgetful: Any, tmp_path: Path, drop:
         assert told.tiers["redis"] == "done"
         forgetful.kill()
         forgetful.restart()
+        assert load(1) != first
+
+
+@memories
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_connection_that_died_is_not_believed(
+    forgetful: Any, tmp_path: Path, memory: int, asynchronous: bool
+) -> None:
+    """The first look-up after Redis was killed may find an older state: it is made once more."""
+    ran: list[int] = []
+
+    @memo.cache(ttl=600)
+    def load(x: int) -> int:
+        ran.append(x)
+        return len(ran)
+
+    @memo.cache(ttl=600)
+    async def aload(x: int) -> int:
+        return load.__wrapped__(x)
+
+    cached = aload if asynchronous else load
+
+    async def rounds() -> tuple[int, int]:
+        call = (lambda: aload(1)) if asynchronous else (lambda: _ready(load(1)))
+        for _ in range(5):  # by now a hit takes one round trip
+            first = await call()
+        await asyncio.to_thread(forgetful.client().save)
+        assert cached.invalidate(1).tiers["redis"] == "done"
+        forgetful.kill()
+        forgetful.restart()
+        return first, await call()
+
+    with Hosts(forgetful, tmp_path, memory_limit=memory).on("one"):
+        first, then = asyncio.run(rounds())
+    assert then != first
+
+
+async def _ready(value: int) -> int:
+    return value
+
+
+def test_an_invalidation_that_redis_forgot_long_ago(
+    forgetful: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Redis lost is sent once more however long the process was idle since."""
+    load = counting()
+    with Hosts(forgetful, tmp_path).on("one"):
+        first = load(1)
+        forgetful.client().save()
+        load.invalidate(1)
+        forgetful.kill()
+        forgetful.restart()
+        later = time.monotonic() + 3600
+        monkeypatch.setattr(time, "monotonic", lambda: later + (time.perf_counter() % 1000))
         assert load(1) != first
 
 

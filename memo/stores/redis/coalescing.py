@@ -195,6 +195,7 @@ class Coalescer:
         self._leave(stream)
         if isinstance(error, ConnectionError) and stream.proven and not batch.again:
             batch.again = True
+            self._home.renewed()
             self._ready.append(batch)
             self._begin_opening()
         else:
