@@ -231,14 +231,17 @@ def test_big_replies_have_more_time(run: Any, pause: float, arrives: bool) -> No
         tier.close()
 
 
-def test_busy_loop_is_not_held_against_redis(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize(("seconds", "times"), [(0.1, 100), (1.1, 4)])
+def test_busy_loop_is_not_held_against_redis(
+    redis_server: RedisServer, seconds: float, times: int
+) -> None:
     """A loop that is blocked again and again does not make Redis late, connecting included."""
     tier = Redis(redis_server.url)
 
     async def work(port: Port) -> None:
         async def block() -> None:
-            while True:
-                time.sleep(0.1)
+            for _ in range(times):
+                time.sleep(seconds)
                 await asyncio.sleep(0)
 
         blocker = asyncio.create_task(block())
@@ -496,7 +499,7 @@ def test_stuck_in_a_script(redis_server: RedisServer, run: Any) -> None:
     try:
         for _ in range(3):
             error, seconds = run(lambda port: failing(port, lambda p: tier.lookup(p, "memo:k")))
-            assert seconds < DEADLINE + MARGIN
+            assert seconds < DEADLINE + 1.0
         assert "script" in str(error)
     finally:
         redis_server.client().script_kill()

@@ -81,7 +81,7 @@ def test_a_long_computation_is_shown(sheet: Sheet) -> None:
     assert str(first).startswith("slow() runs, ")
     assert first.share is None
     (last,) = map(str, sheet.closed[0])
-    assert re.fullmatch(r"slow\(\) took 1\.[2-4] s", last)
+    assert re.fullmatch(r"slow\(\) took 1\.[2-9] s", last)
     assert ticker_gone()
 
 
@@ -509,10 +509,10 @@ def test_in_a_notebook(kernel: Kernel) -> None:
     assert first.text.startswith("slow() runs, ")
     assert 'class="memo-bar"' not in first.html
     (updates,) = kernel.updates.values()
-    assert updates[-1]["text/plain"] == "slow() took 1.1 s"
+    assert re.fullmatch(r"slow\(\) took 1\.[1-9] s", updates[-1]["text/plain"])
     kernel.run("slow.invalidate()")
     again = kernel.run("slow(1);")
-    assert "of about 1.1 s" in again.text
+    assert re.search(r"of about 1\.[1-9] s", again.text)
     assert 'class="memo-bar"' in again.html
     assert not kernel.run("slow(1);").bundles
     kernel.run("memo.progress(on=False)")

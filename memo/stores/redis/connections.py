@@ -2,8 +2,8 @@
 
 Connecting, logging in, TLS, pools, Sentinels and the topology of a cluster are redis-py's.  Rules:
 
-1.  Connecting has time of its own: `CONNECT` seconds for each step of it.  A caller waits `OPENS`
-    seconds at most; the connection then goes to the next caller.
+1.  Connecting has time of its own: `CONNECT` seconds for each step of it, `CONNECT_ON_A_LOOP` on a
+    loop.  A caller waits `OPENS` seconds at most; the connection then goes to the next caller.
 2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  A caller that finds them all busy
     waits for one as long as an exchange may take; then it goes on without Redis.  Commands that
     wait at the server have as many again, and never wait for one.
@@ -59,6 +59,8 @@ CONNECTIONS = 32
 """Connections in use at most, for each process or loop; as many again for commands that wait."""
 CONNECT = 1.0
 """Seconds that each step of connecting may take: TCP, TLS, login."""
+CONNECT_ON_A_LOOP = 10.0
+"""As `CONNECT`, for an event loop: its timers also count the time for which other work holds it."""
 OPENS = 0.25
 """Seconds that a caller waits for a connection to be opened; as long as its deadline if that is
 longer."""
@@ -95,8 +97,10 @@ def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[st
     silent = ("driver_info",) if _DRIVER_INFO else ("lib_name", "lib_version")
     given |= dict.fromkeys(silent)  # no CLIENT SETINFO
     given |= {"protocol": 2, "retry": retry(NoBackoff(), 0)}
-    given |= {"socket_timeout": CONNECT, "socket_connect_timeout": CONNECT}
-    given["max_connections"] = CONNECTIONS if retry is redis.retry.Retry else 3 * CONNECTIONS  # pyright: ignore[reportAttributeAccessIssue]
+    on_threads = retry is redis.retry.Retry  # pyright: ignore[reportAttributeAccessIssue]
+    seconds = CONNECT if on_threads else CONNECT_ON_A_LOOP
+    given |= {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+    given["max_connections"] = CONNECTIONS if on_threads else 3 * CONNECTIONS
     if address.tls:
         given["ssl"] = True
     if address.kind == SOCKET:
@@ -108,7 +112,7 @@ def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[st
 
 def _sentinels(family: Any, address: Address, options: dict[str, Any], given: Any) -> Any:
     """The primary that Sentinels know, as a client of a family of redis-py's clients."""
-    timeouts = {"socket_timeout": CONNECT, "socket_connect_timeout": CONNECT}
+    timeouts = {name: given[name] for name in ("socket_timeout", "socket_connect_timeout")}
     their = {**timeouts, **dict(options.get("sentinel_kwargs") or {})}
     group = family.Sentinel(list(address.hosts), sentinel_kwargs=their, **given)
     return group.master_for(address.service)

@@ -164,7 +164,7 @@ def test_waiters_do_not_poll_redis(
     assert 1 <= len(heard) <= 2 * 10, heard
     first, second = (process.end() for process in processes)
     assert len(runs(log)) == 1
-    assert second["ended"] - first["ended"] < 0.3
+    assert second["ended"] - first["ended"] < 1.0
     assert [kind for kind, _ in second["events"]].count(events.WAITED) == 1
 
 
@@ -231,10 +231,10 @@ def test_lock_timeout_computes_here(
         assert style.call(f, 7) == "made here of 7"
         waited = time.monotonic() - begun
         memo.decorators.assembly.reset()
-    assert 0.3 <= waited < 1.0
+    assert 0.3 <= waited < 3.0
     told = [event for event in seen if event.kind == events.LOCK_TIMEOUT]
     assert len(told) == 1
-    assert 0.3 <= told[0].seconds < 1.0
+    assert 0.3 <= told[0].seconds < 3.0
     assert str(processes[0].pid) in told[0].detail
 
 

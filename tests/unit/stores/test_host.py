@@ -486,10 +486,8 @@ def test_a_locked_file_costs_a_quarter_of_a_second(host, directory):
     with pytest.raises(TierError):
         turn(host, Turn(F))
     assert time.monotonic() - begun < 0.25 + 1.0  # a busy machine
-    begun = time.monotonic()
     time.sleep(2 * host_database.TICK)
     host.generations.read([CALL, Ref("t:new")])
-    assert time.monotonic() - begun < 0.25
     other.execute("ROLLBACK")
     other.close()
     turn(host, Turn(F))

@@ -315,10 +315,10 @@ def test_more_waiters_than_connections(tier: Redis) -> None:
     async def work(port: Port) -> None:
         for i in range(80):
             await tier.leases.acquire(port, f"x{i}", "me")
-        waits = [asyncio.create_task(tier.leases.wait(port, f"x{i}", 1.0)) for i in range(80)]
+        waits = [asyncio.create_task(tier.leases.wait(port, f"x{i}", 2.0)) for i in range(80)]
         begun = time.monotonic()
         await tier.lookup(port, "memo:k")
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 1.5
         await asyncio.gather(*waits)
 
     looping(work)
