@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from memo import runtime
 from memo.errors import OptionError, SettingError, lacks_resources
 from memo.runtime import events
 from memo.runtime.port import Port
@@ -28,7 +29,7 @@ _SHARE, _COPIED = 8, 2 << 20
 bytes, from which mapping a file (70 µs here) is faster than the copy that each hit gets."""
 _lock = threading.RLock()
 _chains: dict[Any, Chain] = {}
-_hosts: dict[tuple[Path, str], Host] = {}
+_hosts: dict[Path, Host] = {}
 _manifests: dict[Path, Manifests] = {}
 _seen: tuple[int, Chain] | None = None
 
@@ -107,11 +108,10 @@ def release() -> None:
             if not _chains[key].when_sent(_release_later):
                 _close(_chains.pop(key))
         used = {id(chain.host) for chain in _chains.values()}
-        places = {(settings.directory, settings.namespace) for settings in named}
-        for place in _hosts.keys() - places:
-            if id(_hosts[place]) not in used:
-                _hosts.pop(place).close()
-                _manifests.pop(place[0] / place[1], None)
+        for home in _hosts.keys() - {home_of(settings) for settings in named}:
+            if id(_hosts[home]) not in used:
+                _hosts.pop(home).close()
+                _manifests.pop(home, None)
 
 
 async def _release_later(_port: Port) -> None:
@@ -198,7 +198,7 @@ class CacheFallbackFactory:
             from memo.stores.disk.disk_tier import Disk
 
             host = host_of(settings)
-            return Disk(_home(settings), settings.size_limit, host, retention=settings.retention)
+            return Disk(home_of(settings), settings.size_limit, host, retention=settings.retention)
         return adapt(tier)
 
 
@@ -220,9 +220,9 @@ def _redis(settings: Settings) -> Tier:
     )
 
 
-def _home(settings: Settings) -> Path:
-    """Directory of a namespace: each has a directory, a host store and a disk budget of its own."""
-    return settings.directory / settings.namespace
+def home_of(settings: Settings) -> Path:
+    """Directory of a namespace, with a host store and a disk budget of its own."""
+    return settings.directory / f"{settings.namespace}.{runtime.FORMAT}"
 
 
 def host_of(settings: Settings) -> Host:
@@ -230,10 +230,10 @@ def host_of(settings: Settings) -> Host:
     from memo.stores.disk.host_state import Host
 
     with _lock:
-        key = (settings.directory, settings.namespace)
-        if key not in _hosts:
-            _hosts[key] = Host(_home(settings), root=settings.directory)
-        return _hosts[key]
+        home = home_of(settings)
+        if home not in _hosts:
+            _hosts[home] = Host(home, root=settings.directory)
+        return _hosts[home]
 
 
 def adapt(tier: Any) -> Tier:
@@ -314,7 +314,7 @@ def manifests() -> Manifests:
     from memo.keys.fingerprint.source_history import Manifests
 
     settings = configuration.current()
-    home = _home(settings)
+    home = home_of(settings)
     if home not in _manifests:
         _manifests[home] = Manifests(home)
     return _manifests[home]
@@ -400,4 +400,4 @@ def reset() -> None:
 
 def stats_directory() -> Path | None:
     """Directory in which the processes of this host share their counters."""
-    return _home(configuration.current())
+    return home_of(configuration.current())

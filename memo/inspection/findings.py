@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memo.decorators.assembly import default_chain, host_of
+from memo.decorators.assembly import default_chain, home_of, host_of
 from memo.errors import MemoError, MissingExtraError, SettingError, public
 from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, counted, number, size
@@ -261,7 +261,7 @@ def _named(paths: list[Path]) -> str:
 
 
 def _disk(settings: Settings) -> Findings:
-    directory = settings.directory / settings.namespace
+    directory = home_of(settings)
     place = next(path for path in (directory, *directory.parents) if path.exists())
     sizes = {facts.st_ino: facts.st_blocks * 512 for _, facts in _walk(directory)}
     used = sum(sizes.values())

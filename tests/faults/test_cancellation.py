@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from checkout import ROOT
+from folders import FOLDER
 from ports import start
 from redis_server import RedisServer
 
@@ -75,7 +76,7 @@ async def gone(condition: Callable[[], Any], within: float = 0.1) -> None:
 
 
 def lock_files(home: Path) -> list[Path]:
-    return list((home / "memo").glob("locks/*"))
+    return list((home / FOLDER).glob("locks/*"))
 
 
 @pytest.fixture(params=["process", "host", "redis"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -669,3 +672,43 @@ def test_health_as_data(redis_server: RedisServer, tmp_path: Path) -> None:
         gone = memo.health()
     assert not gone.ok
     assert gone.capabilities == {}
+
+
+# --- a rolling upgrade ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tiers", [["redis"], ["disk"]], ids="+".join)
+def test_two_formats_side_by_side(
+    redis_server: RedisServer, tmp_path: Path, tiers: list[str]
+) -> None:
+    """Versions of memo that store in different formats share a Redis and a directory in turn."""
+    settings = {"redis_url": redis_server.url, "directory": str(tmp_path), "tiers": tiers}
+    code = """
+import json, sys
+from memo import runtime
+runtime.FORMAT = int(sys.argv[1])
+import memo
+memo.configure(**json.loads(sys.argv[2]))
+ran = []
+@memo.cache(name="upgrade:load", version="1", ttl=None)
+def load(x):
+    ran.append(x)
+    return x
+load(1), load(2)
+if sys.argv[3:]:
+    load.invalidate(1)
+print(ran)
+"""
+
+    def ran(version: int, *invalidates: str) -> str:
+        command = [sys.executable, "-c", code, str(version), json.dumps(settings), *invalidates]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+        return done.stdout.strip()
+
+    assert ran(2) == "[1, 2]"
+    assert ran(3) == "[1, 2]", "it does not take what the other version stored"
+    assert ran(2) == "[]", "nor did it spoil that"
+    assert ran(3, "invalidates") == "[]"
+    assert ran(2) == "[]", "an invalidation reaches the entries of its own version"
+    assert ran(3) == "[1]"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import FOLDER
 
 UID = 54321
 """A user that no system has: no name, no home, no group."""
@@ -163,23 +164,23 @@ def test_a_home_of_root_that_cannot_even_be_seen(open_path: Path) -> None:
 def test_a_directory_of_another_user_is_not_used(open_path: Path, mode: int) -> None:
     """Nothing is read from, or written to, what belongs to another user."""
     place = open_path / "cache"
-    (place / "memo").mkdir(parents=True)
-    for one in (place / "memo", place):
+    (place / FOLDER).mkdir(parents=True)
+    for one in (place / FOLDER, place):
         os.chown(one, UID + 1, UID + 1)
         one.chmod(mode)
     out = run(CACHES, uid=UID, HOME="/", MEMO_DIRECTORY=str(place))
     check_memory_caches(out, str(place))
-    assert os.listdir(place / "memo") == []
+    assert os.listdir(place / FOLDER) == []
 
 
 def test_root_does_not_use_a_directory_of_another_user(open_path: Path) -> None:
     """Root may write everywhere, and still refuses what another user can change."""
     place = open_path / "cache"
-    (place / "memo").mkdir(parents=True)
-    os.chown(place / "memo", UID, UID)
+    (place / FOLDER).mkdir(parents=True)
+    os.chown(place / FOLDER, UID, UID)
     out = run(CACHES, HOME="/", MEMO_DIRECTORY=str(place), MEMO_SECRET=SECRET)
     check_memory_caches(out, str(place))
-    assert os.listdir(place / "memo") == []
+    assert os.listdir(place / FOLDER) == []
 
 
 def test_a_read_only_file_system_without_a_cache(open_path: Path) -> None:
@@ -341,8 +342,8 @@ def test_a_disk_that_others_fill_is_said_once(small: Path) -> None:
 def test_what_others_can_write_is_tightened_with_a_warning(open_path: Path) -> None:
     """A directory of this user's that others can write becomes owner-only, and it is said once."""
     place = open_path / "cache"
-    (place / "memo").mkdir(parents=True)
-    for one in (place / "memo", place):
+    (place / FOLDER).mkdir(parents=True)
+    for one in (place / FOLDER, place):
         os.chown(one, UID, UID)
         one.chmod(0o777)
     body = """
@@ -355,7 +356,7 @@ def test_what_others_can_write_is_tightened_with_a_warning(open_path: Path) -> N
     assert (out["stored"], out["again"]) == (1, 0)
     assert len(out["told"]) == 1
     assert str(place) in out["told"][0]
-    modes = {stat.S_IMODE(one.stat().st_mode) for one in (place, place / "memo")}
+    modes = {stat.S_IMODE(one.stat().st_mode) for one in (place, place / FOLDER)}
     assert modes == {0o700}
     assert run(body.replace("load(1)", "load(2)"), uid=UID, **settings)["told"] == []
 
@@ -369,9 +370,9 @@ def test_links_in_place_of_folders_are_not_followed(open_path: Path, folder: str
     for one in keep:
         one.parent.mkdir(exist_ok=True)
         one.write_text("precious")
-    (place / "memo").mkdir(parents=True)
-    (place / "memo" / folder).symlink_to(target)
-    for one in (place, place / "memo", target, target / "ab", *keep):
+    (place / FOLDER).mkdir(parents=True)
+    (place / FOLDER / folder).symlink_to(target)
+    for one in (place, place / FOLDER, target, target / "ab", *keep):
         os.chown(one, UID, UID)
     body = """
         out["first"] = count(lambda: [alone(1) for _ in range(5)])
@@ -465,7 +466,7 @@ def test_what_happens_to_a_database_never_ends_caching(
     os.chown(home, UID, UID)
     body = f"""
     import shutil, sqlite3
-    path = os.path.join(os.environ["MEMO_DIRECTORY"], "memo", {file!r})
+    path = os.path.join(os.environ["MEMO_DIRECTORY"], {FOLDER!r}, {file!r})
     copy = path + ".copy"
     def other():
         connection = sqlite3.connect(path + ".other")

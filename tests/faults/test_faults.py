@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import FOLDER
 from ports import ROOT, run, start
 from redis_server import RedisServer
 
@@ -509,7 +510,7 @@ def judge(directory: Path, phase: str, computed: bool = False) -> None:
         assert world.function.refresh(7)["epoch"] == 3
         tier: Any = default_chain().tiers[-1]
         drive(tier.sweep(BLOCKING))
-        home = directory / "memo"
+        home = directory / FOLDER
         left = {p.name for p in (home / "payloads").rglob("*") if p.is_file()}
         kinds = sorted(("." in name, name.rpartition(".")[2] in ("tmp", "rec")) for name in left)
         assert kinds == [(False, False), (True, False)], f"left behind: {sorted(left)}"
@@ -699,7 +700,7 @@ def test_garbage_in_place_of_a_file(
                 memo.testing.reset()
             for suffix in ("-wal", "-shm"):
                 Path(f"{cache_home}/memo/{name}{suffix}").unlink(missing_ok=True)
-            path = cache_home / "memo" / name
+            path = cache_home / FOLDER / name
             if not closed and name == "host.bell":
                 path.unlink()
             path.write_bytes(GARBAGE[garbage])
@@ -748,7 +749,7 @@ def test_a_broken_host_file_does_not_cost_redis(
 ) -> None:
     """It is set aside, Redis goes on, and an invalidation that waited in it is not lost (I7)."""
     world = World(asynchronous)
-    path = cache_home / "memo" / "host.sqlite"
+    path = cache_home / FOLDER / "host.sqlite"
     with (
         configure(redis_url=redis_server.url, tiers=["redis", "disk"], deadline=5.0),
         recording() as heard,
@@ -870,6 +871,7 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from pathlib import Path
 import memo, memo.testing
+from memo.runtime import FORMAT
 from memo.settings.configuration import configure
 
 SIZE = 2_000_000
@@ -887,7 +889,7 @@ def hold():
     return found
 
 def payloads():
-    return [p for p in (home / "memo" / "payloads").rglob("*") if p.is_file()]
+    return [p for p in (home / f"memo.{FORMAT}" / "payloads").rglob("*") if p.is_file()]
 
 with configure(directory=home, tiers=["disk"], size_limit=64 << 20):
     frame(1); hold()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import FOLDER
 
 import memo
 from memo.inspection.live_view import Model
@@ -45,7 +46,7 @@ def test_a_link_in_the_place_of_a_folder(others: Path, part: str) -> None:
         return np.full(20_000, x)
 
     with isolated() as directory:
-        home = directory / "memo"
+        home = directory / FOLDER
         link = home / part if part else home
         link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         link.symlink_to(others)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import FOLDER
 from ports import run
 
 import memo
@@ -48,7 +49,7 @@ def made() -> tuple[Callable[[int], Any], list[int]]:
 
 
 def payload_of(home: Path) -> Path:
-    found = [p for p in (home / "memo" / "payloads").rglob("*") if p.is_file()]
+    found = [p for p in (home / FOLDER / "payloads").rglob("*") if p.is_file()]
     [path] = {p.stat().st_ino: p for p in found}.values()
     return path
 
@@ -240,7 +241,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 import memo
-from memo.runtime import ownership
+from memo.runtime import FORMAT, ownership
 from memo.settings.configuration import configure
 
 if sys.argv[2] == "exposed":
@@ -254,15 +255,15 @@ home = Path(sys.argv[1])
 with configure(directory=home, tiers=["memory", "disk"]):
     frame(1)
     held = frame(1)
-    for path in (home / "memo" / "payloads").rglob("*"):
+    for path in (home / f"memo.{FORMAT}" / "payloads").rglob("*"):
         if path.is_file():
             os.truncate(path, 0)
-    os.truncate(home / "memo" / "host.bell", 0)
+    os.truncate(home / f"memo.{FORMAT}" / "host.bell", 0)
     assert held[-1] == 300_000
     assert frame(1)[-1] == 300_000
-    os.truncate(home / "memo" / "host.bell", 0)
+    os.truncate(home / f"memo.{FORMAT}" / "host.bell", 0)
     frame.invalidate(1)
-    os.truncate(home / "memo" / "host.bell", 0)
+    os.truncate(home / f"memo.{FORMAT}" / "host.bell", 0)
     assert frame(1)[-1] == 300_000
 print("alive")
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import FOLDER
 from providers import InADict
 from redis_server import RedisServer
 
@@ -107,4 +108,4 @@ def test_a_provider_goes_along_with_the_directory(tmp_path: Path) -> None:
             assert kept.is_cached(1)
             assert kept.invalidate(1).complete
             assert not kept.is_cached(1)
-            assert (tmp_path / name / "memo" / "host.sqlite").exists()
+            assert (tmp_path / name / FOLDER / "host.sqlite").exists()

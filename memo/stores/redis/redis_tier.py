@@ -35,6 +35,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from memo import runtime
 from memo.errors import TierError
 from memo.records import seal
 from memo.records.codec import Payload
@@ -56,8 +57,6 @@ from memo.validity.stamps import Turn
 if TYPE_CHECKING:
     from memo.stores.redis.tracking import Listener
 
-FORMAT = b"2"
-"""The version of what is stored, in the names of all keys: others do not disturb it."""
 VALUE_LIMIT = 64 * 1024 * 1024
 """Bytes up to which a record or a payload is sent to Redis, unless a setting says otherwise."""
 BATCH = 1000
@@ -127,9 +126,9 @@ class Redis:
         self.where = f"redis {self.client.where} {namespace}"
         self.value_limit = value_limit
         self._namespace = namespace
-        folder = f"{namespace}/{FORMAT.decode()}"
+        folder = f"{namespace}/{runtime.FORMAT}"
         self.payload_store = PayloadStore(payload_store, folder) if payload_store else None
-        self._prefix = f"{namespace}:".encode() + FORMAT + b":"
+        self._prefix = f"{namespace}:{runtime.FORMAT}:".encode()
         self.leases = RedisLeases(self.client, self._prefix)
         self._groups = self._prefix + b"g:{"
         self._payloads = self._prefix + b"p:"

@@ -18,6 +18,7 @@ from typing import Any
 import mutants
 import numpy as np
 import pytest
+from folders import FOLDER
 from inside import inside
 from ports import blocking
 from redis_server import RedisServer
@@ -604,7 +605,7 @@ def test_while_redis_is_away_the_host_obeys_itself(redis_server: Server) -> None
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
     """Another process holds the lock on the host's file."""
-    with closing(sqlite3.connect(place / "memo" / "host.sqlite", isolation_level=None)) as other:
+    with closing(sqlite3.connect(place / FOLDER / "host.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
 
@@ -620,7 +621,7 @@ async def test_an_invalidation_outlasts_a_lock(
         for call in (load.invalidate, load.ainvalidate):
             old = load("EU")
             other = sqlite3.connect(
-                tmp_path / "memo" / "host.sqlite", isolation_level=None, check_same_thread=False
+                tmp_path / FOLDER / "host.sqlite", isolation_level=None, check_same_thread=False
             )
             other.execute("BEGIN IMMEDIATE")
             ending = threading.Timer(0.6, other.close)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from callers import Process
+from folders import FOLDER
 from redis_server import RedisServer
 from styles import STYLES, Style
 from waiting import until
@@ -102,7 +103,7 @@ def test_one_computation_for_four_processes(
         if walls[-1] < 1.5 * 0.5:
             break
     assert min(walls) < 1.5 * 0.5
-    assert not list((cache_home / "memo").glob("locks/*"))
+    assert not list((cache_home / FOLDER).glob("locks/*"))
 
 
 @pytest.mark.parametrize("style", STYLE_NAMES)
@@ -380,7 +381,7 @@ def test_a_lock_on_a_file_costs_no_second_computation(
 
     def lock() -> None:
         other = sqlite3.connect(
-            cache_home / "memo" / name, isolation_level=None, check_same_thread=False
+            cache_home / FOLDER / name, isolation_level=None, check_same_thread=False
         )
         other.execute("BEGIN IMMEDIATE")
         held.append(other)
@@ -418,7 +419,7 @@ def test_without_a_lease_a_lock_on_a_file_costs_little(cache_home: Path) -> None
 
     with memo.configure(tiers=["disk"]):
         load(0)
-        other = sqlite3.connect(cache_home / "memo" / "entries/cache.db", isolation_level=None)
+        other = sqlite3.connect(cache_home / FOLDER / "entries/cache.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         begun = time.monotonic()
         assert load(1) == 1

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from folders import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inside import inside
@@ -952,7 +953,7 @@ def test_interpreter_exit(
     last_line, over = map(float, process.stdout.split())
     assert over - last_line < 2.0
     assert not redis_server.client().keys("memo:2:l:*")
-    assert not list((cache_home / "memo").glob("locks/*"))
+    assert not list((cache_home / FOLDER).glob("locks/*"))
 
 
 def test_exit_lets_a_short_refresh_end() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chaos import Proxy, free_port
+from folders import FOLDER
 from ports import ROOT
 from redis_server import RedisServer
 
@@ -183,7 +184,7 @@ def test_nothing_secret_shows(
                 if fault == "damaged":
                     for name in client.keys("memo:2:{*"):
                         client.set(name, client.get(name)[:-1] + b"?")
-                    with sqlite3.connect(cache_home / "memo" / "entries" / "cache.db") as index:
+                    with sqlite3.connect(cache_home / FOLDER / "entries" / "cache.db") as index:
                         index.execute("UPDATE Cache SET value = substr(value, 1, 100) || 'x'")
                     index.close()
                     _everything(said, "", clock)
@@ -434,7 +435,7 @@ async def test_a_foreign_lock_does_not_hold_up_the_loop(
             chain: Any = default_chain()
             for held in (chain, chain.host):
                 held.close()
-        other = sqlite3.connect(cache_home / "memo" / name, isolation_level=None)
+        other = sqlite3.connect(cache_home / FOLDER / name, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
 
         async def story(number: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis_server import RedisServer
@@ -524,7 +525,7 @@ def test_expiry_is_enforced_from_the_header(
         if tiers == ["redis"]:
             assert redis_server.client().persist(redis_name(load, 1))
         else:
-            with sqlite3.connect(cache_home / "memo" / "entries" / "cache.db") as index:
+            with sqlite3.connect(cache_home / FOLDER / "entries" / "cache.db") as index:
                 assert index.execute("UPDATE Cache SET expire_time = NULL").rowcount == 1
             index.close()
         clock.advance(9)
@@ -597,7 +598,7 @@ def test_damaged_payload_files_are_never_believed(cache_home: Path, damage: str)
     with configure(tiers=["disk"]):
         frame = made()
         assert frame(1)[-1] == 300_000
-        found = [p for p in (cache_home / "memo" / "payloads").rglob("*") if p.is_file()]
+        found = [p for p in (cache_home / FOLDER / "payloads").rglob("*") if p.is_file()]
         [path] = {p.stat().st_ino: p for p in found if p.suffix != ".seal"}.values()
         facts = path.stat()
         data = bytearray(path.read_bytes())
@@ -627,7 +628,7 @@ def test_a_voucher_is_not_forged(cache_home: Path) -> None:
 
     with configure(tiers=["disk"]):
         whole = frame()
-        [voucher] = (cache_home / "memo" / "payloads").rglob("*.seal")
+        [voucher] = (cache_home / FOLDER / "payloads").rglob("*.seal")
         assert voucher.stat().st_mode & 0o777 == 0o600
         [path] = [p for p in voucher.parent.iterdir() if p.name == voucher.stem]
         with path.open("r+b") as file:
@@ -655,7 +656,7 @@ def test_a_forged_row_of_the_index_is_never_unpickled(cache_home: Path) -> None:
             (pickle.dumps(Canary()), 4),  # diskcache's mode of a pickle
         ]
         for times, (value, mode) in enumerate(forged, 2):
-            with sqlite3.connect(cache_home / "memo" / "entries" / "cache.db") as index:
+            with sqlite3.connect(cache_home / FOLDER / "entries" / "cache.db") as index:
                 index.execute(
                     "UPDATE Cache SET value = ?, mode = ? WHERE key = ?", (value, mode, name)
                 )

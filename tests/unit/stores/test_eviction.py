@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import FOLDER
 from ports import run, start
 from redis_server import RedisServer
 
@@ -204,8 +205,8 @@ def test_hits_above_the_disk_count_too(
         for _ in range(3):
             load(1)
         disk.close()
-        assert used_at(cache_home / "memo", keys[0]) > now + 10800
-        assert used_at(cache_home / "memo", keys[1]) < now + 10800, "who is not read is not told"
+        assert used_at(cache_home / FOLDER, keys[0]) > now + 10800
+        assert used_at(cache_home / FOLDER, keys[1]) < now + 10800, "who is not read is not told"
 
 
 def test_a_program_that_ends_tells_what_it_read(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_a_program_that_ends_tells_what_it_read(tmp_path: Path) -> None:
     before = time.time()
     run(code, tmp_path, "now")
     key = run(code, tmp_path, "later").split()[1]
-    assert used_at(tmp_path / "memo", key) > before + 3600
+    assert used_at(tmp_path / FOLDER, key) > before + 3600
 
 
 def test_replaced_code_goes_first(disk: Disk) -> None:
