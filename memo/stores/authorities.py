@@ -270,12 +270,12 @@ class Authorities:
         Raises:
             TierError: it cannot be reached.
         """
-        for _ in range(READS):
+        for again in reversed(range(READS)):
             await self._catch_up(port)
             found = await read()
-            if not self.interrupted():
-                break
-        return found
+            if not (again and self.interrupted()):
+                return found
+        raise AssertionError
 
     def _went_well(self, begun: float) -> None:
         """An exchange that began then has succeeded: the shared tier ran until then, at least."""
