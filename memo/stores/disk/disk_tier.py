@@ -39,11 +39,11 @@ from memo.stores import protocols
 from memo.stores.disk import file_locks
 from memo.stores.disk.home import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import DamagedError, Database, outlasting, statements
+from memo.stores.disk.sqlite_file import LOG, DamagedError, Database, outlasting, statements
 from memo.stores.protocols import Found, Generations, Host, Listed, Source
 
 if TYPE_CHECKING:
-    from memo.stores.disk.index import Index, Row
+    from memo.stores.disk.index import Cleared, Index, Row
 
 T = TypeVar("T")
 INLINE = 32 * 1024
@@ -73,6 +73,10 @@ _NAME = sys.getsizeof("0" * 120)
 """Bytes of a name, roughly."""
 GIVE_WAY = 0.002
 """Seconds between two transactions of one that clears many entries, for writers that wait."""
+_LONG_LOG = 4 * LOG
+"""Bytes of the log from which it is written back while many entries are cleared."""
+_NO_ROW = 1 << 62
+"""Higher than the number of any row."""
 PAGE = 200
 _RELIEF = 256 * 1024
 """Bytes that are freed at least when the disk turns out to be full."""
@@ -471,11 +475,32 @@ class Disk:
         return count
 
     def _clear(self, prefix: str) -> int:
-        count = 0
-        most = self.write(lambda index: index.covers_most(prefix))
-        while some := self.write(lambda index: index.clear_some(prefix, from_the_end=most)):
-            count += some
+        if not self.write(lambda index: index.covers_most(prefix)):
+            return self._clear_in_parts(lambda index, _: index.clear_some(prefix))
+        self.write(lambda index: index.prepare_to_clear())
+        try:
+            return self._clear_in_parts(lambda index, last: index.clear_some(prefix, last))
+        finally:
+            self.write(lambda index: index.end_clearing())
+
+    def _clear_in_parts(self, work: Callable[[Index, int], Cleared]) -> int:
+        """Delete what `work(index, last)` deletes in many transactions; how many entries.
+
+        Neither files are removed nor a long log written back while others wait for the index.
+        """
+
+        def below(last: int) -> Cleared:
+            return self.write(lambda index: work(index, last))
+
+        count, some = 0, below(_NO_ROW)
+        while some.entries:
+            count += some.entries
+            for name in some.names:
+                self.payloads.remove(name)
             time.sleep(GIVE_WAY)
+            if _size(f"{self.database.path}-wal") > _LONG_LOG:
+                self.write(lambda index: index.write_back())
+            some = below(some.last)
         return count
 
     async def sweep(self, port: Port) -> int:
@@ -491,9 +516,7 @@ class Disk:
         self.looked_at = begun
         removed = file_locks.sweep(self.directory / "locks")
         removed += self.payloads.sweep(lambda name: self.write(lambda index: index.has_name(name)))
-        while some := self.write(lambda index: index.drop_replaced(self._retention)):
-            removed += some
-            time.sleep(GIVE_WAY)
+        removed += self._clear_in_parts(lambda index, _: index.drop_replaced(self._retention))
         self._pause = max(SWEEP_SOON, _SWEEP_PART * (time.monotonic() - begun))
         return removed
 

@@ -26,7 +26,7 @@ from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 
 from memo.errors import TierError
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import DamagedError, Database, statements
+from memo.stores.disk.sqlite_file import AUTOMATIC, DamagedError, Database, statements
 
 CULL = 10
 """Entries that go at most in one transaction."""
@@ -44,10 +44,17 @@ _SHARE = 16
 """The part of the free budget that a process may use before it looks at the budget again."""
 _LOOK = 1.0
 """Seconds after which it looks again in any case."""
-BATCH = 1000
-"""Entries that are cleared in one transaction at most: others may write in between."""
-_HOLD = 0.01
-"""Seconds after which such a transaction ends."""
+BATCH = 4000
+"""Entries that are cleared in one transaction at most: others may write in between.  Each batch
+writes most pages of the tree of keys, which are in no order, so small batches cost more."""
+_STEP = 100
+"""Entries after which such a transaction looks at the time."""
+_HOLD = 0.02
+"""Seconds after which it ends."""
+_PAGES = 128
+"""Pages of the index that are kept in memory."""
+_PAGES_TO_CLEAR = 4096
+"""Pages that are kept while many entries are cleared: the tree of keys of some 150,000."""
 _PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
     f"Settings_{number}_{event}"
     for number, event in (
@@ -62,6 +69,7 @@ _SQL = statements("entries")
 _RANK = "UPDATE Cache SET access_time = ? + CAST(tag AS INTEGER) WHERE key = ? AND raw = 1"
 _NAME = "SELECT filename FROM Cache WHERE key = ? AND raw = 1"
 _SOME = "SELECT rowid, filename FROM Cache WHERE key >= ? AND key < ? AND raw = 1 LIMIT ?"
+_DELETE = "DELETE FROM Cache WHERE rowid = ?"
 
 
 class Row(NamedTuple):
@@ -78,6 +86,20 @@ class Row(NamedTuple):
     name: str | None
     size: int
     tag: str = "0 "
+
+
+class Cleared(NamedTuple):
+    """What one transaction of many deleted.
+
+    Attributes:
+        entries: how many.
+        names: of their files, which the caller removes.
+        last: the row that was deleted last.
+    """
+
+    entries: int
+    names: list[str]
+    last: int
 
 
 def tag(cost: int, size: int, code: str) -> str:
@@ -158,7 +180,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             "cull_limit": CULL,
             "eviction_policy": "least-recently-used",
             "sqlite_mmap_size": 0,
-            "sqlite_cache_size": 128,
+            "sqlite_cache_size": _PAGES,
         }
         try:
             with database.transaction():
@@ -267,7 +289,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         with self._transact() as (sql, cleanup):
             for rowid, name, size in sql(which, (now, CULL)).fetchall():
                 if lacking > 0:
-                    sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+                    sql(_DELETE, (rowid,))
                     cleanup(name)
                     lacking -= size
                     count += 1
@@ -290,7 +312,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         with suppress(sqlite3.Error):  # readers keep the log from being cut
             self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         with suppress(sqlite3.Error), self._database.transaction() as connection:
-            connection.executemany("DELETE FROM Cache WHERE rowid = ?", rows)
+            connection.executemany(_DELETE, rows)
         self._free = 0
         return freed
 
@@ -299,30 +321,48 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         ends = (prefix, f"{prefix}\U0010ffff")
         return bool(self._sql(_SQL["is_most"], ends).fetchone()[0])
 
-    def clear_some(self, prefix: str, *, from_the_end: bool = False) -> int:
-        """Delete at most `BATCH` keys that begin with `prefix`; how many.
+    def prepare_to_clear(self) -> None:
+        """Expect many calls of `clear_some`, between calls of `write_back`."""
+        self._sql(f"PRAGMA cache_size={_PAGES_TO_CLEAR}")
+        self._sql("PRAGMA wal_autocheckpoint=0").fetchone()
+
+    def end_clearing(self) -> None:
+        """Undo `prepare_to_clear`."""
+        self._sql(f"PRAGMA cache_size={_PAGES}")
+        self._sql(f"PRAGMA wal_autocheckpoint={AUTOMATIC}").fetchone()
+
+    def write_back(self) -> None:
+        """Write the log back to the file: takes no lock that other processes wait for."""
+        self._sql("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def clear_some(self, prefix: str, below: int | None = None) -> Cleared:
+        """Delete at most `BATCH` keys that begin with `prefix`.
 
         Args:
-            from_the_end: of the file, so that it is cut instead of filled from behind; for a prefix
-                of most keys.
+            below: for a prefix of most keys: begin with the highest row below this one, so that
+                the file is cut instead of filled from behind.
         """
-        which = _SQL["most"] if from_the_end else _SOME
-        return self._delete_some(which, prefix, f"{prefix}\U0010ffff")
+        ends = prefix, f"{prefix}\U0010ffff"
+        if below is None:
+            return self._delete_some(_SOME, *ends)
+        return self._delete_some(_SQL["most"], below, *ends)
 
-    def drop_replaced(self, seconds: float) -> int:
-        """Delete at most `BATCH` entries whose code was replaced so long ago; how many."""
+    def drop_replaced(self, seconds: float) -> Cleared:
+        """Delete at most `BATCH` entries whose code was replaced so long ago."""
         return self._delete_some(_SQL["replaced"], self._now() - _REPLACED - seconds)
 
-    def _delete_some(self, which: str, *arguments: object) -> int:
-        with self._transact() as (sql, cleanup):
-            rows = sql(which, (*arguments, BATCH)).fetchall()
+    def _delete_some(self, which: str, *arguments: object) -> Cleared:
+        count = 0
+        with self._database.transaction() as connection:
+            rows = connection.execute(which, (*arguments, BATCH)).fetchall()
             end = time.monotonic() + _HOLD
-            for count, (rowid, name) in enumerate(rows, 1):
-                sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
-                cleanup(name)
-                if time.monotonic() > end:
-                    return count
-        return len(rows)
+            while count < len(rows) and time.monotonic() < end:
+                some = rows[count : count + _STEP]
+                connection.executemany(_DELETE, [(rowid,) for rowid, _ in some])
+                count += len(some)
+        gone = rows[:count]
+        names = [name for _, name in gone if name is not None]
+        return Cleared(count, names, gone[-1][0] if gone else 0)
 
     def has_name(self, name: str) -> bool:
         """True if any row has these files."""

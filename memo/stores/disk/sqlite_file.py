@@ -42,6 +42,8 @@ READ_PATIENCE = 0.04
 LOG = 4 << 20
 """Bytes that a log (the `-wal` file) keeps once it was written back; one big change makes it longer
 for a while."""
+AUTOMATIC = 1000
+"""Pages in a log from which a commit writes it back: SQLite's default."""
 _TEXT = partial(str, encoding="utf-8", errors="replace")
 """Makes the text of a column, whatever its bytes are: a damaged one equals nothing."""
 AGAIN = 0.01

@@ -25,6 +25,7 @@ from memo.records import codec, seal
 from memo.records.seal import Header
 from memo.records.stamp_types import Times
 from memo.runtime.clock import SECOND
+from memo.runtime.port import patient
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.settings.configuration import configure
 from memo.settings.secret_keys import Secret
@@ -264,8 +265,9 @@ def test_the_budget_is_held_by_many_writers(tmp_path: Path) -> None:
     disks = [Disk(directory, 20 * MIB, host) for _ in range(3)]
 
     def work(disk: Disk, seed: int) -> None:
-        for number in range(25):
-            put(disk, f"{seed}-{number}", seconds=1, size=MIB // 2 + number * 30_000)
+        with patient(60):  # the disk may be slow; a caller without patience would do without
+            for number in range(25):
+                put(disk, f"{seed}-{number}", seconds=1, size=MIB // 2 + number * 30_000)
 
     threads = [threading.Thread(target=work, args=(d, n)) for n, d in enumerate(disks)]
     for thread in threads:

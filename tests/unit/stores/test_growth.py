@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import memo
 from memo.keys.fingerprint.source_history import Manifests
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.disk import index, sqlite_file
-from memo.stores.disk.disk_tier import Disk
+from memo.stores.disk.disk_tier import INLINE, Disk
 from memo.stores.disk.host_state import Host
 
 
@@ -64,18 +65,87 @@ def test_writing_down_a_code_version_does_not_list_the_others(tmp_path, monkeypa
     assert len(listed) <= 2
 
 
-def test_clearing_gives_way_to_other_threads(tmp_path) -> None:
-    """While many entries are cleared the writers of the same process wait for a batch at most."""
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
     host = Host(tmp_path / "cache")
     disk = Disk(tmp_path / "cache", 1 << 30, host)
-    for number in range(3 * index.BATCH):
-        drive(disk.store(BLOCKING, f"ns:{{f}}:s:{number}", b"x", None, None))
-    writes = []
-    disk.write, write = lambda work: (writes.append(1), write(work))[1], disk.write
-    assert drive(disk.clear(BLOCKING, "ns:")) == 3 * index.BATCH
-    assert len(writes) >= 3
+    yield disk
     disk.close()
     host.close()
+
+
+def _put(disk: Disk, name: str, record: bytes = b"x") -> None:
+    drive(disk.store(BLOCKING, name, record, None, None))
+
+
+def test_clearing_gives_way_to_other_threads(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While many entries are cleared the writers of the same process wait for a batch at most."""
+    monkeypatch.setattr(index, "BATCH", 200)
+    for number in range(600):
+        _put(disk, f"ns:{{f}}:s:{number}")
+    writes = []
+    disk.write, write = lambda work: (writes.append(1), write(work))[1], disk.write
+    assert drive(disk.clear(BLOCKING, "ns:")) == 600
+    assert len(writes) >= 3
+
+
+def test_files_are_removed_while_others_may_write(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clear removes the files of entries when it has let go of the index."""
+    for number in range(3):
+        _put(disk, f"a:{number}", bytes(INLINE + 1))
+    remove, free = disk.payloads.remove, []
+
+    def removed(name: str) -> None:
+        def look() -> None:
+            free.append(disk.database.writing.acquire(blocking=False))
+            if free[-1]:
+                disk.database.writing.release()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        remove(name)
+
+    monkeypatch.setattr(disk.payloads, "remove", removed)
+    assert drive(disk.clear(BLOCKING, "a:")) == 3
+    assert free == [True, True, True]
+    assert not [path for path in disk.payloads.directory.rglob("*") if path.is_file()]
+
+
+def test_entries_of_others_are_looked_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch of a clear begins where the one before ended, however many others are newer."""
+    monkeypatch.setattr(index, "BATCH", 5)
+    for number in range(200):
+        _put(disk, f"a:{number}")
+    for number in range(190):
+        _put(disk, f"b:{number}")
+    steps = []
+    disk.database.writer.set_progress_handler(lambda: steps.append(1), 100)
+    assert drive(disk.clear(BLOCKING, "a:")) == 200
+    disk.database.writer.set_progress_handler(None, 0)
+    assert len(drive(disk.names(BLOCKING, ""))) == 190
+    assert len(steps) < 350  # 570 where each batch reads them again
+
+
+def test_a_clear_leaves_the_connection_as_it_was(disk: Disk) -> None:
+    """What a clear sets for itself, more memory and a longer log, ends with it."""
+    _put(disk, "a:1")
+    writer = disk.database.writer
+    names = "cache_size", "wal_autocheckpoint"
+    before = [writer.execute(f"PRAGMA {name}").fetchone() for name in names]
+    prepare, during = index.Index.prepare_to_clear, []
+
+    def prepared(self: index.Index) -> None:
+        prepare(self)
+        during.append([writer.execute(f"PRAGMA {name}").fetchone() for name in names])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index.Index, "prepare_to_clear", prepared)
+        drive(disk.clear(BLOCKING, "a:"))
+    assert during != [before]
+    assert [writer.execute(f"PRAGMA {name}").fetchone() for name in names] == before
 
 
 def test_a_log_does_not_stay_long(tmp_path) -> None:

@@ -56,7 +56,7 @@ SELECT rowid, filename FROM Cache WHERE access_time < ? ORDER BY access_time LIM
 -- name: most
 SELECT rowid, filename
 FROM Cache NOT INDEXED
-WHERE key >= ? AND key < ? AND raw = 1
+WHERE rowid < ? AND key >= ? AND key < ? AND raw = 1
 ORDER BY rowid DESC
 LIMIT ?;
 
