@@ -178,7 +178,7 @@ class Function:
         """The warning that it changes some state itself.
 
         Args:
-            found: who found it, where that was not this process.
+            found: the finder, if that was not this process.
         """
         return (
             f"{self.id} changes {', '.join(names)} while it runs{found}, so that is left out of "
