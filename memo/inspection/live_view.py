@@ -234,7 +234,8 @@ def _explained(item: Item) -> str:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(header.times.finished / SECOND))
     cost = rendering.duration(header.times.cost / SECOND)
     what = graph_drawing.SAID.get(item.state, "stored, and valid: the next call is a hit")
-    return f"{_called(header)} is {item.state}: {what}. Computed {at} by {header.writer} in {cost}."
+    origin = f"Computed {at} by {header.writer} in {cost}: {preview(item)}."
+    return f"{_called(header)} is {item.state}: {what}. {origin}"
 
 
 # --- refreshing an entry --------------------------------------------------------------------------

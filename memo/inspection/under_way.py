@@ -21,7 +21,7 @@ from typing import NamedTuple
 from memo.decorators import invalidators
 from memo.engine.coordination.flights import current_path
 from memo.errors import MemoError, label
-from memo.metrics.recorder import COUNTERS, publish
+from memo.metrics.recorder import COUNTERS, nothing_runs, publish_soon
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
 from memo.validity.stamps import Turn
@@ -96,7 +96,7 @@ class Board:
         expected = None if flight is None else flight.expected
         background = bool(event.reason)
         if expected is None or expected >= LONG:
-            publish(soon=True)  # no event follows for a while: what was counted is told before
+            publish_soon()  # no event follows for a while: what was counted is told before
         now = time.time()
         arguments = None if flight is None or flight.call is None else flight.call.arguments
         run = Running(
@@ -119,6 +119,9 @@ class Board:
             if slot >= 0:
                 self._free.append(slot)
                 self._write(slot, b"")
+            idle = not self._slots
+        if idle:
+            nothing_runs()
 
     def _write(self, slot: int, data: bytes) -> None:
         if slot < 0 or len(data) > SLOT - 1:

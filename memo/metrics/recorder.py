@@ -417,13 +417,19 @@ def _publishing() -> Publisher:
     return _publisher
 
 
-def publish(*, soon: bool = False) -> None:
-    """Leave this process' snapshot for the others, unless it did so less than a second ago.
+def publish() -> None:
+    """Leave this process' snapshot for the others, unless it did so less than a second ago."""
+    _publishing()()
 
-    Args:
-        soon: also if it did so less than a second ago, but not more than a few times in one.
-    """
-    _publishing()(soon=soon)
+
+def publish_soon() -> None:
+    """Leave it within a fraction of a second, unless `nothing_runs` comes first."""
+    _publishing().soon()
+
+
+def nothing_runs() -> None:
+    """The last computation under way has ended, and its end was counted."""
+    _publishing().not_later()
 
 
 def _publish_last() -> None:

@@ -27,7 +27,9 @@ PUBLISH_SHARE = 0.01
 """... and never spends more than this share of its time on it."""
 SOON_SECONDS = 0.25
 SOON_SHARE = 0.2
-"""The same before a computation that may be long: no event follows for a while."""
+"""The same where a computation has begun that may be long: no event follows for a while."""
+LATER = "memo-background-statistics"
+"""The name of the thread that waits until it is due."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -216,15 +218,30 @@ class Publisher:
         self._lock = threading.Lock()
         self._began = False
         self._complained = False
+        self._later: threading.Timer | None = None
 
-    def __call__(self, *, soon: bool = False) -> None:
-        """Publish if it is due.
-
-        Args:
-            soon: a computation begins that may be long.
-        """
-        if time.monotonic() >= (self._due_soon if soon else self._due):
+    def __call__(self) -> None:
+        """Publish if it is due."""
+        if time.monotonic() >= self._due:
             self.publish()
+
+    def soon(self) -> None:
+        """Publish now, or a little later if it did so just now: a computation has begun."""
+        left = self._due_soon - time.monotonic()
+        if left <= 0:
+            self.publish()
+        elif self._later is None or not self._later.is_alive():
+            later = threading.Timer(left, self.publish)
+            later.daemon, later.name = True, LATER
+            with contextlib.suppress(RuntimeError):  # no thread is left: the next event tells it
+                later.start()
+                self._later = later
+
+    def not_later(self) -> None:
+        """Nothing is under way any more: what comes next publishes."""
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
 
     def publish(self) -> None:
         """Publish now; one at a time, others go on without."""
@@ -270,4 +287,5 @@ class Publisher:
         global _started
         _started = time.time_ns()
         self._lock = threading.Lock()
+        self._later = None
         self._due = self._due_soon = 0.0

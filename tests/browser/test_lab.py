@@ -420,7 +420,7 @@ def test_the_dashboard_in_notebook_7(browser: Any, notebook_7: Lab, theme: str) 
         return wait_for(lambda: board.count() > 0, 15)
 
     assert any(runs() for _ in range(6))
-    board.get_by_label("Filter").fill("US")
+    board.get_by_label("Filter").fill(f"small-{theme} US")
     rows = board.locator(".memo-entries tbody tr")
     assert wait_for(lambda: rows.count() == 1, 20)
     rows.get_by_role("button", name="Explain").click()

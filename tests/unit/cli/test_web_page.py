@@ -107,6 +107,7 @@ def test_showing_an_entry_loads_no_value(tmp_path: Any, monkeypatch: pytest.Monk
         assert row["preview"].startswith("Trap")
         state = ui.do({"do": "explain", "key": row["key"]}).json()
         assert "trapped(x=1) is fresh" in state["said"][row["key"]]
+        assert f": {row['preview']}." in state["said"][row["key"]], "also where the page is narrow"
         state = ui.do({"do": "refresh", "key": row["key"]}).json()
         assert "not in this process" in state["said"][row["key"]]
         state = ui.do({"do": "invalidate", "key": row["key"]}).json()

@@ -171,6 +171,20 @@ def test_what_runs_in_other_processes_is_shown() -> None:
             one.kill(), one.communicate()
 
 
+def test_a_process_is_counted_while_it_computes() -> None:
+    """Its calls so far are in the figures of all processes, not only at the end of a long one."""
+    quick = "quick = cache(abs, name='quick', version='1')\nquick(1), quick(1)\nfar(7)"
+    source = WORKER.replace("far(7)", quick)
+    pipe = subprocess.PIPE
+    one = subprocess.Popen([sys.executable, "-c", source], stdin=pipe, stdout=pipe, text=True)
+    try:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "running\n"
+        until(lambda: Model(shared=True).state()["headline"].startswith("1 hit · 2 misses"))
+    finally:
+        one.kill(), one.communicate()
+
+
 def test_the_file_of_what_runs_goes_with_the_process() -> None:
     """A process takes its file away at its end."""
     done = worker()

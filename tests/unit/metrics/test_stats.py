@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from waiting import until
 
 from memo.metrics.counters import POINTS
 from memo.metrics.recorder import COUNTERS, REFRESH_FAILED, REFRESHED, REFRESHING, Counters, Span
-from memo.metrics.shared_counters import KEEP_SECONDS, Board, Publisher, process_name
+from memo.metrics.shared_counters import KEEP_SECONDS, LATER, Board, Publisher, process_name
 from memo.metrics.snapshots import Stats, added, label, matches
 from memo.runtime import events
 from memo.runtime.clock import SECOND, Clock
@@ -568,31 +569,28 @@ def test_publisher_writes_at_most_once_a_second(tmp_path: Path) -> None:
     assert Board(tmp_path).gather().total.hits == 2
 
 
-def test_a_snapshot_is_left_before_a_long_computation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was counted before it is told soon, also where writing the last snapshot was slow."""
+def test_a_snapshot_is_left_while_a_computation_runs(tmp_path: Path) -> None:
+    """What was counted is told soon after a computation has begun, though no event follows."""
     counters = Counters()
-    took = 0.04
-
-    def snapshot() -> Stats:
-        clock.append(clock[-1] + took)
-        return counters.snapshot()
-
-    clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[-1])
-    publisher = Publisher(snapshot, lambda: tmp_path)
+    publisher = Publisher(counters.snapshot, lambda: tmp_path)
     counters(hit())
-    publisher()
+    publisher.publish()
     counters(hit())
-    clock.append(100.24)
-    publisher(soon=True)
-    assert Board(tmp_path).gather().total.hits == 1, "not more than a few times a second"
-    clock.append(100.3)
-    publisher()
+    publisher.soon()
+    until(lambda: Board(tmp_path).gather().total.hits == 2)
+
+
+def test_no_snapshot_is_left_after_a_short_computation(tmp_path: Path) -> None:
+    """If the computation has ended before, the next event tells it; no thread goes on waiting."""
+    counters = Counters()
+    publisher = Publisher(counters.snapshot, lambda: tmp_path)
+    counters(hit())
+    publisher.publish()
+    counters(hit())
+    publisher.soon()
+    publisher.not_later()
+    until(lambda: all(thread.name != LATER for thread in threading.enumerate()))
     assert Board(tmp_path).gather().total.hits == 1
-    publisher(soon=True)
-    assert Board(tmp_path).gather().total.hits == 2
 
 
 def test_publisher_takes_no_harm(tmp_path: Path) -> None:
