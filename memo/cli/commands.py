@@ -202,10 +202,12 @@ def clear(everything: bool, yes: bool, **target: str | None) -> None:
             click.confirm(f"Drop all entries of the namespace {namespace!r}?", abort=True)
         _clear_all(namespace)
         return
-    done = memo.invalidate(**named, reason="memo clear")
+    try:
+        done = memo.invalidate(**named, reason="memo clear", strict=True)
+    except memo.NothingMatchedError as missed:
+        click.echo(repr(missed.outcome))
+        raise SystemExit(1) from None
     click.echo(repr(done))
-    if done.missed:
-        raise SystemExit(1)
 
 
 @main.command("export")

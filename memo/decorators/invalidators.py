@@ -154,7 +154,7 @@ async def _elsewhere(_port: Port, _found: Matches) -> str:
 
 _KEY: Final = r"[0-9a-f]{40}"
 ELSEWHERE: Final = (
-    "a call that another host computes now is not known by its key here: "
+    "a call that another host is computing now is not known by its key here: "
     "give its address, tag or function"
 )
 
@@ -206,7 +206,7 @@ async def _drop(
 ) -> Invalidation:
     turns, said, hint = await _target(port, **target)
     done = await invalidating.invalidate(
-        port, _all_chains(), turns, said, reason, soft=soft, hint=hint
+        port, _all_chains(), turns, said, reason, soft=soft, hint=hint, sure=strict
     )
     if strict and done.missed:
         raise NothingMatchedError(done)
@@ -232,7 +232,8 @@ def invalidate(
         key: an address, `"prefix:arg:arg"`, which matches exactly and never as a pattern; or what
             `f.key(...)` gave.
         reason: kept with the invalidation, and shown by `explain`.
-        strict: raise if no valid entry is known here that it could match.
+        strict: raise if no valid entry is known here that it could match.  A Redis is then searched
+            for entries that this host has not, for at most 50 ms.
 
     Returns:
         The entries that matched, and the outcome in each tier.
@@ -424,7 +425,8 @@ class _Plan:
         if done.hint and (not self.unproven or LIKE not in done.hint):
             self.unproven = 0
             warnings.warn(
-                f"invalidate_cache of {self.who}: nothing matched {done.target}; {done.hint}.",
+                f"invalidate_cache of {self.who}: nothing matched {done.target}{done.beyond}; "
+                f"{done.hint}.",
                 stacklevel=2,
             )
 

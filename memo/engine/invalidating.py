@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from memo.engine.call import writer
 from memo.engine.coordination.flights import FLIGHTS
-from memo.engine.matching import BOUND, Matches, matching
+from memo.engine.matching import BOUND, Matches, matching, matching_afar
 from memo.errors import label
 from memo.records.seal import Header
 from memo.runtime import events
@@ -17,6 +17,8 @@ from memo.stores.chain import Chain
 from memo.validity import stamps
 from memo.validity.stamps import Turn
 
+HERE: Final = "on this host"
+AFAR: Final = "in Redis and not on this host"
 Hint = Callable[[Port, Matches], Awaitable[str]]
 """Gives a hint for people about an invalidation that matched nothing; `""`: none."""
 
@@ -29,11 +31,14 @@ class Invalidation(NamedTuple):
         tiers: tier -> `"done"`, or why not and what happens now.
         reason: the caller's.
         matched: how many valid entries this host knew of.  It is counted for at most 50 ms, before
-            they are dropped; what other hosts alone have is dropped without being counted.
+            they are dropped; what Redis alone has is dropped without being counted, unless the
+            caller was strict and this host had none.
         at_least: counting stopped early, so there may be more.
         hint: where nothing matched, what was probably meant.
         verb: `"invalidated"` or `"expired"`.
         first: headers of the first few.
+        uncounted: a shared tier may have had entries that this host did not, and was not searched.
+        place: where the entries are that matched.
     """
 
     target: str
@@ -44,6 +49,8 @@ class Invalidation(NamedTuple):
     hint: str = ""
     verb: str = "invalidated"
     first: tuple[Header, ...] = ()
+    uncounted: bool = False
+    place: str = HERE
 
     @property
     def complete(self) -> bool:
@@ -52,16 +59,18 @@ class Invalidation(NamedTuple):
 
     @property
     def missed(self) -> bool:
-        """True if it is certain that this host had no valid entry of it."""
+        """True if it is certain that this host, and what was searched, had no valid entry of it."""
         return not (self.matched or self.at_least)
 
     @property
     def counted(self) -> str:
         """How many entries it hit: `12 entries on this host`."""
         entries = "entry" if self.matched == 1 else "entries"
-        found = f"{self.matched:,} {entries} on this host"
+        found = f"{self.matched:,} {entries} {self.place}"
         if not self.at_least:
             return found
+        if self.place == AFAR:
+            return f"at least {found}, Redis could not be searched whole"
         return f"at least {found}, counting was stopped after {BOUND * 1000:.0f} ms"
 
     def __repr__(self) -> str:
@@ -71,14 +80,22 @@ class Invalidation(NamedTuple):
         if not self.missed:
             return f"{self.verb} {target}: {self.counted} ({how})"
         undone = "" if self.complete else f" ({how})"
-        return f"nothing matched {target}{undone}{'; ' * bool(self.hint)}{self.hint}"
+        said = f"nothing matched {target}{self.beyond}{undone}"
+        return f"{said}{'; ' * bool(self.hint)}{self.hint}"
+
+    @property
+    def beyond(self) -> str:
+        """What a count of zero leaves open."""
+        if not self.uncounted:
+            return ""
+        return f" on this host; entries that only Redis has were {self.verb} uncounted"
 
     def _repr_html_(self) -> str:
         from memo.metrics import rendering
 
         facts = {**self.tiers, **({"reason": self.reason} if self.reason else {})}
         if self.missed:
-            said = f"Nothing matched {label(self.target)}"
+            said = f"Nothing matched {label(self.target)}{self.beyond}"
             facts = {**({"hint": self.hint} if self.hint else {}), **facts}
         else:
             said = f"{self.verb.capitalize()} {label(self.target)}: {self.counted}"
@@ -95,6 +112,7 @@ async def invalidate(
     soft: bool = False,
     count: bool = True,
     hint: Hint | None = None,
+    sure: bool = False,
 ) -> Invalidation:
     """Invalidate entries in every chain that may hold them.
 
@@ -102,10 +120,17 @@ async def invalidate(
         soft: let them expire instead, so that stale windows still apply.
         count: look for what it hits.
         hint: asked when nothing was hit.
+        sure: where this host has none, search the shared tier.
     """
     every = tuple(chains)
     wanted = tuple(turns)
     found = await matching(port, every, wanted) if count else Matches(partial=True)
+    uncounted = bool(wanted) and any(chain.authorities.shared is not None for chain in every)
+    uncounted = uncounted and not (found.number or found.partial)
+    place = HERE
+    if sure and uncounted:
+        afar = await matching_afar(port, every, wanted)
+        found, uncounted, place = afar._replace(others=found.others), False, AFAR
     if soft:
         wanted = tuple(map(stamps.softened, wanted))
     tiers = await _turn(port, every, wanted, reason)
@@ -113,7 +138,11 @@ async def invalidate(
     if hint is not None and not (found.number or found.partial):
         said = await hint(port, found)
     verb = "expired" if soft else "invalidated"
-    return Invalidation(target, tiers, reason, found.number, found.partial, said, verb, found.first)
+    return Invalidation(
+        *(target, tiers, reason, found.number, found.partial, said, verb, found.first),
+        uncounted=uncounted,
+        place=place,
+    )
 
 
 async def _turn(

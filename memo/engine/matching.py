@@ -1,7 +1,8 @@
-"""Matching: the valid entries of this host that an invalidation is about to drop.
+"""Matching: the valid entries that an invalidation is about to drop.
 
 Looking is for the answer alone: it is bounded in time, reads headers and this host's generations
-only, and never changes what is invalidated.
+only, and never changes what is invalidated.  A shared tier is searched where the caller wants to be
+sure: each search looks at all the names there.
 """
 
 from __future__ import annotations
@@ -53,6 +54,29 @@ async def matching(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -
     if not turns:
         return Matches()
     return await port.offload(_matching, tuple(chains), tuple(turns))
+
+
+async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
+    """The valid entries of shared tiers that some invalidations would drop."""
+    until = time.monotonic() + BOUND
+    found: dict[str, Header] = {}
+    partial = False
+    for chain in chains:
+        listing: Any = getattr(chain.authorities.shared, "listed", None)
+        if listing is None:
+            continue
+        try:
+            listed, whole = await listing(port, _common_prefix(chain, turns), until)
+        except TierError:
+            partial = True
+            continue
+        partial = partial or not whole
+        for name, record in listed:
+            with suppress(EntryError):
+                header = chain.opened(name, record).header
+                if concerns(turns, own_refs(header)) and await _is_valid_afar(port, chain, header):
+                    found[header.key] = header
+    return Matches(len(found), partial, tuple(found.values())[:FIRST])
 
 
 def _matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
@@ -120,17 +144,38 @@ def own_refs(header: Header) -> Iterator[Ref]:
 
 def is_valid(chain: Chain, header: Header) -> bool:
     """True if an entry has not expired, and its own generations hold as far as this host knows."""
-    old = age(header.times, chain.clock)
-    _, _, _, _, ttl, grace, _ = header.times
-    if old is None or (ttl >= 0 and old >= ttl + grace):
-        return False
     host = chain.host
+    if _is_over(chain, header):
+        return False
     if host is None:
         return True
-    absolute, _ = unfolded(header.stamps)  # what results vouch for is asked before it is gone
-    own = [stamp for stamp in absolute if type(stamp) is Generation]
+    own = _own(header)
     try:
         now = host.generations.read([stamp.ref for stamp in own])
     except TierError:
         return False
     return not broken([stamp.state.text for stamp in own], texts(now))
+
+
+async def _is_valid_afar(port: Port, chain: Chain, header: Header) -> bool:
+    """True if an entry has not expired, and its own generations hold."""
+    if _is_over(chain, header):
+        return False
+    own = _own(header)
+    try:
+        now = await chain.authorities.states(port, [stamp.ref for stamp in own])
+    except TierError:
+        return False
+    return not broken([stamp.state.text for stamp in own], texts(now))
+
+
+def _is_over(chain: Chain, header: Header) -> bool:
+    """True if an entry is too old to answer."""
+    old = age(header.times, chain.clock)
+    _, _, _, _, ttl, grace, _ = header.times
+    return old is None or (ttl >= 0 and old >= ttl + grace)
+
+
+def _own(header: Header) -> list[Generation]:
+    absolute, _ = unfolded(header.stamps)  # what results vouch for is asked before it is gone
+    return [stamp for stamp in absolute if type(stamp) is Generation]

@@ -61,6 +61,8 @@ VALUE_LIMIT = 64 * 1024 * 1024
 """Bytes up to which a record or a payload is sent to Redis, unless a setting says otherwise."""
 BATCH = 1000
 """Names that one step of `clear` looks at."""
+GLANCED = 1 << 16
+"""Bytes of a record up to which it is read to be counted."""
 RETENTION = 30 * 86400.0
 """Seconds that what has no other life stays: the default for entries without a ttl."""
 DAY = 86400.0
@@ -386,6 +388,42 @@ class Redis:
         keys = [self._key(name) for name in names]
         found = await self.client.ask_each(port, [(key, pack(b"EXISTS", key)) for key in keys])
         return [bool(one) for one in found]
+
+    async def listed(
+        self, port: Port, prefix: str, until: float
+    ) -> tuple[list[tuple[str, bytes]], bool]:
+        """Name and record of the entries whose names begin with `prefix`, looking at all names.
+
+        Args:
+            until: when to stop, on the monotonic clock.
+
+        Returns:
+            What was found, and whether that is all; a record above `GLANCED` bytes is left out.
+
+        Raises:
+            TierError: Redis did not say.
+        """
+        start = self._key(prefix)
+        start = start if start != self._prefix else start + b"{"
+        pattern = _GLOB.sub(r"\\\1", start.decode()).encode() + b"*"
+        found: list[tuple[str, bytes]] = []
+        whole = True
+        for node in await self.client.nodes(port):
+            cursor = None
+            while cursor != b"0":
+                if time.monotonic() > until:
+                    return found, False
+                command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
+                cursor, keys = await self.client.ask(port, command, parse=_page, key=node)
+                ranges = [(key, pack(b"GETRANGE", key, b"0", b"%d" % GLANCED)) for key in keys]
+                records = await self.client.ask_each(port, ranges) if ranges else []
+                whole = whole and all(len(_bytes(one)) <= GLANCED for one in records)
+                found += [
+                    (f"{self._namespace}:{_text(key[len(self._prefix) :])}", record)
+                    for key, record in zip(keys, records, strict=True)
+                    if len(record) <= GLANCED
+                ]
+        return found, whole
 
     async def drop(self, port: Port, name: str) -> bool:
         """Forget a name; True when it was there."""

@@ -98,9 +98,13 @@ def test_nothing_matched_is_said(
         load = loads(key_prefix="products", tags=["sales"])
         load("EU")
         done = memo.invalidate(**wrong)
-        assert (done.matched, repr(done)) == (0, said)
-        with pytest.raises(NothingMatchedError, match=said.split(";", maxsplit=1)[0]) as caught:
+        start, semicolon, near = said.partition(";")
+        beyond = " on this host; entries that only Redis has were invalidated uncounted"
+        start += beyond * (where == "redis")
+        assert (done.matched, repr(done)) == (0, f"{start}{semicolon}{near}")
+        with pytest.raises(NothingMatchedError) as caught:
             memo.invalidate(**wrong, strict=True)
+        assert str(caught.value) == said, "Redis was searched"
         assert caught.value.outcome.complete, "the tiers were told all the same"
         assert load.is_cached("EU")
         right = {"prefix": "products", "tag": "sales", "key": load.address("EU")}
@@ -202,8 +206,55 @@ def test_an_unknown_key_says_what_it_cannot_find(
     """Where hosts share a Redis, calls that another one computes are not known by their keys."""
     with place(where, request):
         said = repr(memo.invalidate(key="0" * 40))
-    assert ("another host computes now" in said) == (where == "redis")
+    assert ("another host is computing now" in said) == (where == "redis")
     assert said.startswith(f"nothing matched key '{'0' * 40}'")
+
+
+TARGETS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "prefix": lambda load: {"prefix": "products"},
+    "tag": lambda load: {"tag": "sales"},
+    "function": lambda load: {"function": load},
+    "address": lambda load: {"key": load.address("EU")},
+    "key": lambda load: {"key": load.key("EU")},
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_entries_that_only_redis_has(
+    target: str, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """Another host's entries are dropped; the answer says that it did not count them, or counts."""
+    load = loads(key_prefix="products", tags=["sales"])
+
+    def host(name: str) -> Any:
+        return memo.configure(directory=tmp_path / name, redis_url=redis_server.url, deadline=5)
+
+    for strict in (False, True):
+        with host("here"):
+            load("EU"), load("US")
+        with host(f"there {strict}"):
+            done = memo.invalidate(**TARGETS[target](load), strict=strict)
+        assert done.missed != strict
+        if strict:
+            number = 1 if "key" in TARGETS[target](load) else 2
+            assert done.matched == number
+            assert "in Redis and not on this host" in repr(done)
+        else:
+            assert "entries that only Redis has were invalidated uncounted" in repr(done)
+        with host("here"):
+            assert not load.is_cached("EU")
+
+
+def test_a_redis_that_cannot_be_searched(redis_server: RedisServer) -> None:
+    """While Redis is away a strict invalidation does not claim that nothing matched."""
+    load = loads(key_prefix="products")
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        load("EU")
+        redis_server.kill()
+        done = memo.invalidate(prefix="product", strict=True)
+        assert (done.matched, done.at_least) == (0, True)
+        assert "at least 0 entries in Redis" in repr(done)
+        assert "Redis could not be searched whole" in repr(done)
 
 
 @pytest.mark.parametrize("key", ["products:*", "products*", "products:a*"])
