@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -426,6 +427,29 @@ def _gathered(count: int) -> float:
         return asyncio.run(run())
 
 
+def _each(work: str, redis: bool, count: int) -> float:
+    """Seconds for each of so many elements of one call; the median of five.
+
+    Args:
+        work: `"store"`: computed and stored; `"hit"`: found.
+        redis: on Redis over the disk, else on the disk alone.
+    """
+    with _redis(memory_limit=0) if redis else _elsewhere(memory_limit=0):
+
+        @memo.cache(name=f"each_{work}_{count}", ttl=600, each="ids")
+        def load(ids: Sequence[int]) -> list[int]:
+            return [one + 1 for one in ids]
+
+        load([-1])
+        taken = []
+        for turn in range(5):
+            wanted = range(turn * count, (turn + 1) * count)
+            if work == "hit":
+                load(wanted)
+            taken.append(_timed(lambda wanted=wanted: load(wanted)))
+        return statistics.median(taken) / count
+
+
 def _evicting(count: int) -> float:
     """The longest of 500 stores into a budget that so many entries fill."""
     with _many(count, size_limit=max(5 * MIB, count * 1000)) as function:
@@ -616,6 +640,14 @@ ROWS = (
     Row(
         "each of so many hits in one gather, Redis", (100, 1000), "20 µs", _gathered,
         _flat(20e-6), "µs",
+    ),
+    *(
+        Row(
+            f"each of so many elements of one `each` call {does}, {place}", (100, 1000), "flat",
+            partial(_each, work, redis), _flat(0), "µs",
+        )
+        for work, does in (("store", "computed and stored"), ("hit", "found"))
+        for redis, place in ((False, "disk"), (True, "Redis over disk"))
     ),
 )  # fmt: skip
 _SCALE = {"ms": 1e3, "µs": 1e6, "%": 100.0, "bytes": 1.0, "times": 1.0, "s": 1.0, "groups": 1.0}

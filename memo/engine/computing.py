@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import weakref
 from binascii import b2a_base64
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from memo.engine import never_hits, replay, same_types, used_calls
 from memo.engine.call import Function, Job, Outcome, Watched, emit, told, warn_of, writer
@@ -28,7 +29,7 @@ from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import INHERIT, Policy
-from memo.stores.chain import Answer
+from memo.stores.chain import Answer, Item
 from memo.validity import lifetimes, results, stamps
 from memo.validity.stamps import TAGS
 
@@ -369,9 +370,46 @@ async def store_result(
     arguments: str = "",
     life: Life | None = None,
 ) -> Landing:
-    """Encode, seal and store a result.
+    """Encode, seal and store a result; see `sealed_result`."""
+    made = await sealed_result(port, job, value, used, started, cost, arguments, life)
+    if isinstance(made, Landing):
+        return made
+    [entry] = await keep(port, [made])
+    return Landing(value, None, entry, made.encoded, used=made.header.stamps)
+
+
+class Sealed(NamedTuple):
+    """A result that is ready to be stored.
+
+    Attributes:
+        job: the call that it is of.
+        header: of the entry.
+        encoded: the result.
+        record: both, sealed.
+    """
+
+    job: Job
+    header: Header
+    encoded: Encoded
+    record: bytes
+
+
+async def sealed_result(
+    port: Port,
+    job: Job,
+    value: Any,
+    used: tuple[Stamp, ...] | None,
+    started: int,
+    cost: float,
+    arguments: str = "",
+    life: Life | None = None,
+) -> Landing | Sealed:
+    """Encode and seal a result; a landing where it is not to be stored.
 
     Args:
+        used: its stamps; None: it is not stored.
+        started: as `Times` has it.
+        cost: seconds that it took.
         arguments: those of the call, packed.
         life: of the result that it was built on and that expires first.
     """
@@ -395,8 +433,7 @@ async def store_result(
     if life is not None and (ttl == lifetimes.BORN_STALE or function.policy.ttl == INHERIT):
         summary = with_built(summary, life.path(), life.until)
     header = header._replace(summary=summary)
-    entry = await _keep(port, job, header, encoded)
-    return Landing(value, None, entry, encoded, used=used)
+    return await _sealed(port, job, header, encoded)
 
 
 def _inherited(job: Job, life: Life | None) -> int | None:
@@ -430,7 +467,7 @@ async def _failed(
             times=header.times._replace(grace=0),
             flags=header.flags | seal.RAISED,
         )
-        await _keep(port, job, header, encoded)
+        await keep(port, [await _sealed(port, job, header, encoded)])
     except Exception as fault:
         emit(job, events.ERROR, reason="store", detail=told(fault))
     return landing
@@ -450,27 +487,35 @@ async def keep_renewed(port: Port, job: Job, found: Answer, known: tuple[Stamp, 
         assert found.source is not None
         payload = codec.payload_of(found.source.open(seal.payload_size(header.buffers)), header)
     encoded = Encoded(bytes(old.stream), payload, header.codec, header.flags)
-    return await _keep(port, job, header, encoded)
+    [entry] = await keep(port, [await _sealed(port, job, header, encoded)])
+    return entry
 
 
-async def _keep(port: Port, job: Job, header: Header, encoded: Encoded) -> seal.Entry:
-    """Seal and store an entry, and write down the code version that it is of."""
-    chain, function = job.chain, job.function
+async def _sealed(port: Port, job: Job, header: Header, encoded: Encoded) -> Sealed:
+    secret = job.chain.secrets[0]
     if len(encoded.stream) > BIG:
-        record = await port.offload(seal.pack, header, encoded.stream, chain.secrets[0])
+        record = await port.offload(seal.pack, header, encoded.stream, secret)
     else:
-        record = seal.pack(header, encoded.stream, chain.secrets[0])
+        record = seal.pack(header, encoded.stream, secret)
+    return Sealed(job, header, encoded, record)
+
+
+async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
+    """Store results of one function, and write down the code version that they are of."""
+    chain, function, code = made[0].job.chain, made[0].job.function, made[0].header.code
+    items = [Item(one.job.name, one.record, one.encoded.payload, one.header.times) for one in made]
     with patience(function.policy):
-        stored = await chain.store(port, job.name, record, encoded.payload, header.times)
-        await chain.keep_groups(port, header.stamps, header.times)
-    size = len(record) + (encoded.payload.size if encoded.payload else 0)
-    follows = "redis follows" if chain.upload(job.name) else ""
-    emit(job, events.STORED, tier=",".join(stored), size=size, detail=follows)
-    chain.floors.rise(job.call.text, header.times.started)
-    if function.manifest is not None and function.noted != (weakref.ref(chain), header.code):
-        kept = await port.offload(function.manifest, header.code, function.identity.parts)
-        function.noted = (weakref.ref(chain), header.code) if kept else None
-    return seal.entry(header, memoryview(encoded.stream), record)
+        stored = await chain.store_all(port, items)
+        await chain.keep_groups(port, [(one.header.stamps, one.header.times) for one in made])
+    for (job, header, encoded, record), tiers in zip(made, stored, strict=True):
+        size = len(record) + (encoded.payload.size if encoded.payload else 0)
+        follows = "redis follows" if chain.upload(job.name) else ""
+        emit(job, events.STORED, tier=",".join(tiers), size=size, detail=follows)
+        chain.floors.rise(job.call.text, header.times.started)
+    if function.manifest is not None and function.noted != (weakref.ref(chain), code):
+        kept = await port.offload(function.manifest, code, function.identity.parts)
+        function.noted = (weakref.ref(chain), code) if kept else None
+    return [seal.entry(h, memoryview(encoded.stream), record) for _, h, encoded, record in made]
 
 
 def _header(

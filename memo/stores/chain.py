@@ -15,9 +15,10 @@ Rules of this module:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain as chained
 from sys import getsizeof
 from typing import Any, Literal, NamedTuple, cast
 
@@ -48,6 +49,7 @@ from memo.stores.protocols import (
     Near,
     Prompt,
     Source,
+    StoresMany,
     Tier,
 )
 from memo.stores.shared_findings import Findings
@@ -60,6 +62,10 @@ from memo.validity.results import Reading, unproven
 
 BIG = 1 << 20
 """Bytes of a record from which its seal is checked off the event loop."""
+SMALL = 32 * 1024
+"""Bytes of a record up to which it is stored together with others."""
+TOGETHER = 256
+"""Entries that are stored together at most, and a KiB for each: others may write in between."""
 LEARN_AGAIN = 1.0
 """Seconds for which the host is not asked to learn anything more where it could or would not."""
 
@@ -82,6 +88,15 @@ class Answer(NamedTuple):
     entry: Entry | None = None
     tier: str = ""
     source: Source | None = None
+
+
+class Item(NamedTuple):
+    """An entry to store: see `Chain.store`."""
+
+    name: str
+    record: bytes
+    payload: Payload | None
+    times: Times
 
 
 class Proof:
@@ -175,10 +190,9 @@ class Chain:
             remaining=self._remaining,
             fault=self._fault,
         )
-        self._prompt: Prompt | None = None
+        self._askable = self._authority if isinstance(self._authority, Prompt) else None
         behind = self.tiers[self._front is not None :]
-        if self._authority is not None and self._authority is behind[0]:
-            self._prompt = self._authority if isinstance(self._authority, Prompt) else None
+        self._prompt: Prompt | None = self._askable if self._authority is behind[0] else None
         if self._front is not None and self._listener is not None:  # proofs are `_proven`'s
             self._prompt = None
 
@@ -419,11 +433,26 @@ class Chain:
             asked.chain, asked.name, asked.entry = self, name, entry
         return asked
 
+    def ask(self, port: Port, function: str, key: str) -> Asked | None:
+        """Begin to look a key up in the shared tier, for `lookup`; None: `lookup` asks it."""
+        if self._askable is None or self.authorities.behind():
+            return None
+        name = self.name(function, key)
+        if self._front is not None and self._front.peek(name) is not None:
+            return None
+        try:
+            asked = self._askable.ask(port, name)
+        except TierError:
+            return None  # `lookup` meets it again, and says so
+        if asked is not None:
+            asked.chain, asked.name, asked.entry = self, name, None
+        return asked
+
     async def get_ready(self, port: Port) -> None:
-        """Get ready for many questions by `at_hand`, the first on an event loop included."""
-        if self._prompt is not None:
+        """Get ready for many questions at once, the first on an event loop included."""
+        if self._askable is not None:
             with suppress(TierError):  # `lookup` meets it again, and says so
-                await self._prompt.get_ready(port)
+                await self._askable.get_ready(port)
 
     def settled(self, port: Port, asked: Asked, key: str) -> Entry | None:
         """The entry that was asked for, if it is true and plain; None: `lookup` it."""
@@ -593,7 +622,7 @@ class Chain:
             return
         lifetime = self._remaining(entry.times)
         if self.tiers[place].shared:
-            await self.keep_groups(port, entry.stamps, entry.times)
+            await self.keep_groups(port, [(entry.stamps, entry.times)])
         above = [tier for tier in self.tiers[:place] if not entry.buffers]
         slow = [tier for tier in above if tier.name != MEMORY]
         for tier in above:
@@ -650,13 +679,57 @@ class Chain:
                 stored.append(tier.name)
         return tuple(stored)
 
-    async def keep_groups(self, port: Port, stamps: Iterable[Stamp], times: Times) -> None:
-        """Let the host's groups live as long as an entry with these stamps; forget others by it."""
+    async def store_all(self, port: Port, items: Sequence[Item]) -> list[tuple[str, ...]]:
+        """As `store`, for several entries; small ones share a transaction, or a round trip."""
+        small = [at for at, item in enumerate(items) if self._is_small(item)]
+        stored: dict[int, tuple[str, ...]] = {}
+        for some in _shares(small, items) if len(small) > 1 else ():
+            told = await self._store_some(port, [items[at] for at in some])
+            stored.update(dict.fromkeys(some, told))
+        for at, item in enumerate(items):
+            if at not in stored:
+                stored[at] = await self.store(port, *item)
+        return [stored[at] for at in range(len(items))]
+
+    def _is_small(self, item: Item) -> bool:
+        return (
+            item.payload is None
+            and len(item.record) <= SMALL
+            and not any(self._transfers.later(t, item.name, len(item.record)) for t in self.tiers)
+        )
+
+    async def _store_some(self, port: Port, items: Sequence[Item]) -> tuple[str, ...]:
+        """Keep small entries; the names of the tiers that kept all of them."""
+        kept = [(item.name, item.record, self._remaining(item.times)) for item in items]
+        stored = []
+        for tier in self.tiers:
+            if isinstance(tier, StoresMany):
+                try:
+                    await tier.store_many(port, kept)
+                except TierError as error:
+                    self._fault(tier.name, error, items[0].name.rpartition(":")[2])
+                    continue
+            else:
+                done = [await self._put(port, tier, n, record, None, t) for n, record, t in kept]
+                if not all(done):
+                    continue
+            stored.append(tier.name)
+            if self.write_strategy == "write_around" and tier.name != MEMORY:
+                break
+        return tuple(stored)
+
+    async def keep_groups(
+        self, port: Port, entries: Sequence[tuple[Iterable[Stamp], Times]]
+    ) -> None:
+        """Let the host's groups live as long as entries with these stamps; forget others by it."""
         if self.host is None:
             return
         generations = self.host.generations
+        stamps = chained.from_iterable(stamps for stamps, _ in entries)
         groups = {stamp.ref.group: None for stamp in stamps if type(stamp) is Generation}
-        await generations.outlive(port, groups, self._remaining(times))
+        lives = [self._remaining(times) for _, times in entries]
+        longest = max((life for life in lives if life is not None), default=None)
+        await generations.outlive(port, groups, None if None in lives else longest)
         if generations.sweep_due():
 
             async def sweep(port: Port) -> None:
@@ -772,6 +845,20 @@ def _unheard(listener: Listener, known: object) -> Entry | None:
         return None
     known.mark = mark
     return known.entry
+
+
+def _shares(places: Sequence[int], items: Sequence[Item]) -> Iterator[list[int]]:
+    """Places of items in shares of at most `TOGETHER` and as many KiB."""
+    share: list[int] = []
+    size = 0
+    for at in places:
+        if share and (len(share) >= TOGETHER or size >= TOGETHER * 1024):
+            yield share
+            share, size = [], 0
+        share.append(at)
+        size += len(items[at].record)
+    if share:
+        yield share
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
-from memo.stores.protocols import Found, Source
+from memo.stores.protocols import Found, Kept, Source
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
@@ -174,6 +174,12 @@ class Adapted:
     ) -> None:
         items = {} if payload is None else {_payload_key(payload.digest): aligned(payload)}
         await self.call(port, self.write({**items, name: record}, lifetime))
+
+    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+        """See `memo.stores.protocols.StoresMany.store_many`; all for as long as the longest."""
+        lives = [lifetime for _, _, lifetime in records if lifetime is not None]
+        longest = max(lives) if len(lives) == len(records) else None
+        await self.call(port, self.write({name: record for name, record, _ in records}, longest))
 
     async def drop(self, port: Port, name: str) -> bool:
         await self.call(port, self.provider.delete(name))

@@ -245,6 +245,19 @@ class Tier(Protocol):
         ...
 
 
+Kept = tuple[str, bytes, float | None]
+"""A name, the record to keep under it, and for how many seconds (None: for good)."""
+
+
+@runtime_checkable
+class StoresMany(Protocol):
+    """A tier that keeps many small records at once for less than one after the other."""
+
+    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+        """As `Tier.store` for records without payloads; where it raises, some may be kept."""
+        ...
+
+
 @runtime_checkable
 class Front(Protocol):
     """A tier in this process that can keep an object beside a record, so that it is parsed once."""

@@ -16,6 +16,7 @@ from memo.stores.custom import Adapted
 from memo.stores.disk.disk_tier import Disk
 from memo.stores.disk.host_state import Host
 from memo.stores.memory import Memory
+from memo.stores.protocols import StoresMany
 from memo.stores.redis.redis_tier import Redis
 
 NAME = "memo:{module:load}:0123:abcdef"
@@ -99,6 +100,21 @@ def test_lifetime(tier: Any, run: Any) -> None:
         return  # a user's store need not keep time: the entry itself does
     time.sleep(0.25)
     assert run(lambda port: tier.lookup(port, NAME)) is None
+
+
+def test_many_at_once(tier: Any, run: Any) -> None:
+    """Records that are kept at once are found one by one, and replace what was there."""
+    names = [f"{NAME}{number}" for number in range(300)]
+    run(lambda port: tier.store(port, names[0], b"old" * 20_000, None, None))
+    if not isinstance(tier, StoresMany):
+        return
+    made = [
+        (name, f"record {at}".encode(), 60.0 if at % 2 else None) for at, name in enumerate(names)
+    ]
+    made[7] = (names[7], b"big" * 20_000, None)
+    run(lambda port: tier.store_many(port, made))
+    for name, record, _ in made:
+        assert run(lambda port, name=name: tier.lookup(port, name)).record == record
 
 
 def test_health(tier: Any, run: Any) -> None:

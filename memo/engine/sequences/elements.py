@@ -40,14 +40,16 @@ from memo.engine.answering import (
 )
 from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
 from memo.engine.computing import (
+    Sealed,
     Standing,
     close,
     invoke,
     is_same_call,
+    keep,
     late_stamps,
     merged,
     packed,
-    store_result,
+    sealed_result,
     warn_not_stored,
     watch_tags,
 )
@@ -273,15 +275,17 @@ class Place:
     Attributes:
         at: its first position in the collection.
         job: the call with this element alone.
+        asked: the question to the shared tier that was made for it; None: none, or it is used up.
         since: `FLIGHTS.landed` before it was looked up.
         missed: it was looked up, and a miss told.
     """
 
-    __slots__ = ("at", "flight", "found", "job", "missed", "since", "waiter")
+    __slots__ = ("asked", "at", "flight", "found", "job", "missed", "since", "waiter")
 
     def __init__(self, at: int, job: Job) -> None:
         self.at = at
         self.job = job
+        self.asked: Asked | None = None
         self.since = 0
         self.missed = False
         self.found = Answer(Verdict(MISS, reasons.ABSENT))
@@ -468,22 +472,29 @@ async def _plainly(port: Port, made: Batch) -> Any:
 async def _at_hand(port: Port, made: Batch) -> list[Place]:
     """Take what can be had without a coroutine, in as few round trips as may be; what is left."""
     function, left = made.function, []
-    await function.chain().get_ready(port)
+    chain = function.chain()
+    await chain.get_ready(port)
     with together():
         for place in made.places.values():
+            place.since = FLIGHTS.landed
             value = at_hand(lambda: port, function, place.job.call, time.perf_counter())
             if type(value) is Part:
                 made.parts[place.text] = value
-            else:
-                left.append((place, value if isinstance(value, Asked) else None))
+                continue
+            asked = value if isinstance(value, Asked) else None
+            place.asked = asked or chain.ask(port, function.id, place.text)
+            left.append((place, asked))
     pending = []
-    for place, asked in left:
-        if asked is not None:
+    for place, at_once in left:
+        if (asked := place.asked) is not None:
             asked.answer = await port.settle(asked.answer)
-            value = settled(port, function, place.job.call, asked)
+        if at_once is not None:
+            value = settled(port, function, place.job.call, at_once)
             if type(value) is Part:
                 made.parts[place.text] = value
                 continue
+        if asked is not None and (asked.chain is not place.job.chain or asked.entry is not None):
+            place.asked = None
         pending.append(place)
     return pending
 
@@ -494,9 +505,11 @@ async def _looked_up(
     """Look places up; those that have to be computed."""
     left = []
     for place in pending:
-        place.since = FLIGHTS.landed
+        asked, place.asked = place.asked, None
+        if asked is None:
+            place.since = FLIGHTS.landed
         try:
-            found, value = await look(port, place.job)
+            found, value = await look(port, place.job, asked)
         except Exception as error:
             if not hindered(error):
                 raise
@@ -771,17 +784,18 @@ async def _computed(
             return [(place, Landing(fault=True)) for place in places]
     stands = error is None and standing.stands
     share = cost / len(places)
+    if error is None:
+        ready = []
+        for index, place in enumerate(places):
+            vouched = own[index] if stands and same[index] else None
+            run = _Run(gathered, watch, started[index], share, made.keep, arguments[index])
+            ready.append(await _made_ready(port, place, parts[index], vouched, run))
+        return list(zip(places, await _stored(port, ready), strict=True))
     landings: list[tuple[Place, Landing | None]] = []
     for index, place in enumerate(places):
-        if error is not None:
-            known, used = await merged(port, place.job, gathered, own[index])
-            landing = Landing(error=error, used=used, known=known, started=started[index])
-            landing = await _failed(port, place, landing, first=not index, cost=cost)
-        else:
-            vouched = own[index] if stands and same[index] else None
-            begun = started[index]
-            run = _Run(gathered, watch, begun, share, made.keep, arguments[index])
-            landing = await _stored(port, place, parts[index], vouched, run)
+        known, used = await merged(port, place.job, gathered, own[index])
+        landing = Landing(error=error, used=used, known=known, started=started[index])
+        landing = await _failed(port, place, landing, first=not index, cost=cost)
         landings.append((place, landing))
     return landings
 
@@ -847,10 +861,10 @@ class _Run(NamedTuple):
     arguments: str
 
 
-async def _stored(
+async def _made_ready(
     port: Port, place: Place, part: Part, own: tuple[Stamp, ...] | None, run: _Run
-) -> Landing:
-    """Store one element's result.
+) -> tuple[Landing, Sealed | None]:
+    """The landing of one element, and what is to be stored; None: nothing.
 
     Args:
         own: its stamps; None: nothing vouches for it, so it is not stored.
@@ -866,15 +880,34 @@ async def _stored(
     detached = place.flight is not None and place.flight.detached
     vouched = used if keep and not detached else None
     try:
-        landing = await store_result(
+        ready = await sealed_result(
             port, job, part, vouched, started, share, arguments, gathered.life
         )
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
-        landing = Landing(part)
-    if landing.entry is None:
-        landing = landing._replace(used=used)
-    return landing._replace(known=known + watch, started=started, true=not detached)
+        ready = Landing(part)
+    sealed = ready if isinstance(ready, Sealed) else None
+    landing = Landing(part, encoded=ready.encoded)
+    return (
+        landing._replace(used=used, known=known + watch, started=started, true=not detached),
+        sealed,
+    )
+
+
+async def _stored(port: Port, ready: Sequence[tuple[Landing, Sealed | None]]) -> list[Landing]:
+    """Store what is to be stored, together; the landings."""
+    landings = [landing for landing, _ in ready]
+    stored = [(at, sealed) for at, (_, sealed) in enumerate(ready) if sealed is not None]
+    if not stored:
+        return landings
+    try:
+        entries = await keep(port, [sealed for _, sealed in stored])
+    except Exception as error:
+        emit(stored[0][1].job, events.ERROR, reason="store", detail=told(error))
+        return [landing._replace(encoded=None) for landing in landings]
+    for (at, sealed), entry in zip(stored, entries, strict=True):
+        landings[at] = landings[at]._replace(entry=entry, used=sealed.header.stamps)
+    return landings
 
 
 async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...] | None]:
@@ -975,6 +1008,7 @@ async def put(port: Port, made: Batch, value: Any) -> None:
         raise OptionError("value", value, fix) from None
     keys = [place.text for place in places] if whole else made.keys
     by_key = dict(zip(keys, parts, strict=True))
+    ready = []
     for place, own in zip(places, await _stamps(port, places), strict=True):
         if own is None:
             continue
@@ -983,4 +1017,7 @@ async def put(port: Port, made: Batch, value: Any) -> None:
         late = await late_stamps(port, job, part, await watch_tags(port, job))
         if late is not None:
             started = job.chain.floors.start_time(place.text, job.chain.clock)
-            await store_result(port, job, part, own + late, started, 0.0, packed(job))
+            sealed = await sealed_result(port, job, part, own + late, started, 0.0, packed(job))
+            ready += [sealed] if isinstance(sealed, Sealed) else []
+    if ready:
+        await keep(port, ready)

@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +41,7 @@ from memo.stores.disk import file_locks
 from memo.stores.disk.home import READ_ONLY, is_full
 from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import LOG, DamagedError, Database, outlasting, statements
-from memo.stores.protocols import Found, Generations, Host, Listed, Source
+from memo.stores.protocols import Found, Generations, Host, Kept, Listed, Source
 
 if TYPE_CHECKING:
     from memo.stores.disk.index import Cleared, Index, Row
@@ -380,6 +381,28 @@ class Disk:
         if self.is_sweep_due():
             port.spawn(self._sweep_soon, "memo-sweep")
 
+    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+        """See `memo.stores.protocols.StoresMany.store_many`: one transaction."""
+        if self._home.lost():
+            raise self._home.fault()
+        await port.offload(self._store_many, records)
+        if self.is_sweep_due():
+            port.spawn(self._sweep_soon, "memo-sweep")
+
+    def _store_many(self, records: Sequence[Kept]) -> None:
+        size = sum(len(record) + ROW for _, record, _ in records)
+        if size > self.size_limit // 16 or any(len(record) > INLINE for _, record, _ in records):
+            for name, record, lifetime in records:
+                self._store_with_room(name, record, None, lifetime)
+            return
+        rows = [(name, _row(record), lifetime) for name, record, lifetime in records]
+
+        def keep(index: Index) -> None:
+            self._make_room(index, size)
+            index.keep_all(rows)
+
+        self._with_room(size, lambda: self.write(keep))
+
     async def receive(
         self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
     ) -> Source | None:
@@ -392,11 +415,21 @@ class Disk:
     ) -> None:
         """Store; on a full disk, remove entries that are worth less first."""
         size = len(record) + (payload.size if payload else 0)
+        store = partial(self._store, name, record, payload, lifetime)
+        self._with_room(size, store, once=isinstance(payload, Arriving))
+
+    def _with_room(self, size: int, store: Callable[[], None], *, once: bool = False) -> None:
+        """Call `store`; on a full disk, remove entries that are worth less and call it again.
+
+        Args:
+            size: bytes that it stores.
+            once: it cannot be called again.
+        """
         for _ in range(_RELIEFS):
             try:
-                self._store(name, record, payload, lifetime)
+                store()
             except TierError as error:
-                if not is_full(error.__cause__) or isinstance(payload, Arriving):
+                if not is_full(error.__cause__) or once:
                     raise
                 if not self._relieve(size):
                     self._home.full()
@@ -423,12 +456,8 @@ class Disk:
         size = (payload.size if payload else 0) + len(outside or b"")
         if max(size, len(record)) > self.size_limit:
             raise TierError(f"{size} bytes do not fit in a budget of {self.size_limit}")
-        from memo.stores.disk.index import Row, tag
-
-        worth = seal.worth(record)
-        mark = tag(worth.cost, size + len(record), worth.code) if worth else "0 "
         if not size:
-            row = Row(record, None, 0, mark)
+            row = _row(record)
             self.write(lambda index: self._keep(index, name, row, lifetime))
             return
         if not self._has_written:  # the first time: a process that died may have been here
@@ -437,7 +466,7 @@ class Disk:
         self.write(lambda index: self._make_room(index, size + len(record)))
         try:
             with self.payloads.keep(payload, outside) as where:
-                row = Row(record if outside is None else None, where, size, mark)
+                row = _row(record, outside=outside is not None, where=where, size=size)
                 self.write(lambda index: self._keep(index, name, row, lifetime))
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
@@ -652,6 +681,21 @@ class Disk:
         if self.database.is_open:
             self.tell()
         self.database.close()
+
+
+def _row(record: bytes, *, outside: bool = False, where: str | None = None, size: int = 0) -> Row:
+    """The row of an entry.
+
+    Args:
+        outside: the record lies in a file too.
+        where: the name of its files.
+        size: bytes of its files.
+    """
+    from memo.stores.disk.index import Row, tag
+
+    worth = seal.worth(record)
+    mark = tag(worth.cost, size + len(record), worth.code) if worth else "0 "
+    return Row(None if outside else record, where, size, mark)
 
 
 _disks: weakref.WeakSet[Disk] = weakref.WeakSet()

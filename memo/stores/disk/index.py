@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, NoReturn
 
@@ -221,21 +221,37 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     def keep(self, name: str, row: Row, lifetime: float | None) -> None:
         """Replace the row of a name, for `lifetime` seconds."""
+        with self._transact() as (sql, cleanup):
+            self._keep(sql, cleanup, name, row, lifetime)
+
+    def keep_all(self, rows: Iterable[tuple[str, Row, float | None]]) -> None:
+        """As `keep`, for many names in one transaction."""
+        with self._transact() as (sql, cleanup):
+            for name, row, lifetime in rows:
+                self._keep(sql, cleanup, name, row, lifetime)
+
+    def _keep(
+        self,
+        sql: Callable[..., sqlite3.Cursor],
+        cleanup: Callable[[str | None], None],
+        name: str,
+        row: Row,
+        lifetime: float | None,
+    ) -> None:
         now = time.time()
         expire = None if lifetime is None else now + lifetime
         added, _, code = row.tag.partition(" ")
         columns = (
             now, expire, now + int(added), row.tag, row.size, MODE_RAW, row.name, row.record, name,
         )  # fmt: skip
-        with self._transact() as (sql, cleanup):
-            if not sql(_SQL["insert"], columns).rowcount:
-                cleanup(sql(_NAME, (name,)).fetchone()[0])
-                sql(_SQL["update"], columns)
-            function = name.rpartition(":")[0] + ":"
-            if code and self._codes.get(function) != code:
-                present = self._now()
-                ends = function, f"{function}\U0010ffff", code, present - _REPLACED / 2
-                sql(_SQL["replace"], (present - _REPLACED, *ends))
+        if not sql(_SQL["insert"], columns).rowcount:
+            cleanup(sql(_NAME, (name,)).fetchone()[0])
+            sql(_SQL["update"], columns)
+        function = name.rpartition(":")[0] + ":"
+        if code and self._codes.get(function) != code:
+            present = self._now()
+            ends = function, f"{function}\U0010ffff", code, present - _REPLACED / 2
+            sql(_SQL["replace"], (present - _REPLACED, *ends))
         self._codes[function] = code
         self._kept += 1
 

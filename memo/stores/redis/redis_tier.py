@@ -44,7 +44,7 @@ from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.payload_store import KEEP, PayloadStore
-from memo.stores.protocols import REDIS, Asked, Census, Found, Part, Source
+from memo.stores.protocols import REDIS, Asked, Census, Found, Kept, Part, Source
 from memo.stores.redis.breaker import RATE
 from memo.stores.redis.client import Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
@@ -260,7 +260,21 @@ class Redis:
             await port.offload(self.payload_store.store, payload)
             lifetime = min(lifetime, KEEP)
         await self._set(port, self._key(name), [record], lifetime)
-        await self._keep_groups(port, record, lifetime)
+        await self._keep_groups(port, [(record, lifetime)])
+
+    async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
+        """See `memo.stores.protocols.StoresMany.store_many`: one exchange with each server."""
+        lives = [self._retention if life is None else life for _, _, life in records]
+        commands = []
+        for (name, record, _), life in zip(records, lives, strict=True):
+            key = self._key(name)
+            head, tail = _set(key, len(record), b"PX", b"%d" % _milliseconds(life))
+            commands.append((key, b"".join((head, record, tail))))
+        for reply in await self.client.ask_each(port, commands, writes=True):
+            _ok(reply)
+        await self._keep_groups(
+            port, [(record, life) for (_, record, _), life in zip(records, lives, strict=True)]
+        )
 
     def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
         """An entry without a ttl has answered: it lives on, as one does whose code is current."""
@@ -283,7 +297,7 @@ class Redis:
             await self._extend(port, self._payload_name(seal.payload_digest(entry.buffers)), life)
         key = self._key(name)
         await self.client.ask(port, pack(b"PEXPIRE", key, life), parse=int, key=key, writes=True)
-        await self._keep_groups(port, entry.record, self._retention)
+        await self._keep_groups(port, [(entry.record, self._retention)])
 
     async def _store_payload(self, port: Port, payload: Payload, lifetime: float) -> None:
         """Keep a payload, which entries share; no store ever shortens the life that it has.
@@ -340,27 +354,26 @@ class Redis:
                 command = pack(b"PEXPIRE", name, life)
                 await self.client.ask(port, command, parse=int, key=name, writes=True)
 
-    async def _keep_groups(self, port: Port, record: bytes, lifetime: float) -> None:
-        """Let the groups that a record names live as long as the entry."""
+    async def _keep_groups(self, port: Port, kept: Sequence[tuple[bytes, float]]) -> None:
+        """Let the groups that records name live as long as these, given with their lifetimes."""
         now = time.monotonic()
         calls = []
-        for group in seal.groups(record):
-            shortens = group in self._made and group.startswith("t:")
-            if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
-                continue
-            self._made.discard(group)
-            seconds = (lifetime + SLACK) * (1 if shortens or lifetime < DAY else 1.1)
-            words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
-            calls.append(((self._group_key(group),), words))
-            self._live_until(group, now + seconds)
+        for record, lifetime in kept:
+            for group in seal.groups(record):
+                shortens = group in self._made and group.startswith("t:")
+                if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
+                    continue
+                self._made.discard(group)
+                seconds = (lifetime + SLACK) * (1 if shortens or lifetime < DAY else 1.1)
+                words = (b"%d" % _milliseconds(seconds), b"1" if shortens else b"")
+                calls.append(((self._group_key(group),), words))
+                self._live_until(group, now + seconds)
         try:
             if calls:
                 await self.client.run_each(port, LAST, calls)
         except NoScriptsError:
-            commands = [
-                (keys[0], pack(b"PEXPIRE", keys[0], b"%d" % _milliseconds(max(lifetime, DAY))))
-                for keys, _ in calls
-            ]
+            life = b"%d" % _milliseconds(max(DAY, *(lifetime for _, lifetime in kept)))
+            commands = [(keys[0], pack(b"PEXPIRE", keys[0], life)) for keys, _ in calls]
             await self.client.ask_each(port, commands, writes=True)
 
     def _live_until(self, group: str, until: float) -> None:

@@ -703,6 +703,75 @@ def test_elements_share_round_trips(way: Way, redis_server: RedisServer, memory_
     assert stats.get("cmdstat_get", {"calls": 0})["calls"] == (0 if memory_limit else 400)
 
 
+@pytest.mark.parametrize("memory_limit", [0, 1 << 24])
+def test_missing_elements_share_round_trips(
+    way: Way, redis_server: RedisServer, memory_limit: int
+) -> None:
+    """400 elements are looked up in vain and stored in a few round trips, not in 800."""
+    memo.configure(redis_url=redis_server.url, memory_limit=memory_limit, deadline=5)
+    load = way.cached(squares, each="x")
+    way.call(load, [1000])
+    client = redis_server.client()
+    before = client.info("stats")["total_reads_processed"]
+    with recording() as events:
+        assert way.call(load, list(range(400))) == [one * one for one in range(400)]
+    assert client.info("stats")["total_reads_processed"] - before < 120
+    assert [event.tier for event in events if event.kind == "stored"] == ["redis,disk"] * 400 or (
+        memory_limit
+    )
+    fresh_process()
+    assert way.call(load, list(range(400))) == [one * one for one in range(400)]
+    assert len(RUNS) == 2
+
+
+@pytest.mark.parametrize("strategy", ["write_through", "write_around"])
+def test_elements_are_stored_while_redis_is_away(redis_server: RedisServer, strategy: Any) -> None:
+    """Then the disk alone keeps them; that Redis did not is told once, not for each element."""
+    memo.configure(redis_url=redis_server.url, memory_limit=0, write_strategy=strategy)
+    load = Way("sync").cached(squares, each="x")
+    load([1])
+    redis_server.kill()
+    with recording() as events:
+        load(list(range(2, 102)))
+    assert {event.tier for event in events if event.kind == "stored"} == {"disk"}
+    assert sum(event.kind in ("error", "tier_down") for event in events) < 110  # of look-ups
+    redis_server.restart()
+    before = len(RUNS)
+    with memo.configure(tiers=["disk"]):
+        load(list(range(2, 102)))
+    assert len(RUNS) == before
+
+
+def test_a_big_element_among_small_ones(way: Way, place: str) -> None:
+    """An element with a payload is stored by itself, the others together."""
+    import numpy as np
+
+    load = way.cached(
+        lambda x: RUNS.append(x) or [np.full(50_000, one) if one == 3 else one for one in x],
+        each="x",
+    )
+    way.call(load, [1, 2, 3, 4])
+    fresh_process()
+    answer = way.call(load, [1, 2, 3, 4])
+    assert [answer[0], answer[1], answer[3]] == [1, 2, 4]
+    np.testing.assert_array_equal(answer[2], np.full(50_000, 3))
+    assert RUNS == [[1, 2, 3, 4]]
+
+
+def test_an_element_that_cannot_be_pickled(way: Way) -> None:
+    """It is computed at each call, and the others are stored."""
+
+    def locks(x: Any) -> Any:
+        RUNS.append(x)
+        return [threading.Lock() if one == 2 else one for one in x]
+
+    load = way.cached(locks, each="x")
+    with pytest.warns(UserWarning, match="cannot be pickled"):
+        way.call(load, [1, 2, 3])
+    way.call(load, [1, 2, 3])
+    assert RUNS == [[1, 2, 3], [2]]
+
+
 def test_elements_that_are_asked_together_when_redis_goes(
     way: Way, redis_server: RedisServer
 ) -> None:

@@ -377,12 +377,12 @@ def rows(n: int):
 
 with recording() as heard:
     next(rows(2))
-print("waiting" in {event.kind for event in heard})
+print("lock_timeout" in {event.kind for event in heard})
 """
 
 
 def other_process_waits() -> bool:
-    """True if another process finds the lease of `rows(2)` taken."""
+    """True if another process finds the lease of `rows(2)` taken, until it computes by itself."""
     return ports.run(WAITS) == "True"
 
 

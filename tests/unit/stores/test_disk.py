@@ -426,6 +426,34 @@ def test_what_has_expired_goes_first(directory, host):
     disk.close()
 
 
+@pytest.mark.parametrize(("size", "most"), [(100, 1), (INLINE + 1, 600)])
+def test_small_records_share_a_transaction(disk, monkeypatch, size, most):
+    """Many small records that are kept at once take one transaction; those in files, their own."""
+    put(disk, "first")
+    taken, plain = [], sqlite_file.Database.transaction
+
+    def counted(database):
+        taken.append(database)
+        return plain(database)
+
+    monkeypatch.setattr(sqlite_file.Database, "transaction", counted)
+    records = [(f"n{at}", bytes(size), None) for at in range(200)]
+    blocking(lambda port: disk.store_many(port, records))
+    assert most // 3 <= len(taken) <= most
+    assert all(get(disk, name).record == record for name, record, _ in records)
+
+
+def test_many_records_keep_the_budget(disk, directory, host):
+    """Records that are kept at once evict what is worth least, as single ones do."""
+    disk.size_limit = 8 * MIB
+    for turn in range(80):
+        made = [(f"n{100 * turn + at}", bytes(1000), None) for at in range(100)]
+        blocking(lambda port, made=made: disk.store_many(port, made))
+    assert blocking(disk.health)["bytes"] <= 8 * MIB * 1.1
+    assert get(disk, "n7999")
+    assert not get(disk, "n0")
+
+
 def test_what_never_fits_is_a_tier_error(directory, host):
     """An entry larger than the budget is refused, and evicts no other."""
     disk = Disk(directory, 2 * MIB, host)
