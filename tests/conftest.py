@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from redis_server import RedisServer
-from ways import place, way  # noqa: F401 - fixtures of every test
+from ways import place, site, way  # noqa: F401 - fixtures of every test
 
 GRACE = 10.0
 """Seconds that threads and descriptors may take to go away after a test."""

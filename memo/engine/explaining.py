@@ -605,13 +605,19 @@ class Planner:
         judge = _by_age(self._chain) if known is None else known.judge
         found = await self._chain.lookup(self._port, function, key, judge)
         last = await self._last(function, key)
-        does = _does(found)
+        does, reason = _does(found), found.verdict.reason
+        if last is not None and _is_replaced(known, last):
+            now = [one for one in await self._like(last) if not _is_replaced(known, one)]
+            if now:
+                await self.add(function, now[0].key, shown, depth)
+                return
+            does, reason = COMPUTE, CODE_CHANGED
         self.steps.append(
             Step(
                 shown or (label(function) if last is None else rendering.address(last)),
                 function,
                 does,
-                "" if does == HIT else found.verdict.reason,
+                "" if does == HIT else reason,
                 None if last is None else last.times.cost / SECOND,
                 depth,
             )
@@ -631,12 +637,21 @@ class Planner:
         if not same:
             return
         last = max(same, key=lambda header: header.times.finished)
-        self.steps[-1] = self.steps[-1]._replace(seconds=last.times.cost / SECOND)
+        reason = self.steps[-1].reason
+        if reason == ABSENT and _is_replaced(self._functions.get(function), last):
+            reason = CODE_CHANGED
+        self.steps[-1] = self.steps[-1]._replace(reason=reason, seconds=last.times.cost / SECOND)
         for inner, inner_key in await self._beneath(last, only_doubtful=False):
             await self.add(inner, inner_key, depth=1)
 
     async def _last(self, function: str, key: str) -> Header | None:
         return await self._chain.stored(self._port, self._chain.name(function, key))
+
+    async def _like(self, header: Header) -> list[Header]:
+        """Entries of the same function with the same arguments, perhaps of another code version."""
+        wanted = _arguments(header.summary)
+        every = await self._all(header.function)
+        return [one for one in every if _arguments(one.summary) == wanted]
 
     async def _all(self, function: str) -> list[Header]:
         if function not in self._listed:
@@ -663,6 +678,16 @@ class Planner:
                     found[ref] = one
         inner = {ref for one in found.values() for ref in _calls(one.stamps) if ref != _own(one)}
         return [(one.function, one.key) for ref, one in found.items() if ref not in inner]
+
+
+def _is_replaced(function: Function | None, header: Header) -> bool:
+    """True if an entry is of another code version than its function has here.
+
+    That of a method is not known without its object.
+    """
+    if function is None or function.keyer.takes_self or not header.code:
+        return False
+    return function.code(()) != header.code
 
 
 def _calls(known: Iterable[Stamp]) -> list[Ref]:

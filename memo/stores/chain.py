@@ -192,7 +192,9 @@ class Chain:
         )
         self._askable = self._authority if isinstance(self._authority, Prompt) else None
         behind = self.tiers[self._front is not None :]
-        self._prompt: Prompt | None = self._askable if self._authority is behind[0] else None
+        self._prompt: Prompt | None = None
+        if self._authority is not None and self._authority is behind[0]:
+            self._prompt = self._askable
         if self._front is not None and self._listener is not None:  # proofs are `_proven`'s
             self._prompt = None
 

@@ -1,23 +1,36 @@
 """Ways to call: one body as `def`, `async def`, or `def` called from another thread.
 
-A test takes the fixtures `way` and `place`.
+A test takes the fixtures `way` and `place`; a test of a whole pipeline `way` and `site`, which may
+also be two hosts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
+import itertools
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import memo
+from memo.testing import ManualClock
 
 WAYS = ("sync", "async", "threads")
 PLACES = ("disk", "redis over disk")
+SITES = (*PLACES, "two hosts")
+PAIRS = (
+    tuple(itertools.product(WAYS, SITES))
+    if os.environ.get("MEMO_TEST_LONG")
+    else tuple(zip(WAYS, SITES, strict=True))
+)
+"""Each way at each site; without `MEMO_TEST_LONG=1` each way and each site once."""
 
 
 class Way:
@@ -43,6 +56,65 @@ class Way:
             return body(x)
 
         return load
+
+    def define(self, body: Callable[..., Any], **options: Any) -> Any:
+        """A cached function of a body that is written once, as `async def`.
+
+        The body awaits other cached functions by `ask`, and events by `wait`.
+        """
+        options = {"name": f"tests:{body.__name__}", "version": "1", "ttl": None, **options}
+        if self.name == "async":
+            return memo.cache(**options)(body)
+
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            return _ended(body(*args, **kwargs))
+
+        def items(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            made = body(*args, **kwargs)
+            while True:
+                try:
+                    yield _ended(made.__anext__())
+                except StopAsyncIteration:
+                    return
+
+        made: Any = items if inspect.isasyncgenfunction(body) else plain
+        made.__signature__ = inspect.signature(body)
+        return memo.cache(**options)(made)
+
+    async def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The result of a cached function, in a body or in what `run` runs."""
+        made = function(*args)
+        return await made if self.name == "async" else made
+
+    async def read(self, stream: Any, most: int | None = None) -> list[Any]:
+        """The items of a stream, or so many of them at most; then it is closed."""
+        items: list[Any] = []
+        if self.name == "async":
+            async for item in stream:
+                items.append(item)
+                if len(items) == most:
+                    break
+            await stream.aclose()
+            return items
+        for item in stream:
+            items.append(item)
+            if len(items) == most:
+                break
+        stream.close()
+        return items
+
+    async def wait(self, event: threading.Event) -> None:
+        """Wait for an event of another thread."""
+        if self.name == "async":
+            assert await asyncio.to_thread(event.wait, 20)
+        else:
+            assert event.wait(20)
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Run what uses cached functions by `ask`: in a loop, here, or in another thread."""
+        if self.name == "async":
+            return self.call(work)
+        return self.call(lambda: _ended(work()))
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The result of one call."""
@@ -79,6 +151,49 @@ class Way:
             return list(pool.map(begin, calls))
 
 
+def _ended(work: Awaitable[Any]) -> Any:
+    """The result of a coroutine that never waits."""
+    try:
+        work.__await__().send(None)  # type: ignore[attr-defined]
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it waits for something")
+
+
+class Site:
+    """Where a pipeline runs: one host, or two on one Redis.
+
+    Attributes:
+        name: one of `SITES`.
+        url: of the Redis, or None.
+    """
+
+    def __init__(self, name: str, directory: Path, url: str | None) -> None:
+        self.name = name
+        self.url = url
+        self._hosts = [directory / "host0", directory / "host1"][: 2 if name == "two hosts" else 1]
+        self._clock: ManualClock | None = None
+        self._open()
+
+    def _open(self) -> None:
+        memo.configure(directory=self._hosts[0], redis_url=self.url, deadline=5)
+        self.set(self._clock)
+
+    def set(self, clock: ManualClock | None) -> None:
+        """Let a clock tell the time here."""
+        from memo.decorators import assembly
+
+        self._clock = clock
+        if clock is not None:
+            assembly.default_chain().clock = clock
+
+    def elsewhere(self) -> None:
+        """Go on as a process that begins now does; of the other host, where there are two."""
+        fresh_process()
+        self._hosts.reverse()
+        self._open()
+
+
 def fresh_process() -> None:
     """Forget what this process has in memory and what it has open, as a new process would."""
     from memo.decorators import assembly
@@ -89,7 +204,16 @@ def fresh_process() -> None:
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> Way:
+    """A way to call; with `site` only those of `PAIRS`, by `pytest.mark.parametrize`."""
     return Way(request.param)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    """Disk alone, a real Redis over the disk, or that with two hosts."""
+    name: str = request.param
+    url = None if name == "disk" else request.getfixturevalue("redis_server").url
+    return Site(name, tmp_path, url)
 
 
 @pytest.fixture(params=PLACES)

@@ -59,7 +59,7 @@ from memo.engine.loading import look
 from memo.engine.refreshing import refresh_soon, renew
 from memo.engine.replay import Wrapped
 from memo.engine.used_calls import CURRENT, Reads, tell, tell_entry, tell_landing
-from memo.errors import DependencyError, OptionError, TierError, type_named
+from memo.errors import DependencyError, OptionError, TierError, shown, type_named
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.records.stamp_types import Generation, Ref, Stamp, State
@@ -210,8 +210,11 @@ class UnfitError(Exception):
     """An answer that cannot be divided by element, or put together again."""
 
 
-def divided(answer: Any, elements: Sequence[Any]) -> list[Part]:
+def divided(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
     """The parts of an answer, one for each element.
+
+    Args:
+        name: of the parameter that holds the elements.
 
     Raises:
         UnfitError: it cannot be divided.
@@ -223,6 +226,7 @@ def divided(answer: Any, elements: Sequence[Any]) -> list[Part]:
         return [Part(kind, value) for value in answer]
     try:
         if isinstance(answer, dict):
+            _refuse_others(answer, elements, name)
             return [
                 Part(DICT, answer[one]) if one in answer else Part(DICT, None, False)
                 for one in elements
@@ -231,10 +235,19 @@ def divided(answer: Any, elements: Sequence[Any]) -> list[Part]:
             at: dict[Any, list[int]] = {}
             for position, label in enumerate(answer.index.get_level_values(0).tolist()):
                 at.setdefault(label, []).append(position)
+            _refuse_others(at, elements, name)
             return [Part(TABLE, answer.iloc[at.get(one, [])], one in at) for one in elements]
     except TypeError as error:
         raise UnfitError(f"cannot be divided by element: {error}") from None
     raise UnfitError("cannot be divided by element")
+
+
+def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) -> None:
+    """Refuse an answer with a label that is no element: what belongs to it would be lost."""
+    known = set(elements)
+    other = next((label for label in labels if label not in known), ABSENT)
+    if other is not ABSENT:
+        raise UnfitError(f"has {shown(other)}, which is no element of `{name}`")
 
 
 def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:
@@ -307,6 +320,8 @@ class Batch:
         places: by key, in the order of their first positions.
         parts: what is known, by key.
         keep: what is computed is stored.
+        whole: the answer of a run over the whole collection that cannot be divided; `NOTHING`:
+            there was none.
     """
 
     def __init__(
@@ -322,6 +337,7 @@ class Batch:
         self.places: dict[str, Place] = {}
         self.parts: dict[str, Part] = {}
         self.keep = True
+        self.whole: Any = NOTHING
 
     def make_keys(self) -> None:
         """Make the key of each element."""
@@ -344,13 +360,13 @@ class Batch:
         """A job that computes one element by itself, for a refresh in the background."""
         function = copy.copy(self.function)
         run, chosen = function.run, self.run_for([place])
-        element = self.items[place.at]
+        element, name = self.items[place.at], self.each.name
 
         def one(*_: Any, **__: Any) -> Any:
             answer = run(*chosen.args, **chosen.kwargs)
             if inspect.isawaitable(answer):
-                return _later(answer, element)
-            return divided(answer, [element])[0]
+                return _later(answer, element, name)
+            return divided(answer, [element], name)[0]
 
         function.run = one
         job = place.job
@@ -372,8 +388,8 @@ class Batch:
         warn_not_stored(self.function, answer, str(fault), fix)
 
 
-async def _later(answer: Any, element: Any) -> Part:
-    return divided(await answer, [element])[0]
+async def _later(answer: Any, element: Any, name: str) -> Part:
+    return divided(await answer, [element], name)[0]
 
 
 async def batch(
@@ -459,6 +475,9 @@ async def _value_of(
 
 async def _plainly(port: Port, made: Batch) -> Any:
     """The answer of the function itself, for what cannot be cached by element."""
+    if made.whole is not NOTHING:
+        tell(None)
+        return made.whole
     chain = made.function.chain()
     call = Call("", made.function.keyer, (), (), ())
     outcome = await invoke(port, Job(made.function, chain, call, made.args, made.kwargs))
@@ -778,9 +797,11 @@ async def _computed(
     error, parts = outcome.error, []
     if error is None:
         try:
-            parts = divided(outcome.value, made.elements(places))
+            parts = divided(outcome.value, made.elements(places), made.each.name)
         except UnfitError as unfit:
             made.warn(outcome.value, unfit)
+            if len(places) == len(made.items):
+                made.whole = outcome.value
             return [(place, Landing(fault=True)) for place in places]
     stands = error is None and standing.stands
     share = cost / len(places)
@@ -1002,7 +1023,7 @@ async def put(port: Port, made: Batch, value: Any) -> None:
     places = list(made.places.values())
     whole = len(places) == len(made.items)
     try:
-        parts = divided(value, made.elements(places) if whole else made.items)
+        parts = divided(value, made.elements(places) if whole else made.items, made.each.name)
     except UnfitError as fault:
         fix = f"{fault}; give one result per element."
         raise OptionError("value", value, fix) from None

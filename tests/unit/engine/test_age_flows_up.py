@@ -65,21 +65,6 @@ def _three(way: Way, inner: Any, middle: Any, outer: Any) -> tuple[Any, Any, Any
 INHERIT = {"ttl": "inherit"}
 
 
-def test_inherit_is_as_fresh_as_the_shortest_lived(way: Way, clock: ManualClock) -> None:
-    """The lifetime comes through every level from the result that expires first."""
-    _, clean, report = _three(way, {"ttl": 100}, INHERIT, INHERIT)
-    way.call(clean, "EU")
-    clock.advance(60)
-    way.call(report)
-    clock.advance(39)
-    RUNS.clear()
-    way.call(report)
-    assert RUNS == {}
-    clock.advance(2)
-    way.call(report)
-    assert RUNS == {"raw": 1, "clean": 1, "report": 1}
-
-
 def test_inherit_without_anything_that_expires(way: Way, clock: ManualClock) -> None:
     """Without a ttl beneath, there is none above."""
     _, _, report = _three(way, {"ttl": None}, INHERIT, INHERIT)
@@ -122,23 +107,6 @@ def test_what_is_built_on_a_stale_answer_is_stale(way: Way, clock: ManualClock) 
     with recording() as events:
         way.call(report)
     assert [event.kind for event in events] == ["hit"]
-
-
-def test_without_a_stale_window_it_is_computed_again(way: Way, clock: ManualClock) -> None:
-    """A stale entry that may not be served stale is computed at the next call."""
-    base, _, report = _three(
-        way, {"ttl": 60, "stale_while_revalidate": "1h"}, {"ttl": 3600}, {"ttl": 3600}
-    )
-    way.call(base, "EU")
-    clock.advance(90)
-    way.call(report)
-    memo.runtime.ports.drain_blocking(10)
-    RUNS.clear()
-    way.call(report)
-    assert RUNS == {"clean": 1, "report": 1}
-    RUNS.clear()
-    way.call(report)
-    assert RUNS == {}
 
 
 def test_an_answer_that_expires_meanwhile_was_fresh(way: Way, clock: ManualClock) -> None:

@@ -6,7 +6,6 @@ One suite for sync, async and threads, on disk alone and with Redis over the dis
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import warnings
@@ -95,37 +94,6 @@ def pipeline(way: Way, place: str) -> Pipeline:
 EVERYTHING = ["clean EU", "clean US", "raw EU", "raw US", "report"]
 
 
-def test_an_equal_result_keeps_what_was_built_on_it(pipeline: Pipeline) -> None:
-    """A load that is invalidated and gives the same again costs one load and nothing else."""
-    assert pipeline() == 2
-    assert pipeline.ran() == EVERYTHING
-    pipeline.raw.invalidate("EU")
-    assert pipeline() == 2
-    assert pipeline.ran() == ["raw EU"]
-    assert pipeline() == 2
-    assert pipeline.ran() == []
-
-
-def test_it_stops_at_the_level_at_which_a_result_is_equal(pipeline: Pipeline) -> None:
-    """A change below an equal result is computed, the levels above it are not."""
-    pipeline()
-    pipeline.ran()
-    RAW["EU"] = 31
-    pipeline.raw.invalidate()
-    assert pipeline() == 2
-    assert pipeline.ran() == ["clean EU", "raw EU", "raw US"]
-
-
-def test_another_result_is_computed_through(pipeline: Pipeline) -> None:
-    """A result that changed is carried all the way up, and each function runs once."""
-    pipeline()
-    pipeline.ran()
-    RAW["EU"] = 15
-    pipeline.raw.invalidate("EU")
-    assert pipeline() == 6
-    assert pipeline.ran() == ["clean EU", "raw EU", "report"]
-
-
 def test_a_direct_invalidation_is_absolute(pipeline: Pipeline) -> None:
     """A result that is invalidated itself is computed, even if its inputs are equal."""
     pipeline()
@@ -140,29 +108,6 @@ def test_a_direct_invalidation_is_absolute(pipeline: Pipeline) -> None:
     pipeline.clean.invalidate("EU")
     pipeline()
     assert pipeline.ran() == ["clean EU"]
-
-
-def test_a_renewed_entry_is_in_every_tier(pipeline: Pipeline) -> None:
-    """Another process of the host, which starts later, hits at once."""
-    pipeline()
-    pipeline.raw.invalidate()
-    pipeline()
-    pipeline.ran()
-    fresh_process()
-    with recording() as events:
-        assert pipeline() == 2
-    assert pipeline.ran() == []
-    assert [event.kind for event in events] == ["hit"]
-
-
-def test_a_process_that_never_called_them_asks_as_well(pipeline: Pipeline) -> None:
-    """The arguments of what was used lie in the entry: a process that starts later can ask."""
-    pipeline()
-    pipeline.ran()
-    fresh_process()
-    pipeline.raw.invalidate("US")
-    assert pipeline() == 2
-    assert pipeline.ran() == ["raw US"]
 
 
 def test_an_event_and_a_column_say_so(pipeline: Pipeline) -> None:
@@ -182,16 +127,6 @@ def test_an_event_and_a_column_say_so(pipeline: Pipeline) -> None:
     assert (total.revalidated, total.misses, total.computed) == (2, 1, 1)
     assert total.saved == pytest.approx(sum(event.saved for event in told[1:]))
     assert "· 2 revalidated ·" in repr(memo.stats())
-
-
-def test_callers_at_the_same_time_ask_once(way: Way, place: str) -> None:
-    """The function that is asked runs under its own single flight."""
-    pipeline = Pipeline(way)
-    pipeline()
-    pipeline.ran()
-    pipeline.raw.invalidate("EU")
-    assert way.together(*[pipeline.report] * 8) == [2] * 8
-    assert pipeline.ran() == ["raw EU"]
 
 
 def test_refresh_of_the_inner_function(pipeline: Pipeline) -> None:
@@ -483,26 +418,6 @@ def test_elements_are_asked_and_renewed_one_by_one(way: Way, place: str) -> None
     RAW[2] = 37
     base.invalidate(2)
     assert way.call(outer) == 11
-
-
-def test_a_file_that_is_touched_costs_one_load(way: Way, place: str, tmp_path: Path) -> None:
-    """A file with another time and the same content is loaded once more, and nothing else runs."""
-    file = tmp_path / "a.txt"
-    file.write_text("7")
-
-    def body(x: str) -> Any:
-        RUNS["load"] += 1
-        return file.read_text("utf-8")
-
-    inner = way.cached(body, name="tests:file", cutoff=True, depends_on=str(file))
-    outer = _over(way, inner)
-    assert way.call(outer) == "7"
-    os.utime(file, (1, 1))
-    RUNS.clear()
-    assert way.call(outer) == "7"
-    assert RUNS == {"load": 1}
-    file.write_text("8")
-    assert way.call(outer) == "8"
 
 
 def _counted(x: str) -> Any:

@@ -381,19 +381,6 @@ def test_a_scheme_that_nothing_knows_is_refused() -> None:
 # --- files and callables --------------------------------------------------------------------------
 
 
-def test_a_file_by_content_that_is_touched(way: Way, place: str, tmp_path: Path) -> None:
-    """`memo.File(path, check="content")`: an unchanged content outlives another time."""
-    RUNS.clear()
-    file = tmp_path / "EU.csv"
-    file.write_text("1")
-    load = way.cached(counted, depends_on=memo.File(tmp_path / "{x}.csv", check="content"))
-    way.call(load, "EU")
-    os.utime(file, (1, 1))
-    assert way.call(load, "EU") == 1
-    file.write_text("2")
-    assert way.call(load, "EU") == 2
-
-
 def test_another_word_for_check_is_refused() -> None:
     """The error names what there is."""
     with pytest.raises(OptionError, match='must be "time" or "content"'):

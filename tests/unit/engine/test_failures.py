@@ -232,31 +232,6 @@ def slowly(x: Any) -> str:
     return SLOW(x)
 
 
-def test_the_old_value_answers_after_the_timeout(way: Way, place: str, slow: Slow) -> None:
-    """Past `soft_timeout` the old value is the answer; the computation goes on and is stored."""
-    load = way.cached(slowly, stale_if_error=60, soft_timeout=0.05)
-    assert way.call(load, 1) == "run 1"
-    load.expire()
-    with recording() as heard:
-        if way.name == "async":
-            import asyncio
-
-            async def main() -> str:
-                old: str = await load(1)
-                slow.go.set()
-                await memo.drain(10)
-                return old
-
-            assert asyncio.run(main()) == "run 1"
-        else:
-            assert way.call(load, 1) == "run 1"
-            slow.go.set()
-            memo.runtime.ports.drain_blocking(10)
-    assert [e.reason for e in heard if e.kind == "stale"] == ["soft_timeout"]
-    assert way.call(load, 1) == "run 2"
-    assert slow.runs == 2
-
-
 def test_callers_share_the_slow_computation(slow: Slow) -> None:
     """Callers that give up one after another have begun one computation."""
     load = Way("threads").cached(slowly, stale_if_error=60, soft_timeout=0.05)

@@ -56,18 +56,6 @@ def test_a_hit_needs_nothing_beneath() -> None:
     assert Pipeline(cutoff=True).plan() == [(0, "hit", "report")]
 
 
-def test_what_cutoff_would_ask() -> None:
-    """Only what is in doubt is listed, down to what would be computed."""
-    pipeline = Pipeline(cutoff=True)
-    pipeline.raw.invalidate("EU")
-    assert pipeline.plan() == [
-        (0, "revalidate", "report"),
-        (1, "revalidate", "clean:EU"),
-        (2, "compute", "raw:EU"),
-    ]
-    assert not RUNS
-
-
 @pytest.mark.parametrize("cutoff", [False, True])
 def test_what_an_invalidated_call_would_use(cutoff: bool) -> None:
     """Beneath what would be computed stands what it used last time, hits included."""
@@ -134,6 +122,42 @@ def test_after_an_edit_it_knows_what_was_used() -> None:
     steps = redefined(version="2").explain(plan=True).steps
     assert [(step.depth, step.does) for step in steps] == [(0, "compute"), (1, "hit"), (1, "hit")]
     assert steps[0].seconds is not None
+
+
+def test_an_edit_beneath_is_planned() -> None:
+    """Calls beneath whose code changed too are computed, and the plan says so."""
+
+    def define(factor: int) -> tuple[Any, Any]:
+        def helper(x: int) -> int:
+            return x * factor
+
+        @memo.cache(ttl=None, name="tests:inner", cutoff=True)
+        def inner(x: int) -> int:
+            RUNS["inner"] += 1
+            return helper(x)
+
+        @memo.cache(ttl=None, name="tests:outer")
+        def outer() -> int:
+            RUNS["outer"] += 1
+            return inner(1) + inner(2)
+
+        return outer, inner
+
+    RUNS.clear()
+    define(1)[0]()
+    outer, inner = define(2)
+    RUNS.clear()
+    steps = outer.explain(plan=True).steps
+    wanted = [("compute", "outer"), ("compute", "inner:1"), ("compute", "inner:2")]
+    assert [(step.does, step.call) for step in steps] == wanted
+    assert {step.reason for step in steps} == {"code changed"}
+    inner(2)
+    steps = outer.explain(plan=True).steps
+    assert [step.does for step in steps] == ["compute", "compute", "hit"]
+    RUNS.clear()
+    assert outer() == 6
+    assert RUNS == {"outer": 1, "inner": 1}
+    assert [step.does for step in outer.explain(plan=True).steps] == ["hit"]
 
 
 def test_an_argument_of_that_name_is_the_functions() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
 import pytest
 
 from memo import OptionError, cache
-from memo.testing import recording
 
 RUNS: dict[str, int] = {}
 
@@ -29,18 +27,6 @@ def attempt() -> str:
 
 def loads(**options: Any) -> Any:
     return cache(name="tests:load", version="1", ttl=None, **options)(lambda: attempt())
-
-
-def test_it_is_not_tried_again_within_the_pause() -> None:
-    """After a failure the old value answers at once, without another run."""
-    load = loads(stale_if_error=60, retry_after=60)
-    assert load() == "run 1"
-    load.expire()
-    with recording() as heard:
-        assert [load() for _ in range(5)] == ["run 1"] * 5
-    assert RUNS == {"n": 2}
-    reasons = [event.reason for event in heard if event.kind == "stale"]
-    assert reasons == ["error: OSError", *["retry_after"] * 4]
 
 
 def test_without_it_each_call_tries() -> None:
@@ -73,22 +59,6 @@ def test_an_invalidated_value_is_not_served() -> None:
     load.invalidate()
     with pytest.raises(OSError, match="down"):
         load()
-
-
-def test_it_works_on_coroutines() -> None:
-    """The same for `async def`."""
-
-    @cache(name="tests:aload", version="1", ttl=None, stale_if_error=60, retry_after=60)
-    async def load() -> str:
-        return attempt()
-
-    async def main() -> list[str]:
-        await load()
-        await load.aexpire()
-        return [await load() for _ in range(3)]
-
-    assert asyncio.run(main()) == ["run 1"] * 3
-    assert RUNS == {"n": 2}
 
 
 @pytest.mark.parametrize("value", [-1, "x", True])
