@@ -251,7 +251,7 @@ def import_(file: str, key_file: str | None, yes: bool) -> None:
     bundle = memo.Bundle(file, key)
     click.echo("\n".join(bundles.described(bundle)))
     if not yes:
-        click.confirm("Import it? Its results will be loaded by calls here.", abort=True)
+        click.confirm("Import it? Calls here will then unpickle its results.", abort=True)
     done = bundles.import_bundle(bundle)
     click.echo(repr(done))
     if not done.stored:

@@ -369,7 +369,7 @@ def _publish(key: str, text: str | None) -> None:
     """
     tier: Any = _shared(default_chain())
     if tier is None:
-        raise OptionError("shared", True, "nothing shared is attached; set redis_url first.")
+        raise OptionError("shared", True, "needs a Redis; set redis_url first.")
     tier.publish(key, text)
 
 

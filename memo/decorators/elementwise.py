@@ -108,7 +108,7 @@ class _Elementwise(CachedFunction[P, R]):
         if self._each.is_collection(value):
             items = self._each.opened(value).items
             if len(items) != 1:
-                fix = "has not one element; each element has a key and an address of its own."
+                fix = "must be a single element: each has a key and an address of its own."
                 raise OptionError(self._each.name, value, fix)
             args, kwargs = self._each.put(args, kwargs, items[0])
         return self._function.call(args, kwargs)

@@ -135,7 +135,7 @@ async def _key_target(port: Port, text: str) -> _Target:
         head = text.partition("*")[0]
         prefix = head.rpartition(":")[0] or head
         rest = f"write prefix={prefix!r}" if prefix else "write prefix="
-        fix = f"is no pattern: it names one address; {rest} to invalidate all below a prefix."
+        fix = f"is not a pattern: it names one address; {rest} to invalidate all below a prefix."
         raise OptionError("key", text, fix)
     if re.fullmatch(_KEY, text):
         turns = await _turns_of_key(port, text)

@@ -55,7 +55,7 @@ class _Streaming(CachedFunction[P, R]):
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
         if self._function.keyer.has_late_tags:
-            fix = "ask for a result, which a generator has not; make them of the arguments."
+            fix = "ask for a result, which a generator does not have; make them from the arguments."
             raise OptionError("tags", given["tags"], fix)
         self.is_async = isinstance(self, AsyncStreaming)
         self._function.run = streams.run_through(function, self._spool, self.is_async)

@@ -169,8 +169,8 @@ class Function:
         elif others and self.identity.is_often(others):
             said = (
                 f"{self.id} is not stored: {', '.join(others)} changed each time while it ran, and "
-                "not under a name that its code sets. If that is its own doing and does not "
-                f"decide the result, say so: {_to_ignore(others)}."
+                "not under a name that its code sets. If the function changes that itself and "
+                f"it does not affect the result, write {_to_ignore(others)}."
             )
         return Aftermath(others, said, learned)
 
@@ -182,7 +182,7 @@ class Function:
         """
         return (
             f"{self.id} changes {', '.join(names)} while it runs{found}, so that is left out of "
-            "its key; what decides the result belongs into an argument or a value that stays."
+            "its key; pass what affects the result as an argument instead."
         )
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
@@ -244,7 +244,7 @@ class Watched(NamedTuple):
 
 
 class Aftermath(NamedTuple):
-    """What a computation has left behind.
+    """The traces of a computation.
 
     Attributes:
         others: state that something else changed in the meantime.

@@ -56,8 +56,8 @@ _FAULTS = {
     UNAUTHENTIC: "it was not sealed with a secret of this process, and is never loaded",
     PAYLOAD_MISSING: "its record is here, but no tier has its buffers any more",
     OLDER: "a later computation has answered here before",
-    CLOCK: "it comes from the future: the clock of this host, or of its writer's, is wrong",
-    UNREACHABLE: "no tier that could tell what is true can be reached",
+    CLOCK: "it comes from the future: the clock here, or on the host that wrote it, is wrong",
+    UNREACHABLE: "no tier that knows what is valid can be reached",
 }
 LOOKED_AT = 2000
 """Most entries of a function that are looked at for the nearest one."""

@@ -92,7 +92,7 @@ def _hidden(value: Any) -> str:
 def _warn(function: Function, names: list[Any]) -> None:
     warnings.warn(
         f"{label(function.id)} was computed {ENOUGH} times for arguments that look the same and "
-        f"have another key each time: {', '.join(names)}; if they are equal, say what counts: "
+        f"have a different key each time: {', '.join(names)}; if they are equal, say what counts: "
         "give the class a method __memo_key__, "
         "use memo.register_key, key_resolver, or ignore=[...]",
         stacklevel=2,

@@ -256,10 +256,10 @@ class Imported(NamedTuple):
         made = rendering.counted(len(self.stored), "entry", "entries")
         lines = [f"imported {made} from {self.bundle.path.name}, made by {self.bundle.origin.by}"]
         told = (
-            (self.other_code, "not imported: the function's code is another one here"),
+            (self.other_code, "not imported: the function's code is different here"),
             (self.expired, "not imported: expired"),
             (self.damaged, "not imported: damaged"),
-            (self.changed, "will not answer: what it depends on is not the same here"),
+            (self.changed, "will not be used: what it depends on is different here"),
         )
         for items, why in told:
             lines += [f"  {shown(item)}: {why}" for item in items[:10]]

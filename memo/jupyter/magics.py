@@ -235,13 +235,13 @@ class CacheMagics(Magics):
         _say(f"Cache reports are {'on' if self.reporter.on else 'off'}.")
 
     @magic_arguments()
-    @argument("--ttl", help="how long it is replayed: seconds, 90s, 1h30m; none given: for good")
+    @argument("--ttl", help="how long it is replayed: seconds, 90s, 1h30m; default: no expiry")
     @argument("--tags", type=_listed_names, default=(), metavar="A,B", help="to invalidate it by")
     @argument("--inputs", type=_listed_names, metavar="A,B",
-              help="the names that matter; none given: those that the cell reads")  # fmt: skip
+              help="the names that matter; default: those that the cell reads")  # fmt: skip
     @argument("--outputs", type=_listed_names, metavar="A,B",
-              help="the names to keep; none given: those that it assigns or changes")  # fmt: skip
-    @argument("--name", help="what statistics call it; none given: after what it assigns")
+              help="the names to keep; default: those that it assigns or changes")  # fmt: skip
+    @argument("--name", help="its name in statistics; default: made from what it assigns")
     @argument("--force", action="store_true", help="run it now, and store what it does")
     @argument("--explain", action="store_true", help="say whether it would run, and why")
     @cell_magic

@@ -231,7 +231,7 @@ def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> byt
 
 
 def _learned(sight: Sight, state: State) -> Mapping[str, str]:
-    """What other processes have found of an attribute, as far as code still changes it."""
+    """Findings of other processes about an attribute, as far as code still changes it."""
     found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == sight.at.label}
     if not found or sight.value is MISSING:
         return {}

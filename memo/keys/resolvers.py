@@ -200,7 +200,7 @@ def _parsed(given: str) -> list[str | Field]:
     except OptionError:
         raise
     except ValueError as error:
-        raise _wrong(given, f"is no template: {error}.") from None
+        raise _wrong(given, f"is not a template: {error}.") from None
     return parts
 
 
@@ -279,7 +279,7 @@ def declared(
         known = parameter.name in names or parameter.name == own or open_
         if not known and parameter.default is parameter.empty:
             listed = ", ".join(names) or "none"
-            fix = f"takes {parameter.name!r}, which is no argument; there are: {listed}."
+            fix = f"takes {parameter.name!r}, which is not an argument; there are: {listed}."
             raise OptionError(option, function, fix)
     if len(wanted) < len(parameters):
         return None

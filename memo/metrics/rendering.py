@@ -555,7 +555,7 @@ def _left_out(stats: Stats, limit: int, more: str) -> str:
 
 def _nothing(stats: Stats) -> str:
     return (
-        f"No function called {' or '.join(stats.patterns)} was called." if stats.patterns else EMPTY
+        f"No function named {' or '.join(stats.patterns)} was called." if stats.patterns else EMPTY
     )
 
 

@@ -106,7 +106,7 @@ def _redis_options(value: Any, place: Place) -> Options | None:
 
 def _path(value: Any, place: Place) -> Path:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise place.wrong(f"{shown(value)} is no path; write a directory or file name.")
+        raise place.wrong(f"{shown(value)} is not a path; write a directory or file name.")
     from pathlib import Path
 
     try:
@@ -140,7 +140,7 @@ def _size(value: Any, place: Place) -> int:
     fix = 'write bytes as a number, or for instance "10GiB" or "256 MiB".'
     number = options.size(value)
     if number is None:
-        raise place.wrong(f"{shown(value)} is no size; {fix}")
+        raise place.wrong(f"{shown(value)} is not a size; {fix}")
     if number < 0:
         raise place.wrong(f"{value} is less than 0; {fix}")
     return number
@@ -149,7 +149,7 @@ def _size(value: Any, place: Place) -> int:
 def _disk_size(value: Any, place: Place) -> int:
     size = _size(value, place)
     if size < MIB:
-        raise place.wrong(f'{size} bytes are too few; the least is 1 MiB, for instance "10GiB".')
+        raise place.wrong(f'{size} bytes are too few; the minimum is 1 MiB, for instance "10GiB".')
     return size
 
 
@@ -241,7 +241,7 @@ def _check_tier(tier: Any, place: Place) -> None:
     if isinstance(tier, str):
         if tier not in TIERS:
             names = ", ".join(f'"{name}"' for name in TIERS)
-            raise place.wrong(f"{shown(tier)} is no tier; the names are {names}.")
+            raise place.wrong(f"{shown(tier)} is not a tier; the names are {names}.")
         return
     if isinstance(tier, type):
         raise place.wrong(f"{tier.__name__} is a class; give an object: {tier.__name__}().")

@@ -196,7 +196,7 @@ class Live(Mapping[str, float]):
 
     def _publish_or_fail(self, key: str, text: str | None) -> None:
         if self._publish is None:
-            raise OptionError("shared", True, "nothing shared is attached; set redis_url first.")
+            raise OptionError("shared", True, "needs a Redis; set redis_url first.")
         self._publish(key, text)
         self._fetched_at = -math.inf
 

@@ -158,7 +158,7 @@ def _hosts(kind: str, places: str) -> tuple[tuple[str, int], ...]:
         except ValueError:
             raise ValueError("its host or port is malformed; a port is a number.") from None
         if port == 0:
-            raise ValueError("port 0 is no port; Redis listens on 6379 by default.")
+            raise ValueError("0 is not a port; Redis listens on 6379 by default.")
         found.append((parts.hostname or "localhost", port or _PORTS.get(kind, 6379)))
     if len(found) > 1 and kind == SERVER:
         raise ValueError(
@@ -205,7 +205,7 @@ def options(given: Any) -> dict[str, Any]:
         ValueError: it holds something else; the text says what.
     """
     if not isinstance(given, Mapping):
-        raise ValueError(f"{shown(given)} is no mapping of redis-py's connection arguments.")  # noqa: TRY004
+        raise ValueError(f"{shown(given)} is not a mapping of redis-py's connection arguments.")  # noqa: TRY004
     for name in given:
         if name not in OPTIONS:
             raise ValueError(unknown(str(name), OPTIONS, "argument"))

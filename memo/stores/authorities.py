@@ -153,7 +153,7 @@ class Authorities:
                 self._fault("generations", error)
                 continue
             return states, authority
-        raise TierUnavailable("no tier can tell what is true")
+        raise TierUnavailable("no tier can tell what is valid")
 
     async def _filled(
         self, port: Port, verb: str, refs: Sequence[Ref], states: list[State]

@@ -60,7 +60,7 @@ def _check_method(provider: Any, name: str, method: Any) -> None:
     if inspect.ismethod(method) and inspect.isfunction(method.__func__):
         wrapped = hasattr(method.__func__, "__wrapped__")
         if not (inspect.iscoroutinefunction(method) or wrapped):
-            fix = f"its {name} is no coroutine: write `async def {_SHOWN[name]}`."
+            fix = f"its {name} is not a coroutine function: write `async def {_SHOWN[name]}`."
             raise OptionError("provider", provider, fix)
     try:
         inspect.signature(method).bind(*_CALLS[name])

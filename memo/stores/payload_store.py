@@ -169,7 +169,7 @@ class PayloadStore:
 
     def _guarded(self, work: Callable[[Any], T]) -> T:
         if time.monotonic() < self._again:
-            raise TierUnavailable(f"the payload store {self.where} is away", told=True)
+            raise TierUnavailable(f"the payload store {self.where} cannot be reached", told=True)
         try:
             found = work(self._opened())
         except TierError:  # of the sink

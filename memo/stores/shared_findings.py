@@ -49,7 +49,7 @@ class Findings:
         self._known: dict[str, dict[str, str]] = {}
 
     async def of(self, port: Port, function: str) -> Mapping[str, str] | None:
-        """What hosts have found out about a function: name -> value; None: none can tell now."""
+        """Findings of all hosts about a function: name -> value; None: none can tell now."""
         if self._tier is None:
             return {}
         known = self._known.get(function)

@@ -174,7 +174,7 @@ class Identity:
         return True
 
     def heard(self, owner: type | None) -> list[str]:
-        """What others have found that it changes itself, as far as it is met: `api.requests`."""
+        """State that others have found it to change, as far as it is met: `api.requests`."""
         seen = self._current(owner) if self._pinned is None else self._pinned_seen.get(owner)  # type: ignore[arg-type]
         return [] if seen is None else own_changes.shown(seen.learned)
 

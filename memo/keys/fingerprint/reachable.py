@@ -241,7 +241,7 @@ class Survey:
         return State(names, self.escapes, slots, changed, learned)
 
     def _learned(self) -> tuple[str, ...]:
-        """What is believed of values that were met."""
+        """The facts believed of values that were met."""
         met = {shot.at.label for shot in self.shots.values()}
         own = {f"self.{name}" for name in self.of_self}
         return tuple(

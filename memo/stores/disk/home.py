@@ -108,13 +108,13 @@ class Home:
             if tightened:
                 self._warn(
                     f"other users could write to the cache directory {self._root}; it is"
-                    " owner-only now. What they put there is not believed."
+                    " owner-only now. Entries that they put there are not used."
                 )
         if state == WRITABLE and not os.access(self._text, os.W_OK):
             state = READ_ONLY
         if state == READ_ONLY:
             self._warn(
-                f"the cache directory {self.path} is read-only: what is there is read, new"
+                f"the cache directory {self.path} is read-only: its entries are read, and new"
                 f" results are kept in memory only. {_FIX}"
             )
         self.state = state

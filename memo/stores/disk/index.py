@@ -89,7 +89,7 @@ class Row(NamedTuple):
 
 
 class Cleared(NamedTuple):
-    """What one transaction of many deleted.
+    """The rows that one transaction of many deleted.
 
     Attributes:
         entries: how many.

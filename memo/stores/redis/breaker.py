@@ -62,9 +62,11 @@ class Fault(NamedTuple):
 
 
 _START = "Start it, or correct redis_url."
-_SLOW = "See whether it is overloaded or behind a firewall; MEMO_DEADLINE sets how long is waited."
+_SLOW = (
+    "Check whether it is overloaded or behind a firewall; MEMO_DEADLINE sets how long memo waits."
+)
 _LOGIN = "Put the right user and password in redis_url: redis://user:password@host:6379/0."
-_SENTINEL = "Correct the name in redis_url, or see to the Sentinels."
+_SENTINEL = "Correct the name in redis_url, or check the Sentinels."
 _CLUSTER = "Write redis+cluster:// in redis_url, so that the whole cluster is used."
 
 REFUSED = Fault("refused", "refuses connections", _START, at_once=True)
@@ -189,7 +191,7 @@ class Breaker:
 
     def unavailable(self) -> TierUnavailable:
         """The error raised while the breaker is open."""
-        text = self.fault.text if self.fault else "is away"
+        text = self.fault.text if self.fault else "cannot be reached"
         return TierUnavailable(f"Redis at {self.where} {text}", told=True)
 
     def succeeded(self) -> None:
@@ -290,7 +292,7 @@ class Breaker:
             return
         self._warned.add(fault.kind)
         _log.warning(
-            "memo: Redis at %s %s (%s); what needs it goes on without. %s",
+            "memo: Redis at %s %s (%s); calls go on without what needs it. %s",
             self.where,
             _said(fault.text, detail),
             fault.kind,

@@ -42,7 +42,7 @@ PROBE = 0.1
 TOGETHER_AT_MOST = 256
 """Commands of look-ups of a thread that share a round trip."""
 _NOTHING = pack(b"ECHO", b"")
-_READ_ONLY = "Hits go on; what is computed is stored and judged on this host"
+_READ_ONLY = "Hits go on; new results are stored on this host"
 _MOVED, _ASK = "MOVED", "ASK"
 _ELSEWHERE = frozenset((_MOVED, _ASK, "READONLY"))
 """Error replies of a server that is not, or no longer, the right one."""

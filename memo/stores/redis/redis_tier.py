@@ -648,7 +648,7 @@ class Redis:
     # --- what hosts have found out ---------------------------------------------------------------
 
     async def findings(self, port: Port, name: str) -> dict[str, str]:
-        """What hosts have found out under a name.
+        """Findings of all hosts under a name.
 
         Raises:
             TierError: it cannot be read.

@@ -225,7 +225,7 @@ def test_stats_of_nothing_say_what_was_asked_for():
     """A name that matches no function is not said to mean that none was called."""
     squared(7)
     said = repr(memo.stats("nosuch"))
-    assert "No function called nosuch was called." in said
+    assert "No function named nosuch was called." in said
     assert "No cached function" not in said
 
 

@@ -676,7 +676,7 @@ def test_ttl_of_elements() -> None:
 def test_key_needs_one_element() -> None:
     """A key or an address is that of one element."""
     load = Way("sync").cached(squares, each="x")
-    with pytest.raises(OptionError, match="has not one element"):
+    with pytest.raises(OptionError, match="must be a single element"):
         load.key([1, 2])
 
 

@@ -110,7 +110,7 @@ def test_another_code_version_is_listed(exported: Path) -> None:
 
     done = memo.import_bundle(exported, key=KEY)
     assert len(done.other_code) == 3
-    assert "load(x=1): not imported: the function's code is another one here" in repr(done)
+    assert "load(x=1): not imported: the function's code is different here" in repr(done)
 
 
 def test_expired_entries_are_listed(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_files_that_differ_are_listed(tmp_path: Path) -> None:
     data.write_text("another")
     done = memo.import_bundle(path, key=KEY)
     assert len(done.changed) == 1
-    assert "is not the same here" in repr(done)
+    assert "is different here" in repr(done)
     Way("sync").cached(body, depends_on=data)(1)
     assert RUNS == [1, 1]
 

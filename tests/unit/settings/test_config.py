@@ -444,7 +444,7 @@ def test_tiers_are_names_or_objects(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "part"),
     [
-        ("memory,disc", "'disc' is no tier"),
+        ("memory,disc", "'disc' is not a tier"),
         ("disk,disk", "twice"),
         ((), "is empty"),
         (InADict, "give an object: InADict()"),
