@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from chaos import Proxy
 from checkout import ROOT
 from deployments import Authority, Cluster, Sentinels, tls_server, until
 from redis_server import RedisServer, binary, valkey
@@ -391,6 +392,36 @@ def test_commands_that_are_forbidden(redis_server: RedisServer, load: Any, denie
         admin.execute_command("ACL", "DELUSER", "few")
 
 
+RENAMED = ("CLIENT", "SCRIPT", "EVALSHA")
+
+
+def test_commands_that_are_renamed(tmp_path: Path, load: Any) -> None:
+    """Nor does it matter that a provider renamed them or took them away."""
+    renames = [word for name in RENAMED for word in ("--rename-command", name, "")]
+    server = RedisServer(tmp_path / "renamed", *renames)
+    try:
+        with only_redis(server.url):
+            until(lambda: load.each(range(5)) == load.each(range(5)), 10)
+            works(load)
+    finally:
+        server.close()
+
+
+@pytest.mark.timing
+def test_connecting_is_not_part_of_the_deadline(redis_server: RedisServer, load: Any) -> None:
+    """A server that takes longer than a deadline to greet, as TLS may, is used all the same."""
+
+    class Slow(Proxy):
+        def _reply(self, client: Any, data: bytes, before: int) -> bool:
+            if before == 0:
+                time.sleep(0.15)
+            return super()._reply(client, data, before)
+
+    with Slow(redis_server.port) as proxy, only_redis(proxy.url, deadline=0.1):
+        assert load(1) == load(1)
+    assert len(load.ran) == 1
+
+
 # --- reads, but does not write -------------------------------------------------------------------
 
 
@@ -430,11 +461,18 @@ def full(server: RedisServer) -> Callable[[], None]:
     return lambda: client.config_set("maxmemory", 0)
 
 
+def reads_only(server: RedisServer) -> Callable[[], None]:
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "default", "-@write")
+    return lambda: client.execute_command("ACL", "SETUSER", "default", "+@all")
+
+
 REFUSALS = {
     "replica": replica,
     "min-replicas": too_few_replicas,
     "failing save": cannot_save,
     "full": full,
+    "read-only user": reads_only,
 }
 
 
