@@ -109,7 +109,7 @@ def load(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def only_redis(url: str, **settings: Any) -> Any:
-    return memo.configure(redis_url=url, tiers=["redis"], **{"deadline": 2.0, **settings})
+    return memo.configure(redis_url=url, tiers=["redis"], **{"deadline": 5.0, **settings})
 
 
 def works(load: Any) -> None:
