@@ -375,6 +375,9 @@ class CellIdentity(Identity):
     def begin(self, owner: type | None) -> tuple[list[Any], frozenset[str]]:
         return [], frozenset()  # its inputs are arguments, what it changes are its outputs
 
+    def may_learn(self, owner: type | None) -> bool:
+        return False
+
     def parts(self, owner: type | None = None) -> dict[str, str]:
         return dict(self._parts)
 

@@ -14,6 +14,8 @@ from checkout import ROOT
 from kernels import TIMEOUT, Kernel
 from redis_server import RedisServer
 
+import memo
+
 
 @pytest.fixture(scope="module")
 def _kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
@@ -565,6 +567,15 @@ def test_completion_offers_nothing_of_others(kernel: Kernel) -> None:
     assert completions("%cache_clear zzz") == ["zzz"]
     assert completions("%cache_clear rel") == ["rel"], "not IPython's %reload_ext"
     assert "print" in completions("%cache_explain recalled(prin")
+
+
+@pytest.mark.parametrize("jedi", [True, False])
+def test_memo_completes_to_its_public_names(kernel: Kernel, jedi: bool) -> None:
+    """`memo.` and Tab give what the documentation has, and no module or helper of memo's."""
+    kernel.run(f"get_ipython().Completer.use_jedi = {jedi}")
+    reply = kernel.client.complete("memo.", reply=True, timeout=TIMEOUT)
+    found = {name.removeprefix("memo").lstrip(".") for name in reply["content"]["matches"]}
+    assert {name for name in found if not name.startswith("_")} == set(memo.__all__)
 
 
 def test_wrong_flags_and_names_get_a_suggestion(kernel: Kernel) -> None:

@@ -96,6 +96,38 @@ def test_ls_selects_and_limits():
     assert "3 entries" in run("ls", "squared", "--limit", "0")
 
 
+def test_tables_fit_a_terminal_by_leaving_columns_out():
+    """Eighty columns, whatever the names and the arguments are; what is not shown is named."""
+    shouted("a long word " * 30)
+    squared(7)
+    for command in ("ls", "stats"):
+        said = run(command)
+        assert max(map(len, said.splitlines())) <= 80, said
+    assert "Not shown: " in run("ls")
+    assert "…" in run("ls")
+
+
+def test_tables_are_styled_where_a_person_reads_them(monkeypatch):
+    """A terminal gets bold titles; a pipe gets none of it."""
+    squared(7)
+    plain = {command: run(command) for command in ("ls", "stats")}
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for command, said in plain.items():
+        assert "\x1b" not in said
+        assert "\x1b[1mfunction " in run(command)
+
+
+def test_ls_as_html_is_a_page():
+    """`--html` has every column, escaped, and looks right in a light and in a dark browser."""
+    shouted("<b>hello")
+    said = run("ls", "--html")
+    assert said.startswith("<!doctype html>")
+    assert "<table" in said
+    assert "&lt;b&gt;hello" in said
+    assert "<b>hello" not in said
+    assert 'content="light dark"' in said
+
+
 def test_ls_as_json_is_one_object_a_line():
     """For scripts: seconds and bytes, one entry a line."""
     before = time.time()

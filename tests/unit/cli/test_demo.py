@@ -75,13 +75,18 @@ def test_the_demo_works_where_redis_is_away(tmp_path):
 
 
 def test_the_users_own_settings_are_not_used(tmp_path, monkeypatch):
-    """The demo brings its own directory, secret and namespace."""
+    """The demo brings its own directory, secret and namespace; a terminal shows it in colours."""
     monkeypatch.setenv("MEMO_ENABLED", "false")
     monkeypatch.setenv("MEMO_TIERS", "memory")
     directory = tmp_path / "mine"
     monkeypatch.setenv("MEMO_DIRECTORY", str(directory))
-    check(demo(cwd=tmp_path))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    said = demo(cwd=tmp_path)
     assert not directory.exists()
+    assert said.count("\x1b[32m✓ ") == 8, "green ticks"
+    assert len(re.findall(r"\x1b\[31m   first run +█+", said)) == 1
+    assert len(re.findall(r"\x1b\[32m   [a-z ]+█+", said)) == 4
+    assert "\x1b[1m   memo ls" in said
 
 
 @pytest.mark.timing

@@ -84,6 +84,20 @@ def test_the_state_is_what_happened() -> None:
     assert "etl:slow" in state["graph"]["svg"]
 
 
+def test_what_this_notebook_defines_comes_first() -> None:
+    """Entries of other notebooks and scripts come after this one's, also where they are newer."""
+
+    @cache(name="mine", version="1")
+    def mine(x: int) -> int:
+        return x
+
+    mine(1)
+    source = "from memo import cache\ncache(abs, name='theirs', version='1')(1)"
+    subprocess.run([sys.executable, "-c", source], check=True)
+    names = [r["cells"][0]["text"] for r in Model().state()["entries"]["rows"]]
+    assert names == ["mine", "theirs"]
+
+
 def test_no_value_is_in_what_is_shown() -> None:
     """The type and the size of a value are shown, nothing of what it holds."""
 
