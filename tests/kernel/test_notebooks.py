@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import subprocess
@@ -153,6 +154,7 @@ async def test_the_team(tmp_path: Path) -> None:
     assert "the same: True" in done.text("outage")
     assert "journalled" in done.text("journal")
     assert "1 invalidation on the way to Redis" in done.text("journal-stats")
+    assert "<table" in done.html("journal-stats")
     assert "replayed: ['corrected']" in done.text("recovery")
     assert "ours is the old value: False" in done.text("recovery")
     assert "the colleague sees the old value: False" in done.text("recovered")
@@ -234,19 +236,30 @@ async def test_the_tour(tmp_path: Path) -> None:
     assert "asked the server again for: ['EU']" in again.text("update")
 
 
-@pytest.mark.parametrize("to", ["html", "markdown"])
-def test_a_converted_notebook_has_the_graph_and_the_tables(tmp_path: Path, to: str) -> None:
-    """`nbconvert --execute` of the tour keeps the graph as SVG, and the tables."""
+@pytest.mark.parametrize(
+    ("notebook", "to"), [(TOUR, "html"), (TOUR, "markdown"), (PIPELINE, "html")]
+)
+def test_a_converted_notebook_has_the_graph_and_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notebook: Path, to: str
+) -> None:
+    """`nbconvert --execute` of the notebooks keeps the graph as SVG, and the tables."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", to]
     options = [f"--output-dir={tmp_path}", "--ExecutePreprocessor.timeout=90"]
-    done = subprocess.run([*command, *options, str(TOUR)], capture_output=True, text=True)
+    done = subprocess.run([*command, *options, str(notebook)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (made,) = [path for path in tmp_path.glob("tour.*") if path.suffix in (".html", ".md")]
+    found = tmp_path.glob(f"{notebook.stem}.*")
+    (made,) = [path for path in found if path.suffix in (".html", ".md")]
     text = made.read_text("utf-8")
     drawings = list(tmp_path.rglob("*.svg"))
-    drawn = text + "".join(path.read_text("utf-8") for path in drawings)
+    images = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)
+    assert images or drawings
+    drawn = "".join(path.read_text("utf-8") for path in drawings)
+    drawn += "".join(base64.b64decode(image).decode() for image in images)
     assert "Cached calls and what they were built on" in drawn
     assert drawn.count("memo-node") > 4
-    assert "tour.load" in text
+    function = "tour.load" if notebook == TOUR else "prices"
+    assert f">{function}<" in drawn
+    assert function in text
     assert re.search(r"<table|\\u2500{20}|─{20}", text)
     assert "object at 0x" not in text
