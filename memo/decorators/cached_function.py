@@ -624,6 +624,7 @@ class CachedCoroutine(CachedFunction[P, R]):
     """A cached `async def`: calling it gives a coroutine."""
 
     _is_coroutine = property(lambda self: _asyncio_marker())
+    _has_begun = False
 
     @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -647,11 +648,11 @@ class CachedCoroutine(CachedFunction[P, R]):
         begun = time.perf_counter()
         try:
             try:
-                call = function.call(args, kwargs, True)
+                call = function.call(args, kwargs, True) if self._has_begun else None
             except HeavyError:  # it would hold up the event loop
                 call = None  # made below, where an error has no context
             if call is None:
-                call = await answering.keyed(native(), function, args, kwargs)
+                call = await self._keyed(function, args, kwargs)
             result = answering.at_hand(native, function, call, begun)
         except Exception as error:
             if hindered(error):
@@ -669,6 +670,17 @@ class CachedCoroutine(CachedFunction[P, R]):
                 __tracebackhide__ = True
                 raise result.again()
         return result
+
+    async def _keyed(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Call:
+        """Make a key that would hold up the event loop."""
+        if not self._has_begun:  # to read its code takes milliseconds: one function at a time
+            await native().turn()
+            self._has_begun = True
+            with suppress(HeavyError):
+                return function.call(args, kwargs, True)
+        return await answering.keyed(native(), function, args, kwargs)
 
     async def _awaited_in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -20,6 +20,8 @@ from memo.errors import MemoError
 from memo.metrics.snapshots import Stats, added, document
 from memo.runtime import events, private_files
 from memo.runtime.events import Event
+from memo.runtime.port import Port
+from memo.runtime.ports import BLOCKING
 
 PUBLISH_SECONDS = 1.0
 """A process writes its snapshot at most this often."""
@@ -30,6 +32,9 @@ SOON_SHARE = 0.2
 """The same where a computation has begun that may be long: no event follows for a while."""
 LATER = "memo-background-statistics"
 """The name of the thread that waits until it is due."""
+_LONG = 0.01
+"""Seconds of work from which a snapshot is made in the background: the caller may be an event loop,
+and thousands of functions take a tenth of a second."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -215,6 +220,7 @@ class Publisher:
         self._snapshot = snapshot
         self._directory = directory
         self._due = self._due_soon = 0.0
+        self._is_long = False
         self._lock = threading.Lock()
         self._began = False
         self._complained = False
@@ -223,13 +229,13 @@ class Publisher:
     def __call__(self) -> None:
         """Publish if it is due."""
         if time.monotonic() >= self._due:
-            self.publish()
+            self._publish_due()
 
     def soon(self) -> None:
         """Publish now, or a little later if it did so just now: a computation has begun."""
         left = self._due_soon - time.monotonic()
         if left <= 0:
-            self.publish()
+            self._publish_due()
         elif self._later is None or not self._later.is_alive():
             later = threading.Timer(left, self.publish)
             later.daemon, later.name = True, LATER
@@ -243,11 +249,21 @@ class Publisher:
         if later is not None:
             later.cancel()
 
+    def _publish_due(self) -> None:
+        if self._is_long:
+            self._due = self._due_soon = time.monotonic() + PUBLISH_SECONDS
+            BLOCKING.spawn(self._publish_apart, "memo-statistics")
+        else:
+            self.publish()
+
+    async def _publish_apart(self, port: Port) -> None:
+        self.publish()
+
     def publish(self) -> None:
         """Publish now; one at a time, others go on without."""
         if not self._lock.acquire(blocking=False):
             return
-        began = time.monotonic()
+        began, worked = time.monotonic(), time.thread_time()
         self._due = self._due_soon = began + PUBLISH_SECONDS
         try:
             self._publish()
@@ -255,6 +271,7 @@ class Publisher:
             self._complain(error)
         finally:
             took = time.monotonic() - began
+            self._is_long = time.thread_time() - worked >= _LONG
             self._due = began + max(PUBLISH_SECONDS, took / PUBLISH_SHARE)
             self._due_soon = began + max(SOON_SECONDS, took / SOON_SHARE)
             self._lock.release()

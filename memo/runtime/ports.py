@@ -366,10 +366,23 @@ class Native:
     """The port of a running event loop."""
 
     native = True
-    __slots__ = ("loop",)
+    __slots__ = ("_turn", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._turn: asyncio.Lock | None = None
+
+    async def turn(self) -> None:
+        """Wait while another task has taken a turn in this round of the loop.
+
+        For steps of milliseconds that many tasks may take at once: others run in between.
+        """
+        import asyncio
+
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        await self._turn.acquire()
+        self.loop.call_soon(self._turn.release)
 
     async def settle(self, value: Awaitable[T]) -> T:
         return await value

@@ -75,7 +75,8 @@ _NAME = sys.getsizeof("0" * 120)
 GIVE_WAY = 0.002
 """Seconds between two transactions of one that clears many entries, for writers that wait."""
 _LONG_LOG = 4 * LOG
-"""Bytes of the log from which it is written back while many entries are cleared."""
+"""Bytes of the log from which it is written back while many entries are cleared, or less where
+they are a 64th of the budget."""
 _NO_ROW = 1 << 62
 """Higher than the number of any row."""
 PAGE = 200
@@ -521,13 +522,14 @@ class Disk:
         def below(last: int) -> Cleared:
             return self.write(lambda index: work(index, last))
 
+        long = min(_LONG_LOG, max(LOG, self.size_limit // 64))
         count, some = 0, below(_NO_ROW)
         while some.entries:
             count += some.entries
             for name in some.names:
                 self.payloads.remove(name)
             time.sleep(GIVE_WAY)
-            if _size(f"{self.database.path}-wal") > _LONG_LOG:
+            if _size(f"{self.database.path}-wal") > long:
                 self.write(lambda index: index.write_back())
             some = below(some.last)
         return count

@@ -888,3 +888,38 @@ def test_depth_500(is_async: bool) -> None:
         assert settle(f(500)) == 500
     assert f.is_cached(250)
     assert Counter(event.kind for event in seen)[events.COMPUTED] == 501
+
+
+async def test_first_calls_that_are_gathered_leave_the_loop_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The code of one function is read at a time: other tasks run in between."""
+    from memo.keys.fingerprint import reachable
+
+    rounds, read = [0], []
+    loop = asyncio.get_running_loop()
+
+    def turn() -> None:
+        rounds[0] += 1
+        ticking[0] = loop.call_soon(turn)
+
+    survey = reachable.survey
+
+    def surveyed(*args: Any, **kwargs: Any) -> Any:
+        read.append(rounds[0])
+        return survey(*args, **kwargs)
+
+    monkeypatch.setattr(reachable, "survey", surveyed)
+    loads = []
+    for number in range(12):
+
+        async def load(x: int) -> int:
+            return x
+
+        loads.append(memo.cache(load, name=f"load {number}"))
+    ticking = [loop.call_soon(turn)]
+    try:
+        assert await asyncio.gather(*(load(x) for x, load in enumerate(loads))) == list(range(12))
+    finally:
+        ticking[0].cancel()
+    assert len(read) == len(set(read)) == 12

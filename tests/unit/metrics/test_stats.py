@@ -22,6 +22,7 @@ from memo.metrics.snapshots import Stats, added, label, matches
 from memo.runtime import events
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.events import Event
+from memo.runtime.ports import drain_blocking
 
 LOAD = "etl:load"
 CLEAN = "etl:clean"
@@ -591,6 +592,31 @@ def test_no_snapshot_is_left_after_a_short_computation(tmp_path: Path) -> None:
     publisher.not_later()
     until(lambda: all(thread.name != LATER for thread in threading.enumerate()))
     assert Board(tmp_path).gather().total.hits == 1
+
+
+def test_a_snapshot_of_many_functions_is_made_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once making it has taken long, it holds up neither the caller nor an event loop."""
+    counters, threads, worked = Counters(), [], [0.0]
+
+    def snapshot() -> Stats:
+        threads.append(threading.current_thread())
+        worked[0] += 0.1
+        return counters.snapshot()
+
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "thread_time", lambda: worked[0])
+    publisher = Publisher(snapshot, lambda: tmp_path)
+    for _ in range(2):
+        counters(hit())
+        clock[0] += 5
+        publisher()
+        drain_blocking()
+    here = threading.current_thread()
+    assert [thread is here for thread in threads] == [True, False]
+    assert Board(tmp_path).gather().total.hits == 2
 
 
 def test_publisher_takes_no_harm(tmp_path: Path) -> None:
