@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from hmac import compare_digest
 from typing import Any, Final
 
 from memo.errors import TierError
+from memo.runtime.checksums import compare_digest
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
 

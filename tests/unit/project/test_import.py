@@ -16,6 +16,7 @@ HEAVY = {
         "dataclasses",
         "datetime",
         "diskcache",
+        "hashlib",
         "hiredis",
         "multiprocessing",
         "numpy",
@@ -23,7 +24,18 @@ HEAVY = {
         "platformdirs",
         "polars",
     ),
-    *("pyarrow", "pydantic", "redis", "rich", "scipy", "sqlite3", "ssl", "torch", "typer"),
+    *(
+        "pyarrow",
+        "pydantic",
+        "redis",
+        "rich",
+        "scipy",
+        "sqlite3",
+        "ssl",
+        "torch",
+        "typer",
+        "urllib",
+    ),
 }
 
 
