@@ -109,21 +109,34 @@ def _here() -> list[str]:
 
 async def _names_of(port: Port, kind: str) -> list[str]:
     """The prefixes or tags that functions of this process have, and those of this host."""
-    known = await names.on_host(port, assembly.default_chain(), kind)
-    for function in functions():
-        keyer = function._function.keyer
-        known += [keyer.prefix] if kind == names.PREFIX else keyer.fixed_tags
-    return known
+    return [*await names.on_host(port, assembly.default_chain(), kind), *_names_here(kind)]
+
+
+def _names_here(kind: str) -> list[str]:
+    """The prefixes or tags that functions of this process have."""
+    keyers = [function._function.keyer for function in functions()]
+    if kind == names.PREFIX:
+        return [keyer.prefix for keyer in keyers]
+    return [tag for keyer in keyers for tag in keyer.fixed_tags]
 
 
 def _near(kind: str, name: str) -> Hint:
     """Asks which prefix or tag was probably meant."""
 
-    async def hint(port: Port, _: Matches) -> str:
-        known = await _names_of(port, kind)
-        return names.meant(names.nearest(name, (one for one in known if one != name)))
+    async def hint(_: Port, found: Matches) -> str:
+        return _meant(kind, name, found)
 
     return hint
+
+
+def _meant(kind: str, name: str, found: Matches) -> str:
+    """The prefix or tag that was probably meant: of an entry, or of a function of this process.
+
+    Not of all that this host keeps generations of, which an earlier typo may have made.
+    """
+    here = [group[2:] for group in found.groups if group.startswith(f"{kind}:")]
+    known = [one for one in (*here, *_names_here(kind)) if one != name]
+    return names.meant(names.nearest(name, known))
 
 
 # --- keys and addresses --------------------------------------------------------------------------
@@ -333,6 +346,7 @@ class _Plan:
         self.resolves = key_resolver is not None
         self.who = getattr(function, "__qualname__", repr(function))
         self.unproven = COUNTED
+        self.gave_none = False
 
     async def carry_out(
         self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -362,11 +376,23 @@ class _Plan:
                 self._matched(done)
             except TierError as refused:  # it can never be written
                 wrong.append(refused)
+        if self.gave_none and self.unproven:
+            self._say_none()
         chosen = {name: arguments[name] for name in self.match}
         for function in self.targets:
             await self._target(port, function, chosen, wrong)
         for error in wrong:
             self._complain(error, tagged=tags is not None)
+
+    def _say_none(self) -> None:
+        """Say once that the resolver gave None in each of the first calls: it may lack a return."""
+        self.unproven -= 1
+        if not self.unproven:
+            warnings.warn(
+                f"invalidate_cache of {self.who}: its key_resolver gave None in {COUNTED} calls, "
+                "so it named nothing to invalidate; return an address, or [] for none.",
+                stacklevel=2,
+            )
 
     async def _target(
         self,
@@ -385,32 +411,35 @@ class _Plan:
             work = function._drop(port, (), {}, f"after {self.who}", soft=self.soft, count=False)
         self._matched(await work)
 
-    async def _unknown(self, port: Port, turns: Sequence[Turn], tags: Sequence[str]) -> str:
-        """A prefix or tag that nothing here has, before it is turned; `""`: none, or it matched."""
+    async def _unknown(
+        self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Prefixes or tags that nothing here has, before they are turned; none: it may match."""
         if not self.unproven:
-            return ""
+            return []
         groups = [turn.group.partition(":") for turn in turns]
         prefixes = [name for kind, _, name in groups if kind == names.PREFIX]
         known = await _names_of(port, names.PREFIX)
         if prefixes and not [
             name for name in prefixes if await names.is_known(port, names.PREFIX, name, known)
         ]:
-            meant = names.meant(names.nearest(prefixes[0], known))
-            return f"nothing here has the prefix {prefixes[0]!r}{'; ' * bool(meant)}{meant}"
+            return [(names.PREFIX, prefixes[0])]
         known = await _names_of(port, names.TAG) if tags else []
-        for tag in tags:
-            meant = names.meant(names.nearest(tag, known))
-            if meant and tag not in known:
-                return f"nothing here has the tag {tag!r}; {meant}"
-        return ""
+        return [(names.TAG, tag) for tag in tags if tag not in known]
 
-    def _cause(self, turns: Sequence[Turn], unknown: str) -> Hint:
+    def _cause(self, turns: Sequence[Turn], unknown: Sequence[tuple[str, str]]) -> Hint:
         """Says why nothing matched: an unknown prefix or tag, or addresses of another form."""
 
         async def cause(_: Port, found: Matches) -> str:
+            for kind, name in unknown:
+                meant = _meant(kind, name, found)
+                if kind == names.PREFIX:
+                    return f"nothing here has the prefix {name!r}{'; ' * bool(meant)}{meant}"
+                if meant:
+                    return f"nothing here has the tag {name!r}; {meant}"
             starts = tuple(f"{turn.group[2:]}:" for turn in turns if turn.group.startswith("p:"))
             there = [one for one in found.others if starts and one.startswith(starts)]
-            return unknown or (f"{LIKE} {there[0]!r}" if there else "")
+            return f"{LIKE} {there[0]!r}" if there else ""
 
         return cause
 
@@ -478,7 +507,9 @@ class _Plan:
         assert self.resolver is not None
         wanted = everything if self.wants is None else self.wants
         chosen = {name: everything[name] for name in wanted if name in everything}
-        return [self._full(address) for address in _addresses(self.resolver(**chosen), self.who)]
+        resolved = self.resolver(**chosen)
+        self.gave_none = resolved is None
+        return [self._full(address) for address in _addresses(resolved, self.who)]
 
     def _full(self, address: str) -> str:
         if self.prefix is None or address.startswith(f"{self.prefix}:"):

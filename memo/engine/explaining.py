@@ -44,7 +44,7 @@ from memo.runtime.reasons import (
 )
 from memo.settings.options import Policy
 from memo.stores.chain import Answer, Chain
-from memo.validity import dependencies, lifetimes, results, stamps
+from memo.validity import dependencies, generations, lifetimes, results, stamps
 from memo.validity.check import Judge, broken
 from memo.validity.lifetimes import BORN_STALE, MISS, STALE, age
 
@@ -279,7 +279,7 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
         now = []
     for stamp, state in zip(generations, now, strict=False):
         if broken([stamp.state.text], [state.text]):
-            told = await _turned(port, chain, stamp, state, header.times.started)
+            told = await _turned(port, chain, stamp, state)
             path = await _path(port, chain, header, stamp)
             facts += [f"{one}{path}" for one in told]
     sources = [stamp for stamp in header.stamps if isinstance(stamp, _SOURCES)]
@@ -322,21 +322,27 @@ def _counted_names(names: Sequence[str]) -> str:
     return ", ".join(name if count == 1 else f"{count} of {name}" for name, count in each.items())
 
 
-async def _turned(
-    port: Port, chain: Chain, stamp: Generation, state: State, started: int
-) -> list[str]:
-    """Invalidations since a computation that began at `started`, with their authors."""
+async def _turned(port: Port, chain: Chain, stamp: Generation, state: State) -> list[str]:
+    """Invalidations since a stamp was taken, with their authors."""
     if not state.text:
         return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
     kept = await chain.authorities.notes(port, stamp.ref)
     notes = [(field, _parsed(text)) for field, text in kept]
     told = [(field, note) for field, note in notes if note]
-    since = [(field, note) for field, note in told if note["at"] * SECOND >= started - SECOND]
+    later = _turned_since(stamp.state, state)
+    since = [(field, note) for field, note in told if field in later]
     facts = [
         f"{_group(stamp.ref.group)} {_selected(field)} {_note(note)}"
         for field, note in since or told[-1:]
     ]
     return facts or [f"{_group(stamp.ref.group)} was invalidated"]
+
+
+def _turned_since(before: State, now: State) -> set[str]:
+    """The fields of a group that read otherwise than they did."""
+    (all_before, fields_before), (all_now, fields) = map(generations.parsed, (before, now))
+    later = {name for name, token in fields.items() if fields_before.get(name) != token}
+    return later | ({stamps.ALL} if all_before != all_now else set())
 
 
 def _selected(field: str) -> str:

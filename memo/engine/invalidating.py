@@ -130,7 +130,8 @@ async def invalidate(
     place = HERE
     if sure and uncounted:
         afar = await matching_afar(port, every, wanted)
-        found, uncounted, place = afar._replace(others=found.others), False, AFAR
+        found = afar._replace(others=found.others, groups=found.groups)
+        uncounted, place = False, AFAR
     if soft:
         wanted = tuple(map(stamps.softened, wanted))
     tiers = await _turn(port, every, wanted, reason)

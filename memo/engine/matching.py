@@ -41,12 +41,14 @@ class Matches(NamedTuple):
         partial: looking was given up, so there may be more.
         first: the headers of the first few.
         others: addresses of valid entries that it does not concern.
+        groups: their generations: `"p:products"`, `"t:sales"`.
     """
 
     number: int = 0
     partial: bool = False
     first: tuple[Header, ...] = ()
     others: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 async def matching(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
@@ -83,6 +85,7 @@ def _matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
     until = time.monotonic() + BOUND
     found: dict[str, Header] = {}
     others: dict[str, None] = {}
+    groups: dict[str, None] = {}
     partial = False
     for chain in chains:
         prefix = _common_prefix(chain, turns)
@@ -92,9 +95,11 @@ def _matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
             elif not concerns(turns, own_refs(header)):
                 if len(others) < SEEN:
                     others.setdefault(header.address)
+                    groups.update(dict.fromkeys(ref.group for ref in own_refs(header)))
             elif header.key not in found and is_valid(chain, header):
                 found[header.key] = header
-    return Matches(len(found), partial, tuple(found.values())[:FIRST], tuple(others))
+    first = tuple(found.values())[:FIRST]
+    return Matches(len(found), partial, first, tuple(others), tuple(groups))
 
 
 def _common_prefix(chain: Chain, turns: Sequence[Turn]) -> str:

@@ -723,9 +723,11 @@ class Keyer:
         """Say once what of `self` is not in the keys, and how to decide."""
         self._told = True
         own = self.plan.own or "self"
-        lost = ", ".join(sorted({f"{own}.{path}" for path, _ in found.lost}))
+        names = sorted({f"{own}.{path}" for path, _ in found.lost})
+        lost = ", ".join(names)
+        verbs = "has no sound key and is" if len(names) == 1 else "have no sound key and are"
         warnings.warn(
-            f"{label(self.function_id)} reads {lost}, which has no sound key and is left out: "
+            f"{label(self.function_id)} reads {lost}, which {verbs} left out: "
             "objects that differ only there share results. Decide what counts: a method "
             f"{CACHE_KEY}() on the class, "
             f'key_resolver="{{{own}.tenant}}:{{x}}", or ignore=["{own}"].',

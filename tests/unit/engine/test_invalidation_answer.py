@@ -454,6 +454,28 @@ def test_a_decorator_whose_addresses_fit_nothing_says_so_once() -> None:
     assert len(told) == 1
 
 
+def test_a_resolver_that_gives_none_is_told_of_once() -> None:
+    """A resolver without a return names nothing; an empty list is a choice, and silent."""
+    load = cached_products()
+    load(1)
+    update = products("products", lambda product, **_: None)
+    with pytest.warns(UserWarning, match="gave None in 5 calls") as told:
+        [update(1) for _ in range(8)]
+    assert len(told) == 1
+    update = products("products", lambda product, **_: [])
+    [update(1) for _ in range(8)]
+    assert load.is_cached(1)
+
+
+def test_an_earlier_typo_is_not_suggested() -> None:
+    """The names that were probably meant are those of entries and functions."""
+    load = loads(key_prefix="products", tags=["sales"])
+    load("EU")
+    memo.invalidate(tag="sal"), memo.invalidate(prefix="prod")
+    assert repr(memo.invalidate(tag="sale")).endswith("; did you mean 'sales'?")
+    assert repr(memo.invalidate(prefix="product")).endswith("; did you mean 'products'?")
+
+
 def test_a_decorator_that_hits_or_has_nothing_to_hit_is_silent() -> None:
     """No warning while nothing is cached, nor for products that are not cached just now."""
     load = cached_products()

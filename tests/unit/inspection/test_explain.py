@@ -582,3 +582,24 @@ def test_the_path_through_cached_calls_is_named() -> None:
     assert "path:load invalidated for this point" in told
     assert "new data; used through path:middle" in told
     assert "used through" not in str(middle_point.explain((1, 2)))
+
+
+def test_an_invalidation_of_before_is_not_blamed() -> None:
+    """A result that was computed after an invalidation, and expired since, tells of that alone."""
+
+    @cache(name="shop:blamed")
+    def inner(x: int) -> int:
+        return x
+
+    @cache(name="shop:outer")
+    def outer(x: int) -> int:
+        return inner(x)
+
+    outer(1)
+    inner.invalidate(1)
+    assert "invalidated for this x" in str(outer.explain(1))
+    outer(1)
+    inner.expire(1)
+    told = str(outer.explain(1))
+    assert "expired for this x" in told
+    assert "invalidated for this x" not in told
