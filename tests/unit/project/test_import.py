@@ -34,7 +34,6 @@ HEAVY = {
         "ssl",
         "torch",
         "typer",
-        "urllib",
     ),
 }
 
