@@ -174,7 +174,8 @@ def main() -> None:
         for row in rows:
             results.append(bench.row(row))
             print(*report.lines(results[-1]), sep="\n", file=sys.stderr, flush=True)
-    page = report.page(results, begun, load, quick=given.quick)
+    rest = report.prose(ROOT / "docs" / "performance.md")
+    page = report.page(results, begun, load, quick=given.quick, rest=rest)
     print(page)
     output = given.output or (None if given.quick else ROOT / "docs" / "performance.md")
     if output is not None:

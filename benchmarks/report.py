@@ -18,8 +18,8 @@ PACKAGES = (
     *("aiocache", "cachetools", "cachier", "cashews", "checkpointer", "diskcache"),
     *("dogpile.cache", "joblib", "numpy", "pandas", "pyarrow", "redis"),
 )
-NOTES = Path(__file__).with_name("notes.md")
-"""What a reader needs besides the figures; goes under the table."""
+PROSE = "## Which types map"
+"""The heading from which on the page is written by hand."""
 
 
 class Result(NamedTuple):
@@ -45,7 +45,7 @@ class Result(NamedTuple):
         return None if math.isnan(bound) else bound
 
     def disturbed(self) -> str:
-        """Who took less than the floor, where the target depends on it: then the floor is wrong."""
+        """The subject that took less than the floor, where the target depends on the floor."""
         floor, row = self.floor, self.row
         if not isinstance(floor, float | int) or row.floor.startswith("hit among"):
             return ""
@@ -57,7 +57,7 @@ class Result(NamedTuple):
         return next((who for who, figure in figures.items() if figure < 0.95 * floor), "")
 
     def reached(self, subject: str) -> str:
-        """Whether one of ours reached its target: `yes`, or `no` and how far it is from it."""
+        """`yes` where one of ours reached its target, else `no` and how far it is from it."""
         bound, figure = self.bound(), self.found[subject]
         if bound is None or math.isinf(bound) or not isinstance(figure, float | int):
             return ""
@@ -82,12 +82,20 @@ def shown(figure: float | str | None, row: Row) -> str:
     return f"{figure * 1e6:.3g} µs"
 
 
-def page(results: Sequence[Result], begun: float, load: float, *, quick: bool) -> str:
-    """The page: the table, then everybody's figures, then how it was measured."""
+def prose(path: Path) -> str:
+    """The part of a page that is written by hand; it stays when the figures are measured anew."""
+    _, heading, rest = path.read_text(encoding="utf-8").partition(PROSE)
+    return heading + rest
+
+
+def page(
+    results: Sequence[Result], begun: float, load: float, *, quick: bool, rest: str = ""
+) -> str:
+    """The page: the table, the figures of all subjects, how it was measured, and the `rest`."""
     text = [
         "# Performance",
         "",
-        "Measured by `python -m benchmarks`, which anybody can run.  The figures are of one",
+        "Measured by `python -m benchmarks`, on any machine.  The figures are of one",
         "machine; the ratios should hold on others.  Where a peer wins, the table says so.",
         "",
         "![memo against the floor and the best peer](performance.svg)",
@@ -96,16 +104,15 @@ def page(results: Sequence[Result], begun: float, load: float, *, quick: bool) -
         "| --- | --- | --- | --- | --- | --- |",
         *(line for result in results for line in lines(result)),
         "",
-        "## Everybody",
+        "## All of them",
         "",
-        *(line for result in results for line in _everybody(result)),
+        *(line for result in results for line in _all_figures(result)),
         "",
         "## How",
         "",
         *_how(begun, load, quick=quick),
     ]
-    notes = NOTES.read_text(encoding="utf-8") if NOTES.exists() else ""
-    return "\n".join(text) + "\n" + ("\n" + notes if notes else "")
+    return "\n".join(text) + "\n" + ("\n" + rest if rest else "")
 
 
 def lines(result: Result) -> list[str]:
@@ -120,7 +127,7 @@ def lines(result: Result) -> list[str]:
     ]
 
 
-def _everybody(result: Result) -> list[str]:
+def _all_figures(result: Result) -> list[str]:
     row = result.row
     runs = {who: f" ({count:g} runs)" for who, count in result.runs.items() if count != 1}
     figures = ", ".join(
@@ -141,8 +148,8 @@ def _how(begun: float, load: float, *, quick: bool) -> list[str]:
         "figure is the median of fresh processes, each of which gives a median; where a call takes",
         "microseconds, the subjects of a row took turns.  What one thread does by itself, without",
         "Redis, was measured on the core that was the quietest.",
-        "A subject that computes again instead of hitting fails.  Nobody can beat a floor: where",
-        "one did, load disturbed it, and whether the target was reached is undecided.",
+        "A subject that computes again instead of hitting fails.  No subject can beat a floor;",
+        "where one did, load disturbed it, and whether the target was reached is undecided.",
         "Versions: " + ", ".join(f"{p} {_version(p)}" for p in PACKAGES) + ".",
     ]
 

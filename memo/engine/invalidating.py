@@ -85,7 +85,7 @@ class Invalidation(NamedTuple):
 
     @property
     def beyond(self) -> str:
-        """What a count of zero leaves open."""
+        """The doubt that a count of zero leaves."""
         if not self.uncounted:
             return ""
         return f" on this host; entries that only Redis has were {self.verb} uncounted"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
-from benchmarks import growth, soak
+from checkout import ROOT
+
+from benchmarks import growth, report, soak
 
 
 def test_what_rises_is_not_flat() -> None:
@@ -13,6 +15,18 @@ def test_what_rises_is_not_flat() -> None:
     assert soak.is_flat(series, [10, 60, 70, 68, 71, 70])
     assert not soak.is_flat(series, [10, 60, 70, 90, 110, 130])
     assert not soak.is_flat(soak.Series("disk", float, limit=60), [10, 60, 67, 67, 60, 60])
+
+
+def test_figures_are_measured_anew_without_losing_the_prose() -> None:
+    """`python -m benchmarks` keeps the sections of its page that are written by hand."""
+    page = ROOT / "docs" / "performance.md"
+    rest = report.prose(page)
+    assert "## A process that runs for long" in rest
+    written = report.page([], 0, 1, quick=False, rest=rest)
+    assert written.endswith("\n" + rest)
+    headings = [line for line in page.read_text("utf-8").splitlines() if line.startswith("#")]
+    assert [line for line in written.splitlines() if line.startswith("#")] == headings
+    assert written.splitlines()[:9] == page.read_text("utf-8").splitlines()[:9]
 
 
 def test_the_picture_is_whole() -> None:

@@ -13,10 +13,11 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from checkout import ROOT
 from redis_server import RedisServer
 
@@ -186,6 +187,19 @@ def test_index_lists_every_page() -> None:
     pages = [page.name for page in PAGES[1:]]
     assert not [name for name in pages if name != "index.md" and f"({name})" not in index]
     assert not [name for name in pages if f": {name}\n" not in site]
+
+
+def test_the_gallery_has_every_notebook() -> None:
+    """Each notebook is in the navigation, and the plugin that makes pages of notebooks takes it."""
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    (plugin,) = [one for one in yaml.safe_load(site)["plugins"] if "mkdocs-jupyter" in one]
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(notebooks) == 3
+    for notebook in notebooks:
+        assert f": gallery/{notebook.name}\n" in site
+        # It looks at where a file lies, not at where the site has it.
+        patterns = plugin["mkdocs-jupyter"]["include"]
+        assert any(PurePath(notebook).match(pattern) for pattern in patterns)
 
 
 def test_the_reference_has_every_public_name() -> None:
