@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from xml.etree import ElementTree as ET
 
 from checkout import ROOT
@@ -43,5 +44,22 @@ def test_a_goal_that_is_missed_is_said_to() -> None:
     assert list(growth.lines([row]))[-1].endswith("| linear | yes |")
     row = row._replace(measure=lambda size: float(size * size))
     assert list(growth.lines([row]))[-1].endswith("| linear | **no** |")
-    told = [one for one in growth.ROWS if one.holds(1e9, 1e12)]
-    assert [one.goal for one in told] == ["0.1 ms, or a warning that names it"]
+    assert not [one.title for one in growth.ROWS if one.holds(1e9, math.inf)]
+
+
+def test_a_row_that_cannot_be_measured_says_why() -> None:
+    """Neither a figure nor a verdict stands where a machine lacks what the row needs."""
+
+    def measure(size: int) -> float:
+        raise growth.NotHereError("it takes root")
+
+    row = growth.Row("work", (1, 4), "linear", measure, lambda small, large: True)
+    said = "| work | 1 / 4 | not measured: it takes root | | linear | |"
+    assert list(growth.lines([row]))[-1] == said
+
+
+def test_a_quick_look_measures_two_sizes() -> None:
+    """`--quick` leaves a smaller and a larger size of each row, none larger than in full."""
+    for row in growth.ROWS:
+        small, large = growth.quicker(row).sizes
+        assert small < large <= row.sizes[1] or large == 2 * small
