@@ -57,6 +57,8 @@ class Model:
         self._chain: Any = None
         self.said: dict[str, str] = {}
         """How the last button beside each entry or function went."""
+        self.answers: dict[str, int] = {}
+        """The number of that answer: two presses may have the same text."""
 
     def state(self) -> dict[str, Any]:
         """Everything that the page draws."""
@@ -81,6 +83,7 @@ class Model:
             "entries": self._entries(),
             "graph": self._graph,
             "said": self.said,
+            "answers": self.answers,
         }
 
     def _list(self, chain: Any) -> None:
@@ -123,6 +126,9 @@ class Model:
             said = f"That did not work: {error}"
         if target:
             self.said = {**dict(list(self.said.items())[-20:]), target: said}
+            number = max(self.answers.values(), default=0) + 1
+            kept = {name: at for name, at in self.answers.items() if name in self.said}
+            self.answers = {**kept, target: number}
         self.listed_at = 0.0
 
     def _press(self, message: dict[str, Any]) -> str:

@@ -118,9 +118,7 @@ var View = class {
     if (!state || !state.functions) return;
     this.state = state;
     for (const [target, before] of this.waiting) {
-      if (state.said[target] !== before || state.said[target] === void 0) {
-        this.waiting.delete(target);
-      }
+      if (state.answers?.[target] !== before) this.waiting.delete(target);
     }
     const said = { ...state.said };
     for (const target of this.waiting.keys()) said[target] = BUSY;
@@ -151,7 +149,7 @@ var View = class {
     return this.root.getRootNode()?.activeElement?.dataset?.focus;
   }
   act(what, target, message) {
-    this.waiting.set(target, this.state.said[target]);
+    this.waiting.set(target, this.state.answers?.[target]);
     this.send({ do: what, ...message });
     this.update(this.state);
   }

@@ -282,9 +282,14 @@ async def test_buttons_refresh(kind: str) -> None:
     model.press({"do": "refresh", "key": entry["key"]})
     said = model.said[entry["key"]]
     assert said == "Refreshing load(region='EU', year=2023) in the background."
+    first = model.state()["answers"][entry["key"]]
     await memo.drain(5)
     assert calls == [("EU", 2023)] * 2
     assert load.peek("EU", 2023) == 2
+    model.press({"do": "refresh", "key": entry["key"]})
+    assert model.said[entry["key"]] == said
+    assert model.state()["answers"][entry["key"]] != first, "the page waits for another answer"
+    await memo.drain(5)
 
 
 def test_what_cannot_be_read_back_is_not_refreshed() -> None:

@@ -60,9 +60,7 @@ export class View {
     if (!state || !state.functions) return;
     this.state = state;
     for (const [target, before] of this.waiting) {
-      if (state.said[target] !== before || state.said[target] === undefined) {
-        this.waiting.delete(target);
-      }
+      if (state.answers?.[target] !== before) this.waiting.delete(target);
     }
     const said = { ...state.said };
     for (const target of this.waiting.keys()) said[target] = BUSY;
@@ -90,7 +88,7 @@ export class View {
   }
 
   act(what, target, message) {
-    this.waiting.set(target, this.state.said[target]);
+    this.waiting.set(target, this.state.answers?.[target]);
     this.send({ do: what, ...message });
     this.update(this.state);
   }
