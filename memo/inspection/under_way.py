@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ SLOTS = 128
 """Most computations of one process that others see."""
 SLOT = 512
 """Bytes of one."""
+KNOWN = 1000
+"""Most calls of which it is known how long they took last."""
 SUFFIX = ".now"
 LONG = 0.5
 """Seconds from which a computation is long."""
@@ -42,7 +45,7 @@ class Running(NamedTuple):
         function: identity of the function.
         call: the call as its address shows it, without secrets.
         since: when it began, in seconds since the epoch.
-        expected: seconds that the function took last; None: not known.
+        expected: seconds that the call took last, or else its function; None: not known.
         background: it refreshes a stale result.
         process: id of the process.
         here: it is this process.
@@ -78,6 +81,7 @@ class Board:
         self._lock = threading.Lock()
         self._slots: dict[str, tuple[int, Running]] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
+        self._took: OrderedDict[str, float] = OrderedDict()
         self._map: mmap.mmap | None = None
         self._path: Path | None = None
         self._home: Path | None = None
@@ -93,7 +97,7 @@ class Board:
         path = current_path()
         flight = path[-1] if path else None
         call = event.function if flight is None or flight.call is None else flight.call.shown
-        expected = None if flight is None else flight.expected
+        expected = self._took.get(event.key, None if flight is None else flight.expected)
         background = bool(event.reason)
         if expected is None or expected >= LONG:
             publish_soon()  # no event follows for a while: what was counted is told before
@@ -115,7 +119,12 @@ class Board:
 
     def _end(self, event: Event) -> None:
         with self._lock:
-            slot, _ = self._slots.pop(event.key, (-1, None))
+            slot, run = self._slots.pop(event.key, (-1, None))
+            if run is not None and not event.detail:  # it was neither interrupted nor did it raise
+                self._took[event.key] = time.time() - run.since
+                self._took.move_to_end(event.key)
+                if len(self._took) > KNOWN:
+                    self._took.popitem(last=False)
             if slot >= 0:
                 self._free.append(slot)
                 self._write(slot, b"")

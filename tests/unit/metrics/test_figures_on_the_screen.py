@@ -383,19 +383,20 @@ def test_what_is_under_way(watches: Stopwatch) -> None:
     """A running computation shows for how long it has run, and how long it took the last time."""
 
     @cache(name="load", version="1")
-    def load() -> int:
+    def load(x: int) -> int:
         with watches.body(names.pop(0)):
             ran.set()
             go.wait(20)
         return 1
 
-    names, ran, go = ["load", "later"], threading.Event(), threading.Event()
+    names, ran, go = ["load", "another", "later"], threading.Event(), threading.Event()
     threading.Timer(0.3, go.set).start()
-    watches.call("load", load)
-    load.invalidate()
+    watches.call("load", lambda: load(1))
+    load(2)  # another call of the function took less
+    load.invalidate(1)
     go.clear(), ran.clear()
     begun = time.perf_counter()
-    thread = threading.Thread(target=load)
+    thread = threading.Thread(target=load, args=(1,))
     thread.start()
     try:
         assert ran.wait(20)
