@@ -180,6 +180,34 @@ def test_readme_is_short_and_shows_code_first() -> None:
     assert len(text[: text.index("```")].split()) < 60
 
 
+def test_readme_says_what_a_newcomer_asks() -> None:
+    """The default ttl, a picture, the times of both commands, each extra, and the live view."""
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert inspect.signature(memo.cache).parameters["ttl"].default == 60
+    assert "Bare `@cache` keeps results for 60 seconds" in text
+    assert pictures(ROOT / "README.md") == {"docs/tour.png"}
+    assert "a minute or two" in text
+    assert "about 20 minutes" in text
+    for extra in ("notebook", "ui", "otel", "data", "remote"):
+        assert f"`{extra}`" in text
+    assert "pip install '.[notebook,ui,otel]'" in text
+    assert "`memo ui`" in text
+    assert "`memo.dashboard()`" in text
+
+
+def test_troubleshooting_is_by_symptom() -> None:
+    """Its headings are what a user sees, not what causes it."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    found = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert found[:5] == [
+        "It never hits",
+        "It hits too often",
+        "It is slow",
+        "The disk is full",
+        "Two machines do not share",
+    ]
+
+
 def test_index_lists_every_page() -> None:
     """No page of the documentation is out of reach."""
     index = (ROOT / "docs" / "index.md").read_text("utf-8")
