@@ -5,7 +5,8 @@ Rules of this module:
 1.  A *use* is a name that the code reads from outside, with the attributes taken from it at once:
     `helpers.model.fit(x)` is the use `helpers` with the chain `model`, `fit`.  Uses are read from
     the bytecode, so that functions without source have them too.
-2.  *Assigned* names are rebound by the code itself (`global n`, `nonlocal n`, `Class.n = …`).
+2.  *Assigned* names are rebound by the code itself (`global n`, `nonlocal n`, `Class.n = …`,
+    `type(self).n = …`).
 3.  *Filled* names are counters and containers that the code changes and never reads
     (`calls.append(x)`, `seen[k] = v`, `n += 1`), so they are no inputs.  They are read from the
     source, and methods also from the bytecode.
@@ -27,6 +28,7 @@ FREE = "free"
 SELF = "self"
 SUPER = "super"
 IMPORT = "import"
+ANY = "any"
 
 Path = tuple[str, ...]
 
@@ -36,7 +38,8 @@ class Use(NamedTuple):
 
     Attributes:
         root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), `SUPER` (what
-            `super()` gives), or `IMPORT` (a module imported inside the function).
+            `super()` gives), `IMPORT` (a module imported inside the function), or `ANY` (the holder
+            of an attribute that is set, where it is none of these).
         name: the variable; for `IMPORT` the module, relative ones with their leading dots.
         chain: the attributes taken from it at once.
     """
@@ -91,6 +94,7 @@ _FAST = re.compile(r"(LOAD|STORE)_FAST")
 _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _SUPER = Use(GLOBAL, "super")
+_SETTERS = ("setattr", "__setattr__")
 _IMPLICIT = {"__name__", "__doc__", "__qualname__", "__module__", "__builtins__", "__annotations__"}
 
 
@@ -181,10 +185,14 @@ class _Scope:
         self.copied: Use | None = None  # the holder in `Class.n += 1`
         self.imported: Use | None = None
         self.whole = False  # `import a.b as c`: attributes are steps towards the module
+        self.sets = False  # the next text names an attribute that is set
         self.operands: list[Any] = [None, None]
 
     def step(self, name: str, value: Any) -> None:
         """Take one instruction."""
+        if self.sets and name == "LOAD_CONST" and isinstance(value, str):
+            self.scan.changed.add(value)
+        self.sets = value in _SETTERS or (self.sets and name not in {"CALL", "LOAD_CONST"})
         if name in ("LOAD_ATTR", "LOAD_METHOD"):
             self._attribute(value)
         elif name.startswith(("IMPORT_", "STORE_", "DELETE_")):
@@ -258,8 +266,8 @@ class _Scope:
     def _store_attribute(self, value: str) -> None:
         self.scan.changed.add(value)
         holder, self.copied = self.pending or self.copied, None
-        if holder is not None:
-            self.scan.assigned.add(holder._replace(chain=(*holder.chain, value)))
+        holder = holder or Use(ANY, "")
+        self.scan.assigned.add(holder._replace(chain=(*holder.chain, value)))
         self.end()
 
     def _store_variable(self, name: str, value: str) -> None:

@@ -44,6 +44,7 @@ from memo.keys.fingerprint.held_values import (
 )
 from memo.keys.fingerprint.name_graph import Key, Node
 from memo.keys.fingerprint.names_used import (
+    ANY,
     FREE,
     GLOBAL,
     IMPORT,
@@ -157,6 +158,7 @@ class Survey:
         self.unmet = set(ignored)
         self.learned = learned
         self.assigned: set[Place] = set()
+        self.set_anywhere: set[str] = set()
         self.nodes: dict[Key, Node] = {}
         self.todo: list[tuple[Key, Ref, type | None]] = []
         self.places: dict[Place, Spot] = {}
@@ -222,6 +224,8 @@ class Survey:
 
     def _watch_assigned(self) -> None:
         """Look at what the code assigns by its value, since the object there changes each time."""
+        for cls in self.shapes:
+            self.assigned.update((cls, name) for name in self.set_anywhere)
         for place in self.assigned & self.shots.keys() - self.watches.keys():
             shot, shape = self.shots[place], self.shapes.get(place[0])
             if issubclass(type(shot.value), (types.FunctionType, type, types.ModuleType)):
@@ -529,6 +533,8 @@ class Survey:
             elif use.root == SELF and len(use.chain) == 1:
                 bases = owner.__mro__ if owner is not None else ()
                 self.assigned.update((id(base), use.chain[0]) for base in bases)
+            elif use.root == ANY or use.chain[:-1] == ("__class__",):
+                self.set_anywhere.add(use.chain[-1])
 
     def _assign(self, where: Spot, chain: Path) -> None:
         """Note what code rebinds: a name, or an attribute of what lies under one."""

@@ -119,6 +119,24 @@ CHANGES = {
         "C.calls",
         "C.calls = 100",
     ),
+    "attribute of its class": (
+        (
+            "class C:\n    n = 0\n    def count(self):\n        type(self).n += 1\n"
+            "        self.__class__.m += 1\n        return self.n\n    m = 0\nc = C()"
+        ),
+        "return x, c.count() * 0 * C.m",
+        "C.n",
+        "C.n = 100",
+    ),
+    "set by name": (
+        "class Box: pass\nbox = Box()\nbox.n = box.m = 0",
+        (
+            "setattr(box, 'n', box.n + 1); object.__setattr__(box, 'm', box.n)\n"
+            "    return x, box.n * box.m * 0"
+        ),
+        "box.n",
+        "box.n = 100",
+    ),
     "captured": (
         (
             "def make():\n    n = 0\n    def count():\n        nonlocal n\n        n += 1\n"
