@@ -149,8 +149,9 @@ async def _with_result(
         function.cutoff = False
         said = (
             f"{function.id} has cutoff=True and returned {type_named(type(value))} that has no key "
-            f"({error}); so what is built on it is computed again each time.  Return a value "
-            "with a key, give its type one with memo.register_key, or leave out cutoff."
+            f"({str(error).rstrip('.')}); so what is built on it is computed again each time. "
+            "Return a value with a key, give its type one with memo.register_key, or leave out "
+            "cutoff."
         )
         warn_of(function.run, said)
         return used

@@ -38,6 +38,7 @@ from memo.runtime.reasons import (
     INVALIDATED,
     OLDER,
     PAYLOAD_MISSING,
+    SOURCE_UNREACHABLE,
     UNAUTHENTIC,
     UNREACHABLE,
     UNREADABLE,
@@ -59,6 +60,7 @@ _FAULTS = {
     CLOCK: "it comes from the future: the clock here, or on the host that wrote it, is wrong",
     UNREACHABLE: "no tier that knows what is valid can be reached",
 }
+_UNTRUE = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
 LOOKED_AT = 2000
 """Most entries of a function that are looked at for the nearest one."""
 
@@ -171,7 +173,7 @@ async def explain(
     own = next((header for header in stored if header.key == call.text), None)
     facts: Sequence[str] = ()
     diff: Sequence[str] = ()
-    if reason in (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED) and own:
+    if reason in _UNTRUE and own:
         facts = await _untrue(port, chain, own)
         if found.verdict.renewable:
             facts += await _doubts(port, chain, own)
@@ -284,7 +286,10 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
             facts += [f"{one}{path}" for one in told]
     sources = [stamp for stamp in header.stamps if isinstance(stamp, _SOURCES)]
     for source, why in zip(sources, await dependencies.check(port, sources), strict=True):
-        if why:
+        if why == SOURCE_UNREACHABLE:
+            out = "with stale_if_error=... the entry would answer meanwhile"
+            facts.append(f"{_source(source)}, which cannot be asked; {out}")
+        elif why:
             facts.append(f"{_source(source)}, which has changed")
     return facts
 

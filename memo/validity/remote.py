@@ -29,6 +29,8 @@ TIMEOUT = 10.0
 """Seconds that a server may take to answer."""
 MISSING = "missing"
 """The facts of a URL where nothing is."""
+SLOW = 1.0
+"""Seconds from which a failed question counts as a wait: for as long again none is asked."""
 AT_ONCE = 16
 """Most URLs that are asked at the same time, in the whole process."""
 BELIEVED = 4096
@@ -37,6 +39,8 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)
 _WEB = ("http", "https")
 _READ = 1 << 20
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
+_silent: dict[tuple[str, bool], tuple[float, str]] = {}
+"""Until when (monotonic) a source that kept a caller waiting is not asked, and what was wrong."""
 _lock = threading.Lock()
 _pool = Pool("memo-offload-remote", AT_ONCE - 1)  # and the caller's own thread
 
@@ -104,9 +108,11 @@ def all_facts(wanted: Iterable[Asked]) -> dict[Asked, str | None]:
 
 def facts_or_none(url: str, by_content: bool) -> str | None:
     """The identity of the version at a URL; None, with an event: it is unknown."""
+    begun = time.monotonic()
     try:
         found = _facts(url, by_content)
     except UnreachableError as error:
+        _rest(url, by_content, time.monotonic() - begun, str(error))
         told = f"{named(url)}: {error}"
         events.emit(events.Event(events.ERROR, reason=SOURCE_UNREACHABLE, detail=told))
         return None
@@ -116,6 +122,16 @@ def facts_or_none(url: str, by_content: bool) -> str | None:
         if len(_known) > BELIEVED:
             del _known[next(iter(_known))]
     return found
+
+
+def _rest(url: str, by_content: bool, waited: float, why: str) -> None:
+    """Do not ask a silent source again at once: one call looks at several tiers."""
+    if waited < SLOW:
+        return
+    with _lock:
+        _silent[url, by_content] = (time.monotonic() + waited, why)
+        if len(_silent) > BELIEVED:
+            del _silent[next(iter(_silent))]
 
 
 def believed(stamp: File) -> str | None:
@@ -137,6 +153,9 @@ def _scheme(url: str) -> str:
 
 
 def _facts(url: str, by_content: bool) -> str:
+    until, why = _silent.get((url, by_content), (0.0, ""))
+    if time.monotonic() < until:
+        raise UnreachableError(why)
     if _scheme(url) in _WEB:
         return _of_page(url, by_content)
     return _of_files(url, by_content)

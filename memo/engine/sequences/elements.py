@@ -247,7 +247,7 @@ def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) ->
     known = set(elements)
     other = next((label for label in labels if label not in known), ABSENT)
     if other is not ABSENT:
-        raise UnfitError(f"has {shown(other)}, which is no element of `{name}`")
+        raise UnfitError(f"has the key {shown(other)}, which is no element of `{name}`")
 
 
 def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -249,6 +250,34 @@ def test_unreachable_without_stale_if_error(way: Way, place: str, server: Server
         assert way.call(load, "EU") == 2
     assert UNREACHABLE in [event.reason for event in events if event.kind == "error"]
     assert UNREACHABLE in [event.reason for event in events if event.kind == "miss"]
+
+
+def test_explain_names_what_cannot_be_asked(way: Way, server: Server) -> None:
+    """It says which source that is, and the way out."""
+    server.pages["EU"], server.etags["EU"] = b"1", '"a"'
+    load = way.cached(counted, depends_on=server.url("{x}"))
+    way.call(load, "EU")
+    server.fails = True
+    said = str(load.explain("EU"))
+    assert f"depends on {server.url('EU')}, which cannot be asked; with stale_if_error" in said
+
+
+def test_a_silent_server_is_waited_for_once(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that looks at several tiers does not wait for each; nor does the next one at once."""
+    monkeypatch.setattr(remote, "TIMEOUT", 1.0)
+    monkeypatch.setattr(remote, "SLOW", 0.5)
+    RUNS.clear()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        load = way.cached(counted, depends_on=url)
+        assert [way.call(load, "EU"), way.call(load, "EU")] == [1, 2]
+        silent.setblocking(False)
+        came = 0
+        with suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                came += 1
+    assert 1 <= came <= 2
 
 
 @pytest.mark.parametrize("at", PLACES)

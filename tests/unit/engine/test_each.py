@@ -189,7 +189,7 @@ def test_an_answer_by_something_else(way: Way, answer: Any, named: str) -> None:
     So it is with a table whose index has the numbers of its rows, not the elements.
     """
     load = way.cached(lambda x: RUNS.append(x) or answer, each="x")
-    with pytest.warns(UserWarning, match=rf"has {named}, which is no element of `x`"):
+    with pytest.warns(UserWarning, match=rf"has the key {named}, which is no element of `x`"):
         found = way.call(load, [1, 2])
     assert type(found) is type(answer)
     assert len(found) == len(answer)
