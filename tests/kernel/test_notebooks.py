@@ -109,6 +109,12 @@ def test_every_notebook_is_run() -> None:
     assert {TOUR, PIPELINE, TEAM} == set(NOTEBOOKS)
 
 
+def planned(text: str) -> set[str]:
+    """The stages that a plan computes, named as `ran` names them."""
+    calls = re.findall(r"^ +compute (\S+)", text, re.M)
+    return {"report" if call.startswith("report") else call.replace(":", " ") for call in calls}
+
+
 async def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A touched or new file, an edited rule and new prices each run what is concerned, no more."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -125,6 +131,8 @@ async def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert ran(done.text("file")) == {"clean US", "report"}
     assert ran(done.text("code")) == everything
     assert "code of is_valid() changed" in done.text("code")
+    for cell in ("touch", "code", "update"):
+        assert planned(done.text(cell)) == ran(done.text(cell)), cell
     assert ran(done.text("region")) == {"report", "clean AFRICA"}
     assert ran(done.text("update")) == {"prices", "report"}
     assert done.text("stream").count("opening the file of EU") == 1
