@@ -111,7 +111,7 @@ def test_every_notebook_is_run() -> None:
 
 def planned(text: str) -> set[str]:
     """The stages that a plan computes, named as `ran` names them."""
-    calls = re.findall(r"^ +compute (\S+)", text, re.M)
+    calls = re.findall(r"^ +compute (\S+)", text, re.MULTILINE)
     return {"report" if call.startswith("report") else call.replace(":", " ") for call in calls}
 
 
