@@ -74,7 +74,7 @@ _NAME = sys.getsizeof("0" * 120)
 """Bytes of a name, roughly."""
 GIVE_WAY = 0.002
 """Seconds between two transactions of one that clears many entries, for writers that wait."""
-_LONG_LOG = 4 * LOG
+_LONG_LOG = 2 * LOG
 """Bytes of the log from which it is written back while many entries are cleared, or less where
 they are a 64th of the budget."""
 _NO_ROW = 1 << 62
