@@ -329,7 +329,7 @@ def test_what_is_wrong_with_tls_is_named(
 
 ACL = (
     "~memo:* +get +set +hmget +hgetall +hset +hsetnx +hdel +hlen +hget +exists +unlink +del "
-    "+pttl +pexpire +type +scan +echo +eval +evalsha +blmove +rpush +select"
+    "+pttl +pexpire +type +scan +getrange +echo +eval +evalsha +blmove +rpush +select"
 )
 """The rule in docs/deployments.md."""
 
@@ -351,6 +351,8 @@ def test_the_acl_rule_suffices(redis_server: RedisServer, load: Any) -> None:
 
             assert locked() == locked() == 5
             load.cache_clear()
+            with pytest.raises(memo.NothingMatchedError):
+                memo.invalidate(prefix="misspelt", strict=True)
             denied = admin.execute_command("ACL", "LOG")
             assert not denied, denied
     finally:
