@@ -19,7 +19,7 @@ from memo.decorators.invalidators import invalidate
 from memo.errors import MemoError, label
 from memo.inspection import call_graph, graph_drawing, inventory
 from memo.inspection.inventory import Item, Wanted
-from memo.inspection.under_way import BOARD, Running
+from memo.inspection.under_way import BOARD, LONG, Running
 from memo.keys.summaries import BUILT, RESOLVED, RESULT
 from memo.metrics import rendering
 from memo.metrics.recorder import stats
@@ -55,6 +55,7 @@ class Model:
         self._graph: dict[str, Any] = {}
         self.listed_at = 0.0
         self._chain: Any = None
+        self._long: set[tuple[int, str]] = set()
         self.said: dict[str, str] = {}
         """How the last button beside each entry or function went."""
         self.answers: dict[str, int] = {}
@@ -63,16 +64,17 @@ class Model:
     def state(self) -> dict[str, Any]:
         """Everything that the page draws."""
         now = stats(shared=self.shared)
+        running = BOARD.everywhere() if self.shared else BOARD.here()
         error = ""
         try:
             chain = assembly.default_chain()
             health = drive(chain.health(BLOCKING))
             if self.shared:
                 health.pop("memory", None)  # this process computes nothing
+            self._follow(running)
             self._list(chain)
         except MemoError as fault:
             health, error = {}, str(fault)
-        running = BOARD.everywhere() if self.shared else BOARD.here()
         return {
             "shared": self.shared,
             "headline": rendering.headline(now),
@@ -85,6 +87,12 @@ class Model:
             "said": self.said,
             "answers": self.answers,
         }
+
+    def _follow(self, running: list[Running]) -> None:
+        """Draw the graph anew where a long computation has begun or ended."""
+        long = {(r.process, r.key) for r in running if time.time() - r.since >= LONG}
+        if long != self._long:
+            self._long, self.listed_at = long, 0.0
 
     def _list(self, chain: Any) -> None:
         if chain is self._chain and time.monotonic() - self.listed_at < LISTED_EVERY:

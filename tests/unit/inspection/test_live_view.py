@@ -140,6 +140,30 @@ def test_what_is_under_way_is_shown() -> None:
     assert Model().state()["running"] == []
 
 
+def test_the_graph_follows_long_computations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is drawn anew when one has begun and when it has ended, not only every few seconds."""
+    monkeypatch.setattr("memo.inspection.live_view.LISTED_EVERY", 3600)
+    begun, go = threading.Event(), threading.Event()
+
+    @cache(name="slow", version="1")
+    def slow(x: int) -> int:
+        begun.set()
+        go.wait(20)
+        return x
+
+    model = Model()
+    model.state()
+    thread = threading.Thread(target=slow, args=(1,))
+    thread.start()
+    try:
+        assert begun.wait(5)
+        until(lambda: 'data-state="running"' in model.state()["graph"]["svg"])
+    finally:
+        go.set()
+        thread.join()
+    assert 'data-state="computed"' in model.state()["graph"]["svg"]
+
+
 WORKER = """
 import sys, time
 from memo import cache
