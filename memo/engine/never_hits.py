@@ -5,17 +5,20 @@ keep a random number, an address or a time.  Such a function would never hit, wi
 
 Two arguments look the same when the parts of their keys that a user can see are the same: public
 attributes, or, of an object that has none, what it says of itself.  What differs is then private.
+Of a function it is what it captured and changes itself (`nonlocal n; n += 1`).
 """
 
 from __future__ import annotations
 
 import re
-import warnings
+from types import FunctionType
 from typing import Any, Final
 
-from memo.engine.call import Function, Job
+from memo.engine.call import Function, Job, warn_of
 from memo.errors import label
 from memo.keys.encoding import atoms, canonical
+from memo.keys.fingerprint.function_version import changed_names
+from memo.keys.fingerprint.held_values import title
 
 ENOUGH: Final = 5
 """Different keys of equal looks after which the warning comes."""
@@ -66,6 +69,8 @@ def _seen(value: Any, deep: int) -> str | None:
     from memo.keys.encoding import python_types  # types of calls that were computed need it
 
     kind = type(value)
+    if own := _own_cells(value):
+        return _seen_function(value, own)
     if kind in atoms.PLAIN or kind in canonical.BUILTIN or not python_types.is_object(kind):
         return None
     attributes = getattr(value, "__dict__", None)
@@ -83,17 +88,33 @@ def _seen(value: Any, deep: int) -> str | None:
     return " ".join(shown)
 
 
+def _own_cells(value: Any) -> frozenset[str]:
+    """The captured variables that a function changes itself."""
+    if type(value) is not FunctionType or value.__closure__ is None:
+        return frozenset()
+    return changed_names(value) & frozenset(value.__code__.co_freevars)
+
+
+def _seen_function(value: Any, own: frozenset[str]) -> str:
+    captured = zip(value.__code__.co_freevars, value.__closure__, strict=True)
+    kept = {name: cell.cell_contents for name, cell in captured if name not in own}
+    facts = canonical.encoding((kept, value.__defaults__, value.__kwdefaults__))
+    return f"{title(value)} {canonical.code_of(value)} {facts.hex()}"
+
+
 def _hidden(value: Any) -> str:
-    """The private attributes of an object, for people."""
+    """The private attributes of an object, or what a function changes itself, for people."""
+    if own := _own_cells(value):
+        return f" that changes its {', '.join(sorted(own)[:SHOWN])}"
     names = [name for name in getattr(value, "__dict__", ()) if name.startswith("_")]
     return f" with {', '.join(names[:SHOWN])}" if names else ""
 
 
 def _warn(function: Function, names: list[Any]) -> None:
-    warnings.warn(
+    warn_of(
+        function.run,
         f"{label(function.id)} was computed {ENOUGH} times for arguments that look the same and "
         f"have a different key each time: {', '.join(names)}; if they are equal, say what counts: "
         "give the class a method __memo_key__, "
         "use memo.register_key, key_resolver, or ignore=[...]",
-        stacklevel=2,
     )

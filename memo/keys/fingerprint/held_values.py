@@ -390,7 +390,7 @@ class ImageWalk:
 
     def _held(self, value: Any, path: str) -> str:
         """A descriptor, by the functions that it holds."""
-        names = ("__func__", "fget", "fset", "fdel", "func", "method")
+        names = ("__func__", "fget", "fset", "fdel", "func", "method", "dispatcher")
         held = [(n, getattr(value, n, None)) for n in names]
         parts = [f"{n}={self.text(v, path)}" for n, v in held if v is not None]
         if isinstance(value, functools.partialmethod):

@@ -443,6 +443,8 @@ class Survey:
             home = function.__globals__.get("__name__", "")
             node.name, node.text = f"{home}:{function.__code__.co_qualname}", "installed"
             self._inside(node, function)
+            if home == "functools" and "registry" in vars(function):  # of a `singledispatch`
+                self._follow(node, f"registry:{node.name}", spot(vars(function), "registry"))
         self._defaults(node, function)
         if "__wrapped__" in vars(function):
             where = spot(vars(function), "__wrapped__")

@@ -159,3 +159,45 @@ def test_arrays_of_one_shape_warn_about_nothing() -> None:
     with nothing_said():
         for x in range(8):
             load(np.full(100_000, x))
+
+
+def counting() -> Any:
+    """A function that counts its calls in a variable that it captured."""
+    count = 0
+
+    def step(x: int) -> int:
+        nonlocal count
+        count += 1
+        return x + 1
+
+    return step
+
+
+def test_a_function_that_changes_what_it_captured_warns() -> None:
+    """As a default argument it has another key after each computation: said once, by name."""
+
+    @memo.cache(version="1", name="never:steps")
+    def load(x: int, step: Any = counting()) -> int:  # noqa: B008 - what is tested
+        return int(step(x))
+
+    with nothing_said():
+        for _ in range(4):
+            load(1)
+    with pytest.warns(UserWarning, match="`step`.*changes its count.*ignore") as caught:
+        load(1)
+    assert "never:steps" in str(caught[0].message)
+
+
+def test_functions_that_captured_other_values_do_not_warn() -> None:
+    """What a function captured and only reads is an argument like any other."""
+
+    @memo.cache(version="1", name="never:above")
+    def above(keep: Any) -> list[int]:
+        return list(filter(keep, range(9)))
+
+    def more_than(limit: int) -> Any:
+        return lambda x: x > limit
+
+    with nothing_said():
+        for limit in range(7):
+            assert len(above(more_than(limit))) == 8 - limit

@@ -98,6 +98,56 @@ def test_two_aliases_of_one_module_are_told_apart_from_two_modules(notebook: Not
     assert load(4) != before
 
 
+DISPATCHED = {
+    "function": (
+        "@functools.singledispatch\ndef kind(x):\n    return 'other'",
+        "kind(x)",
+        "@kind.register\ndef _(x: int):\n    return '{}'",
+    ),
+    "method": (
+        (
+            "class Kinds:\n    @functools.singledispatchmethod\n    def of(self, x):\n"
+            "        return 'other'\nkinds = Kinds()"
+        ),
+        "kinds.of(x)",
+        "@vars(Kinds)['of'].register\ndef _(self, x: int):\n    return '{}'",
+    ),
+}
+
+
+@pytest.mark.parametrize("dispatched", DISPATCHED.values(), ids=DISPATCHED)
+def test_an_implementation_that_is_registered_later_counts(
+    notebook: Notebook, dispatched: tuple[str, str, str]
+) -> None:
+    """Another cell registers an implementation of a generic function, or replaces one."""
+    generic, body, registered = dispatched
+    load = notebook.load(
+        f"import functools, memo\n{generic}", f"@memo.cache\ndef load(x):\n    return {body}"
+    )
+    assert load(1) == "other"
+    for text in ("a number", "a whole number"):
+        notebook.run(registered.format(text))
+        assert load(1) == text
+    assert load.is_cached(1)
+
+
+def test_a_registered_method_whose_name_is_taken_again_counts(notebook: Notebook) -> None:
+    """An edit of an implementation is seen though another one has its name (`_`)."""
+    kinds = (
+        "class Kinds:\n"
+        "    @functools.singledispatchmethod\n    def of(self, x):\n        return 0\n"
+        "    @of.register\n    def _(self, x: int):\n        return {}\n"
+        "    @of.register\n    def _(self, x: str):\n        return 2"
+    )
+    load = notebook.load(
+        f"import functools, memo\n{kinds.format(1)}",
+        "@memo.cache\ndef load(x):\n    return Kinds().of(x)",
+    )
+    assert load(5) == 1
+    notebook.run(kinds.format(10))
+    assert load(5) == 10
+
+
 def test_a_function_that_takes_the_place_of_a_library_function_is_followed(
     notebook: Notebook, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,29 @@ def test_payload_outlives_all_that_need_it(
     assert client.ttl(name) > RETENTION - 10
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["longer by now", "new by now"])
+def test_a_payload_that_another_host_stores_meanwhile_keeps_its_life(
+    tier: Redis, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Between the look at a payload's life and its storing, another host gives it a longer one."""
+    sent, client, ask, looks = payload(100), redis_server.client(), tier.client.ask, []
+    name = f"memo:2:p:{sent.digest.hex()}"
+    if there:
+        run(lambda port: tier.store(port, "memo:j", record(), sent, 1))
+
+    async def asked(port: Any, *parts: Any, **given: Any) -> Any:
+        answer = await ask(port, *parts, **given)
+        if b"PTTL" in bytes(parts[0]) and not looks:
+            looks.append(answer)
+            client.set(name, b"of another host", px=100_000)
+        return answer
+
+    monkeypatch.setattr(tier.client, "ask", asked)
+    run(lambda port: tier.store(port, "memo:k", record(), sent, 10))
+    assert (looks[0] > 0) is there
+    assert client.pttl(name) > 90_000
+
+
 HOUR = 3600.0
 
 

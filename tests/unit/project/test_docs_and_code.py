@@ -1,0 +1,85 @@
+"""The pages say what the code does: figures are the code's, and names that they mention exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from checkout import ROOT
+
+from memo.engine import computing, matching, refreshing, replay
+from memo.engine.coordination import leases
+from memo.inspection import call_graph
+from memo.keys import offloading
+from memo.records import spool
+from memo.runtime import ports
+from memo.settings import live_values
+from memo.stores import authorities, latest_answers, payload_store, protocols, reseeding
+from memo.stores.disk import sqlite_file
+from memo.stores.redis import breaker, cluster_leases, tracking
+from memo.validity import lifetimes, stamps
+
+FIGURES = [
+    ("guarantees", r"waits up to (\d+) s for a lock", authorities.OUTLAST),
+    ("guarantees", r"([\d,]+) (?:other )?keys", latest_answers.FLOORS),
+    ("guarantees", r"lease holder waits (\d+) s", leases.LASTING),
+    ("guarantees", r"holds on the disk delays a store by ([\d.]+) s", sqlite_file.PATIENCE),
+    ("guarantees", r"at (\d+) MB/s", breaker.RATE / 1e6),
+    ("guarantees", r"arguments above (\d+) MB", offloading.HEAVY / 2**20),
+    ("settings", r"every ([\d.]+) s, when a cached", live_values.LOOK_EVERY),
+    ("settings", r"(\d+) s after the last hit", tracking.IDLE),
+    ("settings", r"after at most (\d+) s", tracking.BOUND),
+    ("options", r"up to (\d+) %", lifetimes.JITTER * 100),
+    ("options", r"lease has ended \((\d+) s\)", protocols.LEASE),
+    ("options", r"after (\d+) s, 2 s, 4 s", refreshing.BACK_OFF[0]),
+    ("options", r"4 s,? (?:and so on )?up to (\d+) s", refreshing.BACK_OFF[1]),
+    ("options", r"refreshes get ([\d.]+) s", ports.EXIT_GRACE),
+    ("options", r"more than (\d+) KiB", computing.ARGUMENTS / 1024),
+    ("options", r"first (\d+) MiB are kept", replay.KEPT / 2**20),
+    ("options", r"past (\d+) MiB", spool.IN_MEMORY / 2**20),
+    ("invalidation", r"Counting takes at most (\d+) ms", matching.BOUND * 1000),
+    ("invalidation", r"(\d+) calls of one function", stamps.READS),
+    ("notebooks", r"counting takes at most (\d+) ms", matching.BOUND * 1000),
+    ("notebooks", r"More than (\d+) calls", call_graph.GROUPED),
+    ("deployments", r"each other every (\d+) s", reseeding.LOOK_EVERY),
+    ("deployments", r"in the last (\d+) s", authorities.LATELY),
+    ("deployments", r"again every (\d+) ms", cluster_leases.LOOK_SOON * 1000),
+    ("deployments", r"(\d+) to 60 days", payload_store.KEEP / 86_400),
+]
+"""Page, what it may say with the figure in a group, the figure in the code."""
+
+
+def test_figures_are_those_of_the_code() -> None:
+    """A wait, a bound or an interval in the pages is the one that the code has."""
+    found, wrong = 0, []
+    for page, pattern, figure in FIGURES:
+        text = " ".join((ROOT / "docs" / f"{page}.md").read_text("utf-8").split())
+        for said in re.findall(pattern, text):
+            found += 1
+            if float(said.replace(",", "")) != pytest.approx(figure):
+                wrong.append((page, pattern, said, figure))
+    assert not wrong
+    assert found > len(FIGURES) // 2, "the pages say it in other words: correct the patterns"
+
+
+def mentioned(page: Path) -> list[str]:
+    """What stands in backquotes outside of blocks."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+@pytest.mark.parametrize(
+    "page", [*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem
+)
+def test_tests_and_files_that_are_named_exist(page: Path) -> None:
+    """A test or a file that a page names is there, under that name."""
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    places = (ROOT, ROOT / "memo", ROOT / "memo" / "keys", ROOT / "tests")
+    lost = []
+    for name in mentioned(page):
+        if re.fullmatch(r"test_\w+", name):
+            lost += [] if f"def {name}(" in tests else [name]
+        elif re.fullmatch(r"[\w/]+/\w+\.(py|lua|sql|js)", name):
+            lost += [] if any((place / name).exists() for place in places) else [name]
+    assert not lost
