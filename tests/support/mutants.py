@@ -66,7 +66,7 @@ def replay() -> None:
     async def nothing(self: Authorities, port: Any) -> None:
         return
 
-    Authorities.catch_up = nothing  # type: ignore[method-assign]
+    Authorities._catch_up = nothing  # type: ignore[method-assign]
 
 
 def detaching() -> None:
