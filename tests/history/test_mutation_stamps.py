@@ -97,7 +97,7 @@ def test_the_comparison_is_missed_with_redis(
     made = plan("comparison", ["redis", "disk"], settings={"redis_url": redis_server.url})
 
     def make(attempt: int) -> Stage:
-        return Stage(nursery, tmp_path / str(attempt), 0.8, hosts=2, plan=made)
+        return Stage(nursery, tmp_path / str(attempt), 2.5, hosts=2, plan=made)
 
     assert noticed(make, history.stale)
 
