@@ -110,7 +110,7 @@ STAMPS = st.one_of(
         st.builds(Ref, PLAIN, st.none() | st.lists(st.tuples(PLAIN, PLAIN)).map(tuple)),
         st.builds(State, PLAIN, PLAIN),
     ),
-    st.builds(File, PLAIN, PLAIN, st.booleans()),
+    st.builds(File, PLAIN, PLAIN, st.booleans(), every=st.floats(allow_nan=False)),
     st.builds(Call, PLAIN, PLAIN),
 )
 BUFFERS = st.builds(Buffer, st.integers(0, 2**40), st.binary(min_size=32, max_size=32))
