@@ -534,7 +534,8 @@ class Workload:
     def _streaming(self, function: str, region: str, year: str) -> Iterator[Told]:
         """The run of a generator, which is on the record before its first item."""
         start = now()  # of those that share a run, any may be the first to ask for an item
-        since = self._starts[self.functions[function].key(region, year)]
+        # Another call for the same key may have begun a run since: that is no start of this one.
+        since = min(start, self._starts[self.functions[function].key(region, year)])
         told = self.run(function, region, year, since, start)
         try:
             yield told
