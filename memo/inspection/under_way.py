@@ -148,11 +148,9 @@ class Board:
                 return self._map
             self._unmap()
             self._home = directory
-            private_files.claim_folder(directory)
-            folder = directory / "stats"
-            private_files.subdirectory(folder)
-            self._path = folder / f"{process_name()}{SUFFIX}"
-            descriptor = private_files.open_or_create(self._path)
+            self._path = directory / "stats" / f"{process_name()}{SUFFIX}"
+            with private_files.inside(self._path.parent, make=True) as folder:
+                descriptor = private_files.open_or_create(self._path.name, folder)
             try:
                 # written rather than truncated: on a full disk this fails, and a mapped hole kills
                 os.pwrite(descriptor, bytes(SLOTS * SLOT), 0)
@@ -170,8 +168,9 @@ class Board:
         if self._map is not None:
             self._map.close()
         if self._path is not None:
-            with suppress(OSError):  # gone, or a directory that has become read-only
-                self._path.unlink()
+            # an error: gone, or a directory that has become read-only
+            with suppress(OSError), private_files.inside(self._path.parent) as folder:
+                os.unlink(self._path.name, dir_fd=folder)
         self._map = self._path = self._home = None
 
     def here(self) -> list[Running]:
@@ -191,7 +190,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
     from memo.metrics.shared_counters import is_alive, process_name
 
     found: list[tuple[str, bytes]] = []
-    with suppress(OSError), private_files.opened(folder) as descriptor:
+    with suppress(OSError), private_files.inside(folder) as descriptor:
         for name in os.listdir(descriptor):
             process = name.removesuffix(SUFFIX)
             if process in (name, process_name()) or not process.partition("-")[0].isdigit():

@@ -62,13 +62,12 @@ class Board:
             OSError: it could not be written.
             SettingError: the cache directory belongs to another user.
         """
-        private_files.claim_folder(self.path.parent)
-        private_files.subdirectory(self.path)
-        self._write(name or process_name(), stats.to_json())
+        with private_files.inside(self.path, make=True):
+            self._write(name or process_name(), stats.to_json())
 
     def _write(self, name: str, text: str) -> None:
         temporary = f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
-        with private_files.opened(self.path) as folder:
+        with private_files.inside(self.path) as folder:
             descriptor = os.open(temporary, _FRESH, 0o600, dir_fd=folder)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
@@ -107,7 +106,7 @@ class Board:
 
     def _read(self, name: str) -> bytes:
         with (
-            private_files.opened(self.path) as folder,
+            private_files.inside(self.path) as folder,
             open(private_files.open_old(f"{name}.json", folder=folder), "rb") as file,
         ):
             text = file.read(FILE_LIMIT + 1)
@@ -129,7 +128,7 @@ class Board:
             OSError: the directory cannot be read or written.
         """
         horizon = (time.time() if now is None else now) - KEEP_SECONDS
-        with private_files.opened(self.path) as folder:
+        with private_files.inside(self.path) as folder:
             old = [name for name in self._names() if _is_old(name, folder, horizon)]
             if not old:
                 return 0

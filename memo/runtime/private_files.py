@@ -6,16 +6,14 @@ The modes are set, not asked for: what the user's umask allows makes no differen
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from memo.errors import SettingError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -87,32 +85,17 @@ def tighten(path: Path) -> bool:
     return True
 
 
-def subdirectory(path: Path) -> Path:
-    """Make a directory inside one that was claimed, mode 0700.
+def subdirectory(name: str, within: int) -> None:
+    """Make a directory inside one that is open, mode 0700.
 
     Raises:
         OSError: it cannot be made, or is something else.
     """
-    try:
-        os.mkdir(path, DIRECTORY_MODE)
-    except FileExistsError:
-        facts = os.lstat(path)
-        if not stat.S_ISDIR(facts.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path)) from None
-    else:
-        facts = os.lstat(path)
-    _close_to_others(path, facts)
-    return path
-
-
-def check_folder(path: str | Path) -> None:
-    """Refuse a link in the place of a directory.
-
-    Raises:
-        OSError: it is a link or something else, or is not there.
-    """
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
+    with suppress(FileExistsError):
+        os.mkdir(name, DIRECTORY_MODE, dir_fd=within)
+    with opened(name, within) as folder:
+        if stat.S_IMODE(os.fstat(folder).st_mode) != DIRECTORY_MODE:
+            os.fchmod(folder, DIRECTORY_MODE)
 
 
 @contextmanager
@@ -132,10 +115,31 @@ def opened(path: str | Path, within: int | None = None) -> Iterator[int]:
         os.close(descriptor)
 
 
+@contextmanager
+def inside(path: str | Path, *, make: bool = False) -> Iterator[int]:
+    """A descriptor of a folder in the cache directory: neither of the two may be a link.
+
+    Args:
+        make: both, where they are missing.
+
+    Raises:
+        SettingError: the cache directory belongs to another user.
+        OSError: there is no folder and none can be made, or there is a link in its place.
+    """
+    directory, name = os.path.split(path)
+    if make:
+        claim_folder(Path(directory))
+    with opened(directory) as above:
+        if make:
+            subdirectory(name, above)
+        with opened(name, above) as folder:
+            yield folder
+
+
 def listed(path: str | Path) -> list[str]:
-    """The names in a directory; none where there is no directory, or a link in its place."""
+    """The names in a folder of the cache directory; none where it is missing, or a link."""
     try:
-        with opened(path) as folder:
+        with inside(path) as folder:
             return os.listdir(folder)
     except OSError:
         return []
@@ -187,30 +191,57 @@ def open_old(path: str | Path, flags: int = os.O_RDONLY, folder: int | None = No
     raise OSError(errno.EINVAL, "not a plain file", str(path))
 
 
-def open_or_create(path: str | Path, flags: int = os.O_RDWR) -> int:
-    """A descriptor of a plain file, made with mode 0600 where it is missing."""
+def open_or_create(name: str, folder: int, flags: int = os.O_RDWR) -> int:
+    """A descriptor of a plain file, made with mode 0600 where it is missing.
+
+    A link with its name is removed; the target stays as it is.
+
+    Args:
+        folder: the descriptor of the directory that it lies in.
+
+    Raises:
+        OSError: it cannot be made or opened, or is not a plain file.
+    """
     while True:
         try:
-            return open_old(path, flags)
+            return open_old(name, flags, folder)
         except FileNotFoundError:
-            try:
-                return create(path, flags)
-            except FileExistsError:
-                continue
+            with suppress(FileExistsError):
+                return create(name, flags, folder)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            _remove_link(name, folder)
 
 
-def check_plain(path: str | Path, *, read_only: bool = False) -> None:
+def _remove_link(name: str, folder: int) -> None:
+    """Remove a link, unless another process has already put its own file there."""
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        with suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=folder)
+    finally:
+        fcntl.flock(folder, fcntl.LOCK_UN)
+
+
+def check_plain(name: str, folder: int, *, read_only: bool = False) -> os.stat_result:
     """Refuse what is not a plain file of the user's own, for those that open it by themselves.
 
     Args:
+        folder: the descriptor of the directory that it lies in.
         read_only: it lies in a directory that this user cannot write: root's will do as well.
+
+    Returns:
+        Its facts.
 
     Raises:
         OSError: it is a link, something else, another user's, or not there.
     """
-    facts = os.lstat(path)
+    facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
     owners = (os.geteuid(), 0) if read_only else (os.geteuid(),)
     if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in owners:
-        raise OSError(errno.EINVAL, "not a plain file of this user", str(path))
+        raise OSError(errno.EINVAL, "not a plain file of this user", name)
     if not read_only and stat.S_IMODE(facts.st_mode) != FILE_MODE:
-        os.chmod(path, FILE_MODE)
+        os.chmod(name, FILE_MODE, dir_fd=folder)
+    return facts

@@ -376,7 +376,8 @@ class Bundle:
         if place is None:
             return None
         try:
-            descriptor = private_files.open_old(place)
+            with private_files.inside(place.parent) as folder:
+                descriptor = private_files.open_old(place.name, folder=folder)
             with open(descriptor, "rb") as file:
                 data = file.read()
         except OSError:
@@ -396,15 +397,15 @@ class Bundle:
             return states
         data = json.dumps([(*ref, *state) for ref, state in states.items()]).encode()
         secret = chain.secrets[0]
-        temporary = place.with_name(f"{self.id}.{os.urandom(8).hex()}.tmp")
+        temporary = f"{self.id}.{os.urandom(8).hex()}.tmp"
         try:
-            private_files.subdirectory(place.parent)
-            descriptor = private_files.create(temporary)
-            with open(descriptor, "wb") as file:
-                file.write(secret.id + secret.seal(b"memo bundle states", data) + data)
-            with suppress(FileExistsError):
-                os.link(temporary, place)
-            os.unlink(temporary)
+            with private_files.inside(place.parent, make=True) as folder:
+                descriptor = private_files.create(temporary, folder=folder)
+                with open(descriptor, "wb") as file:
+                    file.write(secret.id + secret.seal(b"memo bundle states", data) + data)
+                with suppress(FileExistsError):
+                    os.link(temporary, place.name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.unlink(temporary, dir_fd=folder)
         except OSError as error:
             raise TierError(f"what {self.path.name} stands on cannot be written down") from error
         return self.ledger(chain) or states

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from memo.runtime import private_files
@@ -19,6 +22,8 @@ from memo.runtime.checksums import blake2b
 
 KEPT = 4096
 """Code versions that are kept on a host; past that the oldest go."""
+_NAME = re.compile(r"(?:changed-)?[0-9a-f]{32}\.json")
+"""The names of these files; no other file is removed."""
 PRUNED = 500
 """Files that a process makes between two times that it looks for old ones: to list them takes time
 for each that is there."""
@@ -40,8 +45,7 @@ class Manifests:
         """
         if digest in self._known:
             return
-        path = self._path(digest)
-        if not path.exists():
+        if not self._is_there(_name(digest)):
             self._write(digest, parts())
             self._made += 1
             if self._made % PRUNED == 1:
@@ -51,7 +55,9 @@ class Manifests:
     def load(self, digest: str) -> dict[str, str] | None:
         """The parts of a code version, or None where they are not known."""
         try:
-            with os.fdopen(private_files.open_old(self._path(digest)), encoding="utf-8") as file:
+            with private_files.inside(self.directory) as folder:
+                descriptor = private_files.open_old(_name(digest), folder=folder)
+            with os.fdopen(descriptor, encoding="utf-8") as file:
                 parts = json.load(file)
         except (OSError, ValueError):
             return None
@@ -72,28 +78,48 @@ class Manifests:
         if not found.keys() <= known.keys():
             self._write(_of_function(function), {**found, **known})
 
-    def _path(self, digest: str) -> Path:
-        return self.directory / f"{digest}.json"
+    def _is_there(self, name: str) -> bool:
+        try:
+            with private_files.inside(self.directory) as folder:
+                return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
 
     def _write(self, digest: str, content: Mapping[str, str]) -> None:
-        private_files.claim_folder(self.directory.parent)
-        private_files.subdirectory(self.directory)
-        path = self._path(digest)
-        temporary = path.with_suffix(f".{os.urandom(4).hex()}")
-        try:
-            with os.fdopen(private_files.create(temporary), "w", encoding="utf-8") as file:
-                json.dump(dict(content), file, ensure_ascii=False)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary = f"{digest}.{os.urandom(4).hex()}"
+        with private_files.inside(self.directory, make=True) as folder:
+            descriptor = private_files.create(temporary, folder=folder)
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    json.dump(dict(content), file, ensure_ascii=False)
+                os.replace(temporary, _name(digest), src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
 
     def prune(self) -> None:
-        paths = list(self.directory.glob("*.json"))
-        if len(paths) <= KEPT:
-            return
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            path.unlink(missing_ok=True)
+        """Remove the oldest code versions past the number that is kept; no file of others.
+
+        Raises:
+            OSError: they cannot be listed.
+        """
+        with private_files.inside(self.directory) as folder:
+            names = list(filter(_NAME.fullmatch, os.listdir(folder)))
+            if len(names) <= KEPT:
+                return
+            ages = {}
+            for name in names:
+                with suppress(FileNotFoundError):
+                    facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    ages[name] = facts.st_mtime
+            for name in sorted(ages, key=ages.__getitem__)[:-KEPT]:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+
+
+def _name(digest: str) -> str:
+    return f"{digest}.json"
 
 
 def _of_function(function: str) -> str:

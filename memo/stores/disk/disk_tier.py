@@ -141,7 +141,11 @@ class Disk:
         self._met: TierError | None = None
         self._beside: set[str] = set()
         self.database = Database(
-            directory / "entries" / "cache.db", self._prepare, self._before_aside, PRAGMAS
+            directory / "entries" / "cache.db",
+            directory,
+            self._prepare,
+            self._before_aside,
+            PRAGMAS,
         )
 
     def __sizeof__(self) -> int:
@@ -185,7 +189,8 @@ class Disk:
             try:
                 read_only = self._home.open() == READ_ONLY
                 if not read_only:
-                    private_files.subdirectory(self.database.path.parent)
+                    with private_files.inside(database.path.parent, make=True):
+                        pass
                 database.open(read_only=read_only)
                 secret_keys.warn_if_not_kept()
             except TierError:
@@ -562,7 +567,8 @@ class Disk:
             return False
         self.looked_at = now
         try:
-            descriptor = private_files.open_or_create(self._swept)
+            with private_files.inside(self._swept.parent) as folder:
+                descriptor = private_files.open_or_create(self._swept.name, folder)
             try:
                 facts = os.fstat(descriptor)
                 never = self._left_behind and not facts.st_size

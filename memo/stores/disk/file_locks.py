@@ -41,11 +41,19 @@ class HostLock:
             raise TierError(f"lock: {type(error).__name__}: {error.strerror}") from error
 
     def _try_acquire(self, holder: str) -> bool:
+        try:
+            with private_files.inside(self._path.parent) as folder:
+                return self._acquire_in(folder, holder)
+        except FileNotFoundError:
+            with private_files.inside(self._path.parent, make=True) as folder:
+                return self._acquire_in(folder, holder)
+
+    def _acquire_in(self, folder: int, holder: str) -> bool:
         while True:
-            descriptor = self._open()
+            descriptor = private_files.open_or_create(self._path.name, folder)
             try:
                 taken = flock(descriptor, fcntl.LOCK_EX)
-                if taken and _is_at(descriptor, self._path):
+                if taken and _is_at(descriptor, self._path.name, folder):
                     break
             except BaseException:
                 os.close(descriptor)
@@ -67,24 +75,15 @@ class HostLock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, holder.encode(), 0)
 
-    def _open(self) -> int:
-        try:
-            private_files.check_folder(self._path.parent)
-            return private_files.open_or_create(self._path)
-        except FileNotFoundError:
-            private_files.claim_folder(self._path.parent.parent)
-            private_files.subdirectory(self._path.parent)
-            return private_files.open_or_create(self._path)
-
     def release(self) -> None:
         """Free it; harmless when it is not held."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
         fork.forget(self)
-        with suppress(OSError):
-            if _is_at(descriptor, self._path):
-                os.unlink(self._path)
+        with suppress(OSError), private_files.inside(self._path.parent) as folder:
+            if _is_at(descriptor, self._path.name, folder):
+                os.unlink(self._path.name, dir_fd=folder)
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
@@ -97,7 +96,8 @@ class HostLock:
         if self._descriptor is not None:
             return os.pread(self._descriptor, 4096, 0).decode(errors="replace")
         try:
-            descriptor = private_files.open_old(self._path)
+            with private_files.inside(self._path.parent) as folder:
+                descriptor = private_files.open_old(self._path.name, folder=folder)
         except OSError:
             return ""
         try:
@@ -121,7 +121,7 @@ def sweep(directory: Path) -> int:
     A process that opened one meanwhile sees that it is gone, and makes another.
     """
     removed = 0
-    with suppress(OSError), private_files.opened(directory) as folder:
+    with suppress(OSError), private_files.inside(directory) as folder:
         for name in filter(_NAME.fullmatch, os.listdir(folder)):
             with suppress(OSError):
                 removed += _sweep(folder, name)
@@ -148,8 +148,9 @@ def flock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _is_at(descriptor: int, path: str | Path, folder: int | None = None) -> bool:
+def _is_at(descriptor: int, name: str, folder: int) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path, dir_fd=folder))
+        there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return os.path.samestat(os.fstat(descriptor), there)
     except FileNotFoundError:
         return False

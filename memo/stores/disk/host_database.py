@@ -136,8 +136,9 @@ class Ledger:
         self.home = home
         self.directory = directory = home.path
         self.clock = clock
-        self._bell_path = directory / "host.bell"
-        self.database = Database(directory / "host.sqlite", self._prepare, self._before_aside)
+        self.database = Database(
+            directory / "host.sqlite", directory, self._prepare, self._before_aside
+        )
         self._rescued: list[tuple[int, str, str]] | None = None
         self._forget()
 
@@ -206,7 +207,8 @@ class Ledger:
         return rows or []
 
     def _map_bell(self) -> Sequence[int]:
-        descriptor = private_files.open_or_create(self._bell_path)
+        with private_files.opened(self.directory) as folder:
+            descriptor = private_files.open_or_create("host.bell", folder)
         try:
             if os.fstat(descriptor).st_size != _BELL.size:
                 os.pwrite(descriptor, bytes(_BELL.size), 0)  # so that a full disk says so here

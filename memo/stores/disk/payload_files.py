@@ -99,7 +99,7 @@ class PayloadFile:
             TierError: the file is gone, or has another size.
         """
         try:
-            descriptor = private_files.open_old(self.path)
+            descriptor = _open_old(self.path)
             try:
                 facts = os.fstat(descriptor)
                 if facts.st_size != size:
@@ -119,7 +119,7 @@ class PayloadFile:
         if not isinstance(identity, tuple) or identity[2] < VOUCHED or not any(SYSTEM.boot_id):
             return False
         try:
-            descriptor = private_files.open_old(voucher_path(self.path))
+            descriptor = _open_old(voucher_path(self.path))
             try:
                 text = os.read(descriptor, 64)
             finally:
@@ -158,14 +158,30 @@ def vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
     return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
 
 
-def _replace(path: str, text: bytes) -> None:
-    """Put a small file in the place of another, whole."""
+@contextmanager
+def _folder_of(path: str) -> Iterator[tuple[int, str]]:
+    """A descriptor of the shard that a file lies in, and its name there; no link is followed.
+
+    Raises:
+        OSError: there is no shard, or a link on the way to it.
+    """
     directory, shard, name = path.rsplit("/", 2)
-    temporary = f"{secrets.token_hex(16)}{_TEMPORARY}"
     with (
-        private_files.opened(directory) as above,
+        private_files.inside(directory) as above,
         private_files.opened(shard, above) as folder,
     ):
+        yield folder, name
+
+
+def _open_old(path: str) -> int:
+    with _folder_of(path) as (folder, name):
+        return private_files.open_old(name, folder=folder)
+
+
+def _replace(path: str, text: bytes) -> None:
+    """Put a small file in the place of another, whole."""
+    temporary = f"{secrets.token_hex(16)}{_TEMPORARY}"
+    with _folder_of(path) as (folder, name):
         descriptor = private_files.create(temporary, folder=folder)
         try:
             os.write(descriptor, text)
@@ -237,7 +253,7 @@ class Payloads:
         if not _NAME.fullmatch(name):
             return None
         try:
-            descriptor = private_files.open_old(f"{self._text}/{_record(name)}")
+            descriptor = _open_old(f"{self._text}/{_record(name)}")
         except FileNotFoundError:
             return None
         with open(descriptor, "rb", buffering=0) as file:
@@ -329,8 +345,8 @@ class Payloads:
             try:
                 folder = stack.enter_context(self._shard(shard))
             except FileNotFoundError:
-                private_files.subdirectory(self.directory)
-                private_files.subdirectory(self.directory / shard)
+                with private_files.inside(self.directory, make=True) as directory:
+                    private_files.subdirectory(shard, directory)
                 folder = stack.enter_context(self._shard(shard))
             descriptor = private_files.create(temporary, folder=folder)
             descriptors.append(descriptor)
@@ -348,10 +364,7 @@ class Payloads:
         Raises:
             OSError: it is not there, or there is a link in its place or the directory's.
         """
-        with (
-            private_files.opened(self._text) as directory,
-            private_files.opened(shard, directory) as folder,
-        ):
+        with _folder_of(f"{self._text}/{shard}/") as (folder, _):
             yield folder
 
     # --- removing --------------------------------------------------------------------------------

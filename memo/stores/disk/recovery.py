@@ -68,7 +68,8 @@ def _copy(source: str, target: str) -> None:
 def before_aside(path: Path, now: int) -> list[tuple[int, str, str]]:
     """The rows to carry over from a file that is about to be set aside: time, turns, note."""
     try:
-        private_files.check_plain(path)
+        with private_files.opened(path.parent) as folder:
+            private_files.check_plain(path.name, folder)
         return [(at, turns, note) for _, at, _, turns, note in journal(path)]
     except (TierError, OSError):
         return lost(path, now)

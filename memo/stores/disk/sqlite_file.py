@@ -25,7 +25,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,8 @@ LOG = 4 << 20
 for a while."""
 AUTOMATIC = 1000
 """Pages in a log from which a commit writes it back: SQLite's default."""
+_BESIDE = ("-wal", "-shm", "-journal")
+"""Endings of the files that SQLite makes beside a database."""
 _TEXT = partial(str, encoding="utf-8", errors="replace")
 """Makes the text of a column, whatever its bytes are: a damaged one equals nothing."""
 AGAIN = 0.01
@@ -71,6 +73,8 @@ class Database:
 
     Args:
         path: the file; its directory exists.
+        home: the cache directory, in which the file lies or a folder that has it; a link at any of
+            these is refused.
         prepare: called with the connection to write when it was opened: makes the tables.
         before_aside: called before a damaged file is moved, to tell those that still use it.
         pragmas: of both connections, such as `"cache_size=8192"`; before any table is made.
@@ -84,13 +88,15 @@ class Database:
     def __init__(
         self,
         path: Path,
+        home: Path,
         prepare: Callable[[sqlite3.Connection], None],
         before_aside: Callable[[], None] = lambda: None,
         pragmas: Sequence[str] = (),
     ) -> None:
         self.path = path
         self._text = str(path)
-        self._lock_path = path.with_suffix(".lock")
+        self._lock_name = path.with_suffix(".lock").name
+        self._in_folder = path.parent != home
         self._prepare = prepare
         self._before_aside = before_aside
         self._pragmas = ("trusted_schema=0", f"journal_size_limit={LOG}", *pragmas)
@@ -160,7 +166,7 @@ class Database:
             if read_only:
                 self._open_to_read()
                 return
-            with _alone(self._lock_path):
+            with self._alone():
                 try:
                     self.open_both()
                 except (sqlite3.Error, DamagedError) as error:
@@ -172,9 +178,9 @@ class Database:
     def open_both(self) -> None:
         place: tuple[int, ...] = ()
         try:
-            with suppress(FileExistsError):
-                os.close(private_files.create(self.path))
-            self._check_plain()
+            with self._folder() as folder, suppress(FileExistsError):
+                os.close(private_files.create(self.path.name, folder=folder))
+            self._check_plain(_BESIDE)
             self._place = place = _place(self._text)
             self._writer = self._connect(PATIENCE)
             self._writer.execute("PRAGMA journal_mode=WAL").fetchone()
@@ -192,6 +198,7 @@ class Database:
 
     def _open_to_read(self) -> None:
         try:
+            self._check_plain()
             self._place = place = self._version()
             immutable = not (len(place) > 5 and place[-1])
             more = "mode=ro&immutable=1" if immutable else "mode=ro"
@@ -218,17 +225,49 @@ class Database:
             raise OSError(errno.ESTALE, "replaced while it was opened", self._text)
         return place
 
-    def _check_plain(self) -> None:
-        """Refuse what is not a file of ours: a link, a directory, another user's."""
+    def _folder(self) -> AbstractContextManager[int]:
+        folder = self.path.parent
+        return private_files.inside(folder) if self._in_folder else private_files.opened(folder)
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """One process at a time; False when that took more than `PATIENCE` seconds."""
+        with self._folder() as folder:
+            descriptor = private_files.open_or_create(self._lock_name, folder)
         try:
-            private_files.check_plain(self.path, read_only=self.read_only)
+            yield _locked(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _check_plain(self, beside: Sequence[str] = ()) -> os.stat_result:
+        """Refuse what is not a file of ours: a link, a directory, another user's; its facts.
+
+        Args:
+            beside: endings of the names of other files that are checked too where they are there.
+        """
+        try:
+            with self._folder() as folder:
+                for suffix in beside:
+                    with suppress(FileNotFoundError):
+                        private_files.check_plain(f"{self.path.name}{suffix}", folder)
+                return private_files.check_plain(self.path.name, folder, read_only=self.read_only)
         except OSError as error:
             if error.errno == errno.EINVAL:
                 raise DamagedError("not a plain file of this user") from error
             raise
 
+    def _check_opened(self, connection: sqlite3.Connection) -> None:
+        """Refuse to use what SQLite has opened if it is another file than the one checked.
+
+        SQLite opens a file by its path, and tells where that led; nothing was read or written yet.
+        """
+        connection.text_factory = os.fsdecode
+        ((_, _, place),) = connection.execute("PRAGMA database_list")
+        there = os.stat(place, follow_symlinks=False)
+        if not os.path.samestat(there, self._check_plain()):
+            raise OSError(errno.ESTALE, "replaced while it was opened", self._text)
+
     def _connect(self, patience: float, mode: str = "mode=rw") -> sqlite3.Connection:
-        self._check_plain()
         connection = sqlite3.connect(
             f"{self.path.absolute().as_uri()}?{mode}",
             timeout=patience,
@@ -237,6 +276,7 @@ class Database:
             uri=True,
         )
         try:
+            self._check_opened(connection)
             connection.text_factory = _TEXT
             for pragma in () if self.read_only else self._pragmas:
                 _set(connection, pragma)
@@ -312,7 +352,7 @@ class Database:
         Raises:
             OSError: it cannot be moved, or another process has been at it for too long.
         """
-        with self.writing, self.reading, _alone(self._lock_path) as alone:
+        with self.writing, self.reading, self._alone() as alone:
             if not alone:
                 raise OSError(errno.EAGAIN, "another process has it", self._text)
             self._move_aside()
@@ -324,9 +364,12 @@ class Database:
             if place and _place(self._text) != place[:2]:
                 return
         self._before_aside()
-        for suffix in ("-wal", "-shm", ""):
-            with suppress(FileNotFoundError):
-                os.replace(f"{self._text}{suffix}", f"{self._text}.damaged{suffix}")
+        name = self.path.name
+        with self._folder() as folder:
+            for suffix in (*_BESIDE, ""):
+                old, new = f"{name}{suffix}", f"{name}.damaged{suffix}"
+                with suppress(FileNotFoundError):
+                    os.replace(old, new, src_dir_fd=folder, dst_dir_fd=folder)
 
     def _before_fork(self) -> None:
         self._held = [lock for lock in (self.writing, self.reading) if lock.acquire(timeout=1.0)]
@@ -400,22 +443,17 @@ def _place(path: str) -> tuple[int, int]:
     return facts.st_dev, facts.st_ino
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """One process at a time; False when that took more than `PATIENCE` seconds."""
-    descriptor = private_files.open_or_create(path)
-    try:
-        end = time.monotonic() + PATIENCE
-        alone = False
-        while not alone and time.monotonic() < end:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-            except BlockingIOError:
-                time.sleep(0.002)
-        yield alone
-    finally:
-        os.close(descriptor)
+def _locked(descriptor: int) -> bool:
+    """Lock a file; False when that took more than `PATIENCE` seconds."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.002)
+        else:
+            return True
+    return False
 
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
