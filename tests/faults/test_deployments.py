@@ -551,7 +551,7 @@ def test_wrong_addresses_are_named(url: str, said: str) -> None:
     [
         ({"ssl_ca_cert": "x"}, "did you mean 'ssl_ca_certs'"),
         ({"retry": 3}, "does not retry"),
-        ("password", "no mapping"),
+        ("password", "is not a mapping"),
         ({"credential_provider": object(), "password": "x"}, "either"),
     ],
 )
