@@ -147,7 +147,9 @@ class Cluster:
     def __init__(
         self, directory: Path, masters: int = 3, replicas: int = 0, program: str = ""
     ) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+        # A replica is to take over soon; without one, no node is to be given up on a busy machine.
+        timeout = "1000" if replicas else "15000"
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", timeout)
         count = masters * (1 + replicas)
         self.servers: list[Server] = []
         for port in free_ports(count):

@@ -227,7 +227,7 @@ class Client:
 
     def _read_parts(self, threads: Threads, commands: Sequence[Command]) -> list[Any]:
         found: list[Any] = [None] * len(commands)
-        for node, places in _parts(threads.nodes, commands).items():
+        for node, places in _parts(threads.nodes(self.deadline), commands).items():
             exchange = Exchange([commands[p][1] for p in places], len(places), self.deadline)
             replies = threads.exchange(node, exchange, self.breaker.check)
             for place, reply in zip(places, replies, strict=True):
@@ -337,7 +337,7 @@ class Client:
             raise self.breaker.unavailable()
         if not port.native:
             try:
-                return (self._threads or self._thread_pool()).nodes
+                return (self._threads or self._thread_pool()).nodes(self.deadline)
             except Exception as error:
                 raise self._failed(_fault_of(error), probe=False) from None
         loop = await self._loop(port)

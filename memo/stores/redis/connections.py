@@ -258,15 +258,17 @@ class Threads:
         self._closed = False
         self._kept: dict[Any, list[Any]] = {}
 
-    @property
-    def nodes(self) -> _ThreadNodes:
+    def nodes(self, seconds: float) -> _ThreadNodes:
         """The servers; makes their client first, or asks for the topology again.
+
+        Args:
+            seconds: the caller's deadline; connecting has `OPENS` at least.
 
         Raises:
             Exception: any error of redis-py, for `fault_of`.
         """
         nodes = self._nodes if self._proven else None
-        return nodes or self._opened(b"")
+        return nodes or self._opened(b"", seconds)
 
     def exchange(
         self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
@@ -378,7 +380,7 @@ class Threads:
                 with contextlib.suppress(IndexError):
                     pool.release(connections.pop())
 
-    def _opened(self, route: Route, seconds: float = OPENS) -> _ThreadNodes:
+    def _opened(self, route: Route, seconds: float) -> _ThreadNodes:
         """The servers, that of the route with a connection ready."""
         for last in (False, True):
             with self._lock:
