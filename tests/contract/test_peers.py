@@ -290,7 +290,7 @@ LINES = {
     "a caller may change its result": own_copy,
     "invalidation by some of the arguments": some_arguments,
     "an invalidation wins over a running computation": invalidation_wins,
-    "what was built on an invalidated result goes, too": built_on,
+    "what was built on an invalidated result is invalidated, too": built_on,
 }
 
 
