@@ -86,6 +86,7 @@ class Plan:
         cutoff: the functions that others are built on have `cutoff=True`, and give one of two
             values.
         environment: variables to set.
+        lease: seconds that a lease lasts whose holder was killed.
     """
 
     directory: str
@@ -106,6 +107,7 @@ class Plan:
     leave: float = 0.2
     cutoff: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    lease: float = 30.0
 
 
 # --- the record -----------------------------------------------------------------------------------
@@ -689,8 +691,11 @@ class Workload:
 def worker(plan: Plan) -> None:
     """The program of a worker process."""
     import memo
+    from memo.engine.coordination import leases
+    from memo.stores import protocols
 
     os.environ.update(plan.environment)
+    leases.LEASE = protocols.LEASE = plan.lease
     memo.configure(directory=plan.directory, **plan.settings)
     if plan.mutant:
         import mutants
