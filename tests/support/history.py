@@ -391,7 +391,7 @@ class Workload:
         self.plan = plan
         self.log = Log(plan.log)
         self.memo = memo
-        self._starts: dict[str, int] = {}
+        self._starts: dict[str, list[int]] = defaultdict(list)
         self._watch_starts()
         memo.on_event(self._hear)
         make = {"plain": self._plain, "each": self._elementwise, "streams": self._streams}
@@ -404,7 +404,7 @@ class Workload:
 
         def start_time(floors: Floors, key: str, clock: Any) -> int:
             SINCE.set(now())
-            starts[key] = SINCE.get()
+            starts[key].append(SINCE.get())
             return original(floors, key, clock)
 
         Floors.start_time = start_time  # type: ignore[method-assign]
@@ -536,8 +536,10 @@ class Workload:
     def _streaming(self, function: str, region: str, year: str) -> Iterator[Told]:
         """The run of a generator, which is on the record before its first item."""
         start = now()  # of those that share a run, any may be the first to ask for an item
-        # Another call for the same key may have begun a run since: that is no start of this one.
-        since = min(start, self._starts[self.functions[function].key(region, year)])
+        # Other calls for the same key may have taken start times since: this run has the first.
+        starts = self._starts[self.functions[function].key(region, year)]
+        since = min(start, starts[0])
+        del starts[:-1]
         told = self.run(function, region, year, since, start)
         try:
             yield told
