@@ -62,12 +62,11 @@ class Board:
             OSError: it could not be written.
             SettingError: the cache directory belongs to another user.
         """
-        with private_files.inside(self.path, make=True):
-            self._write(name or process_name(), stats.to_json())
+        self._write(name or process_name(), stats.to_json(), make=True)
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, text: str, *, make: bool = False) -> None:
         temporary = f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
-        with private_files.inside(self.path) as folder:
+        with private_files.inside(self.path, make=make) as folder:
             descriptor = os.open(temporary, _FRESH, 0o600, dir_fd=folder)
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:

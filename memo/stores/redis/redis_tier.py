@@ -141,9 +141,7 @@ class Redis:
         self.on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None = None
         self.tomb = TOMB
         self._prefetch = Prefetch(self._group_key)
-        self._kept = (
-            *(self._groups, *self.leases.prefixes, self._hosts, self._findings, self._live),
-        )
+        self._kept = (self._groups, self._hosts, self._findings, self._live, *self.leases.prefixes)
         self._lives: dict[str, float] = {}
         self._made: set[str] = set()
         self.listener = (

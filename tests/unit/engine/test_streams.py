@@ -69,28 +69,8 @@ def cached(way: Way, body: Callable[..., Iterator[Any]] = counting, **options: A
 
 def read(way: Way, made: Any, most: int | None = None) -> list[Any]:
     """The items of a stream, or the first of them; then it is closed."""
-
-    def taken() -> list[Any]:
-        items = []
-        for item in made:
-            items.append(item)
-            if len(items) == most:
-                break
-        made.close()
-        return items
-
-    async def ataken() -> list[Any]:
-        items = []
-        async for item in made:
-            items.append(item)
-            if len(items) == most:
-                break
-        await made.aclose()
-        return items
-
-    if way.name == "async":
-        return asyncio.run(ataken())
-    return way.call(taken)  # type: ignore[no-any-return]
+    items: list[Any] = way.run(lambda: way.read(made, most))
+    return items
 
 
 # --- stored and replayed --------------------------------------------------------------------------

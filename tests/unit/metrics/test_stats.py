@@ -570,24 +570,26 @@ def test_publisher_writes_at_most_once_a_second(tmp_path: Path) -> None:
     assert Board(tmp_path).gather().total.hits == 2
 
 
-def test_a_snapshot_is_left_while_a_computation_runs(tmp_path: Path) -> None:
-    """What was counted is told soon after a computation has begun, though no event follows."""
+def published_before(directory: Path) -> Publisher:
+    """A publisher that has just told one hit, and has another one to tell."""
     counters = Counters()
-    publisher = Publisher(counters.snapshot, lambda: tmp_path)
+    publisher = Publisher(counters.snapshot, lambda: directory)
     counters(hit())
     publisher.publish()
     counters(hit())
+    return publisher
+
+
+def test_a_snapshot_is_left_while_a_computation_runs(tmp_path: Path) -> None:
+    """What was counted is told soon after a computation has begun, though no event follows."""
+    publisher = published_before(tmp_path)
     publisher.soon()
     until(lambda: Board(tmp_path).gather().total.hits == 2)
 
 
 def test_no_snapshot_is_left_after_a_short_computation(tmp_path: Path) -> None:
     """If the computation has ended before, the next event tells it; no thread goes on waiting."""
-    counters = Counters()
-    publisher = Publisher(counters.snapshot, lambda: tmp_path)
-    counters(hit())
-    publisher.publish()
-    counters(hit())
+    publisher = published_before(tmp_path)
     publisher.soon()
     publisher.not_later()
     until(lambda: all(thread.name != LATER for thread in threading.enumerate()))
