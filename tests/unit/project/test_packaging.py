@@ -166,6 +166,14 @@ def test_check_runs_readmes_command() -> None:
     subprocess.run(["bash", "-n", ".ci/run"], check=True, cwd=ROOT)
 
 
+def test_a_misspelt_release_is_told() -> None:
+    """`.ci/run` with a word that it does not know checks nothing, and says so."""
+    answer = subprocess.run(
+        [".ci/run", "relase"], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert (answer.returncode, answer.stderr) == (2, "usage: .ci/run [release]\n")
+
+
 def test_check_reads_the_code() -> None:
     """.ci/run lints, checks the format, and runs both type checkers in strict order."""
     script = (ROOT / ".ci" / "run").read_text("utf-8")
