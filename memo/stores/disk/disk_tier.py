@@ -74,6 +74,9 @@ _NAME = sys.getsizeof("0" * 120)
 """Bytes of a name, roughly."""
 GIVE_WAY = 0.002
 """Seconds between two transactions of one that clears many entries, for writers that wait."""
+EVICTION = 0.5
+"""Seconds that background work evicts at most, since a process that ends waits for it; the next
+store goes on."""
 _LONG_LOG = 2 * LOG
 """Bytes of the log from which it is written back while many entries are cleared, or less where
 they are a 64th of the budget."""
@@ -131,6 +134,8 @@ class Disk:
         self._left_behind = False
         self._has_written = False
         self._pause = SWEEP_SOON
+        self._is_over = False
+        self._evict_at = 0.0
         self._used: dict[str, None] = {}
         self._told_at = 0.0
         self._tell_at = time.monotonic() + TELL
@@ -384,16 +389,22 @@ class Disk:
         if self._home.lost():
             raise self._home.fault()
         await port.offload(self._store_with_room, name, record, payload, lifetime)
-        if self.is_sweep_due():
-            port.spawn(self._sweep_soon, "memo-sweep")
+        self._look_after(port)
 
     async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
         """See `memo.stores.protocols.StoresMany.store_many`: one transaction."""
         if self._home.lost():
             raise self._home.fault()
         await port.offload(self._store_many, records)
+        self._look_after(port)
+
+    def _look_after(self, port: Port) -> None:
+        """Do in the background what the store that just ended has left to do."""
         if self.is_sweep_due():
             port.spawn(self._sweep_soon, "memo-sweep")
+        if self._is_over and time.monotonic() > self._evict_at:
+            self._evict_at = time.monotonic() + 2 * EVICTION
+            port.spawn(self._evict_soon, "memo-evict")
 
     def _store_many(self, records: Sequence[Kept]) -> None:
         size = sum(len(record) + ROW for _, record, _ in records)
@@ -481,9 +492,9 @@ class Disk:
         if row.name is None:
             self._make_room(index, len(row.record or b"") + ROW)
         index.keep(name, row, lifetime)
-        if row.name is not None:  # other processes may have used the freed space
+        if row.name and not self._is_over:  # other processes may have used the freed space
             with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
-                index.make_room(0)
+                self._is_over = not index.make_room(0)
 
     def _make_room(self, index: Index, size: int) -> None:
         """Evict until `size` more bytes fit, after the index has heard what was read."""
@@ -494,7 +505,22 @@ class Disk:
         if tight or time.monotonic() > self._tell_at:
             self._tell_at = time.monotonic() + TELL
             index.used(self._untold())
-        index.make_room(size)
+        self._is_over = not index.make_room(size)
+
+    async def _evict_soon(self, port: Port) -> None:
+        await port.offload(self._evict)
+
+    def _evict(self) -> None:
+        """Evict what the budget lacks, in turns with those who store, for `EVICTION` seconds."""
+
+        def evict(index: Index) -> None:
+            self._is_over = not index.make_room(0)
+
+        end = time.monotonic() + EVICTION
+        while self._is_over and time.monotonic() < end:
+            time.sleep(GIVE_WAY)
+            with suppress(TierError):
+                self.write(evict)
 
     async def drop(self, port: Port, name: str) -> bool:
         """See `memo.stores.protocols.Tier.drop`."""

@@ -29,7 +29,10 @@ from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import AUTOMATIC, DamagedError, Database, statements
 
 CULL = 10
-"""Entries that go at most in one transaction."""
+"""Entries that one transaction evicts at most, and one more for each `_EACH` bytes."""
+_EACH = 64 * 1024
+_ALL = 1 << 62
+"""More bytes than there are."""
 HALF_LIFE = 86_400
 """Seconds without use in which an entry's worth halves: one that costs a thousand times as much per
 byte is kept ten days longer."""
@@ -48,9 +51,11 @@ BATCH = 4000
 """Entries that are cleared in one transaction at most: others may write in between.  Each batch
 writes most pages of the tree of keys, which are in no order, so small batches cost more."""
 _STEP = 100
-"""Entries after which such a transaction looks at the time."""
+"""Entries after which such a transaction looks at the time, and that eviction deletes in one."""
 _HOLD = 0.02
 """Seconds after which it ends."""
+_EVICT = 0.01
+"""Seconds after which a store evicts no more than it takes itself."""
 _PAGES = 128
 """Pages of the index that are kept in memory."""
 _PAGES_TO_CLEAR = 4096
@@ -280,36 +285,48 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._free -= size
         return True
 
-    def make_room(self, size: int) -> None:
+    def make_room(self, size: int) -> bool:
         """Evict what is worth least until `size` more bytes fit in the budget.
 
-        What has expired goes too, as many as were stored since the last look, and some more.
+        More than `size` may be lacking: the log has grown, or the limit is lower than it was.  The
+        rest is left to later calls when `_EVICT` seconds are over: no store pays for all of it,
+        and none adds to it.  What has expired goes too, as many as were stored since the
+        last look, and some more.
+
+        Returns:
+            False where later calls have to go on.
         """
-        now = time.time()
-        while (lacking := self.lacking(size)) > 0:
-            if not (
-                self._evict(_SQL["expired"], now, lacking)
-                or self._evict(_SQL["least"], now, lacking)
-            ):
+        now, end = time.time(), time.monotonic() + _EVICT
+        freed, in_time = 0, True
+        while (lacking := self.lacking(size)) > 0 and (freed < size or in_time):
+            gone = self._evict(_SQL["expired"], now, lacking) or self._evict(
+                _SQL["least"], now, lacking
+            )
+            if not gone:
                 break
-        for _ in range(1 + self._kept // CULL):
-            if not self._evict(_SQL["expired"], now, math.inf):
-                break
+            freed += gone
+            in_time = time.monotonic() < end
+        self._kept += CULL
+        while self._kept > 0 and in_time and self._evict(_SQL["expired"], now, _ALL):
+            self._kept -= _STEP
+            in_time = time.monotonic() < end
+        if in_time:
+            self._kept = 0
         self._free = max(0, -lacking) // _SHARE
         self._look_at = time.monotonic() + _LOOK
-        self._kept = 0
+        return in_time
 
-    def _evict(self, which: str, now: float, lacking: float) -> int:
-        """Evict until `lacking` bytes are free or `CULL` entries are gone; the number that went."""
-        count = 0
+    def _evict(self, which: str, now: float, lacking: int) -> int:
+        """Evict until `lacking` bytes are free or many entries are gone; the bytes that went."""
+        freed = 0
+        most = min(_STEP, CULL + lacking // _EACH)
         with self._transact() as (sql, cleanup):
-            for rowid, name, size in sql(which, (now, CULL)).fetchall():
-                if lacking > 0:
+            for rowid, name, size in sql(which, (now, most)).fetchall():
+                if freed < lacking:
                     sql(_DELETE, (rowid,))
                     cleanup(name)
-                    lacking -= size
-                    count += 1
-        return count
+                    freed += max(size, _LEAST_SIZE)
+        return freed
 
     def relieve(self, size: int) -> int:
         """Evict entries of at least so many bytes on a full disk; the bytes that went.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sqlite3
@@ -278,6 +279,34 @@ def test_the_budget_is_held_by_many_writers(tmp_path: Path) -> None:
     for disk in disks:
         disk.close()
     host.close()
+
+
+def test_no_store_pays_for_a_budget_that_shrank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store evicts for 10 ms at most; those that follow and the background do the rest."""
+    host = Host(tmp_path / "cache")
+    before = Disk(tmp_path / "cache", 1 << 30, host)
+    small = [(f"memo:{{f}}:00:{number}", bytes(1000), None) for number in range(5000)]
+    drive(before.store_many(BLOCKING, small))
+    before.close()
+    after = Disk(tmp_path / "cache", 2 * MIB, host)
+    there = len(held(after))
+    with monkeypatch.context() as patch:
+        ticks = itertools.count()
+        patch.setattr(time, "monotonic", lambda: next(ticks) / 1000)  # 1 ms for each batch
+        patch.setattr(BLOCKING, "spawn", lambda *_: None)
+        put(after, "new", seconds=1, size=100)
+    first = there - len(held(after))
+    stores = 0
+    while drive(after.health(BLOCKING))["bytes"] > 2 * MIB and stores < 100:
+        put(after, f"{stores}", seconds=1, size=100)
+        assert drain_blocking(20)
+        stores += 1
+    after.close()
+    host.close()
+    assert 0 < first <= 11 * 100
+    assert 0 < stores < 100
 
 
 def test_an_entry_in_use_survives_its_eviction() -> None:
