@@ -529,8 +529,10 @@ async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> b
     """
     if held.mine and held.waited >= WAITED_AT_LEAST:
         emit(job, events.WAITED, seconds=held.waited)
-    with patience(job.function.policy):
-        found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
+    chain, function, call = job.chain, job.function, job.call
+    with patience(function.policy):
+        job.asked = await chain.ask_along(port, function.id, call.text, call.refs)
+        found = await chain.lookup(port, function.id, call.text, function.judge, job.asked)
     if found.verdict.kind != lifetimes.FRESH or found.entry is None:
         return False
     bad = None if before.verdict.renewable else before.entry

@@ -24,6 +24,7 @@ from memo.runtime import events
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
+from memo.stores.protocols import Asked
 from memo.validity.dependencies import Dependencies
 from memo.validity.lifetimes import MISS, Verdict, judge
 
@@ -262,9 +263,10 @@ class Job:
 
     Attributes:
         name: what its entry is stored under.
+        asked: a look-up with which its stamps were read, for `take_stamps`; None: there was none.
     """
 
-    __slots__ = ("args", "call", "chain", "function", "kwargs", "name")
+    __slots__ = ("args", "asked", "call", "chain", "function", "kwargs", "name")
 
     def __init__(
         self,
@@ -280,6 +282,7 @@ class Job:
         self.args = args
         self.kwargs = kwargs
         self.name = chain.name(function.id, call.text)
+        self.asked: Asked | None = None
 
 
 class Raised:

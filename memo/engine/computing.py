@@ -228,8 +228,9 @@ async def is_same_call(port: Port, job: Job) -> bool:
 async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
     """The stamps of a computation that is about to begin; None: no tier can tell what is valid."""
     refs = job.call.refs
+    asked, job.asked = job.asked, None
     try:
-        states = await job.chain.authorities.begin(port, refs)
+        states = await job.chain.authorities.begin(port, refs, asked)
     except TierError as error:
         emit(job, events.ERROR, reason=UNREACHABLE, detail=str(error))
         return None
@@ -243,6 +244,8 @@ async def merged(
     port: Port, job: Job, used: Reads, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
     """The stamps that are known of a computation, and the same where nothing is missing."""
+    if not used.size and len(own or ()) <= stamps.READS:  # it used no other cached call
+        return own or (), own if used.sound else None
     whole, sound = used.merged(own or ())
     absolute = whole.absolute()
     try:

@@ -53,8 +53,7 @@ from memo.stores.protocols import (
     Tier,
 )
 from memo.stores.shared_findings import Findings
-from memo.stores.transfers import Transfers
-from memo.stores.uploads import Upload, Work
+from memo.stores.transfers import Transfers, Upload, Work
 from memo.validity import check
 from memo.validity.check import Judge, broken, texts
 from memo.validity.lifetimes import MISS, Verdict, age
@@ -435,19 +434,34 @@ class Chain:
             asked.chain, asked.name, asked.entry = self, name, entry
         return asked
 
-    def ask(self, port: Port, function: str, key: str) -> Asked | None:
-        """Begin to look a key up in the shared tier, for `lookup`; None: `lookup` asks it."""
+    def ask(self, port: Port, function: str, key: str, refs: Sequence[Ref] = ()) -> Asked | None:
+        """Begin to look a key up in the shared tier, for `lookup`; None: `lookup` asks it.
+
+        Args:
+            refs: what is read along, for `Authorities.begin`.
+        """
         if self._askable is None or self.authorities.behind():
             return None
         name = self.name(function, key)
         if self._front is not None and self._front.peek(name) is not None:
             return None
         try:
-            asked = self._askable.ask(port, name)
+            asked = self._askable.ask(port, name, refs)
         except TierError:
             return None  # `lookup` meets it again, and says so
         if asked is not None:
             asked.chain, asked.name, asked.entry = self, name, None
+        return asked
+
+    async def ask_along(
+        self, port: Port, function: str, key: str, refs: Sequence[Ref]
+    ) -> Asked | None:
+        """As `ask`, settled: a look-up and the stamps of the computation that follows a miss."""
+        before = await self.authorities.before(port, refs)
+        asked = self.ask(port, function, key, refs)
+        if asked is not None:
+            asked.before = before
+            asked.answer = await port.settle(asked.answer)
         return asked
 
     async def get_ready(self, port: Port) -> None:
@@ -683,6 +697,8 @@ class Chain:
 
     async def store_all(self, port: Port, items: Sequence[Item]) -> list[tuple[str, ...]]:
         """As `store`, for several entries; small ones share a transaction, or a round trip."""
+        if len(items) == 1:
+            return [await self.store(port, *items[0])]
         small = [at for at, item in enumerate(items) if self._is_small(item)]
         stored: dict[int, tuple[str, ...]] = {}
         for some in _shares(small, items) if len(small) > 1 else ():

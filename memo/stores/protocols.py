@@ -134,9 +134,10 @@ class Asked:
         chain: the chain that asked.
         name: what was looked up.
         entry: the entry whose states were asked for; None: a record was.
+        before: what this host read of the refs that are read along; None: there is no host.
     """
 
-    __slots__ = ("answer", "begun", "chain", "entry", "name", "since")
+    __slots__ = ("answer", "before", "begun", "chain", "entry", "name", "since")
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -145,6 +146,7 @@ class Asked:
         self.chain: object = None
         self.name = ""
         self.entry: Any = None
+        self.before: Sequence[State] | None = None
 
     def found(self) -> Any:
         """The answer, once it is settled.
@@ -166,8 +168,16 @@ class Prompt(Protocol):
         """Get ready to be asked on an event loop.  Raises `TierError`."""
         ...
 
-    def ask(self, port: Port, name: str) -> Asked | None:
-        """Begin to look up a name: a `Found`, or None."""
+    def ask(self, port: Port, name: str, refs: Sequence[Ref] = ()) -> Asked | None:
+        """Begin to look up a name: a `Found`, or None; refs are read along, for `begun`."""
+        ...
+
+    def begun(self, asked: Asked) -> list[State] | None:
+        """As `Generations.begin` for the refs that were read along; None where that takes more.
+
+        Raises:
+            TierError: the tier did not do its work.
+        """
         ...
 
     def ask_states(self, port: Port, refs: Sequence[Ref]) -> Asked | None:

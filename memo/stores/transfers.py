@@ -7,13 +7,21 @@ Rules of this module:
 2.  A payload that comes from a shared tier is kept by this host's disk, record and all, so that it
     comes once.  A lookup that needs it meanwhile waits for it.
 3.  Both are told by events when they are big: one at the beginning, one at the end.
+4.  An upload is a name.  What lies under that name on this host's disk when its turn comes is what
+    is sent, so that what waits takes no memory, and a newer entry takes the place of an older one.
+5.  At most `WORKERS` run at once, never two of one name.  Where `WAITING` bytes wait already, the
+    next one is refused, and its caller sends it: no caller stores faster than the network.
+6.  An upload ends once, however it ends.  What was to come after it, such as freeing the lease
+    under which the entry was computed, comes then.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from memo.errors import EntryError, TierError
 from memo.records import seal
@@ -21,11 +29,17 @@ from memo.records.codec import Payload
 from memo.records.payload_pieces import Arriving, leaving
 from memo.records.seal import Entry
 from memo.records.stamp_types import Times
-from memo.runtime import events
+from memo.runtime import events, fork
 from memo.runtime.port import Port, Waiter
 from memo.stores.protocols import MEMORY, Afar, Found, Receiving, Source, Tier
-from memo.stores.uploads import BIG, Upload, Uploads, Work
 
+Work = Callable[[Port], Coroutine[Any, Any, None]]
+BIG = 1 << 20
+"""Bytes from which an entry is sent in the background: 1 MiB takes 10 ms at 1 Gbit/s."""
+WORKERS = 2
+"""Uploads that run at once."""
+WAITING = 512 << 20
+"""Bytes that may wait: 5 s at 1 Gbit/s, so well below the `lock_timeout` of waiting callers."""
 PATIENCE = 30.0
 """Seconds after which a lookup that waits for another's fetch of a payload fetches it itself."""
 
@@ -74,8 +88,9 @@ class Transfers:
             record: its bytes.
             payload: of the entry.
         """
-        far = self._as_far(tier) if self._later else None
-        if far is None or record > far.value_limit:
+        far = self._far if self._later else None
+        here: object = tier
+        if far is None or here is not far or record > far.value_limit:
             return False
         moved = payload.size if payload is not None and far.takes(payload.size) else 0
         return record + moved > BIG or self._uploads.get(name) is not None
@@ -210,3 +225,109 @@ def _tell(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail:
     seconds = time.perf_counter() - begun if begun else 0.0
     event = events.Event(kind, function, key, tier, "", seconds, size, detail=detail)
     events.emit(event)
+
+
+# --- uploads, one after another ------------------------------------------------------------------
+
+
+class Upload:
+    """One entry on its way, or about to be."""
+
+    __slots__ = ("_after", "_lock", "name", "over", "size")
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self.over = False
+        self._after: list[Work] = []
+        self._lock = threading.Lock()
+
+    def then(self, work: Work) -> bool:
+        """Have `work` done when it has ended; False, and nothing done, if it has."""
+        with self._lock:
+            if not self.over:
+                self._after.append(work)
+            return not self.over
+
+    async def end(self, port: Port) -> None:
+        """It has ended."""
+        with self._lock:
+            self.over = True
+        for work in self._after:
+            try:
+                await work(port)
+            except Exception as error:  # the others still have their turn
+                _complain(error)
+
+
+class Uploads:
+    """The uploads of one chain.
+
+    Args:
+        send: sends what lies under a name; a fault of a tier is its own to tell.
+    """
+
+    def __init__(self, send: Callable[[Port, str], Coroutine[Any, Any, None]]) -> None:
+        self._send = send
+        self.after_fork()
+        fork.renewed_in_child(self)
+
+    def after_fork(self) -> None:
+        """Forget all of them: after a fork they are the parent's."""
+        self._lock = threading.Lock()
+        self._waiting: OrderedDict[str, Upload] = OrderedDict()
+        self._running: dict[str, Upload] = {}
+        self._bytes = 0
+        self._workers = 0
+
+    def get(self, name: str) -> Upload | None:
+        """The last upload of a name, where it has not ended."""
+        return self._waiting.get(name) or self._running.get(name)
+
+    def all(self) -> list[Upload]:
+        """Those that have not ended."""
+        with self._lock:
+            return [*self._waiting.values(), *self._running.values()]
+
+    def add(self, port: Port, name: str, size: int) -> Upload | None:
+        """Send what lies under a name, in the background; None: too much waits already."""
+        with self._lock:
+            if name in self._waiting:
+                return self._waiting[name]
+            if self._waiting and name not in self._running and self._bytes + size > WAITING:
+                return None
+            upload = self._waiting[name] = Upload(name, size)
+            self._bytes += size
+            starts = self._workers < WORKERS
+            self._workers += starts
+        if starts:
+            port.spawn(self._work, "memo-upload", apart=True)
+        return upload
+
+    def _next(self) -> Upload | None:
+        """Next upload that may run; None, and one worker less, if there is none."""
+        with self._lock:
+            free = (name for name in self._waiting if name not in self._running)
+            name = next(free, None)
+            if name is None:
+                self._workers -= 1
+                return None
+            upload = self._running[name] = self._waiting.pop(name)
+            self._bytes -= upload.size
+            return upload
+
+    async def _work(self, port: Port) -> None:
+        while (upload := self._next()) is not None:
+            try:
+                await self._send(port, upload.name)
+            except Exception as error:
+                _complain(error)
+            finally:
+                with self._lock:
+                    self._running.pop(upload.name, None)
+                await upload.end(port)
+
+
+def _complain(error: Exception) -> None:
+    detail = f"upload: {type(error).__name__}"
+    events.emit(events.Event(events.ERROR, reason="background", detail=detail))

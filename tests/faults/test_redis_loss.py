@@ -14,7 +14,7 @@ from redis_server import RedisServer
 from waiting import until
 
 import memo
-from memo.stores import reseeding
+from memo.stores import authorities
 from memo.testing import recording
 
 
@@ -330,7 +330,7 @@ def test_a_redis_that_goes_back_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A Redis restored from an older snapshot brings nothing back; one warning says so."""
-    monkeypatch.setattr(reseeding, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
     load = counting()
     hosts = Hosts(forgetful, tmp_path)
     first = hosts["one"](lambda: load(1))
@@ -356,7 +356,7 @@ def test_an_evicted_list_of_hosts_is_no_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A full Redis may evict the list of hosts and keep the groups: results stay valid."""
-    monkeypatch.setattr(reseeding, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
     load = counting()
     with Hosts(redis_server, tmp_path).on("one"):
         first = load(1)

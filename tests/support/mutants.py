@@ -57,7 +57,7 @@ def stamps_afterwards() -> None:
     async def late(port: Any, job: Any, value: Any, used: Any, *rest: Any, **more: Any) -> Any:
         return await store(port, job, value, await computing.take_stamps(port, job), *rest, **more)
 
-    computing.store_result = elements.store_result = streams.store_result = late
+    computing.store_result = streams.store_result = late
 
 
 def replay() -> None:

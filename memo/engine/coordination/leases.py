@@ -32,7 +32,7 @@ from memo.runtime.ports import at_exit
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import LEASE, Lock
-from memo.stores.uploads import Upload
+from memo.stores.transfers import Upload
 
 POLL = (0.002, 0.02)
 """Seconds between two looks at a host lock: the first, doubled each time up to the last, as long as

@@ -30,11 +30,11 @@ from memo.runtime.port import TOGETHER, Later, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
-from memo.stores.redis.exchange import ErrorReply, Exchange, pack
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, pack, packed
 from memo.stores.redis.scripts import Script
 
 if TYPE_CHECKING:
-    from memo.stores.redis.connections import Command, Loop, Threads
+    from memo.stores.redis.connections import Loop, Threads
 
 T = TypeVar("T")
 PROBE = 0.1
@@ -211,8 +211,7 @@ class Client:
         threads = self._threads or self._thread_pool()
         try:
             if not self.clustered:
-                data = [packed for _, packed in commands]
-                exchange = Exchange(data, len(data), self.deadline)
+                exchange = Exchange(packed(commands), len(commands), self.deadline)
                 replies = threads.exchange(b"", exchange, self.breaker.check)
             else:
                 replies = self._read_parts(threads, commands)
@@ -277,7 +276,7 @@ class Client:
         if not writes:
             return await self._ask(port, key, exchange, parse, blocks=blocks, probe=probe)
         try:
-            probes = self.writes.admit()
+            probes = False if self.writes.quiet else self.writes.admit()
         except TierError:
             self._abandon(probe)
             raise
@@ -308,9 +307,11 @@ class Client:
             TierError: as `ask`; an error reply to any of them.
         """
         if not self.clustered:
-            data = [packed for _, packed in commands]
-            replies = await self.ask(port, *data, parse=_same, replies=len(data), writes=writes)
-            return replies if len(data) > 1 else [replies]
+            count = len(commands)
+            replies = await self.ask(
+                port, *packed(commands), parse=_same, replies=count, writes=writes
+            )
+            return replies if count > 1 else [replies]
         nodes = await self._nodes(port)
         found: list[Any] = [None] * len(commands)
         for node, places in _parts(nodes, commands).items():
@@ -355,7 +356,7 @@ class Client:
         self,
         port: Port,
         key: Any,
-        exchange: Any,
+        exchange: Exchange,
         parse: Callable[[Any], T],
         *,
         blocks: bool = False,
@@ -363,7 +364,10 @@ class Client:
         writes: bool = False,
     ) -> T:
         try:
-            answer = parse(await self._redirected(port, key, exchange, blocks=blocks))
+            replies = await self._exchanged(port, key, exchange, blocks=blocks)
+            if (wrong := exchange.first_error()) is not None:
+                replies = await self._redirected(port, exchange, wrong, blocks=blocks)
+            answer = parse(replies[0] if exchange.count == 1 else replies)
         except TierError:
             self._abandon(probe)
             raise
@@ -375,25 +379,30 @@ class Client:
         self.arrived()
         return answer
 
-    async def _redirected(self, port: Port, key: Any, exchange: Any, *, blocks: bool) -> Any:
-        """The reply, or the replies; asks the server that another one names, once."""
-        replies = await self.exchanged(port, key, exchange, blocks=blocks)
-        wrong = next((reply for reply in replies if type(reply) is ErrorReply), None)
-        if wrong is not None and self.clustered and wrong.code in (_MOVED, _ASK):
-            self._doubt()
-            node = (await self._nodes(port)).named_by(wrong)
-            if node is None:
-                raise wrong
-            first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
-            commands = [*first, *exchange.given]
-            other = Exchange(commands, exchange.count + len(first), exchange.seconds)
-            replies = (await self.exchanged(port, node, other, blocks=blocks))[len(first) :]
-            wrong = next((reply for reply in replies if type(reply) is ErrorReply), None)
-        if wrong is not None:
-            raise wrong
-        return replies[0] if exchange.count == 1 else replies
+    async def _redirected(
+        self, port: Port, exchange: Exchange, wrong: ErrorReply, *, blocks: bool
+    ) -> list[Any]:
+        """The replies of the server that another one names; raises any other error.
 
-    async def exchanged(self, port: Port, key: Any, exchange: Any, *, blocks: bool) -> list[Any]:
+        Args:
+            wrong: the first error among the replies of that other.
+        """
+        if not self.clustered or wrong.code not in (_MOVED, _ASK):
+            raise wrong
+        self._doubt()
+        node = (await self._nodes(port)).named_by(wrong)
+        if node is None:
+            raise wrong
+        first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
+        other = Exchange([*first, *exchange.given], exchange.count + len(first), exchange.seconds)
+        replies = await self._exchanged(port, node, other, blocks=blocks)
+        if (still := other.first_error()) is not None:
+            raise still
+        return replies[len(first) :]
+
+    async def _exchanged(
+        self, port: Port, key: Any, exchange: Exchange, *, blocks: bool
+    ) -> list[Any]:
         check = self.breaker.check
         if not port.native:
             threads = self._threads if not blocks else self._waiting

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from memo.errors import TierError
-from memo.stores.redis.exchange import ErrorReply, Exchange, Stream
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, packed
 
 COUNT = 64
 """Commands from which a batch is sent: so many that a packet costs each little, so few that the
@@ -50,18 +50,18 @@ class Batch:
     def __init__(self) -> None:
         self.again = False
         self.size = 0
-        self._places: dict[bytes, int] = {}
+        self._places: dict[Command, int] = {}
         self._waiting: list[tuple[asyncio.Future[Any], list[int]]] = []
 
-    def add(self, commands: Sequence[bytes], future: asyncio.Future[Any]) -> None:
-        """Ask for the replies to some packed commands."""
+    def add(self, commands: Sequence[Command], future: asyncio.Future[Any]) -> None:
+        """Ask for the replies to some commands."""
         places = self._places
         wanted = []
         for command in commands:
             place = places.get(command)
             if place is None:
                 place = places[command] = len(places)
-                self.size += len(command)
+                self.size += len(command[1])
             wanted.append(place)
         self._waiting.append((future, wanted))
 
@@ -72,7 +72,7 @@ class Batch:
 
     def exchange(self, seconds: float) -> Exchange:
         """All of it, to be sent."""
-        return Exchange(tuple(self._places), len(self._places), seconds)
+        return Exchange(packed(self._places), len(self._places), seconds)
 
     def hand_out(self, replies: list[Any], explain: Callable[[Exception], Failure]) -> bool:
         """Give each caller its replies; whether none of them is an error."""
@@ -143,8 +143,8 @@ class Coalescer:
         self._next: Batch | None = None
         self._ready: list[Batch] = []
 
-    def ask(self, commands: Sequence[bytes]) -> asyncio.Future[Any]:
-        """The replies to come to packed commands that only read: a list of them, or a `Failure`."""
+    def ask(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
+        """The replies to come to commands that only read: a list of them, or a `Failure`."""
         future: asyncio.Future[Any] = self._loop.create_future()
         stream = self._stream
         if stream is not None and stream.closed:

@@ -44,6 +44,7 @@ from memo.stores.redis.exchange import (
     LATE,
     SPARED,
     BusyError,
+    Command,
     ErrorReply,
     Exchange,
     GarbledError,
@@ -53,8 +54,6 @@ from memo.stores.redis.exchange import (
 )
 
 T = TypeVar("T")
-Command = tuple[bytes, bytes]
-"""A key that leads to the server, and a packed command."""
 CONNECTIONS = 32
 """Connections in use at most, for each process or loop; as many again for commands that wait."""
 CONNECT = 1.0
@@ -299,18 +298,18 @@ class Threads:
         if nodes is None:
             raise TierError(_CLOSED_HERE)
         pool = nodes.of(route)
-        connection = self._taken(pool, exchange.seconds, check, blocks)
-        used = connection.used
-        try:
-            return self._talk(pool, connection, exchange)
-        except ConnectionError:  # it may have died while it was idle
-            if not used:
-                raise
-        self._renewed()
-        self._let_go()  # those may have died with it
-        exchange.restart()
-        connection = self._taken(pool, exchange.seconds, check, blocks)
-        return self._talk(pool, connection, exchange)
+        for again in (True, False):
+            connection = self._taken(pool, exchange.seconds, check, blocks)
+            used = connection.used
+            try:
+                return self._talk(pool, connection, exchange)
+            except ConnectionError:  # it may have died while it was idle
+                if not (used and again):
+                    raise
+            self._renewed()
+            self._let_go()  # those may have died with it
+            exchange.restart()
+        raise AssertionError
 
     def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
         try:
@@ -582,15 +581,15 @@ class Loop:
     def look_up(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
         """The replies to come to commands that only read: a list of them, or a `Failure`."""
         if self.alone:
-            return self._coalescer(self.nodes.pool).ask([data for _, data in commands])
+            return self._coalescer(self.nodes.pool).ask(commands)
         parts: dict[Any, list[int]] = {}
         for place, (key, _) in enumerate(commands):
             parts.setdefault(self.nodes.of(key), []).append(place)
         if len(parts) == 1:
             (node,) = parts
-            return self._coalescer(node).ask([data for _, data in commands])
+            return self._coalescer(node).ask(commands)
         return _Gathered(self.loop, len(commands)).begin(
-            (self._coalescer(node).ask([commands[place][1] for place in places]), places)
+            (self._coalescer(node).ask([commands[place] for place in places]), places)
             for node, places in parts.items()
         )
 

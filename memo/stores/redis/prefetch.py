@@ -16,13 +16,12 @@ from typing import TypeVar
 
 from memo.records.stamp_types import LOST, Ref, State
 from memo.stores.protocols import Part
-from memo.stores.redis.exchange import pack
+from memo.stores.redis.exchange import Command, pack
 from memo.validity import stamps
 from memo.validity.stamps import ALL, LAST, SHAPES
 
 K = TypeVar("K")
 V = TypeVar("V")
-Command = tuple[bytes, bytes]
 GROUPS = 16
 """Groups that are asked for with a record at most."""
 KNOWN = 4096

@@ -11,7 +11,7 @@ key                              what, and how long it lives
 `{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
                                  longest-lived entry that names it, and `SLACK`
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
-`{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`reseeding`), a
+`{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`authorities`), a
                                  hash; `RETENTION` after it was last looked at
 `{namespace}:2:c:{function}:…`   what hosts have found out about a function (`shared_findings`), a
                                  hash; `RETENTION` after it was last added to
@@ -48,8 +48,8 @@ from memo.stores.protocols import REDIS, Asked, Census, Found, Kept, Part, Sourc
 from memo.stores.redis.breaker import RATE
 from memo.stores.redis.client import Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
-from memo.stores.redis.exchange import pack
-from memo.stores.redis.prefetch import BIG, Command, Group, Prefetch, plain
+from memo.stores.redis.exchange import Command, pack
+from memo.stores.redis.prefetch import BIG, Group, Prefetch, plain
 from memo.stores.redis.scripts import BEGIN, LAST, SEED, TURN
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
@@ -199,9 +199,9 @@ class Redis:
         """See `memo.stores.protocols.Prompt.get_ready`."""
         await self.client.get_ready(port)
 
-    def ask(self, port: Port, name: str) -> AskedRecord | None:
+    def ask(self, port: Port, name: str, refs: Sequence[Ref] = ()) -> AskedRecord | None:
         """As `lookup`, by a plain function; None where that takes a coroutine."""
-        look = AskedRecord(self.client, self._prefetch, name, self._key(name))
+        look = AskedRecord(self.client, self._prefetch, name, self._key(name), refs)
         if look.expected.big:
             return None
         look.answer = self.client.prompt(port, look.commands)
@@ -512,12 +512,7 @@ class Redis:
             if error.kind != "WRONGTYPE":
                 raise
             states = [LOST] * len(refs)
-        now = time.monotonic()
-        missing = {
-            ref.group
-            for ref, state in zip(refs, states, strict=True)
-            if state == LOST or (self._lives.get(ref.group, 0.0) < now + DAY / 2 and _lasts(ref))
-        }
+        missing = self._missing(refs, states)
         if not missing:
             return states
         try:
@@ -527,6 +522,21 @@ class Redis:
                 return states
             raise
         return await self.states(port, refs)
+
+    def begun(self, asked: Asked) -> list[State] | None:
+        """See `memo.stores.protocols.Prompt.begun`."""
+        assert isinstance(asked, AskedRecord)
+        states = asked.states()
+        return None if states is None or self._missing(asked.refs, states) else list(states)
+
+    def _missing(self, refs: Sequence[Ref], states: Sequence[State]) -> set[str]:
+        """The groups that `begin` makes, or extends the life of."""
+        soon, missing = time.monotonic() + DAY / 2, set()
+        for (group, _), state in zip(refs, states, strict=True):
+            lasts = group.startswith("t:") or self._lives.get(group, 0.0) >= soon
+            if state == LOST or not lasts:  # there are few groups but those of tags
+                missing.add(group)
+        return missing
 
     async def _begin(self, port: Port, groups: Sequence[str]) -> None:
         life = b"%d" % _milliseconds(DAY)
@@ -809,15 +819,26 @@ class AskedRecord(Asked):
     Attributes:
         commands: what it sends.
         expected: see there.
+        refs: those that are read along; none: what the record is likely to name is.
     """
 
-    __slots__ = ("_client", "_groups", "_parts", "_reading", "commands", "expected")
+    __slots__ = ("_client", "_groups", "_parts", "_reading", "commands", "expected", "refs")
 
-    def __init__(self, client: Client, prefetch: Prefetch, name: str, key: bytes) -> None:
+    def __init__(
+        self,
+        client: Client,
+        prefetch: Prefetch,
+        name: str,
+        key: bytes,
+        refs: Sequence[Ref] = (),
+    ) -> None:
         self._client = client
         self.name = name
+        self.refs = refs
         self.expected = expected = prefetch.expected(name)
-        self._parts = expected.parts.get(name) if expected.parts else None
+        self._parts: tuple[Part, ...] | None = expected.parts.get(name) if expected.parts else None
+        if refs:
+            self._parts = tuple(refs)
         get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
         if self._parts is None:
             self._groups = expected.groups
@@ -829,6 +850,13 @@ class AskedRecord(Asked):
     def found(self) -> Found | None:
         """See `Asked`."""
         return self._client.parsed(self.seen, self.answer)
+
+    def states(self) -> tuple[State, ...] | None:
+        """What `refs` read; None where that takes more fields than were asked for."""
+        return self._client.parsed(self._along, self.answer)
+
+    def _along(self, replies: list[Any]) -> tuple[State, ...] | None:
+        return self._reading.states(replies[1:])
 
     def seen(self, replies: list[Any]) -> Found | None:
         """The record among the replies, and what reads the groups among them."""
@@ -887,11 +915,6 @@ class _Reading:
                 return None
             found.append(state)
         return tuple(found)
-
-
-def _lasts(ref: Ref) -> bool:
-    """True if there are few groups like this one, and long computations may rely on it."""
-    return not ref.group.startswith("t:")
 
 
 def _set(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:

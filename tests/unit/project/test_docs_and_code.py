@@ -15,7 +15,7 @@ from memo.keys import offloading
 from memo.records import spool
 from memo.runtime import ports
 from memo.settings import live_values
-from memo.stores import authorities, latest_answers, payload_store, protocols, reseeding
+from memo.stores import authorities, latest_answers, payload_store, protocols
 from memo.stores.disk import sqlite_file
 from memo.stores.redis import breaker, cluster_leases, tracking
 from memo.validity import lifetimes, stamps
@@ -42,7 +42,7 @@ FIGURES = [
     ("invalidation", r"(\d+) calls of one function", stamps.READS),
     ("notebooks", r"counting takes at most (\d+) ms", matching.BOUND * 1000),
     ("notebooks", r"More than (\d+) calls", call_graph.GROUPED),
-    ("deployments", r"each other every (\d+) s", reseeding.LOOK_EVERY),
+    ("deployments", r"each other every (\d+) s", authorities.LOOK_EVERY),
     ("deployments", r"in the last (\d+) s", authorities.LATELY),
     ("deployments", r"again every (\d+) ms", cluster_leases.LOOK_SOON * 1000),
     ("deployments", r"(\d+) to 60 days", payload_store.KEEP / 86_400),

@@ -35,7 +35,7 @@ from memo.stores.redis import exchange
 from memo.stores.redis.breaker import CLOSED, GARBLED
 from memo.stores.redis.coalescing import COUNT, Batch, Failure
 from memo.stores.redis.connections import CONNECTIONS, KEPT
-from memo.stores.redis.exchange import pack
+from memo.stores.redis.exchange import pack, packed
 from memo.stores.redis.prefetch import Group
 from memo.stores.redis.redis_tier import Redis
 from memo.validity import stamps
@@ -647,12 +647,13 @@ def test_a_batch_sends_each_command_once() -> None:
         for _ in range(200):
             batch, asked = Batch(), []
             for _ in range(chance.randrange(1, 20)):
-                commands = [pack(b"GET", b"%d" % chance.randrange(9)) for _ in range(3)]
+                keys = [b"%d" % chance.randrange(9) for _ in range(3)]
+                commands = [(key, pack(b"GET", key)) for key in keys]
                 asked.append((loop.create_future(), commands))
                 batch.add(commands, asked[-1][0])
             exchange = batch.exchange(1.0)
             assert len(exchange.given) == len(set(exchange.given)) == exchange.count
             assert batch.hand_out(list(exchange.given), lambda error: Failure(TierError("")))
-            assert all(future.result() == commands for future, commands in asked)
+            assert all(future.result() == list(packed(commands)) for future, commands in asked)
 
     asyncio.run(work())

@@ -32,7 +32,7 @@ from memo.runtime.ports import BLOCKING, drain, drain_blocking, drive
 from memo.stores.disk import payload_files
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
-from memo.stores.uploads import WAITING, WORKERS, Upload, Uploads
+from memo.stores.transfers import WAITING, WORKERS, Upload, Uploads
 from memo.testing import recording, reset
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
