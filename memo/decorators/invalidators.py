@@ -19,10 +19,9 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions, given_call
-from memo.engine import invalidating, matching
+from memo.engine import invalidating
 from memo.engine.coordination.flights import FLIGHTS
-from memo.engine.invalidating import Hint, Invalidation
-from memo.engine.matching import Matches
+from memo.engine.invalidating import Hint, Invalidation, Matches
 from memo.errors import (
     EventLoopError,
     NothingMatchedError,
@@ -189,7 +188,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
             for secret in chain.secrets:
                 header = await chain.stored(port, chain.name(identity, key, secret))
                 if header is not None:
-                    own = matching.own_refs(header)
+                    own = invalidating.own_refs(header)
                     return [_whole(ref) for ref in own if ref.group.startswith("f:")]
     return []
 

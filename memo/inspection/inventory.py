@@ -15,7 +15,7 @@ from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function
 from memo.engine.explaining import listing
-from memo.engine.matching import own_refs
+from memo.engine.invalidating import own_refs
 from memo.errors import EntryError, MissingExtraError, TierError, label, public
 from memo.keys.encoding import atoms, canonical
 from memo.metrics import rendering

@@ -127,7 +127,8 @@ class Board:
                     self._took.popitem(last=False)
             if slot >= 0:
                 self._free.append(slot)
-                self._write(slot, b"")
+                if self._map is not None:
+                    self._map[slot * SLOT] = 0
             idle = not self._slots
         if idle:
             nothing_runs()

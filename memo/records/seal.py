@@ -25,7 +25,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import starmap
 from typing import NamedTuple, cast
 
 from memo.errors import EntryError
@@ -259,27 +259,31 @@ def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     plain = not (header.buffers or header.flags)
     blocks, loose = blocks_of(header.stamps), loose_of(header.stamps)
     claims: list[Claim] = []
-    results = sum(type(stamp) is Result for stamp in loose)
-    if plain:
-        claims = [("g", *stamp.ref, *stamp.state) for stamp in loose if type(stamp) is Generation]
-        plain = len(claims) + results == len(loose)
-    if plain:
-        for block in blocks:
-            claims += block.claims
+    results = 0
+    for stamp in loose:
+        if type(stamp) is Generation:
+            claims.append(("g", *stamp.ref, *stamp.state))
+        elif type(stamp) is Result:
+            results += 1
+        else:
+            plain = False
+    for block in blocks:
+        claims += block.claims
+    if not plain:
+        claims = []
     return Entry(record, stream, header.times, claims, plain, size, header, results > 0, blocks)
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
     """A sealed record."""
     h = header
-    short = [
-        t.encode() for t in (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
-    ]
+    texts = (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
+    short = list(map(str.encode, texts))
     for text in short:
         if len(text) > LONGEST:
             raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
     summary = h.summary.encode()
-    table = b"".join(_BUFFER.pack(*b) for b in h.buffers)
+    table = b"".join(starmap(_BUFFER.pack, h.buffers))
     stamps = stamp_blocks.pack(h.stamps)
     t = h.times
     fixed = _FIXED.pack(
@@ -499,8 +503,11 @@ def groups(record: bytes) -> list[str]:
     try:
         _, at, size = _PLACES.unpack_from(record, _BODY_AT)
         rows, blocks = stamp_blocks.outline(memoryview(record)[at : at + size])
-        every = chain(rows, *(block.claims for block in blocks))
-        named = dict.fromkeys(row[1] for row in every if row[0] == "g")
-        return [name for name in named if isinstance(name, str)]
+        named: dict[str, None] = {}
+        for claims in (rows, *(block.claims for block in blocks)):
+            for kind, name, *_ in claims:
+                if kind == "g" and isinstance(name, str):
+                    named[name] = None
+        return list(named)
     except (ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
         return []

@@ -313,7 +313,8 @@ class Authorities:
 
     def interrupted(self) -> bool:
         """True if the shared tier may have restarted since it was last caught up with."""
-        return self.reseeding is not None and self.reseeding.interrupted()
+        reseeding = self.reseeding
+        return reseeding is not None and reseeding.tier.interruptions != reseeding.interruptions
 
     async def read(self, port: Port, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Read from the shared tier when it has all that it missed.
@@ -448,16 +449,20 @@ class Reseeding:
         tier: the shared tier.
         host: this host.
         trusts_disk: the setting `on_redis_loss` is `"trust_disk"`.
+
+    Attributes:
+        interruptions: those of the tier when the last look began; it may have lost something since
+            if there are others now.
     """
 
     def __init__(self, tier: Losable, host: Host, *, trusts_disk: bool) -> None:
-        self._tier = tier
+        self.tier = tier
         self._host = host
         self._trusts_disk = trusts_disk
         self._id = stamps.token()
         self._known: _Known | None = None
         self._look_at = 0.0
-        self._interruptions = -1
+        self.interruptions = -1
         self._recovering = False
         self._given = ""
         self._registered = 0.0
@@ -468,33 +473,29 @@ class Reseeding:
 
     def due(self) -> bool:
         """True if to `look` before anything is read from the tier."""
-        changed = self._tier.interruptions != self._interruptions
+        changed = self.tier.interruptions != self.interruptions
         return changed or time.monotonic() >= self._look_at
-
-    def interrupted(self) -> bool:
-        """True if the tier may have lost something since the last look began."""
-        return self._tier.interruptions != self._interruptions
 
     async def look(self, port: Port) -> None:
         """Register this host, see which others there are, and notice a loss; never raises."""
-        self._interruptions = self._tier.interruptions
+        self.interruptions = self.tier.interruptions
         self._look_at = time.monotonic() + LOOK_EVERY
         try:
             await self._look(port)
         except TierError:  # met again, and said, by the read that follows
-            self._interruptions = self._tier.interruptions
-            self._look_at = time.monotonic() + LOOK_SOON if self._tier.read_only else 0.0
+            self.interruptions = self.tier.interruptions
+            self._look_at = time.monotonic() + LOOK_SOON if self.tier.read_only else 0.0
 
     async def _look(self, port: Port) -> _Known:
         known = self._known
         if known is None:
             known = await port.offload(self._recall)
-        census = await self._tier.census(port, self._id, known.epoch)
+        census = await self.tier.census(port, self._id, known.epoch)
         found = _Known(census.epoch, time.time() if census.others else known.others_at)
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
         elif census.before < self._registered and census.now - self._registered < FORGOTTEN:
-            await self._tier.turn(port, [Turn("n")], _WHY)
+            await self.tier.turn(port, [Turn("n")], _WHY)
             self._tell("an older state; results are computed again", logging.WARNING)
         self._registered = max(self._registered, census.now)
         self._known = found
@@ -515,15 +516,15 @@ class Reseeding:
         if not tables:
             return False
         if self._recovering:
-            await self._tier.seed(port, tables)
+            await self.tier.seed(port, tables)
             return True
         known = await self._look(port)
         if not known.alone:
             return self._trusts_disk  # if that was a loss, all of them have been given back
         if self._given != known.epoch:
-            await self._tier.giving_back(port, self._id)
+            await self.tier.giving_back(port, self._id)
             self._given = known.epoch
-        await self._tier.seed(port, tables)
+        await self.tier.seed(port, tables)
         return True
 
     async def _recover(self, port: Port, census: Census, found: _Known) -> None:
@@ -536,8 +537,8 @@ class Reseeding:
             if self._recovering and time.time() - census.made < REMEMBERED:
                 await self._give_back_all(port)
             elif census.given_back and not found.alone:
-                await self._tier.turn(port, [Turn("n")], _WHY)
-                await self._tier.giving_back(port, "")
+                await self.tier.turn(port, [Turn("n")], _WHY)
+                await self.tier.giving_back(port, "")
         finally:
             self._recovering = False
         how, level = "no data; results are computed again", logging.WARNING
@@ -558,11 +559,11 @@ class Reseeding:
             names = await port.offload(generations.all_names)
             for at in range(0, len(names), BATCH):
                 tables = await port.offload(generations.tables, names[at : at + BATCH])
-                await self._tier.seed(port, tables)
+                await self.tier.seed(port, tables)
 
     def _tell(self, how: str, level: int) -> None:
-        where = self._tier.where
-        events.emit(events.Event(events.TIER_LOST, tier=self._tier.name, detail=f"{where}: {how}"))
+        where = self.tier.where
+        events.emit(events.Event(events.TIER_LOST, tier=self.tier.name, detail=f"{where}: {how}"))
         _log.log(level, "memo: %s has come back with %s.", where, how)
 
     # --- what is kept on the disk ----------------------------------------------------------------
@@ -570,13 +571,13 @@ class Reseeding:
     def _recall(self) -> _Known:
         with suppress(TierError):
             self._id = self._host.id or self._id
-            text = self._host.noted(_NOTE + self._tier.where)
+            text = self._host.noted(_NOTE + self.tier.where)
             return _known(text)
         return _Known()
 
     def _remember(self, known: _Known) -> None:
         with suppress(TierError):  # then the process has it
-            self._host.note(_NOTE + self._tier.where, json.dumps(known))
+            self._host.note(_NOTE + self.tier.where, json.dumps(known))
 
 
 def _known(text: str) -> _Known:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import chain as chained
 from sys import getsizeof
 from typing import Any, Literal, NamedTuple, cast
 
@@ -743,11 +742,15 @@ class Chain:
         if self.host is None:
             return
         generations = self.host.generations
-        stamps = chained.from_iterable(stamps for stamps, _ in entries)
-        groups = {stamp.ref.group: None for stamp in stamps if type(stamp) is Generation}
-        lives = [self._remaining(times) for _, times in entries]
-        longest = max((life for life in lives if life is not None), default=None)
-        await generations.outlive(port, groups, None if None in lives else longest)
+        groups: dict[str, None] = {}
+        longest: float | None = 0.0
+        for stamps, times in entries:
+            for stamp in stamps:
+                if type(stamp) is Generation:
+                    groups[stamp.ref.group] = None
+            life = self._remaining(times)
+            longest = None if life is None or longest is None else max(life, longest)
+        await generations.outlive(port, groups, longest)
         if generations.sweep_due():
 
             async def sweep(port: Port) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from memo.errors import TierError
 from memo.records import seal
 from memo.records.codec import Payload
-from memo.records.seal import ALIGN
+from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import Ref, State
 from memo.runtime import fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
@@ -291,7 +291,9 @@ class Memory:
         for name, one in found:
             held = None if one.digest is None else self._payloads.get(one.digest)
             size = len(one.found.record) + (0 if held is None else len(held.data))
-            yield Listed(name, one.found.record, size, 0.0)
+            entry = getattr(one.parsed, "entry", one.parsed)
+            known = entry if isinstance(entry, Entry) else None
+            yield Listed(name, one.found.record, size, 0.0, known)
 
     async def newest(
         self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool

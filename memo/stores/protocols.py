@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from memo.errors import TierError
 from memo.records.codec import Payload
 from memo.records.payload_pieces import Arriving, Sink
+from memo.records.seal import Entry
 from memo.records.stamp_blocks import Claim
 from memo.records.stamp_types import Ref, State
 from memo.runtime.port import Port
@@ -193,12 +194,14 @@ class Listed(NamedTuple):
         record: as stored.
         size: bytes of the record and its payload.
         stored_at: Unix seconds.
+        entry: what the record was found to be, where that is known.
     """
 
     name: str
     record: bytes
     size: int
     stored_at: float
+    entry: Entry | None = None
 
 
 class Tier(Protocol):

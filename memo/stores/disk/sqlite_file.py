@@ -82,6 +82,7 @@ class Database:
     Attributes:
         reader, writer: the connections; only to be used under `reading` and `writing`.
         reading, writing: locks among the threads of this process.
+        is_open: both are.
         opened: counts the openings, so that a cache of its content knows when to forget it.
     """
 
@@ -115,6 +116,7 @@ class Database:
         self._look: sqlite3.Cursor | None = None
         self._writer: sqlite3.Connection | None = None
         self._place: tuple[int, ...] = ()
+        self.is_open = False
 
     @property
     def reader(self) -> sqlite3.Connection:
@@ -142,10 +144,6 @@ class Database:
             raise TierError(f"{self.path.name}: closed while it was used")
         return self._writer
 
-    @property
-    def is_open(self) -> bool:
-        return self._reader is not None
-
     def open(self, *, read_only: bool = False) -> None:
         """Open both connections where they are closed; a damaged file is set aside and made anew.
 
@@ -157,10 +155,10 @@ class Database:
         Raises:
             sqlite3.Error, OSError: it cannot be opened.
         """
-        if self._reader is not None:
+        if self.is_open:
             return
         with self.writing, self.reading, _opening:
-            if self._reader is not None:
+            if self.is_open:
                 return
             self.read_only = read_only
             if read_only:
@@ -195,6 +193,7 @@ class Database:
             self._place = place
             raise
         self.opened += 1
+        self.is_open = True
 
     def _open_to_read(self) -> None:
         try:
@@ -210,6 +209,7 @@ class Database:
             self._close()
             raise
         self.opened += 1
+        self.is_open = True
 
     def _version(self) -> tuple[int, ...]:
         """Tells one content of the file and its log from another where SQLite does not watch it."""

@@ -9,6 +9,13 @@ Rules of this module:
 3.  Every fault is a `TierError`; `TierUnavailable` if no command would work.
 4.  An exchange goes to one server.  In a cluster that is the one that has its key; commands with
     several keys are one exchange for each server.
+
+Scripts are what Redis does in one step for memo; their text is in `lua/*.lua`.
+
+5.  A script touches one key, or keys of one slot, and names them all.
+6.  What it computes is what `generations` computes.
+7.  One whose few bytes must get through a full Redis begins with a command that takes no memory
+    (`HDEL`, `DEL`): Redis then lets the rest of it pass, so as not to leave it half done.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha1
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memo.errors import TierError
@@ -31,7 +39,6 @@ from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
 from memo.stores.redis.exchange import Command, ErrorReply, Exchange, pack, packed
-from memo.stores.redis.scripts import Script
 
 if TYPE_CHECKING:
     from memo.stores.redis.connections import Loop, Threads
@@ -48,6 +55,40 @@ _ELSEWHERE = frozenset((_MOVED, _ASK, "READONLY"))
 """Error replies of a server that is not, or no longer, the right one."""
 _DENIED = ("NOPERM", "UNKNOWN")
 """Error replies of a server that runs no scripts for this user."""
+
+
+_LUA = Path(__file__).parent / "lua"
+
+
+class Script:
+    """A Lua script that Redis keeps by its digest.
+
+    Args:
+        name: of its file.
+    """
+
+    __slots__ = ("_digest", "_text")
+
+    def __init__(self, name: str) -> None:
+        self._text = (_LUA / f"{name}.lua").read_bytes()
+        self._digest = sha1(self._text, usedforsecurity=False).hexdigest().encode()
+
+    def by_digest(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
+        """The command that runs it where it is known."""
+        return pack(b"EVALSHA", self._digest, b"%d" % len(keys), *keys, *arguments)
+
+    def by_text(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
+        """The command that makes it known and runs it."""
+        return pack(b"EVAL", self._text, b"%d" % len(keys), *keys, *arguments)
+
+
+BEGIN = Script("begin")
+TURN = Script("turn")
+LAST = Script("last")
+SEED = Script("seed")
+ACQUIRE = Script("acquire")
+RENEW = Script("renew")
+RELEASE = Script("release")
 
 
 class NoScriptError(TierError):

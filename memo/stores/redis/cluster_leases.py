@@ -21,9 +21,8 @@ from typing import Any
 from memo.errors import TierError
 from memo.runtime.port import Port
 from memo.stores.protocols import LEASE
-from memo.stores.redis.client import Client
+from memo.stores.redis.client import ACQUIRE, RELEASE, RENEW, Client
 from memo.stores.redis.exchange import BusyError, pack
-from memo.stores.redis.scripts import ACQUIRE, RELEASE, RENEW
 
 LOOK_EVERY = 1.0
 """Seconds after which a waiting process looks again, in case the holder died."""

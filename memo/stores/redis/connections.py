@@ -330,38 +330,24 @@ class Threads:
         return answer
 
     def _taken(self, pool: Any, seconds: float, check: Callable[[], None], blocks: bool) -> Any:
-        """A connection of a pool."""
-        connection = self._kept_one(pool)
-        if connection is not None:
-            return connection
-        try:
-            return self._given(pool)
-        except exceptions.MaxConnectionsError:
-            if blocks:
-                raise BusyError("all connections to Redis are busy") from None
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends:
-            time.sleep(_LOOK_AGAIN)
-            check()
-            connection = self._kept_one(pool)
-            if connection is not None:
-                return connection
+        """A connection of a pool: the one that was used last, if redis-py has just looked at it."""
+        kept = self._kept.setdefault(pool, [])
+        ends = 0.0
+        while True:
+            while kept:
+                with contextlib.suppress(IndexError):  # another thread has it
+                    connection = kept.pop()
+                    if time.monotonic() < connection.until:
+                        return connection
+                    pool.release(connection)
             with contextlib.suppress(exceptions.MaxConnectionsError):
                 return self._given(pool)
-        raise BusyError("all connections to Redis are busy")
-
-    def _kept_one(self, pool: Any) -> Any:
-        """The connection of a pool that was used last, if redis-py has just looked at it."""
-        kept = self._kept.get(pool)
-        while kept:
-            try:
-                connection = kept.pop()
-            except IndexError:  # another thread has it
-                return None
-            if time.monotonic() < connection.until:
-                return connection
-            pool.release(connection)
-        return None
+            now = time.monotonic()
+            ends = ends or now + seconds
+            if blocks or now >= ends:
+                raise BusyError("all connections to Redis are busy")
+            time.sleep(_LOOK_AGAIN)
+            check()
 
     def _given(self, pool: Any) -> Any:
         """A connection that redis-py has looked at, and opened anew if it had died."""

@@ -98,7 +98,10 @@ class Reader:
 
     def feed(self, data: bytes) -> None:
         """Take bytes that have arrived."""
-        self._chunks.append(data)
+        if self.unread:
+            self._chunks.append(data)
+        else:
+            self._data, self._at = data, 0
         self.unread += len(data)
 
     def take(self, replies: list[Any], count: int) -> bool:
@@ -284,7 +287,10 @@ class Exchange:
 
     def first_error(self) -> ErrorReply | None:
         """The first error among the replies so far: what a server says before it hangs up."""
-        return next((reply for reply in self.replies if isinstance(reply, ErrorReply)), None)
+        for reply in self.replies:
+            if type(reply) is ErrorReply:
+                return reply
+        return None
 
 
 # --- over a connection of threads ----------------------------------------------------------------

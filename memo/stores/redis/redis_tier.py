@@ -46,11 +46,10 @@ from memo.runtime.port import Port
 from memo.stores.payload_store import KEEP, PayloadStore
 from memo.stores.protocols import REDIS, Asked, Census, Found, Kept, Part, Source
 from memo.stores.redis.breaker import RATE
-from memo.stores.redis.client import Client, NoScriptsError
+from memo.stores.redis.client import BEGIN, LAST, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.exchange import Command, pack
 from memo.stores.redis.prefetch import BIG, Group, Prefetch, plain
-from memo.stores.redis.scripts import BEGIN, LAST, SEED, TURN
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
@@ -920,7 +919,7 @@ class _Reading:
 def _set(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:
     """A SET of `size` bytes with options: what is sent before them, and what behind."""
     head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(words), len(name), name, size)
-    return head, b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+    return head, b"\r\n" + pack(*words).partition(b"\r\n")[2]
 
 
 # What answers must look like: each raises where they look otherwise.

@@ -26,7 +26,7 @@ from redis_server import RedisServer
 import memo
 from memo import cache, invalidate_cache
 from memo.decorators import assembly
-from memo.engine import answering, matching, used_calls
+from memo.engine import answering, invalidating, used_calls
 from memo.errors import OptionError, TierError
 from memo.records.stamp_types import Ref
 from memo.runtime.ports import drain_blocking
@@ -396,12 +396,12 @@ def test_invalidating_does_not_grow_with_what_is_there(redis_server: Server, how
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("counting", [0.0, matching.BOUND])
+@pytest.mark.parametrize("counting", [0.0, invalidating.BOUND])
 def test_invalidating_takes_milliseconds_whatever_is_there(
     redis_server: Server, monkeypatch: pytest.MonkeyPatch, counting: float
 ) -> None:
     """Function-wide with 200,000 entries in Redis: under 10 ms, and what counting is given."""
-    monkeypatch.setattr(matching, "BOUND", counting)
+    monkeypatch.setattr(invalidating, "BOUND", counting)
     load = loads()
     with memo.configure(redis_url=redis_server.url, deadline=5):
         load("EU")
@@ -419,12 +419,12 @@ def test_invalidating_takes_milliseconds_whatever_is_there(
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("counting", [0.0, matching.BOUND])
+@pytest.mark.parametrize("counting", [0.0, invalidating.BOUND])
 def test_invalidating_takes_milliseconds_on_disk_alone(
     cache_home: Path, monkeypatch: pytest.MonkeyPatch, counting: float
 ) -> None:
     """Function-wide with 200,000 entries in the index of the disk: the same."""
-    monkeypatch.setattr(matching, "BOUND", counting)
+    monkeypatch.setattr(invalidating, "BOUND", counting)
     load = loads()
     load("EU")
     chain = assembly.default_chain()

@@ -272,8 +272,8 @@ def test_counting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     load = loads()
     for year in range(40):
         load("EU", year)
-    monkeypatch.setattr("memo.engine.matching.BOUND", 0.0)
-    monkeypatch.setattr("memo.engine.matching.ALWAYS", 10)
+    monkeypatch.setattr("memo.engine.invalidating.BOUND", 0.0)
+    monkeypatch.setattr("memo.engine.invalidating.ALWAYS", 10)
     done = load.invalidate()
     assert done.at_least
     assert repr(done).count("at least") == 1
@@ -283,7 +283,7 @@ def test_counting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_few_entries_are_always_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, the answer for a small cache is exact."""
-    monkeypatch.setattr("memo.engine.matching.BOUND", 0.0)
+    monkeypatch.setattr("memo.engine.invalidating.BOUND", 0.0)
     load = loads(tags=["sales"])
     load("EU"), load("US")
     done = memo.invalidate(tag="sale")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
-from memo.engine import computing, matching, refreshing, replay
+from memo.engine import computing, invalidating, refreshing, replay
 from memo.engine.coordination import leases
 from memo.inspection import call_graph
 from memo.keys import offloading
@@ -38,9 +38,9 @@ FIGURES = [
     ("options", r"more than (\d+) KiB", computing.ARGUMENTS / 1024),
     ("options", r"first (\d+) MiB are kept", replay.KEPT / 2**20),
     ("options", r"past (\d+) MiB", spool.IN_MEMORY / 2**20),
-    ("invalidation", r"Counting takes at most (\d+) ms", matching.BOUND * 1000),
+    ("invalidation", r"Counting takes at most (\d+) ms", invalidating.BOUND * 1000),
     ("invalidation", r"(\d+) calls of one function", stamps.READS),
-    ("notebooks", r"counting takes at most (\d+) ms", matching.BOUND * 1000),
+    ("notebooks", r"counting takes at most (\d+) ms", invalidating.BOUND * 1000),
     ("notebooks", r"More than (\d+) calls", call_graph.GROUPED),
     ("deployments", r"each other every (\d+) s", authorities.LOOK_EVERY),
     ("deployments", r"in the last (\d+) s", authorities.LATELY),

@@ -13,6 +13,7 @@ from chaos import Proxy
 from redis_server import RedisServer
 from waiting import wait_for
 
+import memo
 from memo.errors import TierError
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, native
@@ -323,3 +324,39 @@ def test_more_waiters_than_connections(tier: Redis) -> None:
 
     looping(work)
     assert tier.outages == 0
+
+
+def test_a_miss_under_a_lease_takes_five_round_trips(redis_server: RedisServer) -> None:
+    """Look-up, lease, look-up with the stamps, record, release: what follows asks no more."""
+
+    @memo.cache(ttl=600, use_lock=True)
+    def load(number: int) -> int:
+        return number
+
+    counts = []
+    with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=5):
+        for number in range(9):  # the first learn, and now and then the hosts are counted
+            redis_server.client().config_resetstat()
+            assert load(number) == number
+            counts.append(redis_server.commands()["echo"])
+    assert min(counts) == 5
+
+
+def test_an_invalidation_after_the_lease_is_taken_drops_the_result(
+    redis_server: RedisServer,
+) -> None:
+    """The stamps are from before the computation, though they came with the look-up."""
+    runs = []
+
+    @memo.cache(ttl=600, use_lock=True)
+    def load(number: int) -> int:
+        runs.append(number)
+        if len(runs) == 2:
+            load.invalidate(number)
+        return len(runs)
+
+    with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=5):
+        load(0)
+        assert load(1) == 2
+        assert load(1) == 3
+        assert load(1) == 3
