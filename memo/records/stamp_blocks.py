@@ -263,7 +263,7 @@ def _stamp(row: list[Any]) -> Stamp:
     kind = row[0]
     if kind == "g":
         _, group, pairs, text, last = row
-        arguments = None if pairs is None else tuple([(name, digest) for name, digest in pairs])
+        arguments = None if pairs is None else tuple(map(tuple, pairs))
         return _new(Generation, (_new(Ref, (group, arguments)), _new(State, (text, last))))
     if kind == "f":
         return File(*row[1:])

@@ -7,6 +7,7 @@ a header or asking a tier, but never this question.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 from memo.records.stamp_types import Generation, Result, Stamp, State, Times
 from memo.runtime.port import Port
@@ -89,7 +90,10 @@ def broken(recorded: list[str], present: list[str]) -> str:
 
 def texts(states: Iterable[State]) -> list[str]:
     """The texts of some states, to compare."""
-    return [state.text for state in states]
+    return list(map(_text, states))
+
+
+_text = itemgetter(State._fields.index("text"))
 
 
 async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> str:

@@ -616,14 +616,15 @@ class Disk:
         Raises:
             TierError: the index cannot be read.
         """
-        after = ""
-        while page := await port.offload(
-            self._read, _SQL["list"], after, prefix, f"{prefix}\U0010ffff", PAGE
-        ):
+        after, whole = "", False
+        while not whole:
+            ends = (prefix, f"{prefix}\U0010ffff", PAGE)
+            page = await port.offload(self._read, _SQL["list"], after, *ends)
+            whole = len(page) < PAGE
             for row in page:
                 if (listed := await self._listed(port, *row)) is not None:
                     yield listed
-            after = page[-1][0]
+                after = row[0]
 
     async def _listed(
         self, port: Port, name: str, inline: Any, where: Any, size: int, stored: float

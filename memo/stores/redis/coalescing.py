@@ -83,7 +83,7 @@ class Batch:
         for future, wanted in self._waiting:
             if future.done():
                 continue
-            mine: Any = [replies[place] for place in wanted]
+            mine: Any = list(map(replies.__getitem__, wanted))
             if failures:
                 wrong = next((reply for reply in mine if type(reply) is ErrorReply), None)
                 mine = mine if wrong is None else failures[str(wrong)]
