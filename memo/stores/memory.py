@@ -99,7 +99,7 @@ class PayloadBytes:
 
 
 class _Entry:
-    __slots__ = ("digest", "expires", "found", "parsed", "read", "size", "used")
+    __slots__ = ("digest", "expires", "found", "parsed", "size", "used")
 
     def __init__(self, found: Found, digest: bytes | None, expires: int | None, size: int) -> None:
         self.found = found
@@ -107,7 +107,6 @@ class _Entry:
         self.expires = expires
         self.size = size
         self.parsed: object | None = None
-        self.read = False
         self.used = next(_uses)
 
 
@@ -183,16 +182,7 @@ class Memory:
                 return None
             self._entries.move_to_end(name)
         entry.used = next(_uses)
-        entry.read = True
         return entry
-
-    def read(self) -> list[str]:
-        """The names that were looked up since this was last asked, of those that are still here."""
-        with self._lock:
-            read = [(name, entry) for name, entry in self._entries.items() if entry.read]
-        for _, entry in read:
-            entry.read = False
-        return [name for name, _ in read]
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.stores.protocols.Tier.payload`."""

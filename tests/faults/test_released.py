@@ -67,6 +67,16 @@ def test_settings_that_no_setting_names_any_more(
     assert after[2] <= before[2]
 
 
+def test_a_block_closes_at_its_end(tmp_path: Path) -> None:
+    """What a block opened is closed when it ends, not only when something is called again."""
+    load(0)
+    before = held()
+    for number in range(3):
+        with memo.configure(directory=tmp_path / f"{number}"):
+            load(1)
+        assert held()[0] <= before[0]
+
+
 def test_what_comes_back_is_not_closed(tmp_path: Path) -> None:
     """The settings around a block are as warm as before when it ends."""
     load(7)

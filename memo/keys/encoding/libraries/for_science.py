@@ -76,8 +76,11 @@ def _compiled(value: Any, walk: Walk) -> bytes:
 def _generator(value: Any, walk: Walk) -> bytes:
     """A generator of numpy: its state; of the global one, which is no input, its name."""
     if value is sys.modules["numpy.random"].mtrand._rand:
-        return b"global"
+        return _GLOBAL(value, walk)
     return python_types.an_object(value, walk)
+
+
+_GLOBAL: Final = node("generator", lambda value, walk: b"global")
 
 
 def _estimator(value: Any, walk: Walk) -> bytes:
@@ -96,7 +99,7 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "numba.DUFunc": node("vectorize", _universal),
     "numba.GUFunc": node("guvectorize", _universal),
     "numba.Dispatcher": node("njit", _compiled),
-    "numpy.RandomState": node("generator", _generator),
+    "numpy.RandomState": _generator,
     "scipy.rv_generic": node("distribution", _distribution),
     "scipy.rv_frozen": node("frozen", _frozen),
     "sklearn._VectorizerMixin": node("vectorizer", _estimator),
