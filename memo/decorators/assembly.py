@@ -40,27 +40,18 @@ def enabled() -> bool:
     return settings is not None and settings.enabled
 
 
-def as_usual() -> bool:
-    """True if calls read and store, as far as the settings say."""
-    global _usual_at
-    revision = configuration.revision
-    if _usual_at == revision:
-        return True
-    settings = _settings()
-    if settings is None or not settings.enabled or settings.mode is not None:
-        return False
-    _usual_at = revision
-    return True
-
-
-_usual_at = -1
-"""The last revision of the settings for which `as_usual` is true."""
-
-
 def mode() -> Mode:
     """The mode that the settings give to every call of this process."""
-    settings = _settings()
-    return Mode(settings.mode if settings is not None and settings.enabled else OFF)
+    global usual_at
+    revision, settings = configuration.revision, _settings()
+    found = Mode(settings.mode if settings is not None and settings.enabled else OFF)
+    if found.kind is None:
+        usual_at = revision
+    return found
+
+
+usual_at = -1
+"""The last revision of the settings that gave no mode; calls compare it before they ask `mode`."""
 
 
 def _settings() -> Settings | None:

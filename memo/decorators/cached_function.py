@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -38,6 +39,7 @@ from typing import (
 from memo.decorators import assembly, classmethods, names
 from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
 from memo.engine import answering, invalidating, replay
+from memo.engine.answering import NotYet
 from memo.engine.call import NOTHING, Function, Raised, hindered
 from memo.engine.invalidating import Invalidation
 from memo.errors import (
@@ -63,7 +65,7 @@ from memo.settings import configuration, modes, options
 from memo.settings.modes import Mode
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import Asked, CacheProtocol
+from memo.stores.protocols import CacheProtocol
 from memo.validity.dependencies import Dependencies, File
 from memo.validity.stamps import Turn
 
@@ -160,7 +162,11 @@ class CachedFunction(Generic[P, R]):
     @passes_on
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         function = self._function
-        if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
+        if (
+            modes.CURRENT.get() is not None
+            or self._using is not None
+            or assembly.usual_at != configuration.revision
+        ):
             __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
             mode = self._mode()
             if mode.kind is not None:
@@ -177,15 +183,15 @@ class CachedFunction(Generic[P, R]):
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
             raise
-        asked = result if isinstance(result, Asked) else None
+        asked = result.asked if type(result) is NotYet else None
         if asked is not None:
             result = answering.settled(BLOCKING, function, call, asked)
-        if result is call:
+        if type(result) is NotYet:
             result = drive(answering.answer(BLOCKING, function, call, args, kwargs, asked))
             if type(result) is Raised:
                 __tracebackhide__ = True
                 raise result.again()
-        return cast("R", result)
+        return result  # type: ignore[no-any-return]
 
     def _mode(self) -> Mode:
         """The mode of a call: of `using`, else of the context, else of the settings."""
@@ -242,7 +248,7 @@ class CachedFunction(Generic[P, R]):
         made._using = modes.checked(mode, max_age).over(self._using)
         if ttl is not MISSING:
             made._function = self._function.under(
-                self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
+                replace(self._function.policy, ttl=options.given_ttl("ttl", ttl))
             )
         return made
 
@@ -638,7 +644,11 @@ class CachedCoroutine(CachedFunction[P, R]):
 
     async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self._function
-        if modes.CURRENT.get() is not None or self._using is not None or not assembly.as_usual():
+        if (
+            modes.CURRENT.get() is not None
+            or self._using is not None
+            or assembly.usual_at != configuration.revision
+        ):
             __tracebackhide__ = True
             mode = self._mode()
             function = aged(function, mode)
@@ -660,11 +670,11 @@ class CachedCoroutine(CachedFunction[P, R]):
                 return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
             at_the_call(error)
             raise
-        asked = result if isinstance(result, Asked) else None
+        asked = result.asked if type(result) is NotYet else None
         if asked is not None:
             asked.answer = await asked.answer
             result = answering.settled(native(), function, call, asked)
-        if result is call:
+        if type(result) is NotYet:
             result = await answering.answer(native(), function, call, args, kwargs, asked)
             if type(result) is Raised:
                 __tracebackhide__ = True
@@ -862,7 +872,7 @@ def aged(function: Function, mode: Mode) -> Function:
     """A function as a mode lets its entries age."""
     if mode.max_age is None:
         return function
-    return function.under(function.policy._replace(max_age=mode.max_age))
+    return function.under(replace(function.policy, max_age=mode.max_age))
 
 
 @overload

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from memo.engine import replay
 from memo.engine.call import (
@@ -88,40 +88,54 @@ AGAIN = object()
 
 
 def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: float) -> Any:
-    """The value of a call that its first tier has, by a plain function.
+    """The value of a call that its first tier has, by a plain function; else `NotYet`.
 
-    Else the question to a tier that is under way, for `settled`, or the call itself for `answer`.
     So the commonest hit costs neither coroutine nor port.
 
     Args:
         port: gives the port, where one is needed.
         begun: when the call began, on the performance counter.
     """
-    if function.policy.ttl_key is not None and live.due():
-        return call
     chain, since = function.chain(), FLIGHTS.landed
     try:
         found = chain.at_hand(port, function.id, call.text)
     except Exception as error:
         if not hindered(error):
             raise
-        return call
+        return _UNASKED
+    if type(found) is Entry:
+        return _value(function, chain, call, found, begun, chain.first)
     if found is None:
-        return call
-    if not isinstance(found, Entry):
-        found.begun, found.since = begun, since
-        return found
-    return _value(function, chain, call, found, begun, chain.tiers[0].name)
+        return _UNASKED
+    asked = cast("Asked", found)
+    asked.begun, asked.since = begun, since
+    return NotYet(asked)
+
+
+class NotYet:
+    """In the place of a value that is not at hand: `answer` the call.
+
+    Attributes:
+        asked: the question to a tier that is under way, for `settled` first; None: there is none.
+    """
+
+    __slots__ = ("asked",)
+
+    def __init__(self, asked: Asked | None) -> None:
+        self.asked = asked
+
+
+_UNASKED = NotYet(None)
 
 
 def settled(port: Port, function: Function, call: Call, asked: Asked) -> Any:
-    """The value of a call whose question was answered, or the call itself for `answer`."""
+    """The value of a call whose question was answered; else `NotYet`."""
     chain = function.chain()
     if asked.chain is not chain:  # the settings have changed
-        return call
+        return _UNASKED
     entry = chain.settled(port, asked, call.text)
     if entry is None:
-        return call
+        return _UNASKED
     tier = MEMORY if asked.entry is not None else REDIS
     return _value(function, chain, call, entry, asked.begun, tier)
 
@@ -129,23 +143,24 @@ def settled(port: Port, function: Function, call: Call, asked: Asked) -> Any:
 def _value(
     function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
 ) -> Any:
-    """The value of an entry that is true, if it is fresh and small, or the `Call` to go on with."""
+    """The value of an entry whose stamps hold, if it may be given and is small; else `NotYet`."""
     if len(entry.stream) > BIG:
-        return call
+        return _UNASKED
     rules, ttl, times = function.policy, None, entry.times
     if rules.ttl_key is not None:
         if live.due():
-            return call
+            return _UNASKED
         ttl = function.live_ttl()
     if lifetimes.judge(times, rules, chain.clock, ttl).kind != FRESH:
-        return call
+        return _UNASKED
     try:
         value = codec.decode(entry.stream, None, ())
     except EntryError:
-        return call  # `look` meets it again, and says so
+        return _UNASKED  # `look` meets it again, and says so
     started, _, _, _, _, _, cost = times
     key = call.text
-    chain.floors.rise(key, started)
+    if not chain.floors.admits(key, started):
+        return _UNASKED
     reads = CURRENT.get()
     if reads is not None:
         tell_entry(function, chain, call, entry, begun)

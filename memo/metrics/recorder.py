@@ -115,8 +115,7 @@ class Counters:
             for _, function, key, tier, _, seconds, size, saved, _ in hits:
                 if function is not last:
                     last, tally = function, self._present(function)
-                    by_tier, times, bucket = tally.hits, tally.times, tally.bucket
-                    seen = tally.seen
+                    by_tier, times, bucket, seen = tally.hits, tally.times, tally.bucket, tally.seen
                 if len(seen) < SEEN:
                     seen[key] = "hit"
                 by_tier[tier] += 1

@@ -128,6 +128,7 @@ class Entry:
         stream: the pickle stream, still packed.
         times: see `memo.records.stamp_types.Times`.
         claims: its generations, as `HostGenerations.texts` reads them, where it is plain.
+        texts: those of the states in `claims`; None where it is not plain.
         plain: whether those, read from here, are all that can invalidate it and all that it has:
             no other stamps than results that rest on them, no payload, no flags.
         blocks: those that the last of its generations lie in.
@@ -137,7 +138,6 @@ class Entry:
 
     __slots__ = (
         "_header",
-        "_recorded",
         "blocks",
         "claims",
         "plain",
@@ -145,6 +145,7 @@ class Entry:
         "results",
         "size",
         "stream",
+        "texts",
         "times",
     )
 
@@ -167,7 +168,7 @@ class Entry:
         self.times = times
         self.claims = claims
         self.plain = plain
-        self._recorded: list[str] | None = None
+        self.texts = [text for _, _, _, text, _ in claims] if plain else None
         self.size = size
         self._header = header
 
@@ -203,12 +204,9 @@ class Entry:
     @property
     def recorded(self) -> list[str]:
         """The texts of their states, in the same order."""
-        if self._recorded is not None:
-            return self._recorded
-        if not self.plain:
-            return [stamp.state.text for stamp in self.generations]
-        self._recorded = [text for _, _, _, text, _ in self.claims]
-        return self._recorded
+        if self.texts is not None:
+            return self.texts
+        return [stamp.state.text for stamp in self.generations]
 
     @property
     def refs(self) -> tuple[Ref, ...]:

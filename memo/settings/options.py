@@ -7,7 +7,8 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from memo.errors import OptionError
 from memo.runtime.clock import SECOND
@@ -20,7 +21,8 @@ INHERIT = "inherit"
 """A ttl: as long as the shortest-lived cached result that an entry was built on."""
 
 
-class Policy(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Policy:
     """How a function's entries age; checked at decoration, so always sound.
 
     Attributes:

@@ -132,6 +132,7 @@ class Chain:
             remaining lifetime.
 
     Attributes:
+        first: name of the first tier.
         host: state that the processes of this host share; None: there is none.
 
     Raises:
@@ -168,6 +169,7 @@ class Chain:
         self._front: Front | None = next(
             (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
         )
+        self.first = self.tiers[0].name
         self.authorities = Authorities(self.tiers, self._fault)
         self.floors = Floors(getattr(self._front, "limit", 0))
         self._authority = self.authorities.shared
@@ -383,7 +385,7 @@ class Chain:
         return known
 
     def at_hand(self, port: Callable[[], Port], function: str, key: str) -> Entry | Asked | None:
-        """A valid entry without a coroutine, or a question under way for `settled`.
+        """An entry whose stamps hold, without a coroutine, or a question under way for `settled`.
 
         An entry is of the first tier, where this host's generations are the authority, or the one
         that is lets us hear of changes.  A question is to the authority, where that is the first
@@ -397,10 +399,9 @@ class Chain:
         try:
             if host is not None and not self._asks:
                 entry = self._in_first(name, key)
-                if entry is not None and entry.plain:
-                    if broken(entry.recorded, host.generations.texts(entry.claims)):
-                        return None
-                    return None if self.floors.older(key, entry.times.started) else entry
+                if entry is not None and entry.texts is not None:
+                    present = host.generations.texts(entry.claims)
+                    return None if broken(entry.texts, present) else entry
             return None if self._prompt is None else self._asked(self._prompt, port, name, key)
         except (TierError, EntryError):
             return None  # `lookup` meets it again, and says so
@@ -478,8 +479,6 @@ class Chain:
         if entry is None or states is None or broken(entry.recorded, texts(states)):
             return None
         if self.authorities.interrupted():  # perhaps it answered from an older state
-            return None
-        if self.floors.older(key, entry.times.started):
             return None
         self._used(port, asked.name, entry, there=asked.entry is None)
         return entry

@@ -55,6 +55,15 @@ class Floors:
         """
         return self.floors.get(key) or self.old_floors.get(key, 0)
 
+    def admits(self, key: str, started: int) -> bool:
+        """True if an answer that was computed then may be given: now none before it may (I2)."""
+        if self.floors.get(key) == started:
+            return True
+        if self.older(key, started):
+            return False
+        self.rise(key, started)
+        return True
+
     def older(self, key: str, started: int) -> bool:
         """True if an answer already given for a key was computed later (I2)."""
         return started < (self.floors.get(key) or self.old_floors.get(key, 0))

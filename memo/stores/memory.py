@@ -12,7 +12,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +34,9 @@ from memo.validity.stamps import ALL, Turn
 OVERHEAD = 384
 """Bytes that an entry takes besides its record, its name and its payload: the objects that hold
 them, and its place in the table of entries."""
+SPARE = 64
+"""Places of the queue, beyond two for each entry, from which it is made anew without those of
+entries that are gone."""
 _uses = itertools.count(1)
 """Counts the uses of entries of all memory tiers, which tells the order of any two."""
 
@@ -131,7 +134,8 @@ class Memory:
         self.generations: Generations | None = MemoryGenerations()
         self._clock = clock
         self._lock = ForkedLock()
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: dict[str, _Entry] = {}
+        self._queue: list[tuple[int, str]] = []
         self._payloads: dict[bytes, PayloadBytes] = {}
         self._bytes = 0
         BUDGET.add_holder(self)
@@ -173,14 +177,13 @@ class Memory:
         BUDGET.settle()
 
     def _used(self, name: str) -> _Entry | None:
-        """An entry that has not expired, moved to the end of the queue of those to go."""
+        """An entry that has not expired, marked as the one that was used last.
+
+        Without the lock, since it only marks the entry; `_oldest` puts the queue in order.
+        """
         entry = self._entries.get(name)
         if entry is None or (entry.expires is not None and self._clock.boot_ns() >= entry.expires):
             return None
-        with self._lock.lock:  # moving it while another thread iterates would fail that iteration
-            if self._entries.get(name) is not entry:
-                return None
-            self._entries.move_to_end(name)
         entry.used = next(_uses)
         return entry
 
@@ -211,15 +214,16 @@ class Memory:
         with self._lock:
             self._forget(name)
             if payload is None or held is None:
-                self._entries[name] = _Entry(Found(record), None, expires, size)
+                entry = _Entry(Found(record), None, expires, size)
             else:
                 held = self._payloads.setdefault(payload.digest, held)
                 held.users += 1
                 self._bytes += len(held.data) if held.users == 1 else 0
-                self._entries[name] = _Entry(Found(record, held), payload.digest, expires, size)
+                entry = _Entry(Found(record, held), payload.digest, expires, size)
+            self._enter(name, entry)
             self._bytes += size
-            while self._bytes > self.limit:
-                self._forget(next(iter(self._entries)))
+            while self._bytes > self.limit and (oldest := self._oldest()) is not None:
+                self._forget(oldest)
         BUDGET.settle()
 
     def held(self) -> int:
@@ -229,13 +233,40 @@ class Memory:
     def oldest(self) -> int | None:
         """See `memo.runtime.memory_budget.Holder.oldest`."""
         with self._lock:
-            return next((entry.used for entry in self._entries.values()), None)
+            oldest = self._oldest()
+            return None if oldest is None else self._entries[oldest].used
 
     def evict(self) -> None:
         """See `memo.runtime.memory_budget.Holder.evict`."""
         with self._lock:
-            if self._entries:
-                self._forget(next(iter(self._entries)))
+            oldest = self._oldest()
+            if oldest is not None:
+                self._forget(oldest)
+
+    def _enter(self, name: str, entry: _Entry) -> None:
+        """Put an entry into the table and the queue, under the lock."""
+        self._entries[name] = entry
+        heapq.heappush(self._queue, (entry.used, name))
+        if len(self._queue) > 2 * len(self._entries) + SPARE:
+            self._queue = [(one.used, name) for name, one in self._entries.items()]
+            heapq.heapify(self._queue)
+
+    def _oldest(self) -> str | None:
+        """The name of the entry that was used longest ago, under the lock; None: there is none.
+
+        Each entry is in the queue with a time of use that is no later than its latest one.
+        """
+        queue = self._queue
+        while queue:
+            used, name = queue[0]
+            entry = self._entries.get(name)
+            if entry is None:
+                heapq.heappop(queue)
+            elif entry.used != used:
+                heapq.heapreplace(queue, (entry.used, name))
+            else:
+                return name
+        return None
 
     def _is_left_behind(self, payload: Payload) -> bool:
         return self._payload_limit is not None and payload.size > self._payload_limit
@@ -319,6 +350,7 @@ class Memory:
         """Forget everything."""
         with self._lock:
             self._entries.clear()
+            self._queue.clear()
             self._payloads.clear()
             self._bytes = 0
 

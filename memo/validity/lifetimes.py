@@ -136,13 +136,13 @@ def remaining(
 
 def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
     """The ttl that counts for an entry now, in seconds; None: it does not expire."""
-    if times.ttl == BORN_STALE:
+    recorded = times.ttl
+    if recorded == BORN_STALE:
         return BORN_STALE
     if live_ttl is not None:
         return None if live_ttl == math.inf else live_ttl * SECOND * _share(times, policy)
-    recorded = times.ttl
     ttl = policy.ttl
-    if not isinstance(ttl, (int, float)):
+    if ttl is None or not isinstance(ttl, (int, float)):
         return None if recorded < 0 else recorded
     now = ttl * SECOND
     return recorded if 0 <= recorded < now else now

@@ -22,11 +22,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from memo.engine import never_hits, used_calls
 from memo.engine.answering import (
     AGAIN,
+    NotYet,
     ask_again,
     at_hand,
     disembark,
@@ -500,7 +502,7 @@ async def _at_hand(port: Port, made: Batch) -> list[Place]:
             if type(value) is Part:
                 made.parts[place.text] = value
                 continue
-            asked = value if isinstance(value, Asked) else None
+            asked = value.asked if type(value) is NotYet else None
             place.asked = asked or chain.ask(port, function.id, place.text)
             left.append((place, asked))
     pending = []
@@ -744,7 +746,7 @@ async def _take(
     assert flight is not None
     policy = job.function.policy
     if wait is not None:
-        policy = policy._replace(lock_timeout=None if wait == float("inf") else wait)
+        policy = replace(policy, lock_timeout=None if wait == float("inf") else wait)
     one = await hold(
         *(port, job.chain, job.name, policy, flight),
         refresh=wait is None,

@@ -181,18 +181,6 @@ def snapshot(value: Any) -> bytes | None:
         return None
 
 
-def resnapshot(value: Any) -> bytes | None:
-    """As `snapshot`, for a value that had one: not checked for what it may hold again.
-
-    Sound, since what `marshal` confuses (`bytes` and other buffers) never looks like what a
-    snapshot was taken of.
-    """
-    try:
-        return marshal.dumps(value, 2)
-    except ValueError:
-        return None
-
-
 def _plain(value: Any, budget: list[int]) -> bool:
     budget[0] -= 1
     if budget[0] < 0:

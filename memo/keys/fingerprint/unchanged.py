@@ -7,6 +7,7 @@ again each time.
 
 from __future__ import annotations
 
+import marshal
 import types
 from collections.abc import Callable, Collection, Mapping
 from time import perf_counter, thread_time
@@ -20,7 +21,6 @@ from memo.keys.fingerprint.held_values import (
     State,
     image,
     image_with,
-    resnapshot,
     snapshot,
 )
 from memo.keys.fingerprint.library_patches import Grown
@@ -33,6 +33,7 @@ SLOW = 0.0001
 """Seconds that each call may spend to see that globals have not changed before it is said."""
 _SLOW_CLASS = 0.001
 """The same for the attributes of classes, which cost a little in every program."""
+_QUICK = SLOW / 10
 _ROUNDS = 10
 _LONG = 0.005
 """Looks at a value of which the fastest tells what it takes, and seconds after which these end."""
@@ -122,14 +123,25 @@ class Watch:
         """Present value there, or `MISSING`."""
         return self._get(self._name, MISSING)
 
+    def is_same(self) -> bool:
+        """True if what lies there now is what was remembered, without looking any closer.
+
+        A value that had a snapshot is not checked for what it may hold again: what `marshal`
+        confuses (`bytes` and other buffers) never looks like what a snapshot was taken of.
+        """
+        value = self._get(self._name, MISSING)
+        if self.snapshot is None:
+            return self.probe is not None and self.probe.stands(value)
+        try:
+            return marshal.dumps(value, 2) == self.snapshot
+        except ValueError:
+            return False
+
     def stands(self) -> bool:
         """True if what lies there now counts the same."""
-        value = self._get(self._name, MISSING)
-        if self.snapshot is not None:
-            if resnapshot(value) == self.snapshot:
-                return True
-        elif self.probe is not None and self.probe.stands(value):
+        if self.is_same():
             return True
+        value = self.read()
         said = image(value)
         if not said.same(self.said):
             base = own_changes.REGISTRY.base(Sight(self.at, value, said, image_with))
@@ -171,6 +183,7 @@ class Seen:
 
     Attributes:
         slow: how often it took longer than `SLOW` to see that values still stand.
+        quick: it took so much less than `SLOW` that it is not timed until one has changed.
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
         state: of `self`, which each object has its own of.
@@ -181,7 +194,7 @@ class Seen:
 
     __slots__ = (
         *("changed", "digest", "functions", "lost", "parts", "places", "shapes", "slow", "state"),
-        *("learned", "unmet", "watches"),
+        *("learned", "quick", "unmet", "watches"),
     )
 
     def __init__(
@@ -206,6 +219,7 @@ class Seen:
         self.shapes = shapes
         self.watches = watches
         self.slow = 0
+        self.quick = False
         self.state = state
         self.changed = changed
         self.unmet = unmet
@@ -235,12 +249,20 @@ class Seen:
         return seen or any(may_change(watch.said, self.changed) for watch in self.watches)
 
     def _values_stand(self) -> bool:
+        if self.quick:
+            for watch in self.watches:
+                if not watch.is_same():
+                    break
+            else:
+                return True
         begun = perf_counter()
         for watch in self.watches:
             if not watch.stands():
                 return False
-        if perf_counter() - begun > SLOW:
+        taken = perf_counter() - begun
+        if taken > SLOW:
             self.slow += 1
+        self.quick = taken < _QUICK
         return True
 
     def costliest(self, named: Collection[str] = ()) -> tuple[str, float]:

@@ -6,6 +6,7 @@ import random
 import sys
 import threading
 import time
+import tracemalloc
 
 import pytest
 from ports import RUNNERS, blocking
@@ -192,6 +193,57 @@ def test_peeking_counts_as_use(tier):
     put(tier, "d", bytes(25_000))
     assert get(tier, "a")
     assert get(tier, "b") is None
+
+
+def test_the_entry_that_goes_is_always_the_least_recently_used(tier):
+    """Whatever is stored, looked up and dropped in between, what goes is what was used first."""
+    generator = random.Random(7)
+    order: list[str] = []
+    names = [f"n{number}" for number in range(12)]
+
+    def use(name):
+        if name in order:
+            order.remove(name)
+        order.append(name)
+
+    for _ in range(2000):
+        name, step = generator.choice(names), generator.random()
+        if step < 0.5:
+            if tier.peek(name) is not None or get(tier, name) is not None:
+                use(name)
+        elif step < 0.8:
+            put(tier, name, bytes(9000))
+            use(name)
+        elif step < 0.9:
+            blocking(lambda port, name=name: tier.drop(port, name))
+            order = [one for one in order if one != name]
+        elif order:
+            tier.evict()
+            order.pop(0)
+        while len(order) > 8:  # a fifth of the budget is for what never goes
+            order.pop(0)
+        assert sorted(order) == sorted(blocking(tier.names))
+
+
+def test_what_is_stored_again_and_again_takes_no_more_memory():
+    """One name stored and dropped many times leaves nothing behind, in a tier that never evicts."""
+    tier = Memory(1 << 20)
+    put(tier, "kept")
+
+    def often():
+        for number in range(20_000):
+            put(tier, f"n{number % 3}")
+            if number % 2:
+                blocking(lambda port: tier.drop(port, "n1"))
+
+    often()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        often()
+        assert tracemalloc.get_traced_memory()[0] - before < 50_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_closing_forgets(tier):
