@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis_server import RedisServer
 from ways import place, site, way  # noqa: F401 - fixtures of every test
+
+settings.register_profile("memo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("memo")  # a busy machine is no fault of a test
 
 GRACE = 10.0
 """Seconds that threads and descriptors may take to go away after a test."""

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 import redis
-from chaos import Proxy
 from checkout import ROOT
-from deployments import Authority, Cluster, Sentinels, tls_server, until
+from deployments import Authority, Cluster, Sentinels, Server, free_ports, tls_server, until
 from redis_server import RedisServer, binary, valkey
 
 import memo
@@ -394,34 +393,46 @@ def test_commands_that_are_forbidden(redis_server: RedisServer, load: Any, denie
         admin.execute_command("ACL", "DELUSER", "few")
 
 
-RENAMED = ("CLIENT", "SCRIPT", "EVALSHA")
+RENAMED = ("CLIENT", "SCRIPT", "EVALSHA", "INFO", "CONFIG", "DBSIZE", "PING")
 
 
-def test_commands_that_are_renamed(tmp_path: Path, load: Any) -> None:
-    """Nor does it matter that a provider renamed them or took them away."""
-    renames = [word for name in RENAMED for word in ("--rename-command", name, "")]
-    server = RedisServer(tmp_path / "renamed", *renames)
-    try:
-        with only_redis(server.url):
-            until(lambda: load.each(range(5)) == load.each(range(5)), 10)
-            works(load)
-    finally:
-        server.close()
+@pytest.fixture
+def renamed(tmp_path: Path) -> Iterator[Server]:
+    """A server whose provider has renamed commands in its redis.conf, or taken them away."""
+    conf = tmp_path / "redis.conf"
+    names = ("", *(f"renamed-{number}" for number in range(1, len(RENAMED))))
+    lines = [f'rename-command {old} "{new}"' for old, new in zip(RENAMED, names, strict=True)]
+    conf.write_text("\n".join(lines), encoding="utf-8")
+    server = Server(tmp_path / "renamed", free_ports(1)[0], str(conf))
+    yield server
+    server.kill()
 
 
-@pytest.mark.timing
-def test_connecting_is_not_part_of_the_deadline(redis_server: RedisServer, load: Any) -> None:
-    """A server that takes longer than a deadline to greet, as TLS may, is used all the same."""
+def test_commands_that_are_renamed(renamed: Server, load: Any, tmp_path: Path) -> None:
+    """Nor does it matter that a provider renamed them or took them away; health says it is well."""
+    for name in RENAMED:
+        with pytest.raises(redis.ResponseError, match="unknown command"):
+            renamed.ask(name)
+    url = f"redis://127.0.0.1:{renamed.port}/0"
+    with only_redis(url, directory=tmp_path / "memo"):
+        until(lambda: load.each(range(5)) == load.each(range(5)), 10)
+        works(load)
+        assert memo.health().capabilities == dict.fromkeys(KINDS, True)
 
-    class Slow(Proxy):
-        def _reply(self, client: Any, data: bytes, before: int) -> bool:
-            if before == 0:
-                time.sleep(0.15)
-            return super()._reply(client, data, before)
 
-    with Slow(redis_server.port) as proxy, only_redis(proxy.url, deadline=0.1):
-        assert load(1) == load(1)
-    assert len(load.ran) == 1
+def test_tracking_where_client_is_renamed(
+    renamed: Server, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`coherence="tracking"` works as `"strict"`; one warning names the command that is missing."""
+    with memo.configure(
+        redis_url=f"redis://127.0.0.1:{renamed.port}/0", coherence="tracking", deadline=2.0
+    ):
+        until(lambda: load.each(range(5)) == load.each(range(5)), 10)
+        works(load)
+        facts = drive(default_chain().health(BLOCKING))["redis"]
+    assert facts["tracking"] == "strict (does not have a command: UNKNOWN)"
+    (told,) = [r.getMessage() for r in caplog.records if "hits in memory" in r.getMessage()]
+    assert "unknown command 'CLIENT'" in told
 
 
 # --- reads, but does not write -------------------------------------------------------------------

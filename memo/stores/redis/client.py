@@ -568,9 +568,9 @@ class Client:
         if self.scripts is None:
             text = b"return 1"
             digest = sha1(text, usedforsecurity=False).hexdigest().encode()
-            self.knows_digests = True
-            self.scripts = await self.allows(port, b"EVAL", text, b"0")
-            self.knows_digests = self.scripts and await self.allows(port, b"EVALSHA", digest, b"0")
+            scripts = await self.allows(port, b"EVAL", text, b"0")
+            self.knows_digests = scripts and await self.allows(port, b"EVALSHA", digest, b"0")
+            self.scripts = scripts
         return self.scripts
 
     async def allows(self, port: Port, *words: bytes) -> bool:

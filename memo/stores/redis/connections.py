@@ -6,7 +6,9 @@ Connecting, logging in, TLS, pools, Sentinels and the topology of a cluster are 
     loop.  A caller waits `OPENS` seconds at most; the connection then goes to the next caller.
 2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  A caller that finds them all busy
     waits for one as long as an exchange may take; then it goes on without Redis.  Commands that
-    wait at the server have as many again, and never wait for one.
+    wait at the server have as many again, and never wait for one.  A thread that opens a further
+    connection uses one that is given back meanwhile; if it takes too long, that is a fault of the
+    server only if the server has answered nothing in this time.
 3.  A connection that died while it was idle is replaced once.  Every command of memo may be sent
     twice.
 4.  After a fault the topology of a cluster, and the primary of Sentinels, are asked for again.
@@ -74,6 +76,7 @@ renews its login."""
 _LOOK_AGAIN = 0.001
 """Seconds between two looks for a connection that has become free."""
 _CLOSED_HERE = "the connection was closed here"
+_BUSY = "all connections to Redis are busy"
 _DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
 
 
@@ -241,6 +244,10 @@ class Threads:
         address: where to.
         options: arguments of redis-py's clients, beyond those in the address.
         renewed: called when a connection that died while it was idle is replaced.
+
+    Attributes:
+        answers: changes whenever an exchange has succeeded.
+        closed: for good.
     """
 
     def __init__(
@@ -248,13 +255,14 @@ class Threads:
     ) -> None:
         self._address = address
         self._options = options
-        self._renewed = renewed
+        self.renewed = renewed
         self._lock = threading.Lock()
         self._nodes: _ThreadNodes | None = None
         self._opening: _Opening | None = None
         self._refreshed = 0.0
         self._proven = False
-        self._closed = False
+        self.closed = False
+        self.answers = 0
         self._kept: dict[Any, list[Any]] = {}
 
     def nodes(self, seconds: float) -> _ThreadNodes:
@@ -287,7 +295,7 @@ class Threads:
         except TierError:
             raise
         except Exception:
-            if self._closed:
+            if self.closed:
                 raise TierError(_CLOSED_HERE) from None
             raise
 
@@ -306,7 +314,7 @@ class Threads:
             except ConnectionError:  # it may have died while it was idle
                 if not (used and again):
                     raise
-            self._renewed()
+            self.renewed()
             self._let_go()  # those may have died with it
             exchange.restart()
         raise AssertionError
@@ -322,7 +330,8 @@ class Threads:
                 return [False]
             raise
         connection.used = True
-        if not self._closed:
+        self.answers += 1
+        if not self.closed:
             self._kept.setdefault(pool, []).append(connection)
         else:
             connection.disconnect()
@@ -330,33 +339,29 @@ class Threads:
         return answer
 
     def _taken(self, pool: Any, seconds: float, check: Callable[[], None], blocks: bool) -> Any:
-        """A connection of a pool: the one that was used last, if redis-py has just looked at it."""
-        kept = self._kept.setdefault(pool, [])
-        ends = 0.0
-        while True:
-            while kept:
-                with contextlib.suppress(IndexError):  # another thread has it
-                    connection = kept.pop()
-                    if time.monotonic() < connection.until:
-                        return connection
-                    pool.release(connection)
-            with contextlib.suppress(exceptions.MaxConnectionsError):
-                return self._given(pool)
-            now = time.monotonic()
-            ends = ends or now + seconds
-            if blocks or now >= ends:
-                raise BusyError("all connections to Redis are busy")
-            time.sleep(_LOOK_AGAIN)
-            check()
+        """A connection of a pool: the one that was used last, if redis-py has just looked at it.
 
-    def _given(self, pool: Any) -> Any:
-        """A connection that redis-py has looked at, and opened anew if it had died."""
-        connection = pool.get_connection()
-        connection.until = time.monotonic() + KEPT
-        if _was_renewed(connection):
-            self._renewed()
-        connection.used = getattr(connection, "used", False)
-        return connection
+        Otherwise the first that is opened, or that another thread gives back.
+        """
+        kept = self._kept.setdefault(pool, [])
+        wait = None
+        try:
+            while True:
+                while kept:
+                    with contextlib.suppress(IndexError):  # another thread has it
+                        connection = kept.pop()
+                        if time.monotonic() < connection.until:
+                            return connection
+                        pool.release(connection)
+                if wait is None:
+                    wait = _Wait(self, pool, seconds, blocks)
+                connection = wait.step()
+                if connection is not None:
+                    return connection
+                check()
+        finally:
+            if wait is not None:
+                wait.leave()
 
     def _let_go(self) -> None:
         """Give the connections that are kept back to their pools."""
@@ -369,13 +374,14 @@ class Threads:
         """The servers, that of the route with a connection ready."""
         for last in (False, True):
             with self._lock:
-                if self._closed:
+                if self.closed:
                     raise TierError(_CLOSED_HERE)
                 opening = self._opening
                 mine = opening is None
                 if opening is None:
                     opening = self._opening = _Opening(partial(self._open, route), self._over)
-                    opening.thread.start()
+            if mine:
+                opening.begin()
             if not opening.done.wait(max(OPENS, seconds)):
                 raise TimeoutError("connecting")
             if opening.error is None:
@@ -399,7 +405,7 @@ class Threads:
         pool = nodes.of(route)
         pool.release(pool.get_connection())
         with self._lock:
-            if not self._closed:
+            if not self.closed:
                 self._nodes, self._proven = nodes, True
                 return
         nodes.close()
@@ -422,30 +428,149 @@ class Threads:
     def close(self) -> None:
         """Close all connections, also those in use, for good."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             nodes, self._nodes, self._proven, self._kept = self._nodes, None, False, {}
         if nodes is not None:
             nodes.close()
 
 
-class _Opening:
-    """A thread that connects, which its callers need not wait for."""
+class _Wait:
+    """A thread's wait for a connection of a pool: for one to open, or to be given back.
 
-    def __init__(self, work: Callable[[], None], over: Callable[[], None]) -> None:
+    Args:
+        threads: whose pool it is.
+        pool: of redis-py.
+        seconds: the caller's deadline.
+        blocks: it must not wait until one is given back.
+
+    Raises:
+        BusyError: all connections are in use, and it must not wait.
+    """
+
+    def __init__(self, threads: Threads, pool: Any, seconds: float, blocks: bool) -> None:
+        self._threads = threads
+        self._pool = pool
+        self._answers = threads.answers
+        self._opening = self._opens()
+        if self._opening is None and blocks:
+            raise BusyError(_BUSY)
+        self._ends = time.monotonic() + (seconds if self._opening is None else max(OPENS, seconds))
+
+    def step(self) -> Any:
+        """The connection that was opened; None after `_LOOK_AGAIN` seconds without one.
+
+        Raises:
+            BusyError: none came in time, though the server answers others.
+            TimeoutError: none came in time.
+            Exception: connecting failed.
+        """
+        if time.monotonic() >= self._ends:
+            if self._opening is None or self._threads.answers != self._answers:
+                raise BusyError(_BUSY)
+            raise TimeoutError("connecting")
+        opening = self._opening = self._opening or self._opens()
+        if opening is not None and not opening.done.wait(_LOOK_AGAIN):
+            return None
+        if opening is None or isinstance(opening.error, exceptions.MaxConnectionsError):
+            time.sleep(_LOOK_AGAIN)
+            return None
+        connection = opening.take()
+        connection.until = time.monotonic() + KEPT
+        if _was_renewed(connection):
+            self._threads.renewed()
+        connection.used = getattr(connection, "used", False)
+        return connection
+
+    def leave(self) -> None:
+        """Stop waiting; a connection that opens now is for the next caller."""
+        if self._opening is not None:
+            self._opening.leave()
+
+    def _opens(self) -> _Opening | None:
+        """Begin to have redis-py look at a connection, or open one; None: all are in use."""
+        if len(self._pool._in_use_connections) >= CONNECTIONS:
+            return None
+        opening = _Opening(self._pool.get_connection, late=self._put_back)
+        opening.begin()
+        return opening
+
+    def _put_back(self, connection: Any) -> None:
+        if self._threads.closed:
+            connection.disconnect()
+        self._pool.release(connection)
+
+
+class _Opening:
+    """A thread that connects, which its callers need not wait for.
+
+    Args:
+        work: connects.
+        over: called when that has ended.
+        late: called with its result if the caller has left.
+
+    Attributes:
+        done: set when it has ended.
+        result: of `work`.
+        error: that `work` raised, or None.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], Any],
+        over: Callable[[], None] | None = None,
+        late: Callable[[Any], None] | None = None,
+    ) -> None:
         self._work = work
         self._over = over
+        self._late = late
+        self._left = False
+        self._lock = threading.Lock()
         self.done = threading.Event()
+        self.result: Any = None
         self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._run, name="memo-connect", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread; while the interpreter goes down, connect in this one."""
+        try:
+            threading.Thread(target=self._run, name="memo-connect", daemon=True).start()
+        except RuntimeError:
+            self._run()
+
+    def take(self) -> Any:
+        """The result, once it is done.
+
+        Raises:
+            Exception: connecting failed.
+        """
+        if self.error is not None:
+            raise self.error
+        self._late = None
+        return self.result
+
+    def leave(self) -> None:
+        """Stop waiting: what it opens, and nothing has taken, is for the next caller."""
+        with self._lock:
+            self._left = True
+            if not self.done.is_set():
+                return
+        self._hand_over()
 
     def _run(self) -> None:
         try:
-            self._work()
+            self.result = self._work()
         except Exception as error:
             self.error = error
-        finally:
+        if self._over is not None:
             self._over()
+        with self._lock:
             self.done.set()
+            if not self._left:
+                return
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self.error is None and self._late is not None:
+            self._late(self.result)
 
 
 def alone(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
@@ -510,17 +635,29 @@ class _LoopNodes(_Nodes):
     def connections(self) -> list[Any]:
         """All of them, open or not."""
         if self.cluster is None:
-            group = getattr(self.pool, "sentinel_manager", None)
-            sentinels = [] if group is None else [one.connection_pool for one in group.sentinels]
             return [
                 connection
-                for pool in (self.pool, *sentinels)
+                for pool in self._pools()
                 for connection in (*pool._available_connections, *pool._in_use_connections)
             ]
+        return list({id(c): c for node in self._members() for c in node._connections}.values())
+
+    def idle(self) -> list[Any]:
+        """Those that are neither in use nor being opened."""
+        if self.cluster is None:
+            return [free for pool in self._pools() for free in pool._available_connections]
+        return list({id(c): c for node in self._members() for c in node._free}.values())
+
+    def _pools(self) -> list[Any]:
+        group = getattr(self.pool, "sentinel_manager", None)
+        sentinels = [] if group is None else [one.connection_pool for one in group.sentinels]
+        return [self.pool, *sentinels]
+
+    def _members(self) -> list[Any]:
+        """The nodes of a cluster; equal ones are not the same."""
         manager = self.cluster.nodes_manager
-        both = (*manager.nodes_cache.values(), *manager.startup_nodes.values())
-        nodes = (*both, *self.cluster.startup_nodes)  # equal ones are not the same
-        return list({id(c): c for node in nodes for c in node._connections}.values())
+        known = (*manager.nodes_cache.values(), *manager.startup_nodes.values())
+        return [*known, *self.cluster.startup_nodes]
 
 
 class Loop:
@@ -595,7 +732,7 @@ class Loop:
         slots = self._slots[blocks]
         if slots.locked():
             if blocks:
-                raise BusyError("all connections to Redis are busy")
+                raise BusyError(_BUSY)
             await self._queue(slots, exchange.seconds, check)
         else:
             await slots.acquire()
@@ -612,7 +749,7 @@ class Loop:
             async with asyncio.timeout(seconds):
                 await slots.acquire()
         except TimeoutError:
-            raise BusyError("all connections to Redis are busy") from None
+            raise BusyError(_BUSY) from None
         try:
             check()
         except BaseException:
@@ -741,9 +878,8 @@ class Loop:
         """Close the connections that are idle."""
         for coalescer in list(self._coalescers.values()):
             coalescer.flush()
-        busy = {stream.connection for stream in self._streams}
-        for connection in self.nodes.connections():
-            if connection not in busy and connection.is_connected:
+        for connection in self.nodes.idle():
+            if connection.is_connected:
                 _let_go(connection)
 
     def shut(self) -> None:

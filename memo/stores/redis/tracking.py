@@ -31,8 +31,8 @@ from memo.errors import TierError
 from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.stores.protocols import REDIS
-from memo.stores.redis.breaker import OTHER, REPLIES, Fault
-from memo.stores.redis.exchange import pack
+from memo.stores.redis.breaker import Fault
+from memo.stores.redis.exchange import ErrorReply, pack
 
 BOUND = 1.0
 """Seconds after which a lost push is noticed: no answer is outdated for longer."""
@@ -282,10 +282,12 @@ class Ear:
         text = f"{listener.where} {fault.text} ({reply})"
         events.emit(events.Event(events.ERROR, tier=REDIS, reason="tracking", detail=text))
         _log.warning(
-            "memo: Redis at %s %s, so that hits in memory ask it each time, as with "
-            'coherence="strict". Its ACL must allow +hello +echo +client|tracking.',
+            "memo: Redis at %s %s [%s], so that hits in memory ask it each time, as with "
+            'coherence="strict". Tracking needs HELLO, ECHO and CLIENT TRACKING '
+            "(+hello +echo +client|tracking in its ACL).",
             listener.where,
             fault.text,
+            reply,
         )
 
     def _connection(self) -> None:
@@ -442,8 +444,6 @@ def _text(data: bytearray, kind: bytes, at: int, size: int) -> tuple[Any, int]:
 
 
 def _fault_of(error: Exception) -> Fault:
-    if isinstance(error, _RefusedError):
-        return REPLIES.get(str(error).partition(" ")[0], OTHER)
     from memo.stores.redis.connections import fault_of
 
-    return fault_of(error)
+    return fault_of(ErrorReply(str(error)) if isinstance(error, _RefusedError) else error)

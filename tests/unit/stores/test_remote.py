@@ -449,7 +449,7 @@ TURNS = st.lists(st.one_of(FEW, ARGUMENTS).map(lambda a: Turn("f:h", a)), max_si
 @settings(
     max_examples=150,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(turns=TURNS, refs=st.lists(st.one_of(ARGUMENTS, st.none()), min_size=1, max_size=5))
 def test_states_as_the_reference_reads_them(
