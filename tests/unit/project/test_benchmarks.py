@@ -63,3 +63,18 @@ def test_a_quick_look_measures_two_sizes() -> None:
     for row in growth.ROWS:
         small, large = growth.quicker(row).sizes
         assert small < large <= row.sizes[1] or large == 2 * small
+
+
+def test_each_row_of_growth_stands_on_the_page() -> None:
+    """The page has every row, with its sizes and its goal, and a new figure takes its place."""
+    page = growth.PAGE.read_text("utf-8")
+    for row in growth.ROWS:
+        assert growth.with_row(page, f"| {row.title} | new |") != page, row.title
+        [line] = [one for one in page.splitlines() if one.startswith(f"| {row.title} | ")]
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        assert cells[1] == " / ".join(f"{size:,}" for size in row.sizes), row.title
+        assert cells[4] == row.goal, row.title
+    last = growth.ROWS[-1].title
+    changed = growth.with_row(page, f"| {last} | new |").splitlines()
+    pairs = list(zip(page.splitlines(), changed, strict=True))
+    assert [new for old, new in pairs if old != new] == [f"| {last} | new |"]
