@@ -77,25 +77,26 @@ def test_more_big_results_than_are_remembered_as_verified() -> None:
 import sys, threading, time, memo, numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from memo.engine import loading
-from memo.testing import isolated
+from memo.testing import isolated, recording
 loading.VERIFIED = 8
 def other_threads_first(frame, event, given):
     if event == "c_return" and given in (iter, next) and "memo" in frame.f_code.co_filename:
         time.sleep(1e-4)
 @memo.cache(ttl=None)
 def load(x):
-    return np.full(2048, x)
+    return np.full(20_000, x)
 with isolated(memory_limit=0):
     for x in range(24):
         load(x)
     threading.setprofile(other_threads_first)
-    with ThreadPoolExecutor(8) as pool:
+    with recording() as seen, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: int(load(n % 24)[0]), range(160)))
     threading.setprofile(None)
-print("whole" if found == [n % 24 for n in range(160)] else found)
+assert found == [n % 24 for n in range(160)]
+print({event.kind for event in seen})
 """
     done = ran(script)
-    assert done.stdout == "whole\n", done.stderr[-2000:]
+    assert done.stdout == "{'hit'}\n", done.stdout + done.stderr[-2000:]
 
 
 def test_deeply_nested_arguments_in_several_threads() -> None:
