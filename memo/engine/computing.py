@@ -336,7 +336,7 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         emit(job, events.ERROR, reason="unpicklable", detail=told(error))
         fault = f"cannot be pickled ({type(error).__name__})"
         if isinstance(error, codec.AlteredError):
-            fault = str(error)
+            fault = error.of(type(replay.bare(value)))
         fix = "return plain data instead" if verb == "returned" else "raise one that can"
         warn_not_stored(job.function, value, fault, fix, verb)
         return None

@@ -7,11 +7,13 @@ Rules of this module:
     the class of that name if its code is unchanged.  If it has changed, the entry is unreadable, so
     the function runs again.  Where there is no such class (a worker), the stored one is used.
 2.  A type whose objects load as another type (or do not load) is detected when its first result
-    is encoded, by loading that result once.
+    is encoded, by loading that result once.  So is the type of an object inside a result, if it is
+    pickled in a way of its own.
 """
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 import os
 import pickle
@@ -34,7 +36,11 @@ _FEW = 64
 """Members of a container up to which it is worth a look whether all of them are plain."""
 _AS_BASE = frozenset({"numpy.memmap"})
 """Types whose objects are stored as their base class, as the documentation says."""
+_NEW: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+"""How objects of a type load otherwise; `""`: as what they are."""
+_met: weakref.WeakSet[type] = weakref.WeakSet()
+"""Types of the objects that were pickled so far."""
 
 
 def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
@@ -92,9 +98,30 @@ def _check(value: Any, kind: type) -> None:
         codec.AlteredError: they do not.
     """
     if kind not in _loads_as:
-        _loads_as[kind] = _told(codec.encode(value, None, _by_name), kind)
+        _loads_as[kind] = ""  # inside of itself it is not looked at again
+        try:
+            _loads_as[kind] = _told(codec.encode(value, None, _by_name), kind)
+        except BaseException:
+            del _loads_as[kind]
+            raise
     if _loads_as[kind]:
-        raise codec.AlteredError(_loads_as[kind])
+        raise codec.AlteredError(kind, _loads_as[kind])
+
+
+def _is_remade(value: Any, kind: type) -> bool:
+    """True if pickle would not make an object by calling its own class."""
+    given: Any = kind
+    if given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__:
+        return False
+    try:
+        made = value.__reduce_ex__(5)
+    except Exception:  # the pickler says so, or knows another way
+        return False
+    if isinstance(made, str):
+        return False
+    plain = made[0] in _NEW and bool(made[1])
+    maker = made[1][0] if plain else made[0]
+    return not (isinstance(maker, type) and issubclass(maker, kind))
 
 
 def _told(encoded: codec.Encoded, kind: type) -> str:
@@ -123,8 +150,21 @@ def only_once(value: Any) -> bool:
 
 
 def _by_name(value: Any) -> Any:
-    """How a class of `__main__` is pickled: by name, code version and, for a worker, by value."""
-    if not issubclass(type(value), type) or origin.of_type(value).kind != origin.USER:
+    """How a class of `__main__` is pickled: by name, code version and, for a worker, by value.
+
+    Raises:
+        codec.AlteredError: an object would load as another type.
+    """
+    kind = type(value)
+    if not issubclass(kind, type):
+        if kind not in _met:
+            _met.add(kind)
+            if _is_remade(value, kind):
+                _check(value, kind)
+        elif fault := _loads_as.get(kind):
+            raise codec.AlteredError(kind, fault)
+        return NotImplemented
+    if origin.of_type(value).kind != origin.USER:
         return NotImplemented
     place = (value.__module__, value.__qualname__)
     if place[0] not in codec.modules_by_value() and _looked_up(*place) is value:

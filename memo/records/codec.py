@@ -88,7 +88,24 @@ class Encoded(NamedTuple):
 
 
 class AlteredError(Exception):
-    """A value, or something in it, would not load as what it is."""
+    """A value, or something in it, would not load as what it is.
+
+    Args:
+        kind: the type that would be another one.
+        fault: what would happen to it.
+    """
+
+    def __init__(self, kind: type, fault: str) -> None:
+        super().__init__(kind, fault)
+        self.kind = kind
+        self.fault = fault
+
+    def of(self, result: type) -> str:
+        """The fault as a sentence about a result of some type says it."""
+        return self.fault if result is self.kind else f"holds {type_named(self.kind)} that {self}"
+
+    def __str__(self) -> str:
+        return self.fault
 
 
 Reduce = Callable[[Any], Any]
@@ -239,7 +256,7 @@ def _pickler() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, _ALTERED):  # cloudpickle would make another type of it
                 back = "bytes" if isinstance(obj, memoryview) else "StringIO"
-                raise AlteredError(f"holds {type_named(type(obj))} that would load as {back}")
+                raise AlteredError(type(obj), f"would load as {back}")
             done = reduced(self, obj)
             if done is NotImplemented:
                 done = self.reduce(obj)

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ class Handle:
 
     def __reduce__(self) -> Any:
         return list, ()
+
+
+def plain() -> dict[str, int]:
+    return {"a": 1}
+
+
+class Made:
+    """Is made by a function, which makes something else."""
+
+    def __reduce__(self) -> Any:
+        return plain, ()
 
 
 class Broken:
@@ -42,7 +54,11 @@ CHANGED = {
     "memoryview": lambda tmp_path: memoryview(b"abc"),
     "memoryview in a list": lambda tmp_path: [memoryview(b"abc")],
     "another type": lambda tmp_path: Handle(),
+    "another type in a list": lambda tmp_path: [Handle()],
+    "another type in an object": lambda tmp_path: types.SimpleNamespace(of={"a": Handle()}),
+    "another type by a function": lambda tmp_path: (1, Made()),
     "does not load": lambda tmp_path: Broken(),
+    "does not load, in a mapping": lambda tmp_path: {"a": Broken()},
 }
 
 
@@ -66,6 +82,23 @@ def test_what_would_come_back_as_another_type_is_not_stored(make: Any, tmp_path:
     assert first is kept[0]
     assert second is kept[1]
     assert not load.is_cached()
+
+
+def test_the_warning_names_the_type_that_would_be_another() -> None:
+    """It says which type it is, and whether it is the result or something in it."""
+
+    @memo.cache(version="1", name="holder")
+    def holder() -> Any:
+        return [Handle()]
+
+    @memo.cache(version="1", name="itself")
+    def itself() -> Any:
+        return Handle()
+
+    with pytest.warns(UserWarning, match="a list that holds a Handle that would load as .*list"):
+        holder()
+    with pytest.warns(UserWarning, match="a Handle that would load as .*list"):
+        itself()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -359,7 +359,7 @@ class Live:
                 except Exception as error:
                     fault = f"cannot be pickled ({type(error).__name__})"
                     if isinstance(error, codec.AlteredError):
-                        fault = str(error)
+                        fault = error.of(type(item))
                     self.spool.stop(fault)
                     fix = "yield plain data instead"
                     warn_not_stored(self.job.function, item, fault, fix, "yielded")
