@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from sys import getsizeof
+from threading import Lock
 from typing import Any, Literal, NamedTuple, cast
 
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable, public, shown
@@ -28,6 +29,7 @@ from memo.records.seal import Entry, Header
 from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.memory_budget import BUDGET
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
     ABSENT,
@@ -37,7 +39,6 @@ from memo.runtime.reasons import (
 )
 from memo.settings.secret_keys import Secret
 from memo.stores.authorities import Authorities, is_for_any
-from memo.stores.latest_answers import Floors
 from memo.stores.protocols import (
     MEMORY,
     Asked,
@@ -64,6 +65,14 @@ SMALL = 32 * 1024
 """Bytes of a record up to which it is stored together with others."""
 TOGETHER = 256
 """Entries that are stored together at most, and a KiB for each: others may write in between."""
+FLOORS = 65_536
+"""How many keys' latest answers are remembered at least, where memory is no concern."""
+_LEAST = 4096
+"""As many in any case."""
+_SHARE = 2048
+"""Bytes of the memory limit for each of them."""
+_EACH = getsizeof("0" * 40) + getsizeof(1 << 62)
+"""Bytes of a key and a time."""
 LEARN_AGAIN = 1.0
 """Seconds for which the host is not asked to learn anything more where it could or would not."""
 
@@ -116,6 +125,62 @@ class Proof:
     def __sizeof__(self) -> int:
         """Bytes with its entry; the groups are texts of the entry."""
         return object.__sizeof__(self) + getsizeof(self.entry) + getsizeof(self.groups)
+
+
+class Floors:
+    """The floor of each key that was answered lately.  Safe from every thread.
+
+    Args:
+        limit: of the memory tier in bytes; 0: there is none.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self._most = min(FLOORS, max(_LEAST, limit // _SHARE)) if limit else FLOORS
+        self.floors: dict[str, int] = {}
+        self.old_floors: dict[str, int] = {}
+        self._lock = Lock()
+        BUDGET.add_table(self)
+
+    def __sizeof__(self) -> int:
+        """Bytes of all floors."""
+        tables = (self.floors, self.old_floors)
+        return sum(getsizeof(table) + _EACH * len(table) for table in tables)
+
+    def rise(self, key: str, started: int) -> None:
+        """Remember when the computation behind the latest answer for a key began."""
+        if self.floors.get(key, 0) < started:
+            with self._lock:
+                self.floors[key] = max(started, self._floor(key))
+                if len(self.floors) >= self._most:
+                    self.old_floors, self.floors = self.floors, {}
+
+    def _floor(self, key: str) -> int:
+        """When the computation behind the latest answer for a key began; 0: not known.
+
+        In this order, since the younger floors become the old ones while others look.
+        """
+        return self.floors.get(key) or self.old_floors.get(key, 0)
+
+    def admits(self, key: str, started: int) -> bool:
+        """True if an answer that was computed then may be given: now none before it may (I2)."""
+        if self.floors.get(key) == started:
+            return True
+        if self.older(key, started):
+            return False
+        self.rise(key, started)
+        return True
+
+    def older(self, key: str, started: int) -> bool:
+        """True if an answer already given for a key was computed later (I2)."""
+        return started < (self.floors.get(key) or self.old_floors.get(key, 0))
+
+    def has_answered(self, key: str) -> bool:
+        """True if this process has stored or used an entry of this key."""
+        return self._floor(key) > 0
+
+    def start_time(self, key: str, clock: Clock) -> int:
+        """A start time for a computation: the wall clock, but never before an answer given."""
+        return max(clock.wall_ns(), self._floor(key) + 1)
 
 
 class Chain:

@@ -24,8 +24,7 @@ from memo import cache
 from memo.engine.coordination.flights import FLIGHTS, Flights
 from memo.runtime.ports import drain_blocking
 from memo.stores.authorities import Authorities
-from memo.stores.chain import Chain
-from memo.stores.latest_answers import Floors
+from memo.stores.chain import Chain, Floors
 
 TRIES = 12
 """So often a mutant may be lucky: on a busy machine few calls fit into a run."""

@@ -398,7 +398,7 @@ class Workload:
         self.functions = make[plan.shape]()
 
     def _watch_starts(self) -> None:
-        from memo.stores.latest_answers import Floors
+        from memo.stores.chain import Floors
 
         original, starts = Floors.start_time, self._starts
 

@@ -12,9 +12,8 @@ from memo.engine import answering, computing, refreshing
 from memo.engine.coordination.flights import FLIGHTS, Flights
 from memo.engine.sequences import elements, streams
 from memo.stores.authorities import Authorities
-from memo.stores.chain import Chain
+from memo.stores.chain import Chain, Floors
 from memo.stores.disk.host_state import HostGenerations
-from memo.stores.latest_answers import Floors
 
 
 def comparison() -> None:

@@ -1,7 +1,7 @@
 """The code version: the code of a function and of all that it reaches, as one digest.
 
-A digest stands while everything that was seen on the way to it stands: `reachable` finds what a
-function reaches, `unchanged` compares.
+A digest stands while everything that was seen on the way to it stands (`Seen`).  `reachable` finds
+what a function reaches, `unchanged` has how values and classes are compared.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import sys
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memo.errors import KeyingError, OptionError, public, shown
 from memo.keys import own_changes
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
+    MISSING,
     STABLE,
+    STATELESS,
     State,
     image,
     innermost,
@@ -32,17 +35,143 @@ from memo.runtime.checksums import blake2b
 from memo.runtime.texts import encodable
 
 if TYPE_CHECKING:
-    from memo.keys.fingerprint.unchanged import Seen
+    import types
+
+    from memo.keys.fingerprint.library_patches import Grown
+    from memo.keys.fingerprint.unchanged import Get, Shape, Watch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SLOW = 8
+_SLOW_LOOKS = 8
 """Slow looks at the globals that a function reads until it is said which take the time: more than
 a first computation makes, after which it is known what the function changes itself."""
 _OFTEN = 3
 """Changes of the same state, not by the function's own code, after which there is a warning."""
 _OWNERS = 64
 """Classes of `self` for which one method's digest is kept."""
+SLOW = 0.0001
+"""Seconds that each call may spend to see that globals have not changed before it is said."""
+_SLOW_CLASS = 0.001
+"""The same for the attributes of classes, which cost a little in every program."""
+_QUICK = SLOW / 10
+_ROUNDS = 10
+_LONG = 0.005
+"""Looks at a value of which the fastest tells what it takes, and seconds after which these end."""
+
+
+class Seen:
+    """A digest, and all that must stay as it is for the digest to stand.
+
+    Attributes:
+        slow: how often it took longer than `SLOW` to see that values still stand.
+        quick: it took so much less than `SLOW` that it is not timed until one has changed.
+        places: (reader of a namespace, name, object).
+        functions: (function, its code, its defaults, its keyword defaults).
+        state: of `self`, which each object has its own of.
+        changed: names that the code in reach assigns, sets or fills.
+        unmet: labels to ignore that were not met.
+        learned: what other processes have found that the code changes itself.
+    """
+
+    __slots__ = (
+        *("changed", "digest", "functions", "lost", "parts", "places", "shapes", "slow", "state"),
+        *("learned", "quick", "unmet", "watches"),
+    )
+
+    def __init__(
+        self,
+        digest: str,
+        parts: dict[str, str],
+        lost: frozenset[str],
+        places: list[tuple[Get, str, Any]],
+        functions: list[tuple[types.FunctionType, Any, Any, Any]],
+        shapes: list[Shape | Grown],
+        watches: list[Watch],
+        state: State = STATELESS,
+        changed: frozenset[str] = frozenset(),
+        unmet: frozenset[str] = frozenset(),
+        learned: tuple[str, ...] = (),
+    ) -> None:
+        self.digest = digest
+        self.parts = parts
+        self.lost = lost
+        self.places = places
+        self.functions = functions
+        self.shapes = shapes
+        self.watches = watches
+        self.slow = 0
+        self.quick = False
+        self.state = state
+        self.changed = changed
+        self.unmet = unmet
+        self.learned = learned
+
+    def stands(self) -> bool:
+        """True if nothing changed since; identity comparisons, the quickest first."""
+        for get, name, value in self.places:
+            if get(name, MISSING) is not value:
+                return False
+        for function, its_code, defaults, keywords in self.functions:
+            if (
+                function.__code__ is not its_code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keywords
+            ):
+                return False
+        for shape in self.shapes:
+            if not shape.stands():
+                return False
+        return not self.watches or self._values_stand()
+
+    def may_change(self) -> bool:
+        """True if a computation may change something that was seen, or the state of `self`."""
+        state = self.state
+        seen = bool(self.changed or state.names or state.whole)
+        return seen or any(may_change(watch.said, self.changed) for watch in self.watches)
+
+    def _values_stand(self) -> bool:
+        if self.quick:
+            for watch in self.watches:
+                if not watch.is_same():
+                    break
+            else:
+                return True
+        begun = perf_counter()
+        for watch in self.watches:
+            if not watch.stands():
+                return False
+        taken = perf_counter() - begun
+        if taken > SLOW:
+            self.slow += 1
+        self.quick = taken < _QUICK
+        return True
+
+    def costliest(self, named: Collection[str] = ()) -> tuple[str, float]:
+        """The global that takes the longest to be looked at, and the seconds; 0: none takes long.
+
+        By its label in `parts`, attributes by the label of their class.
+
+        Args:
+            named: variables that a warning has named already.
+        """
+        costs = {"": 0.0}
+        for watch in self.watches:
+            kind, _, name = watch.at.label.partition(":")
+            if kind not in ("global", "attribute"):  # there is no way out but to pass it
+                continue
+            if watch.at.variable in named:
+                continue
+            taken: list[float] = []  # by what this thread works: the machine may be busy
+            while len(taken) < _ROUNDS and sum(taken) < _LONG:
+                begun = thread_time()
+                watch.stands()
+                taken.append(thread_time() - begun)
+            owner = name.rpartition(".")[0] if kind == "attribute" else name
+            label = f"{kind}:{owner}"
+            costs[label] = costs.get(label, 0.0) + min(taken)
+        label = max(costs, key=lambda one: costs[one])
+        bound = _SLOW_CLASS if label.startswith("attribute:") else SLOW
+        return label, costs[label] if sum(costs.values()) > bound else 0.0
 
 
 class Identity:
@@ -99,7 +228,7 @@ class Identity:
             return self._pinned
         seen = self.seen.get(owner)
         if seen is not None and seen.stands():
-            if seen.slow >= _SLOW and not self._said:
+            if seen.slow >= _SLOW_LOOKS and not self._said:
                 self._say_what_is_slow(seen)
             return seen.digest
         return self._look(owner).digest

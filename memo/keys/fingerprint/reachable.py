@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from memo.keys import own_changes
 from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code, origin
+from memo.keys.fingerprint.function_version import Seen
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
     MISSING,
@@ -59,7 +60,6 @@ from memo.keys.fingerprint.normalised_code import Code
 from memo.keys.fingerprint.origin import Origin
 from memo.keys.fingerprint.unchanged import (
     Place,
-    Seen,
     Shape,
     Spot,
     Watch,

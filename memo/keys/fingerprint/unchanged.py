@@ -1,42 +1,29 @@
-"""Values seen while a digest was made, to tell whether it still stands.
+"""Values and classes seen while a digest was made, to tell whether they are unchanged.
 
-Everything that was read is kept with the place it was read from.  A digest stands while each place
-still holds the same object: one identity comparison each.  What may change in place is looked at
-again each time.
+Everything that was read is kept with the place it was read from.  What may change in place is
+looked at again each time; `function_version.Seen` asks.
 """
 
 from __future__ import annotations
 
 import marshal
 import types
-from collections.abc import Callable, Collection, Mapping
-from time import perf_counter, thread_time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from memo.keys import own_changes
 from memo.keys.fingerprint.held_values import (
     MISSING,
-    STATELESS,
     Image,
-    State,
     image,
     image_with,
     snapshot,
 )
-from memo.keys.fingerprint.library_patches import Grown
 from memo.keys.fingerprint.probes import Probe, probe
-from memo.keys.own_changes import At, Sight, may_change
+from memo.keys.own_changes import At, Sight
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""
-SLOW = 0.0001
-"""Seconds that each call may spend to see that globals have not changed before it is said."""
-_SLOW_CLASS = 0.001
-"""The same for the attributes of classes, which cost a little in every program."""
-_QUICK = SLOW / 10
-_ROUNDS = 10
-_LONG = 0.005
-"""Looks at a value of which the fastest tells what it takes, and seconds after which these end."""
 
 
 class Cell:
@@ -176,118 +163,3 @@ class Shape(NamedTuple):
             if get(name, MISSING) is not value:
                 return False
         return True
-
-
-class Seen:
-    """A digest, and all that must stay as it is for the digest to stand.
-
-    Attributes:
-        slow: how often it took longer than `SLOW` to see that values still stand.
-        quick: it took so much less than `SLOW` that it is not timed until one has changed.
-        places: (reader of a namespace, name, object).
-        functions: (function, its code, its defaults, its keyword defaults).
-        state: of `self`, which each object has its own of.
-        changed: names that the code in reach assigns, sets or fills.
-        unmet: labels to ignore that were not met.
-        learned: what other processes have found that the code changes itself.
-    """
-
-    __slots__ = (
-        *("changed", "digest", "functions", "lost", "parts", "places", "shapes", "slow", "state"),
-        *("learned", "quick", "unmet", "watches"),
-    )
-
-    def __init__(
-        self,
-        digest: str,
-        parts: dict[str, str],
-        lost: frozenset[str],
-        places: list[tuple[Get, str, Any]],
-        functions: list[tuple[types.FunctionType, Any, Any, Any]],
-        shapes: list[Shape | Grown],
-        watches: list[Watch],
-        state: State = STATELESS,
-        changed: frozenset[str] = frozenset(),
-        unmet: frozenset[str] = frozenset(),
-        learned: tuple[str, ...] = (),
-    ) -> None:
-        self.digest = digest
-        self.parts = parts
-        self.lost = lost
-        self.places = places
-        self.functions = functions
-        self.shapes = shapes
-        self.watches = watches
-        self.slow = 0
-        self.quick = False
-        self.state = state
-        self.changed = changed
-        self.unmet = unmet
-        self.learned = learned
-
-    def stands(self) -> bool:
-        """True if nothing changed since; identity comparisons, the quickest first."""
-        for get, name, value in self.places:
-            if get(name, MISSING) is not value:
-                return False
-        for function, its_code, defaults, keywords in self.functions:
-            if (
-                function.__code__ is not its_code
-                or function.__defaults__ is not defaults
-                or function.__kwdefaults__ is not keywords
-            ):
-                return False
-        for shape in self.shapes:
-            if not shape.stands():
-                return False
-        return not self.watches or self._values_stand()
-
-    def may_change(self) -> bool:
-        """True if a computation may change something that was seen, or the state of `self`."""
-        state = self.state
-        seen = bool(self.changed or state.names or state.whole)
-        return seen or any(may_change(watch.said, self.changed) for watch in self.watches)
-
-    def _values_stand(self) -> bool:
-        if self.quick:
-            for watch in self.watches:
-                if not watch.is_same():
-                    break
-            else:
-                return True
-        begun = perf_counter()
-        for watch in self.watches:
-            if not watch.stands():
-                return False
-        taken = perf_counter() - begun
-        if taken > SLOW:
-            self.slow += 1
-        self.quick = taken < _QUICK
-        return True
-
-    def costliest(self, named: Collection[str] = ()) -> tuple[str, float]:
-        """The global that takes the longest to be looked at, and the seconds; 0: none takes long.
-
-        By its label in `parts`, attributes by the label of their class.
-
-        Args:
-            named: variables that a warning has named already.
-        """
-        costs = {"": 0.0}
-        for watch in self.watches:
-            kind, _, name = watch.at.label.partition(":")
-            if kind not in ("global", "attribute"):  # there is no way out but to pass it
-                continue
-            if watch.at.variable in named:
-                continue
-            taken: list[float] = []  # by what this thread works: the machine may be busy
-            while len(taken) < _ROUNDS and sum(taken) < _LONG:
-                begun = thread_time()
-                watch.stands()
-                taken.append(thread_time() - begun)
-            owner = name.rpartition(".")[0] if kind == "attribute" else name
-            label = f"{kind}:{owner}"
-            costs[label] = costs.get(label, 0.0) + min(taken)
-        label = max(costs, key=lambda one: costs[one])
-        bound = _SLOW_CLASS if label.startswith("attribute:") else SLOW
-        return label, costs[label] if sum(costs.values()) > bound else 0.0
