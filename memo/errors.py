@@ -123,7 +123,7 @@ class EntryError(MemoError):
     """A stored entry must not be believed: damaged, forged, foreign, or of another format.
 
     Args:
-        reason: one of the miss reasons of `lifetimes`, for instance `"unreadable"`.
+        reason: one of the miss reasons of `runtime.reasons`, for instance `"unreadable"`.
         detail: what exactly was wrong, without any stored value.
     """
 

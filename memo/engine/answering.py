@@ -69,9 +69,7 @@ from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain
 from memo.stores.protocols import MEMORY, REDIS, Asked
-from memo.validity import lifetimes
-from memo.validity.check import expiry
-from memo.validity.lifetimes import FRESH, MISS, STALE, Verdict
+from memo.validity.check import FRESH, MISS, STALE, Verdict, expiry, judge
 
 WAITED_AT_LEAST = 0.001
 """Seconds of waiting for a lease below which it was free."""
@@ -151,7 +149,7 @@ def _value(
         if live.due():
             return _UNASKED
         ttl = function.live_ttl()
-    if lifetimes.judge(times, rules, chain.clock, ttl).kind != FRESH:
+    if judge(times, rules, chain.clock, ttl).kind != FRESH:
         return _UNASKED
     try:
         value = codec.decode(entry.stream, None, ())
@@ -548,7 +546,7 @@ async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> b
     with patience(function.policy):
         job.asked = await chain.ask_along(port, function.id, call.text, call.refs)
         found = await chain.lookup(port, function.id, call.text, function.judge, job.asked)
-    if found.verdict.kind != lifetimes.FRESH or found.entry is None:
+    if found.verdict.kind != FRESH or found.entry is None:
         return False
     bad = None if before.verdict.renewable else before.entry
     return bad is None or found.entry.times.started > bad.times.started

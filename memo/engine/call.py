@@ -25,8 +25,8 @@ from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import Asked
+from memo.validity.check import MISS, Verdict, judge
 from memo.validity.dependencies import Dependencies
-from memo.validity.lifetimes import MISS, Verdict, judge
 
 NOTHING = object()
 """In the place of a value where there is none."""

@@ -30,7 +30,8 @@ from memo.runtime.ports import BLOCKING
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import INHERIT, Policy
 from memo.stores.chain import Answer, Item
-from memo.validity import lifetimes, results, stamps
+from memo.validity import results, stamps
+from memo.validity.check import BORN_STALE, ttl_ns
 from memo.validity.stamps import TAGS
 
 KEPT = 86_400 * SECOND
@@ -431,10 +432,10 @@ async def sealed_result(
     if used is None or not wanted:
         return Landing(value, encoded=encoded, used=used)
     used = await _with_result(port, job, result, used, arguments)
-    ttl = lifetimes.ttl_ns(function.policy, result, function.live_ttl(), _inherited(job, life))
+    ttl = ttl_ns(function.policy, result, function.live_ttl(), _inherited(job, life))
     header = _header(job, encoded, used, started, cost, ttl)
     summary = with_result(header.summary, result)
-    if life is not None and (ttl == lifetimes.BORN_STALE or function.policy.ttl == INHERIT):
+    if life is not None and (ttl == BORN_STALE or function.policy.ttl == INHERIT):
         summary = with_built(summary, life.path(), life.until)
     header = header._replace(summary=summary)
     return await _sealed(port, job, header, encoded)

@@ -45,9 +45,8 @@ from memo.runtime.reasons import (
 )
 from memo.settings.options import Policy
 from memo.stores.chain import Answer, Chain
-from memo.validity import dependencies, generations, lifetimes, results, stamps
-from memo.validity.check import Judge, broken
-from memo.validity.lifetimes import BORN_STALE, MISS, STALE, age
+from memo.validity import dependencies, generations, results, stamps
+from memo.validity.check import BORN_STALE, MISS, STALE, Judge, age, broken, judge
 
 CODE_CHANGED = "code changed"
 ARGUMENTS = "other arguments"
@@ -100,7 +99,7 @@ class Explanation:
     Attributes:
         call: the call's address, without the secrets that are among its arguments.
         hit: whether it would be answered from the cache.
-        reason: one of the words of `lifetimes` or of this module.
+        reason: one of the words of `runtime.reasons` or of this module.
         facts: sentences for people.
         diff: lines of a unified diff, where code changed.
         untracked: what the function reads that is not part of its identity.
@@ -720,7 +719,7 @@ def _arguments(summary: str) -> dict[str, str]:
 def _by_age(chain: Chain) -> Judge:
     """How the entries of a function that this process does not have are judged."""
     policy = Policy(ttl=None)
-    return lambda times, *_: lifetimes.judge(times, policy, chain.clock)
+    return lambda times, *_: judge(times, policy, chain.clock)
 
 
 def _does(found: Answer) -> str:

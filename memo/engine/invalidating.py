@@ -23,8 +23,7 @@ from memo.runtime.ports import BLOCKING, drive
 from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
 from memo.validity import stamps
-from memo.validity.check import broken, texts
-from memo.validity.lifetimes import age
+from memo.validity.check import age, broken, texts
 from memo.validity.results import unfolded
 from memo.validity.stamps import Turn, concerns
 

@@ -16,7 +16,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import PAYLOAD_MISSING, UNREADABLE
 from memo.stores.chain import Answer
 from memo.stores.protocols import Asked, Source, Vouching
-from memo.validity.lifetimes import MISS, Verdict
+from memo.validity.check import MISS, Verdict
 
 BIG = 1 << 20
 """Bytes of a pickle stream from which it is loaded off the event loop."""

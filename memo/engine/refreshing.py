@@ -30,8 +30,7 @@ from memo.runtime.reasons import INVALIDATED
 from memo.stores.chain import Answer
 from memo.stores.protocols import MEMORY
 from memo.validity import results
-from memo.validity.check import Unproven
-from memo.validity.lifetimes import FRESH, STALE
+from memo.validity.check import FRESH, STALE, Unproven
 from memo.validity.results import Reading
 
 BACK_OFF = (1.0, 60.0)

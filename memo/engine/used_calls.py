@@ -23,8 +23,7 @@ from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain
 from memo.validity import stamps
-from memo.validity.check import broken
-from memo.validity.lifetimes import remaining
+from memo.validity.check import broken, remaining
 from memo.validity.results import Reading, folded, own_result, unfolded
 
 

@@ -46,7 +46,7 @@ from memo.stores.bundle import (
     write,
 )
 from memo.stores.chain import Chain
-from memo.validity.lifetimes import MISS, Verdict, age, judge
+from memo.validity.check import MISS, Verdict, age, judge
 
 Target = CachedFunction[..., Any] | Callable[..., Any] | str
 MATCHES, DIFFERS, UNKNOWN = "same code", "other code", "code not known here"

@@ -30,10 +30,8 @@ from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import Listed
-from memo.validity import dependencies, stamps
-from memo.validity import lifetimes as policy_words
-from memo.validity.check import Expired, broken
-from memo.validity.lifetimes import age, judge
+from memo.validity import check, dependencies, stamps
+from memo.validity.check import Expired, age, broken, judge
 from memo.validity.results import unfolded
 
 if TYPE_CHECKING:
@@ -253,11 +251,11 @@ def _state(
     policy = policy.of_errors if header.flags & seal.RAISED else policy
     expired = min(times) if times else None
     kind = judge(header.times, policy, chain.clock, expired=expired).kind
-    if doubt and kind == policy_words.FRESH:
+    if doubt and kind == check.FRESH:
         return IN_DOUBT
     if function is None:
-        return FRESH if kind == policy_words.FRESH else EXPIRED
-    return {policy_words.FRESH: FRESH, policy_words.STALE: STALE}.get(kind, EXPIRED)
+        return FRESH if kind == check.FRESH else EXPIRED
+    return {check.FRESH: FRESH, check.STALE: STALE}.get(kind, EXPIRED)
 
 
 def _turned(

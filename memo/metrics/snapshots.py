@@ -61,7 +61,7 @@ class FunctionStats:
         hits_by_tier: fresh answers by the tier that had them.
         stale_by_tier: answers past their ttl or refresh threshold, by tier.
         misses_by_reason: calls that had to compute for themselves, by why, in the words of
-            `lifetimes`.
+            `runtime.reasons`.
         refreshes_running, refreshes_done, refreshes_failed: background refreshes.
         coalesced: callers that shared a computation which another caller had begun.
         computed: how often the function ran and returned.

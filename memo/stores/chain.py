@@ -55,8 +55,7 @@ from memo.stores.protocols import (
 from memo.stores.shared_findings import Findings
 from memo.stores.transfers import Transfers, Upload, Work
 from memo.validity import check
-from memo.validity.check import Judge, broken, texts
-from memo.validity.lifetimes import MISS, Verdict, age
+from memo.validity.check import MISS, Judge, Verdict, age, broken, texts
 from memo.validity.results import Reading, unproven
 
 BIG = 1 << 20

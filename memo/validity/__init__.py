@@ -1,6 +1,6 @@
-"""Is an entry still true: generations, dependencies, and lifetimes.
+"""May an entry be used: its generations, dependencies and age.
 
 Imports `records` and below.
-Start with `check.py`, the one question that every path asks; `lifetimes.py` judges the ttl, and
-`generations.py` has the one rule of what an invalidation turns.
+Start with `check.py`, which every path asks about stamps and age; `generations.py` has the one
+rule of what an invalidation turns.
 """

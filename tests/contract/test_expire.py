@@ -190,7 +190,7 @@ def test_the_window_begins_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> N
     assert load("EU") == 1
     load.expire()
     later = time.time_ns() + 61 * 10**9
-    monkeypatch.setattr("memo.validity.lifetimes.time.time_ns", lambda: later)
+    monkeypatch.setattr("memo.validity.check.time.time_ns", lambda: later)
     assert load("EU") == 2
 
 

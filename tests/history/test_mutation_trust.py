@@ -104,9 +104,9 @@ def lost_journal() -> None:
 
 def expiry() -> None:
     """The times of the header do not matter."""
-    from memo.validity import lifetimes
+    from memo.validity import check
 
-    lifetimes.ttl_in_force = lambda times, policy, live_ttl: None
+    check.ttl_in_force = lambda times, policy, live_ttl: None
 
 
 def arguments() -> None:

@@ -70,7 +70,7 @@ from memo.runtime.port import Handle, Port, Waiter, together
 from memo.settings.live_values import live
 from memo.stores.chain import Answer
 from memo.stores.protocols import Asked
-from memo.validity.lifetimes import MISS, STALE, Verdict
+from memo.validity.check import MISS, STALE, Verdict
 
 AT_ONCE = 256
 """Refs whose states are read in one step before a computation."""

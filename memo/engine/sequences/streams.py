@@ -55,7 +55,7 @@ from memo.runtime import events, fork, reasons
 from memo.runtime.port import Port, Waiter
 from memo.settings.live_values import live
 from memo.stores.chain import Answer
-from memo.validity.lifetimes import MISS, Verdict
+from memo.validity.check import MISS, Verdict
 
 END = object()
 """In the place of an item: there are no more."""

@@ -54,6 +54,7 @@ SLOW = 0.0001
 _SLOW_CLASS = 0.001
 """The same for the attributes of classes, which cost a little in every program."""
 _QUICK = SLOW / 10
+"""Seconds within which a look is so quick that the next ones are not timed."""
 _ROUNDS = 10
 _LONG = 0.005
 """Looks at a value of which the fastest tells what it takes, and seconds after which these end."""

@@ -36,7 +36,7 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.settings.options import Policy
 from memo.testing import ManualClock, isolated, recording
-from memo.validity import lifetimes
+from memo.validity import check
 
 styles = pytest.mark.parametrize("style", STYLES, ids=repr)
 
@@ -161,8 +161,8 @@ def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
 
     jittered = Policy(ttl=ttl, use_jitter=True)
     with patch.object(random, "random", lambda: draw):
-        got = lifetimes.ttl_ns(jittered, None)
-        live = lifetimes.ttl_ns(jittered, None, live_ttl=ttl)
+        got = check.ttl_ns(jittered, None)
+        live = check.ttl_ns(jittered, None, live_ttl=ttl)
     assert got == live
     assert got <= ttl * SECOND
     assert got >= min(1, ttl * SECOND)
@@ -172,10 +172,10 @@ def test_jitter_never_lengthens(ttl: float, draw: float) -> None:
 def test_jitter_spreads() -> None:
     """A thousand entries of one ttl expire over all of the tenth, not together."""
     jittered = Policy(ttl=1000.0, use_jitter=True)
-    drawn = sorted(lifetimes.ttl_ns(jittered, None) / SECOND for _ in range(1000))
+    drawn = sorted(check.ttl_ns(jittered, None) / SECOND for _ in range(1000))
     assert 900 <= drawn[0] < 910
     assert 990 < drawn[-1] <= 1000
-    assert lifetimes.ttl_ns(Policy(ttl=1000.0), None) == 1000 * SECOND
+    assert check.ttl_ns(Policy(ttl=1000.0), None) == 1000 * SECOND
 
 
 @styles
@@ -416,7 +416,7 @@ def test_age_of_another_hosts_entry(
     lasts = ttl * SECOND if ttl > 0 else ttl
     times = Times(finished, finished, ELSEWHERE, 0, lasts, 0, 0)
     asked = Policy(ttl=ttl if ttl > 0 else None)
-    assert lifetimes.judge(times, asked, clock)[:2] == (kind, reason)
+    assert check.judge(times, asked, clock)[:2] == (kind, reason)
 
 
 def test_age_of_this_hosts_entry(clock: ManualClock) -> None:
@@ -426,11 +426,11 @@ def test_age_of_this_hosts_entry(clock: ManualClock) -> None:
     )
     for step in (-(10**6), 10**7, -5):
         clock.step(step)
-        assert lifetimes.judge(times, Policy(ttl=100), clock).kind == "fresh"
+        assert check.judge(times, Policy(ttl=100), clock).kind == "fresh"
     clock.advance(99)
-    assert lifetimes.judge(times, Policy(ttl=100), clock).kind == "fresh"
+    assert check.judge(times, Policy(ttl=100), clock).kind == "fresh"
     clock.advance(2)
-    assert lifetimes.judge(times, Policy(ttl=100), clock).kind == "miss"
+    assert check.judge(times, Policy(ttl=100), clock).kind == "miss"
 
 
 # --- stale windows -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from memo.settings import live_values
 from memo.stores import authorities, chain, payload_store, protocols
 from memo.stores.disk import sqlite_file
 from memo.stores.redis import breaker, cluster_leases, tracking
-from memo.validity import lifetimes, stamps
+from memo.validity import check, stamps
 
 FIGURES = [
     ("guarantees", r"waits up to (\d+) s for a lock", authorities.OUTLAST),
@@ -30,7 +30,7 @@ FIGURES = [
     ("settings", r"every ([\d.]+) s, when a cached", live_values.LOOK_EVERY),
     ("settings", r"(\d+) s after the last hit", tracking.IDLE),
     ("settings", r"after at most (\d+) s", tracking.BOUND),
-    ("options", r"up to (\d+) %", lifetimes.JITTER * 100),
+    ("options", r"up to (\d+) %", check.JITTER * 100),
     ("options", r"lease has ended \((\d+) s\)", protocols.LEASE),
     ("options", r"after (\d+) s, 2 s, 4 s", refreshing.BACK_OFF[0]),
     ("options", r"4 s,? (?:and so on )?up to (\d+) s", refreshing.BACK_OFF[1]),
