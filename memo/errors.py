@@ -138,9 +138,11 @@ class TierError(MemoError):
 
     Attributes:
         kind: one word for what went wrong, such as the code of an error reply; `""`: not known.
+        detail: what the server or the operating system said about it.
     """
 
     kind = ""
+    detail = ""
 
 
 class TierUnavailable(TierError):

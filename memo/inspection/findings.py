@@ -345,7 +345,7 @@ def _redis(settings: Settings, facts: dict[str, Any]) -> Findings:
         said = f"coherence is {facts['tracking']}: each hit in memory asks it"
         yield Finding(WARN, "redis", said, fix)
     if facts.get("limit") and facts.get("policy") == "noeviction":
-        fix = "Set its maxmemory-policy to allkeys-lru, or to volatile-lru."
+        fix = "Set its maxmemory-policy to allkeys-lfu, or to volatile-lru."
         yield Finding(WARN, "redis", "refuses to store when its memory is full", fix)
 
 

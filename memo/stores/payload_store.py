@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -146,7 +147,8 @@ class PayloadStore:
         """Remove payloads that no entry in Redis can name any more."""
         for path, facts in fs.find(self._root, detail=True).items():
             if self._age(facts) > 2 * KEEP:
-                fs.rm_file(path)
+                with suppress(FileNotFoundError):  # another host sweeps as well
+                    fs.rm_file(path)
 
     def _facts(self, fs: Any, path: str) -> dict[str, Any] | None:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import re
 import statistics
 import subprocess
 import sys
@@ -16,11 +18,14 @@ from typing import Any
 
 import pytest
 import redis
+from chaos import Proxy
 from checkout import ROOT
+from click.testing import CliRunner
 from deployments import Authority, Cluster, Sentinels, Server, free_ports, tls_server, until
 from redis_server import RedisServer, binary, valkey
 
 import memo
+from memo.cli.commands import main
 from memo.decorators.assembly import default_chain
 from memo.inspection.findings import FAIL, GOOD, examine
 from memo.runtime.ports import BLOCKING, drive
@@ -181,34 +186,87 @@ def test_clear_in_a_cluster(cluster: Cluster, load: Any) -> None:
 
 
 def test_a_slot_that_moves(tmp_path: Path, load: Any) -> None:
-    """While a slot moves to another node, and after, calls give right values and hit again."""
+    """While slots move to another node, and after, calls give right values and hit again.
+
+    An invalidation reaches its group on either node.
+    """
     cluster = Cluster(tmp_path)
     try:
         with only_redis(cluster.url):
             first = load.each(range(10))
-            key = next(k for keys in cluster.names() for k in keys if b"{load:" in k)
-            slot = cluster.servers[0].ask("CLUSTER", "KEYSLOT", key)
-            source = next(s for s in cluster.masters if key in s.ask("KEYS", "*"))
-            target = next(s for s in cluster.masters if s is not source)
-            ids = [server.ask("CLUSTER", "MYID").decode() for server in (source, target)]
-            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
-            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-            keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)
-            for moved in keys[: len(keys) // 2]:
-                source.ask("MIGRATE", "127.0.0.1", target.port, moved, 0, 5000)
+            names = [key for keys in cluster.names() for key in keys]
+            slots = [
+                Slot(cluster, next(key for key in names if mark in key))
+                for mark in (b"{load:", b"g:{f:load:")
+            ]
+            for slot in slots:
+                slot.begin()
+                slot.move(2)
             for x in range(10):
                 assert load(x)[0] == x
-            rest = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1000)
-            for moved in rest:
-                source.ask("MIGRATE", "127.0.0.1", target.port, moved, 0, 5000)
-            for server in cluster.masters:
-                server.ask("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+            for slot in slots:
+                slot.move(1)
+            assert load.invalidate(9).tiers["redis"] == "done"
+            assert load(9)[0] == 9
+            for slot in slots:
+                slot.end()
+            assert load.invalidate(8).tiers["redis"] == "done"
             until(lambda: load(0) == load(0) and load(1) == load(1), 10)
             again = load.each(range(10))
             assert load.each(range(10)) == again
             assert [x for x, _ in again] == [x for x, _ in first]
     finally:
         cluster.close()
+
+
+class Slot:
+    """The slot of a key in a cluster, to be moved to another node."""
+
+    def __init__(self, cluster: Cluster, key: bytes) -> None:
+        self._masters = cluster.masters
+        self._number = cluster.servers[0].ask("CLUSTER", "KEYSLOT", key)
+        self._source = next(s for s in self._masters if key in s.ask("KEYS", "*"))
+        self._target = next(s for s in self._masters if s is not self._source)
+
+    def begin(self) -> None:
+        """From now on keys that have moved are asked for at the target."""
+        ids = [server.ask("CLUSTER", "MYID").decode() for server in (self._source, self._target)]
+        self._id = ids[1]
+        self._target.ask("CLUSTER", "SETSLOT", self._number, "IMPORTING", ids[0])
+        self._source.ask("CLUSTER", "SETSLOT", self._number, "MIGRATING", ids[1])
+
+    def move(self, share: int) -> None:
+        """Move one in so many keys."""
+        for key in self._source.ask("CLUSTER", "GETKEYSINSLOT", self._number, 1000)[::share]:
+            self._source.ask("MIGRATE", "127.0.0.1", self._target.port, key, 0, 5000)
+
+    def end(self) -> None:
+        """The slot is the target's."""
+        for server in self._masters:
+            server.ask("CLUSTER", "SETSLOT", self._number, "NODE", self._id)
+
+
+def test_a_look_up_is_one_round_trip_to_each_node(cluster: Cluster) -> None:
+    """What lies on a node is asked for in one batch, whatever it is: records and generations."""
+    with contextlib.ExitStack() as stack:
+        proxies = {one.port: stack.enter_context(Proxy(one.port)) for one in cluster.masters}
+
+        def remap(place: tuple[str, int]) -> tuple[str, int]:
+            return place[0], proxies[place[1]].port if place[1] in proxies else place[1]
+
+        @memo.cache(ttl=60, name="round trips", tags=[f"tag{n}" for n in range(12)])
+        def work(x: int) -> int:
+            return x
+
+        url = f"redis+cluster://127.0.0.1:{cluster.masters[0].port}"
+        with only_redis(url, namespace="trips", redis_options={"address_remap": remap}):
+            for _ in range(3):
+                work(1)
+            for proxy in proxies.values():
+                proxy.packets = 0
+            for _ in range(10):
+                assert work(1) == 1
+        assert [proxy.packets for proxy in proxies.values()] == [10] * 3
 
 
 @pytest.mark.cluster
@@ -302,6 +360,23 @@ def test_tls_with_a_private_authority(tmp_path: Path, load: Any, mutual: bool) -
             options |= {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
         with only_redis(f"rediss://127.0.0.1:{server.port}/0", redis_options=options):
             works(load)
+
+
+def test_a_scheme_that_does_not_fit_the_port_is_named(
+    redis_server: RedisServer, tmp_path: Path, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without TLS to a port for TLS, and the other way round, the warning says what is wrong."""
+    with (
+        tls_server(tmp_path, Authority(tmp_path / "ca"), mutual=False) as server,
+        only_redis(f"redis://127.0.0.1:{server.port}/0", deadline=0.25),
+    ):
+        for x in range(3):  # one connection that is closed may be an accident, two are a fault
+            load(x)
+    with only_redis(redis_server.url.replace("redis://", "rediss://"), deadline=0.25):
+        load(3)
+    one, two = (r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
+    assert "write rediss:// in redis_url" in one
+    assert "TLS, which this port may not speak" in two
 
 
 @pytest.mark.parametrize(
@@ -435,6 +510,26 @@ def test_tracking_where_client_is_renamed(
     assert "unknown command 'CLIENT'" in told
 
 
+def test_capabilities_are_tried_once(redis_server: RedisServer, load: Any) -> None:
+    """Neither what works nor what is forbidden is tried again with each operation."""
+    admin = redis_server.client()
+    rule = ("~*", "+@all", "-eval", "-evalsha")
+    admin.execute_command("ACL", "SETUSER", "few", "on", ">p", *rule)
+    try:
+        for url in (redis_server.url, redis_server.url.replace("//", "//few:p@")):
+            with only_redis(url):
+                for _ in range(2):
+                    load.each(range(5)), load.invalidate(), load(1)
+                admin.config_resetstat()
+                for x in range(10):
+                    load(x), load.invalidate(x)
+                stats = admin.info("commandstats")
+                assert "cmdstat_eval" not in stats
+                assert url == redis_server.url or "cmdstat_evalsha" not in stats
+    finally:
+        admin.execute_command("ACL", "DELUSER", "few")
+
+
 # --- reads, but does not write -------------------------------------------------------------------
 
 
@@ -480,6 +575,12 @@ def reads_only(server: RedisServer) -> Callable[[], None]:
     return lambda: client.execute_command("ACL", "SETUSER", "default", "+@all")
 
 
+def refused(server: RedisServer) -> int:
+    """How many commands it has refused."""
+    rows = server.client().info("commandstats").values()
+    return sum(row["rejected_calls"] + row["failed_calls"] for row in rows)
+
+
 REFUSALS = {
     "replica": replica,
     "min-replicas": too_few_replicas,
@@ -518,12 +619,14 @@ def test_a_redis_that_reads_but_does_not_write(
             assert load(1) != first[1]
             kept = load(1)
             assert load(1) == load(1) == kept
-            if how != "full":
-                assert told.tiers["redis"].startswith("journalled")
+            assert told.tiers["redis"].startswith("done" if how == "full" else "journalled")
             count = len(load.ran)
             for _ in range(30):
                 load.each((1, 2, 3, 100, 105))
             assert len(load.ran) == count, "it flaps"
+            before = refused(redis_server)
+            load.each(range(300, 340))
+            assert how == "full" or refused(redis_server) - before < 30, "each write is tried"
         finally:
             undo()
 
@@ -604,9 +707,11 @@ def test_doctor_tries_each_capability(redis_server: RedisServer, tmp_path: Path)
     try:
         with only_redis(redis_server.url, directory=tmp_path):
             found = {one.topic: one.level for one in examine()}
-        assert [found[f"redis {kind}"] for kind in KINDS] == [GOOD] * 5
+            assert [found[f"redis {kind}"] for kind in KINDS] == [GOOD] * 5
+            assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
         with only_redis(redis_server.url.replace("//", "//few:p@"), directory=tmp_path):
             found = {one.topic: one.level for one in examine()}
+            assert CliRunner().invoke(main, ["doctor"]).exit_code == 1
         assert [found[f"redis {kind}"] for kind in KINDS] == [GOOD, GOOD, FAIL, FAIL, GOOD]
     finally:
         admin.execute_command("ACL", "DELUSER", "few")
@@ -655,8 +760,10 @@ def test_the_live_configuration_lasts_while_it_is_read(redis_server: RedisServer
         assert memo.live["ttl.kept"] == 300
 
 
-def test_a_foreign_value_at_a_group_is_replaced(redis_server: RedisServer, load: Any) -> None:
-    """A list where memo keeps generations costs one computation, not all that follow."""
+def test_a_foreign_value_at_a_group_is_replaced(
+    redis_server: RedisServer, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A list where memo keeps generations costs one computation; the warning names its key."""
     client = redis_server.client()
     with only_redis(redis_server.url):
         load(1)
@@ -666,6 +773,25 @@ def test_a_foreign_value_at_a_group_is_replaced(redis_server: RedisServer, load:
         load(1)
         kept = load(1)
         assert load(1) == load(1) == kept
+    (told,) = [r.getMessage() for r in caplog.records if "WRONGTYPE" in r.getMessage()]
+    assert re.search(r"Key: memo:2:g:\{.+\}", told), told
+
+
+def test_the_command_that_an_acl_forbids_is_named(
+    redis_server: RedisServer, load: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one warning about what cannot be written has the command."""
+    admin = redis_server.client()
+    rule = ("~*", "+@all", "-set", "-hset")
+    admin.execute_command("ACL", "SETUSER", "some", "on", ">p", *rule)
+    try:
+        with only_redis(redis_server.url.replace("//", "//some:p@")):
+            load(1), load(1)
+    finally:
+        admin.execute_command("ACL", "DELUSER", "some")
+    told = [r.getMessage() for r in caplog.records if "stored on this host" in r.getMessage()]
+    assert len(told) == 1
+    assert re.search("'h?set' command", told[0]), told
 
 
 def test_many_waiters_keep_their_time_limit(redis_server: RedisServer) -> None:

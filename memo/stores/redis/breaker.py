@@ -250,7 +250,7 @@ class Breaker:
         """
         fault = REPLIES[error.kind]._replace(down=True, at_once=True)
         self._warned.add(fault.kind)
-        self.failed(fault, probe=probe)
+        self.failed(fault, probe=probe, detail=error.detail)
         return error
 
     def _error(self, fault: Fault, detail: str) -> TierError:
@@ -260,7 +260,7 @@ class Breaker:
             error = TierError(
                 f"Redis at {self.where} {_said(f'{fault.text} ({fault.kind})', detail)}"
             )
-        error.kind = fault.kind
+        error.kind, error.detail = fault.kind, detail
         return error
 
     def abandoned(self) -> None:

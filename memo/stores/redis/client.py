@@ -38,7 +38,7 @@ from memo.runtime.port import TOGETHER, Later, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
 from memo.stores.protocols import REDIS
 from memo.stores.redis.breaker import GARBLED, SILENT, WRITES_DENIED, Breaker, Fault
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, pack, packed
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, located, pack, packed
 
 if TYPE_CHECKING:
     from memo.stores.redis.connections import Loop, Threads
@@ -260,7 +260,7 @@ class Client:
             return self.explain(error)
         for reply in replies:
             if type(reply) is ErrorReply:
-                return self.explain(reply)
+                return self.explain(located(reply, commands[replies.index(reply)][1]))
         if not self.breaker.quiet:
             self.arrived()
         return replies

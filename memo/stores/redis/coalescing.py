@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from memo.errors import TierError
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, packed
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, located, packed
 
 COUNT = 64
 """Commands from which a batch is sent: so many that a packet costs each little, so few that the
@@ -77,9 +77,9 @@ class Batch:
     def hand_out(self, replies: list[Any], explain: Callable[[Exception], Failure]) -> bool:
         """Give each caller its replies; whether none of them is an error."""
         failures: dict[str, Failure] = {}
-        for reply in replies:
+        for (_, command), reply in zip(self._places, replies, strict=True):
             if type(reply) is ErrorReply and str(reply) not in failures:
-                failures[str(reply)] = explain(reply)
+                failures[str(reply)] = explain(located(reply, command))
         for future, wanted in self._waiting:
             if future.done():
                 continue

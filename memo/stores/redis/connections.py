@@ -159,6 +159,14 @@ class _Nodes:
         return node
 
 
+def _slow(address: Address) -> str:
+    """What takes too long while connecting; a server without TLS is silent to a handshake."""
+    return "connecting; over TLS, which this port may not speak" if address.tls else "connecting"
+
+
+_PERHAPS_TLS = "closed at the greeting; a port for TLS does that: write rediss:// in redis_url"
+
+
 def _greet(connection: Any) -> None:
     """Log in, and have one reply, so that nothing the server says unasked is left unread.
 
@@ -169,6 +177,11 @@ def _greet(connection: Any) -> None:
     try:
         connection.on_connect()
         talk(connection, Exchange((), 0, CONNECT))
+    except ConnectionError as error:
+        connection.disconnect()
+        if isinstance(connection, redis.SSLConnection):
+            raise
+        raise ConnectionError(_PERHAPS_TLS) from error
     except BaseException:
         connection.disconnect()
         raise
@@ -198,6 +211,11 @@ async def _greet_async(connection: Any) -> None:
         await landed
         exchange.answer()
         stream.give_back()
+    except ConnectionError as error:
+        _let_go(connection)
+        if isinstance(connection, redis.asyncio.SSLConnection):
+            raise
+        raise ConnectionError(_PERHAPS_TLS) from error
     except BaseException:
         _let_go(connection)
         raise
@@ -248,6 +266,7 @@ class Threads:
     Attributes:
         answers: changes whenever an exchange has succeeded.
         closed: for good.
+        slow: what takes too long while it connects.
     """
 
     def __init__(
@@ -256,6 +275,7 @@ class Threads:
         self._address = address
         self._options = options
         self.renewed = renewed
+        self.slow = _slow(address)
         self._lock = threading.Lock()
         self._nodes: _ThreadNodes | None = None
         self._opening: _Opening | None = None
@@ -383,7 +403,7 @@ class Threads:
             if mine:
                 opening.begin()
             if not opening.done.wait(max(OPENS, seconds)):
-                raise TimeoutError("connecting")
+                raise TimeoutError(self.slow)
             if opening.error is None:
                 break
             if mine or last:  # one that began earlier may have met what is over now
@@ -467,7 +487,7 @@ class _Wait:
         if time.monotonic() >= self._ends:
             if self._opening is None or self._threads.answers != self._answers:
                 raise BusyError(_BUSY)
-            raise TimeoutError("connecting")
+            raise TimeoutError(self._threads.slow)
         opening = self._opening = self._opening or self._opens()
         if opening is not None and not opening.done.wait(_LOOK_AGAIN):
             return None
@@ -676,6 +696,7 @@ class Loop:
         self._home = home
         self._ended = ended
         self.nodes = _LoopNodes(address, options)
+        self._slow = _slow(address)
         self._slots = {blocks: asyncio.Semaphore(CONNECTIONS) for blocks in (False, True)}
         self._openings = asyncio.Semaphore(OPENINGS)
         self._refreshing = asyncio.Lock()
@@ -824,7 +845,7 @@ class Loop:
             if not task.done():
                 task.add_done_callback(partial(_over, late))
         if not task.done():
-            raise TimeoutError("connecting")
+            raise TimeoutError(self._slow)
         return task.result()
 
     def _abandon(self, node: Any, connection: Any) -> None:

@@ -63,6 +63,15 @@ class BusyError(TierError):
     """All connections are in use for too long; says nothing about the server."""
 
 
+def located(reply: ErrorReply, command: Part) -> ErrorReply:
+    """The error with the key that it is about, where Redis does not say it."""
+    words = bytes(command).split(b"\r\n", 9) if "WRONGTYPE" in str(reply) else []
+    place = 8 if words[2:3] and words[2].startswith(b"EVAL") else 4
+    if not words or words[0][:1] != b"*" or len(words) <= place:
+        return reply
+    return ErrorReply(f"{reply} Key: {words[place].decode('utf-8', 'replace')}")
+
+
 class GarbledError(Exception):
     """The bytes that came are no replies to what was asked."""
 
@@ -287,9 +296,9 @@ class Exchange:
 
     def first_error(self) -> ErrorReply | None:
         """The first error among the replies so far: what a server says before it hangs up."""
-        for reply in self.replies:
+        for place, reply in enumerate(self.replies):
             if type(reply) is ErrorReply:
-                return reply
+                return located(reply, self.given[place]) if place < len(self.given) else reply
         return None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from deployments import until
+from fsspec.implementations.local import LocalFileSystem
 from moto.server import ThreadedMotoServer
 from redis_server import RedisServer
 from styles import STYLES, Style
@@ -244,6 +245,25 @@ def test_old_payloads_are_swept(place: Any) -> None:
     store.store(payload([memoryview(b"c" * 500)]))
     assert not any(old.digest.hex() in path for path in place.files())
     assert isinstance(place, Bucket) or store.fetch(kept.digest, Held(kept.size))
+
+
+def test_two_hosts_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A payload that another host removes meanwhile is no fault of the store."""
+    place = Folder(tmp_path / "shared")
+    clock = [time.time()]
+    store = PayloadStore(place.url, "memo/2", lambda: clock[0])
+    store.store(payload([memoryview(b"a" * 500)]))
+    remove = LocalFileSystem.rm_file
+
+    def removed_by_both(fs: Any, path: str) -> None:
+        remove(fs, path)
+        remove(fs, path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", removed_by_both)
+    clock[0] += 3 * KEEP
+    for data in (b"b", b"c"):  # the sweep behind the first removes all, as old as the clock is
+        store.store(payload([memoryview(data * 500)]))
+    assert len(place.files()) == 1
 
 
 @pytest.mark.parametrize("value", ["nowhere://bucket", 5])
