@@ -90,10 +90,11 @@ def judged(record_property: Callable[[str, object], None]) -> Judge:
             "invalidations": len(past.gone),
             "violations": sum(map(len, wrong.values())),
             "tiers_down": past.down,
+            "faults": len(past.faults),
         }
         record_property("history", counts)
         report = [f"{what}: {len(bad)}, such as {bad[:3]}" for what, bad in wrong.items() if bad]
-        assert not report, f"{counts}; {report}"
+        assert not report, f"{counts}; {report}; faults: {past.faults[:10]}"
         assert enough, counts
         return past
 

@@ -173,6 +173,7 @@ class History:
         made: how many calls there were; one over a collection counts once.
         raised: what was raised, and what was wrong with an answer in itself.
         down: how often a worker took a tier for down.
+        faults: of tiers, as memo told them: time, process, tier, reason, detail.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -181,6 +182,7 @@ class History:
     raised: list[str] = field(default_factory=list)
     made: int = 0
     down: int = 0
+    faults: list[tuple[int, str, str, str, str]] = field(default_factory=list)
 
     @classmethod
     def read(cls, directory: Path) -> History:
@@ -208,6 +210,8 @@ class History:
             self.gone.append(Gone(*row))
         elif kind == "down":
             self.down += 1
+        elif kind == "fault":
+            self.faults.append(tuple(row))  # type: ignore[arg-type]
         else:
             self.raised.append(str(row))
 
@@ -269,8 +273,9 @@ def stale(history: History, faults: Iterable[tuple[int, int]] = (), bound: int =
                 if proven and later[0] <= call.end:
                     continue  # a later run found the same
                 found.append(
-                    f"{call.key} asked at {call.begin} by {call.process} gave run {identity} of "
-                    f"{key} begun at {start}, {(gone - start) / 1e6:.3f} ms before an invalidation"
+                    f"{call.key} asked from {call.begin} to {call.end} by {call.process} gave run "
+                    f"{identity} of {key} begun at {start}, {(gone - start) / 1e6:.3f} ms before an "
+                    "invalidation"
                 )
     return found
 
@@ -412,6 +417,8 @@ class Workload:
     def _hear(self, event: Any) -> None:
         if event.kind == "tier_down":
             self.log.write("down", event.tier)
+        elif event.kind == "error" and event.tier:
+            self.log.write("fault", now(), self.log.process, event.tier, event.reason, event.detail)
 
     def _cached(self, name: str, **more: Any) -> Any:
         return self.memo.cache(
