@@ -290,9 +290,12 @@ _LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, er
 def lacks_resources(error: BaseException | None) -> bool:
     """True if an error, or what led to it, says that the process has run out of something.
 
-    No descriptor, thread or memory is left, or it is too late in its life to import a module.
+    No descriptor, thread or memory is left, it is too late in its life to import a module, or memo
+    was installed anew beneath it and a module of it is gone.
     """
-    if isinstance(error, (ModuleNotFoundError, MissingExtraError)):
+    if isinstance(error, ModuleNotFoundError):
+        return (error.name or "").partition(".")[0] == __package__
+    if isinstance(error, MissingExtraError):
         return False
     if isinstance(error, MemoError):
         return lacks_resources(error.__cause__ or error.__context__)

@@ -16,7 +16,7 @@ from memo.decorators.cached_function import (
 )
 from memo.decorators.helpers import helper, passes_on
 from memo.engine import answering
-from memo.engine.call import Function, Raised
+from memo.engine.call import Function, Raised, hindered
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, Place
 from memo.errors import NotCachedError, OptionError, at_the_call
@@ -77,18 +77,27 @@ class _Elementwise(CachedFunction[P, R]):
         """The answer of a call in the mode in force, or `Raised`."""
         mode = self._mode()
         function = aged(self._function, mode)
-        if mode.kind is None:
-            return await elements.answer(port, function, self._each, args, kwargs)
         if mode.kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
-            result: Any = self.__wrapped__(*args, **kwargs)
-            return await result if self.is_async else result
-        made = await elements.batch(port, function, self._each, args, kwargs)
+            return await self._plainly(args, kwargs)
+        try:
+            made = await elements.batch(port, function, self._each, args, kwargs)
+        except Exception as error:
+            if not hindered(error):
+                raise
+            return await self._plainly(args, kwargs)
+        if mode.kind is None:
+            return await elements.answer_batch(port, made)
         if mode.kind == modes.ONLY and made.items:
             result = await elements.only(port, made)
             if type(result) is Place:
                 raise NotCachedError(await self._told(port, function, result))
             return result
         return await elements.refresh(port, made, keep=mode.kind == modes.REFRESH)
+
+    async def _plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The answer of the function itself."""
+        result: Any = self.__wrapped__(*args, **kwargs)
+        return await result if self.is_async else result
 
     async def _told(self, port: Any, function: Function, place: Place) -> Explanation:
         from memo.engine import explaining

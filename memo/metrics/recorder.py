@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Callable, Container
+from contextlib import suppress
 from math import log2
 from sys import getsizeof
 from typing import TYPE_CHECKING
@@ -437,7 +438,8 @@ def _publish_last() -> None:
             _explain()  # the last chance: later, nothing tells which misses these were
         except Exception as error:
             events.emit(events.Event(events.ERROR, reason="statistics", detail=repr(error)))
-        _publishing().publish()
+        with suppress(ImportError):  # memo is gone from the disk
+            _publishing().publish()
 
 
 COUNTERS = Counters(rolled=publish)

@@ -8,6 +8,8 @@ Rules of this module:
     not arrive is replayed, with a fresh token, before anything is read from that tier again.
 3.  What can be neither sent nor written down is owed by this process: it is sent before the
     process reads anything there.
+4.  While the shared tier is there, this host's generations do not stand in for it: they lack what
+    other hosts have invalidated.  Where the host cannot read what it owes, nothing is valid.
 
 A shared tier that came back empty gets this host's generations again (`Reseeding`):
 
@@ -47,6 +49,7 @@ from memo.stores.protocols import (
     Census,
     Generations,
     Host,
+    Journal,
     Listener,
     Losable,
     Prompt,
@@ -81,6 +84,10 @@ _NOTE = "census "
 _WHY = json.dumps({"reason": "Redis lost its data"})
 
 _log = logging.getLogger("memo.stores")
+
+
+class UnknownDebtError(TierUnavailable):
+    """This host cannot read whether a shared tier has missed an invalidation: none can judge."""
 
 
 class Authorities:
@@ -203,6 +210,9 @@ class Authorities:
                     states = await read()
                 if LOST in states and (verb == "begin" or getattr(authority, "read_only", False)):
                     states = await self._filled(port, verb, refs, states)
+            except UnknownDebtError as error:
+                self._fault("host", error)
+                raise
             except TierError as error:
                 self._fault("generations", error)
                 continue
@@ -353,9 +363,9 @@ class Authorities:
             self._went_well(begun)
         if self._owed:
             await self._pay(port, tier, tier.generations)
-        if host is None or not await host.journal.overdue(port):
+        if host is None:
             return
-        for row, turns, text in await port.offload(host.journal.rows):
+        for row, turns, text in await _overdue(port, host.journal):
             if not {_where(tier), "*"}.isdisjoint(_facts(text).get("to", ())):
                 await tier.generations.turn(port, turns, text)
                 await self._strike(port, host.journal.done, row)
@@ -391,6 +401,18 @@ class Authorities:
         reason = str(_facts(note).get("reason", ""))
         detail = f"{len(turns)} groups"
         events.emit(events.Event(events.REPLAYED, tier=tier.name, reason=reason, detail=detail))
+
+
+async def _overdue(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence[Turn], str]]:
+    """The rows of this host's journal that are due.
+
+    Raises:
+        UnknownDebtError: it cannot be read.
+    """
+    try:
+        return await port.offload(journal.rows) if await journal.overdue(port) else ()
+    except TierError as error:
+        raise UnknownDebtError(str(error)) from error
 
 
 def make_note(reason: str, by: str) -> str:

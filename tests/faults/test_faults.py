@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import combinations, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ from redis_server import RedisServer
 import memo
 from memo import cache
 from memo.decorators.assembly import default_chain
-from memo.errors import TierError
+from memo.errors import TierError, TierUnavailable
 from memo.keys.fingerprint import source_history
 from memo.runtime import private_files
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
@@ -845,6 +845,32 @@ def test_a_host_file_that_cannot_be_read_at_all(
         ran = world.ran
         assert world.call() == 2
         assert world.ran == ran, "Redis is not used"
+
+
+@PORTS
+@pytest.mark.parametrize("tiers", [["redis"], ["memory", "redis", "disk"]], ids=len)
+def test_a_journal_that_cannot_be_read_for_a_moment(
+    redis_server: RedisServer, tmp_path: Path, tiers: list[str], asynchronous: bool
+) -> None:
+    """Its host believes nothing meanwhile: alone it knows of no other host's invalidations."""
+    world = World(asynchronous)
+    given = {"redis_url": redis_server.url, "tiers": tiers, "deadline": 5.0}
+
+    def locked(*_: Any) -> NoReturn:
+        raise TierUnavailable("database is locked")
+
+    with configure(directory=tmp_path / "one", **given):
+        assert world.call() == 1
+        with configure(directory=tmp_path / "two", **given):
+            world.epoch = 2
+            assert world.invalidate().tiers["redis"] == "done"
+        journal = type(default_chain().host.journal)  # type: ignore[union-attr]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(journal, "overdue", locked)
+            patch.setattr(journal, "maybe_due", locked)
+            assert world.call() == 2
+        assert world.call() == world.call() == 2
+        assert world.ran <= 3
 
 
 @PORTS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 from waiting import until
 
 import memo
@@ -240,6 +243,15 @@ def load(x):
 @memo.cache(ttl=None)
 async def aload(x):
     return x
+@memo.cache(ttl=None, each="many")
+def double(many):
+    return [2 * x for x in many]
+@memo.cache(ttl=None, each="many")
+async def adouble(many):
+    return [2 * x for x in many]
+@memo.cache(ttl=None)
+def stream(x):
+    yield x
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
 try:
@@ -247,7 +259,8 @@ try:
         taken.append(os.open("/dev/null", os.O_RDONLY))
 except OSError:
     pass
-print(load(1), loop.run_until_complete(aload(2)), flush=True)
+print(load(1), loop.run_until_complete(aload(2)), double([3, 4]), list(stream(5)), flush=True)
+print(loop.run_until_complete(adouble([6])), flush=True)
 for descriptor in taken:
     os.close(descriptor)
 load(1)
@@ -256,7 +269,39 @@ print(load.is_cached(1))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert done.stdout == "1 2\nTrue\n", done.stderr[-3000:]
+    assert done.stdout == "1 2 [6, 8] [5]\n[12]\nTrue\n", done.stderr[-3000:]
+
+
+def test_the_first_call_after_memo_was_replaced(tmp_path: Path) -> None:
+    """Where memo is gone from the disk, as in an upgrade, a function gives what it gives."""
+    shutil.copytree(ROOT / "memo", tmp_path / "memo", ignore=shutil.ignore_patterns("__pycache__"))
+    script = """
+import asyncio, shutil, sys, memo
+assert memo.__file__.startswith(sys.argv[1])
+@memo.cache(ttl=None)
+def load(x):
+    return x
+@memo.cache(ttl=None)
+async def aload(x):
+    return x
+@memo.cache(ttl=None, each="many")
+def double(many):
+    return [2 * x for x in many]
+@memo.cache(ttl=None)
+def stream(x):
+    yield x
+shutil.rmtree(sys.argv[1])
+print(load(1), asyncio.run(aload(2)), double([3, 4]), list(stream(5)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "memo")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout == "1 2 [6, 8] [5]\n", done.stderr[-3000:]
 
 
 REFRESH = """

@@ -274,8 +274,8 @@ def stale(history: History, faults: Iterable[tuple[int, int]] = (), bound: int =
                     continue  # a later run found the same
                 found.append(
                     f"{call.key} asked from {call.begin} to {call.end} by {call.process} gave run "
-                    f"{identity} of {key} begun at {start}, {(gone - start) / 1e6:.3f} ms before an "
-                    "invalidation"
+                    f"{identity} of {key} begun at {start}, {(gone - start) / 1e6:.3f} ms before "
+                    "an invalidation"
                 )
     return found
 

@@ -419,7 +419,11 @@ async def answer(
     port: Port, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """The answer of a call over a collection, or `Raised`."""
-    made = await batch(port, function, each, args, kwargs)
+    return await answer_batch(port, await batch(port, function, each, args, kwargs))
+
+
+async def answer_batch(port: Port, made: Batch) -> Any:
+    """The answer of a call over a collection whose keys are made, or `Raised`."""
     with pausing():
         return await _answer(port, made)
 
