@@ -171,7 +171,7 @@ def type_named(kind: type) -> str:
     return f"{'an' if kind.__name__[:1].lower() in set('aeiou') else 'a'} {kind.__name__}"
 
 
-_FOLDER = re.compile(r"~[0-9a-f]+(?=:)")
+_FOLDER = r"~[0-9a-f]+(?=:)"
 
 
 def label(function: str) -> str:
@@ -179,7 +179,7 @@ def label(function: str) -> str:
 
     Without `__main__:`, and without the digest that tells notebooks in different folders apart.
     """
-    return _FOLDER.sub("", function, count=1).removeprefix("__main__:")
+    return re.sub(_FOLDER, "", function, count=1).removeprefix("__main__:")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -28,9 +28,7 @@ from typing import (
     ParamSpec,
     Self,
     TypeAlias,
-    TypedDict,
     TypeVar,
-    Unpack,
     cast,
     get_overloads,
     overload,
@@ -71,6 +69,7 @@ from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
     from datetime import timedelta
+    from typing import TypedDict, Unpack
 
     from memo.engine.explaining import Explanation
     from memo.metrics.snapshots import CacheInfo
@@ -92,35 +91,37 @@ Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
 """A file, directory, glob or URL, a `memo.File`, or a callable."""
 
 
-class Options(TypedDict, total=False):
-    """The options of `cache`, for `cache(f, ttl=5)`; see there."""
+if TYPE_CHECKING:
 
-    ttl: Ttl
-    key_prefix: str | None
-    key_resolver: Callable[..., Any] | str | Sequence[str] | None
-    use_jitter: bool
-    use_lock: bool
-    lock_timeout: Span | None
-    refresh_ahead: bool
-    refresh_threshold: float | None
-    provider: CacheProtocol | Chain | None
-    ttl_key: str | None
-    tags: Iterable[str] | Callable[..., Iterable[str]]
-    depends_on: Dependency | Iterable[Dependency]
-    check_every: Span
-    ignore: Iterable[str]
-    version: str | None
-    stale_while_revalidate: Span
-    stale_if_error: Span
-    retry_after: Span
-    soft_timeout: Span
-    cache_errors: Mapping[type[Exception], Span | None] | None
-    each: str | None
-    cutoff: bool
-    name: str | None
-    cache_if: Callable[[Any], bool] | None
-    compress: bool | int | str | None
-    replay: bool
+    class Options(TypedDict, total=False):
+        """The options of `cache`, for `cache(f, ttl=5)`; see there."""
+
+        ttl: Ttl
+        key_prefix: str | None
+        key_resolver: Callable[..., Any] | str | Sequence[str] | None
+        use_jitter: bool
+        use_lock: bool
+        lock_timeout: Span | None
+        refresh_ahead: bool
+        refresh_threshold: float | None
+        provider: CacheProtocol | Chain | None
+        ttl_key: str | None
+        tags: Iterable[str] | Callable[..., Iterable[str]]
+        depends_on: Dependency | Iterable[Dependency]
+        check_every: Span
+        ignore: Iterable[str]
+        version: str | None
+        stale_while_revalidate: Span
+        stale_if_error: Span
+        retry_after: Span
+        soft_timeout: Span
+        cache_errors: Mapping[type[Exception], Span | None] | None
+        each: str | None
+        cutoff: bool
+        name: str | None
+        cache_if: Callable[[Any], bool] | None
+        compress: bool | int | str | None
+        replay: bool
 
 
 def functions() -> list[CachedFunction[Any, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from memo.engine.call import NOTHING, Job, Raised, emit
 from memo.errors import EntryError, TierError
-from memo.records import codec, seal, spool
+from memo.records import codec, seal
 from memo.records.seal import Entry
 from memo.runtime import events
 from memo.runtime.clock import SECOND
@@ -67,6 +67,8 @@ def _raised(entry: Entry, error: BaseException) -> Raised:
 def _load(entry: Entry, found: Answer) -> Any:
     table = entry.buffers
     if entry.flags & seal.STREAM:
+        from memo.records import spool  # only generators need it
+
         return spool.Stream(spool.contents(entry.stream), _view(entry, found), table)
     if not table:
         return codec.decode(entry.stream, None, (), entry.flags)

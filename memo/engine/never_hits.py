@@ -28,7 +28,7 @@ DEEP: Final = 3
 """Objects inside of objects that are looked into."""
 SHOWN: Final = 3
 """Private attributes that the warning names."""
-_SHORTENED: Final = re.compile(r"\.\.\.|…| at 0x[0-9a-fA-F]+")
+_SHORTENED: Final = r"\.\.\.|…| at 0x[0-9a-fA-F]+"
 """In what an object says of itself: that it does not say all."""
 
 
@@ -77,7 +77,9 @@ def _seen(value: Any, deep: int) -> str | None:
     if not attributes or not deep:
         said = repr(value)
         return (
-            f"{canonical.type_name(kind)} {said}" if said and not _SHORTENED.search(said) else None
+            f"{canonical.type_name(kind)} {said}"
+            if said and not re.search(_SHORTENED, said)
+            else None
         )
     shown = [canonical.type_name(kind)]
     for name in sorted(name for name in attributes if not name.startswith("_")):

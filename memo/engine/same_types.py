@@ -27,7 +27,6 @@ from memo.errors import EntryError
 from memo.keys.fingerprint import origin
 from memo.keys.fingerprint.function_version import code_digest
 from memo.records import codec
-from memo.records.spool import Spool
 
 _OURS = __name__.partition(".")[0]
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), list, tuple, dict, set, frozenset})
@@ -54,7 +53,7 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
     Raises:
         Exception: it cannot be pickled, or does not load as what it is.
     """
-    if isinstance(value, Spool):
+    if isinstance(value, codec.Encodable):
         return value.encoded(packed(value.returned))
     encoded = codec.encode(value, compress, _by_name)
     kind = type(result)

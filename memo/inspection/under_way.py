@@ -16,8 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from memo.decorators import invalidators
 from memo.engine.coordination.flights import current_path
@@ -26,6 +25,9 @@ from memo.metrics.recorder import COUNTERS, nothing_runs, publish_soon
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
 from memo.validity.stamps import Turn
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SLOTS = 128
 """Most computations of one process that others see."""

@@ -34,7 +34,7 @@ _GENERATORS: Final = (
     "class numpy.random._generator:Generator",
     "class numpy.random.mtrand:RandomState",
 )
-_SUBSCRIPT: Final = re.compile(r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]")
+_SUBSCRIPT: Final = r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]"
 
 Details = Mapping[str, str]
 """Path in a value -> what lies there."""
@@ -293,8 +293,8 @@ def _changed(before: Details, now: Details) -> list[str]:
 
 def _container(path: str) -> str:
     while path.endswith("]"):
-        last = [found.start() for found in _SUBSCRIPT.finditer(path)]
-        if not last or not _SUBSCRIPT.fullmatch(path[last[-1] :]):
+        last = [found.start() for found in re.finditer(_SUBSCRIPT, path)]
+        if not last or not re.fullmatch(_SUBSCRIPT, path[last[-1] :]):
             break
         path = path[: last[-1]]
     return path
@@ -314,7 +314,7 @@ def _others(at: At, changed: Iterable[str], details: Details, names: frozenset[s
 
 
 def _name(at: At, path: str) -> str:
-    bare = _SUBSCRIPT.sub("", path)
+    bare = re.sub(_SUBSCRIPT, "", path)
     return bare.rpartition(".")[2] or at.variable
 
 

@@ -87,6 +87,24 @@ class Encoded(NamedTuple):
         return f"<Encoded {len(self.stream)} bytes>"
 
 
+class Encodable:
+    """A result that encodes itself: a stream, which is written while it grows.
+
+    Attributes:
+        returned: what the generator returned.
+    """
+
+    returned: Any = None
+
+    def encoded(self, returned: bytes) -> Encoded:
+        """As it is stored.
+
+        Args:
+            returned: the pickle of what the generator returned.
+        """
+        raise NotImplementedError
+
+
 class AlteredError(Exception):
     """A value, or something in it, would not load as what it is.
 

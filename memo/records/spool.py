@@ -31,8 +31,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from memo.errors import EntryError, TierError
 from memo.records import codec
@@ -40,6 +39,9 @@ from memo.records.codec import OUT_OF_BAND, Encoded
 from memo.records.payload_pieces import Arriving, Sink
 from memo.records.seal import ALIGN, STREAM, Buffer
 from memo.runtime.reasons import UNREADABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHUNK = 1 << 20
 """Bytes of pickles from which a chunk is full."""
@@ -168,7 +170,7 @@ class _Outgoing(Arriving):
         return True
 
 
-class Spool:
+class Spool(codec.Encodable):
     """The items that a generator has given so far.  Not safe for threads by itself.
 
     Args:

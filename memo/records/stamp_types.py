@@ -3,8 +3,6 @@
 Plain data, read and written by `seal`; `validity` has the rules.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 ADDRESS = "@"

@@ -11,9 +11,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memo.errors import SettingError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -128,6 +131,8 @@ def inside(path: str | Path, *, make: bool = False) -> Iterator[int]:
     """
     directory, name = os.path.split(path)
     if make:
+        from pathlib import Path
+
         claim_folder(Path(directory))
     with opened(directory) as above:
         if make:

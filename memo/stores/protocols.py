@@ -8,7 +8,7 @@ that sync and async callers run the same lines.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from memo.errors import TierError
 from memo.records.codec import Payload
@@ -17,8 +17,10 @@ from memo.records.seal import Entry
 from memo.records.stamp_blocks import Claim
 from memo.records.stamp_types import Ref, State
 from memo.runtime.port import Port
-from memo.stores.disk.home import Home
 from memo.validity.stamps import Turn
+
+if TYPE_CHECKING:
+    from memo.stores.disk.home import Home
 
 MEMORY = "memory"
 REDIS = "redis"

@@ -19,7 +19,7 @@ import time
 import weakref
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from memo.errors import DependencyError, EntryError, OptionError, public, shown
 from memo.records import codec
@@ -29,11 +29,14 @@ from memo.runtime.checksums import blake2b
 from memo.runtime.port import Port
 from memo.runtime.reasons import DEPENDENCY_CHANGED, FILE_CHANGED, SOURCE_UNREACHABLE
 from memo.settings.durations import seconds
-from memo.validity import remote
+
+if TYPE_CHECKING:
+    from memo.validity import remote  # elsewhere only where there is a URL
 
 RACY = 0.1
 """Seconds: the coarsest tick of a file's modification time on file systems in common use."""
 _GLOB = frozenset("*?[")
+_URL = "[a-z][a-z0-9+.-]+(://|::)"
 _READ = 1 << 20
 ARGUMENTS = 64 * 1024
 """Bytes of pickled arguments of a callable up to which an entry holds them."""
@@ -102,7 +105,14 @@ def _place(path: str) -> str:
     """An absolute path, or a URL as it is."""
     if path.startswith("file://"):
         path = path.removeprefix("file://")
-    return path if remote.is_url(path) else os.path.abspath(path)
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def is_url(path: str) -> bool:
+    """True if a path names something that does not lie in this host's file system."""
+    if "://" not in path and "::" not in path:
+        return False
+    return re.match(_URL, path, re.IGNORECASE) is not None and not path.startswith("file://")
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -115,10 +125,14 @@ def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileSta
         paths: an absolute path or a URL, and True if its content is compared.
         every: seconds for which a URL is believed without asking again.
     """
-    far = remote.all_facts(one for one in paths if remote.is_url(one[0]))
+    urls = [one for one in paths if is_url(one[0])]
+    if urls:
+        from memo.validity import remote
+
+        far = remote.all_facts(urls)
     stamps: list[FileStamp] = []
     for path, by_content in paths:
-        if remote.is_url(path):
+        if is_url(path):
             facts = far[path, by_content] or remote.unknown()
             stamps.append(FileStamp(path, facts, by_content, every))
         else:
@@ -278,7 +292,10 @@ class Dependencies:
             )
 
     def _add_file(self, file: File) -> None:
-        remote.check_url(file.path)
+        if is_url(file.path):
+            from memo.validity import remote
+
+            remote.check_url(file.path)
         parameters = self.signature.parameters
         rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in _placeholders(file.path):
@@ -393,7 +410,7 @@ def _keyable(answer: Any) -> Any:
 
 def is_far(stamp: Stamp) -> bool:
     """True if a server has to be asked about a stamp."""
-    return isinstance(stamp, FileStamp) and remote.is_url(stamp.path)
+    return isinstance(stamp, FileStamp) and is_url(stamp.path)
 
 
 async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
@@ -407,9 +424,14 @@ async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
 
 async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.Asked, str | None]:
     """The facts of those behind URLs; None: they cannot be told."""
+    far = list(filter(is_far, stamps))
+    if not far:
+        return {}
+    from memo.validity import remote
+
     now: dict[remote.Asked, str | None] = {}
     todo: list[remote.Asked] = []
-    for stamp in filter(is_far, stamps):
+    for stamp in far:
         one = stamp.path, stamp.by_content
         known = remote.believed(stamp)
         if known is None:

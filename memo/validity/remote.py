@@ -35,7 +35,6 @@ AT_ONCE = 16
 """Most URLs that are asked at the same time, in the whole process."""
 BELIEVED = 4096
 """Most URLs whose latest facts are remembered."""
-_URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)
 _WEB = ("http", "https")
 _READ = 1 << 20
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
@@ -49,11 +48,6 @@ class UnreachableError(Exception):
     """A source does not say what it is now."""
 
 
-def is_url(path: str) -> bool:
-    """True if a path names something that does not lie in this host's file system."""
-    return _URL.match(path) is not None and not path.startswith("file://")
-
-
 def check_url(path: str) -> None:
     """See that what a URL needs is installed.
 
@@ -61,7 +55,7 @@ def check_url(path: str) -> None:
         OptionError: it is not.
     """
     scheme = _scheme(path)
-    if not is_url(path) or scheme in _WEB:
+    if scheme in _WEB:
         return
     try:
         import fsspec

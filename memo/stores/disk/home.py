@@ -17,11 +17,13 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from memo.errors import SettingError, TierUnavailable
 from memo.runtime import events, private_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WRITABLE: Final = "writable"
 READ_ONLY: Final = "read-only"

@@ -28,7 +28,7 @@ from checkout import ROOT
 from memo.errors import KeyingError, OptionError
 from memo.keys.fingerprint import normalised_code, origin
 from memo.keys.fingerprint.function_version import Identity, code_digest, function_id, stable
-from memo.keys.fingerprint.probes import probe
+from memo.keys.fingerprint.unchanged import probe
 
 _counter = itertools.count()
 

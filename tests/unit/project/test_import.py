@@ -24,6 +24,7 @@ HEAVY = {
         "platformdirs",
         "polars",
     ),
+    *("fnmatch", "ipaddress", "pathlib", "tempfile", "urllib"),
     *(
         "pyarrow",
         "pydantic",
@@ -38,10 +39,25 @@ HEAVY = {
 }
 
 
+LATER = {
+    *("memo.cli", "memo.jupyter", "memo.testing"),
+    *("memo.decorators.elementwise", "memo.decorators.streaming", "memo.engine.explaining"),
+    *("memo.engine.sequences", "memo.keys.encoding.libraries", "memo.keys.encoding.python_types"),
+    *("memo.keys.fingerprint.names_used", "memo.keys.fingerprint.normalised_code"),
+    *("memo.keys.fingerprint.reachable", "memo.keys.fingerprint.source_history"),
+    *("memo.keys.fingerprint.unchanged", "memo.metrics.rendering", "memo.metrics.shared_counters"),
+    *("memo.metrics.snapshots", "memo.metrics.telemetry", "memo.records.spool"),
+    *("memo.records.zstd_frames", "memo.settings.redis_urls", "memo.stores.bundle"),
+    *("memo.stores.custom", "memo.stores.disk", "memo.stores.memory", "memo.stores.payload_store"),
+    *("memo.stores.redis", "memo.stores.reseeding", "memo.validity.remote"),
+}
+"""Parts of memo that no first call needs, or that a first call imports by itself."""
+
+
 def added(code: str) -> set[str]:
-    """The top-level modules that some code brings into a fresh interpreter."""
+    """The modules that some code brings into a fresh interpreter, and the packages they are in."""
     report = f"import sys; old = set(sys.modules); {code}; new = set(sys.modules) - old\n"
-    report += "import json; print(json.dumps(sorted({name.partition('.')[0] for name in new})))"
+    report += "import json; print(json.dumps(sorted(new | {n.partition('.')[0] for n in new})))"
     answer = subprocess.run(
         [sys.executable, "-c", report], check=True, capture_output=True, text=True, cwd=ROOT
     )
@@ -53,6 +69,13 @@ def test_import_pulls_in_nothing_heavy() -> None:
     modules = added("import memo")
     assert "memo" in modules
     assert not modules & HEAVY
+
+
+def test_import_leaves_the_rest_of_memo_for_later() -> None:
+    """A store, a walker of code, a stream or a table is imported where it is first needed."""
+    unknown = [name for name in LATER if importlib.util.find_spec(name) is None]
+    assert not unknown
+    assert not added("import memo") & LATER
 
 
 def test_decorating_pulls_in_nothing_heavy() -> None:
