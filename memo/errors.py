@@ -95,7 +95,7 @@ class NothingMatchedError(MemoError, LookupError):
     """An invalidation with `strict=True` matched no entry.
 
     Attributes:
-        outcome: the answer that it would have given; every tier was told all the same.
+        outcome: the result it would have returned; the invalidation was carried out all the same.
     """
 
     def __init__(self, outcome: object) -> None:
@@ -107,7 +107,7 @@ class NotCachedError(MemoError, LookupError):
     """A call in the mode `"only"` has no entry that could answer it.
 
     Attributes:
-        explanation: why, as `explain` says it.
+        explanation: the reason, as `explain` gives it.
     """
 
     def __init__(self, explanation: object) -> None:
@@ -215,7 +215,7 @@ _OURS = frozenset({"memo", "asyncio", "concurrent"})
 def at_the_call(error: E) -> E:
     """As `users`, for an exception about the call itself, which may have no frame of the user's.
 
-    A mistake in a call is seen at the call; only what is no such mistake keeps our frames.
+    A mistake in a call is shown at the call; any other error keeps our frames.
     """
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
@@ -288,7 +288,7 @@ _LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, er
 
 
 def lacks_resources(error: BaseException | None) -> bool:
-    """True if an error, or what led to it, says that the process has run out of something.
+    """True if an error, or its cause, says that the process has run out of a resource.
 
     No descriptor, thread or memory is left, it is too late in its life to import a module, or memo
     was installed anew beneath it and a module of it is gone.

@@ -110,7 +110,7 @@ def _width() -> int:
 
 
 def _show(lines: Iterable[rendering.Styled]) -> None:
-    """Print lines, with their styles where a person reads them."""
+    """Print lines; with styles if a terminal shows them."""
     from rich.console import Console
     from rich.text import Text
 

@@ -92,7 +92,7 @@ def parse_package(folder: Path) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's escape sequences
+        warnings.simplefilter("ignore")  # warnings about escape sequences in the parsed code
         for path in sorted(folder.rglob("*.py")):
             rows.extend(parse_file(path, folder))
     columns = ["package", "module", "kind", "name", "line", "lines", "branches", "documented"]
@@ -331,7 +331,7 @@ def _where(run: Run) -> str:
 
 
 def main(redis: str | None = None, *, quick: bool = False) -> bool:
-    """Run the demo in a process of its own; True when everything that it checks held.
+    """Run the demo in a process of its own; True if all its checks held.
 
     Args:
         redis: URL of a Redis to put before the disk.  What the demo stores there is dropped at the
@@ -339,7 +339,7 @@ def main(redis: str | None = None, *, quick: bool = False) -> bool:
         quick: take fewer packages.
 
     Raises:
-        SettingError: the URL is none that could be used.
+        SettingError: the URL cannot be used.
     """
     with memo.configure(redis_url=redis):  # a wrong one is said here, and at once
         kept = {name: text for name, text in os.environ.items() if not name.startswith("MEMO_")}

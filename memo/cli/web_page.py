@@ -59,7 +59,7 @@ class Site:
         self._lock = threading.Lock()
 
     def application(self) -> Starlette:
-        """It as an application."""
+        """The site as a Starlette application."""
         return Starlette(
             routes=[
                 Route("/", self.page),
@@ -70,7 +70,7 @@ class Site:
         )
 
     def refusal(self, request: Request, *, needs_token: bool = True) -> Response | None:
-        """The answer to a request that is not from our page; None: it is."""
+        """The refusal of a request that is not from our page; None: it is from there."""
         origin = request.headers.get("origin")
         if request.headers.get("host") not in self._hosts:
             return _said("This host is not served.", 403)

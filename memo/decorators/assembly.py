@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from memo.stores.disk.host_state import Host
 
 _SHARE, _COPIED = 8, 2 << 20
-"""Largest payload in the memory tier where a tier is behind it: a part of its budget, and
-bytes, from which mapping a file (70 µs here) is faster than the copy that each hit gets."""
+"""Largest payload of a memory tier that has a tier behind it: as a part of its budget, and in
+bytes.  Above it, mapping a file (70 µs here) is faster than the copy that each hit gets."""
 _lock = threading.RLock()
 _chains: dict[Any, Chain] = {}
 _hosts: dict[Path, Host] = {}
@@ -55,7 +55,7 @@ usual_at = -1
 
 
 def _settings() -> Settings | None:
-    """The settings; None, with an event, where the process lacks what reading them takes."""
+    """The settings; None, with an event, if the process lacks the resources to read them."""
     try:
         return configuration.current()
     except Exception as error:
@@ -88,11 +88,11 @@ def default_chain() -> Chain:
 
 
 def release() -> None:
-    """Close the chains that no setting names any more; one that still sends, when it has sent."""
+    """Close the chains that the settings no longer use; one that is still sending, afterwards."""
     with _lock:
         try:
             named = configuration.named()
-        except SettingError:  # the next call says so
+        except SettingError:  # the next call reports it
             return
         wanted = {_facts(settings) for settings in named}
         for key in _chains.keys() - wanted:
@@ -141,7 +141,7 @@ def _facts(settings: Settings) -> Any:
 
 
 def _options_key(options: Mapping[str, Any] | None) -> Any:
-    """Redis options as something that can be compared: texts and numbers by value."""
+    """Redis options in a form that can be compared: texts and numbers by value."""
     plain = (str, int, float, bool, type(None))
     pairs = sorted((options or {}).items())
     return tuple((name, one if isinstance(one, plain) else id(one)) for name, one in pairs)
@@ -156,7 +156,7 @@ class CacheFallbackFactory:
 
     @classmethod
     def create(cls, settings: Settings | None = None) -> Chain:
-        """A chain of its own for these settings (default: those in force)."""
+        """A new chain for these settings (default: those in force)."""
         settings = settings or configuration.current()
         names = settings.tiers if settings.tiers is not None else cls._default_tiers(settings)
         chain = Chain(
@@ -245,7 +245,7 @@ def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
     """A function that gives the chain for a decorator's `provider`.
 
     Raises:
-        OptionError: the provider has not the methods of a `CacheProtocol`.
+        OptionError: the provider lacks methods of `CacheProtocol`.
     """
     if provider is None:
         return default_chain
@@ -312,7 +312,7 @@ def manifests() -> Manifests:
 
 
 def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
-    """Keep what a code version is made of, for `explain`; whether it is kept."""
+    """Keep the parts of a code version for `explain`; True if they are kept."""
     try:
         manifests().save(digest, parts)
     except (OSError, SettingError) as error:
@@ -322,7 +322,7 @@ def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
 
 
 def changed(function: str) -> Mapping[str, str]:
-    """State that a function changes itself, as processes of this host have found."""
+    """State that a function changes itself, as found by processes of this host."""
     try:
         return manifests().changed(function)
     except (OSError, SettingError) as error:
@@ -331,7 +331,7 @@ def changed(function: str) -> Mapping[str, str]:
 
 
 def teach(function: str, found: Mapping[str, str]) -> None:
-    """Tell other processes of this host what a function changes itself."""
+    """Record for other processes of this host which state a function changes itself."""
     try:
         manifests().add_changed(function, found)
     except (OSError, SettingError) as error:

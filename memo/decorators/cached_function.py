@@ -1,4 +1,4 @@
-"""The decorator `cache`, and what it makes of a function.
+"""The decorator `cache`, and the cached functions that it makes.
 
 The kind of a function (`def` or `async def`) is decided once, at decoration.  A sync function runs
 the engine over the blocking port, in the caller's thread; an async one over its running loop.
@@ -132,7 +132,7 @@ def functions() -> list[CachedFunction[Any, Any]]:
 class CachedFunction(Generic[P, R]):
     """A function whose results are cached, as `@cache` returns it.
 
-    Calling it gives what the function gives.  Attributes:
+    Calling it returns what the function would return.  Attributes:
         function_id: its identity, `"module:qualname"` or its `name`.
         __wrapped__: the function itself, uncached.
     """
@@ -199,7 +199,7 @@ class CachedFunction(Generic[P, R]):
         return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
 
     def _aged(self) -> Function:
-        """The function as the mode of a call lets its entries age."""
+        """The function with the ages that the mode of a call allows its entries."""
         return aged(self._function, self._mode())
 
     def _in_mode(
@@ -272,9 +272,9 @@ class CachedFunction(Generic[P, R]):
         self._function.keyer.method = True
 
     def _bind_to_class(self) -> None:
-        """Be a class method: what is taken from a class or an instance is bound to the class.
+        """Become a class method: bound to the class, also when taken from an instance.
 
-        `classmethods` says why `classmethod` is not left to do it.
+        `classmethods` says why `classmethod` alone is not enough.
         """
         self.of_class = self._function.keyer.method = True
 
@@ -304,8 +304,8 @@ class CachedFunction(Generic[P, R]):
     def __reduce__(self) -> Any:
         """By reference where it can be imported, else by value with its identity and code version.
 
-        A worker that gets it so finds the same entries, though it has neither file nor source.
-        What `configure` has set here goes with it (`config.carried`).
+        So a worker finds the same entries although it has neither file nor source.  The settings
+        that `configure` has set here go along (`configuration.carried`).
         """
         module, name = self.__module__, getattr(self, "__qualname__", "")
         settings = _settings()
@@ -348,8 +348,8 @@ class CachedFunction(Generic[P, R]):
         """Invalidate every entry whose arguments include the given ones; none given: all.
 
         Args:
-            reason: kept with the invalidation, and shown by `explain`; of a function that has an
-                argument of this name, that argument.
+            reason: kept with the invalidation, and shown by `explain`.  If the function has an
+                argument of this name, it is that argument instead.
 
         Returns:
             The entries that matched, and the outcome in each tier.
@@ -368,7 +368,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper(partial=True, reason="")
     def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
-        """Let entries expire now; which ones, and the rest, as with `invalidate`.
+        """Let entries expire now; arguments, answer and errors are those of `invalidate`.
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
         """
@@ -382,9 +382,9 @@ class CachedFunction(Generic[P, R]):
     def _apart(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
     ) -> tuple[dict[str, Any], Any]:
-        """A helper's own option, apart from the call's arguments, which may have one of its name.
+        """Separate a helper's own option from the call's arguments.
 
-        The name is the function's own then: what is given is an argument of the call.
+        If the function has an argument of that name, the value belongs to the call.
         """
         if given is MISSING or name not in self._function.keyer.plan.names:
             return kwargs, otherwise if given is MISSING else given
@@ -450,7 +450,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Compute now, store, and return the value; also of an async function, then elsewhere."""
+        """Compute now, store, and return the value; an async function runs on a loop of its own."""
         __tracebackhide__ = True
         if not assembly.enabled():
             return _plainly(self.__wrapped__, args, kwargs)
@@ -494,7 +494,7 @@ class CachedFunction(Generic[P, R]):
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
         """The stored value if a call would use it, else `default` (None); never computes.
 
-        Of a function that has an argument called `default`, that is meant, and None the default.
+        If the function has an argument called `default`, it is that one, and the default is None.
         """
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
@@ -526,9 +526,9 @@ class CachedFunction(Generic[P, R]):
         """Would this call hit, and if not, why?  Neither computes nor loads.
 
         Args:
-            plan: tell also which cached calls beneath it would be computed, revalidated or hit, and
-                how long that took last time; of a function that has an argument of this name, that
-                argument.
+            plan: also list which cached calls beneath it would be computed, revalidated or hit, and
+                how long they took last time.  If the function has an argument of this name, it is
+                that argument instead.
         """
         kwargs, wanted = self._apart(kwargs, "plan", plan, False)
         function = self._aged()
@@ -536,7 +536,7 @@ class CachedFunction(Generic[P, R]):
         return drive(self._planned(BLOCKING, function, found, args, kwargs)) if wanted else found
 
     def _as_things_are(self, found: Explanation) -> Explanation:
-        """An explanation, unless no call is answered from the cache here and now."""
+        """The explanation, or the reason why no call is answered from the cache here and now."""
         kind = self._mode().kind
         if not assembly.enabled():
             source = configuration.current().sources["enabled"]
@@ -593,7 +593,7 @@ class CachedFunction(Generic[P, R]):
         return cache_info(self.function_id)
 
     async def acache_info(self) -> CacheInfo:
-        """As `cache_info`, which waits for nothing."""
+        """As `cache_info`; neither of them blocks."""
         return self.cache_info()
 
     def cache_clear(self) -> None:
@@ -613,7 +613,7 @@ class CachedFunction(Generic[P, R]):
         COUNTERS.reset(self.function_id)
 
     async def _say_nothing_cleared(self, port: Any) -> None:
-        """Say once where the entries are that were probably meant, if there are any."""
+        """Say once where the entries are that were probably meant."""
         known = await names.functions_known(port, [])
         bare = self.function_id.rpartition(":")[2]
         others = [one for one in known if one.rpartition(":")[2] == bare]
@@ -686,7 +686,7 @@ class CachedCoroutine(CachedFunction[P, R]):
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call:
         """Make a key that would hold up the event loop."""
-        if not self._has_begun:  # to read its code takes milliseconds: one function at a time
+        if not self._has_begun:  # reading its code takes milliseconds: one function at a time
             await native().turn()
             self._has_begun = True
             with suppress(HeavyError):
@@ -733,7 +733,7 @@ class ReplayingFunction(CachedFunction[P, R]):
 
 
 class ReplayingCoroutine(CachedCoroutine[P, R]):
-    """The same of an `async def`."""
+    """The same for an `async def`."""
 
     async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -796,7 +796,7 @@ class BoundFunction(Generic[P, R]):
         return found
 
     def _like(self, made: Any, found: Any, at: int = 0) -> Any:
-        """A helper of the object's own with the looks of the function's, without its `self`."""
+        """A helper bound to the object, with the function's signature without `self`."""
         functools.update_wrapper(made, found)
         made.__signature__ = without(inspect.signature(found), at)
         return made
@@ -832,12 +832,12 @@ class BoundFunction(Generic[P, R]):
 
 
 _GIVEN = 4096
-"""Keys that this process has given out and remembers the calls of."""
+"""How many keys that were given out this process remembers, with their calls."""
 _given: dict[str, Turn] = {}
 
 
 def give(call: Call, function_id: str) -> None:
-    """Remember which call has a key that is given out, so that the key can be invalidated."""
+    """Remember the call behind a key that is given out, so that the key can be invalidated."""
     if len(_given) >= _GIVEN:
         with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
             del _given[next(iter(_given))]
@@ -870,7 +870,7 @@ def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction
 
 
 def aged(function: Function, mode: Mode) -> Function:
-    """A function as a mode lets its entries age."""
+    """A function with the ages that a mode allows its entries."""
     if mode.max_age is None:
         return function
     return function.under(replace(function.policy, max_age=mode.max_age))
@@ -921,7 +921,7 @@ def _shown_policy(function: Function) -> str:
 
 
 def _span(ttl: Any) -> str:
-    """A ttl for people."""
+    """A ttl in words."""
     from memo.metrics import rendering
 
     if callable(ttl):
@@ -1025,11 +1025,11 @@ def _settings() -> tuple[dict[str, Any], str]:
 
 
 _whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
-"""True if a cached function is being packed, with all that it reaches, by cloudpickle."""
+"""True while cloudpickle packs a cached function with all that it reaches."""
 
 
 def _packed(function: CachedFunction[Any, Any]) -> bytes:
-    """A function by value, so that any pickler may carry it, also one that knows no functions."""
+    """A function by value, so that a pickler without support for functions can carry it."""
     token = _whole.set(True)
     try:
         return codec.by_value(function)
@@ -1128,7 +1128,7 @@ def cache(*args: Any, **kwargs: Any) -> Any:
             as the holder lives.
         refresh_ahead: from `refresh_threshold * ttl` on answer at once and refresh in background.
         refresh_threshold: fraction of the ttl in (0, 1); default 0.8.
-        provider: where entries lie: a `CacheProtocol` or a `Chain`; default: as the settings say.
+        provider: stores the entries: a `CacheProtocol` or a `Chain`; default: as the settings say.
         ttl_key: key in `memo.live` whose value overrides `ttl`, also for entries that exist.
         tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable of the bound
             arguments, and of `result` if it takes that, which gives them.

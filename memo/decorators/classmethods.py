@@ -1,9 +1,9 @@
-"""Classes: how a class method that is cached inside of `@classmethod` comes to know its class.
+"""Class methods: how a cached function inside `@classmethod` gets its class.
 
-Up to Python 3.12 a classmethod binds what it holds, so that `C.load.refresh(1)` gets the class.
-From 3.13 on it makes a plain method of it, which hands on the class when it is called, but not when
-an attribute is taken from it.  So a cached function that is made in the body of a class leaves a
-note there; when Python has made the class, the note binds the function itself, and goes.
+Up to Python 3.12 a classmethod binds the object it wraps, so that `C.load.refresh(1)` gets the
+class.  From 3.13 on it makes a plain method, which passes the class on when it is called, but not
+when an attribute is taken from it.  So a cached function that is made in a class body leaves a note
+there; once the class exists, the note binds the function and is removed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ UNBOUND: Final = sys.version_info >= (3, 13)
 NOTE: Final = "__memo_note__"
 """The name of the note in the body of a class; no class keeps it."""
 _FRAMES: Final = 16
-"""How far up the stack the body of a class is looked for: decorators may call each other."""
+"""How many frames up the stack to look for a class body: decorators may call each other."""
 
 
 class Note:
     """Placeholder in a class body until the class exists.
 
     Attributes:
-        functions: cached functions that were made in the body, and what binds each to its class.
+        functions: cached functions that were made in the body, each with the call that binds it.
     """
 
     def __init__(self) -> None:

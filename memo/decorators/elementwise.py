@@ -62,7 +62,7 @@ class _Elementwise(CachedFunction[P, R]):
         cached = self._function
 
         def ask(port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            """The answer for one element, which stands in the place of the collection."""
+            """The answer for one element, given in place of the collection."""
             args, kwargs = each.put(args, kwargs, [each.taken(args, kwargs)])
             return elements.answer(port, cached, each, args, kwargs)
 
@@ -108,7 +108,7 @@ class _Elementwise(CachedFunction[P, R]):
     # --- what one can do with it besides calling it ---------------------------------------------
 
     def _one(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """The call of one element, given by itself or in a collection of one.
+        """The call for one element, given by itself or in a collection of one.
 
         Raises:
             OptionError: there are several.
@@ -237,10 +237,10 @@ class _Elementwise(CachedFunction[P, R]):
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
-        """Would every element hit, and if not, why does the first one miss?
+        """Would every element hit, and if not, why does the first missing one miss?
 
         Args:
-            plan: tell also what would run beneath that element.
+            plan: also list the cached calls beneath that element.
         """
         return drive(self._explain(BLOCKING, args, kwargs, plan))
 

@@ -1,4 +1,4 @@
-"""Methods of a cached function besides its call: they look like the function itself.
+"""Methods of a cached function other than its call, with the function's own signature.
 
 Their signature is that of the function, so that completion and tooltips show its arguments, and
 their errors end at the line that called them.
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NotGiven:
-    """The default of an argument that need not be given, with a text for its signature."""
+    """The default of an optional argument, with a text for its signature."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -64,7 +64,7 @@ class _Helper:
         made.__module__, made.__doc__ = method.__module__, method.__doc__
         try:
             signature = inspect.signature(function)
-        except (TypeError, ValueError):  # it is written in C, say
+        except (TypeError, ValueError):  # it may be written in C
             return made
         made.__signature__ = Signature(
             list(self._parameters(signature)),
@@ -88,7 +88,7 @@ class _Helper:
 
 
 def _called(name: str) -> Any:
-    """A method that calls one of its class, by name: it holds nothing that cannot be pickled."""
+    """A method that calls one of its class by name, so that it can be pickled."""
 
     def called(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -99,7 +99,7 @@ def _called(name: str) -> Any:
 
 
 def _awaited(name: str) -> Any:
-    """The same of an `async def`."""
+    """The same for an `async def`."""
 
     async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -136,7 +136,7 @@ def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
 def passes_on(method: F) -> F:
     """A `__call__` that shows `(*args, **kwargs)` as its own signature.
 
-    IPython shows it beside the signature of the function, which is the one that counts.
+    IPython shows it beside the signature of the function.
     """
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     parameters = [Parameter(*one) for one in zip(("self", "args", "kwargs"), kinds, strict=True)]
@@ -145,7 +145,7 @@ def passes_on(method: F) -> F:
 
 
 class OwnDoc:
-    """The docstring of a method: of its class what that says, of an instance the function's.
+    """A docstring that is the class' own on the class, and the function's on an instance.
 
     Args:
         text: of the class.
@@ -159,7 +159,7 @@ class OwnDoc:
 
 
 def without(signature: Signature, at: int) -> Signature:
-    """The signature of a method as it is bound to its object, which was the argument at `at`."""
+    """The signature of a bound method: without the argument at `at`, its object."""
     parameters = list(signature.parameters.values())
     if at < len(parameters) and parameters[at].kind is not Parameter.VAR_POSITIONAL:
         del parameters[at]

@@ -67,7 +67,7 @@ class _Target(NamedTuple):
 
     Attributes:
         turns: what invalidates it.
-        said: for people.
+        said: the target in words.
         hint: gives the names that were probably meant.
     """
 
@@ -120,7 +120,7 @@ def _names_here(kind: str) -> list[str]:
 
 
 def _near(kind: str, name: str) -> Hint:
-    """Asks which prefix or tag was probably meant."""
+    """A question that names the prefix or tag that was probably meant."""
 
     async def hint(_: Port, found: Matches) -> str:
         return _meant(kind, name, found)
@@ -131,7 +131,7 @@ def _near(kind: str, name: str) -> Hint:
 def _meant(kind: str, name: str, found: Matches) -> str:
     """The prefix or tag that was probably meant: of an entry, or of a function of this process.
 
-    Not of all that this host keeps generations of, which an earlier typo may have made.
+    Generations of this host are not searched, since an earlier typo may have made one.
     """
     here = [group[2:] for group in found.groups if group.startswith(f"{kind}:")]
     known = [one for one in (*here, *_names_here(kind)) if one != name]
@@ -160,7 +160,7 @@ async def _key_target(port: Port, text: str) -> _Target:
 
 
 async def _elsewhere(_port: Port, _found: Matches) -> str:
-    """Says what a key cannot find, where several hosts may share entries."""
+    """A hint that a key does not find entries that only other hosts know."""
     return ELSEWHERE if assembly.default_chain().authorities.shared is not None else ""
 
 
@@ -201,7 +201,7 @@ _under_way: Callable[[str], Turn | None] = _not_told
 
 
 def use_under_way(turn_of: Callable[[str], Turn | None]) -> None:
-    """Ask `turn_of(key)` what invalidates a call that another process of this host computes."""
+    """Use `turn_of(key)` to find the turn of a call that another process of this host computes."""
     global _under_way
     _under_way = turn_of
 
@@ -309,7 +309,7 @@ async def aexpire(
 
 
 COUNTED: Final = 5
-"""Calls of a decorated function for which it is counted what they drop, unless one drops some."""
+"""Most calls of a decorated function whose matches are counted before one drops some."""
 LIKE: Final = "entries there are named like"
 
 
@@ -350,7 +350,7 @@ class _Plan:
     async def carry_out(
         self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Drop what the call asks for; the function has returned, so nothing is raised any more.
+        """Drop what the call asks for; the function has returned, so it raises nothing.
 
         If the exact entries cannot be worked out, all candidates are dropped, with an event and a
         warning.
@@ -384,7 +384,7 @@ class _Plan:
             self._complain(error, tagged=tags is not None)
 
     def _say_none(self) -> None:
-        """Say once that the resolver gave None in each of the first calls: it may lack a return."""
+        """Say once that the resolver returned None in each of the first calls."""
         self.unproven -= 1
         if not self.unproven:
             warnings.warn(
@@ -413,7 +413,7 @@ class _Plan:
     async def _unknown(
         self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
     ) -> list[tuple[str, str]]:
-        """Prefixes or tags that nothing here has, before they are turned; none: it may match."""
+        """Prefixes or tags that are unknown here, before they are turned; none: it may match."""
         if not self.unproven:
             return []
         groups = [turn.group.partition(":") for turn in turns]
@@ -427,7 +427,7 @@ class _Plan:
         return [(names.TAG, tag) for tag in tags if tag not in known]
 
     def _cause(self, turns: Sequence[Turn], unknown: Sequence[tuple[str, str]]) -> Hint:
-        """Says why nothing matched: an unknown prefix or tag, or addresses of another form."""
+        """Why nothing matched: an unknown prefix or tag, or addresses of another form."""
 
         async def cause(_: Port, found: Matches) -> str:
             for kind, name in unknown:
@@ -443,7 +443,7 @@ class _Plan:
         return cause
 
     def _matched(self, done: Invalidation) -> None:
-        """Take note of whether an invalidation hit anything, until one did; say once why not."""
+        """Note whether an invalidation matched, until one did; warn once with the reason."""
         if not self.unproven:
             return
         if not done.missed:

@@ -17,11 +17,11 @@ from memo.runtime.port import Port
 from memo.stores.chain import Chain
 
 MOST = 20_000
-"""Names of one kind that are read from this host."""
+"""Most names of one kind that are read from this host."""
 NEAR = 3
-"""Names that an error lists."""
+"""Most names that an error lists."""
 LONGEST = 1000
-"""Characters of a name up to which those that it is like are looked for."""
+"""Longest name, in characters, for which similar names are searched."""
 FUNCTION, PREFIX, TAG = "f", "p", "t"
 
 

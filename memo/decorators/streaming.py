@@ -105,7 +105,7 @@ class _Streaming(CachedFunction[P, R]):
 
     @helper()
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Run the generator to its end now, store what it gives, and return that."""
+        """Run the generator to its end now, store its items, and return them."""
         if not assembly.enabled():
             return self.__wrapped__(*args, **kwargs)
         if self.is_async:
@@ -131,7 +131,7 @@ class _Streaming(CachedFunction[P, R]):
 
     @helper(value=inspect.Parameter.empty)
     def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Store the items of an iterable as what a call gives, without running it."""
+        """Store the items of an iterable as the result of a call, without running it."""
         if assembly.enabled():
             spool = streams.spooled(value, self._spool())
             drive(answering.put(BLOCKING, self._function, args, kwargs, spool))

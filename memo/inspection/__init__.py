@@ -1,4 +1,4 @@
-"""Facts about the cache for people: what is stored, what a stretch of time did, what rests on what.
+"""Facts about the cache: stored entries, calls under way, the graph of calls, findings, reports.
 
 Imports `decorators` and below.
 Start with `inventory.py`.

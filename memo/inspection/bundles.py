@@ -212,7 +212,7 @@ def described(bundle: Bundle) -> list[str]:
 
 
 async def _codes(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, str], str]:
-    """For each function and code version of a bundle whether it is the one that runs here.
+    """By function and code version of a bundle: True if it is the version that runs here.
 
     A function that this process does not have is compared with what it last stored on this host.
     """
@@ -291,8 +291,8 @@ def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None =
         The outcome for each entry.
 
     Raises:
-        BundleError: the key is missing or wrong, or the file was changed; the message
-            says where the file says that it comes from.
+        BundleError: the key is missing or wrong, or the file was changed; the message repeats the
+            origin that the file states.
     """
     bundle = path if isinstance(path, Bundle) else Bundle(path, key)
     if not bundle.verified:
@@ -319,7 +319,7 @@ async def _import(port: Port, bundle: Bundle) -> Imported:
 
 
 async def _stored(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[str]:
-    """Store one entry; in which lists it goes."""
+    """Store one entry, and return the lists of the outcome that it belongs to."""
     try:
         entry = await port.offload(bundle.entry, item)
         payload = _payload(bundle, item, entry)

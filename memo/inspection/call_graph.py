@@ -84,7 +84,7 @@ GRAVEST = (
     *(RUNNING, inventory.OUTDATED, inventory.INVALIDATED, inventory.EXPIRED),
     *(inventory.IN_DOUBT, inventory.STALE),
 )
-"""States of one call that a group of calls shows, before those that most of its calls have."""
+"""States that a group shows if any of its calls has them; else it shows the most frequent one."""
 
 
 def _group(function: str, nodes: list[Node]) -> Node:
@@ -169,7 +169,7 @@ async def _follow(
 
 
 def _add(headers: dict[Ref, tuple[Header, int]], found: Iterable[tuple[Header, int]]) -> None:
-    """Add entries by the call that made them: of each call the latest."""
+    """Add entries by call, of each call the latest."""
     for header, size in found:
         own = _own(header)
         before = headers.get(own)
@@ -248,7 +248,7 @@ def _node(header: Header, size: int, state: str) -> Node:
 
 
 def _direct(nodes: Mapping[Ref, Node], edges: list[tuple[Ref, Ref]]) -> tuple[tuple[str, str], ...]:
-    """The edges without those that follow from others: entries name what theirs were built on."""
+    """The edges that do not follow from others; an entry names indirect inputs as well."""
     made = directed([(nodes[a].id, nodes[b].id) for a, b in edges])
     import networkx as nx
 

@@ -1,6 +1,6 @@
 """`memo.health()` and `memo doctor`: what is wrong with a set-up, and the fix for each finding.
 
-Every check looks, and changes nothing.  What a check itself cannot find out is a finding as well.
+Checks change nothing.  A check that cannot tell reports that as a finding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GOOD = "ok"
 NOTE = "note"
 """Nothing is wrong; good to know."""
 WARN = "warn"
-"""It works, and not as well as it could."""
+"""It works, but not as well as it could."""
 FAIL = "fail"
 """It does not work, or must not be trusted."""
 PACKAGES = ("redis", "diskcache", "cloudpickle", "pandas", "ipython")
@@ -53,11 +53,11 @@ _CAPABILITY = "redis "
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         level: `GOOD`, `NOTE`, `WARN` or `FAIL`.
-        topic: what was looked at.
+        topic: what was checked.
         said: what was found.
         fix: what to do; `""` when there is nothing to do.
     """
@@ -132,7 +132,7 @@ def health() -> Health:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; without settings there is nothing else to look at."""
+    """Run all checks; if the settings cannot be read, that is the only finding."""
     found = _guarded("python", _python)
     try:
         settings = configuration.current()

@@ -52,7 +52,7 @@ BOLD = 23
 """Characters of bold text that fit into a box."""
 _ACROSS, _DOWN, _EDGE = 56, 16, 12
 SWEEPS = 4
-"""Times that each layer is sorted by where its neighbours are, to have few crossings."""
+"""How often each layer is sorted by the places of its neighbours; this keeps crossings few."""
 STYLES = {"hit": "green", "computed": "blue", "running": "magenta", "stale": "yellow"}
 
 
@@ -134,7 +134,7 @@ def layers(graph: Graph) -> list[list[str]]:
     made.add_nodes_from(node.id for node in graph.nodes)
     while not nx.is_directed_acyclic_graph(made):  # functions that call each other
         made.remove_edge(*nx.find_cycle(made)[-1][:2])
-    generations = list(nx.topological_generations(made.reverse()))  # next to what they serve
+    generations = list(nx.topological_generations(made.reverse()))  # next to their users
     found = [sorted(layer) for layer in reversed(generations)]
     for sweep in range(SWEEPS):
         place = {name: at for layer in found for at, name in enumerate(layer)}
@@ -256,7 +256,7 @@ def explained(node: Node) -> str:
 
 
 def tree(graph: Graph, width: int = 80) -> list[Styled]:
-    """Results that nothing was built on come first, each with what it was built on below it."""
+    """The graph as lines: final results first, each with the calls it was built on below it."""
     if not graph.nodes:
         return [Styled(EMPTY)]
     nodes = {node.id: node for node in graph.nodes}

@@ -56,7 +56,7 @@ class Item(NamedTuple):
 
 FRESH = "fresh"
 STALE = "stale"
-"""It answers, and is refreshed."""
+"""It is served, and a refresh runs."""
 EXPIRED = "expired"
 INVALIDATED = "invalidated"
 OUTDATED = "outdated"
@@ -99,7 +99,7 @@ class Wanted(NamedTuple):
         return not (self.where or self.tag or self.tier) and self.by == "newest"
 
     def holds(self, header: Header) -> bool:
-        """True if an entry is one of them, wherever it lies."""
+        """True if an entry matches, in whichever tier it is."""
         groups = {s.ref.group for s in header.stamps if type(s) is Generation}
         tagged = self.tag is None or stamps.group("t", self.tag) in groups
         return tagged and matches(header.function, *self.patterns) and self._has(header)
@@ -129,7 +129,7 @@ def table(shown: Sequence[Item]) -> rendering.Table:
 
 
 def _told_state(item: Item) -> str:
-    """The state of an entry for people."""
+    """The state of an entry in words."""
     return f"{item.state}, raises" if item.header.flags & seal.RAISED else item.state
 
 
@@ -180,7 +180,7 @@ async def _newest(
 
 
 def _is_ours(chain: Chain, wanted: Wanted, head: str) -> bool:
-    """True if entries whose names begin so are wanted, and sealed by one of our secrets."""
+    """True if entries whose names begin so are wanted, and sealed with one of our secrets."""
     rest, _, secret = head[:-1].rpartition(":")
     function = rest.removeprefix(f"{chain.namespace}:{{").removesuffix("}")
     ours = {one.id.hex() for one in chain.secrets}
@@ -261,7 +261,7 @@ def _state(
 def _turned(
     own: Iterable[Stamp], now: Mapping[Ref, State], changed: Mapping[Stamp, bool]
 ) -> tuple[str, list[int]]:
-    """The state of an entry that stamps put an end to, or `""`; and when they let it expire."""
+    """The state of an entry whose stamps no longer hold, or `""`; and when they let it expire."""
     generations = [stamp for stamp in own if type(stamp) is Generation]
     present = [now[stamp.ref].text for stamp in generations]
     reason = broken([stamp.state.text for stamp in generations], present)
@@ -385,7 +385,7 @@ def entries(
         arguments: only entries with these arguments.
 
     Raises:
-        OptionError: no function, or several, have the name; or it has no such argument.
+        OptionError: no function has the name, or several have; or it has no such argument.
     """
     here = {one.function_id: one for one in functions()}
     chain = assembly.default_chain()

@@ -30,7 +30,7 @@ from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, native
 
 LISTED_EVERY = 3.0
-"""Seconds between two looks at the entries on the disk."""
+"""Seconds between two readings of the entries on the disk."""
 ENTRIES = 200
 """Most entries that one page lists; the filter narrows them down."""
 NAMED = 4
@@ -57,7 +57,7 @@ class Model:
         self._chain: Any = None
         self._long: set[tuple[int, str]] = set()
         self.said: dict[str, str] = {}
-        """How the last button beside each entry or function went."""
+        """The outcome of the last button pressed beside each entry or function."""
         self.answers: dict[str, int] = {}
         """The number of that answer: two presses may have the same text."""
 
@@ -256,7 +256,7 @@ def _explained(item: Item) -> str:
 
 
 def _named(identity: str) -> list[CachedFunction[Any, Any]]:
-    """The functions of an identity: a cell that ran again has left an earlier one behind."""
+    """All functions with an identity; a cell that ran again leaves its earlier one behind."""
     return [function for function in functions() if function.function_id == identity]
 
 
@@ -268,10 +268,10 @@ def _why_not(header: Header) -> str:
 
 
 def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] | None:
-    """The function and the arguments that make an entry's key again.
+    """The function and the arguments that give an entry's key.
 
-    Only where the function is in this process, and the entry's summary has every argument in full:
-    whether it has is decided by the key, which must be the same.
+    None if this process does not have the function, or if the entry's summary shortens an argument;
+    the key that the arguments give must be the entry's.
     """
     try:
         summary = json.loads(header.summary)

@@ -1,6 +1,6 @@
-"""Reports: what the cache did in a stretch of time, in one line, with what changed behind a miss.
+"""Reports: the cache's work in a stretch of time as one line, with the change behind a miss.
 
-Under each cell the line is `magics`' business; for scripts there is `memo.report()`.
+`magics` prints it under each cell; scripts use `memo.report()`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from memo.runtime.ports import BLOCKING, drive
 from memo.runtime.reasons import ABSENT
 
 PATIENCE = 0.5
-"""Seconds after which no further function's entries are read to tell its misses apart."""
+"""Seconds after which no more entries are read to explain misses."""
 EXPLAINED = 3
-"""Misses of one stretch whose code is compared with an earlier one."""
+"""Most misses of one stretch whose code is compared with an earlier version."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def report(file: TextIO | None = None) -> Iterator[Span]:
 
 
 def explain_misses(span: Span) -> None:
-    """Say of the first misses of a span which code changed, where that is why."""
+    """Name the changed code behind the first misses of a span, where that was the cause."""
     known = {function.function_id: function for function in functions()}
     absent = [at for at, miss in enumerate(span.misses) if miss.reason == ABSENT]
     for at in absent[:EXPLAINED]:
@@ -66,7 +66,7 @@ def explain_misses(span: Span) -> None:
 
 
 def explain_counts() -> None:
-    """Count misses as "code changed" where that is why, for the figures of this process."""
+    """Count this process' misses as "code changed" where that was the cause."""
     known = {function.function_id: function for function in functions()}
     latest = time.monotonic() + PATIENCE
     for identity, keys in COUNTERS.unexplained(ABSENT).items():

@@ -89,7 +89,7 @@ class Board:
         self._home: Path | None = None
 
     def hear(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         if event.kind == events.COMPUTE_STARTED:
             self._begin(event)
         elif event.kind == events.COMPUTE_ENDED:
@@ -102,7 +102,7 @@ class Board:
         expected = self._took.get(event.key, None if flight is None else flight.expected)
         background = bool(event.reason)
         if expected is None or expected >= LONG:
-            publish_soon()  # no event follows for a while: what was counted is told before
+            publish_soon()  # publish the counts now, as the next event may be far off
         now = time.time()
         arguments = None if flight is None or flight.call is None else flight.call.arguments
         run = Running(
@@ -122,7 +122,7 @@ class Board:
     def _end(self, event: Event) -> None:
         with self._lock:
             slot, run = self._slots.pop(event.key, (-1, None))
-            if run is not None and not event.detail:  # it was neither interrupted nor did it raise
+            if run is not None and not event.detail:  # it ended normally
                 self._took[event.key] = time.time() - run.since
                 self._took.move_to_end(event.key)
                 if len(self._took) > KNOWN:
@@ -145,7 +145,7 @@ class Board:
     def _opened(self) -> mmap.mmap | None:
         from memo.metrics.shared_counters import process_name
 
-        with suppress(OSError, MemoError):  # then others do not see it
+        with suppress(OSError, MemoError):  # then other processes do not see it
             directory = self.directory()
             if directory == self._home or directory is None:
                 return self._map
@@ -239,7 +239,7 @@ BOARD = Board(_nowhere)
 
 
 def listen(directory: Callable[[], Path | None]) -> None:
-    """Keep what is under way from now on.  `memo` does this once, when it is imported.
+    """Start to track computations under way; `import memo` does this once.
 
     Args:
         directory: gives the cache directory in force; None: only this process sees it.

@@ -1,15 +1,15 @@
 """Cells: what a notebook cell reads and assigns, and a cell as a cached function.
 
-`%%cache` makes of each cell a cached function on the one engine there is: its code version is the
-normalised cell, its arguments are the names that the cell reads, its result a `Recording` of the
-names that it assigned and of everything that it showed.
+`%%cache` turns each cell into a cached function. The normalised cell is its code version, the names
+that the cell reads are its arguments, and its result is a `Recording` of the names that it assigned
+and of all that it showed.
 
 Rules of this module:
 
 1.  A name is an *input* when the cell may read it before it has assigned it; of functions and
     classes defined in the cell, when the cell does not assign it at all.
-2.  Where that cannot be told for sure (the body of a loop may not run), the name is no input, but
-    is *hidden* while the cell runs: a `NameError` instead of a value that no key knows.
+2.  If that is uncertain (the body of a loop may not run), the name is no input, and it is *hidden*
+    while the cell runs: reading it is a `NameError`, since its value is not in the key.
 3.  An input that the cell changed in place, by any means, is an output as well.
 4.  An input without a sound key (a client, a lock) is left out, as a global of a function is.
 """
@@ -37,7 +37,7 @@ from memo.runtime import events
 from memo.runtime.events import Event
 
 _SHOWN_NAMES = 3
-"""Names of outputs that are in a cell's name."""
+"""How many of its outputs a cell is named after."""
 _UNCHANGING = frozenset({int, float, complex, bool, str, bytes, type(None), types.FunctionType})
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
@@ -51,7 +51,7 @@ class Names(NamedTuple):
     Attributes:
         reads: those that it may read before it has assigned them, in order.
         assigned: those that it may assign or delete, in order.
-        hidden: those that it assigns first as far as one can tell, which are no inputs.
+        hidden: those that it probably assigns first; they are not inputs.
         imported: those of `assigned` that it imports.
     """
 
@@ -342,7 +342,7 @@ def replay(shell: Any, recording: Recording) -> None:
 
 
 def _at_home(value: Any, scope: dict[str, Any]) -> Any:
-    """A function that a cell defined, with the names of this notebook as its globals again."""
+    """Rebind a function that a cell defined to the names of this notebook."""
     if type(value) is not types.FunctionType or value.__module__ != scope.get("__name__"):
         return value
     made = types.FunctionType(
@@ -359,7 +359,7 @@ def _at_home(value: Any, scope: dict[str, Any]) -> Any:
 
 
 class CellIdentity(Identity):
-    """The code version of a cell: its normalised text, and which outputs are wanted of it."""
+    """The code version of a cell: its normalised text, and the outputs that are kept."""
 
     def __init__(self, text: str, outputs: Sequence[str] | None) -> None:
         self._parts = {"cell": text, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
@@ -368,7 +368,7 @@ class CellIdentity(Identity):
         self.lost: dict[str, str] = {}
         whole = "\0".join(f"{name}\0{part}" for name, part in self._parts.items())
         digest = hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
-        # No function is looked at: its inputs are arguments, what it changes are its outputs.
+        # A cell reaches no code but its own: its inputs are arguments, its changes are outputs.
         super().__init__(lambda: None, digest=digest)
 
     def may_learn(self, owner: type | None) -> bool:
@@ -382,7 +382,7 @@ class CellIdentity(Identity):
 
 
 class Cell:
-    """A cell on its way through the cache.
+    """A cell as a cached function.
 
     Args:
         shell: whose namespace it runs in.
@@ -393,7 +393,7 @@ class Cell:
         options: of `memo.cache`: `ttl`, `tags`, `name`.
 
     Raises:
-        SyntaxError: it is no Python.
+        SyntaxError: it is not valid Python.
         OptionError: one of the options is wrong.
     """
 
@@ -446,7 +446,7 @@ class Cell:
         return self.function.explain(**self.inputs)
 
     def answer(self, *, force: bool = False) -> Any:
-        """The value of the last expression, of a run now or of one that is replayed."""
+        """Run or replay the cell, and return the value of its last expression."""
         __tracebackhide__ = True
         ask: Any = self.function.refresh if force else self.function
         with self._watched() as faults:
@@ -484,7 +484,7 @@ class Cell:
             remove()
 
     def _unless_keyless(self, error: Exception) -> None:
-        """Raise what the cell raised, as the cell did; or leave out what has no sound key."""
+        """Raise the cell's own error; if an input had no sound key, leave it out instead."""
         __tracebackhide__ = True
         if self._ran or not isinstance(error, KeyingError):
             raise users(error)
@@ -572,7 +572,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Shown(Recording):
-    """A recording that cannot be pickled: the cell that ran shows it all the same."""
+    """A recording that cannot be pickled; the cell that just ran still shows it."""
 
     live: Any = None
 
@@ -645,7 +645,7 @@ def _digest(value: Any) -> bytes:
 
 
 def _is_kept(value: Any, outputs: Mapping[str, Any]) -> bool:
-    """True if a value can be pickled, or is among the outputs and shares their fate."""
+    """True if a value can be pickled, or is one of the outputs, which are checked by themselves."""
     return any(value is one for one in outputs.values()) or _is_picklable(value)
 
 

@@ -1,8 +1,8 @@
 """The dashboard: the live view as a widget in a notebook.
 
-The kernel pushes its state once a second while the widget is seen somewhere, also while a cell
-runs; the page sends back which button was pressed.  The page's part lies in `jupyter/static`.
-Where a notebook is run unattended, the same facts are HTML and SVG that need no script.
+While the widget is visible the kernel pushes its state once a second, also while a cell runs; the
+page sends back the buttons that are pressed. The page's code is in `jupyter/static`. In a notebook
+that runs unattended, the same facts are shown as HTML and SVG without a script.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from memo.runtime.port import Handle, Port
 from memo.runtime.ports import DISPLAYS
 
 INTERVAL = 1.0
-"""Seconds between two looks."""
+"""Seconds between two updates."""
 
 
 @public
@@ -45,7 +45,7 @@ def _with_static(made: Any, model: Model) -> Any:
 
 
 def _widget_class() -> Any:
-    """The class of the widget, which cannot be named before anywidget is imported."""
+    """The class of the widget; it exists only once anywidget is imported."""
     import anywidget
     import traitlets
 

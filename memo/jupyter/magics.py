@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
 OPEN_REPORTS = 16
-"""Reports that wait for background refreshes at once; the oldest gives way."""
+"""Most reports that wait for background refreshes; beyond that the oldest stops waiting."""
 
 
 class _Text(str):
@@ -139,10 +139,10 @@ class CacheMagics(Magics):
         _say("\n".join(done))
 
     def _is_sure(self) -> bool:
-        """True if every function of the kernel is meant, which a bare `%cache_clear` does not say.
+        """Ask whether a bare `%cache_clear` means every function of the kernel.
 
         Raises:
-            UsageError: no person can be asked here.
+            UsageError: this kernel cannot ask.
         """
         names = list(dict.fromkeys(label(f.function_id) for f in functions()))
         what = rendering.counted(len(names), "function")
@@ -292,7 +292,7 @@ def _parsed(magic: Any, line: str) -> Any:
     """The arguments of a magic.
 
     Raises:
-        UsageError: one is wrong; a flag that is not known is told with the nearest one.
+        UsageError: one is wrong; for an unknown flag the message names the nearest known one.
     """
     try:
         return parse_argstring(magic, line)
@@ -322,7 +322,7 @@ def _chosen(found: Stats, patterns: list[str]) -> Stats:
 
 
 def _health(found: Stats) -> dict[str, dict[str, Any]]:
-    """Facts that the tiers report, once there is anything to ask about."""
+    """Facts that the tiers report; none before the first call."""
     if not found.functions:
         return {}
     try:
@@ -345,7 +345,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
-    """Invalidate entries; what that hit, in lines."""
+    """Invalidate entries, and return lines that say what matched."""
     reason = "%cache_clear"
     if tag:
         return [*_outcome(invalidate(tag=tag, reason=reason))]
@@ -359,7 +359,7 @@ def _cleared(pattern: str, where: dict[str, Any], tag: str | None) -> list[str]:
     for identity in found:
         try:
             done.append(_clear_one(here.get(identity), identity, where, reason))
-        except OptionError as error:  # it has no such argument, so it has no such entries
+        except OptionError as error:  # a function without this argument has no such entries
             refused = error
     if refused and not done:
         raise refused
@@ -481,7 +481,7 @@ class Reporter:
         for known, handle in tuple(self._open):
             if known is span:
                 # Without this thread's or task's context the message belongs to the cell that runs
-                # now; else clients that execute cell by cell would take it for a late one.
+                # now; otherwise clients that execute cell by cell would treat it as late.
                 Context().run(handle.update, _bundle(span), raw=True)
                 if span.settled:
                     self._open.remove((known, handle))
@@ -504,7 +504,7 @@ def _bundle(span: Span) -> dict[str, str]:
 
 
 def _lifetime(text: str | None) -> Any:
-    """A ttl as it was written: a number is seconds, a text has units, none is for good."""
+    """A ttl as written: a number of seconds, a text with units, or `none` for no expiry."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -531,11 +531,11 @@ def _shell_with_magics() -> InteractiveShell | None:
 
 
 _awaiting.has_side_effects = True  # type: ignore[attr-defined]
-"""IPython asks no such transformer if a cell that is being typed is complete: errors are normal."""
+"""IPython does not run it on a cell that is still being typed, so it may raise errors."""
 
 
 def _awaits(shell: Any, cell: str) -> bool:
-    source = f"\n{shell.transform_cell(cell)}"  # its lines are counted from that of the magic
+    source = f"\n{shell.transform_cell(cell)}"  # line numbers count from the line of the magic
     file = shell.compile.cache(source, shell.execution_count, raw_code=source)
     code = compile(source, file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     return bool(code.co_flags & inspect.CO_COROUTINE)
@@ -553,10 +553,10 @@ class Notebook:
         self._last: DisplayHandle | None = None
 
     def open(self) -> bool:
-        """True if a person looks, at a page that can replace what it shows.
+        """True if there is a viewer, on a page that can replace its output.
 
-        A notebook that runs unattended cannot answer a question; a terminal (`jupyter console`)
-        has no cells, and would keep every line for good.
+        A notebook that runs unattended has no viewer; a terminal (`jupyter console`) has no cells,
+        and would keep every line.
         """
         parent = self._kernel.get_parent() if hasattr(self._kernel, "get_parent") else {}
         has_cells = "cellId" in (parent or {}).get("metadata", {})
@@ -653,7 +653,7 @@ def _keys() -> Iterator[str]:
 
 @context_matcher(priority=1000, identifier="memo")
 def _matcher(context: Any) -> Any:
-    """Flags and names of cached functions, and nothing else, in a line with one of the magics."""
+    """Complete flags and names of cached functions, nothing else, in a line with a magic."""
     name, space, rest = context.line_with_cursor[: context.cursor_position].partition(" ")
     if not space or name not in _keys():
         return {"completions": []}
@@ -666,7 +666,7 @@ def _matcher(context: Any) -> Any:
         names = list(map(_typed, functions()))
     found = [one for one in dict.fromkeys(names) if one.startswith(word)]
     if not found and word and name != "cache_explain":
-        found = [word]  # where a matcher finds nothing, IPython offers its own magics
+        found = [word]  # without any match IPython would offer its own magics
     return {
         "completions": [SimpleCompletion(one, type="magic") for one in found],
         "matched_fragment": word,

@@ -1,11 +1,9 @@
-"""Progress: what takes longer than half a second is seen to run, and for how long it will.
+"""Progress: one line for all work that takes longer than half a second, with the time left.
 
-That is computations, waits for other processes, and payloads on their way to Redis or from there.
-
-A listener on the stream of events keeps what is under way; the drivers' ticker looks at it four
-times a second while anything is.  What is shown goes to a `Screen`: in a notebook the one that
-`magics` gives, in a terminal `rich`'s bars.  Fast calls show nothing, nor does anything that
-no person looks at.
+This covers computations, waits for other processes, and transfers to and from Redis.  A listener on
+the event stream keeps track of them, and a ticker redraws the lines four times a second. They go to
+a `Screen`: in a notebook that of `magics`, in a terminal bars of `rich`.  Fast calls show nothing,
+and without a viewer nothing is drawn.
 """
 
 from __future__ import annotations
@@ -32,29 +30,29 @@ from memo.runtime.ports import DISPLAYS
 SHOWN_AFTER = 0.5
 """Seconds after which a computation or a wait is shown."""
 TICK = 0.25
-"""Seconds between two looks at what is under way."""
+"""Seconds between two updates of the lines."""
 KNOWN = 4096
 """Keys whose last duration is remembered."""
 _ASKED = 20
-"""Most runs for which one look estimates the end."""
+"""Most runs whose end is estimated in one update."""
 _SIMILAR = 20
-"""Latest entries of a function whose median cost is expected of a key that has none."""
+"""Entries of a function, latest first, whose median cost is the estimate for a new key."""
 
 
 class Line(NamedTuple):
     """One line of progress: the running computations of a function.
 
     Attributes:
-        what: the function and what is done, such as `load() runs`.
+        what: the function and its activity, such as `load() runs`.
         seconds: since it began; once over, how long it took by the clock.
         expected: seconds that it will take in all, from earlier runs; None: not known.
         over: it has ended.
-        word: in front of the time, where it is that of another process.
+        word: stands before the time if that is another process'.
         done: how many have ended; of `begun` that have begun.
         begun: how many have begun.
-        each: seconds that one takes; None: not known.
+        each: seconds per call; None: not known.
         left: seconds until the last of those under way is expected to end; None: not known.
-        depth: of how many others that are shown it is a part.
+        depth: how many of the other lines it is nested in.
     """
 
     what: str
@@ -70,7 +68,7 @@ class Line(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """How much of it is done, 0 to 1; None: not known."""
+        """The fraction that is done, 0 to 1; None: not known."""
         if self.begun > 1:
             return self.done / self.begun
         return min(1.0, self.seconds / self.expected) if self.expected else None
@@ -96,7 +94,7 @@ class Screen(Protocol):
     """A place to show progress."""
 
     def open(self) -> bool:
-        """True if a person looks at it now."""
+        """True if there is a viewer now."""
         ...
 
     def show(self, lines: list[Line]) -> None:
@@ -107,7 +105,7 @@ class Screen(Protocol):
 
 
 class Terminal:
-    """Bars of `rich` on standard error; they go when nothing is under way any more."""
+    """Bars of `rich` on standard error; they are removed when all work has ended."""
 
     def __init__(self) -> None:
         self._bars: Any = None
@@ -227,7 +225,7 @@ def _what(run: _Run) -> str:
     if run.kind in _MOVES:
         return f"{_name(run)}: {rendering.size(run.size)} {_MOVES[run.kind]} {run.tier}"
     if run.waits:
-        return f"{_name(run)} waits for {whom(run.holder)}"
+        return f"{_name(run)} waits for {holder_name(run.holder)}"
     return f"{_name(run)} runs"
 
 
@@ -236,13 +234,13 @@ def function_of(flight: Flight) -> str:
     return flight.name.partition("{")[2].rpartition("}")[0]
 
 
-def whom(holder: Holder | None) -> str:
+def holder_name(holder: Holder | None) -> str:
     """Name the holder of a lease for people: `kernel 4123 on host a`."""
     return "another process" if holder is None else f"kernel {holder.process} on host {holder.node}"
 
 
 class Watcher:
-    """Keeps what is under way, and shows it while a person looks.
+    """Keeps track of the work under way, and shows it while there is a viewer.
 
     A *stretch* is a cell of a notebook that runs, else the time in which anything is under way.  In
     a stretch each function has one line, however often it runs.
@@ -256,7 +254,7 @@ class Watcher:
     def _start_over(self) -> None:
         """Nothing is under way: at first, and in the child of a fork."""
         self._waking = threading.Lock()
-        self._showing = threading.RLock()  # what ends while it is drawn is not drawn afterwards
+        self._showing = threading.RLock()  # a run that ends during a redraw is not drawn after it
         self.runs: dict[tuple[str, str], _Run] = {}
         self._groups: dict[tuple[str, str], _Group] = {}
         self._shown: set[tuple[str, str]] = set()
@@ -301,7 +299,7 @@ class Watcher:
         self._finish()
 
     def hear(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         kind = event.kind
         if kind in _BEGINNINGS:
             if not event.reason:
@@ -338,7 +336,7 @@ class Watcher:
                 self.ticker = DISPLAYS.every(TICK, self._tick)
 
     def _rest(self) -> bool:
-        """Look no more where nothing is under way; whether that is so."""
+        """If nothing is under way, stop the updates and return True."""
         with self._waking:
             if self.runs:
                 return False
@@ -400,10 +398,10 @@ class Watcher:
                 self._screen.show([line for _, line in self._lines(self._shown)])
 
     async def _expected(self, port: Port, run: _Run) -> float | None:
-        """How long it took before: this key, else the function, here or wherever it was stored.
+        """Estimated seconds, from earlier runs of this key, else of its function.
 
-        Of a wait, what its holder expects comes before what is known of other keys; of a transfer,
-        what its bytes took at the latest one's rate.
+        A wait goes by its holder's estimate before that of other keys; a transfer by the rate of
+        the latest one.
         """
         if run.kind in _MOVES:
             rate = self.rates.get(run.kind)
@@ -432,7 +430,7 @@ _MOVES = {events.UPLOAD_STARTED: "to", events.FETCH_STARTED: "from"}
 async def _recorded(
     port: Port, function: CachedFunction[Any, Any], key: str
 ) -> tuple[list[float], bool]:
-    """Seconds of a key's computations, from its entries on this host, else of its function's.
+    """Seconds of a key's computations, by this host's entries; without any, of its function's.
 
     Returns:
         The latest ones, and whether they are the key's own.

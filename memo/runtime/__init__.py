@@ -5,7 +5,7 @@ Start with `port.py`, the five verbs through which sync and async code wait.
 """
 
 VERSION = "0.2.0"
-"""Of memo: here, so that every folder may tell it."""
+"""The version of memo, in the lowest folder so that all others can import it."""
 FORMAT = 2
-"""Of all that is stored: part of each name in Redis and of the folder of a namespace, so that
-two versions of memo with different formats share a Redis and a directory."""
+"""The version of all that is stored.  It is part of each name in Redis and of a namespace's folder,
+so that two versions of memo with different formats can share a Redis and a directory."""

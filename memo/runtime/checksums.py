@@ -1,6 +1,6 @@
-"""BLAKE2b, and comparing in constant time, without what `hashlib` and `hmac` bring with them.
+"""BLAKE2b and comparison in constant time, without `hashlib` and `hmac`.
 
-Both load OpenSSL, which neither of the two needs.
+Those two load OpenSSL, which is not needed here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `wall_ns` is what other hosts understand.  `boot_ns` counts from the start of this machine and never
 steps (`CLOCK_BOOTTIME` on Linux, which also counts while the machine sleeps; elsewhere the
-monotonic clock).  `boot_id` says between which readings of `boot_ns` a difference means anything.
+monotonic clock).  Two readings of `boot_ns` can only be compared if their `boot_id` is the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SECOND = 1_000_000_000
 
 
 def _boot_id() -> bytes:
-    """16 bytes that name this start of this machine; zeros where the system has no such name."""
+    """16 bytes that name this start of the machine; zeros if the system has no such name."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))

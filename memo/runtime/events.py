@@ -29,12 +29,12 @@ COMPUTED = "computed"
 FAILED = "failed"
 """The function ran and raised; `reason` is the type of the exception."""
 COALESCED = "coalesced"
-"""A caller took the result of a computation that another caller or process had begun; `seconds`
-is how long it waited, `saved` what it would have waited longer for its own."""
+"""A caller took the result of a computation that another caller or process had begun; `seconds` is
+how long it waited, `saved` how much longer its own computation would have taken."""
 REVALIDATED = "revalidated"
-"""A stored value proved right, since what it was built on came back equal (`cutoff`); `reason` is
-what put it in doubt, or `BY_REFRESH`, `seconds` how long the proof took, `saved` by how much a
-computation would have taken longer."""
+"""A stored value was confirmed, since its inputs came back equal (`cutoff`).  `reason` is what put
+it in doubt, or `BY_REFRESH`; `seconds` is the time of the check, `saved` how much longer a
+computation would have taken."""
 BY_REFRESH = "refresh"
 """The reason of what happened in a background refresh."""
 STORED = "stored"

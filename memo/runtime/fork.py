@@ -1,4 +1,4 @@
-"""Forks: what a forked child makes anew, in the order in which it was registered.
+"""Forks: the state that a forked child makes anew, in the order of registration.
 
 A child has the memory of its parent and none of its threads: locks may be held by threads that are
 not there, and descriptors are shared with the parent.  Each part of memo that has such state
@@ -40,7 +40,7 @@ def renewed_in_child(one: Renewable) -> None:
 
 
 def forget(one: Renewable) -> None:
-    """Leave `one` as it is in children: it has nothing to renew any more."""
+    """Stop renewing `one` in children."""
     _objects.discard(one)
 
 
@@ -48,7 +48,7 @@ def around(
     before: Callable[[], None], in_parent: Callable[[], None], renew: Callable[[], None]
 ) -> None:
     """Call `before()` before a fork; then `in_parent()` in the parent, `renew()` in the child."""
-    _before.insert(0, before)  # what was registered last is locked first, as `os` does it
+    _before.insert(0, before)  # the last registered lock is taken first, as `os` does
     _in_parent.append(in_parent)
     _steps.append(renew)
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 LOOK = 256
-"""So often something is stored until the tables are weighed again."""
+"""How many entries are stored between two measurements of the tables."""
 FIXED = 2 << 20
-"""Bytes of what does not grow with the number of keys, such as the page caches of SQLite; of a
-small limit they are a fifth."""
+"""Bytes that do not grow with the number of keys, such as the page caches of SQLite; at most a
+fifth of a small limit."""
 
 
 class Holder(Protocol):
@@ -36,7 +36,7 @@ class Holder(Protocol):
         ...
 
     def oldest(self) -> int | None:
-        """When its least recently used entry was used, as `tick` counts; None: it has none."""
+        """The time of its least recently used entry, as `tick` counts; None: it is empty."""
         ...
 
     def evict(self) -> None:
@@ -65,11 +65,11 @@ class Budget:
         self._look = 0
 
     def add_holder(self, holder: Holder) -> None:
-        """From now on a holder is part of the budget, as long as it lives."""
+        """Make a holder part of the budget, as long as it lives."""
         self._holders.append(weakref.ref(holder, self._forget))
 
     def add_table(self, table: Table) -> None:
-        """From now on a table is part of the budget, as long as it lives."""
+        """Make a table part of the budget, as long as it lives."""
         self._tables.append(weakref.ref(table, self._forget))
 
     def _forget(self, gone: weakref.ref[Holder] | weakref.ref[Table]) -> None:

@@ -16,7 +16,7 @@ NETWORK = (
     *("nfs", "cifs", "smb", "afs", "9p", "lustre", "gluster", "ceph", "beegfs", "gpfs", "orangefs"),
     *("virtiofs", "vboxsf", "vmhgfs", "prl_fs", "fuse."),
 )
-"""How the types of file systems begin that other machines may change; FUSE's do not tell."""
+"""Prefixes of the types of file systems that other machines may change; FUSE does not tell."""
 _LOCAL = ("fuse.fuse-overlayfs",)
 RECHECK = 60.0
 """Seconds for which an answer of `exposed` is believed."""
@@ -27,7 +27,7 @@ _known: dict[Path, tuple[float, bool]] = {}
 
 
 def exposed(directory: Path) -> bool:
-    """True if others than this user on this machine may change what lies in a directory.
+    """True if another user or machine may change the files in a directory.
 
     Looked up every `RECHECK` seconds.  Where the system does not say: no.
     """
@@ -72,12 +72,12 @@ def _is_private(directory: Path) -> bool:
         return not _writable(os.stat(real), inside=True) and not any(
             _writable(os.stat(parent), inside=False) for parent in real.parents
         )
-    except (OSError, RuntimeError):  # not there yet, or not for us to see
+    except (OSError, RuntimeError):  # missing, or not visible to this user
         return True
 
 
 def _writable(facts: os.stat_result, *, inside: bool) -> bool:
-    """True if others may change a directory's entries; above ours a sticky one keeps ours safe."""
+    """True if others may change a directory's entries; a sticky one above ours is safe."""
     if facts.st_uid not in (os.geteuid(), 0):
         return True
     if facts.st_mode & stat.S_ISVTX and not inside:

@@ -23,7 +23,7 @@ PATIENT: ContextVar[float] = ContextVar("memo_patient", default=0.0)
 def patient(seconds: float) -> Iterator[None]:
     """Let the calls in this block wait for locks of others, at most `seconds` in all.
 
-    It is waited for where that may block: in threads, never on an event loop.
+    Only calls that may block wait: those in threads, never on an event loop.
     """
     token = PATIENT.set(time.monotonic() + seconds)
     try:
@@ -33,7 +33,7 @@ def patient(seconds: float) -> Iterator[None]:
 
 
 class Later:
-    """An answer that sync code fetches when it is wanted: `Port.settle` does."""
+    """An answer that sync code fetches only when `Port.settle` needs it."""
 
     __slots__ = ("get",)
 
@@ -42,12 +42,12 @@ class Later:
 
 
 TOGETHER: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
-"""Questions that sync code asks together; None: it asks one after another."""
+"""Questions that sync code collects; None: it asks one after another."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let what sync code asks in here share round trips: it is asked when an answer is wanted."""
+    """Collect what sync code asks in this block; it is sent together once an answer is needed."""
     token = TOGETHER.set({})
     try:
         yield
@@ -56,10 +56,10 @@ def together() -> Iterator[None]:
 
 
 class Waiter(Protocol):
-    """A flag that one caller waits on and any other may set; made by `Port.waiter`."""
+    """A flag that one caller waits on and any other can set; made by `Port.waiter`."""
 
     def set(self) -> None:
-        """Wake the one that waits.  Safe from every thread, more than once, and after its end."""
+        """Wake the waiter.  Safe from every thread, repeatedly, and after it has ended."""
         ...
 
 
@@ -98,7 +98,7 @@ class Port(Protocol):
         ...
 
     def waiter(self) -> Waiter:
-        """A fresh waiter for the one that runs now."""
+        """A new waiter for the caller that runs now."""
         ...
 
     def spawn(

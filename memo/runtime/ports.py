@@ -1,4 +1,4 @@
-"""The two ports; only this module starts threads and knows event loops.
+"""The two ports; no other module starts threads or uses event loops directly.
 
 `Native` suspends on the running loop.  `Blocking` never suspends, so `drive` runs a whole coroutine
 of the engine in one step, in the caller's thread, without a loop; that is why sync cached functions
@@ -33,7 +33,7 @@ T = TypeVar("T")
 EXIT_GRACE = 1.5
 """Seconds that background work may still take when the interpreter exits."""
 POOL = 4
-"""Threads for background work of sync code, started when needed."""
+"""Most threads for background work of sync code, started when needed."""
 _IDLE = 10.0
 """Seconds after which an idle pool thread ends."""
 
@@ -57,7 +57,7 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
 
 
 _DEEP = 64 if sys.version_info[:2] == (3, 12) else 0
-"""Levels of cached recursion per thread on Python 3.12, whose limit of C frames is fixed."""
+"""Levels of cached recursion per thread on Python 3.12, where the limit of C frames is fixed."""
 _here = threading.local()
 """How many coroutines of a thread run inside one another, where that is counted."""
 
@@ -129,7 +129,7 @@ class Pool:
         if start:
             try:
                 start_thread(self._work, self._name)
-            except RuntimeError:  # no more threads: another one of the pool takes it, or we do
+            except RuntimeError:  # no more threads: another one of the pool runs it, or this one
                 with self._lock:
                     self._threads -= 1
                     if self._threads or job not in self._jobs:
@@ -167,7 +167,7 @@ class Pool:
 
 _pool = Pool("memo-background", POOL)
 _apart = Pool("memo-background-apart", 64)
-"""For computations that a caller of sync code waits for only so long (`soft_timeout`)."""
+"""For computations that sync code waits for only up to `soft_timeout`."""
 _offload = Pool("memo-offload", 8)
 
 
@@ -262,7 +262,7 @@ class Ticker:
 
 _ticker = Ticker("memo-renew")
 DISPLAYS = Ticker("memo-show")
-"""For what is shown: listing entries may be slow, and must not cost a lease its renewal."""
+"""For displays: listing entries may be slow, and must not delay the renewal of a lease."""
 
 
 class Blocking:
@@ -433,7 +433,7 @@ class Native:
         task = self.loop.create_task(work(self), name=name)
         TASKS.add(task)
         task.add_done_callback(_finished)
-        if ended is not None:  # a task that is cancelled before it begins runs not a line of `work`
+        if ended is not None:  # a task that is cancelled before it begins runs no line of `work`
             task.add_done_callback(lambda _: ended())
         return _TaskHandle(task, self.loop)
 
@@ -511,7 +511,7 @@ def _wrong_loop(other: str | None) -> EventLoopError:
 
 
 _latest: Native | None = None
-"""The port that was handed out last: most processes have one loop."""
+"""The port that was used last: most processes have one loop."""
 
 
 _portal_lock = threading.Lock()
@@ -545,7 +545,7 @@ def _portal_running() -> asyncio.AbstractEventLoop:
 def run_elsewhere(work: Callable[[Native], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine of the engine over a native port from sync code, and wait for it.
 
-    For the sync twins of what must await a user's `async def`, such as `f.refresh()`.
+    For sync helpers that must await a user's `async def`, such as `f.refresh()`.
     """
 
     async def inside() -> T:

@@ -1,6 +1,6 @@
 """Private directories and files: owner-only by explicit modes, and never through a link.
 
-The modes are set, not asked for: what the user's umask allows makes no difference.
+Modes are set explicitly, so that the user's umask makes no difference.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _make(path: Path) -> None:
 
 
 def tighten(path: Path) -> bool:
-    """Close a directory of this user's that others can write; whether it was open to them.
+    """Close a directory of this user that others can write; True if it was open.
 
     Not one with the sticky bit, which people share on purpose.
     """
@@ -231,7 +231,7 @@ def _remove_link(name: str, folder: int) -> None:
 
 
 def check_plain(name: str, folder: int, *, read_only: bool = False) -> os.stat_result:
-    """Refuse what is not a plain file of the user's own, for those that open it by themselves.
+    """Check that a file is a plain one of the user's own, for callers that open it themselves.
 
     Args:
         folder: the descriptor of the directory that it lies in.

@@ -1,4 +1,4 @@
-"""Checks: what each setting must look like, and what is made of what people write.
+"""Checks: the form of each setting, and its value made from what the user wrote.
 
 One function per kind of value.  Each takes the value and its `Place`, and gives the value as
 `Settings` holds it, or raises a `SettingError` that names the setting, where it was

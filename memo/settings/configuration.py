@@ -58,7 +58,7 @@ class Settings(NamedTuple):
         redis_value_limit: bytes; larger payloads go to `payload_store`, or stay on disk.
         payload_store: a folder or bucket that several hosts reach; None: there is none.
         redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
-        retention: seconds for which what never expires is kept after its code was replaced.
+        retention: seconds that entries without expiry are kept after their code was replaced.
         on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`.
         compress: bytes from which results are compressed; None: none are.
         enabled: False: every call computes.
@@ -118,7 +118,7 @@ def _layer(values: Mapping[str, Any], where: Callable[[str], str], base: Path | 
 
 
 def _near(name: str, likeness: float) -> list[str]:
-    """The name of ours that a misspelt one is most like, if any."""
+    """The setting whose name is most like a misspelt one, if any."""
     import difflib
 
     return difflib.get_close_matches(name, NAMES, 1, likeness)
@@ -133,11 +133,11 @@ def _unknown(name: str, source: str) -> SettingError:
 def _environment() -> Layer:
     """`MEMO_*`; an empty variable counts as not set, except for `MEMO_SECRET`.
 
-    An empty secret is what a template leaves when the real one is missing: to go on with another
-    secret would silently share nothing.
+    A template leaves an empty secret if the real one is missing; going on with another secret would
+    silently share nothing.
 
-    A name that is nearly one of ours is an error.  Any other is ignored, since other
-    programs are called memo as well; so is `MEMO_TEST_*`.
+    A name that is nearly one of ours is an error.  Any other is ignored, since other programs use
+    the name memo too; so is `MEMO_TEST_*`.
     """
     values = {}
     for variable, text in os.environ.items():
@@ -344,7 +344,7 @@ def restoring() -> Iterator[None]:
 
 
 class Changes(TypedDict, total=False):
-    """Keyword arguments of `configure`, as people write them."""
+    """Keyword arguments of `configure`, as users write them."""
 
     redis_url: str | None
     directory: str | os.PathLike[str] | None
@@ -430,8 +430,8 @@ def _password(url: str) -> bool:
 def adopt(settings: Mapping[str, Any], sender: str) -> None:
     """Take over what `carried` gave in the process `sender`, where `configure` was not called here.
 
-    It replaces what other processes sent before.  Ignored are settings that this process sent
-    itself, and those with a function inside a stored result, which no process sent (`""`).
+    It replaces what other processes sent before.  Settings that this process itself sent are
+    ignored, and so are those of a function inside a stored result, which have no sender (`""`).
     """
     if sender in ("", PROCESS):
         return
@@ -450,7 +450,7 @@ def _stays(name: str, given: Given) -> bool:
 
 
 PROCESS = os.urandom(8).hex()
-"""Names this process, for the workers that it sends settings to."""
+"""The id of this process, for the workers that it sends settings to."""
 
 
 def _after_fork() -> None:

@@ -5,12 +5,12 @@ changed value acts at once, also on entries that exist.  Three sources, the firs
 wins:
 
 1.  this process: `memo.live["ttl.products"] = 30`,
-2.  a TOML file: the setting `live_file`, looked at no more often than every `LOOK_EVERY` seconds,
-    on access; a dot in a key goes down into a table,
-3.  a shared one, which `attach` plugs in (Redis): at most `SHARED_AGE` seconds old where its user
-    asks `due` and then calls `refresh`, which may block.
+2.  a TOML file: the setting `live_file`, checked on access, at most every `LOOK_EVERY` seconds; a
+    dot in a key goes down into a table,
+3.  a shared one (Redis), given to `attach`: at most `SHARED_AGE` seconds old if its user asks `due`
+    and then calls `refresh`, which may block.
 
-No thread and no event loop lives here.
+It needs neither a thread nor an event loop.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks at the file."""
+"""Seconds between two checks of the file."""
 SHARED_AGE = 0.5
-"""Seconds after which the shared source is asked again; with its deadline of 0.25 s below 1 s."""
+"""Seconds after which the shared source is asked again: below 1 s with its deadline of 0.25 s."""
 _SETTLED = 0.1
 """Seconds: a file that is younger may be written again within the same tick of its time stamp."""
 
@@ -120,7 +120,7 @@ class Live(Mapping[str, float]):
 
     @public
     def delete(self, key: str, *, shared: bool = False) -> bool:
-        """Take back what `set` has set; True when there was something to take back."""
+        """Undo `set`; True if there was a value."""
         if shared:
             there = key in self._shared
             self._publish_or_fail(_name(key), None)
@@ -139,7 +139,7 @@ class Live(Mapping[str, float]):
             raise KeyError(key)
 
     def clear(self) -> None:
-        """Take back everything that was set in this process."""
+        """Undo everything that was set in this process."""
         with self._lock:
             self._own.clear()
             self._merge()
@@ -148,8 +148,8 @@ class Live(Mapping[str, float]):
         """Plug in a shared source.
 
         Args:
-            fetch: gives all keys and their ttl as people write them (text or bytes in seconds, with
-                or without units); may block, may raise.  None: there is nothing to ask.
+            fetch: returns all keys and their ttl as users write them (text or bytes, in seconds or
+                with units); may block, may raise.  None: there is no source.
             publish: `publish(key, text)` sets a key for all processes, and with None deletes it.
 
         Returns:
@@ -168,7 +168,7 @@ class Live(Mapping[str, float]):
         return detach
 
     def due(self) -> bool:
-        """Is the shared source to be asked again?  Never blocks."""
+        """True if it is time to ask the shared source again.  Never blocks."""
         return self._fetch is not None and self._clock() - self._fetched_at >= SHARED_AGE
 
     def refresh(self) -> None:
@@ -250,7 +250,7 @@ class Live(Mapping[str, float]):
             self._merge()
 
     def _complain(self, about: str, text: str) -> None:
-        """An event for a fault, once until it changes; `""` means that it is over."""
+        """Emit an event for a fault, once until it changes; `""`: it is over."""
         if text and text != self._complaints.get(about):
             emit(Event(ERROR, reason="live configuration", detail=f"{about}: {text}"))
         self._complaints[about] = text

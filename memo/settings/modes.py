@@ -34,7 +34,7 @@ class Mode(NamedTuple):
     max_age: float | None = None
 
     def over(self, outer: Mode | None) -> Mode:
-        """This mode within another one, which holds where this one says nothing."""
+        """This mode within another one, which fills in what this one leaves open."""
         if outer is None:
             return self
         return Mode(

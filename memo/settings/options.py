@@ -172,7 +172,7 @@ def _window(option: str, value: Any) -> float:
 
 
 def flag(option: str, value: Any) -> bool:
-    """True or False, and nothing that merely looks like it."""
+    """True or False; nothing else is accepted."""
     if not isinstance(value, bool):
         raise OptionError(option, value, "must be True or False.")
     return value
@@ -195,7 +195,7 @@ def text(option: str, value: Any, longest: int | None = None) -> str | None:
 
 
 def texts(option: str, value: Any) -> tuple[str, ...]:
-    """Several texts; a single one is the usual slip, and an error."""
+    """Several texts; a single one, the usual mistake, is an error."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise OptionError(option, value, f'must be a list of texts, for instance ["{value}"].')
     many = tuple(value)
@@ -246,7 +246,7 @@ def _predicate(option: str, value: Any) -> Any:
 
 
 def _of_result(option: str, value: Callable[..., Any]) -> Any:
-    """A function that is asked about a result before it is stored: it takes that, and is plain."""
+    """A plain function that takes a result before it is stored."""
     if is_async(value):
         raise OptionError(option, value, "must not be async: it is asked before storing.")
     try:
@@ -269,7 +269,7 @@ def is_async(function: Any) -> bool:
 
 
 def function(option: str, value: Any, *, generators: bool = True) -> Callable[..., Any]:
-    """A function.
+    """Check a function.
 
     Raises:
         OptionError: it is not callable, or a generator function where those are of no use.
@@ -303,7 +303,7 @@ def generates(function: Any) -> str:
 
 
 def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
-    """Every name is one of `allowed`."""
+    """Check that every name is one of `allowed`."""
     pool = tuple(allowed)
     for name in names:
         if name not in pool:

@@ -89,7 +89,7 @@ class Address(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Address for people, without user and password: `"127.0.0.1:6379/0"`."""
+        """The address as it is shown, without user and password: `"127.0.0.1:6379/0"`."""
         db = self.options.get("db", 0)
         if self.kind == SOCKET:
             return f"{self.path}/{db}"
@@ -188,7 +188,7 @@ def _truth(text: str) -> Any:
 
 
 def unknown(name: str, known: tuple[str, ...], what: str) -> str:
-    """Why a name does not count, and the nearest one that does."""
+    """The reason why a name is refused, and the nearest one that is accepted."""
     if name in _OURS:
         return f"{name!r} cannot be set: {_OURS[name]}."
     import difflib  # only an error needs it

@@ -53,7 +53,7 @@ class Secret:
         self._mac = blake2b(key=key, digest_size=32, person=b"memo entry v1")
 
     def seal(self, *parts: bytes | memoryview) -> bytes:
-        """32 bytes that only this secret makes of these bytes, in one part or more."""
+        """The MAC of these bytes under this secret: 32 bytes."""
         mac = self._mac.copy()
         for part in parts:
             mac.update(part)
@@ -193,8 +193,8 @@ def default_file() -> Path | None:
 def generated() -> tuple[Secret, ...]:
     """The secret in `default_file`, which is made if there is none.
 
-    Where none can be kept (a read-only home, no home at all) it is a secret of this process, with a
-    `SecretWarning` and an event: caching works, and no other process can read the entries.
+    If it cannot be kept (a read-only home, or none), this process gets a secret of its own, with a
+    `SecretWarning` and an event: caching works, but no other process can read the entries.
 
     Raises:
         SecretError: there is a file, and it must not be trusted.
@@ -254,7 +254,7 @@ def _of_this_process(why: str) -> Secret:
 
 
 def is_kept(secret: Secret) -> bool:
-    """False for the secret of this process, which stands in where none could be kept."""
+    """False for a secret of this process alone, used when none could be kept."""
     return all(secret is not one for one in FALLBACK)
 
 
@@ -264,7 +264,7 @@ _untold: list[str] = []
 def warn_if_not_kept() -> None:
     """Warn, once, that no secret could be kept: called where entries could outlive this process.
 
-    Where they could not, the warning about the directory says all there is to say.
+    Otherwise the warning about the directory is enough.
     """
     while _untold:
         text = _untold.pop()

@@ -1,4 +1,4 @@
-"""For tests of code that uses memo: a cache of its own, a clock that the test moves, the events.
+"""Helpers for tests of code that uses memo: a separate cache, a clock that the test moves, events.
 
 ::
 
@@ -122,8 +122,8 @@ def expecting(
 
     Args:
         function: a cached function, or its identity; None: all of them.
-        counts: how many, of any of `hits`, `stale`, `misses`, `shared` and `computed`; what is
-            not named may be as it is.
+        counts: how many of `hits`, `stale`, `misses`, `shared` and `computed`; others are not
+            checked.
 
     Yields:
         The events of the block, in order.
@@ -166,8 +166,8 @@ def reset() -> None:
     """Set memo back to how it was when it was imported, for this process.
 
     Background work ends (for at most `ports.EXIT_GRACE` seconds), connections and files are closed,
-    `configure`d settings, the counters and the live configuration are forgotten.  What is stored
-    stays.
+    `configure`d settings, the counters and the live configuration are forgotten.  Stored entries
+    stay.
     """
     ports.drain_blocking(ports.EXIT_GRACE)
     BOARD.close()

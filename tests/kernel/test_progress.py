@@ -25,7 +25,7 @@ from waiting import until, wait_for
 import memo
 from memo import cache
 from memo.engine.coordination.leases import Holder
-from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, Terminal, whom
+from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, Terminal, holder_name
 from memo.runtime import events
 from memo.runtime.events import Event
 from memo.runtime.ports import drain_blocking
@@ -407,8 +407,8 @@ def test_a_waiter_learns_who_has_it_now(sheet: Sheet) -> None:
 
 def test_holders_for_people() -> None:
     """A holder is named by process and host; what its text does not tell is not made up."""
-    assert whom(Holder.of("1f3a/a/4123/99ff")) == "kernel 4123 on host a"
-    assert whom(Holder.of("")) == "another process"
+    assert holder_name(Holder.of("1f3a/a/4123/99ff")) == "kernel 4123 on host a"
+    assert holder_name(Holder.of("")) == "another process"
     assert Holder.of("1f3a/a/4123/99ff/12.5/40") == ("a", "4123", 12.5, 40.0)
     assert Holder.of("1f3a/a/4123/99ff/12.5/") == ("a", "4123", 12.5, None)
     assert Holder.of("1f3a/a/4123/99ff/soon/x") == ("a", "4123", None, None)
