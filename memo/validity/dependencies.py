@@ -126,18 +126,21 @@ def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileSta
         every: seconds for which a URL is believed without asking again.
     """
     urls = [one for one in paths if is_url(one[0])]
-    if urls:
-        from memo.validity import remote
-
-        far = remote.all_facts(urls)
+    far = _far_facts(urls) if urls else {}
     stamps: list[FileStamp] = []
     for path, by_content in paths:
-        if is_url(path):
-            facts = far[path, by_content] or remote.unknown()
-            stamps.append(FileStamp(path, facts, by_content, every))
+        if (path, by_content) in far:
+            stamps.append(FileStamp(path, far[path, by_content], by_content, every))
         else:
             stamps.append(FileStamp(path, _facts(path, by_content), by_content))
     return stamps
+
+
+def _far_facts(urls: list[remote.Asked]) -> dict[remote.Asked, str]:
+    """The facts of URLs, which are asked at the same time."""
+    from memo.validity import remote
+
+    return {one: facts or remote.unknown() for one, facts in remote.all_facts(urls).items()}
 
 
 def _facts(path: str, by_content: bool) -> str:

@@ -21,6 +21,7 @@ from checkout import ROOT
 from folders import FOLDER
 from ports import start
 from redis_server import RedisServer
+from waiting import await_until
 
 import memo
 from memo.engine.coordination import leases
@@ -63,16 +64,12 @@ def make(gate: Gate, **options: Any) -> Any:
 
 
 async def begun(gate: Gate, times: int = 1) -> None:
-    while gate.begun < times:
-        await asyncio.sleep(0.001)
+    await await_until(lambda: gate.begun >= times)
 
 
 async def gone(condition: Callable[[], Any], within: float = 0.1) -> None:
     """Wait until a condition does not hold any more."""
-    end = time.monotonic() + within
-    while condition():
-        assert time.monotonic() < end, condition()
-        await asyncio.sleep(0.001)
+    await await_until(lambda: not condition(), within)
 
 
 def lock_files(home: Path) -> list[Path]:
@@ -168,7 +165,7 @@ async def test_a_waiter_for_another_process_is_cancelled(
         pytest.skip("there is no lease to wait for")
     with _held(f):
         call = asyncio.create_task(f(1, 0.0))
-        await asyncio.sleep(0.05)
+        await await_until(FLIGHTS.under_way)
         assert gate.begun == 0
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)

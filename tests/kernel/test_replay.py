@@ -22,6 +22,7 @@ import memo
 from memo import cache
 from memo.engine import replay
 from memo.errors import OptionError
+from memo.testing import ManualClock, isolated
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
@@ -223,13 +224,15 @@ def test_a_refresh_in_the_background_is_silent(capsys: pytest.CaptureFixture[str
         print("run", len(count))
         return len(count)
 
-    f(1)
-    time.sleep(0.1)
-    assert f(1) == 1
-    assert memo.runtime.ports.drain_blocking(5)  # type: ignore[attr-defined]
-    assert said(capsys)[0] == "run 1\n" * 2
-    assert f(1) == 2
-    assert said(capsys)[0] == "run 2\n"
+    clock = ManualClock()
+    with isolated(clock=clock):
+        f(1)
+        clock.advance(0.1)
+        assert f(1) == 1
+        assert memo.runtime.ports.drain_blocking(5)  # type: ignore[attr-defined]
+        assert said(capsys)[0] == "run 1\n" * 2
+        assert f(1) == 2
+        assert said(capsys)[0] == "run 2\n"
 
 
 async def test_what_else_one_can_do_with_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = STUCK) -> bool:
             return False
         time.sleep(_PAUSE)
     return True
+
+
+async def await_until(condition: Callable[[], Any], seconds: float = STUCK) -> None:
+    """As `until`, on a running event loop."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        await asyncio.sleep(_PAUSE / 5)
 
 
 def until(condition: Callable[[], Any], seconds: float = STUCK) -> None:

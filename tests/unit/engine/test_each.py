@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from redis_server import RedisServer
+from waiting import await_until, until
 from ways import Way, fresh_process, kinds
 
 import memo
@@ -432,7 +432,7 @@ def test_overlapping_calls_compute_no_element_twice(way: Way, place: str, lock: 
             first = asyncio.create_task(load([1, 2, 3]))
             await asyncio.to_thread(SLOW.begun.wait, 20)
             second = asyncio.create_task(load([2, 3, 4]))
-            await until(lambda: len(RUNS) == 2)
+            await await_until(lambda: len(RUNS) == 2)
             SLOW.go.set()
             return list(await asyncio.gather(first, second))
 
@@ -448,21 +448,12 @@ def test_overlapping_calls_compute_no_element_twice(way: Way, place: str, lock: 
         assert SLOW.begun.wait(20)
         threads.append(threading.Thread(target=call, args=(1, [2, 3, 4])))
         threads[1].start()
-        asyncio.run(until(lambda: len(RUNS) == 2))
+        until(lambda: len(RUNS) == 2)
         SLOW.go.set()
         for thread in threads:
             thread.join(20)
     assert answers == [[1, 4, 9], [4, 9, 16]]
     assert RUNS == [[1, 2, 3], [4]]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, at most 20 seconds."""
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("never came true")
 
 
 def test_calls_that_cross_do_not_wait_for_each_other(way: Way) -> None:
@@ -534,7 +525,7 @@ def test_a_cancelled_caller_leaves_the_others_alone() -> None:
             return [one * one for one in x]
 
         first = asyncio.create_task(load([1, 2]))
-        await until(lambda: bool(RUNS))
+        await await_until(lambda: bool(RUNS))
         second = asyncio.create_task(load([2]))
         await asyncio.sleep(0.05)
         first.cancel()
@@ -555,16 +546,16 @@ def test_a_run_without_callers_is_stopped() -> None:
         async def load(x: list[int]) -> list[int]:
             RUNS.append(x)
             try:
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             except asyncio.CancelledError:
                 stopped.append(True)
                 raise
             return x
 
         task = asyncio.create_task(load([1, 2]))
-        await until(lambda: bool(RUNS))
+        await await_until(lambda: bool(RUNS))
         task.cancel()
-        await until(lambda: bool(stopped))
+        await await_until(lambda: bool(stopped))
 
     asyncio.run(main())
     assert stopped == [True]

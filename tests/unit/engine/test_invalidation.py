@@ -22,6 +22,7 @@ from folders import FOLDER
 from inside import inside
 from ports import blocking
 from redis_server import RedisServer
+from waiting import until
 
 import memo
 from memo import cache, invalidate_cache
@@ -670,9 +671,8 @@ def test_what_neither_arrived_nor_was_journalled_is_sent(
             assert load("EU") != old
         redis_server.restart()
         with recording() as heard:
-            while not any(event.kind == "replayed" for event in heard):
-                time.sleep(0.05)
-                assert load("EU") != old
+            until(lambda: load("EU") == old or any(event.kind == "replayed" for event in heard))
+            assert load("EU") != old
     assembly.reset()
     with memo.configure(directory=tmp_path / "b", redis_url=redis_server.url, deadline=5):
         assert load("EU") != old
@@ -1167,7 +1167,7 @@ def test_a_result_that_is_not_stored_is_still_held_to_its_stamps() -> None:
     blocking(lambda port: chain.authorities.turn(port, [turn], "{}"))
     second = threading.Thread(target=lambda: answers.append(load()))
     second.start()
-    _somebody_waits()
+    _a_caller_waits()
     go_on.set()
     first.join()
     second.join()
@@ -1237,17 +1237,16 @@ def test_a_joiner_does_not_go_back() -> None:
     chain.floors.rise(load.key(), time.time_ns())  # as an answer from another process would
     second = threading.Thread(target=lambda: answers.append(load()))
     second.start()
-    _somebody_waits()
+    _a_caller_waits()
     go_on.set()
     first.join()
     second.join()
     assert answers == [2]
 
 
-def _somebody_waits() -> None:
+def _a_caller_waits() -> None:
     flight = next(iter(answering.FLIGHTS.under_way()))
-    while not flight.joiners:
-        time.sleep(0.001)
+    until(lambda: flight.joiners)
 
 
 def test_a_refresh_that_another_process_invalidated_is_dropped() -> None:

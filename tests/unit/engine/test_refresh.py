@@ -27,7 +27,7 @@ from ports import ROOT, run, start
 from providers import InADict
 from redis_server import RedisServer
 from styles import STYLES, Style
-from waiting import until
+from waiting import await_until, until
 
 import memo
 from memo.engine.coordination import leases
@@ -239,17 +239,18 @@ def test_live_ttl_acts_on_entries_that_exist(
 
 
 @styles
-def test_an_entry_outlives_a_short_ttl(style: Style, source: Source) -> None:
+def test_an_entry_outlives_a_short_ttl(style: Style, source: Source, clock: ManualClock) -> None:
     """An entry stored with a short ttl is still there when the live ttl is raised."""
     f = cached(style, source, ttl=0.05, ttl_key="ttl.short")
     plain = cached(style, source, ttl=0.05, name="plain")
-    assert style.call(f) == 1
-    style.call(plain)
-    memo.decorators.assembly.reset()  # so that the memory tier has nothing
-    time.sleep(0.3)
-    assert not f.is_cached()
-    memo.live["ttl.short"] = 60
-    assert style.call(f) == 1
+    with isolated(clock=clock):
+        assert style.call(f) == 1
+        style.call(plain)
+        memo.decorators.assembly.reset()  # so that the memory tier has nothing
+        clock.advance(0.3)
+        assert not f.is_cached()
+        memo.live["ttl.short"] = 60
+        assert style.call(f) == 1
 
 
 @styles
@@ -374,14 +375,15 @@ LOOKS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("how", LOOKS)
-def test_whoever_looks_asks_the_shared_source(source: Source, how: str) -> None:
+def test_every_look_asks_the_shared_source(source: Source, how: str, clock: ManualClock) -> None:
     """A shared ttl is asked for by a call, also one that memory answers, and by a look."""
     f = cached(STYLES[0], source, ttl=60, ttl_key="ttl.asked")
-    assert f() == f() == 1
-    detach = memo.live.attach(lambda: {"ttl.asked": "1ms"})
-    time.sleep(0.005)
-    assert not LOOKS[how](f)
-    detach()
+    with isolated(clock=clock):
+        assert f() == f() == 1
+        detach = memo.live.attach(lambda: {"ttl.asked": "1ms"})
+        clock.advance(0.005)
+        assert not LOOKS[how](f)
+        detach()
 
 
 def test_shared_without_redis_is_an_error() -> None:
@@ -817,8 +819,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
 
     async def begin() -> None:
         assert await f() == 1
-        while source.runs < 2:
-            await asyncio.sleep(0.001)
+        await await_until(lambda: source.runs == 2)
 
     with isolated(clock=clock):
         assert asyncio.run(f()) == 1
@@ -874,8 +875,7 @@ async def test_drain_drops_what_takes_too_long(source: Source, clock: ManualCloc
         clock.advance(20)
         source.seconds = 60.0
         assert await f() == 1
-        while source.runs < 2:
-            await asyncio.sleep(0.001)
+        await await_until(lambda: source.runs == 2)
         begun = time.monotonic()
         assert await memo.drain(0.1) is False
         assert time.monotonic() - begun < 1.0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import ports
 import pytest
+from waiting import await_until, until
 from ways import Way, fresh_process, kinds
 
 import memo
@@ -322,9 +323,9 @@ def test_a_run_that_is_being_left_is_waited_for() -> None:
         leaves.start()
         assert closing.wait(20)
         comes.start()
-        eventually(lambda: kinds(heard).count("miss") == 2)
+        until(lambda: kinds(heard).count("miss") == 2)
         with suppress(AssertionError):
-            eventually(lambda: SEEN.count("begins") == 2, 0.2)
+            until(lambda: SEEN.count("begins") == 2, 0.2)
         go.set()
         leaves.join(20)
         comes.join(20)
@@ -364,14 +365,6 @@ print("lock_timeout" in {event.kind for event in heard})
 def other_process_waits() -> bool:
     """True if another process finds the lease of `rows(2)` taken, until it computes by itself."""
     return ports.run(WAITS) == "True"
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_old_items_instead_of_an_error(way: Way) -> None:
@@ -492,7 +485,7 @@ def test_a_cancelled_consumer() -> None:
         SEEN.append("begins")
         yield 0
         if hang:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         yield 1
 
     async def all_of_them() -> list[int]:
@@ -501,8 +494,7 @@ def test_a_cancelled_consumer() -> None:
     async def main() -> list[int]:
         nonlocal hang
         first = asyncio.create_task(all_of_them())
-        while not SEEN:
-            await asyncio.sleep(0.01)
+        await await_until(lambda: SEEN)
         second = asyncio.create_task(all_of_them())
         await asyncio.sleep(0.05)
         hang = False
@@ -643,7 +635,6 @@ def test_age_flows_through_streams(way_round: str) -> None:
 
 def test_time_in_a_stream_is_its_own() -> None:
     """The time of a generator is not counted once more for the computation that consumes it."""
-    import time
 
     @cache(name="tests:slow", version="1")
     def rows() -> Iterator[int]:

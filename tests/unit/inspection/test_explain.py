@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -320,7 +319,7 @@ def test_expired(clock: ManualClock, later: float) -> None:
     shows(explanation, "computed 1", "ttl 1 min", "expired ")
 
 
-def test_expired_and_gone_from_every_tier() -> None:
+def test_expired_and_gone_from_every_tier(clock: ManualClock) -> None:
     """An entry that no tier gives out any more, since it is past its ttl, has expired, too."""
 
     @cache(ttl=0.05, name="load")
@@ -328,7 +327,7 @@ def test_expired_and_gone_from_every_tier() -> None:
         return region
 
     load("EU")
-    time.sleep(0.15)
+    clock.advance(0.15)
     explanation = load.explain("EU")
     assert explanation.reason == "expired"
     shows(explanation, "ttl 50.0 ms")

@@ -16,6 +16,7 @@ from memo.decorators import assembly
 from memo.metrics import rendering
 from memo.metrics.recorder import reset, watch
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
+from memo.testing import ManualClock, isolated
 
 NEAR = 0.12
 """Seconds that a busy machine may add."""
@@ -46,10 +47,12 @@ def test_sharing_a_computation_saves_no_waiting() -> None:
         await asyncio.sleep(0.5)
         return x
 
-    async def main() -> None:
+    async def main() -> float:
+        begun = time.perf_counter()
         await asyncio.gather(*(load(1) for _ in range(9)))
+        return time.perf_counter() - begun
 
-    took = timed(lambda: asyncio.run(main()))
+    took = asyncio.run(main())
     total = memo.stats().total
     assert (total.misses, total.coalesced) == (1, 8)
     assert total.saved < 0.1
@@ -146,10 +149,12 @@ def test_a_stale_answer_saves_once() -> None:
     def outer() -> int:
         return inner()
 
-    took = timed(outer)
-    time.sleep(0.35)
-    again = timed(outer)
-    assert drain_blocking(10)
+    clock = ManualClock()
+    with isolated(clock=clock):
+        took = timed(outer)
+        clock.advance(0.35)
+        again = timed(outer)
+        assert drain_blocking(10)
     total = memo.stats().total
     assert total.stale == 1
     assert total.saved == pytest.approx(took - again, abs=NEAR)
@@ -240,9 +245,11 @@ def test_an_expired_hit_is_said_to_be_expired() -> None:
     def load(x: int) -> int:
         return x
 
-    load(1)
-    time.sleep(0.1)
-    said = str(load.explain(1))
+    clock = ManualClock()
+    with isolated(clock=clock):
+        load(1)
+        clock.advance(0.1)
+        said = str(load.explain(1))
     assert "\u2212" not in said
     assert "-" not in said.partition("fresh for")[2][:3]
     assert re.search(r"expired [\d.]+ m?s ago", said)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from chaos import Proxy
 from redis_server import RedisServer
-from waiting import wait_for
+from waiting import await_until, wait_for
 
 import memo
 from memo.errors import TierError
@@ -300,12 +300,10 @@ def test_a_cancelled_wait(tier: Redis, redis_server: RedisServer) -> None:
     async def work(port: Port) -> None:
         await tier.leases.acquire(port, "x", "me")
         task = asyncio.create_task(tier.leases.wait(port, "x", 5))
-        await asyncio.sleep(0.1)
-        assert client.info("clients")["blocked_clients"] == 1
+        await await_until(lambda: client.info("clients")["blocked_clients"] == 1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.sleep(0.05)
-        assert client.info("clients")["blocked_clients"] == 0
+        await await_until(lambda: client.info("clients")["blocked_clients"] == 0)
 
     looping(work)
 

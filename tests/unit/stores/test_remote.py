@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_records import A, B, record
 from redis_server import RedisServer, bundled
-from waiting import wait_for
+from waiting import await_until, wait_for
 
 from memo.errors import TierError, TierUnavailable
 from memo.records import codec, seal
@@ -583,9 +583,8 @@ def test_dropped_tier_leaves_nothing(redis_server: RedisServer) -> None:
         await tier.lookup(port, "memo:k")
         del tier
         gc.collect()
-        await asyncio.sleep(0.01)
         client = redis_server.client()
-        assert wait_for(lambda: len(client.client_list()) == 1)
+        await await_until(lambda: len(client.client_list()) == 1)
 
     looping(work)
 
@@ -650,8 +649,7 @@ def test_fork_with_live_connections(tier: Redis) -> None:
         )
         hammer.start()
         mine.append(await _hammer(tier, port, "parent"))
-        while child.is_alive() or hammer.is_alive():
-            await asyncio.sleep(0.01)
+        await await_until(lambda: not (child.is_alive() or hammer.is_alive()), 120)
         assert child.exitcode == 0
         mine.append(await _hammer(tier, port, "parent"))
         mine.append(drive(_hammer(tier, BLOCKING, "parent")))
