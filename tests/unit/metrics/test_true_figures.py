@@ -29,7 +29,11 @@ def _from_zero() -> None:
     @cache(version="1", name="first")
     def first() -> None: ...
 
+    @cache(version="1", name="afirst")
+    async def afirst() -> None: ...
+
     first()
+    asyncio.run(afirst())
     reset()
 
 
