@@ -287,6 +287,7 @@ import sys, threading, time, json
 import memo
 from memo.engine.coordination import leases
 from memo.engine.coordination.flights import FLIGHTS
+from memo.runtime.events import WAITING
 
 memo.configure(redis_url=sys.argv[1] or None)
 runs = [0]
@@ -300,6 +301,11 @@ def load(seconds):
     time.sleep(seconds)
     return seconds
 
+def tell(event):
+    if event.kind == WAITING:
+        print("waiting", flush=True)
+
+memo.on_event(tell)
 results = []
 if sys.argv[2] == "followed":
     def later():
@@ -363,12 +369,12 @@ def test_keyboard_interrupt_while_waiting_for_another_process(
     try:
         assert holder.stdout is not None
         assert waiter.stdout is not None
-        # The first call holds it; the other one says nothing.
-        time.sleep(1.2)
+        first = {process.stdout.readline() for process in (holder, waiter)}
+        assert first == {"begun 1\n", "waiting\n"}
         waiter.send_signal(signal.SIGINT)
         holder.send_signal(signal.SIGINT)
         for process in (holder, waiter):
-            output, _ = process.communicate(timeout=5)
+            output, _ = process.communicate(timeout=20)
             assert json.loads(output.splitlines()[-1])["free"] < 0.1, output
     finally:
         for process in (holder, waiter):

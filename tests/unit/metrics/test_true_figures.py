@@ -18,8 +18,8 @@ from memo.metrics.recorder import reset, watch
 from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.testing import ManualClock, isolated
 
-NEAR = 0.12
-"""Seconds that a busy machine may add."""
+NEAR = 0.25
+"""Seconds that a busy machine may add; less than any wrong figure is off."""
 
 
 @pytest.fixture(autouse=True)
