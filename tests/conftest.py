@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from redis_server import RedisServer
-from ways import place, site, way  # noqa: F401 - fixtures of every test
+from sheets import sheet  # noqa: F401 - a fixture of every test
+from ways import place, site, way, where  # noqa: F401 - fixtures of every test
 
 settings.register_profile("memo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("memo")  # a busy machine is no fault of a test

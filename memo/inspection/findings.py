@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memo.decorators.assembly import default_chain, home_of, host_of
-from memo.errors import MemoError, MissingExtraError, SettingError, public
+from memo.errors import MemoError, SettingError, public
 from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, counted, number, size
 from memo.runtime import VERSION, ownership
@@ -96,11 +96,9 @@ class Health(tuple[Finding, ...]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
-        return pd.DataFrame(list(self), columns=list(Finding._fields))
+        make = rendering.import_pandas().DataFrame
+        frame: pd.DataFrame = make(list(self), columns=list(Finding._fields))
+        return frame
 
     def __repr__(self) -> str:
         return "\n".join(_lines(finding) for finding in self)

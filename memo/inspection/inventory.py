@@ -16,7 +16,7 @@ from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.call import Function
 from memo.engine.explaining import listing
 from memo.engine.invalidating import own_refs
-from memo.errors import EntryError, MissingExtraError, TierError, label, public
+from memo.errors import EntryError, TierError, label, public
 from memo.keys.encoding import atoms, canonical
 from memo.metrics import rendering
 from memo.metrics.snapshots import matches
@@ -336,11 +336,9 @@ class Entries(list[Stored]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
-        return pd.DataFrame(list(self), columns=list(Stored._fields))
+        make = rendering.import_pandas().DataFrame
+        frame: pd.DataFrame = make(list(self), columns=list(Stored._fields))
+        return frame
 
     def __repr__(self) -> str:
         return rendering.table_text(table(self._items)) if self else "No entries."

@@ -19,7 +19,7 @@ from html import escape
 from importlib import resources
 from typing import Any, NamedTuple
 
-from memo.errors import label
+from memo.errors import MissingExtraError, label
 from memo.keys import summaries
 from memo.keys.summaries import BUILT, OWN, RESOLVED, RESULT
 from memo.metrics.recorder import REFRESH_FAILED, REFRESHED, REFRESHING, Span
@@ -866,3 +866,16 @@ def _bar_html(share: float | None) -> str:
         f'<span class="memo-bar" role="progressbar" aria-valuenow="{done}">'
         f'<span style="width:{done}%"></span></span> '
     )
+
+
+def import_pandas() -> Any:
+    """The package pandas, for the `to_frame()` of what is shown as a table.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
+    return pd

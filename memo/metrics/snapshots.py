@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memo.errors import MissingExtraError, label
+from memo.errors import label
 from memo.metrics.counters import ORIGIN, POINTS, STEPS, Tally
 from memo.runtime.clock import SECOND
 
@@ -296,13 +296,12 @@ class Stats:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise MissingExtraError("to_frame() needs pandas: pip install pandas") from None
+        from memo.metrics import rendering
+
         rows = {function: _row(stats) for function, stats in self.functions.items()}
         columns = list(_row(FunctionStats()))
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        make = rendering.import_pandas().DataFrame.from_dict
+        frame: pd.DataFrame = make(rows, orient="index", columns=columns)
         frame.index.name = "function"
         return frame
 

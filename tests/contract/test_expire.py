@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -22,15 +22,6 @@ RUNS: dict[str, int] = {}
 @pytest.fixture(autouse=True)
 def fresh_counts() -> None:
     RUNS.clear()
-
-
-@pytest.fixture(params=["disk", "redis"])
-def where(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
-    """Disk alone, or Redis over disk."""
-    if request.param == "disk":
-        return nullcontext()
-    server = request.getfixturevalue("redis_server")
-    return memo.configure(redis_url=server.url, deadline=5)
 
 
 def loads(**options: Any) -> Any:
@@ -204,3 +195,17 @@ def test_explain_says_who_let_it_expire(where: Any) -> None:
         assert "miss (expired)" in told
         assert "expired for this region" in told
         assert "new data" in told
+
+
+def test_the_four_take_the_same_options() -> None:
+    """`invalidate`, `expire` and their awaitable forms have one signature, with real types."""
+    family = (memo.invalidate, memo.ainvalidate, memo.expire, memo.aexpire)
+    first, *others = map(inspect.signature, family)
+    assert list(first.parameters) == ["prefix", "tag", "function", "key", "reason", "strict"]
+    assert [one.parameters for one in others] == [first.parameters] * 3
+    assert all(one.annotation != "Any" for one in first.parameters.values())
+    load = loads()
+    methods = (load.invalidate, load.ainvalidate, load.expire, load.aexpire)
+    of_load = [inspect.signature(one).parameters for one in methods]
+    assert list(of_load[0]) == ["region", "year", "reason"]
+    assert of_load == of_load[:1] * 4

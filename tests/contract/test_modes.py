@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -21,15 +21,6 @@ RUNS: dict[str, int] = {}
 @pytest.fixture(autouse=True)
 def fresh_counts() -> None:
     RUNS.clear()
-
-
-@pytest.fixture(params=["disk", "redis"])
-def where(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
-    """Disk alone, or Redis over disk."""
-    if request.param == "disk":
-        return nullcontext()
-    server = request.getfixturevalue("redis_server")
-    return memo.configure(redis_url=server.url, deadline=5)
 
 
 def ran(name: str = "n") -> int:

@@ -20,6 +20,7 @@ import pytest
 from checkout import ROOT
 from kernels import Kernel
 from redis_server import RedisServer
+from sheets import Sheet
 from waiting import until, wait_for
 
 import memo
@@ -31,35 +32,6 @@ from memo.runtime.events import Event
 from memo.runtime.ports import drain_blocking
 from memo.stores.redis.redis_tier import Redis
 from memo.testing import reset
-
-
-class Sheet:
-    """A screen that keeps what was shown on it."""
-
-    def __init__(self) -> None:
-        self.looked_at = True
-        self.shown: list[list[Line]] = []
-        self.closed: list[list[Line]] = []
-
-    def open(self) -> bool:
-        return self.looked_at
-
-    def show(self, lines: list[Line]) -> None:
-        self.shown.append(lines)
-
-    def close(self, lines: list[Line]) -> None:
-        self.closed.append(lines)
-
-
-@pytest.fixture
-def sheet() -> Iterator[Sheet]:
-    """Progress is on, and goes to a sheet."""
-    sheet = Sheet()
-    WATCHER.use(sheet)
-    memo.progress()
-    yield sheet
-    memo.progress(on=False)
-    WATCHER.use(None)
 
 
 def ticker_gone() -> bool:

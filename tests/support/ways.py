@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,12 @@ def kinds(events: Sequence[Any]) -> list[str]:
     """The kinds of events that say how calls were answered."""
     wanted = {"hit", "miss", "computed", "failed", "coalesced", "stale"}
     return [event.kind for event in events if event.kind in wanted]
+
+
+@pytest.fixture(params=["disk", "redis"])
+def where(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
+    """Disk alone, or Redis over disk."""
+    if request.param == "disk":
+        return nullcontext()
+    server = request.getfixturevalue("redis_server")
+    return memo.configure(redis_url=server.url, deadline=5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -18,15 +17,6 @@ RUNS: dict[str, int] = {}
 @pytest.fixture(autouse=True)
 def fresh_counts() -> None:
     RUNS.clear()
-
-
-@pytest.fixture(params=["disk", "redis"])
-def where(request: pytest.FixtureRequest) -> AbstractContextManager[Any]:
-    """Disk alone, or Redis over disk."""
-    if request.param == "disk":
-        return nullcontext()
-    server = request.getfixturevalue("redis_server")
-    return memo.configure(redis_url=server.url, deadline=5)
 
 
 def loads(tags: Any, **options: Any) -> Any:

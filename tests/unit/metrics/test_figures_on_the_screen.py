@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from click.testing import CliRunner
+from sheets import Sheet
 from waiting import until
 
 import memo
 from memo import cache
 from memo.cli.commands import main
 from memo.inspection.live_view import Model
-from memo.jupyter.progress_view import WATCHER, Line
 from memo.metrics import rendering
 from memo.metrics.recorder import reset, watch
 from memo.runtime.ports import drain_blocking
@@ -162,41 +162,6 @@ def _rows(table: dict[str, Any]) -> list[dict[str, str]]:
 def _after(word: str, text: str) -> str:
     assert word in text, text
     return text.partition(word)[2]
-
-
-class Sheet:
-    """A screen of progress: what is on it now, and what stayed."""
-
-    def __init__(self) -> None:
-        self.now: list[str] = []
-        self.lines: list[str] = []
-
-    def open(self) -> bool:
-        return True
-
-    def show(self, lines: list[Line]) -> None:
-        self.now = list(map(str, lines))
-
-    def close(self, lines: list[Line]) -> None:
-        self.lines += map(str, lines)
-
-    def has(self, name: str) -> bool:
-        """True if a computation is on it by now: short ones never are."""
-        return any(name in line for line in self.now)
-
-    async def shows(self, name: str) -> None:
-        """Wait until it is."""
-        await asyncio.to_thread(until, lambda: self.has(name))
-
-
-@pytest.fixture
-def sheet() -> Iterator[Sheet]:
-    made = Sheet()
-    WATCHER.use(made)
-    memo.progress()
-    yield made
-    memo.progress(on=False)
-    WATCHER.use(None)
 
 
 @pytest.fixture

@@ -5,32 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from chaos import Proxy
+from ports import blocking, looping
 from redis_server import RedisServer
 from waiting import await_until, wait_for
 
 import memo
 from memo.errors import TierError
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive, native
 from memo.stores.protocols import LEASE
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
-
-
-def blocking(work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Any:
-    return drive(work(BLOCKING))
-
-
-def looping(work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Any:
-    async def inside() -> Any:
-        return await work(native())
-
-    return asyncio.run(inside())
 
 
 @pytest.fixture(params=[blocking, looping], ids=["sync", "async"])

@@ -22,6 +22,7 @@ import pytest
 from deployments import Authority, tls_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ports import blocking, looping
 from redis_records import A, B, record
 from redis_server import RedisServer, bundled
 from waiting import await_until, wait_for
@@ -30,7 +31,7 @@ from memo.errors import TierError, TierUnavailable
 from memo.records import codec, seal
 from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive, native
+from memo.runtime.ports import BLOCKING, drive
 from memo.stores.redis.client import Client
 from memo.stores.redis.redis_tier import DAY, RETENTION, Redis
 from memo.validity import stamps
@@ -38,17 +39,6 @@ from memo.validity.stamps import Turn
 
 C = "c" * 16
 Run = Callable[[Callable[[Port], Coroutine[Any, Any, Any]]], Any]
-
-
-def blocking(work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Any:
-    return drive(work(BLOCKING))
-
-
-def looping(work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Any:
-    async def inside() -> Any:
-        return await work(native())
-
-    return asyncio.run(inside())
 
 
 @pytest.fixture(params=[blocking, looping], ids=["sync", "async"])
