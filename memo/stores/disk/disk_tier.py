@@ -511,7 +511,7 @@ class Disk:
         await port.offload(self._evict)
 
     def _evict(self) -> None:
-        """Evict what the budget lacks, in turns with those who store, for `EVICTION` seconds."""
+        """Evict what the budget lacks, in turns with stores that run, for `EVICTION` seconds."""
 
         def evict(index: Index) -> None:
             self._is_over = not index.make_room(0)
