@@ -10,7 +10,9 @@ Rules of this module:
 3.  *Filled* names are counters and containers that the code changes and never reads
     (`calls.append(x)`, `seen[k] = v`, `n += 1`), so they are no inputs.  They are read from the
     source, and methods also from the bytecode.
-4.  *Changed* names are all that the code assigns, sets or fills in any way, by their last part: of
+4.  A text may name variables that its reader looks up: `frame.query("x > @limit")` of pandas, and
+    `duckdb.sql("select x from frame")`.  They are uses too.
+5.  *Changed* names are all that the code assigns, sets or fills in any way, by their last part: of
     `self.log.append(x)` it is `log`.
 """
 
@@ -95,6 +97,13 @@ _GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _CELLS = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
 _SUPER = Use(GLOBAL, "super")
 _SETTERS = ("setattr", "__setattr__")
+_VARIABLE = re.compile(r"(?<![\w.@])@([A-Za-z_]\w*)")
+_TABLE = re.compile(r"\b(?:from|join)\s+([A-Za-z_]\w*)\b(?!\s*[.(])", re.IGNORECASE)
+_SQL = (
+    ({"duckdb"}, {"sql", "query", "execute", "from_query"}),
+    ({"pl", "polars"}, {"sql"}),
+)
+"""Modules in whose SQL a table may be a variable, and their functions."""
 _IMPLICIT = {"__name__", "__doc__", "__qualname__", "__module__", "__builtins__", "__annotations__"}
 
 
@@ -151,6 +160,7 @@ class _Scan:
             known: its variables that stand for something outside.  Imports add to it.
         """
         self.names.update(code.co_names)
+        self.uses.update(Use(GLOBAL, name) for name in _quoted(code))
         scope = _Scope(self, code, known)
         for item in instructions(code):
             scope.step(item.opname, item.argval)
@@ -158,6 +168,20 @@ class _Scan:
         for inner in code.co_consts:
             if isinstance(inner, CodeType):
                 self.run(inner, {n: known[n] for n in inner.co_freevars if n in known})
+
+
+def _quoted(code: CodeType) -> Iterator[str]:
+    """The names of globals in texts that pandas, DuckDB or polars read, see the module's rules."""
+    names, patterns = set(code.co_names), []
+    if names & {"query", "eval"}:
+        patterns.append(_VARIABLE)
+    if any(modules & names and verbs & names for modules, verbs in _SQL):
+        patterns.append(_TABLE)
+    own = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+    for text in code.co_consts if patterns else ():
+        if isinstance(text, str):
+            found = {name for pattern in patterns for name in pattern.findall(text)}
+            yield from sorted(found - own)
 
 
 def instructions(code: CodeType) -> Iterator[dis.Instruction]:

@@ -507,6 +507,37 @@ def test_an_environment_variable_with_a_computed_name_is_listed(notebook: Notebo
     assert "os.environ" in notebook.lost("home")
 
 
+# --- variables that a text names ------------------------------------------------------------------
+
+QUOTED = {
+    "query": ("limit", "pd.DataFrame({'a': [1, 2, 3]}).query('a > @limit').a.sum()"),
+    "eval": ("limit", "pd.DataFrame({'a': [1, 2, 3]}).eval(f'a * {x} + @limit').sum()"),
+    "duckdb": ("frame", "duckdb.sql('select sum(a) from frame').fetchall()[0][0]"),
+    "duckdb join": (
+        "frame",
+        "duckdb.sql('select sum(b.a) FROM (select 1) Join frame as b on true').fetchall()[0][0]",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:fetch_arrow_table")
+@pytest.mark.parametrize("how", QUOTED)
+def test_a_variable_that_a_text_names_is_followed(notebook: Notebook, how: str) -> None:
+    """`frame.query("x > @limit")` and `duckdb.sql("... from frame")` read global variables."""
+    name, read = QUOTED[how]
+    value = "limit = {0}" if name == "limit" else "frame = pd.DataFrame({{'a': [{0}]}})"
+    load = notebook.load(
+        "import memo, duckdb\nimport pandas as pd",
+        value.format(1),
+        f"@memo.cache\ndef load(x):\n    return int({read})",
+    )
+    first = load(1)
+    assert load(1) == first
+    assert load.cache_info().hits == 1
+    notebook.run(value.format(2))
+    assert load(1) == load.__wrapped__(1) != first
+
+
 # --- what is loaded besides ----------------------------------------------------------------------
 
 MENTIONING = """
