@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import inspect
 import marshal
 import sys
 import threading
@@ -304,6 +305,9 @@ class ImageWalk:
             return self._code(value, path)
         if _is_proxy(type(value)):
             return self.text(value._get_current_object(), path)
+        if _is_wrapper(type(value)):
+            parts = (value.__wrapped__, value._self_wrapper, value._self_instance)
+            return f"wrapper {','.join(self.text(part, path) for part in parts)}"
         special = _SPECIAL.get(type(value))
         if special is not None:
             return special(self, value, path)
@@ -453,11 +457,12 @@ class ImageWalk:
         if is_open(kind):
             return f"{self._state(value, cls, path)} {self._content(value, path)}"
         try:
-            return f"{cls} {self._canonical(value)}"
+            by_name = self.callables(value, path) if _is_remade(kind) else ""
+            return f"{cls} {self._canonical(value)}{by_name}"
         except RecursionError:
             raise
         except Exception as error:  # also an error in the value's own methods
-            if mine:
+            if mine and not any(map(_is_written_in_c, kind.__mro__)):
                 return self._state(value, cls, path)
             self.lost.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
             return f"{cls} {self.callables(value, path)}"
@@ -534,6 +539,21 @@ def _is_proxy(kind: type) -> bool:
     return module is not None and issubclass(kind, module.Proxy)
 
 
+def _is_wrapper(kind: type) -> bool:
+    """True if objects of a class are functions that wrapt has decorated."""
+    held = inspect.getattr_static(kind, "_self_wrapper", None)
+    return isinstance(held, (types.GetSetDescriptorType, types.MemberDescriptorType))
+
+
+def _is_remade(kind: type) -> bool:
+    """True if pickle saves objects of a library's class in a way of its own, such as by name."""
+    from memo.keys.encoding import lookup
+
+    given: Any = kind
+    plain = given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
+    return not plain and lookup.find(kind) is None
+
+
 def wrapped(value: Any) -> Any:
     """The function under a decorator, as `functools.wraps` and memo's own functions record it."""
     state = getattr(value, "__dict__", None)
@@ -600,7 +620,21 @@ def _holds_nothing(base: type) -> bool:
         return True
     kind = origin.of_type(base).kind
     written = any(isinstance(value, types.FunctionType) for value in vars(base).values())
-    return kind == origin.USER or (kind == origin.PYTHON and written)
+    if kind == origin.USER:
+        return not _is_written_in_c(base)
+    return kind == origin.PYTHON and written
+
+
+def _is_written_in_c(base: type) -> bool:
+    """True if a class of no known package is written in C, and may hold what cannot be seen."""
+    if origin.of_type(base).kind != origin.USER:
+        return False
+    kinds = (types.GetSetDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType)
+    return any(
+        isinstance(value, kinds) and value.__objclass__ is base
+        for name, value in vars(base).items()
+        if name not in {"__dict__", "__weakref__"}
+    )
 
 
 def _dumps(value: Any) -> bool:

@@ -507,6 +507,40 @@ def test_an_environment_variable_with_a_computed_name_is_listed(notebook: Notebo
     assert "os.environ" in notebook.lost("home")
 
 
+# --- functions inside objects of libraries --------------------------------------------------------
+
+WRAPT = """
+@wrapt.decorator
+def decorator(wrapped, instance, args, kwargs):
+    return wrapped(*args, **kwargs) + {0}
+
+@decorator
+def inner():
+    return {1} + helper()
+"""
+CURRIED = "@toolz.curry\ndef inner(a={0}, b={1}):\n    return a + b + helper()"
+
+
+@pytest.mark.parametrize("text", [WRAPT, CURRIED], ids=["wrapt", "toolz"])
+def test_a_function_that_a_library_has_decorated_is_followed(notebook: Notebook, text: str) -> None:
+    """The function in the object, what it calls, and the decorator itself, if it is the user's."""
+    helper = "def helper():\n    return {0}"
+    load = notebook.load(
+        "import memo, toolz, wrapt",
+        helper.format(100),
+        text.format(1, 10),
+        "@memo.cache\ndef load(x):\n    return inner() + x",
+    )
+    assert load(1) == load(1) == 112
+    assert load.cache_info().hits == 1
+    notebook.run(text.format(1, 20))
+    assert load(1) == 122
+    notebook.run(text.format(2, 20))
+    assert load(1) == 123
+    notebook.run(helper.format(200))
+    assert load(1) == 223
+
+
 # --- variables that a text names ------------------------------------------------------------------
 
 QUOTED = {

@@ -51,6 +51,10 @@ def dataset(**changes: Any) -> xr.Dataset:
     )
 
 
+def tree(**changes: Any) -> xr.DataTree:
+    return xr.DataTree.from_dict({"/": xr.Dataset(), "/part": dataset(**changes)}, name="tree")
+
+
 def table(width: int = 10) -> sa.Table:
     return sa.Table(
         "users",
@@ -72,6 +76,8 @@ USES = {
     "xarray copied": (dataset, lambda value: value.copy(deep=True)),
     "xarray array": (lambda: dataset()["a"], lambda value: (repr(value), value.attrs, value.sum())),
     "xarray variable": (lambda: dataset()["a"].variable, lambda value: value.attrs),
+    "xarray tree": (tree, lambda value: (repr(value), value["part"].attrs)),
+    "xarray tree html": (tree, lambda value: value._repr_html_()),
     "sqlalchemy": (select, str),
     "sqlalchemy compiled": (select, lambda value: value.compile()),
     "sqlalchemy table": (table, repr),
@@ -95,6 +101,7 @@ OTHERS = {
     "xarray values": (dataset(), dataset(values=[1.0, 3.0])),
     "xarray coordinates": (dataset(), dataset(places=[10, 30])),
     "xarray attributes": (dataset(), dataset(attrs={"unit": "m"})),
+    "xarray tree": (tree(), tree(values=[1.0, 3.0])),
     "xarray names": (dataset(), dataset().rename(a="b")),
     "xarray dimensions": (dataset(), dataset().rename(t="u")),
     "xarray array name": (dataset()["a"], dataset()["a"].rename("b")),

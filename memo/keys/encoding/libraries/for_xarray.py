@@ -66,9 +66,16 @@ def _array(value: Any, walk: Walk) -> bytes:
     )
 
 
+def _tree(value: Any, walk: Walk) -> bytes:
+    """A tree: its name, and what each node has of its own."""
+    own = {part.path: part.to_dataset(inherit=False) for part in value.subtree}
+    return walk.encode(value.name, ".name") + walk.encode(own)
+
+
 ADAPTERS: Final[dict[str, Encoder]] = {
     "xarray.Variable": node("variable", _variable),
     "xarray.DataArray": node("dataarray", _array),
     "xarray.Dataset": node("dataset", _dataset),
+    "xarray.DataTree": node("tree", _tree),
 }
 """`package.class` -> encoder, for the values of the class and of its subclasses."""
