@@ -117,7 +117,7 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a function; for one in C without a signature, any arguments."""
     try:
         return inspect.signature(function)
-    except (TypeError, ValueError):  # written in C, and says nothing: bound when it is called
+    except (TypeError, ValueError):  # written in C, without a signature: bound when it is called
         return inspect.signature(lambda *args, **kwargs: None)
 
 

@@ -1,4 +1,4 @@
-"""Keys: from a function's arguments to what finds its entry, and to what invalidates it.
+"""Keys: from a function's arguments to the key of its entry and the address that invalidates it.
 
 Rules of this module:
 
@@ -40,7 +40,7 @@ from memo.validity import stamps
 REPEATED: Final = 256
 """Calls of a function whose keys are kept."""
 MET: Final = 1024
-"""Calls of which it is known that they were met before; then all of them are forgotten."""
+"""Calls that are remembered as seen before; beyond that all of them are dropped."""
 LONG: Final = 256
 """Characters of a text from which its call is not kept."""
 _STEADY: Final = frozenset({int, type(None)})
@@ -210,7 +210,7 @@ class Call:
 
     @property
     def shown(self) -> str:
-        """The address for people, without the secrets that are among the arguments."""
+        """The address as it is shown, without secrets among the arguments."""
         prefix, whole = self.addresses[0]
         resolved = self._resolved is not None
         return summaries.masked(whole, prefix, json.loads(self.summary), resolved=resolved)
@@ -260,7 +260,7 @@ class Call:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """State of `self` without a sound key, for people."""
+        """State of `self` without a sound key, as text."""
         lost = () if self._own is None else self._own.state.lost
         return tuple(f"{self._keyer.plan.own}.{path}: {why}" for path, why in lost)
 
@@ -276,7 +276,7 @@ class Call:
 
     @functools.cached_property
     def summary(self) -> str:
-        """JSON for people: see `summaries`."""
+        """JSON for display: see `summaries`."""
         return summaries.summary(self._described())
 
     def encoded(self) -> Iterator[tuple[str, Any, bytes]]:
@@ -381,7 +381,7 @@ class Keyer:
         self.repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
     def _decided(self) -> bool:
-        """True if the options say what of `self` counts."""
+        """True if the options decide which parts of `self` count."""
         own = self.plan.own
         needs = () if self._resolver is None else self._resolver.needs or ()
         return own in self._ignore or own in needs
@@ -435,7 +435,7 @@ class Keyer:
         return self._plain + self._method if self._plain >= 0 else -1
 
     def check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """That the arguments of a call fit the function.
+        """Check that the arguments of a call fit the function.
 
         Raises:
             TypeError: they do not; the message is the one that the function itself would give.
@@ -659,7 +659,7 @@ class Keyer:
         tags: tuple[str, ...],
         own: Own | None,
     ) -> Call:
-        """A call whose key is what the resolver gives."""
+        """A call whose key comes from the resolver."""
         resolved = self._resolve(everything)
         chosen = self._selecting(everything)
         return Call(
@@ -720,7 +720,7 @@ class Keyer:
             raise KeyingError(f"{label(self.function_id)}: {told}") from error
 
     def _tell(self, found: Attributes) -> None:
-        """Say once what of `self` is not in the keys, and how to decide."""
+        """Warn once about state of `self` that is not in the keys, and say how to decide."""
         self._told = True
         own = self.plan.own or "self"
         names = sorted({f"{own}.{path}" for path, _ in found.lost})
@@ -797,7 +797,7 @@ class Keyer:
 
         Raises:
             KeyingError: the callable raised, or a placeholder cannot be followed.
-            OptionError: it gave what is no list of texts.
+            OptionError: the result is no list of texts.
         """
         own = args[0] if self._method else None
         values, extra = bind(self.plan, args[1:] if self._method else args, kwargs)
@@ -864,7 +864,7 @@ class Keyer:
         return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
 
     def described(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Some arguments as they are written in a call, for people: see `summaries`."""
+        """Some arguments as they are written in a call: see `summaries`."""
         names = (*self.plan.names, *[""] * len(args))
         pairs = zip(names, args, strict=False)
         texts = [summaries.described_value(name, value) for name, value in pairs]
@@ -872,7 +872,7 @@ class Keyer:
         return ", ".join(texts)
 
     def mistyped(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """The arguments whose type is not that of their annotation, for people; `""`: none."""
+        """The arguments whose type is not that of their annotation, as text; `""`: none."""
         given = {**dict(zip(self.plan.names, args, strict=False)), **kwargs}
         wrong = [
             f"{name}={shown(given[name])} is {type_named(type(given[name]))}, "
@@ -923,7 +923,7 @@ class Keyer:
         return not self._resolver.plain or type(value) in atoms.PLAIN or resolvers.speaks(value)
 
     def check_names(self, option: str, names: Iterable[str]) -> None:
-        """That every name is an argument of the function that is part of its keys.
+        """Check that every name is an argument of the function that is part of its keys.
 
         Raises:
             OptionError: one is not.

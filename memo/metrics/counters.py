@@ -24,7 +24,7 @@ OPEN = 4096
 SEEN = 4096
 """Most keys per function whose latest outcome is remembered, for the graph."""
 UNEXPLAINED = 256
-"""Most misses per function that wait to be looked into, for a better reason than at first."""
+"""Most misses per function that wait for a better explanation."""
 KEYS = 65536
 """Most stored keys that are remembered per function, for `cache_info().currsize`: by their hashes,
 so that the texts need not be kept."""
@@ -146,7 +146,7 @@ def _miss(tally: Tally, event: Event) -> None:
 
 
 def _settled(tally: Tally, key: str) -> tuple[str, int] | None:
-    """The reason and the second of the first miss of a key that has not ended yet: now it has."""
+    """End the first open miss of a key, and return its reason and second."""
     misses = tally.open.get(key)
     if not misses:
         return None
@@ -180,7 +180,7 @@ def _coalesced(tally: Tally, event: Event) -> None:
 
 
 def _revalidated(tally: Tally, event: Event) -> None:
-    """A value in doubt that proved right was no miss either."""
+    """A value in doubt that was confirmed counts as no miss either."""
     if event.reason == events.BY_REFRESH:  # no caller waited for it
         return
     tally.revalidated += 1
@@ -266,4 +266,4 @@ COUNT: dict[str, Callable[[Tally, Event], None]] = {
 }
 """Counting function for each kind of event; a hit is counted by `Counters` itself."""
 TIER_KINDS = frozenset({events.ERROR, events.TIER_DOWN, events.TIER_UP})
-"""Kinds of events that say something about a tier itself."""
+"""Kinds of events that are about a tier itself."""

@@ -19,9 +19,9 @@ from memo.runtime.events import Event
 QUIET = 60.0
 """Seconds without a fault of the same kind after which the next one is another outage."""
 KNOWN = 256
-"""Faults that are remembered before those of outages that are over are forgotten."""
+"""Most faults that are remembered; beyond that, those of ended outages are dropped."""
 _PLAIN = frozenset({"error", "unavailable"})
-"""Reasons that say nothing that the detail does not say."""
+"""Reasons that add nothing to the detail."""
 _TOLD = frozenset({"redis"})
 """Tiers that log their faults themselves."""
 _SAID = frozenset({"directory"})
@@ -45,7 +45,7 @@ class FaultLog:
         self._latest: dict[tuple[str, str], float] = {}
 
     def hear(self, event: Event) -> None:
-        """Take an error."""
+        """Handle an error event."""
         if event.tier in _TOLD:
             return
         if not event.tier:
@@ -60,7 +60,7 @@ class FaultLog:
         with self._lock:
             if len(self._latest) > KNOWN:
                 self._latest = {at: seen for at, seen in self._latest.items() if now - seen < QUIET}
-            same = ((event.tier, event.reason), ("", event.detail))  # or the same, met elsewhere
+            same = ((event.tier, event.reason), ("", event.detail))  # or the same fault elsewhere
             begins = all(now - self._latest.get(one, now - QUIET) >= QUIET for one in same)
             self._latest.update(dict.fromkeys(same, now))
         return begins
@@ -101,7 +101,7 @@ _listening = False
 
 
 def listen() -> None:
-    """Log faults from now on.  `memo` does this once, when it is imported."""
+    """Start to log faults; `import memo` does this once."""
     global _listening
     if not _listening:
         _listening = True

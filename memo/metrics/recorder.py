@@ -5,8 +5,7 @@ Rules of this module:
 1.  `Counters` is a hook on `events`; nothing else counts.
 2.  A hit costs it less than 0.7 µs (`tests/unit/metrics/test_stats.py` measures it): one look
     at the clock and one append; what was put aside is counted later, many at a time.
-3.  The numbers are handed out as `snapshots`, frozen; `shared_counters` shares them between
-    processes.
+3.  Numbers leave it as frozen `snapshots`; `shared_counters` shares them between processes.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ __all__ = [
 PENDING = 256
 """Hits that are put aside before they are counted."""
 MISSES = 100
-"""Misses that a span keeps with their reasons."""
+"""Most misses that a span keeps with their reasons."""
 
 
 _KEY = getsizeof(1 << 62)
@@ -76,7 +75,7 @@ class Counters:
         BUDGET.add_table(self)
 
     def __sizeof__(self) -> int:
-        """Bytes of the keys that are remembered, the part of it that grows."""
+        """Bytes of the remembered keys, the part that grows."""
         keys = [tally.keys for tally in tuple(self._tallies.values())]
         return sum(getsizeof(known) + _KEY * len(known) for known in keys)
 
@@ -97,7 +96,7 @@ class Counters:
             self._drain()
 
     def _roll(self) -> None:
-        """Go on to the present second; what was put aside belongs to the one before."""
+        """Move on to the present second; hits that were put aside belong to the one before."""
         with self._lock:
             self._drain()
             self._second = self._now() // SECOND * SECOND
@@ -140,7 +139,7 @@ class Counters:
         if not self._second <= self._now() < self._until:  # the clock may have been set back
             self._roll()
         with self._lock:
-            if event.kind == events.RECONFIGURED:  # what was up or down then says nothing now
+            if event.kind == events.RECONFIGURED:  # whether a tier was up then says nothing now
                 for tier in self._tiers.values():
                     tier.up = None
             count = COUNT.get(event.kind)
@@ -163,7 +162,7 @@ class Counters:
     def listen(
         self, listener: Callable[[Event], None], kinds: Container[str] | None = None
     ) -> Callable[[], None]:
-        """Call `listener(event)` for events but hits; returns what takes it away again.
+        """Call `listener(event)` for every event but hits; return a function that removes it.
 
         Cheaper than a hook of `events.on_event`, since the many hits do not reach it.
 
@@ -186,9 +185,9 @@ class Counters:
         return bool(self._pending or self._tallies)
 
     def unexplained(self, reason: str) -> dict[str, list[str]]:
-        """Function -> keys that were missed for a reason, and computed, since they were asked for.
+        """Function -> keys that were missed for a reason and computed, since the last call of this.
 
-        Each is given once; `explain` says what was found out about it.
+        Each is returned once; `explain` takes the explanation.
         """
         with self._lock:
             found = {
@@ -200,7 +199,7 @@ class Counters:
         return {name: keys for name, keys in found.items() if name and keys}
 
     def explain(self, function: str, before: str, after: str) -> None:
-        """A miss that was counted under one reason belongs under another."""
+        """Count a miss under another reason than at first."""
         with self._lock:
             explained = self._tallies.setdefault(function, Tally()).explained
             explained[before, after] = explained.get((before, after), 0) + 1
@@ -277,7 +276,7 @@ class Counters:
             self.since = self._now()
 
     def start_over(self) -> None:
-        """Forget everything, the lock included: for the child of a fork."""
+        """Start over in the child of a fork, with a new lock."""
         self._lock = threading.RLock()
         self._pending = []
         self._tallies = {}
@@ -359,7 +358,7 @@ class Span:
             self.close()
 
     def close(self) -> None:
-        """Listen no longer.  Calling it twice is harmless."""
+        """Stop listening.  Calling it twice is harmless."""
         self._remove()
 
     @property
@@ -418,12 +417,12 @@ def _publishing() -> Publisher:
 
 
 def publish() -> None:
-    """Leave this process' snapshot for the others, unless it did so less than a second ago."""
+    """Write this process' snapshot for the others, unless that was done within the last second."""
     _publishing()()
 
 
 def publish_soon() -> None:
-    """Leave it within a fraction of a second, unless `nothing_runs` comes first."""
+    """Write it within a fraction of a second, unless `nothing_runs` comes first."""
     _publishing().soon()
 
 
@@ -435,7 +434,7 @@ def nothing_runs() -> None:
 def _publish_last() -> None:
     if COUNTERS.used:
         try:
-            _explain()  # the last chance: later, nothing tells which misses these were
+            _explain()  # the last chance: later, these misses cannot be told apart any more
         except Exception as error:
             events.emit(events.Event(events.ERROR, reason="statistics", detail=repr(error)))
         with suppress(ImportError):  # memo is gone from the disk
@@ -449,7 +448,7 @@ COUNTERS = Counters(rolled=publish)
 def install(
     directory: Callable[[], Path | None] = _nowhere, explain: Callable[[], None] = _not_at_all
 ) -> None:
-    """Count from now on.  `memo` does this once, when it is imported.
+    """Start to count; `import memo` does this once.
 
     Args:
         directory: gives the cache directory in force, where the processes leave their snapshots
@@ -462,7 +461,7 @@ def install(
     if _installed:
         return
     _installed = True
-    events.on_event(COUNTERS.__call__)  # its method: one look-up less for each event
+    events.on_event(COUNTERS.__call__)  # the bound method saves a look-up for each event
     atexit.register(_publish_last)
     fork.in_child(_after_fork)
 

@@ -51,7 +51,7 @@ NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multip
 
 
 def duration(seconds: float | None) -> str:
-    """A time in seconds for people: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
+    """A time as text: `14 µs`, `3.2 ms`, `41.8 s`, `2 min 05 s`, `3 h 20 min`."""
     if seconds is None:
         return NONE
     if seconds < 0:
@@ -81,7 +81,7 @@ def _long_duration(seconds: int) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes for people, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
+    """Bytes as text, in powers of 1024: `512 B`, `3.2 KiB`, `1.2 GiB`."""
     if count is None:
         return NONE
     if abs(count) < 1024:
@@ -94,7 +94,7 @@ def size(count: float | None) -> str:
 
 
 def number(count: int) -> str:
-    """A count for people: `1 234 567`, with narrow spaces that do not break."""
+    """A count as text: `1 234 567`, with narrow spaces that do not break."""
     return f"{count:,}".replace(",", "\u202f")
 
 
@@ -104,7 +104,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share for people; 100 % only where nothing is missing."""
+    """A share as text; 100 % only if nothing is missing."""
     if share is None:
         return NONE
     return f"{min(share * 100, 100 if share == 1 else 99.9):.3g} %"
@@ -479,13 +479,13 @@ def _period(stats: Stats) -> str:
 
 
 def tiers(stats: Stats) -> list[tuple[str, str, bool]]:
-    """(name, what there is to say, whether all is well) of each tier that has something to say."""
+    """(name, text, True if all is well) for each tier with something to report."""
     lines = ((name, _tier_line(tier), _is_well(tier)) for name, tier in stats.tiers.items())
     return [line for line in lines if line[1]]
 
 
 def _is_well(tier: TierStats) -> bool:
-    """True if nothing needs doing: what waits for Redis is sent by itself."""
+    """True if nothing needs to be done: entries that wait for Redis are sent by themselves."""
     return tier.up is not False
 
 
@@ -538,7 +538,7 @@ def _fact(name: str, fact: object) -> str:
 
 
 def some_of(shown: int, count: int, noun: str, plural: str, more: str) -> str:
-    """Say `2 entries`, or that `50 of 300 entries` are shown and what shows the others."""
+    """`2 entries`, or `50 of 300 entries` and the way to see the others."""
     if shown >= count:
         return counted(count, noun, plural)
     return f"{number(shown)} of {number(count)} {plural}; {more} shows all."
@@ -645,7 +645,7 @@ def _summary(header: Header) -> dict[str, tuple[str, str]]:
 
 
 def address(header: Header) -> str:
-    """The address of an entry for people, without the secrets that are among its arguments."""
+    """The address of an entry as it is shown, without secrets among its arguments."""
     refs = [stamp.ref for stamp in header.stamps if type(stamp) is Generation]
     prefixes = [ref.group[2:] for ref in refs if ref.group.startswith("p:")]
     begins = [prefix for prefix in prefixes if f"{header.address}:".startswith(f"{prefix}:")]

@@ -1,7 +1,7 @@
 """The statistics that the processes of a directory share, as files in it.
 
-One small file per process, replaced as a whole.  A file that cannot be read, or is not what it
-should be, is left out; it is never an error.
+One small file per process, replaced as a whole.  A file that cannot be read or is damaged is left
+out; it is never an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PUBLISH_SHARE = 0.01
 """... and never spends more than this share of its time on it."""
 SOON_SECONDS = 0.25
 SOON_SHARE = 0.2
-"""The same where a computation has begun that may be long: no event follows for a while."""
+"""The same after the start of a computation, since the next event may be far off."""
 LATER = "memo-background-statistics"
 """The name of the thread that waits until it is due."""
 _LONG = 0.01
@@ -56,7 +56,7 @@ class Board:
         self.path = Path(directory) / "stats"
 
     def publish(self, stats: Stats, name: str | None = None) -> None:
-        """Leave this process' snapshot.
+        """Write this process' snapshot.
 
         Raises:
             OSError: it could not be written.
@@ -150,7 +150,7 @@ class Board:
 
     @contextlib.contextmanager
     def _alone(self, folder: int) -> Iterator[bool]:
-        """True for one process at a time; the kernel frees the place of one that dies."""
+        """True for one process at a time; the kernel frees the lock of one that dies."""
         try:
             import fcntl
         except ImportError:  # no such locks on this system: snapshots are not folded
@@ -178,7 +178,7 @@ def _is_old(name: str, folder: int, horizon: float) -> bool:
 
 
 def _at_rest(stats: Stats) -> Stats:
-    """The snapshot of a process that is no more: no refresh runs, its tiers are unknown."""
+    """The snapshot of a process that has ended: no refresh runs, its tiers are unknown."""
     functions = {n: replace(f, refreshes_running=0) for n, f in stats.functions.items()}
     tiers = {n: replace(tier, up=None, health={}) for n, tier in stats.tiers.items()}
     return replace(stats, functions=functions, tiers=tiers)
@@ -237,12 +237,12 @@ class Publisher:
         elif self._later is None or not self._later.is_alive():
             later = threading.Timer(left, self.publish)
             later.daemon, later.name = True, LATER
-            with contextlib.suppress(RuntimeError):  # no thread is left: the next event tells it
+            with contextlib.suppress(RuntimeError):  # no thread is left: the next event publishes
                 later.start()
                 self._later = later
 
     def not_later(self) -> None:
-        """Nothing is under way any more: what comes next publishes."""
+        """Drop a delayed write: the next event publishes."""
         later, self._later = self._later, None
         if later is not None:
             later.cancel()
@@ -258,7 +258,7 @@ class Publisher:
         self.publish()
 
     def publish(self) -> None:
-        """Publish now; one at a time, others go on without."""
+        """Publish now; if another thread is publishing, do nothing."""
         if not self._lock.acquire(blocking=False):
             return
         began, worked = time.monotonic(), time.thread_time()

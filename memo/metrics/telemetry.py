@@ -39,7 +39,7 @@ Read: TypeAlias = "Callable[[Stats], Readings]"
 
 
 class _Open(NamedTuple):
-    """A span of a computation under way, and what was current before it."""
+    """A span of a computation under way, and the context before it."""
 
     span: Span
     before: Token[Context]
@@ -99,7 +99,7 @@ class Instrumentation:
         return observed
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Handle an event."""
         do = self._do.get(event.kind)
         if do is not None:
             do(event, {FUNCTION: label(event.function)} if event.function else {})

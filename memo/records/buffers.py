@@ -18,8 +18,8 @@ polars frames and series             as Arrow tables, which share polars' buffer
 ==================================== ============================================================
 
 What is pickled here loads with the functions of this module, so their names and arguments are part
-of what is stored.  Libraries are never imported here, since a value of theirs is there already; but
-pyarrow, which polars and pandas may have and not have loaded.
+of what is stored.  Libraries are never imported here, since a value of theirs exists already;
+except pyarrow, which polars and pandas may use without having loaded it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Reducer = Callable[[Seen, Any], Any]
 
 
 def reduced(pickler: Seen, obj: Any) -> Any:
-    """How an object is pickled, or `NotImplemented`: as its own library has it."""
+    """The reduction of an object, or `NotImplemented`: its library's own."""
     kind = type(obj)
     reduce = _REDUCERS.get((kind.__module__, kind.__qualname__))
     if reduce is None and kind.__module__ == "pyarrow.lib":
@@ -62,7 +62,7 @@ def reduced(pickler: Seen, obj: Any) -> Any:
 
 
 def _is_theirs(kind: type) -> bool:
-    """True if a type is what its module has under its name, not one that only says so."""
+    """True if a type is really the one that its module has under its name."""
     module = sys.modules.get(kind.__module__)
     return getattr(module, kind.__qualname__, None) is kind
 

@@ -45,7 +45,7 @@ _ALTERED = (io.TextIOWrapper, memoryview)
 """Types whose objects cloudpickle pickles as `StringIO` and `bytes`."""
 
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
-"""True if what is being pickled is a result, which takes no settings along."""
+"""True while a result is pickled, which takes no settings along."""
 
 
 class Payload(NamedTuple):
@@ -119,7 +119,7 @@ class AlteredError(Exception):
         self.fault = fault
 
     def of(self, result: type) -> str:
-        """The fault as a sentence about a result of some type says it."""
+        """The fault in a sentence about a result of some type."""
         return self.fault if result is self.kind else f"holds {type_named(self.kind)} that {self}"
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ class AlteredError(Exception):
 
 
 Reduce = Callable[[Any], Any]
-"""How an object is pickled, or `NotImplemented`: as without it."""
+"""The reduction of an object, or `NotImplemented`: the usual one."""
 
 
 def encode(
@@ -227,7 +227,7 @@ class _Sink:
         self.parts: list[bytes] = []
 
     def write(self, data: bytes | memoryview) -> int:
-        self.parts.append(bytes(data))  # no copy of bytes; what else comes is gone afterwards
+        self.parts.append(bytes(data))  # bytes need no copy; other buffers are gone afterwards
         return len(data)
 
 
@@ -324,7 +324,7 @@ def hasher(size: int = 0) -> Any:
 def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
     """True if a payload that was just mapped has the buffers of a table.
 
-    Pages that were read are let go of at once, so that this takes no memory.
+    Pages are released once they are read, so that this takes no memory.
     """
     at = 0
     for buffer in table:

@@ -1,4 +1,4 @@
-"""Transit: payloads on their way between this host's disk and a shared tier.
+"""Payloads in pieces, between this host's disk and a shared tier.
 
 Rules of this module:
 
@@ -31,7 +31,7 @@ class Sink(Protocol):
     size: int
 
     def begin(self) -> None:
-        """All of it is there, and its first byte comes next; forget what came before."""
+        """Start with the first byte; forget what came before."""
         ...
 
     def room(self, at: int) -> memoryview:
@@ -66,7 +66,7 @@ class Held:
         """See `Sink`."""
 
     def open(self, size: int) -> memoryview:
-        """The buffer itself: it is given to one caller, which may write to it.
+        """The buffer itself, for one caller, which may write to it.
 
         Raises:
             TierError: it has another size, or was given away before.
@@ -125,7 +125,7 @@ class Arriving:
         self._fetch = fetch
 
     def write(self, descriptor: int) -> None:
-        """Write all of it to a new file.
+        """Fetch the payload into a new file.
 
         Raises:
             TierError: it could not be fetched, is not there, or is not what the table says.
@@ -195,7 +195,7 @@ class Check:
         self._good = self._good and self._hasher.digest() == buffer.digest
 
     def update(self, piece: memoryview) -> None:
-        """Take the bytes that come next."""
+        """Add the next bytes."""
         while piece and self._buffer is not None:
             if self._due:
                 own, piece = piece[: self._due], piece[self._due :]

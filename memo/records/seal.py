@@ -56,7 +56,7 @@ _new = tuple.__new__  # a third of what a named tuple's own takes
 GLANCES = 4 * 1024 * 1024
 """Bytes of entries that `Glances` keeps at most."""
 ONCE = 4096
-"""Names that `Glances` remembers to have met; then it forgets all."""
+"""Names that `Glances` remembers; beyond that it is emptied."""
 LOOKED_AT = 32 * 1024
 """Bytes of a record that is kept there at most."""
 GLANCE = 1536
@@ -175,7 +175,7 @@ class Entry:
     @property
     def header(self) -> Header:
         """All that is known without loading the value."""
-        if self._header is None:  # read anew each time: an entry in memory stays what it weighs
+        if self._header is None:  # read each time, so that an entry in memory does not grow
             return parse(memoryview(self.record))[0]
         return self._header
 
@@ -374,9 +374,8 @@ class Glances:
     """Recently checked records, so that one that is hit again and again is checked once.
 
     Equal bytes under the same name have the seal that was compared; one set of secrets has one such
-    object.  A record is kept from the second time on that it is met, since to keep what does not
-    come back costs more than to check it.  What there is no room for is not kept, until so many
-    others were met that all is forgotten.
+    object.  A record is kept from its second look-up on, since keeping one-off records costs more
+    than checking them.  A full table takes no more; once enough others were met, it is emptied.
 
     Args:
         secrets, namespace: as for `glance`.
@@ -436,7 +435,7 @@ def worth(record: bytes) -> Worth | None:
 
 
 def finished(record: bytes) -> int:
-    """When the computation of a record ended, believed or not; 0 where it is no record."""
+    """When the computation of a record ended, authenticated or not; 0 if it is no record."""
     if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
         return 0
     at: int = _OUTLINE.unpack_from(record, _BODY_AT)[5]

@@ -1,4 +1,4 @@
-"""Spools: the items of a generator as they are stored, and as they are kept until they are.
+"""Spools: the items of a generator, while they are collected and as they are stored.
 
 An item is a pickle of its own.  Pickles are gathered in chunks of about `CHUNK` bytes:
 
@@ -182,7 +182,7 @@ class Spool(codec.Encodable):
         size: bytes of the full chunks.
         table: of the full chunks.
         returned: what the generator returned.
-        fault: why it keeps nothing any more; `""`: it does.
+        fault: why it stopped keeping items; `""`: it did not.
     """
 
     def __init__(self, folder: Path | None = None, compress: int | None = None) -> None:
@@ -217,7 +217,7 @@ class Spool(codec.Encodable):
             self._close_chunk()
 
     def stop(self, fault: str) -> None:
-        """Forget everything, and keep nothing any more."""
+        """Drop all items, and keep no further ones."""
         self.fault = fault
         self.close()
 

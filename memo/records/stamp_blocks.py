@@ -28,7 +28,7 @@ from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp,
 from memo.runtime.reasons import UNREADABLE
 
 GATHERED = 64
-"""So many inherited generations outside blocks become a block."""
+"""How many inherited generations outside blocks become a block."""
 DEFLATED = 512
 """Bytes of a part from which it is deflated."""
 MOST = 64 << 20

@@ -92,7 +92,7 @@ def _positional(value: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _is_sentinel(value: Any) -> bool:
-    """A bare `object()` marks something as missing; the code that compares with it says what."""
+    """A bare `object()` is a marker, whose meaning is in the code that compares with it."""
     return type(value) is object
 
 

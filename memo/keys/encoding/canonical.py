@@ -75,7 +75,7 @@ class Unkeyable(Exception):  # noqa: N818  # a fact about a value; `KeyingError`
         self.path = path
 
     def under(self, step: str) -> None:
-        """Put a step in front of the path."""
+        """Prepend a step to the path."""
         self.path = step + self.path
 
     def __str__(self) -> str:
@@ -160,7 +160,7 @@ def unordered(values: Iterable[Any], walk: Walk) -> bytes:
 
 
 class Walk:
-    """One encoding on its way: what it is inside of, and what it has encoded already.
+    """The state of one encoding: the objects around the present one, and those already encoded.
 
     Args:
         given: address of an object -> attributes that stand for those it has.
@@ -378,7 +378,7 @@ def _find(kind: type) -> Encoder:
     """The encoder of a type; remembered for as long as the type lives."""
     encoder = _by_the_user(kind)
     if encoder is None:
-        from memo.keys.encoding import python_types  # what most keys do without
+        from memo.keys.encoding import python_types  # most keys do not need it
 
         encoder = python_types.find(kind)
     _found[kind] = encoder

@@ -170,7 +170,7 @@ def an_object(value: Any, walk: Walk) -> bytes:
 
 
 def is_object(kind: type) -> bool:
-    """True if values of a type are known by their attributes, not by content of a known form."""
+    """True if values of a type are encoded by their attributes, not by content of a known form."""
     return find(kind) is _OBJECT
 
 
@@ -207,7 +207,7 @@ _REGISTER: Final = "register a key with memo.register_key, or name the argument 
 
 
 def _why_not(kind: type) -> str:
-    """Why no value of a type can have a key: the fix, or `""`."""
+    """The fix for a type whose values cannot have a key, or `""`."""
     if hasattr(kind, "__await__") or issubclass(kind, types.AsyncGeneratorType):
         return "await it first, and pass the result."
     if hasattr(kind, "__next__"):
@@ -310,7 +310,7 @@ _derived_of: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = weakref.We
 
 
 def _derived(kind: type) -> frozenset[str]:
-    """The attributes of a class that are worked out from others, and kept once they were read."""
+    """The attributes of a class that are derived from others and cached."""
     known = _derived_of.get(kind)
     if known is None:
         found = [

@@ -1,4 +1,4 @@
-"""Members: what the body of a class says, without what Python and libraries add to it."""
+"""Members: the attributes in the body of a class, without those that Python and libraries add."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from memo.keys.fingerprint.held_values import image, innermost, title
 
 SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-"""Attributes that only say that objects have a place of this name."""
+"""Attributes that only declare a slot of this name."""
 _UNTOLD = frozenset(
     [
         "__doc__",

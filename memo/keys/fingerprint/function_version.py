@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SLOW_LOOKS = 8
-"""Slow looks at the globals that a function reads until it is said which take the time: more than
-a first computation makes, after which it is known what the function changes itself."""
+"""Slow checks of the globals that a function reads, until a warning names the slowest.  They are
+more than a first computation makes, after which it is known what the function changes itself."""
 _OFTEN = 3
 """Changes of the same state, not by the function's own code, after which there is a warning."""
 _OWNERS = 64
@@ -54,10 +54,10 @@ SLOW = 0.0001
 _SLOW_CLASS = 0.001
 """The same for the attributes of classes, which cost a little in every program."""
 _QUICK = SLOW / 10
-"""Seconds within which a look is so quick that the next ones are not timed."""
+"""Seconds within which a check is so quick that the next ones are not timed."""
 _ROUNDS = 10
 _LONG = 0.005
-"""Looks at a value of which the fastest tells what it takes, and seconds after which these end."""
+"""Checks of a value, of which the fastest counts, and seconds after which they end."""
 
 
 class Seen:
@@ -162,7 +162,7 @@ class Seen:
                 continue
             if watch.at.variable in named:
                 continue
-            taken: list[float] = []  # by what this thread works: the machine may be busy
+            taken: list[float] = []  # by the thread's own time: the machine may be busy
             while len(taken) < _ROUNDS and sum(taken) < _LONG:
                 begun = thread_time()
                 watch.stands()
@@ -187,8 +187,7 @@ class Identity:
         shipped: digest the bytecode, which is the same where cloudpickle has brought the function
             without its source.
         ignored: labels of what does not count, such as `global:api`.
-        learned: gives what other processes of this host have found that the function changes
-            itself.
+        learned: returns what the function changes itself, as found by other processes of this host.
     """
 
     def __init__(
@@ -235,7 +234,7 @@ class Identity:
         return self._look(owner).digest
 
     def _say_what_is_slow(self, seen: Seen) -> None:
-        """Warn of the global that takes every call the most time, once."""
+        """Warn once about the global that takes every call the most time."""
         seen.slow = 0  # a busy machine makes one look slow now and then
         label, cost = seen.costliest(self._own_changes)
         if not cost:
@@ -281,7 +280,7 @@ class Identity:
         return own_changes.begin(found, names), names
 
     def told(self, changed: Iterable[str]) -> list[str]:
-        """Take in what a computation has changed itself; what of that is new."""
+        """Take in what a computation has changed itself, and return the new part."""
         new = [one for one in changed if one not in self._own_changes]
         self._own_changes.update(dict.fromkeys(new))
         return new
@@ -363,7 +362,7 @@ class Identity:
         return {**self._learned(), **self._heard}
 
     def _tell_unmet(self, seen: Seen) -> None:
-        """Say once which names of `ignore` stand for nothing that the function reads."""
+        """Warn once about names of `ignore` that the function does not read."""
         unmet, self._ignored = seen.unmet, self._ignored - seen.unmet
         read = sorted({name for name in seen.parts if name.startswith("global:")})
         there = f"; it reads {', '.join(read)}" if read else ""

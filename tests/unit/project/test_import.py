@@ -49,7 +49,7 @@ LATER = {
     *("memo.metrics.snapshots", "memo.metrics.telemetry", "memo.records.spool"),
     *("memo.records.zstd_frames", "memo.settings.redis_urls", "memo.stores.bundle"),
     *("memo.stores.custom", "memo.stores.disk", "memo.stores.memory", "memo.stores.payload_store"),
-    *("memo.stores.redis", "memo.stores.reseeding", "memo.validity.remote"),
+    *("memo.stores.redis", "memo.validity.remote"),
 }
 """Parts of memo that no first call needs, or that a first call imports by itself."""
 

@@ -1,7 +1,7 @@
 """Columns: Arrow and polars data are encoded the same for any chunks, slices and offsets.
 
-A column is its type, its length, which of its values are missing, and the values that are not: what
-lies under a missing one is no content.  Fixed-width values and the text of strings are hashed where
+A column is its type, its length, the places of missing values, and the other values; bytes under a
+missing value do not count.  Fixed-width values and the text of strings are hashed where
 they lie.
 """
 

@@ -34,7 +34,7 @@ def _unit(value: Any, walk: Walk) -> bytes:
 
 
 def _time(value: Any, walk: Walk) -> bytes:
-    """Times of astropy: the moments and how they are written; not what was worked out from them."""
+    """Times of astropy: the moments and their format, without derived values."""
     inner = value._time
     written = (value.format, value.scale, inner.precision, inner.in_subfmt, inner.out_subfmt)
     facts = walk.encode(written) + walk.encode(inner.jd1) + walk.encode(inner.jd2)
@@ -59,7 +59,7 @@ def _frozen(value: Any, walk: Walk) -> bytes:
 def _universal(value: Any, walk: Walk) -> bytes:
     """A `vectorize`d function of numba: the function, how it is compiled, and the types it is for.
 
-    One without given types is compiled for those that it meets.
+    One without given types is compiled for the types of each call.
     """
     types = value.types if value._frozen else None
     layout = getattr(value, "gufunc_builder", None)

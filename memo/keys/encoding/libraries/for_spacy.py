@@ -1,4 +1,4 @@
-"""Pipelines and documents of spaCy: by what spaCy itself writes of them.
+"""Pipelines and documents of spaCy, by their serialised form.
 
 A pipeline remembers each word that it has met, and writes sets in any order: neither is part of
 what it does.
@@ -17,7 +17,7 @@ _SETS: Final = ("strings", "punct_chars")
 
 
 def _written(value: Any, walk: Walk) -> bytes:
-    """A part of a pipeline as it writes itself; one that does not, as any other object."""
+    """A part of a pipeline in its serialised form; one without such a form, as any other object."""
     if not hasattr(value, "to_bytes"):
         return walk.encode(value)
     facts = sys.modules["srsly"].msgpack_loads(value.to_bytes(exclude=["vocab"]))

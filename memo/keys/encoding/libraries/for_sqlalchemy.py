@@ -1,4 +1,4 @@
-"""SQLAlchemy: statements, expressions and tables, by what SQLAlchemy itself caches compiled SQL by.
+"""SQLAlchemy: statements, expressions and tables, by the cache key of their compiled SQL.
 
 Compiling or printing a statement leaves marks in it, and a `Table` is known by its identity; so a
 statement is encoded by its cache key with each table spelled out, and by its bound values.
