@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -249,7 +248,7 @@ class CachedFunction(Generic[P, R]):
         made._using = modes.checked(mode, max_age).over(self._using)
         if ttl is not MISSING:
             made._function = self._function.under(
-                replace(self._function.policy, ttl=options.given_ttl("ttl", ttl))
+                self._function.policy._replace(ttl=options.given_ttl("ttl", ttl))
             )
         return made
 
@@ -873,7 +872,7 @@ def aged(function: Function, mode: Mode) -> Function:
     """A function with the ages that a mode allows its entries."""
     if mode.max_age is None:
         return function
-    return function.under(replace(function.policy, max_age=mode.max_age))
+    return function.under(function.policy._replace(max_age=mode.max_age))
 
 
 @overload

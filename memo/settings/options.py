@@ -7,8 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memo.errors import OptionError
 from memo.runtime.clock import SECOND
@@ -21,8 +20,7 @@ INHERIT = "inherit"
 """A ttl: as long as the shortest-lived cached result that an entry was built on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """How a function's entries age; checked at decoration, so always sound.
 
     Attributes:

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from memo.engine import never_hits, used_calls
@@ -750,7 +749,7 @@ async def _take(
     assert flight is not None
     policy = job.function.policy
     if wait is not None:
-        policy = replace(policy, lock_timeout=None if wait == float("inf") else wait)
+        policy = policy._replace(lock_timeout=None if wait == float("inf") else wait)
     one = await hold(
         *(port, job.chain, job.name, policy, flight),
         refresh=wait is None,
