@@ -31,7 +31,6 @@ A shared tier that came back empty gets this host's generations again (`Reseedin
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections import deque
@@ -82,8 +81,6 @@ BATCH = 500
 """Groups that are given back in one exchange."""
 _NOTE = "census "
 _WHY = json.dumps({"reason": "Redis lost its data"})
-
-_log = logging.getLogger("memo.stores")
 
 
 class UnknownDebtError(TierUnavailable):
@@ -518,7 +515,7 @@ class Reseeding:
             await self._recover(port, census, found)
         elif census.before < self._registered and census.now - self._registered < FORGOTTEN:
             await self.tier.turn(port, [Turn("n")], _WHY)
-            self._tell("an older state; results are computed again", logging.WARNING)
+            self._tell("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
         self._known = found
         if found.epoch != known.epoch or found.others_at > known.others_at + LOOK_EVERY:
@@ -563,17 +560,15 @@ class Reseeding:
                 await self.tier.giving_back(port, "")
         finally:
             self._recovering = False
-        how, level = "no data; results are computed again", logging.WARNING
+        how, warn = "no data; results are computed again", True
         if found.alone:
-            how, level = "no data; results stay valid: no other host uses it", logging.INFO
+            how, warn = "no data; results stay valid: no other host uses it", False
         elif self._trusts_disk:
-            how, level = (
-                'no data; results on this host stay valid (on_redis_loss="trust_disk")',
-                logging.INFO,
-            )
+            how = 'no data; results on this host stay valid (on_redis_loss="trust_disk")'
+            warn = False
         else:
             how += ' (on_redis_loss="trust_disk" would keep those on each host)'
-        self._tell(how, level)
+        self._tell(how, warn=warn)
 
     async def _give_back_all(self, port: Port) -> None:
         generations = self._host.generations
@@ -583,10 +578,13 @@ class Reseeding:
                 tables = await port.offload(generations.tables, names[at : at + BATCH])
                 await self.tier.seed(port, tables)
 
-    def _tell(self, how: str, level: int) -> None:
+    def _tell(self, how: str, *, warn: bool) -> None:
+        import logging  # a shared tier has loaded it
+
         where = self.tier.where
         events.emit(events.Event(events.TIER_LOST, tier=self.tier.name, detail=f"{where}: {how}"))
-        _log.log(level, "memo: %s has come back with %s.", where, how)
+        level = logging.WARNING if warn else logging.INFO
+        logging.getLogger("memo.stores").log(level, "memo: %s has come back with %s.", where, how)
 
     # --- what is kept on the disk ----------------------------------------------------------------
 

@@ -24,7 +24,7 @@ HEAVY = {
         "platformdirs",
         "polars",
     ),
-    *("fnmatch", "ipaddress", "pathlib", "tempfile", "urllib"),
+    *("fnmatch", "ipaddress", "logging", "pathlib", "tempfile", "textwrap", "traceback", "urllib"),
     *(
         "pyarrow",
         "pydantic",
