@@ -32,6 +32,7 @@ from memo.engine.call import (
     with_cutoff,
 )
 from memo.engine.computing import (
+    Made,
     close,
     compute,
     encode,
@@ -644,7 +645,7 @@ async def put(
         return
     own += late
     result = replay.Performed(value, ()) if function.replay else value
-    await store_result(port, job, result, own, started, 0.0, arguments)
+    await store_result(port, job, Made(result, own, started, arguments=arguments))
 
 
 async def refresh(

@@ -114,9 +114,8 @@ async def compute(
     true = true and not (alone and await job.chain.turned(port, known))
     vouched = used if true and keep and stands.stands else None
     try:
-        landing = await store_result(
-            port, job, outcome.value, vouched, started, cost, arguments, reads.life
-        )
+        made = Made(outcome.value, vouched, started, cost, arguments, reads.life)
+        landing = await store_result(port, job, made)
     except Exception as error:
         landing = _unstored(job, outcome.value, error)
     if landing.entry is None:
@@ -365,22 +364,33 @@ def warn_not_stored(
         warn_of(function.run, said)
 
 
-async def store_result(
-    port: Port,
-    job: Job,
-    value: Any,
-    used: tuple[Stamp, ...] | None,
-    started: int,
-    cost: float,
-    arguments: str = "",
-    life: Life | None = None,
-) -> Landing:
-    """Encode, seal and store a result; see `sealed_result`."""
-    made = await sealed_result(port, job, value, used, started, cost, arguments, life)
-    if isinstance(made, Landing):
-        return made
-    [entry] = await keep(port, [made])
-    return Landing(value, None, entry, made.encoded, used=made.header.stamps)
+class Made(NamedTuple):
+    """A result, and what is known of it.
+
+    Attributes:
+        value: the result.
+        used: its stamps; None: it is not stored.
+        started: as `Times` has it.
+        cost: seconds that it took.
+        arguments: those of the call, packed.
+        life: of the result that it was built on and that expires first.
+    """
+
+    value: Any
+    used: tuple[Stamp, ...] | None
+    started: int
+    cost: float = 0.0
+    arguments: str = ""
+    life: Life | None = None
+
+
+async def store_result(port: Port, job: Job, made: Made) -> Landing:
+    """Encode, seal and store a result."""
+    ready = await sealed_result(port, job, made)
+    if isinstance(ready, Landing):
+        return ready
+    [entry] = await keep(port, [ready])
+    return Landing(made.value, None, entry, ready.encoded, used=ready.header.stamps)
 
 
 class Sealed(NamedTuple):
@@ -399,25 +409,9 @@ class Sealed(NamedTuple):
     record: bytes
 
 
-async def sealed_result(
-    port: Port,
-    job: Job,
-    value: Any,
-    used: tuple[Stamp, ...] | None,
-    started: int,
-    cost: float,
-    arguments: str = "",
-    life: Life | None = None,
-) -> Landing | Sealed:
-    """Encode and seal a result; a landing where it is not to be stored.
-
-    Args:
-        used: its stamps; None: it is not stored.
-        started: as `Times` has it.
-        cost: seconds that it took.
-        arguments: those of the call, packed.
-        life: of the result that it was built on and that expires first.
-    """
+async def sealed_result(port: Port, job: Job, made: Made) -> Landing | Sealed:
+    """Encode and seal a result; a landing where it is not to be stored."""
+    value, used, started, cost, arguments, life = made
     function = job.function
     if not port.native and same_types.only_once(value):
         warn_not_stored(

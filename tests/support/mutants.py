@@ -51,12 +51,12 @@ def comparison_by_the_host() -> None:
 
 def stamps_afterwards() -> None:
     """Stamps are taken when the computation is over, not before it begins."""
-    store: Any = computing.store_result
+    seal: Any = computing.sealed_result
 
-    async def late(port: Any, job: Any, value: Any, used: Any, *rest: Any, **more: Any) -> Any:
-        return await store(port, job, value, await computing.take_stamps(port, job), *rest, **more)
+    async def late(port: Any, job: Any, made: Any) -> Any:
+        return await seal(port, job, made._replace(used=await computing.take_stamps(port, job)))
 
-    computing.store_result = streams.store_result = late
+    computing.sealed_result = elements.sealed_result = late
 
 
 def replay() -> None:

@@ -41,6 +41,7 @@ from memo.engine.answering import (
 )
 from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
 from memo.engine.computing import (
+    Made,
     Sealed,
     Standing,
     close,
@@ -906,9 +907,8 @@ async def _made_ready(
     detached = place.flight is not None and place.flight.detached
     vouched = used if keep and not detached else None
     try:
-        ready = await sealed_result(
-            port, job, part, vouched, started, share, arguments, gathered.life
-        )
+        made = Made(part, vouched, started, share, arguments, gathered.life)
+        ready = await sealed_result(port, job, made)
     except Exception as error:
         emit(job, events.ERROR, reason="store", detail=told(error))
         ready = Landing(part)
@@ -1043,7 +1043,8 @@ async def put(port: Port, made: Batch, value: Any) -> None:
         late = await late_stamps(port, job, part, await watch_tags(port, job))
         if late is not None:
             started = job.chain.floors.start_time(place.text, job.chain.clock)
-            sealed = await sealed_result(port, job, part, own + late, started, 0.0, packed(job))
+            one = Made(part, own + late, started, arguments=packed(job))
+            sealed = await sealed_result(port, job, one)
             ready += [sealed] if isinstance(sealed, Sealed) else []
     if ready:
         await keep(port, ready)

@@ -37,6 +37,7 @@ from memo.engine.answering import (
 )
 from memo.engine.call import NOTHING, Function, Job, Raised, emit, told
 from memo.engine.computing import (
+    Made,
     Standing,
     is_same_call,
     merged,
@@ -400,10 +401,8 @@ class Live:
         stored = not (self.flight.detached or self.spool.fault) and self._standing.stands
         if stored and used is not None and await is_same_call(port, job):
             try:
-                landing = await store_result(
-                    *(port, job, self.spool, used, self._started, cost),
-                    life=self.gathered.life,
-                )
+                made = Made(self.spool, used, self._started, cost, life=self.gathered.life)
+                landing = await store_result(port, job, made)
             except Exception as error:
                 emit(job, events.ERROR, reason="store", detail=told(error))
         self.landing = landing
