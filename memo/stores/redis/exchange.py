@@ -189,6 +189,10 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
             into.append(array)
         if not around:
             first = at
+        elif data[at : at + 5] == b"$-1\r\n":  # most fields of a group are not there
+            into.append(None)
+            at += 5
+            continue
         end = data.find(b"\r\n", at)
         if end < 0:
             if len(data) - at > LONGEST_LINE:
