@@ -172,7 +172,7 @@ class _More(Exception):  # noqa: N818 - a signal between two functions of this m
         self.end = end
 
 
-def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa: C901, PLR0912
+def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa: C901, PLR0912, PLR0915
     """Append the RESP2 replies that begin at a place, until there are `count`; where they end.
 
     One loop for all of them, arrays of any depth included: a call for each costs a tenth of a hit.
@@ -323,7 +323,7 @@ def talk(connection: Any, exchange: Exchange) -> list[Any]:
     if exchange.sink is not None:
         exchange.replies.append(_receive(line, reader, exchange.sink))
     count = exchange.count + 1
-    while not reader.take(exchange.replies, count):
+    while not (reader.unread and reader.take(exchange.replies, count)):
         try:
             reader.feed(line.receive())
         except ConnectionError:
