@@ -102,7 +102,7 @@ class PayloadBytes:
 
 
 class _Entry:
-    __slots__ = ("digest", "expires", "found", "parsed", "size", "used")
+    __slots__ = ("digest", "expires", "found", "parsed", "read", "size", "used")
 
     def __init__(self, found: Found, digest: bytes | None, expires: int | None, size: int) -> None:
         self.found = found
@@ -110,6 +110,7 @@ class _Entry:
         self.expires = expires
         self.size = size
         self.parsed: object | None = None
+        self.read = False
         self.used = next(_uses)
 
 
@@ -185,7 +186,16 @@ class Memory:
         if entry is None or (entry.expires is not None and self._clock.boot_ns() >= entry.expires):
             return None
         entry.used = next(_uses)
+        entry.read = True
         return entry
+
+    def read(self) -> list[str]:
+        """The names that were looked up since this was last asked, of those that are still here."""
+        with self._lock:
+            read = [(name, entry) for name, entry in self._entries.items() if entry.read]
+        for _, entry in read:
+            entry.read = False
+        return [name for name, _ in read]
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """See `memo.stores.protocols.Tier.payload`."""
