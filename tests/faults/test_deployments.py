@@ -434,6 +434,86 @@ def test_the_acl_rule_suffices(redis_server: RedisServer, load: Any) -> None:
         admin.execute_command("ACL", "LOG", "RESET")
 
 
+MORE = {
+    "tracking": "+hello +client|tracking",
+    "doctor": "+info +dbsize",
+    "cluster": "+cluster|slots +cluster|shards +command +asking",
+}
+"""What docs/deployments.md says to add to the rule."""
+
+
+def test_the_acl_rule_for_tracking_and_figures(redis_server: RedisServer, load: Any) -> None:
+    """With what the page adds for them, tracking listens and `memo doctor` shows the version."""
+    page = (ROOT / "docs" / "deployments.md").read_text("utf-8").replace("`", "")
+    admin = redis_server.client()
+    rule = [*ACL.split(), *MORE["tracking"].split(), *MORE["doctor"].split()]
+    assert all(added in page for added in MORE.values())
+    admin.execute_command("ACL", "SETUSER", "worker", "on", ">pass", *rule)
+    url = redis_server.url.replace("//", "//worker:pass@")
+    try:
+        with memo.configure(redis_url=url, coherence="tracking", deadline=2.0):
+            works(load)
+            facts = drive(default_chain().health(BLOCKING))["redis"]
+        assert facts["tracking"] == "listening"
+        assert facts["version"]
+        assert not admin.execute_command("ACL", "LOG")
+    finally:
+        admin.execute_command("ACL", "DELUSER", "worker")
+        admin.execute_command("ACL", "LOG", "RESET")
+
+
+def test_the_acl_rule_for_a_cluster(cluster: Cluster, load: Any) -> None:
+    """With what the page adds for a cluster, all of it works there."""
+    rule = [*ACL.replace("memo:", "ruled:").split(), *MORE["cluster"].split()]
+    for server in cluster.servers:
+        server.ask("ACL", "SETUSER", "worker", "on", ">pass", *rule)
+    with only_redis(cluster.url.replace("//", "//worker:pass@"), namespace="ruled"):
+        works(load)
+        load.cache_clear()
+    for server in cluster.servers:
+        assert not server.ask("ACL", "LOG")
+        server.ask("ACL", "DELUSER", "worker")
+
+
+LOST = {
+    "-blmove": "",
+    "-getrange": "could not be searched",
+    "-scan": "could not be searched",
+    "-info -dbsize": "",
+}
+"""Commands without which memo works, and what a strict invalidation says then."""
+
+
+@pytest.mark.parametrize("denied", LOST)
+def test_what_is_lost_without_a_command(
+    redis_server: RedisServer, load: Any, denied: str, tmp_path: Path
+) -> None:
+    """Calls, leases and invalidations work without it; a strict one says what it cannot search."""
+    admin = redis_server.client()
+    rule = [*ACL.split(), *MORE["doctor"].split(), *denied.split()]
+    admin.execute_command("ACL", "SETUSER", "worker", "on", ">pass", *rule)
+    try:
+        url = redis_server.url.replace("//", "//worker:pass@")
+        with only_redis(url, directory=tmp_path):
+            works(load)
+
+            @memo.cache(ttl=60, use_lock=True, name=f"lost {denied}")
+            def locked() -> float:
+                return time.perf_counter()
+
+            assert locked() == locked()
+            assert memo.health().ok
+            if LOST[denied]:
+                told = memo.invalidate(prefix="misspelt", strict=True)
+                assert LOST[denied] in str(told)
+            else:
+                with pytest.raises(memo.NothingMatchedError):
+                    memo.invalidate(prefix="misspelt", strict=True)
+    finally:
+        admin.execute_command("ACL", "DELUSER", "worker")
+        admin.execute_command("ACL", "LOG", "RESET")
+
+
 def test_credential_providers(redis_server: RedisServer, load: Any) -> None:
     """`redis_options` takes redis-py's credential providers."""
     admin = redis_server.client()
