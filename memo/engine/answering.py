@@ -155,7 +155,7 @@ def _value(
     try:
         value = codec.decode(entry.stream, None, ())
     except EntryError:
-        return _UNASKED  # `look` meets it again, and says so
+        return _UNASKED  # `look` meets it again, and reports it
     started, _, _, _, _, _, cost = times
     key = call.text
     if not chain.floors.admits(key, started):
@@ -180,7 +180,7 @@ async def keyed(
     try:
         return function.call(args, kwargs, port.native)
     except HeavyError:
-        pass  # what is raised below is not raised while this is handled
+        pass  # errors raised below must not have this one as their context
     call = await port.offload(function.call, args, kwargs)
     await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
     return call
@@ -325,7 +325,7 @@ def told_hit(
 
 
 async def ask_again(port: Port, result: Result) -> bool:
-    """Ask a call of a `cutoff` function again; whether it answered, and is still that call."""
+    """Ask a call of a `cutoff` function again; True if it answered and is still that call."""
     function, arguments = with_cutoff(result.function), unpacked(result)
     if function is None or arguments is None:
         return False
@@ -488,7 +488,7 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
 
 
 async def _alone(port: Port, job: Job) -> Any:
-    """Compute for one caller only: the result cannot be copied, or the cache is out of order."""
+    """Compute for one caller only: the result cannot be copied, or the cache has failed."""
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     outcome = await invoke(port, job)
     tell(None)
@@ -589,7 +589,7 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
     started, used = found.entry.times.started, found.entry.stamps
     job.chain.floors.rise(job.call.text, started)
     emit(job, events.STALE, tier=found.tier, reason=reason)
-    whole = found.entry.header.flags & seal.STREAM  # whose readers each begin at its beginning
+    whole = found.entry.header.flags & seal.STREAM  # each reader of a stream begins at its start
     encoded = None if whole else await encode(port, job, value)
     return Landing(value, None, found.entry, encoded, used=used, known=used, started=started)
 
@@ -607,7 +607,7 @@ async def _job(
 
 
 def is_inside() -> bool:
-    """True if a computation of a cached function runs here, which wants to know what it uses."""
+    """True if a cached function is being computed here, so that it must note what it uses."""
     reads = CURRENT.get()
     return reads is not None and not reads.over
 
@@ -656,7 +656,7 @@ async def refresh(
     *,
     keep: bool = True,
 ) -> Any:
-    """Compute now, store, and give the value (or `Raised`).
+    """Compute now, store, and return the value (or `Raised`).
 
     Args:
         keep: store it.

@@ -1,4 +1,4 @@
-"""Jobs: a cached function as the engine knows it, one call of it, and what came of that."""
+"""Jobs: a cached function as the engine sees it, one call of it, and its outcome."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Function:
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
         teach: keeps what the function changes itself, for other processes.
         took: seconds of its latest computation here; None: there was none.
-        warned: it was said that its results are not stored.
+        warned: a warning has said that its results are not stored.
         cutoff: what was built on its results stays valid while they come back equal.
         is_async: whether `run` gives an awaitable.
         looks: what computed calls looked like, with their keys; None: it was warned about them.
@@ -230,7 +230,7 @@ def with_cutoff(function_id: str) -> Function | None:
 
 
 def _to_ignore(others: Sequence[str]) -> str:
-    """How to say that something does not decide the result."""
+    """Advice on how to exclude something from the key."""
     names = {one.partition("[")[0].partition(".")[0] for one in others}
     labels = sorted(name if name == "self" else f"global:{name}" for name in names)
     return f"ignore={labels!r}"
@@ -245,12 +245,12 @@ class Watched(NamedTuple):
 
 
 class Aftermath(NamedTuple):
-    """The traces of a computation.
+    """The changes that a computation leaves behind.
 
     Attributes:
         others: state that something else changed in the meantime.
         said: the warning to give, once each; `""`: none.
-        learned: what is new of the state that it changes itself, for other processes and hosts.
+        learned: newly found state that it changes itself, for other processes and hosts.
     """
 
     others: tuple[str, ...]
@@ -309,7 +309,7 @@ class Outcome(NamedTuple):
 
 
 def warn_of(function: Callable[..., Any], said: str) -> None:
-    """Warn of a function, at its own line: it may run far from the line that called."""
+    """Warn about a function at its own line, since it may run far from the calling line."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         warnings.warn(said, stacklevel=2)
@@ -318,7 +318,7 @@ def warn_of(function: Callable[..., Any], said: str) -> None:
 
 
 def told(error: BaseException) -> str:
-    """An error for an event: an error of others may quote a value, so only where it was raised."""
+    """An error as text for an event; of a foreign error only its place, as it may quote a value."""
     text = str(error) if isinstance(error, MemoError) else _raised_at(error)
     return f"{type(error).__name__}: {text}"
 

@@ -217,7 +217,7 @@ async def is_same_call(port: Port, job: Job) -> bool:
         return True
     try:
         now = await port.offload(job.function.call, job.args, job.kwargs)
-    except Exception:  # what cannot be keyed any more is another call
+    except Exception:  # a call that cannot be keyed any more is another call
         now = None
     if now is not None and now.text == job.call.text:
         return True
@@ -343,7 +343,7 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
 
 
 def _unstored(job: Job, value: Any, error: Exception) -> Landing:
-    """A result that could not be stored, since a `ttl` or `cache_if` raised; says so."""
+    """Report a result that could not be stored, since a `ttl` or `cache_if` raised."""
     emit(job, events.ERROR, reason="store", detail=told(error))
     with suppress(UserWarning):  # an error here, and the result is the caller's
         fault = f"cannot be stored ({told(error)})"
@@ -354,7 +354,7 @@ def _unstored(job: Job, value: Any, error: Exception) -> Landing:
 def warn_not_stored(
     function: Function, value: Any, fault: str, fix: str, verb: str = "returned"
 ) -> None:
-    """Say once per function that its results are not stored, and why."""
+    """Warn once per function that its results are not stored, with the reason."""
     if not function.warned:
         function.warned = True
         said = (
@@ -554,7 +554,7 @@ def _header(
 
 
 def _told_address(address: str) -> str:
-    """An address as a header holds it, for people: one that is too long is cut, and shows it."""
+    """An address as a header holds it; a long one is cut, visibly."""
     data = address[: seal.LONGEST + 1].encode("utf-8", "replace")
     if len(data) <= seal.LONGEST:
         return data.decode()

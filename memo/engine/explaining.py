@@ -180,7 +180,7 @@ async def explain(
         facts = await _untrue(port, chain, own) or _expired(function, chain, own)
     elif reason in _FAULTS:
         facts = [_FAULTS[reason]]
-    elif reason == ABSENT and own and _is_past(function, chain, own):  # no tier gives it out now
+    elif reason == ABSENT and own and _is_past(function, chain, own):  # no tier returns it now
         reason, facts = EXPIRED, _expired(function, chain, own)
     elif reason == ABSENT:
         asked = _Asked(call, code, function.identity.parts(owner))
@@ -294,7 +294,7 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
 
 
 async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> str:
-    """Through which cached calls an entry was built on a call; `""`: at once, or it is its own."""
+    """The cached calls between an entry and a call that it was built on; `""`: none."""
     groups = [s.ref.group for s in header.stamps if isinstance(s, Generation)]
     called = [group[2:] for group in dict.fromkeys(groups) if group.startswith("f:")]
     if stamp.ref.group[2:] in (*called[:1], *(called[1:2] if len(called) == 2 else ())):
@@ -442,7 +442,7 @@ def _absent(
         return ABSENT, ["no entry of this function is on this host"], []
     nearest = min(others, key=lambda header: len(_differing(json.loads(header.summary), wanted)))
     facts = [_difference(*found) for found in _differing(json.loads(nearest.summary), wanted)]
-    if not facts:  # all that a summary tells is the same
+    if not facts:  # the summaries are the same
         facts.append(_unlike(call, code, nearest))
     many = f"the nearest of {len(stored)} entries" if len(stored) > 1 else "the only entry"
     facts.append(f"{many}: {rendering.address(nearest)}{_by_value(nearest)}")
@@ -459,7 +459,7 @@ def _by_value(header: Header) -> str:
 
 
 def _unlike(call: Call, code: str, nearest: Header) -> str:
-    """Why an entry with equal arguments is another: what no summary tells."""
+    """Why an entry with equal summaries is another one."""
     if nearest.code != code:
         return "its arguments are the same; what the function reads has changed"
     if call.takes_order:
@@ -538,7 +538,7 @@ _PLAIN = {
 async def changed_code(
     port: Port, function: Function, manifests: Manifests, keys: Sequence[str]
 ) -> dict[str, str]:
-    """Describe by key, in a few words, which code changed before entries were computed.
+    """Key -> a few words on the code that changed before its entry was computed.
 
     For misses that have been computed by now: the entry that each stored is compared with the last
     one before it that has the same arguments and another code version.
@@ -717,7 +717,7 @@ def _arguments(summary: str) -> dict[str, str]:
 
 
 def _by_age(chain: Chain) -> Judge:
-    """How the entries of a function that this process does not have are judged."""
+    """The judge for entries of a function that this process does not have."""
     policy = Policy(ttl=None)
     return lambda times, *_: judge(times, policy, chain.clock)
 

@@ -1,4 +1,4 @@
-"""Invalidating: turn generations in every chain that may hold entries, and say what that hit.
+"""Invalidating: turn generations in every chain that may hold entries, and count the matches.
 
 Looking for the entries that are about to be dropped is for the answer alone: it is bounded in time,
 reads headers and this host's generations only, and never changes what is invalidated.  A shared
@@ -72,7 +72,7 @@ class Invalidation(NamedTuple):
             they are dropped; what Redis alone has is dropped without being counted, unless the
             caller was strict and this host had none.
         at_least: counting stopped early, so there may be more.
-        hint: where nothing matched, what was probably meant.
+        hint: if nothing matched, the target that was probably meant.
         verb: `"invalidated"` or `"expired"`.
         first: headers of the first few.
         uncounted: a shared tier may have had entries that this host did not, and was not searched.
@@ -187,7 +187,7 @@ async def invalidate(
 async def _turn(
     port: Port, chains: Sequence[Chain], turns: tuple[Turn, ...], reason: str
 ) -> dict[str, str]:
-    """Turn generations; how it went, tier by tier."""
+    """Turn generations, and return the outcome by tier."""
     note = make_note(reason, writer())
     tiers: dict[str, str] = {}
     for chain in chains:
@@ -351,5 +351,5 @@ def _is_over(chain: Chain, header: Header) -> bool:
 def _own(header: Header) -> list[Generation]:
     absolute: Sequence[Stamp] = header.stamps
     if absolute and type(absolute[-1]) is Result:
-        absolute, _ = unfolded(absolute)  # what results vouch for is asked before it is gone
+        absolute, _ = unfolded(absolute)  # a result is asked before it is dropped
     return [stamp for stamp in absolute if type(stamp) is Generation]

@@ -87,7 +87,7 @@ def _view(entry: Entry, found: Answer) -> memoryview | None:
 
 
 def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
-    """See that a payload has its digest, by a voucher if there is one, else byte by byte.
+    """Check the digest of a payload: by a voucher if there is one, else by hashing it.
 
     Raises:
         EntryError: it has not.

@@ -4,7 +4,7 @@ Some objects have another key each time although nothing of them has changed for
 keep a random number, an address or a time.  Such a function would never hit, without a word.
 
 Two arguments look the same when the parts of their keys that a user can see are the same: public
-attributes, or, of an object that has none, what it says of itself.  What differs is then private.
+attributes, or, of an object that has none, its `repr`.  The difference is then private.
 Of a function it is what it captured and changes itself (`nonlocal n; n += 1`).
 """
 
@@ -25,11 +25,11 @@ ENOUGH: Final = 5
 _KEPT: Final = 64
 """Looks of a function that are remembered."""
 DEEP: Final = 3
-"""Objects inside of objects that are looked into."""
+"""Levels of nested objects that are compared."""
 SHOWN: Final = 3
-"""Private attributes that the warning names."""
+"""Most private attributes that the warning names."""
 _SHORTENED: Final = r"\.\.\.|…| at 0x[0-9a-fA-F]+"
-"""In what an object says of itself: that it does not say all."""
+"""Marks in the `repr` of an object that something is left out."""
 
 
 def notice(job: Job) -> None:

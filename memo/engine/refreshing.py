@@ -1,4 +1,4 @@
-"""Refreshing and renewing: what becomes of an old value.
+"""Refreshing and renewing old values.
 
 A stale value is computed anew in the background, once per key and cluster.  A value that was built
 on results of `cutoff` functions, which may have changed, is renewed where those come back equal.
@@ -46,7 +46,7 @@ Ask: TypeAlias = Callable[[Port, Result], Awaitable[bool]]
 async def renew(
     port: Port, job: Job, flight: Flight, found: Answer, ask: Ask, *, alone: bool = False
 ) -> Landing | None:
-    """A value that proves right, since the results that it was built on come back equal.
+    """Confirm a value if the results that it was built on come back equal.
 
     They are asked in the order in which they were used, those that were used together together, up
     to the first that is another: what was used after that might never have been.
@@ -56,7 +56,7 @@ async def renew(
         alone: in the background: no caller waits for it.
 
     Returns:
-        None: it does not prove right.
+        None: it is not confirmed.
     """
     entry, begun = found.entry, time.perf_counter()
     assert entry is not None
@@ -217,7 +217,7 @@ async def _done_elsewhere(port: Port, job: Job) -> bool:
 def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
     """The kind and the reason of the event that ends a refresh; sets the back-off."""
     backoff, key = job.function.backoff, job.call.text
-    if landing is None:  # its holder will be done soon: do not ask at every stale answer
+    if landing is None:  # its holder will end soon: do not ask at every stale answer
         backoff[key] = (time.monotonic() + SOON, 0.0)
         return events.REFRESH_DONE, events.ELSEWHERE
     if landing.fault:

@@ -191,7 +191,7 @@ def current() -> tuple[Recorder, ...]:
 
 @contextmanager
 def heard_by(recorders: tuple[Recorder, ...]) -> Iterator[None]:
-    """The running code, of another thread, is heard by these."""
+    """Let these recorders hear the running code, which belongs to another thread."""
     token = _recorders.set(recorders)
     try:
         yield
@@ -296,7 +296,7 @@ def _wrapped(publisher: Any) -> Any:
             recorder.display({"data": data, "metadata": metadata, **more})
         if silent:
             return None
-        with heard_by(()):  # a terminal prints it, which is no second output
+        with heard_by(()):  # a terminal prints it, which is recorded already
             return publish(data, metadata, **more)
 
     def cleared(wait: bool = False) -> Any:
@@ -316,7 +316,7 @@ _WRAPPING = _Wrapping()
 
 
 def replay(shown: Shown) -> None:
-    """Show again what was shown; a stream that takes nothing any more is left alone."""
+    """Show the output again; a closed stream is skipped."""
     publisher = _publisher()
     for kind, what in shown:
         if kind == _DISPLAY:

@@ -1,4 +1,4 @@
-"""Reads: what a computation used of other cached functions, across the threads that it starts."""
+"""Reads: the cached calls that a computation used, also in threads that it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Authorities: the tier with the last word on validity, and what each of them missed.
+"""Authorities: the tier that decides on validity, and the invalidations that each tier missed.
 
 Rules of this module:
 
@@ -74,7 +74,7 @@ LOOK_EVERY = 5.0
 LOOK_SOON = 1.0
 """Seconds until the next look where the tier takes no writes."""
 REMEMBERED = 30 * 86400.0
-"""Seconds for which another host counts that was seen once."""
+"""Seconds for which a host that was seen counts as present."""
 FORGOTTEN = 43_200.0
 """Seconds without a look after which a registration may have been removed by other hosts."""
 BATCH = 500
@@ -84,7 +84,7 @@ _WHY = json.dumps({"reason": "Redis lost its data"})
 
 
 class UnknownDebtError(TierUnavailable):
-    """This host cannot read whether a shared tier has missed an invalidation: none can judge."""
+    """This host cannot read whether a shared tier has missed an invalidation."""
 
 
 class Authorities:
@@ -92,7 +92,7 @@ class Authorities:
 
     Args:
         tiers: of the chain, in order.
-        fault: tells of a fault: the name of a tier, the error, the key.
+        fault: reports a fault: the name of a tier, the error, the key.
 
     Attributes:
         shared: the tier that has the last word while it is there; None: this host has it.
@@ -180,7 +180,7 @@ class Authorities:
             return None
         try:
             return self.shared.begun(asked)
-        except TierError:  # `begin` meets it again, and says so
+        except TierError:  # `begin` meets it again, and reports it
             return None
 
     async def _first(self, port: Port, verb: str, refs: Sequence[Ref]) -> list[State]:
@@ -244,7 +244,7 @@ class Authorities:
     # --- invalidations ---------------------------------------------------------------------------
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
-        """Invalidate; how it went, tier by tier: `"done"`, or why not and what will happen."""
+        """Invalidate; by tier the outcome: `"done"`, or why not and what will happen."""
         for tier in self._tiers:
             if before := getattr(tier, "before_turn", None):
                 try:
@@ -301,7 +301,7 @@ class Authorities:
         return "journalled: unreachable, replayed here before its next read, elsewhere within 5 s"
 
     async def _strike(self, port: Port, verb: Callable[[int], None], row: int) -> bool:
-        """Say how a journal row went; if that cannot be written, it is due in a while by itself."""
+        """Record the outcome of a journal row; if that fails, the row is due again by itself."""
         try:
             await port.offload(verb, row)
         except TierError as error:
@@ -387,7 +387,7 @@ class Authorities:
         self._interruptions = interruptions
 
     async def _pay(self, port: Port, tier: Tier, generations: Generations) -> None:
-        """Send what neither arrived nor could be journalled."""
+        """Send invalidations that neither arrived nor could be journalled."""
         for owed in list(self._owed):
             await generations.turn(port, *owed)
             with suppress(ValueError):  # another caller has
@@ -413,7 +413,7 @@ async def _overdue(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence
 
 
 def make_note(reason: str, by: str) -> str:
-    """Note about an invalidation for people: JSON with `at` (Unix seconds), `by`, `reason`."""
+    """The note of an invalidation, for display: JSON with `at` (Unix seconds), `by`, `reason`."""
     reason = str(reason)
     kept = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
@@ -491,7 +491,7 @@ class Reseeding:
             tier.tomb = REMEMBERED
 
     def due(self) -> bool:
-        """True if to `look` before anything is read from the tier."""
+        """True if `look` must run before anything is read from the tier."""
         changed = self.tier.interruptions != self.interruptions
         return changed or time.monotonic() >= self._look_at
 
@@ -501,7 +501,7 @@ class Reseeding:
         self._look_at = time.monotonic() + LOOK_EVERY
         try:
             await self._look(port)
-        except TierError:  # met again, and said, by the read that follows
+        except TierError:  # the read that follows meets it again, and reports it
             self.interruptions = self.tier.interruptions
             self._look_at = time.monotonic() + LOOK_SOON if self.tier.read_only else 0.0
 

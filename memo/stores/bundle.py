@@ -96,7 +96,7 @@ class Origin(NamedTuple):
         by: user, host and process that made it.
         memo, python, platform: what it was made with.
         namespace: that its entries come from.
-        note: what was said when it was made.
+        note: given when it was made.
     """
 
     made: float
@@ -220,7 +220,7 @@ class Bundle:
     Args:
         path: of the file.
         key: the one that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.  Without a key
-            it only shows what it says of itself.
+        it only shows its own description.
 
     Attributes:
         verified: whether the key has sealed it.
@@ -347,7 +347,7 @@ class Bundle:
         return Found(record, self.source(item))
 
     async def before_turn(self, port: Port) -> None:
-        """Take note of what is valid, before anything is invalidated, or looked up here.
+        """Note which entries are valid, before anything is invalidated or looked up here.
 
         Raises:
             TierError: no tier can tell, or it cannot be written down.

@@ -1,10 +1,10 @@
-"""The chain: tiers asked in turn, one of which has the last word on what is true.
+"""The chain: tiers asked in turn, one of which decides what is valid.
 
 Rules of this module:
 
 1.  A record is believed only when its seal holds for this namespace and key, its stamps still read
     the same at the *authority*, its clock makes sense, and no answer before was computed later.
-2.  What is true is for `authorities` to say.
+2.  `authorities` decides what is valid.
 3.  Where a shared authority lets us hear of changes (`Listener`), what it said of an entry in
     memory holds until something was heard, or this host's generations turned.
 4.  A tier that fails is an event and a fall-through.
@@ -270,7 +270,7 @@ class Chain:
         *,
         trusts_disk: bool = False,
     ) -> Chain:
-        """Give the chain its place: done once, at assembly."""
+        """Give the chain its namespace, secrets and host; done once, at assembly."""
         self.namespace = namespace
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
@@ -529,13 +529,13 @@ class Chain:
         return asked
 
     async def get_ready(self, port: Port) -> None:
-        """Get ready for many questions at once, the first on an event loop included."""
+        """Get ready for many questions at once, also as the first use on an event loop."""
         if self._askable is not None:
             with suppress(TierError):  # `lookup` meets it again, and says so
                 await self._askable.get_ready(port)
 
     def settled(self, port: Port, asked: Asked, key: str) -> Entry | None:
-        """The entry that was asked for, if it is true and plain; None: `lookup` it."""
+        """The entry that was asked for, if it is valid and plain; None: `lookup` it."""
         try:
             entry, states = self._answered(asked, key)
         except (TierError, EntryError):
@@ -678,7 +678,7 @@ class Chain:
             raise
 
     async def doubtful(self, port: Port, readings: Sequence[Reading]) -> list[str]:
-        """Why each of some results may not be what it was; "" where its stamps hold.
+        """Why each of some results may have changed; "" if its stamps hold.
 
         Raises:
             TierError: no tier can tell.
@@ -900,7 +900,7 @@ class Chain:
         return facts
 
     def when_sent(self, work: Work) -> bool:
-        """Have `work` done when an upload ends that is under way; False: none is."""
+        """Run `work` when the upload under way ends; False: there is none."""
         return self._transfers.when_sent(work)
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ _OPTIONAL: Final = ("get_many", "set_many")
 
 
 def _check(provider: Any) -> None:
-    """That a provider has the methods of a `CacheProtocol`.
+    """Check that a provider has the methods of a `CacheProtocol`.
 
     Raises:
         OptionError: it has not, or they do not fit; the message says what to pass instead.
@@ -67,7 +67,7 @@ def _check_method(provider: Any, name: str, method: Any) -> None:
     except TypeError:
         fix = f"its {name} does not take what it is called with: {_SHOWN[name]}."
         raise OptionError("provider", provider, fix) from None
-    except ValueError:  # written in C: it says when it is called
+    except ValueError:  # written in C: checked when it is called
         pass
 
 
@@ -115,7 +115,7 @@ class Adapted:
         namespace, key = name.partition(":")[0], name.rpartition(":")[2]
         try:
             entry = seal.unpack(record, self._secrets, namespace, key)
-        except EntryError:  # the chain meets it again, and says so
+        except EntryError:  # the chain meets it again, and reports it
             return Found(record)
         found: Found = await self.call(port, self._with_all(record, entry))
         return found

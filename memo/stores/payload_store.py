@@ -4,7 +4,7 @@ Rules of this module:
 
 1.  A payload lies under its digest, in a folder of the namespace and the format.  It is written
     whole or not at all.
-2.  What is read is not believed here: it is hashed where it arrives, as what comes from Redis is.
+2.  Bytes are not verified here: they are hashed on arrival, like those from Redis.
 3.  After a fault the store is left alone for `AGAIN` seconds, with one warning for each outage.
 4.  An entry in Redis lives at most `KEEP` with a payload here.  A payload that is stored again is
     written again once it is older than that, and swept when it is twice as old.

@@ -1,7 +1,7 @@
 """Tiers: the places where entries lie, and the chain that asks them in turn.
 
 A *tier* holds records under names and knows nothing of what is in them.  A tier that also holds
-*generations* can be the *authority* on what is true.  Everything is a coroutine over the port, so
+*generations* can be the *authority* on validity.  Everything is a coroutine over the port, so
 that sync and async callers run the same lines.
 """
 
@@ -93,11 +93,11 @@ class Vouching(Protocol):
     """A source whose bytes need not be verified by each process."""
 
     def vouched(self, digest: bytes) -> bool:
-        """True if one with a secret of ours has verified this version of the bytes."""
+        """True if a process with one of our secrets has verified this version of the bytes."""
         ...
 
     def vouch(self, digest: bytes) -> None:
-        """Leave word, for other processes, that this version of the bytes has this digest."""
+        """Record for other processes that this version of the bytes has this digest."""
         ...
 
 
@@ -221,7 +221,7 @@ class Tier(Protocol):
 
     @property
     def shared(self) -> bool:
-        """True if other hosts see it too, so that it has the last word on what is true."""
+        """True if other hosts see it too, so that it decides on validity."""
         ...
 
     async def lookup(self, port: Port, name: str) -> Found | None:

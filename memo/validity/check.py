@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
         kind: `FRESH`, `STALE` (use it, refresh it) or `MISS`.
         reason: for a miss, why; for stale, `"ahead"` (still within its ttl) or `"expired"`.
         fallback: a miss whose old value may still answer if the computation raises.
-        renewable: a miss whose value may prove right: results that it was built on may have
+        renewable: a miss whose value may be confirmed: results that it was built on may have
             changed, and can be asked (`cutoff`).
     """
 
@@ -83,7 +83,7 @@ class Expired(str):
 
 
 class Unproven(str):
-    """The reason of an entry that only results it was built on put in doubt: they can be asked.
+    """The reason of an entry that is in doubt only because of results that can be asked again.
 
     Attributes:
         at: when the last of them was let expire, if nothing else happened to them; else None.
@@ -100,7 +100,7 @@ class Unproven(str):
 
 
 def expiry(reason: str) -> int | None:
-    """When an entry was let expire, if that is all that can be said against it; else None."""
+    """When an entry was let expire, if nothing else is against it; else None."""
     return reason.at if isinstance(reason, (Expired, Unproven)) else None
 
 

@@ -41,7 +41,7 @@ _READ = 1 << 20
 ARGUMENTS = 64 * 1024
 """Bytes of pickled arguments of a callable up to which an entry holds them."""
 _MISSING = "missing"
-"""The facts of a path where nothing can be seen."""
+"""The facts of a missing path."""
 
 
 class File:
@@ -122,7 +122,7 @@ def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileSta
     """Stamps of files, directories, patterns and URLs; a missing file has a stamp like any other.
 
     Args:
-        paths: an absolute path or a URL, and True if its content is compared.
+        paths: each an absolute path or a URL, and True if its content is compared.
         every: seconds for which a URL is believed without asking again.
     """
     urls = [one for one in paths if is_url(one[0])]
@@ -461,14 +461,14 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
     identity, _, index = stamp.name.rpartition("#")
     dependencies = CALLABLES.get(identity)
     if dependencies is None or int(index) >= len(dependencies.calls):
-        return False  # the module that could tell is not loaded
+        return False  # the module with the callable is not loaded
     try:
         needed = _unpacked(stamp.arguments)
         function = dependencies.calls[int(index)]
         digest, _ = await dependencies.answer(port, function, needed)
         return digest == stamp.digest
     except Exception:
-        return False  # taking the stamp anew says what is wrong
+        return False  # taking the stamp anew reports the error
 
 
 def _unpacked(arguments: str) -> dict[str, Any]:

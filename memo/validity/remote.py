@@ -1,8 +1,8 @@
-"""Data sets behind URLs: what identifies the version that is there now.
+"""Data sets behind URLs: how their present version is identified.
 
 `http` and `https` are asked by `HEAD`; all other schemes go through fsspec, so that `s3://`, `gs://`,
-`az://`, `sftp://`, … work where the package of that file system is installed.  A version is told by
-its ETag, where there is none by size and modification time.
+`az://`, `sftp://`, … work where the package of that file system is installed.  A version is
+identified by its ETag; without one, by size and modification time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 """Seconds that a server may take to answer."""
 MISSING = "missing"
-"""The facts of a URL where nothing is."""
+"""The facts of a URL without content."""
 SLOW = 1.0
 """Seconds from which a failed question counts as a wait: for as long again none is asked."""
 AT_ONCE = 16
@@ -45,11 +45,11 @@ _pool = Pool("memo-offload-remote", AT_ONCE - 1)  # and the caller's own thread
 
 
 class UnreachableError(Exception):
-    """A source does not say what it is now."""
+    """A source does not answer."""
 
 
 def check_url(path: str) -> None:
-    """See that what a URL needs is installed.
+    """Check that the packages that a URL needs are installed.
 
     Raises:
         OptionError: it is not.
@@ -137,7 +137,7 @@ def believed(stamp: File) -> str | None:
 
 
 def named(url: str) -> str:
-    """A URL for people, without user, password and query."""
+    """A URL as it is shown, without user, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

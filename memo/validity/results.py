@@ -76,7 +76,7 @@ def _claimed(known: Iterable[Stamp]) -> set[int]:
 
 
 def _beneath(known: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
-    """All that vouches for a result, as the stamps of an entry of its own."""
+    """The stamps that vouch for a result, as those of an entry."""
     wanted: set[int] = set()
     left = list(result.beneath)
     while left:

@@ -45,8 +45,8 @@ class Landing(NamedTuple):
         used: the stamps of what the computation used; None: they are not known.
         known: the stamps that are known, also where others are missing.
         started: when the computation began, in nanoseconds; 0: it did not.
-        fault: the cache itself failed before the function ran: each computes by himself.
-        renewed: an old value that proved right: each looks it up.
+        fault: the cache itself failed before the function ran: each caller computes for itself.
+        renewed: an old value was confirmed: each caller looks it up.
     """
 
     value: Any = None
@@ -158,7 +158,7 @@ class Flights:
             return flight, leads
 
     def part(self, flight: Flight) -> None:
-        """The computation around this call waits for a flight no more."""
+        """End the wait of the computation around this call for a flight."""
         path = _path.get()
         if path:
             with self._lock:
@@ -253,7 +253,7 @@ class Flights:
         return len(names)
 
     def supersede(self, flight: Flight) -> None:
-        """Close one that was invalidated elsewhere to new callers: the next one leads another."""
+        """Close a flight that was invalidated elsewhere: the next caller leads a new one."""
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
@@ -274,7 +274,7 @@ def _reentry(name: str) -> ReentryError:
 
 
 def refuse_reentry(name: str) -> None:
-    """See that the running code is not part of the computation of `name`.
+    """Check that the running code is not part of the computation of `name`.
 
     Raises:
         ReentryError: it is.

@@ -145,7 +145,7 @@ class Hold:
         return self.who
 
     def wait_begins(self, holder: str) -> None:
-        """Emit that it is waited for, and the holder; again when the holder changes."""
+        """Emit the start of a wait with its holder; again when the holder changes."""
         if self._told is None or (holder and holder != self._told):
             self._told = holder
             self._tell(events.WAITING, holder)
@@ -159,7 +159,7 @@ class Hold:
         return due
 
     def wait_ended(self) -> None:
-        """Say that it is waited for no more, where it was."""
+        """Emit the end of the wait, if there was one."""
         if self._told is not None:
             self._told = None
             self._tell(events.WAIT_ENDED)
@@ -179,7 +179,7 @@ class Hold:
 
     async def _renew(self, port: Port) -> None:
         handle = self.flight.handle
-        if handle is not None and handle.dead():  # the computation is gone, and none may wait
+        if handle is not None and handle.dead():  # the computation is gone, and no caller waits
             await self.release(port)
         if self._leases is None:
             return
@@ -320,7 +320,7 @@ async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first:
         if end is not None and time.monotonic() >= end:
             return False
         holder = lock.holder()
-        if holder != known:  # the one before is done, and this one may only look at the result
+        if holder != known:  # the holder before is done, and this caller may only need its result
             pause, known = shortest, holder
         if held.curious():
             held.wait_begins(holder)
@@ -350,7 +350,7 @@ async def _cluster(port: Port, leases: Leases, name: str, held: Hold, end: float
             left = WAIT if end is None else min(WAIT, end - time.monotonic())
             if left <= 0:
                 return False
-            left = min(left, rest + _PAST_ITS_END)  # a holder that died rings no bell
+            left = min(left, rest + _PAST_ITS_END)  # a dead holder wakes no waiter
             held.wait_begins(other)
             await leases.wait(port, name, left)
     except TierError as error:

@@ -256,7 +256,7 @@ def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:
     """An answer in the order of the items; of an item that comes twice, a list has two results.
 
     Raises:
-        UnfitError: the function has returned now this, now that.
+        UnfitError: the function has returned results of different kinds.
     """
     kinds = {part.kind for part in parts}
     if kinds == {LIST}:
@@ -480,7 +480,7 @@ async def _value_of(
 
 
 async def _plainly(port: Port, made: Batch) -> Any:
-    """The answer of the function itself, for what cannot be cached by element."""
+    """The answer of the function itself, if it cannot be cached by element."""
     if made.whole is not NOTHING:
         tell(None)
         return made.whole
@@ -495,7 +495,7 @@ async def _plainly(port: Port, made: Batch) -> Any:
 
 
 async def _at_hand(port: Port, made: Batch) -> list[Place]:
-    """Take what can be had without a coroutine, in as few round trips as may be; what is left."""
+    """Answer elements without a coroutine, in few round trips; return the rest."""
     function, left = made.function, []
     chain = function.chain()
     await chain.get_ready(port)

@@ -180,7 +180,7 @@ class Live:
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """The running code is the generator's."""
+        """Mark the running code as the generator's."""
         around, begun = CURRENT.get(), time.perf_counter()
         with inside(self.flight):
             token = CURRENT.set(self.gathered)
@@ -306,7 +306,7 @@ class Live:
     async def advance(self, port: Port) -> Any:
         """Produce the next item, which only the consumer that took the turn may; then as `take`."""
         try:
-            while self.skip:  # what a consumer saw in a run that was lost
+            while self.skip:  # items that a consumer has seen in a run that was lost
                 self.skip -= 1
                 item = await self._next(port)
                 if self.over:
@@ -372,7 +372,7 @@ class Live:
             self.count += 1
 
     def _told_end(self) -> None:
-        """Tell that the generator does not run any more."""
+        """Emit the end of the generator's run."""
         self.gathered.over = True
         if self._started:
             pauses = sum(end - begin for begin, end in self.gathered.pauses) + self.gathered.paused
@@ -567,7 +567,7 @@ class Reader:
             FLIGHTS.part(flight)
             await self._alone(port)
             return True
-        if not one.attach():  # it ends this moment, or nothing can be spooled any more
+        if not one.attach():  # it is just ending, or nothing can be spooled any more
             if one.spool.fault:
                 FLIGHTS.part(flight)
             else:

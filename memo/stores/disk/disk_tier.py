@@ -299,7 +299,7 @@ class Disk:
         return await self._found(port, name, *row)
 
     def was_read(self, port: Port, name: str) -> None:
-        """An entry was read, here or in a tier above: it is worth more than one that was not."""
+        """Note that an entry was read, here or in a tier above, so that it is kept longer."""
         self._note(name)
         if time.monotonic() > self._tell_at:
             self._tell_at = time.monotonic() + TELL
@@ -321,7 +321,7 @@ class Disk:
         self._elsewhere = elsewhere
 
     def tell(self) -> None:
-        """Tell the index what was read; what it cannot take is forgotten."""
+        """Tell the index which entries were read; on a fault they are forgotten."""
         if used := self._untold():
             with suppress(TierError):
                 self.write(lambda index: index.used(used))

@@ -1,11 +1,11 @@
-"""The directory of a host: whether it can be used, and if not, why and what to do about it.
+"""The directory of a host: its state, and the warning with the fix if it cannot be used.
 
 Rules of this module:
 
 1.  The directory is *writable*, *read-only* (its files are read as they are), or *unusable*.  A
     process that cannot use it caches in memory all the same.
 2.  One warning per process and directory says what is wrong, and how to fix it.
-3.  What is wrong is looked at again after `AGAIN` seconds, and as soon as the directory changes.
+3.  A fault is checked again after `AGAIN` seconds, and as soon as the directory changes.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Home:
     # --- faults ----------------------------------------------------------------------------------
 
     def refuse(self, why: str) -> TierUnavailable:
-        """It cannot be used for now; the error to raise."""
+        """Mark it as unusable for now; return the error to raise."""
         self.state, self.why = UNUSABLE, why
         self._seen = self._facts()
         self._again = time.monotonic() + AGAIN

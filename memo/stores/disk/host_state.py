@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from memo.stores.disk.recovery import Row
 
 UNREAD = 3
-"""So often a file is looked at that can neither be opened nor read before it is set aside."""
+"""How often a file that can neither be opened nor read is tried before it is set aside."""
 COPIED = 1.0
 """Seconds for which a copy of a file that cannot be opened stands for it."""
 UNWRITTEN = "an invalidation could not be written yet"
@@ -425,7 +425,7 @@ def _held(connection: sqlite3.Connection) -> set[str]:
 
 
 def _is_shared(connection: sqlite3.Connection) -> bool:
-    """True if a process of this host has a shared tier that this one may know nothing of."""
+    """True if a process of this host may have a shared tier that this one does not have."""
     return connection.execute("SELECT 1 FROM meta WHERE name = 'shared'").fetchone() is not None
 
 
@@ -502,7 +502,7 @@ class Journal:
         return number
 
     def fail(self, row: int) -> None:
-        """It did not reach the shared tier: it is due from now on.
+        """Note that it did not reach the shared tier: it is due from now on.
 
         Raises:
             TierError: it could not be written; then it is due at once for this process, and for
@@ -517,7 +517,7 @@ class Journal:
         self.ledger.write(work, durable=False)
 
     def done(self, row: int) -> None:
-        """It reached the shared tier.
+        """Note that it reached the shared tier.
 
         Raises:
             TierError: it could not be written; then other processes replay it once more.
@@ -685,7 +685,7 @@ class Host:
         return str(rows[0][0]) if rows else ""
 
     def note(self, name: str, text: str) -> None:
-        """Keep a text under a name.
+        """Store a text under a name.
 
         Raises:
             TierError: it could not be written.

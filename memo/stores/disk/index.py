@@ -206,7 +206,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
 
     @property
     def _sql_retry(self) -> Callable[..., sqlite3.Cursor]:
-        """Without the tries that `diskcache` makes for 60 s: the caller has the lock, or fails."""
+        """Skip the retries that `diskcache` makes for 60 s: the caller has the lock, or fails."""
         return self._database.writer.execute
 
     @contextmanager
@@ -222,7 +222,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 self._disk.remove(name)
 
     def close(self) -> None:
-        """The connection is not this object's to close."""
+        """Do nothing: the connection belongs to the caller."""
 
     def keep(self, name: str, row: Row, lifetime: float | None) -> None:
         """Replace the row of a name, for `lifetime` seconds."""
@@ -261,7 +261,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._kept += 1
 
     def used(self, names: Collection[str]) -> None:
-        """These entries were read: they are worth as much as if they were new."""
+        """Rank entries that were read as if they were new."""
         if not names:
             return
         now = time.time()

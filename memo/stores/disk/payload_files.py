@@ -370,7 +370,7 @@ class Payloads:
     # --- removing --------------------------------------------------------------------------------
 
     def remove(self, name: str) -> None:
-        """Take an entry's link away, and the canonical name with the last one.
+        """Remove an entry's link, and the canonical name with the last one.
 
         A name that is none of ours is left alone: it comes from a file that others may have
         written.
@@ -386,7 +386,7 @@ class Payloads:
                 _remove_unused(own.rpartition(".")[0], folder)
 
     def sweep(self, used: Callable[[str], bool]) -> int:
-        """Take away what belongs to no entry and to no living writer; how many names.
+        """Remove files of no entry and no living writer; return how many names.
 
         Links go before their canonical name, which is shorter.
 
@@ -448,7 +448,7 @@ def _remove_unused(canonical: str, folder: int) -> bool:
 
 
 def _remove_voucher(own: str, folder: int) -> bool:
-    """Take away a voucher for what is not there any more."""
+    """Remove the voucher of a payload that is gone."""
     with suppress(FileNotFoundError):
         os.stat(own.removesuffix(_VOUCHER), dir_fd=folder, follow_symlinks=False)
         return False

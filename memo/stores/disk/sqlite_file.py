@@ -303,7 +303,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything or nothing, alone among all writers of the file."""
+        """A transaction, alone among all writers of the file."""
         connection = self.writer
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -332,7 +332,7 @@ class Database:
         self._close()
 
     def suffer(self, error: BaseException) -> TierError:
-        """Do what an error calls for, and give the `TierError` to raise.
+        """Handle an error, and return the `TierError` to raise.
 
         Never called with `reading` alone held.
         """
@@ -427,7 +427,7 @@ def primary(error: BaseException | None) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """An error for people, without paths' contents or values."""
+    """An error as text, without paths' contents or values."""
     return f"{type(error).__name__}: {error}"
 
 

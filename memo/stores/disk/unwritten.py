@@ -105,7 +105,7 @@ class Unwritten:
         return births, late
 
     def forget(self, written: tuple[object, ...]) -> None:
-        """It is in the file now."""
+        """Drop what has been written to the file."""
         births, late = written
         assert isinstance(births, dict)
         assert isinstance(late, dict)

@@ -120,8 +120,8 @@ class Breaker:
     """True if a server is worth asking.  Safe from every thread.
 
     Args:
-        tier: what events call it.
-        where: what people know it by, without user and password: `"127.0.0.1:6379/0"`.
+        tier: its name in events.
+        where: its address as it is shown, without user and password: `"127.0.0.1:6379/0"`.
         now: a clock that never goes back, in seconds.
         goes_on: what happens while it is open, as a sentence.
 
@@ -160,7 +160,7 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """True if callers are turned away."""
+        """True if callers are refused."""
         return self._open
 
     def admit(self) -> bool:
@@ -243,7 +243,7 @@ class Breaker:
         return error
 
     def refused(self, error: TierError, *, probe: bool = False) -> TierError:
-        """A fault that does not count against the server as a whole, but against this.
+        """Count a fault against this breaker, not against the server as a whole.
 
         Args:
             error: what `failed` of the breaker for the whole server gave.

@@ -131,7 +131,7 @@ class Together:
 
 
 class Client:
-    """The way to one Redis.
+    """The client of one Redis.
 
     Args:
         url: see `redis_urls`; may hold user and password, which never show.
@@ -618,7 +618,7 @@ class Client:
             if threads is None:
                 home = weakref.proxy(self)
                 threads = Threads(self._address, self._options, lambda: home.renewed())  # noqa: PLW0108
-                # work that outlives `close` opens them again, and nothing closes them but this
+                # work that outlives `close` opens them again, and only this closes them
                 weakref.finalize(self, _close, threads, os.getpid()).atexit = False
                 if blocks:
                     self._waiting = threads
@@ -692,7 +692,7 @@ class _Here:
     native = False
 
     def spawn(self, work: Callable[[Port], Any], name: str) -> None:
-        """Turned down: the next caller with a port probes."""
+        """Refuse: the next caller with a port probes."""
         raise RuntimeError("no background here")
 
 

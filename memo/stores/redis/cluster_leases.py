@@ -156,7 +156,7 @@ class RedisLeases:
             self._undoing.discard(threading.current_thread())
 
     def close(self) -> None:
-        """Have done with what is being given back; waits for two deadlines at most."""
+        """Wait for leases that are being given back, for two deadlines at most."""
         closing, self._closing = self._closing, threading.Event()
         closing.set()
         for thread in list(self._undoing):

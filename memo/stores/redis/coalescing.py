@@ -67,7 +67,7 @@ class Batch:
 
     @property
     def full(self) -> bool:
-        """True if it had better be sent now."""
+        """True if it should be sent now."""
         return len(self._places) >= COUNT or self.size >= SIZE
 
     def exchange(self, seconds: float) -> Exchange:
@@ -91,7 +91,7 @@ class Batch:
         return not failures
 
     def fail(self, failure: Failure) -> None:
-        """Tell every caller that nothing will come."""
+        """Fail the batch for every caller."""
         for future, _ in self._waiting:
             if not future.done():
                 future.set_result(failure)

@@ -38,7 +38,7 @@ LARGEST = 512 << 20
 LATE = 0.02
 """Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
 SPARED = 20
-"""How often that is held against the loop; then what waits is given up all the same."""
+"""How often the loop is blamed for that; after that the exchange is given up all the same."""
 _FIRST = 8 * 1024
 _LOOKS, _LOOK = 3, 0.005
 """How often, and for how many seconds, a thread that is past its deadline looks whether the reply
