@@ -1,6 +1,6 @@
 """May an entry be used: its generations, dependencies and age.
 
 Imports `records` and below.
-Start with `check.py`, which every path asks about stamps and age; `generations.py` has the one
-rule of what an invalidation turns.
+Start with `check.py`, which every path asks about stamps and age (`judge` compares the ttl);
+`generations.py` has the one rule of what an invalidation turns.
 """

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,32 @@ def test_a_folder_is_small_and_says_what_it_is(folder: Path) -> None:
     modules = [one for one in folder.glob("*.py") if one.name != "__init__.py"]
     assert len(modules) <= 12, [one.name for one in modules]
     assert (folder / "__init__.py").read_text().startswith('"""')
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda one: str(one.relative_to(ROOT)))
+def test_files_that_a_folder_names_are_there(folder: Path) -> None:
+    """The docstring of a folder names files that exist, from there or from further up."""
+    told = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
+    named = [one for one in re.findall(r"`([\w/]+(?:\.py|/))`", told) if one != "conftest.py"]
+    roots = (folder, folder.parent.parent, PACKAGE)
+    assert [one for one in named if not any((root / one).exists() for root in roots)] == []
+
+
+WHERE = {
+    "keys/encoding/libraries/for_pandas.py": "keys",
+    "validity/check.py": "validity",
+    "engine/coordination/leases.py": "engine",
+    "metrics/rendering.py": "jupyter",
+}
+"""What a newcomer looks for, and the folder of `memo/` whose docstring leads there."""
+
+
+@pytest.mark.parametrize("path", WHERE)
+def test_what_a_newcomer_looks_for_is_two_clicks_away(path: str) -> None:
+    """The key of a DataFrame, the judgement of a ttl, leases and `%cache_stats` are pointed to."""
+    assert (PACKAGE / path).exists()
+    told = (PACKAGE / WHERE[path] / "__init__.py").read_text("utf-8")
+    assert path.removeprefix(f"{WHERE[path]}/") in told
 
 
 def test_forks_are_registered_in_one_place() -> None:
