@@ -29,8 +29,10 @@ from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import AUTOMATIC, DamagedError, Database, statements
 
 CULL = 10
-"""Entries that one transaction evicts at most, and one more for each `_EACH` bytes."""
+"""Entries that one transaction evicts, and one more for each `_EACH` bytes that are lacking."""
 _EACH = 64 * 1024
+_MOST = 100
+"""Entries that one transaction evicts at most in any case."""
 _ALL = 1 << 62
 """More bytes than there are."""
 HALF_LIFE = 86_400
@@ -50,10 +52,10 @@ _LOOK = 1.0
 BATCH = 4000
 """Entries that are cleared in one transaction at most: others may write in between.  Each batch
 writes most pages of the tree of keys, which are in no order, so small batches cost more."""
-_STEP = 100
-"""Entries after which such a transaction looks at the time, and that eviction deletes in one."""
+_STEP = 500
+"""Entries after which such a transaction looks at the time."""
 _HOLD = 0.02
-"""Seconds after which it ends."""
+"""Seconds after which it deletes no more."""
 _EVICT = 0.01
 """Seconds after which a store evicts no more than it takes itself."""
 _PAGES = 128
@@ -308,7 +310,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             in_time = time.monotonic() < end
         self._kept += CULL
         while self._kept > 0 and in_time and self._evict(_SQL["expired"], now, _ALL):
-            self._kept -= _STEP
+            self._kept -= _MOST
             in_time = time.monotonic() < end
         if in_time:
             self._kept = 0
@@ -319,7 +321,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def _evict(self, which: str, now: float, lacking: int) -> int:
         """Evict until `lacking` bytes are free or many entries are gone; the bytes that went."""
         freed = 0
-        most = min(_STEP, CULL + lacking // _EACH)
+        most = min(_MOST, CULL + lacking // _EACH)
         with self._transact() as (sql, cleanup):
             for rowid, name, size in sql(which, (now, most)).fetchall():
                 if freed < lacking:
@@ -378,24 +380,35 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         ends = prefix, f"{prefix}\U0010ffff"
         if below is None:
             return self._delete_some(_SOME, *ends)
-        return self._delete_some(_SQL["most"], below, *ends)
+        return self._delete_some(_SQL["most"], below, *ends, delete=_SQL["delete_most"])
 
     def drop_replaced(self, seconds: float) -> Cleared:
         """Delete at most `BATCH` entries whose code was replaced so long ago."""
         return self._delete_some(_SQL["replaced"], self._now() - _REPLACED - seconds)
 
-    def _delete_some(self, which: str, *arguments: object) -> Cleared:
-        count = 0
+    def _delete_some(self, which: str, *arguments: object, delete: str = "") -> Cleared:
+        """Delete rows for a short time.
+
+        Args:
+            which: selects them, with their arguments and a number.
+            delete: deletes all of them between two rows; the first argument is the row from which
+                `which` goes down.
+        """
+        gone: list[tuple[int, str | None]] = []
         with self._database.transaction() as connection:
-            rows = connection.execute(which, (*arguments, BATCH)).fetchall()
             end = time.monotonic() + _HOLD
-            while count < len(rows) and time.monotonic() < end:
-                some = rows[count : count + _STEP]
-                connection.executemany(_DELETE, [(rowid,) for rowid, _ in some])
-                count += len(some)
-        gone = rows[:count]
+            while (left := BATCH - len(gone)) > 0 and (not gone or time.monotonic() < end):
+                some = connection.execute(which, (*arguments, min(_STEP, left))).fetchall()
+                if not some:
+                    break
+                if delete:
+                    connection.execute(delete, (some[-1][0], *arguments))
+                    arguments = (some[-1][0], *arguments[1:])
+                else:
+                    connection.executemany(_DELETE, [(rowid,) for rowid, _ in some])
+                gone += some
         names = [name for _, name in gone if name is not None]
-        return Cleared(count, names, gone[-1][0] if gone else 0)
+        return Cleared(len(gone), names, gone[-1][0] if gone else 0)
 
     def has_name(self, name: str) -> bool:
         """True if any row has these files."""

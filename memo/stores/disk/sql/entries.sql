@@ -60,6 +60,10 @@ WHERE rowid < ? AND key >= ? AND key < ? AND raw = 1
 ORDER BY rowid DESC
 LIMIT ?;
 
+-- name: delete_most
+DELETE FROM Cache NOT INDEXED
+WHERE rowid >= ? AND rowid < ? AND key >= ? AND key < ? AND raw = 1;
+
 -- name: is_most
 SELECT
     2 * (SELECT count(*) FROM Cache WHERE key >= ? AND key < ? AND raw = 1)
