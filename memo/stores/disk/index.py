@@ -26,7 +26,7 @@ from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 
 from memo.errors import TierError
 from memo.stores.disk.payload_files import Payloads
-from memo.stores.disk.sqlite_file import AUTOMATIC, DamagedError, Database, statements
+from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, Database, statements
 
 CULL = 10
 """Entries that one transaction evicts, and one more for each `_EACH` bytes that are lacking."""
@@ -46,7 +46,10 @@ _REPLACED = 10 * 365 * 86_400
 """Seconds by which an entry of another code version ranks behind all others: its rank is the time
 when it was replaced, less this."""
 _SHARE = 16
-"""The part of the free budget that a process may use before it looks at the budget again."""
+"""The part of the free budget that a process may use before it looks at the budget again, and the
+part of the budget by which it may be exceeded while that is worked off."""
+_LOGGED = 32 * 1024
+"""Bytes by which a store makes the log of the index longer, roughly, until it is written back."""
 _LOOK = 1.0
 """Seconds after which it looks again in any case."""
 BATCH = 4000
@@ -180,6 +183,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._free = 0
         self._look_at = 0.0
         self._kept = 0
+        self._excess: int | None = None
         check(database.writer)
         settings = {
             **DEFAULT_SETTINGS,
@@ -284,15 +288,16 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         if size > self._free or time.monotonic() > self._look_at:
             return False
-        self._free -= size
+        self._free -= size + _LOGGED
         return True
 
     def make_room(self, size: int) -> bool:
         """Evict what is worth least until `size` more bytes fit in the budget.
 
         More than `size` may be lacking: the log has grown, or the limit is lower than it was.  The
-        rest is left to later calls when `_EVICT` seconds are over: no store pays for all of it,
-        and none adds to it.  What has expired goes too, as many as were stored since the
+        rest is left to later calls when `_EVICT` seconds are over, unless more is lacking than was
+        at first, and than a part of the budget: no store pays for a limit that was lowered, and
+        none adds to what is lacking.  What has expired goes too, as many as were stored since the
         last look, and some more.
 
         Returns:
@@ -300,7 +305,11 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         """
         now, end = time.time(), time.monotonic() + _EVICT
         freed, in_time = 0, True
-        while (lacking := self.lacking(size)) > 0 and (freed < size or in_time):
+        limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
+        if self._excess is None:
+            self._excess = self.lacking(LOG - self._beside())
+        most = size + max(limit // _SHARE, self._excess)
+        while (lacking := self.lacking(size)) > 0 and (in_time or freed < size or lacking > most):
             gone = self._evict(_SQL["expired"], now, lacking) or self._evict(
                 _SQL["least"], now, lacking
             )
@@ -314,6 +323,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             in_time = time.monotonic() < end
         if in_time:
             self._kept = 0
+        self._excess = min(self._excess, lacking)
         self._free = max(0, -lacking) // _SHARE
         self._look_at = time.monotonic() + _LOOK
         return in_time
