@@ -246,7 +246,8 @@ class Slot:
             server.ask("CLUSTER", "SETSLOT", self._number, "NODE", self._id)
 
 
-def test_a_look_up_is_one_round_trip_to_each_node(cluster: Cluster) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_look_up_is_one_round_trip_to_each_node(cluster: Cluster, asynchronous: bool) -> None:
     """What lies on a node is asked for in one batch, whatever it is: records and generations."""
     with contextlib.ExitStack() as stack:
         proxies = {one.port: stack.enter_context(Proxy(one.port)) for one in cluster.masters}
@@ -254,18 +255,26 @@ def test_a_look_up_is_one_round_trip_to_each_node(cluster: Cluster) -> None:
         def remap(place: tuple[str, int]) -> tuple[str, int]:
             return place[0], proxies[place[1]].port if place[1] in proxies else place[1]
 
-        @memo.cache(ttl=60, name="round trips", tags=[f"tag{n}" for n in range(12)])
+        options = {"ttl": 60, "tags": [f"tag{n}" for n in range(12)]}
+
+        @memo.cache(name="round trips", **options)
         def work(x: int) -> int:
             return x
 
+        @memo.cache(name="round trips on a loop", **options)
+        async def work_on_a_loop(x: int) -> int:
+            return x
+
+        async def calls() -> None:
+            for number in range(13):
+                if number == 3:  # from now on it is connected, and nothing is missing
+                    for proxy in proxies.values():
+                        proxy.packets = 0
+                assert (await work_on_a_loop(1) if asynchronous else work(1)) == 1
+
         url = f"redis+cluster://127.0.0.1:{cluster.masters[0].port}"
         with only_redis(url, namespace="trips", redis_options={"address_remap": remap}):
-            for _ in range(3):
-                work(1)
-            for proxy in proxies.values():
-                proxy.packets = 0
-            for _ in range(10):
-                assert work(1) == 1
+            asyncio.run(calls())
         assert [proxy.packets for proxy in proxies.values()] == [10] * 3
 
 
