@@ -123,13 +123,14 @@ class HostGenerations:
             EntryError: a claim cannot be read.
         """
         ledger = self._up_to_date()
-        groups, unwritten = ledger.groups, self._unwritten
+        groups = ledger.groups
+        over = None if self._unwritten.empty else self._unwritten.over
         found = []
         for claim in claims:
             _, name, arguments, _, _ = claim
             group = groups.get(name) or ledger.load(name)
-            if not unwritten.empty:
-                group = unwritten.over(name, group)
+            if over is not None:
+                group = over(name, group)
             now = group.plain
             if now is None or arguments is None:
                 now = group.state(claimed(claim))

@@ -201,8 +201,8 @@ def test_many_functions_of_a_notebook_are_pickled_in_linear_time() -> None:
     for i in range(30):
         calls = ", ".join(f"f{j}" for j in range(30))
         lines.append(f"@memo.cache\ndef f{i}(x): return [{calls}] and x")
-    lines.append("begun = time.perf_counter(); pickle.loads(pickle.dumps(f0))")
-    lines.append("print(time.perf_counter() - begun)")
+    lines.append("begun = time.process_time(); pickle.loads(pickle.dumps(f0))")
+    lines.append("print(time.process_time() - begun)")
     code = "\n".join(lines)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 2.0
