@@ -951,7 +951,7 @@ def test_interpreter_exit(
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     last_line, over = map(float, process.stdout.split())
-    assert over - last_line < 2.0
+    assert over - last_line < 6.0  # it is given 1.5 s, and would take 60
     assert not redis_server.client().keys("memo:2:l:*")
     assert not list((cache_home / FOLDER).glob("locks/*"))
 
