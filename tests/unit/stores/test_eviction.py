@@ -201,6 +201,7 @@ def test_hits_above_the_disk_count_too(
     with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
         keys = load.key(1), load.key(2)
         load.refresh(2)
+        load(1)  # what follows is answered above the disk
         disk: Any = default_chain().tiers[-1]
         disk.tell()
         monkeypatch.setattr(time, "time", lambda: now + 14400)
