@@ -42,7 +42,7 @@ SECRET = "growth" * 6
 MODULE = 100
 """Functions of a module that is made for a row of many functions."""
 MIB = 1 << 20
-PATIENCE = 180.0
+PATIENCE = 300.0
 """Seconds that one size of a row may take."""
 PAGE = ROOT / "docs" / "performance.md"
 SECTION = "## How costs grow\n"

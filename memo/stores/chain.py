@@ -808,9 +808,7 @@ class Chain:
         groups: dict[str, None] = {}
         longest: float | None = 0.0
         for stamps, times in entries:
-            for stamp in stamps:
-                if type(stamp) is Generation:
-                    groups[stamp.ref.group] = None
+            groups |= {stamp.ref.group: None for stamp in stamps if type(stamp) is Generation}
             life = self._remaining(times)
             longest = None if life is None or longest is None else max(life, longest)
         await generations.outlive(port, groups, longest)
