@@ -307,7 +307,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         freed, in_time = 0, True
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         if self._excess is None:
-            self._excess = self.lacking(LOG - self._beside())
+            self._excess = self.lacking(self._to_come())
         most = size + max(limit // _SHARE, self._excess)
         while (lacking := self.lacking(size)) > 0 and (in_time or freed < size or lacking > most):
             gone = self._evict(_SQL["expired"], now, lacking) or self._evict(
@@ -323,10 +323,14 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             in_time = time.monotonic() < end
         if in_time:
             self._kept = 0
-        self._excess = min(self._excess, lacking)
+        self._excess = min(self._excess, lacking + self._to_come())
         self._free = max(0, -lacking) // _SHARE
         self._look_at = time.monotonic() + _LOOK
         return in_time
+
+    def _to_come(self) -> int:
+        """Bytes by which the log is still going to grow."""
+        return max(0, LOG - self._beside())
 
     def _evict(self, which: str, now: float, lacking: int) -> int:
         """Evict until `lacking` bytes are free or many entries are gone; the bytes that went."""
