@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
-import inspect
 import marshal
 import sys
 import threading
@@ -305,12 +304,12 @@ class ImageWalk:
             return self._code(value, path)
         if _is_proxy(type(value)):
             return self.text(value._get_current_object(), path)
-        if _is_wrapper(type(value)):
-            parts = (value.__wrapped__, value._self_wrapper, value._self_instance)
-            return f"wrapper {','.join(self.text(part, path) for part in parts)}"
         special = _SPECIAL.get(type(value))
         if special is not None:
             return special(self, value, path)
+        if _is_wrapper(type(value)):
+            parts = (value.__wrapped__, value._self_wrapper, value._self_instance)
+            return f"wrapper {','.join(self.text(part, path) for part in parts)}"
         if isinstance(value, types.ModuleType):
             return self._module(value, path)
         if isinstance(value, enum.Enum):
@@ -541,7 +540,7 @@ def _is_proxy(kind: type) -> bool:
 
 def _is_wrapper(kind: type) -> bool:
     """True if objects of a class are functions that wrapt has decorated."""
-    held = inspect.getattr_static(kind, "_self_wrapper", None)
+    held = getattr(kind, "_self_wrapper", None)
     return isinstance(held, (types.GetSetDescriptorType, types.MemberDescriptorType))
 
 
