@@ -23,7 +23,7 @@ A shared tier that came back empty gets this host's generations again (`Reseedin
 7.  Only a group that is missing is given back.  An invalidation of a missing group writes it, so
     nothing that was invalidated since comes back.
 8.  A Redis that has gone back to an older state may have lost invalidations: a host that finds its
-    own registration there older than what it wrote invalidates everything.
+    own registrations there fewer than it knew of invalidates everything.
 9.  A host that was not alone, and finds after a loss that another one gave groups back, has joined
     after that one last looked: it invalidates all of them.
 """
@@ -485,6 +485,7 @@ class Reseeding:
         self._recovering = False
         self._given = ""
         self._registered = 0.0
+        self._times = 0
         self._lock = threading.Lock()
         tier.on_lost = self.give_back
         if trusts_disk:
@@ -506,17 +507,21 @@ class Reseeding:
             self._look_at = time.monotonic() + LOOK_SOON if self.tier.read_only else 0.0
 
     async def _look(self, port: Port) -> _Known:
-        known = self._known
+        known, times = self._known, self._times
         if known is None:
             known = await port.offload(self._recall)
         census = await self.tier.census(port, self._id, known.epoch)
+        # Each registration counts, also those of other processes: only an older state repeats one.
+        went_back = census.times is not None and census.times <= times
         found = _Known(census.epoch, time.time() if census.others else known.others_at)
         if known.epoch not in ("", census.epoch):
             await self._recover(port, census, found)
-        elif census.before < self._registered and census.now - self._registered < FORGOTTEN:
+        elif went_back and census.now - self._registered < FORGOTTEN:
             await self.tier.turn(port, [Turn("n")], _WHY)
             self._tell("an older state; results are computed again", warn=True)
         self._registered = max(self._registered, census.now)
+        last = 0 if went_back or census.times is None else self._times
+        self._times = max(last, census.times or 0)
         self._known = found
         if found.epoch != known.epoch or found.others_at > known.others_at + LOOK_EVERY:
             await port.offload(self._remember, found)

@@ -388,15 +388,15 @@ class Census(NamedTuple):
         made: when, in Unix seconds.
         others: how many other hosts are registered.
         given_back: whether another host that took itself for the only one has given groups back.
-        before: when this host had registered last, in Unix seconds; 0: it is not known.
-        now: when it has this time.
+        times: how often this host has registered, this time included; None: it is not known.
+        now: when it has this time, in Unix seconds.
     """
 
     epoch: str
     made: float
     others: int
     given_back: bool
-    before: float
+    times: int | None
     now: float
 
 

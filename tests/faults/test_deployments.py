@@ -411,8 +411,8 @@ def test_what_is_wrong_with_tls_is_named(
 # --- access rights --------------------------------------------------------------------------------
 
 ACL = (
-    "~memo:* +get +set +hmget +hgetall +hset +hsetnx +hdel +hlen +hget +exists +unlink +del "
-    "+pttl +pexpire +type +scan +getrange +echo +eval +evalsha +blmove +rpush +select"
+    "~memo:* +get +set +hmget +hgetall +hset +hsetnx +hincrby +hdel +hlen +hget +exists "
+    "+unlink +del +pttl +pexpire +type +scan +getrange +echo +eval +evalsha +blmove +rpush +select"
 )
 """The rule in docs/deployments.md."""
 

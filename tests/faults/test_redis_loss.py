@@ -336,10 +336,8 @@ def test_a_redis_that_goes_back_is_noticed(
     first = hosts["one"](lambda: load(1))
     hosts["two"](lambda: load(1))
     forgetful.client().save()
-    saved = int(time.time())
     hosts["two"](lambda: load.invalidate(1))
     memo.testing.reset()  # the process that has invalidated is gone
-    until(lambda: int(time.time()) > saved)  # registrations have whole seconds
     with hosts.on("one"):
         load(2)
         forgetful.kill()
@@ -347,6 +345,22 @@ def test_a_redis_that_goes_back_is_noticed(
         assert load(1) != first
     told = [r.getMessage() for r in caplog.records if "older state" in r.getMessage()]
     assert len(told) == 1
+
+
+def test_a_late_registration_is_no_loss(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of the host that registers seconds late is not taken for an older state."""
+    monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
+    load = counting()
+    with Hosts(redis_server, tmp_path).on("one"), recording() as events:
+        first = load(1)
+        client = redis_server.client()
+        [name] = [f for f in client.hkeys("memo:2:hosts") if f.startswith(b"h:")]
+        assert load(1) == first
+        client.hset("memo:2:hosts", name, int(time.time()) - 3)
+        assert load(1) == load(1) == first
+    assert [event for event in events if event.kind == "tier_lost"] == []
 
 
 def test_an_evicted_list_of_hosts_is_no_loss(

@@ -567,17 +567,17 @@ class Redis:
 
         Where only the epoch is missing, and not the generations, it was evicted: it is restored.
         """
-        key, field = self._hosts, b"h:" + host.encode()
+        key, field, count = self._hosts, b"h:" + host.encode(), b"n:" + host.encode()
         whole = self._group_key("n")
         now = int(time.time())
         commands = [
-            (key, pack(b"HGET", key, field)),
+            (key, pack(b"HINCRBY", key, count, b"1")),
             (key, pack(b"HSET", key, field, b"%d" % now)),
             (key, pack(b"PEXPIRE", key, b"%d" % _milliseconds(RETENTION))),
             (key, pack(b"HGETALL", key)),
             (whole, pack(b"EXISTS", whole)),
         ]
-        before, _, _, flat, there = await self.client.ask_each(port, commands, writes=True)
+        times, _, _, flat, there = await self.client.ask_each(port, commands, writes=True)
         fields: dict[str, str] = self.client.parsed(_fields, flat)
         evicted = "epoch" not in fields
         if evicted:
@@ -592,12 +592,13 @@ class Redis:
         others = {name: _number(seen) for name, seen in fields.items() if name.startswith("h:")}
         others.pop(field.decode())
         if gone := [name for name, seen in others.items() if seen < time.time() - AWAY]:
-            command = pack(b"HDEL", key, *map(str.encode, gone))
+            counts = (f"n:{name[2:]}" for name in gone)
+            command = pack(b"HDEL", key, *map(str.encode, (*gone, *counts)))
             await self.client.ask(port, command, parse=int, key=key, writes=True)
         made_at = _number(fields["epoch"][stamps.TOKEN :])
         given_back = giver not in ("", host)
-        last = _number(_text(_bytes(before))) if before is not None else now if evicted else 0.0
-        return Census(fields["epoch"], made_at, len(others), given_back, last, now)
+        times = None if evicted else int(times)
+        return Census(fields["epoch"], made_at, len(others), given_back, times, now)
 
     async def giving_back(self, port: Port, host: str) -> None:
         """See `memo.stores.protocols.Losable.giving_back`."""
