@@ -247,6 +247,7 @@ def test_an_entry_outlives_a_short_ttl(style: Style, source: Source, clock: Manu
         assert style.call(f) == 1
         style.call(plain)
         memo.decorators.assembly.reset()  # so that the memory tier has nothing
+        memo.decorators.assembly.default_chain().clock = clock
         clock.advance(0.3)
         assert not f.is_cached()
         memo.live["ttl.short"] = 60
