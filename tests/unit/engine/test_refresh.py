@@ -604,7 +604,7 @@ lock = threading.Lock()
 def note():
     with lock, open(log, "a") as file:
         file.write("run\\n")
-options = dict(ttl=1.0, stale_while_revalidate=100, name="refreshed", version="1")
+options = dict(ttl=600, stale_while_revalidate=100, name="refreshed", version="1")
 if sys.argv[3] == "async":
     @memo.cache(**options)
     async def load():
@@ -623,8 +623,11 @@ else:
 async def main():
     first = await call()          # every process has it in its memory tier
     print("ready", flush=True)
-    sys.stdin.readline()
-    end = time.monotonic() + 10
+    if sys.stdin.readline().strip() == "expire":
+        load.expire()
+        print("expired", flush=True)
+        sys.stdin.readline()
+    end = time.monotonic() + 60
     answers = set()
     while len(answers) < 2 and time.monotonic() < end:
         answers.add(await call())
@@ -649,7 +652,9 @@ def test_one_refresh_per_cluster(
             assert kernel.stdout is not None
             assert kernel.stdin is not None
             assert kernel.stdout.readline() == "ready\n"
-        time.sleep(1.1)
+        kernels[0].stdin.write("expire\n")  # type: ignore[union-attr]
+        kernels[0].stdin.flush()  # type: ignore[union-attr]
+        assert kernels[0].stdout.readline() == "expired\n"  # type: ignore[union-attr]
         computed = len(log.read_text().split())
         for kernel in kernels:
             kernel.stdin.write("\n")  # type: ignore[union-attr]
