@@ -45,6 +45,8 @@ _LEAST_SIZE = 1024
 _REPLACED = 10 * 365 * 86_400
 """Seconds by which an entry of another code version ranks behind all others: its rank is the time
 when it was replaced, less this."""
+_NOTE = 60.0
+"""Seconds after which a process that stores notes the code of a function again."""
 _SHARE = 16
 """The part of the free budget that a process may use before it looks at the budget again, and the
 part of the budget by which it may be exceeded while that is worked off."""
@@ -179,7 +181,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._database = database
         self._beside = beside
         self._now = now
-        self._codes: dict[str, str] = {}
+        self._codes: dict[str, tuple[str, float]] = {}
         self._free = 0
         self._look_at = 0.0
         self._kept = 0
@@ -197,6 +199,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             with database.transaction():
                 super().__init__(str(database.path.parent), disk=Rows, **settings)
                 self._sql(_SQL["by_name"])
+                self._sql(_SQL["code_table"])
                 self.volume()
         except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
             raise DamagedError(f"half an index: {error}") from error
@@ -259,12 +262,29 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             cleanup(sql(_NAME, (name,)).fetchone()[0])
             sql(_SQL["update"], columns)
         function = name.rpartition(":")[0] + ":"
-        if code and self._codes.get(function) != code:
+        known, noted = self._codes.get(function, ("", 0.0))
+        if code and (code != known or time.monotonic() - noted > _NOTE):
+            self._note_code(sql, function, code, new=code != known)
+        self._kept += 1
+
+    def _note_code(
+        self, sql: Callable[..., sqlite3.Cursor], function: str, code: str, *, new: bool
+    ) -> None:
+        """Note that entries of a function have this code; those of other code rank behind.
+
+        All its entries are read only where others are noted.
+
+        Args:
+            new: to this process.  A process that goes on with older code notes it again, so that
+                the next one with newer code finds it.
+        """
+        if new and list(sql(_SQL["codes"], (function,))) != [(code,)]:
             present = self._now()
             ends = function, f"{function}\U0010ffff", code, present - _REPLACED / 2
             sql(_SQL["replace"], (present - _REPLACED, *ends))
-        self._codes[function] = code
-        self._kept += 1
+            sql(_SQL["forget_codes"], (function,))
+        sql(_SQL["note_code"], (function, code))
+        self._codes[function] = code, time.monotonic()
 
     def used(self, names: Collection[str]) -> None:
         """Rank entries that were read as if they were new."""

@@ -405,7 +405,7 @@ class Client:
         writes: bool = False,
     ) -> T:
         try:
-            replies = await self._exchanged(port, key, exchange, blocks=blocks)
+            replies = await self.exchanged(port, key, exchange, blocks=blocks)
             if (wrong := exchange.first_error()) is not None:
                 replies = await self._redirected(port, exchange, wrong, blocks=blocks)
             answer = parse(replies[0] if exchange.count == 1 else replies)
@@ -436,12 +436,12 @@ class Client:
             raise wrong
         first = (pack(b"ASKING"),) if wrong.code == _ASK else ()
         other = Exchange([*first, *exchange.given], exchange.count + len(first), exchange.seconds)
-        replies = await self._exchanged(port, node, other, blocks=blocks)
+        replies = await self.exchanged(port, node, other, blocks=blocks)
         if (still := other.first_error()) is not None:
             raise still
         return replies[len(first) :]
 
-    async def _exchanged(
+    async def exchanged(
         self, port: Port, key: Any, exchange: Exchange, *, blocks: bool
     ) -> list[Any]:
         check = self.breaker.check

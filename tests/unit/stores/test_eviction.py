@@ -241,6 +241,53 @@ def test_replaced_code_goes_first(disk: Disk) -> None:
     assert held(disk) == {f"new{n}" for n in range(5)} | {f"newer{n}" for n in range(4)}
 
 
+def test_only_new_code_looks_at_all_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first store of a process is no dearer among many entries of the same code."""
+    host = Host(tmp_path / "cache")
+    before = Disk(tmp_path / "cache", MIB, host)
+    put(before, "old", seconds=1, code="c1")
+    before.close()
+    statements: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    after = Disk(tmp_path / "cache", MIB, host)
+    put(after, "same", seconds=1, code="c1")
+    assert [s for s in statements if "substr(tag" in s] == []
+    put(after, "new", seconds=1, code="c2")
+    assert len([s for s in statements if "substr(tag" in s]) == 1
+    after.close()
+    host.close()
+
+
+def test_a_process_that_goes_on_with_older_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process with newer code finds what it has stored meanwhile."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    host = Host(tmp_path / "cache")
+    old, new, next_one = (Disk(tmp_path / "cache", 10 * MIB, host) for _ in range(3))
+    put(old, "old", seconds=10_000, code="c1")
+    put(new, "new", seconds=1, code="c2")
+    now[0] += 100
+    for number in range(2):
+        put(old, f"late{number}", seconds=10_000, code="c1")
+    for number in range(12):
+        put(next_one, f"n{number}", seconds=1, code="c2")
+    assert not {"late0", "late1"} & held(next_one)
+    for disk in (old, new, next_one):
+        disk.close()
+    host.close()
+
+
 def test_code_that_comes_back_counts_again(disk: Disk) -> None:
     """Entries of a version to which the user has gone back survive once they are read."""
     put(disk, "old", seconds=10, code="c1")

@@ -4,6 +4,20 @@
 -- name: by_name
 CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL;
 
+-- name: code_table
+CREATE TABLE IF NOT EXISTS Codes (
+    function TEXT, code TEXT, PRIMARY KEY (function, code)
+) WITHOUT ROWID;
+
+-- name: codes
+SELECT code FROM Codes WHERE function = ?;
+
+-- name: note_code
+INSERT OR IGNORE INTO Codes VALUES (?, ?);
+
+-- name: forget_codes
+DELETE FROM Codes WHERE function = ?;
+
 -- name: insert
 INSERT OR IGNORE INTO Cache (
     store_time, expire_time, access_time, access_count, tag, size, mode, filename, value, key, raw
