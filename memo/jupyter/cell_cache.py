@@ -317,12 +317,17 @@ class Recording:
         shown: what it printed and displayed; see `replay`.
         value: of the last expression; None where it has none, or where it cannot be pickled: then
             what it looked like is the last of `shown`.
+        live: that value where it cannot be pickled, for the cell that just ran; it is not stored.
     """
 
     outputs: Mapping[str, Any]
     gone: tuple[str, ...]
     shown: output_replay.Shown
     value: Any = None
+    live: Any = None
+
+    def __reduce__(self) -> Any:
+        return Recording, (self.outputs, self.gone, self.shown, self.value)
 
 
 def _flush_figures() -> None:
@@ -504,7 +509,7 @@ class Cell:
             replay(self._shell, recording)
         elif any(event.function == self.function.function_id for event in faults):
             sys.stderr.write(f"%%cache: {_unstored(recording)}\n")
-        return recording.live if isinstance(recording, _Shown) else recording.value
+        return recording.value if recording.live is None else recording.live
 
     # --- running
 
@@ -567,17 +572,7 @@ class Cell:
             return Recording(outputs, gone, shown, value)
         data, metadata = self._shell.display_formatter.format(value)
         last = output_replay.plain({"data": data, "metadata": metadata})
-        return _Shown(outputs, gone, (*shown, ("display", last)), None, value)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown(Recording):
-    """A recording that cannot be pickled; the cell that just ran still shows it."""
-
-    live: Any = None
-
-    def __reduce__(self) -> Any:
-        return Recording, (self.outputs, self.gone, self.shown, None)
+        return Recording(outputs, gone, (*shown, ("display", last)), None, value)
 
 
 def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
