@@ -19,7 +19,7 @@ from ways import place, site, way, where  # noqa: F401 - fixtures of every test
 settings.register_profile("memo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("memo")  # a busy machine is no fault of a test
 
-GRACE = 10.0
+GRACE = 30.0
 """Seconds that threads and descriptors may take to go away after a test."""
 _MEMO_ENVIRONMENT = "MEMO_"
 _POOLED = ("memo-background", "memo-offload", "memo-portal")

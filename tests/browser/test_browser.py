@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from screenshots import keep
-from test_lab import PATIENCE, browser, faint
+from test_lab import PATIENCE, browser, faint, place
 from ui_process import Ui
 from waiting import wait_for
 
@@ -180,7 +180,7 @@ def test_it_is_legible_in_any_window(browser: Any, ui: Ui, width: int, scheme: s
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     functions = page.locator(".memo-functions tbody tr")
     for row in (entry(page, "etl:load").first, functions.first):
-        box = row.get_by_role("button", name="Invalidate").bounding_box()
+        box = place(row.get_by_role("button", name="Invalidate"))
         assert box["x"] + box["width"] <= width, "what can be done is in sight"
     assert page.evaluate(BROKEN) == [], "no word is broken in two"
     count, wrong = page.evaluate(faint(".memo-live :is(th, td, p, small, li, dt, dd, h2)"))

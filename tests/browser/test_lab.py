@@ -237,6 +237,13 @@ FAINT = """() => {
 }"""
 
 
+def place(element: Any) -> dict[str, float]:
+    """Its box on the page; while it is drawn anew it has none."""
+    boxes: list[Any] = []
+    assert wait_for(lambda: boxes.append(element.bounding_box()) or boxes[-1], PATIENCE / 1000)
+    return boxes[-1]  # type: ignore[no-any-return]
+
+
 def faint(texts: str = TEXTS) -> str:
     """A script that gives the number of some texts, and those that do not stand out."""
     return FAINT.replace("TEXTS", texts)
@@ -293,7 +300,7 @@ def test_the_tour(page: Any, lab: Lab) -> None:
     screenshot(page, "stats", stats)
     first = cells.filter(has_text="sales.tail(2)")
     together = cells.filter(has_text="frames[0]")
-    top, bottom = first.bounding_box(), together.bounding_box()
+    top, bottom = place(first), place(together)
     parts(page, "readme", top["y"], bottom["y"] + bottom["height"])
 
 
@@ -377,7 +384,7 @@ def test_progress_and_dashboard(page: Any, lab: Lab) -> None:
     board.get_by_text("1 hit · 3 misses").wait_for(timeout=PATIENCE)
 
     page.set_viewport_size({"width": 500, "height": HEIGHT})
-    assert wait_for(lambda: board.bounding_box()["width"] < 500, 20)
+    assert wait_for(lambda: place(board)["width"] < 500, 20)
     inside = (
         "e => Array.from(e.querySelectorAll('button')).every(b => !b.offsetParent ||"
         " b.getBoundingClientRect().right <= e.getBoundingClientRect().right + 1)"

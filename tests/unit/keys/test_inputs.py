@@ -15,6 +15,7 @@ import textwrap
 import threading
 import types
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -483,7 +484,7 @@ class ProductService:
     @memo.cache(ttl=300, key_prefix="products")
     async def get_product_details(self, product_id: str) -> dict[str, Any]:
         RUNS.append(product_id)
-        with self._connect() as db:
+        with closing(self._connect()) as db:
             row = db.execute("SELECT name FROM products WHERE id = ?", (product_id,)).fetchone()
         return {"name": row[0]}
 
@@ -492,7 +493,7 @@ class ProductService:
         key_resolver=lambda result, **kwargs: f"products:{kwargs['product_id']}",
     )
     async def update_product_details(self, product_id: str, data: dict[str, Any]) -> None:
-        with self._connect() as db:
+        with closing(self._connect()) as db, db:
             db.execute("UPDATE products SET name = ? WHERE id = ?", (data["name"], product_id))
 
 
@@ -501,7 +502,7 @@ def test_product_services_over_two_databases(tmp_path: Path) -> None:
     services = []
     for shop in ("north", "south"):
         path = tmp_path / f"{shop}.db"
-        with sqlite3.connect(path) as db:
+        with closing(sqlite3.connect(path)) as db, db:
             db.execute("CREATE TABLE products (id TEXT, name TEXT)")
             db.executemany(
                 "INSERT INTO products VALUES (?, ?)", [("1", f"{shop} 1"), ("2", f"{shop} 2")]
@@ -542,7 +543,7 @@ asyncio.run(main())
 def test_product_services_in_several_processes(tmp_path: Path) -> None:
     """Another process hits for both databases, and an update there drops one product of both."""
     for shop in ("north", "south"):
-        with sqlite3.connect(tmp_path / f"{shop}.db") as db:
+        with closing(sqlite3.connect(tmp_path / f"{shop}.db")) as db, db:
             db.execute("CREATE TABLE products (id TEXT, name TEXT)")
             rows = [(product, f"{shop} {product}") for product in "12"]
             db.executemany("INSERT INTO products VALUES (?, ?)", rows)
