@@ -109,8 +109,7 @@ def _check(value: Any, kind: type) -> None:
 
 def _is_remade(value: Any, kind: type) -> bool:
     """True if pickle would not make an object by calling its own class."""
-    given: Any = kind
-    if given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__:
+    if codec.is_reduced_plainly(kind):
         return False
     try:
         made = value.__reduce_ex__(5)

@@ -126,6 +126,12 @@ class AlteredError(Exception):
         return self.fault
 
 
+def is_reduced_plainly(kind: type) -> bool:
+    """True if a class leaves it to `object` how pickle saves its objects."""
+    given: Any = kind
+    return given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
+
+
 Reduce = Callable[[Any], Any]
 """The reduction of an object, or `NotImplemented`: the usual one."""
 

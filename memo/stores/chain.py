@@ -171,7 +171,7 @@ class Floors:
 
     def older(self, key: str, started: int) -> bool:
         """True if an answer already given for a key was computed later (I2)."""
-        return started < (self.floors.get(key) or self.old_floors.get(key, 0))
+        return started < self._floor(key)
 
     def has_answered(self, key: str) -> bool:
         """True if this process has stored or used an entry of this key."""

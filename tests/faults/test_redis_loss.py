@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -347,20 +348,27 @@ def test_a_redis_that_goes_back_is_noticed(
     assert len(told) == 1
 
 
+@contextmanager
+def nothing_lost(server: RedisServer, directory: Path) -> Iterator[None]:
+    """Calls of one host, which takes Redis for whole all the time."""
+    with Hosts(server, directory).on("one"), recording() as events:
+        yield
+    assert [event for event in events if event.kind == "tier_lost"] == []
+
+
 def test_a_late_registration_is_no_loss(
     redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process of the host that registers seconds late is not taken for an older state."""
     monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
     load = counting()
-    with Hosts(redis_server, tmp_path).on("one"), recording() as events:
+    with nothing_lost(redis_server, tmp_path):
         first = load(1)
         client = redis_server.client()
         [name] = [f for f in client.hkeys("memo:2:hosts") if f.startswith(b"h:")]
         assert load(1) == first
         client.hset("memo:2:hosts", name, int(time.time()) - 3)
         assert load(1) == load(1) == first
-    assert [event for event in events if event.kind == "tier_lost"] == []
 
 
 def test_an_evicted_list_of_hosts_is_no_loss(
@@ -369,10 +377,9 @@ def test_an_evicted_list_of_hosts_is_no_loss(
     """A full Redis may evict the list of hosts and keep the groups: results stay valid."""
     monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
     load = counting()
-    with Hosts(redis_server, tmp_path).on("one"), recording() as events:
+    with nothing_lost(redis_server, tmp_path):
         first = load(1)
         assert load(1) == first  # registered
         for _ in range(3):
             assert redis_server.client().delete("memo:2:hosts") == 1
             assert load(1) == first
-    assert [event for event in events if event.kind == "tier_lost"] == []

@@ -232,11 +232,8 @@ threading.Thread(target=work).start()
     assert done.stdout == "[1, 1, 1, 1]\n", done.stderr[-2000:]
 
 
-def test_the_first_call_without_a_descriptor_left() -> None:
-    """A first call that can open no file gives what the function gives."""
-    script = """
-import asyncio, os, resource, memo
-loop = asyncio.new_event_loop()
+KINDS = """
+import asyncio, memo
 @memo.cache(ttl=None)
 def load(x):
     return x
@@ -246,12 +243,21 @@ async def aload(x):
 @memo.cache(ttl=None, each="many")
 def double(many):
     return [2 * x for x in many]
-@memo.cache(ttl=None, each="many")
-async def adouble(many):
-    return [2 * x for x in many]
 @memo.cache(ttl=None)
 def stream(x):
     yield x
+"""
+"""A program's first lines: a function of each kind."""
+
+
+def test_the_first_call_without_a_descriptor_left() -> None:
+    """A first call that can open no file gives what the function gives."""
+    script = f"""{KINDS}
+import os, resource
+loop = asyncio.new_event_loop()
+@memo.cache(ttl=None, each="many")
+async def adouble(many):
+    return [2 * x for x in many]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 taken = []
 try:
@@ -275,21 +281,9 @@ print(load.is_cached(1))
 def test_the_first_call_after_memo_was_replaced(tmp_path: Path) -> None:
     """Where memo is gone from the disk, as in an upgrade, a function gives what it gives."""
     shutil.copytree(ROOT / "memo", tmp_path / "memo", ignore=shutil.ignore_patterns("__pycache__"))
-    script = """
-import asyncio, shutil, sys, memo
+    script = f"""{KINDS}
+import shutil, sys
 assert memo.__file__.startswith(sys.argv[1])
-@memo.cache(ttl=None)
-def load(x):
-    return x
-@memo.cache(ttl=None)
-async def aload(x):
-    return x
-@memo.cache(ttl=None, each="many")
-def double(many):
-    return [2 * x for x in many]
-@memo.cache(ttl=None)
-def stream(x):
-    yield x
 shutil.rmtree(sys.argv[1])
 print(load(1), asyncio.run(aload(2)), double([3, 4]), list(stream(5)))
 """

@@ -26,6 +26,7 @@ from typing import Any, Final
 from memo.keys.encoding import atoms, callables, canonical, lookup
 from memo.keys.encoding.canonical import Encoder, Walk, class_of, mapping, ordered, unordered
 from memo.keys.fingerprint import origin
+from memo.records import codec
 
 HANDLES: Final = frozenset(
     {
@@ -198,9 +199,7 @@ def find(kind: type) -> Encoder:
 
 def _is_plain(kind: type) -> bool:
     """True if pickle saves a value of this class as Python does by default."""
-    given: Any = kind
-    plain = given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
-    return plain and kind not in copyreg.dispatch_table
+    return codec.is_reduced_plainly(kind) and kind not in copyreg.dispatch_table
 
 
 _REGISTER: Final = "register a key with memo.register_key, or name the argument in ignore=[...]."

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from memo.keys.fingerprint import origin
+from memo.records import codec
 from memo.runtime.checksums import blake2b
 
 STABLE = "__memo_stable__"
@@ -548,9 +549,7 @@ def _is_remade(kind: type) -> bool:
     """True if pickle saves objects of a library's class in a way of its own, such as by name."""
     from memo.keys.encoding import lookup
 
-    given: Any = kind
-    plain = given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
-    return not plain and lookup.find(kind) is None
+    return not codec.is_reduced_plainly(kind) and lookup.find(kind) is None
 
 
 def wrapped(value: Any) -> Any:

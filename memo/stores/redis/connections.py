@@ -167,24 +167,31 @@ def _slow(address: Address) -> str:
 _PERHAPS_TLS = "closed at the greeting; a port for TLS does that: write rediss:// in redis_url"
 
 
+@contextlib.contextmanager
+def _greeting(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
+    """Note what a greeting is for, and close the connection if it fails."""
+    _note_renewal(connection)
+    try:
+        yield
+    except ConnectionError as error:
+        let_go()
+        if isinstance(connection, (redis.SSLConnection, redis.asyncio.SSLConnection)):
+            raise
+        raise ConnectionError(_PERHAPS_TLS) from error
+    except BaseException:
+        let_go()
+        raise
+
+
 def _greet(connection: Any) -> None:
     """Log in, and have one reply, so that nothing the server says unasked is left unread.
 
     That may be an error before it hangs up, or what TLS sends behind its handshake.  The pools of
     redis-py take it for the reply to an earlier command.
     """
-    _note_renewal(connection)
-    try:
+    with _greeting(connection, connection.disconnect):
         connection.on_connect()
         talk(connection, Exchange((), 0, CONNECT))
-    except ConnectionError as error:
-        connection.disconnect()
-        if isinstance(connection, redis.SSLConnection):
-            raise
-        raise ConnectionError(_PERHAPS_TLS) from error
-    except BaseException:
-        connection.disconnect()
-        raise
 
 
 def _note_renewal(connection: Any) -> None:
@@ -201,8 +208,7 @@ def _was_renewed(connection: Any) -> bool:
 
 async def _greet_async(connection: Any) -> None:
     """As `_greet`."""
-    _note_renewal(connection)
-    try:
+    with _greeting(connection, partial(_let_go, connection)):
         await connection.on_connect()
         stream = Stream(connection)
         landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -211,14 +217,6 @@ async def _greet_async(connection: Any) -> None:
         await landed
         exchange.answer()
         stream.give_back()
-    except ConnectionError as error:
-        _let_go(connection)
-        if isinstance(connection, redis.asyncio.SSLConnection):
-            raise
-        raise ConnectionError(_PERHAPS_TLS) from error
-    except BaseException:
-        _let_go(connection)
-        raise
 
 
 class _ThreadNodes(_Nodes):
