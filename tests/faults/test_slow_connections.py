@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 from chaos import Proxy
-from deployments import Authority, Cluster, Sentinels, tls_server
+from deployments import Authority, Cluster, Sentinels, free_ports, tls_server
 from redis_server import RedisServer
 
 import memo
+from memo.settings.redis_urls import parse
+from memo.stores.redis.client import Client
+from memo.stores.redis.connections import Loop, Threads
 
 STORED = 60
 """Results that another host has stored."""
@@ -220,3 +223,50 @@ def test_a_thread_uses_a_connection_that_is_given_back(redis_server: RedisServer
         server.proxy.greets = 30.0
         with ThreadPoolExecutor(crowd) as pool:
             assert not any(pool.map(host.computes, range(crowd)))
+
+
+def test_a_sentinel_that_is_down_costs_no_wait(sentinels: Sentinels, host: Host) -> None:
+    """The next one is asked at once: the first call already hits."""
+    options = {"tiers": ["redis"], "deadline": 1.5}
+    (down,) = free_ports(1)
+    with memo.configure(redis_url=sentinels.url, **options):
+        assert all(host.computes(x) for x in range(3))
+    with memo.configure(redis_url=sentinels.url.replace("//", f"//127.0.0.1:{down},"), **options):
+        assert not any(host.computes(x) for x in range(3))
+
+
+@pytest.mark.parametrize("on_a_loop", [False, True], ids=["threads", "loop"])
+def test_connections_that_open_at_once_forget_no_sentinel(
+    sentinels: Sentinels, on_a_loop: bool
+) -> None:
+    """A Sentinel that is down comes first; all that find the next one move it to the front."""
+    (down,) = free_ports(1)
+    ports = [down, *(server.port for server in sentinels.sentinels)]
+    address = parse(f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in ports)}/mymaster")
+
+    def known(pool: Any) -> list[int]:
+        asked = pool.sentinel_manager.sentinels
+        return sorted(one.connection_pool.connection_kwargs["port"] for one in asked)
+
+    async def gathered() -> list[int]:
+        loop = Loop(address, {}, Client("redis://", 5.0), lambda: None)
+        pool = loop.nodes.pool
+        await asyncio.gather(*(pool.get_connection() for _ in range(8)))
+        loop.shut()
+        return known(pool)
+
+    def side_by_side() -> list[int]:
+        threads = Threads(address, {}, lambda: None)
+        pool = threads.nodes(5.0).pool
+        with ThreadPoolExecutor(16) as crowd:
+            for _ in range(10):
+                pool.sentinel_manager.sentinels.sort(
+                    key=lambda one: one.connection_pool.connection_kwargs["port"] != down
+                )
+                for taken in [crowd.submit(pool.get_connection) for _ in range(16)]:
+                    pool.release(taken.result())
+                pool.disconnect()
+        threads.close()
+        return known(pool)
+
+    assert (asyncio.run(gathered()) if on_a_loop else side_by_side()) == sorted(ports)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
@@ -51,6 +52,12 @@ from checkout import ROOT, SUPPORT
 EVERYTHING = "*"
 """Stands for a region or a year in the target of an invalidation: all of them."""
 FOR_GOOD = 1 << 62
+HANGS_AFTER = 45.0
+"""Seconds that a worker may take for its last step; then it writes down where it is, and ends."""
+HANGING = ".hanging"
+"""Ends the name of the file that it writes."""
+LOOPS: list[asyncio.AbstractEventLoop] = []
+"""Event loops of this worker."""
 
 
 def now() -> int:
@@ -684,6 +691,7 @@ class Workload:
             await asyncio.sleep(random.random() * self.plan.pause)
 
     async def loop(self) -> None:
+        LOOPS.append(asyncio.get_running_loop())
         await asyncio.gather(*(self.awork() for _ in range(self.plan.tasks)))
         await self.memo.drain(5)
 
@@ -697,8 +705,21 @@ class Workload:
             thread.join()
 
 
+def hang(log: str) -> None:
+    """Write down what each thread and each task of a worker waits for, and end it."""
+    with open(f"{log}/{os.getpid()}{HANGING}", "w", encoding="utf-8") as file:
+        faulthandler.dump_traceback(file)
+        for loop in LOOPS:
+            for task in asyncio.all_tasks(loop):
+                task.print_stack(file=file)
+    os._exit(1)
+
+
 def worker(plan: Plan) -> None:
     """The program of a worker process."""
+    watch = threading.Timer((plan.until - now()) / 1e9 + HANGS_AFTER, hang, (plan.log,))
+    watch.daemon = True
+    watch.start()
     import memo
     from memo.engine.coordination import leases
     from memo.stores import protocols
@@ -826,7 +847,8 @@ class Stage:
             while self.faults is not None and now() < self.until - int(0.2e9):
                 self.faults(self)
             codes = [self.nursery.wait(self._crew.pop()) for _ in range(self.workers)]
-            assert not any(codes), f"exit codes {codes}"
+            hanging = [path.read_text(encoding="utf-8") for path in log.glob(f"*{HANGING}")]
+            assert not any(codes), "\n".join((f"exit codes {codes}", *hanging))
         finally:
             for pid in self._crew:
                 with contextlib.suppress(ProcessLookupError):

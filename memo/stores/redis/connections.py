@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import importlib.util
 import os
 import socket
@@ -32,7 +33,9 @@ from typing import Any, TypeVar
 import redis
 import redis.asyncio
 import redis.asyncio.cluster
+import redis.asyncio.sentinel
 import redis.cluster
+import redis.sentinel
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.exceptions import MovedError
@@ -52,6 +55,7 @@ from memo.stores.redis.exchange import (
     GarbledError,
     Stream,
     UnwantedError,
+    is_over,
     talk,
 )
 
@@ -113,11 +117,38 @@ def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[st
 
 
 def _sentinels(family: Any, address: Address, options: dict[str, Any], given: Any) -> Any:
-    """The primary that Sentinels know, as a client of a family of redis-py's clients."""
-    timeouts = {name: given[name] for name in ("socket_timeout", "socket_connect_timeout")}
-    their = {**timeouts, **dict(options.get("sentinel_kwargs") or {})}
-    group = family.Sentinel(list(address.hosts), sentinel_kwargs=their, **given)
+    """The primary that Sentinels know, as a client of redis-py's for threads or for a loop."""
+    alike = ("socket_timeout", "socket_connect_timeout", "retry")  # the next one may be up
+    their = {**{name: given[name] for name in alike}, **dict(options.get("sentinel_kwargs") or {})}
+    group = family(list(address.hosts), sentinel_kwargs=their, **given)
     return group.master_for(address.service)
+
+
+class _ThreadSentinels(redis.sentinel.Sentinel):
+    """Sentinels, each of which stays known.
+
+    redis-py moves the Sentinel that answered to the front of its list.  Two callers that do so at
+    the same time leave one Sentinel there twice and another not at all, so here each has a list of
+    its own.
+    """
+
+    def discover_master(self, service_name: str) -> Any:
+        mine = copy.copy(self)
+        mine.sentinels = list(self.sentinels)
+        found = super(_ThreadSentinels, mine).discover_master(service_name)  # type: ignore[no-untyped-call]
+        self.sentinels = mine.sentinels
+        return found
+
+
+class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
+    """As `_ThreadSentinels`."""
+
+    async def discover_master(self, service_name: str) -> Any:
+        mine = copy.copy(self)
+        mine.sentinels = list(self.sentinels)
+        found = await super(_LoopSentinels, mine).discover_master(service_name)
+        self.sentinels = mine.sentinels
+        return found
 
 
 Route = Any
@@ -230,7 +261,7 @@ class _ThreadNodes(_Nodes):
             nodes = [node(*host) for host in address.hosts]
             self.cluster = redis.RedisCluster(startup_nodes=nodes, **given)
         elif address.kind == SENTINEL:
-            self.pool = _sentinels(redis.sentinel, address, options, given).connection_pool  # pyright: ignore[reportAttributeAccessIssue]
+            self.pool = _sentinels(_ThreadSentinels, address, options, given).connection_pool
         else:
             self.pool = redis.Redis(**given).connection_pool
 
@@ -616,8 +647,7 @@ class _LoopNodes(_Nodes):
             nodes = [redis.asyncio.cluster.ClusterNode(*host) for host in address.hosts]
             self.cluster = redis.asyncio.RedisCluster(startup_nodes=nodes, **given)
         elif address.kind == SENTINEL:
-            family = redis.asyncio.sentinel  # pyright: ignore[reportAttributeAccessIssue]
-            self.pool = _sentinels(family, address, options, given).connection_pool
+            self.pool = _sentinels(_LoopSentinels, address, options, given).connection_pool
         else:
             self.pool = redis.asyncio.Redis(**given).connection_pool
 
@@ -633,7 +663,7 @@ class _LoopNodes(_Nodes):
         if self.cluster is None:
             return await node.get_connection()
         connection = node.acquire_connection()
-        if connection.is_connected and connection._writer.transport.is_closing():
+        if connection.is_connected and is_over(connection):
             _let_go(connection)  # pools look at what they hand out, nodes of a cluster do not
             connection.renewed = True
         try:

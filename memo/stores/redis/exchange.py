@@ -423,6 +423,14 @@ class Landing(Protocol):
     def __call__(self, error: Exception | None, /) -> None: ...
 
 
+def is_over(connection: Any) -> bool:
+    """True if an idle `redis.asyncio.Connection` was closed, at either end.
+
+    Its transport tells that once, to redis-py's reader, which then keeps it half open.
+    """
+    return bool(connection._writer.transport.is_closing() or connection._reader.at_eof())
+
+
 class Stream(asyncio.Protocol):
     """A connected `redis.asyncio.Connection`, on which exchanges follow each other without a pause.
 
@@ -437,9 +445,10 @@ class Stream(asyncio.Protocol):
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self.proven = self.closed = False
+        self.proven = False
         self._loop = asyncio.get_running_loop()
         self._transport = connection._writer.transport
+        self.closed = is_over(connection)
         self._before = self._transport.get_protocol()
         self._transport.set_protocol(self)
         self._reader = Reader()
@@ -450,6 +459,9 @@ class Stream(asyncio.Protocol):
 
     def send(self, exchange: Exchange, landed: Landing) -> None:
         """Send an exchange behind those that are under way."""
+        if self.closed:
+            self._loop.call_soon(landed, ConnectionError("closed"))
+            return
         now = self._loop.time()
         self.sent.append((exchange, landed, now, self._received))
         if self._timer is None:

@@ -510,6 +510,29 @@ def test_a_lane_that_died_is_replaced(proxy: Proxy) -> None:
     tier.close()
 
 
+@pytest.mark.parametrize("by", ["server", "client"])
+def test_a_connection_closed_while_it_is_handed_over_is_told(proxy: Proxy, by: str) -> None:
+    """What is sent over it fails, though its transport has told its end before."""
+
+    async def work() -> None:
+        connection = redis.asyncio.Connection(port=proxy.port)
+        await connection.connect()
+        if by == "client":
+            connection._writer.transport.abort()
+        else:
+            proxy.cut_all()
+        with contextlib.suppress(ConnectionError):
+            assert await connection._reader.read() == b""
+        stream = exchange.Stream(connection)
+        told = asyncio.get_running_loop().create_future()
+        stream.send(exchange.Exchange((pack(b"PING"),), 1, PATIENT), told.set_result)
+        async with asyncio.timeout(PATIENT):
+            assert isinstance(await told, ConnectionError)
+        await stream.give_back().disconnect()
+
+    asyncio.run(work())
+
+
 def test_the_answer_to_another_question_is_nobodys() -> None:
     """Replies with a wrong signature reach no caller: one fault, however many waited."""
     with Scripted(b"$1\r\nx\r\n") as server:
