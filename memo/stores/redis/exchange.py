@@ -510,6 +510,8 @@ class Stream(asyncio.Protocol):
 
     def _unread(self) -> bool:
         """True if something has come that the loop has not got round to reading."""
+        if self._transport.is_closing():
+            return False
         with selectors.DefaultSelector() as selector:
             selector.register(self._transport.get_extra_info("socket"), selectors.EVENT_READ)
             return bool(selector.select(0))
