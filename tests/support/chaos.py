@@ -65,7 +65,8 @@ class Listener:
             with contextlib.suppress(OSError):
                 if reset:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                client.shutdown(socket.SHUT_RDWR)
+                # Its handler closes it then; what is shut for sending has said its end already.
+                client.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._over.set()

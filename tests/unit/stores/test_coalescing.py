@@ -30,11 +30,13 @@ from memo.errors import TierError
 from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
+from memo.settings.redis_urls import parse
 from memo.stores.protocols import Asked
 from memo.stores.redis import exchange
 from memo.stores.redis.breaker import CLOSED, GARBLED
+from memo.stores.redis.client import Client
 from memo.stores.redis.coalescing import COUNT, Batch, Failure
-from memo.stores.redis.connections import CONNECTIONS, KEPT
+from memo.stores.redis.connections import CONNECTIONS, KEPT, Loop
 from memo.stores.redis.exchange import pack, packed
 from memo.stores.redis.prefetch import Group
 from memo.stores.redis.redis_tier import Redis
@@ -510,19 +512,17 @@ def test_a_lane_that_died_is_replaced(proxy: Proxy) -> None:
     tier.close()
 
 
-@pytest.mark.parametrize("by", ["server", "client"])
-def test_a_connection_closed_while_it_is_handed_over_is_told(proxy: Proxy, by: str) -> None:
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_closed_while_it_is_handed_over_is_told(proxy: Proxy, reset: bool) -> None:
     """What is sent over it fails, though its transport has told its end before."""
+    client = Client(proxy.url, PATIENT)
 
     async def work() -> None:
-        connection = redis.asyncio.Connection(port=proxy.port)
-        await connection.connect()
-        if by == "client":
-            connection._writer.transport.abort()
-        else:
-            proxy.cut_all()
-        with contextlib.suppress(ConnectionError):
-            assert await connection._reader.read() == b""
+        loop = Loop(parse(proxy.url), {}, client, lambda: None)
+        connection = await loop.nodes.pool.get_connection()
+        proxy.cut_all(reset=reset)
+        with pytest.raises(redis.ConnectionError):
+            await connection.read_response(disconnect_on_error=False)
         stream = exchange.Stream(connection)
         told = asyncio.get_running_loop().create_future()
         stream.send(exchange.Exchange((pack(b"PING"),), 1, PATIENT), told.set_result)
