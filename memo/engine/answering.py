@@ -338,7 +338,7 @@ async def ask_again(port: Port, result: Result) -> bool:
             value = await _answer_again(port, function, call, args, kwargs)
         elif port.native:
             value = await port.offload(
-                lambda: drive(_answer_again(BLOCKING, function, call, args, kwargs))
+                lambda: drive(_answer_again(BLOCKING, function, call, args, kwargs)), apart=True
             )
         else:
             value = run_elsewhere(_carried(function, call, args, kwargs))

@@ -89,8 +89,14 @@ class Port(Protocol):
         """
         ...
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function that may block: in a thread (native), or here (blocking)."""
+    async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
+        """Call a function that may block: in a thread (native), or here (blocking).
+
+        Args:
+            function: what to call.
+            args: its arguments.
+            apart: it may take long: not in the small pool, which other calls wait for.
+        """
         ...
 
     async def wait(self, waiter: Waiter, timeout: float | None) -> bool:

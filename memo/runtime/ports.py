@@ -167,7 +167,7 @@ class Pool:
 
 _pool = Pool("memo-background", POOL)
 _apart = Pool("memo-background-apart", 64)
-"""For computations that sync code waits for only up to `soft_timeout`."""
+"""For computations of users' functions that need a thread of their own."""
 _offload = Pool("memo-offload", 8)
 
 
@@ -275,7 +275,7 @@ class Blocking:
             return _portal(value)
         return value.get() if type(value) is Later else value
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
         return function(*args)
 
     async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
@@ -387,7 +387,7 @@ class Native:
     async def settle(self, value: Awaitable[T]) -> T:
         return await value
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
         waiter = _LoopWaiter(self.loop)
         context = contextvars.copy_context()
         outcome: list[Any] = [None, None]
@@ -399,7 +399,7 @@ class Native:
                 outcome[1] = error
             waiter.set()
 
-        _offload.submit(job)
+        (_apart if apart else _offload).submit(job)
         await waiter.future
         error = outcome.pop()
         if error is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -509,3 +510,39 @@ def test_with_use_lock_the_cluster_asks_once(
         said = list(pool.map(lambda at: _worker(at, redis_server.url, doing), places))
     assert said == ["[] 8", "[] 8"]
     assert log.read_text("utf-8").split() == ["raw"]
+
+
+def test_slow_functions_that_are_asked_again_hold_up_no_other_call() -> None:
+    """Many async results ask plain functions again; other calls, which need threads, go on."""
+    goes_on, asked, slow = threading.Event(), threading.Semaphore(0), []
+
+    @memo.cache(cutoff=True, ttl=None, version="1")
+    def raw(number: int) -> int:
+        if slow:
+            asked.release()
+            assert goes_on.wait(30)
+        return number
+
+    @memo.cache(ttl=None, version="1")
+    async def report(number: int) -> int:
+        return raw(number)
+
+    @memo.cache(ttl=None, version="1")
+    async def other() -> bytes:
+        return bytes(1_000_000)
+
+    async def main() -> None:
+        await asyncio.gather(*map(report, range(16)))
+        await raw.ainvalidate()
+        slow.append(True)
+        reports = asyncio.gather(*map(report, range(16)))
+        try:
+            for _ in range(16):
+                assert await asyncio.to_thread(asked.acquire, timeout=15)
+            async with asyncio.timeout(15):
+                await other()
+        finally:
+            goes_on.set()
+            await reports
+
+    asyncio.run(main())
