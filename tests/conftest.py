@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from redis_server import RedisServer
 from sheets import sheet  # noqa: F401 - a fixture of every test
+from time_ahead import ahead  # noqa: F401 - the same
 from ways import place, site, way, where  # noqa: F401 - fixtures of every test
 
 settings.register_profile("memo", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from providers import InADict
+from time_ahead import Ahead
 
 import memo
 from memo import cache
@@ -175,13 +175,12 @@ def test_a_store_of_ones_own() -> None:
     assert load("EU") == 2
 
 
-def test_the_window_begins_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_begins_when_it_expires(ahead: Ahead) -> None:
     """However old an entry is, its window is counted from when it was let expire."""
     load = loads(stale_while_revalidate=60)
     assert load("EU") == 1
     load.expire()
-    later = time.time_ns() + 61 * 10**9
-    monkeypatch.setattr("memo.validity.check.time.time_ns", lambda: later)
+    ahead.advance(61)
     assert load("EU") == 2
 
 

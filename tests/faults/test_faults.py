@@ -28,6 +28,7 @@ import pytest
 from folders import FOLDER
 from ports import ROOT, run, start
 from redis_server import RedisServer
+from time_ahead import Ahead
 
 import memo
 from memo import cache
@@ -601,11 +602,9 @@ def test_a_disk_that_takes_nothing(
     code: int,
     opened: bool,
     asynchronous: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    ahead: Ahead,
 ) -> None:
     """Full, read-only, unwritable, out of descriptors: right values; later it is used again."""
-    monkeypatch.setattr(home, "AGAIN", -1.0)  # the second after which it is tried again is over
-    monkeypatch.setattr(home, "TICK", -1.0)
     world = World(asynchronous)
     with configure(tiers=["disk"]):
         if opened:
@@ -616,6 +615,7 @@ def test_a_disk_that_takes_nothing(
                 warnings.simplefilter("error")
                 for x in (1, 2, 2, 3):
                     assert world.call(x) == 1
+                    ahead.advance(2 * home.AGAIN)  # it is tried again each time
             faults.on = False
             world.call(2)
             before = world.ran

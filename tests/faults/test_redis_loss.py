@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from redis_server import RedisServer
+from time_ahead import Ahead
 from waiting import until
 
 import memo
-from memo.stores import authorities
+from memo.stores.authorities import LOOK_EVERY
 from memo.testing import recording
 
 
@@ -309,7 +310,7 @@ async def _ready(value: int) -> int:
 
 
 def test_an_invalidation_that_redis_forgot_long_ago(
-    forgetful: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forgetful: Any, tmp_path: Path, ahead: Ahead
 ) -> None:
     """What Redis lost is sent once more however long the process was idle since."""
     load = counting()
@@ -319,8 +320,7 @@ def test_an_invalidation_that_redis_forgot_long_ago(
         load.invalidate(1)
         forgetful.kill()
         forgetful.restart()
-        later = time.monotonic() + 3600
-        monkeypatch.setattr(time, "monotonic", lambda: later + (time.perf_counter() % 1000))
+        ahead.advance(3600)
         assert load(1) != first
 
 
@@ -328,10 +328,9 @@ def test_a_redis_that_goes_back_is_noticed(
     forgetful: Any,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    ahead: Ahead,
 ) -> None:
     """A Redis restored from an older snapshot brings nothing back; one warning says so."""
-    monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
     load = counting()
     hosts = Hosts(forgetful, tmp_path)
     first = hosts["one"](lambda: load(1))
@@ -343,6 +342,7 @@ def test_a_redis_that_goes_back_is_noticed(
         load(2)
         forgetful.kill()
         forgetful.restart()
+        ahead.advance(2 * LOOK_EVERY)
         assert load(1) != first
     told = [r.getMessage() for r in caplog.records if "older state" in r.getMessage()]
     assert len(told) == 1
@@ -357,29 +357,30 @@ def nothing_lost(server: RedisServer, directory: Path) -> Iterator[None]:
 
 
 def test_a_late_registration_is_no_loss(
-    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, tmp_path: Path, ahead: Ahead
 ) -> None:
     """Another process of the host that registers seconds late is not taken for an older state."""
-    monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
     load = counting()
     with nothing_lost(redis_server, tmp_path):
         first = load(1)
         client = redis_server.client()
         [name] = [f for f in client.hkeys("memo:2:hosts") if f.startswith(b"h:")]
-        assert load(1) == first
-        client.hset("memo:2:hosts", name, int(time.time()) - 3)
-        assert load(1) == load(1) == first
+        for _ in range(3):
+            ahead.advance(2 * LOOK_EVERY)
+            assert load(1) == first
+            client.hset("memo:2:hosts", name, int(time.time()) - 3)
 
 
 def test_an_evicted_list_of_hosts_is_no_loss(
-    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, tmp_path: Path, ahead: Ahead
 ) -> None:
     """A full Redis may evict the list of hosts and keep the groups: results stay valid."""
-    monkeypatch.setattr(authorities, "LOOK_EVERY", 0.0)
     load = counting()
     with nothing_lost(redis_server, tmp_path):
         first = load(1)
-        assert load(1) == first  # registered
         for _ in range(3):
+            ahead.advance(2 * LOOK_EVERY)
+            assert load(1) == first  # registered
             assert redis_server.client().delete("memo:2:hosts") == 1
-            assert load(1) == first
+        ahead.advance(2 * LOOK_EVERY)
+        assert load(1) == first

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
+from time_ahead import Ahead
 
 from memo import OptionError, cache
 
@@ -37,16 +37,15 @@ def test_without_it_each_call_tries() -> None:
     assert (load(), load(), load()) == ("run 1", "run 1", "run 4")
 
 
-def test_it_is_tried_again_after_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_tried_again_after_the_pause(ahead: Ahead) -> None:
     """When the pause is over the function runs again, and what it gives is stored."""
     load = loads(stale_if_error=60, retry_after=30)
     load()
     load.expire()
     load()
-    now = time.monotonic()
-    monkeypatch.setattr("memo.engine.answering.time.monotonic", lambda: now + 31)
+    ahead.advance(31)
     assert load() == "run 1"  # run 3 fails
-    monkeypatch.setattr("memo.engine.answering.time.monotonic", lambda: now + 62)
+    ahead.advance(31)
     assert load() == load() == "run 4"
 
 

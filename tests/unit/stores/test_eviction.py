@@ -18,6 +18,7 @@ import pytest
 from folders import FOLDER
 from ports import run, start
 from redis_server import RedisServer
+from time_ahead import Ahead
 
 import memo
 from memo import cache
@@ -42,6 +43,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     host = Host(tmp_path / "cache")
     disk = Disk(tmp_path / "cache", 10 * MIB, host)
     yield disk
+    assert drain_blocking(20)
     disk.close()
     host.close()
 
@@ -88,29 +90,26 @@ def test_size_counts_against_an_entry(disk: Disk) -> None:
     assert held(disk) == {"small", "new"}
 
 
-def test_age_counts_against_an_entry(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_age_counts_against_an_entry(disk: Disk, ahead: Ahead) -> None:
     """An entry that cost more goes too, when it has not been used for long enough."""
     put(disk, "dear", seconds=100)
     put(disk, "dearest", seconds=100_000)
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 12 * 86_400)
+    ahead.advance(12 * 86_400)
     for number in range(8):
         put(disk, f"n{number}", seconds=1)
     assert held(disk) >= {"dearest", "n0", "n7"}
     assert "dear" not in held(disk)
 
 
-def test_what_is_read_survives(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_read_survives(disk: Disk, ahead: Ahead) -> None:
     """Reading an entry makes it as good as new."""
-    now = [time.time()]
-    monkeypatch.setattr(time, "time", lambda: now[0])
     for number in range(9):
         put(disk, f"n{number}", seconds=1)
-    now[0] += 3600
+    ahead.advance(3600)
     read(disk, "n0")
     read(disk, "n4")
     for number in range(5):
-        now[0] += 1
+        ahead.advance(1)
         put(disk, f"later{number}", seconds=1)
     assert held(disk) >= {"n0", "n4"}
     assert not held(disk) & {"n1", "n2", "n3"}
@@ -125,29 +124,29 @@ def used_at(directory: Path, name: str) -> float:
     return float(row[0])
 
 
-def test_who_only_reads_counts_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_only_reads_counts_too(disk: Disk, ahead: Ahead) -> None:
     """A process that stores nothing tells what it reads, in the background, once in a while."""
     put(disk, "a", seconds=1)
     put(disk, "b", seconds=1)
-    real, now = time.monotonic, time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    now = time.time()
+    ahead.step(7200)
     read(disk, "a")
     assert used_at(disk.directory, "a") < now + 3600, "a look-up wrote"
-    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * TELL)
+    ahead.advance(2 * TELL)
     read(disk, "b")
     assert drain_blocking(20)
     assert used_at(disk.directory, "a") > now + 3600
     assert used_at(disk.directory, "b") > now + 3600
 
 
-def test_hits_without_a_look_up_count_too(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hits_without_a_look_up_count_too(disk: Disk, ahead: Ahead) -> None:
     """Reads by the quick way are told with the rest: when that is due, a look-up comes first."""
     name = "memo:{f}:00:a"
     drive(disk.store(BLOCKING, name, b"record", None, None))
-    real, now = time.monotonic, time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    now = time.time()
+    ahead.step(7200)
     assert disk.at_hand(name) == b"record"
-    monkeypatch.setattr(time, "monotonic", lambda: real() + 2 * TELL)
+    ahead.advance(2 * TELL)
     assert disk.at_hand(name) is None
     read(disk, "a")
     assert drain_blocking(20)
@@ -168,13 +167,11 @@ def test_small_stores_of_two_hold_the_budget(tmp_path: Path) -> None:
     host.close()
 
 
-def test_who_reads_for_a_moment_only_counts_when_it_ends(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_reads_for_a_moment_only_counts_when_it_ends(disk: Disk, ahead: Ahead) -> None:
     """The reads of a short program are told when it closes the tier."""
     put(disk, "a", seconds=1)
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    ahead.step(7200)
     read(disk, "a")
     disk.close()
     assert used_at(disk.directory, "a") > now + 3600
@@ -184,7 +181,7 @@ def test_who_reads_for_a_moment_only_counts_when_it_ends(
     "tiers", [["memory", "disk"], ["redis", "disk"], ["memory", "redis", "disk"]]
 )
 def test_hits_above_the_disk_count_too(
-    cache_home: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, tiers: list[str]
+    cache_home: Path, redis_server: RedisServer, ahead: Ahead, tiers: list[str]
 ) -> None:
     """Entries that memory or Redis answers are in use: the disk hears of it at process exit."""
     with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
@@ -197,14 +194,14 @@ def test_hits_above_the_disk_count_too(
         load(2)
         memo.testing.reset()
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    ahead.step(7200)
     with configure(tiers=tiers, redis_url=redis_server.url, deadline=5.0):
         keys = load.key(1), load.key(2)
         load.refresh(2)
         load(1)  # what follows is answered above the disk
         disk: Any = default_chain().tiers[-1]
         disk.tell()
-        monkeypatch.setattr(time, "time", lambda: now + 14400)
+        ahead.step(7200)
         for _ in range(3):
             load(1)
         disk.close()
@@ -267,17 +264,13 @@ def test_only_new_code_looks_at_all_entries(
     host.close()
 
 
-def test_a_process_that_goes_on_with_older_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_goes_on_with_older_code(tmp_path: Path, ahead: Ahead) -> None:
     """The next process with newer code finds what it has stored meanwhile."""
-    now = [time.monotonic()]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     host = Host(tmp_path / "cache")
     old, new, next_one = (Disk(tmp_path / "cache", 10 * MIB, host) for _ in range(3))
     put(old, "old", seconds=10_000, code="c1")
     put(new, "new", seconds=1, code="c2")
-    now[0] += 100
+    ahead.advance(100)
     for number in range(2):
         put(old, f"late{number}", seconds=10_000, code="c1")
     for number in range(12):

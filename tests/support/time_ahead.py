@@ -1,0 +1,57 @@
+"""Time that has passed as far as this process can tell: tests advance it instead of sleeping.
+
+For code that takes no clock of its own, a pause between two attempts for instance; where a
+`memo.testing.ManualClock` can be given, give that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from memo.runtime.clock import SECOND, SYSTEM, Clock
+
+_WALL_NS, _BOOT_NS, _MONOTONIC = time.time_ns, SYSTEM.boot_ns, time.monotonic
+
+
+class Ahead(Clock):
+    """The clock of this machine, ahead by what a test has added; it goes on meanwhile."""
+
+    def __init__(self) -> None:
+        self._passed = 0.0
+        self._stepped = 0.0
+
+    def wall_ns(self) -> int:
+        return _WALL_NS() + int((self._passed + self._stepped) * SECOND)
+
+    def boot_ns(self) -> int:
+        return _BOOT_NS() + int(self._passed * SECOND)
+
+    def wall(self) -> float:
+        return self.wall_ns() / SECOND
+
+    def monotonic(self) -> float:
+        return _MONOTONIC() + self._passed
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` go by, on every reading."""
+        self._passed += seconds
+
+    def step(self, seconds: float) -> None:
+        """Set the wall clock forward, or back where `seconds` is negative; no time goes by."""
+        self._stepped += seconds
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
+    """The clock of the whole process, for the length of a test."""
+    clock = Ahead()
+    readings = {"time": clock.wall, "time_ns": clock.wall_ns, "monotonic": clock.monotonic}
+    with monkeypatch.context() as patch:
+        for name, reading in readings.items():
+            patch.setattr(time, name, reading)
+        for name in ("wall_ns", "boot_ns"):
+            patch.setattr(SYSTEM, name, getattr(clock, name))
+        yield clock
