@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from memo.decorators.assembly import CacheFallbackFactory, stats_directory
 from memo.decorators.cached_function import cache, explain, functions
-from memo.decorators.invalidators import aexpire, ainvalidate, expire, invalidate, invalidate_cache
-from memo.engine.invalidating import Invalidation
 from memo.errors import (
     BundleError,
     DependencyError,
@@ -52,6 +50,14 @@ from memo.validity.dependencies import File
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from memo.decorators.invalidators import (
+        aexpire,
+        ainvalidate,
+        expire,
+        invalidate,
+        invalidate_cache,
+    )
+    from memo.engine.invalidating import Invalidation
     from memo.inspection.bundles import export_bundle, import_bundle
     from memo.inspection.call_graph import graph
     from memo.inspection.findings import health
@@ -117,13 +123,19 @@ def __dir__() -> list[str]:
 
 _LATER = {
     "Bundle": "memo.stores.bundle",
+    "Invalidation": "memo.engine.invalidating",
+    "aexpire": "memo.decorators.invalidators",
+    "ainvalidate": "memo.decorators.invalidators",
     "dashboard": "memo.jupyter.dashboard_widget",
     "entries": "memo.inspection.inventory",
+    "expire": "memo.decorators.invalidators",
     "export_bundle": "memo.inspection.bundles",
     "graph": "memo.inspection.call_graph",
     "health": "memo.inspection.findings",
     "import_bundle": "memo.inspection.bundles",
     "instrument": "memo.metrics.telemetry",
+    "invalidate": "memo.decorators.invalidators",
+    "invalidate_cache": "memo.decorators.invalidators",
     "progress": "memo.jupyter.progress_view",
     "report": "memo.inspection.report_line",
 }

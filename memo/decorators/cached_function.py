@@ -33,12 +33,11 @@ from typing import (
     overload,
 )
 
-from memo.decorators import assembly, classmethods, names
+from memo.decorators import assembly, classmethods
 from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
-from memo.engine import answering, invalidating, replay
+from memo.engine import answering, replay
 from memo.engine.answering import NotYet
 from memo.engine.call import NOTHING, Function, Raised, hindered
-from memo.engine.invalidating import Invalidation
 from memo.errors import (
     NotCachedError,
     OptionError,
@@ -71,6 +70,7 @@ if TYPE_CHECKING:
     from typing import TypedDict, Unpack
 
     from memo.engine.explaining import Explanation
+    from memo.engine.invalidating import Invalidation
     from memo.metrics.snapshots import CacheInfo
 
 P = ParamSpec("P")
@@ -420,6 +420,8 @@ class CachedFunction(Generic[P, R]):
         soft: bool = False,
         count: bool = True,
     ) -> Coroutine[Any, Any, Invalidation]:
+        from memo.engine import invalidating
+
         keyer = self._function.keyer
         turns = self._turns(args, kwargs, own)
         given = f"({keyer.described(args, kwargs)})" if args or kwargs else ""
@@ -613,6 +615,8 @@ class CachedFunction(Generic[P, R]):
 
     async def _say_nothing_cleared(self, port: Any) -> None:
         """Say once where the entries are that were probably meant."""
+        from memo.decorators import names
+
         known = await names.functions_known(port, [])
         bare = self.function_id.rpartition(":")[2]
         others = [one for one in known if one.rpartition(":")[2] == bare]
@@ -891,6 +895,8 @@ def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
         OptionError: no function of this process, or several, have the name.
     """
     if isinstance(function, str):
+        from memo.decorators import names
+
         here = {one.function_id: one for one in functions()}
         function = here[names.one_of("function", function, list(here))]
     found: Explanation = function.explain(*args, **kwargs)

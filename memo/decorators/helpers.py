@@ -133,14 +133,21 @@ def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
     return made
 
 
+_PASSED_ON = Signature(
+    [
+        Parameter("self", Parameter.POSITIONAL_ONLY),
+        Parameter("args", Parameter.VAR_POSITIONAL),
+        Parameter("kwargs", Parameter.VAR_KEYWORD),
+    ]
+)
+
+
 def passes_on(method: F) -> F:
     """A `__call__` that shows `(*args, **kwargs)` as its own signature.
 
     IPython shows it beside the signature of the function.
     """
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    parameters = [Parameter(*one) for one in zip(("self", "args", "kwargs"), kinds, strict=True)]
-    cast("Any", method).__signature__ = Signature(parameters)
+    cast("Any", method).__signature__ = _PASSED_ON
     return method
 
 

@@ -15,11 +15,12 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions, given_call
 from memo.engine import invalidating
+from memo.engine.coordination import flights
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.invalidating import Hint, Invalidation, Matches
 from memo.errors import (
@@ -37,6 +38,7 @@ from memo.keys.call_keys import address_digest, normal_prefix, prefixes
 from memo.keys.encoding import canonical
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime import events
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive, native
 from memo.settings import options
@@ -179,7 +181,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     for flight in FLIGHTS.under_way():
         if flight.name.endswith(f":{key}"):
             return [_whole(ref) for ref in flight.refs if ref.group.startswith("f:")]
-    elsewhere = await port.offload(_under_way, key)
+    elsewhere = await port.offload(flights.elsewhere, key)
     if elsewhere is not None:
         return [elsewhere]
     identities = await names.functions_known(port, _here())
@@ -191,19 +193,6 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
                     own = invalidating.own_refs(header)
                     return [_whole(ref) for ref in own if ref.group.startswith("f:")]
     return []
-
-
-def _not_told(_key: str) -> Turn | None:
-    return None
-
-
-_under_way: Callable[[str], Turn | None] = _not_told
-
-
-def use_under_way(turn_of: Callable[[str], Turn | None]) -> None:
-    """Use `turn_of(key)` to find the turn of a call that another process of this host computes."""
-    global _under_way
-    _under_way = turn_of
 
 
 def _whole(ref: Ref) -> Turn:

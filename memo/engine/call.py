@@ -9,7 +9,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.errors import MemoError, lacks_resources
 from memo.keys import instances, own_changes
@@ -21,6 +21,7 @@ from memo.keys.instances import Mine
 from memo.keys.own_changes import Begun, Ended
 from memo.records.stamp_types import Times
 from memo.runtime import events
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain

@@ -7,7 +7,7 @@ import weakref
 from binascii import b2a_base64
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from memo.engine import never_hits, replay, same_types, used_calls
 from memo.engine.call import Function, Job, Outcome, Watched, emit, told, warn_of, writer
@@ -25,6 +25,7 @@ from memo.records.stamp_blocks import gathered
 from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING
 from memo.runtime.reasons import UNREACHABLE

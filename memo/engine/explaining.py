@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.engine.answering import keyed, rekeyed
 from memo.engine.call import Function, Job
@@ -27,6 +27,7 @@ from memo.records.seal import Header
 from memo.records.stamp_types import ADDRESS, File, Generation, Ref, Stamp, State
 from memo.records.stamp_types import Call as CallStamp
 from memo.runtime.clock import SECOND
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
     ABSENT,

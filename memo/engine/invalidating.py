@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from memo.engine.call import writer
 from memo.engine.coordination.flights import FLIGHTS
@@ -18,6 +18,7 @@ from memo.errors import EntryError, TierError, label
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref, Result, Stamp
 from memo.runtime import events
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.authorities import make_note

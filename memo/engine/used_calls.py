@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.engine import replay
 from memo.engine.call import Function, Job
@@ -19,6 +19,7 @@ from memo.keys.summaries import built_on
 from memo.records.seal import RAISED, Entry
 from memo.records.stamp_blocks import Block, Stamps, blocks_of, loose_of
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, State
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.settings import configuration
 from memo.stores.chain import Chain

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
@@ -29,6 +29,7 @@ from memo.records.seal import Header
 from memo.records.stamp_types import Times
 from memo.runtime import VERSION
 from memo.runtime.clock import SECOND
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.settings.options import Policy

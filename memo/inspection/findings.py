@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from memo.decorators.assembly import default_chain, home_of, host_of
 from memo.errors import MemoError, SettingError, public
@@ -21,6 +21,7 @@ from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, counted, number, size
 from memo.runtime import VERSION, ownership
 from memo.runtime.clock import SYSTEM
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.ports import BLOCKING, drive
 from memo.settings import configuration, secret_keys
 from memo.settings.checks import redacted

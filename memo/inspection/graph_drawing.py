@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memo.errors import label
 from memo.metrics import rendering
 from memo.metrics.rendering import Styled, cell_len, cut
+from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     import networkx as nx

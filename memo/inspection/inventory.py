@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions
@@ -24,6 +24,7 @@ from memo.records import seal
 from memo.records.seal import Header
 from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State
 from memo.runtime.clock import SECOND, Clock
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.ports import BLOCKING, drive
 from memo.runtime.reasons import SOURCE_UNREACHABLE

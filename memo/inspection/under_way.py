@@ -16,14 +16,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from memo.decorators import invalidators
+from memo.engine.coordination import flights
 from memo.engine.coordination.flights import current_path
 from memo.errors import MemoError, label
 from memo.metrics.recorder import COUNTERS, nothing_runs, publish_soon
 from memo.runtime import events, fork, private_files
 from memo.runtime.events import Event
+from memo.runtime.named_tuple import NamedTuple
 from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def listen(directory: Callable[[], Path | None]) -> None:
     first, BOARD.directory = BOARD.directory is _nowhere, directory
     if not first:  # `%reload_ext memo` imports it again
         return
-    invalidators.use_under_way(turn_of)
+    flights.elsewhere = turn_of
     COUNTERS.listen(BOARD.hear, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
     atexit.register(BOARD.close)
     fork.in_child(_after_fork)

@@ -24,7 +24,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.decorators.cached_function import CachedFunction, cache
 from memo.engine import replay as output_replay
@@ -35,6 +35,7 @@ from memo.keys.fingerprint.function_version import Identity, function_id
 from memo.records import codec
 from memo.runtime import events
 from memo.runtime.events import Event
+from memo.runtime.named_tuple import NamedTuple
 
 _SHOWN_NAMES = 3
 """How many of its outputs a cell is named after."""

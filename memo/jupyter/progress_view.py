@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from memo.decorators.cached_function import CachedFunction, functions
 from memo.engine.coordination.flights import Flight, current_path
@@ -24,6 +24,7 @@ from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
 from memo.runtime import events, fork
 from memo.runtime.events import Event
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port
 from memo.runtime.ports import DISPLAYS
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from memo.runtime.named_tuple import NamedTuple
 
 ARGUMENT: Final = "__memo_argument__"
 """Method of an annotation that says what stands for an argument in the key."""

@@ -20,7 +20,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 from memo.errors import KeyingError, OptionError, label, shown, type_named
 from memo.keys import instances, resolvers, summaries
@@ -34,6 +34,7 @@ from memo.keys.offloading import LIGHT, refuse_heavy
 from memo.keys.resolvers import Resolved, Resolver, Template, words
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime.checksums import blake2b
+from memo.runtime.named_tuple import NamedTuple
 from memo.settings import options
 from memo.validity import stamps
 

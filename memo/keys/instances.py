@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from memo.keys import own_changes
 from memo.keys.bindings import ABSENT
@@ -30,6 +30,7 @@ from memo.keys.fingerprint.function_version import changed_names, code_digest
 from memo.keys.fingerprint.held_values import MISSING, State
 from memo.keys.offloading import refuse_heavy
 from memo.keys.own_changes import At, Begun, Ended, Sight
+from memo.runtime.named_tuple import NamedTuple
 
 _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
     **SIMPLE,

@@ -21,10 +21,11 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from memo.keys.fingerprint import held_values
 from memo.keys.fingerprint.held_values import Image
+from memo.runtime.named_tuple import NamedTuple
 
 MOST: Final = 1024
 """Values that are remembered; past that the one used least recently counts as it stands."""

@@ -12,11 +12,12 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from memo.errors import KeyingError, OptionError, label
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Unkeyable
+from memo.runtime.named_tuple import NamedTuple
 from memo.settings import options
 
 Bound = Mapping[str, Any]

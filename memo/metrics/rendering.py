@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.errors import MissingExtraError, label
 from memo.keys import summaries
@@ -35,6 +35,7 @@ from memo.records.seal import COMPRESSED, Header
 from memo.records.stamp_types import ADDRESS, Generation
 from memo.runtime.clock import SECOND
 from memo.runtime.events import ELSEWHERE
+from memo.runtime.named_tuple import NamedTuple
 
 EMPTY = "No cached function was called yet. Put @cache above a function and call it."
 LISTED = 30

@@ -13,11 +13,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from memo.errors import label
 from memo.metrics.counters import ORIGIN, POINTS, STEPS, Tally
 from memo.runtime.clock import SECOND
+from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,12 +12,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo.errors import MissingExtraError, label, public
 from memo.metrics.recorder import COUNTERS
 from memo.runtime import VERSION, events
 from memo.runtime.events import Event
+from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

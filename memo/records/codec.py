@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.errors import EntryError, type_named
 from memo.records.buffers import SMALL, reduced
@@ -27,6 +27,7 @@ from memo.records.seal import (
     payload_digest,
     payload_size,
 )
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNREADABLE
 
 OUT_OF_BAND = 64 * 1024

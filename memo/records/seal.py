@@ -26,13 +26,14 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import starmap
-from typing import NamedTuple, cast
+from typing import cast
 
 from memo.errors import EntryError
 from memo.records import stamp_blocks
 from memo.records.stamp_blocks import Block, Claim, Stamps, blocks_of, generation, loose_of, weight
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, Times
 from memo.runtime.checksums import blake2b, compare_digest
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNAUTHENTIC, UNREADABLE
 from memo.settings.secret_keys import Secret
 

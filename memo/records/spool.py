@@ -31,13 +31,14 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 from memo.errors import EntryError, TierError
 from memo.records import codec
 from memo.records.codec import OUT_OF_BAND, Encoded
 from memo.records.payload_pieces import Arriving, Sink
 from memo.records.seal import ALIGN, STREAM, Buffer
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNREADABLE
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 Plain data, read and written by `seal`; `validity` has the rules.
 """
 
-from typing import NamedTuple
+from memo.runtime.named_tuple import NamedTuple
 
 ADDRESS = "@"
 """The argument of a prefix group under which a call has its address."""

@@ -10,7 +10,8 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+
+from memo.runtime.named_tuple import NamedTuple
 
 HIT = "hit"
 """A stored value was returned and is fresh."""

@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from memo.errors import OptionError, SettingError, shown, type_named
+from memo.runtime.named_tuple import NamedTuple
 from memo.settings import options
 from memo.settings import secret_keys as secret_room
 from memo.settings.durations import seconds

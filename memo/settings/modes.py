@@ -6,9 +6,10 @@ A mode lives in a context variable, so that other tasks and threads are not affe
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from memo.errors import OptionError, nearest, public
+from memo.runtime.named_tuple import NamedTuple
 from memo.settings.durations import seconds
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.errors import OptionError
 from memo.runtime.clock import SECOND
+from memo.runtime.named_tuple import NamedTuple
 from memo.settings.durations import seconds
 
 DEFAULT_THRESHOLD = 0.8

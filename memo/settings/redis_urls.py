@@ -13,10 +13,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from memo.errors import shown
+from memo.runtime.named_tuple import NamedTuple
 
 SERVER, SENTINEL, CLUSTER, SOCKET = "server", "sentinel", "cluster", "socket"
 _SCHEMES = {

@@ -37,11 +37,12 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import events
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port, patient
 from memo.stores.protocols import (
     Asked,

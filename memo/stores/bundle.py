@@ -32,7 +32,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from memo.errors import BundleError, EntryError, TierError
 from memo.records import codec, seal
@@ -40,6 +40,7 @@ from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import Generation, Ref, State
 from memo.runtime import private_files
 from memo.runtime.checksums import compare_digest
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.settings.secret_keys import SECRET_BYTES, Secret
 from memo.stores.protocols import Found, Generations, Source

@@ -20,7 +20,7 @@ from contextlib import suppress
 from functools import partial
 from sys import getsizeof
 from threading import Lock
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable, public, shown
 from memo.records import seal
@@ -30,6 +30,7 @@ from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.memory_budget import BUDGET
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
     ABSENT,

@@ -8,7 +8,7 @@ that sync and async callers run the same lines.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from memo.errors import TierError
 from memo.records.codec import Payload
@@ -16,6 +16,7 @@ from memo.records.payload_pieces import Arriving, Sink
 from memo.records.seal import Entry
 from memo.records.stamp_blocks import Claim
 from memo.records.stamp_types import Ref, State
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.validity.stamps import Turn
 

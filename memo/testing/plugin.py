@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from memo.decorators.cached_function import CachedFunction
 from memo.runtime.events import Event
+from memo.runtime.named_tuple import NamedTuple
 from memo.testing import ManualClock, expecting, isolated, recording
 
 

@@ -14,10 +14,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from memo.records.stamp_types import Generation, Result, Stamp, State, Times
 from memo.runtime.clock import SECOND, Clock
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
     CLOCK,

@@ -7,9 +7,9 @@ these; none of them touches anything.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from memo.records.stamp_types import LOST, Ref, State
+from memo.runtime.named_tuple import NamedTuple
 from memo.validity import stamps
 from memo.validity.stamps import ALL, FIELDS, LAST, SHAPES, TOKEN, Turn
 

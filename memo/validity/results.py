@@ -7,9 +7,9 @@ are absolute.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from memo.records.stamp_types import Result, Stamp
+from memo.runtime.named_tuple import NamedTuple
 
 
 class Reading(NamedTuple):

@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.errors import ReentryError, label
 from memo.records.codec import Encoded
 from memo.records.seal import Entry
 from memo.records.stamp_types import Ref, Stamp
 from memo.runtime import fork
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter
 from memo.validity.stamps import Turn, concerns
 
@@ -263,6 +264,15 @@ class Flights:
         """The flights that others may join now."""
         with self._lock:
             return list(self._active.values())
+
+
+def _nowhere(_key: str) -> Turn | None:
+    return None
+
+
+elsewhere: Callable[[str], Turn | None] = _nowhere
+"""Gives the turn that invalidates the call of a key that another process of this host computes;
+`inspection.under_way`, which sees those processes, puts its `turn_of` here."""
 
 
 def _reentry(name: str) -> ReentryError:

@@ -22,11 +22,12 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from memo.engine.coordination.flights import Flight
 from memo.errors import TierError, TierUnavailable
 from memo.runtime import events, fork
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, patient
 from memo.runtime.ports import at_exit
 from memo.settings.options import Policy

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from memo.engine import never_hits, used_calls
 from memo.engine.answering import (
@@ -66,6 +66,7 @@ from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
 from memo.records.stamp_types import Generation, Ref, Stamp, State
 from memo.runtime import events, reasons
+from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, together
 from memo.settings.live_values import live
 from memo.stores.chain import Answer

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import sys
 import weakref
-from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -135,6 +134,8 @@ def in_order(values: list[T]) -> list[T]:
     """Values sorted; of many, one part after the other, so that other threads get their turn."""
     if len(values) <= CROWD:
         return sorted(values)  # type: ignore[type-var]
+    from bisect import bisect
+
     marks: list[Any] = sorted(values[::_STRIDE])[::8]  # type: ignore[type-var]
     parts: list[list[T]] = [[] for _ in range(len(marks) + 1)]
     for value in values:

@@ -19,11 +19,12 @@ import types
 import typing
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.keys.fingerprint import origin
 from memo.records import codec
 from memo.runtime.checksums import blake2b
+from memo.runtime.named_tuple import NamedTuple
 
 STABLE = "__memo_stable__"
 """The attribute that `memo.keys.fingerprint.function_version.stable` sets."""

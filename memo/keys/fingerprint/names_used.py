@@ -23,7 +23,9 @@ import dis
 import re
 from collections.abc import Iterable, Iterator
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
+
+from memo.runtime.named_tuple import NamedTuple
 
 GLOBAL = "global"
 FREE = "free"

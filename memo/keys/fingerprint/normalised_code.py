@@ -22,11 +22,12 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.keys.fingerprint import names_used
 from memo.keys.fingerprint.names_used import Fills, Path, Use, instructions
 from memo.runtime import fork
+from memo.runtime.named_tuple import NamedTuple
 
 
 class Code(NamedTuple):

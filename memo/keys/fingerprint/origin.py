@@ -13,7 +13,9 @@ import os
 import sys
 from collections.abc import Mapping
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
+
+from memo.runtime.named_tuple import NamedTuple
 
 USER = "user"
 PYTHON = "python"

@@ -25,7 +25,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from memo.keys import own_changes
 from memo.keys.fingerprint import class_body, library_patches, name_graph, normalised_code, origin
@@ -68,6 +68,7 @@ from memo.keys.fingerprint.unchanged import (
     spot,
 )
 from memo.keys.own_changes import At, Sight
+from memo.runtime.named_tuple import NamedTuple
 
 _BUILTINS = vars(builtins)
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"

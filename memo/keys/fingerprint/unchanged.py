@@ -25,7 +25,7 @@ import operator
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from memo.keys import own_changes
 from memo.keys.fingerprint import held_values, origin
@@ -37,6 +37,7 @@ from memo.keys.fingerprint.held_values import (
     snapshot,
 )
 from memo.keys.own_changes import At, Sight
+from memo.runtime.named_tuple import NamedTuple
 
 Get = Callable[[Any, Any], Any]
 """Reads a name of a namespace: `(name, default) -> object`."""

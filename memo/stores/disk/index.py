@@ -19,12 +19,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import diskcache
 from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 
 from memo.errors import TierError
+from memo.runtime.named_tuple import NamedTuple
 from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, Database, statements
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
+from memo.runtime.named_tuple import NamedTuple
 from memo.stores.disk.host_database import BEGUN, TOMB, Group, change_fields, fields_of, outlive
 from memo.validity import generations, stamps
 from memo.validity.generations import Change

@@ -20,11 +20,11 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from memo.errors import TierError, TierUnavailable
 from memo.runtime import fork
 from memo.runtime.events import TIER_DOWN, TIER_UP, Event, emit
+from memo.runtime.named_tuple import NamedTuple
 
 FIRST = 0.25
 """Seconds of the first back-off."""

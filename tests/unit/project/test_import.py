@@ -41,6 +41,7 @@ HEAVY = {
 
 LATER = {
     *("memo.cli", "memo.jupyter", "memo.testing"),
+    *("memo.decorators.invalidators", "memo.decorators.names", "memo.engine.invalidating"),
     *("memo.decorators.elementwise", "memo.decorators.streaming", "memo.engine.explaining"),
     *("memo.engine.sequences", "memo.keys.encoding.libraries", "memo.keys.encoding.python_types"),
     *("memo.keys.fingerprint.names_used", "memo.keys.fingerprint.normalised_code"),
@@ -76,6 +77,29 @@ def test_import_leaves_the_rest_of_memo_for_later() -> None:
     unknown = [name for name in LATER if importlib.util.find_spec(name) is None]
     assert not unknown
     assert not added("import memo") & LATER
+
+
+RARE = {"bisect", "difflib", "html", "importlib.resources", "queue", "random", "uuid", "zoneinfo"}
+"""Modules of the standard library that memo needs on rare paths only."""
+
+
+def test_import_leaves_rare_modules_of_the_standard_library_for_later() -> None:
+    """What a rare path of memo needs of the standard library is imported there."""
+    assert not added("import memo") & RARE
+
+
+def test_names_that_are_imported_at_their_first_use_are_public() -> None:
+    """`memo.invalidate` and its like are there, although `import memo` does not load them."""
+    answer = added("import memo; memo.invalidate, memo.Invalidation")
+    assert {"memo.decorators.invalidators", "memo.engine.invalidating"} <= answer
+
+
+def test_named_tuples_are_made_without_compiling_their_annotations() -> None:
+    """`import memo` makes no named tuple with `typing`, which takes three times as long."""
+    count = "import typing; made = []; whole = typing.NamedTupleMeta.__new__; "
+    count += "typing.NamedTupleMeta.__new__ = lambda *given: made.append(given) or whole(*given); "
+    answer = added(f"{count}import memo; assert not made, made")
+    assert "memo" in answer
 
 
 def test_decorating_pulls_in_nothing_heavy() -> None:

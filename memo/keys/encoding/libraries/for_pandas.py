@@ -13,12 +13,13 @@ Rules of this module:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries import for_arrays, for_arrow
 from memo.keys.encoding.libraries.for_arrays import node, numpy
+from memo.runtime.named_tuple import NamedTuple
 
 LONG: Final = 1 << 20
 """Bytes of a column from which it is hashed by itself."""
