@@ -6,7 +6,6 @@ invalidations, and the manifests of code versions.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import time
@@ -571,6 +570,8 @@ def _code_before(manifests: Manifests, own: Header, stored: Sequence[Header]) ->
 
 
 def _diff(name: str, old: str, new: str) -> Iterable[str]:
+    import difflib
+
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), name, name, lineterm="", n=1)
     return list(lines)
 

@@ -66,12 +66,14 @@ def _look(job: Job) -> tuple[str, list[str]]:
 
 def _seen(value: Any, deep: int) -> str | None:
     """The parts of a value's key that its user can see; None: all of it."""
-    from memo.keys.encoding import python_types  # types of calls that were computed need it
-
     kind = type(value)
     if own := _own_cells(value):
         return _seen_function(value, own)
-    if kind in atoms.PLAIN or kind in canonical.BUILTIN or not python_types.is_object(kind):
+    if kind in atoms.PLAIN or kind in canonical.BUILTIN:
+        return None
+    from memo.keys.encoding import python_types  # most calls do not need it
+
+    if not python_types.is_object(kind):
         return None
     attributes = getattr(value, "__dict__", None)
     if not attributes or not deep:

@@ -184,6 +184,11 @@ class Counters:
         """True if anything was counted."""
         return bool(self._pending or self._tallies)
 
+    @property
+    def has_unexplained(self) -> bool:
+        """True if `unexplained` may have misses to tell of."""
+        return any(tally.unexplained for tally in tuple(self._tallies.values()))
+
     def unexplained(self, reason: str) -> dict[str, list[str]]:
         """Function -> keys that were missed for a reason and computed, since the last call of this.
 
@@ -431,10 +436,16 @@ def nothing_runs() -> None:
     _publishing().not_later()
 
 
+def _find_causes() -> None:
+    """Find out more about misses; what does that is not even imported where there were none."""
+    if COUNTERS.has_unexplained:
+        _explain()
+
+
 def _publish_last() -> None:
     if COUNTERS.used:
         try:
-            _explain()  # the last chance: later, these misses cannot be told apart any more
+            _find_causes()  # the last chance: later, these misses cannot be told apart any more
         except Exception as error:
             events.emit(events.Event(events.ERROR, reason="statistics", detail=repr(error)))
         with suppress(ImportError):  # memo is gone from the disk
@@ -479,7 +490,7 @@ def stats(*patterns: str, shared: bool = False) -> Stats:
         patterns: names of functions, whole or with wildcards; none: all.
         shared: add up all processes that use the same directory, also those that have ended.
     """
-    _explain()
+    _find_causes()
     snapshot = COUNTERS.snapshot()
     publish()
     board = _publishing().board() if shared else None

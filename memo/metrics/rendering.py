@@ -11,12 +11,11 @@ from __future__ import annotations
 import functools
 import json
 import math
-import secrets
+import os
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from importlib import resources
 from typing import Any
 
 from memo.errors import MissingExtraError, label
@@ -259,7 +258,7 @@ def _plain(value: float | str) -> float | str:
 
 def table_html(table: Table) -> str:
     """A table as HTML, sortable where scripts run."""
-    name = f"memo-{secrets.token_hex(6)}"
+    name = f"memo-{os.urandom(6).hex()}"
     heads = "".join(
         f'<th scope="col"{_side(index < table.texts)}>{escape(title)}</th>'
         for index, title in enumerate(table.titles)
@@ -299,6 +298,8 @@ def _cell_html(cell: Cell) -> str:
 @functools.cache
 def asset(name: str) -> str:
     """A file of the pages that memo shows, from `jupyter/static`."""
+    from importlib import resources
+
     return resources.files("memo").joinpath("jupyter", "static", name).read_text("utf-8")
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 import sqlite3
 import struct
 import sys
@@ -190,7 +189,7 @@ class Ledger:
         if rung >= LAST_COMMIT:  # garbage, which no later number could pass
             bell[1] = 0
         first = max(time.time_ns() // 1000, bell[1] + 1)
-        facts = {"format": _FORMAT, "commit": first, "id": secrets.token_hex(8)}
+        facts = {"format": _FORMAT, "commit": first, "id": os.urandom(8).hex()}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         connection.executemany(
             "INSERT INTO journal (at, due, turns, note) VALUES (?, 1, ?, ?)", self._carried(rung)
@@ -226,7 +225,7 @@ class Ledger:
         self._rescued = recovery.before_aside(self.database.path, self.clock.wall_ns())
         with suppress(OSError, ValueError):
             bell: Any = self._map_bell()
-            bell[0] = secrets.randbits(64)
+            bell[0] = int.from_bytes(os.urandom(8))
 
     def ready(self) -> Database:
         """The database, open.
@@ -430,7 +429,7 @@ class Ledger:
     def ring(self, commit: int) -> None:
         bell: Any = self.bell
         bell[1] = max(commit, bell[1])
-        bell[0] = secrets.randbits(64)
+        bell[0] = int.from_bytes(os.urandom(8))
 
 
 def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> dict[str, str]:

@@ -27,7 +27,6 @@ import fcntl
 import mmap
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -180,7 +179,7 @@ def _open_old(path: str) -> int:
 
 def _replace(path: str, text: bytes) -> None:
     """Put a small file in the place of another, whole."""
-    temporary = f"{secrets.token_hex(16)}{_TEMPORARY}"
+    temporary = f"{os.urandom(16).hex()}{_TEMPORARY}"
     with _folder_of(path) as (folder, name):
         descriptor = private_files.create(temporary, folder=folder)
         try:
@@ -274,10 +273,10 @@ class Payloads:
         try:
             if payload is not None:
                 text = payload.digest.hex()
-                name = f"{text[:2]}/{text}.{secrets.token_hex(8)}"
+                name = f"{text[:2]}/{text}.{os.urandom(8).hex()}"
                 self._keep_payload(payload, name, descriptors)
             if record is not None:
-                text = secrets.token_hex(16)
+                text = os.urandom(16).hex()
                 name = name or f"{text[:2]}/{text}{_RECORD}"
                 self._keep_record(record, _record(name), descriptors)
             yield name
@@ -340,7 +339,7 @@ class Payloads:
         Yields:
             Its descriptor, its name, and the descriptor of the shard that names are relative to.
         """
-        temporary = f"{secrets.token_hex(16)}{_TEMPORARY}"
+        temporary = f"{os.urandom(16).hex()}{_TEMPORARY}"
         with ExitStack() as stack:
             try:
                 folder = stack.enter_context(self._shard(shard))

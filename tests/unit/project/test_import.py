@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from checkout import ROOT
@@ -100,6 +101,42 @@ def test_named_tuples_are_made_without_compiling_their_annotations() -> None:
     count += "typing.NamedTupleMeta.__new__ = lambda *given: made.append(given) or whole(*given); "
     answer = added(f"{count}import memo; assert not made, made")
     assert "memo" in answer
+
+
+CALLED = """
+import atexit, sys
+old = set(sys.modules)
+@atexit.register  # runs last, since memo registers what it does at the end after it
+def told():
+    print(*sorted(set(sys.modules) - old))
+import memo
+memo.configure(directory=sys.argv[1])
+@memo.cache(ttl=None, name="three")
+def three(text, number=3):
+    return text * number
+print(three("a"))
+"""
+
+
+def test_a_process_that_only_hits_loads_nothing_to_compute_or_to_explain(tmp_path: Path) -> None:
+    """What a computation, a report or OpenSSL needs stays on the disk where all calls hit."""
+    miss, hit = (
+        subprocess.run(
+            [sys.executable, "-c", CALLED, tmp_path],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        ).stdout.split()
+        for _ in range(2)
+    )
+    assert miss[0] == hit[0] == "aaa"
+    rare = {"hashlib", "memo.keys.encoding.python_types", "secrets", "zoneinfo"}
+    assert not {*miss} & rare
+    assert "cloudpickle" in miss
+    computing = {"cloudpickle", "concurrent.futures", "logging"}
+    explaining = {"html", "memo.engine.explaining", "memo.metrics.rendering"}
+    assert not {*hit} & (rare | computing | explaining)
 
 
 def test_decorating_pulls_in_nothing_heavy() -> None:
