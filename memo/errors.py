@@ -186,8 +186,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'ttl'?` where one of some names is close to a wrong one, else `""`."""
     import difflib  # only an error needs it
 
-    found = difflib.get_close_matches(name, list(names), 1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    known = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower(), known, 1, cutoff=0.6)
+    return f"; did you mean {known[found[0]]!r}?" if found else ""
 
 
 def users(error: E) -> E:
@@ -264,8 +265,8 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
         known = names()
         wrong = None if known is None else next((name for name in given if name not in known), None)
         if known is not None and wrong is not None:
-            fix = f"there is no such option{nearest(wrong, known)}"
-            raise OptionError(wrong, given[wrong], fix)
+            there = nearest(wrong, known) or f"; there are: {', '.join(known)}."
+            raise OptionError(wrong, given[wrong], f"there is no such option{there}")
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -831,7 +831,8 @@ class BoundFunction(Generic[P, R]):
         return BoundFunction, (self.__func__, self.__self__)
 
     def __repr__(self) -> str:
-        return f"<bound {self.__func__!r} of {type(self.__self__).__name__}>"
+        own = self.__self__
+        return f"<bound {self.__func__!r} of {getattr(own, '__name__', type(own).__name__)}>"
 
 
 _GIVEN = 4096
@@ -892,13 +893,16 @@ def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
         function: a cached function of this process, or any name of it that tables show.
 
     Raises:
-        OptionError: no function of this process, or several, have the name.
+        OptionError: no function of this process, or several, have the name; or it is not cached.
     """
     if isinstance(function, str):
         from memo.decorators import names
 
         here = {one.function_id: one for one in functions()}
         function = here[names.one_of("function", function, list(here))]
+    if not hasattr(function, "explain"):
+        fix = "is not cached; give a function that @cache decorates, or its name."
+        raise OptionError("function", function, fix)
     found: Explanation = function.explain(*args, **kwargs)
     return found
 

@@ -84,11 +84,10 @@ async def _target(
     given = {"prefix": prefix, "tag": tag, "function": function, "key": key}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1:
-        raise OptionError(
-            ", ".join(named) or "prefix",
-            None if not named else given[named[0]],
-            "give exactly one of prefix=, tag=, function=, key=.",
-        )
+        first, *others = named or ["prefix"]
+        both = "".join(f"is given with {name}={shown(given[name])}; " for name in others[:1])
+        fix = f"{both}give exactly one of prefix=, tag=, function=, key=."
+        raise OptionError(first, given[first], fix)
     name = named[0]
     if name == "function":
         identity = await names.function_named(port, "function", function, _here())
@@ -512,7 +511,7 @@ def _addresses(resolved: Any, who: str) -> list[str]:
     many = isinstance(resolved, (list, tuple, set, frozenset, Iterator))
     found = [_address(one) for one in (resolved if many else [resolved])]
     if not all(found):
-        raise OptionError("key_resolver", resolved, f"of {who} gave an empty address.")
+        raise OptionError("key_resolver", resolved, f"of {who} gave an empty address")
     return found
 
 
@@ -574,6 +573,9 @@ def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     return many
 
 
+_WRITTEN: Final = '@invalidate_cache(key_prefix="products") above a function'
+
+
 @public
 def invalidate_cache(
     key_prefix: str | None = None,
@@ -606,6 +608,8 @@ def invalidate_cache(
     Raises:
         OptionError: nothing is named, or an option is wrong.
     """
+    if callable(key_prefix):
+        raise OptionError("key_prefix", key_prefix, f"is a function; write {_WRITTEN}.")
     prefix = options.text("key_prefix", key_prefix)
     targets = _cached("functions", functions)
     matched, tagged = options.texts("match", match), options.texts("tags", tags)
@@ -628,7 +632,7 @@ def invalidate_cache(
         if isinstance(function, (staticmethod, classmethod)):
             kind: Any = type(function)
             return cast("Callable[P, R]", kind(decorate(function.__func__)))
-        options.function("function", function, generators=False)
+        options.function("function", function, generators=False, example=_WRITTEN)
         plan = _Plan(function, prefix, key_resolver, provider, targets, matched, tagged, soft)
         if options.is_async(function):
             return cast("Callable[P, R]", _async(function, plan))

@@ -370,7 +370,6 @@ def _stored(item: Item, clock: Clock) -> Stored:
 @public
 def entries(
     function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
-    /,
     **arguments: Any,
 ) -> Entries:
     """List what is stored on this host, as records; no value is loaded.

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from memo.errors import KeyingError, OptionError, label, shown, type_named
+from memo.errors import KeyingError, OptionError, label, nearest, shown, type_named
 from memo.keys import instances, resolvers, summaries
 from memo.keys.bindings import ABSENT, BindingError, annotated, bind, hints, plan, signature
 from memo.keys.encoding import atoms, canonical
@@ -393,9 +393,9 @@ class Keyer:
                 continue
             if name not in self.plan.names and not self.plan.extra:
                 known = ", ".join(self.plan.names) or "none"
-                raise OptionError(
-                    option, name, f"is not an argument of the function, which has: {known}."
-                )
+                near = nearest(name, self.plan.names) or "."
+                fix = f"is not an argument of the function, which has: {known}{near}"
+                raise OptionError(option, name, fix)
 
     def _checked_resolver(self) -> Resolver | None:
         if self._given is None:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from math import log2
 from sys import getsizeof
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from memo.errors import OptionError
 from memo.metrics.counters import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
 from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
@@ -483,20 +484,34 @@ def _after_fork() -> None:
         _publisher.start_over()
 
 
-def stats(*patterns: str, shared: bool = False) -> Stats:
+class Identified(Protocol):
+    """A cached function, to which this folder has no import."""
+
+    @property
+    def function_id(self) -> str: ...
+
+
+def stats(*patterns: str | Identified, shared: bool = False) -> Stats:
     """A snapshot of what the cache did.
 
     Args:
-        patterns: names of functions, whole or with wildcards; none: all.
+        patterns: cached functions, or names of them, whole or with wildcards; none: all.
         shared: add up all processes that use the same directory, also those that have ended.
+
+    Raises:
+        OptionError: one of the patterns is neither.
     """
+    named = [getattr(pattern, "function_id", pattern) for pattern in patterns]
+    for one in named:
+        if not isinstance(one, str):
+            raise OptionError("patterns", one, "must be a cached function, or its name.")
     _find_causes()
     snapshot = COUNTERS.snapshot()
     publish()
     board = _publishing().board() if shared else None
     if board is not None:
         snapshot = board.gather(snapshot)
-    return snapshot.select(*patterns)
+    return snapshot.select(*named)
 
 
 def reset(function: str | None = None) -> None:

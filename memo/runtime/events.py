@@ -13,6 +13,8 @@ from contextlib import suppress
 
 from memo.runtime.named_tuple import NamedTuple
 
+from memo.errors import OptionError
+
 HIT = "hit"
 """A stored value was returned and is fresh."""
 STALE = "stale"
@@ -119,7 +121,12 @@ def on_event(hook: Hook) -> Callable[[], None]:
 
     Returns:
         A function that takes the hook away again; calling it twice is harmless.
+
+    Raises:
+        OptionError: the hook cannot be called.
     """
+    if not callable(hook):
+        raise OptionError("hook", hook, "must be a function of one event.")
     global _hooks
     with _lock:
         _hooks = (*_hooks, hook)

@@ -52,7 +52,9 @@ def _number_of_seconds(option: str, value: Any, fix: str) -> float:
             raise OptionError(option, value, f"is too large; {fix}.") from None
     if isinstance(value, str):
         if not re.fullmatch(_WHOLE, value):
-            raise OptionError(option, value, 'has no units; write for instance "90s" or "1h30m".')
+            bare = re.fullmatch(r"(?a)\s*[-+]?\d*\.?\d+\s*", value)
+            wrong = "has no units" if bare else f"is no duration; the units are {', '.join(_UNITS)}"
+            raise OptionError(option, value, f'{wrong}; write for instance "90s" or "1h30m".')
         return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, value))
     from datetime import timedelta
 

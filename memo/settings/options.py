@@ -196,7 +196,8 @@ def text(option: str, value: Any, longest: int | None = None) -> str | None:
 def texts(option: str, value: Any) -> tuple[str, ...]:
     """Several texts; a single one, the usual mistake, is an error."""
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise OptionError(option, value, f'must be a list of texts, for instance ["{value}"].')
+        example = value if isinstance(value, str) and value else "a"
+        raise OptionError(option, value, f'must be a list of texts, for instance ["{example}"].')
     many = tuple(value)
     for one in many:
         if not isinstance(one, str) or not one:
@@ -267,15 +268,27 @@ def is_async(function: Any) -> bool:
     return not inspect.isroutine(inner) and inspect.iscoroutinefunction(type(inner).__call__)
 
 
-def function(option: str, value: Any, *, generators: bool = True) -> Callable[..., Any]:
+def function(
+    option: str,
+    value: Any,
+    *,
+    generators: bool = True,
+    example: str = "@cache or @cache(ttl=60)",
+) -> Callable[..., Any]:
     """Check a function.
+
+    Args:
+        option: the name to use in the error.
+        value: what is decorated.
+        generators: whether it may be a generator function.
+        example: how the decorator is written.
 
     Raises:
         OptionError: it is not callable, or a generator function where those are of no use.
     """
     no_property(value)
     if not callable(value):
-        raise OptionError(option, value, "must be a function; write @cache or @cache(ttl=60).")
+        raise OptionError(option, value, f"must be a function; write {example}.")
     if not generators and generates(value):
         fix = "is a generator function, which has not run when it returns; wrap one that uses it."
         raise OptionError(option, value, fix)

@@ -46,6 +46,9 @@ def _check(provider: Any) -> None:
     if type(provider).__module__.partition(".")[0] in _CLIENTS:
         fix = "is a Redis client: write memo.configure(redis_url=...) and no provider."
         raise OptionError("provider", provider, fix)
+    if isinstance(provider, (str, bytes)):
+        fix = "is a text: write memo.configure(redis_url=...) and no provider."
+        raise OptionError("provider", provider, fix)
     methods = {name: getattr(provider, name, None) for name in _CALLS}
     missing = [n for n, m in methods.items() if not callable(m) and n not in _OPTIONAL]
     if missing:

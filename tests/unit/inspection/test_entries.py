@@ -49,12 +49,15 @@ def test_of_a_function_and_of_arguments() -> None:
     for given in (load, "shop:load_rows", "load_rows"):
         assert len(memo.entries(given)) == 3
         assert len(memo.entries(given, region="EU")) == 2
+        assert len(memo.entries(function=given, region="EU")) == 2
     assert len(memo.entries(load, region="EU", year=2023)) == 1
     assert len(memo.entries(region="EU")) == 3
     with pytest.raises(OptionError, match="land"):
         memo.entries(load, land="EU")
     with pytest.raises(OptionError, match="did you mean 'shop:load_rows'"):
         memo.entries("shop:laod_rows")
+    with pytest.raises(OptionError, match="did you mean 'shop:load_rows'"):
+        memo.entries(function="shop:laod_rows")
 
 
 def test_states() -> None:
