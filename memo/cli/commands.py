@@ -321,12 +321,16 @@ def _say_nearest(patterns: tuple[str, ...]) -> None:
 def _clear_all(namespace: str) -> None:
     chain, turns = default_chain(), [Turn("n")]
     work = invalidate(BLOCKING, [chain], turns, f"namespace {namespace}", "memo clear")
-    click.echo(repr(drive(work)))
-    for tier, how in drive(chain.clear(BLOCKING)).items():
+    done = drive(work)
+    click.echo(repr(done))
+    freed = drive(chain.clear(BLOCKING))
+    for tier, how in freed.items():
         said = (
             f"{rendering.counted(how, 'entry', 'entries')} dropped" if isinstance(how, int) else how
         )
         click.echo(f"{tier}: {said}")
+    if done.missed and not any(freed.values()):
+        raise SystemExit(1)
 
 
 def _say_finding(finding: doctor.Finding) -> None:

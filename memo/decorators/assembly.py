@@ -251,7 +251,8 @@ def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
         return default_chain
     if isinstance(provider, Chain):
         return lambda: _settled(provider)
-    if provider is CacheFallbackFactory or provider == CacheFallbackFactory.create:
+    given: Any = provider
+    if given is CacheFallbackFactory or given == CacheFallbackFactory.create:
         raise OptionError("provider", provider, "write CacheFallbackFactory.create().")
     if isinstance(provider, type):
         raise OptionError("provider", provider, "is a class; give an instance of it.")

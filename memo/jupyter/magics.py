@@ -210,7 +210,7 @@ class CacheMagics(Magics):
         if given.frame:
             return _frame(table)
         if not count:
-            return _say("No entries.")
+            return _say(f"No entries{_probably(given.patterns)}")
         said = rendering.some_of(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{said}"
         return _show(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
@@ -305,6 +305,12 @@ def _parsed(magic: Any, line: str) -> Any:
         sign = "%%" if magic.__name__ == "cache" else "%"  # the one cell magic
         told = f"{sign}{magic.__name__} has no {wrong}{errors.nearest(wrong, flags)}.{known}"
         raise UsageError(told.replace("?.", "?")) from None
+
+
+def _probably(patterns: list[str]) -> str:
+    """`; did you mean 'load'?` for names of no function of this host, else a full stop."""
+    known = list(map(label, drive(names.functions_known(BLOCKING, [])))) if patterns else []
+    return next(filter(None, (errors.nearest(one, known) for one in patterns)), ".")
 
 
 # --- %cache_stats -------------------------------------------------------------------------------

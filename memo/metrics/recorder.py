@@ -16,7 +16,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from math import log2
 from sys import getsizeof
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memo.errors import OptionError
 from memo.metrics.counters import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
@@ -501,10 +501,12 @@ def stats(*patterns: str | Identified, shared: bool = False) -> Stats:
     Raises:
         OptionError: one of the patterns is neither.
     """
-    named = [getattr(pattern, "function_id", pattern) for pattern in patterns]
-    for one in named:
-        if not isinstance(one, str):
-            raise OptionError("patterns", one, "must be a cached function, or its name.")
+    named: list[str] = []
+    for pattern in patterns:
+        name: Any = getattr(pattern, "function_id", pattern)
+        if not isinstance(name, str):
+            raise OptionError("patterns", pattern, "must be a cached function, or its name.")
+        named.append(name)
     _find_causes()
     snapshot = COUNTERS.snapshot()
     publish()

@@ -231,6 +231,8 @@ def _object(value: Any, walk: Walk) -> bytes:
     if isinstance(reduced, str):
         return content + _global(value, reduced, walk)
     function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    if isinstance(value, functools.partial) and type(state) is tuple and state[-1:] == ({},):
+        state = (*state[:-1], None)  # its `__dict__`: None until something has looked at it
     if id(value) in walk.given:
         state = _instead(state, walk.given[id(value)])
     return (

@@ -189,6 +189,7 @@ def test_clear_all_asks_and_then_drops_everything():
     assert not squared.is_cached(7)
     assert not shouted.is_cached("hello")
     assert run("ls") == "No entries.\n"
+    assert "nothing matched" in run("clear", "--all", "--yes", status=1)
 
 
 def test_clearing_everything_leaves_nothing(

@@ -98,6 +98,14 @@ def test_all_spellings_of_a_call_are_one(name: str) -> None:
     assert len({(c.text, c.address, c.arguments, c.refs, c.summary) for c in calls}) == 1
 
 
+def test_a_look_at_its_attributes_changes_no_key_of_a_partial() -> None:
+    """A partial saves its `__dict__` once anything has asked for it; it is the same value."""
+    value = functools.partial(len, [1])
+    before = key(keyer(ordinary), value)
+    assert vars(value) == {}
+    assert key(keyer(ordinary), value) == before
+
+
 DIFFERENT: list[Any] = [
     ((1,), {}),
     ((2,), {}),
