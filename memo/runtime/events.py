@@ -11,9 +11,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from memo.runtime.named_tuple import NamedTuple
-
 from memo.errors import OptionError
+from memo.runtime.named_tuple import NamedTuple
 
 HIT = "hit"
 """A stored value was returned and is fresh."""
