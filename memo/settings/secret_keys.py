@@ -253,6 +253,12 @@ def _of_this_process(why: str) -> Secret:
     return FALLBACK[0]
 
 
+def forget() -> None:
+    """Forget the secret that was made for this process alone, if there is one."""
+    FALLBACK.clear()
+    _untold.clear()
+
+
 def is_kept(secret: Secret) -> bool:
     """False for a secret of this process alone, used when none could be kept."""
     return all(secret is not one for one in FALLBACK)

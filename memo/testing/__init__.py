@@ -38,7 +38,7 @@ from memo.metrics.recorder import reset as reset_stats
 from memo.runtime import events, ownership, ports
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event, on_event
-from memo.settings import configuration
+from memo.settings import configuration, secret_keys
 from memo.settings.live_values import live
 
 
@@ -166,14 +166,15 @@ def reset() -> None:
     """Set memo back to how it was when it was imported, for this process.
 
     Background work ends (for at most `ports.EXIT_GRACE` seconds), connections and files are closed,
-    `configure`d settings, the counters and the live configuration are forgotten.  Stored entries
-    stay.
+    `configure`d settings, the counters, the live configuration and a secret that could not be kept
+    are forgotten.  Stored entries stay.
     """
     ports.drain_blocking(ports.EXIT_GRACE)
     BOARD.close()
     used_calls.stop_carrying()
     assembly.reset()
     configuration.reset()
+    secret_keys.forget()
     live.clear()
     ownership.forget()
     reset_stats()

@@ -170,6 +170,16 @@ def _parsed(faults: Faults) -> Any:
 
 
 @contextmanager
+def redis_fails() -> Iterator[None]:
+    """Every exchange with Redis fails; afterwards it answers again, and is asked at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
+        yield
+    [redis] = [tier for tier in default_chain().tiers if tier.name == "redis"]
+    redis.client.breaker.succeeded()  # type: ignore[attr-defined]
+
+
+@contextmanager
 def numbered(faults: Faults) -> Iterator[Faults]:
     """Number the operations of memo; `faults.on` begins it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -399,12 +409,10 @@ def test_an_invalidation_that_no_tier_takes_to_the_end(
             write(work, durable=durable)
 
         world.epoch = 2
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, redis_fails():
             patch.setattr(ledger, "write", once)
-            patch.setattr(Client, "exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
             told = world.invalidate()
         assert told.tiers["redis"].startswith("journalled: unreachable, replayed here")
-        default_chain().tiers[0].client.breaker.succeeded()  # type: ignore[attr-defined]
         assert world.call() == 2
 
 
@@ -725,11 +733,8 @@ BREAKING: dict[str, Callable[[Path], Any]] = {
 
 def _refusing(world: World, server: RedisServer) -> Any:
     """Invalidate while Redis fails, so that it is journalled; then let Redis answer again."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "exchanged", _exchange(Lasting(frozenset({"redis"}), 0, on=True)))
-        told = world.invalidate()
-    default_chain().tiers[0].client.breaker.succeeded()  # type: ignore[attr-defined]
-    return told
+    with redis_fails():
+        return world.invalidate()
 
 
 def _closed(path: Path, how: Callable[[Path], Any]) -> None:
@@ -794,12 +799,8 @@ def test_a_host_file_that_cannot_be_opened_does_not_cost_redis(
         assert world.call() == 1
         if journalled:
             world.epoch = 2
-            default_chain().tiers[1].client.breaker.succeeded()  # type: ignore[attr-defined]
-            with pytest.MonkeyPatch.context() as patch:
-                lasting = Lasting(frozenset({"redis"}), 0, on=True)
-                patch.setattr(Client, "exchanged", _exchange(lasting))
+            with redis_fails():
                 assert world.invalidate().tiers["redis"].startswith("journalled")
-            default_chain().tiers[1].client.breaker.succeeded()  # type: ignore[attr-defined]
         default_chain().host.close()  # type: ignore[union-attr]
 
         def refuse(self: Any) -> None:

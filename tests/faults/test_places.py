@@ -31,19 +31,31 @@ SIZE = 300_000
 
 
 @pytest.fixture
-def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the system's table of mounts; a type alone is that of every directory."""
+    table = tmp_path / "mounts"
+    monkeypatch.setattr(ownership, "MOUNTS", table)
+
+    def mount(text: str) -> None:
+        table.write_text(text if "\n" in text else f"/dev/sda1 / {text} rw 0 0\n")
+        ownership.forget()
+
+    return mount
+
+
+@pytest.fixture
+def nfs(mounted: Callable[[str], None]) -> None:
     """Every directory lies on a network file system, as far as memo can tell."""
-    monkeypatch.setattr(ownership, "file_system", lambda path: "nfs4")
-    ownership.forget()
+    mounted("nfs4")
 
 
-def made() -> tuple[Callable[[int], Any], list[int]]:
+def made(size: int = SIZE) -> tuple[Callable[[int], Any], list[int]]:
     ran: list[int] = []
 
     @cache(name="places:frame", version="1", ttl=None)
     def frame(x: int) -> Any:
         ran.append(x)
-        return np.arange(SIZE) + x
+        return np.arange(size) + x
 
     return frame, ran
 
@@ -78,12 +90,10 @@ garbage\\040only /somewhere\\040else cifs rw 0 0
     ],
 )
 def test_the_innermost_mount_tells_the_type(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, kind: str
+    mounted: Callable[[str], None], path: str, kind: str
 ) -> None:
     """The type is that of the innermost mount above a path, with spaces in names and without."""
-    mounts = tmp_path / "mounts"
-    mounts.write_text(MOUNTS)
-    monkeypatch.setattr(ownership, "MOUNTS", mounts)
+    mounted(MOUNTS)
     assert ownership.file_system(Path(path)) == kind
 
 
@@ -97,11 +107,10 @@ def test_the_innermost_mount_tells_the_type(
     ],
 )
 def test_network_file_systems(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
+    tmp_path: Path, mounted: Callable[[str], None], kind: str, network: bool
 ) -> None:
     """File systems that other machines may change are told from those of this one."""
-    monkeypatch.setattr(ownership, "file_system", lambda path: kind)
-    ownership.forget()
+    mounted(kind)
     assert ownership.exposed(tmp_path) == network
 
 
@@ -200,10 +209,9 @@ def test_there_a_results_bytes_are_not_taken_over_unread(cache_home: Path) -> No
 
 
 @pytest.mark.usefixtures("nfs")
-def test_there_nothing_is_vouched_for(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_nothing_is_vouched_for(cache_home: Path) -> None:
     """No voucher is written where it could not hold."""
-    monkeypatch.setattr(payload_files, "VOUCHED", 1000)
-    frame, _ = made()
+    frame, _ = made(payload_files.VOUCHED // 8 + 1)
     with configure(tiers=["disk"]):
         frame(1)
         frame(1)
@@ -274,10 +282,10 @@ def test_there_nobody_dies_of_a_file_that_was_cut(tmp_path: Path) -> None:
     assert run(CUT, tmp_path / "cache", "exposed") == "alive"
 
 
-def test_here_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_here_files_are_mapped(tmp_path: Path, mounted: Callable[[str], None]) -> None:
     """In a directory of one's own on a local disk a payload is mapped, and verified once."""
-    for exposed in (False, True):
-        monkeypatch.setattr(ownership, "exposed", lambda path, e=exposed: e)
+    for kind, exposed in (("ext4", False), ("nfs4", True)):
+        mounted(kind)
         file = tmp_path / "payload"
         file.write_bytes(bytes(8192))
         source = payload_files.Payloads(tmp_path).file_at(str(file))
@@ -289,13 +297,12 @@ def test_here_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("how", ["nfs4", "modes"])
-def test_doctor_says_so(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_so(how: str, tmp_path: Path, mounted: Callable[[str], None]) -> None:
     """`memo doctor` warns of a directory that others may change, and says what to do."""
     home = tmp_path / "above" / "cache"
     home.mkdir(parents=True, mode=0o700)
     home.parent.chmod(stat.S_IRWXU | stat.S_IRWXO if how == "modes" else 0o755)
-    if how != "modes":
-        monkeypatch.setattr(ownership, "file_system", lambda path: how)
+    mounted("ext4" if how == "modes" else how)
     with configure(directory=home):
         found = list(doctor.check_directory(current().directory))
     [warned] = [one for one in found if "nothing there is mapped" in one.said]

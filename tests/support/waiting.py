@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
+from time import monotonic, sleep  # those of the machine, also where a test moves the clock
 from typing import Any
 
 STUCK = 20.0
@@ -14,19 +14,19 @@ _PAUSE = 0.005
 
 def wait_for(condition: Callable[[], Any], seconds: float = STUCK) -> bool:
     """Wait for a condition; True if it came true in time."""
-    end = time.monotonic() + seconds
+    end = monotonic() + seconds
     while not condition():
-        if time.monotonic() > end:
+        if monotonic() > end:
             return False
-        time.sleep(_PAUSE)
+        sleep(_PAUSE)
     return True
 
 
 async def await_until(condition: Callable[[], Any], seconds: float = STUCK) -> None:
     """As `until`, on a running event loop."""
-    end = time.monotonic() + seconds
+    end = monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds:g} s"
+        assert monotonic() < end, f"not within {seconds:g} s"
         await asyncio.sleep(_PAUSE / 5)
 
 

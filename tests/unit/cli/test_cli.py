@@ -338,7 +338,6 @@ def test_doctor_finds_leftovers(cache_home):
 
 def test_doctor_finds_a_secret_that_cannot_be_kept(monkeypatch, tmp_path):
     """A home without a place for the secret is a failure with the fix."""
-    monkeypatch.setattr("memo.settings.secret_keys.FALLBACK", [])
     monkeypatch.delenv("MEMO_SECRET")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))

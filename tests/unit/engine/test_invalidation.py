@@ -22,6 +22,7 @@ from folders import FOLDER
 from inside import inside
 from ports import blocking
 from redis_server import RedisServer
+from time_ahead import Ahead
 from waiting import until
 
 import memo
@@ -246,20 +247,6 @@ def test_the_result_says_how_it_went(redis_server: Server) -> None:
         assert "journalled" in repr(outcome)
 
 
-def test_a_ledger_that_cannot_be_written_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If not even the host could write it, the result says so; nothing is raised."""
-    load = loads()
-    load("EU")
-    chain = assembly.default_chain()
-    assert chain.host is not None
-
-    async def fail(*_: Any) -> None:
-        raise TierError("disk full")
-
-    monkeypatch.setattr(chain.host.generations, "turn", fail)
-    assert load.invalidate().tiers["disk"].startswith("failed: disk full; ")
-
-
 def test_a_journal_that_cannot_be_struck_is_no_error(
     redis_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,13 +383,18 @@ def test_invalidating_does_not_grow_with_what_is_there(redis_server: Server, how
     assert not {"SCAN", "KEYS", "HSCAN", "HGETALL"} & {*many, *many.inside}
 
 
+@pytest.fixture(params=[0.0, invalidating.BOUND])
+def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds that an invalidation may spend on counting what it matched."""
+    monkeypatch.setattr(invalidating, "BOUND", request.param)
+    return float(request.param)
+
+
 @pytest.mark.timing
-@pytest.mark.parametrize("counting", [0.0, invalidating.BOUND])
 def test_invalidating_takes_milliseconds_whatever_is_there(
-    redis_server: Server, monkeypatch: pytest.MonkeyPatch, counting: float
+    redis_server: Server, counting: float
 ) -> None:
     """Function-wide with 200,000 entries in Redis: under 10 ms, and what counting is given."""
-    monkeypatch.setattr(invalidating, "BOUND", counting)
     load = loads()
     with memo.configure(redis_url=redis_server.url, deadline=5):
         load("EU")
@@ -420,12 +412,8 @@ def test_invalidating_takes_milliseconds_whatever_is_there(
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("counting", [0.0, invalidating.BOUND])
-def test_invalidating_takes_milliseconds_on_disk_alone(
-    cache_home: Path, monkeypatch: pytest.MonkeyPatch, counting: float
-) -> None:
+def test_invalidating_takes_milliseconds_on_disk_alone(cache_home: Path, counting: float) -> None:
     """Function-wide with 200,000 entries in the index of the disk: the same."""
-    monkeypatch.setattr(invalidating, "BOUND", counting)
     load = loads()
     load("EU")
     chain = assembly.default_chain()
@@ -554,25 +542,6 @@ def test_each_redis_is_told_what_it_missed(
         assert load("EU") != old
 
 
-def test_the_journal_is_synced(redis_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An invalidation that Redis did not get is on the disk, in a full sync, when it returns."""
-    load = loads()
-    with memo.configure(redis_url=redis_server.url):
-        load("EU")
-        redis_server.stop()
-        host = assembly.default_chain().host
-        modes: list[bool] = []
-        write = host.ledger.write  # type: ignore[union-attr]
-
-        def spy(work: Any, *, durable: bool) -> None:
-            modes.append(durable)
-            write(work, durable=durable)
-
-        monkeypatch.setattr(host.ledger, "write", spy)  # type: ignore[union-attr]
-        load.invalidate()
-    assert modes[0] is True
-
-
 def test_no_other_host_is_spared_the_replay(redis_server: Server, tmp_path: Path) -> None:
     """After the replay the other host refuses its copy as well."""
     load = loads()
@@ -634,14 +603,19 @@ async def test_an_invalidation_outlasts_a_lock(
             assert load("EU") != old
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalidation gives a locked file up at once, not after ten seconds."""
+    monkeypatch.setattr(memo.stores.authorities, "OUTLAST", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("memory_limit", ["1MiB", 0], ids=["memory", "disk"])
 def test_what_could_not_be_written_is_obeyed_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_limit: str | int
+    tmp_path: Path, ahead: Ahead, memory_limit: str | int
 ) -> None:
     """Until an invalidation is written no old value is given; then it holds for all processes."""
     load = loads()
-    monkeypatch.setattr(memo.stores.authorities, "OUTLAST", 0.0)
-    monkeypatch.setattr(memo.stores.disk.host_state, "OWED_AGAIN", 0.0)
     with memo.configure(directory=tmp_path, memory_limit=memory_limit):
         old = load("EU")
         assert load("EU") == old
@@ -650,18 +624,19 @@ def test_what_could_not_be_written_is_obeyed_here(
             assert outcome.tiers["disk"].startswith("failed: ")
             assert not outcome.complete
             assert load("EU") == "EU 2024 #2"
+        ahead.advance(2 * memo.stores.disk.host_state.OWED_AGAIN)
         assert not load.is_cached("EU")
         assembly.reset()  # another process
         assert not load.is_cached("EU")
         assert load("EU") == load("EU") == "EU 2024 #3"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_what_neither_arrived_nor_was_journalled_is_sent(
-    redis_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: Server, tmp_path: Path
 ) -> None:
     """This process sends it before it reads from Redis again, although no journal has it."""
     load = loads()
-    monkeypatch.setattr(memo.stores.authorities, "OUTLAST", 0.0)
     with memo.configure(directory=tmp_path, redis_url=redis_server.url, memory_limit=0, deadline=5):
         old = load("EU")
         with locked(tmp_path):

@@ -19,6 +19,7 @@ from redis_server import RedisServer
 import memo
 from memo import NothingMatchedError, OptionError, cache, invalidate_cache
 from memo.cli.commands import main
+from memo.engine import invalidating
 
 chains = pytest.mark.parametrize("where", ["disk", "redis"])
 
@@ -267,23 +268,28 @@ def test_a_star_in_a_key_is_an_error(key: str) -> None:
 # --- bounds --------------------------------------------------------------------------------------
 
 
-def test_counting_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_time_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time for counting is over at once, as on a very slow machine."""
+    monkeypatch.setattr(invalidating, "BOUND", 0.0)
+
+
+@pytest.mark.usefixtures("no_time_to_count")
+def test_counting_is_bounded() -> None:
     """When the time for counting is over the answer says "at least", and everything is dropped."""
-    load = loads()
-    for year in range(40):
+    load, many = loads(), 2 * invalidating.ALWAYS
+    for year in range(many):
         load("EU", year)
-    monkeypatch.setattr("memo.engine.invalidating.BOUND", 0.0)
-    monkeypatch.setattr("memo.engine.invalidating.ALWAYS", 10)
     done = load.invalidate()
     assert done.at_least
     assert repr(done).count("at least") == 1
     assert "on this host, counting was stopped after 0 ms" in repr(done)
-    assert not any(load.is_cached("EU", year) for year in range(40))
+    assert not any(load.is_cached("EU", year) for year in range(many))
 
 
-def test_a_few_entries_are_always_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_time_to_count")
+def test_a_few_entries_are_always_counted() -> None:
     """However slow the machine is, the answer for a small cache is exact."""
-    monkeypatch.setattr("memo.engine.invalidating.BOUND", 0.0)
     load = loads(tags=["sales"])
     load("EU"), load("US")
     done = memo.invalidate(tag="sale")

@@ -302,12 +302,16 @@ def test_without_use_lock_processes_do_not_wait(
     assert style.call(f, 7) == "here"
 
 
-@pytest.mark.parametrize("style", STYLES, ids=repr)
-def test_a_lost_lease_is_told(
-    style: Style, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A lease that was taken away is an event; the result is returned and stored."""
+@pytest.fixture
+def brief_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease lasts 0.3 s, so that it is renewed several times within a test."""
     monkeypatch.setattr(leases, "LEASE", 0.3)
+
+
+@pytest.mark.usefixtures("brief_leases")
+@pytest.mark.parametrize("style", STYLES, ids=repr)
+def test_a_lost_lease_is_told(style: Style, redis_server: RedisServer) -> None:
+    """A lease that was taken away is an event; the result is returned and stored."""
 
     def load() -> Any:
         yield 0.0
@@ -342,11 +346,9 @@ def test_a_lease_ends_with_its_computation(style: Style, redis_server: RedisServ
     assert not leases.HELD
 
 
-async def test_renewed_while_the_loop_is_blocked(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("brief_leases")
+async def test_renewed_while_the_loop_is_blocked(redis_server: RedisServer) -> None:
     """A function that blocks its event loop keeps its lease: a thread renews it."""
-    monkeypatch.setattr(leases, "LEASE", 0.3)
 
     @memo.cache(use_lock=True)
     async def load() -> list[Any]:

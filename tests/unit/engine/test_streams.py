@@ -21,7 +21,6 @@ from ways import Way, fresh_process, kinds
 
 import memo
 from memo import NotCachedError, OptionError, ReentryError, cache
-from memo.engine.coordination.flights import FLIGHTS
 from memo.testing import ManualClock, isolated, recording
 
 SEEN: list[Any] = []
@@ -289,13 +288,12 @@ def test_a_run_is_not_joined_after_items_of_a_later_one() -> None:
     asyncio.run(main())
 
 
-def test_calls_after_an_invalidation_elsewhere_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_after_an_invalidation_elsewhere_share_a_run() -> None:
     """Calls that may not read from a run, since another process invalidated it, lead one (I3)."""
     rows = cached(Way("sync"))
     old = rows(2)
     next(old)
-    monkeypatch.setattr(FLIGHTS, "detach", lambda turns: 0)  # as if from another process
-    rows.invalidate()
+    ports.run("import memo; memo.invalidate(function='tests:rows')")
     first, second = rows(2), rows(2)
     assert next(first) == next(second) == [0]
     assert SEEN.count("begins") == 2

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,18 +332,13 @@ def test_expired_and_gone_from_every_tier(clock: ManualClock) -> None:
     shows(explanation, "ttl 50.0 ms")
 
 
-def test_invalidated_when_by_whom_and_why(
-    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalidated_when_by_whom_and_why(clock: ManualClock) -> None:
     """It says when, by which process, why, and what was invalidated; not what came before."""
 
     @cache(name="load", tags=["daily"])
     def load(region: str, year: int) -> str:
         return region
 
-    monkeypatch.setattr(
-        "memo.stores.chain.time", SimpleNamespace(time=lambda: clock.wall_ns() / 1e9)
-    )
     load("EU", 2024)
     load.invalidate(reason="older than the entry")
     clock.advance(5)

@@ -659,14 +659,16 @@ def layouts(numbers: Any) -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+BANDS = {"BAND": 4096, "TILE": 100, "SHARED": 1000, "FED": 300, "ROWS": 3, "THREADS": 4}
+
+
+def small(monkeypatch: pytest.MonkeyPatch, long: int = 2000) -> None:
     """Everything that is cut for hashing is cut in little parts."""
-    for name, size in {"BAND": 4096, "TILE": 100, "SHARED": 1000, "FED": 300, "ROWS": 3}.items():
-        monkeypatch.setattr(array_order, name, size)
-    monkeypatch.setattr(array_order, "THREADS", 4)
-    monkeypatch.setattr(for_arrays, "PIECE", 500)
-    monkeypatch.setattr(for_pandas, "LONG", 2000)
-    monkeypatch.setattr(for_pandas, "STRIP", 5000)
+    in_pandas = {"LONG": long, "STRIP": 5000}
+    parts = {array_order: BANDS, for_arrays: {"PIECE": 500}, for_pandas: in_pandas}
+    for module, sizes in parts.items():
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
 
 
 @pytest.mark.parametrize("kind", ["f8", "i1", "M8[us]", "c16"])
@@ -697,8 +699,7 @@ def test_big_frames_have_one_key_in_any_layout(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("long", [100, 100_000])
 def test_every_place_of_a_frame_in_rows_counts(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
     """Two cells that change places make another key, wherever bands and strips end."""
-    small(monkeypatch)
-    monkeypatch.setattr(for_pandas, "LONG", long)
+    small(monkeypatch, long)
     numbers = np.arange(40 * 36.0).reshape(40, 36)
     keys = {digest(pd.DataFrame(numbers, copy=False))}
     for (a, b), (c, d) in [

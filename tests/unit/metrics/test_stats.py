@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
+from time_ahead import Ahead
 from waiting import until
 
 from memo.metrics.counters import POINTS
@@ -597,23 +598,22 @@ def test_no_snapshot_is_left_after_a_short_computation(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_many_functions_is_made_in_the_background(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ahead: Ahead
 ) -> None:
     """Once making it has taken long, it holds up neither the caller nor an event loop."""
-    counters, threads, worked = Counters(), [], [0.0]
+    counters, threads = Counters(), []
 
     def snapshot() -> Stats:
         threads.append(threading.current_thread())
-        worked[0] += 0.1
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
         return counters.snapshot()
 
-    clock = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(time, "thread_time", lambda: worked[0])
     publisher = Publisher(snapshot, lambda: tmp_path)
     for _ in range(2):
         counters(hit())
-        clock[0] += 5
+        ahead.advance(3600)
         publisher()
         drain_blocking()
     here = threading.current_thread()

@@ -24,7 +24,6 @@ GOOD = "0123456789abcdef" * 2
 @pytest.fixture(autouse=True)
 def home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(secret_keys, "FALLBACK", [])
     yield tmp_path
     monkeypatch.undo()
     configuration.reset()

@@ -316,20 +316,23 @@ def test_clearing_many_entries_takes_all_of_them(disk):
     assert blocking(lambda port: disk.names(port)) == ["b:1"]
 
 
-def test_entries_are_listed_by_name(disk, run, monkeypatch):
+def test_entries_are_listed_by_name(disk, run):
     """`entries` gives name, record, bytes and time of storing, page after page; `names` names."""
-    monkeypatch.setattr(disk_module, "PAGE", 2)
     held, big = payload(bytes(1000)), os.urandom(INLINE + 1)
     put(disk, "x:1", b"one")
     put(disk, "x:2", b"two", held)
     put(disk, "x:3", big)
     put(disk, "x:4", big, held)
     put(disk, "y", b"other")
+    more = [f"x:5{number:04}" for number in range(2 * disk_module.PAGE)]
+    blocking(lambda port: disk.store_many(port, [(name, b"more", None) for name in more]))
 
     async def listed(port):
         return [entry async for entry in disk.entries(port, "x:")]
 
     entries = run(listed)
+    assert [entry.name for entry in entries[4:]] == more
+    del entries[4:]
     assert [(e.name, e.record) for e in entries] == [
         ("x:1", b"one"),
         ("x:2", b"two"),
@@ -338,7 +341,8 @@ def test_entries_are_listed_by_name(disk, run, monkeypatch):
     ]
     assert [e.size for e in entries] == [3, 3 + held.size, len(big), len(big) + held.size]
     assert all(abs(e.stored_at - time.time()) < 60 for e in entries)
-    assert run(lambda port: disk.names(port, "x:")) == ["x:1", "x:2", "x:3", "x:4"]
+    names = run(lambda port: disk.names(port, "x:"))
+    assert names == ["x:1", "x:2", "x:3", "x:4", *more]
 
 
 def test_health_tells_sizes_in_bytes(disk, run):

@@ -19,6 +19,7 @@ from chaos import Proxy, Scripted, free_port
 from inside import inside
 from ports import blocking, run, start
 from redis_server import RedisServer
+from time_ahead import Ahead
 
 import memo
 from memo import cache, configure
@@ -51,6 +52,19 @@ def tracking(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redi
     monkeypatch.setattr(tracking_module, "BOUND", PATIENCE)
     configure(redis_url=redis_server.url, coherence="tracking", deadline=5.0)
     return redis_server
+
+
+@pytest.fixture
+def as_promised(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """The same, with the bound that is promised."""
+    monkeypatch.setattr(tracking_module, "BOUND", BOUND)
+    return tracking
+
+
+@pytest.fixture
+def unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is there, and no push of Redis is heard on it."""
+    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
 
 
 def until(holds: Callable[[], Any]) -> Any:
@@ -271,11 +285,9 @@ def test_another_host_is_heard(tracking: RedisServer, tmp_path: Path) -> None:
             assert load("US") == kept
 
 
-def test_this_host_is_heard_at_once(
-    tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("unheard")
+def test_this_host_is_heard_at_once(tracking: RedisServer, cache_home: Path) -> None:
     """An entry that another process of this host invalidated is gone, push or no push (I1)."""
-    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     with another_process(tracking.url, cache_home) as invalidate:
         for _ in range(20):
             before = proven(load, "EU")
@@ -283,12 +295,12 @@ def test_this_host_is_heard_at_once(
             assert load("EU") != before
 
 
+@pytest.mark.usefixtures("unheard")
 @pytest.mark.parametrize("function", [sourced, array], ids=["depends_on", "buffers"])
 def test_this_host_is_heard_where_hits_are_not_quick(
-    tracking: RedisServer, cache_home: Path, monkeypatch: pytest.MonkeyPatch, function: Any
+    tracking: RedisServer, cache_home: Path, function: Any
 ) -> None:
     """The same holds of hits that look at a source, or copy buffers (I1)."""
-    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     with another_process(tracking.url, cache_home) as invalidate:
         for round_ in range(1, 6):
             function("EU")
@@ -302,12 +314,10 @@ def test_this_host_is_heard_where_hits_are_not_quick(
             assert len(RUNS) == round_ + 1
 
 
+@pytest.mark.usefixtures("tracking", "unheard")
 @pytest.mark.parametrize("whole", [False, True])
-def test_this_process_is_heard_at_once(
-    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch, whole: bool
-) -> None:
+def test_this_process_is_heard_at_once(whole: bool) -> None:
     """An entry that this process invalidated is not given any more when that has returned (I1)."""
-    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     for _ in range(20):
         before = proven(load, "EU"), proven(fetch, "EU")
         load.invalidate() if whole else load.invalidate(region="EU")
@@ -316,13 +326,13 @@ def test_this_process_is_heard_at_once(
         assert asyncio.run(fetch("EU")) != before[1]
 
 
+@pytest.mark.usefixtures("tracking", "unheard")
 def test_this_process_is_heard_where_the_host_cannot_be_written(
-    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An invalidation that could not be written down on the host acts in this process at once."""
     from memo.errors import TierError
 
-    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
     before = proven(load, "EU")
     host = assembly.default_chain().host
     assert host is not None
@@ -461,10 +471,9 @@ class HalfDead(Proxy):
 
 
 @pytest.fixture
-def half_dead(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HalfDead]:
+def half_dead(as_promised: RedisServer) -> Iterator[HalfDead]:
     """The way of the listener alone leads through it; the bound is the one that is promised."""
-    monkeypatch.setattr(tracking_module, "BOUND", BOUND)
-    with HalfDead(tracking.port) as proxy:
+    with HalfDead(as_promised.port) as proxy:
         ear().url = proxy.url
         yield proxy
         assembly.reset()
@@ -492,22 +501,19 @@ def test_a_silent_connection_is_noticed_within_the_bound(
     proven(load, "EU")
 
 
-def test_a_frozen_redis_is_noticed_within_the_bound(
-    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_redis_is_noticed_within_the_bound(as_promised: RedisServer) -> None:
     """A Redis that hangs is not believed for longer than `BOUND`; when it is back, it is again."""
-    monkeypatch.setattr(tracking_module, "BOUND", BOUND)
     configure(deadline=0.25)
     proven(load, "EU")
     ears = ear()
-    tracking.freeze()
+    as_promised.freeze()
     frozen = time.monotonic()
     limit = ears.now() + int((BOUND + 0.001) * 1e9)
     until(lambda: not ears.listening)
     assert ears.until <= limit
     assert not is_quick(load, "EU")
     assert time.monotonic() - frozen < PATIENCE
-    tracking.thaw()
+    as_promised.thaw()
     until(lambda: is_quick(load, "EU") or load("EU") is None)
 
 
@@ -625,15 +631,12 @@ def test_the_thread_ends_with_the_chain(tracking: RedisServer) -> None:
     proven(load, "EU")
 
 
-def test_the_thread_ends_when_nobody_wants_it(
-    tracking: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("tracking")
+def test_the_thread_ends_when_nobody_wants_it(ahead: Ahead) -> None:
     """A process that asks nothing for a while keeps no connection; it comes back when wanted."""
     before = proven(load, "EU")
-    monkeypatch.setattr(tracking_module, "IDLE", 0.0)
-    until(lambda: not threads())
+    until(lambda: ahead.advance(2 * tracking_module.IDLE) or not threads())
     assert not ear().listening
-    monkeypatch.undo()
     assert proven(load, "EU") == before
 
 
@@ -780,17 +783,16 @@ def test_marks_do_not_outlive_the_bound() -> None:
     assert ears.state.startswith("strict")
 
 
-def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_are_bounded() -> None:
     """Past `GROUPS` groups it forgets them, and with them all earlier marks."""
-    monkeypatch.setattr(tracking_module, "GROUPS", 3)
     ears = heard(ManualClock())
     mark = ears.mark()
     assert mark is not None
-    ears.hear(["a", "b", "c"])
+    ears.hear([f"g{number}" for number in range(tracking_module.GROUPS)])
     assert ears.still(mark, ["x"]) is not None
     ears.hear(["d"])
     assert ears.still(mark, ["x"]) is None
-    assert len(ears.heard) <= 3
+    assert len(ears.heard) <= tracking_module.GROUPS
 
 
 @pytest.mark.parametrize(
