@@ -133,8 +133,9 @@ async def _export(
     secret = secret_of(key)
     here = {one.function_id: one for one in functions()}
     parts: list[Part] = []
-    chain = assembly.default_chain()
+    searched: set[str] = set()
     for target in given or [None]:
+        chain = assembly.default_chain()
         prefix = f"{chain.namespace}:"
         if target is not None:
             identity = await names.function_named(port, "function", target, list(here))
@@ -142,6 +143,9 @@ async def _export(
                 here[identity]._function.keyer.check_names("where", wanted.where)
                 chain = here[identity]._function.chain()
             prefix = chain.prefix(identity)
+        if prefix in searched:
+            continue
+        searched.add(prefix)
         for header, _ in await listing(port, chain, prefix):
             if wanted.holds(header):
                 part = await _part(port, chain, header, secret)
