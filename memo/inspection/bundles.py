@@ -134,8 +134,9 @@ async def _export(
     here = {one.function_id: one for one in functions()}
     parts: list[Part] = []
     searched: set[str] = set()
+    usual = assembly.default_chain()
     for target in given or [None]:
-        chain = assembly.default_chain()
+        chain = usual
         prefix = f"{chain.namespace}:"
         if target is not None:
             identity = await names.function_named(port, "function", target, list(here))
@@ -156,7 +157,7 @@ async def _export(
     user = getpass.getuser()
     python = platform.python_version()
     by, system = f"{user}@{writer()}", f"{platform.system()} {platform.machine()}"
-    origin = Origin(time.time(), by, VERSION, python, system, chain.namespace, note)
+    origin = Origin(time.time(), by, VERSION, python, system, usual.namespace, note)
     await port.offload(write, path, origin, parts, secret)
     return [part.item for part in parts]
 
