@@ -21,6 +21,7 @@ from checkout import ROOT
 from kernels import Kernel
 from redis_server import RedisServer
 from sheets import Sheet
+from time_ahead import Ahead
 from waiting import until, wait_for
 
 import memo
@@ -31,7 +32,7 @@ from memo.runtime import events
 from memo.runtime.events import Event
 from memo.runtime.ports import drain_blocking
 from memo.stores.redis.redis_tier import Redis
-from memo.testing import reset
+from memo.testing import recording, reset
 
 
 def ticker_gone() -> bool:
@@ -201,10 +202,10 @@ def test_a_computation_that_raises_or_is_cancelled_ends(sheet: Sheet) -> None:
     assert not WATCHER.runs
 
 
-def test_background_refreshes_show_nothing(sheet: Sheet) -> None:
+def test_background_refreshes_show_nothing(sheet: Sheet, ahead: Ahead) -> None:
     """A refresh in the background shows nothing."""
 
-    @cache(name="slow", ttl=0.1, stale_while_revalidate=60)
+    @cache(name="slow", ttl=10, stale_while_revalidate=60)
     def slow(x: int) -> int:
         time.sleep(0.01 if quick.is_set() else 0.9)
         return x
@@ -212,10 +213,12 @@ def test_background_refreshes_show_nothing(sheet: Sheet) -> None:
     quick = threading.Event()
     quick.set()
     slow(1)
-    time.sleep(0.15)
+    ahead.advance(11)
     quick.clear()
-    slow(1)
-    time.sleep(0.8)
+    with recording() as heard:
+        slow(1)
+        assert drain_blocking(20)
+    assert events.REFRESH_DONE in [event.kind for event in heard]
     assert not sheet.shown
 
 

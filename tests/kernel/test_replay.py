@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +16,12 @@ from typing import Any
 import pytest
 from checkout import ROOT
 from kernels import Kernel
+from waiting import until
 
 import memo
 from memo import cache
 from memo.engine import replay
+from memo.engine.coordination.flights import FLIGHTS
 from memo.errors import OptionError
 from memo.testing import ManualClock, isolated
 
@@ -166,7 +167,7 @@ def test_joining_threads_are_shown_it(capsys: pytest.CaptureFixture[str]) -> Non
     for thread in threads:
         thread.start()
     assert inside.wait(5)
-    time.sleep(0.05)  # the others may have joined by now; if not, they hit
+    until(lambda: sum(len(flight.joiners) for flight in FLIGHTS.under_way()) == 2)
     go.set()
     for thread in threads:
         thread.join()

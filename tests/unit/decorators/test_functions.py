@@ -21,8 +21,10 @@ from typing import Any
 import cloudpickle
 import pytest
 from styles import STYLES, Style
+from waiting import until
 
 import memo
+from memo.engine.coordination.flights import FLIGHTS
 from memo.runtime import events
 from memo.testing import recording
 
@@ -821,7 +823,7 @@ def test_reentry_in_a_chain_of_threads() -> None:
     def middle() -> Any:
         inner_runs.set()
         assert outer_waits.wait(5)
-        time.sleep(0.1)
+        until(lambda: any(flight.joiners for flight in FLIGHTS.under_way()))
         return other()
 
     @memo.cache(version="1")

@@ -529,7 +529,7 @@ def test_a_cancelled_caller_leaves_the_others_alone() -> None:
         second = asyncio.create_task(load([2]))
         await asyncio.sleep(0.05)
         first.cancel()
-        await asyncio.sleep(0.05)
+        await asyncio.wait([first])
         go.set()
         return await second
 

@@ -1491,12 +1491,12 @@ async def test_a_cancelled_update_still_drops_what_it_names() -> None:
     """The function has returned, so its entries go, though the caller does not wait any more."""
     load = loads(key_prefix="sales")
     await asyncio.to_thread(load, "EU")
-    begun = asyncio.Event()
+    begun, go = asyncio.Event(), asyncio.Event()
     original = Authorities.turn
 
     async def slow(self: Authorities, *args: Any) -> dict[str, str]:
         begun.set()
-        await asyncio.sleep(0.05)
+        await go.wait()
         return await original(self, *args)
 
     @invalidate_cache(key_prefix="sales")
@@ -1510,6 +1510,7 @@ async def test_a_cancelled_update_still_drops_what_it_names() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        go.set()
         await memo.drain(5)
     assert not await load.ais_cached("EU")
 

@@ -294,7 +294,6 @@ def test_live_ttl_from_a_file(style: Style, source: Source, tmp_path: Path) -> N
     with memo.configure(live_file=path):
         assert style.call(f) == 1
         assert style.call(f) == 1
-        time.sleep(0.2)
         path.write_text('[ttl]\nfile = "1ms"\n')
         until(lambda: not f.is_cached(), 3.0)
         assert style.call(f) == 2
@@ -337,7 +336,6 @@ def test_shared_live_ttl_reaches_all_kernels(redis_server: RedisServer, tmp_path
                 assert kernel.stdout.readline() == "False 0.001\n"  # type: ignore[union-attr]
                 kernel.stdin.write("\n")  # type: ignore[union-attr]
                 kernel.stdin.flush()  # type: ignore[union-attr]
-            time.sleep(0.1)
             deleted = time.time()
             assert memo.live.delete("ttl.shared", shared=True) in (True, False)
             for kernel in kernels:
@@ -357,7 +355,7 @@ def test_shared_live_ttl_here(style: Style, source: Source, redis_server: RedisS
     with memo.configure(redis_url=redis_server.url):
         assert style.call(f) == 1
         memo.live.set("ttl.here", "1ms", shared=True)
-        time.sleep(0.002)
+        until(lambda: not f.is_cached())
         assert style.call(f) == 2
         redis_server.kill()
         time.sleep(0.6)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from time_ahead import Ahead
 
 import memo
 from memo import DependencyError, File, OptionError, cache
@@ -96,13 +97,13 @@ def test_a_file_that_was_just_written(tmp_path: Path) -> None:
     assert read() == "new"
 
 
-def test_a_stamp_that_was_taken_just_after_writing_stays_good(tmp_path: Path) -> None:
+def test_a_stamp_that_was_taken_just_after_writing_stays_good(tmp_path: Path, ahead: Ahead) -> None:
     """The entry of a file that was fresh then is still believed when the file has settled."""
     path = tmp_path / "data.csv"
     path.write_text("text")
     read = reader(path, path)
     read()
-    time.sleep(2 * dependencies.RACY)
+    ahead.advance(2 * dependencies.RACY)
     assert read.is_cached()
 
 

@@ -395,13 +395,15 @@ load(int.from_bytes(os.urandom(4), "big"))
 """
 
 
-def test_writers_killed_in_mid_store_leave_the_budget_as_it_is(tmp_path: Path) -> None:
+def test_writers_killed_in_mid_store_leave_the_budget_as_it_is(
+    tmp_path: Path, ahead: Ahead
+) -> None:
     """Leftovers of killed processes go as soon as another stores, not an hour later."""
     for _ in range(6):
         with start(KILLED, tmp_path, "die") as process:
             assert process.wait(30) == -signal.SIGKILL
     assert whole(tmp_path) >= 2 * MIB  # the last one's at least
-    time.sleep(SWEEP_SOON)  # they have swept too, each once a second
+    ahead.advance(SWEEP_SOON)  # they have swept too, each once a second
     with configure(directory=tmp_path, size_limit=20 * MIB, secret="x" * 40):
         load = cache(lambda x: os.urandom(2 << 20), name="load")
         load(1)
