@@ -43,7 +43,6 @@ from memo.runtime.ports import drain
 from memo.settings.configuration import configure
 from memo.settings.live_values import live
 from memo.settings.modes import mode
-from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol
 from memo.validity.dependencies import File
 
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from memo.jupyter.progress_view import progress
     from memo.metrics.telemetry import instrument
     from memo.stores.bundle import Bundle
+    from memo.stores.chain import Chain
 
 __version__ = VERSION
 __all__ = [
@@ -123,6 +123,7 @@ def __dir__() -> list[str]:
 
 _LATER = {
     "Bundle": "memo.stores.bundle",
+    "Chain": "memo.stores.chain",
     "Invalidation": "memo.engine.invalidating",
     "aexpire": "memo.decorators.invalidators",
     "ainvalidate": "memo.decorators.invalidators",

@@ -14,7 +14,6 @@ from memo.settings import configuration, options, secret_keys
 from memo.settings.checks import TRACKING, TRUST_DISK
 from memo.settings.live_values import live
 from memo.settings.modes import OFF, Mode
-from memo.stores.chain import Chain
 from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, Tier
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from memo.keys.fingerprint.source_history import Manifests
     from memo.settings.configuration import Settings
+    from memo.stores.chain import Chain
     from memo.stores.disk.host_state import Host
 
 _SHARE, _COPIED = 8, 2 << 20
@@ -157,6 +157,8 @@ class CacheFallbackFactory:
     @classmethod
     def create(cls, settings: Settings | None = None) -> Chain:
         """A new chain for these settings (default: those in force)."""
+        from memo.stores.chain import Chain
+
         settings = settings or configuration.current()
         names = settings.tiers if settings.tiers is not None else cls._default_tiers(settings)
         chain = Chain(
@@ -249,6 +251,8 @@ def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
     """
     if provider is None:
         return default_chain
+    from memo.stores.chain import Chain
+
     if isinstance(provider, Chain):
         return lambda: _settled(provider)
     given: Any = provider

@@ -33,11 +33,11 @@ from typing import (
     overload,
 )
 
+from memo import engine
 from memo.decorators import assembly, classmethods
 from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
-from memo.engine import answering, replay
-from memo.engine.answering import NotYet
-from memo.engine.call import NOTHING, Function, Raised, hindered
+from memo.engine import replay
+from memo.engine.call import NOTHING, Function, NotYet, Raised, hindered
 from memo.errors import (
     NotCachedError,
     OptionError,
@@ -60,7 +60,6 @@ from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, modes, options
 from memo.settings.modes import Mode
 from memo.settings.options import Policy
-from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol
 from memo.validity.dependencies import Dependencies, File
 from memo.validity.stamps import Turn
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
     from memo.engine.explaining import Explanation
     from memo.engine.invalidating import Invalidation
     from memo.metrics.snapshots import CacheInfo
+    from memo.stores.chain import Chain
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -176,7 +176,7 @@ class CachedFunction(Generic[P, R]):
         begun = time.perf_counter()
         try:
             call = function.call(args, kwargs)
-            result = answering.at_hand(_blocking, function, call, begun)
+            result = engine.answering.at_hand(_blocking, function, call, begun)
         except Exception as error:
             if hindered(error):
                 __tracebackhide__ = True
@@ -185,9 +185,9 @@ class CachedFunction(Generic[P, R]):
             raise
         asked = result.asked if type(result) is NotYet else None
         if asked is not None:
-            result = answering.settled(BLOCKING, function, call, asked)
+            result = engine.answering.settled(BLOCKING, function, call, asked)
         if type(result) is NotYet:
-            result = drive(answering.answer(BLOCKING, function, call, args, kwargs, asked))
+            result = drive(engine.answering.answer(BLOCKING, function, call, args, kwargs, asked))
             if type(result) is Raised:
                 __tracebackhide__ = True
                 raise result.again()
@@ -206,17 +206,17 @@ class CachedFunction(Generic[P, R]):
     ) -> Any:
         """Answer a call in a mode other than the default."""
         __tracebackhide__ = True
-        if kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
+        if kind == modes.OFF and not (assembly.enabled() and engine.answering.is_inside()):
             return self.__wrapped__(*args, **kwargs)
         if kind == modes.ONLY:
-            result = drive(answering.only(BLOCKING, function, args, kwargs))
+            result = drive(engine.answering.only(BLOCKING, function, args, kwargs))
             if result is NOTHING:
                 raise NotCachedError(self._explained(function, args, kwargs))
             if type(result) is Raised:
                 raise result.again()
             return result
         keep = kind == modes.REFRESH
-        result = drive(answering.refresh(BLOCKING, function, args, kwargs, keep=keep))
+        result = drive(engine.answering.refresh(BLOCKING, function, args, kwargs, keep=keep))
         if type(result) is Raised:
             raise result.again()
         return result
@@ -457,10 +457,10 @@ class CachedFunction(Generic[P, R]):
             return _plainly(self.__wrapped__, args, kwargs)
         if self.is_async:
             result = run_elsewhere(
-                lambda port: answering.refresh(port, self._function, args, kwargs)
+                lambda port: engine.answering.refresh(port, self._function, args, kwargs)
             )
         else:
-            result = drive(answering.refresh(BLOCKING, self._function, args, kwargs))
+            result = drive(engine.answering.refresh(BLOCKING, self._function, args, kwargs))
         if type(result) is Raised:
             raise result.again()
         return replay.bare(result)
@@ -473,7 +473,7 @@ class CachedFunction(Generic[P, R]):
         if self.is_async and not assembly.enabled():
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
         if self.is_async:
-            result = await answering.refresh(port, self._function, args, kwargs)
+            result = await engine.answering.refresh(port, self._function, args, kwargs)
             if type(result) is Raised:
                 raise result.again()
             return replay.bare(result)
@@ -483,13 +483,13 @@ class CachedFunction(Generic[P, R]):
     def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Store a value as the result of a call, without computing it."""
         if assembly.enabled():
-            drive(answering.put(BLOCKING, self._function, args, kwargs, value))
+            drive(engine.answering.put(BLOCKING, self._function, args, kwargs, value))
 
     @helper(value=inspect.Parameter.empty)
     async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """As `put`, without blocking the event loop."""
         if assembly.enabled():
-            await answering.put(native(), self._function, args, kwargs, value)
+            await engine.answering.put(native(), self._function, args, kwargs, value)
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
@@ -500,7 +500,9 @@ class CachedFunction(Generic[P, R]):
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
-        return replay.bare(drive(answering.peek(BLOCKING, self._aged(), args, kwargs, default)))
+        return replay.bare(
+            drive(engine.answering.peek(BLOCKING, self._aged(), args, kwargs, default))
+        )
 
     @helper(default=None)
     async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
@@ -508,19 +510,21 @@ class CachedFunction(Generic[P, R]):
         kwargs, default = self._apart(kwargs, "default", default, None)
         if not assembly.enabled():
             return default
-        return replay.bare(await answering.peek(native(), self._aged(), args, kwargs, default))
+        return replay.bare(
+            await engine.answering.peek(native(), self._aged(), args, kwargs, default)
+        )
 
     @helper()
     def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Would this call be answered from the cache?  Does not load the value."""
         enabled = assembly.enabled()
-        return enabled and drive(answering.is_cached(BLOCKING, self._aged(), args, kwargs))
+        return enabled and drive(engine.answering.is_cached(BLOCKING, self._aged(), args, kwargs))
 
     @helper()
     async def ais_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """As `is_cached`, without blocking the event loop."""
         enabled = assembly.enabled()
-        return enabled and await answering.is_cached(native(), self._aged(), args, kwargs)
+        return enabled and await engine.answering.is_cached(native(), self._aged(), args, kwargs)
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
@@ -564,7 +568,7 @@ class CachedFunction(Generic[P, R]):
 
         known = {one.function_id: one._function for one in functions()}
         planner = Planner(port, function.chain(), {**known, self.function_id: function})
-        call = await answering.keyed(port, function, args, kwargs)
+        call = await engine.answering.keyed(port, function, args, kwargs)
         await planner.like(self.function_id, call.text, call.shown, call.summary)
         import dataclasses
 
@@ -667,7 +671,7 @@ class CachedCoroutine(CachedFunction[P, R]):
                 call = None  # made below, where an error has no context
             if call is None:
                 call = await self._keyed(function, args, kwargs)
-            result = answering.at_hand(native, function, call, begun)
+            result = engine.answering.at_hand(native, function, call, begun)
         except Exception as error:
             if hindered(error):
                 __tracebackhide__ = True
@@ -677,9 +681,9 @@ class CachedCoroutine(CachedFunction[P, R]):
         asked = result.asked if type(result) is NotYet else None
         if asked is not None:
             asked.answer = await asked.answer
-            result = answering.settled(native(), function, call, asked)
+            result = engine.answering.settled(native(), function, call, asked)
         if type(result) is NotYet:
-            result = await answering.answer(native(), function, call, args, kwargs, asked)
+            result = await engine.answering.answer(native(), function, call, args, kwargs, asked)
             if type(result) is Raised:
                 __tracebackhide__ = True
                 raise result.again()
@@ -694,18 +698,18 @@ class CachedCoroutine(CachedFunction[P, R]):
             self._has_begun = True
             with suppress(HeavyError):
                 return function.call(args, kwargs, True)
-        return await answering.keyed(native(), function, args, kwargs)
+        return await engine.answering.keyed(native(), function, args, kwargs)
 
     async def _awaited_in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Answer a call in a mode other than the default."""
         __tracebackhide__ = True
-        if kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
+        if kind == modes.OFF and not (assembly.enabled() and engine.answering.is_inside()):
             return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
         port = native()
         if kind == modes.ONLY:
-            result = await answering.only(port, function, args, kwargs)
+            result = await engine.answering.only(port, function, args, kwargs)
             if result is NOTHING:
                 from memo.engine import explaining
 
@@ -717,7 +721,7 @@ class CachedCoroutine(CachedFunction[P, R]):
                 raise result.again()
             return result
         keep = kind == modes.REFRESH
-        result = await answering.refresh(port, function, args, kwargs, keep=keep)
+        result = await engine.answering.refresh(port, function, args, kwargs, keep=keep)
         if type(result) is Raised:
             raise result.again()
         return result

@@ -3,4 +3,22 @@
 Imports `keys`, `stores`, `validity`, `records` and below; it never sees a particular store.
 Start with `answering.py`, then `computing.py`.  `coordination/flights.py` lets callers share a
 computation, and `coordination/leases.py` takes and renews the leases of `use_lock`.
+
+`engine.answering` is imported at the first call of a cached function, as the stores are: a process
+that only decorates functions does not need it.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memo.engine import answering as answering
+
+
+def __getattr__(name: str) -> Any:
+    if name != "answering":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return importlib.import_module(f"{__name__}.{name}")

@@ -25,6 +25,7 @@ from memo.engine.call import (
     NOTHING,
     Function,
     Job,
+    NotYet,
     Raised,
     emit,
     hindered,
@@ -109,19 +110,6 @@ def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: flo
     asked = cast("Asked", found)
     asked.begun, asked.since = begun, since
     return NotYet(asked)
-
-
-class NotYet:
-    """In the place of a value that is not at hand: `answer` the call.
-
-    Attributes:
-        asked: the question to a tier that is under way, for `settled` first; None: there is none.
-    """
-
-    __slots__ = ("asked",)
-
-    def __init__(self, asked: Asked | None) -> None:
-        self.asked = asked
 
 
 _UNASKED = NotYet(None)

@@ -9,7 +9,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memo.errors import MemoError, lacks_resources
 from memo.keys import instances, own_changes
@@ -24,13 +24,28 @@ from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
-from memo.stores.chain import Chain
 from memo.stores.protocols import Asked
 from memo.validity.check import MISS, Verdict, judge
 from memo.validity.dependencies import Dependencies
 
+if TYPE_CHECKING:
+    from memo.stores.chain import Chain
+
 NOTHING = object()
 """In the place of a value where there is none."""
+
+
+class NotYet:
+    """In the place of a value that is not at hand: `answer` the call.
+
+    Attributes:
+        asked: the question to a tier that is under way, for `settled` first; None: there is none.
+    """
+
+    __slots__ = ("asked",)
+
+    def __init__(self, asked: Asked | None) -> None:
+        self.asked = asked
 
 
 class Function:

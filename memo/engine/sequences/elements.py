@@ -27,7 +27,6 @@ from typing import Any, cast
 from memo.engine import never_hits, used_calls
 from memo.engine.answering import (
     AGAIN,
-    NotYet,
     ask_again,
     at_hand,
     disembark,
@@ -39,7 +38,7 @@ from memo.engine.answering import (
     told_hit,
     while_pausing,
 )
-from memo.engine.call import NOTHING, Function, Job, Raised, emit, hindered, told
+from memo.engine.call import NOTHING, Function, Job, NotYet, Raised, emit, hindered, told
 from memo.engine.computing import (
     Made,
     Sealed,
