@@ -78,14 +78,20 @@ def _put(disk: Disk, name: str, record: bytes = b"x") -> None:
     drive(disk.store(BLOCKING, name, record, None, None))
 
 
-def test_clearing_gives_way_to_other_threads(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five entries are cleared in one transaction."""
+    monkeypatch.setattr(index, "BATCH", 5)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_clearing_gives_way_to_other_threads(disk: Disk) -> None:
     """While many entries are cleared the writers of the same process wait for a batch at most."""
-    monkeypatch.setattr(index, "BATCH", 200)
-    for number in range(600):
+    for number in range(15):
         _put(disk, f"ns:{{f}}:s:{number}")
     writes = []
     disk.write, write = lambda work: (writes.append(1), write(work))[1], disk.write
-    assert drive(disk.clear(BLOCKING, "ns:")) == 600
+    assert drive(disk.clear(BLOCKING, "ns:")) == 15
     assert len(writes) >= 3
 
 
@@ -114,9 +120,9 @@ def test_files_are_removed_while_others_may_write(
     assert not [path for path in disk.payloads.directory.rglob("*") if path.is_file()]
 
 
-def test_entries_of_others_are_looked_at_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small_batches")
+def test_entries_of_others_are_looked_at_once(disk: Disk) -> None:
     """Each batch of a clear begins where the one before ended, however many others are newer."""
-    monkeypatch.setattr(index, "BATCH", 5)
     for number in range(200):
         _put(disk, f"a:{number}")
     for number in range(190):
