@@ -87,12 +87,12 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_batches")
 def test_clearing_gives_way_to_other_threads(disk: Disk) -> None:
     """While many entries are cleared the writers of the same process wait for a batch at most."""
-    for number in range(15):
+    for number in range(50):
         _put(disk, f"ns:{{f}}:s:{number}")
     writes = []
     disk.write, write = lambda work: (writes.append(1), write(work))[1], disk.write
-    assert drive(disk.clear(BLOCKING, "ns:")) == 15
-    assert len(writes) >= 3
+    assert drive(disk.clear(BLOCKING, "ns:")) == 50
+    assert len(writes) >= 10
 
 
 def test_files_are_removed_while_others_may_write(
