@@ -65,7 +65,7 @@ over, or restarts, its last writes may not have reached its replica or disk."""
 MOST_LATELY = 10_000
 """Invalidations of which this is remembered."""
 READS = 3
-"""How often something is read from a shared tier at most, if that is interrupted each time."""
+"""Attempts to read something from a shared tier, if each of them is interrupted."""
 OUTLAST = 10.0
 """Seconds for which an invalidation waits for a lock of others on this host's file."""
 REASON = 500
@@ -167,7 +167,7 @@ class Authorities:
         return now
 
     async def before(self, port: Port, refs: Sequence[Ref]) -> Sequence[State] | None:
-        """What this host reads, before a shared authority is asked; None: it cannot tell."""
+        """The states on this host, before a shared authority is asked; None: it cannot tell."""
         if self.host is None:
             return None
         try:
@@ -220,10 +220,10 @@ class Authorities:
     async def _filled(
         self, port: Port, verb: str, refs: Sequence[Ref], states: list[State]
     ) -> list[State]:
-        """States whose groups an authority that takes no writes does not have, from this host.
+        """States of this host, for groups that a read-only authority does not have.
 
-        What is computed here meanwhile is so judged here.  When the authority takes writes again,
-        these groups are missing there, and what was computed under them is computed once more.
+        Results that are computed here meanwhile are judged by these states.  When the authority
+        takes writes again it lacks these groups, and the results under them are computed once more.
 
         Raises:
             TierUnavailable: this host cannot tell either.

@@ -66,9 +66,9 @@ SMALL = 32 * 1024
 TOGETHER = 256
 """Entries that are stored together at most, and a KiB for each: others may write in between."""
 FLOORS = 65_536
-"""How many keys' latest answers are remembered at least, where memory is no concern."""
+"""Keys whose latest answers are remembered at least, where there is enough memory."""
 _LEAST = 4096
-"""As many in any case."""
+"""Keys whose latest answers are remembered in any case."""
 _SHARE = 2048
 """Bytes of the memory limit for each of them."""
 _EACH = getsizeof("0" * 40) + getsizeof(1 << 62)
@@ -155,14 +155,14 @@ class Floors:
                     self.old_floors, self.floors = self.floors, {}
 
     def _floor(self, key: str) -> int:
-        """When the computation behind the latest answer for a key began; 0: not known.
+        """The start of the computation behind the latest answer for a key; 0: not known.
 
-        In this order, since the younger floors become the old ones while others look.
+        The younger floors are read first, since they become the old ones while others look.
         """
         return self.floors.get(key) or self.old_floors.get(key, 0)
 
     def admits(self, key: str, started: int) -> bool:
-        """True if an answer that was computed then may be given: now none before it may (I2)."""
+        """True if an answer computed then may be given; from now on no older one may (I2)."""
         if self.floors.get(key) == started:
             return True
         if self.older(key, started):

@@ -80,7 +80,7 @@ _CLIENTS: Final = frozenset({"redis", "valkey", "fakeredis"})
 class Adapted:
     """A user's `CacheProtocol` as a tier, generations included.
 
-    Each generation field is a key of its own (`memo:g:<group>:<field>`), so that two processes that
+    Each generation field is a separate key (`memo:g:<group>:<field>`), so that two processes that
     invalidate at once cannot undo each other.  Without an atomic table there are no shapes: fields
     are read for `*`, `!`, each single argument and all of them together; an invalidation by some
     other set of arguments turns the whole group.

@@ -42,7 +42,7 @@ BORN_STALE = 0
 JITTER = 0.1
 """`use_jitter` shortens a ttl by a uniform share of up to this much, and never lengthens it."""
 FUTURE_TOLERANCE = 60 * SECOND
-"""How far ahead of this host's wall clock another host's may be before an entry is refused."""
+"""Nanoseconds that another host's wall clock may be ahead before its entries are refused."""
 _NAMELESS = bytes(16)
 
 
@@ -101,7 +101,7 @@ class Unproven(str):
 
 
 def expiry(reason: str) -> int | None:
-    """When an entry was let expire, if nothing else is against it; else None."""
+    """The time at which an entry was let expire, if nothing else is against it; else None."""
     return reason.at if isinstance(reason, (Expired, Unproven)) else None
 
 
@@ -238,7 +238,7 @@ def judge(
     live_ttl: float | None = None,
     expired: int | None = None,
 ) -> Verdict:
-    """May an entry whose stamps hold be used now?
+    """Judge by age whether an entry whose stamps hold may be used now.
 
     Args:
         times: the entry's.

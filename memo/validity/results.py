@@ -13,11 +13,11 @@ from memo.runtime.named_tuple import NamedTuple
 
 
 class Reading(NamedTuple):
-    """A result that a computation used, with stamps of its own.
+    """A result that a computation used, with the stamps that vouch for it.
 
     Attributes:
         result: without places.
-        stamps: those that vouch for it.
+        stamps: those of the result.
     """
 
     result: Result

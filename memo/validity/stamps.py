@@ -76,7 +76,7 @@ def token_for(turn: Turn) -> str:
 
 
 def _made_at(soft: str) -> int:
-    """When the token of a soft turn was made, in nanoseconds since the epoch; 0: not known."""
+    """The time in the token of a soft turn, in nanoseconds since the epoch; 0: not known."""
     try:
         data = a2b_base64(soft.encode().translate(_FROM_URL_SAFE))
     except ValueError:
@@ -114,7 +114,7 @@ def is_soft(arguments: Iterable[tuple[str, str]]) -> bool:
 
 
 def expired_at(before: str, now: str) -> int | None:
-    """When a state was last expired, if nothing but that happened to it.
+    """The time at which a state was last expired, if nothing else happened to it.
 
     Args:
         before: the text of the state that an entry recorded.

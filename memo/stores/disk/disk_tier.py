@@ -6,7 +6,7 @@
     <directory>/entries/cache.db                 the index: name -> record, or the name of its files
     <directory>/payloads/ab/...                  see `payload_files`
 
-A look-up is one prepared SELECT on a connection of its own: no commit, no statistics, nothing
+A look-up is one prepared SELECT on a separate connection: no commit, no statistics, nothing
 written.  What was read is told to the index in the background once in a while, when something is
 stored, and at the end, so that what is in use is not evicted.  What may take longer than a
 millisecond is done off the event loop.
@@ -86,7 +86,7 @@ PAGE = 200
 _RELIEF = 256 * 1024
 """Bytes that are freed at least when the disk turns out to be full."""
 _RELIEFS = 4
-"""How often space is freed for one entry."""
+"""Attempts to free space for one entry."""
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
 _SQL = statements("entries")
@@ -637,7 +637,7 @@ class Disk:
     async def newest(
         self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
     ) -> list[Listed]:
-        """The entries stored last of those whose names begin so, at most so many of each prefix.
+        """The entries stored last, at most so many for each prefix of names.
 
         Args:
             all_of_them: the prefixes cover most of what is here.

@@ -54,7 +54,7 @@ GROUPS = 1_000_000
 ROOM = 1 << 20
 """Bytes that are freed on a full disk, so that an invalidation can be written."""
 TRIES = 3
-"""How often a use is tried when the file was replaced or set aside meanwhile."""
+"""Attempts of a use when the file is replaced or set aside meanwhile."""
 FAULTS = (sqlite3.Error, OSError, ValueError, TypeError)
 LAST_COMMIT = 1 << 62
 """Numbers of commits end below this; they begin at the time in microseconds, about 1 << 51."""
@@ -441,7 +441,7 @@ def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> di
 
 
 def lives_until(connection: sqlite3.Connection, group: str) -> int:
-    """When a group may be forgotten, in Unix seconds; 0: it is not known here."""
+    """The time from which a group may be forgotten, in Unix seconds; 0: not known here."""
     row = connection.execute("SELECT until FROM lives WHERE name = ?", (group,)).fetchone()
     return row[0] if row and isinstance(row[0], int) else 0
 
@@ -482,7 +482,7 @@ def change_fields(connection: sqlite3.Connection, group: str, change: Change, co
 
 
 def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    """Do something in a transaction of its own."""
+    """Do something in a separate transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         done = work(connection)
@@ -514,7 +514,7 @@ def _check(facts: Mapping[str, Any], heard: int) -> None:
 
 
 def _crowd(connection: sqlite3.Connection) -> int:
-    """How many groups are too many; none while an invalidation is on its way."""
+    """The number of groups beyond the limit; 0 while an invalidation is on its way."""
     groups, journalled = connection.execute(SQL["counts"]).fetchone()
     return 0 if groups <= GROUPS or journalled else groups - GROUPS // 2
 

@@ -1,6 +1,6 @@
 """The host: what the processes of one machine share, under one owner-only directory.
 
-Generations and the journal lie in the `host_database`, locks are files of their own.  An
+Generations and the journal lie in the `host_database`; each lock is a separate file.  An
 invalidation
 is on the disk when it returns; so is its journal row, in the same transaction.
 """
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from memo.stores.disk.recovery import Row
 
 UNREAD = 3
-"""How often a file that can neither be opened nor read is tried before it is set aside."""
+"""Attempts to open and read a file before it is set aside."""
 COPIED = 1.0
 """Seconds for which a copy of a file that cannot be opened stands for it."""
 UNWRITTEN = "an invalidation could not be written yet"
@@ -57,7 +57,7 @@ LATE_AGAIN = 1.0
 OWED_AGAIN = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
 SWEEP = 60.0
-"""Seconds between two times that a process looks for groups whose time is over."""
+"""Seconds between two searches of a process for groups whose time is over."""
 SWEPT = 500
 """Groups that are forgotten in one transaction at most: others may write in between."""
 GIVE_WAY = 0.002

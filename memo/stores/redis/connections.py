@@ -2,7 +2,7 @@
 
 Connecting, logging in, TLS, pools, Sentinels and the topology of a cluster are redis-py's.  Rules:
 
-1.  Connecting has time of its own: `CONNECT` seconds for each step of it, `CONNECT_ON_A_LOOP` on a
+1.  Connecting has its own time limit: `CONNECT` seconds for each step, `CONNECT_ON_A_LOOP` on a
     loop.  A caller waits `OPENS` seconds at most; the connection then goes to the next caller.
 2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  A caller that finds them all busy
     waits for one as long as an exchange may take; then it goes on without Redis.  Commands that
@@ -191,7 +191,7 @@ class _Nodes:
 
 
 def _slow(address: Address) -> str:
-    """What takes too long while connecting; a server without TLS is silent to a handshake."""
+    """The step that takes too long while connecting; a port without TLS ignores a handshake."""
     return "connecting; over TLS, which this port may not speak" if address.tls else "connecting"
 
 
@@ -487,7 +487,7 @@ class _Wait:
     """A thread's wait for a connection of a pool: for one to open, or to be given back.
 
     Args:
-        threads: whose pool it is.
+        threads: the owner of the pool.
         pool: of redis-py.
         seconds: the caller's deadline.
         blocks: it must not wait until one is given back.
@@ -623,7 +623,7 @@ class _Opening:
 
 
 def alone(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
-    """A connection of its own to one server, logged in, and its socket.
+    """A dedicated connection to one server, logged in, and its socket.
 
     Raises:
         Exception: any error of redis-py, for `fault_of`.

@@ -38,11 +38,11 @@ LARGEST = 512 << 20
 LATE = 0.02
 """Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
 SPARED = 20
-"""How often the loop is blamed for that; after that the exchange is given up all the same."""
+"""Times that the loop is blamed for that; then the exchange is given up all the same."""
 _FIRST = 8 * 1024
 _LOOKS, _LOOK = 3, 0.005
-"""How often, and for how many seconds, a thread that is past its deadline looks whether the reply
-is there: the thread may have been held up."""
+"""Looks, and seconds for each, that a thread past its deadline takes for the reply: the thread
+may have been held up."""
 
 Part = bytes | memoryview
 Command = tuple[bytes, bytes]
@@ -332,7 +332,7 @@ def talk(connection: Any, exchange: Exchange) -> list[Any]:
 
 
 class _Line:
-    """A socket all of whose calls together keep one deadline."""
+    """A socket with one deadline for all its calls together."""
 
     __slots__ = ("_armed", "_ends", "_looks", "_received", "_sock")
 

@@ -79,7 +79,7 @@ _LONGEST = 10**14
 _GONE = -2
 """The answer of PTTL where there is no such key."""
 _TRIES = 4
-"""How often a payload is sent that comes or goes in Redis meanwhile."""
+"""Attempts to send a payload that appears or disappears in Redis meanwhile."""
 _GLOB = re.compile(r"([*?\[\]\\^])")
 
 
@@ -165,7 +165,7 @@ class Redis:
 
     @property
     def outages(self) -> int:
-        """How often an operation failed; unchanged since a moment: nothing was lost since."""
+        """Number of operations that failed; while it does not change, nothing is lost."""
         return self.client.outages
 
     @property
@@ -274,7 +274,7 @@ class Redis:
         )
 
     def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
-        """An entry without a ttl has answered: it lives on, as one does whose code is current."""
+        """Extend the life of an entry without a ttl that has answered: its code is current."""
         now = time.monotonic()
         if age < self._retention / 2 or now < self._extended.get(name, 0.0):
             return
@@ -751,7 +751,7 @@ class Redis:
         }
 
     async def capabilities(self, port: Port) -> dict[str, str]:
-        """Try what sharing needs, under names of its own: capability -> `""`, or why it fails.
+        """Try what sharing needs, under separate names: capability -> `""`, or why it fails.
 
         The names expire within a minute.
         """
@@ -852,14 +852,14 @@ class AskedRecord(Asked):
         return self._client.parsed(self.seen, self.answer)
 
     def states(self) -> tuple[State, ...] | None:
-        """What `refs` read; None where that takes more fields than were asked for."""
+        """The states of `refs`; None where they take more fields than were asked for."""
         return self._client.parsed(self._along, self.answer)
 
     def _along(self, replies: list[Any]) -> tuple[State, ...] | None:
         return self._reading.states(replies[1:])
 
     def seen(self, replies: list[Any]) -> Found | None:
-        """The record among the replies, and what reads the groups among them."""
+        """The record among the replies, and the reader of the groups among them."""
         record = replies[0]
         if record is None:
             return None

@@ -1,6 +1,6 @@
 """The listener: it hears of every change of the generations in Redis as it happens.
 
-A daemon thread of its own keeps one connection, on which Redis pushes the names of the groups that
+A daemon thread keeps one connection, on which Redis pushes the names of the groups that
 change (RESP3, `CLIENT TRACKING ON BCAST`).  What was verified at a *mark* need not be asked again
 while nothing was heard of its groups since.  Rules of this module:
 
@@ -265,7 +265,7 @@ class Ear:
         return not self.closing and now - self._asked_at < IDLE
 
     def _failed(self, error: Exception) -> tuple[float, str]:
-        """How long to pause after a fault, and what it was."""
+        """The seconds to pause after a fault, and its text."""
         fault = _fault_of(error)
         if fault.down:
             pause = min(LONGEST, FIRST * 2.0 ** min(self._failures, 16))
