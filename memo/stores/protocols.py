@@ -343,7 +343,7 @@ class Afar(Protocol):
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        """As a `Tier`'s."""
+        """See `Tier.store`."""
         ...
 
 
@@ -451,11 +451,11 @@ class Journal(Protocol):
         ...
 
     def fail(self, row: int) -> None:
-        """It did not reach the shared tier: replay it before the next read from there."""
+        """Note that one did not reach the shared tier: the next read there replays it first."""
         ...
 
     def done(self, row: int) -> None:
-        """It reached the shared tier."""
+        """Strike one that reached the shared tier."""
         ...
 
     async def overdue(self, port: Port) -> bool:
@@ -467,7 +467,7 @@ class Journal(Protocol):
         ...
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:
-        """(number, turns, note) of those that are due."""
+        """(number, turns, note) of the rows that are due."""
         ...
 
 

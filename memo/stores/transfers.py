@@ -250,7 +250,7 @@ class Upload:
             return not self.over
 
     async def end(self, port: Port) -> None:
-        """It has ended."""
+        """Note that the upload has ended, and do what waits for that."""
         with self._lock:
             self.over = True
         for work in self._after:
@@ -285,7 +285,7 @@ class Uploads:
         return self._waiting.get(name) or self._running.get(name)
 
     def all(self) -> list[Upload]:
-        """Those that have not ended."""
+        """The uploads that have not ended."""
         with self._lock:
             return [*self._waiting.values(), *self._running.values()]
 

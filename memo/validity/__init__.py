@@ -1,4 +1,4 @@
-"""May an entry be used: its generations, dependencies and age.
+"""Decide whether an entry may be used: its generations, dependencies and age.
 
 Imports `records` and below.
 Start with `check.py`, which every path asks about stamps and age (`judge` compares the ttl);

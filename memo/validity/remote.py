@@ -167,7 +167,7 @@ def _of_page(url: str, by_content: bool) -> str:
 
 
 def _told_by_header(url: str) -> str:
-    """By ETag, else by Last-Modified and length; `""`: the server sends neither."""
+    """The version by ETag, else by Last-Modified and length; `""`: the server sends neither."""
     import urllib.error  # with ssl: only what depends on a URL needs it
     from http.client import HTTPException
 
@@ -247,7 +247,7 @@ def _listed(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """By ETag, else by size and modification time."""
+    """The version by ETag, else by size and modification time."""
     for name in ("ETag", "etag", "md5Hash", "content_md5"):
         if info.get(name):
             return f"etag:{info[name]}"

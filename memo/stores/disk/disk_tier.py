@@ -56,7 +56,7 @@ ROW = 1024
 BIG = 1 << 20
 """Bytes of a record in a file from which it is read off the event loop."""
 PRAGMAS = ("auto_vacuum=1", "cache_size=128", "synchronous=1", "mmap_size=0")
-"""As `index` has them in its settings: they cannot be changed in the transaction there."""
+"""The same as in the settings of `index`, whose transaction cannot change them."""
 SWEEP = 3600.0
 """Seconds between two searches for what writers that died left behind, unless one is needed."""
 SWEEP_SOON = 1.0
@@ -67,8 +67,8 @@ _SWEEP_PART = 50
 TELL = 60.0
 """Seconds between two times that a process tells the index what it has read."""
 USED = 16_384
-"""So many names that were read are remembered; past that the index is told early, or they are
-forgotten where that was done less than `_OFTEN` seconds ago."""
+"""Most names of read entries that are remembered; past that the index is told early, or they are
+forgotten if it was told less than `_OFTEN` seconds ago."""
 _OFTEN = 5.0
 _NAME = sys.getsizeof("0" * 120)
 """Bytes of a name, roughly."""
@@ -399,7 +399,7 @@ class Disk:
         self._look_after(port)
 
     def _look_after(self, port: Port) -> None:
-        """Do in the background what the store that just ended has left to do."""
+        """Sweep and evict in the background after a store, if either is due."""
         if self.is_sweep_due():
             port.spawn(self._sweep_soon, "memo-sweep")
         if self._is_over and time.monotonic() > self._evict_at:

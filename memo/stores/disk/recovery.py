@@ -18,7 +18,7 @@ from memo.errors import TierError
 from memo.runtime import events, private_files
 
 Row = tuple[int, int, int, str, str]
-"""Of the journal: number, time in nanoseconds, whether it is due, turns, note."""
+"""A row of the journal: number, time in nanoseconds, whether it is due, turns, note."""
 EVERYTHING = '[["n",[],true]]'
 """The turns of the whole namespace."""
 ANYWHERE = '{"reason":"the journal was lost","to":["*"]}'

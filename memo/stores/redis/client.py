@@ -687,7 +687,7 @@ class Client:
 
 
 class _Here:
-    """All of a port that asking from a thread needs."""
+    """The part of a port that a request from a thread needs."""
 
     native = False
 

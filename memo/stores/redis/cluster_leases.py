@@ -132,7 +132,7 @@ class RedisLeases:
         self._adopt()
 
     def _adopt(self) -> None:
-        """Do so in a thread, which no cancelled task and no ending loop takes along."""
+        """Give orphans back in a thread, which outlives a cancelled task and a loop that ends."""
         if not self.orphans:
             return
         thread = threading.Thread(target=self._give_back, args=(self._closing,), name="memo-undo")

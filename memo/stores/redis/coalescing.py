@@ -71,7 +71,7 @@ class Batch:
         return len(self._places) >= COUNT or self.size >= SIZE
 
     def exchange(self, seconds: float) -> Exchange:
-        """All of it, to be sent."""
+        """The exchange that sends the whole batch."""
         return Exchange(packed(self._places), len(self._places), seconds)
 
     def hand_out(self, replies: list[Any], explain: Callable[[Exception], Failure]) -> bool:

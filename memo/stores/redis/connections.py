@@ -1026,7 +1026,7 @@ class _Gathered:
 
 
 _live: set[Loop] = set()
-"""Those with connections: they are closed, never just collected, however they were forgotten."""
+"""The loops with connections: these are closed explicitly, never left to the collector."""
 
 
 # --- what went wrong -----------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class Listener:
     # --- for invalidations -----------------------------------------------------------------------
 
     def hear(self, groups: Iterable[str]) -> None:
-        """These groups have changed."""
+        """Note that these groups have changed."""
         with self._lock:
             count = self.count + 1
             for group in groups:
