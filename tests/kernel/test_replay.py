@@ -160,7 +160,7 @@ def test_joining_threads_are_shown_it(capsys: pytest.CaptureFixture[str]) -> Non
     def f(x: int) -> int:
         print("computing")
         inside.set()
-        assert go.wait(5)
+        assert go.wait(60)
         return x
 
     threads = [threading.Thread(target=f, args=(1,)) for _ in range(3)]

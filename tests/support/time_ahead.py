@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.ports import drain_blocking
 
 _WALL_NS, _BOOT_NS, _MONOTONIC = time.time_ns, SYSTEM.boot_ns, time.monotonic
+_STUCK = 30.0
 
 
 class Ahead(Clock):
@@ -36,7 +38,8 @@ class Ahead(Clock):
         return _MONOTONIC() + self._passed
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` go by, on every reading."""
+        """Let `seconds` go by, on every reading, when no work in the background has a deadline."""
+        assert drain_blocking(_STUCK), "work in the background does not end"
         self._passed += seconds
 
     def step(self, seconds: float) -> None:
