@@ -72,8 +72,11 @@ def test_every_block_runs(
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType(f"page_{page.stem.lower()}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    with asyncio.Runner() as runner:
-        runner.run(run(page, module, f"127.0.0.1:{redis_server.port}"))
+    try:
+        with asyncio.Runner() as runner:
+            runner.run(run(page, module, f"127.0.0.1:{redis_server.port}"))
+    finally:
+        vars(module).clear()  # its functions would be there for later tests
 
 
 @pytest.mark.frameworks
