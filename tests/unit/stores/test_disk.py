@@ -23,7 +23,7 @@ from waiting import until
 from memo.errors import TierError
 from memo.records import codec
 from memo.runtime.clock import SECOND, Clock
-from memo.runtime.ports import native
+from memo.runtime.ports import drain_blocking, native
 from memo.stores.disk import disk_tier as disk_module
 from memo.stores.disk import home, sqlite_file
 from memo.stores.disk.disk_tier import INLINE, Disk
@@ -414,6 +414,7 @@ def test_room_is_made_for_what_is_big(directory, host):
     put(disk, "big", payload=payload(os.urandom(5 * MIB)))
     assert blocking(disk.health)["bytes"] <= 8 * MIB
     assert get(disk, "n39")
+    assert drain_blocking(20)  # a sweep that runs late would open it again
     disk.close()
 
 
@@ -427,6 +428,7 @@ def test_what_has_expired_goes_first(directory, host, ahead):
     put(disk, "new", payload=payload(os.urandom(2 * MIB)))
     assert get(disk, "old")
     assert get(disk, "new")
+    assert drain_blocking(20)  # a sweep that runs late would open it again
     disk.close()
 
 
