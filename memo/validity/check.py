@@ -11,7 +11,6 @@ it is now, and the present.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any, cast
@@ -200,16 +199,17 @@ def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
 # --- age -----------------------------------------------------------------------------------------
 
 
-def _judge_expired(verdict: Verdict, policy: Policy, at: int) -> Verdict:
+def _judge_expired(verdict: Verdict, policy: Policy, clock: Clock, at: int) -> Verdict:
     """The verdict on an entry that was let expire before its ttl was over.
 
     Args:
         verdict: what it would be otherwise.
+        clock: reads the present.
         at: when it was let expire, in nanoseconds since the epoch.
     """
     if verdict.kind == MISS:
         return verdict
-    past = max(0, time.time_ns() - at)
+    past = max(0, clock.wall_ns() - at)
     if past < policy.stale_while_revalidate * SECOND:
         return Verdict(STALE, EXPIRED)
     return Verdict(MISS, EXPIRED, fallback=past < policy.stale_if_error * SECOND)
@@ -249,7 +249,7 @@ def judge(
         expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
     """
     if expired is not None:
-        return _judge_expired(judge(times, policy, clock, live_ttl), policy, expired)
+        return _judge_expired(judge(times, policy, clock, live_ttl), policy, clock, expired)
     if policy.max_age is not None:
         old = age(times, clock)
         if old is None or old >= policy.max_age * SECOND:

@@ -67,6 +67,23 @@ def test_clock_lets_entries_expire() -> None:
         assert runs == [1, 1]
 
 
+def test_clock_ends_the_window_of_what_was_let_expire() -> None:
+    """After `expire()`, a stale window is over when the test's clock has left it."""
+    runs = []
+
+    @memo.cache(ttl=None, stale_while_revalidate=60)
+    def load() -> int:
+        runs.append(1)
+        return len(runs)
+
+    clock = ManualClock()
+    with isolated(clock=clock):
+        load()
+        load.expire()
+        clock.advance(120)
+        assert load() == 2, "not the stale value"
+
+
 def test_step_of_the_wall_clock_is_no_time() -> None:
     """Setting the wall clock, forward or back, ages nothing (I9)."""
     double, runs = counted()
