@@ -313,12 +313,18 @@ def test_what_was_used_after_a_change_is_not_asked(way: Way, place: str) -> None
 def test_what_was_used_together_is_asked_together(place: str) -> None:
     """Loads that an async function gathered are asked at the same time, not one after the other."""
     under_way: list[int] = [0, 0]
+    all_there = asyncio.Event()
 
     @memo.cache(ttl=None, version="1", cutoff=True)
     async def load(x: int) -> int:
         under_way[0] += 1
         under_way[1] = max(under_way)
-        await asyncio.sleep(0.01)
+        if under_way[0] == 20:
+            all_there.set()
+        if x < 20:
+            await asyncio.wait_for(all_there.wait(), 10)
+        else:
+            await asyncio.sleep(0.01)
         under_way[0] -= 1
         return x
 
@@ -336,6 +342,7 @@ def test_what_was_used_together_is_asked_together(place: str) -> None:
         assert await outer() == total
         load.invalidate()
         under_way[1] = 0
+        all_there.clear()
         assert await outer() == total
 
     asyncio.run(main(together, 190))

@@ -346,22 +346,24 @@ def test_a_lease_ends_with_its_computation(style: Style, redis_server: RedisServ
     assert not leases.HELD
 
 
-@pytest.mark.usefixtures("brief_leases")
-async def test_renewed_while_the_loop_is_blocked(redis_server: RedisServer) -> None:
+async def test_renewed_while_the_loop_is_blocked(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A function that blocks its event loop keeps its lease: a thread renews it."""
+    monkeypatch.setattr(leases, "LEASE", 1.0)
 
     @memo.cache(use_lock=True)
     async def load() -> list[Any]:
         name = redis_server.client().keys("memo:2:l:*")[0]
         found = []
-        for _ in range(8):
+        for _ in range(15):
             time.sleep(0.1)
             found.append(redis_server.client().get(name))
         await asyncio.sleep(0)
         return found
 
-    with memo.configure(redis_url=redis_server.url):
-        memo.decorators.assembly.default_chain().tiers[1].leases.lives = b"300"  # type: ignore[attr-defined]
+    with memo.configure(redis_url=redis_server.url, deadline=5):
+        memo.decorators.assembly.default_chain().tiers[1].leases.lives = b"1000"  # type: ignore[attr-defined]
         found = await load()
         memo.decorators.assembly.reset()
     assert len(set(found)) == 1

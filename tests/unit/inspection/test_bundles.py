@@ -71,9 +71,10 @@ def test_imported_entries_answer(way: Way, place: str, exported: Path) -> None:
 
 def test_a_function_that_is_named_twice_is_exported_once(tmp_path: Path) -> None:
     """By itself and by its name, or by two names, its entries are in the bundle once."""
-    load = cache(name="shop:load")(body)
+    load = cache(name="twice:named_twice")(body)
     load(1), load(2)
-    made = memo.export_bundle(tmp_path / "twice.memo", [load, "load", "shop:load"], key=KEY)
+    names = [load, "named_twice", "twice:named_twice"]
+    made = memo.export_bundle(tmp_path / "twice.memo", names, key=KEY)
     assert (made.entries, made.functions) == (2, 1)
     assert len(memo.import_bundle(made.path, key=KEY).stored) == 2
 
