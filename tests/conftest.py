@@ -20,8 +20,9 @@ from ways import place, site, way, where  # noqa: F401 - fixtures of every test
 settings.register_profile("memo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("memo")  # a busy machine is no fault of a test
 
-GRACE = 30.0
-"""Seconds that threads and descriptors may take to go away after a test."""
+GRACE = float(os.environ.get("MEMO_TEST_GRACE", "30"))
+"""Seconds that threads and descriptors may take to go away after a test; less in a pytest that is
+started to fail, whose report of the failure holds them."""
 _MEMO_ENVIRONMENT = "MEMO_"
 _POOLED = ("memo-background", "memo-offload", "memo-portal")
 """Threads that stay by design, idle: those of the pools (for 10 s) and of the portal."""
