@@ -118,11 +118,16 @@ class Database:
         self._place: tuple[int, ...] = ()
         self.is_open = False
 
+    def _closed(self) -> TierError:
+        """The error of a use that finds it closed; at the end of the process that is no news."""
+        text = f"{self.path.name}: closed while it was used"
+        return TierUnavailable(text, told=True) if _ending else TierError(text)
+
     @property
     def reader(self) -> sqlite3.Connection:
         """The connection to read; `open` first, then take `reading`."""
         if self._reader is None:
-            raise TierError(f"{self.path.name}: closed while it was used")
+            raise self._closed()
         return self._reader
 
     @property
@@ -132,7 +137,7 @@ class Database:
         Under `reading`, until its row was fetched.
         """
         if self._look is None:
-            raise TierError(f"{self.path.name}: closed while it was used")
+            raise self._closed()
         return self._look
 
     @property
@@ -141,7 +146,7 @@ class Database:
         if self.read_only and self._reader is not None:
             raise TierUnavailable(f"{self.path.name}: read-only", told=True)
         if self._writer is None:
-            raise TierError(f"{self.path.name}: closed while it was used")
+            raise self._closed()
         return self._writer
 
     def open(self, *, read_only: bool = False) -> None:
@@ -484,7 +489,13 @@ def _after_fork_in_child() -> None:
     _forking.clear()
 
 
+_ending = False
+"""The process ends: threads that are still at work find their database closed."""
+
+
 def _at_exit() -> None:
+    global _ending
+    _ending = True
     for database in tuple(_databases):
         database.close()
 

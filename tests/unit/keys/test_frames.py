@@ -992,7 +992,7 @@ def told(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
         return "frame", described(value)
     if isinstance(value, dict):
-        return "dict", {(type(key), key): told(part) for key, part in value.items()}
+        return "dict", [(type(key), key, told(part)) for key, part in value.items()]
     if isinstance(value, list | tuple):
         return type(value), [told(part) for part in value]
     return type(value), value
