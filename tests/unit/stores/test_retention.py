@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +10,55 @@ import pytest
 from deployments import until
 from ports import blocking
 from redis_server import RedisServer
-from time_ahead import Ahead
 
 import memo
 from memo.decorators.assembly import default_chain
 from memo.errors import SettingError
+from memo.runtime.clock import SECOND, SYSTEM, Clock
 
 DAY = 86_400
+
+
+class Ahead(Clock):
+    """A clock that can be set."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def wall_ns(self) -> int:
+        return time.time_ns() + self.seconds * SECOND
+
+    def boot_ns(self) -> int:
+        return time.monotonic_ns() + self.seconds * SECOND
+
+    boot_id = bytes(16)
 
 
 def load(version: str) -> memo.CachedFunction:
     return memo.cache(lambda x: x, name="kept", ttl=None, version=version)
 
 
-def test_what_was_replaced_long_ago_goes_from_the_disk(tmp_path: Path, ahead: Ahead) -> None:
+def test_what_was_replaced_long_ago_goes_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Entries of replaced code go after `retention`, those of present code never."""
+    clock = Ahead()
     with memo.configure(directory=tmp_path / "cache", retention="10d", memory_limit=0):
         disk = default_chain().tiers[-1]
+        monkeypatch.setattr(SYSTEM, "wall_ns", clock.wall_ns)
         for x in range(5):
             load("1")(x)
-        ahead.advance(100 * DAY)
+        clock.seconds = 100 * DAY
         blocking(disk.sweep)
         assert load("1").is_cached(0)
         load("2")(0)
-        ahead.advance(9 * DAY)
+        clock.seconds += 9 * DAY
         load("2")(1)
         blocking(disk.sweep)
         assert load("1").is_cached(0)
-        ahead.advance(2 * DAY)
-
-        def gone() -> bool:
-            blocking(disk.sweep)  # which leaves it to one that is under way
-            return not any(load("1").is_cached(x) for x in range(5))
-
-        until(gone)
+        clock.seconds += 2 * DAY
+        blocking(disk.sweep)
+        assert not any(load("1").is_cached(x) for x in range(5))
         assert load("2").is_cached(0)
         assert load("2").is_cached(1)
 
@@ -72,7 +88,7 @@ def test_what_is_used_lives_on_in_redis(
         load("1")(1)
         assert not any(client.ttl(name) > 3 * DAY for name in records)
         default_chain().clock = clock = Ahead()
-        clock.advance(7 * DAY)
+        clock.seconds = 7 * DAY
         load("1")(1)
         until(lambda: sorted(client.ttl(name) > 9 * DAY for name in records) == [False, True])
         until(lambda: all(client.ttl(name) > 9 * DAY for name in groups))
