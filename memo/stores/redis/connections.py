@@ -124,31 +124,34 @@ def _sentinels(family: Any, address: Address, options: dict[str, Any], given: An
     return group.master_for(address.service)
 
 
-class _ThreadSentinels(redis.sentinel.Sentinel):
-    """Sentinels, each of which stays known.
+@contextlib.contextmanager
+def _list_of_its_own(group: T) -> Iterator[T]:
+    """A copy of a group of Sentinels, whose order is that of the group afterwards.
 
     redis-py moves the Sentinel that answered to the front of its list.  Two callers that do so at
-    the same time leave one Sentinel there twice and another not at all, so here each has a list of
-    its own.
+    the same time leave one Sentinel there twice and another not at all.
     """
+    known: Any = group
+    mine: Any = copy.copy(group)
+    mine.sentinels = list(known.sentinels)
+    yield mine
+    known.sentinels = mine.sentinels
+
+
+class _ThreadSentinels(redis.sentinel.Sentinel):
+    """Sentinels for threads, each of which stays known."""
 
     def discover_master(self, service_name: str) -> Any:
-        mine = copy.copy(self)
-        mine.sentinels = list(self.sentinels)
-        found = super(_ThreadSentinels, mine).discover_master(service_name)  # type: ignore[no-untyped-call]
-        self.sentinels = mine.sentinels
-        return found
+        with _list_of_its_own(self) as mine:
+            return super(_ThreadSentinels, mine).discover_master(service_name)  # type: ignore[no-untyped-call]
 
 
 class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
-    """As `_ThreadSentinels`."""
+    """Sentinels for an event loop, each of which stays known."""
 
     async def discover_master(self, service_name: str) -> Any:
-        mine = copy.copy(self)
-        mine.sentinels = list(self.sentinels)
-        found = await super(_LoopSentinels, mine).discover_master(service_name)
-        self.sentinels = mine.sentinels
-        return found
+        with _list_of_its_own(self) as mine:
+            return await super(_LoopSentinels, mine).discover_master(service_name)
 
 
 Route = Any
