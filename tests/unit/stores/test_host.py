@@ -14,11 +14,11 @@ from contextlib import closing
 import pytest
 from ports import blocking, looping, run, start
 from sqlite_damage import damage_file
+from time_ahead import Ahead
 from waiting import until
 
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Ref, State
-from memo.runtime.clock import SECOND, Clock
 from memo.runtime.ports import BLOCKING, drive
 from memo.stores.disk import file_locks, home, host_database, host_state, sqlite_file
 from memo.stores.disk.host_state import Host
@@ -280,13 +280,6 @@ def test_several_refs_of_one_group_learn_together(host):
 # --- journal -------------------------------------------------------------------------------------
 
 
-class Moved(Clock):
-    """A wall clock that is some seconds off."""
-
-    def __init__(self, offset: float = 0.0) -> None:
-        self.wall_ns = lambda: time.time_ns() + int(offset * SECOND)
-
-
 def test_a_journalled_invalidation_turns_the_host_too(host, second):
     """`add` turns the host's generations, for all its processes, before anything is sent."""
     (before,) = begin(host, CALL)
@@ -315,7 +308,9 @@ def test_a_row_is_due_when_it_failed_and_gone_when_it_is_done(host, second):
 def test_a_row_whose_maker_died_is_due_after_five_seconds(host, directory, offset):
     """An unfinished row is due after 5 s, also when the wall clock was set back."""
     host.journal.add([Turn(F)], "")
-    later = Host(directory, Moved(offset))
+    clock = Ahead()
+    clock.step(offset)
+    later = Host(directory, clock)
     assert later.journal.due()
     assert len(later.journal.rows()) == 1
     later.close()
@@ -332,7 +327,9 @@ def test_the_journal_survives_a_kill(directory):
         output, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL
     text, row = output.split()
-    host = Host(directory, Moved(10))
+    clock = Ahead()
+    clock.step(10)
+    host = Host(directory, clock)
     assert host.journal.rows() == [(int(row), [Turn(F, (EU,))], "note")]
     assert host.generations.read([CALL])[0].text != text
     host.close()
@@ -745,16 +742,6 @@ def test_patience_is_what_is_promised():
 # --- groups die ----------------------------------------------------------------------------------
 
 
-class Ahead(Clock):
-    """A clock that can be set."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def wall_ns(self) -> int:
-        return time.time_ns() + int(self.seconds * SECOND)
-
-
 def swept(host):
     return drive(host.generations.sweep(BLOCKING))
 
@@ -776,15 +763,15 @@ def test_a_group_is_forgotten_when_no_entry_can_name_it(directory):
     drive(host.generations.outlive(BLOCKING, ["p:week"], 7 * 86400))
     turn(host, Turn(gone.group))
     assert other.generations.read([week, tag]) == before
-    clock.seconds = 3600
+    clock.step(3600)
     assert swept(host) == 1
     assert begin(other, week, tag) == before
-    clock.seconds += 2 * 86400
+    clock.step(2 * 86400)
     assert swept(host) == 1
     assert other.generations.read([week, tag]) == [before[0], LOST]
     assert all(names == {"p:week"} for names in names_of(directory).values())
     assert begin(other, tag) != before[1:]
-    clock.seconds += 10 * 86400
+    clock.step(10 * 86400)
     assert swept(other) == 2
     assert host.generations.read([week, tag]) == [LOST, LOST]
     host.close()
@@ -797,7 +784,7 @@ def test_what_has_no_ttl_keeps_its_groups(directory):
     host = Host(directory, clock)
     before = begin(host, Ref("f:forever"))
     drive(host.generations.outlive(BLOCKING, ["f:forever"], None))
-    clock.seconds = 1000 * 86400
+    clock.step(1000 * 86400)
     assert swept(host) == 0
     assert host.generations.read([Ref("f:forever")]) == before
     host.close()
@@ -825,7 +812,7 @@ def test_a_swept_group_is_not_learned_from_an_older_answer(directory):
     refs = [Ref("f:x")]
     before = host.generations.read(refs)
     turn(host, Turn("f:x"))
-    clock.seconds = 3600
+    clock.step(3600)
     swept(host)
     host.generations.learn(refs, before, [State("an older token", "")])
     assert host.generations.read(refs) == [LOST]
@@ -837,7 +824,7 @@ def test_an_invalidation_on_its_way_is_not_swept(directory):
     clock = Ahead()
     host = Host(directory, clock)
     row = host.journal.add([Turn("p:x")], "{}")
-    clock.seconds = 86400
+    clock.step(86400)
     assert swept(host) == 0
     host.journal.done(row)
     assert swept(host) == 1
@@ -850,7 +837,7 @@ def test_many_dead_groups_go_in_small_transactions(directory, monkeypatch):
     host = Host(directory, clock)
     for at in range(0, 1200, 100):
         begin(host, *(Ref(f"t:{n}") for n in range(at, at + 100)))
-    clock.seconds = 3 * 86400
+    clock.step(3 * 86400)
     held = []
     forget = host_state.forget
     monkeypatch.setattr(

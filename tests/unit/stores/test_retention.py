@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,14 @@ import pytest
 from deployments import until
 from ports import blocking
 from redis_server import RedisServer
+from time_ahead import Ahead
 
 import memo
 from memo.decorators.assembly import default_chain
 from memo.errors import SettingError
-from memo.runtime.clock import SECOND, SYSTEM, Clock
+from memo.runtime.clock import SYSTEM
 
 DAY = 86_400
-
-
-class Ahead(Clock):
-    """A clock that can be set."""
-
-    def __init__(self) -> None:
-        self.seconds = 0
-
-    def wall_ns(self) -> int:
-        return time.time_ns() + self.seconds * SECOND
-
-    def boot_ns(self) -> int:
-        return time.monotonic_ns() + self.seconds * SECOND
-
-    boot_id = bytes(16)
 
 
 def load(version: str) -> memo.CachedFunction:
@@ -48,15 +33,15 @@ def test_what_was_replaced_long_ago_goes_from_the_disk(
         monkeypatch.setattr(SYSTEM, "wall_ns", clock.wall_ns)
         for x in range(5):
             load("1")(x)
-        clock.seconds = 100 * DAY
+        clock.step(100 * DAY)
         blocking(disk.sweep)
         assert load("1").is_cached(0)
         load("2")(0)
-        clock.seconds += 9 * DAY
+        clock.step(9 * DAY)
         load("2")(1)
         blocking(disk.sweep)
         assert load("1").is_cached(0)
-        clock.seconds += 2 * DAY
+        clock.step(2 * DAY)
         blocking(disk.sweep)
         assert not any(load("1").is_cached(x) for x in range(5))
         assert load("2").is_cached(0)
@@ -88,7 +73,7 @@ def test_what_is_used_lives_on_in_redis(
         load("1")(1)
         assert not any(client.ttl(name) > 3 * DAY for name in records)
         default_chain().clock = clock = Ahead()
-        clock.seconds = 7 * DAY
+        clock.advance(7 * DAY)
         load("1")(1)
         until(lambda: sorted(client.ttl(name) > 9 * DAY for name in records) == [False, True])
         until(lambda: all(client.ttl(name) > 9 * DAY for name in groups))
