@@ -18,11 +18,11 @@ import pytest
 from ports import RUNNERS, blocking, start
 from ports import run as run_process
 from sqlite_damage import damage_file
+from time_ahead import Ahead
 from waiting import until
 
 from memo.errors import TierError
 from memo.records import codec
-from memo.runtime.clock import SECOND, Clock
 from memo.runtime.ports import native
 from memo.stores.disk import disk_tier as disk_module
 from memo.stores.disk import home, sqlite_file
@@ -219,16 +219,12 @@ def test_the_identity_of_a_payload_names_its_bytes(disk):
 
 def test_an_entry_expires_with_its_lifetime(directory, host):
     """An entry is there until its lifetime has passed; one without stays."""
-
-    class Later(Clock):
-        wall_ns = staticmethod(lambda: time.time_ns() + offset * SECOND)
-
-    offset = 0
-    disk = Disk(directory, MIB, host, Later())
+    clock = Ahead()
+    disk = Disk(directory, MIB, host, clock)
     put(disk, "a", lifetime=100)
     put(disk, "b")
     assert get(disk, "a")
-    offset = 101
+    clock.step(101)
     assert get(disk, "a") is None
     assert get(disk, "b")
     disk.close()
@@ -236,22 +232,17 @@ def test_an_entry_expires_with_its_lifetime(directory, host):
 
 def test_at_hand_is_what_a_look_up_finds(directory, host):
     """A small record that lies in the index, until it expires or goes; of the rest nothing."""
-    offset = 0
-
-    class Later(Clock):
-        def wall_ns(self):
-            return time.time_ns() + offset * SECOND
-
-    disk = Disk(directory, MIB, host, Later())
+    clock = Ahead()
+    disk = Disk(directory, MIB, host, clock)
     assert disk.at_hand("a") is None, "nothing is open yet"
     put(disk, "a", b"record", lifetime=100)
     put(disk, "payload", b"record", payload(bytes(100_000)))
     put(disk, "big", os.urandom(INLINE + 1))
     assert disk.at_hand("a") == b"record"
     assert [disk.at_hand(name) for name in ("b", "payload", "big")] == [None] * 3
-    offset = 101
+    clock.step(101)
     assert disk.at_hand("a") is None
-    offset = 0
+    clock.step(-101)
     put(disk, "a", b"another")
     assert disk.at_hand("a") == b"another"
     blocking(lambda port: disk.drop(port, "a"))
