@@ -252,12 +252,24 @@ class CachedFunction(Generic[P, R]):
             )
         return made
 
+    # Which of them fits is told by the call that the function takes: a class method's begins with
+    # the class, a method's with the instance, and a static method's with neither.
+    @overload
+    def __get__(  # type: ignore[misc]  # not every cached function takes a class
+        self: Callable[Concatenate[type[S], Q], T], instance: None, owner: type[S]
+    ) -> BoundFunction[Q, T]: ...
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(
-        self: CachedFunction[Concatenate[S, Q], T], instance: S, owner: type | None = None
+    def __get__(  # type: ignore[misc]
+        self: Callable[Concatenate[type[S], Q], T], instance: S, owner: type[S] | None = None
     ) -> BoundFunction[Q, T]: ...
+    @overload
+    def __get__(
+        self: Callable[Concatenate[S, Q], T], instance: S, owner: type | None = None
+    ) -> BoundFunction[Q, T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Self: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if self.of_class:
             return BoundFunction(self, owner or type(instance))
@@ -755,7 +767,20 @@ def _asyncio_marker() -> object:
     return getattr(coroutines, "_is_coroutine", None)
 
 
-class BoundFunction(Generic[P, R]):
+if TYPE_CHECKING:
+
+    class _Helpers(CachedFunction[P, R]):
+        """The helpers of a bound function, which its `__getattr__` gives it."""
+
+        def __get__(  # type: ignore[override]  # it is bound already
+            self, instance: object, owner: type | None = None
+        ) -> Self: ...
+
+else:
+    _Helpers = Generic
+
+
+class BoundFunction(_Helpers[P, R]):
     """A cached function as a method of an instance, whose state is part of its keys."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
@@ -784,7 +809,8 @@ class BoundFunction(Generic[P, R]):
             at_the_call(error)
             raise
 
-    def __getattr__(self, name: str) -> Any:
+    def _attribute(self, name: str) -> Any:
+        """Give an attribute of the cached function; a helper, bound to the object."""
         if name == "__signature__":
             return without(inspect.signature(self.__func__.__wrapped__), 0)
         if name == "using":
@@ -801,6 +827,9 @@ class BoundFunction(Generic[P, R]):
             made.__doc__ = found.__doc__
             return made
         return found
+
+    if not TYPE_CHECKING:  # a misspelt one is refused
+        __getattr__ = _attribute
 
     def _like(self, made: Any, found: Any, at: int = 0) -> Any:
         """A helper bound to the object, with the function's signature without `self`."""

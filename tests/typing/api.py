@@ -12,6 +12,7 @@ from typing import Any, assert_type
 
 import memo
 from memo import Invalidation, cache, invalidate_cache
+from memo.engine.explaining import Explanation
 
 
 @cache
@@ -48,9 +49,43 @@ class Service:
     def static(x: int) -> str:
         return ""
 
+    @cache
+    @staticmethod
+    def cached_static(x: int) -> str:
+        return ""
+
+    @staticmethod
+    @cache
+    async def async_static() -> str:
+        return ""
+
+    @classmethod
+    @cache
+    def of_class(cls, x: int, *, y: str = "a") -> str:
+        return ""
+
+    @cache(ttl=5)
+    @classmethod
+    def cached_of_class(cls, x: int) -> str:
+        return ""
+
+    @classmethod
+    @cache(ttl=5)
+    async def async_of_class(cls, x: int) -> bytes:
+        return b""
+
     @invalidate_cache(key_prefix="p")
     async def update(self, x: int) -> bool:
         return True
+
+
+class Derived(Service):
+    pass
+
+
+@invalidate_cache(functions=[Service.of_class, Service.method], match=["x"])
+def update_classes(x: int) -> bool:
+    return True
 
 
 @invalidate_cache(functions=[called], match=["x"])
@@ -65,6 +100,47 @@ def calls() -> None:
     assert_type(Service.static(1), str)
     assert_type(Service().method(1), str)
     assert_type(update(1), bool)
+
+
+def methods() -> None:
+    assert_type(Service.of_class(1), str)
+    assert_type(Service.of_class(1, y="b"), str)
+    assert_type(Service().of_class(x=1), str)
+    assert_type(Derived.of_class(1), str)
+    assert_type(Service.cached_of_class(1), str)
+    assert_type(Service().cached_of_class(1), str)
+    assert_type(Service().static(1), str)
+    assert_type(Service().static(x=1), str)
+    assert_type(Service.cached_static(1), str)
+    assert_type(Service().cached_static(1), str)
+    assert_type(Service.method(Service(), 1), str)
+    assert_type(Service.of_class.invalidate(x=1), Invalidation)
+    assert_type(Service().of_class.expire(), Invalidation)
+    assert_type(Service.of_class.key(1), str)
+    assert_type(Service.cached_of_class.is_cached(1), bool)
+    assert_type(Service.of_class.explain(1), Explanation)
+    assert_type(memo.explain(Service.of_class, 1), Explanation)
+    assert_type(Service().method.invalidate(1), Invalidation)
+    assert_type(Service().method.explain(1), Explanation)
+    assert_type(Service().method.using(max_age="1m")(1), str)
+    assert_type(Service().static.invalidate(1), Invalidation)
+    assert_type(Service().cached_static.explain(1), Explanation)
+    assert_type(Service.of_class.function_id, str)
+
+
+def refused_methods() -> None:
+    Service.of_class("x")  # type: ignore[arg-type]
+    Service.of_class()  # type: ignore[call-arg]
+    Service().of_class(1, z=2)  # type: ignore[call-arg]
+    Service.cached_of_class("x")  # type: ignore[arg-type]
+    Service().cached_of_class("x")  # type: ignore[arg-type]
+    Service().static("x")  # type: ignore[arg-type]
+    Service().static()  # type: ignore[call-arg]
+    Service().cached_static("x")  # type: ignore[arg-type]
+    Service.of_class.key("x")  # type: ignore[arg-type]
+    Service().method.refresh("x")  # type: ignore[arg-type]
+    Service.method(1)  # type: ignore[call-arg, arg-type]
+    Service().method.invalidaet()  # type: ignore[attr-defined]
 
 
 def refused() -> None:
@@ -86,6 +162,11 @@ async def awaited() -> None:
     assert_type(await called_async(1), dict[str, int])
     assert_type(await Service().async_method(1), bytes)
     assert_type(await Service().update(1), bool)
+    assert_type(await Service.async_of_class(1), bytes)
+    assert_type(await Service().async_of_class(1), bytes)
+    assert_type(await Service().async_static(), str)
+    assert_type(await Service.async_of_class.ainvalidate(1), Invalidation)
+    await Service.async_of_class("x")  # type: ignore[arg-type]
     await bare_async("1")  # type: ignore[arg-type]
     await bare(1)  # type: ignore[misc]
 
