@@ -13,7 +13,7 @@ which entry a call has, `stores` keeps entries in tiers, `validity` says whether
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memo.decorators.assembly import CacheFallbackFactory, stats_directory
 from memo.decorators.cached_function import cache, explain, functions
@@ -38,6 +38,7 @@ from memo.metrics.fault_log import listen as _log_faults
 from memo.metrics.recorder import install as _install
 from memo.metrics.recorder import stats
 from memo.runtime import VERSION
+from memo.runtime import later as _later
 from memo.runtime.events import Event, on_event
 from memo.runtime.ports import drain
 from memo.settings.configuration import configure
@@ -143,14 +144,8 @@ _LATER = {
 """Public names that few programs use, and the modules that are imported at their first use."""
 
 
-def __getattr__(name: str) -> Any:
-    module = _LATER.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    found = globals()[name] = getattr(importlib.import_module(module), name)
-    return found
+if not TYPE_CHECKING:  # which refuses a misspelt name
+    __getattr__ = _later(__name__, _LATER)
 
 
 def _explain() -> None:

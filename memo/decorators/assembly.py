@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from memo import runtime
+from memo import runtime, stores
 from memo.errors import OptionError, SettingError, lacks_resources
 from memo.runtime import events
 from memo.runtime.port import Port
 from memo.settings import configuration, options, secret_keys
 from memo.settings.checks import TRACKING, TRUST_DISK
+from memo.settings.configuration import Settings
 from memo.settings.live_values import live
 from memo.settings.modes import OFF, Mode
 from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, Tier
@@ -20,18 +21,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from memo.keys.fingerprint.source_history import Manifests
-    from memo.settings.configuration import Settings
-    from memo.stores.chain import Chain
     from memo.stores.disk.host_state import Host
 
 _SHARE, _COPIED = 8, 2 << 20
 """Largest payload of a memory tier that has a tier behind it: as a part of its budget, and in
 bytes.  Above it, mapping a file (70 µs here) is faster than the copy that each hit gets."""
 _lock = threading.RLock()
-_chains: dict[Any, Chain] = {}
+_chains: dict[Any, stores.Chain] = {}
 _hosts: dict[Path, Host] = {}
 _manifests: dict[Path, Manifests] = {}
-_seen: tuple[int, Chain] | None = None
+_seen: tuple[int, stores.Chain] | None = None
 
 
 def enabled() -> bool:
@@ -65,7 +64,7 @@ def _settings() -> Settings | None:
         return None
 
 
-def default_chain() -> Chain:
+def default_chain() -> stores.Chain:
     """The chain that the settings describe, as they are now."""
     global _seen
     seen, revision = _seen, configuration.revision
@@ -109,7 +108,7 @@ async def _release_later(_port: Port) -> None:
     release()
 
 
-def _close(chain: Chain) -> None:
+def _close(chain: stores.Chain) -> None:
     global _unshare
     if _seen is not None and _seen[1] is chain:
         _unshare()
@@ -155,7 +154,7 @@ class CacheFallbackFactory:
     """Makes the chain that settings describe: memory, Redis where one is configured, disk."""
 
     @classmethod
-    def create(cls, settings: Settings | None = None) -> Chain:
+    def create(cls, settings: Settings | None = None) -> stores.Chain:
         """A new chain for these settings (default: those in force)."""
         from memo.stores.chain import Chain
 
@@ -243,7 +242,7 @@ def adapt(tier: Any) -> Tier:
     return Adapted(tier)
 
 
-def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
+def chain_of(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stores.Chain]:
     """A function that gives the chain for a decorator's `provider`.
 
     Raises:
@@ -264,7 +263,7 @@ def chain_of(provider: CacheProtocol | Chain | None) -> Callable[[], Chain]:
     return lambda: _settled(own)
 
 
-def _settled(chain: Chain) -> Chain:
+def _settled(chain: stores.Chain) -> stores.Chain:
     """A chain that the user made, with the namespace, the secrets and the host of the settings."""
     settings = configuration.current()
     host = host_of(settings)
@@ -345,12 +344,12 @@ def teach(function: str, found: Mapping[str, str]) -> None:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
 
 
-def _shared(chain: Chain) -> Tier | None:
+def _shared(chain: stores.Chain) -> Tier | None:
     """The tier in which a chain has the shared live configuration: Redis."""
     return next((tier for tier in chain.tiers if hasattr(tier, "publish")), None)
 
 
-def _share_live(chain: Chain) -> None:
+def _share_live(chain: stores.Chain) -> None:
     """Let the live configuration look into this chain's Redis, if it has one."""
     global _unshare
     _unshare()
@@ -375,7 +374,7 @@ _unshare: Callable[[], None] = live.attach(None, _publish)
 configuration.ended = release
 
 
-def chains() -> list[Chain]:
+def chains() -> list[stores.Chain]:
     """The default chain, and every other that the settings have called for so far."""
     return list({id(chain): chain for chain in (default_chain(), *_chains.values())}.values())
 

@@ -21,7 +21,6 @@ from contextvars import ContextVar
 from typing import (
     TYPE_CHECKING,
     Any,
-    ClassVar,
     Concatenate,
     Generic,
     ParamSpec,
@@ -33,7 +32,7 @@ from typing import (
     overload,
 )
 
-from memo import engine
+from memo import engine, metrics, stores
 from memo.decorators import assembly, classmethods
 from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
 from memo.engine import replay
@@ -57,7 +56,7 @@ from memo.metrics.recorder import COUNTERS, cache_info
 from memo.records import codec
 from memo.runtime.ports import BLOCKING, Blocking, drive, native, run_elsewhere
 from memo.runtime.reasons import DISABLED
-from memo.settings import configuration, modes, options
+from memo.settings import configuration, durations, modes, options
 from memo.settings.modes import Mode
 from memo.settings.options import Policy
 from memo.stores.protocols import CacheProtocol
@@ -65,13 +64,7 @@ from memo.validity.dependencies import Dependencies, File
 from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
-    from datetime import timedelta
     from typing import TypedDict, Unpack
-
-    from memo.engine.explaining import Explanation
-    from memo.engine.invalidating import Invalidation
-    from memo.metrics.snapshots import CacheInfo
-    from memo.stores.chain import Chain
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -82,9 +75,9 @@ T = TypeVar("T")
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
 MISSING: Any = NotGiven("<its own>")
 _numbers = itertools.count()
-Ttl: TypeAlias = "float | timedelta | str | Callable[[Any], Any] | None"
+Ttl: TypeAlias = "float | durations.timedelta | str | Callable[[Any], Any] | None"
 """A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
-Span: TypeAlias = "float | timedelta | str"
+Span: TypeAlias = "float | durations.timedelta | str"
 """A length of time: seconds, a `timedelta`, or a text such as `"1h30m"`."""
 Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
 """A file, directory, glob or URL, a `memo.File`, or a callable."""
@@ -103,7 +96,7 @@ if TYPE_CHECKING:
         lock_timeout: Span | None
         refresh_ahead: bool
         refresh_threshold: float | None
-        provider: CacheProtocol | Chain | None
+        provider: CacheProtocol | stores.Chain | None
         ttl_key: str | None
         tags: Iterable[str] | Callable[..., Iterable[str]]
         depends_on: Dependency | Iterable[Dependency]
@@ -226,7 +219,7 @@ class CachedFunction(Generic[P, R]):
         self,
         *,
         mode: modes.Kind | None = None,
-        max_age: float | str | timedelta | None = None,
+        max_age: float | str | durations.timedelta | None = None,
         ttl: Ttl = MISSING,
     ) -> Self:
         """The same function with other settings for its calls, but not for calls inside them.
@@ -355,7 +348,9 @@ class CachedFunction(Generic[P, R]):
         return await native().offload(functools.partial(self.address, *args, **kwargs))
 
     @helper(partial=True, reason="")
-    def invalidate(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
+    def invalidate(
+        self, /, *args: Any, reason: str = MISSING, **kwargs: Any
+    ) -> engine.Invalidation:
         """Invalidate every entry whose arguments include the given ones; none given: all.
 
         Args:
@@ -373,12 +368,12 @@ class CachedFunction(Generic[P, R]):
     @helper(partial=True, reason="")
     async def ainvalidate(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
-    ) -> Invalidation:
+    ) -> engine.Invalidation:
         """As `invalidate`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason)
 
     @helper(partial=True, reason="")
-    def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
+    def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> engine.Invalidation:
         """Let entries expire now; arguments, answer and errors are those of `invalidate`.
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
@@ -386,7 +381,9 @@ class CachedFunction(Generic[P, R]):
         return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason, soft=True))
 
     @helper(partial=True, reason="")
-    async def aexpire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> Invalidation:
+    async def aexpire(
+        self, /, *args: Any, reason: str = MISSING, **kwargs: Any
+    ) -> engine.Invalidation:
         """As `expire`, without blocking the event loop."""
         return await self._dropped(native(), ABSENT, args, kwargs, reason, soft=True)
 
@@ -410,7 +407,7 @@ class CachedFunction(Generic[P, R]):
         reason: str,
         *,
         soft: bool = False,
-    ) -> Coroutine[Any, Any, Invalidation]:
+    ) -> Coroutine[Any, Any, engine.Invalidation]:
         """Drop entries whose arguments include the given ones, of one object or of all.
 
         Args:
@@ -431,7 +428,7 @@ class CachedFunction(Generic[P, R]):
         own: Any = ABSENT,
         soft: bool = False,
         count: bool = True,
-    ) -> Coroutine[Any, Any, Invalidation]:
+    ) -> Coroutine[Any, Any, engine.Invalidation]:
         from memo.engine import invalidating
 
         keyer = self._function.keyer
@@ -441,7 +438,7 @@ class CachedFunction(Generic[P, R]):
         async def hint(_port: Any, _found: Any) -> str:
             return keyer.mistyped(args, kwargs)
 
-        async def dropped() -> Invalidation:
+        async def dropped() -> engine.Invalidation:
             return await invalidating.invalidate(
                 native() if port is None else port,
                 [self._function.chain()],
@@ -539,7 +536,7 @@ class CachedFunction(Generic[P, R]):
         return enabled and await engine.answering.is_cached(native(), self._aged(), args, kwargs)
 
     @helper()
-    def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
+    def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> engine.Explanation:
         """Would this call hit, and if not, why?  Neither computes nor loads.
 
         Args:
@@ -552,7 +549,7 @@ class CachedFunction(Generic[P, R]):
         found = self._as_things_are(self._explained(function, args, kwargs))
         return drive(self._planned(BLOCKING, function, found, args, kwargs)) if wanted else found
 
-    def _as_things_are(self, found: Explanation) -> Explanation:
+    def _as_things_are(self, found: engine.Explanation) -> engine.Explanation:
         """The explanation, or the reason why no call is answered from the cache here and now."""
         kind = self._mode().kind
         if not assembly.enabled():
@@ -572,10 +569,10 @@ class CachedFunction(Generic[P, R]):
         self,
         port: Any,
         function: Function,
-        found: Explanation,
+        found: engine.Explanation,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-    ) -> Explanation:
+    ) -> engine.Explanation:
         from memo.engine.explaining import Planner
 
         known = {one.function_id: one._function for one in functions()}
@@ -588,13 +585,15 @@ class CachedFunction(Generic[P, R]):
 
     def _explained(
         self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Explanation:
+    ) -> engine.Explanation:
         from memo.engine import explaining
 
         return drive(explaining.explain(BLOCKING, function, assembly.manifests(), args, kwargs))
 
     @helper()
-    async def aexplain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
+    async def aexplain(
+        self, /, *args: Any, plan: bool = MISSING, **kwargs: Any
+    ) -> engine.Explanation:
         """As `explain`, without blocking the event loop."""
         from memo.engine import explaining
 
@@ -605,11 +604,11 @@ class CachedFunction(Generic[P, R]):
         found = self._as_things_are(found)
         return await self._planned(port, function, found, args, kwargs) if wanted else found
 
-    def cache_info(self) -> CacheInfo:
+    def cache_info(self) -> metrics.CacheInfo:
         """Hits, misses, maxsize (None) and currsize, as on `functools.lru_cache`."""
         return cache_info(self.function_id)
 
-    async def acache_info(self) -> CacheInfo:
+    async def acache_info(self) -> metrics.CacheInfo:
         """As `cache_info`; neither of them blocks."""
         return self.cache_info()
 
@@ -784,8 +783,9 @@ class BoundFunction(_Helpers[P, R]):
     """A cached function as a method of an instance, whose state is part of its keys."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
-    __doc__: Any = OwnDoc(__doc__)
-    _DROPS: ClassVar = {
+    __doc__ = OwnDoc(__doc__)
+    # No attribute is annotated, so that `__annotations__` is that of the function.
+    _DROPS = {  # noqa: RUF012
         "invalidate": (False, False),
         "ainvalidate": (True, False),
         "expire": (False, True),
@@ -813,9 +813,9 @@ class BoundFunction(_Helpers[P, R]):
         """Give an attribute of the cached function; a helper, bound to the object."""
         if name == "__signature__":
             return without(inspect.signature(self.__func__.__wrapped__), 0)
-        if name == "using":
-            return functools.partial(_bound_using, self)
         found = getattr(self.__func__, name)
+        if name == "using":
+            return functools.update_wrapper(functools.partial(_bound_using, self), found)
         if name in {"put", "aput"}:
             return self._like(functools.partial(self._put, found), found, 1)
         if name in self._DROPS:
@@ -824,7 +824,7 @@ class BoundFunction(_Helpers[P, R]):
             return self._like(functools.partial(found) if of_class else own, found)
         if name in self._CALLS or name in {"explain", "aexplain"}:
             made = functools.partial(found, self.__self__)
-            made.__doc__ = found.__doc__
+            made.__doc__, made.__annotations__ = found.__doc__, {}
             return made
         return found
 
@@ -916,10 +916,10 @@ def aged(function: Function, mode: Mode) -> Function:
 @overload
 def explain(
     function: CachedFunction[P, R], /, *args: P.args, **kwargs: P.kwargs
-) -> Explanation: ...
+) -> engine.Explanation: ...
 @overload
-def explain(function: str, /, *args: Any, **kwargs: Any) -> Explanation: ...
-def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
+def explain(function: str, /, *args: Any, **kwargs: Any) -> engine.Explanation: ...
+def explain(function: Any, /, *args: Any, **kwargs: Any) -> engine.Explanation:
     """Say whether a call would hit, and if not, why; as `function.explain(...)` does.
 
     Args:
@@ -936,7 +936,7 @@ def explain(function: Any, /, *args: Any, **kwargs: Any) -> Explanation:
     if not hasattr(function, "explain"):
         fix = "is not cached; give a function that @cache decorates, or its name."
         raise OptionError("function", function, fix)
-    found: Explanation = function.explain(*args, **kwargs)
+    found: engine.Explanation = function.explain(*args, **kwargs)
     return found
 
 
@@ -1131,7 +1131,7 @@ def cache(
     lock_timeout: Span | None = 30,
     refresh_ahead: bool = False,
     refresh_threshold: float | None = None,
-    provider: CacheProtocol | Chain | None = None,
+    provider: CacheProtocol | stores.Chain | None = None,
     ttl_key: str | None = None,
     *,
     tags: Iterable[str] | Callable[..., Iterable[str]] = (),

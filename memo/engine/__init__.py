@@ -10,15 +10,20 @@ that only decorates functions does not need it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from memo.runtime import later
 
 if TYPE_CHECKING:
     from memo.engine import answering as answering
-
-
-def __getattr__(name: str) -> Any:
-    if name != "answering":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return importlib.import_module(f"{__name__}.{name}")
+    from memo.engine.explaining import Explanation as Explanation
+    from memo.engine.invalidating import Invalidation as Invalidation
+else:
+    __getattr__ = later(
+        __name__,
+        {
+            "Explanation": "memo.engine.explaining",
+            "Invalidation": "memo.engine.invalidating",
+            "answering": "memo.engine.answering",
+        },
+    )

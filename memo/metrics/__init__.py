@@ -3,3 +3,15 @@
 Imports `keys`, `records` and below, and never the engine, which imports it.
 Start with `recorder.py`; `rendering.py` is the one renderer of tables, as text and as HTML.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memo.runtime import later
+
+if TYPE_CHECKING:
+    from memo.metrics.snapshots import CacheInfo as CacheInfo
+    from memo.metrics.snapshots import Stats as Stats
+else:
+    __getattr__ = later(__name__, dict.fromkeys(("CacheInfo", "Stats"), "memo.metrics.snapshots"))

@@ -18,6 +18,7 @@ from math import log2
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Protocol
 
+from memo import metrics
 from memo.errors import OptionError
 from memo.metrics.counters import COUNT, ORIGIN, SEEN, STEPS, TIER_KINDS, Tally, TierTally
 from memo.runtime import events, fork
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from memo.metrics.shared_counters import Publisher
-    from memo.metrics.snapshots import CacheInfo, Stats
 
 __all__ = [
     "COUNTERS",
@@ -210,7 +210,7 @@ class Counters:
             explained = self._tallies.setdefault(function, Tally()).explained
             explained[before, after] = explained.get((before, after), 0) + 1
 
-    def snapshot(self, *, explained: bool = True) -> Stats:
+    def snapshot(self, *, explained: bool = True) -> metrics.Stats:
         """The numbers now.
 
         Args:
@@ -246,7 +246,7 @@ class Counters:
             self._drain()
             return {name: dict(tally.seen) for name, tally in self._tallies.items() if name}
 
-    def info(self, function: str, currsize: int | None = None) -> CacheInfo:
+    def info(self, function: str, currsize: int | None = None) -> metrics.CacheInfo:
         """`cache_info()` of a function.
 
         Args:
@@ -314,7 +314,7 @@ class Span:
         self._counters = counters
         self._changed = changed
         self._before = counters.snapshot(explained=False)
-        self._ended: Stats | None = None
+        self._ended: metrics.Stats | None = None
         self._mark = counters.since
         self.misses: list[Event] = []
         """The first `MISSES` misses, with their reasons."""
@@ -373,11 +373,11 @@ class Span:
         return not any(state in ("", REFRESHING) for state in self.refreshes.values())
 
     @property
-    def stats(self) -> Stats:
+    def stats(self) -> metrics.Stats:
         """The numbers of the stretch, up to now or to its end."""
         return self._difference() if self._ended is None else self._ended
 
-    def _difference(self) -> Stats:
+    def _difference(self) -> metrics.Stats:
         now = self._counters.snapshot(explained=False)
         was_reset = self._counters.since != self._mark
         return now if was_reset else now - self._before
@@ -491,7 +491,7 @@ class Identified(Protocol):
     def function_id(self) -> str: ...
 
 
-def stats(*patterns: str | Identified, shared: bool = False) -> Stats:
+def stats(*patterns: str | Identified, shared: bool = False) -> metrics.Stats:
     """A snapshot of what the cache did.
 
     Args:
@@ -521,7 +521,7 @@ def reset(function: str | None = None) -> None:
     COUNTERS.reset(function)
 
 
-def cache_info(function: str, currsize: int | None = None) -> CacheInfo:
+def cache_info(function: str, currsize: int | None = None) -> metrics.CacheInfo:
     """The `cache_info()` of a function by its identity; see `Counters.info`."""
     return COUNTERS.info(function, currsize)
 

@@ -16,16 +16,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo.errors import MissingExtraError, label, public
 from memo.metrics.recorder import COUNTERS
+from memo.metrics.snapshots import Stats
 from memo.runtime import VERSION, events
 from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
-    from opentelemetry.trace import Span, SpanContext, TracerProvider
+    from opentelemetry.metrics import CallbackOptions, Observation
+    from opentelemetry.trace import Span, SpanContext
 
-    from memo.metrics.snapshots import Stats
+try:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+except ImportError:  # `instrument` says how to install it
+    MeterProvider = TracerProvider = Any  # type: ignore[assignment, misc]
 
 SCOPE = "memo"
 """Name of the instrumentation scope."""

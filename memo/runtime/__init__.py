@@ -4,8 +4,39 @@ Imports `errors` only.
 Start with `port.py`, the five verbs through which sync and async code wait.
 """
 
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
 VERSION = "0.2.0"
 """The version of memo, in the lowest folder so that all others can import it."""
 FORMAT = 2
 """The version of all that is stored.  It is part of each name in Redis and of a namespace's folder,
 so that two versions of memo with different formats can share a Redis and a directory."""
+
+
+def later(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package: some of its names are imported at their first use.
+
+    Annotations name types of big modules in this way (`stores.Chain`), so that
+    `typing.get_type_hints` finds them, and `import memo` need not import the modules.
+
+    Args:
+        package: the `__name__` of the package.
+        modules: name -> the module that has it, or that it is.
+    """
+
+    def attribute(name: str) -> Any:
+        module = modules.get(name)
+        if module is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found: Any = importlib.import_module(module)
+        if not module.endswith(f".{name}"):  # else it is the module itself
+            found = getattr(found, name)
+        vars(sys.modules[package])[name] = found
+        return found
+
+    return attribute

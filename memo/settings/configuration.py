@@ -19,19 +19,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
 
 from memo.errors import SettingError, public
 from memo.runtime import fork
 from memo.runtime.named_tuple import NamedTuple
+from memo.settings import durations
 from memo.settings import secret_keys as secret_room
 from memo.settings.checks import CHECKS, NAMES, Place
 from memo.settings.secret_keys import Secret
 
 if TYPE_CHECKING:
-    from datetime import timedelta
     from pathlib import Path
-    from typing import TypedDict, Unpack
 
 DEFAULT: Final = "default"
 CONFIGURE: Final = "configure()"
@@ -345,34 +344,32 @@ def restoring() -> Iterator[None]:
             _changed()
 
 
-if TYPE_CHECKING:
+class Changes(TypedDict, total=False):
+    """Keyword arguments of `configure`, as users write them."""
 
-    class Changes(TypedDict, total=False):
-        """Keyword arguments of `configure`, as users write them."""
-
-        redis_url: str | None
-        directory: str | os.PathLike[str] | None
-        size_limit: int | str
-        memory_limit: int | str
-        tiers: str | Sequence[Any] | None
-        read_strategy: str
-        write_strategy: str
-        self_healing: bool | str
-        namespace: str
-        secret: str | bytes | os.PathLike[str] | Sequence[str | bytes] | None
-        secret_file: str | os.PathLike[str] | None
-        coherence: str
-        deadline: float | str | timedelta
-        redis_value_limit: int | str
-        payload_store: str | os.PathLike[str] | None
-        redis_options: Mapping[str, Any] | None
-        retention: float | str | timedelta
-        on_redis_loss: str
-        compress: bool | int | str
-        enabled: bool | str
-        mode: str | None
-        follow_threads: bool | str
-        live_file: str | os.PathLike[str] | None
+    redis_url: str | None
+    directory: str | os.PathLike[str] | None
+    size_limit: int | str
+    memory_limit: int | str
+    tiers: str | Sequence[Any] | None
+    read_strategy: str
+    write_strategy: str
+    self_healing: bool | str
+    namespace: str
+    secret: str | bytes | os.PathLike[str] | Sequence[str | bytes] | None
+    secret_file: str | os.PathLike[str] | None
+    coherence: str
+    deadline: float | str | durations.timedelta
+    redis_value_limit: int | str
+    payload_store: str | os.PathLike[str] | None
+    redis_options: Mapping[str, Any] | None
+    retention: float | str | durations.timedelta
+    on_redis_loss: str
+    compress: bool | int | str
+    enabled: bool | str
+    mode: str | None
+    follow_threads: bool | str
+    live_file: str | os.PathLike[str] | None
 
 
 @public

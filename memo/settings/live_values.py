@@ -20,16 +20,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from memo.errors import OptionError, public
 from memo.runtime import fork
 from memo.runtime.events import ERROR, Event, emit
-from memo.settings import configuration
+from memo.settings import configuration, durations
 from memo.settings.durations import seconds
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 LOOK_EVERY = 0.2
 """Seconds between two checks of the file."""
@@ -38,7 +35,7 @@ SHARED_AGE = 0.5
 _SETTLED = 0.1
 """Seconds: a file that is younger may be written again within the same tick of its time stamp."""
 
-Ttl: TypeAlias = "float | int | str | timedelta | None"
+Ttl: TypeAlias = "float | int | str | durations.timedelta | None"
 """A ttl as written: seconds, `"1h30m"`, a `timedelta`; None, `"none"` or infinity: no expiry."""
 Fetch = Callable[[], Mapping[str, Any]]
 Publish = Callable[[str, str | None], Any]

@@ -6,14 +6,12 @@ A mode lives in a context variable, so that other tasks and threads are not affe
 from __future__ import annotations
 
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from memo.errors import OptionError, nearest, public
 from memo.runtime.named_tuple import NamedTuple
+from memo.settings import durations
 from memo.settings.durations import seconds
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 Kind = Literal["refresh", "off", "only"]
 REFRESH: Final = "refresh"
@@ -79,7 +77,7 @@ class mode:  # noqa: N801 - a context manager, which reads as one
 
     @public
     def __init__(
-        self, mode: Kind | None = None, max_age: float | str | timedelta | None = None
+        self, mode: Kind | None = None, max_age: float | str | durations.timedelta | None = None
     ) -> None:
         self._mode = checked(mode, max_age)
         self._tokens: list[Token[Mode | None]] = []

@@ -3,3 +3,14 @@
 Imports `validity`, `records` and below; it never imports the engine.
 Start with `protocols.py` for what a tier is, then `chain.py`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memo.runtime import later
+
+if TYPE_CHECKING:
+    from memo.stores.chain import Chain as Chain
+else:
+    __getattr__ = later(__name__, {"Chain": "memo.stores.chain"})

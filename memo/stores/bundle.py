@@ -32,8 +32,9 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from memo import stores
 from memo.errors import BundleError, EntryError, TierError
 from memo.records import codec, seal
 from memo.records.seal import ALIGN, Entry
@@ -44,10 +45,6 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.settings.secret_keys import SECRET_BYTES, Secret
 from memo.stores.protocols import Found, Generations, Source
-
-if TYPE_CHECKING:
-    from memo.records.codec import Payload
-    from memo.stores.chain import Chain
 
 MAGIC = b"\x89bundle1"
 KEY_VARIABLE = "MEMO_BUNDLE_KEY"
@@ -243,7 +240,7 @@ class Bundle:
         self._secret = None if key is None else secret_of(key)
         self.verified = False
         self.generations: Generations | None = None
-        self._chain: Chain | None = None
+        self._chain: stores.Chain | None = None
         self._states: dict[Ref, State] | None = None
         self._lock = threading.Lock()
         self._read()
@@ -313,7 +310,7 @@ class Bundle:
 
     # --- as a tier -------------------------------------------------------------------------------
 
-    def settle(self, chain: Chain) -> None:
+    def settle(self, chain: stores.Chain) -> None:
         """Be a tier of a chain.
 
         Raises:
@@ -359,7 +356,7 @@ class Bundle:
             except EntryError as error:
                 raise TierError(str(error)) from error
 
-    async def _adopted(self, port: Port, chain: Chain) -> dict[Ref, State]:
+    async def _adopted(self, port: Port, chain: stores.Chain) -> dict[Ref, State]:
         """The states of this host's generations when the bundle was first used here."""
         known = await port.offload(self.ledger, chain)
         if known is not None:
@@ -368,11 +365,11 @@ class Bundle:
         states = await present(port, chain, entries)
         return await port.offload(self._write_down, chain, states)
 
-    def _place(self, chain: Chain) -> Path | None:
+    def _place(self, chain: stores.Chain) -> Path | None:
         host = chain.host
         return None if host is None else Path(host.home.path) / "bundles" / f"{self.id}.json"
 
-    def ledger(self, chain: Chain) -> dict[Ref, State] | None:
+    def ledger(self, chain: stores.Chain) -> dict[Ref, State] | None:
         place = self._place(chain)
         if place is None:
             return None
@@ -391,7 +388,7 @@ class Bundle:
                 return {Ref(g, _pairs(a)): State(text, last) for g, a, text, last in rows}
         return None
 
-    def _write_down(self, chain: Chain, states: dict[Ref, State]) -> dict[Ref, State]:
+    def _write_down(self, chain: stores.Chain, states: dict[Ref, State]) -> dict[Ref, State]:
         """Write states down, unless another process has; those that count."""
         place = self._place(chain)
         if place is None:
@@ -420,7 +417,7 @@ class Bundle:
         port: Port,
         name: str,
         record: bytes,
-        payload: Payload | None,
+        payload: codec.Payload | None,
         lifetime: float | None,
     ) -> None:
         """See `memo.stores.protocols.Tier.store`: never asked for.
@@ -469,7 +466,7 @@ def _pairs(rows: Any) -> Any:
     return None if rows is None else tuple((name, digest) for name, digest in rows)
 
 
-async def present(port: Port, chain: Chain, entries: Iterable[Entry]) -> dict[Ref, State]:
+async def present(port: Port, chain: stores.Chain, entries: Iterable[Entry]) -> dict[Ref, State]:
     """The present states of some entries' generations on this host.
 
     Raises:
