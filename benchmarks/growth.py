@@ -421,7 +421,7 @@ def _addresses_in_redis(count: int) -> float:
 
 def _groups_left(count: int) -> float:
     """Groups in Redis and on the host after `memo clear --all`, of so many updates."""
-    from memo.runtime.ports import BLOCKING, drive
+    from memo.runtime.blocking import BLOCKING, drive
 
     with _redis() as client:
 
@@ -605,7 +605,7 @@ def _directory(limit: int) -> float:
 
 def _after_kills(count: int) -> float:
     """The same directory, full, after so many processes were killed in mid-store."""
-    from memo.runtime.ports import drain_blocking
+    from memo.runtime.blocking import drain_blocking
     from memo.stores.disk.disk_tier import SWEEP_SOON
 
     limit = 20 * MIB

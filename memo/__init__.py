@@ -40,7 +40,7 @@ from memo.metrics.recorder import stats
 from memo.runtime import VERSION
 from memo.runtime import later as _later
 from memo.runtime.events import Event, on_event
-from memo.runtime.ports import drain
+from memo.runtime.native import drain
 from memo.settings.configuration import configure
 from memo.settings.live_values import live
 from memo.settings.modes import mode

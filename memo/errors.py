@@ -166,6 +166,11 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def encodable(text: str) -> str:
+    r"""A text as it is, with lone surrogates, which have no encoding, as `\ud800`."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def type_named(kind: type) -> str:
     """A type as a sentence names it: `an int`, `a list`."""
     return f"{'an' if kind.__name__[:1].lower() in set('aeiou') else 'a'} {kind.__name__}"

@@ -155,11 +155,11 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 def _settle() -> None:
     """Let background work end, as a program would that calls `drain`."""
-    drivers = sys.modules.get("memo.runtime.ports")
-    if drivers is None:
+    blocking = sys.modules.get("memo.runtime.blocking")
+    if blocking is None:
         return
-    for name in ("_pool", "_apart", "_offload"):
-        assert getattr(drivers, name).drain(GRACE), f"memo's {name} still works after the test"
+    for name in ("BACKGROUND", "APART", "OFFLOAD"):
+        assert getattr(blocking, name).drain(GRACE), f"memo's {name} still works after the test"
 
 
 def _forget() -> None:
@@ -213,6 +213,6 @@ def _left_open(before: dict[str, str]) -> list[str]:
 
 def _portal_descriptors() -> set[str]:
     """Those of the loop in memo's portal thread, which lives as long as the process."""
-    loop = getattr(sys.modules.get("memo.runtime.ports"), "_portal_loop", None)
+    loop = getattr(sys.modules.get("memo.runtime.blocking"), "_loop", None)
     parts = ("_selector", "_ssock", "_csock")
     return {str(getattr(loop, part).fileno()) for part in parts} if loop else set()

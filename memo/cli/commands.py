@@ -26,8 +26,8 @@ from memo.inspection import findings as doctor
 from memo.metrics import rendering
 from memo.metrics.recorder import stats as gathered
 from memo.records import seal
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
-from memo.runtime.ports import BLOCKING, drive
 from memo.settings import configuration
 from memo.stores.bundle import given_key
 from memo.stores.protocols import MEMORY

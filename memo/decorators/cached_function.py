@@ -54,7 +54,8 @@ from memo.keys.fingerprint.function_version import Identity, function_id
 from memo.keys.offloading import HeavyError
 from memo.metrics.recorder import COUNTERS, cache_info
 from memo.records import codec
-from memo.runtime.ports import BLOCKING, Blocking, drive, native, run_elsewhere
+from memo.runtime.blocking import BLOCKING, Blocking, drive
+from memo.runtime.native import native, run_elsewhere
 from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, durations, modes, options
 from memo.settings.modes import Mode

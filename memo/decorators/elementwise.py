@@ -22,7 +22,8 @@ from memo.engine.sequences.elements import Batch, Each, Place
 from memo.errors import NotCachedError, OptionError, at_the_call
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call
-from memo.runtime.ports import BLOCKING, drive, native, run_elsewhere
+from memo.runtime.blocking import BLOCKING, drive
+from memo.runtime.native import native, run_elsewhere
 from memo.settings import modes, options
 from memo.validity.stamps import Turn
 

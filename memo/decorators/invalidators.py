@@ -38,9 +38,10 @@ from memo.keys.call_keys import address_digest, normal_prefix, prefixes
 from memo.keys.encoding import canonical
 from memo.records.stamp_types import ADDRESS, Ref
 from memo.runtime import events
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.named_tuple import NamedTuple
+from memo.runtime.native import native
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive, native
 from memo.settings import options
 from memo.stores.chain import Chain
 from memo.stores.protocols import CacheProtocol

@@ -15,7 +15,8 @@ from memo.engine.sequences import streams
 from memo.engine.sequences.streams import END, Reader
 from memo.errors import NotCachedError, OptionError, at_the_call
 from memo.records.spool import Spool, Stream
-from memo.runtime.ports import BLOCKING, drive, native, run_elsewhere
+from memo.runtime.blocking import BLOCKING, drive
+from memo.runtime.native import native, run_elsewhere
 from memo.settings import modes, options
 
 P = ParamSpec("P")

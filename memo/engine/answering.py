@@ -64,9 +64,10 @@ from memo.records import codec, seal
 from memo.records.seal import Entry
 from memo.records.stamp_types import Result
 from memo.runtime import events
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
+from memo.runtime.native import run_elsewhere
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive, run_elsewhere
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
 from memo.stores.chain import Answer, Chain

@@ -24,10 +24,10 @@ from memo.records.seal import Header
 from memo.records.stamp_blocks import gathered
 from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, Times
 from memo.runtime import events
+from memo.runtime.blocking import BLOCKING
 from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import INHERIT, Policy
 from memo.stores.chain import Answer, Item

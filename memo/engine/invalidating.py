@@ -18,9 +18,9 @@ from memo.errors import EntryError, TierError, label
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref, Result, Stamp
 from memo.runtime import events
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive
 from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
 from memo.validity import stamps

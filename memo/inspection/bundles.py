@@ -28,10 +28,10 @@ from memo.records.codec import Payload
 from memo.records.seal import Header
 from memo.records.stamp_types import Times
 from memo.runtime import VERSION
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive
 from memo.settings.options import Policy
 from memo.settings.secret_keys import Secret
 from memo.stores.bundle import (

@@ -22,9 +22,9 @@ from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive
 
 GROUPED = 40
 """Most calls that are shown one by one."""

@@ -20,9 +20,9 @@ from memo.errors import MemoError, SettingError, public
 from memo.metrics import rendering
 from memo.metrics.rendering import Cell, Table, counted, number, size
 from memo.runtime import VERSION, ownership
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SYSTEM
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.ports import BLOCKING, drive
 from memo.settings import configuration, secret_keys
 from memo.settings.checks import redacted
 from memo.settings.configuration import DEFAULT, Settings

@@ -23,10 +23,10 @@ from memo.metrics.snapshots import matches
 from memo.records import seal
 from memo.records.seal import Header
 from memo.records.stamp_types import Call, File, Generation, Ref, Stamp, State
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain

@@ -25,9 +25,10 @@ from memo.metrics import rendering
 from memo.metrics.recorder import stats
 from memo.metrics.snapshots import FunctionStats, Stats
 from memo.records.seal import Header
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
+from memo.runtime.native import native
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive, native
 
 LISTED_EVERY = 3.0
 """Seconds between two readings of the entries on the disk."""

@@ -17,7 +17,7 @@ from memo.engine.explaining import CODE_CHANGED, changed_code
 from memo.errors import MemoError
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS, Span, watch
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.reasons import ABSENT
 
 PATIENCE = 0.5

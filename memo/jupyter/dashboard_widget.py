@@ -13,8 +13,8 @@ from memo.errors import MissingExtraError, public
 from memo.inspection import live_view
 from memo.inspection.live_view import Model
 from memo.metrics import rendering
+from memo.runtime.blocking import DISPLAYS
 from memo.runtime.port import Handle, Port
-from memo.runtime.ports import DISPLAYS
 
 INTERVAL = 1.0
 """Seconds between two updates."""

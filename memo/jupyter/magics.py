@@ -48,7 +48,7 @@ from memo.metrics.recorder import Span, reset, stats, watch
 from memo.metrics.recorder import publish as leave_for_others
 from memo.metrics.snapshots import Stats
 from memo.records.seal import Header
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell

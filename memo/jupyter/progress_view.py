@@ -23,10 +23,10 @@ from memo.errors import MemoError, label
 from memo.metrics import rendering
 from memo.metrics.recorder import COUNTERS
 from memo.runtime import events, fork
+from memo.runtime.blocking import DISPLAYS
 from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port
-from memo.runtime.ports import DISPLAYS
 
 SHOWN_AFTER = 0.5
 """Seconds after which a computation or a wait is shown."""

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from memo.errors import shown
+from memo.errors import encodable, shown
 from memo.keys import resolvers
 from memo.keys.encoding import atoms
-from memo.runtime.texts import encodable
 
 TEXT: Final = 80
 """Most characters of one argument in a summary."""

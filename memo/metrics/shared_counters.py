@@ -19,9 +19,9 @@ from pathlib import Path
 from memo.errors import MemoError
 from memo.metrics.snapshots import Stats, added, document
 from memo.runtime import events, private_files
+from memo.runtime.blocking import BLOCKING
 from memo.runtime.events import Event
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING
 
 PUBLISH_SECONDS = 1.0
 """A process writes its snapshot at most this often."""

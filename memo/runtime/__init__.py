@@ -1,7 +1,8 @@
 """The layer below everything: clock, events, threads and event loops, forks, private files.
 
 Imports `errors` only.
-Start with `port.py`, the five verbs through which sync and async code wait.
+Start with `port.py`: the engine is written once and waits through a port, of which `blocking.py` is
+the one for sync code and `native.py` the one for async code.
 """
 
 from __future__ import annotations

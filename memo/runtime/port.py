@@ -1,8 +1,8 @@
-"""The port: the five verbs through which the engine and the tiers touch the world.
+"""The port: how a coroutine of the engine waits, on an event loop or in a plain thread.
 
-The engine and the tiers are written once, as coroutines.  The driver of such a coroutine hands it
-a port.  Under a *native* port it suspends on the running event loop; under a *blocking* port no
-verb ever suspends, so that one step of the coroutine is the whole call.  `ports` has both.
+The engine and the tiers are written once, as coroutines that take a port.  Under the port of
+`native` they suspend on the running event loop.  Under that of `blocking` no method suspends, so
+that one step of the coroutine is the whole call.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Handle(Protocol):
 
 
 class Port(Protocol):
-    """The five verbs (`settle`, `offload`, `wait`, `spawn`, `sleep`) and what they need."""
+    """Waiting (`settle`, `offload`, `wait`, `sleep`) and background work (`spawn`, `every`)."""
 
     native: bool
     """True where coroutines may suspend, so where `settle` takes awaitables."""

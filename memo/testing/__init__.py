@@ -35,7 +35,7 @@ from memo.engine import used_calls
 from memo.errors import OptionError, label, nearest
 from memo.inspection.under_way import BOARD
 from memo.metrics.recorder import reset as reset_stats
-from memo.runtime import events, ownership, ports
+from memo.runtime import blocking, events, ownership
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event, on_event
 from memo.settings import configuration, secret_keys
@@ -94,7 +94,7 @@ def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
             try:
                 yield Path(place)
             finally:
-                ports.drain_blocking(ports.EXIT_GRACE)
+                blocking.drain_blocking(blocking.EXIT_GRACE)
                 BOARD.close()
                 assembly.reset()
 
@@ -165,11 +165,11 @@ def recording() -> Iterator[list[Event]]:
 def reset() -> None:
     """Set memo back to how it was when it was imported, for this process.
 
-    Background work ends (for at most `ports.EXIT_GRACE` seconds), connections and files are closed,
-    `configure`d settings, the counters, the live configuration and a secret that could not be kept
-    are forgotten.  Stored entries stay.
+    Background work ends (for at most `blocking.EXIT_GRACE` seconds), connections and files are
+    closed, `configure`d settings, the counters, the live configuration and a secret that could not
+    be kept are forgotten.  Stored entries stay.
     """
-    ports.drain_blocking(ports.EXIT_GRACE)
+    blocking.drain_blocking(blocking.EXIT_GRACE)
     BOARD.close()
     used_calls.stop_carrying()
     assembly.reset()

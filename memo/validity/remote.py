@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from memo.errors import OptionError
 from memo.records.stamp_types import File
 from memo.runtime import events
+from memo.runtime.blocking import Pool
 from memo.runtime.checksums import blake2b
-from memo.runtime.ports import Pool
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 
 if TYPE_CHECKING:

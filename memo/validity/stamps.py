@@ -37,10 +37,10 @@ import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Mapping
 
+from memo.errors import encodable
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.checksums import blake2b
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.texts import encodable
 
 ALL = "*"
 LAST = "!"

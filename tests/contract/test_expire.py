@@ -14,7 +14,7 @@ from time_ahead import Ahead
 
 import memo
 from memo import cache
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 
 RUNS: dict[str, int] = {}
 

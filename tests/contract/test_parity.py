@@ -223,7 +223,7 @@ def _until(style: Style, f: Any, wanted: Any) -> list[Any]:
     end = time.monotonic() + 10
     while not answers or answers[-1] != wanted:
         answers.append(style.call(f))
-        memo.runtime.ports.drain_blocking(5)
+        memo.runtime.blocking.drain_blocking(5)
         assert time.monotonic() < end, answers
     return answers
 

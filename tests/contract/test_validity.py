@@ -11,7 +11,7 @@ import pytest
 from redis_server import RedisServer
 
 from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.reasons import (
     DEPENDENCY_CHANGED,
     EXPIRED,

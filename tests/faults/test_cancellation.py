@@ -26,7 +26,7 @@ from waiting import await_until
 import memo
 from memo.engine.coordination import leases
 from memo.engine.coordination.flights import FLIGHTS
-from memo.runtime import ports
+from memo.runtime import native
 from memo.testing import recording
 
 
@@ -257,7 +257,7 @@ def test_leader_in_a_loop_that_was_closed(gate: Gate, cache_home: Path) -> None:
     assert time.monotonic() - now < 2.0
     assert not leases.HELD
     assert not lock_files(cache_home)
-    ports.TASKS.clear()
+    native.TASKS.clear()
     del task
     gc.collect()
 

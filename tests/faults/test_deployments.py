@@ -28,7 +28,7 @@ import memo
 from memo.cli.commands import main
 from memo.decorators.assembly import default_chain
 from memo.inspection.findings import FAIL, GOOD, examine
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 
 KINDS = ("write", "read", "script", "lease", "invalidation")
 

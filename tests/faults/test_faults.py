@@ -36,7 +36,7 @@ from memo.decorators.assembly import default_chain
 from memo.errors import TierError, TierUnavailable
 from memo.keys.fingerprint import source_history
 from memo.runtime import private_files
-from memo.runtime.ports import BLOCKING, drain_blocking, drive
+from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.settings.configuration import configure
 from memo.stores.disk import disk_tier as disk_module
 from memo.stores.disk import file_locks, home, host_database, payload_files

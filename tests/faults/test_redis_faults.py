@@ -19,9 +19,10 @@ from memo.errors import TierError, TierUnavailable
 from memo.records.codec import payload
 from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime import events
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.events import TIER_DOWN, TIER_UP, Event
+from memo.runtime.native import native
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive, native
 from memo.stores.redis import breaker as breakers
 from memo.stores.redis.breaker import (
     CLOSED,

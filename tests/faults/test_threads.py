@@ -175,7 +175,7 @@ def test_follow_threads(follow: bool) -> None:
 
 def test_the_renewal_of_leases_does_not_wait_for_what_is_shown() -> None:
     """A slow display holds up no lease: the two have threads of their own."""
-    from memo.runtime.ports import BLOCKING, DISPLAYS
+    from memo.runtime.blocking import BLOCKING, DISPLAYS
 
     slow, renewed = threading.Event(), threading.Event()
 
@@ -196,7 +196,7 @@ def test_the_renewal_of_leases_does_not_wait_for_what_is_shown() -> None:
 
 def test_missed_ticks_are_not_made_up_for() -> None:
     """After a stall, work at intervals goes on at its interval, not in a burst."""
-    from memo.runtime.ports import BLOCKING
+    from memo.runtime.blocking import BLOCKING
 
     times: list[float] = []
 
@@ -311,7 +311,7 @@ def load():
     return 1
 if len(sys.argv) > 2:
     load()
-    memo.runtime.ports.drain_blocking(10)
+    memo.runtime.blocking.drain_blocking(10)
     sys.exit()
 load()
 time.sleep(0.3)

@@ -28,8 +28,8 @@ from history import Asked, Gone, History, Nursery, Run, Stage
 from redis_server import RedisServer, binary, valkey
 
 from memo.errors import TierError
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND, Clock
-from memo.runtime.ports import BLOCKING, drive
 from memo.stores.disk.host_state import Host
 from memo.stores.redis.tracking import BOUND
 

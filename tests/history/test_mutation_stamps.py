@@ -22,7 +22,7 @@ from redis_server import RedisServer
 import memo
 from memo import cache
 from memo.engine.coordination.flights import FLIGHTS, Flights
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 from memo.stores.authorities import Authorities
 from memo.stores.chain import Chain, Floors
 

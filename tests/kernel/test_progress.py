@@ -29,8 +29,8 @@ from memo import cache
 from memo.engine.coordination.leases import Holder
 from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, Terminal, holder_name
 from memo.runtime import events
+from memo.runtime.blocking import drain_blocking
 from memo.runtime.events import Event
-from memo.runtime.ports import drain_blocking
 from memo.stores.redis.redis_tier import Redis
 from memo.testing import recording, reset
 

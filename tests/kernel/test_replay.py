@@ -230,7 +230,7 @@ def test_a_refresh_in_the_background_is_silent(capsys: pytest.CaptureFixture[str
         f(1)
         clock.advance(0.1)
         assert f(1) == 1
-        assert memo.runtime.ports.drain_blocking(5)  # type: ignore[attr-defined]
+        assert memo.runtime.blocking.drain_blocking(5)  # type: ignore[attr-defined]
         assert said(capsys)[0] == "run 1\n" * 2
         assert f(1) == 2
         assert said(capsys)[0] == "run 2\n"

@@ -19,7 +19,7 @@ from memo.decorators import assembly
 from memo.engine.explaining import listing
 from memo.inspection.live_view import Model
 from memo.metrics import rendering
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 
 HERE = Path(__file__).name
 

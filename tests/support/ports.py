@@ -11,8 +11,9 @@ from typing import Any
 
 from checkout import ROOT, SUPPORT
 
+from memo.runtime.blocking import BLOCKING, drive
+from memo.runtime.native import native
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive, native
 
 Work = Callable[[Port], Coroutine[Any, Any, Any]]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from memo.runtime.blocking import drain_blocking
 from memo.runtime.clock import SECOND, SYSTEM, Clock
-from memo.runtime.ports import drain_blocking
 
 _WALL_NS, _BOOT_NS, _MONOTONIC = time.time_ns, SYSTEM.boot_ns, time.monotonic
 _STUCK = 30.0

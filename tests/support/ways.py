@@ -199,7 +199,7 @@ def fresh_process() -> None:
     """Forget what this process has in memory and what it has open, as a new process would."""
     from memo.decorators import assembly
 
-    memo.runtime.ports.drain_blocking(5)
+    memo.runtime.blocking.drain_blocking(5)
     assembly.reset()
 
 

@@ -27,9 +27,9 @@ from typing import Protocol
 from memo.engine.coordination.flights import Flight
 from memo.errors import TierError, TierUnavailable
 from memo.runtime import events, fork
+from memo.runtime.blocking import at_exit
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, patient
-from memo.runtime.ports import at_exit
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import LEASE, Lock

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo.errors import KeyingError, OptionError, public, shown
+from memo.errors import KeyingError, OptionError, encodable, public, shown
 from memo.keys import own_changes
 from memo.keys.fingerprint.held_values import (
     DESCRIPTORS,
@@ -32,7 +32,6 @@ from memo.keys.fingerprint.held_values import (
 )
 from memo.keys.own_changes import Begun, may_change
 from memo.runtime.checksums import blake2b
-from memo.runtime.texts import encodable
 
 if TYPE_CHECKING:
     import types

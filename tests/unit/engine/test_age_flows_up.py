@@ -93,14 +93,14 @@ def test_what_is_built_on_a_stale_answer_is_stale(way: Way, clock: ManualClock) 
     way.call(base, "EU")
     clock.advance(90)
     way.call(report)  # of a stale answer of `raw`, which is refreshed meanwhile
-    memo.runtime.ports.drain_blocking(10)
+    memo.runtime.blocking.drain_blocking(10)
     said = str(report.explain())
     assert "stale" in said
     assert "built on clean:EU, that on raw:EU, expired 30.0 s ago" in said
     RUNS.clear()
     with recording() as events:
         way.call(report)
-        memo.runtime.ports.drain_blocking(10)
+        memo.runtime.blocking.drain_blocking(10)
     assert "stale" in [event.kind for event in events]
     assert RUNS == {"clean": 1, "report": 1}
     RUNS.clear()

@@ -162,7 +162,7 @@ def test_within_a_stale_window_it_is_renewed_in_the_background(way: Way, place: 
     pipeline.clean.expire("EU")
     with recording() as events:
         assert pipeline() == 2
-        memo.runtime.ports.drain_blocking(10)
+        memo.runtime.blocking.drain_blocking(10)
     assert "stale" in [event.kind for event in events]
     assert pipeline.ran() == ["clean EU"]
     with recording() as events:
@@ -465,7 +465,7 @@ def raw(x): ran.append("raw"); return 7
 def report(): ran.append("report"); return raw("x") + 1
 {doing}
 print(ran, report())
-memo.runtime.ports.drain_blocking(5)
+memo.runtime.blocking.drain_blocking(5)
 """
 
 

@@ -278,7 +278,7 @@ def test_a_stale_element_is_refreshed(way: Way) -> None:
     way.call(load, (1, 2))
     load.expire(x=[2])
     assert way.call(load, (1, 2)) == [1, 1]
-    memo.runtime.ports.drain_blocking(5)
+    memo.runtime.blocking.drain_blocking(5)
     assert way.call(load, (1, 2)) == [1, 2]
     assert RUNS == [(1, 2), (2,)]
 

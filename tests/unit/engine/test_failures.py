@@ -281,7 +281,7 @@ def test_what_is_built_on_the_old_value_goes_with_it(slow: Slow) -> None:
     load.expire()
     assert outer() == "of run 1"
     slow.go.set()
-    memo.runtime.ports.drain_blocking(10)
+    memo.runtime.blocking.drain_blocking(10)
     load.invalidate()
     assert outer() == "of run 3"
 

@@ -31,7 +31,7 @@ from memo.decorators import assembly
 from memo.engine import answering, invalidating, used_calls
 from memo.errors import OptionError, TierError
 from memo.records.stamp_types import Ref
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 from memo.stores.authorities import Authorities
 from memo.stores.chain import Chain
 from memo.testing import ManualClock, isolated, recording
@@ -1090,7 +1090,7 @@ def test_a_refresh_that_is_invalidated_underway_is_dropped() -> None:
         load.invalidate()
         assert load() == 3
         go_on.set()
-        memo.runtime.ports.drain_blocking(5)
+        memo.runtime.blocking.drain_blocking(5)
         assert load() == 3
         assert COUNT["load"] == 3
     assert [e.reason for e in heard if e.kind == "refresh_failed"] == ["invalidated"]
@@ -1240,7 +1240,7 @@ def test_a_refresh_that_another_process_invalidated_is_dropped() -> None:
         load()
         clock.advance(50)
         load()
-        memo.runtime.ports.drain_blocking(5)
+        memo.runtime.blocking.drain_blocking(5)
         kinds = [event.kind for event in heard]
         assert kinds.count("stored") == 1
         assert [e.reason for e in heard if e.kind == "refresh_failed"] == ["invalidated"]

@@ -20,7 +20,7 @@ from traitlets.config import Config
 
 import memo
 from memo.cli.commands import main
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 
 HIT = "1 entry on this host"
 MISSED = "nothing matched"

@@ -91,7 +91,7 @@ def settled(style: Style, f: Any, *args: Any) -> Any:
 
         return asyncio.run(inside())
     answer = style.call(f, *args)
-    assert memo.runtime.ports.drain_blocking(10)
+    assert memo.runtime.blocking.drain_blocking(10)
     return answer
 
 
@@ -499,7 +499,7 @@ def test_a_stale_answer_does_not_wait(
             asyncio.run(acalls())
         else:
             calls()
-            assert memo.runtime.ports.drain_blocking(10)
+            assert memo.runtime.blocking.drain_blocking(10)
         assert style.call(f) == 2
     assert sorted(waits)[10] < 0.005
     assert max(waits) < 0.3
@@ -538,8 +538,8 @@ def test_where_a_refresh_runs(style: Style, source: Source, clock: ManualClock) 
             for x in range(12):
                 style.call(f, x)
             names = [thread.name for thread in threading.enumerate()]
-            assert names.count("memo-background") <= memo.runtime.ports.POOL
-            assert memo.runtime.ports.drain_blocking(10)
+            assert names.count("memo-background") <= memo.runtime.blocking.POOL
+            assert memo.runtime.blocking.drain_blocking(10)
             assert {place[1] for place in places[12:]} == {"memo-background"}
     assert len(places) == 24
 
@@ -588,7 +588,7 @@ def test_one_refresh_per_key(style: Style, source: Source, clock: ManualClock) -
             return answers
 
         answers = asyncio.run(many()) if style.is_async else style.together([f] * 50)
-        memo.runtime.ports.drain_blocking(10)
+        memo.runtime.blocking.drain_blocking(10)
         assert answers == [1] * 50
         assert source.runs == 2
 
@@ -744,7 +744,7 @@ def test_context_variables_travel(style: Style, source: Source, clock: ManualClo
             settled(style, f)
         else:
             f()
-            memo.runtime.ports.drain_blocking(5)
+            memo.runtime.blocking.drain_blocking(5)
 
     with isolated(clock=clock):
         contextvars.copy_context().run(calls)
@@ -832,7 +832,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
         loop = asyncio.new_event_loop()
         loop.run_until_complete(begin())
         loop.close()
-        left = [task for task in memo.runtime.ports.TASKS if not task.done()]
+        left = [task for task in memo.runtime.native.TASKS if not task.done()]
         assert len(left) == 1
         left[0]._log_destroy_pending = False  # type: ignore[attr-defined]
         source.seconds = 0.0
@@ -840,7 +840,7 @@ def test_a_refresh_in_a_loop_that_was_closed(source: Source, clock: ManualClock)
         assert not leases.HELD
         assert settled(STYLES[1], f) == 1
         assert asyncio.run(f()) == 3
-    memo.runtime.ports.TASKS.clear()
+    memo.runtime.native.TASKS.clear()
     del left
     gc.collect()
 

@@ -40,7 +40,7 @@ try:
     bad()
 except KeyError as error:
     answers.append(len(getattr(error, "__notes__", [])))
-memo.runtime.ports.drain_blocking(20)
+memo.runtime.blocking.drain_blocking(20)
 print(json.dumps([answers, ran]))
 """
 
@@ -68,7 +68,7 @@ with recording() as heard:
     for step in json.loads(steps):
         answers.append(raw.invalidate("EU").tiers["redis"] if step == "drop" else report())
 kinds = [event.kind for event in heard if event.kind == "revalidated"]
-memo.runtime.ports.drain_blocking(20)
+memo.runtime.blocking.drain_blocking(20)
 print(json.dumps([answers, ran, kinds, [entry.ttl for entry in memo.entries(report)]]))
 """
 

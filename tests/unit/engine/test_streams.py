@@ -401,7 +401,7 @@ def test_a_stale_stream_is_refreshed(way: Way) -> None:
         assert asyncio.run(main()) == [1]
     else:
         assert read(way, rows(1)) == [1]
-        memo.runtime.ports.drain_blocking(10)
+        memo.runtime.blocking.drain_blocking(10)
     assert read(way, rows(1)) == [2]
     assert len(SEEN) == 2
 

@@ -28,7 +28,7 @@ import memo
 from memo import cache
 from memo.decorators.assembly import default_chain
 from memo.metrics import rendering
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 from memo.settings.configuration import configure, current
 from memo.testing import ManualClock, recording
 

@@ -23,7 +23,7 @@ from redis_server import RedisServer
 import memo
 from memo import cache
 from memo.runtime import events
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 from memo.settings.configuration import configure
 from memo.testing import ManualClock, recording
 

@@ -421,7 +421,7 @@ def test_evicted(clock: ManualClock) -> None:
 
     load("EU")
     chain = assembly.default_chain()
-    memo.runtime.ports.drive(chain.clear(memo.runtime.ports.BLOCKING))
+    memo.runtime.blocking.drive(chain.clear(memo.runtime.blocking.BLOCKING))
     explanation = load.explain("EU")
     assert explanation.reason == "evicted"
     shows(explanation, "evicted or cleared since")

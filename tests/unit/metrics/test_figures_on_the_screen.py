@@ -27,7 +27,7 @@ from memo.cli.commands import main
 from memo.inspection.live_view import Model
 from memo.metrics import rendering
 from memo.metrics.recorder import reset, watch
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 
 SLACK = 0.003
 """Seconds by which clocks of different kinds may differ."""

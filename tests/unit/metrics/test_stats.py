@@ -21,9 +21,9 @@ from memo.metrics.recorder import COUNTERS, REFRESH_FAILED, REFRESHED, REFRESHIN
 from memo.metrics.shared_counters import KEEP_SECONDS, LATER, Board, Publisher, process_name
 from memo.metrics.snapshots import Stats, added, label, matches
 from memo.runtime import events
+from memo.runtime.blocking import drain_blocking
 from memo.runtime.clock import SECOND, Clock
 from memo.runtime.events import Event
-from memo.runtime.ports import drain_blocking
 
 LOAD = "etl:load"
 CLEAN = "etl:clean"

@@ -80,7 +80,7 @@ def test_calls_are_counted_by_function_tier_and_reason(backend: Backend) -> None
         load(1)
         clock.advance(61)
         load(1)
-        from memo.runtime.ports import drain_blocking
+        from memo.runtime.blocking import drain_blocking
 
         assert drain_blocking(10)
     assert backend.value("memo.hits", function="etl:load", tier="memory") == 2

@@ -15,7 +15,7 @@ from memo import cache
 from memo.decorators import assembly
 from memo.metrics import rendering
 from memo.metrics.recorder import reset, watch
-from memo.runtime.ports import BLOCKING, drain_blocking, drive
+from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.testing import ManualClock, isolated
 
 NEAR = 0.25

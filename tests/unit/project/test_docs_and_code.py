@@ -13,7 +13,7 @@ from memo.engine.coordination import leases
 from memo.inspection import call_graph
 from memo.keys import offloading
 from memo.records import spool
-from memo.runtime import ports
+from memo.runtime import blocking
 from memo.settings import live_values
 from memo.stores import authorities, chain, payload_store, protocols
 from memo.stores.disk import sqlite_file
@@ -34,7 +34,7 @@ FIGURES = [
     ("options", r"lease has ended \((\d+) s\)", protocols.LEASE),
     ("options", r"after (\d+) s, 2 s, 4 s", refreshing.BACK_OFF[0]),
     ("options", r"4 s,? (?:and so on )?up to (\d+) s", refreshing.BACK_OFF[1]),
-    ("options", r"refreshes get ([\d.]+) s", ports.EXIT_GRACE),
+    ("options", r"refreshes get ([\d.]+) s", blocking.EXIT_GRACE),
     ("options", r"more than (\d+) KiB", computing.ARGUMENTS / 1024),
     ("options", r"first (\d+) MiB are kept", replay.KEPT / 2**20),
     ("options", r"past (\d+) MiB", spool.IN_MEMORY / 2**20),

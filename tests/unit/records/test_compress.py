@@ -28,7 +28,7 @@ from memo.cli.commands import main
 from memo.errors import EntryError
 from memo.records import codec, seal, zstd_frames
 from memo.runtime import events
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 from memo.runtime.reasons import UNREADABLE
 from memo.settings import configuration
 from memo.testing import recording, reset

@@ -673,7 +673,7 @@ def test_a_forged_record_is_told() -> None:
         chain = default_chain()
         front: Any = chain.tiers[0]
         name = stored_name(load, 1)
-        from memo.runtime.ports import BLOCKING, drive
+        from memo.runtime.blocking import BLOCKING, drive
 
         forged = canary_record(OTHER, "memo", load.key(1), load.function_id)
         for tier in chain.tiers:

@@ -15,7 +15,7 @@ from memo import OptionError
 from memo.decorators.assembly import default_chain
 from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Generation, Ref
-from memo.runtime.ports import BLOCKING, drain_blocking, drive
+from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.stores import chain as chains
 from memo.testing import recording
 from memo.validity.check import broken

@@ -28,8 +28,8 @@ import memo.stores.redis.connections
 from memo.engine.coordination.flights import FLIGHTS
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Generation, Ref
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive
 from memo.settings.redis_urls import parse
 from memo.stores.protocols import Asked
 from memo.stores.redis import exchange

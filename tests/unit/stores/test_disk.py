@@ -23,7 +23,7 @@ from waiting import until
 
 from memo.errors import TierError
 from memo.records import codec
-from memo.runtime.ports import native
+from memo.runtime.native import native
 from memo.stores.disk import disk_tier as disk_module
 from memo.stores.disk import home, sqlite_file
 from memo.stores.disk.disk_tier import INLINE, Disk
@@ -92,7 +92,7 @@ import os, sys
 from pathlib import Path
 from memo.records import codec
 from memo.stores.disk.disk_tier import Disk
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk.host_state import Host
 directory = Path(sys.argv[1])
 host = Host(directory)

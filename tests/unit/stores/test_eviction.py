@@ -26,9 +26,9 @@ from memo.decorators.assembly import default_chain
 from memo.records import codec, seal
 from memo.records.seal import Header
 from memo.records.stamp_types import Times
+from memo.runtime.blocking import BLOCKING, drain_blocking, drive
 from memo.runtime.clock import SECOND
 from memo.runtime.port import patient
-from memo.runtime.ports import BLOCKING, drain_blocking, drive
 from memo.settings.configuration import configure
 from memo.settings.secret_keys import Secret
 from memo.stores.disk.disk_tier import SWEEP_SOON, TELL, Disk

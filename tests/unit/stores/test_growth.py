@@ -15,7 +15,7 @@ import pytest
 
 import memo
 from memo.keys.fingerprint.source_history import Manifests
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk import index, sqlite_file
 from memo.stores.disk.disk_tier import INLINE, Disk
 from memo.stores.disk.host_state import Host

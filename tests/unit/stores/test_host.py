@@ -19,7 +19,7 @@ from waiting import until
 
 from memo.errors import TierError
 from memo.records.stamp_types import LOST, Ref, State
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk import file_locks, home, host_database, host_state, sqlite_file
 from memo.stores.disk.host_state import Host
 from memo.validity import stamps
@@ -63,7 +63,7 @@ def turn(host, *turns, note="{}"):
 IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk.host_state import Host
 from memo.validity.stamps import Ref, Turn
 host = Host(Path(sys.argv[1]))

@@ -299,7 +299,7 @@ def test_locks_are_free_after_a_fork():
     """A lock that a thread held when the process forked is free in the child, and whole."""
     code = (
         "import os, threading, time\n"
-        "from memo.stores.memory import Memory\nfrom memo.runtime.ports import BLOCKING, drive\n"
+        "from memo.stores.memory import Memory\nfrom memo.runtime.blocking import BLOCKING, drive\n"
         "tier = Memory(1 << 20)\n"
         "def work():\n"
         "    while True: drive(tier.store(BLOCKING, 'a', b'x', None, None))\n"

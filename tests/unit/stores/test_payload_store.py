@@ -24,7 +24,7 @@ from styles import STYLES, Style
 import memo
 from memo.records.codec import payload
 from memo.records.payload_pieces import Held
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 from memo.stores.payload_store import KEEP, PayloadStore
 from memo.testing import recording
 
@@ -193,7 +193,7 @@ def test_clearing_takes_the_payloads_along(hosts: Hosts, place: Any) -> None:
         load(N)
         assert drain_blocking(20)
         from memo.decorators.assembly import default_chain
-        from memo.runtime.ports import BLOCKING, drive
+        from memo.runtime.blocking import BLOCKING, drive
 
         drive(default_chain().clear(BLOCKING))
     assert place.files() == []

@@ -30,8 +30,8 @@ from waiting import await_until, wait_for
 from memo.errors import TierError, TierUnavailable
 from memo.records import codec, seal
 from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
-from memo.runtime.ports import BLOCKING, drive
 from memo.stores.redis.client import Client
 from memo.stores.redis.redis_tier import DAY, RETENTION, Redis
 from memo.validity import stamps

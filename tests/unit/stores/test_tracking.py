@@ -26,8 +26,8 @@ from memo import cache, configure
 from memo.decorators import assembly
 from memo.inspection import findings as doctor
 from memo.records.seal import Entry
+from memo.runtime.blocking import BLOCKING
 from memo.runtime.events import ERROR
-from memo.runtime.ports import BLOCKING
 from memo.stores.authorities import Authorities
 from memo.stores.redis import tracking as tracking_module
 from memo.stores.redis.redis_tier import Redis
@@ -652,7 +652,7 @@ from memo.decorators import assembly
 from memo.validity.stamps import Turn
 from memo.stores.redis.redis_tier import Redis
 from memo.records.seal import Entry
-from memo.runtime.ports import BLOCKING, drive
+from memo.runtime.blocking import BLOCKING, drive
 url, directory = sys.argv[1:]
 memo.configure(redis_url=url, directory=directory, coherence="tracking", deadline=5.0)
 runs = []

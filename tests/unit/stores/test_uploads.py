@@ -28,7 +28,8 @@ from memo.records import codec
 from memo.records.payload_pieces import PIECE, Check, Leaving, leaving
 from memo.records.seal import ALIGN
 from memo.runtime import events
-from memo.runtime.ports import BLOCKING, drain, drain_blocking, drive
+from memo.runtime.blocking import BLOCKING, drain_blocking, drive
+from memo.runtime.native import drain
 from memo.stores.disk import payload_files
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.redis_tier import Redis
@@ -748,7 +749,7 @@ PEAK = """
 import sys, os
 import numpy as np
 import memo
-from memo.runtime.ports import drain_blocking
+from memo.runtime.blocking import drain_blocking
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM"))

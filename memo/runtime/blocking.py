@@ -1,11 +1,12 @@
-"""The two ports; no other module starts threads or uses event loops directly.
+"""The blocking port: plain functions, which wait in their own thread.
 
-`Native` suspends on the running loop.  `Blocking` never suspends, so `drive` runs a whole coroutine
-of the engine in one step, in the caller's thread, without a loop; that is why sync cached functions
-work inside Jupyter's own running loop.
+`Blocking` never suspends, so `drive` runs a whole coroutine of the engine in one step, in the
+caller's thread, without a loop; that is why sync cached functions work inside Jupyter's own running
+loop.
 
-Background work (refreshes, write-backs) is a task of the caller's loop, or runs in a small pool of
-daemon threads.  `drain` waits for it; at interpreter exit it is waited for `EXIT_GRACE` seconds.
+Background work (refreshes, write-backs) runs in a small pool of daemon threads.  `drain_blocking`
+waits for it; at interpreter exit it is waited for `EXIT_GRACE` seconds.
+No other module starts threads.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo.errors import EventLoopError
 from memo.runtime import events, fork
 from memo.runtime.port import Handle, Later, Port, Waiter
 
@@ -107,9 +107,10 @@ class Pool:
     def __init__(self, name: str, size: int) -> None:
         self._name = name
         self._size = size
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Start anew, in a process that was just forked."""
         self._jobs: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._threads = 0
@@ -165,10 +166,12 @@ class Pool:
             return self._quiet.wait_for(lambda: not self._busy, timeout)
 
 
-_pool = Pool("memo-background", POOL)
-_apart = Pool("memo-background-apart", 64)
+BACKGROUND = Pool("memo-background", POOL)
+"""For background work of sync code."""
+APART = Pool("memo-background-apart", 64)
 """For computations of users' functions that need a thread of their own."""
-_offload = Pool("memo-offload", 8)
+OFFLOAD = Pool("memo-offload", 8)
+"""For short work of async code that would block the event loop."""
 
 
 class _Job:
@@ -216,9 +219,10 @@ class Ticker:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Start anew, in a process that was just forked."""
         self._changed = threading.Condition()
         self._ticks: list[_Tick] = []
         self._running = False
@@ -235,7 +239,7 @@ class Ticker:
                     start_thread(self._run, self._name)
                 except RuntimeError as error:  # a lease then lives as long as it was taken for
                     self._running = False
-                    _complain(self._name, error)
+                    report_fault(self._name, error)
         return tick
 
     def wake(self) -> None:
@@ -260,7 +264,7 @@ class Ticker:
             return None
 
 
-_ticker = Ticker("memo-renew")
+RENEWALS = Ticker("memo-renew")
 DISPLAYS = Ticker("memo-show")
 """For displays: listing entries may be slow, and must not delay the renewal of a lease."""
 
@@ -272,7 +276,7 @@ class Blocking:
 
     async def settle(self, value: Any) -> Any:
         if inspect.iscoroutine(value):
-            return _portal(value)
+            return run_in_loop_thread(value)
         return value.get() if type(value) is Later else value
 
     async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
@@ -304,14 +308,14 @@ class Blocking:
                 if ended is not None:
                     ended()
 
-        (_apart if apart else _pool).submit(job)
+        (APART if apart else BACKGROUND).submit(job)
         return handle
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
-        return _ticker.every(seconds, work)
+        return RENEWALS.every(seconds, work)
 
     def cancelled(self) -> bool:
         return False
@@ -320,209 +324,30 @@ class Blocking:
         return None
 
 
-class _LoopWaiter:
-    """A future of one loop that any thread may set."""
-
-    __slots__ = ("future", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.future: asyncio.Future[None] = loop.create_future()
-
-    def set(self) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self._set)
-        except RuntimeError:  # the loop is closed, and its waiters with it
-            return
-
-    def _set(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
-
-
-class _TaskHandle:
-    """Cancels a task of some loop from any thread."""
-
-    __slots__ = ("_loop", "_task")
-
-    def __init__(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._task = task
-        self._loop = loop
-
-    def cancel(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        except RuntimeError:  # the loop is closed: nothing of its runs any more
-            return
-
-    def dead(self) -> bool:
-        return self._loop.is_closed() and not self._task.done()
-
-
-TASKS: set[asyncio.Task[Any]] = set()
-
-
-class Native:
-    """The port of a running event loop."""
-
-    native = True
-    __slots__ = ("_turn", "loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._turn: asyncio.Lock | None = None
-
-    async def turn(self) -> None:
-        """Wait while another task has taken a turn in this round of the loop.
-
-        For steps of milliseconds that many tasks may take at once: others run in between.
-        """
-        import asyncio
-
-        if self._turn is None:
-            self._turn = asyncio.Lock()
-        await self._turn.acquire()
-        self.loop.call_soon(self._turn.release)
-
-    async def settle(self, value: Awaitable[T]) -> T:
-        return await value
-
-    async def offload(self, function: Callable[..., T], *args: Any, apart: bool = False) -> T:
-        waiter = _LoopWaiter(self.loop)
-        context = contextvars.copy_context()
-        outcome: list[Any] = [None, None]
-
-        def job() -> None:
-            try:
-                outcome[0] = context.run(function, *args)
-            except BaseException as error:
-                outcome[1] = error
-            waiter.set()
-
-        (_apart if apart else _offload).submit(job)
-        await waiter.future
-        error = outcome.pop()
-        if error is not None:
-            raise error
-        result: T = outcome.pop()
-        return result
-
-    async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
-        assert isinstance(waiter, _LoopWaiter)
-        if timeout is None:
-            await waiter.future
-            return True
-        import asyncio
-
-        done, _ = await asyncio.wait({waiter.future}, timeout=timeout)
-        return bool(done)
-
-    def waiter(self) -> Waiter:
-        return _LoopWaiter(self.loop)
-
-    def spawn(
-        self,
-        work: Callable[[Port], Coroutine[Any, Any, Any]],
-        name: str,
-        ended: Callable[[], None] | None = None,
-        *,
-        apart: bool = False,
-    ) -> Handle:
-        if apart:
-            return BLOCKING.spawn(work, name, ended)
-        task = self.loop.create_task(work(self), name=name)
-        TASKS.add(task)
-        task.add_done_callback(_finished)
-        if ended is not None:  # a task that is cancelled before it begins runs no line of `work`
-            task.add_done_callback(lambda _: ended())
-        return _TaskHandle(task, self.loop)
-
-    async def sleep(self, seconds: float) -> None:
-        import asyncio
-
-        await asyncio.sleep(seconds)
-
-    def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
-        return _ticker.every(seconds, work)
-
-    def cancelled(self) -> bool:
-        import asyncio
-
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-
-    def client(self) -> object:
-        return self.loop
-
-
-def _finished(task: asyncio.Task[Any]) -> None:
-    TASKS.discard(task)
-    if not task.cancelled():
-        error = task.exception()
-        if error is not None:
-            _complain(task.get_name(), error)
+BLOCKING = Blocking()
 
 
 def _report(name: str, work: Callable[[], Any]) -> None:
     try:
         work()
     except BaseException as error:
-        _complain(name, error)
+        report_fault(name, error)
 
 
-def _complain(name: str, error: BaseException) -> None:
+def report_fault(name: str, error: BaseException) -> None:
+    """Report an error of background work, which has no caller, as an event."""
     events.emit(events.Event(events.ERROR, reason="background", detail=f"{name}: {error!r}"))
 
 
-BLOCKING = Blocking()
+_loop_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
 
 
-def native() -> Native:
-    """The port of the running event loop.
-
-    Raises:
-        EventLoopError: no loop of asyncio runs the caller.
-    """
-    global _latest
-    import asyncio
-
-    # Within trio.run() a loop of asyncio may run as well, as in a kernel under %autoawait trio.
-    sniffio = sys.modules.get("sniffio")
-    other = None if sniffio is None else sniffio.thread_local.name
-    if other is not None and other != "asyncio":
-        raise _wrong_loop(other)
-    try:
-        loop, port = asyncio.get_running_loop(), _latest
-    except RuntimeError:
-        raise _wrong_loop(None) from None
-    if port is None or port.loop is not loop:
-        port = _latest = Native(loop)
-    return port
-
-
-def _wrong_loop(other: str | None) -> EventLoopError:
-    here = "no asyncio loop runs here" if other is None else f"{other} runs here"
-    thread = " in a thread, `await trio.to_thread.run_sync(load)`" if other == "trio" else ""
-    return EventLoopError(
-        f"async functions that memo caches run on asyncio, and {here}; cache a plain `def` and "
-        f"call that{thread}. Of the helpers, use those without the leading `a`: `load.refresh()` "
-        "instead of `load.arefresh()`, `memo.invalidate` instead of `memo.ainvalidate`."
-    )
-
-
-_latest: Native | None = None
-"""The port that was used last: most processes have one loop."""
-
-
-_portal_lock = threading.Lock()
-_portal_loop: asyncio.AbstractEventLoop | None = None
-
-
-def _portal(work: Coroutine[Any, Any, T]) -> T:
+def run_in_loop_thread(work: Coroutine[Any, Any, T]) -> T:
     """Run a foreign coroutine on a loop in a thread of its own, and wait for it."""
     import asyncio
 
-    future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(work, _portal_running())
+    future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(work, _loop_thread())
     try:
         return future.result()
     except BaseException:
@@ -530,62 +355,23 @@ def _portal(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _portal_running() -> asyncio.AbstractEventLoop:
-    global _portal_loop
+def _loop_thread() -> asyncio.AbstractEventLoop:
+    global _loop
     import asyncio
 
-    with _portal_lock:
-        if _portal_loop is None:
+    with _loop_lock:
+        if _loop is None:
             loop = asyncio.new_event_loop()
             start_thread(loop.run_forever, "memo-portal")
-            _portal_loop = loop
-        return _portal_loop
-
-
-def run_elsewhere(work: Callable[[Native], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine of the engine over a native port from sync code, and wait for it.
-
-    For sync helpers that must await a user's `async def`, such as `f.refresh()`.
-    """
-
-    async def inside() -> T:
-        return await work(native())
-
-    return _portal(inside())
-
-
-async def drain(timeout: float | None = None) -> bool:
-    """Wait until the background work of this process has ended.
-
-    Args:
-        timeout: seconds; what still runs then is cancelled (tasks of this loop) or left to its
-            daemon thread.  None: as long as it takes.
-
-    Returns:
-        True when everything ended by itself.
-    """
-    import asyncio
-
-    port = native()
-    mine = [task for task in TASKS if task.get_loop() is port.loop and not task.done()]
-    end = None if timeout is None else time.monotonic() + timeout
-    whole = True
-    if mine:
-        _, late = await asyncio.wait(mine, timeout=timeout)
-        for task in late:
-            task.cancel()
-        if late:
-            whole = False
-            await asyncio.wait(late, timeout=1.0)
-    left = None if end is None else max(0.0, end - time.monotonic())
-    return await port.offload(drain_blocking, left) and whole
+            _loop = loop
+        return _loop
 
 
 def drain_blocking(timeout: float | None = None) -> bool:
     """As `drain`, for sync code: waits for the background threads."""
     end = None if timeout is None else time.monotonic() + timeout
-    ended = _pool.drain(timeout)
-    return _apart.drain(None if end is None else max(0.0, end - time.monotonic())) and ended
+    ended = BACKGROUND.drain(timeout)
+    return APART.drain(None if end is None else max(0.0, end - time.monotonic())) and ended
 
 
 _last: list[Callable[[Port], Coroutine[Any, Any, None]]] = []
@@ -604,15 +390,13 @@ def _at_exit() -> None:
 
 
 def _after_fork() -> None:
-    global _portal_loop, _portal_lock
-    _portal_lock = threading.Lock()
-    _portal_loop = None
-    TASKS.clear()
-    _pool._reset()
-    _apart._reset()
-    _offload._reset()
-    _ticker._reset()
-    DISPLAYS._reset()
+    global _loop, _loop_lock
+    _loop_lock = threading.Lock()
+    _loop = None
+    for pool in (BACKGROUND, APART, OFFLOAD):
+        pool.reset()
+    RENEWALS.reset()
+    DISPLAYS.reset()
 
 
 atexit.register(_at_exit)
