@@ -23,14 +23,14 @@ from memo.runtime.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.metrics import CallbackOptions, Observation
-    from opentelemetry.trace import Span, SpanContext
-
-try:
-    from opentelemetry.metrics import MeterProvider
-    from opentelemetry.trace import TracerProvider
-except ImportError:  # `instrument` says how to install it
-    MeterProvider = TracerProvider = Any  # type: ignore[assignment, misc]
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+    from opentelemetry.trace import Span, SpanContext, TracerProvider
+else:
+    try:  # so that tools can read the annotations of `instrument`
+        from opentelemetry.metrics import MeterProvider
+        from opentelemetry.trace import TracerProvider
+    except ImportError:
+        MeterProvider = TracerProvider = Any
 
 SCOPE = "memo"
 """Name of the instrumentation scope."""
