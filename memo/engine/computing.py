@@ -118,7 +118,7 @@ async def compute(
         made = Made(outcome.value, vouched, started, cost, arguments, reads.life)
         landing = await store_result(port, job, made)
     except Exception as error:
-        landing = _unstored(job, outcome.value, error)
+        landing = unstored(job, outcome.value, error)
     if landing.entry is None:
         landing = landing._replace(used=used)
     return landing._replace(known=known + watch, started=started, true=true)
@@ -343,7 +343,7 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         return None
 
 
-def _unstored(job: Job, value: Any, error: Exception) -> Landing:
+def unstored(job: Job, value: Any, error: Exception) -> Landing:
     """Report a result that could not be stored, since a `ttl` or `cache_if` raised."""
     emit(job, events.ERROR, reason="store", detail=told(error))
     with suppress(UserWarning):  # an error here, and the result is the caller's

@@ -51,6 +51,7 @@ from memo.engine.computing import (
     merged,
     packed,
     sealed_result,
+    unstored,
     warn_not_stored,
     watch_tags,
 )
@@ -910,8 +911,7 @@ async def _made_ready(
         made = Made(part, vouched, started, share, arguments, gathered.life)
         ready = await sealed_result(port, job, made)
     except Exception as error:
-        emit(job, events.ERROR, reason="store", detail=told(error))
-        ready = Landing(part)
+        ready = unstored(job, part, error)
     sealed = ready if isinstance(ready, Sealed) else None
     landing = Landing(part, encoded=ready.encoded)
     return (

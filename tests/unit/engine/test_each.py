@@ -617,6 +617,21 @@ def test_peek_and_put_and_is_cached(way: Way, place: str) -> None:
         load.put([1], [1, 2])
 
 
+@pytest.mark.parametrize(
+    "options", [{"ttl": lambda _: 10**10}, {"cache_if": lambda _: 1 / 0}], ids=["ttl", "cache_if"]
+)
+def test_a_callable_that_keeps_elements_from_being_stored(options: Any) -> None:
+    """A mistake of a user's `ttl` or `cache_if` is reported once, and costs no result (I12)."""
+    load = cache(each="x", name="tests:load", version="1", **options)(squares)
+    with pytest.warns(UserWarning, match=r"cannot be stored .*computed at each call") as caught:
+        assert load([1, 2]) == [1, 4]
+    assert len(caught) == 1
+    with recording() as heard:
+        assert load([1, 2]) == [1, 4]
+    assert [event.reason for event in heard if event.kind == "error"] == ["store"] * 2
+    assert RUNS == [[1, 2]] * 2
+
+
 def test_refresh(way: Way) -> None:
     """`refresh` computes all elements in one run, whatever is stored."""
     load = way.cached(squares, each="x")
