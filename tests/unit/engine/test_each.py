@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from ports import blocking
 from redis_server import RedisServer
 from waiting import await_until, until
 from ways import Way, fresh_process, kinds
 
 import memo
 from memo import NotCachedError, OptionError, ReentryError, cache
+from memo.decorators import assembly
 from memo.testing import ManualClock, isolated, recording
 
 RUNS: list[Any] = []
@@ -615,6 +617,28 @@ def test_peek_and_put_and_is_cached(way: Way, place: str) -> None:
     assert RUNS == []
     with pytest.raises(OptionError, match="1 results for 2 elements"):
         load.put([1], [1, 2])
+
+
+def test_what_was_peeked_at_is_not_gone_back_behind() -> None:
+    """After a peek at a newer result an older one that is stored does not answer (I2)."""
+
+    @cache(each="x", name="tests:load", version="1", ttl=None)
+    def load(x: list[int]) -> list[int]:
+        RUNS.append(x)
+        return [len(RUNS)] * len(x)
+
+    def disk() -> Any:
+        return next(tier for tier in assembly.default_chain().tiers if tier.name == "disk")
+
+    with memo.configure(memory_limit=0):
+        load([1])
+        name = assembly.default_chain().name(load.function_id, load.key(1))
+        older = bytes(blocking(lambda port: disk().lookup(port, name)).record)
+        assert load.refresh([1]) == [2]
+        assembly.reset()  # a process that has given no answers yet
+        assert load.peek([1]) == [2]
+        blocking(lambda port: disk().store(port, name, older, None, None))
+        assert load([1]) == [3]
 
 
 @pytest.mark.parametrize(
