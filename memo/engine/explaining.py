@@ -258,7 +258,7 @@ async def listing(
                 if header is not None and listed.size > found.get(header.key, (None, -1))[1]:
                     found[header.key] = (header, listed.size)  # memory may have the record alone
                 if limit is not None and len(found) >= limit:
-                    break
+                    return list(found.values())
         except TierError:
             continue
     return list(found.values())

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import blocking
 from providers import InADict
 
 import memo
 from memo import cache
 from memo.decorators import assembly
-from memo.engine.explaining import Explanation
+from memo.engine.explaining import Explanation, listing
 from memo.runtime import events
 from memo.testing import ManualClock, isolated, recording
 
@@ -596,3 +597,21 @@ def test_an_invalidation_of_before_is_not_blamed() -> None:
     told = str(outer.explain(1))
     assert "expired for this x" in told
     assert "invalidated for this x" not in told
+
+
+def test_listing_stops_at_its_limit_over_all_tiers() -> None:
+    """`limit` bounds the entries of all tiers together, not those of each."""
+
+    @cache(name="shop:many", version="1", ttl=None)
+    def many(x: int) -> int:
+        return x
+
+    last = max(range(4), key=many.key)  # the disk lists by key
+    with memo.configure(memory_limit=0):
+        for x in {*range(4)} - {last}:
+            many(x)
+    many(last)  # this one is in memory as well
+    chain = assembly.default_chain()
+    for limit, wanted in ((None, 4), (3, 3), (1, 1)):
+        found = blocking(lambda port: listing(port, chain, chain.prefix("shop:many"), limit))  # noqa: B023
+        assert len(found) == wanted
