@@ -79,25 +79,7 @@ async def compute(
     arguments, watch = packed(job), await watch_tags(port, job)
     stands = Standing(job)
     with inside(flight, alone=alone), stands:
-        token = CURRENT.set(reads)
-        why = "refresh" if alone else ""
-        emit(job, events.COMPUTE_STARTED, reason=why)
-        clock, failed = time.perf_counter(), events.INTERRUPTED
-        try:
-            outcome = await invoke(port, job, silent=alone)
-            failed = "" if outcome.error is None else type(outcome.error).__name__
-        finally:
-            CURRENT.reset(token)
-            reads.over = True
-            ended = time.perf_counter()
-            emit(
-                job,
-                events.COMPUTE_ENDED,
-                reason=why,
-                seconds=reads.own_time(clock, ended),
-                detail=failed,
-            )
-        cost = ended - clock
+        outcome, cost = await run_once(port, job, reads, alone=alone)
     if own is not None and outcome.error is None:
         late = await late_stamps(port, job, outcome.value, watch)
         own = None if late is None else own + late
@@ -106,7 +88,6 @@ async def compute(
         landing = Landing(error=outcome.error, used=used, known=known, started=started)
         sound = errors and same and stands.stands and not flight.detached
         return await _failed(port, job, landing, used if sound else None, cost)
-    job.function.took = cost
     emit(job, events.COMPUTED, seconds=cost)
     if alone and not await is_same_call(port, job):
         return Landing(fault=True)
@@ -122,6 +103,43 @@ async def compute(
     if landing.entry is None:
         landing = landing._replace(used=used)
     return landing._replace(known=known + watch, started=started, true=true)
+
+
+async def run_once(
+    port: Port, job: Job, reads: Reads, *, alone: bool = False
+) -> tuple[Outcome, float]:
+    """Run the function; what came of it, and the seconds that it took.
+
+    Args:
+        reads: takes in what the function uses.
+        alone: see `compute`.
+    """
+    token = CURRENT.set(reads)
+    why = "refresh" if alone else ""
+    emit(job, events.COMPUTE_STARTED, reason=why)
+    begun, outcome = time.perf_counter(), None
+    try:
+        outcome = await invoke(port, job, silent=alone)
+    finally:
+        CURRENT.reset(token)
+        reads.over = True
+        ended = time.perf_counter()
+        run_ended(job, reads.own_time(begun, ended), outcome, why)
+    if outcome.error is None:
+        job.function.took = ended - begun
+    return outcome, ended - begun
+
+
+def run_ended(job: Job, seconds: float, outcome: Outcome | None, why: str = "") -> None:
+    """Emit the end of a run of the function.
+
+    Args:
+        outcome: None: it was interrupted, or left.
+    """
+    failed = events.INTERRUPTED
+    if outcome is not None:
+        failed = "" if outcome.error is None else type(outcome.error).__name__
+    emit(job, events.COMPUTE_ENDED, reason=why, seconds=seconds, detail=failed)
 
 
 def packed(job: Job) -> str:

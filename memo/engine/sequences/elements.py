@@ -50,6 +50,7 @@ from memo.engine.computing import (
     late_stamps,
     merged,
     packed,
+    run_once,
     sealed_result,
     unstored,
     warn_not_stored,
@@ -60,7 +61,7 @@ from memo.engine.coordination.leases import Hold, hold, let_go, patience
 from memo.engine.loading import look
 from memo.engine.refreshing import refresh_soon, renew
 from memo.engine.replay import Wrapped
-from memo.engine.used_calls import CURRENT, Reads, tell, tell_entry, tell_landing
+from memo.engine.used_calls import Reads, tell, tell_entry, tell_landing
 from memo.errors import DependencyError, OptionError, TierError, shown, type_named
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
@@ -840,20 +841,12 @@ async def _run(
         if place.flight is not None:
             place.flight.call = place.job.call
             place.flight.waits.append(lead)
-    with inside(lead):
-        token = CURRENT.set(gathered)
-        emit(whole, events.COMPUTE_STARTED)
-        clock = time.perf_counter()
-        try:
-            outcome = await invoke(port, whole)
-        finally:
-            CURRENT.reset(token)
-            gathered.over = lead.over = True
-            ended = time.perf_counter()
-            emit(whole, events.COMPUTE_ENDED, seconds=gathered.own_time(clock, ended))
-    if outcome.error is None:
-        made.function.took = ended - clock
-    return outcome, ended - clock, gathered
+    try:
+        with inside(lead):
+            outcome, cost = await run_once(port, whole, gathered)
+    finally:
+        lead.over = True
+    return outcome, cost, gathered
 
 
 async def _failed(

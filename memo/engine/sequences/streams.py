@@ -35,12 +35,13 @@ from memo.engine.answering import (
     told_hit,
     while_pausing,
 )
-from memo.engine.call import NOTHING, Function, Job, Raised, emit, told
+from memo.engine.call import NOTHING, Function, Job, Outcome, Raised, emit, told
 from memo.engine.computing import (
     Made,
     Standing,
     is_same_call,
     merged,
+    run_ended,
     store_result,
     take_stamps,
     warn_not_stored,
@@ -378,7 +379,7 @@ class Live:
             pauses = sum(end - begin for begin, end in self.gathered.pauses) + self.gathered.paused
             seconds = max(0.0, self._active - pauses)
             with inside(self.flight):
-                emit(self.job, events.COMPUTE_ENDED, seconds=seconds)
+                run_ended(self.job, seconds, None if self.lost else Outcome(error=self.error))
 
     async def _failed(self, port: Port) -> None:
         """The generator raised: nothing is stored."""

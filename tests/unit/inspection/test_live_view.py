@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from memo.decorators import assembly
 from memo.inspection.live_view import Model, call_of
 from memo.inspection.under_way import BOARD
 from memo.metrics.recorder import reset
+from memo.testing import recording
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +140,72 @@ def test_what_is_under_way_is_shown() -> None:
     assert run["about"]
     assert run["share"] is not None
     assert Model().state()["running"] == []
+
+
+def _whole(x: Any) -> list[Any]:
+    return _runs(x)
+
+
+def _items(x: Any) -> Iterator[Any]:
+    yield from _runs(x)
+
+
+def _runs(x: Any) -> list[Any]:
+    BEGUN.set()
+    assert GO.wait(20)
+    if FAILS.is_set():
+        raise ValueError
+    return [x]
+
+
+BEGUN, GO, FAILS = threading.Event(), threading.Event(), threading.Event()
+
+
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [
+        (_whole, {"name": "fails:whole"}),
+        (_whole, {"name": "fails:each", "each": "x"}),
+        (_items, {"name": "fails:items"}),
+    ],
+    ids=["whole", "each", "generator"],
+)
+def test_a_failed_run_says_nothing_of_the_next(run: Any, options: Any) -> None:
+    """How long a run took that raised, or was left, is not expected of the next one."""
+    load = cache(version="1", **options)(run)
+    for event in (BEGUN, FAILS):
+        event.clear()
+    GO.set(), FAILS.set()
+    with recording() as heard, suppress(ValueError):
+        list(load([1]))
+    assert [one.detail for one in heard if one.kind == "compute_ended"] == ["ValueError"]
+    for event in (BEGUN, FAILS, GO):
+        event.clear()
+    thread = threading.Thread(target=lambda: list(load([1])))
+    thread.start()
+    try:
+        assert BEGUN.wait(20)
+        (shown,) = Model().state()["running"]
+    finally:
+        GO.set()
+        thread.join()
+    assert shown["about"] == ""
+    assert shown["share"] is None
+
+
+def test_a_stream_that_is_left_says_nothing_of_the_next() -> None:
+    """A generator that its consumer has left has not ended as it would have."""
+
+    @cache(name="rows", version="1")
+    def rows() -> Iterator[int]:
+        yield 1
+        yield 2
+
+    with recording() as heard:
+        made = rows()
+        next(made), made.close()
+        list(rows())
+    assert [e.detail for e in heard if e.kind == "compute_ended"] == ["interrupted", ""]
 
 
 def test_the_graph_follows_long_computations(monkeypatch: pytest.MonkeyPatch) -> None:
