@@ -20,7 +20,7 @@ import memo
 from memo.decorators import names
 from memo.decorators.assembly import default_chain
 from memo.engine.invalidating import invalidate
-from memo.errors import MemoError, MissingExtraError, OptionError, label
+from memo.errors import MemoError, MissingExtraError, OptionError
 from memo.inspection import call_graph, inventory
 from memo.inspection import findings as doctor
 from memo.metrics import rendering
@@ -312,10 +312,9 @@ def examine(as_json: bool) -> None:
 
 def _say_nearest(patterns: tuple[str, ...]) -> None:
     """Name the functions that were probably meant by patterns that matched none."""
-    known = list(map(label, drive(names.functions_known(BLOCKING, []))))
-    near = [found for one in patterns for found in names.nearest(one, known)]
+    near = names.functions_meant(patterns, drive(names.functions_known(BLOCKING, [])))
     if near:
-        click.echo(names.meant(near), err=True)
+        click.echo(near, err=True)
 
 
 def _clear_all(namespace: str) -> None:

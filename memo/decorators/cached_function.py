@@ -784,7 +784,7 @@ class BoundFunction(_Helpers[P, R]):
     """A cached function as a method of an instance, whose state is part of its keys."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
-    __doc__ = OwnDoc(__doc__)
+    __doc__ = OwnDoc(__doc__)  # pyright: ignore[reportAssignmentType]
     # No attribute is annotated, so that `__annotations__` is that of the function.
     _DROPS = {  # noqa: RUF012
         "invalidate": (False, False),

@@ -128,14 +128,23 @@ async def _is_shared(port: Port, ref: Ref, *, otherwise: bool) -> bool:
 
 def unknown(option: str, name: str, known: Iterable[str]) -> OptionError:
     """The error for a name that no function has, with the nearest, else some that there are."""
-    labels = {label(identity): identity for identity in known}
-    near = nearest(name, [*labels, *map(_qualified, labels), *map(_bare, labels)])
-    near = [next((one for one in labels if one == n or one.endswith((f":{n}", f".{n}"))), n)
-            for n in near]  # fmt: skip
+    labels = list(map(label, known))
+    near = functions_meant([name], labels)
     if near:
-        return OptionError(option, name, f"no cached function has this name; {meant(near)}")
+        return OptionError(option, name, f"no cached function has this name; {near}")
     there = ", ".join(sorted(labels)[:NEAR]) or "none"
     return OptionError(option, name, f"no cached function has this name; there are: {there}.")
+
+
+def functions_meant(names: Iterable[str], known: Iterable[str]) -> str:
+    """A question that lists the functions that were probably meant by misspelt names; or `""`."""
+    labels = dict.fromkeys(map(label, known))
+    shown = [*labels, *map(_qualified, labels), *map(_bare, labels)]
+    near = [one for name in names for one in nearest(name, shown)]
+    return meant(
+        next((one for one in labels if one == n or one.endswith((f":{n}", f".{n}"))), n)
+        for n in near
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

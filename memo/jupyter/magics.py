@@ -210,7 +210,7 @@ class CacheMagics(Magics):
         if given.frame:
             return _frame(table)
         if not count:
-            return _say(f"No entries{_probably(given.patterns)}")
+            return _say(_none_found(given.patterns))
         said = rendering.some_of(len(shown), count, "entry", "entries", "--limit 0")
         text = f"{rendering.table_text(table)}\n\n{said}"
         return _show(text, rendering.boxed(f"{rendering.table_html(table)}<p>{said}</p>"))
@@ -307,10 +307,12 @@ def _parsed(magic: Any, line: str) -> Any:
         raise UsageError(told.replace("?.", "?")) from None
 
 
-def _probably(patterns: list[str]) -> str:
-    """`; did you mean 'load'?` for names of no function of this host, else a full stop."""
-    known = list(map(label, drive(names.functions_known(BLOCKING, [])))) if patterns else []
-    return next(filter(None, (errors.nearest(one, known) for one in patterns)), ".")
+def _none_found(patterns: list[str]) -> str:
+    """Say that there are no entries, and which functions were probably meant."""
+    here = [function.function_id for function in functions()]
+    known = drive(names.functions_known(BLOCKING, here)) if patterns else []
+    near = names.functions_meant(patterns, known)
+    return f"No entries; {near}" if near else "No entries."
 
 
 # --- %cache_stats -------------------------------------------------------------------------------
@@ -319,11 +321,10 @@ def _probably(patterns: list[str]) -> str:
 def _chosen(found: Stats, patterns: list[str]) -> Stats:
     chosen = found.select(*patterns)
     if patterns and found.functions and not chosen.functions:
-        names = ", ".join(map(label, found.functions))
-        near = "".join(errors.nearest(p, map(label, found.functions)) for p in patterns[:1])
-        raise UsageError(
-            f"No cached function matches {' '.join(patterns)}{near or '.'} There are: {names}"
-        )
+        there = ", ".join(map(label, found.functions))
+        near = names.functions_meant(patterns, found.functions)
+        said = f"No cached function matches {' '.join(patterns)}{f'; {near}' if near else '.'}"
+        raise UsageError(f"{said} There are: {there}")
     return chosen
 
 

@@ -393,6 +393,17 @@ def test_listing_says_what_was_probably_meant() -> None:
     assert "did you mean 'shop:load_rows'?" in missed.output + missed.stderr
 
 
+def test_a_bare_name_of_a_long_module_is_near() -> None:
+    """The command line and `memo.entries` name the same function for a misspelt bare name."""
+    cache(lambda region: region, name="warehouse.pipelines.daily:load", version="1")("EU")
+    meant = "did you mean 'warehouse.pipelines.daily:load'?"
+    for command in ("ls", "stats"):
+        missed = CliRunner().invoke(main, [command, "laod"])
+        assert meant in missed.output + missed.stderr
+    with pytest.raises(OptionError, match=re.escape(meant)):
+        memo.entries("laod")
+
+
 def test_explain_takes_a_name() -> None:
     """`memo.explain` takes a name that tables show, and names the nearest."""
     load = loads()
