@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from memo.decorators.assembly import CacheFallbackFactory, stats_directory
 from memo.decorators.cached_function import cache, explain, functions
+from memo.engine.coordination.flights import FLIGHTS as _FLIGHTS
 from memo.errors import (
     BundleError,
     DependencyError,
@@ -32,6 +33,7 @@ from memo.errors import (
     SettingError,
 )
 from memo.inspection.under_way import listen as _listen
+from memo.inspection.under_way import turn_of as _turn_of
 from memo.keys.encoding.canonical import register_key
 from memo.keys.fingerprint.function_version import stable
 from memo.metrics.fault_log import listen as _log_faults
@@ -156,6 +158,7 @@ def _explain() -> None:
 
 _install(stats_directory, _explain)
 _listen(stats_directory)
+_FLIGHTS.listen(_turn_of)
 _log_faults()
 
 

@@ -20,7 +20,6 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 from memo.decorators import assembly, names
 from memo.decorators.cached_function import CachedFunction, functions, given_call
 from memo.engine import invalidating
-from memo.engine.coordination import flights
 from memo.engine.coordination.flights import FLIGHTS
 from memo.engine.invalidating import Hint, Invalidation, Matches
 from memo.errors import (
@@ -181,7 +180,7 @@ async def _turns_of_key(port: Port, key: str) -> list[Turn]:
     for flight in FLIGHTS.under_way():
         if flight.name.endswith(f":{key}"):
             return [_whole(ref) for ref in flight.refs if ref.group.startswith("f:")]
-    elsewhere = await port.offload(flights.elsewhere, key)
+    elsewhere = await port.offload(FLIGHTS.elsewhere, key)
     if elsewhere is not None:
         return [elsewhere]
     identities = await names.functions_known(port, _here())

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from memo.engine.coordination import flights
 from memo.engine.coordination.flights import current_path
 from memo.errors import MemoError, label
 from memo.metrics.recorder import COUNTERS, nothing_runs, publish_soon
@@ -248,7 +247,6 @@ def listen(directory: Callable[[], Path | None]) -> None:
     first, BOARD.directory = BOARD.directory is _nowhere, directory
     if not first:  # `%reload_ext memo` imports it again
         return
-    flights.elsewhere = turn_of
     COUNTERS.listen(BOARD.hear, (events.COMPUTE_STARTED, events.COMPUTE_ENDED))
     atexit.register(BOARD.close)
     fork.in_child(_after_fork)

@@ -125,7 +125,20 @@ class Flights:
     """The flights of this process."""
 
     def __init__(self) -> None:
+        self._elsewhere: Callable[[str], Turn | None] | None = None
         self._reset()
+
+    def listen(self, elsewhere: Callable[[str], Turn | None]) -> None:
+        """Let keys name computations of other processes of this host, too.
+
+        Args:
+            elsewhere: gives the turn that invalidates the call of a key which one of them computes.
+        """
+        self._elsewhere = elsewhere
+
+    def elsewhere(self, key: str) -> Turn | None:
+        """The turn that invalidates the call of a key which another process is computing."""
+        return None if self._elsewhere is None else self._elsewhere(key)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -264,15 +277,6 @@ class Flights:
         """The flights that others may join now."""
         with self._lock:
             return list(self._active.values())
-
-
-def _nowhere(_key: str) -> Turn | None:
-    return None
-
-
-elsewhere: Callable[[str], Turn | None] = _nowhere
-"""Gives the turn that invalidates the call of a key that another process of this host computes;
-`inspection.under_way`, which sees those processes, puts its `turn_of` here."""
 
 
 def _reentry(name: str) -> ReentryError:
