@@ -521,10 +521,10 @@ def _address(value: Any) -> str:
     return resolvers.words(value, canonical.encoding(value, "key_resolver()"))
 
 
-def _told(signature: inspect.Signature) -> tuple[list[str], bool]:
-    """The names that are told after a call, `result` among them; and whether any other may be."""
+def _told(signature: inspect.Signature) -> tuple[list[str], str]:
+    """The names that are told after a call, `result` among them; and the name of `**kwargs`."""
     named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return [*named, "result"], len(named) < len(signature.parameters)
+    return [*named, "result"], "".join(signature.parameters.keys() - named)
 
 
 def _template(text: str, signature: inspect.Signature) -> resolvers.Template:

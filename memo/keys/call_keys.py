@@ -400,12 +400,12 @@ class Keyer:
     def _checked_resolver(self) -> Resolver | None:
         if self._given is None:
             return None
-        names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
+        names, extra, own = self.plan.names, self.plan.extra, self.plan.own
         return resolvers.resolver(self._given, names, extra, own)
 
     def _arrange_tags(self) -> None:
         """Tell fixed tags from those of the arguments, and from those that need the result."""
-        names, extra, own = self.plan.names, bool(self.plan.extra), self.plan.own
+        names, extra, own = self.plan.names, self.plan.extra, self.plan.own
         given, every = self._given_tags, (*names, RESULT)
         self._tags: tuple[str, ...] = ()
         self._templates: tuple[Template, ...] = ()

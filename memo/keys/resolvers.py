@@ -58,24 +58,24 @@ class Resolver(Protocol):
         ...
 
 
-def resolver(given: Any, names: Collection[str], open_: bool, own: str) -> Resolver:
+def resolver(given: Any, names: Collection[str], extra: str, own: str) -> Resolver:
     """Compile a `key_resolver` for a function.
 
     Args:
         given: a callable, a template, or a list of argument names.
         names: of the function's arguments, without `own`.
-        open_: the function takes `**kwargs`, so any other name too.
+        extra: the name of its `**kwargs`, which may have any other name; or `""`.
         own: the name of its `self` or `cls`, or `""`.
 
     Raises:
         OptionError: it names what is no argument, is empty, or is malformed.
     """
     if isinstance(given, str):
-        return Template(given, names, open_, own)
+        return Template(given, names, extra, own)
     if callable(given):
-        return Function(given, names, open_, own)
+        return Function(given, names, extra, own)
     if isinstance(given, Sequence) and all(isinstance(name, str) for name in given):
-        return Names(given, names, open_)
+        return Names(given, names, extra)
     raise _wrong(given, "must be a function, a template or a list of argument names.")
 
 
@@ -83,8 +83,9 @@ def _wrong(given: Any, fix: str) -> OptionError:
     return OptionError("key_resolver", given, fix)
 
 
-def _check(given: Any, name: str, names: Collection[str], open_: bool) -> None:
-    if name not in names and not open_:
+def _check(given: Any, name: str, names: Collection[str], extra: str) -> None:
+    options.no_keywords("key_resolver", given, name, extra)
+    if name not in names and not extra:
         listed = ", ".join(names) or "none"
         raise _wrong(given, f"{name!r} is not an argument of the function, which has: {listed}.")
 
@@ -110,11 +111,11 @@ class Names:
     plain = False
     head = ""
 
-    def __init__(self, given: Sequence[str], names: Collection[str], open_: bool) -> None:
+    def __init__(self, given: Sequence[str], names: Collection[str], extra: str) -> None:
         if not given:
             raise _wrong(given, "is empty; name the arguments that matter.")
         for name in given:
-            _check(given, name, names, open_)
+            _check(given, name, names, extra)
         if len(set(given)) < len(given):
             raise _wrong(given, "names an argument twice.")
         self.needs = self.names = tuple(given)
@@ -148,14 +149,14 @@ class Template:
 
     plain = False
 
-    def __init__(self, given: str, names: Collection[str], open_: bool, own: str) -> None:
+    def __init__(self, given: str, names: Collection[str], extra: str, own: str) -> None:
         self._parts = _parsed(given)
         fields = [part for part in self._parts if isinstance(part, Field)]
         if not fields:
             raise _wrong(given, 'has no placeholder such as "{order_id}".')
         for field in fields:
             if field.name != own:
-                _check(given, field.name, names, open_)
+                _check(given, field.name, names, extra)
         self.needs = tuple(dict.fromkeys(field.name for field in fields))
         self.names = tuple(dict.fromkeys(f.name for f in fields if not f.steps and f.name != own))
         first = self._parts[0]
@@ -173,7 +174,7 @@ class Template:
         return Resolved(b"".join(encodings), "".join(spoken))
 
 
-def tag(given: str, names: Collection[str], open_: bool, own: str) -> str | Template:
+def tag(given: str, names: Collection[str], extra: str, own: str) -> str | Template:
     """A tag as it is, or the template that it is.
 
     Raises:
@@ -183,7 +184,7 @@ def tag(given: str, names: Collection[str], open_: bool, own: str) -> str | Temp
         parts = _parsed(given)
         if not any(isinstance(part, Field) for part in parts):
             return "".join(part for part in parts if isinstance(part, str))
-        return Template(given, names, open_, own)
+        return Template(given, names, extra, own)
     except OptionError as error:
         raise OptionError("tags", given, error.fix) from None
 
@@ -242,10 +243,10 @@ class Function:
     head = ""
 
     def __init__(
-        self, given: Callable[..., Any], names: Collection[str], open_: bool, own: str
+        self, given: Callable[..., Any], names: Collection[str], extra: str, own: str
     ) -> None:
         self._function = given
-        self._wanted = declared("key_resolver", given, names, open_, own)
+        self._wanted = declared("key_resolver", given, names, extra, own)
         self.needs = None if self._wanted is None else self._wanted
         self.names = None if self._wanted is None else tuple(n for n in self._wanted if n != own)
         self._own = own
@@ -259,7 +260,7 @@ class Function:
 
 
 def declared(
-    option: str, function: Callable[..., Any], names: Collection[str], open_: bool, own: str
+    option: str, function: Callable[..., Any], names: Collection[str], extra: str, own: str
 ) -> tuple[str, ...] | None:
     """The arguments that a user's function takes by name; None: all, by `**kwargs`.
 
@@ -277,14 +278,16 @@ def declared(
         raise OptionError(option, function, "gets the arguments by name; declare them by name.")
     wanted = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
     for parameter in wanted:
-        known = parameter.name in names or parameter.name == own or open_
+        known = parameter.name in names or parameter.name == own or bool(extra)
+        if parameter.default is parameter.empty:
+            options.no_keywords(option, function, parameter.name, extra)
         if not known and parameter.default is parameter.empty:
             listed = ", ".join(names) or "none"
             fix = f"takes {parameter.name!r}, which is not an argument; there are: {listed}."
             raise OptionError(option, function, fix)
     if len(wanted) < len(parameters):
         return None
-    return tuple(p.name for p in wanted if p.name in names or p.name == own or open_)
+    return tuple(p.name for p in wanted if p.name in names or p.name == own or extra)
 
 
 def called(

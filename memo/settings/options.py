@@ -322,3 +322,13 @@ def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
             raise OptionError(
                 option, name, f"is not an argument here; the arguments are {', '.join(pool)}."
             )
+
+
+def no_keywords(option: str, value: Any, name: str, extra: str) -> None:
+    """Refuse the name of `**kwargs` itself (`extra`): its keywords go by their own names."""
+    if extra and name == extra:
+        fix = (
+            f"{name!r} is the ** parameter itself; name the keywords that matter, each by its own "
+            f"name, or give a function that takes **{name}."
+        )
+        raise OptionError(option, value, fix)

@@ -28,6 +28,7 @@ from memo.records.stamp_types import File as FileStamp
 from memo.runtime.checksums import blake2b
 from memo.runtime.port import Port
 from memo.runtime.reasons import DEPENDENCY_CHANGED, FILE_CHANGED, SOURCE_UNREACHABLE
+from memo.settings import options
 from memo.settings.durations import seconds
 
 if TYPE_CHECKING:
@@ -265,6 +266,8 @@ class Dependencies:
         self.signature = signature
         self._digest = digest
         self.every = seconds("check_every", check_every, zero=True) or 0.0
+        extra = (p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD)
+        self._extra = next(extra, "")
         self.files: list[File] = []
         self.calls: list[Callable[..., Any]] = []
         self._takes: list[tuple[str, ...] | None] = []
@@ -300,9 +303,9 @@ class Dependencies:
 
             remote.check_url(file.path)
         parameters = self.signature.parameters
-        rest = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name in _placeholders(file.path):
-            if name not in parameters and not (rest and name.isidentifier()):
+            options.no_keywords("depends_on", file.path, name, self._extra)
+            if name not in parameters and not (self._extra and name.isidentifier()):
                 raise OptionError(
                     "depends_on",
                     file.path,
@@ -321,6 +324,8 @@ class Dependencies:
         for name, parameter in parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 return None
+            if parameter.default is parameter.empty:
+                options.no_keywords("depends_on", one, name, self._extra)
             if name in own and parameter.kind is not parameter.POSITIONAL_ONLY:
                 names.append(name)
             elif parameter.default is parameter.empty and parameter.kind is not (

@@ -70,6 +70,35 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@cache(name="shop:many", version="1")
+def many(x: int, **filters: int) -> int:
+    return x
+
+
+KEYWORDS: dict[str, Callable[[], Any]] = {
+    "key_resolver='x:{filters}'": lambda: cache(key_resolver="x:{filters}"),
+    r"key_resolver='x:{filters\[a\]}'": lambda: cache(key_resolver="x:{filters[a]}"),
+    r"key_resolver=\['x', 'filters'\]": lambda: cache(key_resolver=["x", "filters"]),
+    "key_resolver=<function <lambda>": lambda: cache(key_resolver=lambda filters: "x"),
+    "tags='x:{filters}'": lambda: cache(tags=["x:{filters}"]),
+    "tags=<function <lambda>": lambda: cache(tags=lambda x, filters: ["x"]),
+    "depends_on='/data/{filters}.csv'": lambda: cache(depends_on="/data/{filters}.csv"),
+    "depends_on=<function <lambda>": lambda: cache(depends_on=lambda filters: 1),
+    "key_resolver='{filters}'": lambda: invalidate_cache(key_resolver="{filters}"),
+    "key_resolver=<function .*<lambda>": lambda: invalidate_cache(key_resolver=lambda filters: "x"),
+    "tags='y:{filters}'": lambda: invalidate_cache(tags=["y:{filters}"]),
+}
+
+
+@pytest.mark.parametrize("said", KEYWORDS)
+def test_the_name_of_the_keywords_themselves_is_refused(said: str) -> None:
+    """An option that names `**filters`, and not a keyword, is refused at decoration."""
+    with pytest.raises(OptionError) as raised:
+        KEYWORDS[said]()(many.__wrapped__)
+    fix = r".*: 'filters' is the \*\* parameter itself; name the keywords .* takes \*\*filters\."
+    assert re.match(said + fix, str(raised.value)), str(raised.value)
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_an_error_names_the_argument_its_value_and_the_fix(case: str) -> None:
     """A wrong argument is refused at once, in words that say what to write."""
