@@ -36,7 +36,7 @@ from memo import engine, metrics, stores
 from memo.decorators import assembly, classmethods
 from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
 from memo.engine import replay
-from memo.engine.call import NOTHING, Function, NotYet, Raised, hindered
+from memo.engine.call import NOTHING, Function, NotYet, Raised, hindered, keyed
 from memo.errors import (
     NotCachedError,
     OptionError,
@@ -56,6 +56,7 @@ from memo.metrics.recorder import COUNTERS, cache_info
 from memo.records import codec
 from memo.runtime.blocking import BLOCKING, Blocking, drive
 from memo.runtime.native import native, run_elsewhere
+from memo.runtime.port import Port
 from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, durations, modes, options
 from memo.settings.modes import Mode
@@ -578,7 +579,7 @@ class CachedFunction(Generic[P, R]):
 
         known = {one.function_id: one._function for one in functions()}
         planner = Planner(port, function.chain(), {**known, self.function_id: function})
-        call = await engine.answering.keyed(port, function, args, kwargs)
+        call = await keyed(port, function, args, kwargs)
         await planner.like(self.function_id, call.text, call.shown, call.summary)
         import dataclasses
 
@@ -710,7 +711,7 @@ class CachedCoroutine(CachedFunction[P, R]):
             self._has_begun = True
             with suppress(HeavyError):
                 return function.call(args, kwargs, True)
-        return await engine.answering.keyed(native(), function, args, kwargs)
+        return await keyed(native(), function, args, kwargs)
 
     async def _awaited_in_mode(
         self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -986,6 +987,12 @@ def _dependencies(
     return made or None
 
 
+def _asked(
+    port: Port, function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Coroutine[Any, Any, Any]:
+    return engine.answering.answer(port, function, call, args, kwargs)
+
+
 def _blocking() -> Blocking:
     return BLOCKING
 
@@ -1017,6 +1024,7 @@ def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, A
         ),
         _policy(given),
         assembly.chain_of(given["provider"]),
+        _asked,
         assembly.live_ttl(given["ttl_key"]),
         _dependencies(function, identity, given),
         assembly.write_down,

@@ -60,14 +60,13 @@ class _Elementwise(CachedFunction[P, R]):
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
         each = self._each = Each(given["each"], self._function.keyer)
-        cached = self._function
 
-        def ask(port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        def ask(port: Any, function: Function, _: Call, args: tuple[Any, ...], kwargs: Any) -> Any:
             """The answer for one element, given in place of the collection."""
             args, kwargs = each.put(args, kwargs, [each.taken(args, kwargs)])
-            return elements.answer(port, cached, each, args, kwargs)
+            return elements.answer(port, function, each, args, kwargs)
 
-        cached.ask = ask
+        self._function.ask = ask
 
     def _made(
         self, port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -16,7 +16,7 @@ only an event.  Exceptions of the function are raised unchanged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -29,8 +29,8 @@ from memo.engine.call import (
     Raised,
     emit,
     hindered,
+    keyed,
     told,
-    with_cutoff,
 )
 from memo.engine.computing import (
     Made,
@@ -49,24 +49,18 @@ from memo.engine.coordination.flights import (
     FLIGHTS,
     Flight,
     Landing,
-    current_path,
-    following,
     refuse_reentry,
 )
 from memo.engine.coordination.leases import Hold, hold, let_go, patience
 from memo.engine.loading import BIG, load, look
-from memo.engine.refreshing import pause_after_failure, refresh_soon, renew, unpacked
+from memo.engine.refreshing import pause_after_failure, refresh_soon, renew
 from memo.engine.used_calls import CURRENT, in_background, tell, tell_entry, tell_landing
-from memo.errors import EntryError, MemoError, TierError
+from memo.errors import EntryError, TierError
 from memo.keys.call_keys import Call
-from memo.keys.offloading import HeavyError
 from memo.records import codec, seal
 from memo.records.seal import Entry
-from memo.records.stamp_types import Result
 from memo.runtime import events
-from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
-from memo.runtime.native import run_elsewhere
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
@@ -160,19 +154,6 @@ def _value(
 
 
 _made = tuple.__new__  # an event in half the time
-
-
-async def keyed(
-    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Call:
-    """Make the key of a call; in a thread where it would hold up an event loop."""
-    try:
-        return function.call(args, kwargs, port.native)
-    except HeavyError:
-        pass  # errors raised below must not have this one as their context
-    call = await port.offload(function.call, args, kwargs)
-    await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
-    return call
 
 
 async def answer(
@@ -310,59 +291,7 @@ def told_hit(
         )
     )
     if stale and refreshes:
-        refresh_soon(port, job, ask_again)
-
-
-async def ask_again(port: Port, result: Result) -> bool:
-    """Ask a call of a `cutoff` function again; True if it answered and is still that call."""
-    function, arguments = with_cutoff(result.function), unpacked(result)
-    if function is None or arguments is None:
-        return False
-    args, kwargs = arguments
-    try:
-        call = await keyed(port, function, args, kwargs)
-        if call.text != result.key:  # the code or the state of `self` is another by now
-            return False
-        if function.is_async == port.native:
-            value = await _answer_again(port, function, call, args, kwargs)
-        elif port.native:
-            value = await port.offload(
-                lambda: drive(_answer_again(BLOCKING, function, call, args, kwargs)), apart=True
-            )
-        else:
-            value = run_elsewhere(_carried(function, call, args, kwargs))
-    except (MemoError, TypeError):  # the computation that asks meets it as well
-        return False
-    return type(value) is not Raised
-
-
-def _carried(
-    function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Callable[[Port], Coroutine[Any, Any, Any]]:
-    """`answer` for another thread's loop, as part of the computation that runs here."""
-    reads, path = CURRENT.get(), current_path()
-
-    async def work(port: Port) -> Any:
-        token = CURRENT.set(reads)
-        try:
-            with following(path):
-                return await _answer_again(port, function, call, args, kwargs)
-        finally:
-            CURRENT.reset(token)
-
-    return work
-
-
-def _answer_again(
-    port: Port,
-    function: Function,
-    call: Call,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Coroutine[Any, Any, Any]:
-    if function.ask is not None:
-        return function.ask(port, args, kwargs)
-    return answer(port, function, call, args, kwargs)
+        refresh_soon(port, job)
 
 
 def _tell_shared(job: Job, begun: float, cost: float) -> None:
@@ -510,7 +439,7 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
         if held is not None and await done_by_another(port, job, held, found):
             return None
         if renewable:
-            renewed = await renew(port, job, flight, found, ask_again)
+            renewed = await renew(port, job, flight, found)
             if renewed is not None:
                 return await close(port, job, flight, renewed)
         landing = await compute(port, job, flight, errors=not found.verdict.fallback)

@@ -9,7 +9,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo.errors import MemoError, lacks_resources
 from memo.keys import instances, own_changes
@@ -18,10 +18,12 @@ from memo.keys.call_keys import Call, Keyer
 from memo.keys.fingerprint.function_version import Identity
 from memo.keys.fingerprint.held_values import STATELESS, State
 from memo.keys.instances import Mine
+from memo.keys.offloading import HeavyError
 from memo.keys.own_changes import Begun, Ended
 from memo.records.stamp_types import Times
 from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
+from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.protocols import Asked
@@ -48,6 +50,11 @@ class NotYet:
         self.asked = asked
 
 
+Ask: TypeAlias = Callable[
+    [Port, "Function", Call, tuple[Any, ...], Mapping[str, Any]], Coroutine[Any, Any, Any]
+]
+
+
 class Function:
     """A cached function as the engine sees it.
 
@@ -64,7 +71,7 @@ class Function:
         compress: gives the bytes from which results are compressed, or None.
         depends: gives the file and call stamps of one call, where it has any.
         replay: what it prints and displays is kept with its results, and shown again.
-        ask: answers one of its calls in a way of its own (`each`); None: as any other function.
+        ask: answers one of its calls, as a coroutine over the port.
         backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
         teach: keeps what the function changes itself, for other processes.
         took: seconds of its latest computation here; None: there was none.
@@ -106,6 +113,7 @@ class Function:
         identity: Identity,
         policy: Policy,
         chain: Callable[[], Chain],
+        ask: Ask,
         live_ttl: Callable[[], float | None] = lambda: None,
         depends: Dependencies | None = None,
         manifest: Callable[[str, Callable[[], Mapping[str, str]]], bool] | None = None,
@@ -130,7 +138,7 @@ class Function:
         self.replay = replay
         self.teach = teach
         self.cutoff = cutoff
-        self.ask: Callable[..., Coroutine[Any, Any, Any]] | None = None
+        self.ask = ask
         self.is_async = is_async
         if cutoff:
             _CUTOFFS[function_id] = self
@@ -337,6 +345,19 @@ def told(error: BaseException) -> str:
     """An error as text for an event; of a foreign error only its place, as it may quote a value."""
     text = str(error) if isinstance(error, MemoError) else _raised_at(error)
     return f"{type(error).__name__}: {text}"
+
+
+async def keyed(
+    port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Call:
+    """Make the key of a call; in a thread where it would hold up an event loop."""
+    try:
+        return function.call(args, kwargs, port.native)
+    except HeavyError:
+        pass  # errors raised below must not have this one as their context
+    call = await port.offload(function.call, args, kwargs)
+    await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
+    return call
 
 
 def hindered(error: Exception) -> bool:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from memo.engine.answering import keyed, rekeyed
-from memo.engine.call import Function, Job
+from memo.engine.answering import rekeyed
+from memo.engine.call import Function, Job, keyed
 from memo.errors import EntryError, TierError, label
 from memo.keys.call_keys import Call
 from memo.keys.fingerprint.source_history import Manifests

@@ -10,21 +10,31 @@ import functools
 import itertools
 import time
 from binascii import a2b_base64
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from memo.engine import used_calls
-from memo.engine.call import Job, emit
+from memo.engine.call import Function, Job, Raised, emit, keyed, with_cutoff
 from memo.engine.computing import CHANGED, close, compute, keep_renewed
-from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
+from memo.engine.coordination.flights import (
+    FLIGHTS,
+    Flight,
+    Landing,
+    current_path,
+    following,
+    inside,
+)
 from memo.engine.coordination.leases import hold, let_go
 from memo.engine.loading import load
 from memo.engine.used_calls import CURRENT, Reads
-from memo.errors import EntryError, TierError
+from memo.errors import EntryError, MemoError, TierError
+from memo.keys.call_keys import Call
 from memo.records import codec
 from memo.records.stamp_types import Result
 from memo.runtime import events
+from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.clock import SECOND
+from memo.runtime.native import run_elsewhere
 from memo.runtime.port import Port
 from memo.runtime.reasons import INVALIDATED
 from memo.stores.chain import Answer
@@ -39,12 +49,8 @@ SOON = 0.2
 """Seconds before a refresh that another process has begun is asked about again."""
 
 
-Ask: TypeAlias = Callable[[Port, Result], Awaitable[bool]]
-"""Asks a call of a `cutoff` function again; whether it answered."""
-
-
 async def renew(
-    port: Port, job: Job, flight: Flight, found: Answer, ask: Ask, *, alone: bool = False
+    port: Port, job: Job, flight: Flight, found: Answer, *, alone: bool = False
 ) -> Landing | None:
     """Confirm a value if the results that it was built on come back equal.
 
@@ -69,7 +75,7 @@ async def renew(
             doubtful = [at for at, doubt in enumerate(doubts) if doubt]
             for _, wave in itertools.groupby(doubtful, lambda at: readings[at].result.wave):
                 places = list(wave)
-                asked = await _together(port, [readings[at].result for at in places], ask)
+                asked = await _together(port, [readings[at].result for at in places])
                 for at, again in zip(places, asked, strict=False):
                     if again is None:
                         return None
@@ -90,19 +96,19 @@ async def renew(
     return Landing(value, None, kept, used=known, known=known, started=started, renewed=True)
 
 
-async def _together(port: Port, wanted: Sequence[Result], ask: Ask) -> list[Reading | None]:
+async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None]:
     """Ask for results at the same time, on an event loop; else in a row, up to the first None."""
     found: list[Reading | None] = []
     if not port.native or len(wanted) == 1:
         for result in wanted:
-            found.append(await ask_again(port, result, ask))
+            found.append(await ask_again(port, result))
             if found[-1] is None:
                 break
         return found
     found += [None] * len(wanted)
 
     async def one(port: Port, at: int) -> None:
-        found[at] = await ask_again(port, wanted[at], ask)
+        found[at] = await ask_again(port, wanted[at])
 
     waiters = [port.waiter() for _ in wanted]
     handles = [
@@ -119,12 +125,12 @@ async def _together(port: Port, wanted: Sequence[Result], ask: Ask) -> list[Read
     return found
 
 
-async def ask_again(port: Port, result: Result, ask: Ask) -> Reading | None:
+async def ask_again(port: Port, result: Result) -> Reading | None:
     """A result that was asked again, with its present stamps; None: it is not the same."""
     reads = Reads(background=True)
     token = CURRENT.set(reads)
     try:
-        answered = await ask(port, result)
+        answered = await answered_again(port, result)
     finally:
         CURRENT.reset(token)
         reads.over = True
@@ -137,7 +143,47 @@ async def ask_again(port: Port, result: Result, ask: Ask) -> Reading | None:
     return None
 
 
-def unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | None:
+async def answered_again(port: Port, result: Result) -> bool:
+    """Ask a call of a `cutoff` function again; True if it answered and is still that call."""
+    function, arguments = with_cutoff(result.function), _unpacked(result)
+    if function is None or arguments is None:
+        return False
+    args, kwargs = arguments
+    try:
+        call = await keyed(port, function, args, kwargs)
+        if call.text != result.key:  # the code or the state of `self` is another by now
+            return False
+        if function.is_async == port.native:
+            value = await function.ask(port, function, call, args, kwargs)
+        elif port.native:
+            value = await port.offload(
+                lambda: drive(function.ask(BLOCKING, function, call, args, kwargs)), apart=True
+            )
+        else:
+            value = run_elsewhere(_carried(function, call, args, kwargs))
+    except (MemoError, TypeError):  # the computation that asks meets it as well
+        return False
+    return type(value) is not Raised
+
+
+def _carried(
+    function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[Port], Coroutine[Any, Any, Any]]:
+    """A call for another thread's loop, as part of the computation that runs here."""
+    reads, path = CURRENT.get(), current_path()
+
+    async def work(port: Port) -> Any:
+        token = CURRENT.set(reads)
+        try:
+            with following(path):
+                return await function.ask(port, function, call, args, kwargs)
+        finally:
+            CURRENT.reset(token)
+
+    return work
+
+
+def _unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | None:
     """The arguments of a call that a result is of; None: they were not kept, or do not load."""
     if not result.arguments:
         return None
@@ -148,7 +194,7 @@ def unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | N
     return args, kwargs
 
 
-def refresh_soon(port: Port, job: Job, ask: Ask) -> None:
+def refresh_soon(port: Port, job: Job) -> None:
     """Refresh a stale value in the background, unless that is under way or failed just now."""
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() < until:
@@ -156,7 +202,7 @@ def refresh_soon(port: Port, job: Job, ask: Ask) -> None:
     flight, leads = FLIGHTS.join(job.name, job.call.refs, background=True)
     if leads:
         flight.handle = port.spawn(
-            lambda port: _refresh(port, job, flight, ask),
+            lambda port: _refresh(port, job, flight),
             f"memo-refresh-{job.function.id}",
             lambda: FLIGHTS.abandon(flight),
         )
@@ -164,7 +210,7 @@ def refresh_soon(port: Port, job: Job, ask: Ask) -> None:
         port.spawn(lambda port: let_go(port, flight), "memo-let-go")
 
 
-async def _refresh(port: Port, job: Job, flight: Flight, ask: Ask) -> None:
+async def _refresh(port: Port, job: Job, flight: Flight) -> None:
     landing: Landing | None = None
     begun = time.perf_counter()
     emit(job, events.REFRESH_STARTED)
@@ -179,7 +225,7 @@ async def _refresh(port: Port, job: Job, flight: Flight, ask: Ask) -> None:
         assert held is not None
         try:
             if held.mine and not await _done_elsewhere(port, job):
-                landing = await _renewed(port, job, flight, ask)
+                landing = await _renewed(port, job, flight)
                 if landing is None:
                     landing = await compute(port, job, flight, alone=True)
                 landing = await close(port, job, flight, landing)
@@ -191,14 +237,14 @@ async def _refresh(port: Port, job: Job, flight: Flight, ask: Ask) -> None:
         emit(job, kind, reason=reason, seconds=time.perf_counter() - begun)
 
 
-async def _renewed(port: Port, job: Job, flight: Flight, ask: Ask) -> Landing | None:
+async def _renewed(port: Port, job: Job, flight: Flight) -> Landing | None:
     """As `renew`, for a value that expired only because of the results it was built on."""
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None
     if not isinstance(await job.chain.why_invalid(port, found.entry), Unproven):
         return None
-    return await renew(port, job, flight, found, ask, alone=True)
+    return await renew(port, job, flight, found, alone=True)
 
 
 async def _done_elsewhere(port: Port, job: Job) -> bool:

@@ -102,11 +102,11 @@ def joining() -> None:
 def digests() -> None:
     """Results of `cutoff` functions that are asked again count as equal, whatever they are."""
 
-    async def asked(port: Any, result: Any, ask: Any) -> Any:
+    async def asked(port: Any, result: Any) -> Any:
         reads = refreshing.Reads(background=True)
         token = refreshing.CURRENT.set(reads)
         try:
-            await ask(port, result)
+            await refreshing.answered_again(port, result)
         finally:
             refreshing.CURRENT.reset(token)
         return next(iter(reads.readings()), None)

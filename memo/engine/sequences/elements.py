@@ -27,7 +27,6 @@ from typing import Any, cast
 from memo.engine import never_hits, used_calls
 from memo.engine.answering import (
     AGAIN,
-    ask_again,
     at_hand,
     disembark,
     done_by_another,
@@ -545,7 +544,7 @@ async def _looked_up(
             stale = found.verdict.kind == STALE
             told_hit(port, place.job, found, begun, shared=place.missed, refreshes=False)
             if stale:
-                refresh_soon(port, made.alone(place), ask_again)
+                refresh_soon(port, made.alone(place))
         else:
             value = await while_pausing(port, place.job, found)
         if value is not NOTHING:
@@ -777,7 +776,7 @@ async def _compute(
     renewed: list[tuple[Place, Landing | None]] = []
     for place in places:
         if place.found.verdict.renewable and place.flight is not None:
-            landing = await renew(port, place.job, place.flight, place.found, ask_again)
+            landing = await renew(port, place.job, place.flight, place.found)
             renewed += [] if landing is None else [(place, landing)]
     done = {place.text for place, _ in renewed}
     left = [place for place in places if place.text not in done]
