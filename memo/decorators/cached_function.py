@@ -83,6 +83,8 @@ Span: TypeAlias = "float | durations.timedelta | str"
 """A length of time: seconds, a `timedelta`, or a text such as `"1h30m"`."""
 Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
 """A file, directory, glob or URL, a `memo.File`, or a callable."""
+Drop: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
+"""An invalidation whose arguments are known to be good, to be carried out over a port."""
 
 
 if TYPE_CHECKING:
@@ -365,14 +367,14 @@ class CachedFunction(Generic[P, R]):
         Raises:
             OptionError: the function has no such argument, or the value is a function.
         """
-        return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason))
+        return drive(self._dropped(ABSENT, args, kwargs, reason)(BLOCKING))
 
     @helper(partial=True, reason="")
     async def ainvalidate(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> engine.Invalidation:
         """As `invalidate`, without blocking the event loop."""
-        return await self._dropped(native(), ABSENT, args, kwargs, reason)
+        return await self._dropped(ABSENT, args, kwargs, reason)(native())
 
     @helper(partial=True, reason="")
     def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> engine.Invalidation:
@@ -380,14 +382,14 @@ class CachedFunction(Generic[P, R]):
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
         """
-        return drive(self._dropped(BLOCKING, ABSENT, args, kwargs, reason, soft=True))
+        return drive(self._dropped(ABSENT, args, kwargs, reason, soft=True)(BLOCKING))
 
     @helper(partial=True, reason="")
     async def aexpire(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> engine.Invalidation:
         """As `expire`, without blocking the event loop."""
-        return await self._dropped(native(), ABSENT, args, kwargs, reason, soft=True)
+        return await self._dropped(ABSENT, args, kwargs, reason, soft=True)(native())
 
     def _apart(
         self, kwargs: dict[str, Any], name: str, given: Any, otherwise: Any
@@ -402,27 +404,20 @@ class CachedFunction(Generic[P, R]):
 
     def _dropped(
         self,
-        port: Any,
         own: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         reason: str,
         *,
         soft: bool = False,
-    ) -> Coroutine[Any, Any, engine.Invalidation]:
-        """Drop entries whose arguments include the given ones, of one object or of all.
-
-        Args:
-            port: None: that of the loop in which the answer is awaited.
-            own: the object; `ABSENT`: all objects.
-        """
+    ) -> Drop:
+        """Drop entries as a caller's `invalidate` or `expire` asks for it; see `_drop`."""
         kwargs, reason = self._apart(kwargs, "reason", reason, "")
-        given = _no_predicates(args, kwargs)
-        return self._drop(port, args, given, reason, own=own, soft=soft)
+        _refuse_predicates(args, kwargs)
+        return self._drop(args, kwargs, reason, own=own, soft=soft)
 
     def _drop(
         self,
-        port: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         reason: str,
@@ -430,29 +425,26 @@ class CachedFunction(Generic[P, R]):
         own: Any = ABSENT,
         soft: bool = False,
         count: bool = True,
-    ) -> Coroutine[Any, Any, engine.Invalidation]:
+    ) -> Drop:
+        """Drops entries whose arguments include the given ones, once it is given a port.
+
+        Args:
+            own: the object whose entries they are; `ABSENT`: all objects.
+        """
         from memo.engine import invalidating
 
         keyer = self._function.keyer
-        turns = self._turns(args, kwargs, own)
         given = f"({keyer.described(args, kwargs)})" if args or kwargs else ""
-
-        async def hint(_port: Any, _found: Any) -> str:
-            return keyer.mistyped(args, kwargs)
-
-        async def dropped() -> engine.Invalidation:
-            return await invalidating.invalidate(
-                native() if port is None else port,
-                [self._function.chain()],
-                turns,
-                f"{self.function_id}{given}",
-                reason,
-                soft=soft,
-                count=count,
-                hint=hint,
-            )
-
-        return dropped()
+        return functools.partial(
+            invalidating.invalidate,
+            chains=[self._function.chain()],
+            turns=self._turns(args, kwargs, own),
+            target=f"{self.function_id}{given}",
+            reason=reason,
+            soft=soft,
+            count=count,
+            hint=lambda _: keyer.mistyped(args, kwargs),
+        )
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
         """Turns that invalidate the entries whose arguments include the given ones."""
@@ -569,7 +561,7 @@ class CachedFunction(Generic[P, R]):
 
     async def _planned(
         self,
-        port: Any,
+        port: Port,
         function: Function,
         found: engine.Explanation,
         args: tuple[Any, ...],
@@ -622,15 +614,15 @@ class CachedFunction(Generic[P, R]):
         """As `cache_clear`, without blocking the event loop."""
         await self._clear(native())
 
-    async def _clear(self, port: Any) -> None:
+    async def _clear(self, port: Port) -> None:
         chain = self._function.chain()
-        done = await self._drop(port, (), {}, "cache_clear")
+        done = await self._drop((), {}, "cache_clear")(port)
         if done.missed:
             await self._say_nothing_cleared(port)
         await chain.clear(port, chain.prefix(self.function_id))
         COUNTERS.reset(self.function_id)
 
-    async def _say_nothing_cleared(self, port: Any) -> None:
+    async def _say_nothing_cleared(self, port: Port) -> None:
         """Say once where the entries are that were probably meant."""
         from memo.decorators import names
 
@@ -848,9 +840,8 @@ class BoundFunction(_Helpers[P, R]):
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Any:
         """Drop entries of an object in this one's state."""
-        port = None if awaited else BLOCKING
-        work = self.__func__._dropped(port, self.__self__, args, kwargs, reason, soft=soft)
-        return work if awaited else drive(work)
+        drop = self.__func__._dropped(self.__self__, args, kwargs, reason, soft=soft)
+        return _in_this_loop(drop) if awaited else drive(drop(BLOCKING))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -868,6 +859,10 @@ class BoundFunction(_Helpers[P, R]):
     def __repr__(self) -> str:
         own = self.__self__
         return f"<bound {self.__func__!r} of {getattr(own, '__name__', type(own).__name__)}>"
+
+
+async def _in_this_loop(drop: Drop) -> engine.Invalidation:
+    return await drop(native())
 
 
 _GIVEN = 4096
@@ -888,20 +883,20 @@ def given_call(key: str) -> Turn | None:
     return _given.get(key)
 
 
-def _no_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of an invalidation.
+def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """See that no argument of an invalidation is a function, which would select nothing.
 
     Raises:
-        OptionError: one of them is a function, which would select nothing.
+        OptionError: one is.
     """
-    for name, value in (*((f"argument {at + 1}", v) for at, v in enumerate(args)), *kwargs.items()):
+    for name, value in (*enumerate(args, 1), *kwargs.items()):
         if inspect.isroutine(value):
+            which = name if isinstance(name, str) else f"argument {name}"
             fix = (
                 "is a function, and predicates are not supported: give the values one by one, "
                 "or for a call that takes a function memo.invalidate(key=f.key(...))."
             )
-            raise OptionError(name, value, fix)
-    return kwargs
+            raise OptionError(which, value, fix)
 
 
 def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction[Any, Any]:
@@ -953,7 +948,7 @@ def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     if not inspect.iscoroutine(result):
         return result
 
-    async def settled(port: Any) -> Any:
+    async def settled(port: Port) -> Any:
         return await port.settle(result)
 
     return run_elsewhere(settled)

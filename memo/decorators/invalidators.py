@@ -57,11 +57,10 @@ def _all_chains() -> list[Chain]:
     return list({id(chain): chain for chain in found}.values())
 
 
-def address_turns(address: str, prefix: str | None = None) -> list[Turn]:
+def address_turns(address: str) -> list[Turn]:
     """The turns that invalidate the entries of one address, under each prefix it may have."""
-    wanted = prefixes(address) if prefix is None else [prefix]
     pair = (ADDRESS, address_digest(address))
-    return [Turn(stamps.group("p", one), (pair,), whole=True) for one in wanted]
+    return [Turn(stamps.group("p", one), (pair,), whole=True) for one in prefixes(address)]
 
 
 class _Target(NamedTuple):
@@ -121,12 +120,8 @@ def _names_here(kind: str) -> list[str]:
 
 
 def _near(kind: str, name: str) -> Hint:
-    """A question that names the prefix or tag that was probably meant."""
-
-    async def hint(_: Port, found: Matches) -> str:
-        return _meant(kind, name, found)
-
-    return hint
+    """A hint that names the prefix or tag that was probably meant."""
+    return functools.partial(_meant, kind, name)
 
 
 def _meant(kind: str, name: str, found: Matches) -> str:
@@ -154,13 +149,13 @@ async def _key_target(port: Port, text: str) -> _Target:
         turns = await _turns_of_key(port, text)
         return _Target(turns, f"key {text!r}", _elsewhere)
 
-    async def hint(_: Port, found: Matches) -> str:
+    def hint(found: Matches) -> str:
         return names.meant(names.nearest(text, found.others))
 
     return _Target(address_turns(text), f"key {shown(text)}", hint)
 
 
-async def _elsewhere(_port: Port, _found: Matches) -> str:
+def _elsewhere(_: Matches) -> str:
     """A hint that a key does not find entries that only other hosts know."""
     return ELSEWHERE if assembly.default_chain().authorities.shared is not None else ""
 
@@ -388,15 +383,13 @@ class _Plan:
         chosen: Mapping[str, Any],
         wrong: list[Exception],
     ) -> None:
+        reason, count = f"after {self.who}", bool(self.unproven)
         try:
-            count = bool(self.unproven)
-            work = function._drop(
-                port, (), chosen, f"after {self.who}", soft=self.soft, count=count
-            )
+            drop = function._drop((), chosen, reason, soft=self.soft, count=count)
         except Exception as error:  # an argument that has no key
             wrong.append(error)
-            work = function._drop(port, (), {}, f"after {self.who}", soft=self.soft, count=False)
-        self._matched(await work)
+            drop = function._drop((), {}, reason, soft=self.soft, count=False)
+        self._matched(await drop(port))
 
     async def _unknown(
         self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
@@ -417,7 +410,7 @@ class _Plan:
     def _cause(self, turns: Sequence[Turn], unknown: Sequence[tuple[str, str]]) -> Hint:
         """Why nothing matched: an unknown prefix or tag, or addresses of another form."""
 
-        async def cause(_: Port, found: Matches) -> str:
+        def cause(found: Matches) -> str:
             for kind, name in unknown:
                 meant = _meant(kind, name, found)
                 if kind == names.PREFIX:

@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -247,26 +248,28 @@ async def listing(
         prefix: what their names begin with.
         limit: stop after this many.
     """
+    return await port.offload(_listing, chain, prefix, limit)
+
+
+def _listing(chain: Chain, prefix: str, limit: int | None) -> list[tuple[Header, int]]:
     found: dict[str, tuple[Header, int]] = {}
     for tier in chain.tiers:
         entries: Any = getattr(tier, "entries", None)  # the disk lists what it has
         if entries is None:
             continue
-        try:
-            async for listed in entries(port, prefix):
+        with suppress(TierError):
+            for listed in entries(prefix):
                 header = _header(chain, listed.name, listed.record)
                 if header is not None and listed.size > found.get(header.key, (None, -1))[1]:
                     found[header.key] = (header, listed.size)  # memory may have the record alone
                 if limit is not None and len(found) >= limit:
                     return list(found.values())
-        except TierError:
-            continue
     return list(found.values())
 
 
 def _header(chain: Chain, name: str, record: bytes) -> Header | None:
     try:
-        return chain.opened(name, record).header
+        return chain.header_of(name, record)
     except EntryError:
         return None
 

@@ -8,7 +8,7 @@ tier is searched where the caller wants to be sure: each search looks at all the
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -18,11 +18,11 @@ from memo.errors import EntryError, TierError, label
 from memo.records.seal import Header
 from memo.records.stamp_types import Generation, Ref, Result, Stamp
 from memo.runtime import events
-from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
+from memo.stores.protocols import Listed
 from memo.validity import stamps
 from memo.validity.check import age, broken, texts
 from memo.validity.results import unfolded
@@ -58,7 +58,7 @@ class Matches(NamedTuple):
     groups: tuple[str, ...] = ()
 
 
-Hint = Callable[[Port, Matches], Awaitable[str]]
+Hint = Callable[[Matches], str]
 """Gives a hint for people about an invalidation that matched nothing; `""`: none."""
 
 
@@ -176,7 +176,7 @@ async def invalidate(
     tiers = await _turn(port, every, wanted, reason)
     said = ""
     if hint is not None and not (found.number or found.partial):
-        said = await hint(port, found)
+        said = hint(found)
     verb = "expired" if soft else "invalidated"
     return Invalidation(
         *(target, tiers, reason, found.number, found.partial, said, verb, found.first),
@@ -242,7 +242,7 @@ async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Tur
         partial = partial or not whole
         for name, record in listed:
             with suppress(EntryError):
-                header = chain.opened(name, record).header
+                header = chain.header_of(name, record)
                 if concerns(turns, own_refs(header)) and await _is_valid_afar(port, chain, header):
                     found[header.key] = header
     return Matches(len(found), partial, tuple(found.values())[:FIRST])
@@ -256,13 +256,13 @@ def _matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
     partial = False
     for chain in chains:
         prefix = _common_prefix(chain, turns)
-        for header in drive(_listed(chain, prefix, until)):
+        for header in _headers(chain, prefix, until):
             if header is None:
                 partial = True
-            elif not concerns(turns, own_refs(header)):
+            elif not concerns(turns, own := own_refs(header)):
                 if len(others) < SEEN:
                     others.setdefault(header.address)
-                    groups.update(dict.fromkeys(ref.group for ref in own_refs(header)))
+                    groups.update(dict.fromkeys(ref.group for ref in own))
             elif header.key not in found and is_valid(chain, header):
                 found[header.key] = header
     first = tuple(found.values())[:FIRST]
@@ -276,7 +276,7 @@ def _common_prefix(chain: Chain, turns: Sequence[Turn]) -> str:
     return chain.prefix(only[2:]) if only.startswith("f:") else f"{chain.namespace}:"
 
 
-async def _listed(chain: Chain, prefix: str, until: float) -> list[Header | None]:
+def _headers(chain: Chain, prefix: str, until: float) -> list[Header | None]:
     """The headers of a chain's entries on this host; None: not all of them could be read."""
     found: list[Header | None] = []
     seen: set[str] = set()
@@ -285,34 +285,40 @@ async def _listed(chain: Chain, prefix: str, until: float) -> list[Header | None
         if entries is None:
             continue
         try:
-            async for listed in entries(BLOCKING, prefix):
+            for listed in entries(prefix):
                 if len(seen) >= ALWAYS and time.monotonic() > until:
                     return [*found, None]
                 if listed.name not in seen:
                     seen.add(listed.name)
                     with suppress(EntryError):
-                        entry = listed.entry or chain.opened(listed.name, listed.record)
-                        found.append(entry.header)
+                        found.append(_header(chain, listed))
         except TierError:
             found.append(None)
     return found
 
 
-def own_refs(header: Header) -> Iterator[Ref]:
+def _header(chain: Chain, listed: Listed) -> Header:
+    if listed.entry is not None:  # its seal was checked
+        return listed.entry.header
+    return chain.header_of(listed.name, listed.record)
+
+
+def own_refs(header: Header) -> list[Ref]:
     """The generations of a call itself, without those of the calls that it was built on.
 
     They come first in a header, and begin with the namespace and the function.
     """
     mine = f"f:{header.function}"
-    seen = False
+    seen, refs = False, []
     for stamp in header.stamps:
         if type(stamp) is not Generation:
             continue
         if stamp.ref.group.startswith("f:"):
             if seen or stamp.ref.group != mine:
-                return
+                break
             seen = True
-        yield stamp.ref
+        refs.append(stamp.ref)
+    return refs
 
 
 def is_valid(chain: Chain, header: Header) -> bool:

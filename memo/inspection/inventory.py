@@ -190,7 +190,7 @@ def _is_ours(chain: Chain, wanted: Wanted, head: str) -> bool:
 
 def _item(chain: Chain, listed: Listed) -> Item | None:
     try:
-        return Item(chain.opened(listed.name, listed.record).header, listed.size)
+        return Item(chain.header_of(listed.name, listed.record), listed.size)
     except EntryError:
         return None
 

@@ -308,7 +308,15 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
 
 
 def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry:
-    """The entry in a record, if one of these secrets sealed it for this namespace and key.
+    """The entry in a record; see `opened`."""
+    header, stream = opened(record, secrets, namespace, key)
+    return entry(header, stream, record)
+
+
+def opened(
+    record: bytes, secrets: Sequence[Secret], namespace: str, key: str
+) -> tuple[Header, memoryview]:
+    """Header and stream of a record, if one of these secrets sealed it for this namespace and key.
 
     Raises:
         EntryError: `"unreadable"` (not a record of this format), or `"unauthentic"` (sealed by an
@@ -324,7 +332,7 @@ def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
         raise EntryError(UNREADABLE, f"sealed, but malformed: {error}") from None
     if header.namespace != namespace or header.key != key:
         raise EntryError(UNAUTHENTIC, "sealed for another key")
-    return entry(header, stream, record)
+    return header, stream
 
 
 def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry | None:

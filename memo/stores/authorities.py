@@ -59,6 +59,7 @@ from memo.validity import stamps
 from memo.validity.stamps import Turn
 
 T = TypeVar("T")
+_Read = Callable[[Generations], Coroutine[Any, Any, list[State]]]
 LATELY = 30.0
 """Seconds for which an invalidation that a shared tier has acknowledged may be lost: when it fails
 over, or restarts, its last writes may not have reached its replica or disk."""
@@ -142,7 +143,11 @@ class Authorities:
         Raises:
             TierUnavailable: none does.
         """
-        return await self._first(port, "states", refs)
+        return (await self.states_by(port, refs))[0]
+
+    async def states_by(self, port: Port, refs: Sequence[Ref]) -> tuple[list[State], Generations]:
+        """As `states`, and the authority that answered."""
+        return await self._asked(port, lambda one: one.states(port, refs))
 
     async def begin(
         self, port: Port, refs: Sequence[Ref], asked: Asked | None = None
@@ -158,7 +163,7 @@ class Authorities:
         before = await self.before(port, refs) if asked is None else asked.before
         now = None if asked is None else self._begun(asked)
         if now is None:
-            now = await self._first(port, "begin", refs)
+            now, _ = await self._asked(port, lambda one: one.begin(port, refs), begins=True)
         if self.host is not None and before is not None and now != before:
             try:
                 await port.offload(self.host.generations.learn, refs, before, now)
@@ -184,30 +189,26 @@ class Authorities:
         except TierError:  # `begin` meets it again, and reports it
             return None
 
-    async def _first(self, port: Port, verb: str, refs: Sequence[Ref]) -> list[State]:
-        return (await self.asked(port, verb, refs))[0]
-
-    async def asked(
-        self, port: Port, verb: str, refs: Sequence[Ref]
+    async def _asked(
+        self, port: Port, read: _Read, *, begins: bool = False
     ) -> tuple[list[State], Generations]:
         """Answer of the first authority that can tell, and which one that is.
 
         Args:
-            verb: `"states"` or `"begin"`.
+            read: asks one of them.
+            begins: an authority that takes writes has every group then.
 
         Raises:
             TierUnavailable: none can.
         """
         for authority in self._each():
             try:
-                read = partial(getattr(authority, verb), port, refs)
-                states: list[State]
                 if self.shared is not None and authority is self.shared.generations:
-                    states = await self.read(port, read)
+                    states = await self.read(port, partial(read, authority))
                 else:
-                    states = await read()
-                if LOST in states and (verb == "begin" or getattr(authority, "read_only", False)):
-                    states = await self._filled(port, verb, refs, states)
+                    states = await read(authority)
+                if LOST in states and (begins or getattr(authority, "read_only", False)):
+                    states = await self._filled(read, states)
             except UnknownDebtError as error:
                 self._fault("host", error)
                 raise
@@ -217,9 +218,7 @@ class Authorities:
             return states, authority
         raise TierUnavailable("no tier can tell what is valid")
 
-    async def _filled(
-        self, port: Port, verb: str, refs: Sequence[Ref], states: list[State]
-    ) -> list[State]:
+    async def _filled(self, read: _Read, states: list[State]) -> list[State]:
         """States of this host, for groups that a read-only authority does not have.
 
         Results that are computed here meanwhile are judged by these states.  When the authority
@@ -230,7 +229,7 @@ class Authorities:
         """
         if self.host is None:
             raise TierUnavailable("no tier can tell what is valid")
-        own: list[State] = await getattr(self.host.generations, verb)(port, refs)
+        own = await read(self.host.generations)
         return [mine if state == LOST else state for mine, state in zip(own, states, strict=True)]
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
@@ -420,9 +419,9 @@ def make_note(reason: str, by: str) -> str:
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
 
 
-def addressed(text: str, to: list[str]) -> str:
-    """The note of an invalidation, with the stores that have yet to hear of it."""
-    return json.dumps({**_facts(text), "to": to})
+def addressed(note: str, to: list[str]) -> str:
+    """A note of `make_note`, with the stores that have yet to hear of the invalidation."""
+    return f'{note.removesuffix("}")}, "to": {json.dumps(to)}}}'
 
 
 def _facts(text: str) -> dict[str, Any]:

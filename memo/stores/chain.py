@@ -437,6 +437,10 @@ class Chain:
         """
         return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
+    def header_of(self, name: str, record: bytes) -> Header:
+        """The header of a record that was found under a name; raises as `opened` does."""
+        return seal.opened(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
+
     def _glanced(self, front: Front, name: str, key: str) -> Entry | None:
         """The entry of a record in memory that was not read yet; it is remembered beside it.
 
@@ -589,7 +593,7 @@ class Chain:
                     return own
             mark = listener.mark()
             before = host.generations.read(entry.refs)
-            states, by = await self.authorities.asked(port, "states", entry.refs)
+            states, by = await self.authorities.states_by(port, entry.refs)
             if mark is None or by is host.generations or broken(entry.recorded, texts(states)):
                 return states
             if await self._has_learned(port, host, entry, before, states):
@@ -860,7 +864,7 @@ class Chain:
             try:
                 found = await tier.lookup(port, name)
                 if found is not None:
-                    return self.opened(name, found.record).header
+                    return self.header_of(name, found.record)
             except (TierError, EntryError):
                 continue
         return None

@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from memo.errors import TierError
@@ -315,7 +315,7 @@ class Memory:
 
     # --- looking at ------------------------------------------------------------------------------
 
-    async def entries(self, port: Port, prefix: str = "") -> AsyncIterator[Listed]:
+    def entries(self, prefix: str = "") -> Iterator[Listed]:
         """Every entry whose name begins with `prefix`."""
         with self._lock:
             found = [(name, one) for name, one in self._entries.items() if name.startswith(prefix)]
@@ -330,7 +330,7 @@ class Memory:
         self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
     ) -> list[Listed]:
         """The latest entries with a prefix, at most `most`."""
-        every = [one async for one in self.entries(port) if one.name.startswith(tuple(prefixes))]
+        every = [one for one in self.entries() if one.name.startswith(tuple(prefixes))]
         return heapq.nlargest(most, every, key=lambda one: seal.finished(one.record))
 
     async def heads(self, port: Port, prefix: str) -> dict[str, int]:

@@ -20,7 +20,7 @@ import sqlite3
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -610,28 +610,27 @@ class Disk:
 
     # --- looking at ------------------------------------------------------------------------------
 
-    async def entries(self, port: Port, prefix: str = "") -> AsyncIterator[Listed]:
-        """Every entry whose name begins with `prefix`, by name.
+    def entries(self, prefix: str = "") -> Iterator[Listed]:
+        """Every entry whose name begins with `prefix`, by name; not for an event loop.
 
         Raises:
             TierError: the index cannot be read.
         """
         after, whole = "", False
         while not whole:
-            ends = (prefix, f"{prefix}\U0010ffff", PAGE)
-            page = await port.offload(self._read, _SQL["list"], after, *ends)
+            page = self._read(_SQL["list"], after, prefix, f"{prefix}\U0010ffff", PAGE)
             whole = len(page) < PAGE
             for row in page:
-                if (listed := await self._listed(port, *row)) is not None:
+                if (listed := self._listed(*row)) is not None:
                     yield listed
                 after = row[0]
 
-    async def _listed(
-        self, port: Port, name: str, inline: Any, where: Any, size: int, stored: float
+    def _listed(
+        self, name: str, inline: Any, where: Any, size: int, stored: float
     ) -> Listed | None:
         if inline is not None:
             return Listed(name, inline, size + len(inline), stored)
-        record = await port.offload(self.payloads.read, where or "")
+        record = self.payloads.read(where or "")
         return None if record is None else Listed(name, record, size, stored)
 
     async def newest(
@@ -646,11 +645,13 @@ class Disk:
             TierError: the index cannot be read.
         """
         statement = _SQL["newest_of_all" if all_of_them else "newest_of_some"]
+        return await port.offload(self._newest, statement, prefixes, most)
+
+    def _newest(self, statement: str, prefixes: Sequence[str], most: int) -> list[Listed]:
         found = []
         for prefix in prefixes:
-            ends = (prefix, f"{prefix}\U0010ffff", most)
-            rows = await port.offload(self._read, statement, *ends)
-            found += [await self._listed(port, *row) for row in rows]
+            rows = self._read(statement, prefix, f"{prefix}\U0010ffff", most)
+            found += [self._listed(*row) for row in rows]
         return [listed for listed in found if listed is not None]
 
     async def heads(self, port: Port, prefix: str) -> dict[str, int]:
