@@ -97,6 +97,12 @@ def prefixes(address: str) -> list[str]:
     return [*(head[:end] for end in ends), *whole]
 
 
+@functools.lru_cache(maxsize=1024)
+def prefix_groups(prefix: str) -> tuple[str, ...]:
+    """The groups of a prefix and of those that it begins with."""
+    return tuple(stamps.group("p", one) for one in prefixes(prefix))
+
+
 def address_digest(address: str) -> str:
     """The digest by which an address stands in a prefix's group: 16 hexadecimal digits."""
     return atoms.short(atoms.text(address))
@@ -271,7 +277,7 @@ class Call:
         refs = [Ref("n"), Ref(f"f:{self._keyer.function_id}", self.arguments)]
         for prefix, whole in self.addresses:
             pair = ((ADDRESS, address_digest(whole)),)
-            refs += [Ref(stamps.group("p", one), pair) for one in prefixes(prefix)]
+            refs += [Ref(group, pair) for group in prefix_groups(prefix)]
         refs += [Ref(stamps.group("t", tag)) for tag in self._tags]
         return tuple(refs)
 

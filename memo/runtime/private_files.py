@@ -134,11 +134,17 @@ def inside(path: str | Path, *, make: bool = False) -> Iterator[int]:
         from pathlib import Path
 
         claim_folder(Path(directory))
-    with opened(directory) as above:
+    above = os.open(directory, _FOLDER)
+    try:
         if make:
             subdirectory(name, above)
-        with opened(name, above) as folder:
-            yield folder
+        folder = os.open(name, _FOLDER, dir_fd=above)
+    finally:
+        os.close(above)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def listed(path: str | Path) -> list[str]:

@@ -351,14 +351,15 @@ class Chain:
                 if miss.verdict.reason == ABSENT:
                     miss = Answer(Verdict(MISS, UNREACHABLE))
                 continue
-            answer = await self._weigh(port, found, tier, name, key, judge)
-            if answer.verdict.kind != MISS:
-                self._used(port, name, answer.entry, there=tier is self._authority)
-                if place and behind is None:
-                    await self._heal(port, place, name, answer)
-                return answer
-            if answer.verdict.reason != ABSENT and miss.entry is None:
-                miss = answer
+            if found is not None:
+                answer = await self._weigh(port, found, tier, name, key, judge)
+                if answer.verdict.kind != MISS:
+                    self._used(port, name, answer.entry, there=tier is self._authority)
+                    if place and behind is None:
+                        await self._heal(port, place, name, answer)
+                    return answer
+                if miss.entry is None:
+                    miss = answer
             if self.read_strategy == "on_error" and tier.name != MEMORY:
                 break
         return miss
@@ -373,14 +374,12 @@ class Chain:
     async def _weigh(
         self,
         port: Port,
-        found: Found | None,
+        found: Found,
         tier: Tier,
         name: str,
         key: str,
         judge: Judge,
     ) -> Answer:
-        if found is None:
-            return Answer(Verdict(MISS, ABSENT))
         try:
             if len(found.record) > BIG:
                 entry = await port.offload(self._entry, found, tier, name)

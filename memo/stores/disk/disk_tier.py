@@ -22,7 +22,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -212,15 +211,16 @@ class Disk:
             error = DamagedError(f"half an index: {type(error).__name__}: {error}")
         return self.database.suffer(error)
 
-    def write(self, work: Callable[[Index], T]) -> T:
-        """Run `work(index)` as the only writer of this process, on the file that is in its place.
+    def write(self, work: Callable[..., T], *args: Any) -> T:
+        """Run `work(index, *args)` as the only writer of this process, on the file in its place.
 
         Raises:
             TierError: it could not be done.
         """
-        return outlasting(lambda: self._write_now(work))
+        found: T = outlasting(self._write_now, work, args)
+        return found
 
-    def _write_now(self, work: Callable[[Index], T]) -> T:
+    def _write_now(self, work: Callable[..., T], args: tuple[Any, ...]) -> T:
         for _ in range(3):
             database = self._ready()
             try:
@@ -229,7 +229,7 @@ class Disk:
                         database.writer  # noqa: B018 - raises where the file is read-only
                         if self.index is None:  # not `or`: an empty index is false
                             self.index = self._made()
-                        return work(self.index)
+                        return work(self.index, *args)
             except _FAULTS as error:
                 raise self._fault(error) from error
             database.close()
@@ -416,9 +416,9 @@ class Disk:
 
         def keep(index: Index) -> None:
             self._make_room(index, size)
-            index.keep_all(rows)
+            index.keep(rows)
 
-        self._with_room(size, lambda: self.write(keep))
+        self._with_room(size, self.write, keep)
 
     async def receive(
         self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
@@ -431,12 +431,13 @@ class Disk:
         self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
     ) -> None:
         """Store; on a full disk, remove entries that are worth less first."""
-        size = len(record) + (payload.size if payload else 0)
-        store = partial(self._store, name, record, payload, lifetime)
-        self._with_room(size, store, once=isinstance(payload, Arriving))
+        size, once = len(record) + (payload.size if payload else 0), isinstance(payload, Arriving)
+        self._with_room(size, self._store, name, record, payload, lifetime, once=once)
 
-    def _with_room(self, size: int, store: Callable[[], None], *, once: bool = False) -> None:
-        """Call `store`; on a full disk, remove entries that are worth less and call it again.
+    def _with_room(
+        self, size: int, store: Callable[..., None], *args: Any, once: bool = False
+    ) -> None:
+        """Call `store(*args)`; on a full disk, remove what is worth less and call it again.
 
         Args:
             size: bytes that it stores.
@@ -444,7 +445,7 @@ class Disk:
         """
         for _ in range(_RELIEFS):
             try:
-                store()
+                store(*args)
             except TierError as error:
                 if not is_full(error.__cause__) or once:
                     raise
@@ -474,24 +475,23 @@ class Disk:
         if max(size, len(record)) > self.size_limit:
             raise TierError(f"{size} bytes do not fit in a budget of {self.size_limit}")
         if not size:
-            row = _row(record)
-            self.write(lambda index: self._keep(index, name, row, lifetime))
+            self.write(self._keep, name, _row(record), lifetime)
             return
         if not self._has_written:  # the first time: a process that died may have been here
             self._has_written = True
             self._left_behind = self._left_behind or self.payloads.directory.exists()
-        self.write(lambda index: self._make_room(index, size + len(record)))
+        self.write(self._make_room, size + len(record))
         try:
             with self.payloads.keep(payload, outside) as where:
                 row = _row(record, outside=outside is not None, where=where, size=size)
-                self.write(lambda index: self._keep(index, name, row, lifetime))
+                self.write(self._keep, name, row, lifetime)
         except OSError as error:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
     def _keep(self, index: Index, name: str, row: Row, lifetime: float | None) -> None:
         if row.name is None:
             self._make_room(index, len(row.record or b"") + ROW)
-        index.keep(name, row, lifetime)
+        index.keep([(name, row, lifetime)])
         if row.name and not self._is_over:  # other processes may have used the freed space
             with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
                 self._is_over = not index.make_room(0)

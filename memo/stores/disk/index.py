@@ -225,8 +225,8 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     ) -> Iterator[tuple[Callable[..., sqlite3.Cursor], Callable[[str | None], None]]]:
         """A transaction; the files of rows that went are removed when it is committed."""
         names: list[str | None] = []
-        with self._database.transaction():
-            yield self._sql, names.append
+        with self._database.transaction() as connection:
+            yield connection.execute, names.append
         for name in names:
             if name is not None:
                 self._disk.remove(name)
@@ -234,13 +234,8 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def close(self) -> None:
         """Do nothing: the connection belongs to the caller."""
 
-    def keep(self, name: str, row: Row, lifetime: float | None) -> None:
-        """Replace the row of a name, for `lifetime` seconds."""
-        with self._transact() as (sql, cleanup):
-            self._keep(sql, cleanup, name, row, lifetime)
-
-    def keep_all(self, rows: Iterable[tuple[str, Row, float | None]]) -> None:
-        """As `keep`, for many names in one transaction."""
+    def keep(self, rows: Iterable[tuple[str, Row, float | None]]) -> None:
+        """Replace the rows of names, each for so many seconds, in one transaction."""
         with self._transact() as (sql, cleanup):
             for name, row, lifetime in rows:
                 self._keep(sql, cleanup, name, row, lifetime)

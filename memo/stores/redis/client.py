@@ -542,8 +542,15 @@ class Client:
             NoScriptsError: this server does not run scripts for this user.
             TierError: as `ask`.
         """
-        (answer,) = await self.run_each(port, script, [(keys, arguments)])
-        return self.parsed(parse, answer)
+        await self._need_scripts(port)
+        if self.knows_digests:
+            command = script.by_digest(keys, arguments)
+            try:
+                return await self.ask(port, command, parse=parse, key=keys[0], writes=True)
+            except NoScriptError:
+                pass  # the text makes it known
+        command = script.by_text(keys, arguments)
+        return await self.ask(port, command, parse=parse, key=keys[0], writes=True)
 
     async def run_each(
         self,
@@ -552,8 +559,7 @@ class Client:
         calls: Sequence[tuple[Sequence[bytes], Sequence[bytes]]],
     ) -> list[Any]:
         """Run a script for each of some (keys, arguments), in one exchange for each server."""
-        if not await self.runs_scripts(port):
-            raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
+        await self._need_scripts(port)
         if self.knows_digests:
             digests = [(k[0], script.by_digest(k, a)) for k, a in calls]
             try:
@@ -562,6 +568,10 @@ class Client:
                 pass  # the text makes it known
         texts = [(k[0], script.by_text(k, a)) for k, a in calls]
         return await self.ask_each(port, texts, writes=True)
+
+    async def _need_scripts(self, port: Port) -> None:
+        if not (self.scripts or await self.runs_scripts(port)):
+            raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
 
     async def runs_scripts(self, port: Port) -> bool:
         """True if it runs scripts for this user: tried once, with one that does nothing."""

@@ -343,33 +343,27 @@ class Threads:
             Exception: any error of redis-py, for `fault_of`.
         """
         try:
-            return self._exchanged(route, exchange, check, blocks)
+            nodes = (self._nodes if self._proven else None) or self._opened(route, exchange.seconds)
+            pool = nodes.of(route)
+            connection = self._taken(pool, exchange.seconds, check, blocks)
+            used = connection.used
+            try:
+                return self._talk(pool, connection, exchange)
+            except ConnectionError:
+                if not used:
+                    raise
+            # It may have died while it was idle, and the others that are kept with it.
+            self.renewed()
+            self._let_go()
+            exchange.restart()
+            connection = self._taken(pool, exchange.seconds, check, blocks)
+            return self._talk(pool, connection, exchange)
         except TierError:
             raise
         except Exception:
             if self.closed:
                 raise TierError(_CLOSED_HERE) from None
             raise
-
-    def _exchanged(
-        self, route: Route, exchange: Exchange, check: Callable[[], None], blocks: bool
-    ) -> list[Any]:
-        nodes = self._nodes if self._proven else self._opened(route, exchange.seconds)
-        if nodes is None:
-            raise TierError(_CLOSED_HERE)
-        pool = nodes.of(route)
-        for again in (True, False):
-            connection = self._taken(pool, exchange.seconds, check, blocks)
-            used = connection.used
-            try:
-                return self._talk(pool, connection, exchange)
-            except ConnectionError:  # it may have died while it was idle
-                if not (used and again):
-                    raise
-            self.renewed()
-            self._let_go()  # those may have died with it
-            exchange.restart()
-        raise AssertionError
 
     def _talk(self, pool: Any, connection: Any, exchange: Exchange) -> list[Any]:
         try:
