@@ -21,6 +21,7 @@ from sqlite_damage import damage_file
 from time_ahead import Ahead
 from waiting import until
 
+import memo
 from memo.errors import TierError
 from memo.records import codec
 from memo.runtime.native import native
@@ -399,6 +400,7 @@ def test_room_is_made_for_what_is_big(directory, host):
     for number in range(40):
         put(disk, f"n{number}", payload=payload(os.urandom(150_000)))
     put(disk, "big", payload=payload(os.urandom(5 * MIB)))
+    assert asyncio.run(memo.drain(30)), "what evicts in the background opens the index again"
     assert blocking(disk.health)["bytes"] <= 8 * MIB
     assert get(disk, "n39")
     disk.close()
