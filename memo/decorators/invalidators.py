@@ -228,7 +228,8 @@ def invalidate(
             `f.key(...)` gave.
         reason: kept with the invalidation, and shown by `explain`.
         strict: raise if no valid entry is known here that it could match.  A Redis is then searched
-            for entries that this host has not, for at most 50 ms.
+            for entries that this host has not, for at most 50 ms; a store of your own cannot be
+            searched, so nothing is raised where one is in use.
 
     Returns:
         The entries that matched, and the outcome in each tier.

@@ -22,7 +22,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
-from memo.stores.protocols import Listed
+from memo.stores.protocols import Listed, title
 from memo.validity import stamps
 from memo.validity.check import age, broken, texts
 from memo.validity.results import unfolded
@@ -37,7 +37,6 @@ SEEN = 500
 FIRST = 5
 """Entries that are kept with their headers, to be shown."""
 HERE: Final = "on this host"
-AFAR: Final = "in Redis and not on this host"
 
 
 class Matches(NamedTuple):
@@ -70,14 +69,15 @@ class Invalidation(NamedTuple):
         tiers: tier -> `"done"`, or why not and what happens now.
         reason: the caller's.
         matched: how many valid entries this host knew of.  It is counted for at most 50 ms, before
-            they are dropped; what Redis alone has is dropped without being counted, unless the
-            caller was strict and this host had none.
+            they are dropped; what only a shared tier has is dropped without being counted, unless
+            the caller was strict and this host had none.
         at_least: counting stopped early, so there may be more.
         hint: if nothing matched, the target that was probably meant.
         verb: `"invalidated"` or `"expired"`.
         first: headers of the first few.
         uncounted: a shared tier may have had entries that this host did not, and was not searched.
         place: where the entries are that matched.
+        shared: the shared tiers, as a sentence names them.
     """
 
     target: str
@@ -90,6 +90,7 @@ class Invalidation(NamedTuple):
     first: tuple[Header, ...] = ()
     uncounted: bool = False
     place: str = HERE
+    shared: str = ""
 
     @property
     def complete(self) -> bool:
@@ -108,8 +109,9 @@ class Invalidation(NamedTuple):
         found = f"{self.matched:,} {entries} {self.place}"
         if not self.at_least:
             return found
-        if self.place == AFAR:
-            return f"at least {found}, Redis could not be searched whole"
+        if self.place != HERE:
+            found = f"at least {found}" if self.matched else f"no entry {HERE}"
+            return f"{found}; {self.shared} could not be searched whole"
         return f"at least {found}, counting was stopped after {BOUND * 1000:.0f} ms"
 
     def __repr__(self) -> str:
@@ -127,7 +129,7 @@ class Invalidation(NamedTuple):
         """The doubt that a count of zero leaves."""
         if not self.uncounted:
             return ""
-        return f" on this host; entries that only Redis has were {self.verb} uncounted"
+        return f" {HERE}; entries that are only in {self.shared} were {self.verb} uncounted"
 
     def _repr_html_(self) -> str:
         from memo.metrics import rendering
@@ -164,13 +166,14 @@ async def invalidate(
     every = tuple(chains)
     wanted = tuple(turns)
     found = await matching(port, every, wanted) if count else Matches(partial=True)
-    uncounted = bool(wanted) and any(chain.authorities.shared is not None for chain in every)
-    uncounted = uncounted and not (found.number or found.partial)
+    far = [chain.authorities.shared for chain in every]
+    shared = " and ".join(dict.fromkeys(title(tier.name) for tier in far if tier is not None))
+    uncounted = bool(wanted and shared) and not (found.number or found.partial)
     place = HERE
     if sure and uncounted:
         afar = await matching_afar(port, every, wanted)
         found = afar._replace(others=found.others, groups=found.groups)
-        uncounted, place = False, AFAR
+        uncounted, place = False, f"in {shared} and not {HERE}"
     if soft:
         wanted = tuple(map(stamps.softened, wanted))
     tiers = await _turn(port, every, wanted, reason)
@@ -182,6 +185,7 @@ async def invalidate(
         *(target, tiers, reason, found.number, found.partial, said, verb, found.first),
         uncounted=uncounted,
         place=place,
+        shared=shared,
     )
 
 
@@ -231,8 +235,12 @@ async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Tur
     found: dict[str, Header] = {}
     partial = False
     for chain in chains:
-        listing: Any = getattr(chain.authorities.shared, "listed", None)
-        if listing is None:
+        shared = chain.authorities.shared
+        if shared is None:
+            continue
+        listing: Any = getattr(shared, "listed", None)
+        if listing is None:  # a user's own store cannot be searched
+            partial = True
             continue
         try:
             listed, whole = await listing(port, _common_prefix(chain, turns), until)

@@ -26,8 +26,8 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.settings import configuration, secret_keys
 from memo.settings.checks import redacted
 from memo.settings.configuration import DEFAULT, Settings
-from memo.stores.authorities import is_for_any
-from memo.stores.protocols import MEMORY
+from memo.stores.authorities import is_for_any, receivers
+from memo.stores.protocols import MEMORY, REDIS, title
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -381,8 +381,9 @@ def _journal(settings: Settings) -> Findings:
     if not rows:
         yield Finding(GOOD, "journal", "every invalidation reached its tier")
         return
-    fix = "Nothing: they are replayed before the next read from Redis."
-    if not settings.redis_url:
-        fix = "Set redis_url again: they are replayed before the next read from Redis."
-    said = f"{counted(len(rows), 'invalidation')} not yet in Redis"
+    to = receivers(row[2] for row in rows)
+    fix = f"Nothing: they are replayed before the next read from {to}."
+    if not settings.redis_url and title(REDIS) in to:
+        fix = f"Set redis_url again: they are replayed before the next read from {to}."
+    said = f"{counted(len(rows), 'invalidation')} not yet in {to}"
     yield Finding(WARN, "journal", said, fix)

@@ -514,7 +514,8 @@ def _health(facts: Mapping[str, Any]) -> list[str]:
     if used is not None:
         parts.append(size(used) + (f" of {size(budget)}" if budget else ""))
     if journal := left.pop("journal", 0):
-        parts.append(f"{counted(journal, 'invalidation')} on the way to Redis")
+        to = left.pop("to", "a shared tier")
+        parts.append(f"{counted(journal, 'invalidation')} on the way to {to}")
     if left.pop("breaker", "") == "open":
         parts.append("not asked until it answers again")
     if names := left.pop("names", 0):

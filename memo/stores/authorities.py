@@ -34,7 +34,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port, patient
 from memo.stores.protocols import (
+    REDIS,
     Asked,
     Census,
     Generations,
@@ -54,6 +55,7 @@ from memo.stores.protocols import (
     Losable,
     Prompt,
     Tier,
+    title,
 )
 from memo.validity import stamps
 from memo.validity.stamps import Turn
@@ -435,6 +437,19 @@ def _facts(text: str) -> dict[str, Any]:
 def _where(tier: Tier) -> str:
     """The identity of a shared tier's store: a journalled invalidation is replayed to that one."""
     return str(getattr(tier, "where", tier.name))
+
+
+def receivers(notes: Iterable[str]) -> str:
+    """The shared tiers that journalled invalidations are for, as a sentence names them."""
+    to = [str(one) for note in notes for one in _facts(note).get("to", ())]
+    return " and ".join(dict.fromkeys(map(_receiver, to)))
+
+
+def _receiver(where: str) -> str:
+    """The name in the identity of a store: `redis HOST NAMESPACE`, or `NAME@ID` of a user's own."""
+    if where == "*" or where.startswith(f"{REDIS} "):
+        return title(REDIS)
+    return where.partition("@")[0]
 
 
 def is_for_any(note: str) -> bool:

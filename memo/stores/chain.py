@@ -39,7 +39,7 @@ from memo.runtime.reasons import (
     UNREACHABLE,
 )
 from memo.settings.secret_keys import Secret
-from memo.stores.authorities import Authorities, is_for_any
+from memo.stores.authorities import Authorities, is_for_any, receivers
 from memo.stores.protocols import (
     MEMORY,
     Asked,
@@ -899,6 +899,8 @@ class Chain:
             if not any(tier.shared for tier in self.tiers):  # then it waits for a Redis to come
                 rows = [row for row in rows if not is_for_any(row[2])]
             facts.setdefault("host", {})["journal"] = len(rows)
+            if rows:
+                facts["host"]["to"] = receivers(row[2] for row in rows)
         return facts
 
     def when_sent(self, work: Work) -> bool:

@@ -28,6 +28,11 @@ REDIS = "redis"
 DISK = "disk"
 
 
+def title(tier: str) -> str:
+    """The name of a tier in a sentence."""
+    return "Redis" if tier == REDIS else tier
+
+
 @runtime_checkable
 class CacheProtocol(Protocol):
     """Protocol of a user's own store: four async methods over bytes make it a tier.

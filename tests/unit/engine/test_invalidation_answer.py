@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from inside import inside
+from providers import InADict
 from redis_server import RedisServer
 
 import memo
 from memo import NothingMatchedError, OptionError, cache, invalidate_cache
 from memo.cli.commands import main
 from memo.engine import invalidating
+from memo.metrics import rendering
+from memo.runtime.blocking import BLOCKING, drive
 
 chains = pytest.mark.parametrize("where", ["disk", "redis"])
 
@@ -100,7 +104,7 @@ def test_nothing_matched_is_said(
         load("EU")
         done = memo.invalidate(**wrong)
         start, semicolon, near = said.partition(";")
-        beyond = " on this host; entries that only Redis has were invalidated uncounted"
+        beyond = " on this host; entries that are only in Redis were invalidated uncounted"
         start += beyond * (where == "redis")
         assert (done.matched, repr(done)) == (0, f"{start}{semicolon}{near}")
         with pytest.raises(NothingMatchedError) as caught:
@@ -241,7 +245,7 @@ def test_entries_that_only_redis_has(
             assert done.matched == number
             assert "in Redis and not on this host" in repr(done)
         else:
-            assert "entries that only Redis has were invalidated uncounted" in repr(done)
+            assert "entries that are only in Redis were invalidated uncounted" in repr(done)
         with host("here"):
             assert not load.is_cached("EU")
 
@@ -254,8 +258,41 @@ def test_a_redis_that_cannot_be_searched(redis_server: RedisServer) -> None:
         redis_server.kill()
         done = memo.invalidate(prefix="product", strict=True)
         assert (done.matched, done.at_least) == (0, True)
-        assert "at least 0 entries in Redis" in repr(done)
-        assert "Redis could not be searched whole" in repr(done)
+        assert "no entry on this host; Redis could not be searched whole" in repr(done)
+
+
+def test_a_store_of_ones_own_goes_by_its_name(cache_home: Path) -> None:
+    """The answer names the user's store, says what it did not count there, and claims nothing."""
+    load = loads(key_prefix="products", provider=InADict())
+    load("EU")
+    done = memo.invalidate(prefix="products")
+    assert repr(done) == (
+        "nothing matched prefix 'products' on this host; "
+        "entries that are only in InADict were invalidated uncounted"
+    )
+    load("EU")
+    done = memo.invalidate(prefix="products", strict=True)  # it may have matched there
+    assert "no entry on this host; InADict could not be searched whole" in repr(done)
+
+
+def test_a_store_that_an_invalidation_did_not_reach_is_named(cache_home: Path) -> None:
+    """`memo.health` and the table of statistics name the user's store, and not Redis."""
+    store = InADict()
+    load = loads(provider=store)
+    load("EU")
+    store.set = unreachable  # type: ignore[method-assign]
+    assert "journalled" in load.invalidate().tiers["InADict"]
+    [found] = [one for one in memo.health() if one.topic == "journal"]
+    assert found.said == "1 invalidation not yet in InADict"
+    assert found.fix == "Nothing: they are replayed before the next read from InADict."
+    facts = drive(inside(load).chain().health(BLOCKING))
+    [said] = [said for name, said, _ in rendering.tiers(memo.stats().with_health(facts))
+              if name == "host"]  # fmt: skip
+    assert said == "1 invalidation on the way to InADict"
+
+
+async def unreachable(*_: Any, **__: Any) -> Any:
+    raise OSError("the store is away")
 
 
 @pytest.mark.parametrize("key", ["products:*", "products*", "products:a*"])

@@ -295,7 +295,7 @@ def test_health_of_tiers_is_said_in_words(found: Stats) -> None:
     """Budgets, outages and waiting invalidations are said as people say them."""
     facts = {
         "disk": {"up": True, "size": 1_300_000_000, "size_limit": 10 << 30, "entries": 12},
-        "host": {"journal": 2},
+        "host": {"journal": 2, "to": "Redis"},
     }
     lines = {name: (said, well) for name, said, well in rendering.tiers(found.with_health(facts))}
     assert lines["disk"] == ("2 hits · 1 stale · up · 1.2 GiB of 10.0 GiB · 12 entries", True)
