@@ -15,7 +15,7 @@ from memo.settings.checks import TRACKING, TRUST_DISK
 from memo.settings.configuration import Settings
 from memo.settings.live_values import live
 from memo.settings.modes import OFF, Mode
-from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, Tier
+from memo.stores.protocols import DISK, MEMORY, REDIS, CacheProtocol, SharesSettings, Tier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -344,16 +344,16 @@ def teach(function: str, found: Mapping[str, str]) -> None:
         events.emit(events.Event(events.ERROR, reason="manifest", detail=str(error)))
 
 
-def _shared(chain: stores.Chain) -> Tier | None:
+def _shared(chain: stores.Chain) -> SharesSettings | None:
     """The tier in which a chain has the shared live configuration: Redis."""
-    return next((tier for tier in chain.tiers if hasattr(tier, "publish")), None)
+    return next((tier for tier in chain.tiers if isinstance(tier, SharesSettings)), None)
 
 
 def _share_live(chain: stores.Chain) -> None:
     """Let the live configuration look into this chain's Redis, if it has one."""
     global _unshare
     _unshare()
-    tier: Any = _shared(chain)
+    tier = _shared(chain)
     _unshare = live.attach(None if tier is None else tier.live, _publish)
 
 
@@ -364,7 +364,7 @@ def _publish(key: str, text: str | None) -> None:
         OptionError: they name none.
         TierError: it could not be written.
     """
-    tier: Any = _shared(default_chain())
+    tier = _shared(default_chain())
     if tier is None:
         raise OptionError("shared", True, "needs a Redis; set redis_url first.")
     tier.publish(key, text)

@@ -46,15 +46,16 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port, patient
 from memo.stores.protocols import (
     REDIS,
+    Adopting,
     Asked,
     Census,
     Generations,
     Host,
     Journal,
-    Listener,
     Losable,
     Prompt,
     Tier,
+    Tracked,
     title,
 )
 from memo.validity import stamps
@@ -111,7 +112,9 @@ class Authorities:
         self.shared: Tier | None = next(
             (tier for tier in tiers if tier.shared and tier.generations is not None), None
         )
-        self.listener: Listener | None = getattr(self.shared, "listener", None)
+        shared = self.shared
+        self.listener = shared.listener if isinstance(shared, Tracked) else None
+        self._adopting = [tier for tier in tiers if isinstance(tier, Adopting)]
         self.host: Host | None = None
         self.reseeding: Reseeding | None = None
         self._owed: list[tuple[Sequence[Turn], str]] = []
@@ -247,12 +250,11 @@ class Authorities:
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
         """Invalidate; by tier the outcome: `"done"`, or why not and what will happen."""
-        for tier in self._tiers:
-            if before := getattr(tier, "before_turn", None):
-                try:
-                    await before(port)
-                except TierError as error:
-                    self._fault(tier.name, error)
+        for adopting in self._adopting:
+            try:
+                await adopting.adopt(port)
+            except TierError as error:
+                self._fault(adopting.name, error)
         outcome: dict[str, str] = {}
         row = await self._turn_host(port, turns, note, outcome)
         for tier in self._tiers:
@@ -281,7 +283,7 @@ class Authorities:
     ) -> int | None:
         if self.host is None:
             return None
-        note = addressed(note, ["*" if self.shared is None else _where(self.shared)])
+        note = addressed(note, ["*" if self.shared is None else self.shared.where])
         try:
             with patient(OUTLAST):
                 if self.shared is not None:
@@ -365,7 +367,7 @@ class Authorities:
         if host is None:
             return
         for row, turns, text in await _overdue(port, host.journal):
-            if not {_where(tier), "*"}.isdisjoint(_facts(text).get("to", ())):
+            if not {tier.where, "*"}.isdisjoint(_facts(text).get("to", ())):
                 await tier.generations.turn(port, turns, text)
                 await self._strike(port, host.journal.done, row)
                 self._replayed(tier, turns, text)
@@ -376,7 +378,7 @@ class Authorities:
         Raises:
             TierError: it cannot be sent.
         """
-        interruptions = getattr(tier, "interruptions", 0)
+        interruptions = tier.interruptions if isinstance(tier, Losable) else 0
         if interruptions == self._interruptions or tier.generations is None:
             return
         since = self._unbroken - LATELY
@@ -432,11 +434,6 @@ def _facts(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) else {}
-
-
-def _where(tier: Tier) -> str:
-    """The identity of a shared tier's store: a journalled invalidation is replayed to that one."""
-    return str(getattr(tier, "where", tier.name))
 
 
 def receivers(notes: Iterable[str]) -> str:

@@ -230,9 +230,10 @@ class Bundle:
         OSError: it cannot be read.
     """
 
-    name = "bundle"
+    name = where = "bundle"
     shared = False
     read_only = True
+    budget = None
 
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
         self.path = Path(path)
@@ -310,7 +311,7 @@ class Bundle:
 
     # --- as a tier -------------------------------------------------------------------------------
 
-    def settle(self, chain: stores.Chain) -> None:
+    def join(self, chain: stores.Chain) -> None:
         """Be a tier of a chain.
 
         Raises:
@@ -329,7 +330,7 @@ class Bundle:
         chain = self._chain
         function, _, rest = name.partition("{")[2].rpartition("}:")
         secret_id, _, key = rest.partition(":")
-        await self.before_turn(port)
+        await self.adopt(port)
         item = self._by_key.get((function, key))
         states = self._states
         if item is None or chain is None or states is None:
@@ -344,7 +345,7 @@ class Bundle:
         record = seal.pack(header, entry.stream, chain.secrets[0])
         return Found(record, self.source(item))
 
-    async def before_turn(self, port: Port) -> None:
+    async def adopt(self, port: Port) -> None:
         """Note which entries are valid, before anything is invalidated or looked up here.
 
         Raises:

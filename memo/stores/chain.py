@@ -42,13 +42,18 @@ from memo.settings.secret_keys import Secret
 from memo.stores.authorities import Authorities, is_for_any, receivers
 from memo.stores.protocols import (
     MEMORY,
+    Adopting,
     Asked,
+    ChecksRecords,
+    CountsReads,
     Found,
     Front,
     Host,
     Listener,
     Near,
     Prompt,
+    Retains,
+    SharesFindings,
     Source,
     StoresMany,
     Tier,
@@ -231,12 +236,13 @@ class Chain:
         self._glances = seal.Glances((), self.namespace)
         self.clock: Clock = SYSTEM
         self.host: Host | None = None
+        self.findings = Findings(None, self.namespace, (), self._fault)
         self._front: Front | None = next(
             (tier for tier in self.tiers[:1] if isinstance(tier, Front)), None
         )
         self.first = self.tiers[0].name
         self.authorities = Authorities(self.tiers, self._fault)
-        self.floors = Floors(getattr(self._front, "limit", 0))
+        self.floors = Floors(0 if self._front is None else self._front.budget)
         self._authority = self.authorities.shared
         self._remote = self._authority is not None
         self._near: Near | None = next(
@@ -245,10 +251,10 @@ class Chain:
         self._listener = self.authorities.listener
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
-        self._retaining: Any = getattr(self._authority, "was_used", None)
-        self._ranked: Any = next((tier for tier in self.tiers if hasattr(tier, "was_read")), None)
+        self._retains = self._authority if isinstance(self._authority, Retains) else None
+        self._counts_reads = next((t for t in self.tiers if isinstance(t, CountsReads)), None)
         self._transfers = Transfers(
-            [tier for tier in self.tiers if not getattr(tier, "read_only", False)],
+            [tier for tier in self.tiers if not tier.read_only],
             keeps=write_strategy == "write_through",
             searches=read_strategy == "on_miss_or_error",
             opened=self.opened,
@@ -278,16 +284,15 @@ class Chain:
         self._glances = seal.Glances(secrets, namespace)
         self.host = host
         self.authorities.settle_in(host, trusts_disk=trusts_disk)
-        sharing = next((tier for tier in self.tiers if hasattr(tier, "add_findings")), None)
+        sharing = next((tier for tier in self.tiers if isinstance(tier, SharesFindings)), None)
         self.findings = Findings(sharing, namespace, secrets, self._fault)
         for tier in self.tiers:
-            if trust := getattr(tier, "trust", None):
-                trust(secrets)
-            if settle := getattr(tier, "settle", None):
-                settle(self)
-            read, hear = getattr(self._front, "read", None), getattr(tier, "hear", None)
-            if read and hear:
-                hear(read)
+            if isinstance(tier, ChecksRecords):
+                tier.trust(secrets)
+            if isinstance(tier, Adopting):
+                tier.join(self)
+            if isinstance(tier, CountsReads) and self._front is not None:
+                tier.count_reads_of(self._front.read)
         return self
 
     def __repr__(self) -> str:
@@ -557,11 +562,11 @@ class Chain:
         Args:
             there: it was read in the shared tier, so the disk has not counted it.
         """
-        if there and self._ranked is not None:
-            self._ranked.was_read(port, name)
-        if entry is not None and entry.times.ttl < 0 and self._retaining is not None:
+        if there and self._counts_reads is not None:
+            self._counts_reads.was_read(port, name)
+        if entry is not None and entry.times.ttl < 0 and self._retains is not None:
             old = age(entry.times, self.clock) or 0
-            self._retaining(port, name, entry, old / SECOND)
+            self._retains.was_used(port, name, entry, old / SECOND)
 
     def _answered(self, asked: Asked, key: str) -> tuple[Entry | None, Sequence[State] | None]:
         """The entry that was asked for, and what its generations read."""
@@ -837,7 +842,7 @@ class Chain:
         payload: Payload | None,
         lifetime: float | None,
     ) -> bool:
-        if getattr(tier, "read_only", False):
+        if tier.read_only:
             return False
         try:
             await tier.store(port, name, record, payload, lifetime)

@@ -87,6 +87,8 @@ class Adapted:
     """
 
     shared = True
+    read_only = False
+    budget = None
 
     def __init__(self, provider: Any) -> None:
         _check(provider)

@@ -124,8 +124,8 @@ class Memory:
             tier behind this one maps the payload in less time than a copy takes.
     """
 
-    name = protocols.MEMORY
-    shared = False
+    name = where = protocols.MEMORY
+    shared = read_only = False
 
     def __init__(
         self, limit: int, clock: Clock = SYSTEM, *, payload_limit: int | None = None
@@ -140,6 +140,11 @@ class Memory:
         self._payloads: dict[bytes, PayloadBytes] = {}
         self._bytes = 0
         BUDGET.add_holder(self)
+
+    @property
+    def budget(self) -> int:
+        """See `memo.stores.protocols.Tier.budget`."""
+        return self.limit
 
     # --- looking up ------------------------------------------------------------------------------
 

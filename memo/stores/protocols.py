@@ -18,9 +18,11 @@ from memo.records.stamp_blocks import Claim
 from memo.records.stamp_types import Ref, State
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
+from memo.settings.secret_keys import Secret
 from memo.validity.stamps import Turn
 
 if TYPE_CHECKING:
+    from memo.stores.chain import Chain
     from memo.stores.disk.home import Home
 
 MEMORY = "memory"
@@ -221,6 +223,11 @@ class Tier(Protocol):
         ...
 
     @property
+    def where(self) -> str:
+        """Identity of the store: an invalidation that it missed is replayed to the same one."""
+        ...
+
+    @property
     def generations(self) -> Generations | None:
         """Its generations, where it can be an authority."""
         ...
@@ -228,6 +235,16 @@ class Tier(Protocol):
     @property
     def shared(self) -> bool:
         """True if other hosts see it too, so that it decides on validity."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """True if it takes no writes now."""
+        ...
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that it may hold in all; None: another program decides that."""
         ...
 
     async def lookup(self, port: Port, name: str) -> Found | None:
@@ -283,6 +300,15 @@ class StoresMany(Protocol):
 class Front(Protocol):
     """A tier in this process that can keep an object beside a record, so that it is parsed once."""
 
+    @property
+    def budget(self) -> int:
+        """See `Tier.budget`."""
+        ...
+
+    def read(self) -> list[str]:
+        """The names that were read since this was last called."""
+        ...
+
     def peek(self, name: str) -> object | None:
         """The object remembered beside the record under a name."""
         ...
@@ -303,6 +329,91 @@ class Near(Protocol):
     def at_hand(self, name: str) -> bytes | None:
         """The record under a name; None: `lookup` it, which also says what went wrong."""
         ...
+
+
+@runtime_checkable
+class CountsReads(Protocol):
+    """A tier that evicts what was not read lately, and counts the reads of tiers above it too."""
+
+    def was_read(self, port: Port, name: str) -> None:
+        """Count a read of an entry that a tier above answered."""
+        ...
+
+    def count_reads_of(self, front: Callable[[], Iterable[str]]) -> None:
+        """Count the names that `front()` gives: those read there since it was last called."""
+        ...
+
+
+@runtime_checkable
+class Retains(Protocol):
+    """A shared tier in which an entry without a ttl lives for a time after its last use."""
+
+    def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
+        """Extend the life of an entry that has answered at an age in seconds."""
+        ...
+
+
+@runtime_checkable
+class SharesFindings(Protocol):
+    """A tier through which hosts tell each other what they found out about a function."""
+
+    name: str
+
+    async def findings(self, port: Port, name: str) -> dict[str, str]:
+        """The findings under a name.  Raises `TierError`."""
+        ...
+
+    async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
+        """Add those that are not there yet.  Raises `TierError`."""
+        ...
+
+
+@runtime_checkable
+class SharesSettings(Protocol):
+    """A tier that holds the live configuration of all hosts."""
+
+    def live(self) -> dict[str, str]:
+        """All of it, in this thread.  Raises `TierError`."""
+        ...
+
+    def publish(self, key: str, text: str | None) -> None:
+        """Set a key, or remove it, in this thread.  Raises `TierError`."""
+        ...
+
+
+@runtime_checkable
+class ChecksRecords(Protocol):
+    """A tier that looks into records itself, and so must know what they are sealed with."""
+
+    def trust(self, secrets: tuple[Secret, ...]) -> None:
+        """Believe records that one of these secrets sealed, and no others."""
+        ...
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A tier whose entries get the generations of the chain that it joins, such as a bundle."""
+
+    @property
+    def name(self) -> str:
+        """See `Tier.name`."""
+        ...
+
+    def join(self, chain: Chain) -> None:
+        """Be a tier of a chain."""
+        ...
+
+    async def adopt(self, port: Port) -> None:
+        """Note which entries are valid, before anything is invalidated.  Raises `TierError`."""
+        ...
+
+
+@runtime_checkable
+class Tracked(Protocol):
+    """A shared tier that may push word of what changes there."""
+
+    listener: Listener | None
+    """Hears of changes of the generations; None: that was not asked for."""
 
 
 class Listener(Protocol):
@@ -428,7 +539,7 @@ class Losable(Protocol):
 
     @property
     def read_only(self) -> bool:
-        """True if it takes no writes now."""
+        """See `Tier.read_only`."""
         ...
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from memo.errors import TierError
 from memo.runtime.checksums import compare_digest
 from memo.runtime.port import Port
 from memo.settings.secret_keys import Secret
+from memo.stores.protocols import SharesFindings
 
 MOST: Final = 256
 """Findings that are kept of one function."""
@@ -29,7 +30,7 @@ class Findings:
     """The findings of hosts that share a tier.
 
     Args:
-        tier: one with `findings` and `add_findings`; None: nothing is shared.
+        tier: that the hosts share; None: nothing is shared.
         namespace: part of what is sealed.
         secrets: the reader's, the first of them the writer's too.
         fault: tells of a fault: the name of the tier, and the error.
@@ -37,7 +38,7 @@ class Findings:
 
     def __init__(
         self,
-        tier: Any,
+        tier: SharesFindings | None,
         namespace: str,
         secrets: Sequence[Secret],
         fault: Callable[[str, TierError], None],
@@ -55,17 +56,17 @@ class Findings:
         known = self._known.get(function)
         if known is None:
             try:
-                known = await self._read(port, function)
+                known = await self._read(port, self._tier, function)
             except TierError as error:
                 self._fault(self._tier.name, error)
                 return None
             self._known[function] = known
         return known
 
-    async def _read(self, port: Port, function: str) -> dict[str, str]:
+    async def _read(self, port: Port, tier: SharesFindings, function: str) -> dict[str, str]:
         found: dict[str, str] = {}
         for secret in self._secrets:
-            fields = await self._tier.findings(port, self._place(function, secret))
+            fields = await tier.findings(port, self._place(function, secret))
             for name, sealed in fields.items():
                 value = sealed[_SEAL:]
                 right = self._sealed(secret, function, name, value)

@@ -78,9 +78,9 @@ def spool_for(function: Function) -> Spool:
 
 def limit(job: Job) -> int | None:
     """Bytes of the largest sequence that a tier may keep; None: not known."""
-    sizes = [getattr(t, "size_limit", None) or getattr(t, "limit", None) for t in job.chain.tiers]
-    known = [size for size in sizes if isinstance(size, int)]
-    return max(known) if known and len(known) == len(sizes) else None
+    budgets = [tier.budget for tier in job.chain.tiers]
+    known = [budget for budget in budgets if budget is not None]
+    return max(known) if len(known) == len(budgets) else None
 
 
 class Live:

@@ -108,8 +108,8 @@ class Disk:
         SettingError: the directory is another user's.
     """
 
-    name = protocols.DISK
-    shared = False
+    name = where = protocols.DISK
+    shared = read_only = False
 
     def __init__(
         self,
@@ -134,11 +134,12 @@ class Disk:
         self._has_written = False
         self._pause = SWEEP_SOON
         self._is_over = False
+        self._closed = 0
         self._evict_at = 0.0
         self._used: dict[str, None] = {}
         self._told_at = 0.0
         self._tell_at = time.monotonic() + TELL
-        self._elsewhere: Callable[[], Iterable[str]] = tuple
+        self._read_in_front: Callable[[], Iterable[str]] = tuple
         _disks.add(self)
         BUDGET.add_table(self)
         self.index: Index | None = None
@@ -243,6 +244,11 @@ class Disk:
         except _FAULTS as error:
             raise self._fault(error) from error
 
+    @property
+    def budget(self) -> int:
+        """See `memo.stores.protocols.Tier.budget`."""
+        return self.size_limit
+
     # --- looking up ------------------------------------------------------------------------------
 
     def at_hand(self, name: str) -> bytes | None:
@@ -303,7 +309,7 @@ class Disk:
         self._note(name)
         if time.monotonic() > self._tell_at:
             self._tell_at = time.monotonic() + TELL
-            port.spawn(self._tell_soon, "memo-used")
+            self._begin(port, self.tell, "memo-used")
 
     def _note(self, name: str) -> None:
         """Remember it for the index."""
@@ -313,12 +319,9 @@ class Disk:
         elif len(self._used) == USED:
             self._tell_at = min(self._tell_at, self._told_at + _OFTEN)
 
-    def hear(self, elsewhere: Callable[[], Iterable[str]]) -> None:
-        """Count what was read elsewhere too: `elsewhere()` gives what was read since it was asked.
-
-        For a tier in front that answers by itself.
-        """
-        self._elsewhere = elsewhere
+    def count_reads_of(self, front: Callable[[], Iterable[str]]) -> None:
+        """See `memo.stores.protocols.CountsReads.count_reads_of`."""
+        self._read_in_front = front
 
     def tell(self) -> None:
         """Tell the index which entries were read; on a fault they are forgotten."""
@@ -330,10 +333,7 @@ class Disk:
         """Names read since the last call."""
         used, self._used = self._used, {}
         self._told_at = time.monotonic()
-        return {**used, **dict.fromkeys(self._elsewhere())}
-
-    async def _tell_soon(self, port: Port) -> None:
-        await port.offload(self.tell)
+        return {**used, **dict.fromkeys(self._read_in_front())}
 
     def _again(self, name: str) -> tuple[Any, ...] | None:
         """Look up once more, in the file that is at the index' path now."""
@@ -401,10 +401,22 @@ class Disk:
     def _look_after(self, port: Port) -> None:
         """Sweep and evict in the background after a store, if either is due."""
         if self.is_sweep_due():
-            port.spawn(self._sweep_soon, "memo-sweep")
+            self._begin(port, self._sweep, "memo-sweep")
         if self._is_over and time.monotonic() > self._evict_at:
             self._evict_at = time.monotonic() + 2 * EVICTION
-            port.spawn(self._evict_soon, "memo-evict")
+            self._begin(port, self._evict, "memo-evict")
+
+    def _begin(self, port: Port, work: Callable[[], object], name: str) -> None:
+        """Do something in the background, unless the tier is closed first."""
+        closed = self._closed
+
+        async def begun(port: Port) -> None:
+            if self._closed == closed:
+                await port.offload(work)
+            if self._closed != closed:  # its last step may have opened the index again
+                self.database.close()
+
+        port.spawn(begun, name)
 
     def _store_many(self, records: Sequence[Kept]) -> None:
         size = sum(len(record) + ROW for _, record, _ in records)
@@ -507,9 +519,6 @@ class Disk:
             index.used(self._untold())
         self._is_over = not index.make_room(size)
 
-    async def _evict_soon(self, port: Port) -> None:
-        await port.offload(self._evict)
-
     def _evict(self) -> None:
         """Evict what the budget lacks, in turns with stores that run, for `EVICTION` seconds."""
 
@@ -581,9 +590,6 @@ class Disk:
         removed += self._clear_in_parts(lambda index, _: index.drop_replaced(self._retention))
         self._pause = max(SWEEP_SOON, _SWEEP_PART * (time.monotonic() - begun))
         return removed
-
-    async def _sweep_soon(self, port: Port) -> None:
-        await port.offload(self._sweep)
 
     def is_sweep_due(self) -> bool:
         """True if it is time to sweep, and no other process of this host has just done so."""
@@ -716,6 +722,7 @@ class Disk:
         """Let go of connections and descriptors; the next use opens them again."""
         if self.database.is_open:
             self.tell()
+        self._closed += 1
         self.database.close()
 
 

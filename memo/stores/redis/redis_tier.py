@@ -108,6 +108,7 @@ class Redis:
 
     name = REDIS
     shared = True
+    budget = None
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ports import RUNNERS, blocking, start
@@ -24,6 +25,7 @@ from waiting import until
 import memo
 from memo.errors import TierError
 from memo.records import codec
+from memo.runtime.blocking import BLOCKING, POOL, drain_blocking
 from memo.runtime.native import native
 from memo.stores.disk import disk_tier as disk_module
 from memo.stores.disk import home, sqlite_file
@@ -404,6 +406,25 @@ def test_room_is_made_for_what_is_big(directory, host):
     assert blocking(disk.health)["bytes"] <= 8 * MIB
     assert get(disk, "n39")
     disk.close()
+
+
+def test_background_work_opens_no_closed_tier(directory, host, ahead):
+    """Background work that a closed tier began earlier does not open its index again."""
+    released = threading.Event()
+
+    async def wait(port: Any) -> None:
+        assert released.wait(30)
+
+    disk = Disk(directory, MIB, host)
+    put(disk, "first")
+    ahead.advance(disk_module.SWEEP + 1)
+    for _ in range(POOL):  # the sweep that the next store begins waits behind these
+        BLOCKING.spawn(wait, "wait")
+    put(disk, "second")
+    disk.close()
+    released.set()
+    assert drain_blocking(30)
+    assert not disk.database.is_open
 
 
 def test_what_has_expired_goes_first(directory, host):
