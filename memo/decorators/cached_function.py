@@ -34,7 +34,14 @@ from typing import (
 
 from memo import engine, metrics, stores
 from memo.decorators import assembly, classmethods
-from memo.decorators.helpers import NotGiven, OwnDoc, helper, passes_on, without
+from memo.decorators.helpers import (
+    NotGiven,
+    OwnAnnotations,
+    OwnDoc,
+    helper,
+    passes_on,
+    without,
+)
 from memo.engine import replay
 from memo.engine.call import NOTHING, Function, NotYet, Raised, hindered, keyed
 from memo.errors import (
@@ -778,7 +785,7 @@ class BoundFunction(_Helpers[P, R]):
 
     __slots__ = ("__func__", "__self__", "__weakref__")
     __doc__ = OwnDoc(__doc__)  # pyright: ignore[reportAssignmentType]
-    # No attribute is annotated, so that `__annotations__` is that of the function.
+    __annotations__ = OwnAnnotations()
     _DROPS = {  # noqa: RUF012
         "invalidate": (False, False),
         "ainvalidate": (True, False),

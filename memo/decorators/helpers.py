@@ -165,6 +165,18 @@ class OwnDoc:
         return self._text if instance is None else instance.__func__.__doc__
 
 
+class OwnAnnotations(dict[str, Any]):
+    """Annotations that are none on the class, and the function's on an instance.
+
+    Python gives a class without annotations an empty dict once something asks for them, which then
+    hides those of its instances.
+    """
+
+    def __get__(self, instance: Any, owner: type | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = self if instance is None else instance.__func__.__annotations__
+        return found
+
+
 def without(signature: Signature, at: int) -> Signature:
     """The signature of a bound method: without the argument at `at`, its object."""
     parameters = list(signature.parameters.values())

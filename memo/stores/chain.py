@@ -242,7 +242,7 @@ class Chain:
         )
         self.first = self.tiers[0].name
         self.authorities = Authorities(self.tiers, self._fault)
-        self.floors = Floors(0 if self._front is None else self._front.budget)
+        self.floors = Floors(0 if self._front is None else self._front.limit)
         self._authority = self.authorities.shared
         self._remote = self._authority is not None
         self._near: Near | None = next(

@@ -300,10 +300,8 @@ class StoresMany(Protocol):
 class Front(Protocol):
     """A tier in this process that can keep an object beside a record, so that it is parsed once."""
 
-    @property
-    def budget(self) -> int:
-        """See `Tier.budget`."""
-        ...
+    limit: int
+    """Bytes that it may add to the process."""
 
     def read(self) -> list[str]:
         """The names that were read since this was last called."""
