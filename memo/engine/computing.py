@@ -117,17 +117,18 @@ async def run_once(
     token = CURRENT.set(reads)
     why = "refresh" if alone else ""
     emit(job, events.COMPUTE_STARTED, reason=why)
-    begun, outcome = time.perf_counter(), None
+    begun = time.perf_counter()
+    outcome: Outcome | None = None
     try:
-        outcome = await invoke(port, job, silent=alone)
+        done = outcome = await invoke(port, job, silent=alone)
     finally:
         CURRENT.reset(token)
         reads.over = True
         ended = time.perf_counter()
         run_ended(job, reads.own_time(begun, ended), outcome, why)
-    if outcome.error is None:
+    if done.error is None:
         job.function.took = ended - begun
-    return outcome, ended - begun
+    return done, ended - begun
 
 
 def run_ended(job: Job, seconds: float, outcome: Outcome | None, why: str = "") -> None:
