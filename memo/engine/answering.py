@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 from memo.engine import replay
@@ -433,7 +434,11 @@ async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
 async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing | None:
     """A landing; None: look again, another process has computed it meanwhile."""
     function = job.function
-    held = await hold(port, job.chain, job.name, function.policy, flight, expected=function.took)
+    held = await hold(
+        *(port, job.chain, job.name, function.policy, flight),
+        expected=function.took,
+        question=partial(look_up_later, port, job),
+    )
     try:
         renewable = found.verdict.renewable
         if held is not None and await done_by_another(port, job, held, found):
@@ -453,6 +458,12 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
     return await close(port, job, flight, landing)
 
 
+async def look_up_later(port: Port, job: Job) -> Asked | None:
+    """The look-up of `done_by_another`, to be sent with the acquisition of the lease."""
+    with patience(job.function.policy):
+        return await job.chain.question(port, job.function.id, job.call.text, job.call.refs)
+
+
 async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> bool:
     """True if another process stored a fresh result before this one got the lease.
 
@@ -463,7 +474,7 @@ async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> b
         emit(job, events.WAITED, seconds=held.waited)
     chain, function, call = job.chain, job.function, job.call
     with patience(function.policy):
-        job.asked = await chain.ask_along(port, function.id, call.text, call.refs)
+        job.asked = held.asked or await chain.ask_along(port, function.id, call.text, call.refs)
         found = await chain.lookup(port, function.id, call.text, function.judge, job.asked)
     if found.verdict.kind != FRESH or found.entry is None:
         return False

@@ -513,27 +513,44 @@ class Chain:
         Args:
             refs: what is read along, for `Authorities.begin`.
         """
+        return self._sent(port, self._question(function, key, refs))
+
+    def _question(self, function: str, key: str, refs: Sequence[Ref]) -> Asked | None:
+        """A look-up of a key in the shared tier, not sent yet; None: `lookup` asks it."""
         if self._askable is None or self.authorities.behind():
             return None
         name = self.name(function, key)
         if self._front is not None and self._front.peek(name) is not None:
             return None
-        try:
-            asked = self._askable.ask(port, name, refs)
-        except TierError:
-            return None  # `lookup` meets it again, and says so
+        asked = self._askable.question(name, refs)
         if asked is not None:
             asked.chain, asked.name, asked.entry = self, name, None
+        return asked
+
+    def _sent(self, port: Port, asked: Asked | None) -> Asked | None:
+        if asked is None or self._askable is None:
+            return None
+        try:
+            return asked if self._askable.send(port, asked) else None
+        except TierError:
+            return None  # `lookup` meets it again, and says so
+
+    async def question(
+        self, port: Port, function: str, key: str, refs: Sequence[Ref]
+    ) -> Asked | None:
+        """A look-up, and the stamps of the computation that follows a miss, to be sent yet."""
+        before = await self.authorities.before(port, refs)
+        asked = self._question(function, key, refs)
+        if asked is not None:
+            asked.before = before
         return asked
 
     async def ask_along(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
     ) -> Asked | None:
-        """As `ask`, settled: a look-up and the stamps of the computation that follows a miss."""
-        before = await self.authorities.before(port, refs)
-        asked = self.ask(port, function, key, refs)
+        """As `question`, sent and settled."""
+        asked = self._sent(port, await self.question(port, function, key, refs))
         if asked is not None:
-            asked.before = before
             asked.answer = await port.settle(asked.answer)
         return asked
 

@@ -183,6 +183,14 @@ class Prompt(Protocol):
         """Begin to look up a name: a `Found`, or None; refs are read along, for `begun`."""
         ...
 
+    def question(self, name: str, refs: Sequence[Ref]) -> Asked | None:
+        """As `ask`, not sent yet: `send` does that, or a lease is acquired with it."""
+        ...
+
+    def send(self, port: Port, asked: Asked) -> bool:
+        """Begin to ask a question; False where that takes a coroutine."""
+        ...
+
     def begun(self, asked: Asked) -> list[State] | None:
         """As `Generations.begin` for the refs that were read along; None where that takes more.
 

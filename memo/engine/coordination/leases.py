@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from memo.engine.coordination.flights import Flight
 from memo.errors import TierError, TierUnavailable
@@ -32,7 +33,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, patient
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE, Lock
+from memo.stores.protocols import LEASE, Asked, Lock
 from memo.stores.transfers import Upload
 
 POLL = (0.002, 0.02)
@@ -79,11 +80,22 @@ def _number(text: str) -> float | None:
         return None
 
 
+Question = Callable[[], Coroutine[Any, Any, Asked | None]]
+"""Makes a question, not sent yet; None: it cannot be asked that way."""
+
+
 class Leases(Protocol):
     """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
 
-    async def acquire(self, port: Port, name: str, holder: str) -> tuple[str, float] | None:
-        """Take a free lease; None when taken, else its holder and the seconds it still has."""
+    async def acquire(
+        self, port: Port, name: str, holder: str, question: Asked | None = None
+    ) -> tuple[str, float] | None:
+        """Take a free lease; None when taken, else its holder and the seconds it still has.
+
+        Args:
+            question: an `Asked` of the same tier, not sent yet: asked behind the lease in the same
+                exchange if that is possible, else its `answer` stays None.
+        """
         ...
 
     async def renew(self, port: Port, name: str, holder: str) -> bool:
@@ -109,6 +121,8 @@ class Hold:
     Attributes:
         mine: whether this process holds it now.
         waited: seconds that it took to get it.
+        asked: the answer to the question that was asked with it, from after it was taken; None: it
+            was not asked.
     """
 
     __slots__ = (
@@ -119,6 +133,7 @@ class Hold:
         "_name",
         "_ticker",
         "_told",
+        "asked",
         "flight",
         "me",
         "mine",
@@ -135,6 +150,7 @@ class Hold:
         self._told: str | None = None
         self._look_at = 0.0
         self._expected = expected
+        self.asked: Asked | None = None
         self.me = self.who = me
         self.mine = False
         self.waited = 0.0
@@ -238,12 +254,16 @@ async def hold(
     *,
     refresh: bool = False,
     expected: float | None = None,
+    question: Question | None = None,
 ) -> Hold | None:
     """The lease of a key; None when none is wanted.
 
     With `refresh` it is only tried, never waited for.  Otherwise it is waited for at most
     `policy.lock_timeout` seconds; then the caller computes without it, and an event says so.
     Waiting processes are told that it takes `expected` seconds.
+
+    Args:
+        question: makes what is asked in the same exchange, once the lease is taken: `Hold.asked`.
     """
     if not (policy.use_lock or refresh):
         return None
@@ -256,7 +276,7 @@ async def hold(
     try:
         if lock is not None and not await _host(port, lock, held, end, first=leases is not None):
             return _gave_up(held, lock, begun, refresh)
-        if leases is not None and not await _cluster(port, leases, name, held, end):
+        if leases is not None and not await _cluster(port, leases, name, held, end, question):
             if lock is not None:
                 lock.release()
             return _gave_up(held, None, begun, refresh)
@@ -337,13 +357,22 @@ def _cluster_leases(chain: Chain) -> Leases | None:
     return None
 
 
-async def _cluster(port: Port, leases: Leases, name: str, held: Hold, end: float | None) -> bool:
+async def _cluster(
+    port: Port,
+    leases: Leases,
+    name: str,
+    held: Hold,
+    end: float | None,
+    question: Question | None,
+) -> bool:
     """Take the cluster lease; True also when the cluster is away: then the host lock has to do."""
     try:
         while True:
             who = held.sign()
-            held_by = await leases.acquire(port, name, who)
+            asked = None if question is None else await question()
+            held_by = await leases.acquire(port, name, who, asked)
             if held_by is None:
+                held.asked = asked if asked is not None and asked.answer is not None else None
                 return True
             other, rest = held_by
             if _host_of(other) == _host_of(who) and await leases.replace(port, name, other, who):

@@ -535,22 +535,26 @@ class Client:
         keys: Sequence[bytes],
         *arguments: bytes,
         parse: Callable[[Any], T],
+        then: Sequence[bytes] = (),
     ) -> T:
         """Run a script, whose keys lie on one server.
+
+        Args:
+            then: packed commands that the same server runs behind it, in the same exchange; `parse`
+                gets the list of all replies.
 
         Raises:
             NoScriptsError: this server does not run scripts for this user.
             TierError: as `ask`.
         """
         await self._need_scripts(port)
+        ask = partial(self.ask, parse=parse, key=keys[0], replies=1 + len(then), writes=True)
         if self.knows_digests:
-            command = script.by_digest(keys, arguments)
             try:
-                return await self.ask(port, command, parse=parse, key=keys[0], writes=True)
+                return await ask(port, script.by_digest(keys, arguments), *then)
             except NoScriptError:
                 pass  # the text makes it known
-        command = script.by_text(keys, arguments)
-        return await self.ask(port, command, parse=parse, key=keys[0], writes=True)
+        return await ask(port, script.by_text(keys, arguments), *then)
 
     async def run_each(
         self,

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memo.errors import TierError
 from memo.runtime.port import Port
 from memo.stores.protocols import LEASE
 from memo.stores.redis.client import ACQUIRE, RELEASE, RENEW, Client
-from memo.stores.redis.exchange import BusyError, pack
+from memo.stores.redis.exchange import BusyError, pack, packed
+
+if TYPE_CHECKING:
+    from memo.stores.redis.redis_tier import AskedRecord
 
 LOOK_EVERY = 1.0
 """Seconds after which a waiting process looks again, in case the holder died."""
@@ -60,13 +63,17 @@ class RedisLeases:
         """Prefixes of the names of leases and bells."""
         return self._lease_prefix, self._bell_prefix
 
-    async def acquire(self, port: Port, name: str, holder: str) -> tuple[str, float] | None:
+    async def acquire(
+        self, port: Port, name: str, holder: str, question: AskedRecord | None = None
+    ) -> tuple[str, float] | None:
         """Take a lease.
 
         Args:
             port: the caller's.
             name: of the lease.
             holder: text unique to the caller; a caller that has the lease keeps it.
+            question: is asked in the same exchange, behind the lease, where that goes to one
+                server; else its answer stays None.
 
         Returns:
             None when the caller has it now; else the text of the present holder and the seconds
@@ -75,10 +82,14 @@ class RedisLeases:
         Raises:
             TierError: the holder is not known.
         """
-        keys = self._keys(name)
+        keys, words = self._keys(name), (holder.encode(), self.lives)
         try:
-            words = (holder.encode(), self.lives)
-            return await self._client.run(port, ACQUIRE, keys, *words, parse=_holder)
+            if question is None or self._client.clustered:
+                return await self._client.run(port, ACQUIRE, keys, *words, parse=_holder)
+            then = packed(question.commands)
+            replies = await self._client.run(port, ACQUIRE, keys, *words, parse=list, then=then)
+            question.answer = replies[1:]
+            return self._client.parsed(_holder, replies[0])
         except BaseException:
             self._undo(name, holder)
             raise

@@ -207,6 +207,17 @@ class Redis:
         look.answer = self.client.prompt(port, look.commands)
         return None if look.answer is None else look
 
+    def question(self, name: str, refs: Sequence[Ref]) -> AskedRecord | None:
+        """As `ask`, not sent yet: `send` does that, or `RedisLeases.acquire`."""
+        look = AskedRecord(self.client, self._prefetch, name, self._key(name), refs)
+        return None if look.expected.big else look
+
+    def send(self, port: Port, asked: Asked) -> bool:
+        """Begin to ask a question; False where that takes a coroutine."""
+        assert isinstance(asked, AskedRecord)
+        asked.answer = self.client.prompt(port, asked.commands)
+        return asked.answer is not None
+
     def ask_states(self, port: Port, refs: Sequence[Ref]) -> AskedStates | None:
         """As `states`, by a plain function; None where that takes a coroutine."""
         reading = _Reading(self._prefetch, refs)

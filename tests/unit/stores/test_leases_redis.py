@@ -313,20 +313,39 @@ def test_more_waiters_than_connections(tier: Redis) -> None:
     assert tier.outages == 0
 
 
-def test_a_miss_under_a_lease_takes_five_round_trips(redis_server: RedisServer) -> None:
-    """Look-up, lease, look-up with the stamps, record, release: what follows asks no more."""
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_miss_under_a_lease_takes_four_round_trips(
+    redis_server: RedisServer, is_async: bool
+) -> None:
+    """Look-up, lease with look-up and stamps, record, release: what follows asks no more."""
 
     @memo.cache(ttl=600, use_lock=True)
     def load(number: int) -> int:
         return number
 
+    @memo.cache(ttl=600, use_lock=True)
+    async def aload(number: int) -> int:
+        return number
+
     counts = []
+
+    def counted() -> None:
+        counts.append(redis_server.commands()["echo"])
+        redis_server.client().config_resetstat()
+
+    async def calls() -> None:
+        for number in range(9):
+            assert await aload(number) == number
+            counted()
+
     with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=5):
-        for number in range(9):  # the first learn, and now and then the hosts are counted
-            redis_server.client().config_resetstat()
-            assert load(number) == number
-            counts.append(redis_server.commands()["echo"])
-    assert min(counts) == 5
+        if is_async:
+            asyncio.run(calls())
+        else:
+            for number in range(9):
+                assert load(number) == number
+                counted()
+    assert min(counts) == 4  # the first learn, and now and then the hosts are counted
 
 
 def test_an_invalidation_after_the_lease_is_taken_drops_the_result(
@@ -347,3 +366,23 @@ def test_an_invalidation_after_the_lease_is_taken_drops_the_result(
         assert load(1) == 2
         assert load(1) == 3
         assert load(1) == 3
+
+
+def test_a_key_of_another_type_costs_the_lease_and_not_the_call(redis_server: RedisServer) -> None:
+    """What the look-up behind a lease cannot read is a fault: reported, and computed without it."""
+    faults = []
+
+    @memo.cache(ttl=600, use_lock=True, name="wrongtype")
+    def load(x: int) -> int:
+        return x
+
+    forget = memo.on_event(lambda event: faults.append(event) if event.kind == "error" else None)
+    with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=5):
+        assert load(1) == 1
+        client = redis_server.client()
+        [group] = client.keys("*:g:{f:wrongtype}")
+        client.set(group, b"text")
+        assert load(2) == 2
+        assert within(5, lambda: not client.keys("*:l:*"))
+    forget()
+    assert "lease" in {event.reason for event in faults}
