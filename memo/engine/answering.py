@@ -450,7 +450,7 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
         landing = await compute(port, job, flight, errors=not found.verdict.fallback)
     finally:
         if held is not None:
-            await held.release(port, job.chain.upload(job.name))
+            await held.release(port, job.chain.uploads.get(job.name))
     if landing.error is not None and found.verdict.fallback and found.entry is not None:
         landing = await fall_back(port, job, found, landing)
     elif landing.error is None:

@@ -528,7 +528,7 @@ async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
         await chain.keep_groups(port, [(one.header.stamps, one.header.times) for one in made])
     for (job, header, encoded, record), tiers in zip(made, stored, strict=True):
         size = len(record) + (encoded.payload.size if encoded.payload else 0)
-        follows = "redis follows" if chain.upload(job.name) else ""
+        follows = "redis follows" if chain.uploads.get(job.name) else ""
         emit(job, events.STORED, tier=",".join(tiers), size=size, detail=follows)
         chain.floors.rise(job.call.text, header.times.started)
     if function.manifest is not None and function.noted != (weakref.ref(chain), code):

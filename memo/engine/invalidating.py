@@ -165,7 +165,7 @@ async def invalidate(
     """
     every = tuple(chains)
     wanted = tuple(turns)
-    found = await matching(port, every, wanted) if count else Matches(partial=True)
+    found = await port.offload(matching, every, wanted) if count else Matches(partial=True)
     far = [chain.authorities.shared for chain in every]
     shared = " and ".join(dict.fromkeys(title(tier.name) for tier in far if tier is not None))
     uncounted = bool(wanted and shared) and not (found.number or found.partial)
@@ -222,13 +222,6 @@ def _function_of(turn: Turn) -> str:
 # --- what it hits ---------------------------------------------------------------------------------
 
 
-async def matching(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
-    """The valid entries of this host that some invalidations would drop."""
-    if not turns:
-        return Matches()
-    return await port.offload(_matching, tuple(chains), tuple(turns))
-
-
 async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
     """The valid entries of shared tiers that some invalidations would drop."""
     until = time.monotonic() + BOUND
@@ -256,7 +249,10 @@ async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Tur
     return Matches(len(found), partial, tuple(found.values())[:FIRST])
 
 
-def _matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
+def matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
+    """The valid entries of this host that some invalidations would drop; not for an event loop."""
+    if not turns:
+        return Matches()
     until = time.monotonic() + BOUND
     found: dict[str, Header] = {}
     others: dict[str, None] = {}

@@ -230,7 +230,7 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
                     landing = await compute(port, job, flight, alone=True)
                 landing = await close(port, job, flight, landing)
         finally:
-            await held.release(port, job.chain.upload(job.name))
+            await held.release(port, job.chain.uploads.get(job.name))
         kind, reason = _refresh_ended(job, landing)
     finally:
         FLIGHTS.land(flight, landing)

@@ -59,7 +59,7 @@ from memo.stores.protocols import (
     Tier,
 )
 from memo.stores.shared_findings import Findings
-from memo.stores.transfers import Transfers, Upload, Work
+from memo.stores.transfers import Transfers, Work
 from memo.validity import check
 from memo.validity.check import MISS, Judge, Verdict, age, broken, texts
 from memo.validity.results import Reading, unproven
@@ -204,6 +204,7 @@ class Chain:
     Attributes:
         first: name of the first tier.
         host: state that the processes of this host share; None: there is none.
+        uploads: entries on their way to the shared tier.
 
     Raises:
         OptionError: an unknown strategy, or no tier.
@@ -261,6 +262,7 @@ class Chain:
             remaining=self._remaining,
             fault=self._fault,
         )
+        self.uploads = self._transfers.uploads
         self._askable = self._authority if isinstance(self._authority, Prompt) else None
         behind = self.tiers[self._front is not None :]
         self._prompt: Prompt | None = None
@@ -732,7 +734,7 @@ class Chain:
         for tier in above:
             if self._transfers.later(tier, name, len(entry.record)):
                 slow.remove(tier)
-                if self._transfers.upload(name) is None:
+                if self.uploads.get(name) is None:
                     self._transfers.begin(port, name, len(entry.record))
             elif tier not in slow:
                 await self._put(port, tier, name, entry.record, None, lifetime)
@@ -845,10 +847,6 @@ class Chain:
                     await generations.sweep(port)
 
             port.spawn(sweep, "memo-sweep")
-
-    def upload(self, name: str) -> Upload | None:
-        """The upload of an entry to the shared tier that is under way or about to be."""
-        return self._transfers.upload(name)
 
     async def _put(
         self,

@@ -54,6 +54,9 @@ class Transfers:
         opened: the entry in a record found under a name; raises `EntryError`.
         remaining: seconds that an entry has still to live; None: no end.
         fault: tells of a tier's fault: tier, error, key.
+
+    Attributes:
+        uploads: entries on their way to the shared tier.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Transfers:
         self._opened = opened
         self._remaining = remaining
         self._fault = fault
-        self._uploads = Uploads(self._send)
+        self.uploads = Uploads(self._send)
         self._arrivals: dict[bytes, list[Waiter]] = {}
         self._lock = threading.Lock()
 
@@ -93,7 +96,7 @@ class Transfers:
         if far is None or here is not far or record > far.value_limit:
             return False
         moved = payload.size if payload is not None and far.takes(payload.size) else 0
-        return record + moved > BIG or self._uploads.get(name) is not None
+        return record + moved > BIG or self.uploads.get(name) is not None
 
     def _as_far(self, tier: Tier) -> Afar | None:
         far: object = self._far
@@ -101,15 +104,11 @@ class Transfers:
 
     def begin(self, port: Port, name: str, size: int) -> bool:
         """Send what this host's disk has under a name; False: the caller has to send it himself."""
-        return self._uploads.add(port, name, size) is not None
-
-    def upload(self, name: str) -> Upload | None:
-        """The upload of a name that is under way or about to be."""
-        return self._uploads.get(name)
+        return self.uploads.add(port, name, size) is not None
 
     def when_sent(self, work: Work) -> bool:
         """Have `work` done when an upload ends that is under way or about to be; False: none is."""
-        return any(upload.then(work) for upload in self._uploads.all())
+        return any(upload.then(work) for upload in self.uploads.all())
 
     async def _send(self, port: Port, name: str) -> None:
         far = self._far

@@ -763,7 +763,7 @@ async def _take(
 
 
 async def _free(port: Port, one: Hold, job: Job) -> None:
-    await one.release(port, job.chain.upload(job.name))
+    await one.release(port, job.chain.uploads.get(job.name))
 
 
 async def _compute(

@@ -275,7 +275,7 @@ class Live:
             if heir is not None and not heir._freed:
                 heir._held, _leased[self.job.name] = held, heir
                 return
-        await held.release(port, self.job.chain.upload(self.job.name))
+        await held.release(port, self.job.chain.uploads.get(self.job.name))
 
     def take(self, port: Port, at: int, cursor: Cursor) -> Any:
         """The item at a position; else `END`, `_LOST`, `Raised`, a waiter, or `_WAIT`: advance it.

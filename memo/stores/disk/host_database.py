@@ -399,10 +399,8 @@ class Ledger:
             database = self.ready()
             try:
                 with database.writing:
-                    if not database.moved():
-                        self._commit(database, work, durable)
-                        if not database.moved():
-                            return
+                    if self._commit(database, work, durable):
+                        return
             except FAULTS as error:
                 self.suffer(error)
                 continue
@@ -414,17 +412,21 @@ class Ledger:
         database: Database,
         work: Callable[[sqlite3.Connection, int], bool],
         durable: bool,
-    ) -> None:
-        connection = database.writer
-        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-        with database.transaction():
+    ) -> bool:
+        """True if that was done in the file that is in its place."""
+        if database.moved():
+            return False
+        with database.transaction(f"synchronous={'FULL' if durable else 'NORMAL'}") as connection:
             (commit,) = connection.execute("SELECT value FROM meta WHERE name='commit'").fetchone()
             commit += 1
-            if not work(connection, commit):
+            changed = work(connection, commit)
+            if changed:
+                connection.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (commit,))
+            else:
                 sqlite_file.undo(connection)
-                return
-            connection.execute("UPDATE meta SET value = ? WHERE name = 'commit'", (commit,))
-        self.ring(commit)
+        if changed:
+            self.ring(commit)
+        return not database.moved()
 
     def ring(self, commit: int) -> None:
         bell: Any = self.bell

@@ -307,9 +307,15 @@ class Database:
             return True
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, alone among all writers of the file."""
+    def transaction(self, *pragmas: str) -> Iterator[sqlite3.Connection]:
+        """A transaction, alone among all writers of the file.
+
+        Args:
+            pragmas: are set for it.
+        """
         connection = self.writer
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection

@@ -547,7 +547,8 @@ class Client:
             NoScriptsError: this server does not run scripts for this user.
             TierError: as `ask`.
         """
-        await self._need_scripts(port)
+        if not self.scripts:
+            await self._require_scripts(port)
         ask = partial(self.ask, parse=parse, key=keys[0], replies=1 + len(then), writes=True)
         if self.knows_digests:
             try:
@@ -563,7 +564,8 @@ class Client:
         calls: Sequence[tuple[Sequence[bytes], Sequence[bytes]]],
     ) -> list[Any]:
         """Run a script for each of some (keys, arguments), in one exchange for each server."""
-        await self._need_scripts(port)
+        if not self.scripts:
+            await self._require_scripts(port)
         if self.knows_digests:
             digests = [(k[0], script.by_digest(k, a)) for k, a in calls]
             try:
@@ -573,8 +575,8 @@ class Client:
         texts = [(k[0], script.by_text(k, a)) for k, a in calls]
         return await self.ask_each(port, texts, writes=True)
 
-    async def _need_scripts(self, port: Port) -> None:
-        if not (self.scripts or await self.runs_scripts(port)):
+    async def _require_scripts(self, port: Port) -> None:
+        if not await self.runs_scripts(port):
             raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
 
     async def runs_scripts(self, port: Port) -> bool:
