@@ -432,13 +432,13 @@ def test_listing_says_what_was_probably_meant() -> None:
 
 def test_a_bare_name_of_a_long_module_is_near() -> None:
     """The command line and `memo.entries` name the same function for a misspelt bare name."""
-    cache(lambda region: region, name="warehouse.pipelines.daily:load", version="1")("EU")
-    meant = "did you mean 'warehouse.pipelines.daily:load'?"
+    cache(lambda region: region, name="warehouse.pipelines.daily:replenish", version="1")("EU")
+    meant = "did you mean 'warehouse.pipelines.daily:replenish'?"
     for command in ("ls", "stats"):
-        missed = CliRunner().invoke(main, [command, "laod"])
+        missed = CliRunner().invoke(main, [command, "replinesh"])
         assert meant in missed.output + missed.stderr
     with pytest.raises(OptionError, match=re.escape(meant)):
-        memo.entries("laod")
+        memo.entries("replinesh")
 
 
 def test_explain_takes_a_name() -> None:
