@@ -150,7 +150,7 @@ def list_entries(pattern: tuple[str, ...], limit: int, as_json: bool, as_html: b
             click.echo(json.dumps(_facts(item)))
         return
     if not count:
-        click.echo("No entries.")
+        click.echo("No entries on this host.")
         if pattern:
             _say_nearest(pattern)
             raise SystemExit(1)

@@ -1,6 +1,6 @@
 """Inventory: the entries of this host, as `%cache_ls` lists them and `%cache_clear` drops them.
 
-Only headers are read, never a value.
+Only headers are read, never a value.  `memo.entries` adds the entries that only Redis has.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from memo.decorators import assembly, names
@@ -30,7 +31,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import Listed
+from memo.stores.protocols import Listed, title
 from memo.validity import check, dependencies, stamps
 from memo.validity.check import Expired, age, broken, judge
 from memo.validity.results import unfolded
@@ -135,12 +136,19 @@ def _told_state(item: Item) -> str:
 
 
 async def _items(
-    port: Port, chain: Chain, wanted: Wanted, limit: int | None, prefix: str | None = None
+    port: Port,
+    chain: Chain,
+    wanted: Wanted,
+    limit: int | None,
+    prefix: str | None = None,
+    afar: Sequence[tuple[Header, int]] = (),
 ) -> tuple[list[Item], int]:
     whole = f"{chain.namespace}:" if prefix is None else prefix
     if limit is not None and wanted.is_by_name:
         return await _newest(port, chain, wanted, limit, whole)
     listed = await listing(port, chain, whole)
+    here = {header.key for header, _ in listed}
+    listed += [one for one in afar if one[0].key not in here]
     found = [Item(header, size) for header, size in listed if wanted.holds(header)]
     found.sort(key=ORDERS[wanted.by], reverse=True)
     shown = found if wanted.tier else found[:limit]
@@ -291,6 +299,33 @@ async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[t
 
 # --- memo.entries --------------------------------------------------------------------------------
 
+SEARCH = 0.25
+"""Seconds for which Redis is searched for entries that this host does not have."""
+MOST = 10_000
+"""Most entries of Redis that are read."""
+
+
+async def _afar(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Header, int]], str]:
+    """Header and size of the entries in a shared tier; and what is missing there, in words."""
+    shared = chain.authorities.shared
+    if shared is None:
+        return [], ""
+    name, without = title(shared.name), "entries that are only there are missing"
+    listing_tier: Any = shared
+    if not hasattr(shared, "listed"):
+        return [], f"{name} cannot be listed: {without}."
+    try:
+        until = time.monotonic() + SEARCH
+        listed, whole = await listing_tier.listed(port, prefix, until, MOST)
+    except TierError:
+        return [], f"{name} did not answer: {without}."
+    found: list[tuple[Header, int]] = []
+    for at, record in listed:
+        with suppress(EntryError):
+            header = chain.header_of(at, record)
+            found.append((header, len(record) + seal.payload_size(header.buffers)))
+    return found, "" if whole else f"{name} was not searched whole: some {without}."
+
 
 class Stored(NamedTuple):
     """An entry, as `memo.entries` lists it.  Times are in seconds, the size in bytes.
@@ -325,11 +360,16 @@ class Stored(NamedTuple):
 
 
 class Entries(list[Stored]):
-    """Entries in a list, newest first; a table in a notebook and in a terminal."""
+    """Entries in a list, newest first; a table in a notebook and in a terminal.
 
-    def __init__(self, found: Sequence[Item], clock: Clock) -> None:
+    Attributes:
+        missing: what could not be listed, in words; `""`: nothing.
+    """
+
+    def __init__(self, found: Sequence[Item], clock: Clock, missing: str = "") -> None:
         super().__init__(_stored(item, clock) for item in found)
         self._items = found
+        self.missing = missing
 
     def to_frame(self) -> pd.DataFrame:
         """A pandas DataFrame, one row for each entry.
@@ -342,10 +382,14 @@ class Entries(list[Stored]):
         return frame
 
     def __repr__(self) -> str:
-        return rendering.table_text(table(self._items)) if self else "No entries."
+        if not self:
+            return f"No entries. {self.missing}".strip()
+        shown = rendering.table_text(table(self._items))
+        return f"{shown}\n\n{self.missing}" if self.missing else shown
 
     def _repr_html_(self) -> str:
-        return rendering.boxed(rendering.table_html(table(self._items)) if self else "No entries.")
+        shown = rendering.table_html(table(self._items)) if self else "No entries. "
+        return rendering.boxed(shown + escape(self.missing))
 
 
 def _stored(item: Item, clock: Clock) -> Stored:
@@ -372,7 +416,10 @@ def entries(
     function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
     **arguments: Any,
 ) -> Entries:
-    """List what is stored on this host, as records; no value is loaded.
+    """List what is stored, as records: on this host, and in Redis; no value is loaded.
+
+    Redis is searched for at most 0.25 s, for at most 10,000 entries, and its records above 64 KiB
+    are left out; a store of your own cannot be listed.  `missing` of the answer says so.
 
     ::
 
@@ -396,5 +443,6 @@ def entries(
             chain = known._function.chain()
             known._function.keyer.check_names("entries", arguments)
     wanted = Wanted(where=arguments)
-    found, _ = drive(_items(BLOCKING, chain, wanted, None, prefix))
-    return Entries(found, chain.clock)
+    afar, missing = drive(_afar(BLOCKING, chain, prefix))
+    found, _ = drive(_items(BLOCKING, chain, wanted, None, prefix, afar))
+    return Entries(found, chain.clock, missing)

@@ -312,7 +312,7 @@ def _none_found(patterns: list[str]) -> str:
     here = [function.function_id for function in functions()]
     known = drive(names.functions_known(BLOCKING, here)) if patterns else []
     near = names.functions_meant(patterns, known)
-    return f"No entries; {near}" if near else "No entries."
+    return f"No entries on this host{f'; {near}' if near else '.'}"
 
 
 # --- %cache_stats -------------------------------------------------------------------------------

@@ -335,8 +335,8 @@ def test_ls_lists_entries(kernel: Kernel) -> None:
         print(len(df), bool((df["size"] > 0).all()), bool((df["cost_seconds"] >= 0.01).all()))
     """)
     assert frame.stdout == "2 True True\n"
-    assert "No entries." in kernel.run("%cache_ls nothing_like_it").text
-    assert "No entries; did you mean 'listed'" in kernel.run("%cache_ls lisetd").text
+    assert "No entries on this host." in kernel.run("%cache_ls nothing_like_it").text
+    assert "No entries on this host; did you mean 'listed'" in kernel.run("%cache_ls lisetd").text
 
 
 def test_ls_filters_and_orders(kernel: Kernel) -> None:

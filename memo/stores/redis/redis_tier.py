@@ -412,12 +412,13 @@ class Redis:
         return [bool(one) for one in found]
 
     async def listed(
-        self, port: Port, prefix: str, until: float
+        self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
         """Name and record of the entries whose names begin with `prefix`, looking at all names.
 
         Args:
             until: when to stop, on the monotonic clock.
+            most: stop when there are so many.
 
         Returns:
             What was found, and whether that is all; a record above `GLANCED` bytes is left out.
@@ -433,7 +434,7 @@ class Redis:
         for node in await self.client.nodes(port):
             cursor = None
             while cursor != b"0":
-                if time.monotonic() > until:
+                if time.monotonic() > until or (most is not None and len(found) >= most):
                     return found, False
                 command = pack(b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", b"%d" % BATCH)
                 cursor, keys = await self.client.ask(port, command, parse=_page, key=node)

@@ -72,7 +72,7 @@ def test_a_wrong_setting_is_a_message_and_no_traceback(monkeypatch):
 
 def test_ls_without_entries_says_so():
     """An empty cache is no error."""
-    assert run("ls") == "No entries.\n"
+    assert run("ls") == "No entries on this host.\n"
 
 
 def test_ls_lists_what_was_stored():
@@ -145,7 +145,7 @@ def test_ls_shows_nothing_that_our_secret_did_not_seal():
     """Entries of another secret are none of ours, and are not believed."""
     squared(7)
     with configuration.configure(secret="another secret of the tests: 32 bytes"):
-        assert run("ls") == "No entries.\n"
+        assert run("ls") == "No entries on this host.\n"
 
 
 # --- clear ------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_clear_all_asks_and_then_drops_everything():
     run("clear", "--all", "--yes")
     assert not squared.is_cached(7)
     assert not shouted.is_cached("hello")
-    assert run("ls") == "No entries.\n"
+    assert run("ls") == "No entries on this host.\n"
     assert "nothing matched" in run("clear", "--all", "--yes", status=1)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from providers import InADict
+from redis_server import RedisServer
 
 import memo
 from memo import OptionError, cache
@@ -85,6 +88,46 @@ def test_as_a_frame_and_as_text() -> None:
     }
     assert "shop:load_rows" in repr(found)
     assert "<table" in found._repr_html_()
+
+
+def test_what_only_redis_has(tmp_path: Path, redis_server: RedisServer) -> None:
+    """Entries of another host are listed from Redis, with state and tiers, and can be selected."""
+    load, other = loads(tags=["sales"]), loads("shop:other")
+    with memo.configure(directory=tmp_path / "here", redis_url=redis_server.url, deadline=5):
+        load("EU"), load("US"), other("EU")
+    with memo.configure(directory=tmp_path / "there", redis_url=redis_server.url, deadline=5):
+        other("EU"), other("US")
+        assert len(memo.entries()) == 4
+        assert memo.entries().missing == ""
+        [entry] = memo.entries(load, region="EU")
+        assert (entry.tiers, entry.state, entry.tags) == (("redis",), "fresh", ("sales",))
+        assert {"memory", "redis", "disk"} == set(memo.entries(other)[0].tiers)
+        assert memo.invalidate(key=entry.key, strict=True).matched == 1
+        assert memo.entries(load, region="EU")[0].state == "invalidated"
+
+
+def test_what_is_not_listed_is_said(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list that may lack entries says which, in the answer, in text and in HTML."""
+    load, own = loads(), loads("shop:own", provider=InADict())
+    with memo.configure(directory=tmp_path / "here", redis_url=redis_server.url, deadline=5):
+        load("EU")
+        with memo.configure(directory=tmp_path / "there"):
+            monkeypatch.setattr(inventory, "SEARCH", -1.0)  # its time is over before it begins
+            found = memo.entries()
+            said = "Redis was not searched whole: some entries that are only there are missing."
+            assert (found, found.missing) == ([], said)
+            assert repr(found) == f"No entries. {said}"
+        assert said in repr(memo.entries())
+        assert said in memo.entries()._repr_html_()
+        monkeypatch.setattr(inventory, "SEARCH", 5.0)
+        redis_server.kill()
+        assert memo.entries().missing.startswith("Redis did not answer: entries that are only")
+    own("EU")
+    assert repr(memo.entries(own)) == (
+        "No entries. InADict cannot be listed: entries that are only there are missing."
+    )
 
 
 def test_of_another_process() -> None:
