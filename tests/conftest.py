@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from redis_server import RedisServer
 from sheets import sheet  # noqa: F401 - a fixture of every test
 from time_ahead import ahead  # noqa: F401 - the same
+from waiting import wait_for
 from ways import place, site, way, where  # noqa: F401 - fixtures of every test
 
 settings.register_profile("memo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -172,12 +172,14 @@ def _forget() -> None:
 
 def _within_grace(what: str, left: Callable[[], list[str]]) -> None:
     """Fail when `left()` still answers with something after `GRACE` seconds."""
-    end = time.monotonic() + GRACE
-    while remaining := left():
-        gc.collect()
-        if time.monotonic() > end:
-            pytest.fail(f"the test left {what} behind: {', '.join(remaining)}", pytrace=False)
-        time.sleep(0.01)
+
+    def gone() -> bool:
+        if left():
+            gc.collect()
+        return not left()
+
+    if not wait_for(gone, GRACE):
+        pytest.fail(f"the test left {what} behind: {', '.join(left())}", pytrace=False)
 
 
 def _left_running(before: set[threading.Thread]) -> list[str]:

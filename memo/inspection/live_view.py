@@ -45,10 +45,13 @@ class Model:
 
     Args:
         shared: show every process that shares the directory, as `memo ui` does, not this one.
+        every: seconds for which the list of entries and the graph are good, where nothing long has
+            begun or ended.
     """
 
-    def __init__(self, *, shared: bool = False) -> None:
+    def __init__(self, *, shared: bool = False, every: float = LISTED_EVERY) -> None:
         self.shared = shared
+        self._every = every
         self.filter = ""
         self.order = "newest"
         self.items: list[Item] = []
@@ -96,7 +99,7 @@ class Model:
             self._long, self.listed_at = long, 0.0
 
     def _list(self, chain: Any) -> None:
-        if chain is self._chain and time.monotonic() - self.listed_at < LISTED_EVERY:
+        if chain is self._chain and time.monotonic() - self.listed_at < self._every:
             return
         wanted = Wanted(by=self.order)
         items, _ = inventory.items(wanted)

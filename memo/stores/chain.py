@@ -137,10 +137,11 @@ class Floors:
 
     Args:
         limit: of the memory tier in bytes; 0: there is none.
+        most: how many there are room for, whatever the limit.
     """
 
-    def __init__(self, limit: int = 0) -> None:
-        self._most = min(FLOORS, max(_LEAST, limit // _SHARE)) if limit else FLOORS
+    def __init__(self, limit: int = 0, most: int = FLOORS) -> None:
+        self._most = min(most, max(_LEAST, limit // _SHARE)) if limit else most
         self.floors: dict[str, int] = {}
         self.old_floors: dict[str, int] = {}
         self._lock = Lock()

@@ -23,7 +23,7 @@ from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import Ref, State
 from memo.runtime import fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
-from memo.runtime.memory_budget import BUDGET
+from memo.runtime.memory_budget import BUDGET, Budget
 from memo.runtime.port import Port
 from memo.stores import protocols
 from memo.stores.protocols import Found, Generations, Listed, Source
@@ -122,13 +122,19 @@ class Memory:
         clock: tells what has expired.
         payload_limit: bytes; of an entry with a larger payload only the record is kept, since a
             tier behind this one maps the payload in less time than a copy takes.
+        budget: what this tier shares with others.
     """
 
     name = where = protocols.MEMORY
     shared = read_only = False
 
     def __init__(
-        self, limit: int, clock: Clock = SYSTEM, *, payload_limit: int | None = None
+        self,
+        limit: int,
+        clock: Clock = SYSTEM,
+        *,
+        payload_limit: int | None = None,
+        budget: Budget = BUDGET,
     ) -> None:
         self.limit = limit
         self._payload_limit = payload_limit
@@ -139,7 +145,8 @@ class Memory:
         self._queue: list[tuple[int, str]] = []
         self._payloads: dict[bytes, PayloadBytes] = {}
         self._bytes = 0
-        BUDGET.add_holder(self)
+        self._budget = budget
+        budget.add_holder(self)
 
     @property
     def budget(self) -> int:
@@ -180,7 +187,7 @@ class Memory:
             entry.parsed = parsed
             entry.size += weight
             self._bytes += weight
-        BUDGET.settle()
+        self._budget.settle()
 
     def _used(self, name: str) -> _Entry | None:
         """An entry that has not expired, marked as the one that was used last.
@@ -239,7 +246,7 @@ class Memory:
             self._bytes += size
             while self._bytes > self.limit and (oldest := self._oldest()) is not None:
                 self._forget(oldest)
-        BUDGET.settle()
+        self._budget.settle()
 
     def held(self) -> int:
         """See `memo.runtime.memory_budget.Holder.held`."""

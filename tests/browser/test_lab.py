@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -82,13 +81,13 @@ class Lab:
         self._wait()
 
     def _wait(self) -> None:
-        end = time.monotonic() + 180
-        while time.monotonic() < end:
-            with suppress(OSError), urllib.request.urlopen(self.url("api/status"), timeout=2):
-                return
+        def answers() -> bool:
             assert self._process.poll() is None, self.said()
-            time.sleep(0.2)
-        raise AssertionError(self.said())
+            with suppress(OSError), urllib.request.urlopen(self.url("api/status"), timeout=2):
+                return True
+            return False
+
+        assert wait_for(answers, 180), self.said()
 
     def said(self) -> str:
         return (self.home / "lab.log").read_text(errors="replace")[-3000:]

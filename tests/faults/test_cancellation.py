@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from checkout import ROOT
 from folders import FOLDER
+from inside import joined
 from ports import start
 from redis_server import RedisServer
 from waiting import await_until
@@ -198,7 +199,7 @@ async def test_cancelled_error_of_the_function_itself(gate: Gate) -> None:
 
     @memo.cache(version="1")
     async def load() -> None:
-        await asyncio.sleep(0.01)
+        await joined(2)
         raise asyncio.CancelledError("mine")
 
     results = await asyncio.gather(*(load() for _ in range(3)), return_exceptions=True)
@@ -216,7 +217,7 @@ def test_leader_in_a_loop_that_ends(gate: Gate) -> None:
         task = asyncio.create_task(f(1, 30.0))
         await begun(gate)
         led.set()
-        await asyncio.sleep(0.1)
+        await joined(1)
         assert not task.done()
 
     async def follow() -> str:
@@ -313,6 +314,11 @@ if sys.argv[2] == "followed":
         results.append("joined")
         results.append(load(2.0))
     threading.Thread(target=later, daemon=True).start()
+    def joined():
+        while not any(flight.joined for flight in FLIGHTS.under_way()): time.sleep(0.001)
+        with lock:
+            print("joined", flush=True)
+    threading.Thread(target=joined, daemon=True).start()
 try:
     load(2.0)
     print("not interrupted", flush=True)
@@ -338,7 +344,8 @@ def test_keyboard_interrupt_in_a_sync_call(
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun 1\n"
-        time.sleep(0.6)
+        if kind == "followed":
+            assert process.stdout.readline() == "joined\n"
         interrupted = time.monotonic()
         process.send_signal(signal.SIGINT)
         line = process.stdout.readline()

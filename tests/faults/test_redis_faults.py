@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -182,11 +183,11 @@ def test_silent_while_logging_in(run: Any) -> None:
 @pytest.mark.timing
 def test_slow_name(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name whose look-up hangs costs a deadline, and threads share the one that hangs."""
-    asked = []
+    asked, over = [], threading.Event()
 
     def hang(*args: Any, **kwargs: Any) -> Any:
         asked.append(args)
-        time.sleep(0.6)
+        over.wait(0.6)
         raise socket.gaierror("nobody knows")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
@@ -197,7 +198,7 @@ def test_slow_name(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         patient(tier)
     assert len(asked) <= (1 if run is blocking else 2)  # a loop does not wait for an earlier one
     tier.close()
-    time.sleep(0.2)
+    over.set()
 
 
 def test_unresolvable(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,16 @@ import threading
 from typing import Any
 
 import pytest
+from observed import calls_of
 from ports import run
 from styles import STYLES, Style
 
 import memo
-from memo.engine.coordination.flights import FLIGHTS
+from memo.engine.coordination.flights import Flights
 from memo.testing import recording
 
 
-def test_one_who_joined_but_has_not_boarded_is_told_the_truth(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_who_joined_but_has_not_boarded_is_told_the_truth() -> None:
     """Between joining a flight and boarding it, it may land: what it carries is still checked.
 
     1. A leads.  2. Another process invalidates.  3. B, a call that begins now, joins.
@@ -40,21 +39,17 @@ def test_one_who_joined_but_has_not_boarded_is_told_the_truth(
     assert computing.wait(10)
     run(f"import memo; memo.invalidate(function={load.function_id!r})")
     invalidated.set()
-    board = FLIGHTS.board
 
-    def late(flight: Any, port: Any) -> Any:
+    def late() -> None:
         joined.set()
         leader.join(10)
-        return board(flight, port)
 
-    monkeypatch.setattr(FLIGHTS, "board", late)
-    assert load() == 2
+    with calls_of(Flights.board, then=late):
+        assert load() == 2
     assert first == [1]
 
 
-def test_one_who_looked_before_a_flight_landed_looks_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_who_looked_before_a_flight_landed_looks_again() -> None:
     """Between a look that found nothing and joining, a whole flight may go by (I3).
 
     1. A looks, and there is nothing.  2. B computes, and lands.  3. A would lead a flight.
@@ -66,19 +61,17 @@ def test_one_who_looked_before_a_flight_landed_looks_again(
         runs.append(1)
         return len(runs)
 
-    join = FLIGHTS.join
     others: list[int] = []
 
-    def late(*args: Any, **kwargs: Any) -> Any:
+    def late() -> None:
         if not others:
             others.append(0)
             other = threading.Thread(target=lambda: others.append(load()))
             other.start()
             other.join(10)
-        return join(*args, **kwargs)
 
-    monkeypatch.setattr(FLIGHTS, "join", late)
-    assert load() == 1
+    with calls_of(Flights.join, then=late):
+        assert load() == 1
     assert others == [0, 1]
     assert len(runs) == 1
 

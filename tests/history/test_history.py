@@ -364,28 +364,28 @@ def test_a_thread_and_a_loop_may_be_the_first_together() -> None:
 
 
 def killing(stage: Stage) -> None:
-    time.sleep(0.1 + random.random() * 0.1)
+    stage.wait(0.1, 0.2)
     stage.kill_one()
 
 
 def emptying(stage: Stage) -> None:
-    time.sleep(0.1 + random.random() * 0.2)
+    stage.wait(0.1, 0.3)
     stage.outage(stage.redis.kill, lambda: stage.redis.restart(empty=True), random.random() * 0.3)
 
 
 def restarting(stage: Stage) -> None:
-    time.sleep(0.1 + random.random() * 0.2)
+    stage.wait(0.1, 0.3)
     stage.outage(stage.redis.kill, stage.redis.restart, random.random() * 0.3)
 
 
 def freezing(stage: Stage) -> None:
-    time.sleep(0.1 + random.random() * 0.2)
+    stage.wait(0.1, 0.3)
     stage.outage(stage.redis.freeze, stage.redis.thaw, random.random() * 0.5)
 
 
 def losing(stage: Stage) -> None:
     """Delete one key of ours, whichever it is."""
-    time.sleep(random.random() * 0.01)
+    stage.wait(0, 0.01)
     client = stage.redis.client()
     name = client.randomkey()
     if name is not None:
@@ -394,7 +394,7 @@ def losing(stage: Stage) -> None:
 
 def cutting(stage: Stage) -> None:
     """Close every connection, those that listen among them."""
-    time.sleep(random.random() * 0.2)
+    stage.wait(0, 0.2)
     stage.redis.client().execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
 
@@ -471,7 +471,7 @@ def test_with_outages_on_two_hosts(
     """Between hosts all holds again when Redis is back and has been told what it missed."""
 
     def seldom(stage: Stage) -> None:
-        time.sleep(8)
+        stage.wait(8, 8)
         faults(stage)
 
     here = stage(
@@ -508,7 +508,7 @@ class Ahead(Clock):
 
 def sweeping(stage: Stage) -> None:
     """Forget groups that are in use, all or a part of them, at a random moment."""
-    time.sleep(random.random() * 0.01)
+    stage.wait(0, 0.01)
     for file in stage.place.glob("host*/**/host.sqlite"):
         host = Host(file.parent, Ahead())
         with suppress(TierError):  # it was made just now
@@ -547,11 +547,11 @@ def lost_after(seconds: float, lose: Callable[[], None]) -> Callable[[Stage], No
 
     def faults(stage: Stage) -> None:
         if not stage.away:
-            time.sleep(seconds)
+            stage.wait(seconds, seconds)
             begun = history.now()
             stage.away.append((begun, begun + int(SHARES_AGAIN * 1e9)))
             lose()
-        time.sleep(0.1)
+        stage.wait(0.1, 0.1)
 
     return faults
 

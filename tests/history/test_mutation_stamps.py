@@ -21,10 +21,9 @@ from redis_server import RedisServer
 
 import memo
 from memo import cache
-from memo.engine.coordination.flights import FLIGHTS, Flights
+from memo.engine.coordination.flights import FLIGHTS
 from memo.runtime.blocking import drain_blocking
-from memo.stores.authorities import Authorities
-from memo.stores.chain import Chain, Floors
+from memo.stores.chain import Chain
 
 TRIES = 12
 """So often a mutant may be lucky: on a busy machine few calls fit into a run."""
@@ -145,11 +144,10 @@ def test_whoever_comes_after_an_invalidation_does_not_wait() -> None:
     assert _call_after_invalidation() == ("new", 0)
 
 
-def test_detaching_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detaching_is_missed() -> None:
     """Without it the later caller waits for the old computation; only the landing protects it."""
-    monkeypatch.setattr(Flights, "detach", Flights.detach)
-    mutants.detaching()
-    assert _call_after_invalidation()[1] == 1
+    with mutants.applied(mutants.detaching):
+        assert _call_after_invalidation()[1] == 1
 
 
 def _answers_around_an_older_run() -> list[int]:
@@ -180,11 +178,10 @@ def test_an_older_run_does_not_replace_the_latest_answer() -> None:
     assert _answers_around_an_older_run() == [1, 2]
 
 
-def test_the_floors_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floors_are_missed() -> None:
     """Without the start of the latest answer, answers go back (I2)."""
-    monkeypatch.setattr(Floors, "rise", Floors.rise)
-    mutants.floors()
-    assert _answers_around_an_older_run() == [1, 0]
+    with mutants.applied(mutants.floors):
+        assert _answers_around_an_older_run() == [1, 0]
 
 
 def _answer_after_an_outage(server: RedisServer) -> int:
@@ -211,11 +208,10 @@ def test_what_redis_missed_is_replayed(redis_server: RedisServer) -> None:
     assert _answer_after_an_outage(redis_server) == 1
 
 
-def test_the_replay_is_missed(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_replay_is_missed(redis_server: RedisServer) -> None:
     """Without it, Redis gives what was invalidated while it was away (I1)."""
-    monkeypatch.setattr(Authorities, "_catch_up", Authorities._catch_up)
-    mutants.replay()
-    assert _answer_after_an_outage(redis_server) == 0
+    with mutants.applied(mutants.replay):
+        assert _answer_after_an_outage(redis_server) == 0
 
 
 def test_errors_of_before_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from kernels import Kernel
+from time_ahead import Ahead
 
 import memo
 from memo import cache
@@ -29,12 +30,12 @@ def _from_zero() -> None:
 
 
 @pytest.fixture
-def pipeline() -> Any:
+def pipeline(ahead: Ahead) -> Any:
     """Three functions, each built on the one before."""
 
     @cache(name="etl:load", ttl=3600, version="1")
     def load(region: str) -> list[str]:
-        time.sleep(0.05)
+        ahead.work(0.05)
         return [region] * 1000
 
     @cache(name="etl:clean", ttl=3600, version="1")

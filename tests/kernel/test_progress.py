@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chaos import Proxy
 from checkout import ROOT
 from kernels import Kernel
 from redis_server import RedisServer
@@ -31,7 +32,6 @@ from memo.jupyter.progress_view import SHOWN_AFTER, WATCHER, Line, Terminal, hol
 from memo.runtime import events
 from memo.runtime.blocking import drain_blocking
 from memo.runtime.events import Event
-from memo.stores.redis.redis_tier import Redis
 from memo.testing import recording, reset
 
 
@@ -39,18 +39,19 @@ def ticker_gone() -> bool:
     return wait_for(lambda: all(one.name != "memo-show" for one in threading.enumerate()))
 
 
-def test_a_long_computation_is_shown(sheet: Sheet) -> None:
+def test_a_long_computation_is_shown(sheet: Sheet, ahead: Ahead) -> None:
     """After half a second it is seen to run; when it has ended, how long it took."""
 
-    @cache(name="etl:slow")
+    @cache(name="etl:slow", version="1")
     def slow(x: int) -> int:
-        time.sleep(1.2)
+        ahead.work(1.2)
+        until(lambda: sheet.has("slow()"))
         return x
 
     slow(1)
     assert sheet.shown
     first = sheet.shown[0][0]
-    assert SHOWN_AFTER <= first.seconds < 1.2
+    assert SHOWN_AFTER < 1.2 <= first.seconds
     assert str(first).startswith("slow() runs, ")
     assert first.share is None
     (last,) = map(str, sheet.closed[0])
@@ -58,17 +59,22 @@ def test_a_long_computation_is_shown(sheet: Sheet) -> None:
     assert ticker_gone()
 
 
-async def test_a_long_async_computation_is_shown(sheet: Sheet) -> None:
+async def test_a_long_async_computation_is_shown(sheet: Sheet, ahead: Ahead) -> None:
     """The same for `async def`, once per computation with any number of callers."""
 
-    @cache(name="slow")
+    @cache(name="slow", version="1")
     async def slow(x: int) -> int:
-        await asyncio.sleep(1.0)
+        if await together.wait() == 0:
+            ahead.work(1.0)
+            await sheet.shows("slow()")
+        await together.wait()
         return x
 
+    together = asyncio.Barrier(2)
     await asyncio.gather(slow(1), slow(1), slow(2))
     assert str(sheet.shown[0][0]).startswith("slow(): 0 of 2")
-    assert [str(line) for line in sheet.closed[0]] == ["slow(): 2 in 1.0 s, 1.0 s each"]
+    (line,) = map(str, sheet.closed[0])
+    assert re.fullmatch(r"slow\(\): 2 in 1\.\d s, 1\.\d s each", line)
     assert ticker_gone()
 
 
@@ -132,17 +138,20 @@ def test_fast_calls_show_nothing(sheet: Sheet) -> None:
     assert not sheet.closed
 
 
-def test_the_expected_end_comes_from_this_kernel(sheet: Sheet) -> None:
+def test_the_expected_end_comes_from_this_kernel(sheet: Sheet, ahead: Ahead) -> None:
     """A key that was computed here before is expected to take as long again."""
 
-    @cache(name="slow")
+    @cache(name="slow", version="1")
     def slow(x: int) -> int:
-        time.sleep(0.9)
+        ahead.work(0.9)
+        if known:
+            until(lambda: sheet.has("slow()"))
         return x
 
-    slow(1)
-    sheet.shown.clear()
+    known: list[int] = []
+    known.append(slow(1))
     slow.invalidate(1)
+    sheet.shown.clear()
     slow(1)
     line = sheet.shown[0][0]
     assert line.expected == pytest.approx(0.9, abs=0.15)
@@ -150,12 +159,14 @@ def test_the_expected_end_comes_from_this_kernel(sheet: Sheet) -> None:
     assert re.fullmatch(r"slow\(\) runs, [\d.]+ m?s of about [\d.]+ m?s", str(line))
 
 
-def test_the_expected_end_comes_from_recorded_entries(sheet: Sheet) -> None:
+def test_the_expected_end_comes_from_recorded_entries(sheet: Sheet, ahead: Ahead) -> None:
     """Another key of the function is expected to take what its stored entries cost."""
 
-    @cache(name="slow")
+    @cache(name="slow", version="1")
     def slow(x: int) -> int:
-        time.sleep(0.8)
+        ahead.work(0.8)
+        if x == 2:
+            until(lambda: sheet.has("slow()"))
         return x
 
     slow(1)
@@ -166,36 +177,46 @@ def test_the_expected_end_comes_from_recorded_entries(sheet: Sheet) -> None:
     assert sheet.shown[0][0].expected == pytest.approx(0.8, abs=0.15)
 
 
-def test_nothing_where_nobody_looks(sheet: Sheet) -> None:
+def test_nothing_where_nobody_looks(sheet: Sheet, ahead: Ahead) -> None:
     """Without a viewer, and once it is switched off, nothing is shown."""
 
-    @cache(name="slow")
-    def slow(x: int) -> int:
-        time.sleep(0.9)
-        return x
+    @cache(name="slow", version="1")
+    def slow(x: int) -> bool:
+        ahead.work(0.9)
+        if x == 1:
+            until(lambda: sheet.asked >= 2)
+        return WATCHER.ticker is not None
 
     sheet.looked_at = False
-    slow(1)
+    assert slow(1)
     sheet.looked_at = True
     memo.progress(on=False)
-    slow(2)
+    assert not slow(2), "it would be shown, had it taken longer"
     assert not sheet.shown
     assert not sheet.closed
 
 
-def test_a_computation_that_raises_or_is_cancelled_ends(sheet: Sheet) -> None:
+def test_a_computation_that_raises_or_is_cancelled_ends(sheet: Sheet, ahead: Ahead) -> None:
     """However it ends, its line does not stay."""
 
-    @cache(name="slow")
+    @cache(name="slow", version="1")
     async def slow(x: int) -> int:
-        await asyncio.sleep(0.8 if x else 60)
+        ahead.work(0.8)
+        sheet.shown.clear()
+        await sheet.shows("slow()")
+        if not x:
+            tasks[0].cancel()
+            await asyncio.Event().wait()
         raise KeyError(x)
 
     async def main() -> None:
         with pytest.raises(KeyError):
             await slow(1)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(slow(0), 0.9)
+        tasks.append(asyncio.ensure_future(slow(0)))
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+
+    tasks: list[asyncio.Future[int]] = []
 
     asyncio.run(main())
     assert len(sheet.closed) == 2
@@ -203,44 +224,50 @@ def test_a_computation_that_raises_or_is_cancelled_ends(sheet: Sheet) -> None:
 
 
 def test_background_refreshes_show_nothing(sheet: Sheet, ahead: Ahead) -> None:
-    """A refresh in the background shows nothing."""
+    """A refresh in the background shows nothing, though what is called meanwhile is shown."""
 
-    @cache(name="slow", ttl=10, stale_while_revalidate=60)
+    @cache(name="slow", version="1", ttl=10, stale_while_revalidate=60)
     def slow(x: int) -> int:
-        time.sleep(0.01 if quick.is_set() else 0.9)
+        assert go.wait(20)
         return x
 
-    quick = threading.Event()
-    quick.set()
+    @cache(name="other", version="1")
+    def other(x: int) -> None:
+        ahead.work(0.9)
+        until(lambda: sheet.has("other()"))
+
+    go = threading.Event()
+    go.set()
     slow(1)
     ahead.advance(11)
-    quick.clear()
+    go.clear()
     with recording() as heard:
         slow(1)
+        other(1)
+        go.set()
         assert drain_blocking(20)
     assert events.REFRESH_DONE in [event.kind for event in heard]
-    assert not sheet.shown
+    assert not any("slow()" in str(line) for lines in sheet.shown for line in lines)
 
 
 @pytest.fixture
-def slow_redis(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
-    """A Redis to and from which payloads take 0.9 s."""
-    store, fetch = Redis.store, Redis.fetch
+def slow_redis(
+    redis_server: RedisServer, sheet: Sheet, ahead: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Proxy]:
+    """A Redis to and from which payloads take 0.9 s, and until they are shown."""
 
-    async def storing(tier: Redis, port: Any, name: str, record: Any, payload: Any, t: Any) -> None:
-        time.sleep(0.9 if payload else 0)
-        await store(tier, port, name, record, payload, t)
+    def hold(asked: bytes) -> None:
+        if len(asked) > 10_000 or (b"GET\r\n" in asked and b":p:" in asked):
+            ahead.work(0 if sheet.has("moved()") else 0.9)
+            until(lambda: sheet.has("moved()"))
 
-    def fetching(tier: Redis, digest: bytes, sink: Any) -> bool:
-        time.sleep(0.9)
-        return fetch(tier, digest, sink)
-
-    monkeypatch.setattr(Redis, "store", storing)
-    monkeypatch.setattr(Redis, "fetch", fetching)
-    monkeypatch.setenv("MEMO_REDIS_URL", redis_server.url)
-    monkeypatch.setenv("MEMO_DEADLINE", "10")
+    monkeypatch.setenv("MEMO_DEADLINE", "20")
     WATCHER.rates.clear()
-    return redis_server
+    with Proxy(redis_server.port) as proxy:
+        monkeypatch.setenv("MEMO_REDIS_URL", proxy.url)
+        proxy.hold = hold
+        yield proxy
+        reset()
 
 
 @cache(name="moved", version="1")
@@ -248,7 +275,8 @@ def moved(n: int) -> Any:
     return np.arange(n)
 
 
-def test_a_long_upload_is_shown(sheet: Sheet, slow_redis: RedisServer) -> None:
+@pytest.mark.usefixtures("slow_redis")
+def test_a_long_upload_is_shown(sheet: Sheet) -> None:
     """A payload that takes its time to Redis is seen to go there; the second with its end."""
     moved(300_000)
     assert drain_blocking(10)
@@ -263,7 +291,8 @@ def test_a_long_upload_is_shown(sheet: Sheet, slow_redis: RedisServer) -> None:
     assert ticker_gone()
 
 
-def test_a_long_fetch_is_shown(sheet: Sheet, slow_redis: RedisServer, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("slow_redis")
+def test_a_long_fetch_is_shown(sheet: Sheet, tmp_path: Path) -> None:
     """A payload that takes its time from Redis is seen to come; from the disk nothing is shown."""
     moved(300_000)
     assert drain_blocking(10)
@@ -278,10 +307,15 @@ def test_a_long_fetch_is_shown(sheet: Sheet, slow_redis: RedisServer, tmp_path: 
     assert not WATCHER.runs
 
 
-def test_a_transfer_that_fails_ends(sheet: Sheet, slow_redis: RedisServer) -> None:
+def test_a_transfer_that_fails_ends(sheet: Sheet, slow_redis: Proxy) -> None:
     """The line of an upload goes when Redis does."""
+    stopped = threading.Event()
+    slow_redis.hold = lambda asked: len(asked) < 10_000 or stopped.wait(20)
     moved(300_000)
-    slow_redis.stop()
+    until(lambda: WATCHER.runs)
+    slow_redis.mode = "refuse"
+    slow_redis.cut_all()
+    stopped.set()
     assert drain_blocking(30)
     assert not WATCHER.runs
     assert not WATCHER.rates
@@ -322,6 +356,7 @@ def test_a_waiter_shows_whom_it_waits_for(
     sheet: Sheet,
     tmp_path: Path,
     shared: str,
+    ahead: Ahead,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -335,7 +370,7 @@ def test_a_waiter_shows_whom_it_waits_for(
         def shared_(x: float) -> float:
             return x
 
-        time.sleep(0.5)
+        ahead.advance(0.5)
         assert shared_(2.5) == 2.5
     line = sheet.shown[0][0]
     told = rf"shared\(\) waits for {of(holder)}, running [\d.]+ m?s of about [\d.]+ m?s"
@@ -346,12 +381,14 @@ def test_a_waiter_shows_whom_it_waits_for(
     assert not WATCHER.runs
 
 
-def test_an_entry_of_the_key_knows_better_what_to_expect(sheet: Sheet, tmp_path: Path) -> None:
+def test_an_entry_of_the_key_knows_better_what_to_expect(
+    sheet: Sheet, tmp_path: Path, ahead: Ahead
+) -> None:
     """Of a key that was computed before, its own duration is expected, not the holder's last."""
 
     @cache(name="shared", use_lock=True, version="1")
     def shared(x: float) -> float:
-        time.sleep(x / 2)
+        ahead.work(x / 2)
         return x
 
     shared(2.0)
@@ -498,16 +535,28 @@ def test_in_a_notebook(kernel: Kernel) -> None:
     kernel.client.allow_stdin = True
 
 
-async def test_one_line_per_function_with_its_own_times(sheet: Sheet) -> None:
+async def test_one_line_per_function_with_its_own_times(sheet: Sheet, ahead: Ahead) -> None:
     """Nine concurrent calls of three durations are one line; each took what the clock says."""
 
     @cache(name="load", version="1")
     async def load(x: int) -> int:
-        await asyncio.sleep(0.4 * (1 + x % 3))
+        begun = time.perf_counter()
+        await together.wait()
+        await waves[x % 3].wait()
+        each.append(time.perf_counter() - begun)
         return x
 
+    async def work() -> None:
+        await together.wait()
+        for count, wave in enumerate(waves):
+            ahead.work(0.4)
+            await sheet.shows(f"load(): {3 * count} of 9")
+            wave.set()
+
+    together, waves = asyncio.Barrier(10), [asyncio.Event() for _ in range(3)]
+    each: list[float] = []
     begun = time.perf_counter()
-    await asyncio.gather(*map(load, range(9)))
+    await asyncio.gather(work(), *map(load, range(9)))
     took = time.perf_counter() - begun
     shown = [str(lines[0]) for lines in sheet.shown]
     assert all(len(lines) == 1 for lines in sheet.shown)
@@ -516,15 +565,16 @@ async def test_one_line_per_function_with_its_own_times(sheet: Sheet) -> None:
     )
     (line,) = sheet.closed[0]
     assert line.seconds == pytest.approx(took, abs=0.6)  # a busy machine
-    assert line.each == pytest.approx(0.8, abs=0.1)
+    assert line.each == pytest.approx(sum(each) / 9, abs=0.1)
 
 
-def test_what_is_part_of_another_call_stands_below_it(sheet: Sheet) -> None:
+def test_what_is_part_of_another_call_stands_below_it(sheet: Sheet, ahead: Ahead) -> None:
     """Nested calls are indented under the outer one, each with its own duration."""
 
     @cache(name="load", version="1")
     def load(x: int) -> int:
-        time.sleep(0.7)
+        ahead.work(0.7)
+        until(lambda: sheet.has("load()"))
         return x
 
     @cache(name="report", version="1")

@@ -10,7 +10,6 @@ import re
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -95,6 +94,8 @@ class Proxy(Listener):
             replies; `"drip"`: one byte of a reply every `pause` seconds.
         cut_at: close after so many bytes of replies on a connection; None: never.
         flip_at: turn over the lowest bit of this byte of the replies of a connection; None: never.
+        without: replies with this in them are swallowed.
+        hold: called with what came from a client, before that is passed on.
         packets: how often something came from a client.
         pause: seconds between two dripped bytes, and before each reply that is passed on in mode
             `"slow"`.
@@ -106,6 +107,8 @@ class Proxy(Listener):
         self.cut_at: int | None = None
         self.flip_at: int | None = None
         self.pause = 0.01
+        self.without: bytes | None = None
+        self.hold: Callable[[bytes], object] = lambda asked: None
         self.packets = 0
         super().__init__()
 
@@ -121,6 +124,7 @@ class Proxy(Listener):
                     if not data:
                         return
                     self.packets += 1
+                    self.hold(data)
                     server.sendall(data)
                 if server in ready:
                     data = server.recv(65536)
@@ -136,7 +140,7 @@ class Proxy(Listener):
         if self.cut_at is not None and before + len(data) > self.cut_at:
             client.sendall(data[: max(0, self.cut_at - before)])
             return False
-        if self.mode == "silence":
+        if self.mode == "silence" or (self.without and self.without in data):
             return True
         if self.mode == "drip":
             for byte in data:
@@ -144,8 +148,8 @@ class Proxy(Listener):
                     return False
                 client.sendall(bytes([byte]))
             return True
-        if self.mode == "slow":
-            time.sleep(self.pause)
+        if self.mode == "slow" and self._over.wait(self.pause):
+            return False
         client.sendall(data)
         return True
 
@@ -198,6 +202,17 @@ class Scripted(Listener):
         if not (self.echoes and echo):
             return self.answer * commands(data)
         return self.answer * (commands(data) - 1) + echo[1]
+
+
+class HangingUp(Listener):
+    """Takes connections, and closes each after some seconds without a word."""
+
+    def __init__(self, after: float) -> None:
+        self._after = after
+        super().__init__()
+
+    def handle(self, client: socket.socket) -> None:
+        self._over.wait(self._after)
 
 
 class BlackHole:

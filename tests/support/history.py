@@ -69,6 +69,16 @@ def now() -> int:
 # --- the plan -------------------------------------------------------------------------------------
 
 
+def rest(most: float) -> None:
+    """Take a random time, in seconds."""
+    time.sleep(random.random() * most)
+
+
+async def arest(most: float) -> None:
+    """The same on a loop."""
+    await asyncio.sleep(random.random() * most)
+
+
 @dataclass
 class Plan:
     """The work of one worker.
@@ -440,18 +450,18 @@ class Workload:
     # --- functions -------------------------------------------------------------------------------
 
     def _plain(self) -> dict[str, Any]:
-        cached, run, pause = self._cached, self.run, self.pause
+        cached, run, busy = self._cached, self.run, self.plan.busy
 
         @cached("load")
         def load(region: str, year: str) -> Any:
             since, start = SINCE.get(), now()
-            time.sleep(pause())
+            rest(busy)
             return run("load", region, year, since, start)
 
         @cached("fetch")
         async def fetch(region: str, year: str) -> Any:
             since, start = SINCE.get(), now()
-            await asyncio.sleep(pause())
+            await arest(busy)
             return run("fetch", region, year, since, start)
 
         @cached("report")
@@ -469,18 +479,18 @@ class Workload:
 
     def _elementwise(self) -> dict[str, Any]:
         """`load` and `fetch` over a collection of years; a report is built on two of them."""
-        cached, run, pause = self._cached, self.run, self.pause
+        cached, run, busy = self._cached, self.run, self.plan.busy
 
         @cached("load", each="year")
         def load(region: str, year: list[str]) -> Any:
             since, start = SINCE.get(), now()
-            time.sleep(pause())
+            rest(busy)
             return [run("load", region, one, since, start) for one in year]
 
         @cached("fetch", each="year")
         async def fetch(region: str, year: list[str]) -> Any:
             since, start = SINCE.get(), now()
-            await asyncio.sleep(pause())
+            await arest(busy)
             return {one: run("fetch", region, one, since, start) for one in year}
 
         @cached("report")
@@ -500,20 +510,20 @@ class Workload:
 
     def _streams(self) -> dict[str, Any]:
         """`load` and `fetch` are generators; a report is built on the items that it has read."""
-        cached, run, pause = self._cached, self.run, self.pause
+        cached, run, busy = self._cached, self.run, self.plan.busy
 
         @cached("load")
         def load(region: str, year: str) -> Any:
             with self._streaming("load", region, year) as told:
                 for at in range(ITEMS):
-                    time.sleep(pause() / ITEMS)
+                    rest(busy / ITEMS)
                     yield at, told
 
         @cached("fetch")
         async def fetch(region: str, year: str) -> Any:
             with self._streaming("fetch", region, year) as told:
                 for at in range(ITEMS):
-                    await asyncio.sleep(pause() / ITEMS)
+                    await arest(busy / ITEMS)
                     yield at, told
 
         @cached("report")
@@ -531,10 +541,6 @@ class Workload:
             return run("areport", region, year, since, start, *used)
 
         return {"load": load, "fetch": fetch, "report": report, "areport": areport}
-
-    def pause(self) -> float:
-        """Seconds that a computation takes."""
-        return random.random() * self.plan.busy
 
     def run(
         self, function: str, region: str, year: str, since: int, start: int, *used: Any
@@ -680,7 +686,7 @@ class Workload:
             except Exception as error:
                 self.log.write("raised", repr(error))
             if self.plan.pause:
-                time.sleep(random.random() * self.plan.pause)
+                rest(self.plan.pause)
 
     async def awork(self) -> None:
         while now() < self.plan.until:
@@ -688,7 +694,7 @@ class Workload:
                 await self.astep()
             except Exception as error:
                 self.log.write("raised", repr(error))
-            await asyncio.sleep(random.random() * self.plan.pause)
+            await arest(self.plan.pause)
 
     async def loop(self) -> None:
         LOOPS.append(asyncio.get_running_loop())
@@ -881,10 +887,14 @@ class Stage:
         self.killed += code != 0
         self._crew[number] = self._start(number)
 
+    def wait(self, least: float, most: float) -> None:
+        """Let the workers go on, for a random time."""
+        time.sleep(random.uniform(least, most))
+
     def outage(self, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> None:
         """A time without Redis; `away` covers the way back as well."""
         start = now()
         begin()
-        time.sleep(seconds)
+        self.wait(seconds, seconds)
         end()
         self.away.append((start, now() + int(6e9)))

@@ -1,11 +1,24 @@
-"""The one place where tests look inside a cached function."""
+"""The one place where tests look inside a cached function, and at computations under way."""
 
 from typing import Any
 
+from waiting import await_until
+
 from memo.engine.call import Function
+from memo.engine.coordination.flights import FLIGHTS
 
 
 def inside(function: Any) -> Function:
     """The engine's record of a cached function."""
     made: Function = function._function
     return made
+
+
+def joiners() -> int:
+    """How many callers of this process have joined a computation that is under way."""
+    return sum(flight.joined for flight in FLIGHTS.under_way())
+
+
+async def joined(count: int) -> None:
+    """Wait until so many callers have joined computations that are under way."""
+    await await_until(lambda: joiners() == count)

@@ -1,11 +1,12 @@
 """memo with one guard taken out, on purpose: the history checker must notice each of them.
 
-Applied inside a worker process (`history.Plan.mutant`), or with pytest's `monkeypatch`.
+Applied inside a worker process (`history.Plan.mutant`), or for a while by `applied`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from memo.engine import answering, computing, refreshing
@@ -117,6 +118,25 @@ def digests() -> None:
 def floors() -> None:
     """Mutant: the age of the answers already given is forgotten."""
     Floors.rise = lambda self, key, started: None  # type: ignore[method-assign]
+
+
+TOUCHED = (
+    *((Chain, "why_invalid"), (Chain, "at_hand"), (Floors, "rise")),
+    *((Flights, "detach"), (Authorities, "_catch_up")),
+)
+"""What the mutants that tests apply in their own process replace."""
+
+
+@contextmanager
+def applied(mutant: Callable[[], None]) -> Iterator[None]:
+    """A mutant in this process, until the block ends."""
+    kept = [(owner, name, vars(owner)[name]) for owner, name in TOUCHED]
+    try:
+        mutant()
+        yield
+    finally:
+        for owner, name, function in kept:
+            setattr(owner, name, function)
 
 
 APPLY: dict[str, Callable[[], None]] = {

@@ -8,7 +8,6 @@ of a well-kept Redis would; nothing is ever synced to the disk.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import os
 import random
 import re
@@ -16,11 +15,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_for
 
 STARTS_WITHIN = 10.0
 """Seconds within which a server must answer; it takes about 0.02 s."""
@@ -226,14 +225,9 @@ class RedisServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for pytest
         )
-        end = time.monotonic() + STARTS_WITHIN
-        for attempt in itertools.count():
-            if self._process.poll() is not None or time.monotonic() > end:
-                return False
-            if self._answers():
-                return True
-            time.sleep(0.002 * min(attempt + 1, 10))
-        raise AssertionError
+        ended = self._process.poll
+        wait_for(lambda: ended() is not None or self._answers(), STARTS_WITHIN)
+        return ended() is None and self._answers()
 
     def _answers(self) -> bool:
         """True if our own process, not another one on the same port, has its data loaded."""

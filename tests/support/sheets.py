@@ -20,10 +20,12 @@ class Sheet:
 
     def __init__(self) -> None:
         self.looked_at = True
+        self.asked = 0
         self.shown: list[list[Line]] = []
         self.closed: list[list[Line]] = []
 
     def open(self) -> bool:
+        self.asked += 1
         return self.looked_at
 
     def show(self, lines: list[Line]) -> None:

@@ -14,7 +14,8 @@ import pytest
 from memo.runtime.blocking import drain_blocking
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 
-_WALL_NS, _BOOT_NS, _MONOTONIC = time.time_ns, SYSTEM.boot_ns, time.monotonic
+_WALL_NS, _BOOT_NS = time.time_ns, SYSTEM.boot_ns
+_MONOTONIC, _PERF_COUNTER = time.monotonic, time.perf_counter
 _STUCK = 30.0
 
 
@@ -37,9 +38,16 @@ class Ahead(Clock):
     def monotonic(self) -> float:
         return _MONOTONIC() + self._passed
 
+    def perf_counter(self) -> float:
+        return _PERF_COUNTER() + self._passed
+
     def advance(self, seconds: float) -> None:
         """Let `seconds` go by, on every reading, when no work in the background has a deadline."""
         assert drain_blocking(_STUCK), "work in the background does not end"
+        self._passed += seconds
+
+    def work(self, seconds: float) -> None:
+        """As `advance`, in the body of a function: so long it works, as far as memo can tell."""
         self._passed += seconds
 
     def step(self, seconds: float) -> None:
@@ -51,7 +59,12 @@ class Ahead(Clock):
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
     """The clock of the whole process, for the length of a test."""
     clock = Ahead()
-    readings = {"time": clock.wall, "time_ns": clock.wall_ns, "monotonic": clock.monotonic}
+    readings = {
+        "time": clock.wall,
+        "time_ns": clock.wall_ns,
+        "monotonic": clock.monotonic,
+        "perf_counter": clock.perf_counter,
+    }
     with monkeypatch.context() as patch:
         for name, reading in readings.items():
             patch.setattr(time, name, reading)

@@ -20,11 +20,14 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from inside import joined
+from observed import calls_of
 from styles import STYLES, Style
-from waiting import until
+from waiting import await_until, until
 
 import memo
 from memo.engine.coordination.flights import FLIGHTS
+from memo.records import codec
 from memo.runtime import events
 from memo.testing import recording
 
@@ -549,19 +552,16 @@ async def test_arguments_called_like_an_option_of_a_helper(tally: Tally) -> None
 
 
 @kinds_of
-def test_looking_loads_nothing(
-    tally: Tally, is_async: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_looking_loads_nothing(tally: Tally, is_async: bool) -> None:
     """`is_cached` and `key` neither compute nor load the value; `__wrapped__` asks no cache."""
     f = loader(tally, is_async)
     settle(f(1))
     memo.decorators.assembly.reset()
-    with monkeypatch.context() as patch, recording() as seen:
-        patch.setattr(memo.records.codec, "decode", None)
+    with calls_of(codec.decode) as loaded, recording() as seen:
         assert f.is_cached(1)
         assert not f.is_cached(2)
         f.key(1)
-    assert seen == []
+    assert seen == loaded == []
     assert settle(f.__wrapped__(1)) == [2]
     assert settle(f(1)) == [1]
 
@@ -610,26 +610,23 @@ async def test_awaitable_helpers(tally: Tally, is_async: bool) -> None:
 @kinds_of
 async def test_arefresh_does_not_block_the_loop(tally: Tally, is_async: bool) -> None:
     """The loop goes on while `arefresh` computes."""
+    begun, go = threading.Event(), threading.Event()
 
-    @memo.cache
-    def slow() -> int:
-        time.sleep(0.3)
-        return 1
+    @memo.cache(version="1")
+    def slow() -> bool:
+        begun.set()
+        return go.wait(20)
 
-    @memo.cache
-    async def aslow() -> int:
-        await asyncio.sleep(0.3)
-        return 1
+    @memo.cache(version="1")
+    async def aslow() -> bool:
+        begun.set()
+        return await asyncio.to_thread(go.wait, 20)
 
     f = aslow if is_async else slow
-    await f.arefresh()
     task = asyncio.create_task(f.arefresh())
-    longest, last = 0.0, time.perf_counter()
-    while not task.done():
-        await asyncio.sleep(0.001)
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-    assert longest < 0.2
+    await await_until(begun.is_set)
+    go.set()
+    assert await task, "the loop went on only when it had ended"
 
 
 @kinds_of
@@ -858,7 +855,7 @@ async def test_no_false_alarm_among_siblings(tally: Tally) -> None:
 
     @memo.cache(version="1")
     async def leaf(x: int) -> int:
-        await asyncio.sleep(0.01)
+        await joined(3)
         return tally(x)
 
     @memo.cache(version="1")
@@ -892,9 +889,7 @@ def test_depth_500(is_async: bool) -> None:
     assert Counter(event.kind for event in seen)[events.COMPUTED] == 501
 
 
-async def test_first_calls_that_are_gathered_leave_the_loop_free(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_first_calls_that_are_gathered_leave_the_loop_free() -> None:
     """The code of one function is read at a time: other tasks run in between."""
     from memo.keys.fingerprint import reachable
 
@@ -905,13 +900,6 @@ async def test_first_calls_that_are_gathered_leave_the_loop_free(
         rounds[0] += 1
         ticking[0] = loop.call_soon(turn)
 
-    survey = reachable.survey
-
-    def surveyed(*args: Any, **kwargs: Any) -> Any:
-        read.append(rounds[0])
-        return survey(*args, **kwargs)
-
-    monkeypatch.setattr(reachable, "survey", surveyed)
     loads = []
     for number in range(12):
 
@@ -921,7 +909,9 @@ async def test_first_calls_that_are_gathered_leave_the_loop_free(
         loads.append(memo.cache(load, name=f"load {number}"))
     ticking = [loop.call_soon(turn)]
     try:
-        assert await asyncio.gather(*(load(x) for x, load in enumerate(loads))) == list(range(12))
+        with calls_of(reachable.survey, then=lambda: read.append(rounds[0])):
+            made = await asyncio.gather(*(load(x) for x, load in enumerate(loads)))
+        assert made == list(range(12))
     finally:
         ticking[0].cancel()
     assert len(read) == len(set(read)) == 12

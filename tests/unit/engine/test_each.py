@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from inside import joined
 from ports import blocking
 from redis_server import RedisServer
 from waiting import await_until, until
@@ -529,7 +530,7 @@ def test_a_cancelled_caller_leaves_the_others_alone() -> None:
         first = asyncio.create_task(load([1, 2]))
         await await_until(lambda: bool(RUNS))
         second = asyncio.create_task(load([2]))
-        await asyncio.sleep(0.05)
+        await joined(1)
         first.cancel()
         await asyncio.wait([first])
         go.set()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,22 @@ from typing import Any
 import mutants
 import numpy as np
 import pytest
+from chaos import Proxy
 from folders import FOLDER
 from inside import inside
 from ports import blocking
+from providers import InADict
 from redis_server import RedisServer
 from time_ahead import Ahead
-from waiting import until
+from waiting import await_until, until
 
 import memo
 from memo import cache, invalidate_cache
 from memo.decorators import assembly
 from memo.engine import answering, invalidating, used_calls
-from memo.errors import OptionError, TierError
+from memo.errors import OptionError
 from memo.records.stamp_types import Ref
 from memo.runtime.blocking import drain_blocking
-from memo.stores.authorities import Authorities
-from memo.stores.chain import Chain
 from memo.testing import ManualClock, isolated, recording
 from memo.validity import stamps
 
@@ -247,23 +248,24 @@ def test_the_result_says_how_it_went(redis_server: Server) -> None:
         assert "journalled" in repr(outcome)
 
 
-def test_a_journal_that_cannot_be_struck_is_no_error(
-    redis_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_that_cannot_be_struck_is_no_error(redis_server: Server) -> None:
     """That Redis has it but the journal cannot be told, or the other way round, raises nothing."""
     load = loads()
     with memo.configure(redis_url=redis_server.url):
         load("EU")
-        journal = assembly.default_chain().host.journal  # type: ignore[union-attr]
-
-        def fail(row: int) -> None:
-            raise TierError("disk full")
-
-        monkeypatch.setattr(journal, "done", fail)
-        monkeypatch.setattr(journal, "fail", fail)
         assert load.invalidate().complete
-        redis_server.stop()
-        assert not load.invalidate().complete
+        journal = assembly.default_chain().host.journal  # type: ignore[union-attr]
+        with closing(sqlite3.connect(journal.ledger.database.path)) as file:
+            for change in ("DELETE", "UPDATE"):
+                file.execute(
+                    f"CREATE TRIGGER no_{change} BEFORE {change} ON journal"
+                    " BEGIN SELECT RAISE(ABORT, 'no more'); END"
+                )
+        with recording() as heard:
+            assert load.invalidate().complete
+            redis_server.stop()
+            assert not load.invalidate().complete
+        assert "no more" in str([event for event in heard if event.kind == "error"])
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -603,13 +605,15 @@ async def test_an_invalidation_outlasts_a_lock(
             assert load("EU") != old
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An invalidation gives a locked file up at once, not after ten seconds."""
-    monkeypatch.setattr(memo.stores.authorities, "OUTLAST", 0.0)
+def given_up(ahead: Ahead, call: Callable[[], Any]) -> Any:
+    """The outcome of an invalidation that finds the file of the host locked, ten seconds later."""
+    passing = threading.Timer(0.2, ahead.work, [2 * memo.stores.authorities.OUTLAST])
+    passing.start()
+    outcome = call()
+    passing.join()
+    return outcome
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("memory_limit", ["1MiB", 0], ids=["memory", "disk"])
 def test_what_could_not_be_written_is_obeyed_here(
     tmp_path: Path, ahead: Ahead, memory_limit: str | int
@@ -620,7 +624,7 @@ def test_what_could_not_be_written_is_obeyed_here(
         old = load("EU")
         assert load("EU") == old
         with locked(tmp_path):
-            outcome = load.invalidate(region="EU")
+            outcome = given_up(ahead, lambda: load.invalidate(region="EU"))
             assert outcome.tiers["disk"].startswith("failed: ")
             assert not outcome.complete
             assert load("EU") == "EU 2024 #2"
@@ -631,9 +635,8 @@ def test_what_could_not_be_written_is_obeyed_here(
         assert load("EU") == load("EU") == "EU 2024 #3"
 
 
-@pytest.mark.usefixtures("impatient")
 def test_what_neither_arrived_nor_was_journalled_is_sent(
-    redis_server: Server, tmp_path: Path
+    redis_server: Server, tmp_path: Path, ahead: Ahead
 ) -> None:
     """This process sends it before it reads from Redis again, although no journal has it."""
     load = loads()
@@ -641,7 +644,7 @@ def test_what_neither_arrived_nor_was_journalled_is_sent(
         old = load("EU")
         with locked(tmp_path):
             redis_server.stop()
-            outcome = load.invalidate(region="EU")
+            outcome = given_up(ahead, lambda: load.invalidate(region="EU"))
             assert outcome.tiers["redis"].startswith("failed, and not journalled")
             assert load("EU") != old
         redis_server.restart()
@@ -1153,20 +1156,25 @@ def test_a_result_that_is_not_stored_is_still_held_to_its_stamps() -> None:
 
 
 @pytest.mark.parametrize("why", ["disk full", "cache_if"])
-def test_a_result_that_was_not_stored_is_not_gone_back_behind(
-    monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
+def test_a_result_that_was_not_stored_is_not_gone_back_behind(why: str) -> None:
     """After a newer result that no tier has, the older entry does not answer again (I2)."""
-    load = loads(cache_if=lambda value: why == "disk full" or not value.endswith("#2"))
+
+    class Disk(InADict):
+        full = False
+
+        async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, "disk full")
+            await super().set(key, value, ttl)
+
+    store = Disk()
+    load = loads(
+        provider=store, cache_if=lambda value: why == "disk full" or not value.endswith("#2")
+    )
     assert load("EU").endswith("#1")
-
-    async def fail(*_: Any) -> None:
-        raise TierError("disk full")
-
-    with monkeypatch.context() as patch:
-        for tier in assembly.default_chain().tiers if why == "disk full" else ():
-            patch.setattr(tier, "store", fail)
-        assert load.refresh("EU").endswith("#2")
+    store.full = why == "disk full"
+    assert load.refresh("EU").endswith("#2")
+    store.full = False
     assert load("EU").endswith("#3")
 
 
@@ -1247,18 +1255,35 @@ def test_a_refresh_that_another_process_invalidated_is_dropped() -> None:
         assert load() == 3
 
 
-def test_an_entry_that_does_not_load_does_not_stop_the_lock() -> None:
+class Unloadable:
+    """Cannot be loaded any more once `broken` is set."""
+
+    broken = False
+
+    def __setstate__(self, state: Any) -> None:
+        if type(self).broken:
+            raise ValueError("on purpose")
+
+    def __getstate__(self) -> Any:
+        return 1
+
+
+def test_an_entry_that_does_not_load_does_not_stop_the_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With `use_lock`, a fresh entry that cannot be loaded is computed anew, not waited for."""
-    load = loads(use_lock=True)
-    load("EU")
+    runs: list[int] = []
 
-    def broken(*_: Any, **__: Any) -> Any:
-        raise memo.errors.EntryError("unreadable", "on purpose")
+    @cache(ttl=None, version="1", use_lock=True)
+    def load() -> Any:
+        runs.append(1)
+        return Unloadable() if len(runs) == 1 else len(runs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answering.codec, "decode", broken)
-        assert load("EU").endswith("#2")
-    assert load("EU").endswith("#2")
+    load()
+    assert load.is_cached()
+    monkeypatch.setattr(Unloadable, "broken", True)
+    assert load() == 2
+    assert load() == 2
 
 
 # --- invalidate_cache ----------------------------------------------------------------------------
@@ -1487,32 +1512,32 @@ def test_an_argument_without_a_key_drops_all_entries_of_the_function() -> None:
     assert not load.is_cached("EU")
 
 
-async def test_a_cancelled_update_still_drops_what_it_names() -> None:
+async def test_a_cancelled_update_still_drops_what_it_names(redis_server: Server) -> None:
     """The function has returned, so its entries go, though the caller does not wait any more."""
     load = loads(key_prefix="sales")
-    await asyncio.to_thread(load, "EU")
-    begun, go = asyncio.Event(), asyncio.Event()
-    original = Authorities.turn
+    begun, go = threading.Event(), threading.Event()
 
-    async def slow(self: Authorities, *args: Any) -> dict[str, str]:
+    def hold(asked: bytes) -> None:
         begun.set()
-        await go.wait()
-        return await original(self, *args)
+        go.wait(20)
 
     @invalidate_cache(key_prefix="sales")
     async def update() -> None:
         return None
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Authorities, "turn", slow)
+    with Proxy(redis_server.port) as proxy, memo.configure(redis_url=proxy.url, deadline=20):
+        await asyncio.to_thread(load, "EU")
+        assert await load.ais_cached("EU")
+        proxy.hold = hold
         task = asyncio.create_task(update())
-        await begun.wait()
+        await await_until(begun.is_set)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         go.set()
-        await memo.drain(5)
-    assert not await load.ais_cached("EU")
+        await memo.drain(20)
+        assert not await load.ais_cached("EU")
+        await asyncio.to_thread(assembly.reset)
 
 
 @pytest.mark.parametrize(
@@ -1531,9 +1556,7 @@ def test_options_of_the_decorator_are_checked(given: dict[str, Any]) -> None:
 
 @pytest.mark.timing
 @pytest.mark.parametrize(("memory", "most"), [(0, 1.15), (1 << 20, 1.8)], ids=["disk", "memory"])
-def test_stamps_cost_a_hit_little(
-    memory: int, most: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stamps_cost_a_hit_little(memory: int, most: float) -> None:
     """A hit on disk takes at most 15 % longer than one that compares no stamps.
 
     A hit in memory takes some 2 µs more, which is a larger share of so little.
@@ -1541,11 +1564,7 @@ def test_stamps_cost_a_hit_little(
     load = loads(tags=["sales"])
 
     def hits(*, compares: bool) -> float:
-        with monkeypatch.context() as patch:
-            patch.setattr(Chain, "why_invalid", Chain.why_invalid)
-            patch.setattr(Chain, "at_hand", Chain.at_hand)
-            if not compares:
-                mutants.comparison()
+        with nullcontext() if compares else mutants.applied(mutants.comparison):
             begun = time.perf_counter()
             for _ in range(200):
                 load("EU")

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 import ports
 import pytest
+from inside import joined
+from time_ahead import Ahead
 from waiting import await_until, until
 from ways import Way, fresh_process, kinds
 
@@ -494,7 +495,7 @@ def test_a_cancelled_consumer() -> None:
         first = asyncio.create_task(all_of_them())
         await await_until(lambda: SEEN)
         second = asyncio.create_task(all_of_them())
-        await asyncio.sleep(0.05)
+        await joined(1)
         hang = False
         first.cancel()
         return await second
@@ -631,13 +632,13 @@ def test_age_flows_through_streams(way_round: str) -> None:
         assert len(SEEN) == 4
 
 
-def test_time_in_a_stream_is_its_own() -> None:
+def test_time_in_a_stream_is_its_own(ahead: Ahead) -> None:
     """The time of a generator is not counted once more for the computation that consumes it."""
 
     @cache(name="tests:slow", version="1")
     def rows() -> Iterator[int]:
         for i in range(3):
-            time.sleep(0.1)
+            ahead.work(0.1)
             yield i
 
     @cache(name="tests:sum", version="1")

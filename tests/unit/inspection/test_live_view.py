@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from time_ahead import Ahead
 from waiting import until, wait_for
 
 import memo
@@ -58,12 +59,12 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
         assert not re.search(r"innerHTML|insertAdjacentHTML|eval\(|@import|url\(", text)
 
 
-def test_the_state_is_what_happened() -> None:
+def test_the_state_is_what_happened(ahead: Ahead) -> None:
     """Functions with their plot, entries with their state and shape, the graph, and the tiers."""
 
-    @cache(name="etl:slow")
+    @cache(name="etl:slow", version="1")
     def slow(region: str) -> list[str]:
-        time.sleep(0.05)
+        ahead.work(0.05)
         return [region] * 3
 
     @cache(name="etl:sum")
@@ -208,9 +209,8 @@ def test_a_stream_that_is_left_says_nothing_of_the_next() -> None:
     assert [e.detail for e in heard if e.kind == "compute_ended"] == ["interrupted", ""]
 
 
-def test_the_graph_follows_long_computations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graph_follows_long_computations() -> None:
     """It is drawn anew when one has begun and when it has ended, not only every few seconds."""
-    monkeypatch.setattr("memo.inspection.live_view.LISTED_EVERY", 3600)
     begun, go = threading.Event(), threading.Event()
 
     @cache(name="slow", version="1")
@@ -219,7 +219,7 @@ def test_the_graph_follows_long_computations(monkeypatch: pytest.MonkeyPatch) ->
         go.wait(20)
         return x
 
-    model = Model()
+    model = Model(every=3600)
     model.state()
     thread = threading.Thread(target=slow, args=(1,))
     thread.start()

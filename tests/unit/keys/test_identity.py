@@ -24,10 +24,12 @@ from typing import Any
 
 import pytest
 from checkout import ROOT
+from observed import calls_of
 
 from memo.errors import KeyingError, OptionError
 from memo.keys.fingerprint import normalised_code, origin
 from memo.keys.fingerprint.function_version import Identity, code_digest, function_id, stable
+from memo.keys.fingerprint.held_values import image
 from memo.keys.fingerprint.unchanged import probe
 
 _counter = itertools.count()
@@ -1569,7 +1571,7 @@ def test_a_probe_keeps_little_alive() -> None:
     assert probe([print, *range(2000)]) is None
 
 
-def test_what_is_probed_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_probed_is_not_looked_at() -> None:
     """While nothing changed, no image is made of an object of the user's."""
     probed = set(STRUCTURES) - {
         *("mapping of mine", "dict that says otherwise", "key of its own"),
@@ -1586,9 +1588,9 @@ def test_what_is_probed_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in sorted(probed):
         identity = Notebook(PARTS, STRUCTURES[name][0]).identity()
         told = identity.digest()
-        with monkeypatch.context() as patch:
-            patch.setattr("memo.keys.fingerprint.unchanged.image", None)
+        with calls_of(image) as looked:
             assert identity.digest() == told, name
+        assert not looked, name
 
 
 # --- cost ----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 from sheets import Sheet
+from time_ahead import Ahead
 from waiting import until
 
 import memo
@@ -177,19 +178,23 @@ def watches(sheet: Sheet) -> Stopwatch:
     return Stopwatch()
 
 
-def test_concurrent_calls(watches: Stopwatch, sheet: Sheet) -> None:
+def test_concurrent_calls(watches: Stopwatch, sheet: Sheet, ahead: Ahead) -> None:
     """Three calls at once, then three hits: each took its own time, and saves no more than that."""
 
     @cache(name="load", version="1", ttl=3600)
     async def load(x: int) -> int:
         with watches.body(f"load {x}"):
             await sheet.shows("load()")
-            await asyncio.sleep(0.1 * x)
+            await turns[x].wait()
+            ahead.work(0.1 * x)
+            turns[x + 1].set()
         return x
 
     async def run(note: str) -> None:
         await asyncio.gather(*(watches.acall(f"{note} {x}", lambda x=x: load(x)) for x in range(3)))
 
+    turns = [asyncio.Event() for _ in range(4)]
+    turns[0].set()
     span = watch()
     watches.call("all", lambda: asyncio.run(run("load")))
     asyncio.run(run("again"))
@@ -219,7 +224,7 @@ def test_concurrent_calls(watches: Stopwatch, sheet: Sheet) -> None:
     agree(told[2], Span(computing.least / 3, computing.most / 3), "each in progress")
 
 
-def test_nested_calls(watches: Stopwatch, sheet: Sheet) -> None:
+def test_nested_calls(watches: Stopwatch, sheet: Sheet, ahead: Ahead) -> None:
     """What a call spends in another cached call is counted there, and once."""
 
     @cache(name="load", version="1", ttl=3600)
@@ -231,7 +236,7 @@ def test_nested_calls(watches: Stopwatch, sheet: Sheet) -> None:
     @cache(name="report", version="1", ttl=3600)
     def report() -> int:
         with watches.body("report"):
-            time.sleep(0.2)
+            ahead.work(0.2)
             return int(watches.call("load", load))
 
     span = watch()
@@ -260,7 +265,7 @@ def test_nested_calls(watches: Stopwatch, sheet: Sheet) -> None:
     agree(re.split(r" by \S+ in ", said)[1], outer, "cost in what explain says")
 
 
-def test_calls_that_share_a_computation(watches: Stopwatch, sheet: Sheet) -> None:
+def test_calls_that_share_a_computation(watches: Stopwatch, sheet: Sheet, ahead: Ahead) -> None:
     """A caller that joins half-way saves the half that it did not wait for; others nothing."""
 
     @cache(name="load", version="1", ttl=3600)
@@ -269,13 +274,13 @@ def test_calls_that_share_a_computation(watches: Stopwatch, sheet: Sheet) -> Non
             begun.set()
             await half.wait()
             await sheet.shows("load()")
-            await asyncio.sleep(0.2)
+            ahead.work(0.2)
         return 1
 
     async def run() -> None:
         calls = [asyncio.ensure_future(watches.acall(n, load)) for n in ("load", "at once")]
         await begun.wait()
-        await asyncio.sleep(0.4)
+        ahead.work(0.4)
         calls.append(asyncio.ensure_future(watches.acall("late", load)))
         await asyncio.sleep(0)
         half.set()
@@ -303,13 +308,13 @@ def test_calls_that_share_a_computation(watches: Stopwatch, sheet: Sheet) -> Non
     agree(_after("load() took", line), took, "progress")
 
 
-def test_stale_calls(watches: Stopwatch) -> None:
+def test_stale_calls(watches: Stopwatch, ahead: Ahead) -> None:
     """A stale answer saves its cost once; its refresh is computing, and waiting for no caller."""
 
     @cache(name="load", version="1", ttl=0.3, stale_while_revalidate=3600)
     def load() -> int:
         with watches.body(names.pop(0)):
-            time.sleep(0.4)
+            ahead.work(0.4)
         return 1
 
     names = ["load", "refresh"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from time_ahead import Ahead
 
 import memo
 from memo import cache
@@ -96,17 +96,17 @@ def test_calls_are_counted_by_function_tier_and_reason(backend: Backend) -> None
     assert backend.value("memo.tier.up", tier="memory") == 1
 
 
-def test_times_are_those_of_the_clock(backend: Backend) -> None:
+def test_times_are_those_of_the_clock(backend: Backend, ahead: Ahead) -> None:
     """A computation's own time is in its histogram, in seconds, without the calls inside it."""
 
-    @cache(name="inner")
+    @cache(name="inner", version="1")
     def inner() -> int:
-        time.sleep(0.2)
+        ahead.work(0.2)
         return 1
 
-    @cache(name="outer")
+    @cache(name="outer", version="1")
     def outer() -> int:
-        time.sleep(0.1)
+        ahead.work(0.1)
         return inner()
 
     with isolated():
@@ -190,9 +190,9 @@ def test_spans_of_concurrent_coroutines_are_apart(backend: Backend) -> None:
     """Each coroutine's span has its caller as parent, though all run at once."""
     tracer = backend.tracers.get_tracer("user")
 
-    @cache(name="load")
+    @cache(name="load", version="1")
     async def load(x: int) -> int:
-        await asyncio.sleep(0.05)
+        await together.wait()
         return x
 
     async def one(x: int) -> None:
@@ -202,6 +202,8 @@ def test_spans_of_concurrent_coroutines_are_apart(backend: Backend) -> None:
     async def main() -> None:
         await asyncio.gather(*(one(x) for x in range(4)))
         await memo.drain()
+
+    together = asyncio.Barrier(4)
 
     with isolated():
         asyncio.run(main())

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from inside import joined
+from time_ahead import Ahead
 
 import memo
 from memo import cache
@@ -43,12 +45,13 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def test_sharing_a_computation_saves_no_waiting() -> None:
+def test_sharing_a_computation_saves_no_waiting(ahead: Ahead) -> None:
     """Nine callers that wait for one computation each waited for it: nothing was saved."""
 
     @cache(version="1")
     async def load(x: int) -> int:
-        await asyncio.sleep(0.5)
+        await joined(8)
+        ahead.work(0.5)
         return x
 
     async def main() -> float:
@@ -63,38 +66,42 @@ def test_sharing_a_computation_saves_no_waiting() -> None:
     assert total.compute_seconds == pytest.approx(took, abs=NEAR)
 
 
-def test_a_late_joiner_saves_the_rest() -> None:
+def test_a_late_joiner_saves_the_rest(ahead: Ahead) -> None:
     """A caller that joins half-way saves the half that it did not wait for."""
 
     @cache(version="1")
     async def load(x: int) -> int:
-        await asyncio.sleep(0.8)
+        ahead.work(0.4)
+        half.set()
+        await joined(1)
+        ahead.work(0.4)
         return x
 
     async def main() -> None:
         first = asyncio.ensure_future(load(1))
-        await asyncio.sleep(0.4)
+        await half.wait()
         begun = time.perf_counter()
         await load(1)
         waits.append(time.perf_counter() - begun)
         await first
 
     waits: list[float] = []
+    half = asyncio.Event()
     asyncio.run(main())
     assert memo.stats().total.saved == pytest.approx(0.8 - waits[0], abs=NEAR)
 
 
-def test_computing_is_exclusive() -> None:
+def test_computing_is_exclusive(ahead: Ahead) -> None:
     """Time that an outer call spends in cached calls is theirs; the sum is the clock's."""
 
     @cache(version="1")
     def inner(x: int) -> int:
-        time.sleep(0.3)
+        ahead.work(0.3)
         return x
 
     @cache(version="1")
     def outer() -> int:
-        time.sleep(0.2)
+        ahead.work(0.2)
         return inner(1) + inner(2)
 
     took = timed(outer)
@@ -104,36 +111,39 @@ def test_computing_is_exclusive() -> None:
     assert memo.stats().total.compute_seconds == pytest.approx(took, abs=NEAR)
 
 
-def test_concurrent_inner_calls_count_once_for_the_outer() -> None:
+def test_concurrent_inner_calls_count_once_for_the_outer(ahead: Ahead) -> None:
     """Three inner calls at once are one stretch of the outer call's time, not three."""
 
     @cache(version="1")
     async def inner(x: int) -> int:
-        await asyncio.sleep(0.4)
+        if await together.wait() == 0:
+            ahead.work(0.4)
+        await together.wait()
         return x
 
     @cache(version="1")
     async def outer() -> None:
         await asyncio.gather(inner(1), inner(2), inner(3))
-        await asyncio.sleep(0.3)
+        ahead.work(0.3)
 
+    together = asyncio.Barrier(3)
     asyncio.run(outer())
     parts = {name.rpartition(".")[2]: part for name, part in memo.stats().functions.items()}
     assert parts["outer"].compute_seconds == pytest.approx(0.3, abs=NEAR)
     assert parts["inner"].compute_seconds == pytest.approx(1.2, abs=2 * NEAR)
 
 
-def test_a_hit_saves_what_the_caller_would_have_waited() -> None:
+def test_a_hit_saves_what_the_caller_would_have_waited(ahead: Ahead) -> None:
     """A hit on the outer call saves its whole time once, its inner calls included."""
 
     @cache(version="1")
     def inner(x: int) -> int:
-        time.sleep(0.3)
+        ahead.work(0.3)
         return x
 
     @cache(version="1")
     def outer() -> int:
-        time.sleep(0.2)
+        ahead.work(0.2)
         return inner(1)
 
     took = timed(outer)
@@ -141,12 +151,12 @@ def test_a_hit_saves_what_the_caller_would_have_waited() -> None:
     assert memo.stats().total.saved == pytest.approx(took - again, abs=NEAR)
 
 
-def test_a_stale_answer_saves_once() -> None:
+def test_a_stale_answer_saves_once(ahead: Ahead) -> None:
     """A stale answer saves its cost; its refresh, in the background, nothing."""
 
     @cache(version="1")
     def inner() -> int:
-        time.sleep(0.4)
+        ahead.work(0.4)
         return 1
 
     @cache(version="1", ttl=0.3, stale_while_revalidate=60)
@@ -182,7 +192,7 @@ def test_the_headline_adds_up() -> None:
 
     @cache(version="1")
     async def load(x: int) -> int:
-        await asyncio.sleep(0.05)
+        await joined(9 if x < 3 else 1)
         return x
 
     async def main() -> None:
@@ -195,12 +205,13 @@ def test_the_headline_adds_up() -> None:
     assert sum(map(int, found)) == 20, words
 
 
-def test_a_report_of_a_cell_that_only_computed_saves_nothing() -> None:
+def test_a_report_of_a_cell_that_only_computed_saves_nothing(ahead: Ahead) -> None:
     """The line under a cell of concurrent callers does not claim what they waited for."""
 
     @cache(version="1")
     async def load(x: int) -> int:
-        await asyncio.sleep(0.3)
+        await joined(8)
+        ahead.work(0.3)
         return x
 
     async def main() -> None:

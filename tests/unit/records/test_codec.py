@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from pandas.testing import assert_frame_equal, assert_series_equal
 
 from memo.errors import EntryError
-from memo.records import buffers, codec
+from memo.records import codec
 from memo.records.seal import ALIGN, Buffer, payload_size
 
 N = 20_000
@@ -336,7 +337,7 @@ def test_type_that_claims_to_be_numpys_is_pickled_as_what_it_is() -> None:
 
 def test_streams_load_without_pyarrow_unless_it_was_needed(monkeypatch: Any) -> None:
     """If pyarrow is missing, object strings are pickled as usual."""
-    monkeypatch.setattr(buffers, "loaded_pyarrow", lambda: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     back, _, payload = stored(np.array(NAMES, dtype=object))
     assert payload == 0
     assert back.tolist() == NAMES

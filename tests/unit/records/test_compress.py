@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from checkout import ROOT
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from inside import joined
+from observed import calls_of
 from pandas.testing import assert_frame_equal
 from redis_server import RedisServer
 
@@ -170,16 +172,14 @@ def test_a_frame_that_lies_about_its_length_stops_at_it() -> None:
         zstd_frames.unpacked(stream)
 
 
-def test_what_announces_another_length_is_not_even_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_announces_another_length_is_not_even_begun() -> None:
     """The header of a zip bomb is enough: nothing is allocated for it, nothing inflated."""
-
-    def never(*_: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(zstd_frames, "inflate_into", never)
-    monkeypatch.setattr(zstd_frames.mmap, "mmap", never)
-    with pytest.raises(EntryError, match="67108864 bytes instead of 64"):
+    with (
+        calls_of(zstd_frames.inflate_into) as begun,
+        pytest.raises(EntryError, match="67108864 bytes instead of 64"),
+    ):
         zstd_frames.unpacked(claiming(64, frame_of(BOMB)))
+    assert begun == []
 
 
 def test_no_more_memory_than_the_lengths_say() -> None:
@@ -228,49 +228,50 @@ def payload_files(home: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("memory", ["0", "256MiB"])
-def test_a_compressed_result_is_a_hit(
-    cache_home: Path, memory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compressed_result_is_a_hit(cache_home: Path, memory: str) -> None:
     """From the disk and from memory alike, each caller has a value of its own."""
     numbers = numbers_of(compress=True)
-    decode = codec.decode
-
-    def spy(stream: Any, payload: Any, table: Any, flags: int = 0) -> Any:
-        assert flags == seal.COMPRESSED, "a compressed stream is never unpickled as it is"
-        return decode(stream, payload, table, flags)
-
     with memo.configure(memory_limit=memory):
         numbers(N)
-        monkeypatch.setattr(codec, "decode", spy)
         assert not payload_files(cache_home)
-        for _ in range(3):
-            hit = numbers(N)
-            assert hit[-1] == N - 1
-            hit[:] = -1
+        with calls_of(codec.decode, note=lambda given: given["flags"]) as loaded:
+            for _ in range(3):
+                hit = numbers(N)
+                assert hit[-1] == N - 1
+                hit[:] = -1
         assert numbers.cache_info().misses == 1
+    assert loaded == [seal.COMPRESSED] * 3, "a compressed stream is never unpickled as it is"
+
+
+class Thread(NamedTuple):
+    """Says in which thread it was loaded."""
+
+    name: str
+
+    def __reduce__(self) -> Any:
+        return in_this_thread, ()
+
+
+def in_this_thread() -> Thread:
+    return Thread(threading.current_thread().name)
 
 
 async def test_joiners_and_hits_of_an_async_function() -> None:
     """A caller that joins a computation gets a copy, and hits are inflated in a thread."""
-    threads: set[str] = set()
-    unpacked = zstd_frames.unpacked
-
-    def spy(stream: Any) -> Any:
-        threads.add(threading.current_thread().name)
-        return unpacked(stream)
 
     @cache(ttl=600, name="numbers", version="1", compress=True)
     async def numbers(n: int) -> Any:
-        await asyncio.sleep(0.05)
-        return np.arange(n)
+        await joined(1)
+        return np.arange(n), Thread("of the function")
 
-    with pytest.MonkeyPatch.context() as patch, memo.configure(memory_limit="64MiB"):
-        patch.setattr(zstd_frames, "unpacked", spy)
-        one, two = await asyncio.gather(numbers(N), numbers(N))
+    with memo.configure(memory_limit="64MiB"):
+        made = await asyncio.gather(numbers(N), numbers(N))
+        (one, _), (two, _) = made
         one[0] = two[1] = 5
-        three = await numbers(N)
+        three, loaded = await numbers(N)
     assert list(three[:3]) == [0, 1, 2]
-    assert threads == {"memo-offload"}
+    assert loaded == Thread("memo-offload")
+    assert sorted(thread.name for _, thread in made) == ["memo-offload", "of the function"]
 
 
 def test_older_and_newer_entries_are_read(cache_home: Path) -> None:
@@ -326,9 +327,7 @@ def stored_record(home: Path) -> Path:
 
 
 @pytest.mark.parametrize("at", [-1, -1000, 20, 0.5])
-def test_what_the_seal_does_not_cover_is_never_inflated(
-    cache_home: Path, monkeypatch: pytest.MonkeyPatch, at: float
-) -> None:
+def test_what_the_seal_does_not_cover_is_never_inflated(cache_home: Path, at: float) -> None:
     """One flipped bit anywhere in a stored record: zstd does not see a byte of it (I10)."""
 
     @cache(ttl=600, name="text", version="1", compress=True)
@@ -341,9 +340,8 @@ def test_what_the_seal_does_not_cover_is_never_inflated(
     data[int(at if isinstance(at, int) else len(data) * at)] ^= 1
     path.write_bytes(data)
     reset()
-    seen: list[Any] = []
-    monkeypatch.setattr(zstd_frames, "unpacked", lambda stream: seen.append(stream))
-    assert text.peek(400_000) is None
+    with calls_of(zstd_frames.unpacked) as seen:
+        assert text.peek(400_000) is None
     assert not seen
 
 
@@ -372,11 +370,8 @@ def test_without_the_package_results_are_stored_as_they_are(
     """If zstd cannot be imported nothing is lost, and a compressed entry is a miss."""
     numbers = numbers_of(compress=True)
     numbers(N)
-
-    def missing() -> Any:
-        raise ImportError("zstd")
-
-    monkeypatch.setattr(zstd_frames, "library", missing)
+    for package in ("backports", "compression"):
+        monkeypatch.setitem(sys.modules, package, None)
     with recording() as seen:
         assert numbers(N)[-1] == N - 1
         assert numbers(N)[-1] == N - 1

@@ -18,6 +18,7 @@ import pytest
 from folders import FOLDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from observed import calls_of
 from redis_server import RedisServer
 
 import memo
@@ -292,21 +293,19 @@ def test_no_mutant_passes_at_a_glance() -> None:
     assert agreed > 0
 
 
-def test_a_seal_is_compared_again_for_other_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seal_is_compared_again_for_other_bytes() -> None:
     """Only the very bytes that were checked under a name are taken without comparing the seal."""
-    compared: list[int] = []
-    check = seal.check_seal
-    monkeypatch.setattr(seal, "check_seal", lambda *given: (compared.append(1), check(*given)))
     glances = seal.Glances([SECRET], "memo")
     record = seal.pack(PLAIN, STREAM, SECRET)
-    for _ in range(3):
-        assert glances.glance("name", bytes(bytearray(record)), PLAIN.key) is not None
-    assert len(compared) == 2, "kept from the second time on"
-    for at in range(16, len(record)):
-        changed = record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
-        with pytest.raises(EntryError):
-            glances.glance("name", changed, PLAIN.key)
-    assert glances.glance("other", record, PLAIN.key) is not None
+    with calls_of(seal.check_seal) as compared:
+        for _ in range(3):
+            assert glances.glance("name", bytes(bytearray(record)), PLAIN.key) is not None
+        assert len(compared) == 2, "kept from the second time on"
+        for at in range(16, len(record)):
+            changed = record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
+            with pytest.raises(EntryError):
+                glances.glance("name", changed, PLAIN.key)
+        assert glances.glance("other", record, PLAIN.key) is not None
     assert len(compared) == 3 + len(record) - 16
 
 
@@ -685,16 +684,12 @@ def test_a_forged_record_is_told() -> None:
     assert [e.reason for e in heard if e.kind == "miss"] == [UNAUTHENTIC]
 
 
-def test_streams_are_loaded_only_after_the_seal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_are_loaded_only_after_the_seal() -> None:
     """Nothing is hashed as text, inflated, allocated or parsed before the seal was compared."""
-    order: list[str] = []
-    check, parse = seal.check_seal, seal.parse
-    monkeypatch.setattr(seal, "check_seal", lambda *a: (order.append("seal"), check(*a))[1])
-    monkeypatch.setattr(seal, "parse", lambda *a: (order.append("parse"), parse(*a))[1])
-    opened(RECORD)
-    assert order == ["seal", "parse"]
-    refused(RECORD[:-1])
-    assert order == ["seal", "parse", "seal"]
+    with calls_of(seal.check_seal, seal.parse) as calls:
+        opened(RECORD)
+        refused(RECORD[:-1])
+    assert calls == ["check_seal", "parse", "check_seal"]
 
 
 def test_lengths_of_others_allocate_nothing() -> None:

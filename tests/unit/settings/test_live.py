@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import time
 from datetime import timedelta
 
 import pytest
+from observed import calls_of
 
 from memo.errors import OptionError
 from memo.runtime import events
 from memo.settings import configuration
-from memo.settings.live_values import LOOK_EVERY, SHARED_AGE, Live
+from memo.settings.live_values import LOOK_EVERY, SHARED_AGE, Live, load_file
 
 
 class Time:
@@ -168,17 +168,14 @@ def test_a_file_written_twice_within_one_tick_is_read_twice(live, file, clock):
     assert live["x"] == 2
 
 
-def test_a_file_that_rests_is_not_read_again(live, file, clock, monkeypatch):
+def test_a_file_that_rests_is_not_read_again(live, file, clock):
     """A look at a file that did not change is one `stat`."""
     write(file, "x = 1\n")
     assert live["x"] == 1
-    monkeypatch.setattr(
-        sys.modules["memo.settings.live_values"],
-        "load_file",
-        lambda path: pytest.fail("read again"),
-    )
-    clock.now += LOOK_EVERY
-    assert live["x"] == 1
+    with calls_of(load_file) as read:
+        clock.now += LOOK_EVERY
+        assert live["x"] == 1
+    assert not read
 
 
 @pytest.mark.parametrize(

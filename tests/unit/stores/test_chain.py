@@ -16,7 +16,7 @@ from memo.decorators.assembly import default_chain
 from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
-from memo.stores import chain as chains
+from memo.stores.chain import Floors
 from memo.testing import recording
 from memo.validity.check import broken
 
@@ -234,10 +234,9 @@ def test_a_hit_at_once_is_not_gone_back_behind() -> None:
     assert ran == ["disk", "disk", "memory", "memory"]
 
 
-def test_floors_of_many_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_floors_of_many_keys_are_remembered() -> None:
     """The latest answers of at least `FLOORS` keys are remembered, and no key's goes back."""
-    monkeypatch.setattr(chains, "FLOORS", 100)
-    known = default_chain().floors
+    known = Floors(most=100)
     for number in range(1000):
         known.rise(f"k{number}", number + 1)
         known.rise(f"k{number}", number)

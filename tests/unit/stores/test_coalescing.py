@@ -295,9 +295,7 @@ def test_invalidation_is_seen_by_the_next_batch(tier: Redis, together: int) -> N
     looping(work)
 
 
-def test_a_hit_without_a_coroutine_is_judged_as_any(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hit_without_a_coroutine_is_judged_as_any(redis_server: RedisServer) -> None:
     """The short way takes nothing invalidated, older than an answer, or behind a replay."""
     ran: list[int] = []
 
@@ -317,7 +315,8 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(
         chain.floors.rise(key, time.time_ns() + 10**12)
         assert load(1) == 3
         assert chain.host is not None
-        monkeypatch.setattr(chain.host.journal, "maybe_due", lambda: True)
+        assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is not None
+        chain.host.journal.fail(chain.host.journal.add([Turn("t:x")], "{}"))
         assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is None
 
 

@@ -214,10 +214,13 @@ def test_the_identity_of_a_payload_names_its_bytes(disk):
     assert identity is not None
     source.open(held.size)
     assert source.identity == identity == get(disk, "a").source.identity
-    time.sleep(0.02)  # the clock of a file system may tick in steps of 10 ms
-    with open(source.path, "r+b") as file:
-        file.write(b"!")
-    assert get(disk, "a").source.identity != identity
+
+    def changed():  # the clock of a file system may tick in steps of 10 ms
+        with open(source.path, "r+b") as file:
+            file.write(b"!")
+        return get(disk, "a").source.identity != identity
+
+    until(changed)
 
 
 def test_an_entry_expires_with_its_lifetime(directory, host):
@@ -310,9 +313,10 @@ def test_clearing_many_entries_takes_all_of_them(disk):
     assert blocking(lambda port: disk.names(port)) == ["b:1"]
 
 
-def test_entries_are_listed_by_name(disk, run, monkeypatch):
+def test_entries_are_listed_by_name(disk, run):
     """`entries` gives name, record, bytes and time of storing, page after page; `names` names."""
-    monkeypatch.setattr(disk_module, "PAGE", 2)
+    pages = [(f"x:0:{number:04}", b"", None) for number in range(2 * disk_module.PAGE)]
+    blocking(lambda port: disk.store_many(port, pages))
     held, big = payload(bytes(1000)), os.urandom(INLINE + 1)
     put(disk, "x:1", b"one")
     put(disk, "x:2", b"two", held)
@@ -323,7 +327,9 @@ def test_entries_are_listed_by_name(disk, run, monkeypatch):
     async def listed(port):
         return await port.offload(list, disk.entries("x:"))
 
-    entries = run(listed)
+    *small, e1, e2, e3, e4 = run(listed)
+    assert [e.name for e in small] == [name for name, _, _ in pages]
+    entries = [e1, e2, e3, e4]
     assert [(e.name, e.record) for e in entries] == [
         ("x:1", b"one"),
         ("x:2", b"two"),
@@ -332,7 +338,8 @@ def test_entries_are_listed_by_name(disk, run, monkeypatch):
     ]
     assert [e.size for e in entries] == [3, 3 + held.size, len(big), len(big) + held.size]
     assert all(abs(e.stored_at - time.time()) < 60 for e in entries)
-    assert run(lambda port: disk.names(port, "x:")) == ["x:1", "x:2", "x:3", "x:4"]
+    names = [*(name for name, _, _ in pages), "x:1", "x:2", "x:3", "x:4"]
+    assert run(lambda port: disk.names(port, "x:")) == names
 
 
 def test_health_tells_sizes_in_bytes(disk, run):
@@ -427,13 +434,13 @@ def test_background_work_opens_no_closed_tier(directory, host, ahead):
     assert not disk.database.is_open
 
 
-def test_what_has_expired_goes_first(directory, host):
+def test_what_has_expired_goes_first(directory, host, ahead):
     """When space is needed, expired entries go before old ones."""
     disk = Disk(directory, 5 * MIB, host)
     put(disk, "old", payload=payload(os.urandom(MIB)))
     for number in range(3):
         put(disk, f"brief{number}", payload=payload(os.urandom(MIB)), lifetime=0.001)
-    time.sleep(0.01)
+    ahead.advance(0.01)
     put(disk, "new", payload=payload(os.urandom(2 * MIB)))
     assert get(disk, "old")
     assert get(disk, "new")
@@ -441,18 +448,15 @@ def test_what_has_expired_goes_first(directory, host):
 
 
 @pytest.mark.parametrize(("size", "most"), [(100, 1), (INLINE + 1, 600)])
-def test_small_records_share_a_transaction(disk, monkeypatch, size, most):
+def test_small_records_share_a_transaction(disk, size, most):
     """Many small records that are kept at once take one transaction; those in files, their own."""
     put(disk, "first")
-    taken, plain = [], sqlite_file.Database.transaction
-
-    def counted(database):
-        taken.append(database)
-        return plain(database)
-
-    monkeypatch.setattr(sqlite_file.Database, "transaction", counted)
     records = [(f"n{at}", bytes(size), None) for at in range(200)]
+    statements = []
+    disk.database.writer.set_trace_callback(statements.append)
     blocking(lambda port: disk.store_many(port, records))
+    disk.database.writer.set_trace_callback(None)
+    taken = [one for one in statements if one.startswith("BEGIN")]
     assert most // 3 <= len(taken) <= most
     assert all(get(disk, name).record == record for name, record, _ in records)
 

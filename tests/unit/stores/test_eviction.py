@@ -350,13 +350,13 @@ def test_no_store_pays_for_a_budget_that_shrank(
     assert 0 < stores < 100
 
 
-def test_an_entry_in_use_survives_its_eviction() -> None:
+def test_an_entry_in_use_survives_its_eviction(ahead: Ahead) -> None:
     """An array that is in use stays whole while its entry goes."""
     with configure(tiers=["disk"], size_limit=8 * MIB):
 
         @cache(name="eviction:frame", version="1", ttl=None)
         def frame(x: int) -> Any:
-            time.sleep(0.02 * x)  # each is worth more than those before
+            ahead.work(0.02 * x)  # each is worth more than those before
             return np.full(500_000, x)
 
         frame(0)

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from observed import calls_of
 
 import memo
 from memo.keys.fingerprint.source_history import Manifests
@@ -19,6 +20,7 @@ from memo.runtime.blocking import BLOCKING, drive
 from memo.stores.disk import index, sqlite_file
 from memo.stores.disk.disk_tier import INLINE, Disk
 from memo.stores.disk.host_state import Host
+from memo.stores.disk.payload_files import Payloads
 
 
 def _best(work: Callable[[], object], rounds: int = 3) -> float:
@@ -54,14 +56,13 @@ def test_invalidating_many_addresses_is_linear() -> None:
     assert many < 8 * few
 
 
-def test_writing_down_a_code_version_does_not_list_the_others(tmp_path, monkeypatch) -> None:
+def test_writing_down_a_code_version_does_not_list_the_others(tmp_path) -> None:
     """The first call of the 1,000th function costs what that of the first costs."""
     manifests = Manifests(tmp_path / "cache")
     manifests.directory.parent.mkdir(mode=0o700)
-    listed = []
-    monkeypatch.setattr(Manifests, "prune", lambda self: listed.append(1))
-    for number in range(1000):
-        manifests.save(f"{number:032x}", lambda: {"f": "def f(): ..."})
+    with calls_of(Manifests.prune) as listed:
+        for number in range(1000):
+            manifests.save(f"{number:032x}", lambda: {"f": "def f(): ..."})
     assert len(listed) <= 2
 
 
@@ -95,27 +96,24 @@ def test_clearing_gives_way_to_other_threads(disk: Disk) -> None:
     assert len(writes) >= 10
 
 
-def test_files_are_removed_while_others_may_write(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_removed_while_others_may_write(disk: Disk) -> None:
     """A clear removes the files of entries when it has let go of the index."""
     for number in range(3):
         _put(disk, f"a:{number}", bytes(INLINE + 1))
-    remove, free = disk.payloads.remove, []
+    free = []
 
-    def removed(name: str) -> None:
-        def look() -> None:
-            free.append(disk.database.writing.acquire(blocking=False))
-            if free[-1]:
-                disk.database.writing.release()
+    def look() -> None:
+        free.append(disk.database.writing.acquire(blocking=False))
+        if free[-1]:
+            disk.database.writing.release()
 
+    def look_from_elsewhere() -> None:
         thread = threading.Thread(target=look)
         thread.start()
         thread.join()
-        remove(name)
 
-    monkeypatch.setattr(disk.payloads, "remove", removed)
-    assert drive(disk.clear(BLOCKING, "a:")) == 3
+    with calls_of(Payloads.remove, then=look_from_elsewhere):
+        assert drive(disk.clear(BLOCKING, "a:")) == 3
     assert free == [True, True, True]
     assert not [path for path in disk.payloads.directory.rglob("*") if path.is_file()]
 
@@ -141,16 +139,11 @@ def test_a_clear_leaves_the_connection_as_it_was(disk: Disk) -> None:
     writer = disk.database.writer
     names = "cache_size", "wal_autocheckpoint"
     before = [writer.execute(f"PRAGMA {name}").fetchone() for name in names]
-    prepare, during = index.Index.prepare_to_clear, []
-
-    def prepared(self: index.Index) -> None:
-        prepare(self)
-        during.append([writer.execute(f"PRAGMA {name}").fetchone() for name in names])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index.Index, "prepare_to_clear", prepared)
-        drive(disk.clear(BLOCKING, "a:"))
-    assert during != [before]
+    statements: list[str] = []
+    writer.set_trace_callback(statements.append)
+    drive(disk.clear(BLOCKING, "a:"))
+    writer.set_trace_callback(None)
+    assert all(any(f"PRAGMA {name}=" in one for one in statements) for name in names)
     assert [writer.execute(f"PRAGMA {name}").fetchone() for name in names] == before
 
 

@@ -12,6 +12,7 @@ import warnings
 from contextlib import closing
 
 import pytest
+from observed import calls_of
 from ports import blocking, looping, run, start
 from sqlite_damage import damage_file
 from time_ahead import Ahead
@@ -112,27 +113,26 @@ def test_a_turn_is_seen_at_once_by_other_processes(host, directory):
         assert process.wait() == 0
 
 
-def test_reading_while_nothing_changes_touches_no_file(host, monkeypatch):
+def test_reading_while_nothing_changes_touches_no_file(host):
     """A read asks the file nothing while the bell is silent and the tick has not passed."""
     begin(host, CALL)
-    monkeypatch.setattr(host_database, "TICK", 1000.0)
-    host.ledger.refresh()
-
-    def refuse():
-        raise AssertionError("looked at the file")
-
-    monkeypatch.setattr(host.ledger, "refresh", refuse)
-    assert host.generations.read([CALL]) == host.generations.read([CALL])
-    turn(host, Turn(F))
-    with pytest.raises(AssertionError):
-        host.generations.read([CALL])
+    before = host.generations.read([CALL])
+    host.ledger.tick = time.monotonic() + 1000.0
+    with calls_of(host_database.Ledger.refresh) as looked:
+        assert host.generations.read([CALL]) == before
+        assert not looked
+        turn(host, Turn(F))
+        assert host.generations.read([CALL]) != before
+        assert looked
 
 
-def test_a_writer_killed_before_the_bell_is_seen_after_the_tick(host, second, monkeypatch):
+def test_a_writer_killed_before_the_bell_is_seen_after_the_tick(host, second):
     """A commit without a bell is noticed by the next read after the tick."""
     (before,) = begin(host, CALL)
-    monkeypatch.setattr(second.ledger, "ring", lambda commit: None)
+    begin(second, CALL)
+    bell, silent = second.ledger.bell, tuple(second.ledger.bell)
     turn(second, Turn(F))
+    bell[0], bell[1] = silent
     host.ledger.tick = 0.0  # it is time to look at the file again
     assert host.generations.read([CALL]) != [before]
 
@@ -335,22 +335,27 @@ def test_the_journal_survives_a_kill(directory):
     host.close()
 
 
-def test_a_turn_is_synced_before_it_returns(host, monkeypatch):
+def test_a_turn_is_synced_before_it_returns(host):
     """Turns and journal rows are committed with synchronous=FULL; begins without fsync."""
-    modes = []
-    write = host.ledger.write
 
-    def watched(work, *, durable):
-        modes.append(durable)
-        write(work, durable=durable)
+    def modes():
         (mode,) = host.ledger.database.writer.execute("PRAGMA synchronous").fetchone()
-        assert mode == (2 if durable else 1)
+        commits = [one for one in statements if one == "COMMIT"]
+        statements.clear()
+        return mode, len(commits)
 
-    monkeypatch.setattr(host.ledger, "write", watched)
+    statements = []
     begin(host, CALL)
+    host.ledger.database.writer.set_trace_callback(statements.append)
+    begin(host, Ref("t:x"))
+    assert modes() == (1, 1)
     turn(host, Turn(F))
+    assert modes() == (2, 1)
+    begin(host, Ref("t:y"))
+    assert modes() == (1, 1)
     host.journal.add([Turn(F)], "")
-    assert modes == [False, True, True]
+    assert modes() == (2, 1)
+    host.ledger.database.writer.set_trace_callback(None)
 
 
 # --- damage to the files --------------------------------------------------------------------------
@@ -790,17 +795,13 @@ def test_what_has_no_ttl_keeps_its_groups(directory):
     host.close()
 
 
-def test_groups_in_use_are_seldom_written(directory, monkeypatch):
+def test_groups_in_use_are_seldom_written(directory):
     """Stores and computations in a row renew the time of their groups once."""
     host = Host(directory)
-    writes = []
-    write = host_database.Ledger.write
-    monkeypatch.setattr(
-        host_database.Ledger, "write", lambda *a, **k: (writes.append(1), write(*a, **k))
-    )
-    for _ in range(50):
-        begin(host, Ref("f:x"))
-        drive(host.generations.outlive(BLOCKING, ["f:x"], 30 * 86400))
+    with calls_of(host_database.Ledger.write) as writes:
+        for _ in range(50):
+            begin(host, Ref("f:x"))
+            drive(host.generations.outlive(BLOCKING, ["f:x"], 30 * 86400))
     assert len(writes) == 2
     host.close()
 
@@ -831,18 +832,14 @@ def test_an_invalidation_on_its_way_is_not_swept(directory):
     host.close()
 
 
-def test_many_dead_groups_go_in_small_transactions(directory, monkeypatch):
+def test_many_dead_groups_go_in_small_transactions(directory):
     """Sweeping holds the lock of writers for a part of the groups at a time."""
     clock = Ahead()
     host = Host(directory, clock)
     for at in range(0, 1200, 100):
         begin(host, *(Ref(f"t:{n}") for n in range(at, at + 100)))
     clock.step(3 * 86400)
-    held = []
-    forget = host_state.forget
-    monkeypatch.setattr(
-        host_state, "forget", lambda c, names, n: (held.append(len(names)), forget(c, names, n))
-    )
-    assert swept(host) == 1200
+    with calls_of(host_state.forget, note=lambda given: len(given["groups"])) as held:
+        assert swept(host) == 1200
     assert held == [500, 500, 200]
     host.close()

@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from checkout import ROOT, SUPPORT
+from observed import calls_of
 from pandas.testing import assert_frame_equal
 
 from memo import cache
@@ -495,18 +496,11 @@ def test_voucher_goes_with_its_payload(files: Payloads, payload: Payload) -> Non
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def hashed() -> Iterator[list[int]]:
     """The payloads that are hashed in full, by their size."""
-    seen: list[int] = []
-    whole = codec.is_whole
-
-    def spy(view: memoryview, table: Any) -> bool:
-        seen.append(len(view))
-        return whole(view, table)
-
-    monkeypatch.setattr(codec, "is_whole", spy)
     loading.KNOWN_GOOD.clear()
-    yield seen
+    with calls_of(codec.is_whole, note=lambda given: len(given["payload"])) as seen:
+        yield seen
     loading.KNOWN_GOOD.clear()
 
 

@@ -39,10 +39,9 @@ def clock():
 
 
 @pytest.fixture
-def tier(clock, monkeypatch):
+def tier(clock):
     # The budget is the process's, and other tests may have left much bookkeeping in it.
-    monkeypatch.setattr("memo.stores.memory.BUDGET", Budget())
-    return Memory(100_000, clock)
+    return Memory(100_000, clock, budget=Budget())
 
 
 @pytest.fixture(params=RUNNERS)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import Proxy
 from deployments import Authority, tls_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,6 @@ from memo.records import codec, seal
 from memo.records.stamp_types import LOST, Call, File, Generation, Ref, State
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
-from memo.stores.redis.client import Client
 from memo.stores.redis.redis_tier import DAY, RETENTION, Redis
 from memo.validity import stamps
 from memo.validity.stamps import Turn
@@ -231,26 +231,45 @@ def test_payload_outlives_all_that_need_it(
     assert client.ttl(name) > RETENTION - 10
 
 
+class Held:
+    """A tier on whose way to Redis something happens, before a payload gets there.
+
+    Attributes:
+        tier: the tier.
+        meanwhile: what is done then, once.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.tier = Redis(proxy.url, deadline=10.0)
+        self.meanwhile: Callable[[], object] | None = None
+        proxy.hold = self._hold
+
+    def _hold(self, asked: bytes) -> None:
+        if self.meanwhile is not None and b"SET\r\n" in asked and b":p:" in asked:
+            self.meanwhile()
+            self.meanwhile = None
+
+
+@pytest.fixture
+def held(redis_server: RedisServer) -> Iterator[Held]:
+    with Proxy(redis_server.port) as proxy:
+        held = Held(proxy)
+        yield held
+        held.tier.close()
+
+
 @pytest.mark.parametrize("there", [True, False], ids=["longer by now", "new by now"])
 def test_a_payload_that_another_host_stores_meanwhile_keeps_its_life(
-    tier: Redis, redis_server: RedisServer, run: Run, monkeypatch: pytest.MonkeyPatch, there: bool
+    held: Held, redis_server: RedisServer, run: Run, there: bool
 ) -> None:
     """Between the look at a payload's life and its storing, another host gives it a longer one."""
-    sent, client, ask, looks = payload(100), redis_server.client(), tier.client.ask, []
+    sent, client = payload(100), redis_server.client()
     name = f"memo:2:p:{sent.digest.hex()}"
     if there:
-        run(lambda port: tier.store(port, "memo:j", record(), sent, 1))
-
-    async def asked(port: Any, *parts: Any, **given: Any) -> Any:
-        answer = await ask(port, *parts, **given)
-        if b"PTTL" in bytes(parts[0]) and not looks:
-            looks.append(answer)
-            client.set(name, b"of another host", px=100_000)
-        return answer
-
-    monkeypatch.setattr(tier.client, "ask", asked)
-    run(lambda port: tier.store(port, "memo:k", record(), sent, 10))
-    assert (looks[0] > 0) is there
+        run(lambda port: held.tier.store(port, "memo:j", record(), sent, 1))
+    held.meanwhile = lambda: client.set(name, b"of another host", px=100_000)
+    run(lambda port: held.tier.store(port, "memo:k", record(), sent, 10))
+    assert held.meanwhile is None
     assert client.pttl(name) > 90_000
 
 
@@ -259,29 +278,17 @@ HOUR = 3600.0
 
 @pytest.mark.parametrize("had", [None, 30.0], ids=["new", "there"])
 def test_a_payload_that_another_host_stores_meanwhile(
-    tier: Redis,
-    redis_server: RedisServer,
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    had: float | None,
+    held: Held, redis_server: RedisServer, run: Run, had: float | None
 ) -> None:
     """Whichever of two hosts stores it first, it lives as long as the longer-lived entry."""
     sent = payload(1000)
     if had is not None:
-        run(lambda port: tier.store(port, "memo:before", record(), sent, had))
-    other, ask, met = Redis(redis_server.url, deadline=2.0), Client.ask, []
-
-    async def meanwhile(client: Client, port: Port, *parts: Any, **options: Any) -> Any:
-        answer = await ask(client, port, *parts, **options)
-        if client is tier.client and b"PTTL" in bytes(parts[0]) and not met:
-            met.append(True)
-            drive(other.store(BLOCKING, "memo:long", record(), sent, HOUR))
-        return answer
-
-    monkeypatch.setattr(Client, "ask", meanwhile)
-    run(lambda port: tier.store(port, "memo:short", record(), sent, 60.0))
+        run(lambda port: held.tier.store(port, "memo:before", record(), sent, had))
+    other = Redis(redis_server.url, deadline=2.0)
+    held.meanwhile = lambda: drive(other.store(BLOCKING, "memo:long", record(), sent, HOUR))
+    run(lambda port: held.tier.store(port, "memo:short", record(), sent, 60.0))
     other.close()
-    assert met
+    assert held.meanwhile is None
     [name] = redis_server.client().keys("memo:2:p:*")
     assert redis_server.client().pttl(name) > (HOUR - 60) * 1000
 

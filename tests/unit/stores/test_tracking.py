@@ -62,9 +62,13 @@ def as_promised(tracking: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redis
 
 
 @pytest.fixture
-def unheard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is there, and no push of Redis is heard on it."""
-    monkeypatch.setattr(tracking_module.Ear, "hear_names", lambda *_: None)
+def unheard(tracking: RedisServer) -> Iterator[None]:
+    """The connection of the listener is there, and no push of Redis arrives on it."""
+    with Proxy(tracking.port) as proxy:
+        proxy.without = b"invalidate"
+        ear().url = proxy.url
+        yield
+        assembly.reset()
 
 
 def until(holds: Callable[[], Any]) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import mmap
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -16,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chaos import Proxy
 from checkout import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from observed import calls_of
 from redis_server import RedisServer
 
 import memo
 from memo import cache
 from memo.decorators import assembly
 from memo.records import codec
-from memo.records.payload_pieces import PIECE, Check, Leaving, leaving
+from memo.records.payload_pieces import PIECE, Check, leaving
 from memo.records.seal import ALIGN
 from memo.runtime import events
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
@@ -50,29 +53,35 @@ def shared(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisS
 
 
 class Gate:
-    """Lets uploads through when it is opened."""
+    """Lets uploads through to a Redis when it is opened.
 
-    def __init__(self) -> None:
+    Attributes:
+        url: the way to that Redis.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.reached = threading.Event()
         self.opened = threading.Event()
 
 
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Every upload waits at it, at the very beginning."""
-    gate = Gate()
-    store = Redis.store
+def gate(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Every upload waits at it, on its way to Redis, before a byte of it is there."""
 
-    async def held(tier: Redis, port: Any, name: str, record: Any, payload: Any, life: Any) -> None:
-        if isinstance(payload, Leaving) or len(record) > PIECE:
+    def hold(asked: bytes) -> None:
+        if (b"PTTL\r\n" in asked and b":p:" in asked) or len(asked) > 50_000:
             gate.reached.set()
-            assert gate.opened.wait(60)
-        await store(tier, port, name, record, payload, life)
+            gate.opened.wait(60)
 
-    monkeypatch.setattr(Redis, "store", held)
-    yield gate
-    gate.opened.set()
-    drain_blocking(10)
+    with Proxy(redis_server.port) as proxy:
+        gate = Gate(proxy.url)
+        proxy.hold = hold
+        monkeypatch.setenv("MEMO_REDIS_URL", proxy.url)
+        yield gate
+        gate.opened.set()
+        drain_blocking(10)
+        reset()
 
 
 def kinds(seen: list[events.Event], *wanted: str) -> list[events.Event]:
@@ -354,9 +363,11 @@ def test_the_lease_is_freed_when_the_upload_fails(shared: RedisServer, gate: Gat
     numbers = numbers_sync("n", use_lock=True)
     numbers(BIG)
     assert gate.reached.wait(10)
-    redis_tier().value_limit = 0  # refuses the record
-    gate.opened.set()
-    drain_blocking(10)
+    shared.client().config_set("maxmemory", 1)
+    with recording() as seen:
+        gate.opened.set()
+        drain_blocking(10)
+    assert [event.kind for event in kinds(seen, *UPLOADS)] == [events.UPLOAD_FAILED]
     assert not leases(shared)
     assert elsewhere("n", BIG)[0] == "1"
 
@@ -509,7 +520,7 @@ def test_settings_that_end_cut_no_upload_off(
     """Results of a `with memo.configure(...)` block are uploaded; then its chain goes."""
     numbers = numbers_sync("n")
     alive = assembly.default_chain()
-    with memo.configure(redis_url=redis_server.url, deadline=10, directory=tmp_path / "block"):
+    with memo.configure(redis_url=gate.url, deadline=10, directory=tmp_path / "block"):
         numbers(BIG)
         assert gate.reached.wait(10)
         chain = weakref.ref(assembly.default_chain())
@@ -706,21 +717,15 @@ def test_a_payload_of_another_size_is_none(shared: RedisServer, stored: Any, cha
         assert redis_tier().outages == 0, "nothing unread is taken for another's answer"
 
 
-def test_a_disk_without_room_is_no_hindrance(
-    shared: RedisServer, stored: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_without_room_is_no_hindrance(shared: RedisServer, stored: Any) -> None:
     """If the payload cannot be kept it is used all the same, from memory."""
-
-    class Full:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(os, name)
-
-        def write(self, descriptor: int, data: Any) -> int:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("memo.records.payload_pieces.os", Full())
-    with recording() as seen:
-        assert stored(BIG)[-1] == BIG - 1
+    room, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, most))
+    try:
+        with recording() as seen:
+            assert stored(BIG)[-1] == BIG - 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
     assert len(kinds(seen, events.FETCHED)) == 1
     assert not kinds(seen, events.COMPUTED)
     errors = kinds(seen, events.ERROR)
@@ -728,19 +733,12 @@ def test_a_disk_without_room_is_no_hindrance(
     assert not files(memo.settings.configuration.current().directory)
 
 
-def test_a_connection_that_broke_while_it_was_idle(
-    shared: RedisServer, stored: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_broke_while_it_was_idle(shared: RedisServer, stored: Any) -> None:
     """A fetch over a connection that died while it was idle is sent over another."""
-    fetch = Redis.fetch
-
-    def after_a_kill(tier: Redis, digest: bytes, sink: Any) -> bool:
-        shared.client().client_kill_filter(_type="normal", skipme=True)
-        return fetch(tier, digest, sink)
-
-    monkeypatch.setattr(Redis, "fetch", after_a_kill)
-    with recording() as seen:
+    kill = lambda: shared.client().client_kill_filter(_type="normal", skipme=True)
+    with recording() as seen, calls_of(Redis.fetch, then=kill) as fetched:
         assert stored(BIG)[-1] == BIG - 1
+    assert fetched
     assert len(kinds(seen, events.FETCHED)) == 1
     assert redis_tier().outages == 0
 
