@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from memo.engine.answering import (
     done_by_another,
     fall_back,
     look_or_miss,
+    look_up_later,
     rekeyed,
     told_hit,
     while_pausing,
@@ -241,7 +243,11 @@ class Live:
                 before._heir = self
                 return False
         expected = job.function.took
-        held = await hold(port, job.chain, job.name, policy, self.flight, expected=expected)
+        held = await hold(
+            *(port, job.chain, job.name, policy, self.flight),
+            expected=expected,
+            question=partial(look_up_later, port, job),
+        )
         self._held = held
         if held is not None and held.mine:
             _leased[job.name] = self

@@ -348,6 +348,22 @@ def test_a_miss_under_a_lease_takes_four_round_trips(
     assert min(counts) == 4  # the first learn, and now and then the hosts are counted
 
 
+def test_a_run_of_a_generator_takes_as_many(redis_server: RedisServer) -> None:
+    """The lease of a generator's run brings the look-up along, too."""
+
+    @memo.cache(ttl=600, use_lock=True)
+    def rows(number: int) -> Iterator[int]:
+        yield number
+
+    counts = []
+    with memo.configure(redis_url=redis_server.url, tiers=["redis"], deadline=5):
+        for number in range(9):
+            redis_server.client().config_resetstat()
+            assert list(rows(number)) == [number]
+            counts.append(redis_server.commands()["echo"])
+    assert min(counts) == 4
+
+
 def test_an_invalidation_after_the_lease_is_taken_drops_the_result(
     redis_server: RedisServer,
 ) -> None:
