@@ -158,6 +158,9 @@ class CacheFallbackFactory:
         """A new chain for these settings (default: those in force)."""
         from memo.stores.chain import Chain
 
+        if settings is not None and not isinstance(settings, Settings):
+            fix = "must be left out; memo.configure(...) sets what the chain is made from."
+            raise OptionError("settings", settings, fix)
         settings = settings or configuration.current()
         names = settings.tiers if settings.tiers is not None else cls._default_tiers(settings)
         chain = Chain(

@@ -199,6 +199,7 @@ def _whole(ref: Ref) -> Turn:
 async def _drop(
     port: Port, target: Mapping[str, Any], reason: str, *, soft: bool, strict: bool
 ) -> Invalidation:
+    options.flag("strict", strict)
     turns, said, hint = await _target(port, **target)
     done = await invalidating.invalidate(
         port, _all_chains(), turns, said, reason, soft=soft, hint=hint, sure=strict

@@ -40,6 +40,7 @@ from memo.stores.bundle import (
     Item,
     Origin,
     Part,
+    file_path,
     given_key,
     present,
     restamped,
@@ -107,21 +108,22 @@ def export_bundle(
         note: shown where it is imported.
 
     Raises:
-        OptionError: no function has the name, or it has no valid entry.
+        OptionError: no function has the name, or it has no valid entry; or `path` is none.
         BundleError: the key is too short.
     """
     several = isinstance(function, Sequence) and not isinstance(function, str)
     given: list[Any] = list(function) if several else [] if function is None else [function]  # type: ignore[arg-type]
     wanted = Wanted(where=where or {}, tag=tag)
+    file = file_path(path)
     chosen = given_key(key)
     secret_key = chosen or secrets.token_hex(32)
-    work = _export(BLOCKING, Path(path), given, wanted, secret_key, note)
+    work = _export(BLOCKING, file, given, wanted, secret_key, note)
     items = drive(work)
     return Exported(
-        Path(path),
+        file,
         len(items),
         len({item.function for item in items}),
-        Path(path).stat().st_size,
+        file.stat().st_size,
         secret_key,
         chosen is None,
     )

@@ -25,6 +25,7 @@ from memo.runtime import events, fork
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.events import Event
 from memo.runtime.memory_budget import BUDGET
+from memo.settings import options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -499,7 +500,7 @@ def stats(*patterns: str | Identified, shared: bool = False) -> metrics.Stats:
         shared: add up all processes that use the same directory, also those that have ended.
 
     Raises:
-        OptionError: one of the patterns is neither.
+        OptionError: one of the patterns is neither, or `shared` is not True or False.
     """
     named: list[str] = []
     for pattern in patterns:
@@ -507,6 +508,7 @@ def stats(*patterns: str | Identified, shared: bool = False) -> metrics.Stats:
         if not isinstance(name, str):
             raise OptionError("patterns", pattern, "must be a cached function, or its name.")
         named.append(name)
+    options.flag("shared", shared)
     _find_causes()
     snapshot = COUNTERS.snapshot()
     publish()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from memo.errors import MissingExtraError, label, public
+from memo.errors import MissingExtraError, OptionError, label, public
 from memo.metrics.recorder import COUNTERS
 from memo.metrics.snapshots import Stats
 from memo.runtime import VERSION, events
@@ -225,8 +225,17 @@ def instrument(
 
     Raises:
         MissingExtraError: the extra `otel` is not installed.
+        OptionError: one of them is no provider.
     """
     global _remove
+    wanted = (
+        ("meter_provider", meter_provider, "get_meter"),
+        ("tracer_provider", tracer_provider, "get_tracer"),
+    )
+    for name, given, method in wanted:
+        if given is not None and not hasattr(given, method):
+            fix = f"must be a provider of OpenTelemetry, with {method}(); None: the global one."
+            raise OptionError(name, given, fix)
     try:
         hook = Instrumentation(meter_provider, tracer_provider)
     except ImportError:

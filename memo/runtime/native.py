@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memo.errors import EventLoopError
+from memo.errors import EventLoopError, OptionError
 from memo.runtime import fork
 from memo.runtime.blocking import (
     APART,
@@ -232,9 +232,14 @@ async def drain(timeout: float | None = None) -> bool:
 
     Returns:
         True when everything ended by itself.
+
+    Raises:
+        OptionError: `timeout` is no number.
     """
     import asyncio
 
+    if timeout is not None and not isinstance(timeout, (int, float)):
+        raise OptionError("timeout", timeout, "must be seconds, as a number, or None.")
     port = native()
     mine = [task for task in TASKS if task.get_loop() is port.loop and not task.done()]
     end = None if timeout is None else time.monotonic() + timeout

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from memo import stores
-from memo.errors import BundleError, EntryError, TierError
+from memo.errors import BundleError, EntryError, OptionError, TierError
 from memo.records import codec, seal
 from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import Generation, Ref, State
@@ -127,8 +127,25 @@ def secret_of(key: str) -> Secret:
     return Secret(data)
 
 
+def file_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a bundle.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise OptionError("path", path, 'must be the path of a file, such as "features.memo".')
+    return Path(path)
+
+
 def given_key(key: str | None) -> str | None:
-    """A key, or the one in the environment."""
+    """A key, or the one in the environment.
+
+    Raises:
+        OptionError: it is no text; its value is not shown.
+    """
+    if key is not None and not isinstance(key, str):
+        raise OptionError("key", type(key), "is not text; give the key as export_bundle gave it.")
     return key or os.environ.get(KEY_VARIABLE) or None
 
 
@@ -236,7 +253,7 @@ class Bundle:
     budget = None
 
     def __init__(self, path: str | os.PathLike[str], key: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = file_path(path)
         key = given_key(key)
         self._secret = None if key is None else secret_of(key)
         self.verified = False

@@ -220,6 +220,9 @@ class Chain:
         write_strategy: WriteStrategy = "write_through",
         self_healing: bool = True,
     ) -> None:
+        if not isinstance(tiers, Sequence):
+            fix = "must be a list of tiers; CacheFallbackFactory.create() makes the usual ones."
+            raise OptionError("tiers", tiers, fix)
         if not tiers:
             raise OptionError("tiers", tiers, "must name at least one tier.")
         wrong = [tier for tier in tiers if not isinstance(getattr(tier, "name", None), str)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any
@@ -66,6 +67,36 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         "function=<function plain.*: is not cached; give a function that @cache decorates",
     ),
     "a hook that is none": (lambda: memo.on_event(5), "hook=5: must be a function"),
+    "a bundle without a path": (
+        lambda: memo.export_bundle(None),  # type: ignore[arg-type]
+        "path=None: must be the path of a file",
+    ),
+    "an empty path": (lambda: memo.import_bundle(""), "path='': must be the path of a file"),
+    "a key that is no text": (
+        lambda: memo.export_bundle("b", key=5),  # type: ignore[arg-type]
+        "key=<class 'int'>: is not text",
+    ),
+    "a number of tiers": (lambda: memo.Chain(5), "tiers=5: must be a list of tiers"),  # type: ignore[arg-type]
+    "settings of the factory": (
+        lambda: CacheFallbackFactory.create("redis"),  # type: ignore[arg-type]
+        r"settings='redis': must be left out; memo\.configure",
+    ),
+    "a provider of nothing": (
+        lambda: memo.instrument(meter_provider="http://h"),  # type: ignore[arg-type]
+        r"meter_provider='http://h': must be a provider .* get_meter\(\)",
+    ),
+    "a text for a flag": (
+        lambda: memo.invalidate(tag="t", strict="yes"),  # type: ignore[arg-type]
+        "strict='yes': must be True or False",
+    ),
+    "another text for a flag": (
+        lambda: memo.stats(shared="all"),
+        "shared='all': must be True or False",
+    ),  # type: ignore[arg-type]
+    "a timeout in words": (
+        lambda: asyncio.run(memo.drain("5s")),  # type: ignore[arg-type]
+        "timeout='5s': must be seconds",
+    ),
     "a pattern that is none": (lambda: memo.stats(5), "patterns=5: must be a cached function"),
 }
 
