@@ -253,12 +253,9 @@ async def listing(
 
 def _listing(chain: Chain, prefix: str, limit: int | None) -> list[tuple[Header, int]]:
     found: dict[str, tuple[Header, int]] = {}
-    for tier in chain.tiers:
-        entries: Any = getattr(tier, "entries", None)  # the disk lists what it has
-        if entries is None:
-            continue
+    for tier in chain.listing:
         with suppress(TierError):
-            for listed in entries(prefix):
+            for listed in tier.entries(prefix):
                 header = _header(chain, listed.name, listed.record)
                 if header is not None and listed.size > found.get(header.key, (None, -1))[1]:
                     found[header.key] = (header, listed.size)  # memory may have the record alone

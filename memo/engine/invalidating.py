@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from memo.engine.call import writer
 from memo.engine.coordination.flights import FLIGHTS
@@ -22,7 +22,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.stores.authorities import make_note
 from memo.stores.chain import Chain
-from memo.stores.protocols import Listed, title
+from memo.stores.protocols import Listed, Searches, title
 from memo.validity import stamps
 from memo.validity.check import age, broken, texts
 from memo.validity.results import unfolded
@@ -231,12 +231,11 @@ async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Tur
         shared = chain.authorities.shared
         if shared is None:
             continue
-        listing: Any = getattr(shared, "listed", None)
-        if listing is None:  # a user's own store cannot be searched
+        if not isinstance(shared, Searches):  # a user's own store cannot be searched
             partial = True
             continue
         try:
-            listed, whole = await listing(port, _common_prefix(chain, turns), until)
+            listed, whole = await shared.listed(port, _common_prefix(chain, turns), until)
         except TierError:
             partial = True
             continue
@@ -284,12 +283,9 @@ def _headers(chain: Chain, prefix: str, until: float) -> list[Header | None]:
     """The headers of a chain's entries on this host; None: not all of them could be read."""
     found: list[Header | None] = []
     seen: set[str] = set()
-    for tier in chain.tiers:
-        entries: Any = getattr(tier, "entries", None)
-        if entries is None:
-            continue
+    for tier in chain.listing:
         try:
-            for listed in entries(prefix):
+            for listed in tier.entries(prefix):
                 if len(seen) >= ALWAYS and time.monotonic() > until:
                     return [*found, None]
                 if listed.name not in seen:

@@ -31,7 +31,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import Listed, title
+from memo.stores.protocols import Holds, Listed, Lists, Searches, title
 from memo.validity import check, dependencies, stamps
 from memo.validity.check import Expired, age, broken, judge
 from memo.validity.results import unfolded
@@ -164,18 +164,15 @@ async def _newest(
 ) -> tuple[list[Item], int]:
     """The newest entries of some functions, and how many there are, without reading the others."""
     found: dict[str, Item] = {}
-    lists: list[tuple[Any, dict[str, int]]] = []
-    for tier in chain.tiers:
-        if not hasattr(tier, "newest"):  # what is elsewhere is not listed
-            continue
-        listing_tier: Any = tier
+    lists: list[tuple[Lists, dict[str, int]]] = []
+    for tier in chain.listing:
         with suppress(TierError):
-            heads = await listing_tier.heads(port, prefix)
+            heads = await tier.heads(port, prefix)
             own = {head: count for head, count in heads.items() if _is_ours(chain, wanted, head)}
-            lists.append((listing_tier, own))
+            lists.append((tier, own))
             among = [prefix] if len(own) == len(heads) else list(own)
             most = len(own) == len(heads)
-            for one in await listing_tier.newest(port, among, limit, all_of_them=most):
+            for one in await tier.newest(port, among, limit, all_of_them=most):
                 item = _item(chain, one)
                 if item is None:
                     continue
@@ -203,7 +200,7 @@ def _item(chain: Chain, listed: Listed) -> Item | None:
         return None
 
 
-async def _count(port: Port, lists: Sequence[tuple[Any, dict[str, int]]]) -> int:
+async def _count(port: Port, lists: Sequence[tuple[Lists, dict[str, int]]]) -> int:
     """How many entries there are in some tiers, each once."""
     filled = [(tier, own) for tier, own in lists if own]
     if len(filled) == 1:
@@ -286,11 +283,10 @@ async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[t
     names = [chain.name(header.function, header.key) for header in headers]
     found: list[tuple[str, ...]] = [()] * len(names)
     for tier in chain.tiers:
-        holds: Any = getattr(tier, "holds", None)
-        if holds is None or not names:
+        if not isinstance(tier, Holds) or not names:
             continue
         try:
-            answers = await holds(port, names)
+            answers = await tier.holds(port, names)
         except TierError:
             continue
         found = [(*at, tier.name) if held else at for at, held in zip(found, answers, strict=True)]
@@ -312,7 +308,7 @@ async def _afar(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Heade
         return [], ""
     name, without = title(shared.name), "entries that are only there are missing"
     listing_tier: Any = shared
-    if not hasattr(shared, "listed"):
+    if not isinstance(shared, Searches):
         return [], f"{name} cannot be listed: {without}."
     try:
         until = time.monotonic() + SEARCH

@@ -50,6 +50,7 @@ from memo.stores.protocols import (
     Front,
     Host,
     Listener,
+    Lists,
     Near,
     Prompt,
     Retains,
@@ -206,6 +207,7 @@ class Chain:
         first: name of the first tier.
         host: state that the processes of this host share; None: there is none.
         uploads: entries on their way to the shared tier.
+        listing: the tiers that can list their entries.
 
     Raises:
         OptionError: an unknown strategy, or no tier.
@@ -256,6 +258,7 @@ class Chain:
         self._listener = self.authorities.listener
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
+        self.listing = tuple(tier for tier in self.tiers if isinstance(tier, Lists))
         self._retains = self._authority if isinstance(self._authority, Retains) else None
         self._counts_reads = next((t for t in self.tiers if isinstance(t, CountsReads)), None)
         self._transfers = Transfers(

@@ -7,7 +7,7 @@ that sync and async callers run the same lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from memo.errors import TierError
@@ -420,6 +420,111 @@ class Tracked(Protocol):
 
     listener: Listener | None
     """Hears of changes of the generations; None: that was not asked for."""
+
+
+class Leases(Protocol):
+    """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
+
+    async def acquire(
+        self, port: Port, name: str, holder: str, question: Asked | None = None
+    ) -> tuple[str, float] | None:
+        """Take a free lease; None when taken, else its holder and the seconds it still has.
+
+        Args:
+            question: an `Asked` of the same tier, not sent yet: asked behind the lease in the same
+                exchange if that is possible, else its `answer` stays None.
+        """
+        ...
+
+    async def renew(self, port: Port, name: str, holder: str) -> bool:
+        """Give it `LEASE` more seconds; False when it is not ours any more."""
+        ...
+
+    async def release(self, port: Port, name: str, holder: str) -> None:
+        """Free it if it is ours, and wake every waiter."""
+        ...
+
+    async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
+        """Take it from a holder that is known to be dead; False when that is not the holder."""
+        ...
+
+    async def wait(self, port: Port, name: str, timeout: float) -> None:
+        """Return when it is released, or after `timeout` seconds."""
+        ...
+
+
+@runtime_checkable
+class Leasing(Protocol):
+    """A shared tier that has leases."""
+
+    @property
+    def leases(self) -> Leases:
+        """Its leases."""
+        ...
+
+
+@runtime_checkable
+class Lists(Protocol):
+    """A tier of this host that can list its entries.  Every method raises `TierError`."""
+
+    @property
+    def name(self) -> str:
+        """See `Tier.name`."""
+        ...
+
+    def entries(self, prefix: str = "") -> Iterator[Listed]:
+        """Every entry whose name begins with `prefix`; not for an event loop."""
+        ...
+
+    async def names(self, port: Port, prefix: str = "") -> list[str]:
+        """The names that begin with `prefix`."""
+        ...
+
+    async def heads(self, port: Port, prefix: str) -> dict[str, int]:
+        """Count the names that begin with `prefix`, by what they have before the key."""
+        ...
+
+    async def newest(
+        self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
+    ) -> list[Listed]:
+        """The entries stored last, at most so many for each prefix of names.
+
+        Args:
+            all_of_them: the prefixes cover most of what is here.
+        """
+        ...
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """A tier that can tell which names it has without reading them."""
+
+    @property
+    def name(self) -> str:
+        """See `Tier.name`."""
+        ...
+
+    async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
+        """True for each name that is here.  Raises `TierError`."""
+        ...
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A shared tier that can be searched for entries, for as long as there is time."""
+
+    async def listed(
+        self, port: Port, prefix: str, until: float
+    ) -> tuple[list[tuple[str, bytes]], bool]:
+        """Name and record of the entries whose names begin with `prefix`, and whether that is all.
+
+        Args:
+            until: when to stop, on the monotonic clock.
+
+        Raises:
+            TierError: it cannot be searched.
+        """
+        ...
 
 
 class Listener(Protocol):

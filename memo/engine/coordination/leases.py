@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Any
 
 from memo.engine.coordination.flights import Flight
 from memo.errors import TierError, TierUnavailable
@@ -33,7 +33,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, patient
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE, Asked, Lock
+from memo.stores.protocols import LEASE, Asked, Leases, Leasing, Lock
 from memo.stores.transfers import Upload
 
 POLL = (0.002, 0.02)
@@ -82,37 +82,6 @@ def _number(text: str) -> float | None:
 
 Question = Callable[[], Coroutine[Any, Any, Asked | None]]
 """Makes a question, not sent yet; None: it cannot be asked that way."""
-
-
-class Leases(Protocol):
-    """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
-
-    async def acquire(
-        self, port: Port, name: str, holder: str, question: Asked | None = None
-    ) -> tuple[str, float] | None:
-        """Take a free lease; None when taken, else its holder and the seconds it still has.
-
-        Args:
-            question: an `Asked` of the same tier, not sent yet: asked behind the lease in the same
-                exchange if that is possible, else its `answer` stays None.
-        """
-        ...
-
-    async def renew(self, port: Port, name: str, holder: str) -> bool:
-        """Give it `LEASE` more seconds; False when it is not ours any more."""
-        ...
-
-    async def release(self, port: Port, name: str, holder: str) -> None:
-        """Free it if it is ours, and wake every waiter."""
-        ...
-
-    async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
-        """Take it from a holder that is known to be dead; False when that is not the holder."""
-        ...
-
-    async def wait(self, port: Port, name: str, timeout: float) -> None:
-        """Return when it is released, or after `timeout` seconds."""
-        ...
 
 
 class Hold:
@@ -350,11 +319,7 @@ async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first:
 
 
 def _cluster_leases(chain: Chain) -> Leases | None:
-    for tier in chain.tiers:
-        leases: Leases | None = getattr(tier, "leases", None)
-        if leases is not None:
-            return leases
-    return None
+    return next((tier.leases for tier in chain.tiers if isinstance(tier, Leasing)), None)
 
 
 async def _cluster(
