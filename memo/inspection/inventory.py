@@ -307,12 +307,11 @@ async def _afar(port: Port, chain: Chain, prefix: str) -> tuple[list[tuple[Heade
     if shared is None:
         return [], ""
     name, without = title(shared.name), "entries that are only there are missing"
-    listing_tier: Any = shared
     if not isinstance(shared, Searches):
         return [], f"{name} cannot be listed: {without}."
     try:
         until = time.monotonic() + SEARCH
-        listed, whole = await listing_tier.listed(port, prefix, until, MOST)
+        listed, whole = await shared.listed(port, prefix, until, MOST)
     except TierError:
         return [], f"{name} did not answer: {without}."
     found: list[tuple[Header, int]] = []

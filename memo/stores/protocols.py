@@ -514,12 +514,13 @@ class Searches(Protocol):
     """A shared tier that can be searched for entries, for as long as there is time."""
 
     async def listed(
-        self, port: Port, prefix: str, until: float
+        self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
         """Name and record of the entries whose names begin with `prefix`, and whether that is all.
 
         Args:
             until: when to stop, on the monotonic clock.
+            most: stop when there are so many.
 
         Raises:
             TierError: it cannot be searched.
