@@ -25,7 +25,7 @@ from memo.engine.coordination.flights import FLIGHTS
 from memo.runtime.blocking import drain_blocking
 from memo.stores.chain import Chain
 
-TRIES = 12
+TRIES = 30
 """So often a mutant may be lucky: on a busy machine few calls fit into a run."""
 FAST: dict[str, Any] = {"ttl": None}
 SLOW = {"busy": 0.03, "invalidate": 0.2, "regions": 1}
