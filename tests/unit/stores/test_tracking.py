@@ -366,11 +366,11 @@ def test_word_between_question_and_answer_is_not_lost(
     """A change after Redis has answered, and before that is remembered, is noticed."""
     before = proven(load, "EU")
     ears = ear()
-    asked = Authorities.asked
+    states_by = Authorities.states_by
 
-    async def overtaken(self: Any, port: Any, verb: str, refs: Any) -> Any:
-        answer = await asked(self, port, verb, refs)
-        if verb == "states" and not overtaken.done:  # type: ignore[attr-defined]
+    async def overtaken(self: Any, port: Any, refs: Any) -> Any:
+        answer = await states_by(self, port, refs)
+        if not overtaken.done:  # type: ignore[attr-defined]
             overtaken.done = True  # type: ignore[attr-defined]
             count = ears.count
             elsewhere(tracking.url, load)
@@ -379,7 +379,7 @@ def test_word_between_question_and_answer_is_not_lost(
 
     overtaken.done = False  # type: ignore[attr-defined]
     ears.begin_anew()
-    monkeypatch.setattr(Authorities, "asked", overtaken)
+    monkeypatch.setattr(Authorities, "states_by", overtaken)
     assert load("EU") == before  # it began before the invalidation
     assert overtaken.done  # type: ignore[attr-defined]
     assert not is_quick(load, "EU")
