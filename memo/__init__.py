@@ -7,8 +7,9 @@
     @cache(ttl="1h")
     async def load(region: str) -> pandas.DataFrame: ...
 
-The folders: `decorators` makes a cached function, `engine` answers its calls, `keys` says
-which entry a call has, `stores` keeps entries in tiers, `validity` says whether one is still valid.
+The folders: `decorators` creates cached functions, `engine` answers their calls, `keys` determines
+the entry of a call, `stores` keeps entries in tiers, `validity` checks that an entry is still
+valid.
 """
 
 from __future__ import annotations
@@ -143,10 +144,10 @@ _LATER = {
     "progress": "memo.jupyter.progress_view",
     "report": "memo.inspection.report_line",
 }
-"""Public names that few programs use, and the modules that are imported at their first use."""
+"""Public names that few programs use -> modules that are imported at their first use."""
 
 
-if not TYPE_CHECKING:  # which refuses a misspelt name
+if not TYPE_CHECKING:  # so that type checkers refuse a misspelled name
     __getattr__ = _later(__name__, _LATER)
 
 
@@ -170,7 +171,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """`%unload_ext memo`: nothing stays behind."""
+    """`%unload_ext memo`: removes everything that loading added."""
     from memo.jupyter import magics
 
     magics.unload(shell)

@@ -46,8 +46,8 @@ class OptionError(MemoError, ValueError, TypeError):
 
     Args:
         option: the name of the option.
-        value: what was given.
-        fix: what to write instead, as a whole sentence.
+        value: the given value.
+        fix: what to write instead, as the rest of a sentence.
     """
 
     def __init__(self, option: str, value: object, fix: str) -> None:
@@ -95,7 +95,7 @@ class NothingMatchedError(MemoError, LookupError):
     """An invalidation with `strict=True` matched no entry.
 
     Attributes:
-        outcome: the result it would have returned; the invalidation was carried out all the same.
+        outcome: the result it would have returned; the invalidation was carried out nevertheless.
     """
 
     def __init__(self, outcome: object) -> None:
@@ -107,7 +107,7 @@ class NotCachedError(MemoError, LookupError):
     """A call in the mode `"only"` has no entry that could answer it.
 
     Attributes:
-        explanation: the reason, as `explain` gives it.
+        explanation: the reason, as returned by `explain`.
     """
 
     def __init__(self, explanation: object) -> None:
@@ -116,11 +116,11 @@ class NotCachedError(MemoError, LookupError):
 
 
 class MissingExtraError(MemoError, ImportError):
-    """A feature needs an optional package; the message has the install line."""
+    """A feature needs an optional package; the message has the install command."""
 
 
 class EntryError(MemoError):
-    """A stored entry must not be believed: damaged, forged, foreign, or of another format.
+    """A stored entry must not be used: damaged, forged, foreign, or of another format.
 
     Args:
         reason: one of the miss reasons of `runtime.reasons`, for instance `"unreadable"`.
@@ -134,11 +134,11 @@ class EntryError(MemoError):
 
 
 class TierError(MemoError):
-    """A tier did not do what was asked: an error reply, a full disk, a damaged index.
+    """A tier failed: an error reply, a full disk, a damaged index.
 
     Attributes:
-        kind: one word for what went wrong, such as the code of an error reply; `""`: not known.
-        detail: what the server or the operating system said about it.
+        kind: one word for the fault, such as the code of an error reply; `""`: unknown.
+        detail: the message of the server or of the operating system.
     """
 
     kind = ""
@@ -149,7 +149,7 @@ class TierUnavailable(TierError):
     """A tier cannot be reached: refused, silent past its deadline, or its breaker is open.
 
     Attributes:
-        told: an event has already said so, when the outage began.
+        told: an event has already reported it, when the outage began.
     """
 
     def __init__(self, message: str, *, told: bool = False) -> None:
@@ -158,7 +158,7 @@ class TierUnavailable(TierError):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A short, safe text of a value for an error message: at most `limit` characters."""
+    """Return a short, safe text of a value for an error message: at most `limit` characters."""
     try:
         text = repr(value)
     except Exception:
@@ -172,7 +172,7 @@ def encodable(text: str) -> str:
 
 
 def type_named(kind: type) -> str:
-    """A type as a sentence names it: `an int`, `a list`."""
+    """Name a type as in a sentence: `an int`, `a list`."""
     return f"{'an' if kind.__name__[:1].lower() in set('aeiou') else 'a'} {kind.__name__}"
 
 
@@ -180,16 +180,17 @@ _FOLDER = r"~[0-9a-f]+(?=:)"
 
 
 def label(function: str) -> str:
-    """A function's identity as people read it: `load`, `etl:load`, `tour.ipynb:load`.
+    """Return the readable name of a function: `load`, `etl:load`, `tour.ipynb:load`.
 
-    Without `__main__:`, and without the digest that tells notebooks in different folders apart.
+    Its id without `__main__:`, and without the digest that distinguishes notebooks in different
+    directories.
     """
     return re.sub(_FOLDER, "", function, count=1).removeprefix("__main__:")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`; did you mean 'ttl'?` where one of some names is close to a wrong one, else `""`."""
-    import difflib  # only an error needs it
+    """Return `; did you mean 'ttl'?` if one of some names is close to a wrong one, else `""`."""
+    import difflib  # needed only for an error
 
     known = {known.lower(): known for known in names}
     found = difflib.get_close_matches(name.lower(), known, 1, cutoff=0.6)
@@ -199,7 +200,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def users(error: E) -> E:
     """Cut a traceback so that it begins at the user's first frame, if it has one.
 
-    A bare `raise` after it adds no frame of ours.
+    A bare `raise` after it adds no frame of memo.
     """
     return error.with_traceback(_users_frames(error) or error.__traceback__)
 
@@ -221,7 +222,7 @@ _OURS = frozenset({"memo", "asyncio", "concurrent"})
 def at_the_call(error: E) -> E:
     """As `users`, for an exception about the call itself, which may have no frame of the user's.
 
-    A mistake in a call is shown at the call; any other error keeps our frames.
+    A mistake in a call is shown at the call; any other error keeps memo's frames.
     """
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
@@ -239,7 +240,7 @@ def _is_misfit(last: TracebackType | None) -> bool:
 
 
 class ending_at_the_call:  # noqa: N801 - a context manager, which reads as one
-    """Errors that leave it end at the line that called a public function."""
+    """Let errors end at the line that called a public function."""
 
     def __enter__(self) -> None:
         pass
@@ -254,7 +255,7 @@ class ending_at_the_call:  # noqa: N801 - a context manager, which reads as one
 def public(function: Callable[P, R]) -> Callable[P, R]:
     """Make errors of memo end at the line that called a public function, `async def` or `def`.
 
-    A traceback then shows the mistake instead of memo's own frames, and an unknown option is an
+    The traceback then shows the mistake instead of memo's own frames, and an unknown option is an
     `OptionError` that names the nearest one.
     """
 
@@ -296,8 +297,8 @@ _LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, er
 def lacks_resources(error: BaseException | None) -> bool:
     """True if an error, or its cause, says that the process has run out of a resource.
 
-    No descriptor, thread or memory is left, it is too late in its life to import a module, or memo
-    was installed anew beneath it and a module of it is gone.
+    There is no descriptor, thread or memory left, it is too late in its life to import a module, or
+    memo was reinstalled and a module of it is gone.
     """
     if isinstance(error, ModuleNotFoundError):
         return (error.name or "").partition(".")[0] == __package__

@@ -1,8 +1,8 @@
-"""The command line: `memo demo`, `stats`, `ls`, `clear` and `doctor`.
+"""The command line: `memo demo`, `stats`, `ls`, `clear`, `doctor` and others.
 
-Thin: each command asks a module of `inspection` and prints the answer.  A user's mistake ends with
-one line on standard error and status 2, a finding that needs work with status 1, and so does a name
-that matches nothing.
+Each command calls a module of `inspection` and prints the result.  A user's mistake ends with one
+line on standard error and status 2; a finding that needs work, or a name that matches nothing, with
+status 1.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MARKS = {doctor.GOOD: "green", doctor.NOTE: "cyan", doctor.WARN: "yellow", docto
 
 
 class _Commands(click.Group):
-    """Turns memo's own errors into messages: they say what was wrong, and the fix."""
+    """Turns memo's own errors into messages with the mistake and the fix."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -105,7 +105,7 @@ def stats(pattern: tuple[str, ...], as_json: bool, as_html: bool, plot: bool, li
 
 
 def _width() -> int:
-    """Columns of the terminal; 80 where there is none."""
+    """Return the columns of the terminal; 80 if there is none."""
     return shutil.get_terminal_size().columns
 
 
@@ -120,7 +120,7 @@ def _show(lines: Iterable[rendering.Styled]) -> None:
 
 
 def _health() -> dict[str, dict[str, Any]]:
-    """Facts of the tiers that processes share; this one's memory is empty."""
+    """Return facts about the tiers that processes share; this one's memory is empty."""
     facts = drive(default_chain().health(BLOCKING))
     host = facts.pop("host", {})
     facts.pop(MEMORY, None)
@@ -311,7 +311,7 @@ def examine(as_json: bool) -> None:
 
 
 def _say_nearest(patterns: tuple[str, ...]) -> None:
-    """Name the functions that were probably meant by patterns that matched none."""
+    """Name the functions that were probably intended by patterns that matched none."""
     near = names.functions_meant(patterns, drive(names.functions_known(BLOCKING, [])))
     if near:
         click.echo(near, err=True)
@@ -343,7 +343,10 @@ def _say_finding(finding: doctor.Finding) -> None:
 
 
 def _facts(item: inventory.Item) -> dict[str, Any]:
-    """An entry as `--json` shows it: times in seconds, moments since the epoch, size in bytes."""
+    """Return an entry as `--json` shows it.
+
+    Durations in seconds, times since the epoch, size in bytes.
+    """
     header, size, tiers, state = item
     times = header.times
     return {

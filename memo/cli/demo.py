@@ -1,9 +1,9 @@
-"""`memo demo`: the main job on real data, with the numbers of this very run.
+"""`memo demo`: a typical pipeline on real data, with the times of this very run.
 
 The data: the Python packages that are installed here, read and parsed file by file.  The pipeline:
 `definitions` (one package), `survey` (all of them, one DataFrame), `report` (a table by package).
-Each is cached, and each is built on the one before.  It needs neither a network nor a Redis, uses
-only the public interface, and leaves nothing behind on the disk.
+Each is cached, and built on the one before.  It needs neither a network nor a Redis, uses only the
+public interface, and leaves nothing behind on the disk.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FULL = 8_000_000
-"""Bytes of source in a whole demo: parsing takes about 0.5 s a megabyte on a machine of 2022."""
+"""Bytes of source in a full demo: parsing takes about 0.5 s per megabyte on a machine of 2022."""
 QUICK = 3_000_000
 """Bytes of source with `--quick`."""
 PACKAGE = "workspace"
-"""The package that the demo changes: a copy of one of the standard library's."""
+"""The package that the demo changes: a copy of one from the standard library."""
 ORIGINAL = "email"
 BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.BoolOp, ast.comprehension, ast.IfExp)
 KINDS = {
@@ -100,7 +100,7 @@ def parse_package(folder: Path) -> pd.DataFrame:
 
 
 def parse_file(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """The definitions of one file; none where it is not valid Python of this version."""
+    """Yield the definitions of one file; none if it is not valid Python of this version."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
@@ -124,7 +124,7 @@ def parse_file(path: Path, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def find_packages(limit: int) -> tuple[list[Path], int, int]:
-    """Package directories with together at most `limit` bytes of source, their files and bytes."""
+    """Return package directories of at most `limit` bytes in all, their files and bytes."""
     chosen: list[Path] = []
     files = size = 0
     for folder in _candidates():
@@ -136,7 +136,7 @@ def find_packages(limit: int) -> tuple[list[Path], int, int]:
 
 
 def _candidates() -> Iterable[Path]:
-    """Directories of the standard library and of every installed distribution, by name."""
+    """Yield directories of the standard library and of every installed distribution, by name."""
     library = Path(sysconfig.get_path("stdlib"))
     found = {path.parent for path in library.glob("*/__init__.py") if path.parent.name != "test"}
     for distribution in metadata.distributions():
@@ -147,7 +147,7 @@ def _candidates() -> Iterable[Path]:
 
 
 def copy_package(directory: Path) -> Path:
-    """A copy of a package, for the demo to change."""
+    """Copy a package, for the demo to change."""
     library = Path(sysconfig.get_path("stdlib"))
     folder = directory / PACKAGE
     shutil.copytree(library / ORIGINAL, folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -155,7 +155,7 @@ def copy_package(directory: Path) -> Path:
 
 
 def change_package(folder: Path) -> None:
-    """A real change: one new function in one file."""
+    """Make a real change: one new function in one file."""
     with (folder / "__init__.py").open("a", encoding="utf-8") as file:
         file.write('\n\ndef added_by_the_demo():\n    """New."""\n    return 42\n')
 
@@ -165,13 +165,13 @@ def change_package(folder: Path) -> None:
 
 @dataclass
 class Run:
-    """Durations of one run of the pipeline.
+    """The measurements of one run of the pipeline.
 
     Attributes:
         seconds: from the call to the answer.
         computed: how often each function really ran.
-        tiers: where the answers from the cache came from.
-        revalidated: how many results were kept, since what they were built on came back equal.
+        tiers: the tiers from which answers came.
+        revalidated: number of results that were kept because their inputs came back equal.
         rows: definitions in the survey.
         check: digest of the whole report: equal digests, equal reports.
     """
@@ -214,7 +214,7 @@ async def _pipeline(folders: tuple[Path, ...]) -> pd.DataFrame:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """A digest over every cell and label of a table."""
+    """Return a digest over every cell and label of a table."""
     import hashlib
 
     return hashlib.sha256(table.to_csv().encode()).hexdigest()
@@ -233,7 +233,7 @@ def python(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def measure_elsewhere(folders: tuple[Path, ...]) -> tuple[Run, float]:
-    """The same run in a fresh process; also the seconds from its start to its end."""
+    """Do the same run in a fresh process; also return the seconds from its start to its end."""
     begin = time.perf_counter()
     said = json.dumps([str(folder) for folder in folders])
     done = python("demo.answer()", input=said, stdout=subprocess.PIPE)
@@ -260,24 +260,24 @@ WIDE = 30
 
 
 class Story:
-    """Tells what happens, in a terminal or in a log, and keeps the first run to compare with."""
+    """Prints what happens, to a terminal or a log, and keeps the first run for comparison."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self.first = Run()
 
     def say(self, text: str = "", style: str = "") -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def tell(self, number: int, title: str, run: Run, note: str = "") -> None:
-        """One run: how long, compared with the first, and what really ran."""
+        """Print one run: its time, compared with the first, and what really ran."""
         times = f"{self.first.seconds / run.seconds:,.0f} x faster" if number > 1 else ""
         head = f"{number}  {title:<19}{duration(run.seconds):>9}  {times:<15}"
         self.say(f"{head}{note}".rstrip(), "green" if number > 1 else "")
 
     def chart(self, runs: dict[str, Run]) -> None:
-        """The time of each run as a bar, on a scale on which a tenth is one step shorter."""
+        """Print the time of each run as a bar on a logarithmic scale."""
         shortest = min(run.seconds for run in runs.values())
         whole = math.log10(max(run.seconds for run in runs.values()) / shortest) + 1
         self.say("Time of each run (logarithmic: each step of the scale is ten times)", "bold")
@@ -289,7 +289,10 @@ class Story:
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[memo.Event], None]]:
-        """A hook that shows how many packages have been parsed: a bar, or a line now and then."""
+        """Return a hook that shows how many packages have been parsed.
+
+        A bar, or occasional lines.
+        """
         if self._console.is_terminal:
             with self._bar(total) as hook:
                 yield hook
@@ -335,13 +338,13 @@ def main(redis: str | None = None, *, quick: bool = False) -> bool:
 
     Args:
         redis: URL of a Redis to put before the disk.  What the demo stores there is dropped at the
-            end, or expires; what stays is the namespace `memo-demo`, with a dozen small keys.
-        quick: take fewer packages.
+            end, or expires; the namespace `memo-demo` with a dozen small keys stays.
+        quick: use fewer packages.
 
     Raises:
         SettingError: the URL cannot be used.
     """
-    with memo.configure(redis_url=redis):  # a wrong one is said here, and at once
+    with memo.configure(redis_url=redis):  # a wrong URL is reported here, at once
         kept = {name: text for name, text in os.environ.items() if not name.startswith("MEMO_")}
     with tempfile.TemporaryDirectory(prefix="memo-demo-", ignore_cleanup_errors=True) as directory:
         settings = _settings(Path(directory) / "cache", redis)
@@ -352,7 +355,7 @@ def main(redis: str | None = None, *, quick: bool = False) -> bool:
 
 
 def _settings(directory: Path, redis: str | None) -> dict[str, str]:
-    """The settings of a demo: a directory, a namespace, and a fresh secret that no entry has."""
+    """Return the settings of a demo: a directory, a namespace, and a new secret."""
     settings = {
         "MEMO_DIRECTORY": str(directory),
         "MEMO_SECRET": secrets.token_hex(32),
@@ -362,7 +365,7 @@ def _settings(directory: Path, redis: str | None) -> dict[str, str]:
 
 
 def perform(limit: int) -> None:
-    """The demo itself, in the working directory, with the settings of the environment."""
+    """Run the demo itself, in the working directory, with the settings of the environment."""
     from rich.console import Console
 
     try:

@@ -1,9 +1,9 @@
 """`memo ui`: the live view as a local page, over every process that shares the directory.
 
-It listens on the loopback address alone.  Each request must name this host and port (`Host`, and
-`Origin` where a browser sends one), and all but the page's own files need the token of the URL, so
-that no other page and no other user can read or invalidate.  Values are never loaded: what is shown
-comes from headers that this user's secret has authenticated.
+It listens on the loopback address only.  Each request must name this host and port (`Host`, and
+`Origin` if a browser sends one), and all but the page's own files need the token of the URL, so
+that no other page and no other user can read or invalidate.  Values are never loaded: everything
+shown comes from headers that this user's secret has authenticated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from memo.metrics.rendering import asset
 HOST = "127.0.0.1"
 TOKEN = "X-Memo-Token"  # noqa: S105 - the name of the header
 LARGEST = 10_000
-"""Bytes of the largest message that a page sends."""
+"""Bytes of the largest message that a page may send."""
 FILES = {"view.js": "text/javascript", "view.css": "text/css", "page.js": "text/javascript"}
 HEADERS = {
     "Content-Security-Policy": (
@@ -70,7 +70,7 @@ class Site:
         )
 
     def refusal(self, request: Request, *, needs_token: bool = True) -> Response | None:
-        """The refusal of a request that is not from our page; None: it is from there."""
+        """Return the refusal of a request that is not from our page; None if it is."""
         origin = request.headers.get("origin")
         if request.headers.get("host") not in self._hosts:
             return _said("This host is not served.", 403)
@@ -86,7 +86,7 @@ class Site:
         return self.refusal(request) or Response(PAGE, 200, HEADERS, "text/html")
 
     def file(self, request: Request) -> Response:
-        """A file of the page, which holds nothing of the cache."""
+        """Serve a file of the page, which contains nothing of the cache."""
         name = request.path_params["name"]
         if name not in FILES:
             return _said("Not found.", 404)
@@ -94,7 +94,7 @@ class Site:
         return refusal or Response(asset(name), 200, HEADERS, FILES[name])
 
     def state(self, request: Request) -> Response:
-        """The state that the page draws."""
+        """Return the state that the page draws."""
         return self.refusal(request) or self._answer(None)
 
     async def do(self, request: Request) -> Response:
@@ -122,7 +122,7 @@ def _said(text: str, status: int) -> Response:
 
 
 class Server:
-    """The server of `memo ui`; its socket is bound when it is made.
+    """The server of `memo ui`; its socket is bound at creation.
 
     Attributes:
         url: the page's address, with its token.
@@ -134,7 +134,7 @@ class Server:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((HOST, port))
-            self._socket.listen()  # so that a browser that is quicker than the start waits
+            self._socket.listen()  # so that a browser that is faster than the start waits
             self._port = self._socket.getsockname()[1]
             self._application = Site(self.token, self._port).application()
         except BaseException:

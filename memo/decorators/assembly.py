@@ -1,4 +1,4 @@
-"""Assembly: from settings to the chain that they describe."""
+"""Assembly: build the chain that the settings describe."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from memo.stores.disk.host_state import Host
 
 _SHARE, _COPIED = 8, 2 << 20
-"""Largest payload of a memory tier that has a tier behind it: as a part of its budget, and in
-bytes.  Above it, mapping a file (70 µs here) is faster than the copy that each hit gets."""
+"""Largest payload that a memory tier keeps if there is a tier behind it, as a fraction of its
+budget and in bytes.  Above it, mapping a file (70 µs here) is faster than the copy that each hit
+gets."""
 _lock = threading.RLock()
 _chains: dict[Any, stores.Chain] = {}
 _hosts: dict[Path, Host] = {}
@@ -40,7 +41,7 @@ def enabled() -> bool:
 
 
 def mode() -> Mode:
-    """The mode that the settings give to every call of this process."""
+    """Return the mode that the settings give to every call of this process."""
     global usual_at
     revision, settings = configuration.revision, _settings()
     found = Mode(settings.mode if settings is not None and settings.enabled else OFF)
@@ -50,11 +51,11 @@ def mode() -> Mode:
 
 
 usual_at = -1
-"""The last revision of the settings that gave no mode; calls compare it before they ask `mode`."""
+"""Last revision of the settings that set no mode; calls compare it before they call `mode`."""
 
 
 def _settings() -> Settings | None:
-    """The settings; None, with an event, if the process lacks the resources to read them."""
+    """Return the settings; None, with an event, if the process lacks the resources to read them."""
     try:
         return configuration.current()
     except Exception as error:
@@ -65,7 +66,7 @@ def _settings() -> Settings | None:
 
 
 def default_chain() -> stores.Chain:
-    """The chain that the settings describe, as they are now."""
+    """Return the chain that the present settings describe."""
     global _seen
     seen, revision = _seen, configuration.revision
     if seen is not None and seen[0] == revision:
@@ -87,7 +88,7 @@ def default_chain() -> stores.Chain:
 
 
 def release() -> None:
-    """Close the chains that the settings no longer use; one that is still sending, afterwards."""
+    """Close the chains that the settings no longer use; one that is still uploading, afterwards."""
     with _lock:
         try:
             named = configuration.named()
@@ -117,7 +118,7 @@ def _close(chain: stores.Chain) -> None:
 
 
 def _facts(settings: Settings) -> Any:
-    """The settings that a chain is made from."""
+    """Return the settings that a chain is built from."""
     return (
         settings.redis_url,
         settings.directory,
@@ -140,7 +141,7 @@ def _facts(settings: Settings) -> Any:
 
 
 def _options_key(options: Mapping[str, Any] | None) -> Any:
-    """Redis options in a form that can be compared: texts and numbers by value."""
+    """Return Redis options in a comparable form: texts and numbers by value."""
     plain = (str, int, float, bool, type(None))
     pairs = sorted((options or {}).items())
     return tuple((name, one if isinstance(one, plain) else id(one)) for name, one in pairs)
@@ -151,11 +152,11 @@ def _key(tier: Any) -> Any:
 
 
 class CacheFallbackFactory:
-    """Makes the chain that settings describe: memory, Redis where one is configured, disk."""
+    """Builds the chain that settings describe: memory, Redis if one is configured, disk."""
 
     @classmethod
     def create(cls, settings: Settings | None = None) -> stores.Chain:
-        """A new chain for these settings (default: those in force)."""
+        """Build a new chain for these settings (default: those in force)."""
         from memo.stores.chain import Chain
 
         if settings is not None and not isinstance(settings, Settings):
@@ -216,12 +217,12 @@ def _redis(settings: Settings) -> Tier:
 
 
 def home_of(settings: Settings) -> Path:
-    """Directory of a namespace, with a host store and a disk budget of its own."""
+    """Return the directory of a namespace, with its own host state and disk budget."""
     return settings.directory / f"{settings.namespace}.{runtime.FORMAT}"
 
 
 def host_of(settings: Settings) -> Host:
-    """The state that processes of this host share for one directory and namespace."""
+    """Return the state that processes of this host share for one directory and namespace."""
     from memo.stores.disk.host_state import Host
 
     with _lock:
@@ -232,7 +233,7 @@ def host_of(settings: Settings) -> Host:
 
 
 def adapt(tier: Any) -> Tier:
-    """A tier as it is, or a user's `CacheProtocol` as a tier.
+    """Return a tier as it is, or wrap a user's `CacheProtocol` as a tier.
 
     Raises:
         OptionError: it is neither.
@@ -246,7 +247,7 @@ def adapt(tier: Any) -> Tier:
 
 
 def chain_of(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stores.Chain]:
-    """A function that gives the chain for a decorator's `provider`.
+    """Return a function that returns the chain for a decorator's `provider`.
 
     Raises:
         OptionError: the provider lacks methods of `CacheProtocol`.
@@ -267,7 +268,7 @@ def chain_of(provider: CacheProtocol | stores.Chain | None) -> Callable[[], stor
 
 
 def _settled(chain: stores.Chain) -> stores.Chain:
-    """A chain that the user made, with the namespace, the secrets and the host of the settings."""
+    """Give a chain that the user built the namespace, the secrets and the host of the settings."""
     settings = configuration.current()
     host = host_of(settings)
     settled = chain.host is host and chain.secrets is settings.secrets
@@ -282,7 +283,7 @@ def _settled(chain: stores.Chain) -> stores.Chain:
 
 
 def live_ttl(key: str | None) -> Callable[[], float | None]:
-    """A getter of the live configuration's ttl for a `ttl_key`, in seconds; inf: no expiry."""
+    """Return a getter of the live ttl for a `ttl_key`, in seconds; inf: no expiry."""
     if key is None:
         return lambda: None
 
@@ -295,10 +296,10 @@ def live_ttl(key: str | None) -> Callable[[], float | None]:
 
 
 def compress(given: bool | int | str | None) -> Callable[[], int | None]:
-    """A function that gives the size in bytes from which results are compressed.
+    """Return a function that returns the size in bytes above which results are compressed.
 
     Args:
-        given: the decorator's `compress`; None: as the setting says, whenever a result is stored.
+        given: the decorator's `compress`; None: the setting at the time when a result is stored.
 
     Raises:
         OptionError: it is neither True nor False nor a size.
@@ -310,7 +311,7 @@ def compress(given: bool | int | str | None) -> Callable[[], int | None]:
 
 
 def manifests() -> Manifests:
-    """The store of code versions, for the present settings."""
+    """Return the store of code versions for the present settings."""
     from memo.keys.fingerprint.source_history import Manifests
 
     settings = configuration.current()
@@ -321,7 +322,7 @@ def manifests() -> Manifests:
 
 
 def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
-    """Keep the parts of a code version for `explain`; True if they are kept."""
+    """Store the parts of a code version for `explain`; True if they are stored."""
     try:
         manifests().save(digest, parts)
     except (OSError, SettingError) as error:
@@ -331,7 +332,7 @@ def write_down(digest: str, parts: Callable[[], Mapping[str, str]]) -> bool:
 
 
 def changed(function: str) -> Mapping[str, str]:
-    """State that a function changes itself, as found by processes of this host."""
+    """Return state that a function changes itself, as learned by processes of this host."""
     try:
         return manifests().changed(function)
     except (OSError, SettingError) as error:
@@ -348,12 +349,12 @@ def teach(function: str, found: Mapping[str, str]) -> None:
 
 
 def _shared(chain: stores.Chain) -> SharesSettings | None:
-    """The tier in which a chain has the shared live configuration: Redis."""
+    """Return the tier in which a chain has the shared live configuration: Redis."""
     return next((tier for tier in chain.tiers if isinstance(tier, SharesSettings)), None)
 
 
 def _share_live(chain: stores.Chain) -> None:
-    """Let the live configuration look into this chain's Redis, if it has one."""
+    """Let the live configuration use this chain's Redis, if it has one."""
     global _unshare
     _unshare()
     tier = _shared(chain)
@@ -361,10 +362,10 @@ def _share_live(chain: stores.Chain) -> None:
 
 
 def _publish(key: str, text: str | None) -> None:
-    """Set a key of the shared live configuration, in the Redis that the settings name now.
+    """Set a key of the shared live configuration, in the Redis of the present settings.
 
     Raises:
-        OptionError: they name none.
+        OptionError: there is none.
         TierError: it could not be written.
     """
     tier = _shared(default_chain())
@@ -378,12 +379,12 @@ configuration.ended = release
 
 
 def chains() -> list[stores.Chain]:
-    """The default chain, and every other that the settings have called for so far."""
+    """Return the default chain, and every other chain that the settings have needed so far."""
     return list({id(chain): chain for chain in (default_chain(), *_chains.values())}.values())
 
 
 def reset() -> None:
-    """Close and forget every chain; the next call makes them anew."""
+    """Close and forget every chain; the next call builds new ones."""
     global _seen, _unshare
     with _lock:
         for chain in _chains.values():
@@ -399,5 +400,5 @@ def reset() -> None:
 
 
 def stats_directory() -> Path | None:
-    """Directory in which the processes of this host share their counters."""
+    """Return the directory in which the processes of this host share their counters."""
     return home_of(configuration.current())

@@ -1,4 +1,4 @@
-"""The decorator `cache`, and the cached functions that it makes.
+"""The decorator `cache`, and the cached functions that it returns.
 
 The kind of a function (`def` or `async def`) is decided once, at decoration.  A sync function runs
 the engine over the blocking port, in the caller's thread; an async one over its running loop.
@@ -91,7 +91,7 @@ Span: TypeAlias = "float | durations.timedelta | str"
 Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
 """A file, directory, glob or URL, a `memo.File`, or a callable."""
 Drop: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
-"""An invalidation whose arguments are known to be good, to be carried out over a port."""
+"""A checked invalidation that runs over a port."""
 
 
 if TYPE_CHECKING:
@@ -128,15 +128,15 @@ if TYPE_CHECKING:
 
 
 def functions() -> list[CachedFunction[Any, Any]]:
-    """The cached functions of this process by identity; the latest of one identity comes last."""
+    """Return the cached functions of this process by id; of several with one id the latest."""
     return sorted(_functions, key=lambda function: (function.function_id, function._number))
 
 
 class CachedFunction(Generic[P, R]):
-    """A function whose results are cached, as `@cache` returns it.
+    """A function whose results are cached, as returned by `@cache`.
 
     Calling it returns what the function would return.  Attributes:
-        function_id: its identity, `"module:qualname"` or its `name`.
+        function_id: its id, `"module:qualname"` or its `name`.
         __wrapped__: the function itself, uncached.
     """
 
@@ -171,7 +171,7 @@ class CachedFunction(Generic[P, R]):
             or self._using is not None
             or assembly.usual_at != configuration.revision
         ):
-            __tracebackhide__ = True  # of a traceback in IPython and in pytest, here and below
+            __tracebackhide__ = True  # hides the frame in IPython and pytest, here and below
             mode = self._mode()
             if mode.kind is not None:
                 with ending_at_the_call():
@@ -198,11 +198,11 @@ class CachedFunction(Generic[P, R]):
         return result  # type: ignore[no-any-return]
 
     def _mode(self) -> Mode:
-        """The mode of a call: of `using`, else of the context, else of the settings."""
+        """Return the mode of a call: of `using`, else of the context, else of the settings."""
         return (self._using or Mode()).over(modes.CURRENT.get()).over(assembly.mode())
 
     def _aged(self) -> Function:
-        """The function with the ages that the mode of a call allows its entries."""
+        """Return the function with the ages that the mode of a call allows its entries."""
         return aged(self._function, self._mode())
 
     def _in_mode(
@@ -233,19 +233,19 @@ class CachedFunction(Generic[P, R]):
         max_age: float | str | durations.timedelta | None = None,
         ttl: Ttl = MISSING,
     ) -> Self:
-        """The same function with other settings for its calls, but not for calls inside them.
+        """Return the same function with other settings for its calls, not for calls inside them.
 
         ::
 
             load.using(max_age="1m")("EU")
 
         Args:
-            mode: as of `memo.mode`.
+            mode: as for `memo.mode`.
             max_age: older entries are not used, even within their ttl.
-            ttl: instead of the function's own, for entries that are stored and judged.
+            ttl: replaces the function's own, for storing and for judging entries.
 
         Raises:
-            OptionError: one of them is wrong.
+            OptionError: an argument is wrong.
         """
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
@@ -287,9 +287,9 @@ class CachedFunction(Generic[P, R]):
         self._function.keyer.method = True
 
     def _bind_to_class(self) -> None:
-        """Become a class method: bound to the class, also when taken from an instance.
+        """Turn into a class method: bound to the class, even when accessed through an instance.
 
-        `classmethods` says why `classmethod` alone is not enough.
+        `classmethods` explains why `classmethod` alone is not enough.
         """
         self.of_class = self._function.keyer.method = True
 
@@ -317,10 +317,10 @@ class CachedFunction(Generic[P, R]):
         return self
 
     def __reduce__(self) -> Any:
-        """By reference where it can be imported, else by value with its identity and code version.
+        """Pickle by reference if it can be imported, else by value with its id and code version.
 
         So a worker finds the same entries although it has neither file nor source.  The settings
-        that `configure` has set here go along (`configuration.carried`).
+        made with `configure` in this process are included (`configuration.carried`).
         """
         module, name = self.__module__, getattr(self, "__qualname__", "")
         settings = _settings()
@@ -332,11 +332,11 @@ class CachedFunction(Generic[P, R]):
         code = self._function.identity.digest()
         return _rebuilt, (type(self), self.__wrapped__, given, code, self.of_class)
 
-    # --- what one can do with it besides calling it ---------------------------------------------
+    # --- helpers ---------------------------------------------------------------------------------
 
     @helper()
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The key of this call: 40 hexadecimal digits, which `memo.invalidate(key=...)` takes."""
+        """Return the key of this call: 40 hexadecimal digits, for `memo.invalidate(key=...)`."""
         f = self._function
         call = f.call(args, dict(kwargs))
         give(call, self.function_id)
@@ -349,7 +349,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     def address(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
-        """The address of this call, `"prefix:arg:arg"`, which `memo.invalidate(key=...)` takes."""
+        """Return the address of this call, `"prefix:arg:arg"`, for `memo.invalidate(key=...)`."""
         f = self._function
         return f.call(args, dict(kwargs)).address
 
@@ -362,9 +362,10 @@ class CachedFunction(Generic[P, R]):
     def invalidate(
         self, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> engine.Invalidation:
-        """Invalidate every entry whose arguments include the given ones; none given: all.
+        """Invalidate every entry whose arguments include the given ones; without any: all entries.
 
         Args:
+            args, kwargs: arguments of the function; any of them may be left out.
             reason: kept with the invalidation, and shown by `explain`.  If the function has an
                 argument of this name, it is that argument instead.
 
@@ -385,7 +386,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper(partial=True, reason="")
     def expire(self, /, *args: Any, reason: str = MISSING, **kwargs: Any) -> engine.Invalidation:
-        """Let entries expire now; arguments, answer and errors are those of `invalidate`.
+        """Let entries expire now; arguments, result and errors are those of `invalidate`.
 
         Within `stale_while_revalidate` the old value is served while one refresh runs.
         """
@@ -433,7 +434,7 @@ class CachedFunction(Generic[P, R]):
         soft: bool = False,
         count: bool = True,
     ) -> Drop:
-        """Drops entries whose arguments include the given ones, once it is given a port.
+        """Return the invalidation of entries whose arguments include the given ones.
 
         Args:
             own: the object whose entries they are; `ABSENT`: all objects.
@@ -454,7 +455,7 @@ class CachedFunction(Generic[P, R]):
         )
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
-        """Turns that invalidate the entries whose arguments include the given ones."""
+        """Return the turns that invalidate the entries whose arguments include the given ones."""
         state = self._function.state(own)
         pairs, whole = self._function.keyer.partial(args, kwargs, own, state)
         return [Turn(f"f:{self.function_id}", pairs, whole)]
@@ -503,7 +504,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """The stored value if a call would use it, else `default` (None); never computes.
+        """Return the stored value if a call would use it, else `default` (None); never computes.
 
         If the function has an argument called `default`, it is that one, and the default is None.
         """
@@ -526,7 +527,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Would this call be answered from the cache?  Does not load the value."""
+        """True if this call would be answered from the cache; does not load the value."""
         enabled = assembly.enabled()
         return enabled and drive(engine.answering.is_cached(BLOCKING, self._aged(), args, kwargs))
 
@@ -538,7 +539,7 @@ class CachedFunction(Generic[P, R]):
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> engine.Explanation:
-        """Would this call hit, and if not, why?  Neither computes nor loads.
+        """Explain whether this call would hit, and if not, why; neither computes nor loads.
 
         Args:
             plan: also list which cached calls beneath it would be computed, revalidated or hit, and
@@ -551,7 +552,7 @@ class CachedFunction(Generic[P, R]):
         return drive(self._planned(BLOCKING, function, found, args, kwargs)) if wanted else found
 
     def _as_things_are(self, found: engine.Explanation) -> engine.Explanation:
-        """The explanation, or the reason why no call is answered from the cache here and now."""
+        """Return the explanation, or the reason why the cache answers no call at present."""
         kind = self._mode().kind
         if not assembly.enabled():
             source = configuration.current().sources["enabled"]
@@ -606,7 +607,7 @@ class CachedFunction(Generic[P, R]):
         return await self._planned(port, function, found, args, kwargs) if wanted else found
 
     def cache_info(self) -> metrics.CacheInfo:
-        """Hits, misses, maxsize (None) and currsize, as on `functools.lru_cache`."""
+        """Hits, misses, maxsize (None) and currsize, as for `functools.lru_cache`."""
         return cache_info(self.function_id)
 
     async def acache_info(self) -> metrics.CacheInfo:
@@ -614,7 +615,7 @@ class CachedFunction(Generic[P, R]):
         return self.cache_info()
 
     def cache_clear(self) -> None:
-        """Forget every entry of this function, and its counters."""
+        """Drop every entry of this function, and reset its counters."""
         drive(self._clear(BLOCKING))
 
     async def acache_clear(self) -> None:
@@ -630,7 +631,7 @@ class CachedFunction(Generic[P, R]):
         COUNTERS.reset(self.function_id)
 
     async def _say_nothing_cleared(self, port: Port) -> None:
-        """Say once where the entries are that were probably meant."""
+        """Warn once, naming the functions whose entries were probably intended."""
         from memo.decorators import names
 
         known = await names.functions_known(port, [])
@@ -647,7 +648,7 @@ class CachedFunction(Generic[P, R]):
 
 
 class CachedCoroutine(CachedFunction[P, R]):
-    """A cached `async def`: calling it gives a coroutine."""
+    """A cached `async def`: calling it returns a coroutine."""
 
     _is_coroutine = property(lambda self: _asyncio_marker())
     _has_begun = False
@@ -679,8 +680,8 @@ class CachedCoroutine(CachedFunction[P, R]):
         try:
             try:
                 call = function.call(args, kwargs, True) if self._has_begun else None
-            except HeavyError:  # it would hold up the event loop
-                call = None  # made below, where an error has no context
+            except HeavyError:  # hashing them here would block the event loop
+                call = None  # made below, so that errors have no context
             if call is None:
                 call = await self._keyed(function, args, kwargs)
             result = engine.answering.at_hand(native, function, call, begun)
@@ -704,7 +705,7 @@ class CachedCoroutine(CachedFunction[P, R]):
     async def _keyed(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call:
-        """Make a key that would hold up the event loop."""
+        """Make a key in a thread, since it would block the event loop."""
         if not self._has_begun:  # reading its code takes milliseconds: one function at a time
             await native().turn()
             self._has_begun = True
@@ -752,7 +753,7 @@ class ReplayingFunction(CachedFunction[P, R]):
 
 
 class ReplayingCoroutine(CachedCoroutine[P, R]):
-    """The same for an `async def`."""
+    """As `ReplayingFunction`, for an `async def`."""
 
     async def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -770,7 +771,7 @@ def _asyncio_marker() -> object:
 if TYPE_CHECKING:
 
     class _Helpers(CachedFunction[P, R]):
-        """The helpers of a bound function, which its `__getattr__` gives it."""
+        """The helpers of a bound function, provided by its `__getattr__`."""
 
         def __get__(  # type: ignore[override]  # it is bound already
             self, instance: object, owner: type | None = None
@@ -786,13 +787,13 @@ class BoundFunction(_Helpers[P, R]):
     __slots__ = ("__func__", "__self__", "__weakref__")
     __doc__ = OwnDoc(__doc__)  # pyright: ignore[reportAssignmentType]
     __annotations__ = OwnAnnotations()
-    _DROPS = {  # noqa: RUF012
+    _DROPS = {  # noqa: RUF012 - unannotated: `__annotations__` is the function's
         "invalidate": (False, False),
         "ainvalidate": (True, False),
         "expire": (False, True),
         "aexpire": (True, True),
     }
-    """Name -> whether it is awaited, and whether it is soft."""
+    """Name -> (it is awaited, it is soft)."""
     _CALLS = (
         *("key", "akey", "address", "aaddress", "refresh", "arefresh", "peek", "apeek"),
         *("is_cached", "ais_cached"),
@@ -811,7 +812,7 @@ class BoundFunction(_Helpers[P, R]):
             raise
 
     def _attribute(self, name: str) -> Any:
-        """Give an attribute of the cached function; a helper, bound to the object."""
+        """Return an attribute of the cached function; a helper bound to the object."""
         if name == "__signature__":
             return without(inspect.signature(self.__func__.__wrapped__), 0)
         found = getattr(self.__func__, name)
@@ -829,11 +830,11 @@ class BoundFunction(_Helpers[P, R]):
             return made
         return found
 
-    if not TYPE_CHECKING:  # a misspelt one is refused
+    if not TYPE_CHECKING:  # a misspelled attribute is an error for type checkers
         __getattr__ = _attribute
 
     def _like(self, made: Any, found: Any, at: int = 0) -> Any:
-        """A helper bound to the object, with the function's signature without `self`."""
+        """Return a helper bound to the object, with the function's signature without `self`."""
         functools.update_wrapper(made, found)
         made.__signature__ = without(inspect.signature(found), at)
         return made
@@ -846,7 +847,7 @@ class BoundFunction(_Helpers[P, R]):
     def _drop_own(
         self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
     ) -> Any:
-        """Drop entries of an object in this one's state."""
+        """Invalidate the entries of an object in its present state."""
         drop = self.__func__._dropped(self.__self__, args, kwargs, reason, soft=soft)
         return _in_this_loop(drop) if awaited else drive(drop(BLOCKING))
 
@@ -873,12 +874,12 @@ async def _in_this_loop(drop: Drop) -> engine.Invalidation:
 
 
 _GIVEN = 4096
-"""How many keys that were given out this process remembers, with their calls."""
+"""Most keys whose calls this process remembers after it has returned them."""
 _given: dict[str, Turn] = {}
 
 
 def give(call: Call, function_id: str) -> None:
-    """Remember the call behind a key that is given out, so that the key can be invalidated."""
+    """Remember the call behind a key that is returned, so that the key can be invalidated."""
     if len(_given) >= _GIVEN:
         with suppress(KeyError, StopIteration, RuntimeError):  # other threads do the same
             del _given[next(iter(_given))]
@@ -886,12 +887,15 @@ def give(call: Call, function_id: str) -> None:
 
 
 def given_call(key: str) -> Turn | None:
-    """The turn for the call with a key that this process gave out; None: it did not."""
+    """Return the turn for the call with a key that this process has returned.
+
+    None if it has not.
+    """
     return _given.get(key)
 
 
 def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """See that no argument of an invalidation is a function, which would select nothing.
+    """Check that no argument of an invalidation is a function, which would select nothing.
 
     Raises:
         OptionError: one is.
@@ -911,7 +915,7 @@ def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction
 
 
 def aged(function: Function, mode: Mode) -> Function:
-    """A function with the ages that a mode allows its entries."""
+    """Return a function with the ages that a mode allows its entries."""
     if mode.max_age is None:
         return function
     return function.under(function.policy._replace(max_age=mode.max_age))
@@ -924,13 +928,13 @@ def explain(
 @overload
 def explain(function: str, /, *args: Any, **kwargs: Any) -> engine.Explanation: ...
 def explain(function: Any, /, *args: Any, **kwargs: Any) -> engine.Explanation:
-    """Say whether a call would hit, and if not, why; as `function.explain(...)` does.
+    """Explain whether a call would hit, and if not, why; as `function.explain(...)`.
 
     Args:
         function: a cached function of this process, or any name of it that tables show.
 
     Raises:
-        OptionError: no function of this process, or several, have the name; or it is not cached.
+        OptionError: no function of this process has the name, or several have; or it is not cached.
     """
     if isinstance(function, str):
         from memo.decorators import names
@@ -967,7 +971,7 @@ def _shown_policy(function: Function) -> str:
 
 
 def _span(ttl: Any) -> str:
-    """A ttl in words."""
+    """Describe a ttl in words."""
     from memo.metrics import rendering
 
     if callable(ttl):
@@ -1064,7 +1068,7 @@ def _tags(tags: Any) -> Any:
 
 
 def _is_method(function: Callable[..., Any]) -> bool:
-    """True if a function that is being decorated stands in a class body, with a `self` or `cls`."""
+    """True if a function is being decorated in a class body and takes `self` or `cls`."""
     outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not outer or outer.endswith("<locals>"):
         return False
@@ -1073,16 +1077,16 @@ def _is_method(function: Callable[..., Any]) -> bool:
 
 
 def _settings() -> tuple[dict[str, Any], str]:
-    """Settings to send to a worker, and the process that sends them."""
+    """Return settings to send to a worker, and the process that sends them."""
     return ({}, "") if codec.storing.get() else (configuration.carried(), configuration.PROCESS)
 
 
 _whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
-"""True while cloudpickle packs a cached function with all that it reaches."""
+"""True while cloudpickle pickles a cached function with everything that it reaches."""
 
 
 def _packed(function: CachedFunction[Any, Any]) -> bytes:
-    """A function by value, so that a pickler without support for functions can carry it."""
+    """Pickle a function by value, so that a pickler without support for functions can carry it."""
     token = _whole.set(True)
     try:
         return codec.by_value(function)
@@ -1098,10 +1102,10 @@ def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
 
 
 def _at(module: str, name: str) -> Any:
-    """Look up a dotted name in a module; of a method, the function itself."""
+    """Look up a dotted name in a module; for a method, the function itself."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)  # `None` has none of them
+        found = getattr(found, part, None)  # `None` has no such attribute
     return found.__func__ if isinstance(found, BoundFunction) else found
 
 
@@ -1166,48 +1170,50 @@ def cache(*args: Any, **kwargs: Any) -> Any:
     """Cache the results of a function, `async def` or `def`, by its code and its arguments.
 
     Works bare (`@cache`) and called (`@cache(ttl="1h")`), on functions, methods, static methods and
-    class methods.  Every option is checked here, at decoration.
+    class methods.  Every option is checked at decoration.
 
     Args:
         ttl: how long a result is fresh: seconds, a `timedelta`, a text such as `"1h30m"`, None for
-            no expiry, a callable of the result that gives one of these, or `"inherit"`: as long as
-            the shortest-lived cached result that it was built on.
-        key_prefix: address prefix; functions may share one.  Without it: the function's name.
+            no expiry, a callable that returns one of these from the result, or `"inherit"`: as long
+            as the shortest-lived cached result that it was built on.
+        key_prefix: address prefix; functions may share one.  Default: the function's name.
         key_resolver: replaces the automatic argument key: a callable of the bound arguments, a
             template such as `"order:{order_id}"`, or a list of argument names.
-        use_jitter: shorten each ttl by a random share of up to 10 %, never lengthen it.
-        use_lock: single flight across processes and hosts; within a process it is always on.
-        lock_timeout: seconds to wait for another holder's result, then compute here; None: as long
-            as the holder lives.
-        refresh_ahead: from `refresh_threshold * ttl` on answer at once and refresh in background.
+        use_jitter: shorten each ttl by a random fraction of up to 10 %.
+        use_lock: compute a key only once across processes and hosts; within a process that is
+            always so.
+        lock_timeout: seconds to wait for another process's result before computing here; None: as
+            long as that process lives.
+        refresh_ahead: after `refresh_threshold * ttl` a hit also starts a refresh in the
+            background.
         refresh_threshold: fraction of the ttl in (0, 1); default 0.8.
-        provider: stores the entries: a `CacheProtocol` or a `Chain`; default: as the settings say.
-        ttl_key: key in `memo.live` whose value overrides `ttl`, also for entries that exist.
-        tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable of the bound
-            arguments, and of `result` if it takes that, which gives them.
-        depends_on: files, directories, globs, URLs (`https`, and all that fsspec knows), or
-            callables of the arguments that they declare, whose change invalidates entries.
-        check_every: seconds for which a URL is believed without asking again.
-        ignore: names of arguments that do not matter; also `"self"`, and globals that the function
-            reads, as `"global:api"`.
-        version: a code version of your own, instead of the one that is worked out from the code.
-        stale_while_revalidate: seconds past the ttl in which the old value answers while it is
+        provider: stores the entries: a `CacheProtocol` or a `Chain`; default: the settings' chain.
+        ttl_key: key in `memo.live` whose value overrides `ttl`, also for existing entries.
+        tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable that returns
+            them from the bound arguments, and from `result` if it takes that.
+        depends_on: files, directories, globs, URLs (`https`, and all that fsspec supports), or
+            callables of the arguments that they declare; a change invalidates entries.
+        check_every: seconds for which the state of a URL is reused without asking again.
+        ignore: names of arguments that are not part of the key; also `"self"`, and globals that the
+            function reads, as `"global:api"`.
+        version: a code version of your own, instead of the one derived from the code.
+        stale_while_revalidate: seconds past the ttl in which the old value is served while it is
             refreshed (RFC 5861).
-        stale_if_error: seconds past the ttl in which the old value answers if computing raises.
-        retry_after: seconds after a failure in which the old value answers without another try.
-        soft_timeout: seconds of waiting after which the old value answers, where `stale_if_error`
-            lets it; the computation goes on and is stored.
-        cache_errors: exceptions that are remembered and raised again, each with its ttl, such as
+        stale_if_error: seconds past the ttl in which the old value is served if computing raises.
+        retry_after: seconds after a failure in which the old value is served without another try.
+        soft_timeout: seconds of waiting after which the old value is served, within
+            `stale_if_error`; the computation goes on and is stored.
+        cache_errors: exceptions to store and raise again, each with its ttl, such as
             `{LookupError: "5m"}`.
         each: the name of a parameter that holds a collection: results are cached for each of its
-            elements, and one call computes those that are missing.
-        cutoff: when a result is computed again and is equal to the last one, what was built on it
-            stays valid.
-        name: the function's identity, instead of `"module:qualname"`.
-        cache_if: predicate of the result; False: it is returned, not stored.
-        compress: store big results compressed: True (from 64 KiB on), False, or a size such as
-            `"1MiB"` from which; None: as the setting `compress` says.
-        replay: keep what the function prints and displays with its result, and show it again with
+            elements, and one call computes all missing ones.
+        cutoff: if a recomputed result equals the last one, results that were built on it stay
+            valid.
+        name: the function's id, instead of `"module:qualname"`.
+        cache_if: predicate of the result; if it is False, the result is returned but not stored.
+        compress: store big results compressed: True (from 64 KiB on), False, or a minimum size such
+            as `"1MiB"`; None: as the setting `compress` says.
+        replay: store what the function prints and displays with its result, and show it again with
             each answer from the cache.
 
     Raises:
@@ -1237,7 +1243,7 @@ def _is_wrapper(value: Any) -> bool:
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """Check what can be checked before there is a function."""
+    """Check the options that can be checked without the function."""
     options.texts("ignore", given["ignore"])
     options.text("name", given["name"], options.LONGEST)
     options.text("version", given["version"])
@@ -1265,7 +1271,7 @@ def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
-    """The class of the cached function to make."""
+    """Return the class of the cached function to create."""
     if options.generates(function):
         from memo.decorators import streaming
 
@@ -1283,4 +1289,4 @@ _KINDS: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {
     (False, True): ReplayingFunction,
     (True, True): ReplayingCoroutine,
 }
-"""True if it is an `async def`, whether it replays -> what becomes of it."""
+"""(it is an `async def`, it replays) -> the class of the cached function."""

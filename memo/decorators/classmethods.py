@@ -1,8 +1,8 @@
 """Class methods: how a cached function inside `@classmethod` gets its class.
 
 Up to Python 3.12 a classmethod binds the object it wraps, so that `C.load.refresh(1)` gets the
-class.  From 3.13 on it makes a plain method, which passes the class on when it is called, but not
-when an attribute is taken from it.  So a cached function that is made in a class body leaves a note
+class. Since 3.13 it creates a plain method, which passes the class on when it is called, but not
+when an attribute is accessed.  So a cached function that is created in a class body leaves a note
 there; once the class exists, the note binds the function and is removed.
 """
 
@@ -17,16 +17,16 @@ from typing import Any, Final
 UNBOUND: Final = sys.version_info >= (3, 13)
 """True if a classmethod binds its function as a plain method."""
 NOTE: Final = "__memo_note__"
-"""The name of the note in the body of a class; no class keeps it."""
+"""The name of the note in the body of a class; it is removed from the class."""
 _FRAMES: Final = 16
-"""How many frames up the stack to look for a class body: decorators may call each other."""
+"""Number of stack frames to search for a class body, as decorators may call each other."""
 
 
 class Note:
     """Placeholder in a class body until the class exists.
 
     Attributes:
-        functions: cached functions that were made in the body, each with the call that binds it.
+        functions: cached functions created in the body, each with the call that binds it.
     """
 
     def __init__(self) -> None:
@@ -47,12 +47,12 @@ class Note:
 
 
 def expect(made: Any, bind: Callable[[], None], function: Callable[..., Any]) -> None:
-    """Bind a cached function to its class, if it stands in the body of one under `@classmethod`.
+    """Bind a cached function to its class, if it is in a class body under `@classmethod`.
 
     Args:
         made: the cached function.
-        bind: makes a class method of it.
-        function: what it caches; its name says in which body it stands.
+        bind: turns it into a class method.
+        function: the function that it caches; its name tells the class body.
     """
     outer = getattr(function, "__qualname__", "").rpartition(".")[0]
     if not UNBOUND or not outer or outer.endswith("<locals>"):
@@ -63,12 +63,12 @@ def expect(made: Any, bind: Callable[[], None], function: Callable[..., Any]) ->
 
 
 def _body(name: str) -> Any:
-    """The namespace of the class of this qualified name, whose body is running; or None."""
+    """Return the namespace of the class with this qualified name whose body is running, or None."""
     frame: FrameType | None = sys._getframe(1)
     for _ in range(_FRAMES):
         if frame is None:
             return None
-        optimized = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # a function's
+        optimized = frame.f_code.co_flags & inspect.CO_OPTIMIZED  # the frame of a function
         if not optimized and frame.f_locals.get("__qualname__") == name:
             return frame.f_locals
         frame = frame.f_back

@@ -35,10 +35,10 @@ R = TypeVar("R")
 
 
 def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
-    """The class of the cached function to make with `each`.
+    """Return the class of the cached function to create with `each`.
 
     Raises:
-        OptionError: another option does not go with it.
+        OptionError: another option cannot be combined with it.
     """
     for name, why in _ALONE.items():
         if given[name]:
@@ -51,18 +51,18 @@ _ALONE = {
     "cache_errors": "a run that raises says nothing about a single element",
     "soft_timeout": "an answer is made of many entries, old and new",
 }
-"""Options that do not go with `each`, and why."""
+"""Options that cannot be combined with `each`, and why."""
 
 
 class _Elementwise(CachedFunction[P, R]):
-    """Common part of both kinds."""
+    """The common part of both kinds."""
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
         each = self._each = Each(given["each"], self._function.keyer)
 
         def ask(port: Any, function: Function, _: Call, args: tuple[Any, ...], kwargs: Any) -> Any:
-            """The answer for one element, given in place of the collection."""
+            """Answer a call for one element, given in place of the collection."""
             args, kwargs = each.put(args, kwargs, [each.taken(args, kwargs)])
             return elements.answer(port, function, each, args, kwargs)
 
@@ -74,7 +74,7 @@ class _Elementwise(CachedFunction[P, R]):
         return elements.batch(port, self._function, self._each, args, kwargs)
 
     async def _answered(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The answer of a call in the mode in force, or `Raised`."""
+        """Return the answer of a call in the mode in force, or `Raised`."""
         mode = self._mode()
         function = aged(self._function, mode)
         if mode.kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
@@ -95,7 +95,7 @@ class _Elementwise(CachedFunction[P, R]):
         return await elements.refresh(port, made, keep=mode.kind == modes.REFRESH)
 
     async def _plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The answer of the function itself."""
+        """Return the result of the function itself."""
         result: Any = self.__wrapped__(*args, **kwargs)
         return await result if self.is_async else result
 
@@ -105,10 +105,10 @@ class _Elementwise(CachedFunction[P, R]):
         job = place.job
         return await explaining.explain(port, function, assembly.manifests(), job.args, job.kwargs)
 
-    # --- what one can do with it besides calling it ---------------------------------------------
+    # --- helpers ---------------------------------------------------------------------------------
 
     def _one(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """The call for one element, given by itself or in a collection of one.
+        """Return the call for one element, given by itself or in a collection of one.
 
         Raises:
             OptionError: there are several.
@@ -124,19 +124,19 @@ class _Elementwise(CachedFunction[P, R]):
 
     @helper()
     def key(self, /, *args: Any, **kwargs: Any) -> str:
-        """The key of one element's entry, which `memo.invalidate(key=...)` takes."""
+        """Return the key of one element's entry, for `memo.invalidate(key=...)`."""
         call = self._one(args, kwargs)
         give(call, self.function_id)
         return call.text
 
     @helper()
     def address(self, /, *args: Any, **kwargs: Any) -> str:
-        """The address of one element's entry, which `memo.invalidate(key=...)` takes."""
+        """Return the address of one element's entry, for `memo.invalidate(key=...)`."""
         return self._one(args, kwargs).address
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
-        """Turns that invalidate the entries of the elements in a collection, or of one element."""
-        before = int(self._function.keyer.method)  # `self` is not among what is given here
+        """Return the turns that invalidate the entries of one element, or of a collection's."""
+        before = int(self._function.keyer.method)  # `self` is not part of the arguments here
         value = self._each.found(args, kwargs, before)
         if value is ABSENT or not self._each.is_collection(value):
             return super()._turns(args, kwargs, own)
@@ -172,7 +172,7 @@ class _Elementwise(CachedFunction[P, R]):
 
     @helper(value=inspect.Parameter.empty)
     def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Store an answer, element by element, without computing it."""
+        """Store the answer of a call element by element, without computing it."""
         drive(self._put(BLOCKING, value, args, kwargs))
 
     @helper(value=inspect.Parameter.empty)
@@ -189,7 +189,10 @@ class _Elementwise(CachedFunction[P, R]):
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """The answer if a call would find every element, else `default` (None); never computes."""
+        """Return the answer if a call would find every element, else `default` (None).
+
+        Never computes.
+        """
         return drive(self._peeked(BLOCKING, args, kwargs, default))
 
     @helper(default=None)
@@ -205,7 +208,7 @@ class _Elementwise(CachedFunction[P, R]):
 
     @helper()
     def is_cached(self, /, *args: Any, **kwargs: Any) -> bool:
-        """Would every element be answered from the cache?  Does not load any value."""
+        """True if every element would be answered from the cache; does not load any value."""
         return drive(self._is_cached(BLOCKING, args, kwargs))
 
     @helper()
@@ -237,7 +240,7 @@ class _Elementwise(CachedFunction[P, R]):
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
-        """Would every element hit, and if not, why does the first missing one miss?
+        """Explain whether every element would hit, and if not, why the first missing one misses.
 
         Args:
             plan: also list the cached calls beneath that element.
@@ -278,7 +281,7 @@ class ElementwiseCoroutine(_Elementwise[P, R], CachedCoroutine[P, R]):
 
 
 def _given(result: Any) -> Any:
-    """A result; raises what the function raised."""
+    """Return a result, or raise what the function raised."""
     __tracebackhide__ = True
     if type(result) is Raised:
         raise result.again()

@@ -1,7 +1,7 @@
-"""Methods of a cached function other than its call, with the function's own signature.
+"""Helpers: methods of a cached function, such as `f.peek`, with the function's own signature.
 
-Their signature is that of the function, so that completion and tooltips show its arguments, and
-their errors end at the line that called them.
+So completion and tooltips show its arguments, and errors are raised at the line that called the
+helper.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NotGiven:
-    """The default of an optional argument, with a text for its signature."""
+    """The default of an optional argument, with the text that its signature shows."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -35,8 +35,8 @@ class _Helper:
 
     Args:
         method: the method.
-        partial: whether each argument may be left out.
-        options: its own options, as they are shown.
+        partial: each argument may be left out.
+        options: the method's own options, as they are shown.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class _Helper:
         return MethodType(made, instance)
 
     def _shaped(self, function: Callable[..., Any]) -> Any:
-        """The method for one function: with another signature, and without the instance."""
+        """Return the method for one function: with another signature, and without the instance."""
         method = self._method
         made: Any = (_awaited if inspect.iscoroutinefunction(method) else _called)(self._name)
         made.__name__, made.__qualname__ = self._name, method.__qualname__
@@ -88,7 +88,7 @@ class _Helper:
 
 
 def _called(name: str) -> Any:
-    """A method that calls one of its class by name, so that it can be pickled."""
+    """Return a method that calls one of its class by name, so that it can be pickled."""
 
     def called(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -99,7 +99,7 @@ def _called(name: str) -> Any:
 
 
 def _awaited(name: str) -> Any:
-    """The same for an `async def`."""
+    """As `_called`, for an `async def`."""
 
     async def awaited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -113,12 +113,12 @@ _MANY = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
 def helper(*, partial: bool = False, **options: Any) -> Callable[[F], F]:
-    """A method of a cached function that takes the function's own arguments.
+    """Declare a method of a cached function that takes the function's own arguments.
 
     Args:
-        partial: whether each of them may be left out.
-        options: options of the method's own, with their defaults; one that is `Parameter.empty`
-            comes first, by position.
+        partial: each of them may be left out.
+        options: the method's own options, with their defaults; one that is `Parameter.empty` comes
+            first, by position.
     """
     shown = tuple(
         Parameter(name, Parameter.POSITIONAL_ONLY)
@@ -143,7 +143,7 @@ _PASSED_ON = Signature(
 
 
 def passes_on(method: F) -> F:
-    """A `__call__` that shows `(*args, **kwargs)` as its own signature.
+    """Declare a `__call__` whose own signature is `(*args, **kwargs)`.
 
     IPython shows it beside the signature of the function.
     """
@@ -152,10 +152,10 @@ def passes_on(method: F) -> F:
 
 
 class OwnDoc:
-    """A docstring that is the class' own on the class, and the function's on an instance.
+    """A docstring that is the class's on the class, and the function's on an instance.
 
     Args:
-        text: of the class.
+        text: the docstring of the class.
     """
 
     def __init__(self, text: str | None) -> None:
@@ -178,7 +178,7 @@ class OwnAnnotations(dict[str, Any]):
 
 
 def without(signature: Signature, at: int) -> Signature:
-    """The signature of a bound method: without the argument at `at`, its object."""
+    """Return the signature of a bound method: without the argument at `at`, its object."""
     parameters = list(signature.parameters.values())
     if at < len(parameters) and parameters[at].kind is not Parameter.VAR_POSITIONAL:
         del parameters[at]

@@ -1,4 +1,4 @@
-"""Invalidating: the decorator, and the helpers at module level."""
+"""Invalidation: the decorator `invalidate_cache`, and the functions at module level."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ R = TypeVar("R")
 
 
 def _all_chains() -> list[Chain]:
-    """Every chain of this process that may hold entries."""
+    """Return every chain of this process that may hold entries."""
     found = [assembly.default_chain(), *(f._function.chain() for f in functions())]
     return list({id(chain): chain for chain in found}.values())
 
 
 def address_turns(address: str) -> list[Turn]:
-    """The turns that invalidate the entries of one address, under each prefix it may have."""
+    """Return the turns that invalidate the entries of one address, under each possible prefix."""
     pair = (ADDRESS, address_digest(address))
     return [Turn(stamps.group("p", one), (pair,), whole=True) for one in prefixes(address)]
 
@@ -67,9 +67,9 @@ class _Target(NamedTuple):
     """The target that one of the options `prefix`, `tag`, `function`, `key` names.
 
     Attributes:
-        turns: what invalidates it.
+        turns: the turns that invalidate it.
         said: the target in words.
-        hint: gives the names that were probably meant.
+        hint: returns the names that were probably intended.
     """
 
     turns: list[Turn]
@@ -102,17 +102,17 @@ async def _target(
 
 
 def _here() -> list[str]:
-    """The identities of the functions of this process."""
+    """Return the ids of the functions of this process."""
     return [function.function_id for function in functions()]
 
 
 async def _names_of(port: Port, kind: str) -> list[str]:
-    """The prefixes or tags that functions of this process have, and those of this host."""
+    """Return the prefixes or tags of functions of this process and of this host."""
     return [*await names.on_host(port, assembly.default_chain(), kind), *_names_here(kind)]
 
 
 def _names_here(kind: str) -> list[str]:
-    """The prefixes or tags that functions of this process have."""
+    """Return the prefixes or tags of functions of this process."""
     keyers = [function._function.keyer for function in functions()]
     if kind == names.PREFIX:
         return [keyer.prefix for keyer in keyers]
@@ -120,14 +120,14 @@ def _names_here(kind: str) -> list[str]:
 
 
 def _near(kind: str, name: str) -> Hint:
-    """A hint that names the prefix or tag that was probably meant."""
+    """Return a hint that names the prefix or tag that was probably intended."""
     return functools.partial(_meant, kind, name)
 
 
 def _meant(kind: str, name: str, found: Matches) -> str:
-    """The prefix or tag that was probably meant: of an entry, or of a function of this process.
+    """Return the prefix or tag that was probably intended: of an entry, or of a function here.
 
-    Generations of this host are not searched, since an earlier typo may have made one.
+    Generations of this host are not searched, since an earlier typo may have created one.
     """
     here = [group[2:] for group in found.groups if group.startswith(f"{kind}:")]
     known = [one for one in (*here, *_names_here(kind)) if one != name]
@@ -138,7 +138,7 @@ def _meant(kind: str, name: str, found: Matches) -> str:
 
 
 async def _key_target(port: Port, text: str) -> _Target:
-    """The target of an address, or of a key that `f.key(...)` gave."""
+    """Return the target of an address, or of a key returned by `f.key(...)`."""
     if "*" in text:
         head = text.partition("*")[0]
         prefix = head.rpartition(":")[0] or head
@@ -156,7 +156,7 @@ async def _key_target(port: Port, text: str) -> _Target:
 
 
 def _elsewhere(_: Matches) -> str:
-    """A hint that a key does not find entries that only other hosts know."""
+    """Return the hint that a key does not find calls that only other hosts know."""
     return ELSEWHERE if assembly.default_chain().authorities.shared is not None else ""
 
 
@@ -168,7 +168,10 @@ ELSEWHERE: Final = (
 
 
 async def _turns_of_key(port: Port, key: str) -> list[Turn]:
-    """Turns that invalidate the call with a key: known here, under way here, or stored."""
+    """Return the turns that invalidate the call with a key.
+
+    Known here, in progress here, or stored.
+    """
     given = given_call(key)
     if given is not None:
         return [given]
@@ -193,7 +196,7 @@ def _whole(ref: Ref) -> Turn:
     return Turn(ref.group, ref.arguments or (), whole=True)
 
 
-# --- the helpers at module level -----------------------------------------------------------------
+# --- functions at module level -------------------------------------------------------------------
 
 
 async def _drop(
@@ -224,20 +227,19 @@ def invalidate(
     Args:
         prefix: an address prefix, as in `cache(key_prefix=...)`: all its entries.
         tag: as in `cache(tags=...)`.
-        function: a cached function, its identity `"module:qualname"`, or the name that tables show.
-        key: an address, `"prefix:arg:arg"`, which matches exactly and never as a pattern; or what
-            `f.key(...)` gave.
+        function: a cached function, its id `"module:qualname"`, or the name that tables show.
+        key: an address, `"prefix:arg:arg"`, which matches exactly and never as a pattern; or a key
+            from `f.key(...)`.
         reason: kept with the invalidation, and shown by `explain`.
         strict: raise if no valid entry is known here that it could match.  A Redis is then searched
-            for entries that this host has not, for at most 50 ms; a store of your own cannot be
-            searched, so nothing is raised where one is in use.
+            for entries that this host does not have, for at most 50 ms.
 
     Returns:
         The entries that matched, and the outcome in each tier.
 
     Raises:
-        OptionError: not exactly one target was given, or no function, or several, have the name.
-        NothingMatchedError: with `strict`; every tier was told all the same.
+        OptionError: not exactly one target was given, or no function has the name, or several have.
+        NothingMatchedError: with `strict`; the invalidation was carried out nevertheless.
     """
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
     return drive(_drop(BLOCKING, target, reason, soft=False, strict=strict))
@@ -270,9 +272,9 @@ def expire(
 ) -> Invalidation:
     """Let entries expire now, in every process and on every host that shares the cache.
 
-    Unlike after `invalidate`, an old value may still answer: within `stale_while_revalidate` while
-    one refresh runs, within `stale_if_error` if computing raises.  The arguments, the answer and
-    the errors are those of `invalidate`.
+    Unlike after `invalidate`, an old value may still be served: within `stale_while_revalidate`
+    while one refresh runs, within `stale_if_error` if computing raises.  The arguments, the result
+    and the errors are those of `invalidate`.
     """
     target = {"prefix": prefix, "tag": tag, "function": function, "key": key}
     return drive(_drop(BLOCKING, target, reason, soft=True, strict=strict))
@@ -294,12 +296,12 @@ async def aexpire(
 
 
 COUNTED: Final = 5
-"""Most calls of a decorated function whose matches are counted before one drops some."""
+"""Number of calls of a decorated function whose matches are counted until one of them matches."""
 LIKE: Final = "entries there are named like"
 
 
 class _Plan:
-    """The invalidation of an `invalidate_cache` decorator, after its function returned."""
+    """The invalidation that a function decorated by `invalidate_cache` carries out."""
 
     def __init__(
         self,
@@ -335,9 +337,9 @@ class _Plan:
     async def carry_out(
         self, port: Port, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Drop what the call asks for; the function has returned, so it raises nothing.
+        """Carry the invalidation out; it raises nothing, since the function has returned.
 
-        If the exact entries cannot be worked out, all candidates are dropped, with an event and a
+        If the exact entries cannot be determined, all candidates are dropped, with an event and a
         warning.
         """
         bound = self.signature.bind(*args, **kwargs)
@@ -369,7 +371,7 @@ class _Plan:
             self._complain(error, tagged=tags is not None)
 
     def _say_none(self) -> None:
-        """Say once that the resolver returned None in each of the first calls."""
+        """Warn once that the resolver returned None in each of the first calls."""
         self.unproven -= 1
         if not self.unproven:
             warnings.warn(
@@ -388,7 +390,7 @@ class _Plan:
         reason, count = f"after {self.who}", bool(self.unproven)
         try:
             drop = function._drop((), chosen, reason, soft=self.soft, count=count)
-        except Exception as error:  # an argument that has no key
+        except Exception as error:  # an argument has no key
             wrong.append(error)
             drop = function._drop((), {}, reason, soft=self.soft, count=False)
         self._matched(await drop(port))
@@ -396,7 +398,7 @@ class _Plan:
     async def _unknown(
         self, port: Port, turns: Sequence[Turn], tags: Sequence[str]
     ) -> list[tuple[str, str]]:
-        """Prefixes or tags that are unknown here, before they are turned; none: it may match."""
+        """Return prefixes or tags that are unknown here, so that nothing can match them."""
         if not self.unproven:
             return []
         groups = [turn.group.partition(":") for turn in turns]
@@ -410,7 +412,7 @@ class _Plan:
         return [(names.TAG, tag) for tag in tags if tag not in known]
 
     def _cause(self, turns: Sequence[Turn], unknown: Sequence[tuple[str, str]]) -> Hint:
-        """Why nothing matched: an unknown prefix or tag, or addresses of another form."""
+        """Explain why nothing matched: an unknown prefix or tag, or addresses of another form."""
 
         def cause(found: Matches) -> str:
             for kind, name in unknown:
@@ -426,7 +428,10 @@ class _Plan:
         return cause
 
     def _matched(self, done: Invalidation) -> None:
-        """Note whether an invalidation matched, until one did; warn once with the reason."""
+        """Note whether an invalidation matched, until one did.
+
+        If none did, warn once with the reason.
+        """
         if not self.unproven:
             return
         if not done.missed:
@@ -442,7 +447,7 @@ class _Plan:
             )
 
     def _tags(self, everything: Mapping[str, Any], wrong: list[Exception]) -> list[str] | None:
-        """The tags of a call; None: they cannot be told."""
+        """Return the tags of a call; None if they cannot be determined."""
         try:
             return [
                 tag if isinstance(tag, str) else tag.resolve(everything).text for tag in self.tags
@@ -500,7 +505,7 @@ class _Plan:
 
 
 def _addresses(resolved: Any, who: str) -> list[str]:
-    """The addresses that a resolver gave: one, or several; numbers as a template writes them."""
+    """Return the addresses that a resolver returned, one or several; numbers as in a template."""
     if resolved is None:
         return []
     many = isinstance(resolved, (list, tuple, set, frozenset, Iterator))
@@ -523,7 +528,7 @@ def _told(signature: inspect.Signature) -> tuple[list[str], str]:
 
 
 def _template(text: str, signature: inspect.Signature) -> resolvers.Template:
-    """A template of `result` and of the function's arguments, checked.
+    """Return a template of `result` and of the function's arguments, checked.
 
     Raises:
         OptionError: it has another placeholder, or none.
@@ -532,7 +537,7 @@ def _template(text: str, signature: inspect.Signature) -> resolvers.Template:
 
 
 def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
-    """A tag, or the template of one, checked.
+    """Return a tag, or the template of one, checked.
 
     Raises:
         OptionError: it has a placeholder that is neither `result` nor an argument.
@@ -541,16 +546,16 @@ def _tag(text: str, signature: inspect.Signature) -> str | resolvers.Template:
 
 
 def _declared(resolver: Callable[..., Any], signature: inspect.Signature) -> tuple[str, ...] | None:
-    """The names that a resolver takes; None: everything, since it takes `**kwargs`.
+    """Return the names that a resolver takes; None: all, since it takes `**kwargs`.
 
     Raises:
-        OptionError: it takes what is neither `result` nor an argument of the function.
+        OptionError: it takes a name that is neither `result` nor an argument of the function.
     """
     return resolvers.declared("key_resolver", resolver, *_told(signature), "")
 
 
 def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Bound arguments by name, with those of `**kwargs` under their own names."""
+    """Return bound arguments by name, with those of `**kwargs` under their own names."""
     flat = dict(arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -561,7 +566,7 @@ def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[st
 def _cached(option: str, value: Any) -> list[CachedFunction[Any, Any]]:
     one_only = isinstance(value, CachedFunction) or not isinstance(value, Iterable)
     many: list[Any] = [value] if one_only else list(cast("Iterable[Any]", value))
-    many = [getattr(one, "__func__", one) for one in many]  # of methods, the function itself
+    many = [getattr(one, "__func__", one) for one in many]  # for methods, the function itself
     for one in many:
         if not isinstance(one, CachedFunction):
             raise OptionError(option, one, "must be functions that @cache decorates.")
@@ -644,7 +649,7 @@ def _sync(function: Callable[P, R], plan: _Plan) -> Callable[P, R]:
         except Exception as error:
             users(error)
             raise
-        if inspect.iscoroutine(result):  # it has not done anything yet
+        if inspect.iscoroutine(result):  # it has not run yet
             return cast("R", _awaited(result, plan, args, kwargs))
         drive(plan.carry_out(BLOCKING, result, args, kwargs))
         return result
@@ -665,7 +670,7 @@ async def _awaited(
     work: Awaitable[Any], plan: _Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     try:
-        port = native()  # before it runs: what has run is invalidated
+        port = native()  # checked before the function runs, since what has run must be invalidated
     except EventLoopError:
         if inspect.iscoroutine(work):
             work.close()
@@ -680,7 +685,7 @@ async def _awaited(
 
 
 async def _to_the_end(port: Port, work: Callable[[Port], Coroutine[Any, Any, None]]) -> None:
-    """Wait for work that goes on when its waiter is cancelled."""
+    """Wait for work that continues even if its waiter is cancelled."""
     over = port.waiter()
     failed: list[Exception] = []
 

@@ -1,7 +1,7 @@
-"""Names: the function, prefix or tag that a displayed name stands for.
+"""Names: find the function, prefix or tag that a displayed name stands for.
 
-The functions of this process are known, and all that this host keeps generations of.  A function
-can be named by its identity, by the label that tables show, by its qualified name or by its bare
+Known are the functions of this process, and everything that this host has generations of.  A
+function can be named by its id, by the label that tables show, by its qualified name or by its bare
 name, as long as only one function fits.
 """
 
@@ -26,7 +26,10 @@ FUNCTION, PREFIX, TAG = "f", "p", "t"
 
 
 async def on_host(port: Port, chain: Chain, kind: str) -> list[str]:
-    """The names of one kind that this host keeps generations of; none where it cannot be read."""
+    """Return the names of one kind that this host has generations of.
+
+    None if they cannot be read.
+    """
     if chain.host is None:
         return []
     try:
@@ -36,13 +39,13 @@ async def on_host(port: Port, chain: Chain, kind: str) -> list[str]:
 
 
 async def functions_known(port: Port, here: Iterable[str]) -> list[str]:
-    """The identities of the functions of this process and of this host."""
+    """Return the ids of the functions of this process and of this host."""
     stored = await on_host(port, assembly.default_chain(), FUNCTION)
     return list(dict.fromkeys((*here, *stored)))
 
 
 def fitting(name: str, identities: Iterable[str]) -> list[str]:
-    """The functions that a name fits best: by identity, else label, qualified name, bare name."""
+    """Return the functions that a name fits best: by id, else label, qualified name, bare name."""
     known = list(dict.fromkeys(identities))
     for shown in (str, label, _qualified, _bare):
         found = [identity for identity in known if shown(identity) == name]
@@ -61,10 +64,10 @@ def _bare(identity: str) -> str:
 
 
 async def function_named(port: Port, option: str, given: Any, here: Sequence[str]) -> str:
-    """The identity of a function, from a cached function or from any name that is shown.
+    """Return the id of a function, from a cached function or from any name that is shown.
 
     Args:
-        here: the identities of the functions of this process.
+        here: the ids of the functions of this process.
 
     Raises:
         OptionError: no function has the name, or several have.
@@ -83,10 +86,10 @@ async def function_named(port: Port, option: str, given: Any, here: Sequence[str
 
 
 def one_of(option: str, name: str, known: Sequence[str]) -> str:
-    """The one identity of several that a name fits.
+    """Return the one id of several that a name fits.
 
     Raises:
-        OptionError: none does, or several do.
+        OptionError: it fits none, or several.
     """
     found = fitting(name, known)
     if len(found) == 1:
@@ -98,12 +101,12 @@ def one_of(option: str, name: str, known: Sequence[str]) -> str:
 
 
 def _apart(identities: Sequence[str]) -> Any:
-    """Shortest names that distinguish some identities: their labels, else the identities."""
+    """Return the shortest names that distinguish some ids: their labels, else the ids."""
     return label if len(set(map(label, identities))) == len(identities) else str
 
 
 async def is_known(port: Port, kind: str, name: str, known: Iterable[str]) -> bool:
-    """True if anything may have a prefix or tag: by the names known, else by a shared tier."""
+    """True if anything may have a prefix or tag: by the known names, else by a shared tier."""
     if name in known:
         return True
     return await _is_shared(port, Ref(f"{kind}:{name}"), otherwise=True)
@@ -127,7 +130,7 @@ async def _is_shared(port: Port, ref: Ref, *, otherwise: bool) -> bool:
 
 
 def unknown(option: str, name: str, known: Iterable[str]) -> OptionError:
-    """The error for a name that no function has, with the nearest, else some that there are."""
+    """Return the error for a name that no function has, with the nearest or other names."""
     labels = list(map(label, known))
     near = functions_meant([name], labels)
     if near:
@@ -137,7 +140,7 @@ def unknown(option: str, name: str, known: Iterable[str]) -> OptionError:
 
 
 def functions_meant(names: Iterable[str], known: Iterable[str]) -> str:
-    """A question that lists the functions that were probably meant by misspelt names; or `""`."""
+    """Ask about the functions probably intended by misspelled names; `""` if there are none."""
     labels = dict.fromkeys(map(label, known))
     shown = [*labels, *map(_qualified, labels), *map(_bare, labels)]
     near = [one for name in names for one in nearest(name, shown)]
@@ -148,16 +151,16 @@ def functions_meant(names: Iterable[str], known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The names that are nearest to a misspelt one, the best first; of a very long one none."""
+    """Return the names nearest to a misspelled one, best first; none for a very long one."""
     if len(name) > LONGEST:
         return []
-    import difflib  # only an error needs it
+    import difflib  # needed only for an error
 
     return difflib.get_close_matches(name, list(dict.fromkeys(known)), NEAR, 0.6)
 
 
 def meant(names: Iterable[str]) -> str:
-    """A question that lists names: `did you mean 'a' or 'b'?`; `""` for none."""
+    """Return a question that lists names: `did you mean 'a' or 'b'?`; `""` for none."""
     listed = " or ".join(map(repr, dict.fromkeys(names)))
     return f"did you mean {listed}?" if listed else ""
 
@@ -165,7 +168,7 @@ def meant(names: Iterable[str]) -> str:
 async def functions_matching(
     port: Port, option: str, pattern: str, here: Sequence[str]
 ) -> list[str]:
-    """The functions that a name or a pattern (`lo*`, or a module) stands for.
+    """Return the functions that a name or a pattern (`lo*`, or a module) stands for.
 
     Raises:
         OptionError: there is none, or a name without `*` fits several.

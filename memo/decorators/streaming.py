@@ -1,4 +1,4 @@
-"""Cached generators and async generators: streamed at first, replayed from then on."""
+"""Cached generators and async generators: streamed on the first call, replayed after that."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ R = TypeVar("R")
 
 
 def kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
-    """The class of cached function that wraps a generator function.
+    """Return the class of the cached function to create for a generator function.
 
     Raises:
-        OptionError: an option does not go with it.
+        OptionError: an option cannot be combined with it.
     """
     for name, why in _ALONE.items():
         if given[name]:
@@ -47,11 +47,11 @@ _ALONE = {
     "soft_timeout": "its items come one by one",
     "cutoff": "its items are used before there is a value to compare; return a list instead",
 }
-"""Options that do not go with generators, and why."""
+"""Options that cannot be combined with generators, and why."""
 
 
 class _Streaming(CachedFunction[P, R]):
-    """Common part of both kinds."""
+    """The common part of both kinds."""
 
     def __init__(self, function: Callable[P, R], given: Mapping[str, Any]) -> None:
         super().__init__(function, given)
@@ -65,7 +65,7 @@ class _Streaming(CachedFunction[P, R]):
         return streams.spool_for(self._function)
 
     def _made(self, items: Any) -> Any:
-        """Items as the function gives them: a generator, or an async one."""
+        """Return items in the form the function returns: a generator, or an async one."""
         raise NotImplementedError
 
     def _consumed(self, reader: Reader) -> Any:
@@ -94,7 +94,7 @@ class _Streaming(CachedFunction[P, R]):
         return cast("R", made)
 
     def _stored_only(self, function: Function, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """The stored items.
+        """Return the stored items.
 
         Raises:
             NotCachedError: there are none.
@@ -132,21 +132,24 @@ class _Streaming(CachedFunction[P, R]):
 
     @helper(value=inspect.Parameter.empty)
     def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Store the items of an iterable as the result of a call, without running it."""
+        """Store the items of an iterable as the result of a call, without running the function."""
         if assembly.enabled():
             spool = streams.spooled(value, self._spool())
             drive(answering.put(BLOCKING, self._function, args, kwargs, spool))
 
     @helper(value=inspect.Parameter.empty)
     async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """As `put`, without blocking the event loop; takes an async iterable as well."""
+        """As `put`, without blocking the event loop; also takes an async iterable."""
         if assembly.enabled():
             spool = await streams.aspooled(value, self._spool())
             await answering.put(native(), self._function, args, kwargs, spool)
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """The stored items if a call would replay them, else `default` (None); never computes."""
+        """Return the stored items if a call would replay them, else `default` (None).
+
+        Never computes.
+        """
         return self._peeked(CachedFunction.peek(self, *args, default=default, **kwargs))
 
     @helper(default=None)

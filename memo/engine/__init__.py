@@ -1,11 +1,12 @@
-"""A call and its answer: look up, judge, load or compute, store; written once for sync and async.
+"""The engine: look a call up, check what was found, and load it or compute and store it.
 
-Imports `keys`, `stores`, `validity`, `records` and below; it never sees a particular store.
+Written once, for sync and async functions.  Imports `keys`, `stores`, `validity`, `records` and
+below; it does not know which store answers.
 Start with `answering.py`, then `computing.py`.  `coordination/flights.py` lets callers share a
 computation, and `coordination/leases.py` takes and renews the leases of `use_lock`.
 
-`engine.answering` is imported at the first call of a cached function, as the stores are: a process
-that only decorates functions does not need it.
+`engine.answering` is imported at the first call of a cached function, and so are the stores: a
+process that only decorates functions needs neither.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The engine: what happens between a call and its answer, once, as coroutines over the port.
+"""Answer a call: from the cache, from a computation under way, or by computing it.
+
+The coroutines here run over a port (`runtime.port`), for sync and async callers alike.
 
 ::
 
@@ -6,10 +8,10 @@
                │ ├──> stale ──> refresh in background ───> load ──> value
                │ └──> miss ──> lead or join a flight
                │                 │ lead: lease ──> stamps ──> compute ──> seal, store ──> value
-               │                 │         └──> ask what it was built on ──> equal ──> value
-               └─── again <──────┘ join: wait ──> a copy of what landed
+               │                 │         └──> revalidate ──> equal ──> value
+               └─── again <──────┘ join: wait ──> a copy of the result
 
-A result that the function returned always reaches the caller: a fault of the cache after that is
+Once the function has returned, its result always reaches the caller: a later fault of the cache is
 only an event.  Exceptions of the function are raised unchanged.
 """
 
@@ -70,11 +72,11 @@ from memo.stores.protocols import MEMORY, REDIS, Asked
 from memo.validity.check import FRESH, MISS, STALE, Verdict, expiry, judge
 
 WAITED_AT_LEAST = 0.001
-"""Seconds of waiting for a lease below which it was free."""
+"""A lease that was taken within this many seconds counts as free: nothing was waited for."""
 SOFT_TIMEOUT = "soft_timeout"
-"""Reason of a stale answer: the computation takes longer than that."""
+"""Reason of a stale answer: the computation takes longer than `soft_timeout`."""
 LOOK_AGAIN = 0.5
-"""Seconds between a waiting caller's looks at the loop that computes."""
+"""Seconds after which a waiting caller checks that the computing event loop is still open."""
 
 
 AGAIN = object()
@@ -84,13 +86,13 @@ AGAIN = object()
 
 
 def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: float) -> Any:
-    """The value of a call that its first tier has, by a plain function; else `NotYet`.
+    """Return the value of a call from the first tier without a coroutine, or `NotYet`.
 
-    So the commonest hit costs neither coroutine nor port.
+    The most frequent kind of hit, a fresh entry in memory, ends here.
 
     Args:
-        port: gives the port, where one is needed.
-        begun: when the call began, on the performance counter.
+        port: called for the port only if one is needed.
+        begun: when the call began, by `time.perf_counter`.
     """
     chain, since = function.chain(), FLIGHTS.landed
     try:
@@ -112,7 +114,7 @@ _UNASKED = NotYet(None)
 
 
 def settled(port: Port, function: Function, call: Call, asked: Asked) -> Any:
-    """The value of a call whose question was answered; else `NotYet`."""
+    """Return the value of a call once its pending query is answered, or `NotYet`."""
     chain = function.chain()
     if asked.chain is not chain:  # the settings have changed
         return _UNASKED
@@ -126,7 +128,7 @@ def settled(port: Port, function: Function, call: Call, asked: Asked) -> Any:
 def _value(
     function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
 ) -> Any:
-    """The value of an entry whose stamps hold, if it may be given and is small; else `NotYet`."""
+    """Return the value of a valid entry that is fresh, small and loads, or `NotYet`."""
     if len(entry.stream) > BIG:
         return _UNASKED
     rules, ttl, times = function.policy, None, entry.times
@@ -139,7 +141,7 @@ def _value(
     try:
         value = codec.decode(entry.stream, None, ())
     except EntryError:
-        return _UNASKED  # `look` meets it again, and reports it
+        return _UNASKED  # `look` meets the same error, and reports it
     started, _, _, _, _, _, cost = times
     key = call.text
     if not chain.floors.admits(key, started):
@@ -154,7 +156,7 @@ def _value(
     return value
 
 
-_made = tuple.__new__  # an event in half the time
+_made = tuple.__new__  # creates the event in half the time
 
 
 async def answer(
@@ -165,10 +167,10 @@ async def answer(
     kwargs: Mapping[str, Any],
     asked: Asked | None = None,
 ) -> Any:
-    """The value of a call on the general way, or `Raised`.
+    """Answer a call by the general path; return its value, or `Raised`.
 
     Args:
-        asked: what `at_hand` has asked, settled.
+        asked: the query that `at_hand` sent, now answered.
     """
     with pausing():
         return await _answer(port, function, call, args, kwargs, asked)
@@ -184,7 +186,7 @@ async def hear(port: Port, job: Job) -> bool:
 
 
 async def rekeyed(port: Port, job: Job) -> Job | None:
-    """The call under the key that other hosts make of it, by what they found; None: as it is."""
+    """Return the job under the key that other hosts' findings give it; None if it is the same."""
     if not await hear(port, job):
         return None
     function = job.function
@@ -199,7 +201,7 @@ async def rekeyed(port: Port, job: Job) -> Job | None:
 
 @contextmanager
 def pausing() -> Iterator[None]:
-    """Time in here is not the own time of the computation around it, if any."""
+    """Exclude the time in this block from the own time of the computation around it."""
     around, begun = CURRENT.get(), time.perf_counter()
     try:
         yield
@@ -245,7 +247,7 @@ async def _answer(
 
 
 async def look_or_miss(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
-    """As `look`; a miss where the process lacks what it takes."""
+    """As `look`; a miss if the process lacks a resource that the look-up needs."""
     try:
         return await look(port, job, asked)
     except Exception as error:
@@ -263,11 +265,11 @@ def told_hit(
     shared: bool,
     refreshes: bool = True,
 ) -> None:
-    """Emit the event of an answer.
+    """Emit the event of an answer from the cache.
 
     Args:
-        shared: there was none at first: another caller or process has computed it meanwhile.
-        refreshes: refresh it if it is stale.
+        shared: another caller or process computed it after this call had missed.
+        refreshes: start a refresh if the answer is stale.
     """
     assert found.entry is not None
     times = found.entry.times
@@ -296,7 +298,7 @@ def told_hit(
 
 
 def _tell_shared(job: Job, begun: float, cost: float) -> None:
-    """Emit the event of an answer that another caller or process computed since this call began."""
+    """Emit the event of an answer that another caller or process computed during this call."""
     waited = time.perf_counter() - begun
     saved = 0.0 if in_background() else max(0.0, cost - waited)
     emit(job, events.COALESCED, seconds=waited, saved=saved)
@@ -330,14 +332,14 @@ async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: 
 async def _wait(
     port: Port, job: Job, flight: Flight, found: Answer, leads: bool, soft: float
 ) -> Landing | None:
-    """Wait until a flight has landed, or can never land.
+    """Wait until a flight has landed, or is known to be lost.
 
     Args:
-        soft: seconds after which the old value is the answer, if it still may be; the computation
-            goes on.  0: never.
+        soft: seconds after which the old value is returned if it is still valid, while the
+            computation goes on; 0: never.
 
     Returns:
-        The old value, where it is the answer.
+        The landing of the old value if the soft timeout has passed, else None.
     """
     waiter = FLIGHTS.board(flight, port)
     try:
@@ -362,7 +364,7 @@ async def _wait(
 
 
 async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: float) -> Any:
-    """Turn a landing into the answer of one waiting caller."""
+    """Turn the outcome of a flight into the answer of one caller that waited for it."""
     if landing.fault:
         return await _alone(port, job)
     if leads:
@@ -389,7 +391,7 @@ async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: 
 
 
 async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
-    """A joiner's own copy of a result that has just been computed."""
+    """Return a joiner's own copy of a result that has just been computed."""
 
     def make() -> Any:
         payload: memoryview | None = None
@@ -407,7 +409,7 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
 
 
 async def _alone(port: Port, job: Job) -> Any:
-    """Compute for one caller only: the result cannot be copied, or the cache has failed."""
+    """Compute for one caller only, since the result cannot be copied or the cache has failed."""
     started = job.chain.floors.start_time(job.call.text, job.chain.clock)
     outcome = await invoke(port, job)
     tell(None)
@@ -420,11 +422,11 @@ async def _alone(port: Port, job: Job) -> Any:
 
 
 async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
-    """Compute for all callers of the flight, and always end it."""
+    """Compute for all callers of the flight, and end the flight in any case."""
     landing: Landing | None = None
     try:
         landing = await _land(port, job, flight, found)
-    except Exception as error:  # ours, since the user's are in the landing
+    except Exception as error:  # an error of memo: the user's are in the landing
         emit(job, events.ERROR, reason="engine", detail=told(error))
         landing = Landing(fault=True)
     finally:
@@ -432,7 +434,7 @@ async def _fly(port: Port, job: Job, flight: Flight, found: Answer) -> None:
 
 
 async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing | None:
-    """A landing; None: look again, another process has computed it meanwhile."""
+    """Compute and return the landing; None if another process has stored a result meanwhile."""
     function = job.function
     held = await hold(
         *(port, job.chain, job.name, function.policy, flight),
@@ -468,7 +470,8 @@ async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> b
     """True if another process stored a fresh result before this one got the lease.
 
     Args:
-        before: what was found; where its entry could not be used, only a later one counts.
+        before: the result of the look-up before; if its entry was unusable, only a later one
+            counts.
     """
     if held.mine and held.waited >= WAITED_AT_LEAST:
         emit(job, events.WAITED, seconds=held.waited)
@@ -483,7 +486,7 @@ async def done_by_another(port: Port, job: Job, held: Hold, before: Answer) -> b
 
 
 async def fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> Landing:
-    """The old value instead of an error (`stale_if_error`), unless it was invalidated meanwhile."""
+    """Return the old value instead of the error (`stale_if_error`), unless it was invalidated."""
     old = await _old_value(port, job, found, f"error: {type(landing.error).__name__}")
     pause = job.function.policy.retry_after
     if old is not None and pause:
@@ -492,7 +495,7 @@ async def fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> La
 
 
 async def while_pausing(port: Port, job: Job, found: Answer) -> Any:
-    """The old value while the function is not tried again after a failure; else `NOTHING`."""
+    """Return the old value while retries are paused after a failure, else `NOTHING`."""
     if not (found.verdict.fallback and job.function.policy.retry_after):
         return NOTHING
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
@@ -506,7 +509,7 @@ async def while_pausing(port: Port, job: Job, found: Answer) -> Any:
 
 
 async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landing | None:
-    """A landing with the value of an expired entry; None: it was invalidated, or does not load."""
+    """Return a landing with the expired value; None if it was invalidated or does not load."""
     assert found.entry is not None
     why = await job.chain.why_invalid(port, found.entry)
     if why and why != SOURCE_UNREACHABLE and expiry(why) is None:
@@ -518,12 +521,12 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
     started, used = found.entry.times.started, found.entry.stamps
     job.chain.floors.rise(job.call.text, started)
     emit(job, events.STALE, tier=found.tier, reason=reason)
-    whole = found.entry.header.flags & seal.STREAM  # each reader of a stream begins at its start
+    whole = found.entry.header.flags & seal.STREAM  # a stream is read from its first item
     encoded = None if whole else await encode(port, job, value)
     return Landing(value, None, found.entry, encoded, used=used, known=used, started=started)
 
 
-# --- what the decorated function can do besides --------------------------------------------------
+# --- the other methods of a decorated function ----------------------------------------------------
 
 
 async def _job(
@@ -536,7 +539,7 @@ async def _job(
 
 
 def is_inside() -> bool:
-    """True if a cached function is being computed here, so that it must note what it uses."""
+    """True if a cached computation is running here, so that it must record what it uses."""
     reads = CURRENT.get()
     return reads is not None and not reads.over
 
@@ -544,7 +547,7 @@ def is_inside() -> bool:
 async def only(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The stored value if it may be used now, else `NOTHING`: never computes nor refreshes."""
+    """Return the stored value if it may be used now, else `NOTHING`; no computation, no refresh."""
     begun = time.perf_counter()
     job = await _job(port, function, args, kwargs)
     found, value = await look(port, job)
@@ -562,7 +565,7 @@ async def put(
     kwargs: Mapping[str, Any],
     value: Any,
 ) -> None:
-    """Store a value as the result of a call, under the stamps of the present."""
+    """Store a value as the result of a call, with stamps taken now."""
     job = await _job(port, function, args, kwargs)
     own = await take_stamps(port, job)
     if own is None:
@@ -585,13 +588,13 @@ async def refresh(
     *,
     keep: bool = True,
 ) -> Any:
-    """Compute now, store, and return the value (or `Raised`).
+    """Compute now, store, and return the value, or `Raised`.
 
     Args:
-        keep: store it.
+        keep: store the result.
 
     Raises:
-        ReentryError: the computation of this very key asks for it.
+        ReentryError: this call runs inside the computation of the same key.
     """
     job = await _job(port, function, args, kwargs)
     call = job.call
@@ -609,7 +612,7 @@ async def refresh(
 async def peek(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], default: Any
 ) -> Any:
-    """The stored value if it may be used now, else `default`; never computes."""
+    """Return the stored value if it may be used now, else `default`; never computes."""
     job = await _job(port, function, args, kwargs)
     found, value = await look(port, job)
     if value is NOTHING or type(value) is Raised:
@@ -623,7 +626,7 @@ async def peek(
 async def is_cached(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
-    """Would this call be answered from the cache?  Does not load the value."""
+    """True if this call would be answered from the cache; does not load the value."""
     job = await _job(port, function, args, kwargs)
     found = await job.chain.lookup(port, function.id, job.call.text, function.judge)
     return found.verdict.kind != MISS

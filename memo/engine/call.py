@@ -1,4 +1,4 @@
-"""Jobs: a cached function as the engine sees it, one call of it, and its outcome."""
+"""The engine's view of a cached function, of one call of it, and of the call's outcome."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from memo.stores.chain import Chain
 
 NOTHING = object()
-"""In the place of a value where there is none."""
+"""Placeholder for a missing value, since None is a valid result."""
 
 
 class NotYet:
-    """In the place of a value that is not at hand: `answer` the call.
+    """Placeholder for a value that takes more than `at_hand`: call `answer` next.
 
     Attributes:
-        asked: the question to a tier that is under way, for `settled` first; None: there is none.
+        asked: the pending query to a tier, to be passed to `settled` first; None if there is none.
     """
 
     __slots__ = ("asked",)
@@ -61,23 +61,23 @@ class Function:
     Attributes:
         id: `"module:qualname"`.
         run: the user's function.
-        keyer: makes keys of its arguments.
+        keyer: makes keys from its arguments.
         identity: its code version.
         policy: how its entries age.
-        chain: gives the chain that holds its entries, as the settings are now.
-        live_ttl: gives the live configuration's ttl in seconds, or None.
-        manifest: writes down what a code version is made of; whether it could.
-        noted: the chain and the code version for which it did last.
-        compress: gives the bytes from which results are compressed, or None.
-        depends: gives the file and call stamps of one call, where it has any.
-        replay: what it prints and displays is kept with its results, and shown again.
+        chain: returns the chain that holds its entries under the current settings.
+        live_ttl: returns the ttl of the live configuration in seconds, or None.
+        manifest: records which parts a code version consists of; returns False if it could not.
+        noted: chain and code version of the last recorded manifest.
+        compress: returns the size in bytes above which results are compressed, or None.
+        depends: takes the file and call stamps of one call, if the function has `depends_on`.
+        replay: its output is stored with its results, and shown again on a hit.
         ask: answers one of its calls, as a coroutine over the port.
-        backoff: key -> until when (monotonic seconds) a refresh waits, and the pause it was given.
-        teach: keeps what the function changes itself, for other processes.
-        took: seconds of its latest computation here; None: there was none.
+        backoff: key -> (monotonic time before which no refresh is tried, length of that pause).
+        teach: publishes to other processes which state the function changes itself.
+        took: seconds of its latest computation in this process, or None.
         warned: a warning has said that its results are not stored.
-        cutoff: what was built on its results stays valid while they come back equal.
-        is_async: whether `run` gives an awaitable.
+        cutoff: results built on its own stay valid while a recomputed result is equal.
+        is_async: `run` returns an awaitable.
         looks: what computed calls looked like, with their keys; None: it was warned about them.
     """
 
@@ -148,7 +148,7 @@ class Function:
         self.looks: dict[str, set[str]] | None = {}
 
     def code(self, args: tuple[Any, ...]) -> str:
-        """The code version for a call: a method's depends on the class that it is called on."""
+        """Return the code version for a call; for a method it depends on the object's class."""
         if not self.keyer.method or not args:
             return self.identity.digest()
         return self.identity.digest(self.owner(args))
@@ -163,21 +163,21 @@ class Function:
         return self.keyer.call(code, args, kwargs, light, self.identity.state(owner))
 
     def state(self, own: Any) -> State:
-        """The state of an object that the method reads."""
+        """Return which state of an object the method reads."""
         if own is ABSENT or not self.keyer.method or isinstance(own, type):
             return STATELESS
         self.identity.digest(type(own))
         return self.identity.state(type(own))
 
     def begin(self, call: Call, args: tuple[Any, ...]) -> Watched:
-        """Note the state that a computation may change; give it to `end` when it is over."""
+        """Record the state that a computation may change; pass it to `end` afterwards."""
         of_code, names = self.identity.begin(self.owner(args))
         if not call.own_state.names:
             return Watched(of_code, names)
         return Watched(of_code, names, instances.begin(args[0], self.state(args[0])))
 
     def end(self, watched: Watched) -> Aftermath:
-        """After a computation: state that it has changed itself counts as it was before."""
+        """Compare the state after a computation: what it changed itself is left out of the key."""
         code = own_changes.end(watched.of_code, watched.names)
         mine = Ended() if watched.mine is None else instances.end(watched.mine)
         own = (*code.own, *mine.own)
@@ -200,10 +200,10 @@ class Function:
         return Aftermath(others, said, learned)
 
     def changes(self, names: Sequence[str], found: str = "") -> str:
-        """The warning that it changes some state itself.
+        """Return the warning that the function changes some state itself.
 
         Args:
-            found: the finder, if that was not this process.
+            found: a clause that says which host noticed, if it was another one.
         """
         return (
             f"{self.id} changes {', '.join(names)} while it runs{found}, so that is left out of "
@@ -211,7 +211,7 @@ class Function:
         )
 
     def owner(self, args: tuple[Any, ...]) -> type | None:
-        """The class that a method is called on; of a function None."""
+        """Return the class that a method is called on; None for a function."""
         if not self.keyer.takes_self or not args:
             return None
         own = args[0]
@@ -227,10 +227,10 @@ class Function:
         """Judge the age of an entry.
 
         Args:
-            expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
-            raised: it is an exception (`cache_errors`), which has a ttl of its own.
-            unreachable: a source that it depends on cannot be asked: it stays valid for its ttl if
-                `stale_if_error` lets an old value answer.
+            expired: when `expire()` ended its life, in nanoseconds since the epoch, or None.
+            raised: the entry is an exception (`cache_errors`), which has its own ttl.
+            unreachable: a source that it depends on cannot be queried.  With `stale_if_error` the
+                entry then stays valid for its ttl; without, it is a miss.
         """
         if unreachable and not self.policy.stale_if_error:
             return Verdict(MISS, SOURCE_UNREACHABLE)
@@ -239,7 +239,7 @@ class Function:
         return judge(times, policy, self.chain().clock, ttl, expired)
 
     def under(self, policy: Policy) -> Function:
-        """The same function with another ageing policy."""
+        """Return a copy of the function with another ageing policy."""
         made = copy.copy(self)
         made.policy = policy
         return made
@@ -249,19 +249,19 @@ _CUTOFFS: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictiona
 
 
 def with_cutoff(function_id: str) -> Function | None:
-    """The function of an identity that has `cutoff=True`, if this process has it: the latest."""
+    """Return the latest `cutoff=True` function with this id in this process, or None."""
     return _CUTOFFS.get(function_id)
 
 
 def _to_ignore(others: Sequence[str]) -> str:
-    """Advice on how to exclude something from the key."""
+    """Return the `ignore=` argument that excludes some state from the key."""
     names = {one.partition("[")[0].partition(".")[0] for one in others}
     labels = sorted(name if name == "self" else f"global:{name}" for name in names)
     return f"ignore={labels!r}"
 
 
 class Watched(NamedTuple):
-    """State that a running computation may change, as it was when that began."""
+    """State that a computation may change, as it was before the computation began."""
 
     of_code: list[Begun]
     names: frozenset[str]
@@ -269,12 +269,12 @@ class Watched(NamedTuple):
 
 
 class Aftermath(NamedTuple):
-    """The changes that a computation leaves behind.
+    """The state changes found after a computation.
 
     Attributes:
-        others: state that something else changed in the meantime.
-        said: the warning to give, once each; `""`: none.
-        learned: newly found state that it changes itself, for other processes and hosts.
+        others: names of state that something other than the computation changed.
+        said: the warning to give (once each), or `""`.
+        learned: newly found state that the function changes itself, for other processes and hosts.
     """
 
     others: tuple[str, ...]
@@ -283,11 +283,11 @@ class Aftermath(NamedTuple):
 
 
 class Job:
-    """One call on its way.
+    """One call in progress.
 
     Attributes:
-        name: what its entry is stored under.
-        asked: a look-up with which its stamps were read, for `take_stamps`; None: there was none.
+        name: the name under which its entry is stored.
+        asked: the look-up that also read its stamps, for `take_stamps`, or None.
     """
 
     __slots__ = ("args", "asked", "call", "chain", "function", "kwargs", "name")
@@ -310,7 +310,7 @@ class Job:
 
 
 class Raised:
-    """The function raised: the wrapper raises it again, with the user's frames only."""
+    """An exception of the function, to be raised by the wrapper with the user's frames only."""
 
     __slots__ = ("error", "traceback")
 
@@ -323,7 +323,7 @@ class Raised:
 
 
 class Outcome(NamedTuple):
-    """Outcome of the function: it returned `value`, or raised `error`."""
+    """The outcome of running the function: it returned `value`, or raised `error`."""
 
     value: Any = None
     error: BaseException | None = None
@@ -333,7 +333,7 @@ class Outcome(NamedTuple):
 
 
 def warn_of(function: Callable[..., Any], said: str) -> None:
-    """Warn about a function at its own line, since it may run far from the calling line."""
+    """Warn at the line where a function is defined, since it may run far from the call."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         warnings.warn(said, stacklevel=2)
@@ -361,7 +361,7 @@ async def keyed(
 
 
 def hindered(error: Exception) -> bool:
-    """True if the process lacks what the cache needs, with an event: then it computes without."""
+    """True, with an event, if the cache failed for lack of a resource: compute without it then."""
     if not lacks_resources(error):
         return False
     events.emit(events.Event(events.ERROR, reason="engine", detail=told(error)))
@@ -376,12 +376,12 @@ def _raised_at(error: BaseException) -> str:
 
 
 def emit(job: Job, kind: str, **facts: Any) -> None:
-    """Emit the event of a call's outcome."""
+    """Emit an event about a call."""
     events.emit(events.Event(kind, job.function.id, job.call.text, **facts))
 
 
 def writer() -> str:
-    """Name of this host and process, as entries and notes give it."""
+    """Return the name of this host and process, as entries and notes give it."""
     return f"{_node()}/{os.getpid()}"
 
 

@@ -1,4 +1,4 @@
-"""Computing: run the function once, with its stamps taken before, and keep what it returned."""
+"""Compute a call: take its stamps, run the function once, and store the result."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from memo.validity.check import BORN_STALE, ttl_ns
 from memo.validity.stamps import TAGS
 
 KEPT = 86_400 * SECOND
-"""Nanoseconds that entries of a function with a `ttl_key` are kept at least: it may be raised."""
+"""Shortest retention in nanoseconds of entries with a `ttl_key`, whose ttl may be raised later."""
 CHANGED = "arguments changed"
-"""Why a result is not stored: the caller changed what it passed before the function was done."""
+"""Reason for not storing a result: the caller changed the arguments during the computation."""
 STATE_CHANGED = "inputs changed"
-"""Why a result is not stored: something in its key changed while the function ran."""
+"""Reason for not storing a result: state in its key changed while the function ran."""
 ARGUMENTS = 64 * 1024
-"""Bytes of pickled arguments up to which an entry holds them, to ask its call again."""
+"""Most bytes of pickled arguments that an entry keeps, so that its call can be repeated."""
 _SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
-"""Types of arguments that cannot change."""
+"""Types of arguments that are immutable."""
 
 
 async def compute(
@@ -56,12 +56,12 @@ async def compute(
     keep: bool = True,
     errors: bool = False,
 ) -> Landing:
-    """Run the function once, and keep what it returned.
+    """Run the function once, and store its result.
 
     Args:
-        alone: in the background: no caller waits for it, so it is part of no other computation.
-        keep: store it.
-        errors: store an exception as well, where `cache_errors` says so.
+        alone: run in the background: no caller waits, so it is part of no other computation.
+        keep: store the result.
+        errors: also store an exception, if `cache_errors` names its type.
     """
     try:
         with patience(job.function.policy):
@@ -108,10 +108,10 @@ async def compute(
 async def run_once(
     port: Port, job: Job, reads: Reads, *, alone: bool = False
 ) -> tuple[Outcome, float]:
-    """Run the function; what came of it, and the seconds that it took.
+    """Run the function once; return its outcome, and the seconds that it took.
 
     Args:
-        reads: takes in what the function uses.
+        reads: records what the function uses.
         alone: see `compute`.
     """
     token = CURRENT.set(reads)
@@ -132,10 +132,10 @@ async def run_once(
 
 
 def run_ended(job: Job, seconds: float, outcome: Outcome | None, why: str = "") -> None:
-    """Emit the end of a run of the function.
+    """Emit the event that a run of the function has ended.
 
     Args:
-        outcome: None: it was interrupted, or left.
+        outcome: None if the run was interrupted or abandoned.
     """
     failed = events.INTERRUPTED
     if outcome is not None:
@@ -144,12 +144,12 @@ def run_ended(job: Job, seconds: float, outcome: Outcome | None, why: str = "") 
 
 
 def packed(job: Job) -> str:
-    """The arguments of a call, to ask it again (`cutoff`), before the function can change them."""
+    """Pickle the arguments of a call, before the function can change them, to repeat it later."""
     if not job.function.cutoff:
         return ""
     try:
         encoded = codec.encode((job.args, dict(job.kwargs)))
-    except Exception:  # pickling may raise anything, and cannot be tried again
+    except Exception:  # pickling may raise anything; such a call just cannot be repeated
         return ""
     if encoded.payload is not None or len(encoded.stream) > ARGUMENTS:
         return ""
@@ -159,13 +159,13 @@ def packed(job: Job) -> str:
 async def _with_result(
     port: Port, job: Job, value: Any, used: tuple[Stamp, ...], arguments: str
 ) -> tuple[Stamp, ...]:
-    """Stamps with the one that says what the value is, for a function with `cutoff=True`."""
+    """Add the stamp that identifies the value, for a function with `cutoff=True`."""
     function = job.function
     if not function.cutoff:
         return used
     try:
         digest = (await port.offload(canonical.digest, value)).hex()
-    except Exception as error:  # no key, or an error in the value's own methods
+    except Exception as error:  # the value has no key, or its own methods raised
         function.cutoff = False
         said = (
             f"{function.id} has cutoff=True and returned {type_named(type(value))} that has no key "
@@ -182,7 +182,7 @@ class Standing:
     """Watches the state in the key of a call while its computation runs.
 
     Attributes:
-        stands: only the computation itself has changed it.
+        stands: no state was changed by anything but the computation itself.
     """
 
     def __init__(self, job: Job) -> None:
@@ -223,12 +223,12 @@ def warn_of_change(job: Job, said: str) -> None:
     """Warn of state that the function changes itself."""
     try:
         warn_of(job.function.run, said)
-    except UserWarning:  # warnings are errors here, and the result is the caller's
+    except UserWarning:  # warnings are errors here; the caller still gets the result
         emit(job, events.ERROR, reason=STATE_CHANGED, detail=said)
 
 
 async def is_same_call(port: Port, job: Job) -> bool:
-    """True if the arguments, which the caller has too, still make the key of the call.
+    """True if the arguments still make the key that the call had at first.
 
     The caller may change them while the computation waits, or runs in the background.
     """
@@ -237,7 +237,7 @@ async def is_same_call(port: Port, job: Job) -> bool:
         return True
     try:
         now = await port.offload(job.function.call, job.args, job.kwargs)
-    except Exception:  # a call that cannot be keyed any more is another call
+    except Exception:  # the changed arguments have no key, so the call is not the same
         now = None
     if now is not None and now.text == job.call.text:
         return True
@@ -246,7 +246,7 @@ async def is_same_call(port: Port, job: Job) -> bool:
 
 
 async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
-    """The stamps of a computation that is about to begin; None: no tier can tell what is valid."""
+    """Take the stamps of a computation that is about to begin; None if no tier can be asked."""
     refs = job.call.refs
     asked, job.asked = job.asked, None
     try:
@@ -263,7 +263,7 @@ async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
 async def merged(
     port: Port, job: Job, used: Reads, own: tuple[Stamp, ...] | None
 ) -> tuple[tuple[Stamp, ...], tuple[Stamp, ...] | None]:
-    """The stamps that are known of a computation, and the same where nothing is missing."""
+    """Return the known stamps of a computation, and the same again if they are complete."""
     if not used.size and len(own or ()) <= stamps.READS:  # it used no other cached call
         return own or (), own if used.sound else None
     whole, sound = used.merged(own or ())
@@ -278,7 +278,7 @@ async def merged(
 
 
 async def watch_tags(port: Port, job: Job) -> tuple[Generation, ...]:
-    """A stamp that changes with any tag, for a function whose tags depend on its result."""
+    """Take a stamp that changes with any tag, for a function whose tags depend on its result."""
     if not job.function.keyer.has_late_tags:
         return ()
     ref = Ref(TAGS)
@@ -292,10 +292,10 @@ async def watch_tags(port: Port, job: Job) -> tuple[Generation, ...]:
 async def late_stamps(
     port: Port, job: Job, result: Any, watch: tuple[Generation, ...]
 ) -> tuple[Generation, ...] | None:
-    """The stamps of the tags that a result gives; None: one may have turned meanwhile.
+    """Return the stamps of the tags that a result gives; None if a tag was turned meanwhile.
 
-    They are read before `watch` is looked at again, and an invalidation turns that first: so if
-    it still holds, what was read is from before any invalidation of a tag.
+    The tags are read before `watch` is checked, and invalidating any tag turns `watch` first.  So
+    if `watch` still holds, the tags were read before any invalidation.
     """
     function = job.function
     if not function.keyer.has_late_tags:
@@ -306,10 +306,10 @@ async def late_stamps(
         states = await job.chain.authorities.begin(port, refs)
         if await job.chain.turned(port, watch):
             return None
-    except Exception as error:  # the user's callable raised, or no tier can tell
+    except Exception as error:  # the user's callable raised, or no tier could be asked
         emit(job, events.ERROR, reason="tags", detail=told(error))
         if not isinstance(error, TierError):
-            with suppress(UserWarning):  # an error here, and the result is the caller's
+            with suppress(UserWarning):  # warnings are errors here: the caller gets the result
                 fault = f"has no tags ({told(error)})"
                 warn_not_stored(function, result, fault, "correct its tags")
         return None
@@ -317,10 +317,10 @@ async def late_stamps(
 
 
 async def invoke(port: Port, job: Job, *, silent: bool = False) -> Outcome:
-    """Call the user's function; its exceptions are an outcome, an interrupt is not.
+    """Call the user's function; its exceptions become an outcome, an interrupt is raised.
 
     Args:
-        silent: where its output is kept (`replay`), keep it without showing it.
+        silent: record output for `replay` without showing it.
     """
     if not job.function.replay:
         return await _called(port, job)
@@ -344,10 +344,10 @@ async def _called(port: Port, job: Job) -> Outcome:
 
 
 async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> codec.Encoded | None:
-    """A result as it is stored; None, with an event and one warning, where it cannot be pickled.
+    """Encode a result for storage; None, with an event and one warning, if it cannot be pickled.
 
     Args:
-        verb: how the function gave it, for the warning.
+        verb: how the function gave it ("returned", "raised"), for the warning.
     """
     try:
         bare = replay.bare(value)
@@ -363,9 +363,9 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
 
 
 def unstored(job: Job, value: Any, error: Exception) -> Landing:
-    """Report a result that could not be stored, since a `ttl` or `cache_if` raised."""
+    """Report a result that is not stored because a `ttl` or `cache_if` callable raised."""
     emit(job, events.ERROR, reason="store", detail=told(error))
-    with suppress(UserWarning):  # an error here, and the result is the caller's
+    with suppress(UserWarning):  # warnings are errors here: the caller gets the result
         fault = f"cannot be stored ({told(error)})"
         warn_not_stored(job.function, value, fault, "correct its ttl or cache_if")
     return Landing(value)
@@ -374,7 +374,7 @@ def unstored(job: Job, value: Any, error: Exception) -> Landing:
 def warn_not_stored(
     function: Function, value: Any, fault: str, fix: str, verb: str = "returned"
 ) -> None:
-    """Warn once per function that its results are not stored, with the reason."""
+    """Warn once per function that its results are not stored, and why."""
     if not function.warned:
         function.warned = True
         said = (
@@ -385,15 +385,15 @@ def warn_not_stored(
 
 
 class Made(NamedTuple):
-    """A result, and what is known of it.
+    """A computed result, with what is known about its computation.
 
     Attributes:
         value: the result.
-        used: its stamps; None: it is not stored.
-        started: as `Times` has it.
+        used: its stamps; None if it must not be stored.
+        started: when the computation began; see `Times`.
         cost: seconds that it took.
-        arguments: those of the call, packed.
-        life: of the result that it was built on and that expires first.
+        arguments: the arguments of the call, pickled.
+        life: lifetime of the used result that expires first.
     """
 
     value: Any
@@ -417,10 +417,10 @@ class Sealed(NamedTuple):
     """A result that is ready to be stored.
 
     Attributes:
-        job: the call that it is of.
-        header: of the entry.
-        encoded: the result.
-        record: both, sealed.
+        job: the call.
+        header: the header of its entry.
+        encoded: the encoded result.
+        record: header and pickle stream, sealed.
     """
 
     job: Job
@@ -430,7 +430,7 @@ class Sealed(NamedTuple):
 
 
 async def sealed_result(port: Port, job: Job, made: Made) -> Landing | Sealed:
-    """Encode and seal a result; a landing where it is not to be stored."""
+    """Encode and seal a result; return a landing instead if it must not be stored."""
     value, used, started, cost, arguments, life = made
     function = job.function
     if not port.native and same_types.only_once(value):
@@ -456,7 +456,7 @@ async def sealed_result(port: Port, job: Job, made: Made) -> Landing | Sealed:
 
 
 def _inherited(job: Job, life: Life | None) -> int | None:
-    """How long a result may be fresh by what it was built on, in nanoseconds; None: any time."""
+    """Return the nanoseconds for which the results it was built on are still fresh, or None."""
     if life is None or not (life.stale or job.function.policy.ttl == INHERIT):
         return None
     return 0 if life.stale else max(0, life.until - job.chain.clock.wall_ns())
@@ -465,10 +465,10 @@ def _inherited(job: Job, life: Life | None) -> int | None:
 async def _failed(
     port: Port, job: Job, landing: Landing, vouched: tuple[Stamp, ...] | None, cost: float
 ) -> Landing:
-    """The landing of a computation that raised, remembered where `cache_errors` names its type.
+    """Return the landing of a computation that raised; store the error if `cache_errors` names it.
 
     Args:
-        vouched: the stamps of the exception; None: it is not remembered.
+        vouched: the stamps of the exception; None if it must not be stored.
     """
     error = landing.error
     assert error is not None
@@ -493,7 +493,7 @@ async def _failed(
 
 
 async def keep_renewed(port: Port, job: Job, found: Answer, known: tuple[Stamp, ...]) -> seal.Entry:
-    """Store an entry anew in every tier, with other stamps; its age stays.
+    """Store an entry again in every tier with new stamps; its age stays the same.
 
     Raises:
         TierError: its payload is gone.
@@ -520,7 +520,7 @@ async def _sealed(port: Port, job: Job, header: Header, encoded: Encoded) -> Sea
 
 
 async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
-    """Store results of one function, and write down the code version that they are of."""
+    """Store results of one function, and record the manifest of their code version."""
     chain, function, code = made[0].job.chain, made[0].job.function, made[0].header.code
     items = [Item(one.job.name, one.record, one.encoded.payload, one.header.times) for one in made]
     with patience(function.policy):
@@ -540,12 +540,12 @@ async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
 def _header(
     job: Job, encoded: Encoded, used: tuple[Stamp, ...], started: int, cost: float, ttl: int
 ) -> Header:
-    """Header of a result that was just computed.
+    """Return the header of a result that was just computed.
 
     Args:
-        started: as `Times` has it.
+        started: when the computation began; see `Times`.
         cost: seconds that it took.
-        ttl: nanoseconds, as `Times` has it.
+        ttl: lifetime in nanoseconds; see `Times`.
     """
     function, clock = job.function, job.chain.clock
     times = Times(
@@ -574,7 +574,7 @@ def _header(
 
 
 def _told_address(address: str) -> str:
-    """An address as a header holds it; a long one is cut, visibly."""
+    """Shorten a long address for the header, with a visible mark."""
     data = address[: seal.LONGEST + 1].encode("utf-8", "replace")
     if len(data) <= seal.LONGEST:
         return data.decode()
@@ -582,15 +582,15 @@ def _told_address(address: str) -> str:
 
 
 def _grace(policy: Policy, ttl: int) -> int:
-    """Nanoseconds past its ttl for which an entry is kept."""
+    """Return for how many nanoseconds past its ttl an entry is kept."""
     grace = int(policy.grace * SECOND)
     return grace if policy.ttl_key is None or ttl < 0 else max(grace, KEPT - ttl)
 
 
 async def close(port: Port, job: Job, flight: Flight, landing: Landing) -> Landing:
-    """Close the flight to new callers; then see whether an invalidation overtook the computation.
+    """Close the flight to new callers, then check whether an invalidation overtook it.
 
-    All callers joined before this look, so its verdict holds for all of them (I1).
+    All callers joined before this check, so its result holds for all of them (I1).
     """
     if FLIGHTS.close(flight) and landing.known and landing.true:
         return landing._replace(true=not await job.chain.turned(port, landing.known))

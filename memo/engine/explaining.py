@@ -1,4 +1,4 @@
-"""Explain: would a call hit, and if not, why; from recorded facts, without computing or loading.
+"""Explain why a call would hit or miss, from recorded facts; computes and loads nothing.
 
 The facts are the headers of entries (arguments' summaries, times, stamps), the notes of
 invalidations, and the manifests of code versions.
@@ -62,20 +62,20 @@ _FAULTS = {
 }
 _UNTRUE = (INVALIDATED, GENERATION_LOST, FILE_CHANGED, DEPENDENCY_CHANGED, SOURCE_UNREACHABLE)
 LOOKED_AT = 2000
-"""Most entries of a function that are looked at for the nearest one."""
+"""Most entries of a function among which the nearest is searched."""
 
 
 class Step(NamedTuple):
     """One cached call of a plan.
 
     Attributes:
-        call: its address, without the secrets that are among its arguments.
-        function: identity of its function.
-        does: `"hit"`, `"hit, then refresh"`, `"compute"`, or `"revalidate"`: what it was built on
-            is asked first, and it is computed only if that comes back different.
-        reason: why it is no hit.
-        seconds: that it took last time, with the calls inside it; None: not known.
-        depth: how many calls are around it.
+        call: its address, with secret arguments left out.
+        function: the id of its function.
+        does: `"hit"`, `"hit, then refresh"`, `"compute"`, or `"revalidate"`: the results it was
+            built on are asked for first, and it is computed only if one of them differs.
+        reason: why it is not a hit.
+        seconds: how long it took last time, with the calls inside it; None if unknown.
+        depth: number of calls around it.
     """
 
     call: str
@@ -95,17 +95,17 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a call would be answered as it would.
+    """Explains how a call would be answered, and why.
 
     Attributes:
-        call: the call's address, without the secrets that are among its arguments.
-        hit: whether it would be answered from the cache.
+        call: the call's address, with secret arguments left out.
+        hit: the call would be answered from the cache.
         reason: one of the words of `runtime.reasons` or of this module.
-        facts: sentences for people.
-        diff: lines of a unified diff, where code changed.
-        untracked: what the function reads that is not part of its identity.
-        steps: the plan, where it was asked for: this call and the cached calls beneath it that
-            would run, be asked, or hit; see `Step`.
+        facts: sentences for the reader.
+        diff: lines of a unified diff, if code changed.
+        untracked: inputs that the function reads but that are not part of its code version.
+        steps: the plan, if asked for: this call and the cached calls beneath it that would be
+            computed, asked or hit; see `Step`.
     """
 
     call: str
@@ -156,7 +156,7 @@ async def explain(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Explanation:
-    """Would this call be answered from the cache, and why or why not?"""
+    """Explain whether this call would be answered from the cache, and why."""
     chain = function.chain()
     call = await keyed(port, function, args, kwargs)
     job = Job(function, chain, call, args, kwargs)
@@ -181,7 +181,7 @@ async def explain(
         facts = await _untrue(port, chain, own) or _expired(function, chain, own)
     elif reason in _FAULTS:
         facts = [_FAULTS[reason]]
-    elif reason == ABSENT and own and _is_past(function, chain, own):  # no tier returns it now
+    elif reason == ABSENT and own and _is_past(function, chain, own):  # tiers hide expired entries
         reason, facts = EXPIRED, _expired(function, chain, own)
     elif reason == ABSENT:
         asked = _Asked(call, code, function.identity.parts(owner))
@@ -220,7 +220,7 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
 
 
 _SOURCES = (File, CallStamp)
-"""Stamps of what lies outside the cache."""
+"""Stamps of things outside the cache."""
 
 
 def _source(stamp: Stamp) -> str:
@@ -234,7 +234,7 @@ def _source(stamp: Stamp) -> str:
 
 
 async def headers(port: Port, chain: Chain, function: str) -> list[Header]:
-    """The headers of a function's entries in the tiers of this host that can list them."""
+    """Return the headers of a function's entries in the tiers of this host."""
     found = await listing(port, chain, chain.prefix(function), LOOKED_AT)
     return [header for header, _ in found]
 
@@ -242,10 +242,10 @@ async def headers(port: Port, chain: Chain, function: str) -> list[Header]:
 async def listing(
     port: Port, chain: Chain, prefix: str, limit: int | None = None
 ) -> list[tuple[Header, int]]:
-    """Header and size of the entries of this host that our secrets sealed, each key once.
+    """List header and size of this host's entries that our secrets authenticate, each key once.
 
     Args:
-        prefix: what their names begin with.
+        prefix: list only entries whose names begin with it.
         limit: stop after this many.
     """
     return await port.offload(_listing, chain, prefix, limit)
@@ -294,7 +294,7 @@ async def _untrue(port: Port, chain: Chain, header: Header) -> list[str]:
 
 
 async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> str:
-    """The cached calls between an entry and a call that it was built on; `""`: none."""
+    """Name the cached calls between an entry and a call that it was built on; `""` if none."""
     groups = [s.ref.group for s in header.stamps if isinstance(s, Generation)]
     called = [group[2:] for group in dict.fromkeys(groups) if group.startswith("f:")]
     if stamp.ref.group[2:] in (*called[:1], *(called[1:2] if len(called) == 2 else ())):
@@ -327,7 +327,7 @@ def _counted_names(names: Sequence[str]) -> str:
 
 
 async def _turned(port: Port, chain: Chain, stamp: Generation, state: State) -> list[str]:
-    """Invalidations since a stamp was taken, with their authors."""
+    """Describe the invalidations since a stamp was taken, with time, author and reason."""
     if not state.text:
         return [f"the generation of {_group(stamp.ref.group)} is gone (flushed or evicted)"]
     kept = await chain.authorities.notes(port, stamp.ref)
@@ -343,7 +343,7 @@ async def _turned(port: Port, chain: Chain, stamp: Generation, state: State) -> 
 
 
 def _turned_since(before: State, now: State) -> set[str]:
-    """The fields of a group that read otherwise than they did."""
+    """Return the fields of a group whose tokens have changed."""
     (all_before, fields_before), (all_now, fields) = map(generations.parsed, (before, now))
     later = {name for name, token in fields.items() if fields_before.get(name) != token}
     return later | ({stamps.ALL} if all_before != all_now else set())
@@ -369,7 +369,7 @@ def _group(group: str) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A note as it was made by `memo.stores.authorities.make_note`; `{}` where it is none."""
+    """Parse a note written by `memo.stores.authorities.make_note`; `{}` if it is malformed."""
     try:
         facts = json.loads(text)
         return {**facts, "at": float(facts["at"])}
@@ -408,7 +408,7 @@ def _expired(function: Function, chain: Chain, header: Header) -> list[str]:
 
 
 def _built(chain: Chain, header: Header) -> list[str]:
-    """The result that the lifetime of an entry comes from, and the results between."""
+    """Name the result that limits the lifetime of an entry, and the results in between."""
     found = built_on(header.summary)
     if found is None:
         return []
@@ -419,7 +419,7 @@ def _built(chain: Chain, header: Header) -> list[str]:
 
 
 class _Asked(NamedTuple):
-    """A call that has no entry, its code version and what that is made of."""
+    """A call without an entry, its code version and the parts of that."""
 
     call: Call
     code: str
@@ -450,7 +450,7 @@ def _absent(
 
 
 def _by_value(header: Header) -> str:
-    """The arguments of an entry whose address shows the digest of one, such as of a tuple."""
+    """List an entry's arguments if its address shows only the digest of one, such as a tuple."""
     if not re.search(r":[0-9a-f]{16}(:|$)", header.address):
         return ""
     told = json.loads(header.summary).items()
@@ -459,7 +459,7 @@ def _by_value(header: Header) -> str:
 
 
 def _unlike(call: Call, code: str, nearest: Header) -> str:
-    """Why an entry with equal summaries is another one."""
+    """Explain why an entry with equal argument summaries has another key."""
     if nearest.code != code:
         return "its arguments are the same; what the function reads has changed"
     if call.takes_order:
@@ -468,11 +468,11 @@ def _unlike(call: Call, code: str, nearest: Header) -> str:
 
 
 def _difference(name: str, before: str, after: str) -> str:
-    """How an argument differs from that of the nearest entry, by their summaries."""
+    """Describe how an argument differs from that of the nearest entry, by their summaries."""
     what = "what key_resolver gives" if name == RESOLVED else name.removeprefix(OWN)
     if before == after == MASK:
         return f"{what} is not that of the nearest entry"
-    if before == after:  # too big to be written out
+    if before == after:  # too big for its value to be in the summary
         return f"{what} is another {after} than that of the nearest entry"
     return f"{what} is {after}; the nearest entry has {before}"
 
@@ -507,14 +507,14 @@ def _code(manifests: Manifests, asked: _Asked, header: Header) -> tuple[list[str
 def _changes(
     before: Mapping[str, str], after: Mapping[str, str]
 ) -> list[tuple[str, str | None, str | None]]:
-    """The parts of a code version that differ from those of an earlier one."""
+    """Return the parts of a code version that differ from those of an earlier one."""
     names = sorted({*before, *after})
     pairs = ((name, before.get(name), after.get(name)) for name in names)
     return [(name, old, new) for name, old, new in pairs if old != new]
 
 
 def _change(name: str, old: str | None, new: str | None) -> str:
-    """`code of clean() changed`, `global THRESHOLD changed`, `code of clean() is new`."""
+    """Phrase one change: `code of clean() changed`, `global THRESHOLD changed`."""
     kind, _, rest = name.partition(":")
     if kind in _VALUES:
         what = f"{kind} {rest}"
@@ -526,7 +526,7 @@ def _change(name: str, old: str | None, new: str | None) -> str:
 
 
 _VALUES = frozenset({"global", "closure", "default", "attribute", "package"})
-"""Kinds of parts of a code version that are no code."""
+"""Kinds of parts of a code version that are values, not code."""
 _PLAIN = {
     "cell": "code of the cell",
     "outputs": "the choice of outputs",
@@ -538,10 +538,10 @@ _PLAIN = {
 async def changed_code(
     port: Port, function: Function, manifests: Manifests, keys: Sequence[str]
 ) -> dict[str, str]:
-    """Key -> a few words on the code that changed before its entry was computed.
+    """Map each key to a few words on the code change that made its entry necessary.
 
-    For misses that have been computed by now: the entry that each stored is compared with the last
-    one before it that has the same arguments and another code version.
+    For misses that have been computed since: each one's entry is compared with the entry before it
+    that has the same arguments and another code version.
     """
     chain = function.chain()
     stored = await headers(port, chain, function.id)
@@ -551,7 +551,7 @@ async def changed_code(
 
 
 def _code_before(manifests: Manifests, own: Header, stored: Sequence[Header]) -> str:
-    """Describe what changed between an entry and the one before it; `""`: nothing did."""
+    """Describe what changed between an entry and the one before it; `""` if nothing did."""
     earlier = [
         header
         for header in stored
@@ -589,11 +589,12 @@ STEPS = 1000
 
 
 class Planner:
-    """Makes the plan of one call.
+    """Builds the plan of a call.
 
     Args:
-        port, chain: where it looks.
-        functions: those of this process, by identity.
+        port: runs the look-ups.
+        chain: the chain in which entries are looked up.
+        functions: the functions of this process, by id.
     """
 
     def __init__(self, port: Port, chain: Chain, functions: Mapping[str, Function]) -> None:
@@ -605,10 +606,10 @@ class Planner:
         self.steps: list[Step] = []
 
     async def add(self, function: str, key: str, shown: str = "", depth: int = 0) -> None:
-        """Add the steps of a call, and of those beneath it.
+        """Add the steps of a call and of the calls beneath it.
 
         Args:
-            shown: its address for people, where the caller knows it.
+            shown: its address for display, if the caller knows it.
         """
         if key in self._seen or len(self.steps) >= STEPS:
             return
@@ -640,7 +641,7 @@ class Planner:
             await self.add(inner, inner_key, depth=depth + 1)
 
     async def like(self, function: str, key: str, shown: str, summary: str) -> None:
-        """As `add`, of a call that may have no entry: then of the latest with equal arguments."""
+        """As `add`, but falls back to the latest entry with equal arguments if there is none."""
         await self.add(function, key, shown)
         if self.steps[-1].seconds is not None:
             return
@@ -660,7 +661,7 @@ class Planner:
         return await self._chain.stored(self._port, self._chain.name(function, key))
 
     async def _like(self, header: Header) -> list[Header]:
-        """Entries of the same function with the same arguments, perhaps of another code version."""
+        """Return entries of the same function and arguments, of any code version."""
         wanted = _arguments(header.summary)
         every = await self._all(header.function)
         return [one for one in every if _arguments(one.summary) == wanted]
@@ -671,7 +672,7 @@ class Planner:
         return self._listed[function]
 
     async def _beneath(self, header: Header, *, only_doubtful: bool) -> list[tuple[str, str]]:
-        """The calls that an entry was built on directly: function and key of each."""
+        """Return function and key of each call that an entry was built on directly."""
         absolute, readings = results.unfolded(header.stamps)
         if only_doubtful:
             doubts = await self._chain.doubtful(self._port, readings)
@@ -680,7 +681,7 @@ class Planner:
         return asked if only_doubtful else [*await self._plainly(header, absolute), *asked]
 
     async def _plainly(self, header: Header, absolute: Iterable[Stamp]) -> list[tuple[str, str]]:
-        """Those among them that have no cutoff, whose entries are known by their generations."""
+        """Return those calls beneath an entry that have no cutoff, found by their generations."""
         wanted = [ref for ref in _calls(absolute) if ref != _own(header)]
         found: dict[Ref, Header] = {}
         for ref in wanted:
@@ -695,7 +696,7 @@ class Planner:
 def _is_replaced(function: Function | None, header: Header) -> bool:
     """True if an entry is of another code version than its function has here.
 
-    That of a method is not known without its object.
+    False for a method, whose code version depends on the object.
     """
     if function is None or function.keyer.takes_self or not header.code:
         return False
@@ -703,7 +704,7 @@ def _is_replaced(function: Function | None, header: Header) -> bool:
 
 
 def _calls(known: Iterable[Stamp]) -> list[Ref]:
-    """The generations of single calls among some stamps."""
+    """Return the generations of single calls among some stamps."""
     refs = [stamp.ref for stamp in known if type(stamp) is Generation]
     return [ref for ref in refs if ref.group.startswith("f:") and ref.arguments is not None]
 
@@ -719,7 +720,7 @@ def _arguments(summary: str) -> dict[str, str]:
 
 
 def _by_age(chain: Chain) -> Judge:
-    """The judge for entries of a function that this process does not have."""
+    """Return the age judge for entries of a function that this process does not have."""
     policy = Policy(ttl=None)
     return lambda times, *_: judge(times, policy, chain.clock)
 

@@ -1,8 +1,8 @@
-"""Invalidating: turn generations in every chain that may hold entries, and count the matches.
+"""Invalidate: turn generations in every chain that may hold entries, and count the matches.
 
-Looking for the entries that are about to be dropped is for the answer alone: it is bounded in time,
-reads headers and this host's generations only, and never changes what is invalidated.  A shared
-tier is searched where the caller wants to be sure: each search looks at all the names there.
+Counting matches is for the report only, and never changes what is invalidated.  It is bounded in
+time and reads only headers and this host's generations.  A shared tier is searched only if the
+caller asks to be sure, since each search scans all names there.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from memo.validity.results import unfolded
 from memo.validity.stamps import Turn, concerns
 
 BOUND = 0.05
-"""Seconds that looking for matching entries may take, from the first of them on."""
+"""Seconds that counting matches may take, from the first match on."""
 ALWAYS = 100
-"""Entries that are looked at however long it takes: opening the index alone may take `BOUND`."""
+"""Entries that are examined regardless of time: opening the index alone may take `BOUND`."""
 SEEN = 500
-"""Addresses of other entries that are kept, to find the one that was probably meant."""
+"""Addresses of other entries that are kept, to suggest the one that was probably intended."""
 FIRST = 5
-"""Entries that are kept with their headers, to be shown."""
+"""Entries whose headers are kept for display."""
 HERE: Final = "on this host"
 
 
@@ -44,10 +44,10 @@ class Matches(NamedTuple):
 
     Attributes:
         number: how many valid entries were found.
-        partial: looking was given up, so there may be more.
+        partial: the search was stopped early, so there may be more.
         first: the headers of the first few.
-        others: addresses of valid entries that it does not concern.
-        groups: their generations: `"p:products"`, `"t:sales"`.
+        others: addresses of valid entries that are not affected.
+        groups: generation groups of those entries: `"p:products"`, `"t:sales"`.
     """
 
     number: int = 0
@@ -58,7 +58,7 @@ class Matches(NamedTuple):
 
 
 Hint = Callable[[Matches], str]
-"""Gives a hint for people about an invalidation that matched nothing; `""`: none."""
+"""Returns a hint for the user about an invalidation that matched nothing, or `""`."""
 
 
 class Invalidation(NamedTuple):
@@ -94,17 +94,17 @@ class Invalidation(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """True if every tier has it already."""
+        """True if every tier has carried the invalidation out."""
         return all(how == "done" for how in self.tiers.values())
 
     @property
     def missed(self) -> bool:
-        """True if it is certain that this host, and what was searched, had no valid entry of it."""
+        """True if there certainly was no valid entry, on this host and in every tier searched."""
         return not (self.matched or self.at_least)
 
     @property
     def counted(self) -> str:
-        """How many entries it hit: `12 entries on this host`."""
+        """Return the number of matches as text: `12 entries on this host`."""
         entries = "entry" if self.matched == 1 else "entries"
         found = f"{self.matched:,} {entries} {self.place}"
         if not self.at_least:
@@ -126,7 +126,7 @@ class Invalidation(NamedTuple):
 
     @property
     def beyond(self) -> str:
-        """The doubt that a count of zero leaves."""
+        """Return the caveat for a count of zero, if a shared tier was not searched."""
         if not self.uncounted:
             return ""
         return f" {HERE}; entries that are only in {self.shared} were {self.verb} uncounted"
@@ -159,9 +159,9 @@ async def invalidate(
 
     Args:
         soft: let them expire instead, so that stale windows still apply.
-        count: look for what it hits.
-        hint: asked when nothing was hit.
-        sure: where this host has none, search the shared tier.
+        count: count the matching entries.
+        hint: called if nothing matched.
+        sure: search the shared tier if this host has no match.
     """
     every = tuple(chains)
     wanted = tuple(turns)
@@ -207,7 +207,7 @@ async def _turn(
 
 
 def _about(turns: Iterable[Turn]) -> str:
-    """Describe an invalidation without any argument's value: groups, and names of arguments."""
+    """Describe an invalidation by groups and argument names, without any argument's value."""
     return ", ".join(
         f"{turn.group} by {stamps.shape(turn.arguments)}" if turn.arguments else turn.group
         for turn in turns
@@ -215,15 +215,15 @@ def _about(turns: Iterable[Turn]) -> str:
 
 
 def _function_of(turn: Turn) -> str:
-    """The function that an invalidation is about; `""` for a prefix, a tag or a namespace."""
+    """Return the function that an invalidation concerns; `""` for a prefix, tag or namespace."""
     return turn.group[2:] if turn.group.startswith("f:") else ""
 
 
-# --- what it hits ---------------------------------------------------------------------------------
+# --- counting matches -----------------------------------------------------------------------------
 
 
 async def matching_afar(port: Port, chains: Iterable[Chain], turns: Sequence[Turn]) -> Matches:
-    """The valid entries of shared tiers that some invalidations would drop."""
+    """Return the valid entries of shared tiers that some invalidations would drop."""
     until = time.monotonic() + BOUND
     found: dict[str, Header] = {}
     partial = False
@@ -273,7 +273,7 @@ def matching(chains: Sequence[Chain], turns: Sequence[Turn]) -> Matches:
 
 
 def _common_prefix(chain: Chain, turns: Sequence[Turn]) -> str:
-    """Common prefix of the names of all entries that some turns may concern."""
+    """Return the longest prefix of the names of all entries that some turns may concern."""
     groups = {turn.group for turn in turns}
     only = groups.pop() if len(groups) == 1 else ""
     return chain.prefix(only[2:]) if only.startswith("f:") else f"{chain.namespace}:"
@@ -304,9 +304,9 @@ def _header(chain: Chain, listed: Listed) -> Header:
 
 
 def own_refs(header: Header) -> list[Ref]:
-    """The generations of a call itself, without those of the calls that it was built on.
+    """Yield the generations of a call itself, without those of the calls that it was built on.
 
-    They come first in a header, and begin with the namespace and the function.
+    In a header they come first, starting with those of the namespace and the function.
     """
     mine = f"f:{header.function}"
     seen, refs = False, []
@@ -322,7 +322,7 @@ def own_refs(header: Header) -> list[Ref]:
 
 
 def is_valid(chain: Chain, header: Header) -> bool:
-    """True if an entry has not expired, and its own generations hold as far as this host knows."""
+    """True if an entry has not expired and its own generations hold as far as this host knows."""
     host = chain.host
     if _is_over(chain, header):
         return False
@@ -337,7 +337,7 @@ def is_valid(chain: Chain, header: Header) -> bool:
 
 
 async def _is_valid_afar(port: Port, chain: Chain, header: Header) -> bool:
-    """True if an entry has not expired, and its own generations hold."""
+    """True if an entry has not expired and its own generations hold in the shared tier."""
     if _is_over(chain, header):
         return False
     own = _own(header)
@@ -358,5 +358,5 @@ def _is_over(chain: Chain, header: Header) -> bool:
 def _own(header: Header) -> list[Generation]:
     absolute: Sequence[Stamp] = header.stamps
     if absolute and type(absolute[-1]) is Result:
-        absolute, _ = unfolded(absolute)  # a result is asked before it is dropped
+        absolute, _ = unfolded(absolute)  # a result is asked for before it is dropped
     return [stamp for stamp in absolute if type(stamp) is Generation]

@@ -1,4 +1,4 @@
-"""Loading: from what the chain found to the value, its payload verified once for each file."""
+"""Load the value of what the chain found, verifying each payload file once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from memo.stores.protocols import Asked, Source, Vouching
 from memo.validity.check import MISS, Verdict
 
 BIG = 1 << 20
-"""Bytes of a pickle stream from which it is loaded off the event loop."""
+"""A pickle stream of at least this many bytes is loaded off the event loop."""
 
 
 async def look(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
-    """The chain's answer, and the value when there is a usable one.
+    """Look a call up; return the chain's answer, and the value if it may be used.
 
     Args:
         asked: see `Chain.lookup`.
@@ -41,10 +41,10 @@ async def look(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer
 
 
 async def load(port: Port, found: Answer) -> Any:
-    """The value of an answer; `Raised` where the function had raised (`cache_errors`).
+    """Load the value of an answer; `Raised` for a stored exception (`cache_errors`).
 
     Raises:
-        EntryError: it does not load, or its payload is not what was sealed.
+        EntryError: it does not load, or its payload is not the one that was sealed.
         TierError: its payload is gone.
     """
     entry = found.entry
@@ -58,7 +58,7 @@ async def load(port: Port, found: Answer) -> Any:
 
 
 def _raised(entry: Entry, error: BaseException) -> Raised:
-    """An exception that was remembered, with a note that says since when."""
+    """Return a stored exception, with a note that says when it was raised."""
     when = time.localtime(entry.times.finished // SECOND)
     error.add_note(f"memo: raised at {time.strftime('%X', when)}, remembered by cache_errors")
     return Raised(error)
@@ -76,7 +76,7 @@ def _load(entry: Entry, found: Answer) -> Any:
 
 
 def _view(entry: Entry, found: Answer) -> memoryview | None:
-    """The payload of an answer, verified; None: it has none."""
+    """Return the verified payload of an answer; None if it has none."""
     if not entry.buffers:
         return None
     assert found.source is not None
@@ -87,10 +87,10 @@ def _view(entry: Entry, found: Answer) -> memoryview | None:
 
 
 def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> None:
-    """Check the digest of a payload: by a voucher if there is one, else by hashing it.
+    """Check the digest of a payload, by its voucher if it has one, else by hashing it.
 
     Raises:
-        EntryError: it has not.
+        EntryError: the digest differs.
     """
     digest = seal.payload_digest(table)
     vouching = source if isinstance(source, Vouching) else None
@@ -106,7 +106,7 @@ def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> 
 
 
 VERIFIED = 4096
-"""How many verified payloads are remembered; past that the oldest are verified again."""
+"""Number of verified payloads that are remembered; older ones are verified again."""
 _verifying = threading.Lock()
 KNOWN_GOOD: dict[tuple[Any, bytes], None] = {}
 

@@ -1,11 +1,11 @@
-"""One warning for a function that computes again and again for arguments that look the same.
+"""Warn about a function that never hits although its arguments look the same each time.
 
-Some objects have another key each time although nothing of them has changed for their user: they
-keep a random number, an address or a time.  Such a function would never hit, without a word.
+Some objects get a new key each time although nothing visible about them has changed: they hold a
+random number, an address or a time.  A function called with them would silently never hit.
 
-Two arguments look the same when the parts of their keys that a user can see are the same: public
-attributes, or, of an object that has none, its `repr`.  The difference is then private.
-Of a function it is what it captured and changes itself (`nonlocal n; n += 1`).
+Two arguments look the same if the parts of their keys that a user can see are the same: public
+attributes or, for an object that has none, its `repr`.  The difference must then be private.
+For a function it is a captured variable that the function changes itself (`nonlocal n; n += 1`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from memo.keys.fingerprint.function_version import changed_names
 from memo.keys.fingerprint.held_values import title
 
 ENOUGH: Final = 5
-"""Different keys of equal looks after which the warning comes."""
+"""Number of different keys for arguments that look the same before the warning is given."""
 _KEPT: Final = 64
-"""Looks of a function that are remembered."""
+"""Most looks that are remembered for a function."""
 DEEP: Final = 3
 """Levels of nested objects that are compared."""
 SHOWN: Final = 3
 """Most private attributes that the warning names."""
 _SHORTENED: Final = r"\.\.\.|…| at 0x[0-9a-fA-F]+"
-"""Marks in the `repr` of an object that something is left out."""
+"""Signs that a `repr` leaves something out."""
 
 
 def notice(job: Job) -> None:
-    """Take note of a call that is computed; warn at the fifth that looks the same."""
+    """Record a call that is computed; warn at the fifth one that looks the same."""
     function = job.function
     if function.looks is None:
         return
@@ -53,7 +53,7 @@ def notice(job: Job) -> None:
 
 
 def _look(job: Job) -> tuple[str, list[str]]:
-    """A call as text, and its arguments whose keys may differ though they look the same."""
+    """Return a call as text, and the arguments whose keys may differ though they look the same."""
     parts: list[str] = [job.call.code]
     names: list[str] = []
     for name, value, encoding in job.call.encoded():
@@ -65,7 +65,7 @@ def _look(job: Job) -> tuple[str, list[str]]:
 
 
 def _seen(value: Any, deep: int) -> str | None:
-    """The parts of a value's key that its user can see; None: all of it."""
+    """Return the user-visible parts of a value's key; None if all of it is visible."""
     kind = type(value)
     if own := _own_cells(value):
         return _seen_function(value, own)
@@ -93,7 +93,7 @@ def _seen(value: Any, deep: int) -> str | None:
 
 
 def _own_cells(value: Any) -> frozenset[str]:
-    """The captured variables that a function changes itself."""
+    """Return the captured variables that a function changes itself."""
     if type(value) is not FunctionType or value.__closure__ is None:
         return frozenset()
     return changed_names(value) & frozenset(value.__code__.co_freevars)
@@ -107,7 +107,7 @@ def _seen_function(value: Any, own: frozenset[str]) -> str:
 
 
 def _hidden(value: Any) -> str:
-    """The private attributes of an object, or what a function changes itself, for people."""
+    """Describe an object's private attributes, or the variables that a function changes itself."""
     if own := _own_cells(value):
         return f" that changes its {', '.join(sorted(own)[:SHOWN])}"
     names = [name for name in getattr(value, "__dict__", ()) if name.startswith("_")]

@@ -1,7 +1,7 @@
-"""Refreshing and renewing old values.
+"""Refresh stale values, and confirm values whose inputs may have changed.
 
-A stale value is computed anew in the background, once per key and cluster.  A value that was built
-on results of `cutoff` functions, which may have changed, is renewed where those come back equal.
+A stale value is recomputed in the background, once per key and cluster.  A value that was built
+on results of `cutoff` functions is confirmed without a computation if those come back equal.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ from memo.validity.check import FRESH, STALE, Unproven
 from memo.validity.results import Reading
 
 BACK_OFF = (1.0, 60.0)
-"""Seconds before a failed refresh is tried again: the first, doubled each time, up to the last."""
+"""Seconds to pause after a failed refresh: from the first, doubled at each failure, to the
+second."""
 SOON = 0.2
-"""Seconds before a refresh that another process has begun is asked about again."""
+"""Seconds after which a refresh that another process has begun is checked again."""
 
 
 async def renew(
@@ -54,15 +55,15 @@ async def renew(
 ) -> Landing | None:
     """Confirm a value if the results that it was built on come back equal.
 
-    They are asked in the order in which they were used, those that were used together together, up
-    to the first that is another: what was used after that might never have been.
+    They are asked for in the order of their first use, concurrently if they were used concurrently,
+    up to the first one that differs: later ones may depend on it.
 
     Args:
         found: an entry that is `Unproven`.
-        alone: in the background: no caller waits for it.
+        alone: run in the background: no caller waits for it.
 
     Returns:
-        None: it is not confirmed.
+        None if the value is not confirmed.
     """
     entry, begun = found.entry, time.perf_counter()
     assert entry is not None
@@ -97,7 +98,7 @@ async def renew(
 
 
 async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None]:
-    """Ask for results at the same time, on an event loop; else in a row, up to the first None."""
+    """Ask for several results: at once on an event loop, else one by one up to the first None."""
     found: list[Reading | None] = []
     if not port.native or len(wanted) == 1:
         for result in wanted:
@@ -126,7 +127,7 @@ async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None
 
 
 async def ask_again(port: Port, result: Result) -> Reading | None:
-    """A result that was asked again, with its present stamps; None: it is not the same."""
+    """Ask for a result again; return it with its present stamps, or None if it differs."""
     reads = Reads(background=True)
     token = CURRENT.set(reads)
     try:
@@ -195,7 +196,7 @@ def _unpacked(result: Result) -> tuple[tuple[object, ...], dict[str, object]] | 
 
 
 def refresh_soon(port: Port, job: Job) -> None:
-    """Refresh a stale value in the background, unless that is under way or failed just now."""
+    """Refresh a stale value in the background, unless a refresh is under way or has just failed."""
     until, _ = job.function.backoff.get(job.call.text, (0.0, 0.0))
     if time.monotonic() < until:
         return
@@ -238,7 +239,7 @@ async def _refresh(port: Port, job: Job, flight: Flight) -> None:
 
 
 async def _renewed(port: Port, job: Job, flight: Flight) -> Landing | None:
-    """As `renew`, for a value that expired only because of the results it was built on."""
+    """As `renew`, for a value that expired only because results it was built on did."""
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None
@@ -248,7 +249,7 @@ async def _renewed(port: Port, job: Job, flight: Flight) -> Landing | None:
 
 
 async def _done_elsewhere(port: Port, job: Job) -> bool:
-    """True if another process has refreshed it: then what our memory tier has gives way to that."""
+    """True if another process has refreshed the entry; then our memory tier drops the old one."""
     front, *others = job.chain.tiers
     if front.name != MEMORY or not others:
         return False
@@ -261,9 +262,9 @@ async def _done_elsewhere(port: Port, job: Job) -> bool:
 
 
 def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
-    """The kind and the reason of the event that ends a refresh; sets the back-off."""
+    """Return kind and reason of the event that ends a refresh, and set the backoff."""
     backoff, key = job.function.backoff, job.call.text
-    if landing is None:  # its holder will end soon: do not ask at every stale answer
+    if landing is None:  # its holder will end soon; until then stale answers need not ask
         backoff[key] = (time.monotonic() + SOON, 0.0)
         return events.REFRESH_DONE, events.ELSEWHERE
     if landing.fault:
@@ -279,7 +280,7 @@ def _refresh_ended(job: Job, landing: Landing | None) -> tuple[str, str]:
 
 
 def pause_after_failure(job: Job, pause: float) -> None:
-    """Do not compute a call again for some seconds, as long as an old value can answer."""
+    """Pause recomputations of a call for some seconds, while an old value can answer."""
     backoff = job.function.backoff
     if len(backoff) > 4096:
         backoff.clear()

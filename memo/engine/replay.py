@@ -1,14 +1,14 @@
-"""Output: what a computation prints and displays, kept so that it can be shown again.
+"""Record what a computation prints and displays, to show it again on a hit.
 
 Rules of this module:
 
-1.  A `Recorder` hears the code of its own context alone: that task or thread, and what it
+1.  A `Recorder` records only the code of its own context: one task or thread, and what that
     starts.  A context variable names the recorder; no stream is redirected.
 2.  While anything is recorded, `sys.stdout`, `sys.stderr` and the display publisher of IPython are
-    wrapped, and what is written passes through them at once.  Else they are as they were.
-3.  What an inner computation shows is heard by those around it as well.  A silent recorder, that of
-    a refresh in the background, is part of nothing, and what it hears is not shown.
-4.  What is kept is plain data, and bounded: see `KEPT`.
+    wrapped; output still passes through immediately.  Otherwise they are untouched.
+3.  The output of an inner computation is also recorded by those around it.  A silent recorder (for
+    a refresh in the background) is part of no other one, and does not show what it records.
+4.  Recorded output is plain data of bounded size: see `KEPT`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Any
 from memo.runtime import fork
 
 KEPT = 4 * 1024 * 1024
-"""Characters and bytes that are kept of what one computation shows."""
+"""Most characters and bytes of output that are kept of one computation."""
 _DISPLAY = "display"
 _CUT = "\n[memo: what was shown after this was not kept]\n"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-"""A view of a widget shows nothing without its model, which lives in one kernel."""
+"""A view of a widget is useless without its model, which lives in one kernel only."""
 _PLAIN = (str, bytes, bool, int, float, type(None))
 
 Shown = tuple[tuple[str, Any], ...]
-"""(kind, what) in order: `"stdout"` and `"stderr"` with a text, `"display"` with what a display
-publisher takes."""
+"""(kind, content) in order: `"stdout"` and `"stderr"` with a text, `"display"` with the arguments
+of the display publisher."""
 
 
 class Wrapped:
@@ -47,12 +47,12 @@ class Wrapped:
 
 
 class Performed(Wrapped):
-    """The result of a function together with what it showed; this is what is stored.
+    """A function's result together with its output, as stored.
 
     Attributes:
         value: the result.
-        shown: what to show again.
-        live: the function ran for this very caller, which has seen it.
+        shown: the output to show again.
+        live: the function ran for this very caller, which has seen the output.
     """
 
     __slots__ = ("live", "shown")
@@ -66,17 +66,17 @@ class Performed(Wrapped):
         return Performed, (self.value, self.shown)
 
     def __repr__(self) -> str:
-        """Without the value."""
+        """Omit the value: it may be secret or long."""
         return f"<Performed {type(self.value).__name__}, {len(self.shown)} shown>"
 
 
 def bare(result: Any) -> Any:
-    """A result without what is stored with it."""
+    """Return a result without what is stored with it."""
     return result.value if isinstance(result, Wrapped) else result
 
 
 def performed(result: Any) -> Any:
-    """The same, and the output is shown to a caller that has not seen it."""
+    """As `bare`, and show the output to a caller that has not seen it."""
     if type(result) is not Performed:
         return result
     if not result.live:
@@ -85,10 +85,10 @@ def performed(result: Any) -> Any:
 
 
 class Recorder:
-    """Keeps what one computation shows while it is shown.
+    """Records what one computation shows, while it is shown.
 
     Args:
-        silent: keep it, and do not show it.
+        silent: record the output without showing it.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -101,12 +101,12 @@ class Recorder:
 
     @property
     def shown(self) -> Shown:
-        """Everything shown so far."""
+        """Everything that was shown so far."""
         with self._lock:
             return tuple(self._shown)
 
     def write(self, kind: str, text: str) -> None:
-        """Keep a text; texts of one stream in a row are one."""
+        """Record a text; consecutive texts of one stream are joined."""
         with self._lock:
             if self.over or not self._fits(len(text)):
                 return
@@ -115,7 +115,7 @@ class Recorder:
             self._shown.append((kind, text))
 
     def display(self, bundle: Mapping[str, Any]) -> None:
-        """Keep what is displayed; an update of something that is kept takes its place."""
+        """Record a display; an update replaces the recorded display that it refers to."""
         kept = plain(bundle)
         with self._lock:
             if self.over or not kept.get("data") or not self._fits(_size(kept)):
@@ -125,14 +125,14 @@ class Recorder:
             self._shown.append((_DISPLAY, kept))
 
     def clear(self, *, wait: bool) -> None:
-        """The output was cleared; with `wait` as soon as something new comes."""
+        """Forget the output, which was cleared; with `wait` only when new output comes."""
         with self._lock:
             self._clears = wait
             if not wait:
                 self._shown.clear()
 
     def _fits(self, size: int) -> bool:
-        """True if a piece of output fits; the first that does not, and all later ones, are cut."""
+        """True if a piece of output still fits; the first one that does not ends the recording."""
         if self._clears:
             self._shown.clear()
             self._clears = False
@@ -153,7 +153,7 @@ class Recorder:
 
 
 def plain(bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """The storable part of a display: data of mime types, texts and numbers."""
+    """Return the storable part of a display: its mime-type data, texts and numbers."""
     data = {kind: what for kind, what in (bundle.get("data") or {}).items() if kind != _WIDGET}
     kept = {"data": {kind: what for kind, what in data.items() if _is_plain(what)}}
     for name in ("metadata", "transient", "update"):
@@ -185,13 +185,13 @@ _recorders: ContextVar[tuple[Recorder, ...]] = ContextVar("memo_recorders", defa
 
 
 def current() -> tuple[Recorder, ...]:
-    """The recorders that hear the running code, outermost first."""
+    """Return the recorders that record the running code, outermost first."""
     return _recorders.get()
 
 
 @contextmanager
 def heard_by(recorders: tuple[Recorder, ...]) -> Iterator[None]:
-    """Let these recorders hear the running code, which belongs to another thread."""
+    """Let these recorders record the running code, which works for them in another thread."""
     token = _recorders.set(recorders)
     try:
         yield
@@ -214,16 +214,16 @@ def recording(*, silent: bool = False) -> Iterator[Recorder]:
 
 
 def _hearing() -> tuple[list[Recorder], bool]:
-    """Recorders of the running code, and whether its output is hidden."""
+    """Return the recorders of the running code, and True if its output is hidden."""
     recorders = [recorder for recorder in _recorders.get() if not recorder.over]
     return recorders, any(recorder.silent for recorder in recorders)
 
 
-# --- what is wrapped ------------------------------------------------------------------------------
+# --- wrapping streams and the publisher ----------------------------------------------------------
 
 
 class Stream:
-    """A text stream that also tells the recorders what is written to it."""
+    """A text stream that also passes what is written to the recorders."""
 
     def __init__(self, stream: Any, name: str) -> None:
         self._memo_stream, self._memo_name = stream, name
@@ -256,7 +256,7 @@ class _Wrapping:
     def begin(self) -> None:
         with self._lock:
             self._depth += 1
-            for name in ("stdout", "stderr"):  # another one may have been put there since
+            for name in ("stdout", "stderr"):  # user code may have replaced the stream since
                 stream = getattr(sys, name)
                 if stream is not None and type(stream) is not Stream:
                     setattr(sys, name, Stream(stream, name))
@@ -278,7 +278,7 @@ class _Wrapping:
 
 
 def _publisher() -> Any:
-    """IPython's display publisher of this process; None outside of IPython."""
+    """Return IPython's display publisher of this process; None outside of IPython."""
     module = sys.modules.get("IPython.core.interactiveshell")
     if module is None or not module.InteractiveShell.initialized():
         return None
@@ -296,7 +296,7 @@ def _wrapped(publisher: Any) -> Any:
             recorder.display({"data": data, "metadata": metadata, **more})
         if silent:
             return None
-        with heard_by(()):  # a terminal prints it, which is recorded already
+        with heard_by(()):  # in a terminal it prints what `display` has recorded already
             return publish(data, metadata, **more)
 
     def cleared(wait: bool = False) -> Any:
@@ -316,7 +316,7 @@ _WRAPPING = _Wrapping()
 
 
 def replay(shown: Shown) -> None:
-    """Show the output again; a closed stream is skipped."""
+    """Show the output again; closed streams are skipped."""
     publisher = _publisher()
     for kind, what in shown:
         if kind == _DISPLAY:
@@ -331,12 +331,12 @@ def replay(shown: Shown) -> None:
 def _write(stream: Any, text: str) -> None:
     try:
         stream.write(text)
-    except (OSError, ValueError):  # closed, or a pipe without a reader: the result still counts
+    except (OSError, ValueError):  # closed, or a pipe without a reader: the result matters more
         return
 
 
 def _after_fork() -> None:
-    """The child has its own locks: another thread may have held one of them."""
+    """Renew the locks in the child process: another thread may have held one at the fork."""
     _WRAPPING._lock = threading.Lock()
     for recorder in _recorders.get():
         recorder._lock = threading.Lock()

@@ -1,14 +1,15 @@
-"""Results that load as what was returned: of the same type, and of the classes that exist now.
+"""Make results load as what was returned: same type, and classes as they exist now.
 
 Rules of this module:
 
-1.  cloudpickle takes a class of a notebook, script or function along by value, so in another
-    process it loads as another class.  Here it is stored by name and code version too, and loads as
-    the class of that name if its code is unchanged.  If it has changed, the entry is unreadable, so
-    the function runs again.  Where there is no such class (a worker), the stored one is used.
-2.  A type whose objects load as another type (or do not load) is detected when its first result
-    is encoded, by loading that result once.  So is the type of an object inside a result, if it is
-    pickled in a way of its own.
+1.  cloudpickle stores a class of a notebook, script or function by value, so in another process it
+    loads as a different class.  Here such a class is stored by name and code version too, and loads
+    as the class of that name if its code is unchanged.  If the code has changed, the entry is
+    unreadable, and the function runs again.  If there is no class of that name (in a worker), the
+    stored one is used.
+2.  A type whose objects load as another type (or do not load) is detected by loading its first
+    result once, when that is encoded.  The same goes for objects inside a result whose type has its
+    own way of pickling.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ _OURS = __name__.partition(".")[0]
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), list, tuple, dict, set, frozenset})
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 _FEW = 64
-"""Members of a container up to which it is worth a look whether all of them are plain."""
+"""Containers with at most this many members are checked for being all plain."""
 _AS_BASE = frozenset({"numpy.memmap"})
-"""Types whose objects are stored as their base class, as the documentation says."""
+"""Types whose objects are stored as their base class, as documented."""
 _NEW: tuple[Any, ...] = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
 _loads_as: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
-"""How objects of a type load otherwise; `""`: as what they are."""
+"""Type -> why its objects load as something else; `""` if they load unchanged."""
 _met: weakref.WeakSet[type] = weakref.WeakSet()
-"""Types of the objects that were pickled so far."""
+"""Types of objects that were pickled so far."""
 
 
 def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
-    """A result as it is stored.
+    """Encode a result for storage.
 
     Args:
         value: what is stored: the result, or the result with its output.
@@ -51,7 +52,7 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
         compress: see `codec.encode`.
 
     Raises:
-        Exception: it cannot be pickled, or does not load as what it is.
+        Exception: it cannot be pickled, or loads as another type.
     """
     if isinstance(value, codec.Encodable):
         return value.encoded(packed(value.returned))
@@ -66,10 +67,10 @@ def encode(value: Any, result: Any, compress: int | None) -> codec.Encoded:
 
 
 def packed(value: Any) -> bytes:
-    """An item of a stream as one pickle.
+    """Pickle one item of a stream.
 
     Raises:
-        Exception: it cannot be pickled, or does not load as what it is.
+        Exception: it cannot be pickled, or loads as another type.
     """
     if _is_plain(value, 3):
         return pickle.dumps(value, 5)
@@ -80,7 +81,7 @@ def packed(value: Any) -> bytes:
 
 
 def _is_plain(value: Any, depth: int) -> bool:
-    """True if `pickle` itself is enough, and loads what it was given."""
+    """True if plain `pickle` is enough and loads the value unchanged."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -91,13 +92,13 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 
 def _check(value: Any, kind: type) -> None:
-    """See that objects of a type load as what they are; looked at once for each type.
+    """Check that objects of a type load as that type; done once for each type.
 
     Raises:
-        codec.AlteredError: they do not.
+        codec.AlteredError: they load as something else.
     """
     if kind not in _loads_as:
-        _loads_as[kind] = ""  # inside of itself it is not looked at again
+        _loads_as[kind] = ""  # prevents recursion, as its objects may contain each other
         try:
             _loads_as[kind] = _told(codec.encode(value, None, _by_name), kind)
         except BaseException:
@@ -113,7 +114,7 @@ def _is_remade(value: Any, kind: type) -> bool:
         return False
     try:
         made = value.__reduce_ex__(5)
-    except Exception:  # the pickler says so, or knows another way
+    except Exception:  # pickling itself reports it, or uses another method
         return False
     if isinstance(made, str):
         return False
@@ -123,7 +124,7 @@ def _is_remade(value: Any, kind: type) -> bool:
 
 
 def _told(encoded: codec.Encoded, kind: type) -> str:
-    """How objects of a type load otherwise; `""`: as what they are."""
+    """Load an encoded object; return how it differs in type, or `""`."""
     payload = encoded.payload
     view = None if payload is None else memoryview(bytearray(codec.aligned(payload)))
     table = () if payload is None else payload.table
@@ -137,7 +138,7 @@ def _told(encoded: codec.Encoded, kind: type) -> str:
 
 
 def only_once(value: Any) -> bool:
-    """True if a value can be awaited, and only once: a coroutine or a future of an event loop."""
+    """True if a value can be awaited only once: a coroutine, or a future of an event loop."""
     if isinstance(value, (Coroutine, types.GeneratorType)):
         return inspect.isawaitable(value)
     asyncio = sys.modules.get("asyncio")
@@ -148,7 +149,7 @@ def only_once(value: Any) -> bool:
 
 
 def _by_name(value: Any) -> Any:
-    """How a class of `__main__` is pickled: by name, code version and, for a worker, by value.
+    """Pickle a class of `__main__` by name, code version and, for a worker, by value.
 
     Raises:
         codec.AlteredError: an object would load as another type.
@@ -178,8 +179,11 @@ def _by_name(value: Any) -> Any:
 
 _tokens: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 _alive: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
-"""Classes of this process without a name by which they are found: cloudpickle would load a class
-into itself, with copies of its methods that have no source."""
+"""Classes of this process that cannot be found by name.
+
+They must not be unpickled: cloudpickle would
+replace the methods of the living class by copies that have no source.
+"""
 
 
 def _looked_up(module: str, name: str) -> Any:
@@ -190,10 +194,10 @@ def _looked_up(module: str, name: str) -> Any:
 
 
 def loaded_class(module: str, name: str, version: str, token: str, packed: bytes) -> Any:
-    """The class of a stored instance, as this process has it.
+    """Return this process's class for a stored instance.
 
     Raises:
-        LookupError: the class is another one by now.
+        LookupError: the class has changed.
     """
     found = _looked_up(module, name)
     if not isinstance(found, type):

@@ -1,4 +1,4 @@
-"""Reads: the cached calls that a computation used, also in threads that it starts."""
+"""Record the cached calls that a computation uses, also in threads that it starts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from memo.validity.results import Reading, folded, own_result, unfolded
 
 
 class Life(NamedTuple):
-    """When a result that was used expires.
+    """The time at which a used result expires.
 
     Attributes:
         until: nanoseconds since the epoch.
-        stale: it had expired when it was used.
-        call: that it is of.
-        entry: that has it.
+        stale: it had already expired when it was used.
+        call: the call that it is the result of.
+        entry: the entry of that call.
     """
 
     until: int
@@ -44,21 +44,21 @@ class Life(NamedTuple):
     entry: Entry
 
     def path(self) -> str:
-        """The call, and those that its own lifetime comes from."""
+        """Name the call, and the call that its own lifetime comes from, if any."""
         beyond = built_on(self.entry.header.summary)
         return self.call.shown if beyond is None else f"{self.call.shown}, that on {beyond[0]}"
 
 
 class Reads:
-    """The stamps of every cached call that a computation made: they become stamps of its own.
+    """The stamps of every cached call that a computation has used; they become its own stamps.
 
     Attributes:
-        sound: nothing is missing, and nothing changed under the computation.
-        over: the computation has ended; what a thread of it still reads is no part of it.
-        background: no caller waits for the computation, so its hits save no caller time.
+        sound: no stamp is missing, and no stamp changed during the computation.
+        over: the computation has ended; what its threads still read is not part of it.
+        background: no caller waits for the computation, so its hits save no caller any time.
         pauses: (begin, end) of the time spent in other cached calls, by `time.perf_counter`.
-        life: of the used result that expires first, stale ones before; None: none expires.
-        paused: seconds besides, spent in streams, which have too many pieces to list.
+        life: expiry of the used result that expires first (already stale ones before all), or None.
+        paused: additional seconds spent in streams, whose pauses are too many to list.
     """
 
     __slots__ = (
@@ -113,7 +113,10 @@ class Reads:
             self._add(stamp, blocks)
 
     def _adopted(self, new: tuple[Block, ...]) -> tuple[Block, ...]:
-        """Add blocks; those that other stamps of the same entry must be compared with."""
+        """Add blocks.
+
+        Return those that the other stamps of the same entry must be compared with.
+        """
         known = self._blocks
         if not known:
             for block in new:
@@ -127,7 +130,7 @@ class Reads:
         return known
 
     def _add(self, stamp: Stamp, blocks: tuple[Block, ...]) -> None:
-        """Add one stamp, unless it is in one of these blocks."""
+        """Add one stamp, unless one of these blocks has it."""
         if type(stamp) is not Generation:
             self._others.setdefault(stamp)
             return
@@ -142,18 +145,18 @@ class Reads:
 
     @property
     def size(self) -> int:
-        """How many stamps and results there are."""
+        """Number of stamps and results."""
         inside = sum(len(block.claims) for block in self._blocks)
         return len(self._states) + inside + len(self._others) + len(self._results)
 
     def expires(self, life: Life) -> None:
-        """Add when a used result expires."""
+        """Add the expiry of a used result."""
         own = self.life
         if own is None or (not life.stale, life.until) < (not own.stale, own.until):
             self.life = life
 
     def _wave_of(self, begun: float) -> int:
-        """The number of what was asked for at a time: a new one, if something was there by then."""
+        """Return the number of a call's wave; a wave ends once one of its calls has ended."""
         if begun >= self._wave_began:
             self._wave += 1
             self._wave_began = math.inf
@@ -168,15 +171,15 @@ class Reads:
         self._results[result.function, result.key] = reading
 
     def absolute(self) -> tuple[Stamp, ...]:
-        """The stamps that no result vouches for."""
-        states = self._states.copy()  # in one step: threads may still add
+        """Return the stamps that no `cutoff` result stands for."""
+        states = self._states.copy()  # copied in one step, since threads may still add some
         loose = (*map(Generation, states.keys(), states.values()), *self._others.copy())
         return Stamps.of(loose, self._blocks) if self._blocks else loose
 
     def readings(self) -> list[Reading]:
-        """The results of `cutoff` functions, in the order in which they were first used.
+        """Return the results of `cutoff` functions, in the order of their first use.
 
-        Past `RESULTS` of them there are none, and their stamps are absolute.
+        Empty if there are more than `RESULTS`; their stamps are absolute then.
         """
         found = list(self._results.copy().values())
         return found if len(found) <= RESULTS else []
@@ -187,11 +190,11 @@ class Reads:
         return () if few else (s for r in found for s in r.stamps if type(s) is not Result)
 
     def all(self) -> tuple[Stamp, ...]:
-        """All of them, as an entry has them."""
+        """Return all stamps and results, in the form an entry stores."""
         return folded(self.absolute(), self.readings())
 
     def own_time(self, begun: float, ended: float) -> float:
-        """Seconds between two moments that were not spent in other cached calls."""
+        """Return the seconds between two moments that were not spent in other cached calls."""
         left, until = ended - begun - self.paused, begun
         for begin, end in sorted(self.pauses):
             left -= max(0.0, min(end, ended) - max(begin, until))
@@ -199,7 +202,7 @@ class Reads:
         return max(0.0, left)
 
     def merged(self, own: Iterable[Stamp]) -> tuple[Reads, bool]:
-        """A computation's own stamps with those of what it used; whether nothing is missing."""
+        """Merge a computation's own stamps with those it used; True if none is missing."""
         whole = Reads()
         whole.add(tuple(own))
         whole.add(self.absolute())
@@ -211,16 +214,17 @@ class Reads:
 
 
 RESULTS = 1024
-"""Most results of `cutoff` functions that an entry compares; beyond it compares their stamps."""
+"""Most results of `cutoff` functions that an entry compares; with more it compares their stamps."""
 
 
 async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
-    """Stamps in which one on anything in a group stands for more than `stamps.READS` of it.
+    """Shorten the stamps: one on a whole group replaces more than `stamps.READS` on parts of it.
 
-    It is read in one step with those that it stands for, and stands for them if they still hold.
+    The group's state is read together with those it replaces, and replaces them only if they still
+    hold.
 
     Raises:
-        TierError: no tier can tell.
+        TierError: no tier can be asked.
     """
     in_one_group = len(loose_of(known)) + sum(block.most for block in blocks_of(known))
     if in_one_group <= stamps.READS:
@@ -242,7 +246,7 @@ async def bounded(port: Port, chain: Chain, known: tuple[Stamp, ...]) -> tuple[S
 
 
 class Carried(NamedTuple):
-    """The part of a computation that a thread it starts must know."""
+    """The context of a computation that a thread it starts must inherit."""
 
     reads: Reads
     path: tuple[Flight, ...]
@@ -250,13 +254,13 @@ class Carried(NamedTuple):
 
 
 def carried() -> Carried | None:
-    """Context to hand to a thread that is started here; None: no computation runs here."""
+    """Return the context for a thread that is started here; None if no computation runs here."""
     reads = CURRENT.get()
     return None if reads is None or reads.over else Carried(reads, current_path(), replay.current())
 
 
 def carry(given: Carried, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call `work`, in another thread, as part of the computation that started it."""
+    """Call `work` in another thread as part of the computation that started the thread."""
     token = CURRENT.set(given.reads)
     try:
         with following(given.path), replay.heard_by(given.recorders):
@@ -269,7 +273,7 @@ CURRENT: ContextVar[Reads | None] = ContextVar("memo_reads", default=None)
 
 
 def in_background() -> bool:
-    """True if no caller waits for the computation around this call, if there is one."""
+    """True if a computation runs around this call and no caller waits for it."""
     around = CURRENT.get()
     return around is not None and not around.over and around.background
 
@@ -293,11 +297,11 @@ def tell_entry(
     *,
     stale: bool = False,
 ) -> None:
-    """Tell the computation around this call, if any, which entry has answered it.
+    """Record in the computation around this call, if any, which entry has answered it.
 
     Args:
         begun: when it was asked for, by `time.perf_counter`.
-        stale: it counts as expired, regardless of its age.
+        stale: count it as expired, regardless of its age.
     """
     reads = CURRENT.get()
     if reads is None or reads.over:
@@ -315,7 +319,7 @@ def tell_entry(
 
 
 def tell_landing(job: Job, landing: Landing, begun: float = math.inf) -> None:
-    """Tell the computation around this call, if any, what has landed for it."""
+    """Record in the computation around this call, if any, the landing that has answered it."""
     if landing.entry is None or landing.used is None:
         tell(landing.used)
     else:
@@ -333,15 +337,15 @@ _submitting: ContextVar[bool] = ContextVar("memo_submitting", default=False)
 def carry_context() -> None:
     """Let threads that a computation starts be part of it, unless `follow_threads` is off.
 
-    What a computation reads through other cached functions becomes part of its stamps, and a
-    context variable gathers it; `threading.Thread` starts with an empty context, and so does what
-    is submitted to a `ThreadPoolExecutor`, `loop.run_in_executor` included.  Both methods are
-    wrapped before the first computation, and do what they always did unless a cached computation
-    is running where they are called.  Only memo's own two variables are carried; the user's keep
-    Python's rules.  `stop_carrying` puts the methods back.
+    A context variable gathers what a computation reads through other cached functions, since that
+    becomes part of its stamps.  But `threading.Thread` starts with an empty context, and so does
+    work submitted to a `ThreadPoolExecutor`, including `loop.run_in_executor`.  Both methods are
+    wrapped before the first computation, and behave as before unless a cached computation calls
+    them.  Only memo's own two variables are carried; the user's keep Python's rules.
+    `stop_carrying` restores the methods.
 
-    Other kinds of pools do not tell which computation a thread works for, and other processes have
-    their own context: values read there are not part of the computation.
+    Other kinds of pools do not reveal which computation a thread works for, and other processes
+    have their own context: values read there are not part of the computation.
     """
     wanted = configuration.current().follow_threads
     if wanted is bool(_originals):
@@ -353,16 +357,17 @@ def carry_context() -> None:
         if _originals:
             return
         _wrap(threading.Thread, "start", _carrying_start)
-        with suppress(ImportError, RuntimeError):  # too late in the process' life for a pool
+        with suppress(ImportError, RuntimeError):  # too late in the process's life to import a pool
             from concurrent.futures.thread import ThreadPoolExecutor
 
             _wrap(ThreadPoolExecutor, "submit", _carrying_submit)
 
 
 def stop_carrying() -> None:
-    """Put `Thread.start` and `ThreadPoolExecutor.submit` back.
+    """Restore `Thread.start` and `ThreadPoolExecutor.submit`.
 
-    Where another library has wrapped ours meanwhile, its wrapper stays, and ours does nothing more.
+    If another library has wrapped ours since, its wrapper stays, and ours only passes calls
+    through.
     """
     with _carrying:
         while _originals:
@@ -382,7 +387,7 @@ def _carrying_start(original: Callable[[threading.Thread], None]) -> Callable[..
     @wraps(original)
     def start(self: threading.Thread) -> None:
         given = carried() if _originals else None
-        # A pool's thread outlives the work it was started for; it is told with each piece.
+        # a pool's thread outlives the work it was started for: each submit carries its context
         if given is not None and not _submitting.get() and not self.name.startswith("memo-"):
             body = self.run
 

@@ -1,4 +1,4 @@
-"""Facts about the cache: stored entries, calls under way, the graph of calls, findings, reports.
+"""Inspection of the cache: stored and running calls, their graph, findings, reports.
 
 Imports `decorators` and below.
 Start with `inventory.py`.

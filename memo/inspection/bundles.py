@@ -1,6 +1,6 @@
-"""Export and import: chosen entries as one sealed file, with where they come from.
+"""Export and import: chosen entries as one sealed file, with their origin.
 
-What is in a file is in `memo.stores.bundle`.
+`memo.stores.bundle` has the format of the file.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Exported(NamedTuple):
     """The outcome of an export.
 
     Attributes:
-        path: of the file.
-        entries: how many.
-        functions: of how many functions.
+        path: the file.
+        entries: number of entries.
+        functions: number of functions.
         size: bytes.
-        key: that importing it needs.
-        generated: the key was made for this bundle.
+        key: the key that importing it needs.
+        generated: the key was generated for this bundle.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Exported(NamedTuple):
     generated: bool
 
     def __repr__(self) -> str:
-        """Without the key."""
+        """Omit the key."""
         entries = rendering.counted(self.entries, "entry", "entries")
         of = rendering.counted(self.functions, "function")
         said = "; importing it needs its .key" if self.generated else ""
@@ -97,18 +97,18 @@ def export_bundle(
     ::
 
         made = memo.export_bundle("features.memo", load, where={"region": "EU"})
-        made.key  # importing needs it: pass it on by another way than the file
+        made.key  # importing needs it: send it by another way than the file
 
     Args:
-        path: of the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         function: a cached function, a name that tables show, or several of them; None: all.
         where: argument -> value: only entries with these.
         tag: only entries with this tag.
-        key: at least 32 characters; None: the variable `MEMO_BUNDLE_KEY`, else a fresh one.
-        note: shown where it is imported.
+        key: at least 32 characters; None: the variable `MEMO_BUNDLE_KEY`, else a new one.
+        note: shown when it is imported.
 
     Raises:
-        OptionError: no function has the name, or it has no valid entry; or `path` is none.
+        OptionError: no function has the name, or it has no valid entry.
         BundleError: the key is too short.
     """
     several = isinstance(function, Sequence) and not isinstance(function, str)
@@ -165,7 +165,7 @@ async def _export(
 
 
 async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Part | None:
-    """An entry, sealed for a bundle; None: it is not valid any more, or not all here."""
+    """Return an entry, sealed for a bundle; None if it is no longer valid, or incomplete here."""
 
     def judged(
         times: Times, expired: int | None = None, _raised: bool = False, unreachable: bool = False
@@ -196,7 +196,7 @@ async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Par
 
 
 def described(bundle: Bundle) -> list[str]:
-    """The origin and the content of a bundle, as lines of text."""
+    """Describe the origin and the content of a bundle, as lines of text."""
     origin = bundle.origin
     made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(origin.made))
     verified = "sealed with this key" if bundle.verified else "NOT VERIFIED: needs its key"
@@ -220,7 +220,7 @@ def described(bundle: Bundle) -> list[str]:
 
 
 async def _codes(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, str], str]:
-    """By function and code version of a bundle: True if it is the version that runs here.
+    """Compare the code versions in a bundle with those that run here, by function and version.
 
     A function that this process does not have is compared with what it last stored on this host.
     """
@@ -243,12 +243,12 @@ class Imported(NamedTuple):
     """The outcome of an import, by entry.
 
     Attributes:
-        bundle: where they come from.
-        stored: those that may answer calls from now on.
-        other_code: entries of a function that has other code here: no call would find them, so they
-            are not stored.
-        expired: those that are past their ttl; they are not stored.
-        changed: those that are stored, and depend on files that are not the same here.
+        bundle: the origin of the entries.
+        stored: entries that may answer calls from now on.
+        other_code: entries of a function with other code here: no call would find them, so they are
+            not stored.
+        expired: entries past their ttl; they are not stored.
+        changed: stored entries that depend on files which differ here.
         damaged: entries whose bytes were changed after sealing.
     """
 
@@ -260,7 +260,7 @@ class Imported(NamedTuple):
     damaged: tuple[Item, ...] = ()
 
     def lines(self) -> list[str]:
-        """The outcome in words."""
+        """Describe the outcome in lines of text."""
         made = rendering.counted(len(self.stored), "entry", "entries")
         lines = [f"imported {made} from {self.bundle.path.name}, made by {self.bundle.origin.by}"]
         told = (
@@ -279,21 +279,21 @@ class Imported(NamedTuple):
 
 
 def shown(item: Item) -> str:
-    """An entry as a call, for people."""
+    """Return an entry as a call, for display."""
     given = {n: p[0] for n, p in json.loads(item.arguments).items() if n[0] != summaries.OWN}
     return f"{label(item.function)}({', '.join(f'{n}={text}' for n, text in given.items())})"
 
 
 @public
 def import_bundle(path: str | os.PathLike[str] | Bundle, /, *, key: str | None = None) -> Imported:
-    """Store the entries of a bundle here, as if they had been computed now under present stamps.
+    """Store the entries of a bundle here, as if they had been computed now.
 
-    Their age goes on counting from when they were computed.  `memo.Bundle(path)` shows where a
-    bundle comes from without its key.
+    Their age still counts from the time they were computed.  `memo.Bundle(path)` shows the origin
+    of a bundle without its key.
 
     Args:
-        path: of the file, or a `Bundle`.
-        key: the one that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
+        path: the file, or a `Bundle`.
+        key: the key that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.
 
     Returns:
         The outcome for each entry.

@@ -1,8 +1,8 @@
 """The graph of cached calls: what each stored result was built on.
 
 An entry's stamps name the cached calls that its computation used, so the graph is read from the
-headers of this host's entries: nothing is computed, and no value is loaded.  Calls are grouped by
-function where there are more than `GROUPED` of them.
+headers of this host's entries: nothing is computed, and no value is loaded.  More than `GROUPED`
+calls are grouped by function.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Graph:
     edges: tuple[tuple[str, str], ...] = field(default=())
 
     def grouped(self) -> Graph:
-        """The same with one node for each function."""
+        """Return the same with one node for each function."""
         members: dict[str, list[Node]] = {}
         for node in self.nodes:
             members.setdefault(node.function, []).append(node)
@@ -52,7 +52,7 @@ class Graph:
         return Graph(tuple(_group(name, nodes) for name, nodes in members.items()), tuple(edges))
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"nodes": [...], "edges": [{"from": id, "to": id}]}` with plain values only."""
+        """Return `{"nodes": [...], "edges": [{"from": id, "to": id}]}` with plain values only."""
         names = ("id", "function", "label", "arguments", "state", "seconds", "size")
         more = ("calls", "key", "finished")
         return {
@@ -61,15 +61,15 @@ class Graph:
         }
 
     def to_svg(self) -> str:
-        """A drawing that needs no script and no page around it."""
+        """Return a drawing that needs no script and no page around it."""
         return graph_drawing.svg(self)
 
     def to_text(self, width: int = 80) -> str:
-        """Results with what they were built on below them, at most `width` columns wide."""
+        """Return results with what they were built on below them, at most `width` columns wide."""
         return "\n".join(line.text for line in self.lines(width))
 
     def lines(self, width: int = 80) -> list[rendering.Styled]:
-        """The same as lines with styles."""
+        """Return the same as lines with styles."""
         return graph_drawing.tree(self, width)
 
     def __repr__(self) -> str:
@@ -105,23 +105,23 @@ def _group(function: str, nodes: list[Node]) -> Node:
 
 
 def graph(*, group: bool | None = None) -> Graph:
-    """The cached calls of this process and what they were built on.
+    """Return the cached calls of this process and what they were built on.
 
-    It is an SVG drawing in a notebook and a tree in a terminal; `.to_svg()` and `.to_dict()` give
-    it to other programs.
+    It is an SVG drawing in a notebook and a tree in a terminal; `.to_svg()` and `.to_dict()` export
+    it.
 
     Args:
-        group: one node for each function; None: where there are more than 40 calls.
+        group: one node for each function; None: if there are more than 40 calls.
     """
     return graph_of(group=group)
 
 
 def graph_of(*, everything: bool = False, group: bool | None = None) -> Graph:
-    """As `graph`, of more than this process.
+    """As `graph`, also beyond this process.
 
     Args:
-        everything: all that is stored on this host, also by other processes.
-        group: one node for each function; None: where there are more than `GROUPED` calls.
+        everything: everything stored on this host, also by other processes.
+        group: one node for each function; None: if there are more than `GROUPED` calls.
     """
     made = drive(_graph(BLOCKING, everything))
     whole = len(made.nodes) > GROUPED if group is None else group
@@ -159,7 +159,7 @@ async def _graph(port: Port, everything: bool) -> Graph:
 async def _follow(
     port: Port, headers: dict[Ref, tuple[Header, int]], functions: Iterable[str]
 ) -> None:
-    """Add the entries of some functions, and of all that these were built on."""
+    """Add the entries of some functions, and of everything that these were built on."""
     chain, known, left = assembly.default_chain(), set[str](), set(functions)
     while left:
         known |= left
@@ -169,7 +169,7 @@ async def _follow(
 
 
 def _add(headers: dict[Ref, tuple[Header, int]], found: Iterable[tuple[Header, int]]) -> None:
-    """Add entries by call, of each call the latest."""
+    """Add entries by call, the latest one of each call."""
     for header, size in found:
         own = _own(header)
         before = headers.get(own)
@@ -178,7 +178,7 @@ def _add(headers: dict[Ref, tuple[Header, int]], found: Iterable[tuple[Header, i
 
 
 def _refs(header: Header) -> list[Ref]:
-    """The cached calls that an entry names: its own and what it was built on."""
+    """Return the cached calls that an entry names: its own and what it was built on."""
     own = [stamp.ref for stamp in header.stamps if type(stamp) is Generation]
     return [ref for ref in own if ref.group.startswith("f:")]
 
@@ -190,7 +190,7 @@ def _own(header: Header) -> Ref:
 
 
 def _used(header: Header, nodes: Mapping[Ref, Any]) -> list[Ref]:
-    """The nodes of the calls that an entry was built on."""
+    """Return the nodes of the calls that an entry was built on."""
     own = _own(header)
     found = [ref for ref in _refs(header) if ref != own and ref in nodes]
     for whole in (ref for ref in _refs(header) if ref.arguments is None):
@@ -199,7 +199,7 @@ def _used(header: Header, nodes: Mapping[Ref, Any]) -> list[Ref]:
 
 
 def _built_on(headers: Mapping[Ref, tuple[Header, int]], wanted: set[str]) -> set[Ref]:
-    """The calls with some keys, and all that they were built on."""
+    """Return the calls with some keys, and everything that they were built on."""
     left = [ref for ref, (header, _) in headers.items() if header.key in wanted]
     found: set[Ref] = set()
     while left:
@@ -211,7 +211,7 @@ def _built_on(headers: Mapping[Ref, tuple[Header, int]], wanted: set[str]) -> se
 
 
 def _running(*, everything: bool) -> dict[Ref, str]:
-    """The calls whose computations are under way, each with its arguments for people."""
+    """Return the running calls, each with its arguments for display."""
     runs = BOARD.everywhere() if everything else BOARD.here()
     known = (run for run in runs if run.arguments is not None)
     told = {Ref(f"f:{run.function}", run.arguments): _given(run) for run in known}
@@ -221,7 +221,7 @@ def _running(*, everything: bool) -> dict[Ref, str]:
 
 
 def _given(run: Running) -> str:
-    """The arguments of a running call: its address without the name of the function."""
+    """Return the arguments of a running call: its address without the name of the function."""
     name = run.label.rpartition(":")[2]
     return "" if run.call == name else run.call.removeprefix(f"{name}:")
 
@@ -248,7 +248,7 @@ def _node(header: Header, size: int, state: str) -> Node:
 
 
 def _direct(nodes: Mapping[Ref, Node], edges: list[tuple[Ref, Ref]]) -> tuple[tuple[str, str], ...]:
-    """The edges that do not follow from others; an entry names indirect inputs as well."""
+    """Return the edges that do not follow from others, as an entry names indirect inputs too."""
     made = directed([(nodes[a].id, nodes[b].id) for a, b in edges])
     import networkx as nx
 

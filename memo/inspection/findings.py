@@ -1,6 +1,6 @@
-"""`memo.health()` and `memo doctor`: what is wrong with a set-up, and the fix for each finding.
+"""`memo.health()` and `memo doctor`: check a set-up, and name the fix for each finding.
 
-Checks change nothing.  A check that cannot tell reports that as a finding.
+Checks change nothing.  A check that fails to run is reported as a finding.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
         level: `GOOD`, `NOTE`, `WARN` or `FAIL`.
         topic: what was checked.
         said: what was found.
-        fix: what to do; `""` when there is nothing to do.
+        fix: what to do; `""` if nothing.
     """
 
     level: str
@@ -73,7 +73,7 @@ Findings = Iterator[Finding]
 
 
 class Health(tuple[Finding, ...]):
-    """The findings, in the order of the checks; they show as a table."""
+    """The findings, in the order of the checks; displayed as a table."""
 
     __slots__ = ()
 
@@ -92,7 +92,7 @@ class Health(tuple[Finding, ...]):
         return {one.topic.removeprefix(_CAPABILITY): one.level == GOOD for one in tried}
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas DataFrame, one row for each finding.
+        """Return a pandas DataFrame, one row for each finding.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -117,7 +117,7 @@ def _lines(finding: Finding) -> str:
 
 @public
 def health() -> Health:
-    """Check this set-up, as `memo doctor` does: settings, directory, Redis, and what works there.
+    """Check this set-up, as `memo doctor` does: settings, directory, Redis, and its abilities.
 
     In Redis it tries a write, a read, a script, a lease and an invalidation, under a name of its
     own that expires within a minute.
@@ -195,7 +195,7 @@ def _secret(settings: Settings) -> Findings:
 
 
 def check_directory(directory: Path) -> Findings:
-    """The cache directory: it exists or can be made, and belongs to this user alone."""
+    """Check that the cache directory exists or can be created, and belongs to this user alone."""
     if not directory.exists():
         place = next(parent for parent in directory.parents if parent.exists())
         if os.access(place, os.W_OK | os.X_OK):
@@ -229,7 +229,7 @@ def _owner(directory: Path) -> Findings:
 
 
 def _modes(directory: Path) -> Findings:
-    """All files in the directory belong to the user alone: 0700 and 0600, no links."""
+    """Check that all files in the directory belong to the user alone: 0700 and 0600, no links."""
     open_, foreign = [], []
     for path, facts in _walk(directory):
         if stat.S_ISLNK(facts.st_mode) or facts.st_uid != os.geteuid():
@@ -363,7 +363,7 @@ def _parts(version: str) -> tuple[int, ...]:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    """Facts that a tier reports, except its place."""
+    """Describe the facts that a tier reports, except its location."""
     hidden = ("up", "where", "error", "directory", "fix")
     sizes = ("bytes", "budget", "used", "limit")
     parts = (
@@ -376,7 +376,7 @@ def _facts(facts: dict[str, Any]) -> str:
 
 def _journal(settings: Settings) -> Findings:
     rows = host_of(settings).journal.rows() if settings.directory.exists() else []
-    if not settings.redis_url:  # work for the next Redis that is configured may wait for ever
+    if not settings.redis_url:  # invalidations for the next Redis to be configured may wait forever
         rows = [row for row in rows if not is_for_any(row[2])]
     if not rows:
         yield Finding(GOOD, "journal", "every invalidation reached its tier")

@@ -1,8 +1,7 @@
 """Drawings of the graph of cached calls: as SVG, and as a tree for terminals.
 
-networkx says in which layer a call stands; what a result was built on is on its left.  Boxes have
-their own background and dark text, so that the drawing reads well on light and dark pages, also
-where it is an image.
+networkx assigns calls to layers; what a result was built on is on its left.  Boxes have their own
+background and dark text, so that the drawing is readable on light and dark pages, even as an image.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ SAID = {
 """State -> what it means."""
 WIDTH, HEIGHT = 188, 58
 BOLD = 23
-"""Characters of bold text that fit into a box."""
+"""Most characters of bold text that fit into a box."""
 _ACROSS, _DOWN, _EDGE = 56, 16, 12
 SWEEPS = 4
-"""How often each layer is sorted by the places of its neighbours; this keeps crossings few."""
+"""Number of times each layer is sorted by the positions of neighbours, to reduce crossings."""
 STYLES = {"hit": "green", "computed": "blue", "running": "magenta", "stale": "yellow"}
 
 
@@ -62,16 +61,16 @@ class Node:
     """A cached call, or all calls of one function.
 
     Attributes:
-        id: names it in `Graph.edges`.
-        function: identity of the function; `label` as people read it.
-        arguments: of the call, as short text; of a group `""`.
+        id: identifies it in `Graph.edges`.
+        function: id of the function; `label` is its readable name.
+        arguments: the arguments as short text; `""` for a group.
         state: `hit` or `computed` (by this process), `stored` (by an earlier run), `running`, or
             why the next call computes: `stale`, `in doubt`, `expired`, `invalidated`, `outdated`.
-        seconds: that the computation took; of a group all together.
+        seconds: how long the computation took; for a group the sum.
         size: bytes stored.
-        calls: how many calls it stands for.
-        key: of its entry; of a group or of a call without an entry `""`.
-        finished: when it was computed, in seconds since the epoch; 0: not known.
+        calls: number of calls in a group.
+        key: key of its entry; `""` for a group or a call without an entry.
+        finished: when it was computed, in seconds since the epoch; 0: unknown.
     """
 
     id: str
@@ -86,12 +85,12 @@ class Node:
 
     @property
     def label(self) -> str:
-        """The name of the function as people read it."""
+        """The readable name of the function."""
         return label(self.function)
 
     @property
     def facts(self) -> str:
-        """Time and size, and how many calls."""
+        """Return time and size, and the number of calls."""
         many = [rendering.counted(self.calls, "call")] if self.calls > 1 else []
         known = [rendering.duration(self.seconds)] if self.seconds else []
         held = [rendering.size(self.size)] if self.size else []
@@ -113,7 +112,7 @@ class Graph(Protocol):
 
 
 def directed(edges: Iterable[tuple[str, str]]) -> nx.DiGraph[str]:
-    """The edges as a graph of networkx."""
+    """Return the edges as a graph of networkx."""
     import networkx as nx
 
     return nx.DiGraph(list(edges))
@@ -128,14 +127,16 @@ class Placed(NamedTuple):
 
 
 def layers(graph: Graph) -> list[list[str]]:
-    """The ids of the nodes, layer by layer, each behind all that it was built on."""
+    """Return the ids of the nodes, layer by layer, each after everything that it was built on."""
     import networkx as nx
 
     made = directed(graph.edges)
     made.add_nodes_from(node.id for node in graph.nodes)
     while not nx.is_directed_acyclic_graph(made):  # functions that call each other
         made.remove_edge(*nx.find_cycle(made)[-1][:2])
-    generations = list(nx.topological_generations(made.reverse()))  # next to their users
+    generations = list(
+        nx.topological_generations(made.reverse())
+    )  # next to the calls that use them
     found = [sorted(layer) for layer in reversed(generations)]
     for sweep in range(SWEEPS):
         place = {name: at for layer in found for at, name in enumerate(layer)}
@@ -153,7 +154,7 @@ def layers(graph: Graph) -> list[list[str]]:
 
 
 def placed(graph: Graph) -> tuple[dict[str, Placed], int, int]:
-    """The place of each node, and the width and height of it all."""
+    """Return the position of each node, and the width and height of the drawing."""
     nodes = {node.id: node for node in graph.nodes}
     found = layers(graph)
     most = max(map(len, found), default=0)
@@ -168,7 +169,7 @@ def placed(graph: Graph) -> tuple[dict[str, Placed], int, int]:
 
 
 def svg(graph: Graph) -> str:
-    """The drawing; `""` of an empty graph."""
+    """Return the drawing; `""` for an empty graph."""
     if not graph.nodes:
         return ""
     places, wide, high = placed(graph)
@@ -221,7 +222,7 @@ def _box_svg(place: Placed) -> str:
 
 
 def _short(name: str) -> str:
-    """A name that fits in bold: without its module where there is no room for both."""
+    """Shorten a name to fit in bold: without its module if there is no space for both."""
     return cut(name if cell_len(name) <= BOLD else name.rpartition(":")[2], BOLD)
 
 
@@ -239,7 +240,7 @@ def _legend_svg(state: str, at: int, high: int) -> str:
 
 
 def explained(node: Node) -> str:
-    """Facts about a node, one per line."""
+    """Return facts about a node, one per line."""
     call = f"{node.label}({node.arguments})" if node.calls == 1 else node.label
     lines = [call, f"{node.state}: {SAID.get(node.state, node.state)}"]
     if node.calls > 1:
@@ -257,7 +258,10 @@ def explained(node: Node) -> str:
 
 
 def tree(graph: Graph, width: int = 80) -> list[Styled]:
-    """The graph as lines: final results first, each with the calls it was built on below it."""
+    """Return the graph as lines.
+
+    Final results first, each with the calls it was built on below it.
+    """
     if not graph.nodes:
         return [Styled(EMPTY)]
     nodes = {node.id: node for node in graph.nodes}

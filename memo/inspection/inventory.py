@@ -1,6 +1,6 @@
 """Inventory: the entries of this host, as `%cache_ls` lists them and `%cache_clear` drops them.
 
-Only headers are read, never a value.  `memo.entries` adds the entries that only Redis has.
+Only headers are read, never a value.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Item(NamedTuple):
     """An entry of this host.
 
     Attributes:
-        header: what is known of it without loading its value.
+        header: everything known without loading its value.
         size: bytes of its record and its payload.
-        tiers: names of those that hold it now.
+        tiers: names of the tiers that hold it now.
         state: one of the words below.
     """
 
@@ -62,11 +62,11 @@ STALE = "stale"
 EXPIRED = "expired"
 INVALIDATED = "invalidated"
 OUTDATED = "outdated"
-"""The code of its function, or what it depends on, has changed since."""
+"""The code of its function, or a dependency, has changed since."""
 IN_DOUBT = "in doubt"
 """A result that it was built on may have changed (`cutoff`): the next call asks for that first."""
 UNKNOWN = "unknown"
-"""No tier can tell now."""
+"""No tier can be asked now."""
 
 
 ORDERS: dict[str, Callable[[Item], float]] = {
@@ -79,13 +79,13 @@ ORDERS: dict[str, Callable[[Item], float]] = {
 
 
 class Wanted(NamedTuple):
-    """A choice of entries, and their order.
+    """A selection of entries, and their order.
 
     Attributes:
         patterns: names of functions, as `memo.metrics.snapshots.matches` reads them; none: all.
         where: argument -> value; entries must have all of them.
-        tag: one that they must have; None: any.
-        tier: one that must hold them; None: any.
+        tag: a tag that they must have; None: any.
+        tier: a tier that must hold them; None: any.
         by: one of `ORDERS`.
     """
 
@@ -97,7 +97,7 @@ class Wanted(NamedTuple):
 
     @property
     def is_by_name(self) -> bool:
-        """True if names alone tell which entries are wanted, the newest first."""
+        """True if names alone determine which entries are selected, the newest first."""
         return not (self.where or self.tag or self.tier) and self.by == "newest"
 
     def holds(self, header: Header) -> bool:
@@ -115,7 +115,7 @@ class Wanted(NamedTuple):
 
 
 def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
-    """The entries that are wanted, at most `limit` of them, and how many there are.
+    """Return the selected entries, at most `limit` of them, and their total number.
 
     Raises:
         MemoError: a setting is wrong, or a value has no key.
@@ -124,14 +124,14 @@ def items(wanted: Wanted, limit: int | None = None) -> tuple[list[Item], int]:
 
 
 def table(shown: Sequence[Item]) -> rendering.Table:
-    """Entries as they are listed, with the tiers that hold each."""
+    """Return a table of entries, with the tiers that hold each."""
     listed = [(item.header, item.size) for item in shown]
     tiers = [", ".join(item.tiers) for item in shown]
     return rendering.entries(listed, time.time(), tiers, list(map(_told_state, shown)))
 
 
 def _told_state(item: Item) -> str:
-    """The state of an entry in words."""
+    """Describe the state of an entry in words."""
     return f"{item.state}, raises" if item.header.flags & seal.RAISED else item.state
 
 
@@ -162,7 +162,7 @@ async def _items(
 async def _newest(
     port: Port, chain: Chain, wanted: Wanted, limit: int, prefix: str
 ) -> tuple[list[Item], int]:
-    """The newest entries of some functions, and how many there are, without reading the others."""
+    """Return the newest entries of some functions, and their number, without reading the others."""
     found: dict[str, Item] = {}
     lists: list[tuple[Lists, dict[str, int]]] = []
     for tier in chain.listing:
@@ -177,7 +177,7 @@ async def _newest(
                 if item is None:
                     continue
                 other = found.get(item.header.key)
-                if other is None or item.size > other.size:  # memory may have the record alone
+                if other is None or item.size > other.size:  # memory may lack the payload
                     found[item.header.key] = item
     shown = sorted(found.values(), key=ORDERS["newest"], reverse=True)[:limit]
     places = await _places(port, chain, [item.header for item in shown])
@@ -186,7 +186,7 @@ async def _newest(
 
 
 def _is_ours(chain: Chain, wanted: Wanted, head: str) -> bool:
-    """True if entries whose names begin so are wanted, and sealed with one of our secrets."""
+    """True if entries with this head are selected, and sealed with one of our secrets."""
     rest, _, secret = head[:-1].rpartition(":")
     function = rest.removeprefix(f"{chain.namespace}:{{").removesuffix("}")
     ours = {one.id.hex() for one in chain.secrets}
@@ -201,7 +201,7 @@ def _item(chain: Chain, listed: Listed) -> Item | None:
 
 
 async def _count(port: Port, lists: Sequence[tuple[Lists, dict[str, int]]]) -> int:
-    """How many entries there are in some tiers, each once."""
+    """Return the number of entries in some tiers, counting each once."""
     filled = [(tier, own) for tier, own in lists if own]
     if len(filled) == 1:
         return sum(filled[0][1].values())
@@ -218,7 +218,7 @@ async def _with_states(port: Port, chain: Chain, shown: Sequence[Item]) -> list[
 
 
 async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[str]:
-    """The state of some entries: what the next call of each would find, without loading a value."""
+    """Return the state of some entries: what the next call of each would find; loads no value."""
     refs = {s.ref: None for h in headers for s in h.stamps if type(s) is Generation}
     try:
         now = dict(zip(refs, await chain.authorities.states(port, list(refs)), strict=True))
@@ -267,7 +267,7 @@ def _state(
 def _turned(
     own: Iterable[Stamp], now: Mapping[Ref, State], changed: Mapping[Stamp, bool]
 ) -> tuple[str, list[int]]:
-    """The state of an entry whose stamps no longer hold, or `""`; and when they let it expire."""
+    """Return the state of an entry whose stamps no longer hold or `""`, and when it expired."""
     generations = [stamp for stamp in own if type(stamp) is Generation]
     present = [now[stamp.ref].text for stamp in generations]
     reason = broken([stamp.state.text for stamp in generations], present)
@@ -279,7 +279,7 @@ def _turned(
 
 
 async def _places(port: Port, chain: Chain, headers: Sequence[Header]) -> list[tuple[str, ...]]:
-    """The tiers that hold each of some entries; a tier that cannot tell is left out."""
+    """Return the tiers that hold each of some entries; a tier that cannot be asked is left out."""
     names = [chain.name(header.function, header.key) for header in headers]
     found: list[tuple[str, ...]] = [()] * len(names)
     for tier in chain.tiers:
@@ -328,17 +328,17 @@ class Stored(NamedTuple):
     Attributes:
         function: its name as tables show it.
         arguments: name -> short text.
-        state: `"fresh"`, `"stale"`, `"expired"`, `"invalidated"`, `"outdated"` (its code or what it
-            depends on has changed), `"in doubt"` (a result that it was built on may have changed,
-            and is asked first) or `"unknown"`.
-        age: since it was computed; None: no clock can tell.
+        state: `"fresh"`, `"stale"`, `"expired"`, `"invalidated"`, `"outdated"` (its code or a
+            dependency has changed), `"in doubt"` (a result that it was built on may have changed,
+            and is asked for first) or `"unknown"`.
+        age: since it was computed; None: unknown.
         ttl: None: no expiry.
-        size: of its record and payload.
+        size: size of its record and payload.
         cost: how long its computation took.
-        tiers: names of those that hold it.
-        tags: by which it can be invalidated.
-        address: as `memo.invalidate(key=...)` takes it, secrets masked.
-        key: what finds it; `memo.invalidate(key=...)` takes it too.
+        tiers: names of the tiers that hold it.
+        tags: the tags by which it can be invalidated.
+        address: as `memo.invalidate(key=...)` takes it, with secrets masked.
+        key: its key; `memo.invalidate(key=...)` takes it too.
     """
 
     function: str
@@ -355,11 +355,7 @@ class Stored(NamedTuple):
 
 
 class Entries(list[Stored]):
-    """Entries in a list, newest first; a table in a notebook and in a terminal.
-
-    Attributes:
-        missing: what could not be listed, in words; `""`: nothing.
-    """
+    """Entries in a list, newest first; a table in a notebook and in a terminal."""
 
     def __init__(self, found: Sequence[Item], clock: Clock, missing: str = "") -> None:
         super().__init__(_stored(item, clock) for item in found)
@@ -367,7 +363,7 @@ class Entries(list[Stored]):
         self.missing = missing
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas DataFrame, one row for each entry.
+        """Return a pandas DataFrame, one row for each entry.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -411,10 +407,7 @@ def entries(
     function: CachedFunction[..., Any] | Callable[..., Any] | str | None = None,
     **arguments: Any,
 ) -> Entries:
-    """List what is stored, as records: on this host, and in Redis; no value is loaded.
-
-    Redis is searched for at most 0.25 s, for at most 10,000 entries, and its records above 64 KiB
-    are left out; a store of your own cannot be listed.  `missing` of the answer says so.
+    """List what is stored on this host, as records; no value is loaded.
 
     ::
 

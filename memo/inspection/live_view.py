@@ -1,7 +1,7 @@
 """The live view as data: what its page shows, and what its buttons do.
 
 `memo.dashboard()` and `memo ui` draw the same state with the same page (`jupyter/static/view.js`).
-It is made of counters, headers of entries and facts of tiers; no value is loaded.
+It consists of counters, headers of entries and facts about tiers; no value is loaded.
 """
 
 from __future__ import annotations
@@ -31,22 +31,21 @@ from memo.runtime.native import native
 from memo.runtime.port import Port
 
 LISTED_EVERY = 3.0
-"""Seconds between two readings of the entries on the disk."""
+"""Seconds between two listings of the entries on the disk."""
 ENTRIES = 200
 """Most entries that one page lists; the filter narrows them down."""
 NAMED = 4
-"""Entries that are named in the answer to a button."""
+"""Most entries named in the answer to a button."""
 POINTS = 60
-"""Stretches of time in the plot of one function."""
+"""Time steps in the plot of one function."""
 
 
 class Model:
-    """Model of the live view: its state as plain data, and the commands of its buttons.
+    """The model of the live view: its state as plain data, and the commands of its buttons.
 
     Args:
-        shared: show every process that shares the directory, as `memo ui` does, not this one.
-        every: seconds for which the list of entries and the graph are good, where nothing long has
-            begun or ended.
+        shared: show every process that shares the directory, as `memo ui` does, instead of this
+            one.
     """
 
     def __init__(self, *, shared: bool = False, every: float = LISTED_EVERY) -> None:
@@ -66,7 +65,7 @@ class Model:
         """The number of that answer: two presses may have the same text."""
 
     def state(self) -> dict[str, Any]:
-        """Everything that the page draws."""
+        """Return everything that the page draws."""
         now = stats(shared=self.shared)
         running = BOARD.everywhere() if self.shared else BOARD.here()
         error = ""
@@ -93,7 +92,7 @@ class Model:
         }
 
     def _follow(self, running: list[Running]) -> None:
-        """Draw the graph anew where a long computation has begun or ended."""
+        """Draw the graph again if a long computation has begun or ended."""
         long = {(r.process, r.key) for r in running if time.time() - r.since >= LONG}
         if long != self._long:
             self._long, self.listed_at = long, 0.0
@@ -123,7 +122,7 @@ class Model:
         return {**rendering.table_data(table), "rows": rows, "count": self._count}
 
     def press(self, message: Any) -> None:
-        """Do what the page asks for.
+        """Carry out a command of the page.
 
         Args:
             message: `{"do": "invalidate" | "refresh" | "explain", "key" | "function": …}`, or
@@ -167,7 +166,7 @@ class Model:
         return ""
 
     def _with_others(self, work: Callable[[], Any]) -> str:
-        """Invalidate, and say which entries of this host went with it."""
+        """Invalidate, and say which entries of this host were dropped."""
         headers = [item.header for item in inventory.items(Wanted())[0]]
         chain = assembly.default_chain()
         before = drive(inventory.states(BLOCKING, chain, headers))
@@ -185,7 +184,7 @@ class Model:
 
 
 def _text(item: Item) -> str:
-    """Text that the filter searches."""
+    """Return the text that the filter searches."""
     header = item.header
     given = " ".join(f"{name}={text}" for name, text in rendering.arguments(header).items())
     return f"{label(header.function)} {given} {item.state} {' '.join(item.tiers)}".lower()
@@ -211,7 +210,7 @@ def _running(run: Running) -> dict[str, Any]:
 
 
 def _functions(now: Stats) -> dict[str, Any]:
-    """The table of functions, this process' first, each with its plot."""
+    """Return the table of functions, this process's first, each with its plot."""
     own = {function.function_id for function in functions()}
     table = rendering.table(now)
     rows = rendering.table_data(table)["rows"]
@@ -225,7 +224,10 @@ def _functions(now: Stats) -> dict[str, Any]:
 
 
 def _plot(part: FunctionStats) -> dict[str, Any]:
-    """Hits, stale hits and misses over time: seconds of a step, and the last `POINTS` steps."""
+    """Return hits, stale hits and misses over time.
+
+    Seconds of a step, and the last `POINTS` steps.
+    """
     width, points = rendering.bars(Stats({"": part}))
     step = rendering.duration(width)
     return {"width": width, "step": step, "points": [list(point) for point in points[-POINTS:]]}
@@ -247,7 +249,7 @@ def preview(item: Item) -> str:
 
 
 def _explained(item: Item) -> str:
-    """The state of an entry in a sentence, and how it came to be."""
+    """Explain the state of an entry in a sentence, and its origin."""
     header = item.header
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(header.times.finished / SECOND))
     cost = rendering.duration(header.times.cost / SECOND)
@@ -260,22 +262,22 @@ def _explained(item: Item) -> str:
 
 
 def _named(identity: str) -> list[CachedFunction[Any, Any]]:
-    """All functions with an identity; a cell that ran again leaves its earlier one behind."""
+    """Return all functions with an id; a cell that ran again leaves its earlier one behind."""
     return [function for function in functions() if function.function_id == identity]
 
 
 def _why_not(header: Header) -> str:
-    """Why an entry cannot be refreshed from here."""
+    """Explain why an entry cannot be refreshed from here."""
     if not _named(header.function):
         return "its function is not in this process"
     return "its arguments cannot be read back; call its refresh() by hand"
 
 
 def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] | None:
-    """The function and the arguments that give an entry's key.
+    """Return the function and the arguments of an entry's call.
 
     None if this process does not have the function, or if the entry's summary shortens an argument;
-    the key that the arguments give must be the entry's.
+    the key made from the arguments must be the entry's.
     """
     try:
         summary = json.loads(header.summary)
@@ -293,7 +295,7 @@ def call_of(header: Header) -> tuple[CachedFunction[Any, Any], dict[str, Any]] |
 
 
 def _refresh(header: Header) -> str:
-    """Compute an entry anew, in the background."""
+    """Recompute an entry in the background."""
     call = call_of(header)
     if call is None:
         return f"Not refreshed: {_why_not(header)}."
@@ -311,7 +313,7 @@ def _refresh(header: Header) -> str:
 
 
 def static_bundle(model: Model) -> dict[str, str]:
-    """The same facts without a script: HTML with the graph as SVG, and plain text."""
+    """Return the same facts without a script: HTML with the graph as SVG, and plain text."""
     state = model.state()
     now = stats(shared=model.shared)
     running = [f"{run['call']} {run['doing']}, {run['spent']}" for run in state["running"]]

@@ -1,4 +1,4 @@
-"""Reports: the cache's work in a stretch of time as one line, with the change behind a miss.
+"""Reports: what the cache did in a span of time as one line, with the change behind a miss.
 
 `magics` prints it under each cell; scripts use `memo.report()`.
 """
@@ -23,7 +23,7 @@ from memo.runtime.reasons import ABSENT
 PATIENCE = 0.5
 """Seconds after which no more entries are read to explain misses."""
 EXPLAINED = 3
-"""Most misses of one stretch whose code is compared with an earlier version."""
+"""Most misses of one span whose code is compared with an earlier version."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def report(file: TextIO | None = None) -> Iterator[Span]:
         # 1 hit (disk) · saved 41.8 s
 
     Args:
-        file: where to; by default standard error.
+        file: the stream to print to; by default standard error.
 
     Yields:
         The report; its `stats` has the numbers.
@@ -54,7 +54,7 @@ def report(file: TextIO | None = None) -> Iterator[Span]:
 
 
 def explain_misses(span: Span) -> None:
-    """Name the changed code behind the first misses of a span, where that was the cause."""
+    """Name the changed code behind the first misses of a span, if that was the cause."""
     known = {function.function_id: function for function in functions()}
     absent = [at for at, miss in enumerate(span.misses) if miss.reason == ABSENT]
     for at in absent[:EXPLAINED]:
@@ -66,7 +66,7 @@ def explain_misses(span: Span) -> None:
 
 
 def explain_counts() -> None:
-    """Count this process' misses as "code changed" where that was the cause."""
+    """Count this process's misses as "code changed" if that was the cause."""
     known = {function.function_id: function for function in functions()}
     latest = time.monotonic() + PATIENCE
     for identity, keys in COUNTERS.unexplained(ABSENT).items():
@@ -78,5 +78,5 @@ def explain_counts() -> None:
 def _changed(function: CachedFunction[..., Any], keys: Sequence[str]) -> dict[str, str]:
     try:
         return drive(changed_code(BLOCKING, function._function, assembly.manifests(), keys))
-    except MemoError:  # a fault of the cache: what is shown is what the event said
+    except MemoError:  # a fault of the cache: the event's reason is shown instead
         return {}

@@ -1,8 +1,8 @@
-"""Computations under way, in this process and in every other that shares the directory.
+"""Running computations, in this process and in every other that shares the directory.
 
 Each process that computes has one small file, mapped into memory: a computation writes a slot of it
 when it begins and clears the slot when it ends, without a system call.  A slot that cannot be read
-is left out; the file of a process that died is passed over.
+is left out, and so is the file of a process that died.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 SLOTS = 128
 """Most computations of one process that others see."""
 SLOT = 512
-"""Bytes of one."""
+"""Bytes of one slot."""
 KNOWN = 1000
-"""Most calls of which it is known how long they took last."""
+"""Most calls whose last duration is remembered."""
 SUFFIX = ".now"
 LONG = 0.5
-"""Seconds from which a computation is long."""
+"""Seconds from which a computation counts as long."""
 
 
 class Running(NamedTuple):
-    """A computation under way.
+    """A running computation.
 
     Attributes:
-        function: identity of the function.
+        function: id of the function.
         call: the call as its address shows it, without secrets.
         since: when it began, in seconds since the epoch.
-        expected: seconds that the call took last, or else its function; None: not known.
+        expected: seconds that the call, or else its function, took last time; None: unknown.
         background: it refreshes a stale result.
         process: id of the process.
         here: it is this process.
-        key: of the call.
-        arguments: the names and digests of its arguments; None: not known.
+        key: key of the call.
+        arguments: the names and digests of its arguments; None: unknown.
     """
 
     function: str
@@ -67,19 +67,19 @@ class Running(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The function as people read it."""
+        """The readable name of the function."""
         return label(self.function)
 
 
 class Board:
-    """This process' computations, and the file in which others see them."""
+    """This process's computations, and the file in which others see them."""
 
     def __init__(self, directory: Callable[[], Path | None]) -> None:
         self.directory = directory
         self.start_over()
 
     def start_over(self) -> None:
-        """Nothing is under way: at first, and in the child of a fork."""
+        """Forget all computations: at first, and in the child of a fork."""
         self._lock = threading.Lock()
         self._slots: dict[str, tuple[int, Running]] = {}
         self._free = list(range(SLOTS - 1, -1, -1))
@@ -145,7 +145,7 @@ class Board:
     def _opened(self) -> mmap.mmap | None:
         from memo.metrics.shared_counters import process_name
 
-        with suppress(OSError, MemoError):  # then other processes do not see it
+        with suppress(OSError, MemoError):  # if it fails, other processes do not see it
             directory = self.directory()
             if directory == self._home or directory is None:
                 return self._map
@@ -163,7 +163,7 @@ class Board:
         return self._map
 
     def close(self) -> None:
-        """Take the file away; the next computation makes it anew."""
+        """Remove the file; the next computation creates it again."""
         with self._lock:
             self._unmap()
 
@@ -177,19 +177,19 @@ class Board:
         self._map = self._path = self._home = None
 
     def here(self) -> list[Running]:
-        """Computations of this process, the longest-running first."""
+        """Return the computations of this process, the longest-running first."""
         with self._lock:
             return sorted((run for _, run in self._slots.values()), key=lambda run: run.since)
 
     def everywhere(self) -> list[Running]:
-        """Computations of every process that shares the directory, the longest-running first."""
+        """Return the computations of all processes that share the directory, longest first."""
         directory = self.directory()
         others = [] if directory is None else list(_read(directory / "stats"))
         return sorted([*self.here(), *others], key=lambda run: run.since)
 
 
 def _files(folder: Path) -> list[tuple[str, bytes]]:
-    """Names and contents of other processes' files; those of processes that ended are removed."""
+    """Return names and contents of other processes' files; remove those of processes that ended."""
     from memo.metrics.shared_counters import is_alive, process_name
 
     found: list[tuple[str, bytes]] = []
@@ -208,7 +208,7 @@ def _files(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def _read(folder: Path) -> Iterator[Running]:
-    """Running computations, from the files of other processes."""
+    """Yield running computations, from the files of other processes."""
     for name, data in _files(folder):
         process = name.partition("-")[0]
         for start in range(0, len(data), SLOT):
@@ -223,7 +223,7 @@ def _read(folder: Path) -> Iterator[Running]:
 
 
 def turn_of(key: str) -> Turn | None:
-    """The turn that invalidates the call of a key that a process of this host is computing."""
+    """Return the turn that invalidates a call which a process of this host is computing."""
     for run in BOARD.everywhere():
         if run.key == key:
             return Turn(f"f:{run.function}", run.arguments or (), whole=run.arguments is not None)
@@ -235,14 +235,14 @@ def _nowhere() -> Path | None:
 
 
 BOARD = Board(_nowhere)
-"""Running computations of this process, and access to those of others."""
+"""The running computations of this process, and access to those of others."""
 
 
 def listen(directory: Callable[[], Path | None]) -> None:
-    """Start to track computations under way; `import memo` does this once.
+    """Start to track running computations; `import memo` does this once.
 
     Args:
-        directory: gives the cache directory in force; None: only this process sees it.
+        directory: returns the cache directory in force; None: only this process sees them.
     """
     first, BOARD.directory = BOARD.directory is _nowhere, directory
     if not first:  # `%reload_ext memo` imports it again

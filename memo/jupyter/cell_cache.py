@@ -1,17 +1,17 @@
-"""Cells: what a notebook cell reads and assigns, and a cell as a cached function.
+"""Cells: the names that a notebook cell reads and assigns, and a cell as a cached function.
 
-`%%cache` turns each cell into a cached function. The normalised cell is its code version, the names
+`%%cache` turns each cell into a cached function. The normalized cell is its code version, the names
 that the cell reads are its arguments, and its result is a `Recording` of the names that it assigned
-and of all that it showed.
+and of its output.
 
 Rules of this module:
 
-1.  A name is an *input* when the cell may read it before it has assigned it; of functions and
-    classes defined in the cell, when the cell does not assign it at all.
-2.  If that is uncertain (the body of a loop may not run), the name is no input, and it is *hidden*
-    while the cell runs: reading it is a `NameError`, since its value is not in the key.
+1.  A name is an *input* if the cell may read it before it has assigned it; for functions and
+    classes defined in the cell, if the cell does not assign it at all.
+2.  If that is uncertain (the body of a loop may not run), the name is not an input, and it is
+    *hidden* while the cell runs: reading it is a `NameError`, since its value is not in the key.
 3.  An input that the cell changed in place, by any means, is an output as well.
-4.  An input without a sound key (a client, a lock) is left out, as a global of a function is.
+4.  An input without a sound key (a client, a lock) is left out, like a global of a function.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from memo.runtime.events import Event
 from memo.runtime.named_tuple import NamedTuple
 
 _SHOWN_NAMES = 3
-"""How many of its outputs a cell is named after."""
+"""Number of its outputs after which a cell is named."""
 _UNCHANGING = frozenset({int, float, complex, bool, str, bytes, type(None), types.FunctionType})
 _AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
-# --- what a cell reads and assigns ----------------------------------------------------------------
+# --- the names that a cell reads and assigns ------------------------------------------------------
 
 
 class Names(NamedTuple):
     """The names of a cell.
 
     Attributes:
-        reads: those that it may read before it has assigned them, in order.
-        assigned: those that it may assign or delete, in order.
-        hidden: those that it probably assigns first; they are not inputs.
+        reads: names that it may read before it has assigned them, in order.
+        assigned: names that it may assign or delete, in order.
+        hidden: names that it probably assigns first; they are not inputs.
         imported: those of `assigned` that it imports.
     """
 
@@ -75,8 +75,8 @@ class _Flow(ast.NodeVisitor):
     """Follows a cell from top to bottom.
 
     Attributes:
-        sure: names assigned by now; `lenient` those of them that a body which may not run assigned.
-        later: what functions and classes defined in the cell read when they are called.
+        sure: names assigned by now; `lenient` are those assigned by a body that may not run.
+        later: names that functions and classes defined in the cell read when they are called.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class _Flow(ast.NodeVisitor):
         self.visit(node.slice)
 
     def _part(self, node: ast.Attribute | ast.Subscript) -> None:
-        """`a.b` and `a[b]`: assigning to it changes what `a` names."""
+        """Visit `a.b` and `a[b]`: assigning to it changes the object that `a` names."""
         self.visit(node.value)
         root: ast.expr = node.value
         while isinstance(root, (ast.Attribute, ast.Subscript)):
@@ -185,7 +185,7 @@ class _Flow(ast.NodeVisitor):
     visit_AsyncWith = visit_With
 
     def _perhaps(self, body: Sequence[ast.AST]) -> None:
-        """A body that may not run, or not to its end."""
+        """Visit a body that may not run, or not to its end."""
         before = set(self.sure)
         self.block(body)
         self.lenient |= self.sure - before
@@ -310,15 +310,15 @@ def _leaves(body: Sequence[ast.AST]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Outcome of a cell, as it is stored.
+    """The outcome of a cell, as stored.
 
     Attributes:
         outputs: the names that it assigned, with their values.
-        gone: those that it deleted.
+        gone: the names that it deleted.
         shown: what it printed and displayed; see `replay`.
-        value: of the last expression; None where it has none, or where it cannot be pickled: then
-            what it looked like is the last of `shown`.
-        live: that value where it cannot be pickled, for the cell that just ran; it is not stored.
+        value: the value of the last expression; None if there is none, or if it cannot be pickled:
+            then its display is the last of `shown`.
+        live: that value if it cannot be pickled, for the cell that just ran; it is not stored.
     """
 
     outputs: Mapping[str, Any]
@@ -332,14 +332,14 @@ class Recording:
 
 
 def _flush_figures() -> None:
-    """Show the figures that matplotlib's inline backend would show when the cell has ended."""
+    """Show the figures that matplotlib's inline backend would show at the end of the cell."""
     inline = sys.modules.get("matplotlib_inline.backend_inline")
     if inline is not None and "matplotlib.pyplot" in sys.modules:
         inline.flush_figures()
 
 
 def replay(shell: Any, recording: Recording) -> None:
-    """Show and assign again what a cell showed and assigned."""
+    """Show again what a cell showed, and assign what it assigned."""
     output_replay.replay(recording.shown)
     scope = shell.user_ns
     scope.update({name: _at_home(value, scope) for name, value in recording.outputs.items()})
@@ -365,7 +365,7 @@ def _at_home(value: Any, scope: dict[str, Any]) -> Any:
 
 
 class CellIdentity(Identity):
-    """The code version of a cell: its normalised text, and the outputs that are kept."""
+    """The code version of a cell: its normalized text, and the outputs that are kept."""
 
     def __init__(self, text: str, outputs: Sequence[str] | None) -> None:
         self._parts = {"cell": text, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}
@@ -374,7 +374,7 @@ class CellIdentity(Identity):
         self.lost: dict[str, str] = {}
         whole = "\0".join(f"{name}\0{part}" for name, part in self._parts.items())
         digest = hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
-        # A cell reaches no code but its own: its inputs are arguments, its changes are outputs.
+        # A cell reaches only its own code: its inputs are arguments, its changes are outputs.
         super().__init__(lambda: None, digest=digest)
 
     def may_learn(self, owner: type | None) -> bool:
@@ -391,16 +391,16 @@ class Cell:
     """A cell as a cached function.
 
     Args:
-        shell: whose namespace it runs in.
-        source: the cell as Python, magics transformed.
+        shell: the shell in whose namespace it runs.
+        source: the cell as Python, with magics transformed.
         file: the name under which IPython knows its source.
-        inputs: take these names for its inputs; None: those that it reads.
-        outputs: keep these names; None: those that it assigns.
-        options: of `memo.cache`: `ttl`, `tags`, `name`.
+        inputs: the names to use as its inputs; None: those that it reads.
+        outputs: the names to keep; None: those that it assigns.
+        options: options of `memo.cache`: `ttl`, `tags`, `name`.
 
     Raises:
         SyntaxError: it is not valid Python.
-        OptionError: one of the options is wrong.
+        OptionError: an option is wrong.
     """
 
     def __init__(
@@ -426,7 +426,7 @@ class Cell:
         run = self._run_awaited if self.awaits else self._run
         made: Any = cache(name=name, **options)(_named(run, name))
         made._function.identity = self.identity
-        made._function.warned = True  # what cannot be stored is told below, name by name
+        made._function.warned = True  # reported below, name by name
         self.function: CachedFunction[Any, Any] = made
         self.inputs = self._found_inputs()
         self._ran = False
@@ -447,7 +447,7 @@ class Cell:
     # --- asking the cache
 
     def explain(self) -> Any:
-        """Would the cell be replayed, and if not, why?"""
+        """Explain whether the cell would be replayed, and if not, why."""
         self._leave_out()
         return self.function.explain(**self.inputs)
 
@@ -536,7 +536,7 @@ class Cell:
 
     @contextmanager
     def _changes(self) -> Iterator[list[str]]:
-        """Gather the names that change while the cell runs; hide those that it must not read."""
+        """Collect the names that change while the cell runs; hide those that it must not read."""
         self._ran = True
         scope = self._scope
         wanted = self.names.hidden - set(self._given or ())
@@ -554,7 +554,7 @@ class Cell:
                 scope.setdefault(name, value)
 
     def _mutable(self) -> list[tuple[str, Any]]:
-        """The inputs that the cell may change in place without assigning them."""
+        """Return the inputs that the cell may change in place without assigning them."""
         return [
             (name, value)
             for name, value in self.inputs.items()
@@ -577,7 +577,7 @@ class Cell:
 
 
 def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
-    """A cell as statements and, where it ends in one, an expression."""
+    """Yield a cell as statements and, if it ends in one, an expression."""
     body = tree.body
     last = body[-1] if body else None
     if isinstance(last, ast.Expr):
@@ -589,12 +589,12 @@ def _parts(tree: ast.Module) -> Iterator[tuple[Any, str]]:
 
 
 def _is_quiet(source: str) -> bool:
-    """True if a cell ends in `;`, which silences its last expression."""
+    """True if a cell ends in `;`, which suppresses the display of its last expression."""
     return source.rstrip().endswith(";")
 
 
 def _normal(tree: ast.Module, quiet: bool) -> str:
-    """A cell without comments and layout."""
+    """Return a cell without comments and layout."""
     return ast.unparse(tree) + ";" * quiet
 
 
@@ -611,7 +611,7 @@ def _name(scope: dict[str, Any], found: Names, identity: CellIdentity) -> str:
 
 
 def _named(run: Any, name: str) -> Any:
-    """The bound method `run` as a function of its own."""
+    """Wrap the bound method `run` in a function with this name."""
     if inspect.iscoroutinefunction(run):
 
         async def cell(**inputs: Any) -> Recording:
@@ -633,7 +633,7 @@ def _named(run: Any, name: str) -> Any:
 
 
 def _digest(value: Any) -> bytes:
-    """Digest of a value; `b""` for one without a key."""
+    """Return the digest of a value; `b""` if it has no key."""
     try:
         return canonical.digest(value)
     except canonical.Unkeyable:
@@ -641,7 +641,7 @@ def _digest(value: Any) -> bytes:
 
 
 def _is_kept(value: Any, outputs: Mapping[str, Any]) -> bool:
-    """True if a value can be pickled, or is one of the outputs, which are checked by themselves."""
+    """True if a value can be pickled, or is one of the outputs, which are checked separately."""
     return any(value is one for one in outputs.values()) or _is_picklable(value)
 
 
@@ -654,7 +654,7 @@ def _is_picklable(value: Any) -> bool:
 
 
 def _unstored(recording: Recording) -> str:
-    """Why a recording was not stored, and what to write instead."""
+    """Explain why a recording was not stored, and what to write instead."""
     bad = [name for name, value in recording.outputs.items() if not _is_picklable(value)]
     good = ",".join(name for name in recording.outputs if name not in bad)
     kinds = ", ".join(f"{name} (a {type(recording.outputs[name]).__name__})" for name in bad)

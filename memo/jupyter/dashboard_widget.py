@@ -1,8 +1,8 @@
 """The dashboard: the live view as a widget in a notebook.
 
-While the widget is visible the kernel pushes its state once a second, also while a cell runs; the
-page sends back the buttons that are pressed. The page's code is in `jupyter/static`. In a notebook
-that runs unattended, the same facts are shown as HTML and SVG without a script.
+While the widget is visible the kernel sends its state once a second, also while a cell runs; the
+page sends back button presses. The page's code is in `jupyter/static`. In a notebook that runs
+unattended, the same facts are shown as HTML and SVG without a script.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INTERVAL = 1.0
 
 @public
 def dashboard() -> Any:
-    """A live view of the cache: the graph, what is under way, functions, entries and tiers.
+    """Show a live view of the cache: the graph, running computations, functions, entries and tiers.
 
     Returns:
         A widget for JupyterLab, Notebook 7 and VS Code; `close()` ends it.
@@ -39,13 +39,13 @@ def dashboard() -> Any:
 
 
 def _with_static(made: Any, model: Model) -> Any:
-    """Display data of a widget, with a static form for front ends without widgets."""
+    """Return the display data of a widget, with a static form for front ends without widgets."""
     data, more = made if isinstance(made, tuple) else (made or {}, {})
     return {**data, **live_view.static_bundle(model)}, more
 
 
 def _widget_class() -> Any:
-    """The class of the widget; it exists only once anywidget is imported."""
+    """Return the class of the widget; it exists only once anywidget is imported."""
     import anywidget
     import traitlets
 

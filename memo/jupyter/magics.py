@@ -55,11 +55,11 @@ if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
 OPEN_REPORTS = 16
-"""Most reports that wait for background refreshes; beyond that the oldest stops waiting."""
+"""Most reports that wait for background refreshes; beyond it the oldest stops waiting."""
 
 
 class _Text(str):
-    """A text that shows as itself when it is the last expression of a cell."""
+    """A text that is displayed as itself when it is the last expression of a cell."""
 
     __slots__ = ()
 
@@ -139,7 +139,7 @@ class CacheMagics(Magics):
         _say("\n".join(done))
 
     def _is_sure(self) -> bool:
-        """Ask whether a bare `%cache_clear` means every function of the kernel.
+        """Ask whether a bare `%cache_clear` should clear every function of the kernel.
 
         Raises:
             UsageError: this kernel cannot ask.
@@ -289,7 +289,7 @@ class CacheMagics(Magics):
 
 
 def _parsed(magic: Any, line: str) -> Any:
-    """The arguments of a magic.
+    """Parse the arguments of a magic.
 
     Raises:
         UsageError: one is wrong; for an unknown flag the message names the nearest known one.
@@ -308,7 +308,7 @@ def _parsed(magic: Any, line: str) -> Any:
 
 
 def _none_found(patterns: list[str]) -> str:
-    """Say that there are no entries, and which functions were probably meant."""
+    """Say that there are no entries, and which functions were probably intended."""
     here = [function.function_id for function in functions()]
     known = drive(names.functions_known(BLOCKING, here)) if patterns else []
     near = names.functions_meant(patterns, known)
@@ -329,7 +329,7 @@ def _chosen(found: Stats, patterns: list[str]) -> Stats:
 
 
 def _health(found: Stats) -> dict[str, dict[str, Any]]:
-    """Facts that the tiers report; none before the first call."""
+    """Return facts that the tiers report; none before the first call."""
     if not found.functions:
         return {}
     try:
@@ -385,7 +385,7 @@ def _clear_one(
 
 
 def _outcome(done: Invalidation) -> Iterator[str]:
-    """Describe what an invalidation hit, with some of the calls."""
+    """Describe the entries that an invalidation matched, with some of the calls."""
     yield repr(done)
     if done.first:
         more = ", …" * (done.matched > len(done.first) or done.at_least)
@@ -431,9 +431,9 @@ def _frame(table: rendering.Table) -> Any:
 
 
 class Reporter:
-    """Puts a line under each cell that used the cache, and keeps it up to date.
+    """Prints a line under each cell that used the cache, and keeps it up to date.
 
-    Hits cost nothing more while it is on: see `memo.metrics.recorder.Span`.
+    It does not slow hits down: see `memo.metrics.recorder.Span`.
     """
 
     def __init__(self, shell: InteractiveShell) -> None:
@@ -445,7 +445,7 @@ class Reporter:
         self._open: deque[tuple[Span, DisplayHandle]] = deque()
 
     def turn(self, *, on: bool) -> None:
-        """Turn it on, from the next cell, or off."""
+        """Turn reports on, from the next cell, or off."""
         self.on = on
         if not on:
             self.close()
@@ -458,7 +458,10 @@ class Reporter:
         self._span = watch(self._changed) if self.on else None
 
     def end(self, result: ExecutionResult | None = None) -> None:
-        """A cell has ended, perhaps with an error; publish the statistics for other processes."""
+        """End the report of a cell, perhaps with an error.
+
+        Publish the statistics for other processes.
+        """
         leave_for_others()
         WATCHER.cell_ends()
         span, self._span = self._span, None
@@ -494,7 +497,7 @@ class Reporter:
                     self._open.remove((known, handle))
 
     def close(self) -> None:
-        """Follow nothing any longer."""
+        """Stop following refreshes."""
         if self._span is not None:
             self._span.close()
             self._span = None
@@ -511,7 +514,7 @@ def _bundle(span: Span) -> dict[str, str]:
 
 
 def _lifetime(text: str | None) -> Any:
-    """A ttl as written: a number of seconds, a text with units, or `none` for no expiry."""
+    """Parse a ttl: a number of seconds, a text with units, or `none` for no expiry."""
     try:
         return None if text is None else float(text)
     except ValueError:
@@ -519,10 +522,10 @@ def _lifetime(text: str | None) -> Any:
 
 
 def _awaiting(lines: list[str]) -> list[str]:
-    """Input transformer: a `%%cache` cell with top-level `await` becomes an `await` itself.
+    """Turn a `%%cache` cell with top-level `await` into an `await` itself (an input transformer).
 
     Raises:
-        SyntaxError: the cell is no Python; IPython shows it as that of any other cell.
+        SyntaxError: the cell is not valid Python; IPython shows it as for any other cell.
     """
     first, _, rest = "".join(lines).partition("\n")
     name, _, options = first.partition(" ")
@@ -552,7 +555,7 @@ def _awaits(shell: Any, cell: str) -> bool:
 
 
 class Notebook:
-    """A screen in the output of the cell that runs; its last lines stay, or become the report."""
+    """A screen in the output of the running cell; its last lines stay, or become the report."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
@@ -570,7 +573,7 @@ class Notebook:
         return has_cells and bool(getattr(self._kernel, "_allow_stdin", True))
 
     def show(self, lines: list[Line]) -> None:
-        """Show these lines in place of those before."""
+        """Replace the lines by these."""
         bundle = {
             "text/plain": "\n".join(map(str, lines)),
             "text/html": rendering.progress_html(
@@ -592,12 +595,12 @@ class Notebook:
             Context().run(self._last.update, bundle, raw=True)
 
     def given_up(self) -> DisplayHandle | None:
-        """The place of the cell's last lines, for the report; None where there were none."""
+        """Return the display of the cell's last lines, for the report; None if there were none."""
         last, self._last = self._last, None
         return last
 
 
-# --- Coming and going ---------------------------------------------------------------------------
+# --- Loading and unloading -----------------------------------------------------------------------
 
 NAMES = (
     *("cache_stats", "cache_clear", "cache_explain", "cache_ls", "cache_graph"),
@@ -615,7 +618,7 @@ _loaded: weakref.WeakKeyDictionary[InteractiveShell, CacheMagics] = weakref.Weak
 
 
 def load(shell: InteractiveShell) -> None:
-    """Add the magics to a shell; adding them twice is harmless."""
+    """Add the magics to a shell; a second call does nothing."""
     if shell in _loaded:
         return
     magics = _loaded[shell] = CacheMagics(shell)
@@ -629,7 +632,7 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Take them away again, with every callback."""
+    """Remove them again, with every callback."""
     magics = _loaded.pop(shell, None)
     if magics is None:
         return
@@ -665,7 +668,7 @@ def _matcher(context: Any) -> Any:
     if not space or name not in _keys():
         return {"completions": []}
     name, word = name.lstrip("%"), rest.rpartition(" ")[2]
-    if name == "cache_explain":  # a call: Python completes what is in its brackets
+    if name == "cache_explain":  # a call: Python completes what is in its parentheses
         names = [] if "(" in rest else [_typed(f).rpartition(":")[2] for f in functions()]
     elif word.startswith("-") or name in ("cache_report", "cache"):
         names = list(_OPTIONS[name])

@@ -1,8 +1,8 @@
 """Progress: one line for all work that takes longer than half a second, with the time left.
 
 This covers computations, waits for other processes, and transfers to and from Redis.  A listener on
-the event stream keeps track of them, and a ticker redraws the lines four times a second. They go to
-a `Screen`: in a notebook that of `magics`, in a terminal bars of `rich`.  Fast calls show nothing,
+the events keeps track of them, and a ticker redraws the lines four times a second. They go to a
+`Screen`: in a notebook that of `magics`, in a terminal bars of `rich`.  Fast calls show nothing,
 and without a viewer nothing is drawn.
 """
 
@@ -37,7 +37,7 @@ KNOWN = 4096
 _ASKED = 20
 """Most runs whose end is estimated in one update."""
 _SIMILAR = 20
-"""Entries of a function, latest first, whose median cost is the estimate for a new key."""
+"""Most recent entries of a function whose median cost is the estimate for a new key."""
 
 
 class Line(NamedTuple):
@@ -46,14 +46,14 @@ class Line(NamedTuple):
     Attributes:
         what: the function and its activity, such as `load() runs`.
         seconds: since it began; once over, how long it took by the clock.
-        expected: seconds that it will take in all, from earlier runs; None: not known.
+        expected: seconds that it will take in all, from earlier runs; None: unknown.
         over: it has ended.
-        word: stands before the time if that is another process'.
-        done: how many have ended; of `begun` that have begun.
-        begun: how many have begun.
-        each: seconds per call; None: not known.
-        left: seconds until the last of those under way is expected to end; None: not known.
-        depth: how many of the other lines it is nested in.
+        word: put before the time if that is another process's.
+        done: number of runs that have ended, out of `begun`.
+        begun: number of runs that have begun.
+        each: seconds per call; None: unknown.
+        left: seconds until the last running one is expected to end; None: unknown.
+        depth: number of other lines that it is nested in.
     """
 
     what: str
@@ -69,7 +69,7 @@ class Line(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """The fraction that is done, 0 to 1; None: not known."""
+        """The fraction that is done, 0 to 1; None: unknown."""
         if self.begun > 1:
             return self.done / self.begun
         return min(1.0, self.seconds / self.expected) if self.expected else None
@@ -92,17 +92,17 @@ class Line(NamedTuple):
 
 
 class Screen(Protocol):
-    """A place to show progress."""
+    """Where progress is shown."""
 
     def open(self) -> bool:
         """True if there is a viewer now."""
         ...
 
     def show(self, lines: list[Line]) -> None:
-        """Show these lines in place of those before."""
+        """Replace the lines by these."""
 
     def close(self, lines: list[Line]) -> None:
-        """The stretch is over, and nothing is under way; these lines are the last."""
+        """End the stretch with these lines; nothing is running any more."""
 
 
 class Terminal:
@@ -134,7 +134,7 @@ class Terminal:
         bars = Progress(
             *columns,
             console=Console(file=sys.stderr),
-            auto_refresh=False,  # it would start a thread; the drivers' ticker refreshes
+            auto_refresh=False,  # it would start a thread; the ticker refreshes
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
@@ -149,7 +149,7 @@ class Terminal:
 
 
 class _Run:
-    """One computation, one wait or one transfer under way."""
+    """A running computation, wait or transfer."""
 
     def __init__(self, event: Event) -> None:
         self.kind = event.kind
@@ -173,7 +173,7 @@ class _Run:
 
 
 class _Group:
-    """Running and finished computations of one function since the span began."""
+    """Running and finished computations of one function since the stretch began."""
 
     def __init__(self, run: _Run) -> None:
         self.first = run
@@ -183,11 +183,11 @@ class _Group:
         self.until = 0.0
 
     def add(self, run: _Run) -> None:
-        """One more begins."""
+        """Add a run that begins."""
         self.running.append(run)
 
     def end(self, run: _Run) -> None:
-        """One of those under way has ended."""
+        """Note that a run has ended."""
         self.running.remove(run)
         self.done += 1
         self.seconds += run.spent
@@ -195,11 +195,11 @@ class _Group:
 
     @property
     def spent(self) -> float:
-        """Seconds that all took together."""
+        """Seconds that all runs took together."""
         return self.seconds + sum(run.spent for run in self.running)
 
     def line(self, depth: int = 0) -> Line:
-        """All of it in one line."""
+        """Return all of it in one line."""
         run = self.running[0] if self.running else self.first
         count, over = self.done + len(self.running), not self.running
         if count > 1:
@@ -231,20 +231,20 @@ def _what(run: _Run) -> str:
 
 
 def function_of(flight: Flight) -> str:
-    """The identity of the function whose result a flight computes, from its name."""
+    """Return the id of the function whose result a flight computes, from the flight's name."""
     return flight.name.partition("{")[2].rpartition("}")[0]
 
 
 def holder_name(holder: Holder | None) -> str:
-    """Name the holder of a lease for people: `kernel 4123 on host a`."""
+    """Name the holder of a lease for display: `kernel 4123 on host a`."""
     return "another process" if holder is None else f"kernel {holder.process} on host {holder.node}"
 
 
 class Watcher:
-    """Keeps track of the work under way, and shows it while there is a viewer.
+    """Keeps track of running work, and shows it while there is a viewer.
 
-    A *stretch* is a cell of a notebook that runs, else the time in which anything is under way.  In
-    a stretch each function has one line, however often it runs.
+    A *stretch* is a running cell of a notebook, or else a time in which anything is running.  In a
+    stretch each function has one line, however often it runs.
     """
 
     def __init__(self) -> None:
@@ -253,7 +253,7 @@ class Watcher:
         self._stop: Any = None
 
     def _start_over(self) -> None:
-        """Nothing is under way: at first, and in the child of a fork."""
+        """Forget all work: at first, and in the child of a fork."""
         self._waking = threading.Lock()
         self._showing = threading.RLock()  # a run that ends during a redraw is not drawn after it
         self.runs: dict[tuple[str, str], _Run] = {}
@@ -284,18 +284,18 @@ class Watcher:
         self._finish()
 
     def use(self, screen: Screen | None) -> None:
-        """Show it on a screen from now on; None: in the terminal."""
+        """Show progress on this screen from now on; None: in the terminal."""
         self._finish()
         self._in_cell = False
         self._screen = screen or Terminal()
 
     def cell_begins(self) -> None:
-        """The lines from now on belong to one cell of a notebook, until it ends."""
+        """Assign the lines from now on to one cell of a notebook, until it ends."""
         self._finish()
         self._in_cell = True
 
     def cell_ends(self) -> None:
-        """The cell is over: its lines are final, but for what still runs."""
+        """End the cell: its lines are final, except for what still runs."""
         self._in_cell = False
         self._finish()
 
@@ -337,7 +337,7 @@ class Watcher:
                 self.ticker = DISPLAYS.every(TICK, self._tick)
 
     def _rest(self) -> bool:
-        """If nothing is under way, stop the updates and return True."""
+        """If nothing is running, stop the updates and return True."""
         with self._waking:
             if self.runs:
                 return False
@@ -359,7 +359,7 @@ class Watcher:
                 self._finish()
 
     def _finish(self) -> None:
-        """The stretch is over: what is still under way belongs to the next one."""
+        """End the stretch: what still runs belongs to the next one."""
         with self._showing:
             shown, self._shown = self._shown, set()
             lines = [line for at, line in self._lines(shown) if at[0] != events.WAITING]
@@ -370,7 +370,7 @@ class Watcher:
                 self._screen.close(lines)
 
     def _lines(self, shown: set[tuple[str, str]]) -> list[tuple[tuple[str, str], Line]]:
-        """A line for each group that is shown, those that are part of another one below it."""
+        """Return a line for each group that is shown, nested ones below the outer one."""
         around = {name: None for kind, name in shown if kind == events.COMPUTE_STARTED}
         found: list[tuple[tuple[str, ...], tuple[str, str], Line]] = []
         for at, group in self._groups.items():
@@ -399,10 +399,10 @@ class Watcher:
                 self._screen.show([line for _, line in self._lines(self._shown)])
 
     async def _expected(self, port: Port, run: _Run) -> float | None:
-        """Estimated seconds, from earlier runs of this key, else of its function.
+        """Return the estimated seconds, from earlier runs of this key, else of its function.
 
-        A wait goes by its holder's estimate before that of other keys; a transfer by the rate of
-        the latest one.
+        A wait uses its holder's estimate before that of other keys; a transfer the rate of the
+        latest one.
         """
         if run.kind in _MOVES:
             rate = self.rates.get(run.kind)
@@ -431,10 +431,10 @@ _MOVES = {events.UPLOAD_STARTED: "to", events.FETCH_STARTED: "from"}
 async def _recorded(
     port: Port, function: CachedFunction[Any, Any], key: str
 ) -> tuple[list[float], bool]:
-    """Seconds of a key's computations, by this host's entries; without any, of its function's.
+    """Return the seconds of a key's computations, from this host's entries; else its function's.
 
     Returns:
-        The latest ones, and whether they are the key's own.
+        The latest ones, and True if they are the key's own.
     """
     try:
         found = await headers(port, function._function.chain(), function.function_id)
@@ -454,7 +454,7 @@ def progress(*, on: bool = True) -> None:
 
     That is computations, waits for other processes, and transfers to and from Redis.
 
-    `%load_ext memo` turns it on; a script does so itself.  Without a viewer (standard error is no
-    terminal, a notebook runs unattended) nothing is shown.
+    `%load_ext memo` turns it on; a script calls it itself.  Without a viewer (standard error is not
+    a terminal, a notebook runs unattended) nothing is shown.
     """
     WATCHER.turn(on=on)

@@ -1,4 +1,4 @@
-"""Bindings: a signature as a plan made at decoration, and the values of a call by that plan."""
+"""Bindings: a signature prepared at decoration, and the values of a call bound by it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, Final
 from memo.runtime.named_tuple import NamedTuple
 
 ARGUMENT: Final = "__memo_argument__"
-"""Method of an annotation that says what stands for an argument in the key."""
+"""Method of an annotation that returns what represents the argument in the key."""
 ABSENT: Final[Any] = object()
-"""Stands for an argument that is not given."""
+"""Marks an argument that is not given."""
 
 
 class Plan(NamedTuple):
-    """A signature, ready for binding.
+    """A signature, prepared for binding.
 
     Attributes:
-        own: the name of `self` or `cls`, or `""`; it is none of the others.
+        own: the name of `self` or `cls`, or `""`; not among the other names.
         positional: parameters that may be given by position, in order.
-        only: how many of them may be given by position only.
+        only: how many of them are positional-only.
         rest: the name of `*args`, or `""`.
-        keyword: parameters that may be given by keyword only.
+        keyword: keyword-only parameters.
         extra: the name of `**kwargs`, or `""`.
-        defaults: by name.
-        names: every parameter but `**kwargs`, in the order in which `bind` gives values.
+        defaults: default values by name.
+        names: every parameter but `**kwargs`, in the order of the values from `bind`.
     """
 
     own: str
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
 
 def plan(signature: inspect.Signature, method: bool) -> Plan:
-    """The plan of a signature; of a method without its `self` or `cls`."""
+    """Prepare a signature for binding; that of a method without its `self` or `cls`."""
     parameters = list(signature.parameters.values())
     own = ""
     if method and parameters and parameters[0].kind in _BY_POSITION:
@@ -76,10 +76,11 @@ class BindingError(Exception):
 def bind(
     plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], missing: Any = None
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The values of `plan.names` for a call, and the entries of `**kwargs` in their order.
+    """Return the values of `plan.names` for a call, and the entries of `**kwargs` in their order.
 
     Args:
-        missing: `ABSENT`: leave out what is not given, defaults too, instead of refusing.
+        missing: with `ABSENT`, mark arguments that are not given (and leave out defaults) instead
+            of raising.
 
     Raises:
         BindingError: the arguments do not fit.
@@ -116,24 +117,30 @@ def _taken(plan: Plan, name: str, left: dict[str, Any], by_name: bool, missing: 
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature of a function; for one in C without a signature, any arguments."""
+    """Return the signature of a function.
+
+    For a C function without one, a signature of any arguments.
+    """
     try:
         return inspect.signature(function)
-    except (TypeError, ValueError):  # written in C, without a signature: bound when it is called
+    except (
+        TypeError,
+        ValueError,
+    ):  # written in C, without a signature: errors show when it is called
         return inspect.signature(lambda *args, **kwargs: None)
 
 
 def annotated(
     function: Callable[..., Any], signature: inspect.Signature
 ) -> dict[str, Callable[[Any], Any]]:
-    """The parameters whose annotation says what stands for them in the key."""
+    """Return the parameters whose annotation defines what represents them in the key."""
     parts = hints(function, signature)
     found = ((name, getattr(part, ARGUMENT, None)) for name, part in parts)
     return {name: function_of for name, function_of in found if callable(function_of)}
 
 
 def hints(function: Callable[..., Any], signature: inspect.Signature) -> Iterator[tuple[str, Any]]:
-    """Each parameter with its annotation, and again with each part of an `Annotated`."""
+    """Yield each parameter with its annotation, and with each part of an `Annotated`."""
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
@@ -145,6 +152,6 @@ def hints(function: Callable[..., Any], signature: inspect.Signature) -> Iterato
 
 def _evaluated(annotation: str, namespace: dict[str, Any]) -> Any:
     try:
-        return eval(annotation, namespace)  # noqa: S307  # the user's own annotation
-    except Exception:  # a name for type checkers only
+        return eval(annotation, namespace)  # noqa: S307 - the user's own annotation
+    except Exception:  # a name that exists for type checkers only
         return None

@@ -1,13 +1,13 @@
-"""Keys: from a function's arguments to the key of its entry and the address that invalidates it.
+"""Keys: turn a function's arguments into the key of an entry and the address that invalidates it.
 
 Rules of this module:
 
-1.  All spellings of a call are one key: positional, by keyword, in any order, defaults written out.
+1.  All spellings of a call have one key: positional, by keyword, in any order, with defaults.
 2.  The *key* is the function, the class of `self`, the code version and the typed arguments.  The
-    *address* is text for people, `prefix:arg:arg`; several keys may share one.
-3.  The signature is read at decoration; a call binds by a plan made then.
-4.  What a call depends on is worked out from encodings made before the function runs, so that a
-    function that changes its arguments changes no key.
+    *address* is readable text, `prefix:arg:arg`; several keys may share one.
+3.  The signature is read at decoration; a call is bound by a plan prepared then.
+4.  Everything that a call depends on is derived from encodings made before the function runs, so a
+    function that changes its arguments does not change the key.
 """
 
 from __future__ import annotations
@@ -39,38 +39,38 @@ from memo.settings import options
 from memo.validity import stamps
 
 REPEATED: Final = 256
-"""Calls of a function whose keys are kept."""
+"""Calls of a function whose keys are memoized."""
 MET: Final = 1024
-"""Calls that are remembered as seen before; beyond that all of them are dropped."""
+"""Calls that are remembered as seen once; beyond it all of them are forgotten."""
 LONG: Final = 256
-"""Characters of a text from which its call is not kept."""
+"""Calls with a text of at least this many characters are not memoized."""
 _STEADY: Final = frozenset({int, type(None)})
-"""Besides texts, types whose values never change, and equal others of these types only where their
-encodings do.  `True` equals 1, and 0.0 equals -0.0."""
+"""Types besides text that are immutable, and whose equal values have equal encodings.  Others do
+not qualify: `True` equals 1, and 0.0 equals -0.0."""
 GLOBAL: Final = "global:"
 """Prefix of the names of globals in `ignore`."""
 OWN: Final = "@self"
-"""Under this name an entry has the digest of its `self` beside those of its arguments."""
+"""The name under which an entry has the digest of its `self`, beside those of its arguments."""
 RESULT: Final = "result"
-"""The name under which a template or a callable of tags gets the result."""
+"""The name under which a template or a callable for tags gets the result."""
 CACHE_KEY: Final = "__cache_key__"
-"""Method by which a class puts its instances into the keys of its cached methods."""
+"""Method by which a class defines the key of its instances in its cached methods."""
 
 
 # --- addresses -----------------------------------------------------------------------------------
 
 
 LONGEST_PREFIX = 1000
-"""Characters of a prefix; only so much of an address is searched for the prefixes it may have."""
+"""Most characters of a prefix; only this much of an address is searched for its prefixes."""
 LONGEST_NAME = 200
-"""Characters of the name of a keyword above which its digest stands for it in generations."""
+"""A keyword with a longer name is represented by a digest in generations."""
 
 
 def normal_prefix(key_prefix: str) -> str:
-    """An address prefix without the colon that it may end in.
+    """Return an address prefix without its trailing colon.
 
     Raises:
-        OptionError: nothing is left, or it is too long.
+        OptionError: it is empty or too long.
     """
     prefix = key_prefix.rstrip(":")
     if len(prefix) > LONGEST_PREFIX:
@@ -85,12 +85,15 @@ def normal_prefix(key_prefix: str) -> str:
 
 
 def address(prefix: str, *parts: str) -> str:
-    """The address of some parts: `prefix:part:part`."""
+    """Return the address of some parts: `prefix:part:part`."""
     return ":".join((prefix, *parts))
 
 
 def prefixes(address: str) -> list[str]:
-    """The prefixes that an address may have, shortest first: they end before a colon or with it."""
+    """Return the prefixes that an address may have, shortest first.
+
+    Each ends before or with a colon.
+    """
     head = address[: LONGEST_PREFIX + 1]
     ends = [at for at, one in enumerate(head) if one == ":" and at <= LONGEST_PREFIX]
     whole = [address] if len(address) <= LONGEST_PREFIX else []
@@ -104,12 +107,12 @@ def prefix_groups(prefix: str) -> tuple[str, ...]:
 
 
 def address_digest(address: str) -> str:
-    """The digest by which an address stands in a prefix's group: 16 hexadecimal digits."""
+    """Return the digest of an address in the group of its prefix: 16 hexadecimal digits."""
     return atoms.short(atoms.text(address))
 
 
 def _under(prefix: str, text: str) -> str:
-    """A text as an address under a prefix, which it may begin with already."""
+    """Put a text under a prefix, unless it begins with that already."""
     if text == prefix or text.startswith(f"{prefix}:"):
         return text
     return f"{prefix}:{text}"
@@ -123,8 +126,8 @@ class Own(NamedTuple):
 
     Attributes:
         owner: its class, `"module:qualname"`.
-        value: what the class says of its instances; `ABSENT`: nothing.
-        encoding: of that, or of the state that counts, or nothing.
+        value: the key that the class defines for the instance, or `ABSENT`.
+        encoding: the encoding of that value, or of the attributes that count, or empty.
         state: the attributes that count.
     """
 
@@ -134,14 +137,14 @@ class Own(NamedTuple):
     state: Attributes = instances.EMPTY
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the class and of the state."""
+        """Return 16 hexadecimal digits of the class and of the state."""
         return atoms.short(atoms.text(self.owner) + self.encoding)
 
     def described(self, own: str) -> Iterator[tuple[str, str, str]]:
-        """Name, short text and digest of the class, and of each attribute that counts.
+        """Yield name, short text and digest of the class, and of each attribute that counts.
 
         Args:
-            own: what the function calls it, such as `"self"`.
+            own: the name that the function gives it, such as `"self"`.
         """
         said = "" if self.value is ABSENT else summaries.described_value(CACHE_KEY, self.value)
         name = self.owner.rpartition(":")[2]
@@ -153,7 +156,7 @@ class Own(NamedTuple):
             yield f"{own}.{name}" if name else f"{own}.*", text, atoms.short(one)
 
 
-_made: Any = tuple.__new__  # a named tuple in half the time
+_made: Any = tuple.__new__  # creates a named tuple in half the time
 
 
 class Call:
@@ -209,7 +212,7 @@ class Call:
 
     @functools.cached_property
     def addresses(self) -> tuple[tuple[str, str], ...]:
-        """Each prefix that the call has, with its address under it; the first is the main one."""
+        """Each prefix of the call, with its address under it; the first one is the main one."""
         if self._resolved is not None:
             return self._keyer.resolved_addresses(self._resolved.text)
         prefix = self._keyer.prefix
@@ -217,7 +220,7 @@ class Call:
 
     @property
     def shown(self) -> str:
-        """The address as it is shown, without secrets among the arguments."""
+        """The address for display, without secret arguments."""
         prefix, whole = self.addresses[0]
         resolved = self._resolved is not None
         return summaries.masked(whole, prefix, json.loads(self.summary), resolved=resolved)
@@ -235,9 +238,9 @@ class Call:
         return found
 
     def _in_one_order(self) -> list[tuple[int, str, Any, bytes]]:
-        """Place, name, value and encoding of each argument; those of `**kwargs` by name.
+        """Return position, name, value and encoding of each argument, `**kwargs` by name.
 
-        The key has their order, the address and the summary do not.
+        The key keeps their order, the address and the summary do not.
         """
         count = len(self._names)
         every = list(zip(range(count), self._names, self._values, self._encodings, strict=True))
@@ -257,17 +260,17 @@ class Call:
 
     @property
     def own_state(self) -> Attributes:
-        """The attributes of `self` in its key, as they were."""
+        """The attributes of `self` that are in its key, as they were."""
         return instances.EMPTY if self._own is None else self._own.state
 
     @property
     def takes_order(self) -> bool:
-        """True if it has several `**kwargs`, whose order counts."""
+        """True if it has several `**kwargs`, whose order is part of the key."""
         return self._resolved is None and len(self._names) > len(self._keyer.names) + 1
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """State of `self` without a sound key, as text."""
+        """State of `self` that has no sound key, as text."""
         lost = () if self._own is None else self._own.state.lost
         return tuple(f"{self._keyer.plan.own}.{path}: {why}" for path, why in lost)
 
@@ -287,11 +290,11 @@ class Call:
         return summaries.summary(self._described())
 
     def encoded(self) -> Iterator[tuple[str, Any, bytes]]:
-        """Name, value and encoding of each argument."""
+        """Yield name, value and encoding of each argument."""
         return zip(self._names, self._values, self._encodings, strict=True)
 
     def _described(self) -> Iterator[tuple[str, str, str]]:
-        """Name, short text and digest of all that makes the key: also of `self` and a resolver."""
+        """Yield name, short text and digest of everything in the key."""
         if self._own is not None:
             yield from self._own.described(f"{summaries.OWN}{self._keyer.plan.own}")
         if self._resolved is not None:
@@ -304,7 +307,7 @@ class Call:
 
 
 class _Head(NamedTuple):
-    """Common beginning of the keys of a function and class, and what it was made from."""
+    """The common first part of the keys of a function and class, with its sources."""
 
     code: str
     state: State
@@ -315,20 +318,20 @@ class _Head(NamedTuple):
 
 
 class Keyer:
-    """Makes the keys of one function; everything is checked here, at decoration.
+    """Makes the keys of one function; all options are checked here, at decoration.
 
     Args:
         function: the function itself.
-        function_id: its identity, `"module:qualname"` or its `name`.
+        function_id: its id, `"module:qualname"` or its `name`.
         key_prefix: address prefix; None: the function's name.
         key_resolver: a callable, a template, a list of names, or None.
-        ignore: names of arguments that do not matter.
-        tags: names, or a callable of the bound arguments that gives them.
+        ignore: names of arguments that are not part of the key.
+        tags: names, or a callable that returns them from the bound arguments.
         method: its first positional argument is `self` or `cls`.
-        replay: its entries hold its output as well, so they are others than without.
+        replay: its entries contain its output as well, so they need other keys.
 
     Raises:
-        OptionError: one of them is wrong.
+        OptionError: an option is wrong.
     """
 
     def __init__(
@@ -366,7 +369,7 @@ class Keyer:
         self._arrange()
 
     def _arrange(self) -> None:
-        """Work out everything that does not change from call to call."""
+        """Prepare everything that does not change from call to call."""
         self.plan = plan(self._signature, self._method)
         self._unknown("ignore", self._ignore)
         self.names = tuple(n for n in self.plan.names if n not in self._ignore)
@@ -388,7 +391,7 @@ class Keyer:
         self.repeated: dict[tuple[Any, ...], tuple[str, Call]] = {}
 
     def _decided(self) -> bool:
-        """True if the options decide which parts of `self` count."""
+        """True if the options define which parts of `self` count."""
         own = self.plan.own
         needs = () if self._resolver is None else self._resolver.needs or ()
         return own in self._ignore or own in needs
@@ -410,7 +413,7 @@ class Keyer:
         return resolvers.resolver(self._given, names, extra, own)
 
     def _arrange_tags(self) -> None:
-        """Tell fixed tags from those of the arguments, and from those that need the result."""
+        """Separate fixed tags, those that need the arguments, and those that need the result."""
         names, extra, own = self.plan.names, self.plan.extra, self.plan.own
         given, every = self._given_tags, (*names, RESULT)
         self._tags: tuple[str, ...] = ()
@@ -438,14 +441,17 @@ class Keyer:
 
     @property
     def usual(self) -> int:
-        """How many arguments fit by position, `self` included; -1: other calls fit as well."""
+        """Number of arguments that may be given by position, with `self`.
+
+        -1 if calls may differ from that.
+        """
         return self._plain + self._method if self._plain >= 0 else -1
 
     def check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Check that the arguments of a call fit the function.
 
         Raises:
-            TypeError: they do not; the message is the one that the function itself would give.
+            TypeError: they do not; the message is the function's own.
         """
         shape = (len(args), *kwargs)
         if shape in self._fitting:
@@ -474,8 +480,8 @@ class Keyer:
 
         Args:
             code: the function's code version.
-            light: refuse arguments that are so big that their key takes long to make.
-            state: of a method: what of `self` it reads.
+            light: refuse arguments so big that making their key takes long.
+            state: for a method: the state of `self` that it reads.
 
         Raises:
             KeyingError: an argument has no sound key, or a user's function for keys raised.
@@ -509,7 +515,7 @@ class Keyer:
         light: bool,
         state: State,
     ) -> Call:
-        """The call of a method whose object has a state; as it was made before, if it was."""
+        """Return the call of a method whose object has state, memoized if possible."""
         kept_by = None
         if not kwargs and len(args) == self._plain + 1:
             kept_by = self._kept_by(args, state)
@@ -522,7 +528,7 @@ class Keyer:
         return call
 
     def _kept_by(self, args: tuple[Any, ...], state: State) -> tuple[Any, ...] | None:
-        """The class, the types and the values that make the call of a method; None: keep none."""
+        """Return the class, types and values that determine a method's call, to memoize it."""
         own, *given = args
         kind = type(own)
         if self._special or not instances.is_plain(kind, state):
@@ -539,7 +545,7 @@ class Keyer:
                 if len(value) > LONG:
                     return None
             elif one is float:
-                if not value or value != value:  # noqa: PLR0124  # 0.0 is -0.0, NaN is no NaN
+                if not value or value != value:  # noqa: PLR0124 - 0.0 == -0.0, NaN != NaN
                     return None
             elif one is not int and one is not bool and value is not None:
                 return None
@@ -595,7 +601,7 @@ class Keyer:
             self.repeated[args] = code, call
 
     def _head(self, own: Own | None, state: State, code: str) -> bytes:
-        """Beginning of a key: function, code version, class and state."""
+        """Return the first part of a key: function, code version, class and state."""
         owner = "" if own is None else own.owner
         known = self._heads.get(owner)
         if known is None or known.code != code or known.state is not state:
@@ -638,7 +644,7 @@ class Keyer:
         tags: tuple[str, ...],
         own: Own | None,
     ) -> Call:
-        """A call whose key is its arguments."""
+        """Return a call whose key consists of its arguments."""
         if self._kept is not None:
             values = [values[i] for i in self._kept]
         names = self.names
@@ -653,7 +659,7 @@ class Keyer:
         return Call(text, self, names, values, encodings, None, tags, own, code)
 
     def _counting(self, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """The entries of `**kwargs` that are not ignored, singly or all together."""
+        """Return the entries of `**kwargs` that are not ignored, one by one or all together."""
         if self.plan.extra in self._ignore:
             return {}
         return {name: value for name, value in extra.items() if name not in self._ignore}
@@ -666,7 +672,7 @@ class Keyer:
         tags: tuple[str, ...],
         own: Own | None,
     ) -> Call:
-        """A call whose key comes from the resolver."""
+        """Return a call whose key comes from the resolver."""
         resolved = self._resolve(everything)
         chosen = self._selecting(everything)
         return Call(
@@ -697,7 +703,10 @@ class Keyer:
         raise TypeError(f"{name}() does not take these arguments")
 
     def own(self, own: Any, state: State, light: bool = False) -> Own:
-        """The part of `self` or `cls` in a key: what its class gives, or the state that is read."""
+        """Return the part of `self` or `cls` in a key.
+
+        The key that its class defines, or the state it reads.
+        """
         kind = own if isinstance(own, type) else type(own)
         owner = f"{kind.__module__}:{kind.__qualname__}"
         if not self._stateful:
@@ -750,14 +759,14 @@ class Keyer:
         return [self._encode(name, value) for name, value in zip(names, values, strict=True)]
 
     def _encode(self, name: str, value: Any) -> bytes:
-        """The encoding of one argument."""
+        """Return the encoding of one argument."""
         if name in self._as:
             value = self._as[name](value)
         try:
             return canonical.encoding(value, name)
         except Unkeyable as error:
             if self.plan.defaults.get(name, ABSENT) is value:
-                return b"~default"  # a marker such as object(): the code says what it means
+                return b"~default"  # a marker such as object(), whose meaning is in the code
             raise resolvers.worded(error, self.function_id, name) from error.__cause__
 
     def _resolve(self, everything: Mapping[str, Any]) -> Resolved:
@@ -771,7 +780,7 @@ class Keyer:
             raise resolvers.worded(error, self.function_id, name) from error.__cause__
 
     def _tags_of(self, everything: Mapping[str, Any]) -> tuple[str, ...]:
-        """The tags of a call that do not depend on its result."""
+        """Return the tags of a call that do not depend on its result."""
         if callable(self._given_tags):
             return () if self.has_late_tags else self._called_tags(everything)
         if not self._templates:
@@ -800,11 +809,11 @@ class Keyer:
     def late_tags(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> tuple[str, ...]:
-        """The tags of a call that its result gives.
+        """Return the tags of a call that depend on its result.
 
         Raises:
-            KeyingError: the callable raised, or a placeholder cannot be followed.
-            OptionError: the result is no list of texts.
+            KeyingError: the callable raised, or a placeholder cannot be resolved.
+            OptionError: the callable did not return a list of texts.
         """
         own = args[0] if self._method else None
         values, extra = bind(self.plan, args[1:] if self._method else args, kwargs)
@@ -813,13 +822,13 @@ class Keyer:
             return self._called_tags(everything)
         return self._filled(self._late_templates, everything)
 
-    # --- addresses that a caller writes -----------------------------------------------------------
+    # --- addresses given by a caller --------------------------------------------------------------
 
     def resolved_addresses(self, text: str) -> tuple[tuple[str, str], ...]:
-        """The addresses of a resolved text.
+        """Return the addresses of a resolved text.
 
-        Without a `key_prefix` it has two: under the prefix it brings along, and under the
-        function's name.
+        Without a `key_prefix` there are two: under the prefix that the text begins with, and under
+        the function's name.
         """
         assert self._resolver is not None
         mine = self.prefix, _under(self.prefix, text)
@@ -841,16 +850,16 @@ class Keyer:
         own: Any = ABSENT,
         state: State = STATELESS,
     ) -> tuple[tuple[tuple[str, str], ...], bool]:
-        """The digests of some arguments, and whether they are all that a call has.
+        """Return the digests of some arguments, and True if they are all that a call has.
 
         Args:
-            args: by position; of a method without `self`.
-            own: the object whose entries are meant; without it those of all objects.
-            state: what of it the method reads.
+            args: by position; for a method without `self`.
+            own: the object whose entries are selected; without it those of all objects.
+            state: the state of the object that the method reads.
 
         Raises:
             OptionError: there is no such argument, or none of them selects entries.
-            KeyingError: one has no sound key.
+            KeyingError: an argument has no sound key.
         """
         given, extra = self._given_arguments(args, kwargs)
         mine = () if own is ABSENT else ((OWN, self.own(own, state).digest()),)
@@ -871,7 +880,7 @@ class Keyer:
         return tuple(sorted((*mine, *pairs))), whole and bool(mine or not self._method)
 
     def described(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Some arguments as they are written in a call: see `summaries`."""
+        """Write some arguments as in a call: see `summaries`."""
         names = (*self.plan.names, *[""] * len(args))
         pairs = zip(names, args, strict=False)
         texts = [summaries.described_value(name, value) for name, value in pairs]
@@ -879,7 +888,7 @@ class Keyer:
         return ", ".join(texts)
 
     def mistyped(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """The arguments whose type is not that of their annotation, as text; `""`: none."""
+        """Describe the arguments whose type does not match their annotation; `""` if none."""
         given = {**dict(zip(self.plan.names, args, strict=False)), **kwargs}
         wrong = [
             f"{name}={shown(given[name])} is {type_named(type(given[name]))}, "
@@ -893,7 +902,7 @@ class Keyer:
     def _given_arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The parameters that are given, and the entries of `**kwargs`."""
+        """Return the given parameters, and the entries of `**kwargs`."""
         try:
             values, extra = bind(self.plan, args, kwargs, missing=ABSENT)
         except BindingError:
@@ -904,7 +913,10 @@ class Keyer:
         return {name: value for name, value in pairs if value is not ABSENT}, extra
 
     def _partial_by_hand(self, given: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-        """With a resolver: what it resolves to, where all is given that it needs."""
+        """With a resolver.
+
+        Return the digest of its value, if all arguments that it needs are given.
+        """
         assert self._resolver is not None
         needs = self.plan.names if self._resolver.needs is None else self._resolver.needs
         if given.keys() >= set(needs):
@@ -915,7 +927,7 @@ class Keyer:
         return tuple(sorted((self._safe(n, False), atoms.short(e)) for n, e in chosen.items()))
 
     def _selecting(self, given: Mapping[str, Any]) -> dict[str, bytes]:
-        """The encodings of those arguments that select entries beside what is resolved."""
+        """Return the encodings of arguments that select entries beside the resolved value."""
         assert self._resolver is not None
         names = self._resolver.names
         wanted = [n for n in given if n != self.plan.own] if names is None else names
@@ -933,7 +945,7 @@ class Keyer:
         """Check that every name is an argument of the function that is part of its keys.
 
         Raises:
-            OptionError: one is not.
+            OptionError: a name is not.
         """
         names = list(names)
         self._unknown(option, names)
@@ -943,12 +955,12 @@ class Keyer:
                 raise OptionError(option, name, "is ignored, so it selects no entries.")
 
     def safe_names(self, names: Sequence[str]) -> list[str]:
-        """Names of a call's arguments as refs may have them; those of `**kwargs` come last."""
+        """Return the names of a call's arguments as used in refs; those of `**kwargs` come last."""
         fixed = len(self.names)
         return [self._safe(name, at >= fixed) for at, name in enumerate(names)]
 
     def _safe(self, name: str, extra: bool = True) -> str:
-        """`%` and 8 digits for a name that is no identifier, or is a parameter's as well."""
+        """Return a name as it is, or `%` and 8 digits if it is no identifier or ambiguous."""
         if name.isidentifier() and not (extra and name in self.plan.names):
             return name if len(name) <= LONGEST_NAME else f"%{atoms.short(atoms.text(name))}"
         return f"%{atoms.short(atoms.text(name))[:8]}"
@@ -960,7 +972,7 @@ def _not_selecting(given: Mapping[str, Any]) -> OptionError:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """True if a value may have the type of an annotation; True where that cannot be told."""
+    """True if a value may have the type of an annotation, or if that cannot be determined."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_is_of(value, part) for part in typing.get_args(hint))
     if hint is None:
@@ -969,7 +981,7 @@ def _is_of(value: Any, hint: Any) -> bool:
         return True
     try:
         return isinstance(value, hint) or (hint in _WIDER and isinstance(value, _WIDER[hint]))
-    except TypeError:  # a protocol that cannot be asked
+    except TypeError:  # a protocol without runtime checks
         return True
 
 
@@ -985,5 +997,5 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
     """True if a function declares a parameter of this name."""
     try:
         return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # `resolvers.declared` says so
+    except (TypeError, ValueError):  # reported by `resolvers.declared`
         return False

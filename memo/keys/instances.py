@@ -2,13 +2,13 @@
 
 Rules of this module:
 
-1.  `reachable` says which attributes a method reads, directly or through what it calls on `self`;
-    when `self` goes elsewhere, all of them count.
-2.  Attributes are read where Python stores them, in `__dict__` and slots.  No property runs; what
-    properties read counts instead, and the value that a `cached_property` keeps does not.
-3.  What a computation changes itself counts as it was before: see `own_changes`.
-4.  What has no sound key is left out and listed.  An object of a user's class is looked into, so
-    that its sound parts count.
+1.  `reachable` determines which attributes a method reads, directly or through what it calls on
+    `self`; if `self` is passed elsewhere, all of them count.
+2.  Attributes are read where Python stores them, in `__dict__` and slots.  No property is called;
+    what properties read counts instead, and the stored value of a `cached_property` does not.
+3.  Changes made by a computation itself do not count: see `own_changes`.
+4.  Values without a sound key are left out and listed.  An object of a user's class is traversed,
+    so that its sound parts count.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PLAIN: Final[dict[type, Callable[[Any], bytes]]] = {
     type(None): lambda _: atoms.NONE,
     bool: lambda value: atoms.TRUE if value else atoms.FALSE,
 }
-"""The encodings of the plain types, as `canonical` has them."""
+"""The encodings of plain types, as in `canonical`."""
 _NOTHING: Final = b"-"
 """The encoding of an attribute that the object does not have."""
 
@@ -46,10 +46,10 @@ class Attributes(NamedTuple):
     """The attributes of one object that count.
 
     Attributes:
-        names: of the attributes.
-        values: aligned with `names`; `ABSENT`: the object has none of this name.
+        names: the names of the attributes.
+        values: aligned with `names`; `ABSENT` if the object has none of this name.
         encodings: aligned with `names`.
-        lost: (path, type) of what has no sound key.
+        lost: (path, type) of each value without a sound key.
     """
 
     names: tuple[str, ...] = ()
@@ -59,18 +59,18 @@ class Attributes(NamedTuple):
 
 
 _PLAINLY: Final[Any] = object.__getattribute__
-_made: Any = tuple.__new__  # a named tuple in half the time
+_made: Any = tuple.__new__  # creates a named tuple in half the time
 EMPTY: Final = Attributes()
 NOTHING_CHANGED: Final = Ended()
 
 
 def attributes(own: Any, state: State, light: bool = False) -> Attributes:
-    """The attributes of an object that count.
+    """Return the attributes of an object that count.
 
     Args:
-        own: the object; of a class nothing counts, since its attributes are in the code version.
-        state: what is read.
-        light: refuse values so big that their key takes long to make.
+        own: the object; for a class none count, since they are part of the code version.
+        state: the attributes that the method reads.
+        light: refuse values so big that making their key takes long.
 
     Raises:
         HeavyError: with `light`: a value is big.
@@ -89,22 +89,22 @@ def attributes(own: Any, state: State, light: bool = False) -> Attributes:
         held = object.__getattribute__(own, "__dict__")
         values = [held[name] for name in state.names]
         encodings = [_PLAIN[type(value)](value) for value in values]
-    except (AttributeError, KeyError, TypeError):  # the commonest case costs the least
+    except (AttributeError, KeyError, TypeError):  # so the most frequent case costs least
         return _looked_up(own, state, light)
     found = _made(Attributes, (state.names, values, encodings, ()))
     return found
 
 
 def is_plain(kind: type, state: State) -> bool:
-    """True if the attributes of an object count as they lie in its `__dict__`."""
+    """True if the attributes of an object can be read directly from its `__dict__`."""
     if state.whole or state.learned or kind in _CHANGING:
         return False
     return not hasattr(kind, "__cache_key__") and not issubclass(kind, type)
 
 
 def held(own: Any, kind: type) -> dict[str, Any]:
-    """The attributes in the `__dict__` of an object; none where it has no such place."""
-    plainly = kind.__getattribute__ is _PLAINLY  # then the quicker way runs no code of the user's
+    """Return the `__dict__` of an object; empty if it has none."""
+    plainly = kind.__getattribute__ is _PLAINLY  # if so, the faster way below runs no user code
     found = getattr(own, "__dict__", None) if plainly else _held(own)
     return found if type(found) is dict else {}
 
@@ -121,9 +121,9 @@ class Mine(NamedTuple):
 
     Attributes:
         own: the object.
-        state: what the computation reads of it.
+        state: the attributes that the computation reads.
         plain: attributes that the computation does not change, with their encodings.
-        begun: those that it may change.
+        begun: attributes that it may change.
         changed: the names that it changes.
     """
 
@@ -135,7 +135,10 @@ class Mine(NamedTuple):
 
 
 def begin(own: Any, state: State) -> Mine:
-    """Note the attributes of an object before a computation; give it to `end` afterwards."""
+    """Record the attributes of an object before a computation.
+
+    Pass the result to `end` afterwards.
+    """
     held = _read(own, state)
     names = state.names if not state.whole else tuple(dict.fromkeys((*held, *state.changed)))
     objects = [name for name in names if type(held.get(name, MISSING)) not in _PLAIN]
@@ -153,19 +156,19 @@ def begin(own: Any, state: State) -> Mine:
 
 
 def _changed_by(value: Any) -> frozenset[str]:
-    """The names that methods of the objects in an attribute change."""
+    """Return the names that methods of the objects in an attribute change."""
     shot = held_values.image(value, quiet=True)
     refs = (*shot.refs, *(ref for _, ref in shot.noted))
     return frozenset().union(*map(changed_names, refs))
 
 
 def end(mine: Mine) -> Ended:
-    """The attributes of an object that a computation has changed."""
+    """Return the attributes of an object that a computation has changed."""
     own, begun = mine.own, mine.begun
     held = _read(own, mine.state) if mine.plain else {}
     others = [n for n, e in mine.plain.items() if _said(n, held.get(n, MISSING)) != e]
     ended = own_changes.end(begun, mine.changed) if begun else NOTHING_CHANGED
-    if begun and not ended.own:  # else attributes of this class are looked up from now on
+    if begun and not ended.own:  # otherwise attributes of this class are looked up from now on
         _CHANGING[type(own)] -= 1
         if not _CHANGING[type(own)]:
             del _CHANGING[type(own)]
@@ -173,15 +176,15 @@ def end(mine: Mine) -> Ended:
 
 
 _CHANGING: weakref.WeakKeyDictionary[type, int] = weakref.WeakKeyDictionary()
-"""Classes with attributes that computations change or may be changing."""
+"""Classes with attributes that computations change or are perhaps changing."""
 
 
 def _read(own: Any, state: State) -> dict[str, Any]:
-    """Every attribute of an object that is stored on it."""
+    """Return every attribute that is stored on an object."""
     found = dict(_held(own))
     slots = held_values.slots_of(type(own)) if state.whole else state.slots.values()
     for slot in slots:
-        with suppress(AttributeError):  # nothing was put there
+        with suppress(AttributeError):  # the slot is empty
             found[slot.__name__] = slot.__get__(own)
     return found
 
@@ -211,7 +214,7 @@ def _said_with(name: str, value: Any, given: Mapping[str, str]) -> bytes:
 
 
 def _based(own: Any, found: Attributes, state: State) -> Attributes:
-    """Attributes as they count: those that computations changed as they were before."""
+    """Return attributes as they count: those changed by computations with their earlier values."""
     encodings: list[bytes] = []
     changed: list[str] = []
     for name, value, encoding in zip(*found[:3], strict=True):
@@ -232,7 +235,7 @@ def _base(own: Any, state: State, name: str, value: Any, encoding: bytes) -> byt
 
 
 def _learned(sight: Sight, state: State) -> Mapping[str, str]:
-    """Findings of other processes about an attribute, as far as code still changes it."""
+    """Return other processes' findings about an attribute, if the code still changes it."""
     found = {k: t for k, t in state.learned.items() if own_changes.label_of(k) == sight.at.label}
     if not found or sight.value is MISSING:
         return {}
@@ -253,12 +256,12 @@ def _slot(own: Any, state: State, name: str, value: Any) -> Any:
         return value
     try:
         return state.slots[name].__get__(own)
-    except AttributeError:  # nothing was put there
+    except AttributeError:  # the slot is empty
         return ABSENT
 
 
 def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
-    """Every attribute of an object, and what it contains where its class has other bases."""
+    """Return every attribute of an object, and its own content if its class extends a container."""
     kind = type(own)
     derived = {
         name
@@ -269,7 +272,7 @@ def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
     held = {str(name): value for name, value in _read(own, state).items() if name not in derived}
     names = sorted(held)
     result = _all_encoded(tuple(names), [held[name] for name in names], light)
-    if changing:  # what a computation has added was nothing before
+    if changing:  # an attribute that a computation has added did not exist before
         result = _based(own, result, state)
         there = [at for at, one in enumerate(result.encodings) if one != _NOTHING]
         names = [names[at] for at in there]
@@ -288,7 +291,7 @@ def _whole(own: Any, state: State, light: bool, changing: bool) -> Attributes:
 
 
 def _content(own: Any, kind: type) -> bytes:
-    """Content of an object beside its attributes; nothing where its class is plain."""
+    """Return the content of an object besides its attributes; empty if its class is plain."""
     if kind.__base__ is object and not hasattr(kind, canonical.KEY_METHOD):
         return b""
     try:
@@ -318,16 +321,16 @@ def encoded(
     instead: Mapping[int, Mapping[str, Any]] = canonical.NOTHING,
     given: Mapping[str, str] = held_values.NOTHING,
 ) -> bytes:
-    """The encoding of one attribute, or of the sound parts of its value.
+    """Return the encoding of one attribute, or of the sound parts of its value.
 
     Args:
-        lost: takes what has no sound key.
-        instead: attributes of objects in the value that stand for those they have.
+        lost: receives the values without a sound key.
+        instead: attributes that replace those of objects in the value.
         given: the same, by path, as texts.
     """
     if value is ABSENT:
         return _NOTHING
-    if own_changes.is_generator(type(value)):  # so that a learned state makes the same encoding
+    if own_changes.is_generator(type(value)):  # so that a learned state gives the same encoding
         return b"%" + atoms.sized(atoms.text(given.get("") or held_values.image(value).text))
     try:
         return canonical.encoding(value, name, instead)

@@ -1,8 +1,8 @@
-"""Weights: whether arguments are so big that their key is better made off the event loop.
+"""Decide whether arguments are so big that their key is better made off the event loop.
 
-Making a key reads every byte of every argument: about 1 ms for 1 MB of small objects.  Handing the
+Making a key reads every byte of every argument: about 1 ms for 1 MB of small objects.  Moving the
 work to a thread costs 0.1 ms.  Arguments that may take longer than a few milliseconds are
-found by cheap looks at types, lengths and shapes, never at the content.
+recognized by cheap checks of types, lengths and shapes, never of the content.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAVY: Final = 2 << 20
 OBJECT: Final = 256
 """Bytes that an object counts for: encoding it takes as long as hashing that many."""
 LOOKS: Final = 256
-"""Most containers and objects that are looked into; a value with more is heavy."""
+"""Most containers and objects that are examined; a value with more is heavy."""
 _LIGHT: Final = frozenset({int, float, bool, complex, type(None)})
 _FLAT: Final = _LIGHT | {str, bytes}
 _LIBRARIES: Final = frozenset({"numpy", "pandas", "polars", "pyarrow", "scipy", "torch"})
@@ -29,11 +29,11 @@ _SMALL: Final = frozenset(
         *("pathlib", "types", "uuid"),
     }
 )
-"""Modules whose objects are small, or are not looked into for a key."""
+"""Modules whose objects are small, or are not traversed for a key."""
 
 
 class HeavyError(Exception):
-    """Arguments are so big that their key is better made in a thread."""
+    """The arguments are so big that their key is better made in a thread."""
 
 
 def _text(value: str) -> bytes:
@@ -49,14 +49,14 @@ def _binary(value: bytes) -> bytes:
 
 
 LIGHT: Final[Mapping[type, Callable[[Any], bytes]]] = {**atoms.SIMPLE, str: _text, bytes: _binary}
-"""As `atoms.SIMPLE`, for callers without time: a long value is a `HeavyError`."""
+"""As `atoms.SIMPLE`, for callers on an event loop: a long value raises `HeavyError`."""
 
 
 def refuse_heavy(args: Collection[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments whose key may take long to compute.
+    """Refuse arguments whose key may take long to make.
 
     Raises:
-        HeavyError: `heavy` says so.
+        HeavyError: they are `heavy`.
     """
     if heavy(args, kwargs):
         raise HeavyError
@@ -90,7 +90,7 @@ def _is_heavy(value: Any) -> bool:
 
 
 def _weight(value: Any, waiting: list[Any]) -> int:
-    """The weight of a value without its parts, which are added to `waiting`."""
+    """Return the weight of a value without its parts, which are added to `waiting`."""
     kind = type(value)
     if kind in _FLAT:
         return OBJECT + (len(value) if kind is str or kind is bytes else 0)
@@ -121,7 +121,7 @@ def _items(values: Collection[Any], waiting: list[Any]) -> int:
 
 
 def _table(value: Any) -> int:
-    """The weight of an array or a table of a library: its bytes, or an object for each cell."""
+    """Return the weight of a library's array or table: its bytes, or one object per cell."""
     if type(value).__name__ == "ndarray" and not value.dtype.hasobject:
         size: int = value.nbytes
         return size
@@ -132,7 +132,7 @@ def _table(value: Any) -> int:
 
 
 def _attributes(value: Any) -> Iterable[Any]:
-    """Attributes of an object, without running any code of its class."""
+    """Return the attributes of an object, without running code of its class."""
     if isinstance(value, type):
         return ()
     try:

@@ -1,17 +1,18 @@
-"""State that computations change themselves, and what it was before they did.
+"""State that computations change themselves, and its value before they did.
 
 Rules of this module:
 
-1.  A key holds the *base* of a value: what it was when something other than a computation set it.
-    A request counter that stands at 7 because of six computations still counts as 1.
-2.  A change made while a computation runs is its own if the code it reaches assigns, sets or fills
-    something of that name, or if the value is a random generator.  Any other change stays an input.
-3.  A change between computations is not their own: the value it leaves is the new base.
-4.  What other processes and hosts have found out about a function (*learned*) applies to a value
-    that this process sees for the first time, if the code here still changes something of that
-    name: a counter, a clock or a generator counts as it did there.
+1.  A key contains the *base* of a value: its state when something other than a computation set it.
+    A request counter that is at 7 after six computations still counts as 1.
+2.  A change during a computation is the computation's own if the code that it reaches assigns, sets
+    or fills something of that name, or if the value is a random generator.  Any other change counts
+    as an input.
+3.  A change between computations is not their own: the changed value is the new base.
+4.  What other processes and hosts have learned about a function applies to a value that this
+    process sees for the first time, if the code here still changes something of that name: a
+    counter, a clock or a generator counts as it did there.
 
-Values are compared by what they *say*: an `Image`, or the encoding of an attribute.
+Values are compared by their *image*: an `Image`, or the encoding of an attribute.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from memo.keys.fingerprint.held_values import Image
 from memo.runtime.named_tuple import NamedTuple
 
 MOST: Final = 1024
-"""Values that are remembered; past that the one used least recently counts as it stands."""
+"""Most values that are remembered; beyond it the least recently used one counts as it is."""
 _SHARED: Final = ("int ", "float ")
 _GENERATORS: Final = (
     "class random:Random",
@@ -38,7 +39,7 @@ _GENERATORS: Final = (
 _SUBSCRIPT: Final = r"\[(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\]]*)\]"
 
 Details = Mapping[str, str]
-"""Path in a value -> what lies there."""
+"""Path in a value -> its text."""
 Said = Image | bytes
 
 
@@ -47,8 +48,8 @@ class At(NamedTuple):
 
     Attributes:
         holder: the namespace, class, captured variable or object that has it.
-        name: in the holder.
-        label: what people call it: `global:api`, `self.client`.
+        name: its name there.
+        label: its readable name: `global:api`, `self.client`.
     """
 
     holder: Any
@@ -65,13 +66,13 @@ class _Held:
     """A value that a computation may change: its base and its present state.
 
     Attributes:
-        of: gives the holder or the value, so that another one at its address is told apart.
-        base: what it said before computations changed it.
-        at_base: the details of it then; empty: not looked at.
-        left: what it said when the last computation was over.
-        details: the same in detail.
-        names: that the code of running computations changes.
-        running: how many computations that may change it are running.
+        of: returns the holder or the value, to detect another object at the same address.
+        base: its image before computations changed it.
+        at_base: details of that image; empty if they were not taken.
+        left: its image after the last computation.
+        details: details of that image.
+        names: the names that the code of running computations changes.
+        running: number of running computations that may change it.
     """
 
     __slots__ = ("at_base", "base", "details", "left", "names", "of", "running")
@@ -90,13 +91,13 @@ class _Held:
 
 
 class Sight(NamedTuple):
-    """A value, and what it says now.
+    """A value, and its present image.
 
     Attributes:
         at: its place.
-        value: itself.
+        value: the value itself.
         said: its present image.
-        say: what a value says with other texts for some of its paths.
+        say: returns the image of a value with other texts for some of its paths.
     """
 
     at: At
@@ -120,9 +121,9 @@ class Ended(NamedTuple):
     """The changes that a computation has made.
 
     Attributes:
-        own: for people: `api.requests`.
-        learned: label and path -> what it was at first; for other processes.
-        others: labels of what something else changed meanwhile.
+        own: names for display: `api.requests`.
+        learned: label and path -> original text; for other processes.
+        others: labels of values that something else changed meanwhile.
     """
 
     own: tuple[str, ...] = ()
@@ -138,10 +139,10 @@ class Registry:
         self._held: OrderedDict[tuple[int, str], _Held] = OrderedDict()
 
     def base(self, sight: Sight, learned: Callable[[], Mapping[str, str]] = dict) -> Said:
-        """The image of a value that counts as an input.
+        """Return the image of a value that counts as an input.
 
         Args:
-            learned: gives what other processes have found of it, by path.
+            learned: returns what other processes have learned about it, by path.
         """
         said = sight.said
         if not self._held and learned is dict:
@@ -168,7 +169,7 @@ class Registry:
         say: Callable[[Any], Said],
         names: frozenset[str],
     ) -> Begun:
-        """Note a value before a computation that may change it."""
+        """Record a value before a computation that may change it."""
         value = read()
         said, details = say(value), held_values.details(value)
         with self._lock:
@@ -182,7 +183,7 @@ class Registry:
         return Begun(at, read, say, value, held, details)
 
     def end(self, begun: Begun, names: frozenset[str]) -> Ended:
-        """The changes that a computation has made in one value."""
+        """Return the changes that a computation has made in one value."""
         at, held = begun.at, begun.held
         value = begun.read()
         details = held_values.details(value)
@@ -221,7 +222,7 @@ class Registry:
         return held
 
     def _first(self, sight: Sight, learned: Mapping[str, str]) -> Said:
-        """The base of a value that is seen for the first time, by what is learned of it."""
+        """Return the base of a value that is seen for the first time, by what was learned."""
         at, value, said, say = sight
         if not learned:
             return said
@@ -236,7 +237,7 @@ REGISTRY: Final = Registry()
 
 
 def _of(at: At, value: Any) -> Callable[[], Any]:
-    """A weak reference to a value; where that is impossible, to its holder."""
+    """Return a weak reference to a value or, if that is impossible, to its holder."""
     if not held_values.is_fixed(type(value)) and not isinstance(value, type):
         try:
             return weakref.ref(value)
@@ -257,7 +258,7 @@ def _place(at: At) -> tuple[int, str]:
 
 
 def same_image(one: Said, other: Said) -> bool:
-    """True if two values say the same of themselves."""
+    """True if two values have the same image."""
     if isinstance(one, Image) and isinstance(other, Image):
         return one.same(other)
     return one == other
@@ -268,7 +269,7 @@ def _kind(text: str) -> str:
 
 
 def number(text: str) -> int | float | None:
-    """The number that an image tells; None: it tells none."""
+    """Return the number in an image, or None."""
     kind, _, said = text.partition(" ")
     return None if f"{kind} " not in _SHARED else int(said) if kind == "int" else float(said)
 
@@ -283,7 +284,7 @@ def _is_shared(text: str) -> bool:
 
 
 def _changed(before: Details, now: Details) -> list[str]:
-    """The innermost paths that differ; of items that came or went, their container."""
+    """Return the innermost paths that differ; for added or removed items, their container."""
     found: set[str] = set()
     for path in before.keys() | now.keys():
         if before.get(path) != now.get(path):
@@ -306,7 +307,7 @@ def _is_inside(path: str, outer: str) -> bool:
 
 
 def _others(at: At, changed: Iterable[str], details: Details, names: frozenset[str]) -> list[str]:
-    """The changed paths that the code of a computation does not change by name."""
+    """Return the changed paths that the code of a computation does not change by name."""
     return [
         path
         for path in changed
@@ -320,7 +321,7 @@ def _name(at: At, path: str) -> str:
 
 
 def _shown(at: At, path: str) -> str:
-    """A part of a value as the code writes it: `api.requests`, `C.calls`, `self.log`."""
+    """Return a part of a value as the code writes it: `api.requests`, `C.calls`, `self.log`."""
     kind, colon, rest = at.label.partition(":")
     name, path = rest.rpartition(":")[2] if colon else kind, _container(path)
     return (at.variable if kind in ("closure", "default") else name) + path
@@ -329,10 +330,10 @@ def _shown(at: At, path: str) -> str:
 def applying(
     learned: Mapping[str, str], names: frozenset[str], *, strict: bool = False
 ) -> dict[str, str]:
-    """Those of the learned facts that hold for code that changes some names.
+    """Return the learned facts that apply to code that changes some names.
 
     Args:
-        strict: also of objects in attributes of `self`, whose methods the names may lack.
+        strict: include objects in attributes of `self`, whose methods may be missing in the names.
     """
     return {
         key: text
@@ -344,18 +345,18 @@ def applying(
 
 
 def learned_of(at: At, learned: Mapping[str, str]) -> dict[str, str]:
-    """The learned facts of one value, by path."""
+    """Return the learned facts of one value, by path."""
     start = f"{at.label}|"
     return {k.removeprefix(start): t for k, t in learned.items() if k.startswith(start)}
 
 
 def shown(learned: Iterable[str]) -> list[str]:
-    """Learned facts as code writes what they are about: `api.requests`."""
+    """Return what learned facts are about, as code writes it: `api.requests`."""
     return sorted({_shown(*_placed(key)) for key in learned})
 
 
 def label_of(key: str) -> str:
-    """The label of the value that a learned fact is about."""
+    """Return the label of the value that a learned fact is about."""
     return key.partition("|")[0]
 
 
@@ -374,17 +375,17 @@ Candidate = tuple[At, Callable[[], Any], Callable[[Any], Said]]
 
 
 def may_change(said: Image, names: frozenset[str]) -> bool:
-    """True if code that changes these names may change a value that says this."""
+    """True if code that changes these names may change a value with this image."""
     return bool(names) or any(kind in said.text for kind in _GENERATORS)
 
 
 def begin(found: Iterable[Candidate], names: frozenset[str]) -> list[Begun]:
-    """Note values before a computation that may change them."""
+    """Record values before a computation that may change them."""
     return [REGISTRY.begin(at, read, say, names) for at, read, say in found]
 
 
 def end(begun: Iterable[Begun], names: frozenset[str]) -> Ended:
-    """The changes that a computation has made in all of them."""
+    """Return the changes that a computation has made in all of them."""
     every = [REGISTRY.end(one, names) for one in begun]
     learned = {key: text for one in every for key, text in one.learned.items()}
     return Ended(

@@ -1,7 +1,7 @@
-"""Resolvers: `key_resolver=` of `cache`, checked and parsed once, at decoration.
+"""Resolvers: the `key_resolver` option, checked and parsed once, at decoration.
 
-A resolver gives two things for a call: an encoding, which makes the key, and a text, which makes
-the address.  `"{id}"` of 1 and of "1" has one text and two encodings: one address, two keys.
+For each call a resolver returns an encoding, which becomes the key, and a text, which becomes the
+address.  `"{id}"` of 1 and of "1" has one text and two encodings: one address, two keys.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ Bound = Mapping[str, Any]
 
 
 class Resolved(NamedTuple):
-    """Result of a resolver for one call."""
+    """The result of a resolver for one call."""
 
     encoding: bytes
     text: str
 
 
 class Resolver(Protocol):
-    """A `key_resolver` that was checked.
+    """A checked `key_resolver`.
 
     Attributes:
-        needs: the arguments without which it cannot resolve; None: all that there are.
+        needs: the arguments without which it cannot resolve; None: all of them.
         names: the arguments that select entries, besides the resolved value.
-        plain: only plain values of `names` do, since the resolver may be there to spare the others.
+        plain: only plain values of `names` select entries, as the resolver may exist to avoid the
+            others.
         head: the prefix with which its texts begin, or `""`.
     """
 
@@ -50,10 +51,10 @@ class Resolver(Protocol):
     def head(self) -> str: ...
 
     def resolve(self, bound: Bound) -> Resolved:
-        """The encoding and the text of a call.
+        """Return the encoding and the text of a call.
 
         Args:
-            bound: the arguments by name, `self` or `cls` among them.
+            bound: the arguments by name, including `self` or `cls`.
         """
         ...
 
@@ -63,12 +64,12 @@ def resolver(given: Any, names: Collection[str], extra: str, own: str) -> Resolv
 
     Args:
         given: a callable, a template, or a list of argument names.
-        names: of the function's arguments, without `own`.
-        extra: the name of its `**kwargs`, which may have any other name; or `""`.
+        names: the names of the function's arguments, without `own`.
+        open_: the function takes `**kwargs`, so any other name is valid too.
         own: the name of its `self` or `cls`, or `""`.
 
     Raises:
-        OptionError: it names what is no argument, is empty, or is malformed.
+        OptionError: it names something that is not an argument, is empty, or is malformed.
     """
     if isinstance(given, str):
         return Template(given, names, extra, own)
@@ -91,10 +92,10 @@ def _check(given: Any, name: str, names: Collection[str], extra: str) -> None:
 
 
 def looked_up(bound: Bound, name: str) -> Any:
-    """An argument by its name.
+    """Return an argument by its name.
 
     Raises:
-        KeyingError: one of `**kwargs` that this call has not.
+        KeyingError: this call does not have that argument of `**kwargs`.
     """
     try:
         return bound[name]
@@ -106,7 +107,7 @@ def looked_up(bound: Bound, name: str) -> Any:
 
 
 class Names:
-    """A list of argument names: the key is their values."""
+    """A list of argument names: the key consists of their values."""
 
     plain = False
     head = ""
@@ -145,7 +146,10 @@ _STEP: Final = r"\.(\w+)|\[([^\]\[]+)\]"
 
 
 class Template:
-    """A template such as `"order:{order.id}"`: the key is the values of its placeholders."""
+    """A template such as `"order:{order.id}"`.
+
+    The key consists of the values of its placeholders.
+    """
 
     plain = False
 
@@ -175,10 +179,10 @@ class Template:
 
 
 def tag(given: str, names: Collection[str], extra: str, own: str) -> str | Template:
-    """A tag as it is, or the template that it is.
+    """Return a fixed tag as it is, or a template parsed.
 
     Raises:
-        OptionError: it names what is no argument, or is malformed.
+        OptionError: it names something that is not an argument, or is malformed.
     """
     try:
         parts = _parsed(given)
@@ -221,7 +225,7 @@ _CONVERSIONS: Final[dict[str, Callable[[Any], str]]] = {"s": str, "r": repr, "a"
 
 
 def _followed(field: Field, value: Any) -> Any:
-    """The value of a placeholder; its text where the template says how to write it."""
+    """Return the value of a placeholder, or its text if the template has a format for it."""
     try:
         for by_attribute, key in field.steps:
             value = getattr(value, str(key)) if by_attribute else value[key]
@@ -237,7 +241,7 @@ def _followed(field: Field, value: Any) -> Any:
 
 
 class Function:
-    """A function of the bound arguments, which it takes by name: the key is what it returns."""
+    """A function that takes the bound arguments by name: the key is its result."""
 
     plain = True
     head = ""
@@ -262,10 +266,10 @@ class Function:
 def declared(
     option: str, function: Callable[..., Any], names: Collection[str], extra: str, own: str
 ) -> tuple[str, ...] | None:
-    """The arguments that a user's function takes by name; None: all, by `**kwargs`.
+    """Return the arguments that a user's function takes by name; None: all, by `**kwargs`.
 
     Raises:
-        OptionError: it wants what is no argument, or its parameters cannot be read.
+        OptionError: it takes something that is not an argument, or its signature cannot be read.
     """
     if options.is_async(function):
         raise OptionError(option, function, "must not be async: the key is made before waiting.")
@@ -300,7 +304,7 @@ def called(
     """Call a user's function with the bound arguments.
 
     Raises:
-        KeyingError: it raised; the user's exception is its cause.
+        KeyingError: it raised; the user's exception is the cause.
     """
     if wanted is None:
         chosen = {name: value for name, value in bound.items() if name != own}
@@ -312,7 +316,7 @@ def called(
         raise KeyingError(f"{option} raised {type(error).__name__}: {error}") from error
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- address texts ---------------------------------------------------------------------------
 
 _SPOKEN: Final = (str, int, float, complex, enum.Enum)
 _BASES: Final = frozenset(
@@ -325,9 +329,9 @@ _OTHERS: Final = frozenset({"uuid.UUID", "decimal.Decimal", "fractions.Fraction"
 
 
 def words(value: Any, encoding: bytes) -> str:
-    """The text of a value in an address: what an f-string writes for one that has short words.
+    """Return the text of a value in an address.
 
-    Text, numbers, None, enum members, dates, paths, UUID: as in an f-string.  Any other: 16
+    Text, numbers, None, enum members, dates, paths, UUID: as in an f-string.  Any other value: 16
     hexadecimal digits of its digest.
     """
     if type(value) is str:
@@ -341,7 +345,7 @@ def words(value: Any, encoding: bytes) -> str:
 
 
 def speaks(value: Any) -> bool:
-    """True if a value has short words of its own."""
+    """True if a value has a short readable text."""
     kind: Any = type(value)
     return issubclass(kind, _SPOKEN) or _speaks(kind)
 
@@ -357,7 +361,7 @@ def _speaks(kind: type) -> bool:
 
 
 def worded(error: Unkeyable, function: str, name: str) -> KeyingError:
-    """An `Unkeyable` as an error for the caller: function, argument, path, type and fix."""
+    """Turn an `Unkeyable` into the caller's error: function, argument, path, type and fix."""
     fix = error.fix.replace("ignore=[...]", f'ignore=["{name}"]')
     at = error.path or name
     return KeyingError(

@@ -1,4 +1,4 @@
-"""Summaries: short texts of arguments for people, without secrets."""
+"""Summaries: short texts of arguments for display, without secrets."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ TEXT: Final = 80
 SUMMARY: Final = 2000
 """Most bytes of a summary."""
 SHORT: Final = 16
-"""Most values in a container that is written out."""
+"""Most values of a container that is written out."""
 BITS: Final = 200
 """Most bits of a number that is written out."""
 OWN: Final = "@"
-"""Prefix of the names of things in a summary that are no arguments, such as `"@self"`."""
+"""Prefix of the names in a summary that are not arguments, such as `"@self"`."""
 RESOLVED: Final = "@key"
-"""The name under which a summary has what a `key_resolver` gave."""
+"""The name under which a summary has the value of a `key_resolver`."""
 RESULT: Final = "@result"
-"""The name under which the summary of an entry has what its value is: a type and a shape."""
+"""The name under which the summary of an entry describes its value: a type and a shape."""
 BUILT: Final = "@built"
-"""The name under which it has which expiring result it was built on, and when that expires."""
+"""The name under which it has the expiring result that the entry was built on, and its expiry."""
 MASK: Final = "***"
-"""Shown instead of an argument that is secret by its name."""
+"""Shown in place of an argument whose name says that it is secret."""
 MORE: Final = "more"
-"""Shown instead of the arguments that do not fit into a summary."""
+"""Shown in place of the arguments that do not fit into a summary."""
 
 _json: Final = json.JSONEncoder(ensure_ascii=False).encode
 _SECRECY: Final = r"(?i)pass(word|wd|phrase)?$|secret|token|api_?key|credential|auth"
 
 
 def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: bool) -> str:
-    """An address for people: as it is, but for arguments that their summary masks.
+    """Return an address for display: masked arguments of the summary are masked here too.
 
     Args:
-        prefix: what it begins with.
-        summary: of the arguments.
-        resolved: it was made by a `key_resolver`, so the place of an argument in it is not known.
+        prefix: the prefix of the address.
+        summary: the summary of the arguments.
+        resolved: it was made by a `key_resolver`, so the positions of arguments in it are unknown.
     """
     texts = [parts[0] for name, parts in summary.items() if not name.startswith(OWN)]
     if MASK not in texts and MORE not in texts:
@@ -55,12 +55,12 @@ def masked(address: str, prefix: str, summary: Mapping[str, Any], *, resolved: b
 
 
 def is_secret(name: str) -> bool:
-    """True if an argument is named like a secret."""
+    """True if the name of an argument says that it is secret."""
     return re.search(_SECRECY, name) is not None
 
 
 def described_value(name: str, value: Any) -> str:
-    """A short text of an argument for people; big values by their shape, secrets not at all."""
+    """Return a short text of an argument for display: big values by shape, secrets masked."""
     if is_secret(name):
         return MASK
     try:
@@ -92,7 +92,7 @@ def _described_container(value: Any) -> str:
 
 
 def _brief(value: Any, left: list[int]) -> str | None:
-    """A value as Python writes it, where it is short, plain and holds no secret."""
+    """Write a value as Python does, if it is short, plain and contains no secret; else None."""
     left[0] -= 1
     kind = type(value)
     if left[0] < 0 or kind not in (*atoms.PLAIN, list, tuple, dict, set, frozenset):
@@ -114,7 +114,7 @@ def _brief(value: Any, left: list[int]) -> str | None:
 
 
 def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
-    """JSON for people: argument name -> [short text, digest]; at most `SUMMARY` bytes.
+    """Return JSON for display: argument name -> [short text, digest]; at most `SUMMARY` bytes.
 
     Args:
         arguments: name, short text and digest of each.
@@ -128,7 +128,7 @@ def summary(arguments: Iterable[tuple[str, str, str]]) -> str:
 
 
 def with_result(text: str, value: Any, *, raised: bool = False) -> str:
-    """A summary with the type and the shape of the result, if they fit.
+    """Add the type and shape of the result to a summary, if they fit.
 
     Args:
         raised: the value is an exception that was raised.
@@ -143,7 +143,7 @@ def with_result(text: str, value: Any, *, raised: bool = False) -> str:
 
 
 def with_built(text: str, path: str, until: int) -> str:
-    """A summary with the results that an entry's lifetime comes from, if they fit.
+    """Add to a summary the results that limit an entry's lifetime, if they fit.
 
     Args:
         path: the calls, each built on the next.
@@ -154,13 +154,13 @@ def with_built(text: str, path: str, until: int) -> str:
 
 
 def built_on(text: str) -> tuple[str, int] | None:
-    """The results that `with_built` put into a summary."""
+    """Return the results that `with_built` added to a summary."""
     found = json.loads(text).get(BUILT)
     return None if found is None else (str(found[0]), int(found[1]))
 
 
 def described_shape(value: Any) -> str:
-    """The type and the size of a value, and nothing of what it holds: `DataFrame 1000x5`."""
+    """Describe a value by type and size, without any of its content: `DataFrame 1000x5`."""
     kind = type(value).__name__
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and all(isinstance(size, int) for size in shape):

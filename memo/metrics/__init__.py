@@ -1,7 +1,7 @@
-"""Counters hooked on the stream of events, and snapshots of them for people and programs.
+"""Counters that receive the events, and snapshots of them for display and for programs.
 
 Imports `keys`, `records` and below, and never the engine, which imports it.
-Start with `recorder.py`; `rendering.py` is the one renderer of tables, as text and as HTML.
+Start with `recorder.py`; `rendering.py` renders every table, as text and as HTML.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from memo.runtime.clock import SECOND
 from memo.runtime.events import ELSEWHERE, Event
 
 STEPS = 8
-"""Steps per doubling in the histogram of hit times: a median is right to about 4.5 %."""
+"""Steps per doubling in the histogram of hit times: a median is accurate to about 4.5 %."""
 ORIGIN = 30 * STEPS
 """Step of one second; step 0 is everything up to a nanosecond."""
 POINTS = 128
-"""Most points of a timeline; past it, two neighbours become one of twice the width."""
+"""Most points of a timeline; beyond it, two neighbours are merged into one of twice the width."""
 OPEN = 4096
-"""Most keys whose computation is remembered to be under way."""
+"""Most keys whose running computation is remembered."""
 SEEN = 4096
 """Most keys per function whose latest outcome is remembered, for the graph."""
 UNEXPLAINED = 256
@@ -91,7 +91,7 @@ class Tally:
         self.second = -1
 
     def roll(self, second: int) -> None:
-        """Go on to the timeline's bucket for a second, in nanoseconds since the epoch."""
+        """Advance the timeline to the bucket for a second, in nanoseconds since the epoch."""
         while len(self.points) >= POINTS:
             self._widen()
         self.second = second
@@ -108,7 +108,7 @@ class Tally:
 
 
 class TierTally:
-    """The running numbers of one tier that no function's tally has."""
+    """The running numbers of one tier that are not part of any function's tally."""
 
     __slots__ = ("downs", "errors", "up")
 
@@ -174,13 +174,13 @@ def _failed(tally: Tally, event: Event) -> None:
 
 
 def _coalesced(tally: Tally, event: Event) -> None:
-    """A lookup that missed and then shared another's computation counts as no miss."""
+    """Count a look-up that missed and then shared another computation as no miss."""
     tally.coalesced += 1
     _answered_after_all(tally, event)
 
 
 def _revalidated(tally: Tally, event: Event) -> None:
-    """A value in doubt that was confirmed counts as no miss either."""
+    """Count a value in doubt that was confirmed as no miss either."""
     if event.reason == events.BY_REFRESH:  # no caller waited for it
         return
     tally.revalidated += 1
@@ -264,6 +264,6 @@ COUNT: dict[str, Callable[[Tally, Event], None]] = {
     events.LEASE_LOST: _lease_lost,
     events.ERROR: _error,
 }
-"""Counting function for each kind of event; a hit is counted by `Counters` itself."""
+"""Counting function for each kind of event; `Counters` itself counts hits."""
 TIER_KINDS = frozenset({events.ERROR, events.TIER_DOWN, events.TIER_UP})
 """Kinds of events that are about a tier itself."""

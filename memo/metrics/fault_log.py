@@ -1,8 +1,8 @@
-"""Logs: the first fault of a store in an outage is a warning, those that follow are at debug level.
+"""Logging of faults: the first one of an outage is a warning, later ones are at debug level.
 
 The loggers are named after the folders (`memo.stores`, `memo.engine`), and each record has the
-facts as fields of its own, for handlers that write JSON.  Outages of Redis are logged by its
-breaker, which knows when one ends.
+facts as separate fields, for handlers that write JSON.  Outages of Redis are logged by its breaker,
+which knows when they end.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from memo.runtime import events, fork
 from memo.runtime.events import Event
 
 QUIET = 60.0
-"""Seconds without a fault of the same kind after which the next one is another outage."""
+"""Seconds without a fault of the same kind after which the next one begins another outage."""
 KNOWN = 256
-"""Most faults that are remembered; beyond that, those of ended outages are dropped."""
+"""Most faults that are remembered; beyond it those of ended outages are dropped."""
 _PLAIN = frozenset({"error", "unavailable"})
 """Reasons that add nothing to the detail."""
 _TOLD = frozenset({"redis"})
 """Tiers that log their faults themselves."""
 _SAID = frozenset({"directory"})
-"""Faults that are a Python warning as well."""
+"""Faults that also cause a Python warning."""
 
 
 class FaultLog:
-    """Listens for faults of the cache, and logs them.
+    """Receives faults of the cache, and logs them.
 
     Args:
-        now: a clock in seconds that never goes back.
+        now: a monotonic clock in seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -40,7 +40,7 @@ class FaultLog:
         self.start_over()
 
     def start_over(self) -> None:
-        """No fault is known: at first, and in the child of a fork."""
+        """Forget all faults: at first, and in the child of a fork."""
         self._lock = threading.Lock()
         self._latest: dict[tuple[str, str], float] = {}
 
@@ -86,7 +86,7 @@ class FaultLog:
 
 
 def fields(event: Event) -> dict[str, str]:
-    """The facts of an event as fields of a log record; never an argument or a value."""
+    """Return the facts of an event as fields of a log record; never an argument or a value."""
     return {
         "memo_event": event.kind,
         "memo_function": label(event.function),

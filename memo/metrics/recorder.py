@@ -3,8 +3,8 @@
 Rules of this module:
 
 1.  `Counters` is a hook on `events`; nothing else counts.
-2.  A hit costs it less than 0.7 µs (`tests/unit/metrics/test_stats.py` measures it): one look
-    at the clock and one append; what was put aside is counted later, many at a time.
+2.  A hit costs it less than 0.7 µs (`tests/unit/metrics/test_stats.py` measures it): one check
+    of the clock and one append; pending hits are counted later, many at a time.
 3.  Numbers leave it as frozen `snapshots`; `shared_counters` shares them between processes.
 """
 
@@ -45,9 +45,9 @@ __all__ = [
 ]
 
 PENDING = 256
-"""Hits that are put aside before they are counted."""
+"""Number of pending hits before they are counted."""
 MISSES = 100
-"""Most misses that a span keeps with their reasons."""
+"""Most misses whose reasons a span keeps."""
 
 
 _KEY = getsizeof(1 << 62)
@@ -59,7 +59,7 @@ class Counters:
     """Counts events; an instance is a hook.
 
     Args:
-        clock: gives the time of the timeline's points.
+        clock: tells the time of the timeline's points.
         rolled: called, outside the lock, when the first event of a new second was counted.
     """
 
@@ -77,15 +77,15 @@ class Counters:
         BUDGET.add_table(self)
 
     def __sizeof__(self) -> int:
-        """Bytes of the remembered keys, the part that grows."""
+        """Return the bytes of the remembered keys, the part that grows."""
         keys = [tally.keys for tally in tuple(self._tallies.values())]
         return sum(getsizeof(known) + _KEY * len(known) for known in keys)
 
     def __call__(self, event: Event) -> None:
         """Count one event.
 
-        A hit is only put aside: they are counted `PENDING` at a time, or when a second is over, so
-        that each of them costs one append and one look at the clock.
+        A hit only becomes pending: hits are counted `PENDING` at a time, or when a second has
+        passed, so that each costs one append and one check of the clock.
         """
         if event[0] != "hit":
             self._slow(event)
@@ -98,7 +98,7 @@ class Counters:
             self._drain()
 
     def _roll(self) -> None:
-        """Move on to the present second; hits that were put aside belong to the one before."""
+        """Advance to the present second; pending hits belong to the one before."""
         with self._lock:
             self._drain()
             self._second = self._now() // SECOND * SECOND
@@ -107,7 +107,7 @@ class Counters:
             self._rolled()
 
     def _drain(self) -> None:
-        """Count the hits that were put aside."""
+        """Count the pending hits."""
         with self._lock:
             count = len(self._pending)
             hits = self._pending[:count]
@@ -129,7 +129,7 @@ class Counters:
                     tally.saved += saved - seconds
 
     def _present(self, function: str) -> Tally:
-        """The tally of a function, with its timeline at the present second."""
+        """Return the tally of a function, with its timeline at the present second."""
         tally = self._tallies.get(function)
         if tally is None:
             tally = self._tallies[function] = Tally()
@@ -141,7 +141,7 @@ class Counters:
         if not self._second <= self._now() < self._until:  # the clock may have been set back
             self._roll()
         with self._lock:
-            if event.kind == events.RECONFIGURED:  # whether a tier was up then says nothing now
+            if event.kind == events.RECONFIGURED:  # the earlier state of a tier is irrelevant now
                 for tier in self._tiers.values():
                     tier.up = None
             count = COUNT.get(event.kind)
@@ -169,7 +169,7 @@ class Counters:
         Cheaper than a hook of `events.on_event`, since the many hits do not reach it.
 
         Args:
-            kinds: of events that it wants; None: all.
+            kinds: the kinds of events to receive; None: all.
         """
         wanted = listener, kinds
         with self._lock:
@@ -188,11 +188,11 @@ class Counters:
 
     @property
     def has_unexplained(self) -> bool:
-        """True if `unexplained` may have misses to tell of."""
+        """True if `unexplained` may return misses."""
         return any(tally.unexplained for tally in tuple(self._tallies.values()))
 
     def unexplained(self, reason: str) -> dict[str, list[str]]:
-        """Function -> keys that were missed for a reason and computed, since the last call of this.
+        """Return function -> keys that were missed for a reason and computed since the last call.
 
         Each is returned once; `explain` takes the explanation.
         """
@@ -212,11 +212,11 @@ class Counters:
             explained[before, after] = explained.get((before, after), 0) + 1
 
     def snapshot(self, *, explained: bool = True) -> metrics.Stats:
-        """The numbers now.
+        """Return the present numbers.
 
         Args:
-            explained: count misses under the reasons that were found out afterwards; the difference
-                of two snapshots is true only without them.
+            explained: count misses under the reasons that were found later; the difference of two
+                snapshots is correct only without that.
         """
         from memo.metrics import snapshots
 
@@ -242,17 +242,20 @@ class Counters:
         return snapshots.Stats(parts, other, tiers, self.since / SECOND, self._now() / SECOND)
 
     def outcomes(self) -> dict[str, dict[str, str]]:
-        """Function -> key -> how it was answered last: `"hit"`, `"stale"` or `"computed"`."""
+        """Return function -> key -> how it was answered last.
+
+        `"hit"`, `"stale"` or `"computed"`.
+        """
         with self._lock:
             self._drain()
             return {name: dict(tally.seen) for name, tally in self._tallies.items() if name}
 
     def info(self, function: str, currsize: int | None = None) -> metrics.CacheInfo:
-        """`cache_info()` of a function.
+        """Return the `cache_info()` of a function.
 
         Args:
-            function: its identity.
-            currsize: the number of its entries, where the caller knows it.
+            function: its id.
+            currsize: the number of its entries, if the caller knows it.
         """
         from memo.metrics.snapshots import CacheInfo
 
@@ -265,9 +268,9 @@ class Counters:
             return CacheInfo(hits, sum(tally.misses.values()), None, size)
 
     def reset(self, function: str | None = None) -> None:
-        """Start at zero, for one function or for all.
+        """Reset the numbers to zero, for one function or for all.
 
-        Refreshes that run and tiers that are down are still known.
+        Running refreshes and tiers that are down are still known.
         """
         with self._lock:
             self._drain()
@@ -300,15 +303,15 @@ REFRESH_FAILED = "refresh failed"
 
 
 class Span:
-    """Events between its creation and `end()`: in a cell, or in a `with` block.
+    """The events between its creation and `end()`: in a cell, or in a `with` block.
 
-    Hits cost nothing more while one is open: they are the difference of two snapshots.  Refreshes
-    of stale answers that finish after the end are still taken in.
+    An open span does not slow hits down: they are the difference of two snapshots.  Refreshes of
+    stale answers that finish after the end are still included.
 
     Args:
-        counters: what counts.
-        changed: called after the end, in the thread in which it happens, whenever a refresh of
-            one of the span's stale answers begins or ends.
+        counters: the counters to use.
+        changed: called after the end, in the thread in which it happens, whenever a refresh of one
+            of the span's stale answers begins or ends.
     """
 
     def __init__(self, counters: Counters, changed: Callable[[Span], None] | None = None) -> None:
@@ -336,7 +339,7 @@ class Span:
             self._take_back(event.key)
 
     def _take_back(self, key: str) -> None:
-        """A lookup that shared another's computation counts as no miss."""
+        """Count a look-up that shared another computation as no miss."""
         for index in reversed(range(len(self.misses))):
             if self.misses[index].key == key:
                 del self.misses[index]
@@ -357,7 +360,7 @@ class Span:
             self._changed(self)
 
     def end(self) -> None:
-        """The stretch is over; refreshes that it began are waited for, without blocking."""
+        """End the span; refreshes that it began are still followed, without blocking."""
         if self._ended is not None:
             return
         self._ended = self._difference()
@@ -365,17 +368,17 @@ class Span:
             self.close()
 
     def close(self) -> None:
-        """Stop listening.  Calling it twice is harmless."""
+        """Stop listening; a second call does nothing."""
         self._remove()
 
     @property
     def settled(self) -> bool:
-        """True if no refresh of the span is still to come or to end."""
+        """True if no refresh of the span is still to begin or to end."""
         return not any(state in ("", REFRESHING) for state in self.refreshes.values())
 
     @property
     def stats(self) -> metrics.Stats:
-        """The numbers of the stretch, up to now or to its end."""
+        """Return the numbers of the span, up to now or to its end."""
         return self._difference() if self._ended is None else self._ended
 
     def _difference(self) -> metrics.Stats:
@@ -397,7 +400,7 @@ _REFRESH_STATES = {
 }
 
 
-# --- The one of this process --------------------------------------------------------------------
+# --- The counters of this process ---------------------------------------------------------------
 
 
 def _nowhere() -> Path | None:
@@ -405,7 +408,7 @@ def _nowhere() -> Path | None:
 
 
 def _not_at_all() -> None:
-    """No explanations."""
+    """Explain nothing: the default."""
 
 
 _directory: Callable[[], Path | None] = _nowhere
@@ -424,22 +427,22 @@ def _publishing() -> Publisher:
 
 
 def publish() -> None:
-    """Write this process' snapshot for the others, unless that was done within the last second."""
+    """Write this process's snapshot for the others, unless that was done within the last second."""
     _publishing()()
 
 
 def publish_soon() -> None:
-    """Write it within a fraction of a second, unless `nothing_runs` comes first."""
+    """Write it within a fraction of a second, unless `nothing_runs` is called first."""
     _publishing().soon()
 
 
 def nothing_runs() -> None:
-    """The last computation under way has ended, and its end was counted."""
+    """Note that the last running computation has ended, and that its end was counted."""
     _publishing().not_later()
 
 
 def _find_causes() -> None:
-    """Find out more about misses; what does that is not even imported where there were none."""
+    """Find out more about misses; the code for that is imported only if there were any."""
     if COUNTERS.has_unexplained:
         _explain()
 
@@ -447,10 +450,10 @@ def _find_causes() -> None:
 def _publish_last() -> None:
     if COUNTERS.used:
         try:
-            _find_causes()  # the last chance: later, these misses cannot be told apart any more
+            _find_causes()  # the last chance: later, these misses cannot be distinguished any more
         except Exception as error:
             events.emit(events.Event(events.ERROR, reason="statistics", detail=repr(error)))
-        with suppress(ImportError):  # memo is gone from the disk
+        with suppress(ImportError):  # memo was removed from the disk
             _publishing().publish()
 
 
@@ -464,10 +467,10 @@ def install(
     """Start to count; `import memo` does this once.
 
     Args:
-        directory: gives the cache directory in force, where the processes leave their snapshots
-            for each other; first called after the first cached call.  None: leave none.
-        explain: finds out more about misses (`Counters.explain`); called before `stats` answers,
-            and when the process ends.
+        directory: returns the cache directory in force, in which the processes share their
+            snapshots; first called after the first cached call.  None: do not share them.
+        explain: finds out more about misses (`Counters.explain`); called before `stats` returns,
+            and at the end of the process.
     """
     global _directory, _explain, _publisher, _installed
     _directory, _explain, _publisher = directory, explain, None
@@ -486,21 +489,21 @@ def _after_fork() -> None:
 
 
 class Identified(Protocol):
-    """A cached function, to which this folder has no import."""
+    """A cached function, which this folder does not import."""
 
     @property
     def function_id(self) -> str: ...
 
 
 def stats(*patterns: str | Identified, shared: bool = False) -> metrics.Stats:
-    """A snapshot of what the cache did.
+    """Return a snapshot of what the cache did.
 
     Args:
         patterns: cached functions, or names of them, whole or with wildcards; none: all.
-        shared: add up all processes that use the same directory, also those that have ended.
+        shared: add up all processes that use the same directory, including those that have ended.
 
     Raises:
-        OptionError: one of the patterns is neither, or `shared` is not True or False.
+        OptionError: a pattern is neither a cached function nor a name.
     """
     named: list[str] = []
     for pattern in patterns:
@@ -519,15 +522,15 @@ def stats(*patterns: str | Identified, shared: bool = False) -> metrics.Stats:
 
 
 def reset(function: str | None = None) -> None:
-    """Start this process' counters at zero, those of one function (its identity) or all."""
+    """Reset this process's counters to zero, those of one function (by id) or all."""
     COUNTERS.reset(function)
 
 
 def cache_info(function: str, currsize: int | None = None) -> metrics.CacheInfo:
-    """The `cache_info()` of a function by its identity; see `Counters.info`."""
+    """Return the `cache_info()` of a function by its id; see `Counters.info`."""
     return COUNTERS.info(function, currsize)
 
 
 def watch(changed: Callable[[Span], None] | None = None) -> Span:
-    """Begin a stretch of time over this process' counters; see `Span`."""
+    """Begin a span over this process's counters; see `Span`."""
     return Span(COUNTERS, changed)

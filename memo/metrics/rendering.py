@@ -1,9 +1,9 @@
-"""Display: what statistics look like, as plain text, as HTML and as a drawing.
+"""Rendering: statistics as plain text, as HTML and as drawings.
 
-Everything here is a pure function of frozen numbers.  The HTML has no colours of its own but the
-three of the plot: it takes text and line colours from the page (`--jp-*` variables of JupyterLab,
-`--vscode-*` of VS Code), so it reads well in light and dark themes.  Columns sort by a click where
-scripts run; where they are stripped it is a plain table.  Every text is escaped.
+Everything here is a pure function of frozen numbers.  Apart from the three colours of the plot, the
+HTML takes text and line colours from the page (`--jp-*` variables of JupyterLab, `--vscode-*` of VS
+Code), so it is readable in light and dark themes.  A click sorts a column where scripts run;
+elsewhere it is a plain table.  All text is escaped.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from memo.runtime.named_tuple import NamedTuple
 
 EMPTY = "No cached function was called yet. Put @cache above a function and call it."
 LISTED = 30
-"""Functions of a table, unless another number is wanted."""
+"""Functions of a table, unless another number is given."""
 BARS = 96
 """Most bars of a plot."""
 COLOURS = {"hits": "#3a9d5d", "stale": "#c98a00", "misses": "#c9503f"}
-"""Contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
+"""The contrast against white and against JupyterLab's dark grey is above 3 : 1 for each."""
 DOT = " · "
 NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # en dash, minus sign, multiplication sign
 
@@ -104,7 +104,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as text; 100 % only if nothing is missing."""
+    """Return a fraction as text; 100 % only if nothing is missing."""
     if share is None:
         return NONE
     return f"{min(share * 100, 100 if share == 1 else 99.9):.3g} %"
@@ -120,7 +120,7 @@ def listed(counts: Counts) -> str:
 
 
 class Cell(NamedTuple):
-    """One cell: its text, what it sorts by, and a note in small print."""
+    """One cell: its text, the value that it sorts by, and a note in small print."""
 
     text: str
     value: float | str = ""
@@ -140,7 +140,7 @@ class Table(NamedTuple):
     spare: Sequence[str] = ()
 
     def without(self, title: str) -> Table:
-        """The same without one column."""
+        """Return the table without one column."""
         at = list(self.titles).index(title)
         rows = [(*row[:at], *row[at + 1 :]) for row in self.rows]
         total = (*self.total[:at], *self.total[at + 1 :]) if self.total else ()
@@ -160,12 +160,12 @@ SHORTEST = 8
 
 
 def table_text(table: Table, width: int = 80) -> str:
-    """A table as aligned plain text, at most `width` characters wide."""
+    """Return a table as aligned plain text, at most `width` characters wide."""
     return "\n".join(line.text for line in table_lines(table, width))
 
 
 def table_lines(table: Table, width: int = 80) -> list[Styled]:
-    """A table as lines of at most `width` columns; the notes of a row are lines of their own.
+    """Return a table as lines of at most `width` columns; notes are lines of their own.
 
     If not all columns fit, some are left out and named in a last line; then texts are cut.
     """
@@ -192,21 +192,21 @@ def table_lines(table: Table, width: int = 80) -> list[Styled]:
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    """A text as lines of at most `width` columns."""
+    """Wrap a text into lines of at most `width` columns."""
     return textwrap.wrap(
         text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
 
 
 def cell_len(text: str) -> int:
-    """Columns that a text takes in a terminal."""
+    """Return the columns that a text takes in a terminal."""
     from rich import cells
 
     return cells.cell_len(text)
 
 
 def cut(text: str, width: int) -> str:
-    """A text that fits into `width` columns, with `…` where something is left out."""
+    """Cut a text to `width` columns, with `…` in place of the rest."""
     if cell_len(text) <= width:
         return text
     from rich import cells
@@ -220,7 +220,7 @@ def _widths(table: Table) -> list[int]:
 
 
 def _needed(table: Table) -> int:
-    """Columns that a table needs where no text is longer than a third of a terminal's line."""
+    """Return the columns that a table needs if its texts are cut to a third of a line."""
     widths = [min(w, 26) if at < table.texts else w for at, w in enumerate(_widths(table))]
     return sum(widths) + 2 * (len(widths) - 1)
 
@@ -244,7 +244,7 @@ def _line(parts: Sequence[str], widths: Sequence[int], texts: int) -> str:
 
 
 def table_data(table: Table) -> dict[str, Any]:
-    """A table as plain data, for the page of the live view."""
+    """Return a table as plain data, for the page of the live view."""
     rows = [
         {"cells": [{"text": c.text, "value": _plain(c.value), "note": c.note} for c in row]}
         for row in table.rows
@@ -257,7 +257,7 @@ def _plain(value: float | str) -> float | str:
 
 
 def table_html(table: Table) -> str:
-    """A table as HTML, sortable where scripts run."""
+    """Return a table as HTML, sortable where scripts run."""
     name = f"memo-{os.urandom(6).hex()}"
     heads = "".join(
         f'<th scope="col"{_side(index < table.texts)}>{escape(title)}</th>'
@@ -297,19 +297,19 @@ def _cell_html(cell: Cell) -> str:
 
 @functools.cache
 def asset(name: str) -> str:
-    """A file of the pages that memo shows, from `jupyter/static`."""
+    """Return a file of the pages that memo shows, from `jupyter/static`."""
     from importlib import resources
 
     return resources.files("memo").joinpath("jupyter", "static", name).read_text("utf-8")
 
 
 def boxed(content: str) -> str:
-    """HTML in memo's own style."""
+    """Wrap HTML in memo's own style."""
     return f'<style>{asset("tables.css")}</style><div class="memo">{content}</div>'
 
 
 def page(title: str, content: str) -> str:
-    """A whole page of HTML, light or dark as the reader's system is."""
+    """Return a whole page of HTML, light or dark like the reader's system."""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width">'
@@ -318,12 +318,12 @@ def page(title: str, content: str) -> str:
 
 
 def lines_html(text: str) -> str:
-    """Plain lines as HTML."""
+    """Return plain lines as HTML."""
     return boxed("".join(f"<p>{escape(line)}</p>" for line in text.splitlines()))
 
 
 def facts_html(title: str, facts: Mapping[str, object]) -> str:
-    """A title and a few named facts as HTML."""
+    """Return a title and a few named facts as HTML."""
     rows = "".join(
         f'<tr><th scope="row" class="memo-text">{escape(name)}</th>'
         f'<td class="memo-text">{escape(str(value))}</td></tr>'
@@ -433,10 +433,10 @@ _SPARE = (
 
 
 def table(stats: Stats, limit: int = 0) -> Table:
-    """One row per function, those that saved most first; columns of zeros are left out.
+    """Return one row per function, those that saved most first; columns of zeros are left out.
 
     Args:
-        stats: what to show.
+        stats: the statistics to show.
         limit: most rows, the total not counted; 0: all.
     """
     total = stats.total
@@ -451,7 +451,7 @@ def table(stats: Stats, limit: int = 0) -> Table:
 
 
 def headline(stats: Stats) -> str:
-    """The most important numbers in one line."""
+    """Return the most important numbers in one line."""
     total = stats.total
     parts = [f"{counted(total.hits, 'hit')}", f"{counted(total.misses, 'miss', 'misses')}"]
     if total.stale:
@@ -481,13 +481,13 @@ def _period(stats: Stats) -> str:
 
 
 def tiers(stats: Stats) -> list[tuple[str, str, bool]]:
-    """(name, text, True if all is well) for each tier with something to report."""
+    """Return (name, text, True if all is well) for each tier with something to report."""
     lines = ((name, _tier_line(tier), _is_well(tier)) for name, tier in stats.tiers.items())
     return [line for line in lines if line[1]]
 
 
 def _is_well(tier: TierStats) -> bool:
-    """True if nothing needs to be done: entries that wait for Redis are sent by themselves."""
+    """True if nothing needs to be done: waiting entries are sent to Redis automatically."""
     return tier.up is not False
 
 
@@ -506,7 +506,7 @@ _BUDGETS = ("size_limit", "limit", "budget", "maxmemory")
 
 
 def _health(facts: Mapping[str, Any]) -> list[str]:
-    """Facts that a tier reports, budgets and waiting entries first, in whole words."""
+    """Describe the facts that a tier reports, budgets and waiting entries first."""
     left = {name: fact for name, fact in facts.items() if name != "up" and fact not in (None, "")}
     used = next((left.pop(name) for name in _SIZES if name in left), None)
     budget = next((left.pop(name) for name in _BUDGETS if name in left), None)
@@ -522,7 +522,7 @@ def _health(facts: Mapping[str, Any]) -> list[str]:
         parts.append(f"{counted(names, 'key')} in this database")
     if (entries := left.pop("entries", None)) is not None:
         parts.append(counted(entries, "entry", "entries"))
-    if left.get("state") == "writable":  # as it should be
+    if left.get("state") == "writable":  # the normal state
         del left["state"]
     if policy := left.pop("policy", ""):
         parts.append(f"eviction: {policy}")
@@ -541,14 +541,14 @@ def _fact(name: str, fact: object) -> str:
 
 
 def some_of(shown: int, count: int, noun: str, plural: str, more: str) -> str:
-    """`2 entries`, or `50 of 300 entries` and the way to see the others."""
+    """Return `2 entries`, or `50 of 300 entries` and how to see the others."""
     if shown >= count:
         return counted(count, noun, plural)
     return f"{number(shown)} of {number(count)} {plural}; {more} shows all."
 
 
 def _left_out(stats: Stats, limit: int, more: str) -> str:
-    """How many functions a table leaves out, and how to see them; `""`: none."""
+    """Say how many functions a table leaves out, and how to see them; `""` if none."""
     count = len(stats.functions)
     if not limit or count <= limit:
         return ""
@@ -563,13 +563,13 @@ def _nothing(stats: Stats) -> str:
 
 
 ALL = "memo.stats().to_frame()"
-"""Shows every function, where no flag does."""
+"""Shows every function, if no flag does."""
 
 
 def text(
     stats: Stats, plot: bool = False, width: int = 80, limit: int = LISTED, more: str = ALL
 ) -> str:
-    """Statistics as plain text, at most `width` columns wide."""
+    """Return statistics as plain text, at most `width` columns wide."""
     lines = stats_lines(stats, plot=plot, width=width, limit=limit, more=more)
     return "\n".join(line.text for line in lines)
 
@@ -577,14 +577,14 @@ def text(
 def stats_lines(
     stats: Stats, *, plot: bool = False, width: int = 80, limit: int = LISTED, more: str = ALL
 ) -> list[Styled]:
-    """Statistics as lines of at most `width` columns.
+    """Return statistics as lines of at most `width` columns.
 
     Args:
-        stats: what to show.
+        stats: the statistics to show.
         plot: draw calls over time.
         width: columns.
         limit: most functions; 0: all.
-        more: what shows those that are left out.
+        more: tells how to see those that are left out.
     """
     lines = [Styled(line, "bold") for line in wrapped(f"memo: {headline(stats)}", width)]
     lines.append(Styled(""))
@@ -604,7 +604,7 @@ def stats_lines(
 
 
 def html(stats: Stats, plot: bool = False, limit: int = LISTED, more: str = ALL) -> str:
-    """Statistics as HTML; `limit` and `more` as of `stats_lines`."""
+    """Return statistics as HTML; `limit` and `more` as for `stats_lines`."""
     if not stats.functions and not stats.total.invalidations:
         return boxed(f"<p>{_code(_nothing(stats))}</p>{_tiers_html(stats)}")
     parts = [f"<p><b>memo</b> {escape(headline(stats))}</p>"]
@@ -633,7 +633,7 @@ def _tiers_html(stats: Stats) -> str:
 
 
 def arguments(header: Header) -> dict[str, str]:
-    """Argument -> short text, from the summary of an entry."""
+    """Return argument -> short text, from the summary of an entry."""
     summary = _summary(header)
     hidden = (RESOLVED, RESULT, BUILT)
     return {name.removeprefix(OWN): s[0] for name, s in summary.items() if name not in hidden}
@@ -648,7 +648,7 @@ def _summary(header: Header) -> dict[str, tuple[str, str]]:
 
 
 def address(header: Header) -> str:
-    """The address of an entry as it is shown, without secrets among its arguments."""
+    """Return the address of an entry for display, without secret arguments."""
     refs = [stamp.ref for stamp in header.stamps if type(stamp) is Generation]
     prefixes = [ref.group[2:] for ref in refs if ref.group.startswith("p:")]
     begins = [prefix for prefix in prefixes if f"{header.address}:".startswith(f"{prefix}:")]
@@ -664,13 +664,13 @@ def entries(
     places: Sequence[str] | None = None,
     states: Sequence[str] | None = None,
 ) -> Table:
-    """A table of entries.
+    """Return a table of entries.
 
     Args:
         headers: the header and the size in bytes of each.
         now: Unix seconds.
-        places: the tiers that hold each; None: without that column.
-        states: the state of each, in a word; None: without that column.
+        places: the tiers that hold each; None: omit that column.
+        states: the state of each, in a word; None: omit that column.
     """
     rows = [_entry_row(header, held, now) for header, held in headers]
     titles = ["function", "arguments", "age", "expires in", "size", "cost", "by"]
@@ -710,7 +710,7 @@ _WIDTH, _HEIGHT, _FOOT = 640, 96, 34
 
 
 def bars(stats: Stats) -> tuple[float, list[Point]]:
-    """The timeline with its gaps filled: seconds per bar, and at most `BARS` bars."""
+    """Return the timeline with its gaps filled: seconds per bar, and at most `BARS` bars."""
     total = stats.total
     width, points = total.width, list(total.timeline)
     while points and (points[-1].start - points[0].start) / width >= BARS:
@@ -725,7 +725,7 @@ def bars(stats: Stats) -> tuple[float, list[Point]]:
 
 
 def svg(stats: Stats) -> str:
-    """Hits, stale hits and misses over time as stacked bars; `""` when nothing happened."""
+    """Draw hits, stale hits and misses over time as stacked bars; `""` if nothing happened."""
     width, points = bars(stats)
     if not points:
         return ""
@@ -770,7 +770,7 @@ def _legend(y: int) -> str:
 
 
 def sparks(stats: Stats) -> str:
-    """The same as three lines of block characters."""
+    """Draw the same as three lines of block characters."""
     width, points = bars(stats)
     if not points:
         return ""
@@ -842,16 +842,16 @@ def _reasons(span: Span, total: FunctionStats) -> str:
 
 
 def report_html(line: str) -> str:
-    """A report's line, or several, as HTML."""
+    """Return the lines of a report as HTML."""
     return boxed("".join(f'<p class="memo-dim">{escape(one)}</p>' for one in line.splitlines()))
 
 
 def progress_html(lines: Iterable[tuple[str, float | None, int]]) -> str:
-    """Running computations as HTML.
+    """Return running computations as HTML.
 
     Args:
-        lines: the text of each, how much of it is done (0 to 1, None: not known), and of how many
-            others it is a part.
+        lines: the text of each, the fraction that is done (0 to 1, None: unknown), and the number
+            of other lines that it is nested in.
     """
     parts = (
         f'<p class="memo-dim" style="margin-left:{depth * 1.5}em">{_bar_html(share)}'
@@ -872,7 +872,7 @@ def _bar_html(share: float | None) -> str:
 
 
 def import_pandas() -> Any:
-    """The package pandas, for the `to_frame()` of what is shown as a table.
+    """Import pandas, for the `to_frame()` of objects that are shown as a table.
 
     Raises:
         MissingExtraError: it is not installed.

@@ -1,7 +1,7 @@
-"""The statistics that the processes of a directory share, as files in it.
+"""Shared statistics: the processes of a directory exchange them as files.
 
-One small file per process, replaced as a whole.  A file that cannot be read or is damaged is left
-out; it is never an error.
+One small file per process, replaced as a whole.  A file that is unreadable or damaged is left out,
+and is never an error.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from memo.runtime.events import Event
 from memo.runtime.port import Port
 
 PUBLISH_SECONDS = 1.0
-"""A process writes its snapshot at most this often."""
+"""Shortest interval in seconds at which a process writes its snapshot."""
 PUBLISH_SHARE = 0.01
-"""... and never spends more than this share of its time on it."""
+"""Largest fraction of its time that a process spends on that."""
 SOON_SECONDS = 0.25
 SOON_SHARE = 0.2
-"""The same after the start of a computation, since the next event may be far off."""
+"""The same fraction after a computation has begun, since the next event may be far off."""
 LATER = "memo-background-statistics"
-"""The name of the thread that waits until it is due."""
+"""The name of the thread that waits until a snapshot is due."""
 _LONG = 0.01
-"""Seconds of work from which a snapshot is made in the background: the caller may be an event loop,
-and thousands of functions take a tenth of a second."""
+"""If making a snapshot takes this many seconds, it is done in the background: the caller may be an
+event loop, and thousands of functions take a tenth of a second."""
 KEEP_SECONDS = 7 * 86400
 """Snapshots of processes that ended longer ago are folded into one total."""
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -56,7 +56,7 @@ class Board:
         self.path = Path(directory) / "stats"
 
     def publish(self, stats: Stats, name: str | None = None) -> None:
-        """Write this process' snapshot.
+        """Write this process's snapshot.
 
         Raises:
             OSError: it could not be written.
@@ -78,13 +78,13 @@ class Board:
                 raise
 
     def gather(self, own: Stats | None = None) -> Stats:
-        """All snapshots added up.
+        """Add up all snapshots.
 
         Args:
-            own: this process', fresh; it replaces the one in its file.
+            own: this process's present snapshot; it replaces the one in its file.
         """
         total, folded = self._total()
-        if own is not None and not own.functions:  # it only asks
+        if own is not None and not own.functions:  # this process only reads statistics
             own = replace(own, processes=0)
         parts = [] if own is None else [own]
         for name, snapshot in self._snapshots():
@@ -99,7 +99,7 @@ class Board:
                 yield name, Stats.from_json(self._read(name))
 
     def _names(self) -> list[str]:
-        """The processes that left a snapshot."""
+        """Return the names of the processes that left a snapshot."""
         names = private_files.listed(self.path)
         return sorted(n.removesuffix(".json") for n in names if fnmatch(n, "[!.]*-*.json"))
 
@@ -121,7 +121,7 @@ class Board:
             return Stats(processes=0), frozenset()
 
     def prune(self, now: float | None = None) -> int:
-        """Fold the snapshots of processes that ended long ago into the total; how many.
+        """Fold the snapshots of processes that ended long ago into the total; return their number.
 
         Raises:
             OSError: the directory cannot be read or written.
@@ -150,7 +150,7 @@ class Board:
 
     @contextlib.contextmanager
     def _alone(self, folder: int) -> Iterator[bool]:
-        """True for one process at a time; the kernel frees the lock of one that dies."""
+        """Yield True in one process at a time; the kernel frees the lock of a process that dies."""
         try:
             import fcntl
         except ImportError:  # no such locks on this system: snapshots are not folded
@@ -178,7 +178,7 @@ def _is_old(name: str, folder: int, horizon: float) -> bool:
 
 
 def _at_rest(stats: Stats) -> Stats:
-    """The snapshot of a process that has ended: no refresh runs, its tiers are unknown."""
+    """Return the snapshot of a process that has ended: no refresh runs, its tiers are unknown."""
     functions = {n: replace(f, refreshes_running=0) for n, f in stats.functions.items()}
     tiers = {n: replace(tier, up=None, health={}) for n, tier in stats.tiers.items()}
     return replace(stats, functions=functions, tiers=tiers)
@@ -196,22 +196,23 @@ def is_alive(name: str) -> bool:
 
 
 _started = time.time_ns()
-"""Nanoseconds since the epoch; with the process id it names this process in every directory."""
+"""Nanoseconds since the epoch; with the process id it identifies this process in every
+directory."""
 
 
 def process_name() -> str:
-    """The name of this process' file: `<pid>-<start>`."""
+    """Return the name of this process's file: `<pid>-<start>`."""
     return f"{os.getpid()}-{_started}"
 
 
 class Publisher:
-    """Writes this process' snapshot into the directory in force, at most once a second.
+    """Writes this process's snapshot into the directory in force, at most once a second.
 
     A fault is one event of kind `ERROR`; counting goes on.
 
     Args:
-        snapshot: gives the snapshot to leave.
-        directory: gives the directory in force, or None to publish nowhere.
+        snapshot: returns the snapshot to write.
+        directory: returns the directory in force, or None to publish nowhere.
     """
 
     def __init__(self, snapshot: Callable[[], Stats], directory: Callable[[], Path | None]) -> None:
@@ -230,19 +231,19 @@ class Publisher:
             self._publish_due()
 
     def soon(self) -> None:
-        """Publish now, or a little later if it did so just now: a computation has begun."""
+        """Publish now, or soon if it was just done: a computation has begun."""
         left = self._due_soon - time.monotonic()
         if left <= 0:
             self._publish_due()
         elif self._later is None or not self._later.is_alive():
             later = threading.Timer(left, self.publish)
             later.daemon, later.name = True, LATER
-            with contextlib.suppress(RuntimeError):  # no thread is left: the next event publishes
+            with contextlib.suppress(RuntimeError):  # no thread: the next event publishes
                 later.start()
                 self._later = later
 
     def not_later(self) -> None:
-        """Drop a delayed write: the next event publishes."""
+        """Cancel a delayed write: the next event publishes."""
         later, self._later = self._later, None
         if later is not None:
             later.cancel()
@@ -293,12 +294,12 @@ class Publisher:
             events.emit(Event(events.ERROR, reason="statistics", detail=repr(error)))
 
     def board(self) -> Board | None:
-        """The shared statistics of the directory in force."""
+        """Return the shared statistics of the directory in force."""
         directory = self._directory()
         return None if directory is None else Board(directory)
 
     def start_over(self) -> None:
-        """For the child of a fork, which has a file of its own."""
+        """Start over in the child of a fork, which has a file of its own."""
         global _started
         _started = time.time_ns()
         self._lock = threading.Lock()

@@ -1,8 +1,8 @@
-"""Figures: what the cache did, as frozen numbers.
+"""Snapshots: what the cache did, as frozen numbers.
 
-Figures add up, subtract, and go through JSON unchanged; so a kernel, a stretch of time and all
-kernels of a directory are shown by the same code.  `memo.stats` makes them,
-and `rendering` shows them.
+Snapshots can be added, subtracted and converted to JSON and back; so a kernel, a span of time and
+all kernels of a directory are shown by the same code.  `memo.stats` returns them, and `rendering`
+shows them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class CacheInfo(NamedTuple):
     """The four numbers of `functools.lru_cache`'s `cache_info()`.
 
     Attributes:
-        hits: answers that came from the cache, stale and shared ones included.
-        misses: calls that had to compute for themselves.
-        maxsize: always None: the tiers bound bytes, not entries.
+        hits: answers from the cache, including stale and shared ones.
+        misses: calls that had to compute.
+        maxsize: always None: the tiers limit bytes, not entries.
         currsize: entries that this process stored and that were not invalidated here since.
     """
 
@@ -46,7 +46,7 @@ class CacheInfo(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Events in one interval of a timeline; `start` is in seconds since the epoch."""
+    """The events in one interval of a timeline; `start` is in seconds since the epoch."""
 
     start: float
     hits: int
@@ -61,8 +61,7 @@ class FunctionStats:
     Attributes:
         hits_by_tier: fresh answers by the tier that had them.
         stale_by_tier: answers past their ttl or refresh threshold, by tier.
-        misses_by_reason: calls that had to compute for themselves, by why, in the words of
-            `runtime.reasons`.
+        misses_by_reason: calls that had to compute, by reason, in the words of `runtime.reasons`.
         refreshes_running, refreshes_done, refreshes_failed: background refreshes.
         coalesced: callers that shared a computation which another caller had begun.
         computed: how often the function ran and returned.
@@ -76,10 +75,11 @@ class FunctionStats:
         hit_times: histogram of those times; see `STEPS`.
         saved: seconds that callers would have waited longer without the cache: for each answer the
             recorded cost of its computation, less the time that the answer took, at least 0.
-        waits, wait_seconds: waits for another process' computation.
-        lock_timeouts, leases_lost: waits given up, leases lost while computing.
+        waits, wait_seconds: waits for another process's computation.
+        lock_timeouts, leases_lost: waits that timed out, leases lost while computing.
         invalidations: invalidations of the function by this process.
-        revalidated: callers that got a stored value which was in doubt and proved right (`cutoff`).
+        revalidated: callers that got a stored value which was in doubt and was confirmed
+            (`cutoff`).
         width: seconds that each point of the timeline covers.
         timeline: hits, stale hits and misses over time.
     """
@@ -122,7 +122,7 @@ class FunctionStats:
 
     @property
     def misses(self) -> int:
-        """Calls that had to compute for themselves, for any reason."""
+        """Calls that had to compute, for any reason."""
         return sum(self.misses_by_reason.values())
 
     @property
@@ -137,7 +137,7 @@ class FunctionStats:
 
     @property
     def answers(self) -> int:
-        """Calls that needed no computation of their own: hits, stale, shared, revalidated."""
+        """Calls that did not have to compute: hits, stale, shared, revalidated."""
         return self.hits + self.stale + self.coalesced + self.revalidated
 
     @property
@@ -147,7 +147,7 @@ class FunctionStats:
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of calls that the cache answered, 0 to 1; None without calls."""
+        """Fraction of calls that the cache answered, 0 to 1; None without calls."""
         return self.answers / self.calls if self.calls else None
 
     @property
@@ -159,15 +159,18 @@ class FunctionStats:
         return combined((self, other))
 
     def __sub__(self, earlier: FunctionStats) -> FunctionStats:
-        """Difference to `earlier`, an earlier snapshot of the same; without the timeline."""
+        """Return the difference to an earlier snapshot of the same function.
+
+        Without the timeline.
+        """
         return _subtracted(self, earlier)
 
 
 def frozen(tally: Tally, explained: bool = True) -> FunctionStats:
-    """The numbers of a function as they are now.
+    """Return the present numbers of a function.
 
     Args:
-        explained: count misses under the reasons that were found out afterwards.
+        explained: count misses under the reasons that were found later.
     """
     misses = _explained(tally) if explained else dict(tally.misses)
     return FunctionStats(
@@ -198,10 +201,10 @@ class TierStats:
     """Counts and times of one tier.
 
     Attributes:
-        hits: fresh answers that it gave; `stale` the stale ones.
+        hits: fresh answers from it; `stale` the stale ones.
         errors: faults of this tier.
         downs: how often its breaker opened.
-        up: whether the last word was that it is there; None when there was none.
+        up: its last known state; None if nothing was reported.
         health: what the tier itself reports (`Tier.health`), if it was asked.
     """
 
@@ -228,12 +231,12 @@ class Stats:
     """A snapshot of the counters: text in a terminal, a table in a notebook.
 
     Attributes:
-        functions: identity of a function (`"module:qualname"`) -> its numbers.
-        other: what belongs to no function, such as the invalidation of a tag.
+        functions: id of a function (`"module:qualname"`) -> its numbers.
+        other: events of no function, such as the invalidation of a tag.
         tiers: name -> what the tier did.
-        since: seconds since the epoch from which it counts.
+        since: when counting began, in seconds since the epoch.
         until: when the snapshot was taken.
-        processes: how many processes it adds up.
+        processes: number of processes that it adds up.
         patterns: the functions that were asked for; none: all.
     """
 
@@ -247,18 +250,18 @@ class Stats:
 
     @property
     def total(self) -> FunctionStats:
-        """All functions, and what belongs to none, added up."""
+        """The sum of all functions, and of events of no function."""
         return combined((*self.functions.values(), self.other))
 
     def select(self, *patterns: str) -> Stats:
-        """The functions that match one of some patterns, as `matches` says; none given: all."""
-        if not patterns:  # then what belongs to no function stays as well
+        """Return the functions that match one of the patterns, as `matches` does; none: all."""
+        if not patterns:  # then events of no function stay as well
             return self
         chosen = {f: s for f, s in self.functions.items() if matches(f, *patterns)}
         return replace(self, functions=chosen, other=FunctionStats(), patterns=patterns)
 
     def with_health(self, health: Mapping[str, Mapping[str, Any]]) -> Stats:
-        """The same, with what the tiers say of themselves (`Tier.health`), by name of the tier."""
+        """Return the same with the health of the tiers (`Tier.health`), by name of the tier."""
         tiers = dict(self.tiers)
         for name, facts in health.items():
             known = tiers.get(name, TierStats())
@@ -271,7 +274,7 @@ class Stats:
         return added((self, other))
 
     def __sub__(self, earlier: Stats) -> Stats:
-        """Difference to `earlier`, a snapshot of the same process."""
+        """Return the difference to an earlier snapshot of the same process."""
         nothing = FunctionStats()
         functions = {f: s - earlier.functions.get(f, nothing) for f, s in self.functions.items()}
         return replace(
@@ -279,12 +282,12 @@ class Stats:
         )
 
     def to_json(self) -> str:
-        """JSON text that `from_json` reads back; derived numbers are in it for other readers."""
+        """Return JSON for `from_json`; derived numbers are included for other readers."""
         return json.dumps(document(self), default=str)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Stats:
-        """The snapshot that `to_json` wrote.
+        """Return the snapshot that `to_json` wrote.
 
         Raises:
             ValueError: the text is not such a snapshot.
@@ -292,7 +295,7 @@ class Stats:
         return _parsed(text)
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas DataFrame, one row per function.
+        """Return a pandas DataFrame, one row per function.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -307,7 +310,7 @@ class Stats:
         return frame
 
     def __repr__(self) -> str:
-        from memo.metrics import rendering  # it is imported where something is shown
+        from memo.metrics import rendering  # imported only if something is shown
 
         return rendering.text(self)
 
@@ -318,10 +321,10 @@ class Stats:
 
 
 def matches(function: str, *patterns: str) -> bool:
-    """True if a function's identity matches one of some patterns; none given: every one does.
+    """True if a function's id matches one of some patterns; none given: every one does.
 
-    A pattern is compared with the whole identity, the module, the qualified name and the bare name;
-    case counts.  `load`, `etl:Sales.load`, `etl`, `Sales.load`, `lo*` all match `etl:Sales.load`.
+    A pattern is compared with the whole id, the module, the qualified name and the bare name; case
+    counts.  `load`, `etl:Sales.load`, `etl`, `Sales.load`, `lo*` all match `etl:Sales.load`.
     """
     short = label(function)
     module, _, qualname = short.rpartition(":")
@@ -332,7 +335,7 @@ def matches(function: str, *patterns: str) -> bool:
 
 
 def median(histogram: Mapping[int, int]) -> float | None:
-    """The median, in seconds, of a histogram of hit times; None of an empty one."""
+    """Return the median, in seconds, of a histogram of hit times; None if it is empty."""
     steps = sorted(histogram)
     half = sum(histogram.values()) / 2
     for step, seen in zip(steps, accumulate(histogram[step] for step in steps), strict=True):
@@ -345,7 +348,7 @@ def median(histogram: Mapping[int, int]) -> float | None:
 
 
 def combined(parts: Iterable[FunctionStats]) -> FunctionStats:
-    """Several snapshots added up, their timelines laid over each other."""
+    """Add up several snapshots and their timelines."""
     parts = tuple(parts)
     sums: dict[str, Any] = {name: _sum([getattr(p, name) for p in parts]) for name in _FIELDS}
     width, timeline = _overlaid([(p.width, p.timeline) for p in parts])
@@ -388,7 +391,7 @@ def _overlaid(lines: list[tuple[float, tuple[Point, ...]]]) -> tuple[float, tupl
 
 
 def gathered(points: Iterable[Point], width: float) -> list[Point]:
-    """The points of a timeline in steps of `width` seconds."""
+    """Merge the points of a timeline into steps of `width` seconds."""
     sums: dict[float, list[int]] = {}
     for start, *counts in points:
         into = sums.setdefault(start // width * width, [0, 0, 0])
@@ -398,7 +401,7 @@ def gathered(points: Iterable[Point], width: float) -> list[Point]:
 
 
 def added(parts: Iterable[Stats]) -> Stats:
-    """Snapshots of several processes added up."""
+    """Add up snapshots of several processes."""
     parts = tuple(parts)
     if not parts:
         return Stats(processes=0)
@@ -423,7 +426,7 @@ _DERIVED = ("hits", "stale", "misses", "errors", "failed", "hit_rate", "median_h
 
 
 def document(stats: Stats) -> dict[str, Any]:
-    """A snapshot as JSON data."""
+    """Return a snapshot as JSON data."""
     return {
         "format": FORMAT,
         "since": stats.since,

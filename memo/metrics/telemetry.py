@@ -1,9 +1,9 @@
 """OpenTelemetry: counts and times as metrics, computations as spans.
 
-Hits are read from the counters of the process when metrics are collected, so that a
-hit costs one histogram more; all else is a hook on the stream of events.  Names follow
-OpenTelemetry's conventions: units in UCUM, durations in seconds, `error.type` for what went wrong.
-Neither arguments nor values are ever an attribute.
+Hits are read from the counters of the process when metrics are collected, so that a hit only costs
+one more histogram; everything else is a hook on the events.  Names follow OpenTelemetry's
+conventions: units in UCUM, durations in seconds, `error.type` for the kind of error.  Arguments and
+values are never attributes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SCOPE = "memo"
 FUNCTION, TIER, REASON, KEY = "memo.function", "memo.tier", "memo.reason", "memo.key"
 ERROR_TYPE = "error.type"
 KNOWN = 4096
-"""Latest computations of this process to which later ones can be linked."""
+"""Recent computations of this process to which later ones can be linked."""
 
 
 Readings: TypeAlias = "Iterator[tuple[float, dict[str, str]]]"
@@ -45,7 +45,7 @@ Read: TypeAlias = "Callable[[Stats], Readings]"
 
 
 class _Open(NamedTuple):
-    """A span of a computation under way, and the context before it."""
+    """The span of a running computation, and the context before it."""
 
     span: Span
     before: Token[Context]
@@ -95,7 +95,7 @@ class Instrumentation:
         }
 
     def _reading(self, read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        """The callback of an instrument for when metrics are collected."""
+        """Return the callback of an instrument that is read when metrics are collected."""
         from opentelemetry.metrics import Observation
 
         def observed(_: CallbackOptions) -> Iterable[Observation]:
@@ -167,7 +167,7 @@ class Instrumentation:
                 self._contexts.popitem(last=False)
 
     def _link(self, key: str) -> None:
-        """Link the computation around a call to the one that made the result that it takes."""
+        """Link the computation around a call to the one that made the result it uses."""
         around = _current.get()
         made = self._contexts.get(key)
         if around is not None and made is not None:
@@ -213,19 +213,18 @@ def instrument(
         memo.instrument()
 
     Metrics are hits, stale hits, misses, refreshes and errors by function and tier, the times of
-    look-ups and computations, bytes, the time saved, and whether each tier is up.  Each computation
-    is a span, linked to the computations of this process whose stored results it took.
+    look-ups and computations, bytes, the time saved, and the state of each tier.  Each computation
+    is a span, linked to the computations of this process whose stored results it used.
 
     Args:
-        meter_provider: where metrics go; None: the global one.
-        tracer_provider: where spans go; None: the global one.
+        meter_provider: receives the metrics; None: the global one.
+        tracer_provider: receives the spans; None: the global one.
 
     Returns:
-        A function that stops it.  Calling `instrument` again replaces what it did before.
+        A function that stops it.  Another call of `instrument` replaces the first.
 
     Raises:
         MissingExtraError: the extra `otel` is not installed.
-        OptionError: one of them is no provider.
     """
     global _remove
     wanted = (

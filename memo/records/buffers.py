@@ -1,25 +1,25 @@
-"""Reducers: how values with buffers are pickled, so that a map of their bytes is enough to load.
+"""Reducers: pickle values with buffers so that loading only needs to map their bytes.
 
-numpy, pandas, Arrow and scipy hand most buffers to the pickler out of band by themselves.  These
+numpy, pandas, Arrow and scipy pass most buffers to the pickler out of band by themselves.  These
 are the exceptions:
 
 ==================================== ============================================================
-what                                 how it is pickled here
+value                                how it is pickled here
 ==================================== ============================================================
-datetime64, timedelta64, and what    the same bytes under a type that has a buffer, and the type
-else numpy has no buffer for
-arrays that are not contiguous       transposed where that is enough, else one contiguous copy
-object arrays of strings             as Arrow strings; still made into objects at each load
+datetime64, timedelta64, and other   the same bytes under a type that has a buffer, and the type
+types without a buffer in numpy
+arrays that are not contiguous       transposed if that is enough, else one contiguous copy
+object arrays of strings             as Arrow strings; still turned into objects at each load
 `memmap`, `matrix`, `recarray`,      the plain arrays in them
 `MaskedArray`
-two views of the very same bytes     stored once; the second is a copy when it is loaded
+two views of the very same bytes     stored once; the second is a copy after loading
 slices of Arrow arrays               without the rest of the array that they were cut from
 polars frames and series             as Arrow tables, which share polars' buffers
 ==================================== ============================================================
 
-What is pickled here loads with the functions of this module, so their names and arguments are part
-of what is stored.  Libraries are never imported here, since a value of theirs exists already;
-except pyarrow, which polars and pandas may use without having loaded it.
+The stored pickles call the functions of this module, so their names and arguments are part of the
+format.  Libraries are never imported here, since a value of theirs exists already; except pyarrow,
+which polars and pandas may use without having loaded it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
 SMALL = 4096
-"""Bytes of a buffer up to which it stays in the stream, and of an array that is left as it is."""
+"""Most bytes of a buffer that stays in the stream, and of an array that is left as it is."""
 _TEXTS = 1024
-"""Elements of an object array from which it is worth a look whether they are strings."""
+"""Fewest elements of an object array that is checked for being all strings."""
 _SLACK = 1.25
-"""How many times its own bytes an Arrow array may hold on to, before it is cut out."""
+"""Factor by which an Arrow array may refer to more bytes than its own before it is copied."""
 
 
 class Seen(Protocol):
-    """The pickle under way, as a reducer sees it."""
+    """The part of a pickler that a reducer sees."""
 
     seen: dict[tuple[str, int, int], Any]
     """(kind, address, bytes) -> the object that was pickled for them, kept alive until the end."""
@@ -51,7 +51,7 @@ Reducer = Callable[[Seen, Any], Any]
 
 
 def reduced(pickler: Seen, obj: Any) -> Any:
-    """The reduction of an object, or `NotImplemented`: its library's own."""
+    """Return the reduction of an object, or `NotImplemented` for its library's own."""
     kind = type(obj)
     reduce = _REDUCERS.get((kind.__module__, kind.__qualname__))
     if reduce is None and kind.__module__ == "pyarrow.lib":
@@ -102,12 +102,12 @@ def _has_buffer(array: Any) -> bool:
 
 
 def _plain(dtype: np.dtype[Any]) -> Any:
-    """A type of the same size that numpy has a buffer for."""
+    """Return a type of the same size that has a buffer in numpy."""
     return "i8" if dtype.kind in "Mm" else f"V{dtype.itemsize}"
 
 
 def _strided(array: np.ndarray[Any, Any]) -> Any:
-    """An array that is contiguous in another order of its axes, or is copied to be."""
+    """Reduce an array that is contiguous in another order of its axes, or a contiguous copy."""
     order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
     turned = array.transpose(order)
     if not turned.flags.c_contiguous:
@@ -116,7 +116,7 @@ def _strided(array: np.ndarray[Any, Any]) -> Any:
 
 
 def _objects(array: np.ndarray[Any, Any]) -> Any:
-    """An object array of strings, with missing values of one kind, as Arrow strings."""
+    """Reduce an object array of strings, with missing values of one kind, to Arrow strings."""
     if array.size < _TEXTS or not (array.flags.c_contiguous or array.flags.f_contiguous):
         return NotImplemented
     order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
@@ -138,7 +138,7 @@ def _objects(array: np.ndarray[Any, Any]) -> Any:
 
 
 def _viewed(_: Seen, array: Any) -> Any:
-    """A subclass of ndarray that adds nothing to the array that it is a view of."""
+    """Reduce a subclass of ndarray that adds nothing to the array that it is a view of."""
     if array.nbytes < SMALL or array.dtype.hasobject:
         return NotImplemented
     return viewed, (array.view(sys.modules["numpy"].ndarray), type(array))
@@ -154,12 +154,12 @@ def _masked(_: Seen, array: Any) -> Any:
 
 
 def typed(plain: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """An array of bytes under their own type."""
+    """Return an array of bytes under their own type."""
     return plain.view(dtype)
 
 
 def transposed(turned: np.ndarray[Any, Any], axes: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """An array with its axes in their own order."""
+    """Return an array with its axes in their own order."""
     return turned.transpose(axes)
 
 
@@ -173,7 +173,7 @@ def copied(
 def strings(
     arrow: pa.Array, missing: Any, shape: tuple[int, ...], order: Any
 ) -> np.ndarray[Any, Any]:
-    """An object array of strings."""
+    """Return an object array of strings."""
     texts: Any = arrow.to_numpy(zero_copy_only=False)
     if missing is not None:
         texts[arrow.is_null().to_numpy(zero_copy_only=False)] = missing
@@ -184,12 +184,12 @@ def strings(
 
 
 def viewed(array: np.ndarray[Any, Any], kind: type) -> Any:
-    """An array as a subclass."""
+    """Return an array as a subclass."""
     return array.view(kind)
 
 
 def masked(data: Any, mask: Any, fill: Any, hard: bool) -> Any:
-    """A masked array over these two arrays."""
+    """Return a masked array over these two arrays."""
     np = sys.modules["numpy"]
     array = np.ma.MaskedArray(data, np.ma.nomask if mask is None else mask, fill_value=fill)
     return array.harden_mask() if hard else array
@@ -199,7 +199,7 @@ def masked(data: Any, mask: Any, fill: Any, hard: bool) -> Any:
 
 
 def loaded_pyarrow() -> Any:
-    """The pyarrow of this process; None: it is not installed."""
+    """Return the pyarrow of this process; None if it is not installed."""
     try:
         import pyarrow as pa
     except ImportError:
@@ -222,7 +222,7 @@ def _arrow(pickler: Seen, value: Any) -> Any:
 
 
 def _polars(_: Seen, frame: Any) -> Any:
-    """A polars frame as an Arrow table, if it is the same when it comes back."""
+    """Reduce a polars frame to an Arrow table, if it survives the round trip."""
     pl, pa = sys.modules["polars"], loaded_pyarrow()
     if pa is None or frame.estimated_size() < SMALL:
         return NotImplemented
@@ -230,7 +230,7 @@ def _polars(_: Seen, frame: Any) -> Any:
         table = frame.to_arrow(compat_level=pl.CompatLevel.newest())
         if pl.from_arrow(table.slice(0, 0)).schema != frame.schema:
             return NotImplemented
-    except Exception:  # a type that Arrow does not have: each has an exception of its own
+    except Exception:  # a type that Arrow does not have; each raises its own exception
         return NotImplemented
     return polars_frame, (table,)
 
@@ -241,19 +241,19 @@ def _polars_series(pickler: Seen, series: Any) -> Any:
 
 
 def same(value: Any) -> Any:
-    """Identity: stands for an object that is pickled in place of another."""
+    """Return the value: used to pickle an object in place of another one."""
     return value
 
 
 def polars_frame(table: pa.Table) -> Any:
-    """A polars frame over the buffers of a table."""
+    """Return a polars frame over the buffers of a table."""
     import polars as pl
 
     return pl.from_arrow(table, rechunk=False)
 
 
 def polars_series(table: pa.Table, name: str) -> Any:
-    """A polars series over the buffers of a table of one column."""
+    """Return a polars series over the buffers of a table of one column."""
     return polars_frame(table).to_series().rename(name)
 
 

@@ -1,7 +1,7 @@
 """The codec: values to bytes and back.
 
-cloudpickle, protocol 5, with the big buffers (arrays, pandas blocks, Arrow buffers) out of band, so
-that they can be written once, named by their digest, and mapped instead of read.
+Uses cloudpickle, protocol 5, with the big buffers (arrays, pandas blocks, Arrow buffers) out of
+band, so that they can be written once, named by their digest, and mapped instead of read.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNREADABLE
 
 OUT_OF_BAND = 64 * 1024
-"""Bytes of buffers from which a value gets a payload; below, everything is in the stream."""
+"""A value with at least this many bytes of buffers gets a payload; below, all is in the stream."""
 _MULTITHREADED = 1024 * 1024
-"""Bytes from which BLAKE3 is worth more than one thread."""
+"""From this many bytes on, BLAKE3 uses several threads."""
 _WINDOW = 8 * 1024 * 1024
 """Bytes that are hashed at a time when a payload is verified."""
 _PIECE = 4 * 1024 * 1024
 """Bytes that are copied at a time."""
 PATIENT = 256 * 1024
-"""Bytes of a stream from which it is loaded so that other threads get their turn."""
+"""A stream of at least this many bytes is loaded in pieces, so that other threads can run."""
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
 
 _ALTERED = (io.TextIOWrapper, memoryview)
 """Types whose objects cloudpickle pickles as `StringIO` and `bytes`."""
 
 storing: ContextVar[bool] = ContextVar("memo_storing", default=False)
-"""True while a result is pickled, which takes no settings along."""
+"""True while a result is pickled, which must not include settings."""
 
 
 class Payload(NamedTuple):
-    """The big buffers of a value: what the header records of them, and the bytes themselves.
+    """The big buffers of a value: what the header records about them, and the bytes themselves.
 
     Attributes:
         digest: 32 bytes, the payload's name.
@@ -64,7 +64,7 @@ class Payload(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes, aligned as they are stored."""
+        """Bytes of the payload, aligned as stored."""
         return payload_size(self.table)
 
 
@@ -72,9 +72,9 @@ class Encoded(NamedTuple):
     """A value as bytes.
 
     Attributes:
-        stream: the pickle stream, or all of it compressed.
-        payload: the big buffers, where they are not in the stream.
-        codec: how it was written, for people.
+        stream: the pickle stream, or all of the value compressed.
+        payload: the big buffers, if they are not in the stream.
+        codec: how it was written, for display.
         flags: `memo.records.seal.COMPRESSED`.
     """
 
@@ -84,12 +84,12 @@ class Encoded(NamedTuple):
     flags: int = 0
 
     def __repr__(self) -> str:
-        """Without the stream, which holds the value."""
+        """Omit the stream, which contains the value."""
         return f"<Encoded {len(self.stream)} bytes>"
 
 
 class Encodable:
-    """A result that encodes itself: a stream, which is written while it grows.
+    """A result that encodes itself: a sequence, which is written while it grows.
 
     Attributes:
         returned: what the generator returned.
@@ -98,7 +98,7 @@ class Encodable:
     returned: Any = None
 
     def encoded(self, returned: bytes) -> Encoded:
-        """As it is stored.
+        """Return it in the form that is stored.
 
         Args:
             returned: the pickle of what the generator returned.
@@ -107,10 +107,10 @@ class Encodable:
 
 
 class AlteredError(Exception):
-    """A value, or something in it, would not load as what it is.
+    """A value, or something in it, would load as another type.
 
     Args:
-        kind: the type that would be another one.
+        kind: the type that would change.
         fault: what would happen to it.
     """
 
@@ -120,7 +120,7 @@ class AlteredError(Exception):
         self.fault = fault
 
     def of(self, result: type) -> str:
-        """The fault in a sentence about a result of some type."""
+        """Return the fault as part of a sentence about a result of some type."""
         return self.fault if result is self.kind else f"holds {type_named(self.kind)} that {self}"
 
     def __str__(self) -> str:
@@ -128,24 +128,24 @@ class AlteredError(Exception):
 
 
 def is_reduced_plainly(kind: type) -> bool:
-    """True if a class leaves it to `object` how pickle saves its objects."""
+    """True if a class leaves pickling of its objects to `object`."""
     given: Any = kind
     return given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
 
 
 Reduce = Callable[[Any], Any]
-"""The reduction of an object, or `NotImplemented`: the usual one."""
+"""The reduction of an object, or `NotImplemented` for the usual one."""
 
 
 def encode(
     value: Any, compress: int | None = None, reduce: Reduce = lambda value: NotImplemented
 ) -> Encoded:
-    """A value as a pickle stream and, where it has big buffers, a payload.
+    """Encode a value as a pickle stream and, if it has big buffers, a payload.
 
     Args:
         value: what a function returned.
-        compress: bytes from which it is compressed, if it gets smaller; None: never.
-        reduce: asked for every object that has no way of its own here.
+        compress: size in bytes from which it is compressed, if that makes it smaller; None: never.
+        reduce: called for every object that is not reduced here.
 
     Raises:
         Exception: any error of pickling this value.
@@ -179,7 +179,7 @@ def encode(
 
 
 def inline(value: Any, reduce: Reduce) -> bytes:
-    """A value as one pickle, its buffers included.
+    """Return a value as one pickle, including its buffers.
 
     Raises:
         Exception: any error of pickling this value.
@@ -192,14 +192,14 @@ def inline(value: Any, reduce: Reduce) -> bytes:
 
 
 def zstd() -> Any:
-    """The module that compresses, which most processes never need."""
+    """Return the module for compression, which most processes never need."""
     from memo.records import zstd_frames
 
     return zstd_frames
 
 
 def by_value(value: Any) -> bytes:
-    """A function with all that it reaches, as a pickle for a process without its source."""
+    """Pickle a function with everything that it reaches, for a process without its source."""
     import cloudpickle
 
     packed: bytes = cloudpickle.dumps(value, protocol=5)
@@ -207,7 +207,7 @@ def by_value(value: Any) -> bytes:
 
 
 def modules_by_value() -> set[str]:
-    """Modules whose functions and classes cloudpickle takes along by value."""
+    """Return the modules whose functions and classes cloudpickle pickles by value."""
     import cloudpickle
 
     return {"__main__", *cloudpickle.list_registry_pickle_by_value()}
@@ -224,8 +224,8 @@ def _pickled(
 class _Sink:
     """A file to pickle into.
 
-    It is asked every 64 KiB, and since it is Python, other threads get their turn then: pickling
-    and loading by themselves keep the interpreter until they are done.
+    The pickler calls it every 64 KiB, and since it is written in Python, other threads can run
+    then: pickling and loading by themselves hold the GIL until they are done.
     """
 
     __slots__ = ("parts",)
@@ -234,7 +234,7 @@ class _Sink:
         self.parts: list[bytes] = []
 
     def write(self, data: bytes | memoryview) -> int:
-        self.parts.append(bytes(data))  # bytes need no copy; other buffers are gone afterwards
+        self.parts.append(bytes(data))  # bytes need no copy; other buffers are invalid afterwards
         return len(data)
 
 
@@ -254,7 +254,7 @@ class _Source:
         return piece
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer, in pieces: copying 100 MB at once takes 50 ms."""
+        """Fill a buffer in pieces: copying 100 MB at once takes 50 ms."""
         size = min(len(buffer), len(self._view) - self._at)
         for start in range(0, size, _PIECE):
             end = min(start + _PIECE, size)
@@ -269,7 +269,7 @@ class _Source:
 
 @lru_cache(maxsize=1)
 def _pickler() -> Any:
-    """A `cloudpickle.Pickler` that asks `buffers` first."""
+    """Return a `cloudpickle.Pickler` that asks `buffers` first."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -279,7 +279,7 @@ def _pickler() -> Any:
             self.seen: dict[tuple[str, int, int], Any] = {}
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, _ALTERED):  # cloudpickle would make another type of it
+            if isinstance(obj, _ALTERED):  # cloudpickle would change the type
                 back = "bytes" if isinstance(obj, memoryview) else "StringIO"
                 raise AlteredError(type(obj), f"would load as {back}")
             done = reduced(self, obj)
@@ -298,13 +298,13 @@ def _flat(buffer: pickle.PickleBuffer) -> memoryview | None:
 
 
 def payload(views: tuple[memoryview, ...]) -> Payload:
-    """A payload of some buffers, hashed where they lie."""
+    """Return a payload of some buffers, hashed in place."""
     table = tuple(Buffer(v.nbytes, digest(v)) for v in views)
     return Payload(payload_digest(table), table, views)
 
 
 def digest(view: memoryview | bytes) -> bytes:
-    """BLAKE3 of some bytes, on all cores when they are many."""
+    """Return the BLAKE3 digest of some bytes, on all cores if they are many."""
     from blake3 import blake3
 
     threads = blake3.AUTO if len(view) >= _MULTITHREADED else 1
@@ -312,7 +312,7 @@ def digest(view: memoryview | bytes) -> bytes:
 
 
 def digest_of(pieces: Iterable[bytes]) -> bytes:
-    """As `digest`, of bytes that come in pieces."""
+    """As `digest`, for bytes that come in pieces."""
     from blake3 import blake3
 
     hasher = blake3(max_threads=blake3.AUTO)
@@ -322,7 +322,7 @@ def digest_of(pieces: Iterable[bytes]) -> bytes:
 
 
 def hasher(size: int = 0) -> Any:
-    """A BLAKE3 that takes its bytes in pieces, on all cores when `size` says that they are many."""
+    """Return a BLAKE3 hasher for pieces; it uses all cores if `size` is big."""
     from blake3 import blake3
 
     return blake3(max_threads=blake3.AUTO if size >= _MULTITHREADED else 1)
@@ -331,7 +331,7 @@ def hasher(size: int = 0) -> Any:
 def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
     """True if a payload that was just mapped has the buffers of a table.
 
-    Pages are released once they are read, so that this takes no memory.
+    Pages are released once they were read, so that this takes no memory.
     """
     at = 0
     for buffer in table:
@@ -360,14 +360,14 @@ def decode(
     table: Sequence[Buffer],
     flags: int = 0,
 ) -> Any:
-    """The value of a stream and its payload.
+    """Load a value from a stream and its payload.
 
     Args:
-        stream: from an entry whose seal held.
+        stream: from an entry with a valid seal.
         payload: the payload's bytes with its buffers aligned; writable and private, since arrays
-            will lie in it.  None when `table` is empty.
+            will use that memory.  None if `table` is empty.
         table: the buffers' sizes.
-        flags: the header's.
+        flags: the header's flags.
 
     Raises:
         EntryError: `"unreadable"`: it does not load here (a class is gone, a library has changed).
@@ -389,7 +389,7 @@ def decode(
 
 
 def inflated(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
-    """A compressed pickle stream, the payload beside it and its table.
+    """Return a compressed pickle stream, its payload and its table.
 
     Raises:
         EntryError: it cannot be read, or not here.
@@ -401,7 +401,7 @@ def inflated(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
 
 
 def slices(payload: memoryview | None, table: Sequence[Buffer]) -> list[memoryview]:
-    """The buffers of a payload, without copying."""
+    """Return the buffers of a payload, without copying."""
     views: list[memoryview] = []
     at = 0
     for buffer in table:
@@ -412,7 +412,7 @@ def slices(payload: memoryview | None, table: Sequence[Buffer]) -> list[memoryvi
 
 
 def payload_of(view: memoryview, header: Header) -> Payload:
-    """A stored payload in one piece, as the one that was stored."""
+    """Return a stored payload in one piece, as it was before it was stored."""
     views: list[memoryview] = []
     at = 0
     for buffer in header.buffers:
@@ -422,7 +422,7 @@ def payload_of(view: memoryview, header: Header) -> Payload:
 
 
 def aligned(payload: Payload) -> bytes:
-    """A payload's bytes in one piece, its buffers aligned."""
+    """Return a payload's bytes in one piece, with its buffers aligned."""
     parts: list[bytes | memoryview] = []
     for view in payload.views:
         parts += (view, bytes(-view.nbytes % ALIGN))
@@ -430,7 +430,7 @@ def aligned(payload: Payload) -> bytes:
 
 
 def described() -> str:
-    """How streams are written here: pickle protocol, Python, and the libraries in use."""
+    """Describe how streams are written here: pickle protocol, Python, and the libraries in use."""
     parts = [f"pickle5 python{sys.version_info.major}.{sys.version_info.minor}"]
     for name in _LIBRARIES:
         version = getattr(sys.modules.get(name), "__version__", None)

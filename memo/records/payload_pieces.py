@@ -2,11 +2,11 @@
 
 Rules of this module:
 
-1.  A payload is moved in pieces of `PIECE` bytes, so that moving it takes no memory that grows with
-    it: a leaving one is a map whose pages are let go of once they are sent, an arriving one is
+1.  A payload is moved in pieces of `PIECE` bytes, so that the memory needed does not grow with it:
+    a leaving payload is a map whose pages are released once they are sent, an arriving one is
     written to its file piece by piece.
-2.  What arrives is hashed while it arrives, against the table of a record whose seal held.  What
-    has another digest is never mapped, and its file is removed.
+2.  Arriving bytes are hashed on the way, against the table of a record with a valid seal.  If the
+    digest differs, they are never mapped, and their file is removed.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ the file.  One thread hashes them, at 6 GB/s here: they are too few for more."""
 
 
 class Sink(Protocol):
-    """Receiver of the bytes of one reply."""
+    """Receives the bytes of one reply."""
 
     size: int
 
     def begin(self) -> None:
-        """Start with the first byte; forget what came before."""
+        """Start with the first byte; forget earlier ones."""
         ...
 
     def room(self, at: int) -> memoryview:
-        """Buffer for the bytes from `at` on, as many as fit now."""
+        """Return a buffer for the bytes from `at` on, as many as fit now."""
         ...
 
     def took(self, piece: memoryview) -> None:
-        """Accept the buffer that `room` gave: it is filled."""
+        """Accept the buffer that `room` returned: it is filled."""
         ...
 
 
 class Held:
-    """A payload in one buffer of its own: a `Sink`, and then a `memo.stores.protocols.Source`."""
+    """A payload in a buffer of its own: a `Sink`, and then a `memo.stores.protocols.Source`."""
 
     __slots__ = ("_data", "identity", "size")
 
@@ -66,10 +66,10 @@ class Held:
         """See `Sink`."""
 
     def open(self, size: int) -> memoryview:
-        """The buffer itself, for one caller, which may write to it.
+        """Return the buffer itself, to one caller, which may write to it.
 
         Raises:
-            TierError: it has another size, or was given away before.
+            TierError: it has another size, or was returned before.
         """
         data, self._data = self._data, None
         if data is None or len(data) != size:
@@ -83,7 +83,7 @@ class Leaving(Payload):
     __slots__ = ()
 
     def pieces(self) -> Iterator[memoryview | bytes]:
-        """All its bytes, aligned as they are stored; each piece is let go of after its turn."""
+        """Yield all its bytes, aligned as stored; each piece is released afterwards."""
         at = 0
         for view in self.views:
             for start in range(0, view.nbytes, PIECE):
@@ -94,27 +94,27 @@ class Leaving(Payload):
 
 
 def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
-    """All bytes of a payload in memory, aligned as they are stored."""
+    """Yield all bytes of a payload in memory, aligned as stored."""
     for view in payload.views:
         yield view
         yield bytes(-view.nbytes % ALIGN)
 
 
 def leaving(mapped: memoryview, table: Sequence[Buffer]) -> Leaving:
-    """The payload of a table, in a private map that was not written to."""
+    """Return the payload of a table, in a private map that was not written to."""
     return Leaving(payload_digest(table), tuple(table), tuple(codec.slices(mapped, table)))
 
 
 class Arriving:
-    """A payload that is fetched when there is a file for it.
+    """A payload that is fetched once there is a file for it.
 
     Args:
-        table: its buffers, from a record whose seal held.
-        fetch: blocks until a `Sink` has all of it; False: it is not there any more.
+        table: its buffers, from a record with a valid seal.
+        fetch: blocks until a `Sink` has all of it; False if it is gone.
 
     Attributes:
         digest, size: of the payload.
-        fault: what `fetch` raised.
+        fault: the error that `fetch` raised.
     """
 
     def __init__(self, table: Sequence[Buffer], fetch: Callable[[Sink], bool]) -> None:
@@ -128,7 +128,7 @@ class Arriving:
         """Fetch the payload into a new file.
 
         Raises:
-            TierError: it could not be fetched, is not there, or is not what the table says.
+            TierError: it could not be fetched, is gone, or does not match the table.
             OSError: it could not be written.
         """
         sink = _File(descriptor, self.table, self.size)
@@ -173,7 +173,7 @@ class _File:
 
 
 class Check:
-    """True if bytes that come in pieces are the buffers of a table, aligned as they are stored."""
+    """Checks that bytes in pieces are the buffers of a table, aligned as stored."""
 
     def __init__(self, table: Sequence[Buffer]) -> None:
         self._left = iter(table)
@@ -181,7 +181,7 @@ class Check:
         self._next()
 
     def _next(self) -> None:
-        """Go on to the next buffer that has bytes."""
+        """Go on to the next buffer that is not empty."""
         for buffer in self._left:
             self._buffer: Buffer | None = buffer
             self._hasher: Any = codec.hasher()

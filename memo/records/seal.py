@@ -1,10 +1,10 @@
-"""The seal: what an entry looks like as bytes, and why those bytes may be believed.
+"""The seal: the binary format of an entry, and how it is authenticated.
 
 An entry is one *record*: a header, readable without unpickling, and a pickle stream.  Big buffers
-lie beside it, in a payload that the header names by digest.
+are in a separate payload that the header names by digest.
 
 ====== ====== =====================================================================================
-offset bytes  what
+offset bytes  content
 ====== ====== =====================================================================================
 0      8      magic; its last byte is the format
 8      8      id of the secret that sealed the record
@@ -15,9 +15,9 @@ offset bytes  what
 ====== ====== =====================================================================================
 
 All integers are big-endian.  The algorithm belongs to the format, never to the entry; the seal is
-compared in constant time, and before anything behind it is parsed, inflated, allocated or loaded.
-The stamps, as `stamp_blocks` packs them, are at a known place, so that they can be compared without
-reading the rest.
+compared in constant time, before anything after it is parsed, decompressed, allocated or loaded.
+The stamps, as packed by `stamp_blocks`, are at a known position, so that they can be compared
+without reading the rest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from memo.settings.secret_keys import Secret
 
 MAGIC = b"\x89memo\r\n\x01"
 ALIGN = 64
-"""Buffers of a payload begin at multiples of this, as numpy's and Arrow's kernels like it."""
+"""Alignment of a payload's buffers, as numpy's and Arrow's kernels prefer."""
 LONGEST = 0xFFFF
 """Most bytes of a text in a header."""
 
@@ -55,20 +55,20 @@ _BUFFER = struct.Struct(">Q32s")
 _new = tuple.__new__  # a third of what a named tuple's own takes
 
 GLANCES = 4 * 1024 * 1024
-"""Bytes of entries that `Glances` keeps at most."""
+"""Most bytes of entries that `Glances` keeps."""
 ONCE = 4096
-"""Names that `Glances` remembers; beyond that it is emptied."""
+"""Names that `Glances` remembers as seen once; beyond it all of them are forgotten."""
 LOOKED_AT = 32 * 1024
-"""Bytes of a record that is kept there at most."""
+"""Most bytes of a record that is kept there."""
 GLANCE = 1536
-"""Bytes that an entry takes there besides its record, roughly (measured with tracemalloc)."""
+"""Approximate bytes that an entry takes there besides its record (measured with tracemalloc)."""
 
 COMPRESSED = 1
 """Flag: the stream is compressed with zstd."""
 RAISED = 2
 """Flag: the value is an exception that the function raised."""
 STREAM = 4
-"""Flag: the value is what a generator gave; see `spool`."""
+"""Flag: the value is the sequence of a generator; see `spool`."""
 
 
 class Buffer(NamedTuple):
@@ -79,14 +79,14 @@ class Buffer(NamedTuple):
 
 
 def payload_digest(buffers: Iterable[Buffer]) -> bytes:
-    """The name of a payload: 32 bytes that depend on every byte of its buffers, and their order."""
+    """Return the name of a payload: 32 bytes that depend on all its buffers in order."""
     return blake2b(
         b"".join(_BUFFER.pack(*b) for b in buffers), digest_size=32, person=b"memo payload"
     ).digest()
 
 
 def payload_size(buffers: Iterable[Buffer]) -> int:
-    """Bytes of a payload with its buffers aligned."""
+    """Return the bytes of a payload with its buffers aligned."""
     return sum(-(-b.size // ALIGN) * ALIGN for b in buffers)
 
 
@@ -94,16 +94,16 @@ class Header(NamedTuple):
     """Metadata of an entry, readable without loading its value.
 
     Attributes:
-        namespace, key: where it belongs; checked against what was asked for.
-        function: identity of the function, `"module:qualname"`.
+        namespace, key: what it belongs to; checked against what was asked for.
+        function: id of the function, `"module:qualname"`.
         code: the function's code version.
-        address: what a person invalidates it by, `"prefix:arg:arg"`.
-        codec: how the stream was written, with the majors of the libraries concerned.
+        address: the readable name for invalidation, `"prefix:arg:arg"`.
+        codec: how the stream was written, with the major versions of the libraries concerned.
         writer: `"host/pid"` of the process that computed it.
-        summary: JSON, argument name -> short text and digest, for people and for `explain`.
+        summary: JSON, argument name -> short text and digest, for display and for `explain`.
         times: see `memo.records.stamp_types.Times`.
-        stamps: what must hold for it to be valid.
-        buffers: of its payload, in order; empty when all of it is in the stream.
+        stamps: the stamps that must hold for it to be valid.
+        buffers: the buffers of its payload, in order; empty if all of it is in the stream.
         flags: `COMPRESSED`, `RAISED`, `STREAM`.
     """
 
@@ -128,12 +128,12 @@ class Entry:
         record: the whole record as stored.
         stream: the pickle stream, still packed.
         times: see `memo.records.stamp_types.Times`.
-        claims: its generations, as `HostGenerations.texts` reads them, where it is plain.
-        texts: those of the states in `claims`; None where it is not plain.
-        plain: whether those, read from here, are all that can invalidate it and all that it has:
-            no other stamps than results that rest on them, no payload, no flags.
-        blocks: those that the last of its generations lie in.
-        results: whether there are results among its stamps, which `claims` does not have.
+        claims: its generations, as `HostGenerations.texts` reads them, if it is plain.
+        texts: the texts of the states in `claims`; None if it is not plain.
+        plain: nothing but these generations can invalidate it: it has no other stamps than results
+            that depend on them, no payload, no flags.
+        blocks: the blocks with the last of its generations.
+        results: there are results among its stamps, which `claims` does not include.
         size: bytes of the record and its payload.
     """
 
@@ -175,20 +175,20 @@ class Entry:
 
     @property
     def header(self) -> Header:
-        """All that is known without loading the value."""
+        """Everything that is known without loading the value."""
         if self._header is None:  # read each time, so that an entry in memory does not grow
             return parse(memoryview(self.record))[0]
         return self._header
 
     @property
     def stamps(self) -> tuple[Stamp, ...]:
-        """Stamps that must hold for it to be valid."""
+        """The stamps that must hold for it to be valid."""
         simple = self.plain and not self.results and self._header is None
         return self.generations if simple else self.header.stamps
 
     @property
     def generations(self) -> tuple[Generation, ...]:
-        """Those of its stamps that are generations."""
+        """The generations among its stamps."""
         if self.plain and self.blocks:
             made = Stamps.of(map(generation, self._loose), self.blocks)
             return cast("tuple[Generation, ...]", made)
@@ -198,7 +198,7 @@ class Entry:
 
     @property
     def _loose(self) -> Sequence[Claim]:
-        """Those of its claims that are in no block."""
+        """The claims that are in no block."""
         inside = sum(len(block.claims) for block in self.blocks)
         return self.claims[: len(self.claims) - inside]
 
@@ -216,29 +216,29 @@ class Entry:
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
-        """Those of its payload."""
+        """The buffers of its payload."""
         return () if self.plain else self.header.buffers
 
     @property
     def flags(self) -> int:
-        """As in its header."""
+        """The flags of its header."""
         return 0 if self.plain else self.header.flags
 
     def compact(self) -> Entry:
-        """The entry without what can be read from its record again, to be kept in memory."""
+        """Return the entry without what can be read from its record again, to be kept in memory."""
         if not self.plain or self._header is None:
             return self
         parts = (self.record, self.stream, self.times, self.claims, True, self.size)
         return Entry(*parts, results=self.results, blocks=self.blocks)
 
     def __sizeof__(self) -> int:
-        """Bytes that it takes besides its record."""
+        """Return the bytes that it takes besides its record."""
         shared = 2 * _POINTER * len(self.claims) + sum(block.weight for block in self.blocks)
         parts = (self.times, self._loose, self._header)
         return object.__sizeof__(self) + _VIEW + shared + sum(map(weight, parts))
 
     def __repr__(self) -> str:
-        """Without the stream, which holds the value."""
+        """Omit the stream, which contains the value."""
         return f"<Entry {self.header.function} {self.header.key} {self.size} bytes>"
 
     def _repr_html_(self) -> str:
@@ -253,7 +253,7 @@ _VIEW = sys.getsizeof(memoryview(b"")) + 144
 
 
 def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
-    """An entry of its parts."""
+    """Return an entry made from its parts."""
     size = len(record) + payload_size(header.buffers)
     plain = not (header.buffers or header.flags)
     blocks, loose = blocks_of(header.stamps), loose_of(header.stamps)
@@ -274,7 +274,7 @@ def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
-    """A sealed record."""
+    """Return a sealed record."""
     h = header
     texts = (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
     short = list(map(str.encode, texts))
@@ -308,7 +308,7 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
 
 
 def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry:
-    """The entry in a record; see `opened`."""
+    """Return the entry in a record; see `opened`."""
     header, stream = opened(record, secrets, namespace, key)
     return entry(header, stream, record)
 
@@ -316,11 +316,11 @@ def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
 def opened(
     record: bytes, secrets: Sequence[Secret], namespace: str, key: str
 ) -> tuple[Header, memoryview]:
-    """Header and stream of a record, if one of these secrets sealed it for this namespace and key.
+    """Return header and stream of a record, if one of these secrets sealed it for this key.
 
     Raises:
         EntryError: `"unreadable"` (not a record of this format), or `"unauthentic"` (sealed by an
-            unknown secret, changed since, or sealed for another key).
+            unknown secret, changed since, or sealed for another key or namespace).
     """
     view = memoryview(record)
     if len(view) < _BODY_AT + _PLACES.size + _FIXED.size or view[:8] != MAGIC:
@@ -336,10 +336,10 @@ def opened(
 
 
 def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry | None:
-    """The entry in a record, as `unpack` has it, with no more of it read than a hit needs.
+    """Return the entry in a record, as `unpack`, but read no more of it than a hit needs.
 
-    None where that is not enough to tell: it has a payload, or stamps that are no generations, or
-    `unpack` would refuse it for another reason than its seal.
+    None if that is not enough: it has a payload, or stamps that are not generations, or `unpack`
+    would refuse it for another reason than its seal.
 
     Raises:
         EntryError: `"unauthentic"`.
@@ -380,11 +380,12 @@ def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
 
 
 class Glances:
-    """Recently checked records, so that one that is hit again and again is checked once.
+    """Recently checked records, so that a record with many hits is checked only once.
 
-    Equal bytes under the same name have the seal that was compared; one set of secrets has one such
-    object.  A record is kept from its second look-up on, since keeping one-off records costs more
-    than checking them.  A full table takes no more; once enough others were met, it is emptied.
+    Equal bytes under the same name have the seal that was compared; there is one such object per
+    set of secrets.  A record is kept from its second look-up on, since keeping one-off records
+    costs more than checking them.  A full table takes no more; once enough other records were seen,
+    it is emptied.
 
     Args:
         secrets, namespace: as for `glance`.
@@ -398,7 +399,7 @@ class Glances:
         self.held_bytes = 0
 
     def glance(self, name: str, record: bytes, key: str) -> Entry | None:
-        """As the function `glance`, of a record that lies under a name.
+        """As the function `glance`, for a record stored under a name.
 
         Raises:
             EntryError: `"unauthentic"`.
@@ -420,7 +421,7 @@ class Glances:
 
 
 class Worth(NamedTuple):
-    """Facts from which eviction ranks an entry.
+    """The facts by which eviction ranks an entry.
 
     Attributes:
         cost: nanoseconds that its computation took.
@@ -432,7 +433,7 @@ class Worth(NamedTuple):
 
 
 def worth(record: bytes) -> Worth | None:
-    """Worth that a record claims, authenticated or not; None where it is no record."""
+    """Return the worth that a record claims, authenticated or not; None if it is not a record."""
     if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
         return None
     facts = _OUTLINE.unpack_from(record, _BODY_AT)
@@ -444,7 +445,10 @@ def worth(record: bytes) -> Worth | None:
 
 
 def finished(record: bytes) -> int:
-    """When the computation of a record ended, authenticated or not; 0 if it is no record."""
+    """Return when the computation of a record ended, authenticated or not.
+
+    0 if it is not a record.
+    """
     if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
         return 0
     at: int = _OUTLINE.unpack_from(record, _BODY_AT)[5]
@@ -463,7 +467,7 @@ def check_seal(record: bytes, view: memoryview, secrets: Sequence[Secret]) -> No
 
 
 def parse(view: memoryview) -> tuple[Header, memoryview]:
-    """The header and the pickle stream of a record whose seal was checked."""
+    """Parse the header of a record whose seal was checked; return it and the pickle stream."""
     header_end, stamps_at, stamps_size = _PLACES.unpack_from(view, _BODY_AT)
     fixed = _FIXED.unpack_from(view, _FIXED_AT)
     length, started, finished, boot, ttl, grace, cost, boot_id, flags = fixed[:9]
@@ -485,12 +489,12 @@ def parse(view: memoryview) -> tuple[Header, memoryview]:
 
 
 def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
-    """The texts of a header, and where they end."""
+    """Return the texts of a header, and where they end."""
     at = _FIXED_AT + _FIXED.size
     end = at + sum(sizes)
     whole = str(view[at:end], "utf-8")
     texts: list[str] = []
-    if len(whole) == end - at:  # a byte a character
+    if len(whole) == end - at:  # one byte per character
         at = 0
         for size in sizes:
             texts.append(whole[at : at + size])
@@ -503,7 +507,10 @@ def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
 
 
 def groups(record: bytes) -> list[str]:
-    """The groups that a record names which was sealed or verified here; none if it is no record."""
+    """Return the groups named by a record that was sealed or verified here.
+
+    None if it is not a record.
+    """
     if not record.startswith(MAGIC):
         return []
     try:

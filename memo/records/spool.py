@@ -1,26 +1,24 @@
 """Spools: the items of a generator, while they are collected and as they are stored.
 
-An item is a pickle of its own.  Pickles are gathered in chunks of about `CHUNK` bytes:
+Each item is pickled by itself.  Pickles are grouped in chunks of about `CHUNK` bytes:
 
 ====== ======= ====================================================================================
-offset bytes   what
+offset bytes   content
 ====== ======= ====================================================================================
 0      8       number of items
 8      8 each  lengths of their pickles
 ...    ...     the pickles
 ====== ======= ====================================================================================
 
-A chunk that is compressed (`compress`) has `_PACKED` in the place of all that, and behind it what
-`zstd_frames` makes of it.
+A compressed chunk (`compress`) consists of `_PACKED`, followed by the output of `zstd_frames`.
 
 Rules of this module:
 
-1.  The chunks are the buffers of an entry's payload.  Where all of them together are small they lie
-    in the entry's stream instead.
-2.  Up to `IN_MEMORY` bytes a spool is in memory, beyond that in a file without a name, laid out as
-    the payload will be.  So storing a stream of any size, and loading it, takes the memory of a
-    few chunks.
-3.  What is read back from that file has the digest that it was written with.
+1.  The chunks are the buffers of an entry's payload.  If all of them together are small they are in
+    the entry's stream instead.
+2.  Up to `IN_MEMORY` bytes a spool is in memory, beyond that in an unnamed file with the layout of
+    the payload.  So storing or loading a stream of any size takes the memory of a few chunks.
+3.  What is read back from that file is checked against the digest that it was written with.
 """
 
 from __future__ import annotations
@@ -45,9 +43,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHUNK = 1 << 20
-"""Bytes of pickles from which a chunk is full."""
+"""Bytes of pickles at which a chunk is full."""
 IN_MEMORY = 4 << 20
-"""Bytes of a spool from which it lies in a file."""
+"""Bytes of a spool above which it is in a file."""
 _COUNT = struct.Struct(">Q")
 _PACKED = b"\xff" * _COUNT.size
 """More items than there can be."""
@@ -59,10 +57,10 @@ def _packed(items: Sequence[bytes]) -> bytes:
 
 
 def _items(chunk: memoryview) -> list[memoryview]:
-    """The pickles in a chunk.
+    """Return the pickles in a chunk.
 
     Raises:
-        EntryError: it is none.
+        EntryError: it is not a chunk.
     """
     if chunk[: len(_PACKED)] == _PACKED:
         chunk = codec.inflated(chunk[len(_PACKED) :])[0]
@@ -80,7 +78,7 @@ def _items(chunk: memoryview) -> list[memoryview]:
 
 
 def loaded(item: bytes | memoryview) -> Any:
-    """An item of its pickle.
+    """Load an item from its pickle.
 
     Raises:
         EntryError: it does not load here.
@@ -89,12 +87,12 @@ def loaded(item: bytes | memoryview) -> Any:
 
 
 class Contents(NamedTuple):
-    """The items as the stream of an entry describes them.
+    """The items as described by the stream of an entry.
 
     Attributes:
-        number: how many there are.
+        number: number of items.
         returned: what the generator returned.
-        chunks: all of them; None: they are the payload.
+        chunks: all chunks; None: they are the payload.
     """
 
     number: int
@@ -103,7 +101,7 @@ class Contents(NamedTuple):
 
 
 class Stream:
-    """A stored sequence, read as often as wanted, one chunk at a time.
+    """A stored sequence, which can be read repeatedly, one chunk at a time.
 
     Attributes:
         count, returned: see `Contents`.
@@ -119,10 +117,10 @@ class Stream:
         self._table = tuple(table)
 
     def items(self, start: int = 0) -> Iterator[Any]:
-        """Its items, from a position on.
+        """Yield its items, from a position on.
 
         Raises:
-            EntryError: one does not load here.
+            EntryError: an item does not load here.
         """
         at = 0
         for chunk in self._views():
@@ -145,7 +143,10 @@ class Stream:
 
 
 class _Outgoing(Arriving):
-    """The payload of a spool: to a disk it goes piece by piece, to others as views of its file."""
+    """The payload of a spool.
+
+    Written to a disk piece by piece, passed to others as views of its file.
+    """
 
     def __init__(self, spool: Spool) -> None:
         super().__init__(spool.table, self._read)
@@ -172,18 +173,18 @@ class _Outgoing(Arriving):
 
 
 class Spool(codec.Encodable):
-    """The items that a generator has given so far.  Not safe for threads by itself.
+    """The items that a generator has produced so far.  Not thread-safe by itself.
 
     Args:
-        folder: where its file lies, if it needs one; None: where temporary files do.
-        compress: bytes from which items are compressed; None: none are.
+        folder: the directory for its file, if it needs one; None: that of temporary files.
+        compress: size in bytes from which items are compressed; None: never.
 
     Attributes:
         count: items so far.
         size: bytes of the full chunks.
-        table: of the full chunks.
+        table: the table of the full chunks.
         returned: what the generator returned.
-        fault: why it stopped keeping items; `""`: it did not.
+        fault: why it stopped keeping items, or `""`.
     """
 
     def __init__(self, folder: Path | None = None, compress: int | None = None) -> None:
@@ -202,11 +203,11 @@ class Spool(codec.Encodable):
 
     @property
     def shape(self) -> tuple[int]:
-        """How many items there are, for summaries."""
+        """The number of items, for summaries."""
         return (self.count,)
 
     def add(self, item: bytes) -> None:
-        """Keep the pickle of the next item.
+        """Add the pickle of the next item.
 
         Raises:
             OSError: the disk is full.
@@ -223,7 +224,7 @@ class Spool(codec.Encodable):
         self.close()
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Close its file and drop its items."""
         self._full, self._open = [], []
         if self._file is not None:
             self._file.close()
@@ -247,7 +248,7 @@ class Spool(codec.Encodable):
         self.size += -(-len(chunk) // ALIGN) * ALIGN
 
     def _compressed(self, chunk: bytes) -> bytes:
-        """A chunk as it is kept: compressed where that is asked for and worth while."""
+        """Return a chunk as it is kept: compressed if that is wanted and worthwhile."""
         self._given += len(chunk)
         if self._compress is None or self._given < self._compress:
             return chunk
@@ -258,7 +259,7 @@ class Spool(codec.Encodable):
         return chunk
 
     def _opened(self) -> IO[bytes]:
-        """A file without a name, beside the cache, since temporary files may be in memory."""
+        """Return an unnamed file in the cache directory, since temporary files may be in memory."""
         import tempfile  # most sequences stay in memory
 
         try:
@@ -276,10 +277,10 @@ class Spool(codec.Encodable):
     # --- reading ---------------------------------------------------------------------------------
 
     def chunk(self, index: int) -> memoryview:
-        """A full chunk.
+        """Return a full chunk.
 
         Raises:
-            TierError: its file does not give what was written.
+            TierError: its file does not have what was written.
         """
         if self._file is None:
             return memoryview(self._full[index])
@@ -290,11 +291,11 @@ class Spool(codec.Encodable):
         return memoryview(data)
 
     def chunks(self) -> Iterator[memoryview]:
-        """The full chunks, in order."""
+        """Yield the full chunks, in order."""
         return map(self.chunk, range(len(self.table)))
 
     def item(self, index: int, cursor: Cursor) -> bytes | memoryview:
-        """The pickle of an item; `cursor` is one reader's."""
+        """Return the pickle of an item; `cursor` belongs to one reader."""
         first = self.count - len(self._open)
         if index >= first:
             return self._open[index - first]
@@ -306,7 +307,7 @@ class Spool(codec.Encodable):
     # --- storing ---------------------------------------------------------------------------------
 
     def encoded(self, returned: bytes) -> Encoded:
-        """All of it as it is stored; nothing is added any more.
+        """Return all of it in the form that is stored; nothing may be added after that.
 
         Args:
             returned: the pickle of what the generator returned.
@@ -320,7 +321,7 @@ class Spool(codec.Encodable):
         return Encoded(stream, payload, codec.described(), STREAM)
 
     def items(self) -> Iterator[Any]:
-        """The items, loaded one by one."""
+        """Yield the items, loaded one by one."""
         cursor = Cursor()
         for index in range(self.count):
             yield loaded(self.item(index, cursor))
@@ -337,7 +338,7 @@ class Cursor:
 
 
 def contents(stream: memoryview | bytes) -> Contents:
-    """The content of an entry's stream.
+    """Return the content of an entry's stream.
 
     Raises:
         EntryError: it does not load.

@@ -1,15 +1,15 @@
-"""Stamps as bytes, in blocks: what nested calls inherit from each other is packed once.
+"""Stamps as bytes, in blocks: stamps that nested calls inherit are packed only once.
 
-An entry names every generation that it rests on, also those that it inherited from the calls that
-it used.  If each level packed all of them again, calls nested `n` deep would cost `n * n`.  So
-inherited generations are gathered into a *block* as soon as there are `GATHERED` of them, and the
-entries further out hold that very block: its bytes are copied, its objects are shared.
+An entry names every generation that it depends on, including those inherited from the calls that it
+used.  If each level packed all of them again, calls nested `n` deep would cost `n * n`.  So
+inherited generations are gathered into a *block* as soon as there are `GATHERED` of them, and outer
+entries contain that very block: its bytes are copied, its objects are shared.
 
-The bytes are either one part, or `B` and several parts, each after its length in 4 bytes: first
-the stamps outside blocks, then the blocks.  The former are a JSON list of `["g", group, arguments,
+The bytes are either one part, or `B` and several parts, each after its length in 4 bytes: first the
+stamps outside blocks, then the blocks.  The former are a JSON list of `["g", group, arguments,
 text, last]`, `["f", ...]` and so on, where `arguments` is a list of [name, digest], or null for
 anything in the group.  A block is a JSON list of four columns: groups, arguments, texts and lasts.
-Where a part is long it is deflated, since its rows have most of their text in common.
+A long part is deflated, since its rows have most of their text in common.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp,
 from memo.runtime.reasons import UNREADABLE
 
 GATHERED = 64
-"""How many inherited generations outside blocks become a block."""
+"""Number of inherited generations outside blocks that become a block."""
 DEFLATED = 512
-"""Bytes of a part from which it is deflated."""
+"""Parts of at least this many bytes are deflated."""
 MOST = 64 << 20
-"""Bytes that stamps are inflated to at most."""
+"""Most bytes of inflated stamps."""
 _PARTS = b"B"
 _LENGTH = 4
 
@@ -45,7 +45,7 @@ class Block:
 
     Attributes:
         packed: its bytes.
-        claims: its generations, as they are packed.
+        claims: its generations, as packed.
     """
 
     def __init__(self, packed: bytes, claims: Sequence[Claim]) -> None:
@@ -61,7 +61,7 @@ class Block:
 
     @cached_property
     def generations(self) -> tuple[Generation, ...]:
-        """Its stamps."""
+        """Its generations, as stamps."""
         return tuple(map(generation, self.claims))
 
     @cached_property
@@ -71,12 +71,12 @@ class Block:
 
     @cached_property
     def most(self) -> int:
-        """How many of its refs are in the same group at most."""
+        """The largest number of its refs in one group."""
         return max(Counter(ref.group for ref in self.states).values())
 
     @cached_property
     def weight(self) -> int:
-        """Bytes that it takes, roughly: what packs to one byte is about six."""
+        """Approximate bytes that it takes: one packed byte corresponds to about six."""
         return len(self.packed) + sum(map(weight, self.claims))
 
     def __eq__(self, other: object) -> bool:
@@ -87,11 +87,11 @@ class Block:
 
 
 class Stamps(tuple[Stamp, ...]):  # noqa: SLOT001 - a tuple's size varies: it has no slots
-    """Stamps, of which the last ones lie in blocks.
+    """Stamps, the last of which are in blocks.
 
     Attributes:
-        loose: those before.
-        blocks: with the others, in order.
+        loose: the stamps before the blocks.
+        blocks: the blocks with the other stamps, in order.
     """
 
     loose: tuple[Stamp, ...]
@@ -109,20 +109,20 @@ class Stamps(tuple[Stamp, ...]):  # noqa: SLOT001 - a tuple's size varies: it ha
 
 
 def blocks_of(stamps: tuple[Stamp, ...]) -> tuple[Block, ...]:
-    """The blocks that the last ones of some stamps lie in."""
+    """Return the blocks at the end of some stamps."""
     return stamps.blocks if isinstance(stamps, Stamps) else ()
 
 
 def loose_of(stamps: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
-    """Those of some stamps that lie in no block."""
+    """Return the stamps that are in no block."""
     return stamps.loose if isinstance(stamps, Stamps) else stamps
 
 
 def gathered(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, ...]:
-    """Stamps of which the inherited generations outside blocks are a new one, if they are many.
+    """Gather the inherited generations outside blocks into a new block, if they are many.
 
     Args:
-        stamps: without results, which name others by their places.
+        stamps: without results, which refer to others by position.
         own: those that are not inherited.
     """
     loose, mine = loose_of(stamps), set(own)
@@ -134,7 +134,7 @@ def gathered(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, ..
 
 
 def weight(part: object) -> int:
-    """Bytes of an object and all that it holds."""
+    """Return the bytes of an object and everything that it holds."""
     size = sys.getsizeof(part)
     return size + sum(map(weight, part)) if isinstance(part, (tuple, list)) else size
 
@@ -145,19 +145,19 @@ _new = tuple.__new__  # a third of what a named tuple's own takes
 
 
 def generation(claim: Claim) -> Generation:
-    """The stamp that a claim is.
+    """Return a claim as a stamp.
 
     Raises:
-        EntryError: it cannot be read.
+        EntryError: it is malformed.
     """
     return _new(Generation, (claimed(claim), _new(State, tuple(claim[3:]))))
 
 
 def claimed(claim: Claim) -> Ref:
-    """The ref that a claim is about.
+    """Return the ref of a claim.
 
     Raises:
-        EntryError: it cannot be read.
+        EntryError: it is malformed.
     """
     _, group, arguments, _, _ = claim
     try:
@@ -172,7 +172,7 @@ def claimed(claim: Claim) -> Ref:
 
 
 def pack(stamps: tuple[Stamp, ...]) -> bytes:
-    """Stamps as bytes."""
+    """Pack stamps into bytes."""
     loose = _part(list(map(_row, loose_of(stamps))))
     blocks = blocks_of(stamps)
     if not blocks:
@@ -182,10 +182,10 @@ def pack(stamps: tuple[Stamp, ...]) -> bytes:
 
 
 def unpack(text: bytes | memoryview) -> tuple[Stamp, ...]:
-    """The inverse of `pack`.
+    """Return the stamps that were packed by `pack`.
 
     Raises:
-        ValueError, TypeError, IndexError: it is not what `pack` makes.
+        ValueError, TypeError, IndexError: the bytes do not come from `pack`.
     """
     rows, blocks = outline(text)
     stamps = map(_stamp, rows)
@@ -193,10 +193,10 @@ def unpack(text: bytes | memoryview) -> tuple[Stamp, ...]:
 
 
 def outline(text: bytes | memoryview) -> tuple[list[Any], list[Block]]:
-    """The rows of stamps outside blocks, and the blocks; of the latter each row is a claim.
+    """Return the rows of stamps outside blocks, and the blocks; each row of a block is a claim.
 
     Raises:
-        ValueError: it is not what `pack` makes.
+        ValueError: the bytes do not come from `pack`.
     """
     if text[:1] != _PARTS:
         return _rows(text), []

@@ -1,4 +1,4 @@
-"""Times and stamps: what a record carries of when it was computed and of what it depends on.
+"""Times and stamps: when a record was computed, and what it depends on.
 
 Plain data, read and written by `seal`; `validity` has the rules.
 """
@@ -6,18 +6,18 @@ Plain data, read and written by `seal`; `validity` has the rules.
 from memo.runtime.named_tuple import NamedTuple
 
 ADDRESS = "@"
-"""The argument of a prefix group under which a call has its address."""
+"""The argument of a prefix group that stands for the address of a call."""
 
 
 class Times(NamedTuple):
     """The times of an entry, all in nanoseconds.
 
     Attributes:
-        started: wall clock when the computation began (never goes back for one key).
+        started: wall clock when the computation began (never decreases for a key).
         finished: wall clock when it ended.
-        boot_id: the start of the machine on which `finished_boot` was read.
+        boot_id: the boot of the machine on which `finished_boot` was read.
         finished_boot: `Clock.boot_ns` when it ended.
-        ttl: how long it is fresh after `finished`; -1: no expiry.
+        ttl: how long it is fresh after `finished`; -1: it does not expire.
         grace: how long after that it may still serve as stale or as fallback.
         cost: how long the computation took.
     """
@@ -44,12 +44,12 @@ class Ref(NamedTuple):
 
 
 class State(NamedTuple):
-    """Reading of a `Ref` at one moment.
+    """The state of a `Ref` at one moment.
 
     Attributes:
-        text: `*`'s token, then `|field:token` for every covering field in sorted order; `""` when
-            `*` is lost, which equals no state that was ever recorded.
-        last: the token of `!`, or `""` when nothing was ever invalidated in the group.
+        text: `*`'s token, then `|field:token` for every covering field in sorted order; `""` if `*`
+            is lost, which equals no state that was ever recorded.
+        last: the token of `!`, or `""` if nothing was ever invalidated in the group.
     """
 
     text: str
@@ -60,20 +60,20 @@ LOST = State("", "")
 
 
 class Generation(NamedTuple):
-    """A stamp: what a ref read before the computation began."""
+    """A stamp: the state of a ref before the computation began."""
 
     ref: Ref
     state: State
 
 
 class File(NamedTuple):
-    """A stamp: a file as it was before the computation began.
+    """A stamp: the state of a file before the computation began.
 
     Attributes:
         path: absolute path, or a URL.
-        facts: what identifies this version of the file; two equal texts mean the same content.
-        by_content: whether `facts` is a digest of the content, or of size, time and inode.
-        every: seconds for which a remote source is believed without asking again.
+        facts: identifies this version of the file; equal texts mean the same content.
+        by_content: `facts` is a digest of the content, not of size, time and inode.
+        every: seconds for which the state of a remote source is reused without asking again.
     """
 
     path: str
@@ -83,12 +83,12 @@ class File(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A stamp: what a `depends_on` callable answered before the computation began.
+    """A stamp: the answer of a `depends_on` callable before the computation began.
 
     Attributes:
-        name: `"<function>#<index>"`, which finds the callable again.
-        digest: of its answer.
-        arguments: those that it takes of the call, by name, pickled, as base 64.
+        name: `"<function>#<index>"`, by which the callable is found again.
+        digest: the digest of its answer.
+        arguments: the arguments of the call that it takes, by name, pickled, in base 64.
     """
 
     name: str
@@ -100,15 +100,15 @@ class Result(NamedTuple):
     """A stamp: the value of a call of a function with `cutoff=True`.
 
     Attributes:
-        function: identity of the function.
-        key: of the call.
-        digest: of the value, by the encoding that keys use.
-        arguments: those of the call, pickled, as base 64; `""`: they cannot be stored, so the call
-            cannot be asked again.
-        beneath: places of the stamps that vouch for the value; none: the entry that has this stamp
-            is the one of the call itself.
-        wave: results that were asked for at the same time, before any of them was there, have the
-            same number; what was asked for after that has a higher one.
+        function: id of the function.
+        key: key of the call.
+        digest: digest of the value, by the encoding that keys use.
+        arguments: arguments of the call, pickled, in base 64; `""`: they cannot be stored, so the
+            call cannot be repeated.
+        beneath: positions of the stamps that the value depends on; empty: the entry with this stamp
+            is that of the call itself.
+        wave: results that were asked for concurrently have the same number; later ones a higher
+            one.
     """
 
     function: str

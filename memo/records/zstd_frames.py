@@ -1,7 +1,7 @@
-"""zstd: a big result as one compressed stream inside its record, where `compress` asks for it.
+"""zstd: a big result as one compressed stream inside its record, with the option `compress`.
 
 ====== ======= ====================================================================================
-offset bytes   what
+offset bytes   content
 ====== ======= ====================================================================================
 0      8       length of the pickle stream
 8      4       number of buffers beside it
@@ -11,11 +11,11 @@ offset bytes   what
 
 Rules of this module:
 
-1.  All of that is a stream like any other to the record, whose seal covers the compressed bytes and
-    these lengths.  The seal is checked before anything is inflated.
-2.  Inflating takes the memory that the lengths say, and no more: a frame that announces another
+1.  For the record all of this is a stream like any other, and its seal covers the compressed bytes
+    and the lengths.  The seal is checked before anything is decompressed.
+2.  Decompressing takes the memory that the lengths say, and no more: a frame that announces another
     length, or has more or fewer bytes, is refused.
-3.  A result that does not get smaller by a tenth is not compressed: then it can be mapped.
+3.  A result that does not get smaller by a tenth is not compressed, so that it can be mapped.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from memo.runtime.reasons import UNREADABLE
 LEVEL = 3
 """zstd's own default.  Level 1 saves a fifth of the time, level 6 takes up to 3.5 times as long."""
 WORTH = 0.9
-"""Share of its length that a compressed result has at most."""
+"""Largest size of a compressed result, as a fraction of its original size."""
 PIECE = 1 << 20
-"""Bytes that are compressed or inflated at a time, so that other threads get their turn."""
+"""Bytes that are compressed or decompressed at a time, so that other threads can run."""
 _HEAD = struct.Struct(">QI")
 
 
 def library() -> Any:
-    """Python's own module from 3.14 on, before that its backport."""
+    """Return Python's own module (3.14 and later), or its backport."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -49,7 +49,7 @@ def library() -> Any:
 
 
 def packed(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
-    """A pickle stream and its buffers, compressed; None where that is not worth while."""
+    """Compress a pickle stream and its buffers; None if that is not worthwhile."""
     sizes = (len(stream), *(view.nbytes for view in views))
     total = sum(map(_aligned, sizes))
     machine = library().ZstdCompressor(level=LEVEL)
@@ -66,19 +66,19 @@ def packed(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
 
 
 def inflated(stream: memoryview | bytes) -> int:
-    """Bytes that a compressed stream takes when it is not.
+    """Return the decompressed size of a compressed stream in bytes.
 
     Raises:
-        EntryError: `"unreadable"`: it is no such stream.
+        EntryError: `"unreadable"`: it is not such a stream.
     """
     return sum(map(_aligned, _lengths(stream)[0]))
 
 
 def unpacked(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[Buffer, ...]]:
-    """The pickle stream, the payload beside it and its table, in private, writable memory.
+    """Return the pickle stream, the payload and its table, in private, writable memory.
 
     Raises:
-        EntryError: `"unreadable"`: it is not what its lengths say.
+        EntryError: `"unreadable"`: it does not match its lengths.
     """
     sizes, at = _lengths(stream)
     total = sum(map(_aligned, sizes))
@@ -116,7 +116,7 @@ def inflate_into(frame: memoryview, room: memoryview) -> None:
 
 
 def _lengths(stream: memoryview | bytes) -> tuple[tuple[int, ...], int]:
-    """The lengths of the pickle stream and of its buffers; where the frame begins."""
+    """Return the lengths of the pickle stream and of its buffers; and where the frame begins."""
     try:
         first, count = _HEAD.unpack_from(stream)
         more = struct.unpack_from(f">{count}Q", stream, _HEAD.size)

@@ -1,8 +1,7 @@
-"""The layer below everything: clock, events, threads and event loops, forks, private files.
+"""The lowest layer: clock, events, threads and event loops, forks, private files.
 
-Imports `errors` only.
-Start with `port.py`: the engine is written once and waits through a port, of which `blocking.py` is
-the one for sync code and `native.py` the one for async code.
+Imports `errors` only. Start with `port.py`: the engine is written once and waits through a port;
+`blocking.py` has the port for sync code and `native.py` the one for async code.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from typing import Any
 VERSION = "0.2.0"
 """The version of memo, in the lowest folder so that all others can import it."""
 FORMAT = 2
-"""The version of all that is stored.  It is part of each name in Redis and of a namespace's folder,
-so that two versions of memo with different formats can share a Redis and a directory."""
+"""The version of everything that is stored.  It is part of each name in Redis and of a namespace's
+directory, so that two versions of memo with different formats can share a Redis and a directory."""
 
 
 def later(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` for a package: some of its names are imported at their first use.
+    """Return a `__getattr__` for a package that imports some of its names at their first use.
 
     Annotations name types of big modules in this way (`stores.Chain`), so that
     `typing.get_type_hints` finds them, and `import memo` need not import the modules.
@@ -35,7 +34,7 @@ def later(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
         if module is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         found: Any = importlib.import_module(module)
-        if not module.endswith(f".{name}"):  # else it is the module itself
+        if not module.endswith(f".{name}"):  # otherwise it is the module itself
             found = getattr(found, name)
         vars(sys.modules[package])[name] = found
         return found

@@ -1,11 +1,11 @@
 """The blocking port: plain functions, which wait in their own thread.
 
 `Blocking` never suspends, so `drive` runs a whole coroutine of the engine in one step, in the
-caller's thread, without a loop; that is why sync cached functions work inside Jupyter's own running
-loop.
+caller's thread and without a loop; that is why sync cached functions work inside Jupyter's own
+running loop.
 
 Background work (refreshes, write-backs) runs in a small pool of daemon threads.  `drain_blocking`
-waits for it; at interpreter exit it is waited for `EXIT_GRACE` seconds.
+waits for it; at interpreter exit it may take `EXIT_GRACE` more seconds.
 No other module starts threads.
 """
 
@@ -39,10 +39,10 @@ _IDLE = 10.0
 
 
 def drive(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that runs over a blocking port, in one step.
+    """Return the result of a coroutine that runs over a blocking port, in one step.
 
     Raises:
-        RuntimeError: the coroutine suspended: some verb was not the port's.
+        RuntimeError: the coroutine suspended, so it awaited something outside of the port.
     """
     if not _DEEP:
         return _drive(work)
@@ -59,7 +59,7 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
 _DEEP = 64 if sys.version_info[:2] == (3, 12) else 0
 """Levels of cached recursion per thread on Python 3.12, where the limit of C frames is fixed."""
 _here = threading.local()
-"""How many coroutines of a thread run inside one another, where that is counted."""
+"""Number of nested coroutines in a thread, where that is counted."""
 
 
 def _on_a_fresh_stack(work: Coroutine[Any, Any, T]) -> T:
@@ -96,13 +96,13 @@ def start_thread(work: Callable[[], None], name: str) -> None:
     """Start a daemon thread.
 
     Raises:
-        RuntimeError: no thread can be started: there are too many, or the process is ending.
+        RuntimeError: no thread can be started: there are too many, or the process is exiting.
     """
     threading.Thread(target=work, name=name, daemon=True).start()
 
 
 class Pool:
-    """Daemon threads that run what is handed in, at most `size` at once; idle ones end."""
+    """Daemon threads that run jobs, at most `size` at once; idle ones end."""
 
     def __init__(self, name: str, size: int) -> None:
         self._name = name
@@ -130,7 +130,7 @@ class Pool:
         if start:
             try:
                 start_thread(self._work, self._name)
-            except RuntimeError:  # no more threads: another one of the pool runs it, or this one
+            except RuntimeError:  # too many threads: another one of the pool runs it, or this one
                 with self._lock:
                     self._threads -= 1
                     if self._threads or job not in self._jobs:
@@ -161,7 +161,7 @@ class Pool:
                     self._quiet.notify_all()
 
     def drain(self, timeout: float | None) -> bool:
-        """Wait until nothing runs and nothing is queued; False when `timeout` went by first."""
+        """Wait until nothing runs and nothing is queued; False if `timeout` passed first."""
         with self._lock:
             return self._quiet.wait_for(lambda: not self._busy, timeout)
 
@@ -256,7 +256,7 @@ class Ticker:
             while self._ticks:
                 tick = min(self._ticks, key=lambda tick: tick.due)
                 left = tick.due - time.monotonic()
-                if left <= 0:  # ticks that were missed are not made up for
+                if left <= 0:  # missed ticks are not made up for
                     tick.due += tick.interval * (1 + -left // tick.interval)
                     return tick
                 self._changed.wait(left)
@@ -270,7 +270,7 @@ DISPLAYS = Ticker("memo-show")
 
 
 class Blocking:
-    """The port of sync code: everything is there when a verb returns."""
+    """The port of sync code: every operation is complete when its method returns."""
 
     native = False
 

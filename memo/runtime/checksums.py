@@ -1,6 +1,6 @@
 """BLAKE2b and comparison in constant time, without `hashlib` and `hmac`.
 
-Those two load OpenSSL, which is not needed here.
+Those two import OpenSSL, which is not needed here.
 """
 
 from __future__ import annotations

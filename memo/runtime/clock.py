@@ -1,8 +1,8 @@
-"""The clock: two readings that together cannot be fooled by a step of the wall clock.
+"""The clock: two times that together are robust against steps of the wall clock.
 
-`wall_ns` is what other hosts understand.  `boot_ns` counts from the start of this machine and never
-steps (`CLOCK_BOOTTIME` on Linux, which also counts while the machine sleeps; elsewhere the
-monotonic clock).  Two readings of `boot_ns` can only be compared if their `boot_id` is the same.
+`wall_ns` can be compared with other hosts.  `boot_ns` counts from the boot of this machine and
+never steps (`CLOCK_BOOTTIME` on Linux, which also counts while the machine sleeps; elsewhere the
+monotonic clock).  Two values of `boot_ns` can only be compared if their `boot_id` is the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ SECOND = 1_000_000_000
 
 
 def _boot_id() -> bytes:
-    """16 bytes that name this start of the machine; zeros if the system has no such name."""
+    """Return 16 bytes that identify this boot of the machine.
+
+    Zeros if the system has no such id.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))
@@ -25,13 +28,13 @@ def _boot_id() -> bytes:
 
 
 class Clock:
-    """Reads the time; tests put one of their own in its place.
+    """Tells the time; tests replace it with a clock of their own.
 
     Attributes:
         wall_ns: nanoseconds since the Unix epoch.
-        boot_ns: nanoseconds since this machine started.
-        boot_id: 16 bytes; zeros when the start of the machine has no name, in which case ages are
-            taken from the wall clock.
+        boot_ns: nanoseconds since this machine booted.
+        boot_id: 16 bytes; zeros if the boot has no id, in which case ages are taken from the wall
+            clock.
     """
 
     wall_ns: Callable[[], int] = staticmethod(time.time_ns)
@@ -43,7 +46,7 @@ class Clock:
 
     @cached_property
     def boot_id(self) -> bytes:
-        """Read once: a process does not outlive the start of its machine."""
+        """The id of this boot, read once: a process does not survive a reboot."""
         return _boot_id()
 
 

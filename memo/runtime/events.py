@@ -1,7 +1,7 @@
-"""One frozen event per outcome, and the hooks that hear them.
+"""Events: one frozen record per outcome, and the hooks that receive them.
 
-The engine emits; counters, `%cache_stats`, logs, progress and telemetry listen.  Nothing else
-counts.  An event never carries a cached value, an argument's value, a secret or a password.
+The engine emits them; counters, `%cache_stats`, logs, progress and telemetry are hooks.  Nothing
+else counts.  An event never contains a cached value, an argument's value, a secret or a password.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ MISS = "miss"
 """No stored value could be used; `reason` says why."""
 COMPUTE_STARTED = "compute_started"
 COMPUTE_ENDED = "compute_ended"
-"""The function begins to run, has ended, however it did; `reason` is `"refresh"` in background.
-At its end `seconds` is how long it ran itself, without the cached calls inside it; `detail` is the
-type of the exception that it raised, `INTERRUPTED` where it was cancelled or interrupted."""
+"""The function begins to run; it has ended, in whatever way.  `reason` is `"refresh"` in the
+background. At the end `seconds` is how long it ran itself, without cached calls inside it; `detail`
+is the type of the exception that it raised, `INTERRUPTED` if it was cancelled or interrupted."""
 INTERRUPTED = "interrupted"
 COMPUTED = "computed"
 """The function ran and returned; `seconds` is how long it ran."""
 FAILED = "failed"
 """The function ran and raised; `reason` is the type of the exception."""
 COALESCED = "coalesced"
-"""A caller took the result of a computation that another caller or process had begun; `seconds` is
+"""A caller got the result of a computation that another caller or process had begun; `seconds` is
 how long it waited, `saved` how much longer its own computation would have taken."""
 REVALIDATED = "revalidated"
 """A stored value was confirmed, since its inputs came back equal (`cutoff`).  `reason` is what put
 it in doubt, or `BY_REFRESH`; `seconds` is the time of the check, `saved` how much longer a
 computation would have taken."""
 BY_REFRESH = "refresh"
-"""The reason of what happened in a background refresh."""
+"""The reason of an event in a background refresh."""
 STORED = "stored"
 """A result was written; `size` in bytes, `tier` names the tiers, `detail` one that follows."""
 UPLOAD_STARTED = "upload_started"
 UPLOADED = "uploaded"
 UPLOAD_FAILED = "upload_failed"
-"""A stored result begins to be sent to a shared tier in the background, is there, or could not be
-sent (`detail` says why); `size` in bytes."""
+"""The upload of a stored result to a shared tier begins, has ended, or has failed (`detail` says
+why); `size` in bytes."""
 FETCH_STARTED = "fetch_started"
 FETCHED = "fetched"
 FETCH_FAILED = "fetch_failed"
-"""A big payload begins to be fetched from a shared tier, is here, or could not be fetched."""
+"""The download of a big payload from a shared tier begins, has ended, or has failed."""
 REFRESH_STARTED = "refresh_started"
 REFRESH_DONE = "refresh_done"
 REFRESH_FAILED = "refresh_failed"
 """A background refresh began, stored its result, or failed (the old value stays)."""
 ELSEWHERE = "refreshed by another process"
-"""The reason of a `REFRESH_DONE` that computed nothing, since another process was at it."""
+"""The reason of a `REFRESH_DONE` that computed nothing, since another process was doing it."""
 INVALIDATED = "invalidated"
 """An invalidation; `reason` is the caller's, `detail` names the target."""
 REPLAYED = "replayed"
 """A journalled invalidation reached its tier."""
 WAITING = "waiting"
 WAIT_ENDED = "wait_ended"
-"""A caller begins to wait for another process' lease, waits no more; `detail` is the holder."""
+"""A caller begins to wait for another process's lease, or stops waiting; `detail` is the holder."""
 WAITED = "waited"
-"""A caller waited for another process' lease; `seconds` is how long."""
+"""A caller waited for another process's lease; `seconds` is how long."""
 LOCK_TIMEOUT = "lock_timeout"
 """A caller waited `lock_timeout` seconds for another holder, then computed by itself."""
 LEASE_LOST = "lease_lost"
@@ -73,9 +73,9 @@ TIER_DOWN = "tier_down"
 TIER_UP = "tier_up"
 """A tier's breaker opened, or closed again."""
 TIER_LOST = "tier_lost"
-"""A shared tier came back without its data; `detail` says what becomes of results."""
+"""A shared tier came back without its data; `detail` says what happens to results."""
 RECONFIGURED = "reconfigured"
-"""The settings describe another chain from now on."""
+"""From now on the settings describe another chain."""
 ERROR = "error"
 """A fault of the cache that the caller did not notice; `reason` names its kind."""
 
@@ -85,14 +85,14 @@ class Event(NamedTuple):
 
     Attributes:
         kind: one of the names of this module.
-        function: identity of the cached function (`"module:qualname"`), or `""`.
+        function: id of the cached function (`"module:qualname"`), or `""`.
         key: the key's text, or `""`.
         tier: name of the tier that answered or failed, or `""`.
         reason: why, such as `"expired"` or `"not cached yet"` for a miss.
         seconds: how long it took; for `HIT` and `STALE` the whole look-up.
         size: bytes of the record and its payload.
-        saved: seconds that a computation would have taken, from the entry's recorded cost; 0 where
-            no caller waits for the answer.
+        saved: seconds that a computation would have taken, from the entry's recorded cost; 0 if no
+            caller waits for the answer.
         detail: more, in words; never a cached value or an argument.
     """
 
@@ -116,13 +116,16 @@ def on_event(hook: Hook) -> Callable[[], None]:
     """Call `hook(event)` for every event from now on, in the thread in which it happens.
 
     A hook must be quick and must not block.  One that raises is reported once on standard error and
-    goes on being called; the cached call never notices.
+    is still called; the cached call is not affected.
+
+    Args:
+        hook: a function that takes one `Event`.
 
     Returns:
-        A function that takes the hook away again; calling it twice is harmless.
+        A function that removes the hook; calling it again does nothing.
 
     Raises:
-        OptionError: the hook cannot be called.
+        OptionError: the hook is not callable.
     """
     if not callable(hook):
         raise OptionError("hook", hook, "must be a function of one event.")
@@ -142,7 +145,7 @@ _complained: set[int] = set()
 
 
 def emit(event: Event) -> None:
-    """Hand an event to every hook."""
+    """Pass an event to every hook."""
     for hook in _hooks:
         try:
             hook(event)

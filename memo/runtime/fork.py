@@ -1,7 +1,7 @@
-"""Forks: the state that a forked child makes anew, in the order of registration.
+"""Forks: the state that a forked child renews, in the order of registration.
 
-A child has the memory of its parent and none of its threads: locks may be held by threads that are
-not there, and descriptors are shared with the parent.  Each part of memo that has such state
+A child has the memory of its parent and none of its threads: locks may be held by threads that do
+not exist there, and descriptors are shared with the parent.  Each part of memo with such state
 registers here; nothing else of memo calls `os.register_at_fork`.
 """
 
@@ -19,7 +19,7 @@ class Renewable(Protocol):
     """An object with state that a forked child must not share with its parent."""
 
     def after_fork(self) -> None:
-        """Called in the child."""
+        """Renew the state, in the child."""
         ...
 
 
@@ -57,7 +57,7 @@ def _call(steps: Iterable[Callable[[], None]]) -> None:
     for step in steps:
         try:
             step()
-        except Exception as error:  # the others are renewed all the same
+        except Exception as error:  # the others must be renewed all the same
             events.emit(events.Event(events.ERROR, reason="fork", detail=repr(error)))
 
 

@@ -1,12 +1,12 @@
-"""The memory budget of this process: what all memory tiers may hold together.
+"""The memory budget of this process, shared by all memory tiers.
 
 Rules of this module:
 
-1.  The memory tier of every chain is a *holder*.  Together they hold at most the
-    largest limit of any of them.
-2.  The bookkeeping that grows with the number of keys (*tables*) is part of the budget, and so is
-    what always takes the same (`FIXED`).
-3.  When the budget is exceeded, the entry that was used longest ago in any holder goes.
+1.  The memory tier of every chain is a *holder*.  Together they hold at most the largest limit of
+    any of them.
+2.  Bookkeeping that grows with the number of keys (*tables*) is part of the budget, and so is a
+    constant amount (`FIXED`).
+3.  When the budget is exceeded, the least recently used entry of all holders is evicted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 LOOK = 256
-"""How many entries are stored between two measurements of the tables."""
+"""Number of stored entries between two measurements of the tables."""
 FIXED = 2 << 20
 """Bytes that do not grow with the number of keys, such as the page caches of SQLite; at most a
 fifth of a small limit."""
@@ -32,15 +32,18 @@ class Holder(Protocol):
     limit: int
 
     def held(self) -> int:
-        """The bytes that it holds."""
+        """Return the bytes that it holds."""
         ...
 
     def oldest(self) -> int | None:
-        """The time of its least recently used entry, as `tick` counts; None: it is empty."""
+        """Return when its least recently used entry was used, as counted by `tick`.
+
+        None if it is empty.
+        """
         ...
 
     def evict(self) -> None:
-        """Forget that entry."""
+        """Evict that entry."""
         ...
 
 
@@ -48,7 +51,7 @@ class Table(Protocol):
     """Bookkeeping that grows with the number of keys."""
 
     def __sizeof__(self) -> int:
-        """Its bytes, with all that it alone refers to."""
+        """Return its bytes, with everything that only it refers to."""
         ...
 
 
@@ -65,11 +68,11 @@ class Budget:
         self._look = 0
 
     def add_holder(self, holder: Holder) -> None:
-        """Make a holder part of the budget, as long as it lives."""
+        """Add a holder to the budget, as long as it lives."""
         self._holders.append(weakref.ref(holder, self._forget))
 
     def add_table(self, table: Table) -> None:
-        """Make a table part of the budget, as long as it lives."""
+        """Add a table to the budget, as long as it lives."""
         self._tables.append(weakref.ref(table, self._forget))
 
     def _forget(self, gone: weakref.ref[Holder] | weakref.ref[Table]) -> None:
@@ -78,7 +81,7 @@ class Budget:
                 known.remove(gone)  # type: ignore[arg-type]
 
     def settle(self) -> None:
-        """Evict until everything fits; called after something was stored, with no lock held."""
+        """Evict until everything fits; called after a store, with no lock held."""
         self._look -= 1
         if self._look < 0:
             self._look = LOOK

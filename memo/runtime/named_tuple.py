@@ -1,8 +1,8 @@
-"""`NamedTuple`: that of `typing`, without its check of the annotations.
+"""`NamedTuple` as in `typing`, without checking the annotations.
 
-Type checkers see the one of `typing`.  That compiles each annotation, which are texts here, and
-takes 320 µs for a class of five fields; this one takes 90 µs.  `import memo` makes 50 such classes,
-and takes a tenth less time with this one.
+Type checkers see the one of `typing`.  That one compiles each annotation, which is a string here,
+and takes 320 µs for a class of five fields; this one takes 90 µs.  `import memo` creates 50 such
+classes, and is a tenth faster with this one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The native port: coroutines, which suspend on the running event loop.
 
-Background work is a task of the caller's loop; what blocks runs in threads of `blocking`.
+Background work is a task of the caller's loop; blocking work runs in threads of `blocking`.
 No other module uses event loops directly.
 """
 
@@ -43,7 +43,7 @@ class _LoopWaiter:
     def set(self) -> None:
         try:
             self.loop.call_soon_threadsafe(self._set)
-        except RuntimeError:  # the loop is closed, and its waiters with it
+        except RuntimeError:  # the loop is closed, and its waiters are gone
             return
 
     def _set(self) -> None:
@@ -63,7 +63,7 @@ class _TaskHandle:
     def cancel(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._task.cancel)
-        except RuntimeError:  # the loop is closed: nothing of its runs any more
+        except RuntimeError:  # the loop is closed: none of its tasks runs any more
             return
 
     def dead(self) -> bool:
@@ -84,9 +84,10 @@ class Native:
         self._turn: asyncio.Lock | None = None
 
     async def turn(self) -> None:
-        """Wait while another task has taken a turn in this round of the loop.
+        """Wait while another task has taken its turn in this iteration of the loop.
 
-        For steps of milliseconds that many tasks may take at once: others run in between.
+        For steps of milliseconds that many tasks may take at once, so that others can run in
+        between.
         """
         import asyncio
 
@@ -175,10 +176,10 @@ def _finished(task: asyncio.Task[Any]) -> None:
 
 
 def native() -> Native:
-    """The port of the running event loop.
+    """Return the port of the running event loop.
 
     Raises:
-        EventLoopError: no loop of asyncio runs the caller.
+        EventLoopError: the caller does not run on an asyncio loop.
     """
     global _latest
     import asyncio

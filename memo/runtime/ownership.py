@@ -1,8 +1,8 @@
 """Ownership: tests that a directory belongs to this user on this machine alone.
 
-Where others may change files in place, a file must not be mapped: what was verified could change
-afterwards, and a file that is cut short takes its pages away (SIGBUS).  That is so on network file
-systems, and where others may write to the directory or to one above it.
+If others can change files in place, a file must not be mapped: verified bytes could change
+afterwards, and truncating the file invalidates its pages (SIGBUS).  That is so on network file
+systems, and if others may write to the directory or to one above it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NETWORK = (
 """Prefixes of the types of file systems that other machines may change; FUSE does not tell."""
 _LOCAL = ("fuse.fuse-overlayfs",)
 RECHECK = 60.0
-"""Seconds for which an answer of `exposed` is believed."""
+"""Seconds for which an answer of `exposed` is reused."""
 MOUNTS = Path("/proc/mounts")
 _OTHERS = stat.S_IWOTH | stat.S_IWGRP
 
@@ -29,7 +29,7 @@ _known: dict[Path, tuple[float, bool]] = {}
 def exposed(directory: Path) -> bool:
     """True if another user or machine may change the files in a directory.
 
-    Looked up every `RECHECK` seconds.  Where the system does not say: no.
+    Determined again every `RECHECK` seconds.  False if the system does not tell.
     """
     now = time.monotonic()
     known = _known.get(directory)
@@ -40,7 +40,7 @@ def exposed(directory: Path) -> bool:
 
 
 def forget() -> None:
-    """Look everything up again."""
+    """Forget all answers."""
     _known.clear()
 
 
@@ -50,7 +50,7 @@ def is_network(kind: str) -> bool:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that a path lies on; `""` where the system does not say."""
+    """Return the type of the file system of a path; `""` if the system does not tell."""
     try:
         lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
         real = path.resolve()
@@ -77,7 +77,7 @@ def _is_private(directory: Path) -> bool:
 
 
 def _writable(facts: os.stat_result, *, inside: bool) -> bool:
-    """True if others may change a directory's entries; a sticky one above ours is safe."""
+    """True if others may change a directory's entries; a sticky directory above ours is safe."""
     if facts.st_uid not in (os.geteuid(), 0):
         return True
     if facts.st_mode & stat.S_ISVTX and not inside:
@@ -88,7 +88,7 @@ def _writable(facts: os.stat_result, *, inside: bool) -> bool:
 
 
 def is_ones_own_group(group: int) -> bool:
-    """True if a group is root's, or the one that a system makes for this user alone."""
+    """True if a group is root's, or the private group of this user."""
     import grp
     import pwd
 

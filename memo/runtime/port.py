@@ -1,8 +1,8 @@
 """The port: how a coroutine of the engine waits, on an event loop or in a plain thread.
 
-The engine and the tiers are written once, as coroutines that take a port.  Under the port of
-`native` they suspend on the running event loop.  Under that of `blocking` no method suspends, so
-that one step of the coroutine is the whole call.
+The engine and the tiers are written once, as coroutines that take a port.  With the port of
+`native` they suspend on the running event loop.  With that of `blocking` no method suspends, so one
+step of the coroutine is the whole call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 PATIENT: ContextVar[float] = ContextVar("memo_patient", default=0.0)
-"""Time, by `time.monotonic`, until which the caller waits for what others have locked."""
+"""Time, by `time.monotonic`, until which the caller waits for locks of others."""
 
 
 @contextmanager
@@ -42,12 +42,12 @@ class Later:
 
 
 TOGETHER: ContextVar[dict[object, Any] | None] = ContextVar("memo_together", default=None)
-"""Questions that sync code collects; None: it asks one after another."""
+"""Queries that sync code collects; None: it sends one after another."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Collect what sync code asks in this block; it is sent together once an answer is needed."""
+    """Collect the queries of sync code in this block; they are sent together once one is needed."""
     token = TOGETHER.set({})
     try:
         yield
@@ -56,7 +56,7 @@ def together() -> Iterator[None]:
 
 
 class Waiter(Protocol):
-    """A flag that one caller waits on and any other can set; made by `Port.waiter`."""
+    """A flag that one caller waits on and any other can set; created by `Port.waiter`."""
 
     def set(self) -> None:
         """Wake the waiter.  Safe from every thread, repeatedly, and after it has ended."""
@@ -79,13 +79,13 @@ class Port(Protocol):
     """Waiting (`settle`, `offload`, `wait`, `sleep`) and background work (`spawn`, `every`)."""
 
     native: bool
-    """True where coroutines may suspend, so where `settle` takes awaitables."""
+    """True if coroutines may suspend, so that `settle` takes awaitables."""
 
     async def settle(self, value: Any) -> Any:
-        """Await `value` (native), or hand it back as it is (blocking: it is there, or `Later`).
+        """Await `value` (native), or return it (blocking: it is complete, or a `Later`).
 
-        A foreign coroutine, such as a user's provider, is run to its end on a loop of
-        its own when the port is blocking.
+        A foreign coroutine, such as a user's provider, runs on a loop of its own if the port is
+        blocking.
         """
         ...
 
@@ -93,18 +93,18 @@ class Port(Protocol):
         """Call a function that may block: in a thread (native), or here (blocking).
 
         Args:
-            function: what to call.
+            function: the function to call.
             args: its arguments.
             apart: it may take long: not in the small pool, which other calls wait for.
         """
         ...
 
     async def wait(self, waiter: Waiter, timeout: float | None) -> bool:
-        """Wait until `waiter` is set; False when `timeout` seconds went by first."""
+        """Wait until `waiter` is set; False if `timeout` seconds passed first."""
         ...
 
     def waiter(self) -> Waiter:
-        """A new waiter for the caller that runs now."""
+        """Return a new waiter for the caller that runs now."""
         ...
 
     def spawn(
@@ -117,19 +117,19 @@ class Port(Protocol):
     ) -> Handle:
         """Run `work(port)` in the background: a task of the loop, or a thread of a small pool.
 
-        The port that `work` gets is the one of the place it runs in.  Context variables travel.
+        The port passed to `work` is that of the place it runs in.  Context variables are copied.
 
         Args:
-            work: what to run.
-            name: of the task, for people.
-            ended: called when it has ended, also when it was cancelled before it began.
-            apart: in a thread also where a loop runs, so that it neither holds up that loop nor
-                ends with it.  Without a loop: not in the small pool, so that it begins at once.
+            work: the coroutine function to run.
+            name: the task's name, for display.
+            ended: called when it has ended, even if it was cancelled before it began.
+            apart: use a thread even on a loop, so that it neither blocks that loop nor ends with
+                it. Without a loop: not in the small pool, so that it begins at once.
         """
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Let `seconds` go by."""
+        """Wait for `seconds`."""
         ...
 
     def every(self, seconds: float, work: Callable[[Port], Coroutine[Any, Any, Any]]) -> Handle:
@@ -144,5 +144,8 @@ class Port(Protocol):
         ...
 
     def client(self) -> object:
-        """Scope in which a client connection may be shared: the running loop, or the process."""
+        """Return the scope in which a client connection may be shared.
+
+        The running loop, or the process.
+        """
         ...

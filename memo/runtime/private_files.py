@@ -26,15 +26,15 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def claim(path: Path, setting: str = "directory") -> None:
-    """Make a directory that is the user's own, mode 0700; parents are made where they are missing.
+    """Create a directory of the user's own, mode 0700, with missing parents.
 
     Args:
-        path: where; a symbolic link is followed only when it is the user's or root's.
+        path: the directory; a symbolic link is followed only if it is the user's or root's.
         setting: the name of the setting that the path comes from, for the error.
 
     Raises:
-        SettingError: it belongs to another user, or is no directory.
-        OSError: it cannot be made.
+        SettingError: it belongs to another user, or is not a directory.
+        OSError: it cannot be created.
     """
     _make(path)
     me = os.geteuid()
@@ -48,11 +48,11 @@ def claim(path: Path, setting: str = "directory") -> None:
 
 
 def claim_folder(path: Path) -> None:
-    """Claim a folder of memo's own in the cache directory, where a link is refused.
+    """Claim a directory of memo's own in the cache directory; a link is refused.
 
     Raises:
         SettingError: it belongs to another user.
-        OSError: it is a link, or cannot be made.
+        OSError: it is a link, or cannot be created.
     """
     if path.is_symlink():
         raise NotADirectoryError(errno.ENOTDIR, "a link, not a directory", str(path))
@@ -60,7 +60,7 @@ def claim_folder(path: Path) -> None:
 
 
 def _make(path: Path) -> None:
-    """Make a directory and its parents, as far as they are missing: all of them mode 0700."""
+    """Create a directory and its missing parents: all of them mode 0700."""
     if path.is_dir():
         return
     if not path.parent.is_dir() and path.parent != path:
@@ -73,9 +73,9 @@ def _make(path: Path) -> None:
 
 
 def tighten(path: Path) -> bool:
-    """Close a directory of this user that others can write; True if it was open.
+    """Make a directory of this user that others can write owner-only; True if it was open.
 
-    Not one with the sticky bit, which people share on purpose.
+    One with the sticky bit, which is shared on purpose, is left alone.
     """
     try:
         facts = os.lstat(path)
@@ -89,10 +89,10 @@ def tighten(path: Path) -> bool:
 
 
 def subdirectory(name: str, within: int) -> None:
-    """Make a directory inside one that is open, mode 0700.
+    """Create a directory inside an open one, mode 0700.
 
     Raises:
-        OSError: it cannot be made, or is something else.
+        OSError: it cannot be created, or is something else.
     """
     with suppress(FileExistsError):
         os.mkdir(name, DIRECTORY_MODE, dir_fd=within)
@@ -103,7 +103,7 @@ def subdirectory(name: str, within: int) -> None:
 
 @contextmanager
 def opened(path: str | Path, within: int | None = None) -> Iterator[int]:
-    """A descriptor of a directory: a path relative to it stays inside, even if links are swapped.
+    """Yield a descriptor of a directory; paths relative to it stay inside it, come what may.
 
     Args:
         within: the descriptor of the directory that `path` is relative to.
@@ -120,14 +120,14 @@ def opened(path: str | Path, within: int | None = None) -> Iterator[int]:
 
 @contextmanager
 def inside(path: str | Path, *, make: bool = False) -> Iterator[int]:
-    """A descriptor of a folder in the cache directory: neither of the two may be a link.
+    """Yield a descriptor of a folder in the cache directory: neither of the two may be a link.
 
     Args:
-        make: both, where they are missing.
+        make: create both if they are missing.
 
     Raises:
         SettingError: the cache directory belongs to another user.
-        OSError: there is no folder and none can be made, or there is a link in its place.
+        OSError: there is no folder and none can be created, or there is a link in its place.
     """
     directory, name = os.path.split(path)
     if make:
@@ -148,7 +148,7 @@ def inside(path: str | Path, *, make: bool = False) -> Iterator[int]:
 
 
 def listed(path: str | Path) -> list[str]:
-    """The names in a folder of the cache directory; none where it is missing, or a link."""
+    """Return the names in a folder of the cache directory; none if it is missing, or a link."""
     try:
         with inside(path) as folder:
             return os.listdir(folder)
@@ -162,14 +162,14 @@ def _close_to_others(path: Path, facts: os.stat_result) -> None:
 
 
 def create(path: str | Path, flags: int = os.O_WRONLY, folder: int | None = None) -> int:
-    """A descriptor of a new file, mode 0600.
+    """Create a file with mode 0600, and return its descriptor.
 
     Args:
         folder: the descriptor of the directory that `path` is relative to.
 
     Raises:
-        FileExistsError: there is one.
-        OSError: it cannot be made.
+        FileExistsError: it exists.
+        OSError: it cannot be created.
     """
     descriptor = os.open(path, flags | _NEW, FILE_MODE, dir_fd=folder)
     try:
@@ -182,13 +182,13 @@ def create(path: str | Path, flags: int = os.O_WRONLY, folder: int | None = None
 
 
 def open_old(path: str | Path, flags: int = os.O_RDONLY, folder: int | None = None) -> int:
-    """A descriptor of a plain file that exists.
+    """Open an existing plain file, and return its descriptor.
 
     Args:
         folder: the descriptor of the directory that `path` is relative to.
 
     Raises:
-        OSError: it is not there, is a link, or is not a plain file.
+        OSError: it is missing, is a link, or is not a plain file.
     """
     descriptor = os.open(path, flags | _OLD | os.O_NONBLOCK, dir_fd=folder)
     try:
@@ -203,15 +203,15 @@ def open_old(path: str | Path, flags: int = os.O_RDONLY, folder: int | None = No
 
 
 def open_or_create(name: str, folder: int, flags: int = os.O_RDWR) -> int:
-    """A descriptor of a plain file, made with mode 0600 where it is missing.
+    """Open a plain file, created with mode 0600 if it is missing, and return its descriptor.
 
-    A link with its name is removed; the target stays as it is.
+    A link with its name is removed; the target is not touched.
 
     Args:
-        folder: the descriptor of the directory that it lies in.
+        folder: the descriptor of its directory.
 
     Raises:
-        OSError: it cannot be made or opened, or is not a plain file.
+        OSError: it cannot be created or opened, or is not a plain file.
     """
     while True:
         try:
@@ -240,14 +240,14 @@ def check_plain(name: str, folder: int, *, read_only: bool = False) -> os.stat_r
     """Check that a file is a plain one of the user's own, for callers that open it themselves.
 
     Args:
-        folder: the descriptor of the directory that it lies in.
-        read_only: it lies in a directory that this user cannot write: root's will do as well.
+        folder: the descriptor of its directory.
+        read_only: it is in a directory that this user cannot write; it may then be root's.
 
     Returns:
-        Its facts.
+        The file's facts.
 
     Raises:
-        OSError: it is a link, something else, another user's, or not there.
+        OSError: it is a link, something else, another user's, or missing.
     """
     facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
     owners = (os.geteuid(), 0) if read_only else (os.geteuid(),)

@@ -1,8 +1,8 @@
-"""Checks: the form of each setting, and its value made from what the user wrote.
+"""Checks: validate each setting, and convert what the user wrote to its value.
 
-One function per kind of value.  Each takes the value and its `Place`, and gives the value as
-`Settings` holds it, or raises a `SettingError` that names the setting, where it was
-written, and the fix.  A value of `redis_url` or `secret` is never part of a message.
+One function per kind of value.  Each takes the value and its `Place`, and returns the value in the
+form of `Settings`, or raises a `SettingError` that names the setting, its source, and the fix.  A
+value of `redis_url` or `secret` is never part of a message.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRACKING: Final = "tracking"
 RECOMPUTE: Final = "recompute"
 TRUST_DISK: Final = "trust_disk"
 TIERS: Final = ("memory", "redis", "disk")
-"""The tiers that have a name; any other is an object."""
+"""Tiers that are selected by name; any other tier is an object."""
 
 
 class Url(str):
@@ -49,7 +49,7 @@ class Url(str):
 
 
 def redacted(url: str) -> str:
-    """A URL as it may be shown: `redis://***@host:6379/0`, without user, password and query."""
+    """Return a URL for display: `redis://***@host:6379/0`, without user, password and query."""
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
@@ -60,7 +60,7 @@ def redacted(url: str) -> str:
 
 
 class Place(NamedTuple):
-    """Source of a value, for its check and for the error about it."""
+    """The source of a value, for its check and for the error about it."""
 
     setting: str
     source: str
@@ -78,7 +78,7 @@ def _redis_url(value: Any, place: Place) -> Url | None:
         return None
     if not isinstance(value, str):
         raise place.wrong('must be text such as "redis://host:6379/0".')
-    from memo.settings import redis_urls  # with urllib: only where there is a Redis
+    from memo.settings import redis_urls  # imports urllib, which only a Redis needs
 
     try:
         redis_urls.parse(value)
@@ -88,7 +88,7 @@ def _redis_url(value: Any, place: Place) -> Url | None:
 
 
 class Options(dict[str, Any]):
-    """Arguments of redis-py's clients, whose values never show."""
+    """Arguments of redis-py's clients, whose values are never shown."""
 
     def __repr__(self) -> str:
         return f"{{{', '.join(f'{name!r}: ***' for name in self)}}}"

@@ -1,15 +1,15 @@
-"""Settings: where they come from, and which of them are in force.
+"""Settings: read them from their sources, and decide which are in force.
 
-Four layers, the first one that has a setting wins:
+Four layers; the first one with a value for a setting decides:
 
 1.  `configure(...)`,
-2.  variables of the environment, `MEMO_` and the name in capitals,
+2.  environment variables, `MEMO_` and the name in capitals,
 3.  `[tool.memo]` in the nearest `pyproject.toml`, from the working directory upwards,
 4.  the defaults.
 
 Layers 2 and 3 are read at the first call of a cached function, not at import, and then kept;
-`reload` forgets them.  `configure` acts at once, also on functions that are decorated already.
-`checks` says what each setting must look like.
+`reload` reads them again.  `configure` takes effect at once, also for functions that are already
+decorated. `checks` validates each setting.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ class Settings(NamedTuple):
 
     Attributes:
         redis_url: see `redis_urls`; None: no Redis.
-        directory: absolute; where the disk tier lies.
-        size_limit: bytes of the disk tier.
-        memory_limit: bytes of the memory tier; 0: there is none.
-        tiers: the chain from front to back, names of `checks.TIERS` or objects; None: what the
-            other settings give.
+        directory: absolute path of the disk tier.
+        size_limit: most bytes of the disk tier.
+        memory_limit: most bytes of the memory tier; 0: no memory tier.
+        tiers: the chain from front to back, names of `checks.TIERS` or objects; None: the chain
+            that follows from the other settings.
         read_strategy: `checks.ON_MISS_OR_ERROR` or `checks.ON_ERROR`.
         write_strategy: `checks.WRITE_THROUGH` or `checks.WRITE_AROUND`.
-        self_healing: write back what a lower tier answered.
+        self_healing: copy answers of a lower tier to the tiers above it.
         namespace: separates teams and projects.
         secrets: newest first; the first one seals, all of them open.
         coherence: `checks.STRICT` or `checks.TRACKING`.
         deadline: seconds that one Redis operation may take in all.
         redis_value_limit: bytes; larger payloads go to `payload_store`, or stay on disk.
-        payload_store: a folder or bucket that several hosts reach; None: there is none.
-        redis_options: arguments of redis-py's clients, beyond those in `redis_url`; None: none.
-        retention: seconds that entries without expiry are kept after their code was replaced.
+        payload_store: a directory or bucket that several hosts can reach, or None.
+        redis_options: arguments of redis-py's clients, beyond those in `redis_url`, or None.
+        retention: seconds for which entries without expiry are kept after their code was replaced.
         on_redis_loss: `checks.RECOMPUTE` or `checks.TRUST_DISK`.
-        compress: bytes from which results are compressed; None: none are.
-        enabled: False: every call computes.
-        mode: how every call uses the cache (`memo.mode`); None: as usual.
+        compress: size in bytes from which results are compressed; None: never.
+        enabled: if False, every call computes.
+        mode: how every call uses the cache (`memo.mode`); None: the default.
         follow_threads: threads that a computation starts are part of it.
-        live_file: a TOML file with the live configuration; None: there is none.
-        sources: setting -> where its value came from.
+        live_file: a TOML file with the live configuration, or None.
+        sources: setting -> source of its value.
     """
 
     redis_url: str | None
@@ -105,7 +105,10 @@ Layer = dict[str, Given]
 
 
 def _layer(values: Mapping[str, Any], where: Callable[[str], str], base: Path | None) -> Layer:
-    """Checked values of one layer; `secret_file` becomes `secret`, which wins over it."""
+    """Return the checked values of one layer.
+
+    `secret_file` becomes `secret`, which takes precedence.
+    """
     layer = {}
     for name, value in values.items():
         if name not in CHECKS:
@@ -119,7 +122,7 @@ def _layer(values: Mapping[str, Any], where: Callable[[str], str], base: Path | 
 
 
 def _near(name: str, likeness: float) -> list[str]:
-    """The setting whose name is most like a misspelt one, if any."""
+    """Return the setting whose name is most like a misspelled one, if any."""
     import difflib
 
     return difflib.get_close_matches(name, NAMES, 1, likeness)
@@ -132,13 +135,13 @@ def _unknown(name: str, source: str) -> SettingError:
 
 
 def _environment() -> Layer:
-    """`MEMO_*`; an empty variable counts as not set, except for `MEMO_SECRET`.
+    """Read `MEMO_*`; an empty variable counts as not set, except for `MEMO_SECRET`.
 
-    A template leaves an empty secret if the real one is missing; going on with another secret would
-    silently share nothing.
+    A deployment template leaves an empty secret if the real one is missing; using another secret
+    then would silently share nothing.
 
-    A name that is nearly one of ours is an error.  Any other is ignored, since other programs use
-    the name memo too; so is `MEMO_TEST_*`.
+    A name that is nearly a setting's is an error.  Any other is ignored, since other programs are
+    called memo too; so is `MEMO_TEST_*`.
     """
     values = {}
     for variable, text in os.environ.items():
@@ -153,7 +156,7 @@ def _environment() -> Layer:
 
 
 def _project() -> Layer:
-    """`[tool.memo]` in the nearest `pyproject.toml`; relative paths count from its directory."""
+    """Read `[tool.memo]` in the nearest `pyproject.toml`; relative paths start at its directory."""
     path = _nearest()
     if path is None:
         return {}
@@ -212,14 +215,14 @@ _overrides: Layer = {}
 _read: Layer | None = None
 _current: Settings | None = None
 revision = 0
-"""Changes whenever `current` may answer otherwise.
+"""Changes whenever `current` may return something else.
 
 A cache of something made from settings reads the revision first, then the settings.
 """
 
 
 def current() -> Settings:
-    """The settings in force.  The first call reads the environment and `pyproject.toml`.
+    """Return the settings in force.  The first call reads the environment and `pyproject.toml`.
 
     Raises:
         SettingError: a setting is wrong; the message names it, its source, and the fix.
@@ -229,7 +232,7 @@ def current() -> Settings:
 
 
 def reload() -> None:
-    """Forget what was read from the environment and from `pyproject.toml`: read it again."""
+    """Read the environment and `pyproject.toml` again at the next use."""
     global _read
     with _lock:
         _read = None
@@ -237,7 +240,7 @@ def reload() -> None:
 
 
 def reset() -> None:
-    """Forget what was configured as well; for tests."""
+    """As `reload`, and also undo every `configure`; for tests."""
     with _lock:
         _overrides.clear()
         reload()
@@ -280,7 +283,7 @@ _hidden: list[Settings] = []
 
 
 def named() -> list[Settings]:
-    """The settings in force, and those that come back when a `with` block ends.
+    """Return the settings in force, and those that come back when a `with` block ends.
 
     Raises:
         SettingError: a setting is wrong.
@@ -290,15 +293,15 @@ def named() -> list[Settings]:
 
 
 def nothing() -> None:
-    """Do nothing: after a `with configure(...)` block that opened nothing."""
+    """Do nothing: the default of `ended`."""
 
 
 ended: Callable[[], None] = nothing
-"""Called after a `with configure(...)` block; `assembly` puts `release` here."""
+"""Called after a `with configure(...)` block; `assembly` sets it to `release`."""
 
 
 class Restore:
-    """Result of `configure`: leaving its `with` block restores what that call has set."""
+    """Returned by `configure`: leaving its `with` block restores the previous values."""
 
     def __init__(self, before: Mapping[str, Given | None], hidden: Settings | None) -> None:
         self._before = before
@@ -374,7 +377,7 @@ class Changes(TypedDict, total=False):
 
 @public
 def configure(**settings: Unpack[Changes]) -> Restore:
-    """Set settings for this process, at once, also for functions that are decorated already.
+    """Change settings of this process, at once, also for functions that are already decorated.
 
     ::
 
@@ -383,14 +386,14 @@ def configure(**settings: Unpack[Changes]) -> Restore:
             ...
 
     Args:
-        settings: names of section "Settings" in the documentation.  None means the default for
+        settings: see section "Settings" of the documentation.  None means the default for
             `redis_url`, `directory`, `tiers`, `secret` and `live_file`.
 
     Returns:
-        A context manager that takes back what this call has set; nested ones in reverse order.
+        A context manager that undoes this call at the end of its block; nest them.
 
     Raises:
-        SettingError: an unknown name or a wrong value; then nothing has been set.
+        SettingError: an unknown name or a wrong value; nothing has been changed then.
     """
     layer = _layer(cast("dict[str, Any]", settings), lambda name: CONFIGURE, None)
     with _lock:
@@ -405,7 +408,10 @@ def configure(**settings: Unpack[Changes]) -> Restore:
 
 
 def carried() -> dict[str, Any]:
-    """Settings from `configure` that a worker may know: no secret, no password, no object."""
+    """Return settings from `configure` that a worker may know.
+
+    No secret, no password, no object.
+    """
     with _lock:
         given = {name: one.value for name, one in _overrides.items()}
     return {name: value for name, value in given.items() if _may_travel(name, value)}
@@ -429,10 +435,10 @@ def _password(url: str) -> bool:
 
 
 def adopt(settings: Mapping[str, Any], sender: str) -> None:
-    """Take over what `carried` gave in the process `sender`, where `configure` was not called here.
+    """Adopt what `carried` returned in the process `sender`, unless set by `configure` here.
 
-    It replaces what other processes sent before.  Settings that this process itself sent are
-    ignored, and so are those of a function inside a stored result, which have no sender (`""`).
+    It replaces what other processes sent before.  Settings sent by this process itself are ignored,
+    and so are those of a function inside a stored result, which have no sender (`""`).
     """
     if sender in ("", PROCESS):
         return

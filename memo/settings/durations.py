@@ -18,7 +18,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 6048
 _PART = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
 _WHOLE = rf"(?a)\s*(?:{_PART}\s*)+"
 LONGEST = 4.6e9
-"""Longest time that an entry can have, a stale window included, in seconds."""
+"""Longest lifetime of an entry, stale windows included, in seconds."""
 
 
 def seconds(

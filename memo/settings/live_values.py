@@ -1,14 +1,14 @@
-"""The live configuration: times to live that can be changed while everything runs.
+"""The live configuration: ttls that can be changed at run time.
 
-`@cache(ttl=300, ttl_key="ttl.products")` asks here at each store and at each judgement, so that a
-changed value acts at once, also on entries that exist.  Three sources, the first that has the key
-wins:
+`@cache(ttl=300, ttl_key="ttl.products")` reads it at each store and at each check of an entry's
+age, so a changed value takes effect at once, also on existing entries.  Three sources; the first
+one with the key decides:
 
 1.  this process: `memo.live["ttl.products"] = 30`,
 2.  a TOML file: the setting `live_file`, checked on access, at most every `LOOK_EVERY` seconds; a
-    dot in a key goes down into a table,
-3.  a shared one (Redis), given to `attach`: at most `SHARED_AGE` seconds old if its user asks `due`
-    and then calls `refresh`, which may block.
+    dot in a key leads into a table,
+3.  a shared one (Redis), passed to `attach`: at most `SHARED_AGE` seconds old if the caller checks
+    `due` and then calls `refresh`, which may block.
 
 It needs neither a thread nor an event loop.
 """
@@ -31,9 +31,9 @@ from memo.settings.durations import seconds
 LOOK_EVERY = 0.2
 """Seconds between two checks of the file."""
 SHARED_AGE = 0.5
-"""Seconds after which the shared source is asked again: below 1 s with its deadline of 0.25 s."""
+"""Seconds after which the shared source is read again: below 1 s with its deadline of 0.25 s."""
 _SETTLED = 0.1
-"""Seconds: a file that is younger may be written again within the same tick of its time stamp."""
+"""Seconds: a younger file may be written again within the resolution of its time stamp."""
 
 Ttl: TypeAlias = "float | int | str | durations.timedelta | None"
 """A ttl as written: seconds, `"1h30m"`, a `timedelta`; None, `"none"` or infinity: no expiry."""
@@ -42,7 +42,7 @@ Publish = Callable[[str, str | None], Any]
 
 
 def _seconds(key: str, value: Any) -> float:
-    """Seconds of a given ttl; `math.inf` for no expiry."""
+    """Return the seconds of a given ttl; `math.inf` for no expiry."""
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return math.inf
     if isinstance(value, float) and value == math.inf:
@@ -58,7 +58,7 @@ def _name(key: object) -> str:
 
 
 class Live(Mapping[str, float]):
-    """A mapping of keys to seconds, safe from every thread; `math.inf` means no expiry."""
+    """A thread-safe mapping of keys to seconds; `math.inf` means no expiry."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -77,7 +77,7 @@ class Live(Mapping[str, float]):
         self._fetched_at = -math.inf
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Seconds for a key, `math.inf` for no expiry, or `default` where no source has it."""
+        """Return the seconds for a key (`math.inf`: no expiry), or `default` if none has it."""
         if self._clock() >= self._look_at or configuration.revision != self._settings:
             self._look()
         return self._values.get(key, default)
@@ -102,10 +102,10 @@ class Live(Mapping[str, float]):
 
     @public
     def set(self, key: str, value: Ttl, *, shared: bool = False) -> None:
-        """Set a key, in this process or (`shared`) for all, which see it within a second.
+        """Set a key, in this process or (`shared`) in all processes, which see it within a second.
 
         Raises:
-            OptionError: not a ttl, or `shared` where nothing shared is attached.
+            OptionError: not a ttl, or `shared` without a shared source.
         """
         number = _seconds(_name(key), value)
         if shared:
@@ -142,7 +142,7 @@ class Live(Mapping[str, float]):
             self._merge()
 
     def attach(self, fetch: Fetch | None, publish: Publish | None = None) -> Callable[[], None]:
-        """Plug in a shared source.
+        """Add a shared source.
 
         Args:
             fetch: returns all keys and their ttl as users write them (text or bytes, in seconds or
@@ -150,7 +150,7 @@ class Live(Mapping[str, float]):
             publish: `publish(key, text)` sets a key for all processes, and with None deletes it.
 
         Returns:
-            A function that takes the source away again.
+            A function that removes the source.
         """
         with self._lock:
             self._fetch, self._publish, self._fetched_at = fetch, publish, -math.inf
@@ -165,13 +165,13 @@ class Live(Mapping[str, float]):
         return detach
 
     def due(self) -> bool:
-        """True if it is time to ask the shared source again.  Never blocks."""
+        """True if the shared source has to be read again.  Never blocks."""
         return self._fetch is not None and self._clock() - self._fetched_at >= SHARED_AGE
 
     def refresh(self) -> None:
-        """Ask the shared source if that is due; may block, never raises.
+        """Read the shared source if that is due; may block, never raises.
 
-        A source that fails keeps its last good values, and is an event once per outage.
+        A source that fails keeps its last values, and causes one event per outage.
         """
         with self._fetching:
             fetch = self._fetch
@@ -179,7 +179,7 @@ class Live(Mapping[str, float]):
                 return
             try:
                 found = self._good(fetch())
-            except Exception as error:  # a fault of the cache: the last good values stay
+            except Exception as error:  # a fault of the cache: the last values stay
                 self._complain("shared", f"{type(error).__name__}: {error}")
             else:
                 self._share(fetch, found)
@@ -254,7 +254,10 @@ class Live(Mapping[str, float]):
 
 
 def _signature(path: str) -> object:
-    """Identity of this version of a file; None when it is too young to be told apart."""
+    """Identify this version of a file.
+
+    None if it is too new to be distinguished from the next one.
+    """
     found = os.stat(path)
     if abs(time.time() - found.st_mtime) < _SETTLED:
         return None
@@ -262,7 +265,7 @@ def _signature(path: str) -> object:
 
 
 def load_file(path: str) -> dict[str, Any]:
-    """The values in a TOML file."""
+    """Return the values in a TOML file."""
     import tomllib
 
     with open(path, "rb") as file:

@@ -1,6 +1,6 @@
-"""Modes: how the calls of a context use the cache, instead of reading and storing as usual.
+"""Modes: let the calls of a context use the cache in another way than usual.
 
-A mode lives in a context variable, so that other tasks and threads are not affected.
+A mode is kept in a context variable, so that other tasks and threads are not affected.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Mode(NamedTuple):
 
     Attributes:
         kind: `"refresh"`: compute and store; `"off"`: neither read nor store; `"only"`: never
-            compute; None: as usual.
-        max_age: seconds; older entries do not answer.
+            compute; None: the default.
+        max_age: seconds; older entries are not used.
     """
 
     kind: str | None = None
     max_age: float | None = None
 
     def over(self, outer: Mode | None) -> Mode:
-        """This mode within another one, which fills in what this one leaves open."""
+        """Return this mode within another one, which sets what this one leaves open."""
         if outer is None:
             return self
         return Mode(
@@ -43,7 +43,7 @@ class Mode(NamedTuple):
 
 
 def checked(kind: Any, max_age: Any) -> Mode:
-    """A mode from what a caller wrote.
+    """Return the mode that a caller asked for.
 
     Raises:
         OptionError: there is no such mode, or the age is not a duration.
@@ -59,7 +59,7 @@ CURRENT: ContextVar[Mode | None] = ContextVar("memo_mode", default=None)
 
 
 class mode:  # noqa: N801 - a context manager, which reads as one
-    """Change how the calls of a `with` block, and all that they call, use the cache.
+    """Change how the calls of a `with` block, and everything that they call, use the cache.
 
     ::
 
@@ -68,8 +68,8 @@ class mode:  # noqa: N801 - a context manager, which reads as one
 
     Args:
         mode: `"refresh"`: compute and store; `"off"`: neither read nor store; `"only"`: never
-            compute, but raise `NotCachedError` with the explanation; None: as usual.
-        max_age: as a ttl (`"1m"`); older entries are not used, even within their ttl.
+            compute, but raise `NotCachedError` with the explanation; None: the default.
+        max_age: a duration (`"1m"`); older entries are not used, even within their ttl.
 
     Raises:
         OptionError: there is no such mode, or the age is not a duration.

@@ -1,4 +1,4 @@
-"""Options: what `cache` accepts, checked at decoration; each error names option, value and fix."""
+"""Options of `cache`, checked at decoration; each error names the option, its value and the fix."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ INHERIT = "inherit"
 
 
 class Policy(NamedTuple):
-    """How a function's entries age; checked at decoration, so always sound.
+    """How a function's entries age; checked at decoration.
 
     Attributes:
-        ttl: seconds, None for no expiry, a callable of the result that gives either, or `INHERIT`.
+        ttl: seconds, None for no expiry, a callable that returns either from the result, or
+            `INHERIT`.
         use_jitter: shorten each ttl by up to `JITTER`.
-        refresh_ahead: answer from the cache and refresh from `refresh_threshold * ttl` on.
+        refresh_ahead: after `refresh_threshold * ttl` a hit also starts a refresh.
         refresh_threshold: fraction of the ttl, in (0, 1).
-        stale_while_revalidate: seconds past the ttl in which the old value answers, refreshed.
-        stale_if_error: seconds past the ttl in which the old value answers if computing raises.
-        use_lock: single flight across processes and hosts.
-        lock_timeout: longest wait for another holder, in seconds; None: as long as it lives.
+        stale_while_revalidate: seconds past the ttl in which the old value is served and refreshed.
+        stale_if_error: seconds past the ttl in which the old value is served if computing raises.
+        use_lock: compute a key only once across processes and hosts.
+        lock_timeout: longest wait for another process, in seconds; None: as long as that one lives.
         ttl_key: key in the live configuration that overrides `ttl`.
-        cache_if: predicate of the result; False: return it, do not store it.
-        retry_after: seconds after a failure in which an old value answers without another try.
+        cache_if: predicate of the result; if False, it is returned but not stored.
+        retry_after: seconds after a failure in which an old value is served without another try.
         max_age: seconds; older entries are not used, even within their ttl and stale windows.
-        soft_timeout: seconds after which an old value answers while the computation goes on; 0:
+        soft_timeout: seconds after which an old value is served while the computation goes on; 0:
             never.
-        errors: exception types that are remembered, each with its ttl in seconds or None.
+        errors: exception types that are stored, each with its ttl in seconds or None.
     """
 
     ttl: float | Callable[[Any], Any] | str | None = 60.0
@@ -59,13 +60,16 @@ class Policy(NamedTuple):
 
     @property
     def of_errors(self) -> Policy:
-        """How remembered exceptions age: by the ttl that each was stored with, and never stale."""
+        """Return how stored exceptions age.
+
+        By the ttl that each was stored with, and never stale.
+        """
         return Policy(ttl=None, max_age=self.max_age)
 
     def error_ttl(self, error: BaseException) -> int | None:
-        """Nanoseconds for which an exception is remembered; -1: no expiry, None: it is not.
+        """Return the nanoseconds for which an exception is stored; -1: no expiry, None: not at all.
 
-        The nearest type in its method resolution order counts, so the most specific one.
+        The nearest type in its method resolution order counts, that is the most specific one.
         """
         known = dict(self.errors)
         kind = next((kind for kind in type(error).__mro__ if kind in known), None)
@@ -96,10 +100,10 @@ def policy(
     soft_timeout: Any,
     cache_errors: Any,
 ) -> Policy:
-    """The policy that these options describe.
+    """Return the policy that these options describe.
 
     Raises:
-        OptionError: one of them is wrong, or two of them contradict each other.
+        OptionError: an option is wrong, or two of them contradict each other.
     """
     if refresh_threshold is not None and not refresh_ahead:
         raise OptionError("refresh_threshold", refresh_threshold, "needs refresh_ahead=True.")
@@ -131,7 +135,7 @@ def policy(
 
 
 def _errors(option: str, value: Any) -> tuple[tuple[type[Exception], float | None], ...]:
-    """Exception types, each with its ttl in seconds or None."""
+    """Return the exception types, each with its ttl in seconds or None."""
     if value is None:
         return ()
     if not isinstance(value, Mapping):
@@ -146,7 +150,7 @@ def _errors(option: str, value: Any) -> tuple[tuple[type[Exception], float | Non
 
 
 def given_ttl(option: str, value: Any) -> Any:
-    """A ttl in seconds, None for no expiry, a callable of the result, or `INHERIT`."""
+    """Return a ttl in seconds, None for no expiry, a callable of the result, or `INHERIT`."""
     if value == INHERIT and isinstance(value, str):
         return value
     return _of_result(option, value) if callable(value) else seconds(option, value)
@@ -171,18 +175,18 @@ def _window(option: str, value: Any) -> float:
 
 
 def flag(option: str, value: Any) -> bool:
-    """True or False; nothing else is accepted."""
+    """Check that the value is True or False."""
     if not isinstance(value, bool):
         raise OptionError(option, value, "must be True or False.")
     return value
 
 
 LONGEST = 1000
-"""Characters of a name that is given to a function."""
+"""Most characters of a name that is given to a function."""
 
 
 def text(option: str, value: Any, longest: int | None = None) -> str | None:
-    """A text that is not empty, or None."""
+    """Check that the value is a text that is not empty, or None."""
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
@@ -194,7 +198,7 @@ def text(option: str, value: Any, longest: int | None = None) -> str | None:
 
 
 def texts(option: str, value: Any) -> tuple[str, ...]:
-    """Several texts; a single one, the usual mistake, is an error."""
+    """Check that the value is several texts; a single one, the usual mistake, is an error."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         example = value if isinstance(value, str) and value else "a"
         raise OptionError(option, value, f'must be a list of texts, for instance ["{example}"].')
@@ -211,7 +215,7 @@ _SCALE |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 def size(value: Any) -> int | None:
-    """Bytes, from a number or from text such as `"10GiB"`; None where it is neither."""
+    """Return bytes, from a number or from text such as `"10GiB"`; None if it is neither."""
     if isinstance(value, str) and (found := re.fullmatch(_SIZE, value.strip())):
         number, unit = found.groups()
         return int(float(number) * _SCALE[(unit or "b").lower()])
@@ -219,11 +223,11 @@ def size(value: Any) -> int | None:
 
 
 COMPRESSED_FROM = 64 * 1024
-"""Bytes from which `compress=True` compresses; below, a result is loaded in less time as it is."""
+"""Bytes from which `compress=True` compresses; smaller results load faster uncompressed."""
 
 
 def compress(option: str, value: Any) -> int | None:
-    """Bytes from which results are compressed, from True, False or a size; None: none are.
+    """Return the bytes from which results are compressed, from True, False or a size; None: never.
 
     Raises:
         OptionError: it is something else.
@@ -246,20 +250,20 @@ def _predicate(option: str, value: Any) -> Any:
 
 
 def _of_result(option: str, value: Callable[..., Any]) -> Any:
-    """A plain function that takes a result before it is stored."""
+    """Check that the value is a plain function that takes the result."""
     if is_async(value):
         raise OptionError(option, value, "must not be async: it is asked before storing.")
     try:
         inspect.signature(value).bind(None)
     except TypeError:
         raise OptionError(option, value, "must take one argument, the result.") from None
-    except ValueError:  # written in C: it says when it is called
+    except ValueError:  # written in C: errors show when it is called
         pass
     return value
 
 
 def is_async(function: Any) -> bool:
-    """True if a call gives an awaitable: `async def`, a partial of one, or such a `__call__`."""
+    """True if a call returns an awaitable: `async def`, a partial of one, or such a `__call__`."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -275,16 +279,16 @@ def function(
     generators: bool = True,
     example: str = "@cache or @cache(ttl=60)",
 ) -> Callable[..., Any]:
-    """Check a function.
+    """Check the function that is decorated.
 
     Args:
         option: the name to use in the error.
-        value: what is decorated.
-        generators: whether it may be a generator function.
+        value: the decorated object.
+        generators: it may be a generator function.
         example: how the decorator is written.
 
     Raises:
-        OptionError: it is not callable, or a generator function where those are of no use.
+        OptionError: it is not callable, or a generator function where that is not allowed.
     """
     no_property(value)
     if not callable(value):
@@ -305,7 +309,7 @@ def no_property(value: Any) -> None:
 
 
 def generates(function: Any) -> str:
-    """`"sync"` or `"async"` for a generator function, else `""`."""
+    """Return `"sync"` or `"async"` for a generator function, else `""`."""
     inner = inspect.unwrap(function)
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -325,7 +329,7 @@ def known(option: str, names: Sequence[str], allowed: Iterable[str]) -> None:
 
 
 def no_keywords(option: str, value: Any, name: str, extra: str) -> None:
-    """Refuse the name of `**kwargs` itself (`extra`): its keywords go by their own names."""
+    """Refuse the name of `**kwargs` itself (`extra`): its keywords have their own names."""
     if extra and name == extra:
         fix = (
             f"{name!r} is the ** parameter itself; name the keywords that matter, each by its own "

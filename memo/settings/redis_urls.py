@@ -1,11 +1,11 @@
-"""Addresses of Redis: a `redis_url` of any kind, parsed.
+"""Addresses of Redis: parse a `redis_url` of any kind.
 
 ================================================= =================================================
 `redis://user:password@host:6379/0`               one server (or Valkey)
 `rediss://…`                                      the same over TLS
 `unix:///run/redis.sock?db=0`                     a socket on this machine
 `redis+sentinel://host:26379,host:26379/name/0`   the primary that Sentinels know as `name`
-`redis+cluster://host:6379,host:6379`             a cluster, found by way of any of its nodes
+`redis+cluster://host:6379,host:6379`             a cluster, found through any of its nodes
 `rediss+sentinel://…`, `rediss+cluster://…`       the same over TLS
 ================================================= =================================================
 """
@@ -50,7 +50,7 @@ OPTIONS = (
     "sentinel_kwargs",
     "address_remap",
 )
-"""Names that `redis_options` may hold: arguments of redis-py's clients."""
+"""Names that `redis_options` may contain: arguments of redis-py's clients."""
 _OURS = {
     "socket_timeout": "the setting `deadline` bounds an operation",
     "socket_connect_timeout": "memo bounds connecting itself",
@@ -70,15 +70,15 @@ _PORTS = {SENTINEL: 26379}
 
 
 class Address(NamedTuple):
-    """Address of a Redis.
+    """The address of a Redis.
 
     Attributes:
         kind: `SERVER`, `SOCKET`, `SENTINEL` or `CLUSTER`.
         hosts: (name, port) of the server, the Sentinels, or some nodes of the cluster.
-        path: of a socket.
+        path: path of a socket.
         service: the name that Sentinels know the primary by.
-        options: arguments of redis-py's client that the URL gives.
-        tls: whether to connect over TLS.
+        options: arguments of redis-py's client in the URL.
+        tls: connect over TLS.
     """
 
     kind: str
@@ -90,7 +90,7 @@ class Address(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The address as it is shown, without user and password: `"127.0.0.1:6379/0"`."""
+        """The address for display, without user and password: `"127.0.0.1:6379/0"`."""
         db = self.options.get("db", 0)
         if self.kind == SOCKET:
             return f"{self.path}/{db}"
@@ -103,10 +103,10 @@ class Address(NamedTuple):
 
 
 def parse(url: str) -> Address:
-    """The address that a URL names.
+    """Parse a URL.
 
     Raises:
-        ValueError: it names none; the text says what is wrong and how to write it, without user
+        ValueError: it is malformed; the text says what is wrong and how to write it, without user
             and password.
     """
     try:
@@ -137,7 +137,7 @@ def parse(url: str) -> Address:
 
 
 def _path(kind: str, path: str) -> tuple[str, str]:
-    """The service and the database that a path names."""
+    """Return the service and the database in a URL's path."""
     if kind != SENTINEL:
         if path and not path.isdecimal():
             raise ValueError("what follows the host must be the number of a database, as in .../0.")
@@ -189,10 +189,10 @@ def _truth(text: str) -> Any:
 
 
 def unknown(name: str, known: tuple[str, ...], what: str) -> str:
-    """The reason why a name is refused, and the nearest one that is accepted."""
+    """Return the reason why a name is refused, with the nearest valid one."""
     if name in _OURS:
         return f"{name!r} cannot be set: {_OURS[name]}."
-    import difflib  # only an error needs it
+    import difflib  # needed only for an error
 
     near = difflib.get_close_matches(name, known, 1, 0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
@@ -200,10 +200,10 @@ def unknown(name: str, known: tuple[str, ...], what: str) -> str:
 
 
 def options(given: Any) -> dict[str, Any]:
-    """The arguments of redis-py's clients in a `redis_options`.
+    """Return the arguments of redis-py's clients in `redis_options`.
 
     Raises:
-        ValueError: it holds something else; the text says what.
+        ValueError: it contains something else; the text says what.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{shown(given)} is not a mapping of redis-py's connection arguments.")  # noqa: TRY004

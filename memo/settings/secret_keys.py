@@ -1,7 +1,7 @@
-"""The secret: where it comes from, and when it is refused.
+"""The secret: find it, check it, or generate it.
 
 A secret is given (`configure(secret=...)`, `MEMO_SECRET`), read from a file (`secret_file=`,
-`MEMO_SECRET_FILE`), or made once: 32 random bytes, in hexadecimal, in a file of the user's
+`MEMO_SECRET_FILE`), or generated once: 32 random bytes, in hexadecimal, in a file of the user's
 configuration directory that only the user can read.
 
 Text is used as its UTF-8 bytes, so the content of a secret file may be given as `MEMO_SECRET` on
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECRET_BYTES = 32
-"""The least length of a secret."""
+"""The minimum length of a secret."""
 APPLICATION = "jupyter-memo"
 """Name of memo's directories; `memo` alone belongs to other programs on some systems."""
 LARGEST_FILE = 65_536
-"""Bytes; a longer file is no secret."""
+"""Bytes; a longer file is not a secret."""
 
 _SEPARATOR = r"[,\r\n]+"
 _MAKE = 'make one with: python -c "import secrets; print(secrets.token_hex(32))"'
@@ -53,7 +53,7 @@ class Secret:
         self._mac = blake2b(key=key, digest_size=32, person=b"memo entry v1")
 
     def seal(self, *parts: bytes | memoryview) -> bytes:
-        """The MAC of these bytes under this secret: 32 bytes."""
+        """Return the MAC of these bytes under this secret: 32 bytes."""
         mac = self._mac.copy()
         for part in parts:
             mac.update(part)
@@ -67,11 +67,11 @@ class Secret:
 
 
 def from_value(value: Any, source: str) -> tuple[Secret, ...]:
-    """The secrets in a setting: text, bytes, or a list of these, newest first.
+    """Return the secrets in a setting: text, bytes, or a list of these, newest first.
 
     Args:
         value: text is split at commas and line breaks; bytes are one secret as they are.
-        source: where the setting came from, for the error.
+        source: the source of the setting, for the error.
 
     Raises:
         SecretError: too short, empty, or of another type.  The message has no part of the value.
@@ -105,13 +105,14 @@ def _secret(value: bytes, number: int, source: str) -> Secret:
 
 
 def from_file(path: Path, source: str, *, mounted: bool = False) -> tuple[Secret, ...]:
-    """The secrets in a file that belongs to this user, and that no other user can read.
+    """Return the secrets in a file that belongs to this user, and that no other user can read.
 
-    A file of text may hold several, separated by commas or line breaks; any other is one secret.
+    A text file may contain several, separated by commas or line breaks; any other file is one
+    secret.
 
     Args:
-        path: of the file.
-        source: where the setting came from, for the error.
+        path: the file.
+        source: the source of the setting, for the error.
         mounted: named by the user as the secret file: links are followed, root may own the file,
             and its group may read it, as container platforms mount secrets.
 
@@ -130,7 +131,7 @@ def from_file(path: Path, source: str, *, mounted: bool = False) -> tuple[Secret
 
 
 def read_private(path: Path, source: str, *, mounted: bool = False) -> bytes:
-    """The bytes of a file that only this user can read; see `from_file`."""
+    """Return the bytes of a file that only this user can read; see `from_file`."""
     where = f"{source}, file {path}"
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
     if not mounted:
@@ -180,7 +181,7 @@ def _foreign(found: os.stat_result) -> bool:
 
 
 def default_file() -> Path | None:
-    """Path of the generated secret; None where this user has no configuration directory."""
+    """Return the path of the generated secret; None if this user has no configuration directory."""
     import platformdirs
 
     try:
@@ -191,7 +192,7 @@ def default_file() -> Path | None:
 
 
 def generated() -> tuple[Secret, ...]:
-    """The secret in `default_file`, which is made if there is none.
+    """Return the secret in `default_file`, which is generated if the file is missing.
 
     If it cannot be kept (a read-only home, or none), this process gets a secret of its own, with a
     `SecretWarning` and an event: caching works, but no other process can read the entries.
@@ -211,10 +212,10 @@ def generated() -> tuple[Secret, ...]:
 
 
 def _create(path: Path) -> None:
-    """Make the file without a race: written under another name, then linked if none is there.
+    """Create the file without a race: written under another name, then linked if none exists.
 
-    Of two processes, one links first and the other reads the file of the first.  No process
-    sees a file that is empty, half written or, with any umask, readable by others.
+    Of two processes, one links first and the other reads the file of the first.  No process sees a
+    file that is empty, half written or, with any umask, readable by others.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".secret.{os.urandom(8).hex()}")
@@ -254,7 +255,7 @@ def _of_this_process(why: str) -> Secret:
 
 
 def forget() -> None:
-    """Forget the secret that was made for this process alone, if there is one."""
+    """Forget the secret that was generated for this process alone, if there is one."""
     FALLBACK.clear()
     _untold.clear()
 
@@ -275,5 +276,5 @@ def warn_if_not_kept() -> None:
     while _untold:
         text = _untold.pop()
         fix = "Set MEMO_SECRET_FILE, or MEMO_SECRET, to keep and share them."
-        with suppress(Warning):  # made an error by a filter: the caller gets a result all the same
+        with suppress(Warning):  # a filter made it an error; the caller still gets its result
             warnings.warn(f"memo: {text} {fix}", SecretWarning, stacklevel=2)

@@ -1,31 +1,31 @@
-"""Authorities: the tier that decides on validity, and the invalidations that each tier missed.
+"""Authorities: which tier decides on validity, and how missed invalidations are made up for.
 
 Rules of this module:
 
-1.  The authority is the first shared tier (Redis); while that is away, this host's generations.
-    The host *learns* what the shared authority reads, so that it can judge while that is away.
-2.  An invalidation is written down on the host before it is sent to a shared tier.  One that did
-    not arrive is replayed, with a fresh token, before anything is read from that tier again.
-3.  What can be neither sent nor written down is owed by this process: it is sent before the
-    process reads anything there.
-4.  While the shared tier is there, this host's generations do not stand in for it: they lack what
-    other hosts have invalidated.  Where the host cannot read what it owes, nothing is valid.
+1.  The authority is the first shared tier (Redis) or, while that is down, this host's generations.
+    The host *learns* the tokens that the shared authority reads, so that it can judge in its place.
+2.  An invalidation is journalled on the host before it is sent to a shared tier.  If it does not
+    arrive, it is replayed with a fresh token before anything else is read from that tier.
+3.  An invalidation that can be neither sent nor journalled is owed by this process, which sends it
+    before it reads anything from that tier.
+4.  While the shared tier is up, this host's generations do not replace it: they lack what other
+    hosts have invalidated.  If the host cannot read which invalidations it owes, nothing is valid.
 
 A shared tier that came back empty gets this host's generations again (`Reseeding`):
 
-4.  Each host registers in Redis, beside an *epoch* that is made once.  A host that finds another
+4.  Each host registers in Redis, beside an *epoch* that is created once.  A host that finds another
     epoch than before knows that Redis has lost its data.
-5.  A host that is alone in its namespace has all invalidations on its own disk.  Whatever group
-    Redis lost, it may give back, when the group is asked for.
-6.  Where other hosts were seen within `REMEMBERED`, they may have invalidated what this host has
-    not heard of.  With `"recompute"` nothing is given back; with `"trust_disk"` all groups of this
-    host are, once for each new epoch.
-7.  Only a group that is missing is given back.  An invalidation of a missing group writes it, so
-    nothing that was invalidated since comes back.
-8.  A Redis that has gone back to an older state may have lost invalidations: a host that finds its
-    own registrations there fewer than it knew of invalidates everything.
-9.  A host that was not alone, and finds after a loss that another one gave groups back, has joined
-    after that one last looked: it invalidates all of them.
+5.  A host that is alone in its namespace has all invalidations on its own disk.  It may give back
+    any group that Redis lost, as soon as that group is asked for.
+6.  Other hosts that were seen within `REMEMBERED` seconds may have invalidated groups without this
+    host's knowledge.  With `"recompute"` nothing is given back; with `"trust_disk"` all groups of
+    this host are given back, once for each new epoch.
+7.  Only a missing group is given back.  Invalidating a missing group creates it, so nothing that
+    was invalidated since is restored.
+8.  A Redis that has gone back to an older state may have lost invalidations: a host that finds
+    fewer of its own registrations there than it made invalidates everything.
+9.  A host that was not alone, and finds after a loss that another host has given groups back, must
+    have registered after that host last looked: it invalidates all of them.
 """
 
 from __future__ import annotations
@@ -64,26 +64,26 @@ from memo.validity.stamps import Turn
 T = TypeVar("T")
 _Read = Callable[[Generations], Coroutine[Any, Any, list[State]]]
 LATELY = 30.0
-"""Seconds for which an invalidation that a shared tier has acknowledged may be lost: when it fails
-over, or restarts, its last writes may not have reached its replica or disk."""
+"""Seconds for which an acknowledged invalidation may still be lost: when the shared tier fails over
+or restarts, its last writes may not have reached its replica or disk."""
 MOST_LATELY = 10_000
-"""Invalidations of which this is remembered."""
+"""Most recent invalidations that are remembered for this."""
 READS = 3
-"""Attempts to read something from a shared tier, if each of them is interrupted."""
+"""Number of times a read from a shared tier is tried if each attempt is interrupted."""
 OUTLAST = 10.0
-"""Seconds for which an invalidation waits for a lock of others on this host's file."""
+"""Seconds for which an invalidation waits for a locked file of this host."""
 REASON = 500
-"""Characters of a reason that are kept with an invalidation."""
+"""Most characters of a reason that are kept with an invalidation."""
 LOOK_EVERY = 5.0
-"""Seconds after which a host looks again for other hosts."""
+"""Seconds after which a host checks again for other hosts."""
 LOOK_SOON = 1.0
-"""Seconds until the next look where the tier takes no writes."""
+"""Seconds until the next check if the tier takes no writes."""
 REMEMBERED = 30 * 86400.0
-"""Seconds for which a host that was seen counts as present."""
+"""Seconds for which another host counts as present after it was last seen."""
 FORGOTTEN = 43_200.0
-"""Seconds without a look after which a registration may have been removed by other hosts."""
+"""Seconds without a check after which other hosts may have removed this host's registration."""
 BATCH = 500
-"""Groups that are given back in one exchange."""
+"""Number of groups that are given back in one exchange."""
 _NOTE = "census "
 _WHY = json.dumps({"reason": "Redis lost its data"})
 
@@ -93,16 +93,16 @@ class UnknownDebtError(TierUnavailable):
 
 
 class Authorities:
-    """The generations of a shared tier and of this host.
+    """The generations of the shared tier and of this host, and which of them decide.
 
     Args:
-        tiers: of the chain, in order.
-        fault: reports a fault: the name of a tier, the error, the key.
+        tiers: the tiers of the chain, in order.
+        fault: reports a fault: name of the tier, error, key.
 
     Attributes:
-        shared: the tier that has the last word while it is there; None: this host has it.
-        listener: hears of changes there; None: every time it is asked.
-        host: None: there is none, and a tier's own generations count.
+        shared: the tier that decides while it is up; None: this host decides.
+        listener: receives changes from that tier; None: the tier is asked each time.
+        host: None if there is none; then a tier's own generations count.
         reseeding: what this host does when the shared tier has lost its data; None: nothing.
     """
 
@@ -123,7 +123,7 @@ class Authorities:
         self._unbroken = 0.0
 
     def settle_in(self, host: Host | None, *, trusts_disk: bool) -> None:
-        """Give them this host, and what to do when a shared tier has lost its data."""
+        """Set this host, and the policy for a shared tier that has lost its data."""
         self.host = host
         shared = self.shared
         if host is not None and isinstance(shared, Losable):
@@ -143,10 +143,10 @@ class Authorities:
         return found or [t.generations for t in self._tiers[:1] if t.generations]
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """Read refs at the first authority that answers.
+        """Read the states of refs from the first authority that answers.
 
         Raises:
-            TierUnavailable: none does.
+            TierUnavailable: none answers.
         """
         return (await self.states_by(port, refs))[0]
 
@@ -159,11 +159,12 @@ class Authorities:
     ) -> list[State]:
         """Read refs for the stamps of a computation that is about to begin.
 
-        The host learns what a shared authority reads: it is asked first, so that an invalidation on
-        this host that comes in between is not undone.
+        The host is read first and then learns what the shared authority answers, so that an
+        invalidation on this host in between is not undone.
 
         Args:
-            asked: a question to the shared authority that read them along; see `Chain.ask_along`.
+            asked: a query to the shared authority that has read them already; see
+                `Chain.ask_along`.
         """
         before = await self.before(port, refs) if asked is None else asked.before
         now = None if asked is None else self._begun(asked)
@@ -177,7 +178,10 @@ class Authorities:
         return now
 
     async def before(self, port: Port, refs: Sequence[Ref]) -> Sequence[State] | None:
-        """The states on this host, before a shared authority is asked; None: it cannot tell."""
+        """Return the states on this host, before a shared authority is asked.
+
+        None if it cannot be read.
+        """
         if self.host is None:
             return None
         try:
@@ -191,7 +195,7 @@ class Authorities:
             return None
         try:
             return self.shared.begun(asked)
-        except TierError:  # `begin` meets it again, and reports it
+        except TierError:  # `begin` meets the same error, and reports it
             return None
 
     async def _asked(
@@ -224,13 +228,13 @@ class Authorities:
         raise TierUnavailable("no tier can tell what is valid")
 
     async def _filled(self, read: _Read, states: list[State]) -> list[State]:
-        """States of this host, for groups that a read-only authority does not have.
+        """Fill in this host's states for groups that a read-only authority does not have.
 
-        Results that are computed here meanwhile are judged by these states.  When the authority
-        takes writes again it lacks these groups, and the results under them are computed once more.
+        Results that are computed meanwhile are judged by these states.  Once the authority takes
+        writes again it still lacks these groups, so those results are computed once more.
 
         Raises:
-            TierUnavailable: this host cannot tell either.
+            TierUnavailable: this host cannot be read either.
         """
         if self.host is None:
             raise TierUnavailable("no tier can tell what is valid")
@@ -238,7 +242,7 @@ class Authorities:
         return [mine if state == LOST else state for mine, state in zip(own, states, strict=True)]
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        """(field, note) of the invalidations that a ref has seen, from the first that can tell."""
+        """Return (field, note) of a ref's invalidations, from the first authority that answers."""
         for authority in self._each():
             try:
                 return await authority.notes(port, ref)
@@ -249,7 +253,7 @@ class Authorities:
     # --- invalidations ---------------------------------------------------------------------------
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> dict[str, str]:
-        """Invalidate; by tier the outcome: `"done"`, or why not and what will happen."""
+        """Invalidate; return per tier `"done"`, or why it failed and what happens next."""
         for adopting in self._adopting:
             try:
                 await adopting.adopt(port)
@@ -305,7 +309,7 @@ class Authorities:
         return "journalled: unreachable, replayed here before its next read, elsewhere within 5 s"
 
     async def _strike(self, port: Port, verb: Callable[[int], None], row: int) -> bool:
-        """Record the outcome of a journal row; if that fails, the row is due again by itself."""
+        """Record the outcome of a journal row; if that fails, the row stays due and is replayed."""
         try:
             await port.offload(verb, row)
         except TierError as error:
@@ -319,22 +323,22 @@ class Authorities:
             return True
         try:
             return self.host is not None and self.host.journal.maybe_due()
-        except TierError:  # `lookup` meets it again, and says so
+        except TierError:  # `lookup` meets the same error, and reports it
             return True
 
     def interrupted(self) -> bool:
-        """True if the shared tier may have restarted since it was last caught up with."""
+        """True if the shared tier may have restarted since the last replay."""
         reseeding = self.reseeding
         return reseeding is not None and reseeding.tier.interruptions != reseeding.interruptions
 
     async def read(self, port: Port, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Read from the shared tier when it has all that it missed.
+        """Read from the shared tier, once it has all invalidations that it missed.
 
-        A connection that turns out to be dead is replaced while `read` runs; the server may be an
-        older state of itself by then, so what it answered does not count.
+        If the connection dies and is replaced while `read` runs, the server may have restarted with
+        an older state, so that answer is discarded and the read is tried again.
 
         Raises:
-            TierError: it cannot be reached.
+            TierError: the tier cannot be reached.
         """
         for again in reversed(range(READS)):
             await self._catch_up(port)
@@ -344,15 +348,15 @@ class Authorities:
         raise AssertionError
 
     def _went_well(self, begun: float) -> None:
-        """An exchange that began then has succeeded: the shared tier ran until then, at least."""
+        """Note that an exchange begun at this time succeeded: the shared tier ran until then."""
         if not self.interrupted():
             self._unbroken = begun
 
     async def _catch_up(self, port: Port) -> None:
-        """Replay what a shared tier missed; it is not read before.
+        """Replay the invalidations that the shared tier missed, before it is read.
 
         Raises:
-            TierError: it cannot be reached.
+            TierError: the tier cannot be reached.
         """
         host, tier = self.host, self.shared
         assert tier is not None
@@ -373,10 +377,10 @@ class Authorities:
                 self._replayed(tier, turns, text)
 
     async def _repeat(self, port: Port, tier: Tier) -> None:
-        """After a fault, send once more what this process had invalidated shortly before.
+        """After a fault, repeat the invalidations that this process has sent shortly before.
 
         Raises:
-            TierError: it cannot be sent.
+            TierError: they cannot be sent.
         """
         interruptions = tier.interruptions if isinstance(tier, Losable) else 0
         if interruptions == self._interruptions or tier.generations is None:
@@ -386,7 +390,7 @@ class Authorities:
             at, turns, note = sent
             if at > since:
                 await tier.generations.turn(port, turns, note)
-            with suppress(ValueError):  # another caller has
+            with suppress(ValueError):  # another thread has removed it
                 self._lately.remove(sent)
         self._interruptions = interruptions
 
@@ -394,7 +398,7 @@ class Authorities:
         """Send invalidations that neither arrived nor could be journalled."""
         for owed in list(self._owed):
             await generations.turn(port, *owed)
-            with suppress(ValueError):  # another caller has
+            with suppress(ValueError):  # another thread has removed it
                 self._owed.remove(owed)
             self._replayed(tier, *owed)
 
@@ -405,10 +409,10 @@ class Authorities:
 
 
 async def _overdue(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence[Turn], str]]:
-    """The rows of this host's journal that are due.
+    """Return the rows of this host's journal that are due.
 
     Raises:
-        UnknownDebtError: it cannot be read.
+        UnknownDebtError: the journal cannot be read.
     """
     try:
         return await port.offload(journal.rows) if await journal.overdue(port) else ()
@@ -417,7 +421,10 @@ async def _overdue(port: Port, journal: Journal) -> Sequence[tuple[int, Sequence
 
 
 def make_note(reason: str, by: str) -> str:
-    """The note of an invalidation, for display: JSON with `at` (Unix seconds), `by`, `reason`."""
+    """Return the note of an invalidation, for display.
+
+    JSON with `at` (Unix seconds), `by`, `reason`.
+    """
     reason = str(reason)
     kept = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
     return json.dumps({"at": round(time.time(), 3), "by": by, "reason": kept})
@@ -450,7 +457,7 @@ def _receiver(where: str) -> str:
 
 
 def is_for_any(note: str) -> bool:
-    """True if a journalled invalidation is for any shared tier, the next one to be used."""
+    """True if a journalled invalidation is meant for whichever shared tier is used next."""
     return note.replace(" ", "").endswith('"to":["*"]}')
 
 
@@ -458,10 +465,10 @@ def is_for_any(note: str) -> bool:
 
 
 class _Known(NamedTuple):
-    """A host's knowledge of a shared tier.
+    """What a host knows about a shared tier.
 
     Attributes:
-        epoch: see `Census`; `""`: it was never used.
+        epoch: see `Census`; `""` if the tier was never used.
         others_at: when another host was last seen, in Unix seconds; 0: never.
     """
 
@@ -474,7 +481,7 @@ class _Known(NamedTuple):
 
 
 class Reseeding:
-    """Repair of a shared tier's losses by one host.
+    """Detects that a shared tier has lost its data, and restores what is safe to restore.
 
     Args:
         tier: the shared tier.
@@ -482,8 +489,8 @@ class Reseeding:
         trusts_disk: the setting `on_redis_loss` is `"trust_disk"`.
 
     Attributes:
-        interruptions: those of the tier when the last look began; it may have lost something since
-            if there are others now.
+        interruptions: the tier's count when the last check began.  If the count differs now, the
+            tier may have lost something since.
     """
 
     def __init__(self, tier: Losable, host: Host, *, trusts_disk: bool) -> None:
@@ -509,12 +516,12 @@ class Reseeding:
         return changed or time.monotonic() >= self._look_at
 
     async def look(self, port: Port) -> None:
-        """Register this host, see which others there are, and notice a loss; never raises."""
+        """Register this host, find other hosts, and detect a loss; never raises."""
         self.interruptions = self.tier.interruptions
         self._look_at = time.monotonic() + LOOK_EVERY
         try:
             await self._look(port)
-        except TierError:  # the read that follows meets it again, and reports it
+        except TierError:  # the read that follows meets the same error, and reports it
             self.interruptions = self.tier.interruptions
             self._look_at = time.monotonic() + LOOK_SOON if self.tier.read_only else 0.0
 
@@ -523,7 +530,7 @@ class Reseeding:
         if known is None:
             known = await port.offload(self._recall)
         census = await self.tier.census(port, self._id, known.epoch)
-        # Each registration counts, also those of other processes: only an older state repeats one.
+        # this host's count of registrations only grows: a repeated value means an older state
         went_back = census.times is not None and census.times <= times
         found = _Known(census.epoch, time.time() if census.others else known.others_at)
         if known.epoch not in ("", census.epoch):
@@ -540,14 +547,14 @@ class Reseeding:
         return found
 
     async def give_back(self, port: Port, groups: Sequence[str]) -> bool:
-        """Give back those of some missing groups that this host may; whether there were any.
+        """Give back those missing groups that this host may; returns True if there were any.
 
         Raises:
             TierError: the tier did not take them.
         """
         try:
             tables = await port.offload(self._host.generations.tables, groups)
-        except TierError:  # an invalidation is still to be written: nothing here is certain
+        except TierError:  # an invalidation is still to be sent, so the state here is uncertain
             return False
         if not tables:
             return False
@@ -556,7 +563,7 @@ class Reseeding:
             return True
         known = await self._look(port)
         if not known.alone:
-            return self._trusts_disk  # if that was a loss, all of them have been given back
+            return self._trusts_disk  # if Redis lost them, all of them have been given back already
         if self._given != known.epoch:
             await self.tier.giving_back(port, self._id)
             self._given = known.epoch
@@ -564,7 +571,7 @@ class Reseeding:
         return True
 
     async def _recover(self, port: Port, census: Census, found: _Known) -> None:
-        """The tier has lost its data."""
+        """React to the loss of the tier's data."""
         with self._lock:
             if self._recovering:
                 return
@@ -596,7 +603,7 @@ class Reseeding:
                 await self.tier.seed(port, tables)
 
     def _tell(self, how: str, *, warn: bool) -> None:
-        import logging  # a shared tier has loaded it
+        import logging  # imported already by a shared tier
 
         where = self.tier.where
         events.emit(events.Event(events.TIER_LOST, tier=self.tier.name, detail=f"{where}: {how}"))
@@ -613,7 +620,7 @@ class Reseeding:
         return _Known()
 
     def _remember(self, known: _Known) -> None:
-        with suppress(TierError):  # then the process has it
+        with suppress(TierError):  # then only this process remembers it
             self._host.note(_NOTE + self.tier.where, json.dumps(known))
 
 

@@ -1,24 +1,25 @@
-"""Bundles: entries in one file, sealed with a key of their own, to be carried elsewhere.
+"""Bundles: entries in one file, sealed with a key of their own, to be copied to other machines.
 
 ====== ======= ====================================================================================
-offset bytes   what
+offset bytes   content
 ====== ======= ====================================================================================
 0      8       magic; the digit is the format
 8      8       id of the bundle's key
 16     32      seal: keyed BLAKE2b-256 over bytes 0-15 and 48 to the end of the manifest
 48     8       length of the manifest
-56     ...     the manifest: JSON, which says where the bundle comes from and what is in it
+56     ...     the manifest: JSON with the bundle's origin and contents
 ...    ...     records and payloads, each at a multiple of `ALIGN`
 ====== ======= ====================================================================================
 
 Rules of this module:
 
-1.  The manifest may be shown without the key, and is called unverified then; nothing else is read.
-2.  Records are sealed with the bundle's key, each for its namespace and key, and have the digests
-    of their payloads.  So nothing is believed that the key did not authenticate.
-3.  Generations of another host say nothing here.  An entry gets those of this host at the moment
-    when it is imported; as a tier, those of the moment when the chain was first used on this host,
-    which are written down.  So an invalidation counts for a bundle as it does for any entry.
+1.  Without the key only the manifest may be shown, marked as unverified; nothing else is read.
+2.  Each record is sealed with the bundle's key, for its namespace and entry key, and contains the
+    digest of its payload.  So everything that is used was authenticated by the bundle's key.
+3.  Generations of another host mean nothing here.  An imported entry gets this host's generations
+    at the moment of the import.  A bundle used as a tier gets those of the moment when a chain
+    first used it on this host, which are stored on disk.  So an invalidation affects the entries of
+    a bundle like any other.
 4.  A bundle that is a tier is never written to.
 """
 
@@ -48,30 +49,30 @@ from memo.stores.protocols import Found, Generations, Source
 
 MAGIC = b"\x89bundle1"
 KEY_VARIABLE = "MEMO_BUNDLE_KEY"
-"""Variable of the environment that has the key where none is given."""
+"""Environment variable with the key, used if no key is given."""
 _BODY_AT = 56
 _LENGTH = struct.Struct(">Q")
 _LARGEST = 256 << 20
-"""Bytes of a manifest that are read at most."""
+"""Largest accepted manifest in bytes."""
 _AT_ONCE = 256
-"""Refs whose states are read in one step."""
+"""Most refs whose states are read in one step."""
 _PIECE = 4 << 20
 
 
 class Item(NamedTuple):
-    """An entry of a bundle, as its manifest lists it.
+    """An entry of a bundle, as listed in its manifest.
 
     Attributes:
-        function: identity of the function.
-        key: what finds the entry.
+        function: id of the function.
+        key: key of the entry.
         code: the function's code version.
         arguments: JSON, argument name -> short text and digest.
-        computed: when, in seconds since the epoch.
-        ttl: in seconds; None: no expiry.
+        computed: when it was computed, in seconds since the epoch.
+        ttl: in seconds; None: it does not expire.
         cost: seconds that its computation took.
         size: bytes of its record and its payload.
-        record: offset and length.
-        payload: offset and length; None: it has none.
+        record: offset and length of its record.
+        payload: offset and length of its payload, or None.
     """
 
     function: str
@@ -90,11 +91,11 @@ class Origin(NamedTuple):
     """The origin of a bundle.
 
     Attributes:
-        made: when, in seconds since the epoch.
+        made: when it was made, in seconds since the epoch.
         by: user, host and process that made it.
-        memo, python, platform: what it was made with.
-        namespace: that its entries come from.
-        note: given when it was made.
+        memo, python, platform: the versions it was made with.
+        namespace: the namespace of its entries.
+        note: the text given when it was made.
     """
 
     made: float
@@ -107,7 +108,7 @@ class Origin(NamedTuple):
 
 
 class Part(NamedTuple):
-    """An entry that is about to be written: its record, sealed for the bundle, and its payload."""
+    """An entry to be written: its record, sealed for the bundle, and its payload."""
 
     item: Item
     record: bytes
@@ -115,10 +116,10 @@ class Part(NamedTuple):
 
 
 def secret_of(key: str) -> Secret:
-    """The secret that a bundle's key is.
+    """Return the secret made from a bundle's key.
 
     Raises:
-        BundleError: it is too short.
+        BundleError: the key is too short.
     """
     data = key.strip().encode()
     if len(data) < SECRET_BYTES:
@@ -150,7 +151,7 @@ def given_key(key: str | None) -> str | None:
 
 
 def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> None:
-    """Write a bundle: a file that only its user may read, there when it is whole.
+    """Write a bundle atomically, readable only by its user.
 
     Raises:
         OSError: it cannot be written.
@@ -204,7 +205,7 @@ class _Slice:
         self.identity: object | None = (*identity, offset) if isinstance(identity, tuple) else None
 
     def open(self, size: int) -> memoryview:
-        """All its bytes, mapped: private and writable.
+        """Map all bytes of the payload: private and writable.
 
         Raises:
             TierError: the bundle is gone, or shorter than it was.
@@ -226,25 +227,25 @@ class _Slice:
 
 
 class Bundle:
-    """A bundle: shows where it comes from, and may be a tier that is only read.
+    """A bundle of entries: shows its origin, and can be used as a read-only tier.
 
     ::
 
         memo.configure(tiers=["memory", "disk", memo.Bundle("features.memo")])
 
     Args:
-        path: of the file.
-        key: the one that it was sealed with; None: the variable `MEMO_BUNDLE_KEY`.  Without a key
-        it only shows its own description.
+        path: the file.
+        key: the key that it was sealed with; None: the environment variable `MEMO_BUNDLE_KEY`.
+            Without a key only its description is shown.
 
     Attributes:
-        verified: whether the key has sealed it.
+        verified: the seal was checked with the key.
         origin: see `Origin`.
-        items: what is in it.
+        items: its entries.
 
     Raises:
-        BundleError: it is no bundle, was sealed with another key, or was changed since.
-        OSError: it cannot be read.
+        BundleError: the file is not a bundle, was sealed with another key, or was changed since.
+        OSError: the file cannot be read.
     """
 
     name = where = "bundle"
@@ -304,10 +305,10 @@ class Bundle:
     # --- entries ---------------------------------------------------------------------------------
 
     def entry(self, item: Item) -> Entry:
-        """An entry, as it was sealed for the bundle.
+        """Return an entry, as it was sealed for the bundle.
 
         Raises:
-            EntryError: it is not what the key has sealed.
+            EntryError: it was not sealed with the bundle's key.
             TierError: the file is gone.
         """
         if self._secret is None:
@@ -321,7 +322,7 @@ class Bundle:
         return seal.unpack(record, (self._secret,), self.origin.namespace, item.key)
 
     def source(self, item: Item) -> Source | None:
-        """The place of an entry's payload in the file."""
+        """Return the source of an entry's payload in the file."""
         if item.payload is None:
             return None
         return _Slice(self.path, self._body + item.payload[0], self._identity)
@@ -375,7 +376,7 @@ class Bundle:
                 raise TierError(str(error)) from error
 
     async def _adopted(self, port: Port, chain: stores.Chain) -> dict[Ref, State]:
-        """The states of this host's generations when the bundle was first used here."""
+        """Return this host's generations as they were when the bundle was first used here."""
         known = await port.offload(self.ledger, chain)
         if known is not None:
             return known
@@ -407,7 +408,7 @@ class Bundle:
         return None
 
     def _write_down(self, chain: stores.Chain, states: dict[Ref, State]) -> dict[Ref, State]:
-        """Write states down, unless another process has; those that count."""
+        """Write states down unless another process has; return the written ones."""
         place = self._place(chain)
         if place is None:
             return states
@@ -427,7 +428,7 @@ class Bundle:
         return self.ledger(chain) or states
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
-        """See `memo.stores.protocols.Tier.payload`: those of records that other tiers have."""
+        """See `memo.stores.protocols.Tier.payload`; also serves records that other tiers hold."""
         return None
 
     async def store(
@@ -438,7 +439,7 @@ class Bundle:
         payload: codec.Payload | None,
         lifetime: float | None,
     ) -> None:
-        """See `memo.stores.protocols.Tier.store`: never asked for.
+        """See `memo.stores.protocols.Tier.store`; a chain never calls it.
 
         Raises:
             TierError: always.
@@ -446,11 +447,11 @@ class Bundle:
         raise TierError("a bundle is only read")
 
     async def drop(self, port: Port, name: str) -> bool:
-        """See `memo.stores.protocols.Tier.drop`: nothing goes."""
+        """See `memo.stores.protocols.Tier.drop`; nothing is dropped."""
         return False
 
     async def clear(self, port: Port, prefix: str) -> int:
-        """See `memo.stores.protocols.Tier.clear`: nothing goes."""
+        """See `memo.stores.protocols.Tier.clear`; nothing is dropped."""
         return 0
 
     async def health(self, port: Port) -> Mapping[str, Any]:
@@ -458,12 +459,12 @@ class Bundle:
         return {"up": self.path.exists(), "entries": len(self.items), "bytes": self.size}
 
     def close(self) -> None:
-        """See `memo.stores.protocols.Tier.close`: nothing is open."""
+        """See `memo.stores.protocols.Tier.close`; there is nothing to close."""
 
-    # --- for people ------------------------------------------------------------------------------
+    # --- display ---------------------------------------------------------------------------------
 
     def functions(self) -> Iterator[tuple[str, list[Item]]]:
-        """Each function with its entries."""
+        """Yield each function with its entries."""
         for function in dict.fromkeys(item.function for item in self.items):
             yield function, [item for item in self.items if item.function == function]
 
@@ -485,10 +486,10 @@ def _pairs(rows: Any) -> Any:
 
 
 async def present(port: Port, chain: stores.Chain, entries: Iterable[Entry]) -> dict[Ref, State]:
-    """The present states of some entries' generations on this host.
+    """Return the present states, on this host, of the generations that some entries name.
 
     Raises:
-        TierError: no tier can tell.
+        TierError: no tier can be asked.
     """
     refs = list(dict.fromkeys(ref for entry in entries for ref in entry.refs))
     states: dict[Ref, State] = {}
@@ -499,7 +500,7 @@ async def present(port: Port, chain: stores.Chain, entries: Iterable[Entry]) -> 
 
 
 def restamped(entry: Entry, states: Mapping[Ref, State]) -> seal.Header:
-    """The header of an entry with other states of its generations."""
+    """Return the header of an entry with other states of its generations."""
     stamps = tuple(
         Generation(stamp.ref, states[stamp.ref]) if type(stamp) is Generation else stamp
         for stamp in entry.stamps

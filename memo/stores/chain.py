@@ -1,15 +1,15 @@
-"""The chain: tiers asked in turn, one of which decides what is valid.
+"""The chain: asks its tiers in order; one of them decides what is valid.
 
 Rules of this module:
 
-1.  A record is believed only when its seal holds for this namespace and key, its stamps still read
-    the same at the *authority*, its clock makes sense, and no answer before was computed later.
+1.  A record is used only if its seal holds for this namespace and key, its stamps still read the
+    same at the *authority*, its timestamps are plausible, and no earlier answer was computed later.
 2.  `authorities` decides what is valid.
-3.  Where a shared authority lets us hear of changes (`Listener`), what it said of an entry in
-    memory holds until something was heard, or this host's generations turned.
-4.  A tier that fails is an event and a fall-through.
-5.  What is big goes to the shared tier from this host's disk, in the background, and what is big
-    comes from there to this host's disk: see `transfers`.
+3.  If a shared authority pushes its changes (`Listener`), an entry in memory that it has confirmed
+    stays valid until a change of its groups arrives or this host's generations turn.
+4.  A tier that fails causes an event, and the next tier is asked.
+5.  Big entries are uploaded to the shared tier from this host's disk, in the background, and are
+    downloaded from there to this host's disk: see `transfers`.
 """
 
 from __future__ import annotations
@@ -66,35 +66,34 @@ from memo.validity.check import MISS, Judge, Verdict, age, broken, texts
 from memo.validity.results import Reading, unproven
 
 BIG = 1 << 20
-"""Bytes of a record from which its seal is checked off the event loop."""
+"""A record of at least this many bytes has its seal checked off the event loop."""
 SMALL = 32 * 1024
-"""Bytes of a record up to which it is stored together with others."""
+"""A record of at most this many bytes may be stored in one batch with others."""
 TOGETHER = 256
-"""Entries that are stored together at most, and a KiB for each: others may write in between."""
+"""Most entries in one batch, and most KiB: between batches other processes can write."""
 FLOORS = 65_536
-"""Keys whose latest answers are remembered at least, where there is enough memory."""
+"""Number of keys whose latest answers are remembered, memory permitting."""
 _LEAST = 4096
-"""Keys whose latest answers are remembered in any case."""
+"""Number of keys whose latest answers are always remembered."""
 _SHARE = 2048
-"""Bytes of the memory limit for each of them."""
+"""Bytes of the memory limit per remembered key."""
 _EACH = getsizeof("0" * 40) + getsizeof(1 << 62)
-"""Bytes of a key and a time."""
+"""Bytes that one remembered key takes: its text and its time."""
 LEARN_AGAIN = 1.0
-"""Seconds for which the host is not asked to learn anything more where it could or would not."""
+"""Seconds until the host is asked to learn again after it could not."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
 
 
 class Answer(NamedTuple):
-    """Answer of the chain for a key.
+    """The chain's answer for a key.
 
     Attributes:
-        verdict: what may be done with the entry.
-        entry: the entry that the verdict is about; for a miss only with `verdict.fallback` or
-            `verdict.renewable`.
+        verdict: how the entry may be used.
+        entry: the entry; for a miss only with `verdict.fallback` or `verdict.renewable`.
         tier: the name of the tier that answered.
-        source: where the entry's payload lies, when it has one.
+        source: the source of the entry's payload, if it has one.
     """
 
     verdict: Verdict
@@ -113,12 +112,12 @@ class Item(NamedTuple):
 
 
 class Proof:
-    """An entry of the memory tier that the shared authority was asked about.
+    """An entry of the memory tier that the shared authority has confirmed.
 
     Attributes:
-        entry: what was true then.
-        mark: of the listener, from before it was asked; renewed while nothing is heard.
-        groups: those of its generations.
+        entry: the entry, valid when it was confirmed.
+        mark: the listener's mark from before the query; renewed while no change is pushed.
+        groups: the groups of its generations.
     """
 
     __slots__ = ("entry", "groups", "mark")
@@ -129,7 +128,7 @@ class Proof:
         self.groups = tuple(dict.fromkeys(ref.group for ref in entry.refs))
 
     def __sizeof__(self) -> int:
-        """Bytes with its entry; the groups are texts of the entry."""
+        """Return the bytes of this object and its entry; the groups are strings of the entry."""
         return object.__sizeof__(self) + getsizeof(self.entry) + getsizeof(self.groups)
 
 
@@ -149,7 +148,7 @@ class Floors:
         BUDGET.add_table(self)
 
     def __sizeof__(self) -> int:
-        """Bytes of all floors."""
+        """Return the bytes of all keys and times."""
         tables = (self.floors, self.old_floors)
         return sum(getsizeof(table) + _EACH * len(table) for table in tables)
 
@@ -169,7 +168,7 @@ class Floors:
         return self.floors.get(key) or self.old_floors.get(key, 0)
 
     def admits(self, key: str, started: int) -> bool:
-        """True if an answer computed then may be given; from now on no older one may (I2)."""
+        """True if an answer computed then may be returned; from now on no older one may (I2)."""
         if self.floors.get(key) == started:
             return True
         if self.older(key, started):
@@ -186,7 +185,7 @@ class Floors:
         return self._floor(key) > 0
 
     def start_time(self, key: str, clock: Clock) -> int:
-        """A start time for a computation: the wall clock, but never before an answer given."""
+        """Return the start time for a computation: now, but never before an earlier answer."""
         return max(clock.wall_ns(), self._floor(key) + 1)
 
 
@@ -275,7 +274,7 @@ class Chain:
         self._prompt: Prompt | None = None
         if self._authority is not None and self._authority is behind[0]:
             self._prompt = self._askable
-        if self._front is not None and self._listener is not None:  # proofs are `_proven`'s
+        if self._front is not None and self._listener is not None:  # see `_proven`
             self._prompt = None
 
     def settle_in(
@@ -310,12 +309,15 @@ class Chain:
     # --- names -----------------------------------------------------------------------------------
 
     def name(self, function: str, key: str, secret: Secret | None = None) -> str:
-        """Name an entry is stored under: namespace, function, the secret's id, and the key."""
+        """Return the name of an entry: namespace, function, the secret's id, and the key."""
         secret_id = self._secret_id if secret is None else secret.id.hex()
         return f"{self.namespace}:{{{function}}}:{secret_id}:{key}"
 
     def prefix(self, function: str) -> str:
-        """Prefix of the names of a function's entries; the braces are a Redis hash tag."""
+        """Return the common prefix of the names of a function's entries.
+
+        The braces are a Redis hash tag.
+        """
         return f"{self.namespace}:{{{function}}}:"
 
     # --- reading ---------------------------------------------------------------------------------
@@ -329,11 +331,11 @@ class Chain:
         asked: Asked | None = None,
         behind: Tier | None = None,
     ) -> Answer:
-        """The best usable entry of a key, under any of the secrets, newest first.
+        """Return the best usable entry of a key, under any of the secrets, newest secret first.
 
         Args:
-            asked: what `ask` has begun for this key, settled.
-            behind: a tier that is not asked, nor written to.
+            asked: the settled query that `ask` began for this key.
+            behind: a tier that is neither asked nor written to.
         """
         answer = await self._lookup(port, self.name(function, key), key, judge, asked, behind)
         if answer.verdict.reason != ABSENT:
@@ -422,13 +424,19 @@ class Chain:
         return Answer(verdict, entry, tier.name, source)
 
     def _read_along(self, found: Found, tier: Tier, entry: Entry) -> Sequence[State] | None:
-        """States that the authority read together with the record; None: none, or too few."""
+        """Return the states that the authority read together with the record.
+
+        None if some are missing.
+        """
         if tier is not self._authority:
             return None
         return found.states if found.read is None else found.read(entry.refs)
 
     def _entry(self, found: Found, tier: Tier, name: str) -> Entry:
-        """The entry in a record; one that lies in our own memory was checked when it came there."""
+        """Parse the entry in a record.
+
+        One from our own memory was checked when it was stored there.
+        """
         front = self._front
         here: object = tier  # compared by identity, since isinstance of a Protocol costs 8 µs
         if front is None or here is not front:
@@ -443,10 +451,10 @@ class Chain:
         return entry
 
     def opened(self, name: str, record: bytes) -> Entry:
-        """The entry in a record that was found under a name.
+        """Check and parse the entry in a record that was found under a name.
 
         Raises:
-            EntryError: it cannot be read, or is not to be believed.
+            EntryError: it cannot be read, or its seal does not hold.
         """
         return seal.unpack(record, self.secrets, self.namespace, name.rpartition(":")[2])
 
@@ -455,10 +463,10 @@ class Chain:
         return seal.opened(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
 
     def _glanced(self, front: Front, name: str, key: str) -> Entry | None:
-        """The entry of a record in memory that was not read yet; it is remembered beside it.
+        """Parse a record in memory that was not parsed yet, and remember the entry beside it.
 
         Raises:
-            EntryError: the record is not to be believed.
+            EntryError: the seal of the record does not hold.
         """
         record = front.at_hand(name)
         known = None if record is None else seal.glance(record, self.secrets, self.namespace, key)
@@ -467,14 +475,14 @@ class Chain:
         return known
 
     def at_hand(self, port: Callable[[], Port], function: str, key: str) -> Entry | Asked | None:
-        """An entry whose stamps hold, without a coroutine, or a question under way for `settled`.
+        """Return a valid entry without a coroutine, or a query under way for `settled`, or None.
 
-        An entry is of the first tier, where this host's generations are the authority, or the one
-        that is lets us hear of changes.  A question is to the authority, where that is the first
-        tier, or the second and memory has the entry.  None: `lookup` it.
+        An entry is from the first tier, if this host's generations are the authority or the
+        authority pushes its changes.  A query goes to the authority, if that is the first tier, or
+        the second one and memory has the entry.  None: use `lookup`.
 
         Args:
-            port: gives the port, where one is needed.
+            port: called for the port only if one is needed.
         """
         name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
         host = self.host
@@ -486,10 +494,10 @@ class Chain:
                     return None if broken(entry.texts, present) else entry
             return None if self._prompt is None else self._asked(self._prompt, port, name, key)
         except (TierError, EntryError):
-            return None  # `lookup` meets it again, and says so
+            return None  # `lookup` meets the same error, and reports it
 
     def _in_first(self, name: str, key: str) -> Entry | None:
-        """The record of the first tier under a name, if it can be read by a plain function."""
+        """Return the entry of the first tier under a name, if a plain function can read it."""
         front = self._front
         if front is not None:
             known = front.peek(name)
@@ -517,10 +525,10 @@ class Chain:
         return asked
 
     def ask(self, port: Port, function: str, key: str, refs: Sequence[Ref] = ()) -> Asked | None:
-        """Begin to look a key up in the shared tier, for `lookup`; None: `lookup` asks it.
+        """Begin to look a key up in the shared tier; None if `lookup` has to.
 
         Args:
-            refs: what is read along, for `Authorities.begin`.
+            refs: refs to be read in the same exchange, for `Authorities.begin`.
         """
         return self._sent(port, self._question(function, key, refs))
 
@@ -542,7 +550,7 @@ class Chain:
         try:
             return asked if self._askable.send(port, asked) else None
         except TierError:
-            return None  # `lookup` meets it again, and says so
+            return None  # `lookup` meets the same error, and reports it
 
     async def question(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
@@ -564,29 +572,29 @@ class Chain:
         return asked
 
     async def get_ready(self, port: Port) -> None:
-        """Get ready for many questions at once, also as the first use on an event loop."""
+        """Prepare for many queries at once, also as the first use on an event loop."""
         if self._askable is not None:
-            with suppress(TierError):  # `lookup` meets it again, and says so
+            with suppress(TierError):  # `lookup` meets the same error, and reports it
                 await self._askable.get_ready(port)
 
     def settled(self, port: Port, asked: Asked, key: str) -> Entry | None:
-        """The entry that was asked for, if it is valid and plain; None: `lookup` it."""
+        """Return the queried entry if it is valid and has no payload; None: use `lookup`."""
         try:
             entry, states = self._answered(asked, key)
         except (TierError, EntryError):
             return None
         if entry is None or states is None or broken(entry.recorded, texts(states)):
             return None
-        if self.authorities.interrupted():  # perhaps it answered from an older state
+        if self.authorities.interrupted():  # it may have answered from an older state
             return None
         self._used(port, asked.name, entry, there=asked.entry is None)
         return entry
 
     def _used(self, port: Port, name: str, entry: Entry | None, *, there: bool) -> None:
-        """An entry has answered: without a ttl it lives on in the shared tier.
+        """Note that an entry has answered; without a ttl that extends its life in the shared tier.
 
         Args:
-            there: it was read in the shared tier, so the disk has not counted it.
+            there: it was read in the shared tier, so the disk has not noted its use.
         """
         if there and self._counts_reads is not None:
             self._counts_reads.was_read(port, name)
@@ -595,7 +603,7 @@ class Chain:
             self._retains.was_used(port, name, entry, old / SECOND)
 
     def _answered(self, asked: Asked, key: str) -> tuple[Entry | None, Sequence[State] | None]:
-        """The entry that was asked for, and what its generations read."""
+        """Return the queried entry, and the present states of its generations."""
         found = asked.found()
         if asked.entry is not None:
             return asked.entry, found
@@ -609,9 +617,9 @@ class Chain:
     async def _proven(
         self, port: Port, listener: Listener, name: str, entry: Entry
     ) -> Sequence[State] | None:
-        """Read the generations of an entry in memory: unchanged if it is proven, else asked for.
+        """Read the generations of an entry in memory; unchanged if the listener vouches for them.
 
-        None: no tier could be asked.
+        None if no tier could be asked.
         """
         front, host = self._front, self.host
         if front is None or host is None:
@@ -628,7 +636,7 @@ class Chain:
                 return states
             if await self._has_learned(port, host, entry, before, states):
                 front.remember(name, Proof(entry, mark), entry.record)
-        except TierError:  # the next lookup meets and reports it
+        except TierError:  # the next lookup meets and reports the error
             return None
         return states
 
@@ -640,11 +648,13 @@ class Chain:
         before: Sequence[State],
         states: Sequence[State],
     ) -> bool:
-        """True if this host reads what the shared authority said, so that its own turns are seen.
+        """Let this host adopt the shared authority's states; True if it reads them now.
+
+        Only then are this host's own turns noticed for the entry.
 
         Args:
-            before: what the host read before the other was asked.
-            states: what that said.
+            before: what the host read before the shared authority was asked.
+            states: what the shared authority answered.
         """
         if not broken(entry.recorded, texts(before)):
             return True
@@ -678,20 +688,20 @@ class Chain:
     async def why_invalid(
         self, port: Port, entry: Entry, states: Sequence[State] | None = None
     ) -> str:
-        """Why an entry's stamps do not hold any more; "" if they do.
+        """Return why an entry's stamps do not hold any more; "" if they do.
 
         Args:
-            states: of its generation stamps, where the tier that had it read them too.
+            states: the states of its generations, if the tier that had the entry read them too.
         """
         return await self.turned(port, entry.stamps, states)
 
     async def turned(
         self, port: Port, stamps: Sequence[Stamp], states: Sequence[State] | None = None
     ) -> str:
-        """Why stamps do not hold any more; "" if they do.  See `why_invalid`."""
+        """Return why stamps do not hold any more; "" if they do.  See `why_invalid`."""
         refs = [stamp.ref for stamp in stamps if type(stamp) is Generation]
         if states is None or len(states) != len(refs) or LOST in states:
-            # What the tier read is not enough, or this host can perhaps give it back.
+            # the tier's answer is incomplete, or this host may be able to give the group back
             try:
                 states = await self._present(port, refs)
             except TierError:
@@ -699,24 +709,24 @@ class Chain:
         return await check.why_invalid(port, stamps, states)
 
     async def _present(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
-        """The present states of refs.
+        """Return the present states of refs.
 
         Raises:
-            TierError: no tier can tell.
+            TierError: no tier can be asked.
         """
         if self._remote or self.host is None:
             return await self.authorities.states(port, refs)
-        try:  # what the authorities would find, on the shortest way
+        try:  # the same as what the authorities read, with fewer steps
             return await self.host.generations.states(port, refs)
         except TierError as error:
             self._fault("host", error)
             raise
 
     async def doubtful(self, port: Port, readings: Sequence[Reading]) -> list[str]:
-        """Why each of some results may have changed; "" if its stamps hold.
+        """For each of some results, return why it may have changed; "" if its stamps hold.
 
         Raises:
-            TierError: no tier can tell.
+            TierError: no tier can be asked.
         """
         known = [stamp for reading in readings for stamp in reading.stamps]
         refs = [stamp.ref for stamp in known if type(stamp) is Generation]
@@ -729,7 +739,7 @@ class Chain:
         return found
 
     async def _heal(self, port: Port, place: int, name: str, answer: Answer) -> None:
-        """Write an entry that a lower tier had back above it, with its remaining lifetime."""
+        """Copy an entry of a lower tier to the tiers above it, with its remaining lifetime."""
         entry = answer.entry
         if not self.self_healing or entry is None:
             return
@@ -769,9 +779,9 @@ class Chain:
         payload: Payload | None,
         times: Times,
     ) -> tuple[str, ...]:
-        """Keep an entry in the tiers that the write strategy names; the names of those that did.
+        """Store an entry as the write strategy says; return the names of the tiers that took it.
 
-        What is big goes to a shared tier in the background, from this host's disk: see `upload`.
+        A big entry goes to a shared tier in the background, from this host's disk: see `upload`.
         """
         lifetime = self._remaining(times)
         size = len(record) + (payload.size if payload else 0)
@@ -793,7 +803,7 @@ class Chain:
         return tuple(stored)
 
     async def store_all(self, port: Port, items: Sequence[Item]) -> list[tuple[str, ...]]:
-        """As `store`, for several entries; small ones share a transaction, or a round trip."""
+        """As `store`, for several entries; small ones share a transaction or a round trip."""
         if len(items) == 1:
             return [await self.store(port, *items[0])]
         small = [at for at, item in enumerate(items) if self._is_small(item)]
@@ -814,7 +824,7 @@ class Chain:
         )
 
     async def _store_some(self, port: Port, items: Sequence[Item]) -> tuple[str, ...]:
-        """Keep small entries; the names of the tiers that kept all of them."""
+        """Store small entries in one batch; return the names of the tiers that took all of them."""
         kept = [(item.name, item.record, self._remaining(item.times)) for item in items]
         stored = []
         for tier in self.tiers:
@@ -836,7 +846,7 @@ class Chain:
     async def keep_groups(
         self, port: Port, entries: Sequence[tuple[Iterable[Stamp], Times]]
     ) -> None:
-        """Let the host's groups live as long as entries with these stamps; forget others by it."""
+        """Keep the host's groups as long as entries with these stamps live; sweep others if due."""
         if self.host is None:
             return
         generations = self.host.generations
@@ -850,7 +860,7 @@ class Chain:
         if generations.sweep_due():
 
             async def sweep(port: Port) -> None:
-                with suppress(TierError):  # met again, and said, by whatever must be written
+                with suppress(TierError):  # a later write meets the same error, and reports it
                     await generations.sweep(port)
 
             port.spawn(sweep, "memo-sweep")
@@ -874,7 +884,7 @@ class Chain:
         return True
 
     async def drop(self, port: Port, name: str) -> list[str]:
-        """Forget one entry; the tiers that had it."""
+        """Drop one entry; return the tiers that had it."""
         dropped = []
         for tier in self.tiers:
             try:
@@ -885,7 +895,7 @@ class Chain:
         return dropped
 
     async def stored(self, port: Port, name: str) -> Header | None:
-        """The header of an entry, valid or not, from any tier; None: no tier has it."""
+        """Return the header of an entry from any tier, valid or not; None if no tier has it."""
         for tier in self.tiers:
             try:
                 found = await tier.lookup(port, name)
@@ -896,9 +906,9 @@ class Chain:
         return None
 
     async def clear(self, port: Port, prefix: str | None = None) -> dict[str, int | str]:
-        """Forget all entries with a prefix; per tier the number, or the reason why not.
+        """Drop all entries with a prefix; return per tier the number, or the reason why not.
 
-        Without a prefix all of the namespace, with the generations; it was invalidated before.
+        Without a prefix it drops the whole namespace and its generations, invalidated before.
         """
         everything, prefix = prefix is None, prefix or f"{self.namespace}:"
         outcome: dict[str, int | str] = {}
@@ -909,12 +919,12 @@ class Chain:
                 self._fault(tier.name, error)
                 outcome[tier.name] = f"failed: {error}"
         if everything and self.host is not None:
-            with suppress(TierError):  # a sweep does it later
+            with suppress(TierError):  # a later sweep removes them
                 await self.host.generations.clear(port)
         return outcome
 
     async def health(self, port: Port) -> dict[str, dict[str, Any]]:
-        """Facts about every tier."""
+        """Return facts about every tier, for display."""
         facts: dict[str, dict[str, Any]] = {}
         for tier in self.tiers:
             try:
@@ -923,7 +933,7 @@ class Chain:
                 facts[tier.name] = {"up": False, "error": str(error)}
         if self.host is not None:
             rows = self.host.journal.rows()
-            if not any(tier.shared for tier in self.tiers):  # then it waits for a Redis to come
+            if not any(tier.shared for tier in self.tiers):  # the journal waits for a Redis
                 rows = [row for row in rows if not is_for_any(row[2])]
             facts.setdefault("host", {})["journal"] = len(rows)
             if rows:
@@ -931,11 +941,11 @@ class Chain:
         return facts
 
     def when_sent(self, work: Work) -> bool:
-        """Run `work` when the upload under way ends; False: there is none."""
+        """Run `work` when the current uploads have ended; False if there is none."""
         return self._transfers.when_sent(work)
 
     def close(self) -> None:
-        """Let go of connections and descriptors."""
+        """Close connections and descriptors."""
         for tier in self.tiers:
             tier.close()
 
@@ -952,7 +962,7 @@ class Chain:
 
 
 def _unheard(listener: Listener, known: object) -> Entry | None:
-    """The entry of a proof, when nothing was heard of its groups since."""
+    """Return the entry of a proof if no change of its groups was pushed since."""
     if type(known) is not Proof:
         return None
     mark = listener.still(known.mark, known.groups)
@@ -963,7 +973,7 @@ def _unheard(listener: Listener, known: object) -> Entry | None:
 
 
 def _shares(places: Sequence[int], items: Sequence[Item]) -> Iterator[list[int]]:
-    """Places of items in shares of at most `TOGETHER` and as many KiB."""
+    """Split the positions of items into batches of at most `TOGETHER` items and as many KiB."""
     share: list[int] = []
     size = 0
     for at in places:

@@ -1,4 +1,4 @@
-"""A user's own store as a tier: get, set and delete over bytes."""
+"""Custom stores: a user's get, set and delete over bytes as a tier."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CALLS: Final[Mapping[str, tuple[Any, ...]]] = {
     "get_many": (["key"],),
     "set_many": ({"key": b""}, None),
 }
-"""Method -> what it is called with."""
+"""Method -> the arguments it is called with."""
 _SHOWN: Final = {
     "get": "get(key)",
     "set": "set(key, value, ttl=None)",
@@ -41,7 +41,7 @@ def _check(provider: Any) -> None:
     """Check that a provider has the methods of a `CacheProtocol`.
 
     Raises:
-        OptionError: it has not, or they do not fit; the message says what to pass instead.
+        OptionError: a method is missing or does not fit; the message says what to pass instead.
     """
     if type(provider).__module__.partition(".")[0] in _CLIENTS:
         fix = "is a Redis client: write memo.configure(redis_url=...) and no provider."
@@ -70,7 +70,7 @@ def _check_method(provider: Any, name: str, method: Any) -> None:
     except TypeError:
         fix = f"its {name} does not take what it is called with: {_SHOWN[name]}."
         raise OptionError("provider", provider, fix) from None
-    except ValueError:  # written in C: checked when it is called
+    except ValueError:  # written in C: errors show when it is called
         pass
 
 
@@ -78,12 +78,12 @@ _CLIENTS: Final = frozenset({"redis", "valkey", "fakeredis"})
 
 
 class Adapted:
-    """A user's `CacheProtocol` as a tier, generations included.
+    """A user's `CacheProtocol` as a tier with generations.
 
-    Each generation field is a separate key (`memo:g:<group>:<field>`), so that two processes that
-    invalidate at once cannot undo each other.  Without an atomic table there are no shapes: fields
-    are read for `*`, `!`, each single argument and all of them together; an invalidation by some
-    other set of arguments turns the whole group.
+    Each field of a generation group has its own key (`memo:g:<group>:<field>`), so that two
+    processes that invalidate at the same time cannot undo each other.  Such a store has no atomic
+    table, so there are no shapes: the fields `*` and `!`, each single argument, and all arguments
+    together are read, and an invalidation by any other set of arguments turns the whole group.
     """
 
     shared = True
@@ -99,18 +99,21 @@ class Adapted:
         self._secrets: tuple[Secret, ...] = ()
 
     async def call(self, port: Port, work: Any) -> Any:
-        """Await a coroutine of the user's; any error is a fault of the tier."""
+        """Await a coroutine of the user's store; any error is a fault of the tier."""
         try:
             return await port.settle(work)
         except Exception as error:
             raise TierError(f"{self.name}: {type(error).__name__}: {error}") from error
 
     def trust(self, secrets: tuple[Secret, ...]) -> None:
-        """Learn what a record must be sealed with before anything in it is looked at."""
+        """Set the secrets that a record must be sealed with."""
         self._secrets = secrets
 
     async def lookup(self, port: Port, name: str) -> Found | None:
-        """The record under a name; with `get_many` its generations and payload come along."""
+        """Return the record under a name.
+
+        With `get_many` its generations and payload are read with it.
+        """
         record = await self.call(port, self.provider.get(name))
         if record is None:
             return None
@@ -120,7 +123,7 @@ class Adapted:
         namespace, key = name.partition(":")[0], name.rpartition(":")[2]
         try:
             entry = seal.unpack(record, self._secrets, namespace, key)
-        except EntryError:  # the chain meets it again, and reports it
+        except EntryError:  # the chain meets the same error, and reports it
             return Found(record)
         found: Found = await self.call(port, self._with_all(record, entry))
         return found
@@ -138,7 +141,7 @@ class Adapted:
         return Found(record, Bytes(data) if data is not None and whole else None, states)
 
     async def read(self, keys: Sequence[str]) -> dict[str, bytes | None]:
-        """The values of some keys, in one call if the provider has `get_many`."""
+        """Read the values of some keys, in one call if the provider has `get_many`."""
         keys = list(dict.fromkeys(keys))
         get_many = getattr(self.provider, "get_many", None)
         if get_many is None:
@@ -152,7 +155,7 @@ class Adapted:
         return {key: None if v is None else self._bytes(verb, v) for key, v in pairs}
 
     async def write(self, items: Mapping[str, bytes], ttl: float | None) -> None:
-        """Store some values, in one call where the provider has `set_many`."""
+        """Store some values, in one call if the provider has `set_many`."""
         set_many = getattr(self.provider, "set_many", None)
         if set_many is not None and len(items) > 1:
             await set_many(dict(items), ttl)
@@ -181,7 +184,10 @@ class Adapted:
         await self.call(port, self.write({**items, name: record}, lifetime))
 
     async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
-        """See `memo.stores.protocols.StoresMany.store_many`; all for as long as the longest."""
+        """See `memo.stores.protocols.StoresMany.store_many`.
+
+        All get the longest of the lifetimes.
+        """
         lives = [lifetime for _, _, lifetime in records if lifetime is not None]
         longest = max(lives) if len(lives) == len(records) else None
         await self.call(port, self.write({name: record for name, record, _ in records}, longest))
@@ -205,7 +211,7 @@ class Adapted:
 
 
 class Bytes:
-    """A payload in memory."""
+    """A payload in memory: a `memo.stores.protocols.Source`."""
 
     identity: object | None = None
 
@@ -217,7 +223,7 @@ class Bytes:
 
 
 class AdaptedGenerations:
-    """Generations over get and set."""
+    """Generations over get and set; see `memo.stores.protocols.Generations`."""
 
     def __init__(self, tier: Adapted) -> None:
         self._tier = tier
@@ -240,15 +246,18 @@ class AdaptedGenerations:
         return [(name, value[stamps.TOKEN :]) for name, value in fields.items()]
 
     def keys(self, refs: Sequence[Ref]) -> list[str]:
-        """The keys that must be read to tell what some refs read."""
+        """Return the keys to read for the states of some refs."""
         return [_key(ref.group, name) for ref in refs for name in _names(ref)]
 
     def states_in(self, refs: Sequence[Ref], values: Mapping[str, bytes | None]) -> list[State]:
-        """The states of some refs, from the values of `keys`."""
+        """Return the states of some refs, from the values of `keys`."""
         return [stamps.read(ref, self._fields(ref, values)) for ref in refs]
 
     def _fields(self, ref: Ref, values: Mapping[str, bytes | None]) -> dict[str, str]:
-        """The fields that a ref can read, with `?` made up from those that exist."""
+        """Return the fields that a ref can read.
+
+        `?` (the shapes) is derived from those that exist.
+        """
         fields = {}
         for name in (stamps.ALL, stamps.LAST):
             if value := values[_key(ref.group, name)]:

@@ -1,7 +1,7 @@
-"""The memory tier: the records used last, in this process, within a budget of bytes.
+"""The memory tier: the most recently used records, in this process, within a budget of bytes.
 
-Records and payloads are kept as plain bytes, so nothing that a caller does to a value reaches them.
-Beside a record may lie what it was parsed into, which saves parsing it again and is weighed too.
+Records and payloads are kept as plain bytes, so changing a returned value does not affect them.
+The object that a record was parsed into may be kept beside it; its size counts too.
 All memory tiers of a process share one budget, see `memo.runtime.memory_budget`.
 """
 
@@ -32,17 +32,16 @@ from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Turn
 
 OVERHEAD = 384
-"""Bytes that an entry takes besides its record, its name and its payload: the objects that hold
-them, and its place in the table of entries."""
+"""Bytes of an entry besides its record, name and payload: the objects that hold them, and its slot
+in the table."""
 SPARE = 64
-"""Places of the queue, beyond two for each entry, from which it is made anew without those of
-entries that are gone."""
+"""The queue is rebuilt once it has this many more slots than twice the number of entries."""
 _uses = itertools.count(1)
-"""Counts the uses of entries of all memory tiers, which tells the order of any two."""
+"""Counts uses of entries in all memory tiers, so that any two uses can be ordered."""
 
 
 class ForkedLock:
-    """A reentrant lock that is free while the process forks, so what it guards is whole there."""
+    """A reentrant lock that is held across a fork, so the child finds the guarded data whole."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -91,10 +90,10 @@ class PayloadBytes:
         self.users = 0
 
     def open(self, size: int) -> memoryview:
-        """A private, writable copy.
+        """Return a private, writable copy.
 
         Raises:
-            TierError: it has another size.
+            TierError: the payload has another size.
         """
         if len(self.data) != size:
             raise TierError(f"a payload has {len(self.data)} bytes instead of {size}")
@@ -161,22 +160,22 @@ class Memory:
         return None if entry is None else entry.found
 
     def peek(self, name: str) -> object | None:
-        """The object remembered beside the record under a name; None if there is none."""
+        """Return the object remembered beside the record under a name, or None."""
         entry = self._used(name)
         return None if entry is None else entry.parsed
 
     def at_hand(self, name: str) -> bytes | None:
-        """See `memo.stores.protocols.Near.at_hand`: a record that has no payload."""
+        """See `memo.stores.protocols.Near.at_hand`; only for a record without a payload."""
         entry = self._used(name)
         return None if entry is None or entry.digest is not None else entry.found.record
 
     def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
-        """Keep an object beside a record, until the record is replaced or goes.
+        """Keep an object beside a record until the record is replaced or dropped.
 
         Args:
-            name: what the record is stored under.
-            parsed: what it was parsed into; every `peek` gives this very object.
-            record: the one that was parsed; when another lies there by now, nothing is kept.
+            name: the name of the record.
+            parsed: the object that it was parsed into; every `peek` returns this very object.
+            record: the record that was parsed; if another one is stored by now, nothing is kept.
         """
         weight = sys.getsizeof(parsed)
         with self._lock:
@@ -190,9 +189,9 @@ class Memory:
         self._budget.settle()
 
     def _used(self, name: str) -> _Entry | None:
-        """An entry that has not expired, marked as the one that was used last.
+        """Return an entry that has not expired, and mark it as most recently used.
 
-        Without the lock, since it only marks the entry; `_oldest` puts the queue in order.
+        It takes no lock, since it only marks the entry; `_oldest` restores the order of the queue.
         """
         entry = self._entries.get(name)
         if entry is None or (entry.expires is not None and self._clock.boot_ns() >= entry.expires):
@@ -202,7 +201,7 @@ class Memory:
         return entry
 
     def read(self) -> list[str]:
-        """The names that were looked up since this was last asked, of those that are still here."""
+        """Return the names looked up since the last call, as far as they are still stored."""
         with self._lock:
             read = [(name, entry) for name, entry in self._entries.items() if entry.read]
         for _, entry in read:
@@ -224,7 +223,7 @@ class Memory:
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        """See `memo.stores.protocols.Tier.store`.  What does not fit in the budget at all is not kept."""  # noqa: E501
+        """See `memo.stores.protocols.Tier.store`; an entry bigger than the budget is not kept."""
         size = sys.getsizeof(record) + sys.getsizeof(name) + OVERHEAD
         if payload is not None and self._is_left_behind(payload):
             payload = None
@@ -266,7 +265,7 @@ class Memory:
                 self._forget(oldest)
 
     def _enter(self, name: str, entry: _Entry) -> None:
-        """Put an entry into the table and the queue, under the lock."""
+        """Add an entry to the table and the queue; the caller holds the lock."""
         self._entries[name] = entry
         heapq.heappush(self._queue, (entry.used, name))
         if len(self._queue) > 2 * len(self._entries) + SPARE:
@@ -274,7 +273,7 @@ class Memory:
             heapq.heapify(self._queue)
 
     def _oldest(self) -> str | None:
-        """The name of the entry that was used longest ago, under the lock; None: there is none.
+        """Return the least recently used name, or None; the caller holds the lock.
 
         Each entry is in the queue with a time of use that is no later than its latest one.
         """
@@ -294,7 +293,7 @@ class Memory:
         return self._payload_limit is not None and payload.size > self._payload_limit
 
     async def _held(self, port: Port, payload: Payload | None) -> PayloadBytes | None:
-        """A payload's bytes in one piece: those that are here, else a copy of its buffers."""
+        """Return a payload's bytes in one piece: those stored here, or a copy of its buffers."""
         if payload is None:
             return None
         held = self._payloads.get(payload.digest)
@@ -328,7 +327,7 @@ class Memory:
     # --- looking at ------------------------------------------------------------------------------
 
     def entries(self, prefix: str = "") -> Iterator[Listed]:
-        """Every entry whose name begins with `prefix`."""
+        """Yield every entry whose name begins with `prefix`."""
         with self._lock:
             found = [(name, one) for name, one in self._entries.items() if name.startswith(prefix)]
         for name, one in found:
@@ -341,23 +340,23 @@ class Memory:
     async def newest(
         self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
     ) -> list[Listed]:
-        """The latest entries with a prefix, at most `most`."""
+        """Return the latest entries with one of the prefixes, at most `most`."""
         every = [one for one in self.entries() if one.name.startswith(tuple(prefixes))]
         return heapq.nlargest(most, every, key=lambda one: seal.finished(one.record))
 
     async def heads(self, port: Port, prefix: str) -> dict[str, int]:
-        """Count the names that begin with `prefix`, by what they have before the key."""
+        """Count the names that begin with `prefix`, grouped by the part before the key."""
         with self._lock:
             names = [name for name in self._entries if name.startswith(prefix)]
         return dict(Counter(name.rpartition(":")[0] + ":" for name in names))
 
     async def names(self, port: Port, prefix: str = "") -> list[str]:
-        """The names of all entries that begin with `prefix`."""
+        """Return the names of all entries that begin with `prefix`."""
         with self._lock:
             return [name for name in self._entries if name.startswith(prefix)]
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
-        """True if each of some names is here."""
+        """For each of some names, return True if it is stored here."""
         now = self._clock.boot_ns()
         found = [self._entries.get(name) for name in names]
         return [e is not None and (e.expires is None or now < e.expires) for e in found]
@@ -378,7 +377,7 @@ class Memory:
 
 
 def _joined(views: Sequence[memoryview]) -> bytes:
-    """Buffers in one piece, aligned as they are stored."""
+    """Join buffers into one piece, aligned as they are stored."""
     parts: list[memoryview | bytes] = []
     for view in views:
         parts += (view, bytes(-view.nbytes % ALIGN))
@@ -393,7 +392,7 @@ class MemoryGenerations:
         self._groups: dict[str, dict[str, str]] = {}
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, as a plain function."""
+        """As `states`, but a plain function."""
         return [stamps.read(ref, self._groups.get(ref.group, {})) for ref in refs]
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
@@ -420,5 +419,8 @@ class MemoryGenerations:
         return generations.noted(self._groups.get(ref.group, {}), ref)
 
     def _change(self, group: str, change: Change) -> None:
-        """Replace the fields: a concurrent reader sees the old or the new ones."""
+        """Replace the fields atomically.
+
+        A concurrent reader sees either the old or the new ones.
+        """
         self._groups[group] = generations.apply(self._groups.get(group, {}), change)

@@ -1,13 +1,13 @@
-"""The payload store: a folder or bucket, of any kind fsspec knows, for payloads too big for Redis.
+"""The payload store: a directory or bucket, of any fsspec kind, for payloads too big for Redis.
 
 Rules of this module:
 
-1.  A payload lies under its digest, in a folder of the namespace and the format.  It is written
+1.  A payload is named by its digest, in a directory for its namespace and format.  It is written
     whole or not at all.
 2.  Bytes are not verified here: they are hashed on arrival, like those from Redis.
-3.  After a fault the store is left alone for `AGAIN` seconds, with one warning for each outage.
-4.  An entry in Redis lives at most `KEEP` with a payload here.  A payload that is stored again is
-    written again once it is older than that, and swept when it is twice as old.
+3.  After a fault the store is not used for `AGAIN` seconds; one warning is logged for each outage.
+4.  An entry in Redis lives at most `KEEP` seconds with a payload here.  If a payload is stored
+    again and is older than that, it is written again; it is swept when it is twice as old.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from memo.settings.checks import redacted
 
 T = TypeVar("T")
 KEEP = 30 * 86400.0
-"""Seconds for which a payload is good, from when it was written."""
+"""Seconds for which a payload may be used after it was written."""
 AGAIN = 5.0
-"""Seconds for which the store is not asked after a fault."""
+"""Seconds for which the store is not used after a fault."""
 SWEEP_EVERY = 86400.0
-"""Seconds between two sweeps of a process, at least."""
+"""Shortest time in seconds between two sweeps by a process."""
 
 _log = logging.getLogger("memo")
 
 
 class PayloadStore:
-    """Payloads in a place that several hosts reach.
+    """Payloads in a place that several hosts can reach.
 
     Args:
-        url: of a folder or bucket, as fsspec knows it, or a path.
-        folder: below it, of a namespace and a format.
-        now: seconds since the epoch.
+        url: a directory or bucket, as an fsspec URL or a path.
+        folder: the directory below it, for a namespace and a format.
+        now: returns seconds since the epoch.
 
     Attributes:
         where: the place, without user, password and query.
@@ -62,7 +62,7 @@ class PayloadStore:
         self._swept = 0.0
 
     def store(self, payload: Payload) -> None:
-        """Write a payload, unless it is there and young enough; blocks.
+        """Write a payload, unless it is stored and recent; blocks.
 
         Raises:
             TierError: it could not be written.
@@ -88,10 +88,10 @@ class PayloadStore:
             self._sweep(fs)
 
     def fetch(self, digest: bytes, sink: Sink) -> bool:
-        """Hand a payload to a sink, in this thread; False: it is not here.
+        """Pass a payload to a sink, in this thread; False if it is not stored.
 
         Raises:
-            TierError: it could not be read, or the sink did not take it.
+            TierError: it could not be read, or the sink refused it.
         """
         return self._guarded(lambda fs: self._fetch(fs, self._path(digest), sink))
 
@@ -126,10 +126,10 @@ class PayloadStore:
         self._guarded(work)
 
     def probe(self) -> bool:
-        """Write a few bytes, read them, and remove them.
+        """Write a few bytes, read them back, and remove them.
 
         Raises:
-            TierError: that does not work.
+            TierError: one of these steps failed.
         """
 
         def work(fs: Any) -> bool:
@@ -144,10 +144,10 @@ class PayloadStore:
         return self._guarded(work)
 
     def _sweep(self, fs: Any) -> None:
-        """Remove payloads that no entry in Redis can name any more."""
+        """Remove payloads that no entry in Redis can refer to any more."""
         for path, facts in fs.find(self._root, detail=True).items():
             if self._age(facts) > 2 * KEEP:
-                with suppress(FileNotFoundError):  # another host sweeps as well
+                with suppress(FileNotFoundError):  # another host may sweep at the same time
                     fs.rm_file(path)
 
     def _facts(self, fs: Any, path: str) -> dict[str, Any] | None:
@@ -159,7 +159,7 @@ class PayloadStore:
         return facts
 
     def _age(self, facts: dict[str, Any]) -> float:
-        """Seconds since a file was written; 0 where its file system does not tell."""
+        """Return the age of a file in seconds; 0 if its file system does not tell."""
         at = next((facts[name] for name in _WRITTEN if facts.get(name) is not None), None)
         if isinstance(at, datetime):
             at = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
@@ -174,7 +174,7 @@ class PayloadStore:
             raise TierUnavailable(f"the payload store {self.where} cannot be reached", told=True)
         try:
             found = work(self._opened())
-        except TierError:  # of the sink
+        except TierError:  # raised by the sink
             raise
         except Exception as error:
             self._again = time.monotonic() + AGAIN
@@ -197,10 +197,10 @@ class PayloadStore:
             return self._fs
 
     def close(self) -> None:
-        """Let go of connections; the next use makes them anew."""
+        """Close connections; the next use opens them again."""
         with self._lock:
             self._fs = None
 
 
 _WRITTEN = ("LastModified", "mtime", "last_modified", "updated", "created")
-"""The names that file systems have for the time of a file's last write."""
+"""The names under which file systems report the time of a file's last write."""

@@ -1,8 +1,8 @@
-"""Tiers: the places where entries lie, and the chain that asks them in turn.
+"""The interfaces of tiers, and of what they share on a host.
 
-A *tier* holds records under names and knows nothing of what is in them.  A tier that also holds
-*generations* can be the *authority* on validity.  Everything is a coroutine over the port, so
-that sync and async callers run the same lines.
+A *tier* stores records under names and knows nothing of their contents.  A tier that also stores
+*generations* can be the *authority* on validity.  Methods that do I/O are coroutines over the port,
+so that sync and async callers run the same code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def title(tier: str) -> str:
 
 @runtime_checkable
 class CacheProtocol(Protocol):
-    """Protocol of a user's own store: four async methods over bytes make it a tier.
+    """Interface of a user's own store: four async methods over bytes make it a tier.
 
     ::
 
@@ -53,23 +53,23 @@ class CacheProtocol(Protocol):
             async def clear(self):
                 self.store.clear()
 
-    It may forget anything at any time, and need not honour `ttl`: an entry carries its own times.
+    It may forget anything at any time, and may ignore `ttl`: an entry carries its own times.
     """
 
     async def get(self, key: str) -> bytes | None:
-        """The bytes stored under a key, or None."""
+        """Return the bytes stored under a key, or None."""
         ...
 
     async def set(self, key: str, value: bytes, ttl: float | None = None) -> Any:
-        """Store bytes; `ttl` is in seconds, None for no expiry."""
+        """Store bytes for `ttl` seconds; None: they do not expire."""
         ...
 
     async def delete(self, key: str) -> Any:
-        """Forget a key; one that is not there is no error."""
+        """Delete a key; do nothing if it is missing."""
         ...
 
     async def clear(self) -> Any:
-        """Forget everything."""
+        """Delete everything."""
         ...
 
 
@@ -78,27 +78,28 @@ LEASE = 30.0
 
 
 class Source(Protocol):
-    """Source of a payload's bytes."""
+    """Gives access to a payload's bytes."""
 
     @property
     def identity(self) -> object | None:
-        """Names this version of these bytes, so that they are verified once; None: each time."""
+        """Identity of this version of the bytes, to verify it only once; None: verify each time."""
         ...
 
     def open(self, size: int) -> memoryview:
-        """All `size` bytes, aligned as stored: a private, writable view (a copy-on-write map).
+        """Return all `size` bytes, aligned as stored, as a private and writable view.
 
-        What a tier has no copy of any more is opened once: ask the tier for another.
+        A source of bytes that the tier no longer has can be opened only once: ask the tier for
+        another.
 
         Raises:
-            TierError: the bytes are gone, or are not `size` bytes.
+            TierError: the bytes are gone, or there are not `size` of them.
         """
         ...
 
 
 @runtime_checkable
 class Vouching(Protocol):
-    """A source whose bytes need not be verified by each process."""
+    """A source whose bytes one process verifies for all processes of the host."""
 
     def vouched(self, digest: bytes) -> bool:
         """True if a process with one of our secrets has verified this version of the bytes."""
@@ -110,21 +111,20 @@ class Vouching(Protocol):
 
 
 Part = tuple[str, Any]
-"""A group, and the (name, digest) of each argument or None for anything in it: a `Ref`, or like
-one."""
+"""A group, and the (name, digest) of each argument, or None for the whole group: as a `Ref`."""
 
 
 class Found(NamedTuple):
     """A tier's answer for a name.
 
     Attributes:
-        record: as it was stored.
-        source: the record's payload where this tier has it, else None.
-        states: where the tier is an authority: the present states of the record's generation
-            stamps, in the order of the stamps, read together with the record.  Else None.
-        read: where the tier is an authority: gives the present states of parts of groups, read
-            together with the record; None where these were not read.  Asked only about a record
-            whose seal held, it learns what to read with the next.
+        record: the record as it was stored.
+        source: the source of its payload, if this tier has it, else None.
+        states: the present states of the record's generation stamps, in the order of the stamps, if
+            the tier is an authority and read them with the record; else None.
+        read: returns the present states of parts of groups that were read with the record, or None
+            if they were not.  It is called only for a record with a valid seal, and so learns what
+            to read with the next one.
     """
 
     record: bytes
@@ -134,18 +134,19 @@ class Found(NamedTuple):
 
 
 class Asked:
-    """A question to a tier that is under way; each tier that can be asked so has its own kind.
+    """A query to a tier that is under way; each tier with such queries has its own subclass.
 
     Args:
-        answer: what `Port.settle` makes the tier's answer of; its settler puts it back.
+        answer: what `Port.settle` turns into the tier's answer; the caller of `settle` puts it
+            back.
 
     Attributes:
-        begun: when, on the performance counter.
+        begun: when it began, by `time.perf_counter`.
         since: `Flights.landed` at that time.
         chain: the chain that asked.
-        name: what was looked up.
-        entry: the entry whose states were asked for; None: a record was.
-        before: what this host read of the refs that are read along; None: there is no host.
+        name: the name that is looked up.
+        entry: the entry whose states are queried; None if a record is.
+        before: this host's states of the refs that are read with it; None if there is no host.
     """
 
     __slots__ = ("answer", "before", "begun", "chain", "entry", "name", "since")
@@ -160,27 +161,27 @@ class Asked:
         self.before: Sequence[State] | None = None
 
     def found(self) -> Any:
-        """The answer, once it is settled.
+        """Return the answer, once it is settled.
 
         Raises:
-            TierError: the tier did not do its work.
+            TierError: the tier failed.
         """
         raise NotImplementedError
 
 
 @runtime_checkable
 class Prompt(Protocol):
-    """A tier that can be asked by a plain function, so that a hit costs no coroutine.
+    """A tier that a plain function can query, so that a hit needs no coroutine.
 
-    None is the answer where it cannot: `Tier.lookup` and `Generations.states` can.
+    A method returns None if it cannot; then use `Tier.lookup` or `Generations.states`.
     """
 
     async def get_ready(self, port: Port) -> None:
-        """Get ready to be asked on an event loop.  Raises `TierError`."""
+        """Prepare for queries on an event loop.  Raises `TierError`."""
         ...
 
     def ask(self, port: Port, name: str, refs: Sequence[Ref] = ()) -> Asked | None:
-        """Begin to look up a name: a `Found`, or None; refs are read along, for `begun`."""
+        """Begin to look up a name (answer: `Found` or None), and to read refs for `begun`."""
         ...
 
     def question(self, name: str, refs: Sequence[Ref]) -> Asked | None:
@@ -192,27 +193,27 @@ class Prompt(Protocol):
         ...
 
     def begun(self, asked: Asked) -> list[State] | None:
-        """As `Generations.begin` for the refs that were read along; None where that takes more.
+        """Return the states of refs read with a query; None: `Generations.begin` has to read them.
 
         Raises:
-            TierError: the tier did not do its work.
+            TierError: the tier failed.
         """
         ...
 
     def ask_states(self, port: Port, refs: Sequence[Ref]) -> Asked | None:
-        """Begin to read refs: a tuple of states, or None where that takes more."""
+        """Begin to read refs: the answer is a tuple of states, or None if `states` is needed."""
         ...
 
 
 class Listed(NamedTuple):
-    """An entry, for `memo ls` and `%cache_ls`.
+    """A stored entry, as listed by `memo ls` and `%cache_ls`.
 
     Attributes:
-        name: what it is stored under.
-        record: as stored.
+        name: the name that it is stored under.
+        record: the record as stored.
         size: bytes of the record and its payload.
         stored_at: Unix seconds.
-        entry: what the record was found to be, where that is known.
+        entry: the parsed record, if the tier has it.
     """
 
     name: str
@@ -223,11 +224,11 @@ class Listed(NamedTuple):
 
 
 class Tier(Protocol):
-    """A place for records.  Every method raises `TierError` when it could not do its work."""
+    """A store of records.  Every method raises `TierError` if it fails."""
 
     @property
     def name(self) -> str:
-        """Name in events and statistics: `"memory"`, `"redis"`, `"disk"`, or a class' name."""
+        """Name in events and statistics: `"memory"`, `"redis"`, `"disk"`, or a class name."""
         ...
 
     @property
@@ -237,12 +238,12 @@ class Tier(Protocol):
 
     @property
     def generations(self) -> Generations | None:
-        """Its generations, where it can be an authority."""
+        """Its generations, if it can be an authority."""
         ...
 
     @property
     def shared(self) -> bool:
-        """True if other hosts see it too, so that it decides on validity."""
+        """True if other hosts use it too, so that it decides on validity."""
         ...
 
     @property
@@ -256,11 +257,11 @@ class Tier(Protocol):
         ...
 
     async def lookup(self, port: Port, name: str) -> Found | None:
-        """Look up a name; None: there is nothing."""
+        """Look up a name; None if nothing is stored under it."""
         ...
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
-        """A payload by its digest, if this tier has it."""
+        """Return a payload by its digest, if this tier has it."""
         ...
 
     async def store(
@@ -271,36 +272,36 @@ class Tier(Protocol):
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        """Keep a record and its payload for `lifetime` seconds (None: for good), whole or not."""
+        """Store a record and its payload atomically for `lifetime` seconds; None: without end."""
         ...
 
     async def drop(self, port: Port, name: str) -> bool:
-        """Forget a name; True when it was there."""
+        """Drop a name; True if it was stored."""
         ...
 
     async def clear(self, port: Port, prefix: str) -> int:
-        """Forget every name that begins with `prefix`; how many were dropped."""
+        """Drop every name that begins with `prefix`; return their number."""
         ...
 
     async def health(self, port: Port) -> Mapping[str, Any]:
-        """Facts for `%cache_stats` and `memo doctor`: at least `{"up": bool}`, sizes in bytes."""
+        """Return facts for `%cache_stats` and `memo doctor`: at least `{"up": bool}`."""
         ...
 
     def close(self) -> None:
-        """Let go of connections and descriptors, which are opened again when they are needed."""
+        """Close connections and descriptors; they are opened again when needed."""
         ...
 
 
 Kept = tuple[str, bytes, float | None]
-"""A name, the record to keep under it, and for how many seconds (None: for good)."""
+"""A name, the record to store under it, and for how many seconds (None: without an end)."""
 
 
 @runtime_checkable
 class StoresMany(Protocol):
-    """A tier that keeps many small records at once for less than one after the other."""
+    """A tier that stores many small records in one step."""
 
     async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
-        """As `Tier.store` for records without payloads; where it raises, some may be kept."""
+        """As `Tier.store` for records without payloads; if it raises, some may have been stored."""
         ...
 
 
@@ -316,24 +317,24 @@ class Front(Protocol):
         ...
 
     def peek(self, name: str) -> object | None:
-        """The object remembered beside the record under a name."""
+        """Return the object remembered beside the record under a name."""
         ...
 
     def at_hand(self, name: str) -> bytes | None:
-        """The record that lies under a name now, if it has no payload."""
+        """Return the record stored under a name now, if it has no payload."""
         ...
 
     def remember(self, name: str, parsed: object, record: bytes | None = None) -> None:
-        """Keep an object beside a record, while that very record lies there."""
+        """Keep an object beside a record, as long as that very record is stored."""
         ...
 
 
 @runtime_checkable
 class Near(Protocol):
-    """A tier that can look small records up in less time than a coroutine takes."""
+    """A tier that looks small records up in less time than a coroutine takes."""
 
     def at_hand(self, name: str) -> bytes | None:
-        """The record under a name; None: `lookup` it, which also says what went wrong."""
+        """Return the record under a name; None: use `lookup`, which also reports errors."""
         ...
 
 
@@ -529,38 +530,38 @@ class Searches(Protocol):
 
 
 class Listener(Protocol):
-    """Word of every change of a shared tier's generations, as it happens: `Tier.listener`.
+    """Receives each change of a shared tier's generations as it happens: `Tier.listener`.
 
-    An entry verified at a *mark* is valid while no message came about its groups since.
+    An entry verified at a *mark* stays valid until a change of its groups arrives.
     """
 
     def mark(self) -> int | None:
-        """Mark to keep with what is verified from now on; None: it does not listen (yet)."""
+        """Return a mark to keep with what is verified from now on; None if it is not listening."""
         ...
 
     def still(self, mark: int, groups: Sequence[str]) -> int | None:
-        """A mark, renewed, when it listens and heard nothing of these groups since; else None."""
+        """Return a renewed mark if no change of these groups came since, else None."""
         ...
 
     def hear(self, groups: Iterable[str]) -> None:
-        """Hear of changed groups from the invalidation itself."""
+        """Record changed groups, as this process invalidates them itself."""
         ...
 
 
 @runtime_checkable
 class Afar(Protocol):
-    """A shared tier that gives its payloads in pieces, and may be stored to in the background."""
+    """A shared tier that transfers payloads in pieces, and may be written to in the background."""
 
     name: str
     value_limit: int
-    """Bytes; larger payloads and records are not taken."""
+    """Bytes; larger payloads and records are refused."""
 
     def takes(self, size: int) -> bool:
         """True if it takes a payload of this size."""
         ...
 
     def fetch(self, digest: bytes, sink: Sink) -> bool:
-        """Hand a payload to a sink, in this thread; False: it is not here.  Raises `TierError`."""
+        """Pass a payload to a sink, in this thread; False if it is missing.  Raises `TierError`."""
         ...
 
     async def store(
@@ -577,12 +578,15 @@ class Afar(Protocol):
 
 @runtime_checkable
 class Receiving(Protocol):
-    """A tier of this host that keeps what comes from afar while it comes."""
+    """A tier of this host that stores a payload while it arrives from a shared tier."""
 
     async def receive(
         self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
     ) -> Source | None:
-        """Keep a record and a payload that is fetched now, as `store` does; where it lies then."""
+        """Store a record and the payload that is being fetched.
+
+        Return the source of the stored payload.
+        """
         ...
 
 
@@ -590,35 +594,36 @@ class Generations(Protocol):
     """Generations that a tier holds: see `stamps`.  Raises `TierError` as a `Tier` does."""
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """Read each ref; `LOST` for a group that has no `*`."""
+        """Read each ref; `LOST` for a group without a `*` field."""
         ...
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but a group without `*` gets one first: for stamps before computing."""
+        """As `states`, but create a missing `*` first, for stamps taken before a computation."""
         ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        """Invalidate: write one fresh token per turn (and to `!`), each group atomically.
+        """Invalidate: write one fresh token per turn (and to `!`), atomically for each group.
 
-        `note` is JSON for people (`by`, `at`, `reason`), kept behind the token.
+        `note` is JSON for display (`by`, `at`, `reason`), stored after the token.
         """
         ...
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        """(field, note) of every invalidation that a ref has seen, for `explain`."""
+        """Return (field, note) of every invalidation that affects a ref, for `explain`."""
         ...
 
 
 class Census(NamedTuple):
-    """Hosts of a namespace, as a shared tier has them.
+    """The hosts of a namespace, as registered in a shared tier.
 
     Attributes:
-        epoch: a token made when the tier was first used, or first used after it lost its data.
-        made: when, in Unix seconds.
-        others: how many other hosts are registered.
-        given_back: whether another host that took itself for the only one has given groups back.
-        times: how often this host has registered, this time included; None: it is not known.
-        now: when it has this time, in Unix seconds.
+        epoch: a token created at the tier's first use, and again at the first use after a data
+            loss.
+        made: when it was created, in Unix seconds.
+        others: number of other registered hosts.
+        given_back: another host that believed to be the only one has given groups back.
+        times: how often this host has registered, including now; None if unknown.
+        now: the tier's own time, in Unix seconds.
     """
 
     epoch: str
@@ -631,12 +636,12 @@ class Census(NamedTuple):
 
 @runtime_checkable
 class Losable(Protocol):
-    """A shared tier with generations that may come back without them.
+    """A shared tier that can lose its generations, for instance by a restart.
 
     Attributes:
-        on_lost: called with groups that are missing, before they count as lost; whether any of
-            them is there now.
-        tomb: seconds that a group lives which an invalidation finds missing.
+        on_lost: called with missing groups before they count as lost; returns True if any of them
+            has been given back.
+        tomb: seconds for which a group lives that an invalidation had to create.
     """
 
     name: str
@@ -646,7 +651,7 @@ class Losable(Protocol):
 
     @property
     def interruptions(self) -> int:
-        """Unchanged since a moment: it is the same server, and it has not restarted since."""
+        """A count that stays the same as long as it is the same server and has not restarted."""
         ...
 
     @property
@@ -655,7 +660,7 @@ class Losable(Protocol):
         ...
 
     async def census(self, port: Port, host: str, epoch: str) -> Census:
-        """Register a host that has seen an epoch (`""`: none); the registered hosts."""
+        """Register a host that has seen an epoch (`""`: none); return the registered hosts."""
         ...
 
     async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
@@ -663,7 +668,7 @@ class Losable(Protocol):
         ...
 
     async def giving_back(self, port: Port, host: str) -> None:
-        """Note that a host gives groups back as the only one; `""`: it was not the only one."""
+        """Record that a host gives groups back as the only one; `""`: it was not the only one."""
         ...
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
@@ -672,30 +677,33 @@ class Losable(Protocol):
 
 
 class Journal(Protocol):
-    """Invalidations that a shared tier has not had yet, on this host's disk."""
+    """Invalidations that a shared tier has not received yet, on this host's disk."""
 
     def add(self, turns: Sequence[Turn], note: str) -> int:
-        """Write one down, durably, and turn the host's own generations with it; its number."""
+        """Record an invalidation durably, and turn the host's own generations with it.
+
+        Return its row.
+        """
         ...
 
     def fail(self, row: int) -> None:
-        """Note that one did not reach the shared tier: the next read there replays it first."""
+        """Mark a row as not delivered: the next read from the shared tier replays it first."""
         ...
 
     def done(self, row: int) -> None:
-        """Strike one that reached the shared tier."""
+        """Delete a row that reached the shared tier."""
         ...
 
     async def overdue(self, port: Port) -> bool:
-        """True if any must be replayed before the next read from a shared tier; about 1 µs."""
+        """True if rows must be replayed before a shared tier is read; takes about 1 µs."""
         ...
 
     def maybe_due(self) -> bool:
-        """As `overdue`, at once: True where that takes longer than a moment to tell."""
+        """As `overdue`, but without waiting: True if the answer would take a moment."""
         ...
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:
-        """(number, turns, note) of the rows that are due."""
+        """Return (row, turns, note) of the rows that are due."""
         ...
 
 
@@ -703,58 +711,58 @@ class HostGenerations(Generations, Protocol):
     """The generations that the processes of one host share."""
 
     def read(self, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, as a plain function."""
+        """As `states`, but a plain function."""
         ...
 
     def texts(self, claims: Iterable[Claim]) -> list[str]:
-        """The text of what each generation reads now.
+        """Return the present token of each generation.
 
         Raises:
-            TierError: the host cannot tell.
-            EntryError: a claim cannot be read.
+            TierError: the host's file cannot be read.
+            EntryError: a claim is malformed.
         """
         ...
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
-        """Adopt what a shared authority reads, where this host still reads `before`."""
+        """Adopt the states that a shared authority reads, if this host still reads `before`."""
         ...
 
     def names(self, kind: str, most: int) -> list[str]:
-        """Names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`."""
+        """Return the names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`."""
         ...
 
     def tables(self, groups: Sequence[str]) -> dict[str, dict[str, str]]:
-        """The fields of groups; those that this host does not have are left out."""
+        """Return the fields of groups; groups that this host does not have are left out."""
         ...
 
     def all_names(self) -> list[str]:
-        """All groups that this host has."""
+        """Return all groups that this host has."""
         ...
 
     async def outlive(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
-        """Let groups be known for as long as an entry that names them; None: it has no end."""
+        """Keep groups at least as long as an entry that names them; None: without an end."""
         ...
 
     def sweep_due(self) -> bool: ...
 
     async def sweep(self, port: Port) -> int:
-        """Forget the groups that no entry can name any more; how many.
+        """Delete the groups that no entry can name any more; return their number.
 
         Raises:
-            TierError: it could not be written.
+            TierError: the deletion could not be written.
         """
         ...
 
     async def clear(self, port: Port) -> None:
-        """Forget all groups but that of the namespace.
+        """Delete all groups except the namespace's own.
 
         Raises:
-            TierError: it could not be written.
+            TierError: the deletion could not be written.
         """
         ...
 
     def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
-        """An invalidation could not be written; what happens now, for people."""
+        """Keep an invalidation that could not be written, and return what happens next, as text."""
         ...
 
 

@@ -1,11 +1,11 @@
-"""Findings: what one host has found out about a function, for the others, in the shared tier.
+"""Findings: what one host has learned about a function, shared with the others through a tier.
 
 Rules of this module:
 
 1.  Each finding is sealed with the writer's secret, together with the namespace, the function and
-    its name; what the reader's secrets did not seal is ignored.
-2.  The first host to write a finding decides: another value for it is not taken.
-3.  The shared tier is asked once per process and function.  While it is away, nothing is known.
+    its name; findings that the reader's secrets do not authenticate are ignored.
+2.  The first host to write a finding decides; a different value for it is not accepted.
+3.  The shared tier is asked once per process and function.  While it is down, nothing is known.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from memo.settings.secret_keys import Secret
 from memo.stores.protocols import SharesFindings
 
 MOST: Final = 256
-"""Findings that are kept of one function."""
+"""Most findings that are kept for one function."""
 _SEAL: Final = 64
-"""Characters of the seal in front of a finding."""
+"""Number of characters of the seal in front of a finding."""
 
 
 class Findings:
@@ -50,7 +50,10 @@ class Findings:
         self._known: dict[str, dict[str, str]] = {}
 
     async def of(self, port: Port, function: str) -> Mapping[str, str] | None:
-        """Findings of all hosts about a function: name -> value; None: none can tell now."""
+        """Return the findings of all hosts about a function, name -> value.
+
+        None if the tier is down.
+        """
         if self._tier is None:
             return {}
         known = self._known.get(function)
@@ -75,7 +78,7 @@ class Findings:
         return found
 
     async def add(self, port: Port, function: str, findings: Mapping[str, str]) -> None:
-        """Tell the other hosts what was found out about a function here."""
+        """Share findings about a function with the other hosts."""
         known = await self.of(port, function)
         if self._tier is None or known is None:
             return

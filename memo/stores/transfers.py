@@ -1,18 +1,18 @@
-"""Transfers: what is big goes to a shared tier behind the calls, and comes from there to the disk.
+"""Transfers: big entries are uploaded in the background, and downloaded to this host's disk.
 
 Rules of this module:
 
-1.  An entry goes later only where each look-up that does not find it there asks this host's disk as
-    well; else the call returns when the shared tier has it.
-2.  A payload that comes from a shared tier is kept by this host's disk, record and all, so that it
-    comes once.  A lookup that needs it meanwhile waits for it.
-3.  Both are told by events when they are big: one at the beginning, one at the end.
-4.  An upload is a name.  What lies under that name on this host's disk when its turn comes is what
-    is sent, so that what waits takes no memory, and a newer entry takes the place of an older one.
-5.  At most `WORKERS` run at once, never two of one name.  Where `WAITING` bytes wait already, the
-    next one is refused, and its caller sends it: no caller stores faster than the network.
-6.  An upload ends once, however it ends.  What was to come after it, such as freeing the lease
-    under which the entry was computed, comes then.
+1.  An entry is uploaded later only if every look-up that misses it in the shared tier also asks
+    this host's disk; otherwise the call returns when the shared tier has the entry.
+2.  A payload from a shared tier is stored on this host's disk with its record, so that it is
+    downloaded once.  Other look-ups that need it wait for the download.
+3.  Big transfers emit one event at their beginning and one at their end.
+4.  The queue holds names.  When the turn of a name comes, the entry that is then on this host's
+    disk under that name is sent.  So waiting uploads take no memory, and the newest entry is sent.
+5.  At most `WORKERS` uploads run at once, never two of one name.  If `WAITING` bytes are queued,
+    the next upload is refused and the caller sends it itself, so no caller outruns the network.
+6.  An upload always ends exactly once.  Actions that wait for it, such as releasing the lease under
+    which the entry was computed, run then.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from memo.stores.protocols import MEMORY, Afar, Found, Receiving, Source, Tier
 
 Work = Callable[[Port], Coroutine[Any, Any, None]]
 BIG = 1 << 20
-"""Bytes from which an entry is sent in the background: 1 MiB takes 10 ms at 1 Gbit/s."""
+"""Entries of at least this many bytes are sent in the background: 1 MiB takes 10 ms at 1 Gbit/s."""
 WORKERS = 2
-"""Uploads that run at once."""
+"""Number of concurrent uploads."""
 WAITING = 512 << 20
-"""Bytes that may wait: 5 s at 1 Gbit/s, so well below the `lock_timeout` of waiting callers."""
+"""Most queued bytes: 5 s at 1 Gbit/s, which is well below the `lock_timeout` of waiting callers."""
 PATIENCE = 30.0
-"""Seconds after which a lookup that waits for another's fetch of a payload fetches it itself."""
+"""Seconds after which a look-up that waits for another one's download starts its own."""
 
 
 class Transfers:
@@ -83,13 +83,13 @@ class Transfers:
     # --- to a shared tier ------------------------------------------------------------------------
 
     def later(self, tier: Tier, name: str, record: int, payload: Payload | None = None) -> bool:
-        """True if an entry goes to a tier in the background, where this host's disk has it.
+        """True if an entry can go to a tier in the background, because this host's disk has it.
 
         Args:
-            tier: any of the chain.
-            name: what it is stored under.
-            record: its bytes.
-            payload: of the entry.
+            tier: any tier of the chain.
+            name: the name of the entry.
+            record: bytes of its record.
+            payload: its payload.
         """
         far = self._far if self._later else None
         here: object = tier
@@ -103,11 +103,14 @@ class Transfers:
         return self._far if far is tier else None
 
     def begin(self, port: Port, name: str, size: int) -> bool:
-        """Send what this host's disk has under a name; False: the caller has to send it himself."""
+        """Queue the upload of a name from this host's disk.
+
+        False if the caller has to send it itself.
+        """
         return self.uploads.add(port, name, size) is not None
 
     def when_sent(self, work: Work) -> bool:
-        """Have `work` done when an upload ends that is under way or about to be; False: none is."""
+        """Run `work` when the last queued upload ends; False if there is none."""
         return any(upload.then(work) for upload in self.uploads.all())
 
     async def _send(self, port: Port, name: str) -> None:
@@ -133,10 +136,10 @@ class Transfers:
     # --- from a shared tier ----------------------------------------------------------------------
 
     async def payload(self, port: Port, tier: Tier, name: str, entry: Entry) -> Source | None:
-        """The payload of an entry, from any tier; None: it is not there.
+        """Return the payload of an entry from any tier, or None.
 
         Raises:
-            TierError: the tier could not give it.
+            TierError: the tier could not read it.
         """
         size = seal.payload_size(entry.header.buffers)
         if self._as_far(tier) is None or size <= BIG:
@@ -165,7 +168,10 @@ class Transfers:
         return await tier.payload(port, seal.payload_digest(table), seal.payload_size(table))
 
     async def _received(self, port: Port, far: Afar, name: str, entry: Entry) -> Source | None:
-        """A payload that is on this host's disk from now on; None: it cannot be kept there."""
+        """Download a payload to this host's disk, and return its source.
+
+        None if the disk cannot keep it.
+        """
         here: object = self.local
         assert isinstance(here, Receiving)
         digest = seal.payload_digest(entry.header.buffers)
@@ -190,7 +196,7 @@ class Transfers:
                 self._leave(digest)
 
     def _join(self, port: Port, digest: bytes) -> Waiter | None:
-        """Waiter that is set when a payload under way has arrived; None: none is under way."""
+        """Return a waiter for a download under way; None if there is none."""
         with self._lock:
             waiting = self._arrivals.get(digest)
             if waiting is None:
@@ -208,7 +214,7 @@ class Transfers:
 
 
 def _mapped(found: Found, entry: Entry) -> Payload | None:
-    """The payload of an entry on this host's disk, to be sent from where it lies."""
+    """Return the payload of an entry on this host's disk, mapped, for the upload."""
     table = entry.header.buffers
     if not table:
         return None
@@ -230,7 +236,7 @@ def _tell(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail:
 
 
 class Upload:
-    """One entry on its way, or about to be."""
+    """The upload of one entry, queued or under way."""
 
     __slots__ = ("_after", "_lock", "name", "over", "size")
 
@@ -242,20 +248,23 @@ class Upload:
         self._lock = threading.Lock()
 
     def then(self, work: Work) -> bool:
-        """Have `work` done when it has ended; False, and nothing done, if it has."""
+        """Run `work` when the upload has ended.
+
+        False, without running it, if it has ended already.
+        """
         with self._lock:
             if not self.over:
                 self._after.append(work)
             return not self.over
 
     async def end(self, port: Port) -> None:
-        """Note that the upload has ended, and do what waits for that."""
+        """Mark the upload as ended, and run the actions that wait for it."""
         with self._lock:
             self.over = True
         for work in self._after:
             try:
                 await work(port)
-            except Exception as error:  # the others still have their turn
+            except Exception as error:  # the other actions still have to run
                 _complain(error)
 
 
@@ -263,7 +272,7 @@ class Uploads:
     """The uploads of one chain.
 
     Args:
-        send: sends what lies under a name; a fault of a tier is its own to tell.
+        send: sends the entry stored under a name; it reports faults of a tier itself.
     """
 
     def __init__(self, send: Callable[[Port, str], Coroutine[Any, Any, None]]) -> None:
@@ -272,7 +281,7 @@ class Uploads:
         fork.renewed_in_child(self)
 
     def after_fork(self) -> None:
-        """Forget all of them: after a fork they are the parent's."""
+        """Forget all uploads: after a fork they belong to the parent."""
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, Upload] = OrderedDict()
         self._running: dict[str, Upload] = {}
@@ -280,16 +289,16 @@ class Uploads:
         self._workers = 0
 
     def get(self, name: str) -> Upload | None:
-        """The last upload of a name, where it has not ended."""
+        """Return the last upload of a name, if it has not ended."""
         return self._waiting.get(name) or self._running.get(name)
 
     def all(self) -> list[Upload]:
-        """The uploads that have not ended."""
+        """Return the uploads that have not ended."""
         with self._lock:
             return [*self._waiting.values(), *self._running.values()]
 
     def add(self, port: Port, name: str, size: int) -> Upload | None:
-        """Send what lies under a name, in the background; None: too much waits already."""
+        """Queue the upload of a name; None if too many bytes are queued already."""
         with self._lock:
             if name in self._waiting:
                 return self._waiting[name]
@@ -304,7 +313,7 @@ class Uploads:
         return upload
 
     def _next(self) -> Upload | None:
-        """Next upload that may run; None, and one worker less, if there is none."""
+        """Return the next upload that may run; None, and one worker less, if there is none."""
         with self._lock:
             free = (name for name in self._waiting if name not in self._running)
             name = next(free, None)

@@ -45,7 +45,7 @@ from memo.settings.live_values import live
 class ManualClock(Clock):
     """A clock that stands still until it is moved.
 
-    It begins at the present, so that it may be put before entries that exist.
+    It starts at the present time, so that it can be used with entries that exist.
     """
 
     wall_ns: Callable[[], int]
@@ -58,30 +58,30 @@ class ManualClock(Clock):
         self.boot_ns = lambda: self._boot
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` go by, on both readings."""
+        """Let `seconds` pass, on both readings."""
         self._wall += int(seconds * SECOND)
         self._boot += int(seconds * SECOND)
 
     def step(self, seconds: float) -> None:
-        """Set the wall clock forward, or back where `seconds` is negative; no time goes by."""
+        """Set the wall clock forward, or back if `seconds` is negative; no time passes."""
         self._wall += int(seconds * SECOND)
 
 
 @contextmanager
 def isolated(*, clock: Clock | None = None, **settings: Any) -> Iterator[Path]:
-    """An empty cache of its own: a fresh directory, a fresh secret, no Redis.
+    """Use an empty cache: a temporary directory, a new secret, no Redis.
 
-    Settings of the environment and of `pyproject.toml` stay in force where they are not about
-    these; what is configured inside ends with the block.  An async test that ends with background
-    work (a refresh) under way should `await memo.drain()` before it leaves the block.
+    Other settings of the environment and of `pyproject.toml` stay in force; what is configured
+    inside ends with the block.  An async test that ends while background work (a refresh) is
+    running should `await memo.drain()` before it leaves the block.
 
     Args:
-        clock: tells the time of this cache, for instance a `ManualClock`; not the time that
-            `lock_timeout` and other waits take.
+        clock: tells the time of this cache, for instance a `ManualClock`; it does not affect
+            `lock_timeout` and other waits.
         settings: as for `memo.configure`, for instance `redis_url` of a test server.
 
     Yields:
-        The directory, which goes when the block ends.
+        The directory, which is removed at the end of the block.
 
     Raises:
         SettingError: for a setting with a wrong value.
@@ -121,15 +121,15 @@ def expecting(
             load("EU")
 
     Args:
-        function: a cached function, or its identity; None: all of them.
-        counts: how many of `hits`, `stale`, `misses`, `shared` and `computed`; others are not
+        function: a cached function, or its id; None: all of them.
+        counts: numbers of `hits`, `stale`, `misses`, `shared` and `computed`; others are not
             checked.
 
     Yields:
         The events of the block, in order.
 
     Raises:
-        AssertionError: at the end of the block, if there were more or fewer of one.
+        AssertionError: at the end of the block, if a number differs.
         OptionError: there is no such count.
     """
     for name, count in counts.items():
@@ -153,7 +153,7 @@ def expecting(
 
 @contextmanager
 def recording() -> Iterator[list[Event]]:
-    """Every event that happens inside the block, in order."""
+    """Record every event that happens inside the block, in order."""
     heard: list[Event] = []
     remove = on_event(heard.append)
     try:
@@ -163,11 +163,11 @@ def recording() -> Iterator[list[Event]]:
 
 
 def reset() -> None:
-    """Set memo back to how it was when it was imported, for this process.
+    """Reset memo in this process to the state after its import.
 
-    Background work ends (for at most `blocking.EXIT_GRACE` seconds), connections and files are
-    closed, `configure`d settings, the counters, the live configuration and a secret that could not
-    be kept are forgotten.  Stored entries stay.
+    Background work ends (within at most `blocking.EXIT_GRACE` seconds), connections and files are
+    closed, and `configure`d settings, the counters, the live configuration and a secret that could
+    not be kept are forgotten.  Stored entries stay.
     """
     blocking.drain_blocking(blocking.EXIT_GRACE)
     BOARD.close()

@@ -30,9 +30,9 @@ class MemoCache(NamedTuple):
     """The cache of one test.
 
     Attributes:
-        directory: where its entries lie.
+        directory: the directory of its entries.
         clock: its time, which stands still until the test moves it.
-        events: what has happened so far, in order.
+        events: everything that has happened so far, in order.
     """
 
     directory: Path
@@ -54,7 +54,7 @@ def memo_clock() -> ManualClock:
 
 @pytest.fixture
 def memo_cache(memo_clock: ManualClock) -> Iterator[MemoCache]:
-    """An empty cache for one test: a directory and a secret of its own, no Redis, a frozen clock.
+    """An empty cache for one test: its own directory and secret, no Redis, a frozen clock.
 
     What is configured while the test runs ends with it.
     """

@@ -1,6 +1,6 @@
 """Decide whether an entry may be used: its generations, dependencies and age.
 
 Imports `records` and below.
-Start with `check.py`, which every path asks about stamps and age (`judge` compares the ttl);
-`generations.py` has the one rule of what an invalidation turns.
+Start with `check.py`, which every path uses for stamps and age; `generations.py` has the one rule
+for the fields that an invalidation turns.
 """

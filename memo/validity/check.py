@@ -1,11 +1,12 @@
-"""The check: may an entry be used?  Do its stamps hold, and is it young enough?
+"""The check: do an entry's stamps still hold, and is it young enough?
 
-Asked here for every path to an answer and for every store.  A path may skip work, such as parsing
-a header or asking a tier, but never these questions.
+Every path to an answer and every store uses it.  A path may skip work, such as parsing a header or
+asking a tier, but never this check.
 
-An entry whose stamps do not hold is never served as stale: the windows of a policy are for expiry
-alone (RFC 5861).  `judge` is a pure function of an entry's recorded times, the function's policy as
-it is now, and the present.
+
+An entry whose stamps do not hold is never served as stale: the windows of a policy apply only to
+expiry (RFC 5861).  `judge` is a pure function of an entry's recorded times, the function's present
+policy, and the present time.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ STALE = "stale"
 MISS = "miss"
 
 BORN_STALE = 0
-"""The ttl, in nanoseconds, of what was built on a stale answer."""
+"""The ttl, in nanoseconds, of results that were built on a stale answer."""
 JITTER = 0.1
-"""`use_jitter` shortens a ttl by a uniform share of up to this much, and never lengthens it."""
+"""`use_jitter` shortens a ttl by a random fraction of up to this, and never lengthens it."""
 FUTURE_TOLERANCE = 60 * SECOND
-"""Nanoseconds that another host's wall clock may be ahead before its entries are refused."""
+"""Nanoseconds by which another host's wall clock may be ahead before its entries are refused."""
 _NAMELESS = bytes(16)
 
 
 class Verdict(NamedTuple):
-    """Verdict on the age of an entry.
+    """The verdict on the age of an entry.
 
     Attributes:
         kind: `FRESH`, `STALE` (use it, refresh it) or `MISS`.
         reason: for a miss, why; for stale, `"ahead"` (still within its ttl) or `"expired"`.
         fallback: a miss whose old value may still answer if the computation raises.
-        renewable: a miss whose value may be confirmed: results that it was built on may have
-            changed, and can be asked (`cutoff`).
+        renewable: a miss whose value may be confirmed: `cutoff` results that it was built on may
+            have changed, and can be asked for again.
     """
 
     kind: str
@@ -66,7 +67,7 @@ class Verdict(NamedTuple):
 
 
 class Expired(str):
-    """The reason of an entry that was let expire (`memo.expire`).
+    """The reason for an entry that `memo.expire` has expired.
 
     Attributes:
         at: when, in nanoseconds since the epoch.
@@ -83,10 +84,10 @@ class Expired(str):
 
 
 class Unproven(str):
-    """The reason of an entry that is in doubt only because of results that can be asked again.
+    """The reason for an entry that is in doubt only because of results that can be asked for again.
 
     Attributes:
-        at: when the last of them was let expire, if nothing else happened to them; else None.
+        at: when the last of them was expired, if nothing else happened to them; else None.
     """
 
     __slots__ = ("at",)
@@ -100,7 +101,7 @@ class Unproven(str):
 
 
 def expiry(reason: str) -> int | None:
-    """The time at which an entry was let expire, if nothing else is against it; else None."""
+    """Return when an entry was expired, if that is the only reason against it; else None."""
     return reason.at if isinstance(reason, (Expired, Unproven)) else None
 
 
@@ -110,14 +111,14 @@ def may_answer(reason: str) -> bool:
 
 
 def broken(recorded: list[str], present: list[str]) -> str:
-    """Why generations do not read as they did; "" if they do.
+    """Return why generations have changed; "" if they have not.
 
     Args:
-        recorded: the texts of their states as an entry has them.
-        present: the texts of their states now.  One that is lost, `""`, holds for nothing.
+        recorded: the texts of their states in the entry.
+        present: the texts of their states now.  A lost one, `""`, never holds.
 
     Returns:
-        One of the reasons; an `Expired` where the entry was let expire and nothing more.
+        One of the reasons; an `Expired` if the entry was only expired.
     """
     if recorded == present and "" not in present:
         return ""
@@ -132,7 +133,7 @@ def broken(recorded: list[str], present: list[str]) -> str:
 
 
 def texts(states: Iterable[State]) -> list[str]:
-    """The texts of some states, to compare."""
+    """Return the texts of some states, for comparison."""
     return list(map(_text, states))
 
 
@@ -140,14 +141,14 @@ _text = itemgetter(State._fields.index("text"))
 
 
 async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> str:
-    """Why stamps do not hold any more; "" if they do.
+    """Return why stamps do not hold any more; "" if they do.
 
     Args:
-        stamps: of any kind.
-        states: what the generations among them read now, in the same order.
+        stamps: stamps of any kind.
+        states: the present states of the generations among them, in the same order.
 
     Returns:
-        One of the reasons; an `Expired` or an `Unproven` where that is all there is against them.
+        One of the reasons; an `Expired` or an `Unproven` if that is the only one.
     """
     recorded = [stamp.state.text for stamp in stamps if type(stamp) is Generation]
     if len(recorded) == len(stamps):
@@ -170,7 +171,7 @@ async def why_invalid(port: Port, stamps: Sequence[Stamp], states: Sequence[Stat
 
 
 async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) -> list[str]:
-    """Why each of some stamps does not hold; of a result `""`."""
+    """Return for each of some stamps why it does not hold, or `""`; always `""` for a result."""
     now = iter(states)
     others = [stamp for stamp in stamps if type(stamp) not in (Generation, Result)]
     whys = iter(await dependencies.check(port, others))
@@ -184,7 +185,7 @@ async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) 
 
 
 def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
-    """Reason of a single stamp -> what it means for the entry, as `Chain.why_invalid` has it."""
+    """Combine the reasons of single stamps into one for the entry, for `Chain.why_invalid`."""
     absolute, beneath = unproven(stamps, reasons)
     hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
     hard = min(hard_ones, key=lambda why: why == SOURCE_UNREACHABLE, default="")
@@ -200,12 +201,12 @@ def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
 
 
 def _judge_expired(verdict: Verdict, policy: Policy, clock: Clock, at: int) -> Verdict:
-    """The verdict on an entry that was let expire before its ttl was over.
+    """Return the verdict on an entry that was expired before its ttl was over.
 
     Args:
-        verdict: what it would be otherwise.
-        clock: reads the present.
-        at: when it was let expire, in nanoseconds since the epoch.
+        verdict: the verdict without that.
+        clock: tells the present time.
+        at: when it was expired, in nanoseconds since the epoch.
     """
     if verdict.kind == MISS:
         return verdict
@@ -216,12 +217,14 @@ def _judge_expired(verdict: Verdict, policy: Policy, clock: Clock, at: int) -> V
 
 
 def age(times: Times, clock: Clock) -> int | None:
-    """Nanoseconds since the computation ended; None when no clock can tell.
+    """Return the nanoseconds since the computation ended; None if no clock can tell.
 
-    On the machine and start that computed it, by the clock that cannot step.  Elsewhere by the wall
-    clocks of the two hosts, which may differ by as much as the hosts' clocks do.
+    On the same boot of the machine that computed it, a clock that cannot step is used.  Otherwise
+    the wall clocks of the two hosts are compared, with whatever error they have.
     """
-    _, finished, here, finished_boot, _, _, _ = times  # a fifth of what the names would take
+    _, finished, here, finished_boot, _, _, _ = (
+        times  # takes a fifth of the time that attribute names would
+    )
     boot_id = clock.boot_id
     if here == boot_id and boot_id != _NAMELESS:
         return max(0, clock.boot_ns() - finished_boot)
@@ -238,15 +241,15 @@ def judge(
     live_ttl: float | None = None,
     expired: int | None = None,
 ) -> Verdict:
-    """Judge by age whether an entry whose stamps hold may be used now.
+    """Judge by age whether an entry with valid stamps may be used now.
 
     Args:
-        times: the entry's.
-        policy: the function's, as it is now (which may be stricter than when it was stored).
-        clock: reads the present.
-        live_ttl: seconds, the value that the live configuration has for `policy.ttl_key`; it
-            replaces the entry's own ttl.  `math.inf`: no expiry.
-        expired: when it was let expire, in nanoseconds since the epoch; None: it was not.
+        times: the entry's times.
+        policy: the function's present policy, which may be stricter than when the entry was stored.
+        clock: tells the present time.
+        live_ttl: seconds that the live configuration sets for `policy.ttl_key`; they replace the
+            entry's own ttl.  `math.inf`: it does not expire.
+        expired: when it was expired, in nanoseconds since the epoch, or None.
     """
     if expired is not None:
         return _judge_expired(judge(times, policy, clock, live_ttl), policy, clock, expired)
@@ -278,7 +281,10 @@ _FRESH = Verdict(FRESH)
 def remaining(
     times: Times, policy: Policy, clock: Clock, live_ttl: float | None = None
 ) -> int | None:
-    """Nanoseconds for which an entry is still fresh, below 0 after that; None: no expiry."""
+    """Return the nanoseconds for which an entry is still fresh, negative after that.
+
+    None if it does not expire.
+    """
     ttl = ttl_in_force(times, policy, live_ttl)
     if ttl is None:
         return None
@@ -287,7 +293,7 @@ def remaining(
 
 
 def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float | None:
-    """The ttl that counts for an entry now, in seconds; None: it does not expire."""
+    """Return the ttl that applies to an entry now, in seconds; None: it does not expire."""
     recorded = times.ttl
     if recorded == BORN_STALE:
         return BORN_STALE
@@ -301,9 +307,9 @@ def ttl_in_force(times: Times, policy: Policy, live_ttl: float | None) -> float 
 
 
 def _share(times: Times, policy: Policy) -> float:
-    """The part of a live ttl that `use_jitter` leaves to an entry, always the same for one entry.
+    """Return the fraction of a live ttl that `use_jitter` leaves; constant for each entry.
 
-    It was drawn when the entry was stored: the last digits of a ttl with jitter are random.
+    It is derived from the last digits of the stored ttl, which are random with jitter.
     """
     return 1 - JITTER * (times.ttl % 1000) / 1000 if policy.use_jitter else 1.0
 
@@ -311,17 +317,17 @@ def _share(times: Times, policy: Policy) -> float:
 def ttl_ns(
     policy: Policy, result: Any, live_ttl: float | None = None, inherited: int | None = None
 ) -> int:
-    """Nanoseconds of freshness for a result that is stored now; -1: no expiry.
+    """Return the nanoseconds of freshness for a result that is stored now; -1: it does not expire.
 
     Args:
-        policy: the function's.
-        result: what it returned.
+        policy: the function's policy.
+        result: the result of the function.
         live_ttl: as for `judge`.
-        inherited: how long the shortest-lived result that it was built on is still fresh; None: as
-            long as it lies there.
+        inherited: how long the shortest-lived result that it was built on is still fresh; None: no
+            limit.
 
     Raises:
-        OptionError: a `ttl` callable gave what is not a ttl.
+        OptionError: a `ttl` callable returned something that is not a ttl.
     """
     if inherited is not None and inherited <= 0:
         return BORN_STALE
@@ -344,20 +350,20 @@ def ttl_ns(
 
 
 Judge = Callable[..., Verdict]
-"""Gives the verdict on an entry by its times, by when it was let expire (None: it was not), by
-whether it is an exception that was raised, and by whether a source of it cannot be asked."""
+"""Returns the verdict on an entry from: its times; when it was expired, or None; True if it is a
+stored exception; True if one of its sources cannot be queried."""
 
 
 def judged(judge: Judge, times: Times, reason: str, *, raised: bool) -> Verdict:
-    """The verdict on an entry whose stamps hold, or that `may_answer`.
+    """Return the verdict on an entry whose stamps hold, or whose reason passes `may_answer`.
 
     Args:
-        raised: it is an exception that was remembered.
+        raised: the entry is a stored exception.
     """
     expired = expiry(reason)
     verdict = judge(times, expired, raised, reason == SOURCE_UNREACHABLE)
     if not isinstance(reason, Unproven) or (verdict.kind != MISS and expired is not None):
-        return verdict  # what was let expire may be served while the results are asked
+        return verdict  # an expired entry may be served while its results are asked for
     by_age = judge(times, None, raised)
     within = by_age.kind != MISS and by_age.reason != EXPIRED
     fallback = expired is not None and verdict.fallback

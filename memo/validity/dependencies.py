@@ -1,12 +1,12 @@
-"""Sources: files, data sets and callables that a result depends on, as stamps.
+"""Dependencies: files, data sets and callables that a result depends on, as stamps.
 
-`@cache(depends_on=...)` and arguments that are annotated with `File` give stamps (`stamps`):
-what the source was before the computation began.  An entry is valid while the source is unchanged.
+`@cache(depends_on=...)` and arguments annotated with `File` produce stamps (`stamps`): the state of
+the source before the computation began.  An entry is valid as long as the source is unchanged.
 
-A file is told by size, modification time and inode, which costs one `stat`; by its content where
-`File(by_content=True)` asks for it.  A file that was modified less than `RACY` seconds before the
-stamp was taken could change again without its time changing, so its content is looked at as well.
-URLs are in `remote`.
+A file is identified by size, modification time and inode, which costs one `stat`, or by its content
+with `File(by_content=True)`.  A file that was modified less than `RACY` seconds before the stamp
+was taken could change again without its time changing, so its content is compared as well. URLs are
+handled in `remote`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from memo.settings import options
 from memo.settings.durations import seconds
 
 if TYPE_CHECKING:
-    from memo.validity import remote  # elsewhere only where there is a URL
+    from memo.validity import remote  # imported elsewhere only when there is a URL
 
 RACY = 0.1
-"""Seconds: the coarsest tick of a file's modification time on file systems in common use."""
+"""Seconds: the coarsest resolution of modification times on file systems in common use."""
 _GLOB = frozenset("*?[")
 _URL = "[a-z][a-z0-9+.-]+(://|::)"
 _READ = 1 << 20
 ARGUMENTS = 64 * 1024
-"""Bytes of pickled arguments of a callable up to which an entry holds them."""
+"""Most bytes of pickled arguments of a callable that an entry stores."""
 _MISSING = "missing"
 """The facts of a missing path."""
 
@@ -48,8 +48,8 @@ _MISSING = "missing"
 class File:
     """A path whose content matters, not only its name.
 
-    As the annotation of an argument: the path is in the key, and what lies there is in the stamp,
-    so that a new version of the file replaces the old entry::
+    As the annotation of an argument, the path becomes part of the key and its content part of the
+    stamp, so that a new version of the file replaces the old entry::
 
         @cache
         def load(path: Annotated[str, memo.File]) -> DataFrame: ...
@@ -57,14 +57,14 @@ class File:
     As a dependency: `depends_on=memo.File("rates.csv", check="content")`.
 
     Args:
-        path: a file, a directory (all that lies in it), a pattern such as `"data/*.csv"`, or a URL
-            of one of these; only for `depends_on`.
-        check: `"time"`: by size, modification time and inode, a URL by its ETag if it has one;
-            `"content"`: by the content, so that a file which is only touched is the same.
-        by_content: True is `check="content"`.
+        path: a file, a directory (with everything in it), a pattern such as `"data/*.csv"`, or a
+            URL of one of these; only for `depends_on`.
+        check: `"time"`: compare size, modification time and inode, or the ETag of a URL if it has
+            one; `"content"`: compare the content, so that merely touching a file changes nothing.
+        by_content: True is the same as `check="content"`.
 
     Raises:
-        OptionError: `path` is no path, or `check` is something else.
+        OptionError: `path` is not a path, or `check` is something else.
     """
 
     @public
@@ -88,7 +88,7 @@ class File:
 
     @staticmethod
     def __memo_argument__(value: Any) -> Any:
-        """Replacement of such an argument in the key: absolute paths."""
+        """Return what represents the argument in the key: absolute paths."""
         if isinstance(value, (list, tuple)):
             return [_absolute(one) for one in value]
         return value if value is None else _absolute(value)
@@ -103,14 +103,14 @@ def _absolute(value: Any) -> str:
 
 
 def _place(path: str) -> str:
-    """An absolute path, or a URL as it is."""
+    """Return an absolute path, or a URL unchanged."""
     if path.startswith("file://"):
         path = path.removeprefix("file://")
     return path if is_url(path) else os.path.abspath(path)
 
 
 def is_url(path: str) -> bool:
-    """True if a path names something that does not lie in this host's file system."""
+    """True if a path names something outside this host's file system."""
     if "://" not in path and "::" not in path:
         return False
     return re.match(_URL, path, re.IGNORECASE) is not None and not path.startswith("file://")
@@ -120,11 +120,11 @@ def is_url(path: str) -> bool:
 
 
 def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileStamp]:
-    """Stamps of files, directories, patterns and URLs; a missing file has a stamp like any other.
+    """Take the stamps of files, directories, patterns and URLs; a missing file has a stamp too.
 
     Args:
-        paths: each an absolute path or a URL, and True if its content is compared.
-        every: seconds for which a URL is believed without asking again.
+        paths: pairs of an absolute path or a URL, and True if its content is compared.
+        every: seconds for which the state of a URL is reused without asking again.
     """
     urls = [one for one in paths if is_url(one[0])]
     far = _far_facts(urls) if urls else {}
@@ -138,7 +138,7 @@ def file_stamps(paths: Sequence[tuple[str, bool]], every: float) -> list[FileSta
 
 
 def _far_facts(urls: list[remote.Asked]) -> dict[remote.Asked, str]:
-    """The facts of URLs, which are asked at the same time."""
+    """Return the facts of URLs, queried concurrently."""
     from memo.validity import remote
 
     return {one: facts or remote.unknown() for one, facts in remote.all_facts(urls).items()}
@@ -164,7 +164,7 @@ def _many(paths: Iterable[str], by_content: bool) -> str:
     for path in paths:
         try:
             status = os.stat(path)
-        except OSError:  # a dangling link, or gone this moment: its name counts
+        except OSError:  # a dangling link, or a file that has just gone: its name counts
             digest.update(f"{path}\0?\n".encode("utf-8", "surrogateescape"))
             continue
         if stat.S_ISREG(status.st_mode):
@@ -192,7 +192,7 @@ _digests: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 def _content(path: str, status: os.stat_result) -> str:
-    """The content's digest; read again only when size, time or inode changed."""
+    """Return the digest of the content, read again only if size, time or inode have changed."""
     identity = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
     settled = abs(time.time() - status.st_mtime) >= RACY
     known = _digests.get(path)
@@ -221,7 +221,7 @@ def _file_holds(stamp: FileStamp) -> bool:
     size, _, content = stamp.facts.rpartition(":")
     if size.count(":") != 2:
         return False
-    # The stamp was taken just after the file had been written, so it has the content as well.
+    # the stamp was taken right after the file was written, so it has the content's digest as well
     return now == size and _digest_now(stamp.path) == content
 
 
@@ -238,19 +238,19 @@ CALLABLES: weakref.WeakValueDictionary[str, Dependencies] = weakref.WeakValueDic
 
 
 class Dependencies:
-    """Dependencies of a function besides its arguments and its code.
+    """The dependencies of a function besides its arguments and its code.
 
     Args:
-        identity: of the cached function.
-        depends_on: a path, a pattern, a `File`, a callable, or several of them.  A path may have
+        identity: the id of the cached function.
+        depends_on: a path, a pattern, a `File`, a callable, or several of them.  A path may contain
             the names of arguments in braces: `"data/{region}.csv"`.
-        signature: of the cached function.
-        annotations: its parameters with what they are annotated with.
-        digest: gives the digest of what a callable answers.
-        check_every: seconds for which a URL is believed without asking again.
+        signature: the signature of the cached function.
+        annotations: its parameters with their annotations.
+        digest: returns the digest of a callable's answer.
+        check_every: seconds for which the state of a URL is reused without asking again.
 
     Raises:
-        OptionError: something else, or a callable that needs what is no argument.
+        OptionError: something else, or a callable with a parameter that is not an argument.
     """
 
     def __init__(
@@ -314,10 +314,13 @@ class Dependencies:
         self.files.append(file)
 
     def _taken_by(self, one: Callable[..., Any]) -> tuple[str, ...] | None:
-        """The names of the arguments that a callable declares; None: it takes all of them."""
+        """Return the names of the arguments that a callable declares.
+
+        None if it takes all of them.
+        """
         try:
             parameters = inspect.signature(one).parameters
-        except ValueError:  # written in C: it says when it is called
+        except ValueError:  # written in C: errors show when it is called
             return ()
         own = self.signature.parameters
         names: list[str] = []
@@ -338,7 +341,7 @@ class Dependencies:
     async def take(
         self, port: Port, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Stamp, ...]:
-        """The stamps of one call, as things are now.
+        """Take the stamps of one call, in the present state.
 
         Raises:
             DependencyError: a callable raised, or takes an argument that cannot be stored.
@@ -362,7 +365,7 @@ class Dependencies:
         return (*files, *taken)
 
     def _needed(self, index: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of a call that a callable takes."""
+        """Return the arguments of a call that a callable takes."""
         names, flat = self._takes[index], _flat(self.signature, arguments)
         return {name: flat[name] for name in (flat if names is None else names) if name in flat}
 
@@ -382,7 +385,7 @@ class Dependencies:
     async def answer(
         self, port: Port, function: Callable[..., Any], needed: Mapping[str, Any]
     ) -> tuple[str, list[tuple[str, bool]]]:
-        """The digest of what a callable answers now for some arguments, and the files in it."""
+        """Call a callable; return the digest of its answer, and the files named in that."""
         value = function(**needed)
         if inspect.isawaitable(value):
             value = await port.settle(value)
@@ -401,7 +404,7 @@ class Dependencies:
 
 
 def _files_in(answer: Any) -> Iterator[tuple[str, bool]]:
-    """The paths in the answer of a callable: its digest holds their names only."""
+    """Yield the paths in the answer of a callable, as its digest covers only their names."""
     for one in answer if isinstance(answer, (list, tuple)) else (answer,):
         if isinstance(one, File):
             yield _place(one.path), one.by_content
@@ -410,7 +413,7 @@ def _files_in(answer: Any) -> Iterator[tuple[str, bool]]:
 
 
 def _keyable(answer: Any) -> Any:
-    """The answer of a callable with plain values in the place of `File`s."""
+    """Return the answer of a callable with plain values in place of `File`s."""
     if isinstance(answer, (list, tuple)):
         return [_keyable(one) for one in answer]
     return (answer.path, answer.by_content) if isinstance(answer, File) else answer
@@ -422,16 +425,16 @@ def is_far(stamp: Stamp) -> bool:
 
 
 async def check(port: Port, stamps: Sequence[Stamp]) -> list[str]:
-    """Why each of some file and call stamps does not hold any more, or "".
+    """For each of some file and call stamps, return why it does not hold any more, or "".
 
-    What lies behind URLs is asked at the same time.
+    URLs are queried concurrently.
     """
     now = await _present(port, [stamp for stamp in stamps if isinstance(stamp, FileStamp)])
     return [await _why(port, stamp, now) for stamp in stamps]
 
 
 async def _present(port: Port, stamps: Iterable[FileStamp]) -> dict[remote.Asked, str | None]:
-    """The facts of those behind URLs; None: they cannot be told."""
+    """Return the present facts of the URLs among some stamps; None if they are unknown."""
     far = list(filter(is_far, stamps))
     if not far:
         return {}
@@ -466,14 +469,14 @@ async def _call_holds(port: Port, stamp: Call) -> bool:
     identity, _, index = stamp.name.rpartition("#")
     dependencies = CALLABLES.get(identity)
     if dependencies is None or int(index) >= len(dependencies.calls):
-        return False  # the module with the callable is not loaded
+        return False  # the module with the callable is not imported
     try:
         needed = _unpacked(stamp.arguments)
         function = dependencies.calls[int(index)]
         digest, _ = await dependencies.answer(port, function, needed)
         return digest == stamp.digest
     except Exception:
-        return False  # taking the stamp anew reports the error
+        return False  # taking the stamp again reports the error
 
 
 def _unpacked(arguments: str) -> dict[str, Any]:
@@ -486,7 +489,7 @@ def _unpacked(arguments: str) -> dict[str, Any]:
 
 
 def _placeholders(path: str) -> list[str]:
-    """The names in braces of a path; what is behind a dot or in brackets belongs to the value."""
+    """Return the names in braces of a path, without what follows a dot or a bracket."""
     from string import Formatter
 
     try:
@@ -497,7 +500,7 @@ def _placeholders(path: str) -> list[str]:
 
 
 def _flat(signature: inspect.Signature, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Bound arguments by name, with those of `**kwargs` under their own names."""
+    """Return bound arguments by name, with those of `**kwargs` under their own names."""
     flat = dict(arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:

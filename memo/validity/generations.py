@@ -1,7 +1,6 @@
 """Changes to the fields of a group: the rules of `stamps` as pure functions.
 
-Each keeper of generations (the host's SQLite file, the memory tier) applies
-these; none of them touches anything.
+Each store of generations (the host's SQLite file, the memory tier) applies their results.
 """
 
 from __future__ import annotations
@@ -14,16 +13,17 @@ from memo.validity import stamps
 from memo.validity.stamps import ALL, FIELDS, LAST, SHAPES, TOKEN, Turn
 
 MOST_SHAPES = 64
-"""Most shapes of a group; past that it is renewed, since each shape costs every reader a look."""
+"""Most shapes of a group; beyond it the group is renewed, since each shape costs every reader a
+read."""
 
 
 class Change(NamedTuple):
-    """Changes to the fields of one group.
+    """A change to the fields of one group.
 
     Attributes:
         write: field -> value.
-        erase: fields that go; they are not in `write`.
-        renew: all fields that are there go first.
+        erase: fields to delete; they are not in `write`.
+        renew: delete all existing fields first.
     """
 
     write: Mapping[str, str]
@@ -36,7 +36,10 @@ class Change(NamedTuple):
 
 
 def turned(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") -> Change:
-    """One invalidation: a fresh token (or `token`) under the field of `turn`, and under `!`."""
+    """Return the change for one invalidation.
+
+    A fresh token (or `token`) in the field of `turn` and in `!`.
+    """
     value = (token or stamps.token_for(turn)) + note
     if not turn.arguments:
         return Change({ALL: value, LAST: value}, renew=True)
@@ -50,7 +53,7 @@ def turned(fields: Mapping[str, str], turn: Turn, note: str, token: str = "") ->
 
 
 def turned_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> Change:
-    """Several invalidations of one group as one change, in time linear in their number."""
+    """Return the change for several invalidations of one group, in time linear in their number."""
     if len(turns) == 1:
         return turned(fields, turns[0], note)
     whole = next((turn for turn in turns if not turn.arguments), None)
@@ -63,19 +66,22 @@ def turned_all(fields: Mapping[str, str], turns: Sequence[Turn], note: str) -> C
 
 
 def turned_blindly(turn: Turn, note: str) -> dict[str, str]:
-    """One invalidation for a store that keeps fields and no table of them: what to write.
+    """Return what one invalidation writes in a store that has fields but no table of them.
 
-    It cannot keep a list of shapes, so only what `readable` reads is narrower than the group.
+    Such a store cannot have a list of shapes, so an invalidation that `readable` does not cover
+    turns the whole group.
     """
     token = stamps.token_for(turn)
-    if stamps.is_soft(turn.arguments):  # always of the whole group: one field to read
+    if stamps.is_soft(
+        turn.arguments
+    ):  # always of the whole group, so readers need only one more field
         return {stamps.field(_EXPIRED): token + note, LAST: token}
     narrow = turn.whole or len(turn.arguments) == 1
     return {stamps.field(turn.arguments) if narrow else ALL: token + note, LAST: token}
 
 
 def readable(ref: Ref) -> list[tuple[tuple[str, str], ...]]:
-    """The arguments of the fields that such a store reads for a ref, besides `*` and `!`."""
+    """Return the arguments of the fields that such a store reads for a ref, besides `*` and `!`."""
     if not ref.arguments:
         return [_EXPIRED]
     singles: list[tuple[tuple[str, str], ...]] = [_EXPIRED, *((pair,) for pair in ref.arguments)]
@@ -86,10 +92,10 @@ _EXPIRED = ((stamps.SOFT, ""),)
 
 
 def learned(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
-    """Adopt another authority's state, so that `stamps.read(ref, fields)` gives `now`.
+    """Adopt another authority's state, so that `stamps.read(ref, fields)` returns `now`.
 
-    A group that is lost there is lost here too: it holds for no entry.
-    So is one that has grown past its bound, since fields may only go together with `*`.
+    A group that is lost there is lost here too: it holds for no entry. The same goes for one that
+    exceeds its bound, since fields may only be deleted together with `*`.
     """
     if now == LOST or len(fields) >= FIELDS:
         return Change({}, renew=bool(fields))
@@ -109,19 +115,22 @@ def learned(fields: Mapping[str, str], ref: Ref, now: State) -> Change:
 
 
 def _same(present: str | None, value: str) -> bool:
-    """True if a field says this already; the note behind a token is no part of it."""
+    """True if a field has this value already; the note after a token is ignored."""
     return (present or "") == value or (len(value) == TOKEN and (present or "")[:TOKEN] == value)
 
 
 def parsed(state: State) -> tuple[str, dict[str, str]]:
-    """A state's `*` token, and the token of each covering field; `!` is not among them."""
+    """Split a state into its `*` token and the token of each covering field.
+
+    `!` is not included.
+    """
     star, *rest = state.text.split("|")
     pairs = (part.rpartition(":") for part in rest)
     return star, {name: token for name, _, token in pairs if name != LAST}
 
 
 def noted(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
-    """(field, note) of every invalidation in a group's fields that a ref has seen."""
+    """Return (field, note) of every invalidation in a group's fields that affects a ref."""
     if ref.arguments is None:
         names = [name for name in fields if name not in (LAST, SHAPES)]
     else:
@@ -130,6 +139,6 @@ def noted(fields: Mapping[str, str], ref: Ref) -> list[tuple[str, str]]:
 
 
 def apply(fields: Mapping[str, str], change: Change) -> dict[str, str]:
-    """The fields after a change."""
+    """Return the fields after a change."""
     left = {} if change.renew else {n: v for n, v in fields.items() if n not in change.erase}
     return {**left, **change.write}

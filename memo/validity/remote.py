@@ -1,8 +1,8 @@
 """Data sets behind URLs: how their present version is identified.
 
-`http` and `https` are asked by `HEAD`; all other schemes go through fsspec, so that `s3://`, `gs://`,
-`az://`, `sftp://`, … work where the package of that file system is installed.  A version is
-identified by its ETag; without one, by size and modification time.
+`http` and `https` are queried by `HEAD`; all other schemes go through fsspec, so `s3://`, `gs://`,
+`az://`, `sftp://`, … work if the package for that file system is installed.  A version is
+identified by its ETag or, without one, by size and modification time.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ TIMEOUT = 10.0
 MISSING = "missing"
 """The facts of a URL without content."""
 SLOW = 1.0
-"""Seconds from which a failed question counts as a wait: for as long again none is asked."""
+"""A failed query that took this many seconds or more counts as a wait: the source is then not asked
+again for as long as the query took."""
 AT_ONCE = 16
-"""Most URLs that are asked at the same time, in the whole process."""
+"""Most URLs that are queried concurrently, in the whole process."""
 BELIEVED = 4096
 """Most URLs whose latest facts are remembered."""
 _WEB = ("http", "https")
 _READ = 1 << 20
 _known: dict[tuple[str, bool], tuple[float, str]] = {}
 _silent: dict[tuple[str, bool], tuple[float, str]] = {}
-"""Until when (monotonic) a source that kept a caller waiting is not asked, and what was wrong."""
+"""For a source that kept a caller waiting: (monotonic time until which it is not asked, its
+error)."""
 _lock = threading.Lock()
-_pool = Pool("memo-offload-remote", AT_ONCE - 1)  # and the caller's own thread
+_pool = Pool("memo-offload-remote", AT_ONCE - 1)  # plus the caller's own thread
 
 
 class UnreachableError(Exception):
@@ -52,7 +54,7 @@ def check_url(path: str) -> None:
     """Check that the packages that a URL needs are installed.
 
     Raises:
-        OptionError: it is not.
+        OptionError: one is missing.
     """
     scheme = _scheme(path)
     if scheme in _WEB:
@@ -67,16 +69,16 @@ def check_url(path: str) -> None:
 
 
 Asked = tuple[str, bool]
-"""A URL, and whether its content is asked for."""
+"""A URL, and True if its content is compared."""
 
 
 def unknown() -> str:
-    """The identity of a version that cannot be told, which no version has."""
+    """Return an identity that no version of a source has."""
     return f"unknown at {time.time_ns()}"
 
 
 def all_facts(wanted: Iterable[Asked]) -> dict[Asked, str | None]:
-    """As `facts_or_none` for several URLs, which are asked at the same time: `AT_ONCE` at most."""
+    """As `facts_or_none` for several URLs, with up to `AT_ONCE` queries at the same time."""
     todo = list(dict.fromkeys(wanted))
     found: dict[Asked, str | None] = {}
     answered = threading.Semaphore(0)
@@ -101,7 +103,7 @@ def all_facts(wanted: Iterable[Asked]) -> dict[Asked, str | None]:
 
 
 def facts_or_none(url: str, by_content: bool) -> str | None:
-    """The identity of the version at a URL; None, with an event: it is unknown."""
+    """Return the identity of the version at a URL; None, with an event, if it is unknown."""
     begun = time.monotonic()
     try:
         found = _facts(url, by_content)
@@ -119,7 +121,7 @@ def facts_or_none(url: str, by_content: bool) -> str | None:
 
 
 def _rest(url: str, by_content: bool, waited: float, why: str) -> None:
-    """Do not ask a silent source again at once: one call looks at several tiers."""
+    """Do not ask a silent source again soon, as one call may check several tiers."""
     if waited < SLOW:
         return
     with _lock:
@@ -129,7 +131,7 @@ def _rest(url: str, by_content: bool, waited: float, why: str) -> None:
 
 
 def believed(stamp: File) -> str | None:
-    """The state of a source as last seen, if that was within `check_every`; else None."""
+    """Return the last known state of a source if it is not older than `check_every`; else None."""
     known = _known.get((stamp.path, stamp.by_content)) if stamp.every else None
     if known is None or time.monotonic() - known[0] >= stamp.every:
         return None
@@ -137,7 +139,7 @@ def believed(stamp: File) -> str | None:
 
 
 def named(url: str) -> str:
-    """A URL as it is shown, without user, password and query."""
+    """Return a URL for display, without user, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -167,8 +169,11 @@ def _of_page(url: str, by_content: bool) -> str:
 
 
 def _told_by_header(url: str) -> str:
-    """The version by ETag, else by Last-Modified and length; `""`: the server sends neither."""
-    import urllib.error  # with ssl: only what depends on a URL needs it
+    """Identify the version by ETag, else by Last-Modified and length.
+
+    `""` if the server sends neither.
+    """
+    import urllib.error  # imports ssl, which only a dependency on a URL needs
     from http.client import HTTPException
 
     try:
@@ -176,7 +181,7 @@ def _told_by_header(url: str) -> str:
             tag, at = reply.headers.get("ETag"), reply.headers.get("Last-Modified")
             size = reply.headers.get("Content-Length", "")
     except urllib.error.HTTPError as error:
-        if error.code in (405, 501):  # it does not do HEAD
+        if error.code in (405, 501):  # the server does not support HEAD
             return ""
         return _missing(error)
     except (OSError, HTTPException, ValueError) as error:
@@ -185,7 +190,7 @@ def _told_by_header(url: str) -> str:
 
 
 def _content_of_page(url: str) -> str:
-    import urllib.error  # with ssl: only what depends on a URL needs it
+    import urllib.error  # imports ssl, which only a dependency on a URL needs
     from http.client import HTTPException
 
     digest = blake2b(digest_size=20)
@@ -201,7 +206,7 @@ def _content_of_page(url: str) -> str:
 
 
 def _opened(url: str, method: str) -> Any:
-    """A reply; the scheme is http or https, which `_facts` has seen."""
+    """Open a URL; `_facts` has checked that its scheme is http or https."""
     import urllib.request
 
     request = urllib.request.Request(url, method=method, headers={"User-Agent": "memo"})  # noqa: S310
@@ -235,7 +240,7 @@ def _of_files(url: str, by_content: bool) -> str:
 
 
 def _listed(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
-    """The files of a path, a directory or a pattern, with what is known of each."""
+    """Return the files of a path, a directory or a pattern, with the facts of each."""
     if any(sign in path for sign in "*?["):
         found: dict[str, Any] = files.glob(path, detail=True)
         return {name: info for name, info in found.items() if info.get("type") != "directory"}
@@ -247,7 +252,7 @@ def _listed(files: Any, path: str) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """The version by ETag, else by size and modification time."""
+    """Identify the version by ETag, else by size and modification time."""
     for name in ("ETag", "etag", "md5Hash", "content_md5"):
         if info.get(name):
             return f"etag:{info[name]}"

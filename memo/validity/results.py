@@ -1,7 +1,7 @@
-"""Results as stamps: what an entry was built on that can be asked again (`cutoff`).
+"""Result stamps: `cutoff` results that an entry was built on and that can be asked for again.
 
-An entry lists all stamps flat.  A `Result` names the places of those that vouch for it; the others
-are absolute.
+An entry has one flat list of stamps.  A `Result` refers to the positions of the stamps that it
+stands for; all other stamps are absolute.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from memo.runtime.named_tuple import NamedTuple
 
 
 class Reading(NamedTuple):
-    """A result that a computation used, with the stamps that vouch for it.
+    """A result that a computation used, with the stamps that it stands for.
 
     Attributes:
-        result: without places.
-        stamps: those of the result.
+        result: the result, without positions.
+        stamps: the stamps that it stands for.
     """
 
     result: Result
@@ -25,15 +25,21 @@ class Reading(NamedTuple):
 
 
 def own_result(known: Iterable[Stamp]) -> Result | None:
-    """The stamp that says what the value of an entry is; None: it is not of a `cutoff` function."""
+    """Return the stamp that identifies the value of an entry.
+
+    None if it is not of a `cutoff` function.
+    """
     return next((s for s in known if type(s) is Result and not s.beneath), None)
 
 
 def folded(absolute: Iterable[Stamp], readings: Iterable[Reading]) -> tuple[Stamp, ...]:
-    """Stamps as an entry has them: the absolute ones, those of results once each, the results."""
+    """Return stamps as an entry stores them.
+
+    Absolute ones, those of results (once each), the results.
+    """
     made: list[Stamp] = [*absolute]
     places: dict[Stamp, int] = {}
-    directly: list[Stamp] = []  # apart, since one of them may vouch for another as well
+    directly: list[Stamp] = []  # kept apart, since another result may stand for one of them as well
 
     def place(stamp: Stamp) -> int:
         at = places.get(stamp)
@@ -57,7 +63,7 @@ def folded(absolute: Iterable[Stamp], readings: Iterable[Reading]) -> tuple[Stam
 
 
 def unfolded(known: Sequence[Stamp]) -> tuple[list[Stamp], list[Reading]]:
-    """The absolute ones among the stamps of an entry, and the results that it was built on."""
+    """Return the absolute stamps of an entry, and the results that it was built on."""
     claimed = _claimed(known)
     absolute: list[Stamp] = []
     readings: list[Reading] = []
@@ -76,7 +82,7 @@ def _claimed(known: Iterable[Stamp]) -> set[int]:
 
 
 def _beneath(known: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
-    """The stamps that vouch for a result, as those of an entry."""
+    """Return the stamps that a result stands for, in the form an entry stores."""
     wanted: set[int] = set()
     left = list(result.beneath)
     while left:
@@ -85,7 +91,7 @@ def _beneath(known: Sequence[Stamp], result: Result) -> tuple[Stamp, ...]:
             wanted.add(at)
             stamp = known[at]
             left += stamp.beneath if type(stamp) is Result else ()
-    order = sorted(wanted)  # what vouches for a result stands before it
+    order = sorted(wanted)  # a result comes after the stamps that it stands for
     moved = {at: to for to, at in enumerate(order)}
     return tuple(_moved(known[at], moved) for at in order)
 
@@ -97,11 +103,11 @@ def _moved(stamp: Stamp, moved: Mapping[int, int]) -> Stamp:
 
 
 def unproven(known: Sequence[Stamp], reasons: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Why the stamps of an entry do not hold: the reasons of absolute ones, and those of results.
+    """Split the reasons of an entry's stamps into those of absolute stamps and those of results.
 
     Args:
         known: the stamps of an entry.
-        reasons: why each of them does not hold; `""`: it does.  Of a result it is not looked at.
+        reasons: why each of them does not hold, or `""`.  That of a result is ignored.
     """
     claimed = _claimed(known)
     of_results: dict[int, list[str]] = {}

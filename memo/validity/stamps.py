@@ -2,17 +2,17 @@
 
 Rules of this module:
 
-1.  A stamp is taken *before* the computation that it vouches for begins, and is stored with the
-    entry.  The entry is true while every stamp still reads the same.
+1.  A stamp is taken *before* the computation begins, and is stored with the entry.  The entry is
+    valid as long as every stamp still reads the same.
 2.  A *generation* is a random token, never a counter.  A token that is gone (flushed, evicted)
     invalidates every entry that names it; it can never come back.
-3.  Generations live in *groups*: one per function (`f:…`), per address prefix (`p:…`), per tag
-    (`t:…`), and one for the namespace (`n`).  A group is a small table of fields:
+3.  Generations are stored in *groups*: one per function (`f:…`), per address prefix (`p:…`), per
+    tag (`t:…`), and one for the namespace (`n`).  A group is a small table of fields:
 
     ========== ====================================================================================
     field      token of
     ========== ====================================================================================
-    `*`        the whole group; created when an entry is first computed, written anew by an
+    `*`        the whole group; created when an entry is first computed, rewritten by an
                invalidation of the group
     `!`        the last change of anything in the group
     `?`        not a token: the *shapes* (sets of argument names) ever invalidated, as
@@ -24,10 +24,10 @@ Rules of this module:
 4.  A `Ref` names the part of a group that one call depends on: the group and the call's argument
     digests.  Its `State` is `*` and every field that covers the call.  Invalidating is O(1): write
     one field.  Reading is O(number of shapes), which is small and bounded.
-5.  Past `FIELDS` fields a group is renewed: `*` turns and the fields go.
+5.  A group with more than `FIELDS` fields is renewed: `*` turns and the other fields are deleted.
 6.  A *soft* turn lets entries expire instead of dropping them.  Its field names one more argument,
-    `~`, which every call has with an empty digest.  So it leaves all other fields as they are, and
-    a state in which nothing but such fields changed has expired; its token says when.
+    `~`, which every call has with an empty digest.  So it leaves all other fields unchanged, and
+    an entry for which only such fields have changed has expired; the field's token says when.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ TAGS = "t"
 TOKEN = 16
 """Characters of a token: 96 random bits in URL-safe base 64."""
 FIELDS = 4096
-"""Past so many fields a group is renewed."""
+"""Most fields of a group; beyond it the group is renewed."""
 LONGEST = 1000
-"""Characters of a name of a prefix or a tag that are in the name of its group."""
+"""Most characters of a prefix or a tag that become part of the name of its group."""
 READS = 256
-"""Past so many refs of one group, a computation's reads are kept as one stamp of the group."""
+"""With more refs of one group than this, a computation stores one stamp of the whole group."""
 
 
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
@@ -63,12 +63,12 @@ _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def token() -> str:
-    """A fresh random token of `TOKEN` characters."""
+    """Return a fresh random token of `TOKEN` characters."""
     return b2a_base64(os.urandom(12), newline=False).translate(_URL_SAFE).decode()
 
 
 def token_for(turn: Turn) -> str:
-    """A fresh token for an invalidation; that of a soft one begins with the time."""
+    """Return a fresh token for an invalidation; that of a soft one begins with the time."""
     if not is_soft(turn.arguments):
         return token()
     at = (time.time_ns() // 1_000_000).to_bytes(6, "big")
@@ -76,7 +76,7 @@ def token_for(turn: Turn) -> str:
 
 
 def _made_at(soft: str) -> int:
-    """The time in the token of a soft turn, in nanoseconds since the epoch; 0: not known."""
+    """Return the time in the token of a soft turn, in nanoseconds since the epoch; 0 if unknown."""
     try:
         data = a2b_base64(soft.encode().translate(_FROM_URL_SAFE))
     except ValueError:
@@ -89,8 +89,9 @@ class Turn(NamedTuple):
 
     Attributes:
         group: as in `Ref`.
-        arguments: (name, digest) sorted by name: entries that have all of them; `()`: the group.
-        whole: the arguments are all that a call has, so that they name one call.
+        arguments: (name, digest) sorted by name: it affects the entries that have all of them;
+            `()`: all entries of the group.
+        whole: these are all arguments of a call, so that they identify one call.
     """
 
     group: str
@@ -99,12 +100,15 @@ class Turn(NamedTuple):
 
 
 def tag_turns(tag: str) -> tuple[Turn, Turn]:
-    """Turns that invalidate a tag: first everything that depends on any tag, then the tag."""
+    """Return the turns that invalidate a tag.
+
+    First everything that depends on any tag, then the tag.
+    """
     return Turn(TAGS), Turn(group("t", tag))
 
 
 def softened(turn: Turn) -> Turn:
-    """The turn that lets expire what another would drop."""
+    """Return the turn that expires what another one would drop."""
     return turn._replace(arguments=(*turn.arguments, (SOFT, "")))
 
 
@@ -114,16 +118,16 @@ def is_soft(arguments: Iterable[tuple[str, str]]) -> bool:
 
 
 def expired_at(before: str, now: str) -> int | None:
-    """The time at which a state was last expired, if nothing else happened to it.
+    """Return when a state was last expired, if nothing else happened to it.
 
     Args:
         before: the text of the state that an entry recorded.
-        now: the text of the present state, which is another.
+        now: the text of the present state, which differs from it.
 
     Returns:
-        Nanoseconds since the epoch; None: it was invalidated, or is lost.
+        Nanoseconds since the epoch; None if it was invalidated or is lost.
     """
-    if SOFT not in now:  # neither tokens nor digests have it, and names of arguments cannot
+    if SOFT not in now:  # tokens, digests and argument names cannot contain it
         return None
     old, new = before.split("|"), now.split("|")
     if [part for part in old if not _softly(part)] != [part for part in new if not _softly(part)]:
@@ -139,9 +143,9 @@ def _softly(part: str) -> bool:
 
 
 def group(kind: str, name: str) -> str:
-    """The group of a prefix (`"p"`) or a tag (`"t"`), as text that every store can write.
+    """Return the group of a prefix (`"p"`) or a tag (`"t"`), as text that every store can write.
 
-    A long name is cut, and ends in its digest.
+    A long name is cut, and ends with its digest.
     """
     name = encodable(name)
     if len(name) > LONGEST:
@@ -150,18 +154,18 @@ def group(kind: str, name: str) -> str:
 
 
 def shape(arguments: Iterable[tuple[str, str]]) -> str:
-    """The names of some arguments, as `?` lists them."""
+    """Return the names of some arguments, as `?` lists them."""
     return ",".join(dict(arguments))
 
 
 def field(arguments: Iterable[tuple[str, str]]) -> str:
-    """The field of a group for some arguments; `*` for none."""
+    """Return the field of a group for some arguments; `*` if there are none."""
     pairs = dict(arguments)
     return f"{','.join(pairs)}={','.join(pairs.values())}" if pairs else ALL
 
 
 def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
-    """True if one of some invalidations is about one of some refs."""
+    """True if any of some invalidations affects any of some refs."""
     own = tuple(refs)
     for group, arguments, _ in turns:
         wanted = {*arguments} - {(SOFT, "")}
@@ -172,11 +176,11 @@ def concerns(turns: Iterable[Turn], refs: Iterable[Ref]) -> bool:
 
 
 def read(ref: Ref, fields: Mapping[str, str]) -> State:
-    """The state of a ref in a group's fields.
+    """Return the state of a ref from a group's fields.
 
     Args:
-        ref: what to read.
-        fields: field -> value; a value is a token, which may be followed by more for people.
+        ref: the ref to read.
+        fields: field -> value; a value is a token, which may be followed by a note.
     """
     star = fields.get(ALL, "")[:TOKEN]
     if not star:
@@ -194,7 +198,7 @@ def read(ref: Ref, fields: Mapping[str, str]) -> State:
 
 
 def covering(arguments: tuple[tuple[str, str], ...], shapes: Iterable[str]) -> list[str]:
-    """The fields of a group with these shapes that cover a call with these arguments."""
+    """Return the fields of a group with these shapes that cover a call with these arguments."""
     digests = {**dict(arguments), SOFT: ""}
     found: list[str] = []
     for names in shapes:

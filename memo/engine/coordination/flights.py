@@ -2,14 +2,14 @@
 
 The first caller *leads*; the others *join* and wait.  Rules of this module:
 
-1.  A flight has no owner: a joiner that leaves (is cancelled, interrupted) takes no other with
-    it.  When the last one has left, the computation itself is asked to stop, a refresh excepted.
-2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*, whereupon one of those that
-    waited leads a new one.
-3.  An invalidation *detaches* a flight: no caller joins it any more, and its result is not
-    stored.  Its leader gets the result; the waiting callers look again.
-4.  A caller that would wait for a flight that waits for it, over any number of flights, gets a
-    `ReentryError` at once instead.
+1.  A flight has no owner: a joiner that leaves (is cancelled, interrupted) affects no other.  When
+    the last one has left, the computation itself is cancelled, unless it is a refresh.
+2.  A flight ends once: it *lands* with a `Landing`, or is *abandoned*; then one of the waiting
+    callers leads a new one.
+3.  An invalidation *detaches* a flight: no further caller joins it, and its result is not
+    stored.  Its leader gets the result; the waiting callers look the entry up again.
+4.  A caller that would wait for a flight that waits for that caller, directly or through other
+    flights, gets a `ReentryError` at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memo.runtime.port import Handle, Port, Waiter
 from memo.validity.stamps import Turn, concerns
 
 RECENT = 4096
-"""How many flights that have ended are remembered by name."""
+"""Number of ended flights whose names are remembered."""
 
 
 class Landing(NamedTuple):
@@ -63,7 +63,7 @@ class Landing(NamedTuple):
 
 
 class Flight:
-    """One computation under way."""
+    """A computation in progress, with the callers that wait for it."""
 
     __slots__ = (
         "background",
@@ -113,7 +113,7 @@ def current_path() -> tuple[Flight, ...]:
 
 @contextmanager
 def following(path: tuple[Flight, ...]) -> Iterator[None]:
-    """The running code, of another thread, is part of these flights' computations."""
+    """Mark the running code, in another thread, as part of these flights' computations."""
     token = _path.set(path)
     try:
         yield
@@ -145,12 +145,12 @@ class Flights:
         self._active: dict[str, Flight] = {}
         self._recent: dict[str, int] = {}
         self.landed = 0
-        """How many flights have ended."""
+        """Number of flights that have ended."""
 
     def join(
         self, name: str, refs: Sequence[Ref], *, background: bool = False
     ) -> tuple[Flight, bool]:
-        """The flight of a name, and whether the caller leads it.
+        """Join the flight of this name, or lead a new one; returns it and True for the leader.
 
         Raises:
             ReentryError: the flight waits, directly or not, for the caller.
@@ -167,12 +167,12 @@ class Flights:
                 flight.joined += not background
             if not background:
                 flight.background = False
-                if path:  # in the same step as the look above: two that cross see each other
+                if path:  # under the same lock as the check above, so two that cross see each other
                     path[-1].waits.append(flight)
             return flight, leads
 
     def part(self, flight: Flight) -> None:
-        """End the wait of the computation around this call for a flight."""
+        """Record that the computation around this call no longer waits for a flight."""
         path = _path.get()
         if path:
             with self._lock:
@@ -180,7 +180,7 @@ class Flights:
                     path[-1].waits.remove(flight)
 
     def abandon(self, flight: Flight) -> None:
-        """End a flight without a computation, unless it has landed."""
+        """End a flight that has not landed, without a result."""
         if not flight.over:
             self.land(flight, None)
 
@@ -193,7 +193,7 @@ class Flights:
         return True
 
     def board(self, flight: Flight, port: Port) -> Waiter:
-        """A waiter that is set when the flight ends; `leave` it on the way out."""
+        """Return a waiter that is set when the flight ends; pass it to `leave` afterwards."""
         waiter = port.waiter()
         with self._lock:
             if flight.over:
@@ -203,7 +203,7 @@ class Flights:
         return waiter
 
     def leave(self, flight: Flight, waiter: Waiter) -> None:
-        """A waiting caller leaves; the last to leave stops the computation."""
+        """Remove the waiter of a caller; the last one to leave cancels the computation."""
         with self._lock:
             if waiter in flight.joiners:
                 flight.joiners.remove(waiter)
@@ -211,15 +211,15 @@ class Flights:
             unwanted = unwanted and flight.handle is not None
             if unwanted and self._active.get(flight.name) is flight:
                 del self._active[flight.name]
-        if unwanted and flight.handle is not None:  # without a handle its leader computes in place
+        if unwanted and flight.handle is not None:  # None: the leader computes in its own thread
             flight.handle.cancel()
 
     def keep(self, flight: Flight) -> None:
-        """Let a computation go on without a waiting caller: its result is for later calls."""
+        """Let a computation finish although no caller waits: its result is for later calls."""
         flight.kept = True
 
     def close(self, flight: Flight) -> int:
-        """Close the flight to new callers; how many have joined, boarded or not."""
+        """Close the flight to new callers, and return how many have joined."""
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
@@ -231,18 +231,18 @@ class Flights:
             return flight.joined
 
     def landed_since(self, name: str, since: int) -> bool:
-        """May a flight of this name have ended after `landed` was `since`?  Then look again."""
+        """True if a flight of this name may have ended since `landed` was `since`: look again."""
         return self._recent.get(name, 0) > since or self.landed - since > RECENT
 
     def land(self, flight: Flight, landing: Landing | None) -> None:
-        """End a flight; None: abandoned.  Wakes all waiting callers."""
+        """End a flight and wake all waiting callers; None: it is abandoned."""
         self.close(flight)
         self._end(flight, landing)
 
     def withdraw(self, flight: Flight) -> None:
-        """End a flight whose leader has not begun: it looks the entry up again.
+        """End a flight whose leader has not begun and will look the entry up again.
 
-        It does not count as landed: otherwise two callers could each wait for the other forever.
+        It does not count as landed; if it did, two callers could withdraw for each other forever.
         """
         with self._lock:
             if self._active.get(flight.name) is flight:
@@ -258,7 +258,7 @@ class Flights:
             waiter.set()
 
     def detach(self, turns: Iterable[Turn]) -> int:
-        """Close the flights that an invalidation concerns to new callers; their number."""
+        """Close the flights that an invalidation concerns to new callers; return their number."""
         wanted = list(turns)
         with self._lock:
             names = [n for n, f in self._active.items() if concerns(wanted, f.refs)]
@@ -267,14 +267,14 @@ class Flights:
         return len(names)
 
     def supersede(self, flight: Flight) -> None:
-        """Close a flight that was invalidated elsewhere: the next caller leads a new one."""
+        """Close a flight whose key another process has invalidated: the next caller leads anew."""
         with self._lock:
             if self._active.get(flight.name) is flight:
                 del self._active[flight.name]
             flight.detached = True
 
     def under_way(self) -> list[Flight]:
-        """The flights that others may join now."""
+        """Return the flights that a caller could join now."""
         with self._lock:
             return list(self._active.values())
 
@@ -288,17 +288,17 @@ def _reentry(name: str) -> ReentryError:
 
 
 def refuse_reentry(name: str) -> None:
-    """Check that the running code is not part of the computation of `name`.
+    """Raise if the running code is part of the computation of `name`.
 
     Raises:
-        ReentryError: it is.
+        ReentryError: the computation asks for its own result.
     """
     if any(flight.name == name and not flight.over for flight in _path.get()):
         raise _reentry(name)
 
 
 def _reaches(flight: Flight, path: tuple[Flight, ...]) -> bool:
-    """Does `flight` wait for one of `path`, through any number of flights?"""
+    """True if `flight` waits for one of `path`, directly or through other flights."""
     seen: set[int] = set()
     todo = [flight]
     while todo:
@@ -312,9 +312,9 @@ def _reaches(flight: Flight, path: tuple[Flight, ...]) -> bool:
 
 
 class inside:
-    """Marks the running code as part of a flight's computation: `with inside(flight): ...`.
+    """Mark the running code as part of a flight's computation: `with inside(flight): ...`.
 
-    `alone`: no caller waits for it, so it is not part of the computation that started it.
+    With `alone` no caller waits for it, so it is not part of the computation that started it.
     """
 
     __slots__ = ("_alone", "_flight", "_token")
@@ -339,7 +339,7 @@ _limit = sys.getrecursionlimit()
 
 
 def _make_room(depth: int) -> None:
-    """Raise the recursion limit by memo's own frames, so that user code keeps its full depth."""
+    """Raise the recursion limit by the number of memo's own frames: user code keeps its depth."""
     wanted = _limit + (depth + 32) * inside.FRAMES
     if sys.getrecursionlimit() < wanted:
         sys.setrecursionlimit(wanted)

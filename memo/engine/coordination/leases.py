@@ -7,14 +7,14 @@ Two locks, one inside the other:
     so a waiter on the same host takes over at once.
 *cluster*
     A record in the shared tier with `LEASE` seconds to live, renewed every third of that by a
-    thread and released by compare-and-delete.  A holder of the host lock that finds the cluster
-    lease in the name of the same host knows that its holder is dead, and replaces it.
+    thread and released by compare-and-delete.  If a process holds the host lock and finds that the
+    cluster lease names its own host, the lease holder must be dead, and it replaces the lease.
 
-So at most one process of each host waits for the cluster.  It is woken when the lease is released,
-and looks every second in case the holder died; the others of its host look at the host lock every
-2 to 20 ms.
-Both carry a text that names the holder, since when, and how long it is likely to take: `Holder`.
-When the shared tier is away, the host lock alone still keeps this host to one computation.
+So at most one process of each host waits for the cluster lease.  It is woken when the lease is
+released, and checks every second in case the holder has died.  The other processes of its host poll
+the host lock every 2 to 20 ms.
+Both locks carry a text with the holder, its start time and its expected duration: see `Holder`.
+If the shared tier is down, the host lock alone still limits this host to one computation.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from memo.stores.protocols import LEASE, Asked, Leases, Leasing, Lock
 from memo.stores.transfers import Upload
 
 POLL = (0.002, 0.02)
-"""Seconds between two looks at a host lock: the first, doubled each time up to the last, as long as
-the same one has it."""
+"""Polling interval of a host lock in seconds: it starts at the first value and doubles up to the
+second while the holder stays the same."""
 LASTING = 2.0
-"""Seconds for which a lease holder waits for a locked cache file, where others wait 0.25 s:
-a result that it does not find or cannot store is recomputed by every waiting process."""
+"""Seconds for which a lease holder waits for a locked cache file (others wait 0.25 s): if it gives
+up, every waiting process has to recompute."""
 _PAST_ITS_END = 0.01
-"""Seconds after the end of a lease at which a waiting process looks again."""
+"""Seconds after the expiry of a lease at which a waiting process checks it again."""
 WAIT = 1.0
-"""Longest single wait for the cluster lease, in seconds; then its holder is looked at again."""
+"""Longest single wait for the cluster lease in seconds; after that its holder is checked."""
 
 
 class Holder(NamedTuple):
-    """Holder of a lease, from the text that the lease carries.
+    """The holder of a lease, as parsed from the lease's text.
 
     Attributes:
-        node: name of its host.
-        process: its number.
+        node: host name.
+        process: process id.
         since: when its computation began, in Unix seconds by its own clock; None: not yet.
-        expected: seconds that its computation took before; None: not known to it.
+        expected: seconds that the computation took last time; None if the holder does not know.
     """
 
     node: str
@@ -65,7 +65,7 @@ class Holder(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Holder | None:
-        """The holder that a text names; None where it names none."""
+        """Parse the text of a lease; None if it names no holder."""
         parts = text.split("/")
         if len(parts) < 4:
             return None
@@ -165,14 +165,14 @@ class Hold:
 
     async def _renew(self, port: Port) -> None:
         handle = self.flight.handle
-        if handle is not None and handle.dead():  # the computation is gone, and no caller waits
+        if handle is not None and handle.dead():  # its event loop is closed, and no caller waits
             await self.release(port)
         if self._leases is None:
             return
         try:
             kept = await self._leases.renew(port, self._name, self.who)
         except TierError:
-            return  # the next renewal may reach it in time
+            return  # the next renewal may get through in time
         if not kept:
             self._leases = None
             events.emit(events.Event(events.LEASE_LOST, key=_key(self._name)))
@@ -202,7 +202,7 @@ class Hold:
 
 
 HELD: set[Hold] = set()
-"""The leases of this process; released at interpreter exit."""
+"""The leases that this process holds; released at interpreter exit."""
 
 
 async def _release_all(port: Port) -> None:
@@ -297,20 +297,20 @@ def _host_lock(chain: Chain, name: str) -> Lock | None:
 
 
 async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first: bool) -> bool:
-    """Take the host lock; `first`: the cluster lease is still to come, and nothing runs before."""
+    """Take the host lock; with `first` the cluster lease follows, and no computation runs yet."""
     shortest, longest = POLL
     pause, known = shortest, ""
     while True:
         try:
             if lock.try_acquire(held.me if first else held.sign()):
                 return True
-        except TierError as error:  # without locks every process computes: never block on a fault
+        except TierError as error:  # compute without a lock rather than block on a fault
             events.emit(events.Event(events.ERROR, reason="lock", detail=str(error)))
             return True
         if end is not None and time.monotonic() >= end:
             return False
         holder = lock.holder()
-        if holder != known:  # the holder before is done, and this caller may only need its result
+        if holder != known:  # another holder: the one before may have stored the result
             pause, known = shortest, holder
         if held.curious():
             held.wait_begins(holder)
@@ -330,7 +330,7 @@ async def _cluster(
     end: float | None,
     question: Question | None,
 ) -> bool:
-    """Take the cluster lease; True also when the cluster is away: then the host lock has to do."""
+    """Take the cluster lease; True also if the cluster is down, as the host lock then suffices."""
     try:
         while True:
             who = held.sign()
@@ -345,7 +345,7 @@ async def _cluster(
             left = WAIT if end is None else min(WAIT, end - time.monotonic())
             if left <= 0:
                 return False
-            left = min(left, rest + _PAST_ITS_END)  # a dead holder wakes no waiter
+            left = min(left, rest + _PAST_ITS_END)  # a holder that dies wakes no waiter
             held.wait_begins(other)
             await leases.wait(port, name, left)
     except TierError as error:
@@ -357,7 +357,7 @@ def _me(chain: Chain) -> str:
     """Name of this holder, for `_host_of` too: host id, host name, process, a random token."""
     host = ""
     if chain.host is not None:
-        with suppress(TierError):  # its file cannot be read: no process takes us for a neighbour
+        with suppress(TierError):  # no host id: other processes will not treat us as of their host
             host = chain.host.id
     host = host or os.urandom(8).hex()
     return f"{host}/{os.uname().nodename}/{os.getpid()}/{os.urandom(8).hex()}"

@@ -2,16 +2,17 @@
 
 Rules of this module:
 
-1.  The entry of an element is that of the call with this element alone in the place of the
-    collection.  So its key, address, tags and dependencies are those of the element, whatever the
-    type of the collection and whatever else is in it.
-2.  What is missing is computed in one run of the function, over a collection of the same type.
+1.  The entry of an element is that of a call with this element alone in place of the collection.
+    So its key, address, tags and dependencies do not depend on the type of the collection or on
+    its other elements.
+2.  All missing elements are computed in one run of the function, over a collection of the same
+    type.
 3.  A call first leads the flights of all elements that are not being computed, runs, and only
     then waits for the others.  So two overlapping calls compute no element twice and never wait
-    for each other.  Of leases (`use_lock`) it waits for none while it holds one.
-4.  What the function returns is divided at once, and put together again for every answer, so that
-    an answer looks the same whether it was computed or not.
-5.  An answer that cannot be divided reaches its caller, with one warning, and is not stored.
+    for each other.  With `use_lock` it never waits for a lease while it holds one.
+4.  What the function returns is split at once and assembled again for every answer, so an answer
+    looks the same whether it was computed or not.
+5.  A result that cannot be split reaches its caller, with one warning, and is not stored.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ from memo.stores.protocols import Asked
 from memo.validity.check import MISS, STALE, Verdict
 
 AT_ONCE = 256
-"""Refs whose states are read in one step before a computation."""
+"""Most refs whose states are read in one step before a computation."""
 LOOK_AGAIN = 0.5
-"""Seconds after which a waiter sees whether the loop that computes is still there."""
+"""Seconds after which a waiter checks that the computing event loop is still open."""
 _PLAIN = (list, tuple, set, frozenset)
 
 
@@ -87,8 +88,8 @@ class Collection(NamedTuple):
     """The collection of elements in a call.
 
     Attributes:
-        items: in the caller's order.
-        chosen: a collection of the same type with the items at some positions.
+        items: the elements in the caller's order.
+        chosen: returns a collection of the same type with the items at given positions.
     """
 
     items: list[Any]
@@ -114,15 +115,15 @@ class Each:
         keyer.check_names("each", [name])
 
     def taken(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The parameter's value in a call whose arguments fit."""
+        """Return the parameter's value in a call with valid arguments."""
         value = self.found(args, kwargs)
         return self._keyer.plan.defaults[self.name] if value is ABSENT else value
 
     def found(self, args: Sequence[Any], kwargs: Mapping[str, Any], own: int = 0) -> Any:
-        """The parameter's value in some arguments; `ABSENT`: none.
+        """Return the parameter's value in some arguments, or `ABSENT`.
 
         Args:
-            own: how many positional arguments are left out in front, such as `self`.
+            own: number of leading positional arguments that are left out, such as `self`.
         """
         place = self._place()
         if place is not None and place - own < len(args):
@@ -132,7 +133,7 @@ class Each:
     def put(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any, own: int = 0
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with another value for the parameter."""
+        """Return the arguments with another value for the parameter."""
         place = self._place()
         if place is not None and place - own < len(args):
             at = place - own
@@ -140,17 +141,17 @@ class Each:
         return args, {**kwargs, self.name: value}
 
     def _place(self) -> int | None:
-        """Its position, `self` included; None: it is given by keyword only."""
+        """Return the parameter's position, counting `self`; None if it is keyword-only."""
         positional = self._keyer.plan.positional
         if self.name not in positional:
             return None
         return positional.index(self.name) + self._keyer.method
 
     def opened(self, value: Any) -> Collection:
-        """The items of a collection.
+        """Return the items of a collection.
 
         Raises:
-            OptionError: it is none that can be divided and made again.
+            OptionError: it is not a collection that can be split and rebuilt.
         """
         kind = type(value)
         if kind in _PLAIN:
@@ -172,7 +173,7 @@ class Each:
         raise OptionError(self.name, value, fix)
 
     def is_collection(self, value: Any) -> bool:
-        """True if a value is a collection of elements rather than one."""
+        """True if a value is a collection of elements rather than one element."""
         with suppress(OptionError):
             self.opened(value)
             return True
@@ -186,9 +187,9 @@ class Part(Wrapped):
     """The result for one element, as it is stored.
 
     Attributes:
-        value: the result; None where there is none.
+        value: the result; None if there is none.
         kind: `LIST`, `TUPLE`, `DICT` or `TABLE`: what the function returned as a whole.
-        there: the function returned something for it.
+        there: the function returned something for this element.
     """
 
     __slots__ = ("kind", "there")
@@ -202,7 +203,7 @@ class Part(Wrapped):
         return Part, (self.kind, self.value, self.there)
 
     def __repr__(self) -> str:
-        """Without the value."""
+        """Omit the value: it may be secret or long."""
         return f"<Part of a {self.kind}>"
 
 
@@ -210,17 +211,17 @@ LIST, TUPLE, DICT, TABLE = "list", "tuple", "dict", "table"
 
 
 class UnfitError(Exception):
-    """An answer that cannot be divided by element, or put together again."""
+    """The result of a function cannot be split by element, or cannot be assembled again."""
 
 
 def divided(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
-    """The parts of an answer, one for each element.
+    """Split the result of a function into one part for each element.
 
     Args:
-        name: of the parameter that holds the elements.
+        name: the parameter that holds the elements.
 
     Raises:
-        UnfitError: it cannot be divided.
+        UnfitError: it cannot be split.
     """
     if isinstance(answer, (list, tuple)):
         if len(answer) != len(elements):
@@ -246,7 +247,7 @@ def divided(answer: Any, elements: Sequence[Any], name: str) -> list[Part]:
 
 
 def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) -> None:
-    """Refuse an answer with a label that is no element: what belongs to it would be lost."""
+    """Refuse a result with a label that is not an element, since that part would be lost."""
     known = set(elements)
     other = next((label for label in labels if label not in known), ABSENT)
     if other is not ABSENT:
@@ -254,7 +255,7 @@ def _refuse_others(labels: Iterable[Any], elements: Sequence[Any], name: str) ->
 
 
 def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:
-    """An answer in the order of the items; of an item that comes twice, a list has two results.
+    """Assemble an answer in the order of the items; in a list, a repeated item is repeated.
 
     Raises:
         UnfitError: the function has returned results of different kinds.
@@ -273,7 +274,7 @@ def assembled(items: Sequence[Any], parts: Sequence[Part]) -> Any:
 
 
 def _one_table(tables: list[Any]) -> Any:
-    """One table of several; what is empty adds nothing, not even to the types of columns."""
+    """Concatenate several tables; empty ones contribute nothing, not even to the column types."""
     filled = [table for table in tables if len(table)]
     if len(filled) <= 1:
         return filled[0] if filled else tables[0]
@@ -282,18 +283,19 @@ def _one_table(tables: list[Any]) -> Any:
     return sys.modules["pandas"].concat(filled)
 
 
-# --- one call -------------------------------------------------------------------------------------
+# --- one call over a collection -------------------------------------------------------------------
 
 
 class Place:
-    """One element of a call on its way.
+    """One element of a call in progress.
 
     Attributes:
         at: its first position in the collection.
         job: the call with this element alone.
-        asked: the question to the shared tier that was made for it; None: none, or it is used up.
+        asked: the query to the shared tier that was made for it; None if there is none, or it is
+            used up.
         since: `FLIGHTS.landed` before it was looked up.
-        missed: it was looked up, and a miss told.
+        missed: it was looked up, and a miss was emitted.
     """
 
     __slots__ = ("asked", "at", "flight", "found", "job", "missed", "since", "waiter")
@@ -317,14 +319,13 @@ class Batch:
     """A call over a collection.
 
     Attributes:
-        function: of the call; its `run` takes the whole collection.
-        items: in the caller's order.
-        keys: of the items, in the same order.
+        function: the function of the call; its `run` takes the whole collection.
+        items: the elements in the caller's order.
+        keys: the keys of the items, in the same order.
         places: by key, in the order of their first positions.
-        parts: what is known, by key.
-        keep: what is computed is stored.
-        whole: the answer of a run over the whole collection that cannot be divided; `NOTHING`:
-            there was none.
+        parts: the results known so far, by key.
+        keep: store what is computed.
+        whole: a result over the whole collection that cannot be split; `NOTHING` if there is none.
     """
 
     def __init__(
@@ -353,7 +354,7 @@ class Batch:
                 self.places[call.text] = Place(at, Job(self.function, chain, call, args, kwargs))
 
     def run_for(self, places: Sequence[Place]) -> Job:
-        """The call of the function over the elements at some places."""
+        """Return the call of the function over the elements at some places."""
         chosen = self.collection.chosen([place.at for place in places])
         args, kwargs = self.each.put(self.args, self.kwargs, chosen)
         first = places[0].job
@@ -379,11 +380,11 @@ class Batch:
         return [self.items[place.at] for place in places]
 
     def answer(self) -> Any:
-        """The answer, when all parts are known."""
+        """Return the answer; all parts must be known."""
         return assembled(self.items, [self.parts[key] for key in self.keys])
 
     def warn(self, answer: Any, fault: UnfitError) -> None:
-        """Say that answers like this one cannot be cached by element."""
+        """Warn that results of this kind cannot be cached by element."""
         fix = (
             f"return a list or tuple aligned with `{self.each.name}`, or a dict, DataFrame or "
             "Series by element"
@@ -398,7 +399,7 @@ async def _later(answer: Any, element: Any, name: str) -> Part:
 async def batch(
     port: Port, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Batch:
-    """A call over a collection, with its keys."""
+    """Return a call over a collection, with its keys made."""
     function.keyer.check_call(args, kwargs)
     if function.policy.ttl_key is not None and live.due():
         await port.offload(live.refresh)
@@ -419,12 +420,12 @@ async def _keyed(port: Port, made: Batch) -> Batch:
 async def answer(
     port: Port, function: Function, each: Each, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The answer of a call over a collection, or `Raised`."""
+    """Answer a call over a collection; return its value, or `Raised`."""
     return await answer_batch(port, await batch(port, function, each, args, kwargs))
 
 
 async def answer_batch(port: Port, made: Batch) -> Any:
-    """The answer of a call over a collection whose keys are made, or `Raised`."""
+    """Answer a call over a collection whose keys are made; return its value, or `Raised`."""
     with pausing():
         return await _answer(port, made)
 
@@ -462,7 +463,7 @@ async def _answer(port: Port, made: Batch) -> Any:
 
 
 def _part(place: Place) -> None:
-    """The call waits for the flight of a place no more."""
+    """Record that the call no longer waits for the flight of a place."""
     if place.flight is not None:
         FLIGHTS.part(place.flight)
 
@@ -470,7 +471,7 @@ def _part(place: Place) -> None:
 async def _value_of(
     port: Port, place: Place, landing: Landing | None, leads: bool, begun: float
 ) -> Any:
-    """Turn a landing into a part, `Raised`, `AGAIN`, or `NOTHING` after a fault."""
+    """Turn a landing into a part, `Raised`, `AGAIN`, or `NOTHING` after a fault of the cache."""
     if landing is None:
         return AGAIN
     if landing.fault:
@@ -481,7 +482,7 @@ async def _value_of(
 
 
 async def _plainly(port: Port, made: Batch) -> Any:
-    """The answer of the function itself, if it cannot be cached by element."""
+    """Return the plain result of the function if it cannot be cached by element."""
     if made.whole is not NOTHING:
         tell(None)
         return made.whole
@@ -496,7 +497,7 @@ async def _plainly(port: Port, made: Batch) -> Any:
 
 
 async def _at_hand(port: Port, made: Batch) -> list[Place]:
-    """Answer elements without a coroutine, in few round trips; return the rest."""
+    """Answer elements in few round trips and without a coroutine each; return the other places."""
     function, left = made.function, []
     chain = function.chain()
     await chain.get_ready(port)
@@ -528,7 +529,7 @@ async def _at_hand(port: Port, made: Batch) -> list[Place]:
 async def _looked_up(
     port: Port, made: Batch, pending: Sequence[Place], begun: float
 ) -> list[Place]:
-    """Look places up; those that have to be computed."""
+    """Look places up; return those that have to be computed."""
     left = []
     for place in pending:
         asked, place.asked = place.asked, None
@@ -559,10 +560,10 @@ async def _looked_up(
 
 
 def _joined(pending: Sequence[Place]) -> tuple[list[Place], list[Place], list[Place]]:
-    """The places whose flights are led here, those that others compute, those to look up again.
+    """Join the flights of places; return those led here, those to wait for, those to look up again.
 
     Raises:
-        ReentryError: the computation of one of them is under way around this call.
+        ReentryError: the computation of one of them runs around this call.
     """
     led: list[Place] = []
     joined: list[Place] = []
@@ -589,7 +590,10 @@ def _joined(pending: Sequence[Place]) -> tuple[list[Place], list[Place], list[Pl
 
 
 class _Shared:
-    """The handle of one flight of several that one task computes: it stops when none is wanted."""
+    """Handle of a flight among several that one task computes.
+
+    Cancelled once no flight is wanted.
+    """
 
     def __init__(self, name: str, wanted: set[str]) -> None:
         self._name = name
@@ -608,7 +612,7 @@ class _Shared:
 async def _fly_and_wait(
     port: Port, made: Batch, led: list[Place], joined: list[Place]
 ) -> list[tuple[Place, Landing | None]]:
-    """Compute what is led here, then wait for the rest; each place with its landing."""
+    """Compute what is led here, then wait for the rest; return each place with its landing."""
     boarded: list[tuple[Flight, Waiter]] = []
     try:
         if led and port.native:
@@ -637,7 +641,7 @@ def _board(port: Port, places: Sequence[Place]) -> list[tuple[Flight, Waiter]]:
 
 
 def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
-    """Compute in a task of its own, which goes on while a caller waits for any element."""
+    """Compute in a task of its own, which runs as long as a caller waits for an element."""
     flights = [place.flight for place in led if place.flight is not None]
     wanted = {flight.name for flight in flights}
     shares = [_Shared(flight.name, wanted) for flight in flights]
@@ -657,12 +661,12 @@ def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
 
 
 async def _fly(port: Port, made: Batch, led: list[Place]) -> None:
-    """Compute the elements that are led here, and end their flights, however that ends."""
+    """Compute the elements that are led here, and end their flights in any case."""
     flights = {place.text: place.flight for place in led}
     fault = False
     try:
         await _leased(port, made, led)
-    except Exception as error:  # ours, since the user's are in the landings
+    except Exception as error:  # an error of memo: the user's are in the landings
         emit(led[0].job, events.ERROR, reason="engine", detail=told(error))
         fault = True
     finally:
@@ -672,9 +676,9 @@ async def _fly(port: Port, made: Batch, led: list[Place]) -> None:
 
 
 async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
-    """Compute what no other process has, in as few runs as may be.
+    """Compute what no other process computes, in as few runs as possible.
 
-    Those that others hold are waited for one at a time, and only when no lease is held here.
+    Elements that others compute are waited for one at a time, and only while no lease is held here.
     """
     policy = made.function.policy
     if not policy.use_lock:
@@ -684,7 +688,7 @@ async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
     end = None if limit is None else time.monotonic() + limit
     left = led
     while left:
-        async with AsyncExitStack() as leases:  # which always frees all of them
+        async with AsyncExitStack() as leases:  # releases all of them in any case
             held = await _try_all(port, left, leases)
             if not held:
                 await _wait_for_one(port, left[0], end, held, leases)
@@ -697,10 +701,10 @@ async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
 async def _compute_missing(
     port: Port, made: Batch, left: Sequence[Place], held: Mapping[str, Hold], *, late: bool
 ) -> list[tuple[Place, Landing | None]]:
-    """Compute those whose leases are held here, unless another process has before.
+    """Compute the elements whose leases are held here, unless another process has stored them.
 
     Args:
-        late: the time for waiting is over: compute the others as well.
+        late: the lock timeout has passed, so compute the others as well.
     """
     landings: list[tuple[Place, Landing | None]] = []
     wanted: list[Place] = []
@@ -716,7 +720,7 @@ async def _compute_missing(
 
 
 async def _land(port: Port, landings: Sequence[tuple[Place, Landing | None]]) -> None:
-    """End flights."""
+    """End the flights of these places."""
     for place, landing in landings:
         flight = place.flight
         if flight is None:
@@ -728,7 +732,7 @@ async def _land(port: Port, landings: Sequence[tuple[Place, Landing | None]]) ->
 
 
 async def _try_all(port: Port, places: Sequence[Place], leases: AsyncExitStack) -> dict[str, Hold]:
-    """The leases that are free."""
+    """Take the leases that are free, and return them."""
     held: dict[str, Hold] = {}
     for place in places:
         await _take(port, place, None, held, leases)
@@ -738,7 +742,7 @@ async def _try_all(port: Port, places: Sequence[Place], leases: AsyncExitStack) 
 async def _wait_for_one(
     port: Port, place: Place, end: float | None, held: dict[str, Hold], leases: AsyncExitStack
 ) -> None:
-    """Take the lease of one place when its holder is done, or give up when the time is over."""
+    """Wait for the lease of one place, until it is released or the lock timeout has passed."""
     left = float("inf") if end is None else max(0.0, end - time.monotonic())
     await _take(port, place, left, held, leases)
 
@@ -746,7 +750,7 @@ async def _wait_for_one(
 async def _take(
     port: Port, place: Place, wait: float | None, held: dict[str, Hold], leases: AsyncExitStack
 ) -> None:
-    """Take a lease if it is free, or becomes free within `wait` seconds; None: do not wait."""
+    """Take a lease if it is free or becomes free within `wait` seconds; None: do not wait."""
     job, flight = place.job, place.flight
     assert flight is not None
     policy = job.function.policy
@@ -769,9 +773,9 @@ async def _free(port: Port, one: Hold, job: Job) -> None:
 async def _compute(
     port: Port, made: Batch, places: list[Place]
 ) -> list[tuple[Place, Landing | None]]:
-    """Run the function once over some elements and store each result; each with its landing.
+    """Run the function once over some elements and store each result; return their landings.
 
-    What proves right, since the results that it was built on come back equal, is not computed.
+    Elements whose inputs come back equal are confirmed instead of computed.
     """
     renewed: list[tuple[Place, Landing | None]] = []
     for place in places:
@@ -786,7 +790,7 @@ async def _compute(
 async def _computed(
     port: Port, made: Batch, places: list[Place]
 ) -> list[tuple[Place, Landing | None]]:
-    """As `_compute`, without asking first."""
+    """As `_compute`, without confirming any element."""
     try:
         with patience(made.function.policy):
             own = await _stamps(port, places)
@@ -831,12 +835,12 @@ async def _computed(
 async def _run(
     port: Port, made: Batch, whole: Job, places: Sequence[Place]
 ) -> tuple[Any, float, Reads]:
-    """The outcome of one run, how many seconds it took, and what it read."""
+    """Run the function; return the outcome, the seconds it took, and what it used."""
     used_calls.carry_context()
     gathered = Reads(background=used_calls.in_background())
     lead = Flight(whole.name, (), background=False)
     lead.call, lead.expected = places[0].job.call, made.function.took
-    for place in places:  # so that a run that asks for its own element is refused
+    for place in places:  # a run that asks for one of its own elements is refused
         if place.flight is not None:
             place.flight.call = place.job.call
             place.flight.waits.append(lead)
@@ -851,7 +855,7 @@ async def _run(
 async def _failed(
     port: Port, place: Place, landing: Landing, *, first: bool, cost: float
 ) -> Landing:
-    """The landing of an element of a run that raised: its old value, where it still may answer."""
+    """Return the landing of an element whose run raised: its old value if that may still answer."""
     assert landing.error is not None
     if first:
         reason = type(landing.error).__name__
@@ -865,12 +869,12 @@ class _Run(NamedTuple):
     """One element of a run.
 
     Attributes:
-        gathered: what the run read.
+        gathered: what the run used.
         watch: see `watch_tags`.
-        started: as `Times` has it.
-        share: the element's part of the seconds that the run took.
+        started: when the run began; see `Times`.
+        share: the element's share of the seconds that the run took.
         keep: store the result.
-        arguments: of the call with this element, packed.
+        arguments: the arguments of the call with this element, pickled.
     """
 
     gathered: Reads
@@ -884,10 +888,10 @@ class _Run(NamedTuple):
 async def _made_ready(
     port: Port, place: Place, part: Part, own: tuple[Stamp, ...] | None, run: _Run
 ) -> tuple[Landing, Sealed | None]:
-    """The landing of one element, and what is to be stored; None: nothing.
+    """Return the landing of one element, and what to store of it, or None.
 
     Args:
-        own: its stamps; None: nothing vouches for it, so it is not stored.
+        own: its stamps; None if they are not known, so that it is not stored.
     """
     job, (gathered, watch, started, share, keep, arguments) = place.job, run
     if own is not None:
@@ -913,7 +917,7 @@ async def _made_ready(
 
 
 async def _stored(port: Port, ready: Sequence[tuple[Landing, Sealed | None]]) -> list[Landing]:
-    """Store what is to be stored, together; the landings."""
+    """Store several elements together, and return their landings."""
     landings = [landing for landing, _ in ready]
     stored = [(at, sealed) for at, (_, sealed) in enumerate(ready) if sealed is not None]
     if not stored:
@@ -929,7 +933,7 @@ async def _stored(port: Port, ready: Sequence[tuple[Landing, Sealed | None]]) ->
 
 
 async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...] | None]:
-    """The stamps of each element, taken before the run; None: nothing can tell what is valid."""
+    """Take the stamps of each element before the run; None if no tier can be asked."""
     chain = places[0].job.chain
     refs = list(dict.fromkeys(ref for place in places for ref in place.job.call.refs))
     states: dict[Ref, State] = {}
@@ -950,11 +954,14 @@ async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...]
     return taken
 
 
-# --- what the decorated function can do besides ---------------------------------------------------
+# --- the other methods of a decorated function ----------------------------------------------------
 
 
 async def only(port: Port, made: Batch) -> Any:
-    """The answer if every element may be used now, `Raised`, or the first place that may not."""
+    """Return the answer if every element may be used now.
+
+    Else `Raised`, or the first other place.
+    """
     begun = time.perf_counter()
     for place in made.places.values():
         found, value = await look(port, place.job)
@@ -967,7 +974,7 @@ async def only(port: Port, made: Batch) -> Any:
 
 
 async def peek(port: Port, made: Batch, default: Any) -> Any:
-    """The answer if every element is stored and may be used now, else `default`."""
+    """Return the answer if every element is stored and may be used now, else `default`."""
     if not made.items:
         return default
     for place in made.places.values():
@@ -982,7 +989,7 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
 
 
 async def is_cached(port: Port, made: Batch) -> bool:
-    """Would every element be answered from the cache?"""
+    """True if every element would be answered from the cache."""
     for place in made.places.values():
         job = place.job
         found = await job.chain.lookup(port, job.function.id, place.text, job.function.judge)
@@ -992,7 +999,7 @@ async def is_cached(port: Port, made: Batch) -> bool:
 
 
 async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
-    """Compute every element in one run, store them, and give the answer, or `Raised`."""
+    """Compute every element in one run, store them, and return the answer, or `Raised`."""
     places = list(made.places.values())
     made.keep = keep
     if not places:
@@ -1013,10 +1020,10 @@ async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
 
 
 async def put(port: Port, made: Batch, value: Any) -> None:
-    """Store an answer of a call, element by element, under present stamps.
+    """Store the answer of a call element by element, with stamps taken now.
 
     Raises:
-        OptionError: the value cannot be divided by element.
+        OptionError: the value cannot be split by element.
     """
     places = list(made.places.values())
     whole = len(places) == len(made.items)

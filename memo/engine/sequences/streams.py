@@ -1,20 +1,23 @@
-"""Streams: the results of generators, seen while they are produced, stored when they have ended.
+"""Streams: the results of generators, shared while they are produced and stored at their end.
 
 Rules of this module:
 
-1.  Nothing runs before the first item is asked for, and nothing runs ahead: a consumer that stops
-    has computed what it has seen.
-2.  Consumers of one loop, or threads of sync code, share one run.  Whichever needs the next item
-    advances the generator, in its own thread or task; the others read what it gave from a spool.
+1.  Nothing runs before the first item is asked for, and nothing runs ahead: if a consumer stops,
+    only the items that it has seen were computed.
+2.  Consumers on one event loop, or in threads of sync code, share one run.  The consumer that needs
+    the next item advances the generator in its own thread or task; the others read the item from a
+    spool.
 3.  The first consumer of an item gets the item itself, every other one a copy of its own.
-4.  The sequence is stored when the generator has returned, and only then.  When it raises, is left
-    by its last consumer, or is invalidated, nothing is stored.
-5.  A consumer whose shared run is lost (the one that advanced it was cancelled or interrupted, or
-    nothing can be spooled any more) goes on with a run of its own, without what it has seen.
+4.  The sequence is stored only when the generator has returned.  If it raises, loses its last
+    consumer, or is invalidated, nothing is stored.
+5.  If a shared run is lost (the consumer that advanced it was cancelled or interrupted, or items
+    can no longer be spooled), the other consumers each go on with a run of their own, and skip the
+    items that they have seen.
 6.  A computation that consumes a stream depends on it from the first item on.
-7.  A caller that may not take part in a run, since it was invalidated, leads the next one.  The
-    lease goes from the one to the other: the caller itself may be what the former waits for.
-8.  With its first item a run is an answer: from then on this process gives none that began before.
+7.  A caller that may not join a run, since that was invalidated, leads the next one.  The lease
+    passes from the old run to the new one, as the old run may be waiting for that very caller.
+8.  The first item of a run counts as an answer: from then on this process returns no value whose
+    computation began before that run.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ from memo.stores.chain import Answer
 from memo.validity.check import MISS, Verdict
 
 END = object()
-"""In the place of an item: there are no more."""
+"""Returned in place of an item when there are no more."""
 _LOST = object()
 _WAIT = object()
 _attaching = threading.Lock()
@@ -73,13 +76,13 @@ fork.in_child(_leased.clear)
 
 
 def spool_for(function: Function) -> Spool:
-    """A spool whose file, if it needs one, lies beside the cache."""
+    """Return a spool whose file, if it needs one, is kept in the cache directory."""
     host = function.chain().host
     return Spool(None if host is None else Path(host.home.path), function.compress())
 
 
 def limit(job: Job) -> int | None:
-    """Bytes of the largest sequence that a tier may keep; None: not known."""
+    """Return the size in bytes of the largest sequence that a tier accepts; None if unknown."""
     budgets = [tier.budget for tier in job.chain.tiers]
     known = [budget for budget in budgets if budget is not None]
     return max(known) if len(known) == len(budgets) else None
@@ -89,11 +92,11 @@ class Live:
     """One run of a generator.
 
     Attributes:
-        client: what may advance it: the loop of an async generator, None for any thread.
-        count: how many items it has given.
-        over: it gives no more: it returned, raised `error`, or was lost.
-        own: the stamps of its call; None: nothing vouches for them.
-        landing: what became of it, once it has returned.
+        client: the loop that may advance an async generator; None for any thread.
+        count: number of items produced so far.
+        over: it produces no more items: it returned, raised `error`, or was lost.
+        own: the stamps of its call; None if they are unknown.
+        landing: the outcome, once it has returned.
     """
 
     def __init__(
@@ -127,7 +130,10 @@ class Live:
     # --- consumers -------------------------------------------------------------------------------
 
     def attach(self) -> bool:
-        """One more consumer, from the first item on; False: it cannot be read any more."""
+        """Add a consumer that reads from the first item on.
+
+        False if the run can no longer be read.
+        """
         with self._lock:
             if self.lost or self.spool.fault or not self._readers:
                 return False
@@ -135,7 +141,7 @@ class Live:
             return True
 
     async def leave(self, port: Port) -> None:
-        """One consumer less; the last one ends the run."""
+        """Remove a consumer; the last one ends the run."""
         with self._lock:
             self._readers -= 1
             if self._readers or self._busy:
@@ -146,12 +152,12 @@ class Live:
                 await self._stop(port)
         finally:
             self.spool.close()
-            if not self.flight.over:  # it was interrupted while it was stored
+            if not self.flight.over:  # interrupted while the sequence was being stored
                 FLIGHTS.abandon(self.flight)
             await self._free(port)
 
     async def _stop(self, port: Port) -> None:
-        """End a run without consumers: the generator is closed, nothing is stored."""
+        """End a run without consumers: close the generator and store nothing."""
         self._ends(lost=True)
         iterator, self._iterator = self._iterator, None
         try:
@@ -165,16 +171,19 @@ class Live:
             self._told_end()
 
     async def is_overtaken(self, port: Port) -> bool:
-        """True if no later call may read from it: it was invalidated, or an answer is newer."""
+        """True if no later call may read from it.
+
+        It was invalidated, or there is a newer answer.
+        """
         job = self.job
-        if not self._started:  # its stamps are still to be taken
+        if not self._started:  # its stamps have not been taken yet
             return False
         if self.own is None or job.chain.floors.older(job.call.text, self._started):
             return True
         return bool(await job.chain.turned(port, self.own))
 
     def known(self) -> tuple[Stamp, ...] | None:
-        """The stamps of what it was built on so far; None: nothing can vouch for it."""
+        """Return the stamps of everything it has used so far; None if some are unknown."""
         if self.own is None or not self.gathered.sound:
             return None
         return self.gathered.merged(self.own)[0].all()
@@ -183,7 +192,7 @@ class Live:
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """Mark the running code as the generator's."""
+        """Mark the running code as part of the generator's computation."""
         around, begun = CURRENT.get(), time.perf_counter()
         with inside(self.flight):
             token = CURRENT.set(self.gathered)
@@ -197,10 +206,10 @@ class Live:
                     around.paused += took
 
     async def open(self, port: Port, found: Answer, *, alone: bool = False) -> None:
-        """Take the lease and the stamps; the run is lost where another process was faster.
+        """Take the lease and the stamps; the run is lost if another process was faster.
 
         Args:
-            alone: without a lease.
+            alone: take no lease.
         """
         job, policy = self.job, self.job.function.policy
         try:
@@ -212,7 +221,7 @@ class Live:
                 self.own = await take_stamps(port, job)
             used_calls.carry_context()
             started = job.chain.floors.start_time(job.call.text, job.chain.clock)
-            if self.flight.detached:  # while it waited for the lease: the next one may run already
+            if self.flight.detached:  # during the wait for the lease: the next run may have begun
                 self._ends(lost=True)
                 await self._end(port, None)
                 return
@@ -235,7 +244,7 @@ class Live:
             self._release()
 
     async def _done_elsewhere(self, port: Port, found: Answer) -> bool:
-        """True if another process has stored it before this one got the lease."""
+        """True if another process stored the sequence before this one got the lease."""
         job, policy = self.job, self.job.function.policy
         with _leasing:
             before = _leased.get(job.name)
@@ -254,7 +263,7 @@ class Live:
         return held is not None and await done_by_another(port, job, held, found)
 
     def _release(self) -> None:
-        """Let the next consumer advance it."""
+        """Let the next consumer advance the run."""
         with self._lock:
             self._busy = False
             waiters, self._waiters = self._waiters, []
@@ -266,7 +275,7 @@ class Live:
         self._standing.__exit__()
 
     async def _end(self, port: Port, landing: Landing | None) -> None:
-        """End the flight, after the lease."""
+        """Release the lease, then end the flight."""
         await self._free(port)
         FLIGHTS.land(self.flight, landing)
 
@@ -284,11 +293,11 @@ class Live:
         await held.release(port, self.job.chain.uploads.get(self.job.name))
 
     def take(self, port: Port, at: int, cursor: Cursor) -> Any:
-        """The item at a position; else `END`, `_LOST`, `Raised`, a waiter, or `_WAIT`: advance it.
+        """Return the item at a position, `END`, `_LOST`, `Raised`, a waiter, or `_WAIT` to advance.
 
         Raises:
-            EntryError: a copy of it cannot be loaded.
-            TierError: its copy is gone.
+            EntryError: a copy of the item cannot be loaded.
+            TierError: the copy is gone.
         """
         with self._lock:
             if at < self.count:
@@ -311,9 +320,9 @@ class Live:
         return loaded(item)
 
     async def advance(self, port: Port) -> Any:
-        """Produce the next item, which only the consumer that took the turn may; then as `take`."""
+        """Produce the next item and return as `take`; only for the consumer whose turn it is."""
         try:
-            while self.skip:  # items that a consumer has seen in a run that was lost
+            while self.skip:  # items that the consumer has seen in a run that was lost
                 self.skip -= 1
                 item = await self._next(port)
                 if self.over:
@@ -355,7 +364,7 @@ class Live:
         return END
 
     def _keep(self, item: Any) -> None:
-        """Spool an item; where that is not possible, the run goes on for its present consumers."""
+        """Spool an item; if that fails, the run goes on for its present consumers only."""
         with self._lock:
             if not self.spool.fault:
                 try:
@@ -373,13 +382,13 @@ class Live:
                     warn_not_stored(self.job.function, item, fault, fix, "yielded")
                 if self.spool.fault:
                     emit(self.job, events.ERROR, reason="store", detail=self.spool.fault)
-                    FLIGHTS.close(self.flight)  # no consumer can join it any more
+                    FLIGHTS.close(self.flight)  # later consumers could not read this item
             if not self.count:
                 self.job.chain.floors.rise(self.job.call.text, self._started)
             self.count += 1
 
     def _told_end(self) -> None:
-        """Emit the end of the generator's run."""
+        """Emit the event that the generator's run has ended."""
         self.gathered.over = True
         if self._started:
             pauses = sum(end - begin for begin, end in self.gathered.pauses) + self.gathered.paused
@@ -388,7 +397,7 @@ class Live:
                 run_ended(self.job, seconds, None if self.lost else Outcome(error=self.error))
 
     async def _failed(self, port: Port) -> None:
-        """The generator raised: nothing is stored."""
+        """End the run of a generator that raised: nothing is stored."""
         assert self.error is not None
         self._told_end()
         emit(self.job, events.FAILED, reason=type(self.error).__name__, seconds=self._active)
@@ -396,7 +405,7 @@ class Live:
         await self._end(port, Landing(error=self.error, used=known, known=known or ()))
 
     async def _finish(self, port: Port) -> None:
-        """The generator returned: store what it gave."""
+        """End the run of a generator that returned: store its items."""
         job, cost = self.job, self._active
         self._told_end()
         emit(job, events.COMPUTED, seconds=cost)
@@ -417,7 +426,7 @@ class Live:
 
 
 class _Waiting:
-    """A consumer has to wait until the one that advances a run has done so."""
+    """Returned when the consumer has to wait for the one that advances the run."""
 
     __slots__ = ("waiter",)
 
@@ -430,7 +439,7 @@ class Reader:
 
     Args:
         generate: the generator function.
-        fresh: compute it, even if it is stored.
+        fresh: compute the sequence even if it is stored.
     """
 
     def __init__(self, job: Job, generate: Callable[..., Any], *, fresh: bool = False) -> None:
@@ -448,7 +457,7 @@ class Reader:
         self._over = False
 
     async def next(self, port: Port) -> Any:
-        """The next item, `END`, or `Raised`."""
+        """Return the next item, `END`, or `Raised`."""
         if self._stored is None and self._live is None:
             await self._begin(port)
         while True:
@@ -466,7 +475,7 @@ class Reader:
             return item
 
     async def leave(self, port: Port) -> None:
-        """The consumer goes, at the end or before."""
+        """End the consumer, after the last item or before."""
         self._over = True
         await self._done(port)
 
@@ -513,7 +522,7 @@ class Reader:
                 return item
 
     async def _recover(self, port: Port) -> None:
-        """Go on after a run was lost, or a stored item did not load."""
+        """Go on after a run was lost or a stored item did not load."""
         if self._at or self._stored is not None:
             await self._alone(port)
             return
@@ -522,7 +531,7 @@ class Reader:
         await self._begin(port)
 
     async def _begin(self, port: Port) -> None:
-        """Find the items: stored, in a run that is under way, or in one that begins here."""
+        """Find the source of the items: an entry, a run under way, or a new run."""
         begun, missed, job = time.perf_counter(), False, self.job
         if job.function.policy.ttl_key is not None and live.due():
             await port.offload(live.refresh)
@@ -548,7 +557,7 @@ class Reader:
         await self._alone(port)
 
     async def _join(self, port: Port, since: int) -> bool:
-        """Take part in a run that is under way, or begin one; False: look again."""
+        """Join a run under way, or begin one; False: look the entry up again."""
         job = self.job
         with _attaching:
             flight, leads = FLIGHTS.join(job.name, job.call.refs)
@@ -567,14 +576,14 @@ class Reader:
             self._live = None
             return False
         one: Live | None = flight.stream
-        if one is None:  # a refresh in the background, which is not seen while it runs
+        if one is None:  # a refresh in the background, which cannot be read while it runs
             await _landed(port, flight)
             return False
         if one.client is not port.client():
             FLIGHTS.part(flight)
             await self._alone(port)
             return True
-        if not one.attach():  # it is just ending, or nothing can be spooled any more
+        if not one.attach():  # it has just ended, or items can no longer be spooled
             if one.spool.fault:
                 FLIGHTS.part(flight)
             else:
@@ -590,7 +599,7 @@ class Reader:
         return True
 
     async def _alone(self, port: Port) -> None:
-        """Go on with a run of one's own, without what was seen already."""
+        """Go on with a run of its own, skipping the items that were seen already."""
         await self._done(port)
         self._stored = self._stream = None
         flight = Flight(self.job.name, self.job.call.refs, background=False)
@@ -599,7 +608,7 @@ class Reader:
         await self._live.open(port, self._found, alone=True)
 
     async def _fell_back(self, port: Port, raised: Raised) -> bool:
-        """True if an old sequence answers, since the generator raised before its first item."""
+        """True if an old sequence answers because the generator raised before its first item."""
         if not (self._found.verdict.fallback and self._found.entry is not None):
             return False
         failed = Landing(error=raised.error)
@@ -611,7 +620,7 @@ class Reader:
         self._replay(old.value)
         return True
 
-    # --- what is built on it ----------------------------------------------------------------------
+    # --- stamps of what was used -----------------------------------------------------------------
 
     def _tell(self) -> None:
         if self._live is not None:
@@ -649,7 +658,7 @@ async def _landed(port: Port, flight: Flight) -> None:
 def run_through(
     run: Callable[..., Any], made: Callable[[], Spool], is_async: bool
 ) -> Callable[..., Any]:
-    """A function that runs a generator to its end, and gives the `Spool` from `made`."""
+    """Wrap a generator function so that it runs to its end and returns a `Spool` from `made`."""
 
     def whole(*args: Any, **kwargs: Any) -> Spool:
         return spooled(run(*args, **kwargs), made())
@@ -661,7 +670,7 @@ def run_through(
 
 
 def spooled(items: Iterable[Any], spool: Spool) -> Spool:
-    """The items of an iterable in a spool."""
+    """Put the items of an iterable into a spool."""
     iterator = iter(items)
     while True:
         try:
@@ -673,7 +682,7 @@ def spooled(items: Iterable[Any], spool: Spool) -> Spool:
 
 
 async def aspooled(items: AsyncIterable[Any] | Iterable[Any], spool: Spool) -> Spool:
-    """The items of an async iterable, or of a plain one, in a spool."""
+    """Put the items of an async or plain iterable into a spool."""
     if not isinstance(items, AsyncIterable):
         return spooled(items, spool)
     async for item in items:

@@ -1,8 +1,7 @@
-"""Atoms: the encodings of plain values, and how encodings are put together.
+"""Atoms: the encodings of plain values, and how encodings are combined.
 
-An encoding begins with a letter, the *kind*, which says how long it is; so encodings that follow
-each other cannot run into each other.  Content longer than `INLINE` bytes is replaced by its
-digest.
+An encoding begins with a letter, its *kind*, which determines its length; so encodings in a row
+cannot be confused.  Content longer than `INLINE` bytes is replaced by its digest.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from memo.runtime.checksums import blake2b
 SIZE: Final = 20
 """Bytes of a digest."""
 INLINE: Final = 200
-"""Bytes of content up to which it stands in the encoding itself."""
+"""Content of up to this many bytes is part of the encoding itself."""
 BIG: Final = 1 << 20
-"""Bytes of content from which it is hashed by all cores."""
+"""Content of at least this many bytes is hashed on all cores."""
 MANY: Final = 24
-"""Items from which a sequence of plain values is encoded in one pass of C code."""
+"""A sequence of at least this many plain values is encoded in one pass of C code."""
 _TEXT: Final = 4 << 20
-"""Characters of a long text that are encoded at once."""
+"""Characters of a long text that are encoded at a time."""
 PIECE: Final = 4096
-"""Items of such a sequence that are encoded at once: so many stay in the processor's cache."""
+"""Items of such a sequence that are encoded at a time: that many stay in the processor's cache."""
 
 _LENGTHS: Final = [bytes([n]) for n in range(INLINE + 1)]
 _STRINGS: Final = [b"s" + length for length in _LENGTHS]
@@ -43,7 +42,7 @@ _NAN: Final = _FLOAT(b"f", math.nan)
 
 
 def sized(content: bytes | bytearray | memoryview) -> bytes:
-    """Content with its length in front; its digest where it is longer than `INLINE`."""
+    """Return content with its length in front, or its digest if it is longer than `INLINE`."""
     length = len(content)
     if length <= INLINE:
         return _LENGTHS[length] + content
@@ -53,22 +52,22 @@ def sized(content: bytes | bytearray | memoryview) -> bytes:
 
 
 def node(kind: str, content: bytes) -> bytes:
-    """The encoding of a value of a kind that has no letter of its own."""
+    """Return the encoding of a value whose kind has no letter of its own."""
     return b"~" + sized(kind.encode()) + sized(content)
 
 
 def hashed(encoding: bytes) -> bytes:
-    """The digest of an encoding: `SIZE` bytes."""
+    """Return the digest of an encoding: `SIZE` bytes."""
     return blake2b(encoding, digest_size=SIZE).digest()
 
 
 def short(encoding: bytes) -> str:
-    """The digest of an encoding for names and addresses: 16 hexadecimal digits."""
+    """Return the digest of an encoding for names and addresses: 16 hexadecimal digits."""
     return blake2b(encoding, digest_size=8).hexdigest()
 
 
 def text(value: str) -> bytes:
-    """The encoding of a str."""
+    """Encode a str."""
     if len(value) > BIG:
         return b"s\xfe" + codec.digest_of(_encoded(value))
     try:
@@ -80,13 +79,13 @@ def text(value: str) -> bytes:
 
 
 def _encoded(value: str) -> Iterator[bytes]:
-    """A long text in UTF-8, in pieces, so that other threads get their turn."""
+    """Encode a long text in UTF-8, in pieces, so that other threads can run in between."""
     for at in range(0, len(value), _TEXT):
         yield value[at : at + _TEXT].encode("utf-8", "surrogatepass")
 
 
 def integer(value: int) -> bytes:
-    """The encoding of an int, of any size."""
+    """Encode an int of any size."""
     try:
         return _INTEGER(b"i", value)
     except struct.error:
@@ -95,12 +94,12 @@ def integer(value: int) -> bytes:
 
 
 def floating(value: float) -> bytes:
-    """The encoding of a float: its bits, so -0.0 is not 0.0; every NaN is one."""
+    """Encode a float by its bits: -0.0 differs from 0.0, and all NaNs are equal."""
     return _FLOAT(b"f", value) if value == value else _NAN  # noqa: PLR0124
 
 
 def binary(value: bytes) -> bytes:
-    """The encoding of bytes."""
+    """Encode bytes."""
     return b"b" + sized(value)
 
 
@@ -109,19 +108,19 @@ PLAIN: Final = {int, str, float, bytes, bool, type(None)}
 
 
 class _Strict(pickle.Pickler):
-    """Pickles builtin types only, so no subclass of one."""
+    """Pickles builtin types only, and none of their subclasses."""
 
     def reducer_override(self, value: Any) -> Any:
         raise TypeError(type(value))
 
 
 def plain(pieces: Iterable[Any]) -> bytes | None:
-    """The content of a sequence of plain values, at the speed of C; None: some are not plain.
+    """Return the content of a sequence of plain values, or None; as fast as C.
 
-    A pickle without memo has no trace of sharing or interning.
+    A pickle without a memo table does not depend on sharing or interning.
 
     Args:
-        pieces: lists or tuples of `PIECE` values, the last of what is left.
+        pieces: lists or tuples of `PIECE` values; the last one may be shorter.
     """
     stream = io.BytesIO()
     pickler = _Strict(stream, protocol=5)
@@ -141,7 +140,7 @@ def plain(pieces: Iterable[Any]) -> bytes | None:
 
 
 def _are_texts(values: Any) -> bool:
-    """True if all are instances of `str`: twice as fast as looking at each type."""
+    """True if all are instances of `str`: twice as fast as checking each type."""
     if type(values[0]) is not str:
         return False
     try:

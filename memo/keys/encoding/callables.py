@@ -1,11 +1,11 @@
-"""Callables: how functions, methods, classes and modules are encoded.
+"""Encode callables: functions, methods, classes and modules.
 
 Rules of this module:
 
-1.  A class of the user's is its name and its code, since methods compute; any other is its name.
-2.  A function is its code and what it captured.  Of the user's, the code with all that it reaches;
-    of others, where it is found, or its bytecode.
-3.  A module of the user's is what stands in it; any other is its name and version.
+1.  A class of the user's is encoded by name and code, since its methods compute; any other by name.
+2.  A function is encoded by its code and its captured variables.  A user's function by the code
+    with everything that it reaches; any other by its name, or by its bytecode.
+3.  A module of the user's is encoded by its content; any other by name and version.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _names: Final[weakref.WeakKeyDictionary[type, bytes]] = weakref.WeakKeyDictionar
 
 
 def klass(value: type, _walk: Walk) -> bytes:
-    """A class: its name, and of the user's its code."""
+    """Encode a class: its name and, for a user's class, its code."""
     known = _names.get(value)
     if known is not None:
         return known
@@ -39,7 +39,7 @@ def klass(value: type, _walk: Walk) -> bytes:
 
 
 def module(value: types.ModuleType, walk: Walk) -> bytes:
-    """A module of the user's is what stands in it; any other is its name and version."""
+    """Encode a module: a user's by its content, any other by name and version."""
     whose = origin.of_module(value)
     facts = atoms.text(value.__name__) + atoms.text(whose.name) + atoms.text(whose.version)
     if whose.kind != origin.USER:
@@ -61,10 +61,10 @@ def _part(name: str, value: Any, walk: Walk) -> bytes:
 
 
 def function(value: types.FunctionType, walk: Walk, owner: type | None = None) -> bytes:
-    """A function: its code with all that it reaches, and strictly what it captured.
+    """Encode a function: its code with everything that it reaches, and its captured variables.
 
     Args:
-        owner: of a method the class that it is bound to.
+        owner: for a method, the class that it is bound to.
     """
     cells = value.__closure__ or ()
     captured = {
@@ -85,19 +85,22 @@ def function(value: types.FunctionType, walk: Walk, owner: type | None = None) -
 
 
 def _positional(value: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """The positional parameters that have a default, with it."""
+    """Yield the positional parameters that have a default, with it."""
     defaults = value.__defaults__ or ()
     count = value.__code__.co_argcount
     return zip(value.__code__.co_varnames[count - len(defaults) : count], defaults, strict=True)
 
 
 def _is_sentinel(value: Any) -> bool:
-    """A bare `object()` is a marker, whose meaning is in the code that compares with it."""
+    """True for a bare `object()`: a marker, whose meaning is in the code that compares with it."""
     return type(value) is object
 
 
 def _code(value: types.FunctionType, walk: Walk, owner: type | None) -> bytes:
-    """The code of a function: the user's by `function_version`, others by name or bytecode."""
+    """Encode the code of a function.
+
+    The user's by `function_version`, others by name or bytecode.
+    """
     namespace, code = value.__globals__, value.__code__
     if origin.of_namespace(namespace, code.co_filename).kind == origin.USER:
         return atoms.text(canonical.code_of(value, owner))
@@ -115,7 +118,7 @@ def _bytecode(code: types.CodeType) -> list[Any]:
 
 
 def looked_up(module: str | None, name: str) -> Any:
-    """Look up a dotted name in a module; None: it is not there."""
+    """Look up a dotted name in a module; None if there is none."""
     found: Any = sys.modules.get(module or "")
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -125,12 +128,12 @@ def looked_up(module: str | None, name: str) -> Any:
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not bound yet
+    except ValueError:  # the variable is not bound yet
         return ()
 
 
 def builtin(value: types.BuiltinFunctionType, walk: Walk) -> bytes:
-    """A function written in C: its name, and what it is bound to."""
+    """Encode a function written in C: its name, and the object it is bound to."""
     owner = value.__self__
     if owner is None or isinstance(owner, types.ModuleType):
         return atoms.text(f"{value.__module__}:{value.__qualname__}")
@@ -138,7 +141,7 @@ def builtin(value: types.BuiltinFunctionType, walk: Walk) -> bytes:
 
 
 def compiled(value: Any, walk: Walk) -> bytes:
-    """A function that Cython has compiled: where it is found."""
+    """Encode a function compiled by Cython: its module and name."""
     found = looked_up(value.__module__, value.__qualname__)
     if getattr(found, "__func__", found) is not value:
         raise walk.refuse(value, "it is found nowhere by its name; pass a function of your own.")
@@ -146,7 +149,7 @@ def compiled(value: Any, walk: Walk) -> bytes:
 
 
 def method(value: types.MethodType, walk: Walk) -> bytes:
-    """A bound method: what it is bound to, and its function."""
+    """Encode a bound method: the object it is bound to, and its function."""
     bound = walk.encode(value.__self__, ".__self__")
     if type(value.__func__) is not types.FunctionType:
         return bound + walk.encode(value.__func__)
@@ -155,19 +158,19 @@ def method(value: types.MethodType, walk: Walk) -> bytes:
 
 
 def descriptor(value: Any, walk: Walk) -> bytes:
-    """A method of a class written in C: its name, and what it is bound to."""
+    """Encode a method of a class written in C: its name, and the object it is bound to."""
     owner = getattr(value, "__self__", None)
     name = atoms.text(f"{type_name(value.__objclass__)}:{value.__name__}")
     return name + walk.encode(owner, ".__self__")
 
 
 def wrapped(value: Any, walk: Walk) -> bytes:
-    """A function that `functools.lru_cache` wraps."""
+    """Encode a function wrapped by `functools.lru_cache`."""
     return walk.encode(value.__wrapped__, ".__wrapped__")
 
 
 def cached(value: Any, walk: Walk) -> bytes:
-    """A function that memo caches: the function, and what it is bound to."""
+    """Encode a function cached by memo: the function, and the object it is bound to."""
     wrapped = getattr(value, "__wrapped__", None)
     if wrapped is None:
         raise walk.refuse(value, "pass the function itself.")

@@ -1,16 +1,16 @@
-"""Canonical encoding: values to bytes that are equal exactly when the values are; their digests.
+"""Canonical encoding: values as bytes that are equal exactly if the values are; and their digests.
 
 Rules of this module:
 
-1.  A value is encoded as its *kind* and its content, length-prefixed, so that no two values run
-    into each other.  Content longer than `atoms.INLINE` bytes is replaced by its digest, so the
-    encoding of the largest value is short; nothing is sampled.
-2.  Two values have one encoding when they have the same type and nothing that a computation may
-    read tells them apart.  Identity, sharing, interning, memory layout, the order of a set or of a
-    dict, and PYTHONHASHSEED are not read.  `docs/keys.md` has the policy of each type.
-3.  A value that contains itself is encoded with a reference so many steps up; it terminates.
-4.  What has no sound encoding is `Unkeyable`, with the path to it.  There is no way out by `repr`,
-    by address, or by `hash`.
+1.  A value is encoded as its *kind* and its content, prefixed by its length, so that encodings in a
+    row cannot be confused.  Content longer than `atoms.INLINE` bytes is replaced by its digest, so
+    even the largest value has a short encoding; nothing is sampled.
+2.  Two values have the same encoding if they have the same type and nothing that a computation may
+    read distinguishes them.  Identity, sharing, interning, memory layout, the order of a set or of
+    a dict, and PYTHONHASHSEED do not count.  `docs/keys.md` has the policy for each type.
+3.  A value that contains itself is encoded by the number of steps up to it, so encoding terminates.
+4.  A value without a sound encoding is `Unkeyable`, with the path to it.  There is no fallback to
+    `repr`, addresses, or `hash`.
 
 Types outside the builtins are looked up once and remembered: `register_key` and `__memo_key__`
 first, then `python_types` (Python's own types and user classes) and `lookup` (arrays, tables).
@@ -43,7 +43,8 @@ from memo.keys.encoding.atoms import (
 )
 
 OPEN: Final = 1_000_000
-"""Most encodings inside of cycles in one value: what refers to itself more densely is refused."""
+"""Most encodings inside of cycles in one value: a value with denser references to itself is
+refused."""
 DEEP: Final = 10_000
 """The recursion limit, in frames, for a value that is nested deeper than the present one allows."""
 CROWD: Final = 1 << 15
@@ -58,13 +59,13 @@ T = TypeVar("T")
 Encoder = Callable[[Any, "Walk"], bytes]
 
 
-class Unkeyable(Exception):  # noqa: N818  # a fact about a value; `KeyingError` is the error
+class Unkeyable(Exception):  # noqa: N818 - a fact about a value; `KeyingError` is the error
     """A value has no sound key.
 
     Attributes:
-        path: from the value that was asked for to the one without a key, as `["clients"][2]`.
+        path: from the given value to the one without a key, as `["clients"][2]`.
         kind: the type of the latter.
-        fix: what to do about it, one line.
+        fix: what to do about it, in one line.
     """
 
     def __init__(self, kind: str, fix: str, path: str = "") -> None:
@@ -85,17 +86,17 @@ class Unkeyable(Exception):  # noqa: N818  # a fact about a value; `KeyingError`
 
 
 def index_step(index: int) -> str:
-    """The step of a path into a sequence."""
+    """Return the path step into a sequence."""
     return f"[{index}]"
 
 
 def key_step(key: Any) -> str:
-    """The step of a path into a mapping."""
+    """Return the path step into a mapping."""
     return f"[{json.dumps(key, ensure_ascii=False) if type(key) is str else shown(key, 40)}]"
 
 
 def sequence(values: Sequence[Any], walk: Walk, step: Callable[[int], str] = index_step) -> bytes:
-    """The content of an ordered collection; `step` names its items in a path."""
+    """Encode the content of an ordered collection; `step` names its items in a path."""
     if len(values) >= MANY:
         stream = plain(values[at : at + PIECE] for at in range(0, len(values), PIECE))
         if stream is not None:
@@ -118,7 +119,7 @@ def _each(values: Iterable[Any], walk: Walk, step: Callable[[int], str]) -> list
 
 
 def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_step) -> bytes:
-    """The content of a mapping whose order does not matter."""
+    """Encode the content of a mapping whose order does not matter."""
     keys = list(value)
     if set(map(type, keys)) == {str}:
         keys = in_order(keys)
@@ -131,7 +132,7 @@ def mapping(value: dict[Any, Any], walk: Walk, step: Callable[[Any], str] = key_
 
 
 def in_order(values: list[T]) -> list[T]:
-    """Values sorted; of many, one part after the other, so that other threads get their turn."""
+    """Sort values; many of them in parts, so that other threads can run in between."""
     if len(values) <= CROWD:
         return sorted(values)  # type: ignore[type-var]
     from bisect import bisect
@@ -144,14 +145,14 @@ def in_order(values: list[T]) -> list[T]:
 
 
 def ordered(value: dict[Any, Any], walk: Walk) -> bytes:
-    """The content of a mapping whose order matters."""
+    """Encode the content of a mapping whose order matters."""
     keys = list(value)
     codes = sequence(keys, walk, lambda i: f".keys(){key_step(keys[i])}")
     return sized(codes) + sequence(list(value.values()), walk, lambda i: key_step(keys[i]))
 
 
 def unordered(values: Iterable[Any], walk: Walk) -> bytes:
-    """The content of a collection without order."""
+    """Encode the content of an unordered collection."""
     codes = _each(values, walk, lambda _: "{…}")
     codes = in_order(codes)
     return b"".join(codes)
@@ -164,7 +165,7 @@ class Walk:
     """The state of one encoding: the objects around the present one, and those already encoded.
 
     Args:
-        given: address of an object -> attributes that stand for those it has.
+        given: address of an object -> attributes that replace its own.
     """
 
     __slots__ = ("_keyed", "_known", "_lowest", "_opened", "_stack", "given")
@@ -178,7 +179,7 @@ class Walk:
         self._opened = 0
 
     def encode(self, value: Any, step: str = "") -> bytes:
-        """The encoding of a part; `step` leads to it from the value it is part of."""
+        """Encode a part; `step` leads to it from the value that contains it."""
         try:
             return encode(value, self)
         except Unkeyable as error:
@@ -186,18 +187,18 @@ class Walk:
             raise
 
     def sequence(self, values: Sequence[Any], step: Callable[[int], str] = index_step) -> bytes:
-        """The content of an ordered collection."""
+        """Encode the content of an ordered collection."""
         return sequence(values, self, step)
 
     def refuse(self, value: Any, fix: str) -> Unkeyable:
-        """The error of a value that has no sound key."""
+        """Return the error for a value that has no sound key."""
         return Unkeyable(type_name(type(value)), fix)
 
     def inside(self, value: Any, content: Encoder, letter: bytes, kind: bytes = b"") -> bytes:
-        """The encoding of a value with parts: `letter`, `kind`, and `content(value, walk)`.
+        """Encode a value with parts: `letter`, `kind`, and `content(value, walk)`.
 
-        An object that was encoded before is not looked at again, unless it lies in a cycle: then
-        its encoding depends on where it is entered.
+        An object that was encoded before is not encoded again, unless it is in a cycle: then its
+        encoding depends on where the cycle is entered.
         """
         identity = id(value)
         if identity in self._known:
@@ -232,7 +233,7 @@ class Walk:
             raise self.refuse(value, "its parts refer to each other too densely; pass them singly.")
 
     def keyed(self, value: Any, function: Callable[[Any], Any], name: str) -> bytes:
-        """The encoding of what a user's key function gives for a value."""
+        """Encode the result of a user's key function for a value."""
         try:
             key = function(value)
         except Unkeyable:
@@ -269,18 +270,18 @@ BUILTIN: Final = frozenset(_encoders)
 
 
 def encode(value: Any, walk: Walk) -> bytes:
-    """The encoding of a value inside a walk."""
+    """Encode a value inside a walk."""
     kind = type(value)
     encoder = _encoders.get(kind) or _found.get(kind) or _find(kind)
     return encoder(value, walk)
 
 
 def encoding(value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] = NOTHING) -> bytes:
-    """The canonical encoding of a value: at most a few hundred bytes, however big the value is.
+    """Return the canonical encoding of a value: a few hundred bytes at most, whatever its size.
 
     Args:
-        value: anything.
-        path: what an error calls the value.
+        value: any value.
+        path: the name of the value in an error.
         given: see `Walk`.
 
     Raises:
@@ -303,10 +304,10 @@ def encoding(value: Any, path: str = "", given: Mapping[int, Mapping[str, Any]] 
 
 
 def _deeply(value: Any) -> bytes:
-    """The encoding of a value that is nested deeper than the recursion limit allows.
+    """Encode a value that is nested deeper than the recursion limit allows.
 
-    The limit is raised for good.  It belongs to all threads, and lowering it while another one is
-    deep in recursion ends the process.
+    The limit stays raised.  It applies to all threads, and lowering it while another one is deep in
+    recursion crashes the process.
     """
     sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP))
     try:
@@ -317,11 +318,11 @@ def _deeply(value: Any) -> bytes:
 
 
 def digest(value: Any, path: str = "") -> bytes:
-    """The digest of a value: 20 bytes, the same for equal values in any process.
+    """Return the digest of a value: 20 bytes, the same for equal values in any process.
 
     Args:
-        value: anything.
-        path: what an error calls the value.
+        value: any value.
+        path: the name of the value in an error.
 
     Raises:
         Unkeyable: the value, or something in it, has no sound key.
@@ -340,11 +341,15 @@ _registered: weakref.WeakKeyDictionary[type, Callable[[Any], Any]] = weakref.Wea
 def register_key(type_: type, function: Callable[[Any], Any]) -> None:
     """Use `function(value)` as the key of the values of a type and of its subclasses.
 
-    The type itself is part of the key.  A class of your own may have a method `__memo_key__(self)`
-    instead.  What either gives must have a key itself.
+    The type itself is part of the key.  A class of your own may instead define a method
+    `__memo_key__(self)`.  The result of either must have a key itself.
+
+    Args:
+        type_: the class whose values get the key.
+        function: takes a value, and returns what represents it in the key.
 
     Raises:
-        OptionError: `type_` is no class, or a builtin one whose keys are fixed.
+        OptionError: `type_` is not a class, or a builtin one whose keys are fixed.
     """
     if not isinstance(type_, type):
         raise OptionError("type_", type_, "must be a class.")
@@ -376,7 +381,7 @@ def is_refused(kind: type) -> bool:
 
 
 def _find(kind: type) -> Encoder:
-    """The encoder of a type; remembered for as long as the type lives."""
+    """Return the encoder of a type; remembered for as long as the type lives."""
     encoder = _by_the_user(kind)
     if encoder is None:
         from memo.keys.encoding import python_types  # most keys do not need it
@@ -387,7 +392,7 @@ def _find(kind: type) -> Encoder:
 
 
 def _by_the_user(kind: type) -> Encoder | None:
-    """The encoder from `register_key` or `__memo_key__`, the one that is nearer to the type."""
+    """Return the encoder from `register_key` or `__memo_key__`, whichever is nearer to the type."""
     for base in kind.__mro__:
         if base in _registered:
             return _keyed(_registered[base], "register_key")
@@ -410,24 +415,24 @@ def _keyed(function: Callable[[Any], Any], name: str) -> Encoder:
 
 
 def code_of(function: Any, owner: type | None = None) -> str:
-    """The digest of the code of a function or class and of what it reaches."""
+    """Return the digest of the code of a function or class and of everything it reaches."""
     from memo.keys.fingerprint.function_version import code_digest
 
     return code_digest(function, owner)
 
 
 def type_name(kind: type) -> str:
-    """`module.qualname` for an error; the module is left out for builtins."""
+    """Return `module.qualname` for an error, without the module for builtins."""
     name = f"{module_of(kind)}.{kind.__qualname__}"
     return name.removeprefix("builtins.")
 
 
 def module_of(kind: type) -> str:
-    """The name of the module of a class; some made in C have none that can be read."""
+    """Return the name of the module of a class; some C classes have none that can be read."""
     module = kind.__module__
     return module if isinstance(module, str) else ""
 
 
 def class_of(value: Any, walk: Walk) -> bytes:
-    """The encoding of a value's class."""
+    """Encode a value's class."""
     return walk.encode(type(value))

@@ -1,7 +1,7 @@
-"""The registry of libraries: which encoder a class of numpy, pandas, xarray, SQLAlchemy, … has.
+"""The registry of libraries: encoders for classes of numpy, pandas, xarray, SQLAlchemy and others.
 
-None of them is imported by memo: a value of theirs can only be met where they are imported, and is
-known by the module and the name of a class that it inherits from.  To add a library, write a module
+memo imports none of them: their values only occur where they are imported, and are recognized by
+the module and name of a class that they inherit from.  To add a library, write a module
 `libraries/for_<library>.py` with its `ADAPTERS` and name it in `LIBRARIES`.
 """
 
@@ -25,12 +25,12 @@ LIBRARIES: Final = (
     "for_sqlalchemy",
     "for_xarray",
 )
-"""Modules that know the values of libraries."""
+"""Modules with the encoders of libraries."""
 
 
 @functools.cache
 def adapters() -> Mapping[str, Encoder]:
-    """`package.class` -> encoder, of all libraries."""
+    """Return `package.class` -> encoder, for all libraries."""
     found: dict[str, Encoder] = {}
     for name in LIBRARIES:
         found.update(importlib.import_module(f"{__package__}.libraries.{name}").ADAPTERS)
@@ -38,7 +38,7 @@ def adapters() -> Mapping[str, Encoder]:
 
 
 def find(kind: type) -> Encoder | None:
-    """The encoder of a class of these libraries or of a subclass, the nearest; or None."""
+    """Return the encoder of a class of these libraries or of its nearest base; else None."""
     for base in kind.__mro__:
         package = module_of(base).partition(".")[0]
         encoder = adapters().get(f"{package}.{base.__qualname__}")

@@ -1,11 +1,11 @@
-"""Kinds: how the values of Python's own types and of user classes are encoded.
+"""Encode values of Python's own types and of user classes.
 
 Rules of this module:
 
-1.  An object is its class and its state: what pickle would save of it, without what is derived
+1.  An object is encoded by class and state: what pickle would save of it, without derived values
     (`functools.cached_property`) and without order where there is none.
-2.  What is a handle on something outside (a file, a lock, a socket, a running generator) or is used
-    up by reading it (an iterator) is refused.
+2.  A handle on something outside (a file, a lock, a socket, a running generator) is refused, and so
+    is a value that reading exhausts (an iterator).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HANDLES: Final = frozenset(
         *("subprocess", "tempfile", "threading", "weakref"),
     }
 )
-"""Modules whose objects stand for something outside of the value."""
+"""Modules whose objects are handles on something outside of the value."""
 _DERIVED: Final = frozenset({"_attrs_cached_hash", "__pydantic_fields_set__"})
 _NAMED: Final = (
     types.MethodWrapperType,
@@ -62,7 +62,7 @@ def _node(kind: str, content: Encoder) -> Encoder:
     return lambda value, walk: walk.inside(value, content, b"~", prefix)
 
 
-# --- values of Python's own ----------------------------------------------------------------------
+# --- Python's own types --------------------------------------------------------------------------
 
 
 def _member(value: enum.Enum, walk: Walk) -> bytes:
@@ -94,24 +94,24 @@ def _array(value: bytearray, _walk: Walk) -> bytes:
 
 
 def _buffer(value: Any, walk: Walk) -> bytes:
-    """A file in memory: its content, and the place up to which it was read."""
+    """Encode a file in memory: its content, and the position up to which it was read."""
     if value.closed:
         raise walk.refuse(value, "it is closed; pass its content.")
     return class_of(value, walk) + walk.encode((value.getvalue(), value.tell()))
 
 
 def _set(value: Any, walk: Walk) -> bytes:
-    """A subclass of set or frozenset: the items without order, and the state."""
+    """Encode a subclass of set or frozenset: the items without order, and the state."""
     return class_of(value, walk) + atoms.sized(unordered(value, walk)) + _own_state(value, walk)
 
 
 def _ordered(value: Any, walk: Walk) -> bytes:
-    """An OrderedDict: the items in order, and the state of a subclass."""
+    """Encode an OrderedDict: the items in order, and the state of a subclass."""
     return class_of(value, walk) + atoms.sized(ordered(value, walk)) + _own_state(value, walk)
 
 
 def _tuple(value: Any, walk: Walk) -> bytes:
-    """A subclass of tuple: the items, under the names that they have, and the state."""
+    """Encode a subclass of tuple: the items with their field names, and the state."""
     names = getattr(type(value), "_fields", ())
     items = walk.sequence(
         list(value), lambda i: f".{names[i]}" if i < len(names) else canonical.index_step(i)
@@ -166,7 +166,7 @@ _OBJECT: Final = _node(
 
 
 def an_object(value: Any, walk: Walk) -> bytes:
-    """The encoding of an object that has no adapter: its class and state."""
+    """Encode an object that has no adapter: its class and state."""
     return _OBJECT(value, walk)
 
 
@@ -176,7 +176,7 @@ def is_object(kind: type) -> bool:
 
 
 def find(kind: type) -> Encoder:
-    """The encoder of a type; for a type without a key, an encoder that refuses."""
+    """Return the encoder of a type; for a type without a key, an encoder that refuses."""
     adapter = lookup.find(kind)
     if adapter is not None:
         return adapter
@@ -198,7 +198,7 @@ def find(kind: type) -> Encoder:
 
 
 def _is_plain(kind: type) -> bool:
-    """True if pickle saves a value of this class as Python does by default."""
+    """True if pickle saves a value of this class in Python's default way."""
     return codec.is_reduced_plainly(kind) and kind not in copyreg.dispatch_table
 
 
@@ -206,7 +206,7 @@ _REGISTER: Final = "register a key with memo.register_key, or name the argument 
 
 
 def _why_not(kind: type) -> str:
-    """The fix for a type whose values cannot have a key, or `""`."""
+    """Return the fix for a type whose values cannot have a key, or `""`."""
     if hasattr(kind, "__await__") or issubclass(kind, types.AsyncGeneratorType):
         return "await it first, and pass the result."
     if hasattr(kind, "__next__"):
@@ -225,14 +225,14 @@ def _why_not(kind: type) -> str:
 
 
 def _object(value: Any, walk: Walk) -> bytes:
-    """An object by what pickle would save of it."""
+    """Encode an object by what pickle would save of it."""
     reduced = _reduced(value, walk)
     content = class_of(value, walk)
     if isinstance(reduced, str):
         return content + _global(value, reduced, walk)
     function, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
     if isinstance(value, functools.partial) and type(state) is tuple and state[-1:] == ({},):
-        state = (*state[:-1], None)  # its `__dict__`: None until something has looked at it
+        state = (*state[:-1], None)  # its `__dict__` is None until something has accessed it
     if id(value) in walk.given:
         state = _instead(state, walk.given[id(value)])
     return (
@@ -245,7 +245,7 @@ def _object(value: Any, walk: Walk) -> bytes:
 
 
 def _instead(state: Any, given: Mapping[str, Any]) -> Any:
-    """The state of an object, with other values for some of its attributes."""
+    """Return the state of an object, with some of its attributes replaced."""
     if type(state) is tuple:
         return tuple(_instead(part, given) for part in state)
     if type(state) is not dict:
@@ -255,7 +255,7 @@ def _instead(state: Any, given: Mapping[str, Any]) -> Any:
 
 def _reduced(value: Any, walk: Walk) -> Any:
     try:
-        # distributed registers reducers for exceptions, which take their tracebacks along
+        # distributed registers reducers for exceptions that include their tracebacks
         theirs = isinstance(value, BaseException)
         reducer = None if theirs else copyreg.dispatch_table.get(type(value))
         reduced = reducer(value) if reducer else value.__reduce_ex__(4)
@@ -269,7 +269,7 @@ def _reduced(value: Any, walk: Walk) -> Any:
 
 
 def _made(value: Any, function: Any, arguments: Any, walk: Walk) -> bytes:
-    """Encode what makes an object: nothing where that is its own class, the usual case."""
+    """Encode how an object is made; empty if by its own class, the usual case."""
     if function in (copyreg.__newobj__, copyreg.__newobj_ex__) and arguments[0] is type(value):  # type: ignore[attr-defined]
         return walk.sequence(list(arguments[1:]), lambda i: f".__getnewargs__()[{i}]")
     if function is type(value):
@@ -279,7 +279,7 @@ def _made(value: Any, function: Any, arguments: Any, walk: Walk) -> bytes:
 
 
 def _global(value: Any, name: str, walk: Walk) -> bytes:
-    """An object that pickle finds by its name in a module, if it is really there."""
+    """Encode an object that pickle finds by its name in a module, if it is really there."""
     places = [
         getattr(value, "__module__", None),
         canonical.module_of(type(value)).partition(".")[0],
@@ -291,7 +291,7 @@ def _global(value: Any, name: str, walk: Walk) -> bytes:
 
 
 def _state(kind: type, state: Any, walk: Walk) -> bytes:
-    """The state of an object: its attributes, without those that are derived from others."""
+    """Encode the state of an object: its attributes, without those derived from others."""
     if state is None:
         return b""
     if type(state) is tuple and len(state) == 2 and isinstance(state[1], dict):
@@ -311,7 +311,7 @@ _derived_of: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = weakref.We
 
 
 def _derived(kind: type) -> frozenset[str]:
-    """The attributes of a class that are derived from others and cached."""
+    """Return the attributes of a class that are derived from others and cached."""
     known = _derived_of.get(kind)
     if known is None:
         found = [

@@ -1,4 +1,4 @@
-"""A function and all the code and state that it reaches become its code version.
+"""The code version: a digest of a function and of all code and state that it reaches.
 
 Imports `keys.encoding` and below.
 Start with `function_version.py`.

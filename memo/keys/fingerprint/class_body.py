@@ -1,4 +1,4 @@
-"""Members: the attributes in the body of a class, without those that Python and libraries add."""
+"""The attributes in the body of a class, without those that Python and libraries add."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _GENERATED = ("__dataclass_fields__", "__attrs_attrs__", "__pydantic_fields__")
 
 
 def head(cls: type) -> str:
-    """The first line of a class, and its annotations."""
+    """Return the first line of a class, and its annotations."""
     lines = [f"class {cls.__qualname__}({', '.join(map(title, cls.__bases__))})"]
     hints = vars(cls).get("__annotations__")
-    if isinstance(hints, dict):  # a class made in C may have something else there
+    if isinstance(hints, dict):  # a class created in C may have something else there
         lines += [f"    {name}: {hint(value)}" for name, value in list(hints.items())]
     return "\n".join(lines)
 
 
 def attributes(cls: type) -> Iterator[tuple[str, Any]]:
-    """Attributes of a class body, without those that Python and libraries add."""
+    """Yield the attributes of a class body, without those that Python and libraries add."""
     members = dict(vars(cls))
     generated = any(name in members for name in _GENERATED)
     enumerated = getattr(cls, "_member_map_", {})
@@ -62,7 +62,7 @@ def attributes(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _says(value: Any, generated: bool) -> bool:
-    """True if a `__special__` attribute is the user's."""
+    """True if a `__special__` attribute was written by the user."""
     inner = innermost(value)
     if not isinstance(inner, types.FunctionType):
         return isinstance(value, (str, tuple))
@@ -70,9 +70,9 @@ def _says(value: Any, generated: bool) -> bool:
 
 
 def _is_made(code: types.CodeType) -> bool:
-    """True if `dataclasses` or attrs has made a method: of the user's the name has its class.
+    """True if `dataclasses` or attrs generated a method; a user's is named after its class.
 
-    The file alone does not tell, since cells of a terminal and code from a pickle have none either.
+    The file is not enough to tell, since cells of a terminal and unpickled code have none either.
     """
     name = code.co_qualname
     made = name.startswith("__create_fn__.") or "." not in name
@@ -80,7 +80,7 @@ def _is_made(code: types.CodeType) -> bool:
 
 
 def fields(cls: type) -> Iterator[tuple[str, Any]]:
-    """Enum members, and fields of dataclasses, attrs classes and pydantic models, as declared."""
+    """Yield enum members, and declared fields of dataclasses, attrs and pydantic classes."""
     members = vars(cls)
     for name, member in getattr(cls, "_member_map_", {}).items():
         yield name, member.value
@@ -96,7 +96,7 @@ def fields(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _struct_fields(cls: Any) -> Iterator[tuple[str, Any]]:
-    """Configuration and fields of a `Struct` of msgspec."""
+    """Yield the configuration and fields of a msgspec `Struct`."""
     if f"{type(cls).__module__}.{type(cls).__qualname__}" != "msgspec._core.StructMeta":
         return
     said = cls.__struct_config__
@@ -109,7 +109,7 @@ def _struct_fields(cls: Any) -> Iterator[tuple[str, Any]]:
 
 
 def hint(value: Any) -> str:
-    """An annotation as text."""
+    """Return an annotation as text."""
     if isinstance(value, str):
         return value
     return title(value) if isinstance(value, type) else image(value, quiet=True).text

@@ -1,7 +1,7 @@
-"""The code version: the code of a function and of all that it reaches, as one digest.
+"""The code version: one digest of the code of a function and of everything that it reaches.
 
-A digest stands while everything that was seen on the way to it stands (`Seen`).  `reachable` finds
-what a function reaches, `unchanged` has how values and classes are compared.
+A digest stays valid while everything that was seen in making it is unchanged (`Seen`).  `reachable`
+finds what a function reaches, `unchanged` compares values and classes.
 """
 
 from __future__ import annotations
@@ -42,35 +42,36 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SLOW_LOOKS = 8
-"""Slow checks of the globals that a function reads, until a warning names the slowest.  They are
-more than a first computation makes, after which it is known what the function changes itself."""
+"""Slow checks of the globals that a function reads before a warning names the slowest one.  A first
+computation makes fewer; after it, the state that the function changes itself is known."""
 _OFTEN = 3
-"""Changes of the same state, not by the function's own code, after which there is a warning."""
+"""Changes of the same state, not by the function's own code, before a warning is given."""
 _OWNERS = 64
 """Classes of `self` for which one method's digest is kept."""
 SLOW = 0.0001
-"""Seconds that each call may spend to see that globals have not changed before it is said."""
+"""Seconds that each call may spend on checking globals before a warning is given."""
 _SLOW_CLASS = 0.001
 """The same for the attributes of classes, which cost a little in every program."""
 _QUICK = SLOW / 10
-"""Seconds within which a check is so quick that the next ones are not timed."""
+"""If a check takes less than this, the next ones are not timed."""
 _ROUNDS = 10
 _LONG = 0.005
-"""Checks of a value, of which the fastest counts, and seconds after which they end."""
+"""Number of times a value's check is timed (the fastest counts), and seconds after which timing
+ends."""
 
 
 class Seen:
-    """A digest, and all that must stay as it is for the digest to stand.
+    """A digest, and everything that must stay unchanged for it to stay valid.
 
     Attributes:
-        slow: how often it took longer than `SLOW` to see that values still stand.
-        quick: it took so much less than `SLOW` that it is not timed until one has changed.
+        slow: how often checking the values took longer than `SLOW`.
+        quick: checks are so fast that they are not timed until something has changed.
         places: (reader of a namespace, name, object).
         functions: (function, its code, its defaults, its keyword defaults).
-        state: of `self`, which each object has its own of.
+        state: the state of `self` that is read; each object has its own values.
         changed: names that the code in reach assigns, sets or fills.
-        unmet: labels to ignore that were not met.
-        learned: what other processes have found that the code changes itself.
+        unmet: labels in `ignore` that match nothing.
+        learned: what other processes have learned that the code changes itself.
     """
 
     __slots__ = (
@@ -147,9 +148,9 @@ class Seen:
         return True
 
     def costliest(self, named: Collection[str] = ()) -> tuple[str, float]:
-        """The global that takes the longest to be looked at, and the seconds; 0: none takes long.
+        """Return the global whose check takes the longest, and the seconds; 0 if none takes long.
 
-        By its label in `parts`, attributes by the label of their class.
+        It is named by its label in `parts`, an attribute by the label of its class.
 
         Args:
             named: variables that a warning has named already.
@@ -157,11 +158,14 @@ class Seen:
         costs = {"": 0.0}
         for watch in self.watches:
             kind, _, name = watch.at.label.partition(":")
-            if kind not in ("global", "attribute"):  # there is no way out but to pass it
+            if kind not in (
+                "global",
+                "attribute",
+            ):  # for other kinds there is no advice but to pass the value
                 continue
             if watch.at.variable in named:
                 continue
-            taken: list[float] = []  # by the thread's own time: the machine may be busy
+            taken: list[float] = []  # the thread's own time, since the machine may be busy
             while len(taken) < _ROUNDS and sum(taken) < _LONG:
                 begun = thread_time()
                 watch.stands()
@@ -175,18 +179,19 @@ class Seen:
 
 
 class Identity:
-    """The identity of one function: which code it is now.
+    """The identity of one function, and its present code version.
 
     Args:
         function: any callable.
         version: used as the digest; the code is not tracked then.
-        name: what the function is called instead of `"module:qualname"`; with a version, wherever
-            it lies it stays the same.
-        digest: the digest that another process found for this very function, which it sent here.
-        shipped: digest the bytecode, which is the same where cloudpickle has brought the function
-            without its source.
-        ignored: labels of what does not count, such as `global:api`.
-        learned: returns what the function changes itself, as found by other processes of this host.
+        name: the function's id instead of `"module:qualname"`; with a version the id stays the same
+            wherever the function is defined.
+        digest: the digest that the process computed which sent this very function here.
+        shipped: use the bytecode for the digest; it is the same if cloudpickle has shipped the
+            function without its source.
+        ignored: labels of state that does not count, such as `global:api`.
+        learned: returns the state that the function changes itself, as learned by other processes
+            of this host.
     """
 
     def __init__(
@@ -214,14 +219,14 @@ class Identity:
         self._home: weakref.ref[type] | None = None
 
     def digest(self, owner: type | None = None) -> str:
-        """The code version now: 32 hex digits.
+        """Return the present code version: 32 hex digits.
 
-        While nothing changed this compares identities only, and looks again at the values that may
-        change in place.
+        If nothing has changed this only compares identities, and checks the values that may change
+        in place.
 
         Args:
             owner: for a method the class of `self`, so that what `self.other()` reaches is followed
-                into it.  By default the class that the method was defined in.
+                in it. By default the class that the method was defined in.
         """
         if self._pinned is not None:
             return self._pinned
@@ -233,8 +238,8 @@ class Identity:
         return self._look(owner).digest
 
     def _say_what_is_slow(self, seen: Seen) -> None:
-        """Warn once about the global that takes every call the most time."""
-        seen.slow = 0  # a busy machine makes one look slow now and then
+        """Warn once about the global whose check takes the most time at every call."""
+        seen.slow = 0  # a busy machine makes a check slow now and then
         label, cost = seen.costliest(self._own_changes)
         if not cost:
             return
@@ -257,7 +262,10 @@ class Identity:
             warnings.warn_explicit(said, UserWarning, code.co_filename, code.co_firstlineno)
 
     def state(self, owner: type) -> State:
-        """The state of `self` that the method reads, for a class; as `digest` last found it."""
+        """Return the state of `self` that the method reads, for a class.
+
+        As `digest` last found it.
+        """
         if self._pinned is None:
             seen = self.seen.get(owner)
             return (seen if seen is not None else self._look(owner)).state
@@ -267,9 +275,9 @@ class Identity:
         return known.state
 
     def begin(self, owner: type | None) -> tuple[list[Begun], frozenset[str]]:
-        """Note what the function may change, before a computation; and the names that it changes.
+        """Record the state and the names that the function may change, before a computation.
 
-        Give it to `end` when the computation is over.
+        Pass the result to `end` after the computation.
         """
         if self._pinned is not None:
             return [], frozenset()
@@ -307,12 +315,12 @@ class Identity:
         return [] if seen is None else own_changes.shown(seen.learned)
 
     def is_often(self, others: tuple[str, ...]) -> bool:
-        """True if the same was changed by something else for the third time."""
+        """True if something else has changed the same state for the third time."""
         times = self._others[others] = self._others.get(others, 0) + 1
         return times == _OFTEN
 
     def parts(self, owner: type | None = None) -> dict[str, str]:
-        """Parts of the digest: name -> normalised source, number or digest.
+        """Return the parts of the digest: name -> normalized source, number or digest.
 
         Parts are `"module:function"`, `"module:Class"`, `"global:NAME"`, `"closure:…"`,
         `"default:…"`, `"attribute:…"`, `"package:name"` and `"python"`.
@@ -322,7 +330,7 @@ class Identity:
         return dict(self._current(owner).parts)
 
     def untracked(self, owner: type | None = None) -> list[str]:
-        """Parts that the digest leaves out, and why: `"global:c: app.Client has no sound key"`."""
+        """Return what the digest leaves out, and why: `"global:c: app.Client has no sound key"`."""
         name = getattr(innermost(self.function), "__name__", "the function")
         changed = sorted({*self._own_changes, *self.heard(owner)})
         told = [f"{name}() changes `{one}`: left out of its key" for one in changed]
@@ -372,7 +380,7 @@ class Identity:
         )
 
     def _owner(self) -> type | None:
-        """The class that holds the function; remembered, as its name may come to mean another."""
+        """Return the class that holds the function; remembered, as its name may be rebound."""
         known = None if self._home is None else self._home()
         if known is not None and _holds(known, self.function):
             return known
@@ -383,10 +391,16 @@ class Identity:
 
 @public
 def stable(function: F) -> F:
-    """Mark a helper, or a class, as not tracked: its edits change no code version.
+    """Mark a helper function or a class as not tracked: editing it changes no code version.
+
+    Args:
+        function: a Python function or a class.
+
+    Returns:
+        The same function or class.
 
     Raises:
-        OptionError: for what cannot be marked, such as a function written in C.
+        OptionError: it cannot be marked, such as a function written in C.
     """
     try:
         setattr(function, STABLE, True)
@@ -403,27 +417,27 @@ _KNOWN = 256
 
 
 def code_digest(function: Any, owner: type | None = None) -> str:
-    """The digest of a function or a class that is part of a value, for `canonical`.
+    """Return the digest of a function or a class that is part of a value, for `canonical`.
 
-    Where the value is one that a function reads, what it says of itself alone: the survey of that
-    function follows the one in the value too.
+    If a function reads that value, only the text is returned: the survey of that function follows
+    the functions in the value as well.
 
     Args:
         function: a function or a class.
-        owner: of a method the class that it is bound to.
+        owner: for a method, the class that it is bound to.
     """
     noted = note(function)
     return _identity_of(function).digest(owner) if noted is None else noted
 
 
 def changed_names(function: Any) -> frozenset[str]:
-    """The names that a function, or the methods of a class, assign, set or fill."""
+    """Return the names that a function, or the methods of a class, assign, set or fill."""
     return _identity_of(function)._current(None).changed
 
 
 def _identity_of(function: Any) -> Identity:
     found = _known.get(id(function))
-    if found is None:  # what is known is kept alive, so no address means another
+    if found is None:  # known functions are kept alive, so an address is never reused
         found = _known[id(function)] = Identity(function, shipped=True)
         while len(_known) > _KNOWN:
             _known.popitem(last=False)
@@ -431,11 +445,11 @@ def _identity_of(function: Any) -> Identity:
 
 
 def function_id(function: Callable[..., Any], name: str | None = None) -> str:
-    """`"module:qualname"`, or `name` where one is given.
+    """Return `"module:qualname"`, or `name` if one is given.
 
-    A function of a script or a notebook gets its file instead of `__main__`, with a digest of the
-    folder (`etl.py~1f3a90bc:load`), so that two scripts share nothing.  A notebook whose front end
-    does not tell its file stays `__main__`.
+    For a function of a script or a notebook the file replaces `__main__`, with a digest of the
+    directory (`etl.py~1f3a90bc:load`), so that two scripts share nothing.  A notebook whose front
+    end does not tell its file stays `__main__`.
     """
     if name is not None:
         return encodable(name)
@@ -481,7 +495,7 @@ def _holds(cls: type, function: Any) -> bool:
 
 
 def _class_of(function: Any) -> type | None:
-    """The class in whose body a function was defined, if its module still has that class."""
+    """Return the class in whose body a function was defined, if its module still has that class."""
     inner = innermost(function)
     names = getattr(inner, "__qualname__", "").split(".")[:-1]
     namespace: Any = getattr(inner, "__globals__", None)

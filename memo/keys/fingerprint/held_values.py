@@ -1,8 +1,8 @@
-"""Images: what a value that code holds (a global, a default, a captured variable) says of itself.
+"""Images: comparable texts of values that code holds (globals, defaults, captured variables).
 
-An image is a short text that is equal for equal values, and the functions and classes of the user's
-that the value holds.  Those are not part of the text, which has `@0`, `@1`, … in their place: they
-are followed by `function_version`, so that an edit behind a table of handlers is seen.
+An image is a short text that is equal for equal values, together with the user's functions and
+classes in the value.  These are not part of the text, which has `@0`, `@1`, … in their place:
+`function_version` follows them, so that an edit behind a table of handlers is noticed.
 
 Numbers are shown as they are; everything else is shown as a digest, since a global may be a secret.
 """
@@ -29,7 +29,7 @@ from memo.runtime.named_tuple import NamedTuple
 STABLE = "__memo_stable__"
 """The attribute that `memo.keys.fingerprint.function_version.stable` sets."""
 ELEMENTS = 20_000
-"""Elements of a structure that are followed one by one; what lies beyond is not tracked."""
+"""Elements of a structure that are followed one by one; the rest is not tracked."""
 
 Ref = types.FunctionType | type
 
@@ -38,11 +38,11 @@ class State(NamedTuple):
     """The state of `self` that a method reads.
 
     Attributes:
-        names: of the attributes that may lie on the object, sorted.
-        whole: `self` goes elsewhere, so that all of its attributes count.
-        slots: name -> the place that the class has for it.
+        names: the attributes that may be stored on the object, sorted.
+        whole: `self` is passed elsewhere, so all of its attributes count.
+        slots: name -> the class's slot for it.
         changed: names that the code in reach assigns, sets or fills.
-        learned: what other processes have found that the method changes itself.
+        learned: what other processes have learned that the method changes itself.
     """
 
     names: tuple[str, ...] = ()
@@ -56,16 +56,16 @@ STATELESS = State()
 
 
 class Image(NamedTuple):
-    """Image of a value: its content as text, and where that may change.
+    """The image of a value: its content as text, and where that may change.
 
     Attributes:
         text: equal for equal values.
         refs: the user's functions and classes in the value, in the order of their `@n`.
-        mutable: whether the value may change in place, so that it must be looked at again.
-        lost: (path in the value, why) of what has no sound key.
-        packages: (distribution, version) that the value's types come from.
-        noted: (what it says of itself, function or class) inside of values that `canonical` keys,
-            where there is no order to number them by.
+        mutable: the value may change in place, so it must be checked again.
+        lost: (path in the value, why) of parts without a sound key.
+        packages: (distribution, version) of the value's types.
+        noted: (text, function or class) inside of values that `canonical` keys, where no order
+            exists to number them by.
     """
 
     text: str
@@ -87,18 +87,18 @@ class Image(NamedTuple):
 
 
 MISSING: Any = object()
-"""Nothing is there."""
+"""Marks a missing value."""
 ABSENT = Image("absent")
 NOTHING: Mapping[str, str] = types.MappingProxyType({})
 
 
 def image(value: Any, quiet: bool = False, given: Mapping[str, str] = NOTHING) -> Image:
-    """The image of a value.
+    """Return the image of a value.
 
     Args:
-        value: anything; what has no sound key is left out and told in `lost`.
-        quiet: do not tell what is left out (for what an installed library holds for itself).
-        given: path in the value -> the text that stands for what lies there.
+        value: any value; parts without a sound key are left out and listed in `lost`.
+        quiet: do not list them (for what an installed library holds for itself).
+        given: path in the value -> text that replaces that of the part.
     """
     if value is MISSING:
         return ABSENT
@@ -119,19 +119,19 @@ def image(value: Any, quiet: bool = False, given: Mapping[str, str] = NOTHING) -
 
 
 def image_with(value: Any, given: Mapping[str, str]) -> Image:
-    """The image of a value with other texts for some of its paths."""
+    """Return the image of a value with other texts for some of its paths."""
     return image(value, given=given)
 
 
 DETAILED = 1000
-"""Parts of a value that are told apart when it is compared part by part."""
+"""Most parts of a value that are distinguished when it is compared part by part."""
 
 
 def details(value: Any) -> dict[str, str]:
-    """The image of each part of a value, to be compared within this process.
+    """Return the image of each part of a value, for comparison within this process.
 
     Returns:
-        Path in the value -> what lies there; of a value of many parts only itself, under `""`.
+        Path in the value -> text; for a value of many parts only the whole, under `""`.
     """
     if value is MISSING:
         return {"": ABSENT.text}
@@ -144,7 +144,7 @@ def details(value: Any) -> dict[str, str]:
 
 
 class _Current(threading.local):
-    """The image that this thread makes, while `canonical` keys a part of it."""
+    """The image that this thread is making, while `canonical` keys a part of it."""
 
     walk: ImageWalk | None = None
 
@@ -153,10 +153,10 @@ _current = _Current()
 
 
 def note(value: Ref) -> str | None:
-    """Text of a function or class on its own; None while no image is made.
+    """Return the text of a function or class by itself; None while no image is being made.
 
     `canonical` asks for it through `function_version`.  The image remembers what was asked for, so
-    that what it reaches is followed as well.
+    that what that reaches is followed as well.
     """
     walk = _current.walk
     if walk is None:
@@ -170,9 +170,9 @@ def note(value: Ref) -> str | None:
 
 
 def snapshot(value: Any) -> bytes | None:
-    """Bytes that differ whenever a small structure of plain values differs; None for others.
+    """Return bytes that differ whenever a small structure of plain values differs; None for others.
 
-    Quicker than an image by an order of magnitude.  Two snapshots may differ though the values are
+    Faster than an image by an order of magnitude.  Two snapshots may differ although the values are
     equal (the order of a set); never the other way round.
     """
     if not _plain(value, [1000]):
@@ -196,12 +196,12 @@ def _plain(value: Any, budget: list[int]) -> bool:
 
 
 def short(data: bytes) -> str:
-    """16 hex digits that stand for some bytes."""
+    """Return 16 hex digits for some bytes."""
     return blake2b(data, digest_size=8).hexdigest()
 
 
 def title(value: Any) -> str:
-    """`"module:qualname"` of a function or a class."""
+    """Return `"module:qualname"` of a function or a class."""
     module = getattr(value, "__module__", None)
     module = module if isinstance(module, str) and module else "__main__"
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
@@ -240,11 +240,11 @@ _FUNCTIONS_IN_C = (
     types.ClassMethodDescriptorType,
 )
 _OPEN = frozenset({"types.SimpleNamespace", "argparse.Namespace"})
-"""Classes whose objects hold nothing besides their attributes."""
+"""Classes whose objects have no state besides their attributes."""
 _KEYED_WHOLE = frozenset({"numba"})
-"""Distributions whose functions compute as they were told, besides what they wrap."""
+"""Distributions whose functions depend on nothing but their options and what they wrap."""
 _BARE_BASES = frozenset({"abc", "typing", "collections.abc", "enum", "dataclasses"})
-"""Modules of base classes whose objects hold no state of their own."""
+"""Modules of base classes whose objects have no state of their own."""
 
 
 def _atom(value: Any) -> str:
@@ -258,7 +258,7 @@ def _atom(value: Any) -> str:
 
 
 class ImageWalk:
-    """Looks through one value for its image; see `canonical.Walk` for keys."""
+    """Traverses one value for its image; see `canonical.Walk` for keys."""
 
     def __init__(self, given: Mapping[str, str] = NOTHING) -> None:
         self.given = given
@@ -272,7 +272,7 @@ class ImageWalk:
         self.left = ELEMENTS
 
     def text(self, value: Any, path: str) -> str:
-        """The text of one value; `path` leads to it, for `lost`."""
+        """Return the text of one value; `path` leads to it, for `lost`."""
         if self.given and path in self.given:
             return self.given[path]
         if type(value) in _ATOMS:
@@ -382,7 +382,7 @@ class ImageWalk:
         return f"partial({','.join(parts)})"
 
     def _held(self, value: Any, path: str) -> str:
-        """A descriptor, by the functions that it holds."""
+        """Return the text of a descriptor, by the functions that it holds."""
         names = ("__func__", "fget", "fset", "fdel", "func", "method", "dispatcher")
         held = [(n, getattr(value, n, None)) for n in names]
         parts = [f"{n}={self.text(v, path)}" for n, v in held if v is not None]
@@ -391,7 +391,7 @@ class ImageWalk:
         return f"{type(value).__name__}({','.join(parts)})"
 
     def _generic(self, value: Any, path: str) -> str:
-        """`list[int]`, `Callable[[int], str]`, `int | None`."""
+        """Return the text of `list[int]`, `Callable[[int], str]`, `int | None`."""
         if typing.get_origin(value) is None:
             return f"type {value!r}"
         parts = [self.text(typing.get_origin(value), path)]
@@ -401,7 +401,7 @@ class ImageWalk:
     # containers
 
     def _whole(self, value: Any) -> str | None:
-        """A container of plain values in one step; None: look at its items one by one."""
+        """Return the text of a container of plain values in one step, or None."""
         if not _dumps(value):
             return None
         try:
@@ -462,20 +462,20 @@ class ImageWalk:
             return f"{cls} {self._canonical(value)}{by_name}"
         except RecursionError:
             raise
-        except Exception as error:  # also an error in the value's own methods
+        except Exception as error:  # including an error in the value's own methods
             if mine and not any(map(_is_written_in_c, kind.__mro__)):
                 return self._state(value, cls, path)
             self.lost.append((path + getattr(error, "path", ""), f"{name} has no sound key"))
             return f"{cls} {self.callables(value, path)}"
 
     def _task(self, kind: type, path: str) -> str:
-        """A task of Celery: its function, and its classes of the user's."""
+        """Return the text of a Celery task: its function, and the user's classes of it."""
         bases = [base for base in kind.__mro__[1:] if origin.of_type(base).kind == origin.USER]
         parts = [vars(kind)["run"], *bases]
         return f"task {','.join(self.text(part, path) for part in parts)}"
 
     def _content(self, value: Any, path: str) -> str:
-        """Content of an object whose class derives from a container."""
+        """Return the content of an object whose class derives from a container."""
         for kinds, special in _CONTAINERS:
             if isinstance(value, kinds):
                 return special(self, value, path)
@@ -491,16 +491,16 @@ class ImageWalk:
             _current.walk = outer
 
     def _state(self, value: Any, cls: str, path: str) -> str:
-        """An object of a class of the user's: its attributes, one by one."""
+        """Return the text of an object of a user's class: its attributes, one by one."""
         state = dict(getattr(value, "__dict__", {}))
         for slot in slots_of(type(value)):
-            with contextlib.suppress(AttributeError):  # nothing was put there
+            with contextlib.suppress(AttributeError):  # the slot is empty
                 state[slot.__name__] = slot.__get__(value)
         parts = [f"{n}={self.text(state[n], f'{path}.{n}')}" for n in sorted(state, key=str)]
         return f"{cls}({','.join(parts)})"
 
     def callables(self, value: Any, path: str) -> str:
-        """The functions that an object of a library's holds (`numpy.vectorize(f)`)."""
+        """Return the functions held by a library's object (`numpy.vectorize(f)`)."""
         state = getattr(value, "__dict__", None)
         if not isinstance(state, dict):
             return ""
@@ -510,11 +510,11 @@ class ImageWalk:
 
 
 class _TooManyError(RecursionError):
-    """A value has too many parts, which ends a walk as a value that is too deep does."""
+    """A value has too many parts; it ends a walk in the same way as a value that is too deep."""
 
 
 class _PartsWalk(ImageWalk):
-    """Tells the parts of a value apart."""
+    """Records the text of each part of a value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -535,26 +535,26 @@ class _PartsWalk(ImageWalk):
 
 
 def _is_proxy(kind: type) -> bool:
-    """True if objects of a class stand for a task of Celery, before its first use and after."""
+    """True if objects of a class are proxies of a Celery task, before and after its first use."""
     module = sys.modules.get("celery.local")
     return module is not None and issubclass(kind, module.Proxy)
 
 
 def _is_wrapper(kind: type) -> bool:
-    """True if objects of a class are functions that wrapt has decorated."""
+    """True if objects of a class are functions decorated by wrapt."""
     held = getattr(kind, "_self_wrapper", None)
     return isinstance(held, (types.GetSetDescriptorType, types.MemberDescriptorType))
 
 
 def _is_remade(kind: type) -> bool:
-    """True if pickle saves objects of a library's class in a way of its own, such as by name."""
+    """True if pickle saves objects of a library's class in a special way, such as by name."""
     from memo.keys.encoding import lookup
 
     return not codec.is_reduced_plainly(kind) and lookup.find(kind) is None
 
 
 def wrapped(value: Any) -> Any:
-    """The function under a decorator, as `functools.wraps` and memo's own functions record it."""
+    """Return the function under a decorator, as recorded by `functools.wraps` and by memo."""
     state = getattr(value, "__dict__", None)
     found = state.get("__wrapped__") if isinstance(state, Mapping) else None
     if found is None and origin.of_type(type(value)).kind == origin.MEMO:
@@ -574,7 +574,7 @@ DESCRIPTORS: dict[type, str] = {
 
 
 def layers(value: Any) -> Iterator[Any]:
-    """A class attribute, and the functions inside it: under decorators and descriptors."""
+    """Yield a class attribute and the functions inside it: under decorators and descriptors."""
     for _ in range(64):
         yield value
         name = DESCRIPTORS.get(type(value))
@@ -584,18 +584,18 @@ def layers(value: Any) -> Iterator[Any]:
 
 
 def innermost(function: Any) -> Any:
-    """The function under all decorators and descriptors."""
+    """Return the function under all decorators and descriptors."""
     *_, last = layers(function)
     return last
 
 
 def is_fixed(kind: type) -> bool:
-    """True if no value of a type can change in place, nor what it holds."""
+    """True if no value of a type can change in place, nor anything it holds."""
     return kind in _ATOMS or f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE
 
 
 def is_open(kind: type) -> bool:
-    """True if objects of a class hold nothing besides their attributes and items."""
+    """True if objects of a class have no state besides their attributes and items."""
     if f"{kind.__module__}.{kind.__qualname__}" in _OPEN:
         return True
     if hasattr(kind, "__memo_key__") or origin.of_type(kind).kind != origin.USER:
@@ -604,7 +604,7 @@ def is_open(kind: type) -> bool:
 
 
 def slots_of(kind: type) -> list[Any]:
-    """The places that a class and its bases have for attributes beside `__dict__`."""
+    """Return the slots of a class and its bases."""
     return [
         slot
         for base in kind.__mro__
@@ -625,7 +625,7 @@ def _holds_nothing(base: type) -> bool:
 
 
 def _is_written_in_c(base: type) -> bool:
-    """True if a class of no known package is written in C, and may hold what cannot be seen."""
+    """True if a class of no known package is written in C, and may have hidden state."""
     if origin.of_type(base).kind != origin.USER:
         return False
     kinds = (types.GetSetDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType)
@@ -637,7 +637,7 @@ def _is_written_in_c(base: type) -> bool:
 
 
 def _dumps(value: Any) -> bool:
-    """True if a container holds plain values only, at any depth."""
+    """True if a container holds only plain values, at any depth."""
     if type(value) not in (list, tuple, dict, set, frozenset) or not value:
         return False
     try:
@@ -648,7 +648,7 @@ def _dumps(value: Any) -> bool:
 
 
 def _rank(value: Any) -> tuple[str, list[str]]:
-    """A sort key that does not depend on hashes and addresses."""
+    """Return a sort key that does not depend on hashes and addresses."""
     shot = image(value)
     return shot.text, [title(ref) + _said(ref) for ref in shot.refs]
 

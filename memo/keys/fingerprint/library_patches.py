@@ -1,7 +1,8 @@
-"""Patches: the user's own functions and classes that were put onto those of a library.
+"""Patches: user functions and classes that were attached to those of a library.
 
 `np.mean = mine`, `pd.DataFrame.tidy = tidy` and registered accessors (`frame.geo`) change what a
-function computes without a word in its code.  They are found by the names that the code mentions.
+function computes without appearing in its code.  They are found by the names that the code
+mentions.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _EXTENSIBLE = {
     "polars": ("DataFrame", "LazyFrame", "Series", "Expr"),
     "xarray": ("Dataset", "DataArray", "DataTree"),
 }
-"""Classes whose objects reach functions as arguments, and which libraries let users extend."""
+"""Classes whose objects are commonly arguments, and which libraries let users extend."""
 
 
 def extensible() -> Iterator[type]:
-    """The classes of loaded libraries that accessors are registered on."""
+    """Yield the classes of loaded libraries that accessors are registered on."""
     for package, names in _EXTENSIBLE.items():
         held = vars(sys.modules.get(package, types)) if package in sys.modules else {}
         for name in names:
@@ -32,12 +33,12 @@ def extensible() -> Iterator[type]:
 
 
 def is_users(value: Any) -> bool:
-    """True if an attribute of a library's module or class is the user's, or holds what is."""
+    """True if an attribute of a library's module or class is the user's, or holds such a one."""
     return any(_is_code(one) or any(map(_is_code, _held(one))) for one in layers(value))
 
 
 def is_fixed(value: Any) -> bool:
-    """True if an attribute of a library's module stays what it is, unless it is patched."""
+    """True if an attribute of a library's module never changes, unless it is patched."""
     return callable(value) or issubclass(type(value), types.ModuleType)
 
 
@@ -51,7 +52,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _held(value: Any) -> list[Any]:
-    """Values that an accessor or another object holds; and the class of a callable object."""
+    """Return the values that an accessor or other object holds; a callable's class, too."""
     if isinstance(value, (types.FunctionType, type, types.ModuleType)):
         return []
     state = getattr(value, "__dict__", None)
@@ -60,7 +61,7 @@ def _held(value: Any) -> list[Any]:
 
 
 class Grown:
-    """A class to which attributes may be added, as it was."""
+    """A class to which attributes may be added, with its present number of them."""
 
     def __init__(self, cls: type) -> None:
         self._members = vars(cls)

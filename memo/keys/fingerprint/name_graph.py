@@ -1,8 +1,8 @@
-"""Graphs: functions and classes that reach each other by name, and one digest of them all.
+"""Graphs of functions and classes that reach each other by name, and one digest of a graph.
 
-The digest is of the graph up to sharing: nodes that nothing can tell apart count once.  So it does
-not matter in which order things were defined, whether there are cycles, or whether a cell that
-defines a helper was run twice and both helpers are still in use.
+The digest ignores sharing: indistinguishable nodes count once.  So it does not depend on the order
+of definitions, on cycles, or on a cell that defines a helper having run twice while both helpers
+are still in use.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from memo.runtime.checksums import blake2b
 
 Key = tuple[int, int]
-"""Of a node: the address of its object, and of the class of `self` or 0."""
+"""Key of a node: the address of its object, and the address of the class of `self` or 0."""
 
 
 class Node:
@@ -20,7 +20,7 @@ class Node:
 
     Attributes:
         name: `"module:qualname"`.
-        text: normalised source, or the head of a class.
+        text: normalized source, or the first line of a class.
         facts: (label, text) of plain values.
         edges: (label, node).
     """
@@ -35,17 +35,17 @@ class Node:
 
 
 def digest(nodes: Mapping[Key, Node], root: Key) -> str:
-    """32 hex digits that stand for a root and for all that it reaches."""
+    """Return 32 hex digits for a root and everything that it reaches."""
     marks = marks_of(nodes)
     return _mark([marks[root], *sorted(set(marks.values()))])
 
 
 def marks_of(nodes: Mapping[Key, Node]) -> dict[Key, str]:
-    """A mark for each node, equal for nodes that cannot be told apart.
+    """Return a mark for each node, equal for indistinguishable nodes.
 
-    Partition refinement: a node's mark is of what it says and of the marks of what it reaches;
-    again until no more nodes are told apart.  Since a round depends on marks alone, two graphs that
-    are equal up to sharing have the same marks after the same number of rounds.
+    Partition refinement: a node's mark combines its content and the marks of what it reaches,
+    repeated until no more nodes are distinguished.  A round depends only on marks, so two graphs
+    that are equal up to sharing have the same marks after the same number of rounds.
     """
     said = {key: _mark([node.name, node.text, *_flat(node.facts)]) for key, node in nodes.items()}
     marks = said
@@ -73,7 +73,7 @@ def _mark(parts: Iterable[str]) -> str:
 
 
 def parts(nodes: Mapping[Key, Node]) -> dict[str, str]:
-    """Texts of the nodes by name; a name that several share gets numbers."""
+    """Return the texts of the nodes by name; names that several nodes share get numbers."""
     texts: dict[str, set[str]] = {}
     for node in nodes.values():
         for name, text in [(node.name, node.text), *node.facts]:

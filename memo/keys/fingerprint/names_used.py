@@ -1,19 +1,19 @@
-"""Uses: the names through which code reaches what lies outside of it.
+"""Find the names through which code reaches things outside of it.
 
 Rules of this module:
 
-1.  A *use* is a name that the code reads from outside, with the attributes taken from it at once:
+1.  A *use* is a name that the code reads from outside, with the attributes taken directly from it:
     `helpers.model.fit(x)` is the use `helpers` with the chain `model`, `fit`.  Uses are read from
     the bytecode, so that functions without source have them too.
 2.  *Assigned* names are rebound by the code itself (`global n`, `nonlocal n`, `Class.n = …`,
     `type(self).n = …`).
 3.  *Filled* names are counters and containers that the code changes and never reads
-    (`calls.append(x)`, `seen[k] = v`, `n += 1`), so they are no inputs.  They are read from the
-    source, and methods also from the bytecode.
-4.  A text may name variables that its reader looks up: `frame.query("x > @limit")` of pandas, and
+    (`calls.append(x)`, `seen[k] = v`, `n += 1`), so they are not inputs.  They are read from the
+    source, and for methods also from the bytecode.
+4.  A string may name variables that its reader looks up: `frame.query("x > @limit")` of pandas, and
     `duckdb.sql("select x from frame")`.  They are uses too.
-5.  *Changed* names are all that the code assigns, sets or fills in any way, by their last part: of
-    `self.log.append(x)` it is `log`.
+5.  *Changed* names are all names that the code assigns, sets or fills in any way, by their last
+    part: for `self.log.append(x)` it is `log`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Use(NamedTuple):
     """A name that code reads from outside itself.
 
     Attributes:
-        root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), `SUPER` (what
-            `super()` gives), `IMPORT` (a module imported inside the function), or `ANY` (the holder
-            of an attribute that is set, where it is none of these).
+        root: `GLOBAL`, `FREE` (a closure's variable), `SELF` (the first parameter), `SUPER` (the
+            result of `super()`), `IMPORT` (a module imported inside the function), or `ANY` (any
+            other holder of an attribute that is set).
         name: the variable; for `IMPORT` the module, relative ones with their leading dots.
-        chain: the attributes taken from it at once.
+        chain: the attributes taken directly from it.
     """
 
     root: str
@@ -54,10 +54,10 @@ class Use(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Attributes that code takes from one name.
+    """The attributes that code takes from one name.
 
     Attributes:
-        chains: the attributes it takes at once; `()` is the thing itself.
+        chains: chains of attributes taken directly; `()` is the object itself.
         filled: the chains that it only fills.
     """
 
@@ -66,14 +66,14 @@ class Taken(NamedTuple):
 
     @property
     def fills(self) -> bool:
-        """True if a container of this name is only filled; without source, as far as seen."""
+        """True if a container of this name is only filled; without source, as far as is known."""
         return () in self.filled or (
             bool(self.chains)
             and all(len(chain) == 1 and chain[0] in _SILENT for chain in self.chains)
         )
 
     def inside(self) -> dict[str, Taken]:
-        """Attributes taken from each attribute."""
+        """Return the attributes taken from each attribute."""
         names = {chain[0]: None for chain in self.chains if chain}
         return {
             name: Taken(
@@ -85,7 +85,7 @@ class Taken(NamedTuple):
 
 
 def under(paths: frozenset[Path], name: str) -> frozenset[Path]:
-    """The rest of the paths that begin with a name."""
+    """Return the rest of the paths that begin with a name."""
     return frozenset(path[1:] for path in paths if path[:1] == (name,))
 
 
@@ -110,15 +110,15 @@ _IMPLICIT = {"__name__", "__doc__", "__qualname__", "__module__", "__builtins__"
 
 
 class Scanned(NamedTuple):
-    """The names through which code reaches what lies outside of it.
+    """The names through which code reaches things outside of it.
 
     Attributes:
-        uses: sorted, each once.
+        uses: sorted, without duplicates.
         assigned: uses that the code rebinds.
-        items: each use that is subscripted or called with a text, with that text.
+        items: each use that is subscripted or called with a string, with that string.
         names: every name and attribute that the code mentions.
-        changed: names that it assigns, sets as attributes of any object, or calls a method of
-            that fills.
+        changed: names that it assigns, sets as attributes of any object, or calls a filling method
+            of.
     """
 
     uses: tuple[Use, ...]
@@ -129,7 +129,7 @@ class Scanned(NamedTuple):
 
 
 def scan(code: CodeType) -> Scanned:
-    """The uses of a function's code and of the code inside it, and those that it rebinds."""
+    """Return the uses of a function's code and of nested code, and those that are rebound."""
     known = {name: Use(FREE, name) for name in code.co_freevars}
     if code.co_argcount:
         known[code.co_varnames[0]] = Use(SELF, "")
@@ -145,7 +145,7 @@ def scan(code: CodeType) -> Scanned:
 
 
 class _Scan:
-    """One pass over a code object and those inside it, following names to their attributes."""
+    """One pass over a code object and nested ones, following names to their attributes."""
 
     def __init__(self) -> None:
         self.uses: set[Use] = set()
@@ -158,7 +158,7 @@ class _Scan:
         """Scan one code object.
 
         Args:
-            code: what to scan.
+            code: the code object.
             known: its variables that stand for something outside.  Imports add to it.
         """
         self.names.update(code.co_names)
@@ -173,7 +173,10 @@ class _Scan:
 
 
 def _quoted(code: CodeType) -> Iterator[str]:
-    """The names of globals in texts that pandas, DuckDB or polars read, see the module's rules."""
+    """Yield the names of globals in strings that pandas, DuckDB or polars read.
+
+    See the module's rules.
+    """
     names, patterns = set(code.co_names), []
     if names & {"query", "eval"}:
         patterns.append(_VARIABLE)
@@ -187,7 +190,7 @@ def _quoted(code: CodeType) -> Iterator[str]:
 
 
 def instructions(code: CodeType) -> Iterator[dis.Instruction]:
-    """The instructions that do something; those that do two things (by layout alone) as two."""
+    """Yield the effective instructions; one that combines two (depending on layout) as two."""
     for item in dis.get_instructions(code):
         verbs = _FAST.findall(item.opname)
         if len(verbs) == 2 and isinstance(item.argval, tuple):
@@ -200,7 +203,7 @@ def instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 class _Scope:
-    """The scan of one code object: what was loaded just now, and what names stand for."""
+    """The scan of one code object: what was just loaded, and what names stand for."""
 
     def __init__(self, scan: _Scan, code: CodeType, known: dict[str, Use]) -> None:
         self.scan = scan
@@ -210,12 +213,12 @@ class _Scope:
         self.pending: Use | None = None
         self.copied: Use | None = None  # the holder in `Class.n += 1`
         self.imported: Use | None = None
-        self.whole = False  # `import a.b as c`: attributes are steps towards the module
-        self.sets = False  # the next text names an attribute that is set
+        self.whole = False  # `import a.b as c`: attributes lead to the module
+        self.sets = False  # the next string names an attribute that is set
         self.operands: list[Any] = [None, None]
 
     def step(self, name: str, value: Any) -> None:
-        """Take one instruction."""
+        """Process one instruction."""
         if self.sets and name == "LOAD_CONST" and isinstance(value, str):
             self.scan.changed.add(value)
         self.sets = value in _SETTERS or (self.sets and name not in {"CALL", "LOAD_CONST"})
@@ -237,7 +240,7 @@ class _Scope:
         self.operands = [self.operands[1], value]
 
     def end(self) -> None:
-        """End a chain of attributes: the loaded value is used for something else."""
+        """End a chain of attributes, since the loaded value is used otherwise."""
         if self.pending is not None:
             self.scan.uses.add(self.pending)
             self.pending = None
@@ -324,14 +327,14 @@ _SILENT = frozenset(
         "extendleft",
     ]
 )
-"""Methods of containers that put in or take out and answer None."""
+"""Methods of containers that add or remove items and return None."""
 _DISCARDED = _SILENT | {"setdefault", "pop", "popitem", "popleft"}
 """Methods whose return value matters unless it is discarded."""
 _FILLING = _DISCARDED | {
     *("subtract", "rotate", "move_to_end", "difference_update", "intersection_update"),
     *("symmetric_difference_update", "fill", "put", "itemset", "resize"),
 }
-"""All that change a container in place."""
+"""Every method that changes a container in place."""
 
 
 class Fills(NamedTuple):
@@ -339,8 +342,8 @@ class Fills(NamedTuple):
 
     Attributes:
         only: dotted names of what it fills and never reads.
-        names: the last parts of all that it fills.
-        read: the names of attributes that it reads, of anything.
+        names: the last parts of everything that it fills.
+        read: the names of attributes that it reads, of any object.
     """
 
     only: frozenset[Path]
@@ -349,7 +352,7 @@ class Fills(NamedTuple):
 
 
 def filled(node: ast.AST) -> Fills:
-    """The names that a function fills, found in its source."""
+    """Return the names that a function fills, from its source."""
     reader = _Filled()
     reader.visit(node)
     only = {path for path in reader.filled if not any(_meet(path, read) for read in reader.read)}
@@ -359,12 +362,12 @@ def filled(node: ast.AST) -> Fills:
 
 
 def _meet(one: Path, other: Path) -> bool:
-    """True if one of two dotted names lies in the other."""
+    """True if one of two dotted names is a part of the other."""
     return one[: len(other)] == other[: len(one)]
 
 
 class _Filled(ast.NodeVisitor):
-    """Sorts the dotted names of a function into those read and those only filled."""
+    """Divides the dotted names of a function into those read and those only filled."""
 
     def __init__(self) -> None:
         self.read: set[Path] = set()
@@ -430,7 +433,7 @@ class _Filled(ast.NodeVisitor):
         self.own = None
 
     def _target(self, node: ast.expr) -> bool:
-        """Note a container that is filled; False where it is not a plain dotted name."""
+        """Record a container that is filled; False if it is not a plain dotted name."""
         path = _base(node)
         if path is None:
             return False
@@ -446,7 +449,7 @@ class _Filled(ast.NodeVisitor):
 
 
 def _base(node: ast.expr) -> Path | None:
-    """The container under `a.b`, `a.b[k]`, `a.b[k][l]` and `a.b.setdefault(k, [])`."""
+    """Return the container under `a.b`, `a.b[k]`, `a.b[k][l]` and `a.b.setdefault(k, [])`."""
     while True:
         if isinstance(node, ast.Subscript):
             node = node.value

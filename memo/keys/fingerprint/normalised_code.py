@@ -1,12 +1,12 @@
-"""Normalised text of code objects.
+"""Normalize code objects to text.
 
 Rules of this module:
 
 1.  The text of a function is its source without decorators, docstrings, comments and layout: parsed
-    and written out again.  A source is believed only when compiling it gives this very code object
-    (or one that does the same), since a file may have been edited after it was imported.
-2.  Where no such source is found (`exec`, frozen code, rewritten asserts) the text is the bytecode
-    with every operand written out by value and type: no line numbers, no file name, no docstring.
+    and unparsed.  A source is used only if compiling it gives this very code object (or an
+    equivalent one), since a file may have been edited after it was imported.
+2.  Without such a source (`exec`, frozen code, rewritten asserts) the text is the bytecode with
+    every operand written by value and type: no line numbers, no file name, no docstring.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from memo.runtime.named_tuple import NamedTuple
 
 
 class Code(NamedTuple):
-    """Normalised text of a code object, and the names that it uses.
+    """The normalized text of a code object, and the names that it uses.
 
     Attributes:
-        text: normalised source, or bytecode.
-        source: whether `text` is source.
-        uses: sorted, each once.
+        text: normalized source, or bytecode.
+        source: `text` is source.
+        uses: sorted, without duplicates.
         assigned: uses that the code rebinds.
         filled: dotted names of counters and containers that the code only fills.
-        items: each use that is subscripted or called with a text, with that text.
+        items: each use that is subscripted or called with a string, with that string.
         names: every name and attribute that the code mentions.
         changed: names that it assigns, sets or fills in any way.
-        read: the names of attributes that it reads, of anything.
+        read: the names of attributes that it reads, of any object.
     """
 
     text: str
@@ -61,11 +61,11 @@ KNOWN: dict[int, tuple[weakref.ref[CodeType], Code]] = {}
 
 
 def read(code: CodeType, namespace: dict[str, Any]) -> Code:
-    """Normalise a code object, once for each.
+    """Normalize a code object, once for each.
 
     Args:
-        code: of a function or a lambda.
-        namespace: the globals of the function, through which a loader may have its source.
+        code: the code of a function or a lambda.
+        namespace: the globals of the function, through which a loader may provide its source.
     """
     at = id(code)
     known = KNOWN.get(at)
@@ -101,7 +101,7 @@ def _read(code: CodeType, namespace: dict[str, Any]) -> Code:
 
 
 def _fills(code: CodeType) -> Fills:
-    """Without source: every name, where the code sets items of anything."""
+    """Find the filled names without source: every name, if the code sets items of anything."""
     sets = any(i.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") for i in instructions(code))
     inner = [_fills(part) for part in code.co_consts if isinstance(part, CodeType)]
     every = frozenset((*code.co_names, *code.co_freevars))
@@ -117,9 +117,9 @@ _FUTURES = functools.reduce(
     lambda flags, name: flags | getattr(future, name).compiler_flag, future.all_feature_names, 0
 )
 _SCANNED = 64
-"""Source files whose parse is kept; a notebook of more cells parses the oldest again."""
+"""Source files whose parse is kept; a notebook with more cells parses the oldest again."""
 _ATTEMPTS = 100
-"""How often a source is parsed that another thread's parsing spoils."""
+"""Number of times a source is parsed if another thread's parsing interferes."""
 
 
 class _Index(NamedTuple):
@@ -128,7 +128,7 @@ class _Index(NamedTuple):
 
 
 def source_node(code: CodeType, namespace: dict[str, Any]) -> _Node | None:
-    """The syntax tree of a code object; None when no source gives this code."""
+    """Return the syntax tree of a code object; None if no source compiles to it."""
     linecache.checkcache(code.co_filename)
     lines = linecache.getlines(code.co_filename, namespace)
     if not lines:
@@ -149,23 +149,26 @@ fork.in_child(_parsing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _parsed(source: str) -> ast.Module:
-    """`ast.parse`, safe while other threads parse.
+    """As `ast.parse`, but safe while other threads parse.
 
-    In older releases of Python 3.11 and 3.12 its guard against deep recursion counts for threads
-    together: one finds what another has counted, and raises SystemError (python/cpython#106905).
+    In older releases of Python 3.11 and 3.12 its recursion counter is shared by threads: one sees
+    the count of another, and raises SystemError (python/cpython#106905).
     """
     with _parsing:
         for _ in range(_ATTEMPTS - 1):
             try:
                 return ast.parse(source)
-            except SystemError:  # a thread that is not ours
+            except SystemError:  # a thread outside of memo is parsing
                 continue
         return ast.parse(source)
 
 
 @functools.lru_cache(maxsize=_SCANNED)
 def _written(source: str) -> str:
-    """A source as Python writes it out: what `%autoreload` compiles when it patches a function."""
+    """Return a source as Python unparses it.
+
+    `%autoreload` compiles that when it patches a function.
+    """
     try:
         return ast.unparse(_parsed(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -174,7 +177,7 @@ def _written(source: str) -> str:
 
 @functools.lru_cache(maxsize=_SCANNED)
 def index_of(source: str, flags: int) -> _Index | None:
-    """The functions of a source by their place in it; None: it cannot be parsed."""
+    """Return the functions of a source by their position; None if it cannot be parsed."""
     try:
         tree = _parsed(source)
         flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
@@ -204,7 +207,7 @@ def _place(node: _Node) -> tuple[str, int]:
 
 
 def _twin(code: CodeType, index: _Index) -> CodeType | None:
-    """The code object of the source that is this one, or does the same elsewhere in the file."""
+    """Return the code object of the source that is this one, or an equivalent one in the file."""
     for found in index.codes.get((code.co_name, code.co_firstlineno), ()):
         if found == code:
             return found
@@ -224,7 +227,7 @@ def _node(code: CodeType, index: _Index) -> _Node | None:
 
 
 def _encloses(node: _Node, code: CodeType) -> bool:
-    """True if all of a code object's positions lie inside a node (innermost nodes come last)."""
+    """True if all of a code object's positions are inside a node (innermost nodes come last)."""
     body = node.body if isinstance(node, ast.Lambda) else node
     first = (body.lineno, body.col_offset)
     last = (body.end_lineno or 0, body.end_col_offset or 0)
@@ -244,7 +247,7 @@ def _text(node: _Node) -> str | None:
         node.decorator_list = []
     try:
         text = ast.unparse(_Bare().visit(node))
-    except (ValueError, RecursionError):  # an f-string that cannot be written out, deep nesting
+    except (ValueError, RecursionError):  # an f-string that cannot be unparsed, or deep nesting
         return None
     return text + "\n# asserts off" if sys.flags.optimize and _asserts(node) else text
 
@@ -258,7 +261,7 @@ def _asserts(node: _Node) -> bool:
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes docstrings and other lonely strings away, and the `u` of a string."""
+    """Removes docstrings and other string statements, and the `u` prefix of strings."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         value = node.value
@@ -285,7 +288,7 @@ _UNREAD = {"__doc__", "__firstlineno__"}
 
 
 def bytecode(code: CodeType) -> str:
-    """The bytecode of a code object as text, the same wherever and however it was laid out."""
+    """Return the bytecode of a code object as text, independent of its position and layout."""
     kept = _kept(code)
     places = {item.offset: at for at, item in enumerate(kept)}
     places.update(_targets(code, kept))
@@ -314,7 +317,7 @@ def _kept(code: CodeType) -> list[dis.Instruction]:
 
 
 def _targets(code: CodeType, kept: list[dis.Instruction]) -> dict[int, int]:
-    """For every offset, the ordinal of the first kept instruction at or after it."""
+    """Map every offset to the ordinal of the first kept instruction at or after it."""
     targets: dict[int, int] = {}
     at = 0
     for offset in range(0, len(code.co_code) + 2, 2):
@@ -338,7 +341,7 @@ _FLAGGED = {dis.opmap[name] for name in ("BINARY_OP", "COMPARE_OP") if name in d
 
 
 def constant(value: Any) -> str:
-    """A constant of a code object as text: typed, and sets in one order."""
+    """Return a constant of a code object as text: typed, and sets in one order."""
     if isinstance(value, CodeType):
         return "{" + bytecode(value) + "}"
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
-"""Origins: a module is Python's, an installed distribution's, memo's own, or the user's.
+"""Origins: a module belongs to Python, an installed distribution, memo, or the user.
 
-The user's code is read; an installed distribution and Python count by their version.  A
-distribution installed in editable mode lies outside `site-packages`, so it is the user's.
+The user's code is read; Python and installed distributions count by version.  A distribution
+installed in editable mode is outside `site-packages`, so it counts as the user's.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Origin(NamedTuple):
 
     Attributes:
         kind: `USER`, `PYTHON`, `MEMO` or `INSTALLED`.
-        name: of the distribution, or `""`.  Several that share a namespace: joined by commas.
-        version: of the distribution, or `""`.
+        name: the distribution, or `""`.  Several that share a namespace are joined by commas.
+        version: the version of the distribution, or `""`.
     """
 
     kind: str
@@ -48,9 +48,9 @@ MINE = Origin(USER)
 
 
 def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
-    """The origin of a function's globals; `filename` is that of its code.
+    """Return the origin of a function's globals; `filename` is that of its code.
 
-    Globals that belong to no module (`exec`, generated code) go by the file of the code.
+    For globals that belong to no module (`exec`, generated code) the file decides.
     """
     name = namespace.get("__name__")
     module = sys.modules.get(name) if isinstance(name, str) else None
@@ -62,9 +62,9 @@ def of_namespace(namespace: dict[str, Any], filename: str = "") -> Origin:
 
 
 def of_type(kind: type) -> Origin:
-    """Origin of a class; those that Cython makes for its own use have none, as Python's."""
+    """Return the origin of a class; internal ones of Cython have none, like Python's."""
     name = kind.__module__
-    if not isinstance(name, str):  # it has an attribute of this name for its values
+    if not isinstance(name, str):  # its values have an attribute of this name
         written = any(isinstance(value, FunctionType) for value in vars(kind).values())
         return MINE if written else Origin(PYTHON)
     module = sys.modules.get(name)
@@ -81,7 +81,7 @@ _MAKERS = frozenset({"types", "dataclasses", "typing", "enum", "abc", "msgspec",
 
 
 def _holds(module: ModuleType, kind: type) -> bool:
-    """True if a class is found in a module under its name, or under that of the package above."""
+    """True if a module, or the package above it, has the class under its name."""
     found: Any = module
     for part in kind.__qualname__.split("."):
         found = getattr(found, part, None)
@@ -89,13 +89,13 @@ def _holds(module: ModuleType, kind: type) -> bool:
 
 
 def compiled(kind: type) -> bool:
-    """True if the values of a class are functions that Cython has compiled."""
+    """True if the values of a class are functions compiled by Cython."""
     name = kind.__module__
     return isinstance(name, str) and name.startswith(_CYTHON) and hasattr(kind, "func_code")
 
 
 def of_module(module: ModuleType) -> Origin:
-    """The origin of a module."""
+    """Return the origin of a module."""
     name = getattr(module, "__name__", "") or ""
     if name in _MAIN:
         return MINE
@@ -110,7 +110,10 @@ def _file(module: ModuleType) -> str:
 
 
 def find(name: str) -> Origin | None:
-    """The origin of the module of a dotted name, without importing it; None: there is none."""
+    """Return the origin of the module of a dotted name, without importing it.
+
+    None if there is none.
+    """
     top = name.partition(".")[0]
     if top in sys.modules:
         return of_module(sys.modules[top])
@@ -125,7 +128,10 @@ def find(name: str) -> Origin | None:
 
 
 def absolute(name: str, namespace: Mapping[str, Any]) -> str | None:
-    """The full name of a module that a function of these globals imports; None: out of bounds."""
+    """Return the full name of a module imported by code with these globals.
+
+    None if out of bounds.
+    """
     package = namespace.get("__package__") or str(namespace.get("__name__", "")).rpartition(".")[0]
     try:
         return importlib.util.resolve_name(name, package)
@@ -134,7 +140,7 @@ def absolute(name: str, namespace: Mapping[str, Any]) -> str | None:
 
 
 def imported(name: str) -> ModuleType | None:
-    """A module of the user's, which code of the user's would import when it runs."""
+    """Return a user's module, which code of the user's would import when it runs."""
     if name in sys.modules:
         return sys.modules[name]
     try:
@@ -145,7 +151,7 @@ def imported(name: str) -> ModuleType | None:
 
 @functools.lru_cache(maxsize=4096)
 def of_name(name: str, file: str) -> Origin:
-    """The origin of a module, by its name and file (`""`: built in, frozen, or generated)."""
+    """Return the origin of a module, by name and file (`""`: built in, frozen, or generated)."""
     top = name.partition(".")[0]
     if top == _OWN and os.path.dirname(file).startswith(_PACKAGE):
         return Origin(MEMO)
@@ -184,7 +190,7 @@ def _providers() -> Mapping[str, list[str]]:
 
 @functools.lru_cache(maxsize=4096)
 def distribution(top: str) -> Origin | None:
-    """The distribution that brings an importable name; None when no metadata says so."""
+    """Return the distribution that provides an importable name; None if no metadata says so."""
     from importlib import metadata
 
     names = sorted(set(_providers().get(top, ())), key=str.lower)

@@ -1,16 +1,16 @@
-"""Reach: from a function to everything of the user's that it reaches, and what each is now.
+"""Find everything of the user's that a function reaches, and its present state.
 
 Rules of this module:
 
-1.  Functions and classes are nodes of a graph (`name_graph`), with the text that `normalised_code`
-    gives them; the names through which they reach each other are its edges (`names_used`).
+1.  Functions and classes are nodes of a graph (`name_graph`), with their text from
+    `normalised_code`; the names through which they reach each other are its edges (`names_used`).
 2.  Plain values (globals, defaults, captured variables, class attributes) are facts of a node, by
     their image (`held_values`).  Python and installed distributions are facts by their version
-    (`origin`).  memo's own code is none: what it wraps is followed.
+    (`origin`).  memo's own code is not one: the functions that it wraps are followed.
 3.  Everything that is read on the way is kept with its place (`unchanged`).
-4.  A counter or container that a function only fills (`calls.append(x)`) is no input of it.  What
-    the reached code changes and reads as well counts as it was before (`own_changes`).
-5.  All that is left out is told.
+4.  A counter or container that a function only fills (`calls.append(x)`) is not an input of it.
+    State that the reached code both changes and reads counts as it was before (`own_changes`).
+5.  Everything that is left out is listed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _DYNAMIC_IN = {
     "runpy": {"run_path", "run_module"},
     "sys": {"modules"},
 }
-"""By module: what gives modules by a name that is only known when the code runs."""
+"""Module -> functions that import modules by a name known only when the code runs."""
 _ENVIRONMENT = tuple(
     vars(os)[name] for name in ("environ", "environb", "getenv", "getenvb") if name in vars(os)
 )
@@ -86,7 +86,7 @@ _FILLED = (
     *(int, float, list, dict, set, bytearray),
     *(collections.deque, collections.Counter, collections.defaultdict, collections.OrderedDict),
 )
-"""Types of counters and containers that say nothing to code that only fills them."""
+"""Types of counters and containers that do not affect code that only fills them."""
 _ITSELF = Taken()
 _ROOT: Key = (0, 0)
 _MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
@@ -101,17 +101,18 @@ def survey(
     ignored: frozenset[str] = frozenset(),
     learned: Callable[[], Mapping[str, str]] = dict,
 ) -> Seen:
-    """Look at a function and at all that it reaches.
+    """Survey a function and everything that it reaches.
 
-    Again while classes turn out to have more counters and containers that are only filled.
+    The survey is repeated while classes turn out to have more counters and containers that are only
+    filled.
 
     Args:
         function: the root.
         owner: for a method the class of `self`.
-        shipped: take functions by their bytecode, which cloudpickle brings to other processes.
-        ignored: labels of what does not count, such as `global:api`.
-        learned: gives what other processes have found that the function changes itself; asked when
-            something in reach may change, and believed of what the code in reach changes.
+        shipped: use the bytecode of functions, which cloudpickle brings to other processes.
+        ignored: labels of state that does not count, such as `global:api`.
+        learned: returns what other processes have learned that the function changes itself; called
+            if something in reach may change, and applied to what the code in reach changes.
     """
     filled: frozenset[Place] = frozenset()
     known: dict[str, str] = {}
@@ -197,7 +198,7 @@ class Survey:
                 self._patched()
 
     def seen(self) -> Seen:
-        """The digest and what it rests on."""
+        """Return the digest, with everything that it depends on."""
         self._watch_assigned()
         return Seen(
             name_graph.digest(self.nodes, _ROOT),
@@ -214,7 +215,7 @@ class Survey:
         )
 
     def only_filled(self) -> set[Place]:
-        """Counters and containers of the classes in reach that code fills and never reads."""
+        """Return counters and containers of classes in reach that are filled and never read."""
         names = self.filled_names - self.read_names
         return {
             (id(shape.cls), name)
@@ -224,7 +225,7 @@ class Survey:
         }
 
     def _watch_assigned(self) -> None:
-        """Look at what the code assigns by its value, since the object there changes each time."""
+        """Compare what the code assigns by value, since the object there changes each time."""
         for cls in self.shapes:
             self.assigned.update((cls, name) for name in self.set_anywhere)
         for place in self.assigned & self.shots.keys() - self.watches.keys():
@@ -237,7 +238,7 @@ class Survey:
             self.watches[place] = shot.watch()
 
     def state(self) -> State:
-        """State of `self` that the followed methods read."""
+        """Return the state of `self` that the followed methods read."""
         if self.owner is None:
             return State()
         slots = {slot.__name__: slot for slot in slots_of(self.owner)}
@@ -246,7 +247,7 @@ class Survey:
         return State(names, self.escapes, slots, changed, learned)
 
     def _learned(self) -> tuple[str, ...]:
-        """The facts believed of values that were met."""
+        """Return the learned facts that apply to values in reach."""
         met = {shot.at.label for shot in self.shots.values()}
         own = {f"self.{name}" for name in self.of_self}
         return tuple(
@@ -287,14 +288,14 @@ class Survey:
     # places
 
     def _keep(self, where: Spot, value: Any) -> None:
-        """The digest stands only while this very object lies there."""
+        """Record that the digest is valid only while this very object is at that place."""
         self.places[where.place] = where
         self.values[where.place] = value
 
     def _name(
         self, node: Node, label: str, namespace: dict[str, Any], name: str, taken: Taken
     ) -> None:
-        """Follow a name of a module or a function; names that it lacks may be built in."""
+        """Follow a name of a module or a function; if they lack it, it may be a builtin."""
         where = spot(namespace, name)
         if where.value() is not MISSING or name not in _BUILTINS:
             self._follow(node, label, where, taken)
@@ -321,7 +322,7 @@ class Survey:
         taken: Taken = _ITSELF,
         owner: type | None = None,
     ) -> None:
-        """Follow what lies at a spot, and what is taken from it."""
+        """Follow the value at a spot, and the attributes taken from it."""
         value = where.value()
         if label in self.ignored:
             self.unmet.discard(label)
@@ -345,7 +346,7 @@ class Survey:
             self._attributes(node, label, value, taken)
 
     def _shot(self, where: Spot, label: str, value: Any) -> Image:
-        """The image that counts of what lies at a spot, taken once."""
+        """Return the part of the image at a spot that counts, taken once."""
         known = self.shots.get(where.place)
         if known is None or known.value is not value:
             said, at = image(value), At(where.of, where.name, label)
@@ -367,7 +368,7 @@ class Survey:
         return found
 
     def _attributes(self, node: Node, label: str, value: Any, taken: Taken) -> None:
-        """Attributes hung on a function (`helper.table`); a class is followed whole."""
+        """Follow attributes set on a function (`helper.table`); a class is followed as a whole."""
         if type(value) is types.FunctionType:
             for name, inner in taken.inside().items():
                 if name in vars(value):
@@ -391,7 +392,7 @@ class Survey:
                 self._computed(node, module, name)
 
     def _computed(self, node: Node, module: types.ModuleType, name: str) -> None:
-        """A name that a module of the user's gives by its `__getattr__`."""
+        """Note a name that a user's module provides by its `__getattr__`."""
         where = f"{module.__name__}.{name}"
         self.lost.add(f"{where}: is computed by {module.__name__}.__getattr__ when it is read")
         self._name(
@@ -399,7 +400,7 @@ class Survey:
         )
 
     def _taken(self, node: Node, label: str, module: types.ModuleType, taken: Taken) -> None:
-        """Follow what is taken from a library's module, which the user may have put there."""
+        """Follow what is taken from a library's module, as the user may have put it there."""
         for name, inner in taken.inside().items():
             where = spot(vars(module), name)
             value = where.value()
@@ -413,7 +414,7 @@ class Survey:
                     self._taken(node, f"{label}.{name}", value, inner)
 
     def _patched(self) -> None:
-        """Follow what the user has put onto classes of libraries, by the names that code uses."""
+        """Follow what the user has attached to library classes, by the names that code uses."""
         classes = {base: None for cls in self.library for base in cls.__mro__ if base is not object}
         for cls, (key, names) in itertools.product(classes, list(self.named.items())):
             for name in names & vars(cls).keys():
@@ -440,7 +441,7 @@ class Survey:
             self.filled_names.update(path[-1] for path in said.filled if len(path) == 2)
             self._assigned(function, said, owner)
             self._uses(node, function, said, owner)
-        else:  # by the names that its code has: its own may be lent to whatever uses it last
+        else:  # by the names in its code, as its own name may be that of its last user
             home = function.__globals__.get("__name__", "")
             node.name, node.text = f"{home}:{function.__code__.co_qualname}", "installed"
             self._inside(node, function)
@@ -491,7 +492,7 @@ class Survey:
             elif root == SUPER:
                 self._super(node, function, owner, taken)
         self._hidden(function, owner)
-        for name, cell in _cells(function).items():  # `super()` uses `__class__` without a word
+        for name, cell in _cells(function).items():  # `super()` uses `__class__` implicitly
             taken = Taken(used.get((FREE, name), ((),)), under(said.filled, name))
             self._follow(node, f"closure:{node.name}.{name}", captured(cell), taken)
 
@@ -508,7 +509,7 @@ class Survey:
     def _import(
         self, node: Node, home: dict[str, Any], name: str, chains: tuple[Path, ...]
     ) -> None:
-        """A module that the function imports itself."""
+        """Follow a module that the function imports itself."""
         full = origin.absolute(name, home)
         whose = None if full is None else origin.find(full)
         if full is None or whose is None:
@@ -526,7 +527,7 @@ class Survey:
             self._follow(node, f"import:{full}", spot(sys.modules, full), taken)
 
     def _assigned(self, function: types.FunctionType, said: Code, owner: type | None) -> None:
-        """Note what a function rebinds."""
+        """Note the names that a function rebinds."""
         cells = _cells(function)
         for use in said.assigned:
             if use.root == GLOBAL:
@@ -540,7 +541,7 @@ class Survey:
                 self.set_anywhere.add(use.chain[-1])
 
     def _assign(self, where: Spot, chain: Path) -> None:
-        """Note what code rebinds: a name, or an attribute of what lies under one."""
+        """Note what code rebinds: a name, or an attribute of the object under one."""
         for step in chain:
             value = where.value()
             if issubclass(type(value), type):
@@ -556,7 +557,7 @@ class Survey:
     def _self(
         self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
     ) -> None:
-        """Follow what a method takes from `self` and `cls`, in the class where it is known."""
+        """Follow what a method takes from `self` and `cls`, in the class if that is known."""
         if owner is None:
             return
         if () in taken.chains:
@@ -568,7 +569,7 @@ class Survey:
             self._member(node, owner, owner.__mro__, name, inner)
 
     def _attribute(self, node: Node, owner: type, name: str) -> None:
-        """Note an attribute of `self`, unless a property of the class stands before it."""
+        """Note an attribute of `self`, unless the class has a property of that name."""
         found = next((vars(base)[name] for base in owner.__mro__ if name in vars(base)), MISSING)
         if name == "__class__":
             self.put(node, f"self:{node.name}", image(owner))
@@ -589,7 +590,7 @@ class Survey:
     def _super(
         self, node: Node, function: types.FunctionType, owner: type | None, taken: Taken
     ) -> None:
-        """Follow what a method takes from `super()`: the next class that has it."""
+        """Follow what a method takes from `super()`: from the next class that has it."""
         cell = _cells(function).get("__class__")
         here = None if cell is None else captured(cell).value()
         if owner is None:
@@ -602,7 +603,7 @@ class Survey:
             self._member(node, owner, after, name, inner)
 
     def _hidden(self, function: types.FunctionType, owner: type | None) -> None:
-        """A method that takes `self` among `*args` may read all of it."""
+        """Let all of `self` count for a method that takes it among `*args`."""
         variadic = function.__code__.co_flags & inspect.CO_VARARGS
         hides = not function.__code__.co_argcount and variadic
         if owner is not None and hides and "__wrapped__" not in vars(function):
@@ -611,7 +612,10 @@ class Survey:
     def _member(
         self, node: Node, owner: type, bases: Iterable[type], name: str, taken: Taken
     ) -> None:
-        """An attribute of `self`, in the first class that has it; an object may have its own."""
+        """Follow an attribute of `self` in the first class that has it.
+
+        An object may have its own.
+        """
         for base in bases:
             where = member(base, name)
             value = where.value()
@@ -657,7 +661,7 @@ def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
 
 
 def _reads_environment(function: types.FunctionType, use: Use) -> bool:
-    """True if a use is `os.environ`, `os.getenv` or one of their likes."""
+    """True if a use is `os.environ`, `os.getenv` or similar."""
     found: Any = None
     if use.root == GLOBAL:
         found = function.__globals__.get(use.name)
@@ -671,7 +675,7 @@ def _reads_environment(function: types.FunctionType, use: Use) -> bool:
 
 
 def _is_known(value: Any) -> bool:
-    """True if an attribute of a class gives `self` to no code but functions that are followed."""
+    """True if an attribute of a class passes `self` only to functions that are followed."""
     if type(value) in (*DESCRIPTORS, types.FunctionType, *class_body.SLOTS):
         return True
     return origin.of_type(type(value)).kind == origin.MEMO
@@ -683,7 +687,7 @@ def _first(function: types.FunctionType) -> str:
 
 
 def _by_name(uses: Iterable[Use]) -> dict[tuple[str, str], tuple[Path, ...]]:
-    """The chains of attributes taken from each name."""
+    """Group the chains of attributes by the name that they are taken from."""
     found: dict[tuple[str, str], tuple[Path, ...]] = {}
     for use in uses:
         key = (use.root, use.name)

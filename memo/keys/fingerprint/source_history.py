@@ -1,10 +1,10 @@
-"""Manifests: what is written down of functions, for other processes of this host.
+"""Manifests: files about functions for other processes of this host.
 
-What the code of a function was when an entry was computed, so that edits show: one small JSON file
-per code version, `code/<digest>.json` in the cache directory, written once.  It holds the source of
-the user's functions; it is owner-only and never leaves the host.
+The code of a function when an entry was computed, so that edits can be shown: one small JSON file
+per code version, `code/<digest>.json` in the cache directory, written once.  It contains the source
+of the user's functions; it is owner-only and never leaves the host.
 
-And what functions change themselves (`own_changes`), in `code/changed-<digest>.json`.
+The state that functions change themselves (`own_changes`), in `code/changed-<digest>.json`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from memo.runtime import private_files
 from memo.runtime.checksums import blake2b
 
 KEPT = 4096
-"""Code versions that are kept on a host; past that the oldest go."""
+"""Code versions that are kept on a host; beyond it the oldest are removed."""
 _NAME = re.compile(r"(?:changed-)?[0-9a-f]{32}\.json")
 """The names of these files; no other file is removed."""
 PRUNED = 500
-"""Files that a process makes between two times that it looks for old ones: to list them takes time
-for each that is there."""
+"""Files that a process writes before it looks for old ones again, since listing all of them takes
+time."""
 
 
 class Manifests:
@@ -38,10 +38,10 @@ class Manifests:
         self._made = 0
 
     def save(self, digest: str, parts: Callable[[], Mapping[str, str]]) -> None:
-        """Write down what a code version is made of, unless that has been done.
+        """Store the parts of a code version, unless they are stored already.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: they cannot be written.
         """
         if digest in self._known:
             return
@@ -53,7 +53,7 @@ class Manifests:
         self._known.add(digest)
 
     def load(self, digest: str) -> dict[str, str] | None:
-        """The parts of a code version, or None where they are not known."""
+        """Return the parts of a code version, or None if they are unknown."""
         try:
             with private_files.inside(self.directory) as folder:
                 descriptor = private_files.open_old(_name(digest), folder=folder)
@@ -64,12 +64,12 @@ class Manifests:
         return parts if isinstance(parts, dict) else None
 
     def changed(self, function: str) -> dict[str, str]:
-        """State that a function changes itself: label and path -> its value at first."""
+        """Return the state that a function changes itself: label and path -> its original value."""
         found = self.load(_of_function(function)) or {}
         return {k: v for k, v in found.items() if isinstance(v, str)}
 
     def add_changed(self, function: str, found: Mapping[str, str]) -> None:
-        """Write down what a function changes itself; what is known already stays as it is.
+        """Add state that a function changes itself; earlier findings stay as they are.
 
         Raises:
             OSError: it cannot be written.
@@ -99,7 +99,7 @@ class Manifests:
                 raise
 
     def prune(self) -> None:
-        """Remove the oldest code versions past the number that is kept; no file of others.
+        """Remove the oldest code versions beyond the number to keep, and no other files.
 
         Raises:
             OSError: they cannot be listed.
@@ -123,7 +123,7 @@ def _name(digest: str) -> str:
 
 
 def _of_function(function: str) -> str:
-    """The name of the file with what a function changes itself."""
+    """Return the name of the file with the state that a function changes itself."""
     return (
         f"changed-{blake2b(function.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
     )

@@ -1,19 +1,19 @@
-"""Values and classes seen while a digest was made, to tell whether they are unchanged.
+"""Detect whether the values and classes that a digest depends on are unchanged.
 
 Everything that was read is kept with the place it was read from.  A value that may change in place
-is looked at each time (`function_version.Seen` asks), as cheaply as it allows: by a snapshot, by a
+is checked each time (by `function_version.Seen`), as cheaply as possible: by a snapshot, by a
 probe, or else by its image.
 
 Rules of probes:
 
-1.  A probe keeps the objects in each part of a structure that may change in place: the items of a
-    list, the attributes of an object.  It stands while each part holds these objects, by identity.
-    So it may fall although an equal value was put there; it never stands after a change.
-2.  State that cannot be read so (an array, an object written in C, a mapping class of the user's,
-    a long text) has no probe, and neither has a structure of many objects: `held_values` looks at
-    those each time.
-3.  A value that `held_values` does not look into (functions, classes, a type that has no key)
-    counts by its identity.
+1.  A probe keeps the objects in each mutable part of a structure: the items of a list, the
+    attributes of an object.  It holds while each part has these very objects.  So it may fail
+    although an equal value was put there; it never holds after a change.
+2.  State that cannot be read this way (an array, an object written in C, a user's mapping class, a
+    long text) has no probe, and neither has a structure of many objects: `held_values` makes a new
+    image of those each time.
+3.  A value that `held_values` does not traverse (functions, classes, a type that has no key) is
+    compared by identity.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ Get = Callable[[Any, Any], Any]
 
 
 class Cell:
-    """A captured variable, to be read as a mapping is."""
+    """A captured variable, with the interface of a mapping."""
 
     def __init__(self, cell: types.CellType) -> None:
         self.cell = cell
 
     def get(self, _name: str, default: Any) -> Any:
-        """Value of the variable; `default` while it has none."""
+        """Return the value of the variable, or `default` if it has none."""
         try:
             return self.cell.cell_contents
         except ValueError:
@@ -62,12 +62,12 @@ Place = tuple[int, str]
 
 
 class Spot(NamedTuple):
-    """Location of a value.
+    """The location of a value.
 
     Attributes:
         of: the namespace, class or captured variable.
         get: reads it.
-        name: in it.
+        name: the name in it.
     """
 
     of: Any
@@ -76,36 +76,36 @@ class Spot(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """Name of this location."""
+        """The address of this location."""
         return id(self.of), self.name
 
     def value(self) -> Any:
-        """Present value there, or `MISSING`."""
+        """Return the present value there, or `MISSING`."""
         return self.get(self.name, MISSING)
 
 
 def spot(namespace: Mapping[str, Any], name: str) -> Spot:
-    """A name of a module or a function."""
+    """Return the location of a name of a module or a function."""
     return Spot(namespace, namespace.get, name)
 
 
 def member(cls: type, name: str) -> Spot:
-    """A name of a class."""
+    """Return the location of a name of a class."""
     return Spot(cls, vars(cls).get, name)
 
 
 def captured(cell: types.CellType) -> Spot:
-    """A variable of a closure."""
+    """Return the location of a variable of a closure."""
     return Spot(cell, Cell(cell).get, "")
 
 
 class Watch:
-    """A value that may change, and where it lies.
+    """A value that may change, with its location.
 
     Attributes:
-        at: where it lies.
-        said: what it said when it was last looked at.
-        base: what of that counts: see `own_changes`.
+        at: its location.
+        said: its image when it was last checked.
+        base: the part of the image that counts: see `own_changes`.
     """
 
     probe: Probe | None
@@ -124,14 +124,14 @@ class Watch:
         self.probe = probe(value) if self.snapshot is None else None
 
     def read(self) -> Any:
-        """Present value there, or `MISSING`."""
+        """Return the present value there, or `MISSING`."""
         return self._get(self._name, MISSING)
 
     def is_same(self) -> bool:
-        """True if what lies there now is what was remembered, without looking any closer.
+        """True if the value is the remembered one, by the fast comparison only.
 
-        A value that had a snapshot is not checked for what it may hold again: what `marshal`
-        confuses (`bytes` and other buffers) never looks like what a snapshot was taken of.
+        A value that had a snapshot is not checked again for what it may hold: values that `marshal`
+        confuses (`bytes` and other buffers) never equal one that a snapshot was taken of.
         """
         value = self._get(self._name, MISSING)
         if self.snapshot is None:
@@ -157,7 +157,7 @@ class Watch:
 
 
 class Shape(NamedTuple):
-    """A class as it was: its attributes by identity."""
+    """A class with its attributes, for comparison by identity."""
 
     cls: type
     bases: tuple[type, ...]
@@ -167,7 +167,7 @@ class Shape(NamedTuple):
     size: int
 
     def without(self, name: str) -> Shape:
-        """The same but for one attribute, which is looked at in another way."""
+        """Return the same without one attribute, which is checked in another way."""
         pairs = [p for p in zip(self.names, self.values, strict=True) if p[0] != name]
         return self._replace(names=tuple(n for n, _ in pairs), values=tuple(v for _, v in pairs))
 
@@ -185,12 +185,12 @@ class Shape(NamedTuple):
 # --- probes --------------------------------------------------------------------------------------
 
 MOST: Final = 1000
-"""Objects in the largest structure that is probed: a probe keeps them."""
+"""Most objects in a structure that is probed, since the probe keeps them alive."""
 LONG: Final = 10_000
 """Characters or bytes of the longest text in it."""
 
 Part = tuple[Callable[[], Sequence[Any]], Sequence[Any]]
-"""Reads a part, and what it held."""
+"""Reads a part, and what it had."""
 
 _SAME: Final = operator.is_
 _TEXTS: Final = (str, bytes)
@@ -209,11 +209,11 @@ _BASES: Final = (list, deque, set, tuple, frozenset)
 
 
 class Probe:
-    """Contents of a structure's parts when they were seen.
+    """The contents of a structure's parts when they were read.
 
     Args:
         value: the structure.
-        parts: how to read its parts, and what they held.
+        parts: how to read its parts, and what they had.
     """
 
     __slots__ = ("_parts", "_value")
@@ -231,17 +231,17 @@ class Probe:
                 now = read()
                 if len(now) != len(held) or not all(map(_SAME, now, held)):
                     return False
-        except (RuntimeError, AttributeError):  # another thread changes it just now
+        except (RuntimeError, AttributeError):  # another thread is changing it
             return False
         return True
 
 
-class _Opaque(Exception):  # noqa: N818  # a fact about a value
+class _Opaque(Exception):  # noqa: N818 - a fact about a value
     """A part of a structure cannot be probed."""
 
 
 def probe(value: Any) -> Probe | None:
-    """The probe of a structure as it is now; None: it has none."""
+    """Return the probe of a structure as it is now; None if it cannot be probed."""
     prober = _Prober()
     try:
         prober.take(value)
@@ -258,7 +258,7 @@ class _Prober:
         self.seen: dict[int, Any] = {}
 
     def take(self, value: Any) -> None:
-        """Take in a value and all that it holds."""
+        """Add a value and everything that it holds."""
         if id(value) in self.seen:
             return
         self.seen[id(value)] = value
@@ -301,7 +301,7 @@ class _Prober:
             raise _Opaque
 
     def _state(self, value: Any, kind: type) -> None:
-        """An object of a class of the user's: its attributes, and what it contains."""
+        """Add an object of a user's class: its attributes, and its content."""
         slots = held_values.slots_of(kind)
         if getattr(value, "__dict__", None) is not None:
             self._part(functools.partial(_attributes, value))
@@ -327,25 +327,25 @@ def _defaulted(value: defaultdict[Any, Any]) -> list[Any]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    """The class of an object, and the names and values of its attributes."""
+    """Return the class of an object, and the names and values of its attributes."""
     state = value.__dict__
     return [type(value), *state, *state.values()]
 
 
 def _slotted(value: Any, slots: Sequence[Any]) -> list[Any]:
-    """The class of an object, and what is in its slots."""
+    """Return the class of an object, and the values in its slots."""
     return [type(value), *[_slot(value, slot) for slot in slots]]
 
 
 def _slot(value: Any, slot: Any) -> Any:
     try:
         return slot.__get__(value)
-    except AttributeError:  # nothing was put there
+    except AttributeError:  # the slot is empty
         return _Opaque
 
 
 def _is_refused(value: Any, kind: type) -> bool:
-    """True if a value has no key by its type alone, and holds nothing that is looked at."""
+    """True if a value has no key because of its type, and has no attributes to check."""
     from memo.keys.encoding import canonical
 
     return canonical.is_refused(kind) and getattr(value, "__dict__", None) is None

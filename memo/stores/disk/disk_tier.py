@@ -1,4 +1,4 @@
-"""The disk tier: records in a `diskcache` index, payloads in files that are mapped.
+"""The disk tier: records in a `diskcache` index, payloads in files that are mapped into memory.
 
 ::
 
@@ -6,10 +6,10 @@
     <directory>/entries/cache.db                 the index: name -> record, or the name of its files
     <directory>/payloads/ab/...                  see `payload_files`
 
-A look-up is one prepared SELECT on a separate connection: no commit, no statistics, nothing
-written.  What was read is told to the index in the background once in a while, when something is
-stored, and at the end, so that what is in use is not evicted.  What may take longer than a
-millisecond is done off the event loop.
+A look-up is one prepared SELECT on a connection of its own: no commit, no statistics, no write.
+Which entries were read is reported to the index in the background once in a while, with a store,
+and at exit, so that entries in use are not evicted.  Anything that may take longer than a
+millisecond runs off the event loop.
 """
 
 from __future__ import annotations
@@ -47,45 +47,45 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 INLINE = 32 * 1024
-"""Bytes up to which a record lies in the index: reading it there costs what opening a file costs,
-and writing it there is not yet slower than a file (measured: 32 KiB 7.6 against 5.5 µs to read,
+"""Largest record in bytes that is stored in the index itself: reading it there costs as much as
+opening a file, and writing it is not much slower yet (measured: 32 KiB 7.6 against 5.5 µs to read,
 90 against 46 µs to write; 64 KiB 340 against 50 µs to write)."""
 ROW = 1024
-"""Bytes that a row takes besides its record, with its place in four trees, roughly."""
+"""Approximate bytes that a row takes besides its record, with its places in four trees."""
 BIG = 1 << 20
-"""Bytes of a record in a file from which it is read off the event loop."""
+"""A record in a file of at least this many bytes is read off the event loop."""
 PRAGMAS = ("auto_vacuum=1", "cache_size=128", "synchronous=1", "mmap_size=0")
-"""The same as in the settings of `index`, whose transaction cannot change them."""
+"""As in the settings of `index`, whose transaction cannot change them."""
 SWEEP = 3600.0
-"""Seconds between two searches for what writers that died left behind, unless one is needed."""
+"""Seconds between two sweeps for files of dead writers, unless one is needed sooner."""
 SWEEP_SOON = 1.0
-"""Seconds between two searches where the budget is spent, or a process stores its first payload:
-one that died may be why."""
+"""Seconds between two sweeps when the budget is spent or a process stores its first payload, since
+files of a dead writer may be the reason."""
 _SWEEP_PART = 50
-"""A search is followed by a pause of this many times its duration."""
+"""The pause after a sweep, as a multiple of the sweep's duration."""
 TELL = 60.0
-"""Seconds between two times that a process tells the index what it has read."""
+"""Seconds after which a process reports to the index what it has read."""
 USED = 16_384
-"""Most names of read entries that are remembered; past that the index is told early, or they are
-forgotten if it was told less than `_OFTEN` seconds ago."""
+"""Most names of read entries that are remembered.  Beyond it they are reported early, or forgotten
+if the last report was less than `_OFTEN` seconds ago."""
 _OFTEN = 5.0
 _NAME = sys.getsizeof("0" * 120)
-"""Bytes of a name, roughly."""
+"""Approximate bytes of a name."""
 GIVE_WAY = 0.002
-"""Seconds between two transactions of one that clears many entries, for writers that wait."""
+"""Seconds between two transactions of a long deletion, so that waiting writers get their turn."""
 EVICTION = 0.5
-"""Seconds that background work evicts at most, since a process that ends waits for it; the next
-store goes on."""
+"""Longest eviction in seconds in the background, since a process that exits waits for it; the next
+store continues it."""
 _LONG_LOG = 2 * LOG
-"""Bytes of the log from which it is written back while many entries are cleared, or less where
-they are a 64th of the budget."""
+"""Bytes of the write-ahead log at which it is checkpointed during a long deletion; less if that is
+more than a 64th of the budget."""
 _NO_ROW = 1 << 62
-"""Higher than the number of any row."""
+"""Higher than any row number."""
 PAGE = 200
 _RELIEF = 256 * 1024
-"""Bytes that are freed at least when the disk turns out to be full."""
+"""Least bytes to free when the disk turns out to be full."""
 _RELIEFS = 4
-"""Attempts to free space for one entry."""
+"""Number of attempts to free space for one entry."""
 _LOOKUP = "SELECT value, filename, expire_time, size FROM Cache WHERE key=? AND raw=1 AND mode=1"
 _AT_HAND = "SELECT value, expire_time FROM Cache WHERE key=? AND raw=1 AND filename IS NULL"
 _SQL = statements("entries")
@@ -99,13 +99,13 @@ class Disk:
 
     Args:
         directory: the cache directory.
-        size_limit: bytes that index and payloads may take together.
-        host: of the same directory; its generations are this tier's.
+        size_limit: most bytes of index and payloads together.
+        host: the host state in the same directory; its generations are this tier's.
         clock: tells what has expired.
-        retention: seconds that an entry stays whose code was replaced.
+        retention: seconds for which an entry is kept after its code was replaced.
 
     Raises:
-        SettingError: the directory is another user's.
+        SettingError: the directory belongs to another user.
     """
 
     name = where = protocols.DISK
@@ -154,11 +154,11 @@ class Disk:
         )
 
     def __sizeof__(self) -> int:
-        """Bytes of the names that were read, the part of it that grows."""
+        """Return the bytes of the remembered names, the part of this object that grows."""
         return sum(sys.getsizeof(x) + _NAME * len(x) for x in (self._used, self._beside))
 
     def trust(self, secrets: Sequence[Secret]) -> None:
-        """Accept vouchers made with one of these secrets, newest first."""
+        """Accept vouchers sealed with one of these secrets, newest first."""
         self.payloads.secrets = secrets
 
     # --- opening ---------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class Disk:
         self.index = None if found or self.database.read_only else self._made()
 
     def _made(self) -> Index:
-        """The index for writing; making it takes the writers' lock."""
+        """Return the index for writing; creating it takes the writers' lock."""
         from memo.stores.disk.index import Index
 
         return Index(self.database, self.payloads, self.size_limit, self._logs, self._now)
@@ -179,13 +179,13 @@ class Disk:
         return self._clock.wall_ns() / SECOND
 
     def _logs(self) -> int:
-        """Bytes of the log of the index, and of what this host's processes share."""
+        """Return the bytes of the write-ahead logs of the index and of the host's file."""
         log = f"{self.database.path}-wal"
         shared = f"{self.directory}/host.sqlite"
         return sum(map(_size, (log, shared, f"{shared}-wal")))
 
     def _before_aside(self) -> None:
-        """Plan a sweep: files that a damaged index named have no owner any more."""
+        """Plan a sweep, since the files named by a damaged index no longer have an owner."""
         self._left_behind = True
 
     def _ready(self) -> Database:
@@ -207,7 +207,10 @@ class Disk:
         return database
 
     def _fault(self, error: Exception) -> TierError:
-        """Classify an error: one of diskcache's is damage; SQLite and the system name theirs."""
+        """Classify an error: one of diskcache's means damage.
+
+        SQLite and the system have their own codes.
+        """
         if not isinstance(error, (sqlite3.Error, OSError, DamagedError, TierError)):
             error = DamagedError(f"half an index: {type(error).__name__}: {error}")
         return self.database.suffer(error)
@@ -227,7 +230,7 @@ class Disk:
             try:
                 with database.writing:
                     if not database.moved():
-                        database.writer  # noqa: B018 - raises where the file is read-only
+                        database.writer  # noqa: B018 - raises if the file is read-only
                         if self.index is None:  # not `or`: an empty index is false
                             self.index = self._made()
                         return work(self.index, *args)
@@ -252,17 +255,17 @@ class Disk:
     # --- looking up ------------------------------------------------------------------------------
 
     def at_hand(self, name: str) -> bytes | None:
-        """See `memo.stores.protocols.Near.at_hand`: a record that lies in the index, which is open.
+        """See `memo.stores.protocols.Near.at_hand`: a record in the index, if that is open.
 
-        A fault is what the `lookup` that follows raises, so that it is met and waited for once.
+        Any error is left to the `lookup` that follows, so that it is reported and waited for once.
         """
         database = self.database
         if name in self._beside or time.monotonic() > self._tell_at:
-            return None  # `lookup` finds the files, or tells the index what was read
+            return None  # `lookup` reads the files, or reports the reads to the index
         try:
             with database.reading:
                 row = database.look.execute(_AT_HAND, (name,)).fetchone()
-        except TierError:  # closed
+        except TierError:  # the tier is closed
             return None
         except _FAULTS as error:
             self._met = self._fault(error)
@@ -276,7 +279,7 @@ class Disk:
         return _bytes(record)
 
     async def lookup(self, port: Port, name: str) -> Found | None:
-        """See `memo.stores.protocols.Tier.lookup`.  Looking up writes nothing."""
+        """See `memo.stores.protocols.Tier.lookup`; a look-up writes nothing."""
         met, self._met = self._met, None
         if met is not None:
             raise met
@@ -312,7 +315,7 @@ class Disk:
             self._begin(port, self.tell, "memo-used")
 
     def _note(self, name: str) -> None:
-        """Remember it for the index."""
+        """Remember the name for the next report to the index."""
         self._used[name] = None
         if len(self._used) > USED:
             self._used = {}
@@ -324,19 +327,19 @@ class Disk:
         self._read_in_front = front
 
     def tell(self) -> None:
-        """Tell the index which entries were read; on a fault they are forgotten."""
+        """Report to the index which entries were read; if that fails, the names are forgotten."""
         if used := self._untold():
             with suppress(TierError):
                 self.write(lambda index: index.used(used))
 
     def _untold(self) -> dict[str, None]:
-        """Names read since the last call."""
+        """Return the names read since the last call."""
         used, self._used = self._used, {}
         self._told_at = time.monotonic()
         return {**used, **dict.fromkeys(self._read_in_front())}
 
     def _again(self, name: str) -> tuple[Any, ...] | None:
-        """Look up once more, in the file that is at the index' path now."""
+        """Look up once more, in the file that is at the index's path now."""
         self.database.close()
         rows = self._read(_LOOKUP, name)
         return rows[0] if rows else None
@@ -357,7 +360,7 @@ class Disk:
         return None if text is None else Found(*text)
 
     def _record_in_file(self, name: str, files: str) -> tuple[bytes, Source | None] | None:
-        """A record too big for the index; looked up again when it was replaced meanwhile."""
+        """Read a record too big for the index; if it was replaced meanwhile, look it up again."""
         try:
             record = self.payloads.read(files)
             if record is None:
@@ -392,14 +395,14 @@ class Disk:
         self._look_after(port)
 
     async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
-        """See `memo.stores.protocols.StoresMany.store_many`: one transaction."""
+        """See `memo.stores.protocols.StoresMany.store_many`; it is one transaction."""
         if self._home.lost():
             raise self._home.fault()
         await port.offload(self._store_many, records)
         self._look_after(port)
 
     def _look_after(self, port: Port) -> None:
-        """Sweep and evict in the background after a store, if either is due."""
+        """After a store, sweep and evict in the background if either is due."""
         if self.is_sweep_due():
             self._begin(port, self._sweep, "memo-sweep")
         if self._is_over and time.monotonic() > self._evict_at:
@@ -442,7 +445,7 @@ class Disk:
     def _store_with_room(
         self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
     ) -> None:
-        """Store; on a full disk, remove entries that are worth less first."""
+        """Store; on a full disk, first remove less valuable entries."""
         size, once = len(record) + (payload.size if payload else 0), isinstance(payload, Arriving)
         self._with_room(size, self._store, name, record, payload, lifetime, once=once)
 
@@ -470,7 +473,7 @@ class Disk:
         raise TierUnavailable("the disk is full", told=True)
 
     def _relieve(self, size: int) -> bool:
-        """Remove entries of at least `size` bytes on a full disk; True if any went."""
+        """Remove entries of at least `size` bytes on a full disk; True if any was removed."""
         with suppress(TierError, sqlite3.Error):
             database = self._ready()
             with database.writing:
@@ -489,7 +492,7 @@ class Disk:
         if not size:
             self.write(self._keep, name, _row(record), lifetime)
             return
-        if not self._has_written:  # the first time: a process that died may have been here
+        if not self._has_written:  # the first store: a process that died may have left files
             self._has_written = True
             self._left_behind = self._left_behind or self.payloads.directory.exists()
         self.write(self._make_room, size + len(record))
@@ -505,11 +508,11 @@ class Disk:
             self._make_room(index, len(row.record or b"") + ROW)
         index.keep([(name, row, lifetime)])
         if row.name and not self._is_over:  # other processes may have used the freed space
-            with suppress(sqlite3.OperationalError):  # a lock of others: it is stored all the same
+            with suppress(sqlite3.OperationalError):  # locked by others: eviction can wait
                 self._is_over = not index.make_room(0)
 
     def _make_room(self, index: Index, size: int) -> None:
-        """Evict until `size` more bytes fit, after the index has heard what was read."""
+        """Report the reads to the index, then evict until `size` more bytes fit."""
         if index.has_room(size):
             return
         tight = index.lacking(size) > 0
@@ -520,7 +523,7 @@ class Disk:
         self._is_over = not index.make_room(size)
 
     def _evict(self) -> None:
-        """Evict what the budget lacks, in turns with stores that run, for `EVICTION` seconds."""
+        """Evict down to the budget for up to `EVICTION` seconds, taking turns with stores."""
 
         def evict(index: Index) -> None:
             self._is_over = not index.make_room(0)
@@ -539,7 +542,7 @@ class Disk:
         return bool(self.write(lambda index: index.delete(name)))
 
     async def clear(self, port: Port, prefix: str) -> int:
-        """See `memo.stores.protocols.Tier.clear`.  What dead writers left behind goes too."""
+        """See `memo.stores.protocols.Tier.clear`; also removes the files of dead writers."""
         count = await port.offload(self._clear, prefix)
         await self.sweep(port)
         return count
@@ -554,9 +557,10 @@ class Disk:
             self.write(lambda index: index.end_clearing())
 
     def _clear_in_parts(self, work: Callable[[Index, int], Cleared]) -> int:
-        """Delete what `work(index, last)` deletes in many transactions; how many entries.
+        """Delete what `work(index, last)` deletes, in many transactions; return the number.
 
-        Neither files are removed nor a long log written back while others wait for the index.
+        Files are removed and a long log is checkpointed only while no other process waits for the
+        index.
         """
 
         def below(last: int) -> Cleared:
@@ -575,7 +579,7 @@ class Disk:
         return count
 
     async def sweep(self, port: Port) -> int:
-        """Remove files of no entry and no living writer, and what was replaced long ago; how many.
+        """Remove files without an entry or a living writer, and old replaced entries; count them.
 
         Raises:
             TierError: the index cannot be read.
@@ -592,7 +596,7 @@ class Disk:
         return removed
 
     def is_sweep_due(self) -> bool:
-        """True if it is time to sweep, and no other process of this host has just done so."""
+        """True if a sweep is due and no other process of this host has just done one."""
         now = time.monotonic()
         pause = self._pause if self._left_behind else SWEEP
         if now < self.looked_at + pause:
@@ -614,7 +618,7 @@ class Disk:
         self._left_behind = False
         return True
 
-    # --- looking at ------------------------------------------------------------------------------
+    # --- listing ---------------------------------------------------------------------------------
 
     def entries(self, prefix: str = "") -> Iterator[Listed]:
         """Every entry whose name begins with `prefix`, by name; not for an event loop.
@@ -642,10 +646,10 @@ class Disk:
     async def newest(
         self, port: Port, prefixes: Sequence[str], most: int, *, all_of_them: bool
     ) -> list[Listed]:
-        """The entries stored last, at most so many for each prefix of names.
+        """Return the latest entries, at most `most` for each prefix of names.
 
         Args:
-            all_of_them: the prefixes cover most of what is here.
+            all_of_them: the prefixes cover most entries of the index.
 
         Raises:
             TierError: the index cannot be read.
@@ -661,9 +665,9 @@ class Disk:
         return [listed for listed in found if listed is not None]
 
     async def heads(self, port: Port, prefix: str) -> dict[str, int]:
-        """Count the names that begin with `prefix`, by what they have before the key.
+        """Count the names that begin with `prefix`, grouped by the part before the key.
 
-        In time that grows with the number of heads.
+        The time grows with the number of groups, not of names.
 
         Raises:
             TierError: the index cannot be read.
@@ -680,7 +684,7 @@ class Disk:
         return counts
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
-        """True if each of some names is here.
+        """For each of some names, return True if it is stored here.
 
         Raises:
             TierError: the index cannot be read.
@@ -689,7 +693,7 @@ class Disk:
         return await port.offload(lambda: [bool(self._read(statement, name)) for name in names])
 
     async def names(self, port: Port, prefix: str = "") -> list[str]:
-        """The names of all entries that begin with `prefix`.
+        """Return the names of all entries that begin with `prefix`.
 
         Raises:
             TierError: the index cannot be read.
@@ -719,7 +723,7 @@ class Disk:
         }
 
     def close(self) -> None:
-        """Let go of connections and descriptors; the next use opens them again."""
+        """Close connections and descriptors; the next use opens them again."""
         if self.database.is_open:
             self.tell()
         self._closed += 1
@@ -727,10 +731,10 @@ class Disk:
 
 
 def _row(record: bytes, *, outside: bool = False, where: str | None = None, size: int = 0) -> Row:
-    """The row of an entry.
+    """Return the index row of an entry.
 
     Args:
-        outside: the record lies in a file too.
+        outside: the record is stored in a file too.
         where: the name of its files.
         size: bytes of its files.
     """

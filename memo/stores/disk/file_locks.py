@@ -1,4 +1,7 @@
-"""Locks of one host: files that the kernel locks, and frees when their holder dies."""
+"""Locks between the processes of a host.
+
+Files that the kernel locks, and frees when a holder dies.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from memo.errors import SettingError, TierError
 from memo.runtime import fork, private_files
 
 _NAME = re.compile(r"[0-9a-f]{40}")
-"""The names that `Host.lock` gives to the files of locks; no other file is removed."""
+"""File names that `Host.lock` gives to locks; a sweep removes no other file."""
 
 
 class HostLock:
-    """A lock of this host, for one name: a file that the kernel locks, and frees with its holder.
+    """A lock of this host for one name: a locked file that the kernel frees when the holder dies.
 
-    Not to be shared by threads: each asks `Host.lock` for its own.
+    Not to be shared by threads: each thread asks `Host.lock` for its own.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,10 +29,10 @@ class HostLock:
         self._descriptor: int | None = None
 
     def try_acquire(self, holder: str = "") -> bool:
-        """Take it if it is free, and leave a text that names the holder.
+        """Take the lock if it is free, and write the holder's text into it.
 
         Raises:
-            TierError: the file cannot be made or locked.
+            TierError: the file cannot be created or locked.
         """
         if self._descriptor is not None:
             return False
@@ -61,22 +64,22 @@ class HostLock:
             os.close(descriptor)
             if not taken:
                 return False
-            # else unlinked by the holder before: this lock guards nothing
+            # otherwise the previous holder has unlinked the file, so this lock protects nothing
         self._descriptor = descriptor
         fork.renewed_in_child(self)
         self.label(holder)
         return True
 
     def label(self, holder: str) -> None:
-        """Leave another text that names the holder, where it is ours."""
+        """Replace the holder's text, if the lock is held here."""
         if self._descriptor is None:
             return
-        with suppress(OSError):  # a full disk: it is ours all the same, and only says nothing
+        with suppress(OSError):  # a full disk: the lock is held all the same, only without a text
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, holder.encode(), 0)
 
     def release(self) -> None:
-        """Free it; harmless when it is not held."""
+        """Release the lock; does nothing if it is not held."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
@@ -92,7 +95,7 @@ class HostLock:
         self.release()
 
     def holder(self) -> str:
-        """Label that the present holder left, or `""` while it is free."""
+        """Return the text of the present holder, or `""` if the lock is free."""
         if self._descriptor is not None:
             return os.pread(self._descriptor, 4096, 0).decode(errors="replace")
         try:
@@ -116,9 +119,9 @@ class HostLock:
 
 
 def sweep(directory: Path) -> int:
-    """Remove the files of locks whose holders died; their number.
+    """Remove the files of locks whose holders died; return their number.
 
-    A process that opened one meanwhile sees that it is gone, and makes another.
+    A process that has just opened such a file sees that it is gone, and creates another.
     """
     removed = 0
     with suppress(OSError), private_files.inside(directory) as folder:
@@ -140,7 +143,7 @@ def _sweep(folder: int, name: str) -> bool:
 
 
 def flock(descriptor: int, kind: int) -> bool:
-    """Lock an open file without waiting; False: another process holds it."""
+    """Lock an open file without waiting; False if another process has locked it."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

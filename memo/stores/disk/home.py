@@ -1,11 +1,11 @@
-"""The directory of a host: its state, and the warning with the fix if it cannot be used.
+"""The cache directory: whether it can be used, and the warning with the fix if not.
 
 Rules of this module:
 
 1.  The directory is *writable*, *read-only* (its files are read as they are), or *unusable*.  A
-    process that cannot use it caches in memory all the same.
-2.  One warning per process and directory says what is wrong, and how to fix it.
-3.  A fault is checked again after `AGAIN` seconds, and as soon as the directory changes.
+    process that cannot use it still caches in memory.
+2.  One warning per process and directory states the fault and the fix.
+3.  A fault is checked again after `AGAIN` seconds, or as soon as the directory changes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ WRITABLE: Final = "writable"
 READ_ONLY: Final = "read-only"
 UNUSABLE: Final = "unusable"
 AGAIN = 1.0
-"""Seconds after which a directory that cannot be used is tried again."""
+"""Seconds after which an unusable directory is tried again."""
 TICK = 0.001
-"""Seconds for which it is taken to be as it was, without a look."""
+"""Seconds for which the last known state is used without a check."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Errors of a full disk."""
 _CLOSED = frozenset(
@@ -40,7 +40,7 @@ _CLOSED = frozenset(
         *(errno.ELOOP, errno.ENAMETOOLONG),
     }
 )
-"""Errors that say that the directory is not for this process, rather than a passing fault."""
+"""Errors that mean that this process may not use the directory, rather than a passing fault."""
 _FIX = (
     "To keep results on disk, set MEMO_DIRECTORY (or configure(directory=...)) to a directory that"
     " this user owns and can write."
@@ -52,15 +52,16 @@ class DirectoryWarning(RuntimeWarning):
 
 
 class Home:
-    """One cache directory, as this process may use it.
+    """A cache directory, as this process can use it.
 
     Args:
-        path: where; made, with mode 0700, where it is missing.
-        root: the setting's directory, where `path` is a folder in it.
+        path: the directory; created with mode 0700 if it is missing.
+        root: the directory of the setting, if `path` is inside it.
 
     Attributes:
-        state, why: what is known of it so far.
-        relieve: frees a number of bytes on a full disk by removing entries; True if any went.
+        state, why: what is known so far.
+        relieve: frees a number of bytes on a full disk by removing entries; True if any was
+            removed.
     """
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
@@ -78,7 +79,10 @@ class Home:
     # --- asking ----------------------------------------------------------------------------------
 
     def lost(self) -> bool:
-        """True if it cannot be used, as far as is known; looks at it once a tick, in 2 µs."""
+        """True if the directory is known to be unusable.
+
+        Checks it at most once per tick, in 2 µs.
+        """
         if self.state != UNUSABLE:
             return False
         now = time.monotonic()
@@ -90,7 +94,7 @@ class Home:
         return True
 
     def open(self) -> str:
-        """`WRITABLE` or `READ_ONLY`, after it was made where it was missing.
+        """Return `WRITABLE` or `READ_ONLY`; creates the directory if it is missing.
 
         Raises:
             TierUnavailable: it cannot be used; a warning has said so.
@@ -123,10 +127,10 @@ class Home:
         return state
 
     def _state_after(self, error: OSError | SettingError) -> str:
-        """Read-only, if that is all that is wrong.
+        """Return `READ_ONLY` if the directory can at least be read.
 
         Raises:
-            TierUnavailable: it is not.
+            TierUnavailable: it cannot.
         """
         if self._is_readable():
             return READ_ONLY
@@ -137,9 +141,9 @@ class Home:
         raise error
 
     def _is_readable(self) -> bool:
-        """True if this process may read it and not write it, and only its owner may write it.
+        """True if this process can read but not write the directory, and only its owner can.
 
-        What root has put there and this user cannot change is read, as a container's image has it.
+        Files of root that this user cannot change may be read, as in a container image.
         """
         try:
             facts = os.stat(self._text)
@@ -156,7 +160,7 @@ class Home:
     # --- faults ----------------------------------------------------------------------------------
 
     def refuse(self, why: str) -> TierUnavailable:
-        """Mark it as unusable for now; return the error to raise."""
+        """Mark the directory as unusable for now, and return the error to raise."""
         self.state, self.why = UNUSABLE, why
         self._seen = self._facts()
         self._again = time.monotonic() + AGAIN
@@ -167,7 +171,7 @@ class Home:
         return self.fault()
 
     def full(self) -> None:
-        """Nothing more can be written, even after removing all our own entries."""
+        """Warn that nothing more can be written even though all our own entries were removed."""
         self.why = "the disk is full"
         self._warn(
             f"the disk of the cache directory {self.path} is full, and removing its own entries"
@@ -190,11 +194,11 @@ class Home:
             return
         self._told = True
         events.emit(events.Event(events.ERROR, tier="disk", reason="directory", detail=text))
-        with suppress(Warning):  # made an error by a filter: the caller gets a result all the same
+        with suppress(Warning):  # a filter made it an error; the caller still gets its result
             warnings.warn(f"memo: {text}", DirectoryWarning, stacklevel=2)
 
     def health(self) -> dict[str, Any]:
-        """Facts for `memo.health()`: directory, state, and what is wrong with the fix, if any."""
+        """Return facts for `memo.health()`: directory, state, fault and fix."""
         facts: dict[str, Any] = {"directory": self._text, "state": self.state or "not used yet"}
         if self.why:
             facts.update(why=self.why, fix=_FIX)
@@ -214,4 +218,4 @@ def is_full(error: BaseException | None) -> bool:
 
 
 _FULL_IO = frozenset({10 | (19 << 8), 10 | (3 << 8)})
-"""SQLite's codes for a shared memory file that cannot grow, and a write that failed."""
+"""SQLite's codes for a shared memory file that cannot grow, and for a failed write."""

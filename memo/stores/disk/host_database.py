@@ -1,22 +1,22 @@
-"""The ledger: `host.sqlite`, in which the processes of a host keep what they share.
+"""The ledger: `host.sqlite`, in which the processes of a host store what they share.
 
 Rules of this module:
 
-1.  It holds the generations, the journal and the host's id.  What is committed as durable is on the
-    disk (fsync) when `write` returns.
-2.  A process keeps a *mirror* of the groups that it uses.  The mirror is true while the *bell* is
-    silent: 16 bytes in a file that all processes map, written anew after every commit.  Looking at
-    it costs 0.1 µs, where `PRAGMA data_version` costs 3 µs.  At most every `TICK` seconds the file
-    itself is looked at too, for what happens without a bell: a writer that was killed between its
+1.  It stores the generations, the journal and the host's id.  A durable commit is on the disk
+    (fsync) when `write` returns.
+2.  A process keeps a *mirror* of the groups that it uses.  The mirror is current as long as the
+    *bell* has not changed: 16 bytes in a file that all processes map, rewritten after every commit.
+    Checking it costs 0.1 µs, where `PRAGMA data_version` costs 3 µs.  At most every `TICK` seconds
+    the file itself is checked too, for changes without a bell: a writer that was killed between its
     commit and the bell, or a directory that was removed.
-3.  The bell also holds the number of the last commit.  A database that is older than its bell has
-    lost commits, so perhaps an invalidation: it is set aside.
-4.  Groups die.  Each has a time up to which an entry may name it, which grows with use; `sweep`
-    forgets those whose time is over.  Whatever still names one is a miss, since a group that is
-    begun again has another token; and since a mirror cannot see what is gone from the table, each
-    process begins its own anew.
-5.  In doubt, a miss.  A damaged file is set aside: all its generations are lost,
-    which every entry notices; what can still be read of the journal is carried over.
+3.  The bell also holds the number of the last commit.  A database older than its bell has lost
+    commits, perhaps an invalidation: it is set aside.
+4.  Groups expire.  Each has a time until which an entry may name it, extended by use; `sweep`
+    deletes those past that time.  An entry that still names a deleted group is a miss, since a
+    group that is created again has another token.  A mirror cannot see what was deleted from the
+    table, so after a sweep each process starts its mirror anew.
+5.  If in doubt, a miss.  A damaged file is set aside: all its generations are lost, which
+    invalidates every entry; readable rows of the journal are carried over.
 """
 
 from __future__ import annotations
@@ -44,38 +44,38 @@ from memo.validity.stamps import SHAPES
 
 T = TypeVar("T")
 TICK = 0.001
-"""Seconds for which a silent bell is believed without a look at the file."""
+"""Seconds for which an unchanged bell is trusted without checking the file."""
 MIRROR = 65_536
-"""Most groups in the mirror; past that it starts again empty."""
+"""Most groups in the mirror; beyond it the mirror starts again empty."""
 STATES = 1024
-"""Most states of one group in the mirror; past that they are computed again."""
+"""Most cached states of one group in the mirror; beyond it they are computed again."""
 GROUPS = 1_000_000
-"""Most groups; past that, opening the file forgets the oldest half, which costs only misses."""
+"""Most groups; beyond it, opening the file deletes the oldest half, which costs only misses."""
 ROOM = 1 << 20
-"""Bytes that are freed on a full disk, so that an invalidation can be written."""
+"""Bytes to free on a full disk, so that an invalidation can be written."""
 TRIES = 3
-"""Attempts of a use when the file is replaced or set aside meanwhile."""
+"""Number of attempts if the file is replaced or set aside during a use."""
 FAULTS = (sqlite3.Error, OSError, ValueError, TypeError)
 LAST_COMMIT = 1 << 62
-"""Numbers of commits end below this; they begin at the time in microseconds, about 1 << 51."""
+"""Upper bound of commit numbers; they start at the time in microseconds, about 1 << 51."""
 _FORMAT = 1
 _BELL = struct.Struct("=QQ")
 SQL = sqlite_file.statements("generations")
 _SCHEMA = ("meta", "groups", "generations", "journal", "groups_changed", "lives", "lives_until")
 BEGUN = 86_400
-"""Seconds that a group lives, at least, from when a computation that names it began."""
+"""Shortest life of a group in seconds, counted from the start of a computation that names it."""
 TOMB = 120
-"""Seconds that a group lives which an invalidation finds missing: nothing is stored under it."""
+"""Life in seconds of a group that an invalidation had to create: nothing is stored under it."""
 EVER = 1 << 62
-"""The end of a group that an entry without a ttl names."""
+"""Expiry of a group that an entry without a ttl names."""
 
 
 class Group:
-    """A group in the mirror: never changed, only replaced.
+    """A group in the mirror: immutable, so it is replaced when it changes.
 
     Attributes:
         fields: as in the table.
-        plain: the state of every ref with arguments, while no shape was ever invalidated.
+        plain: the state of every ref with arguments, as long as no shape was ever invalidated.
     """
 
     __slots__ = ("_states", "fields", "plain")
@@ -96,9 +96,9 @@ class Group:
 
 
 class ReadBell(Sequence[int]):
-    """A bell that is read, not mapped, since others may cut it short: 0.5 µs instead of 0.05.
+    """A bell that is read, not mapped (0.5 µs instead of 0.05), as others may truncate its file.
 
-    What is missing reads as 0, which is what no bell says that has been heard.
+    Missing bytes read as 0, a value that no bell ever has.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -123,12 +123,12 @@ class Ledger:
 
     Attributes:
         bell: its first number changes after every commit of any process.
-        heard: what it was when the mirror was brought up to date.
-        tick: when the file itself must be looked at again, by `time.monotonic`.
+        heard: that number when the mirror was last brought up to date.
+        tick: when the file itself must be checked again, by `time.monotonic`.
         groups: the mirror.
-        commit: the number of a commit that the mirror is at least as new as.
+        commit: the number of a commit that the mirror includes.
         journal: (row, at, due) of every journalled invalidation.
-        lives: when groups in the mirror may be forgotten, in Unix seconds, as far as it is known.
+        lives: when groups in the mirror may be deleted, in Unix seconds, as far as known.
     """
 
     def __init__(self, home: Home, clock: Clock) -> None:
@@ -161,7 +161,7 @@ class Ledger:
             return
         connection.execute("PRAGMA synchronous=NORMAL")
         bell = self._map_bell()
-        heard = bell[1]  # before the commit is read: it may go on, and must not have gone back
+        heard = bell[1]  # read before the commit, which must not be older
         facts = _facts(connection)
         if facts:
             _check(facts, heard)
@@ -173,7 +173,7 @@ class Ledger:
         self.bell = bell
 
     def _make(self, connection: sqlite3.Connection) -> dict[str, Any]:
-        """A new ledger, unless another process has been quicker; its facts."""
+        """Create a ledger, unless another process was faster; return its facts."""
 
         def make(connection: sqlite3.Connection) -> dict[str, Any]:
             for name in _SCHEMA:
@@ -183,10 +183,10 @@ class Ledger:
         return _alone(connection, make)
 
     def _founded(self, connection: sqlite3.Connection) -> dict[str, Any]:
-        """A new ledger: its numbers begin where no bell of an older one has been."""
+        """Create a ledger whose numbers start above those of any older bell."""
         bell: Any = self._map_bell()
         rung = bell[1]
-        if rung >= LAST_COMMIT:  # garbage, which no later number could pass
+        if rung >= LAST_COMMIT:  # garbage, since no later number could exceed it
             bell[1] = 0
         first = max(time.time_ns() // 1000, bell[1] + 1)
         facts = {"format": _FORMAT, "commit": first, "id": os.urandom(8).hex()}
@@ -197,9 +197,9 @@ class Ledger:
         return facts
 
     def _carried(self, rung: int) -> list[tuple[int, str, str]]:
-        """Rows that a new ledger takes from the journal of the one before, if there was one."""
+        """Return the rows that a new ledger takes over from the journal before it, if any."""
         rows, self._rescued = self._rescued, None
-        if rows is None and rung:  # there is a bell: its ledger was removed
+        if rows is None and rung:  # there is a bell, so its ledger was removed
             from memo.stores.disk import recovery
 
             rows = recovery.lost(self.database.path, self.clock.wall_ns())
@@ -210,8 +210,10 @@ class Ledger:
             descriptor = private_files.open_or_create("host.bell", folder)
         try:
             if os.fstat(descriptor).st_size != _BELL.size:
-                os.pwrite(descriptor, bytes(_BELL.size), 0)  # so that a full disk says so here
-                os.ftruncate(descriptor, _BELL.size)  # never less: others may have it mapped
+                os.pwrite(descriptor, bytes(_BELL.size), 0)  # so that a full disk is reported here
+                os.ftruncate(
+                    descriptor, _BELL.size
+                )  # never shorter, since others may have it mapped
             if ownership.exposed(self.directory):
                 return ReadBell(os.dup(descriptor))
             return memoryview(mmap.mmap(descriptor, _BELL.size)).cast("Q")
@@ -219,7 +221,7 @@ class Ledger:
             os.close(descriptor)
 
     def _before_aside(self) -> None:
-        """Save what can be read of the journal, and wake all users of the damaged file."""
+        """Save the readable rows of the journal, and notify all users of the damaged file."""
         from memo.stores.disk import recovery
 
         self._rescued = recovery.before_aside(self.database.path, self.clock.wall_ns())
@@ -228,7 +230,7 @@ class Ledger:
             bell[0] = int.from_bytes(os.urandom(8))
 
     def ready(self) -> Database:
-        """The database, open.
+        """Return the database, opened.
 
         Raises:
             TierError: it cannot be opened.
@@ -245,7 +247,7 @@ class Ledger:
 
     @property
     def is_at_hand(self) -> bool:
-        """True if it can be asked without a wait."""
+        """True if it can be read without waiting."""
         return self.database.is_open or self.home.lost()
 
     def close(self) -> None:
@@ -254,7 +256,7 @@ class Ledger:
             self._forget()
 
     def is_there(self) -> bool:
-        """True if there may be a file of ours, readable or not."""
+        """True if the file may exist, readable or not."""
         try:
             if os.stat(self.directory).st_uid != os.geteuid():
                 return False
@@ -276,7 +278,7 @@ class Ledger:
         for _ in range(TRIES):
             try:
                 database = self.ready()
-            except TierUnavailable:  # there is nothing to read: every group is lost
+            except TierUnavailable:  # nothing can be read, so every group is lost
                 self._forget()
                 return
             if database.moved():
@@ -292,10 +294,10 @@ class Ledger:
         raise TierError("host.sqlite does not stay in its place")
 
     def suffer(self, error: BaseException) -> None:
-        """After a damaged file was set aside it may be tried again; after anything else not.
+        """Return if a damaged file was set aside, so that the use can be tried again.
 
         Raises:
-            TierError: it may not.
+            TierError: any other fault.
         """
         fault = self.database.suffer(error)
         if not sqlite_file.damaged(error):
@@ -317,7 +319,7 @@ class Ledger:
         self.tick = tick
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
-        swept = swept_at(connection)  # before the changes are read: it must be none of the later
+        swept = swept_at(connection)  # read before the changes, so that a later sweep is not missed
         rows = connection.execute(
             "SELECT name, changed, renewed FROM groups WHERE changed > ?", (self.commit,)
         ).fetchall()
@@ -337,7 +339,7 @@ class Ledger:
         self.commit = max(self.commit, swept, *(row[1] for row in rows))
 
     def load(self, name: str) -> Group:
-        """A group that was not in the mirror."""
+        """Load a group that is not in the mirror."""
         for _ in range(TRIES):
             try:
                 database = self.ready()
@@ -358,7 +360,7 @@ class Ledger:
         raise TierError("host.sqlite is damaged again and again")
 
     def select(self, statement: str, *values: object) -> list[Any]:
-        """The rows of a query, from the file as it is now.
+        """Return the rows of a query on the file as it is now.
 
         Raises:
             TierError: the file cannot be read.
@@ -375,11 +377,11 @@ class Ledger:
     # --- writing ---------------------------------------------------------------------------------
 
     def write(self, work: Callable[[sqlite3.Connection, int], bool], *, durable: bool) -> None:
-        """Run `work(connection, commit)` in a transaction; it says whether it changed anything.
+        """Run `work(connection, commit)` in a transaction; it returns True if it changed anything.
 
         Args:
-            work: may run again, when the file was replaced meanwhile.
-            durable: whether the commit must be on the disk when this returns.
+            work: may be called again if the file was replaced meanwhile.
+            durable: the commit must be on the disk when this returns.
 
         Raises:
             TierError: it could not be committed.
@@ -435,7 +437,7 @@ class Ledger:
 
 
 def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> dict[str, str]:
-    """The fields of a group that changed after a commit."""
+    """Return the fields of a group that changed after a commit."""
     rows = connection.execute(
         "SELECT field, value FROM generations WHERE name = ? AND changed > ?", (group, since)
     )
@@ -443,24 +445,24 @@ def fields_of(connection: sqlite3.Connection, group: str, since: int = -1) -> di
 
 
 def lives_until(connection: sqlite3.Connection, group: str) -> int:
-    """The time from which a group may be forgotten, in Unix seconds; 0: not known here."""
+    """Return when a group may be deleted, in Unix seconds; 0 if unknown."""
     row = connection.execute("SELECT until FROM lives WHERE name = ?", (group,)).fetchone()
     return row[0] if row and isinstance(row[0], int) else 0
 
 
 def outlive(connection: sqlite3.Connection, groups: Iterable[str], until: int) -> None:
-    """Let groups live so long at least."""
+    """Extend the life of groups to at least this time."""
     connection.executemany(SQL["outlive"], [(name, until) for name in groups])
 
 
 def swept_at(connection: sqlite3.Connection) -> int:
-    """The number of the last commit that forgot groups; 0: none did."""
+    """Return the number of the last commit that deleted groups; 0: none did."""
     row = connection.execute("SELECT value FROM meta WHERE name = 'swept'").fetchone()
     return row[0] if row and isinstance(row[0], int) else 0
 
 
 def forget(connection: sqlite3.Connection, groups: Iterable[str], commit: int) -> None:
-    """Forget groups, as part of a commit: what names them is a miss, and never comes back."""
+    """Delete groups, as part of a commit: entries that name them become misses for good."""
     names = [(name,) for name in groups]
     for table in ("generations", "groups", "lives"):
         connection.executemany(f"DELETE FROM {table} WHERE name = ?", names)  # noqa: S608 - constants
@@ -484,7 +486,7 @@ def change_fields(connection: sqlite3.Connection, group: str, change: Change, co
 
 
 def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    """Do something in a separate transaction."""
+    """Run `work` in a transaction of its own."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         done = work(connection)
@@ -496,7 +498,7 @@ def _alone(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], 
 
 
 def _facts(connection: sqlite3.Connection) -> dict[str, Any]:
-    """Facts stored in a ledger; none where there is no ledger, or only half of one.
+    """Return the facts stored in a ledger; empty if there is no complete ledger.
 
     Raises:
         sqlite3.Error: it cannot be read.
@@ -516,13 +518,13 @@ def _check(facts: Mapping[str, Any], heard: int) -> None:
 
 
 def _crowd(connection: sqlite3.Connection) -> int:
-    """The number of groups beyond the limit; 0 while an invalidation is on its way."""
+    """Return the number of groups beyond the limit; 0 while an invalidation is in the journal."""
     groups, journalled = connection.execute(SQL["counts"]).fetchone()
     return 0 if groups <= GROUPS or journalled else groups - GROUPS // 2
 
 
 def _prune(connection: sqlite3.Connection) -> None:
-    """Forget the oldest groups where there are too many."""
+    """Delete the oldest groups if there are too many."""
     crowd = _crowd(connection)
     connection.execute(SQL["prune_generations"], (crowd,))
     connection.execute(SQL["prune_groups"], (crowd,))

@@ -1,8 +1,8 @@
-"""The host: what the processes of one machine share, under one owner-only directory.
+"""The host: state that the processes of one machine share, in one owner-only directory.
 
-Generations and the journal lie in the `host_database`; each lock is a separate file.  An
-invalidation
-is on the disk when it returns; so is its journal row, in the same transaction.
+Generations and the journal are stored in the `host_database`; each lock is a file of its own.  When
+an invalidation returns, it is on the disk, and so is its journal row, written in the same
+transaction.
 """
 
 from __future__ import annotations
@@ -48,34 +48,34 @@ if TYPE_CHECKING:
     from memo.stores.disk.recovery import Row
 
 UNREAD = 3
-"""Attempts to open and read a file before it is set aside."""
+"""Number of attempts to open and read a file before it is set aside."""
 COPIED = 1.0
-"""Seconds for which a copy of a file that cannot be opened stands for it."""
+"""Seconds for which a copy is used in place of a file that cannot be opened."""
 UNWRITTEN = "an invalidation could not be written yet"
 LATE_AGAIN = 1.0
-"""Seconds after which changes that the file could not take are tried again."""
+"""Seconds after which changes that could not be written are tried again."""
 OWED_AGAIN = 0.25
 """Seconds after which an invalidation that could not be written is tried again."""
 SWEEP = 60.0
-"""Seconds between two searches of a process for groups whose time is over."""
+"""Seconds between two searches of a process for expired groups."""
 SWEPT = 500
-"""Groups that are forgotten in one transaction at most: others may write in between."""
+"""Most groups that are deleted in one transaction: between two of them others may write."""
 GIVE_WAY = 0.002
 """Seconds between two such transactions."""
 SPARE = 3600
-"""Seconds that a group may live longer than it must, so that its time is seldom written."""
+"""Seconds by which a group's life is extended beyond need, so that it is written rarely."""
 WAITING = 1000
-"""Most invalidations that wait for the next shared tier; past that they become one."""
+"""Most invalidations that wait for the next shared tier; beyond it they become one."""
 NEVER = (UnicodeError, OverflowError, sqlite3.DataError)
-"""Causes of a fault that is in what was to be written, not in the file."""
+"""Errors that are caused by the data to be written, not by the file."""
 OVERDUE = 5 * SECOND
-"""Nanoseconds after which a journalled invalidation is due: its process has died."""
+"""Nanoseconds after which a journalled invalidation is due: its process must have died."""
 _ANYWHERE = '%"to": ["*"]}'
 """End of the note of an invalidation that is meant for the next shared tier in use."""
 
 
 class Reading(list[State]):
-    """States as a host read them, with the number of a commit that they are no older than."""
+    """States as a host read them, with the number of a commit that they include."""
 
     __slots__ = ("commit",)
 
@@ -116,11 +116,11 @@ class HostGenerations:
         return Reading(states, commit)
 
     def texts(self, claims: Iterable[Claim]) -> list[str]:
-        """The text of what each generation reads now; as `read`, without making refs or states.
+        """Return the present token of each generation; as `read`, without creating refs or states.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
-            EntryError: a claim cannot be read.
+            EntryError: a claim is malformed.
         """
         ledger = self._up_to_date()
         groups = ledger.groups
@@ -138,7 +138,7 @@ class HostGenerations:
         return found
 
     def _up_to_date(self) -> Ledger:
-        """The ledger, when all that was invalidated so far is in its mirror.
+        """Return the ledger once its mirror includes every invalidation so far.
 
         Raises:
             TierError: the file cannot be read, or an invalidation is still to be written.
@@ -151,13 +151,13 @@ class HostGenerations:
         return ledger
 
     def learn(self, refs: Sequence[Ref], before: Sequence[State], now: Sequence[State]) -> None:
-        """Adopt what a shared authority reads, where this host still reads `before`.
+        """Adopt the states that a shared authority reads, if this host still reads `before`.
 
-        Not where an invalidation of this host is on its way to that authority, or arrived there
-        only after `before` was read: `now` may then be from before it.
+        Not if an invalidation of this host is still on its way to that authority, or arrived there
+        only after `before` was read: `now` may not include it.
 
         Args:
-            before: as `read` gave it, before `now` was read.
+            before: the result of `read` before `now` was read.
 
         Raises:
             TierError: it could not be written.
@@ -200,7 +200,7 @@ class HostGenerations:
         return await port.offload(self._begin, refs)
 
     def _begin(self, refs: Sequence[Ref]) -> list[State]:
-        born = Change({ALL: stamps.token()})  # of all of them: equal tokens deflate well in stamps
+        born = Change({ALL: stamps.token()})  # one for all: equal tokens compress well
 
         names = dict.fromkeys(ref.group for ref in refs)
 
@@ -221,7 +221,7 @@ class HostGenerations:
         self._lasts(names, self._now() + BEGUN)
         return found
 
-    # --- groups die ------------------------------------------------------------------------------
+    # --- expiry of groups ------------------------------------------------------------------------
 
     def _now(self) -> int:
         return self.ledger.clock.wall_ns() // SECOND
@@ -233,7 +233,7 @@ class HostGenerations:
         lives.update(dict.fromkeys(names, until))
 
     async def outlive(self, port: Port, groups: Iterable[str], lifetime: float | None) -> None:
-        """See `memo.stores.protocols.HostGenerations.outlive`; seldom writes."""
+        """See `memo.stores.protocols.HostGenerations.outlive`; writes rarely."""
         now, lives = self._now(), self.ledger.lives
         end = EVER if lifetime is None else now + int(lifetime) + 1
         short = [name for name in groups if lives.get(name, 0) < end]
@@ -246,12 +246,12 @@ class HostGenerations:
             outlive(connection, groups, until)
             return True
 
-        with suppress(TierError):  # then they may be forgotten early: a miss, no more
+        with suppress(TierError):  # the groups may be deleted early, which costs only misses
             self.ledger.write(work, durable=False)
         self._lasts(groups, until)
 
     def sweep_due(self) -> bool:
-        """True if it is time to `sweep`, once for each time."""
+        """True if a `sweep` is due; only once for each time it is."""
         now = time.monotonic()
         if now < self._sweep_at:
             return False
@@ -259,9 +259,9 @@ class HostGenerations:
         return True
 
     async def sweep(self, port: Port) -> int:
-        """Forget the groups that no entry can name any more; how many.
+        """Delete the groups that no entry can name any more; return their number.
 
-        Not those in which an invalidation is on its way to a shared tier.
+        Groups with an invalidation on its way to a shared tier are kept.
         """
         return await port.offload(self._sweep)
 
@@ -275,7 +275,7 @@ class HostGenerations:
             time.sleep(GIVE_WAY)
 
     async def clear(self, port: Port) -> None:
-        """Forget all groups but that of the namespace, whose invalidation stays known."""
+        """Delete all groups except the namespace's, whose invalidation must stay known."""
         await port.offload(self._clear)
 
     def _clear(self) -> None:
@@ -283,7 +283,7 @@ class HostGenerations:
             time.sleep(GIVE_WAY)
 
     def _forget_some(self, which: Callable[[sqlite3.Connection], list[str]]) -> int:
-        """Forget groups, a transaction full.
+        """Delete groups, up to `SWEPT` in one transaction.
 
         Raises:
             TierError: it could not be written.
@@ -302,7 +302,7 @@ class HostGenerations:
     # --- not written yet -------------------------------------------------------------------------
 
     def _write_late(self) -> None:
-        """Write what the file could not take, if it can by now."""
+        """Write the changes that could not be written before, if that is possible now."""
         self._pay_at = time.monotonic() + LATE_AGAIN
         written: tuple[object, ...] = ()
 
@@ -316,9 +316,9 @@ class HostGenerations:
             self._unwritten.forget(written)
 
     def names(self, kind: str, most: int) -> list[str]:
-        """Names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`.
+        """Return the names of the groups of one kind (`"f:"`, `"p:"`, `"t:"`), at most `most`.
 
-        Not those in which something was invalidated, but nothing ever stored.
+        Groups that were invalidated but never used by an entry are left out.
 
         Raises:
             TierError: the file cannot be read.
@@ -343,7 +343,7 @@ class HostGenerations:
         return found
 
     def all_names(self) -> list[str]:
-        """All groups that have a `*`.
+        """Return all groups that have a `*`.
 
         Raises:
             TierError: the file cannot be read.
@@ -365,10 +365,10 @@ class HostGenerations:
         self.ledger.write(work, durable=True)
 
     def owe(self, turns: Sequence[Turn], note: str, error: TierError) -> str:
-        """Handle an invalidation that could not be written; returns what happens now, in words.
+        """Keep an invalidation that could not be written; return what happens next, as text.
 
-        Where the directory is not for this process it holds in this process.  After any other
-        fault this process reads nothing here until it is written.
+        If this process cannot use the directory, the invalidation holds in this process.  After any
+        other fault this process reads nothing here until it is written.
 
         Raises:
             TierError: it can never be written, so it must not block all others.
@@ -392,7 +392,7 @@ class HostGenerations:
         for write in list(self._owed):
             self._pay_at = time.monotonic() + OWED_AGAIN
             write()
-            with suppress(ValueError):  # another thread has
+            with suppress(ValueError):  # another thread has removed it
                 self._owed.remove(write)
         self._pay_at = 0.0
 
@@ -404,29 +404,29 @@ class HostGenerations:
 
 
 def _is_closed(error: TierError) -> bool:
-    """True if a fault is that the directory is missing, not writable, or on a full disk."""
+    """True if the fault is that the directory is missing, not writable, or on a full disk."""
     return isinstance(error, TierUnavailable) or home.is_full(error.__cause__)
 
 
 def _dead(connection: sqlite3.Connection, now: int) -> list[str]:
-    """Groups whose time is over, a transaction full."""
+    """Return groups whose life has ended, as many as one transaction deletes."""
     return [name for (name,) in connection.execute(SQL["dead"], (now, SWEPT))]
 
 
 def _others(connection: sqlite3.Connection) -> list[str]:
-    """All groups but that of the namespace, a transaction full."""
+    """Return groups other than the namespace's, as many as one transaction deletes."""
     rows = connection.execute("SELECT name FROM groups WHERE name <> 'n' LIMIT ?", (SWEPT,))
     return [name for (name,) in rows]
 
 
 def _held(connection: sqlite3.Connection) -> set[str]:
-    """The groups that an invalidation on its way concerns."""
+    """Return the groups with an invalidation in the journal."""
     rows = connection.execute("SELECT turns FROM journal").fetchall()
     return {turn.group for (text,) in rows for turn in _unpacked(text)}
 
 
 def _is_shared(connection: sqlite3.Connection) -> bool:
-    """True if a process of this host may have a shared tier that this one does not have."""
+    """True if some process of this host may use a shared tier that this one does not use."""
     return connection.execute("SELECT 1 FROM meta WHERE name = 'shared'").fetchone() is not None
 
 
@@ -436,7 +436,7 @@ def _mark_shared(connection: sqlite3.Connection) -> bool:
 
 
 def _leave_word(connection: sqlite3.Connection, at: int, turns: str, note: str) -> None:
-    """Journal an invalidation for the next shared tier in use, each target once."""
+    """Journal an invalidation for the next shared tier in use, once per target."""
     connection.execute("DELETE FROM journal WHERE note LIKE ? AND turns = ?", (_ANYWHERE, turns))
     count = "SELECT count(*) FROM journal WHERE note LIKE ?"
     if connection.execute(count, (_ANYWHERE,)).fetchone()[0] >= WAITING:
@@ -469,7 +469,10 @@ def _learn(
 
 
 class Journal:
-    """Invalidations that a shared tier has not had yet; see `memo.stores.protocols.Journal`."""
+    """Invalidations that a shared tier has not received yet.
+
+    See `memo.stores.protocols.Journal`.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -480,7 +483,7 @@ class Journal:
         self._unread = 0
 
     def add(self, turns: Sequence[Turn], note: str) -> int:
-        """Write one down and turn the host's own generations, in one durable transaction.
+        """Journal an invalidation and turn the host's own generations, in one durable transaction.
 
         Raises:
             TierError: it could not be written.
@@ -503,10 +506,10 @@ class Journal:
         return number
 
     def fail(self, row: int) -> None:
-        """Note that it did not reach the shared tier: it is due from now on.
+        """Record that an invalidation did not reach the shared tier: it is due from now on.
 
         Raises:
-            TierError: it could not be written; then it is due at once for this process, and for
+            TierError: it could not be written; the row is then due at once in this process, and in
                 others `OVERDUE` after it was added.
         """
         self._failed.add(row)
@@ -518,10 +521,10 @@ class Journal:
         self.ledger.write(work, durable=False)
 
     def done(self, row: int) -> None:
-        """Note that it reached the shared tier.
+        """Record that an invalidation reached the shared tier.
 
         Raises:
-            TierError: it could not be written; then other processes replay it once more.
+            TierError: it could not be written; other processes then replay it once more.
         """
         self._struck_here().add(row)
 
@@ -540,22 +543,22 @@ class Journal:
         self._failed.discard(row)
 
     async def overdue(self, port: Port) -> bool:
-        """As `due`, in a thread where the file must be opened."""
+        """As `due`, in a thread if the file has to be opened."""
         if self.ledger.is_at_hand:
             return self.due()
         return await port.offload(self.due)
 
     def maybe_due(self) -> bool:
-        """As `overdue`, at once: True where the file must be opened to tell."""
+        """As `due`, without waiting: True if the file has to be opened first."""
         return not self.ledger.is_at_hand or self.due()
 
     def due(self) -> bool:
-        """True if any must be replayed before the next read from a shared tier; about 0.3 µs.
+        """True if rows must be replayed before a shared tier is read; about 0.3 µs.
 
-        Not where there is no file and none can be made: nothing was ever written down there.
+        False if there is no file and none can be created: nothing was ever journalled there.
 
         Raises:
-            TierError: the file cannot be read, in no way.
+            TierError: the file cannot be read at all.
         """
         ledger = self.ledger
         if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
@@ -566,10 +569,10 @@ class Journal:
         return bool(ledger.journal) and any(map(self._is_due, ledger.journal))
 
     def _salvaged(self, error: TierError) -> list[Row]:
-        """The rows that are due, from a copy of a file that cannot be opened.
+        """Return the due rows from a copy of a file that cannot be opened.
 
         Raises:
-            TierError: it cannot be read either; after `UNREAD` times it is set aside.
+            TierError: the copy cannot be read either; after `UNREAD` times the file is set aside.
         """
         if time.monotonic() > self._copied_until:
             from memo.stores.disk import recovery
@@ -588,7 +591,7 @@ class Journal:
         return [row for row in self._copy if self._is_due(row[:3])]
 
     def _struck_here(self) -> set[int]:
-        """Rows that this process has replayed, in the file that is open."""
+        """Return the rows of the open file that this process has replayed."""
         if self._struck[0] != self.ledger.database.opened:
             self._struck = self.ledger.database.opened, set()
         return self._struck[1]
@@ -602,7 +605,7 @@ class Journal:
         return not 0 <= self.ledger.clock.wall_ns() - at < OVERDUE
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:
-        """(number, turns, note) of those that are due, oldest first.
+        """Return (row, turns, note) of the rows that are due, oldest first.
 
         Raises:
             TierError: the file cannot be read.
@@ -621,7 +624,7 @@ def _packed(turns: Iterable[Turn]) -> str:
 
 
 def _unpacked(text: str) -> list[Turn]:
-    """The turns of a journal row; of one that cannot be read: the whole namespace."""
+    """Parse the turns of a journal row; an unreadable row stands for the whole namespace."""
     try:
         rows = json.loads(text)
         return [Turn(g, tuple((n, d) for n, d in pairs), bool(whole)) for g, pairs, whole in rows]
@@ -632,7 +635,7 @@ def _unpacked(text: str) -> list[Turn]:
 def _turn(
     connection: sqlite3.Connection, turns: Iterable[Turn], note: str, commit: int, now: int
 ) -> None:
-    """Write invalidations; a group is read and written once, however many of them are in it."""
+    """Write invalidations; each group is read and written once, however many turns it has."""
     groups: dict[str, list[Turn]] = {}
     for turn in turns:
         groups.setdefault(turn.group, []).append(turn)
@@ -646,16 +649,15 @@ class Host:
     """State that the processes of one host share.
 
     Args:
-        directory: the cache directory; made, with mode 0700, where it is missing.
+        directory: the cache directory; created with mode 0700 if it is missing.
         clock: tells the age of journal rows.
-
-        root: the setting's directory, where `directory` is a folder in it.
+        root: the directory of the setting, if `directory` is inside it.
     """
 
     def __init__(self, directory: Path, clock: Clock = SYSTEM, root: Path | None = None) -> None:
         self.directory = directory
         self.home = Home(directory, root)
-        with suppress(OSError, SettingError):  # said where it is used
+        with suppress(OSError, SettingError):  # reported at the first use
             if not directory.exists():
                 private_files.claim(directory)
         self.ledger = Ledger(self.home, clock)
@@ -665,7 +667,7 @@ class Host:
 
     @property
     def id(self) -> str:
-        """16 hex digits, random, made once per directory.
+        """16 random hex digits, created once per directory.
 
         Raises:
             TierError: the file cannot be read.
@@ -677,7 +679,7 @@ class Host:
         return known
 
     def noted(self, name: str) -> str:
-        """Last note under a name; `""`: none.
+        """Return the text stored under a name, or `""`.
 
         Raises:
             TierError: the file cannot be read.
@@ -699,10 +701,10 @@ class Host:
         self.ledger.write(work, durable=False)
 
     def lock(self, name: str) -> HostLock:
-        """A lock for a name of any length, free.
+        """Return a lock for a name of any length; it is not held yet.
 
         Raises:
-            TierUnavailable: no file can be made for it.
+            TierUnavailable: no file can be created for it.
         """
         if self.home.lost() or self.home.state == READ_ONLY:
             raise self.home.fault()
@@ -710,5 +712,5 @@ class Host:
         return HostLock(self.directory / "locks" / digest)
 
     def close(self) -> None:
-        """Let go of connections and descriptors; the next use opens them again."""
+        """Close connections and descriptors; the next use opens them again."""
         self.ledger.close()

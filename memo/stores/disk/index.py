@@ -1,15 +1,15 @@
-"""The index of the disk tier: `diskcache` with everything that could unpickle taken out.
+"""The index of the disk tier: `diskcache` without everything that could unpickle.
 
-When the budget is spent, expired entries go first, then entries of replaced code versions, then
-the entries that are worth least.  The *worth* of an entry is what its computation
-cost per byte, and it halves with every `HALF_LIFE` since the entry was stored or last read.  All
-worths halve alike, so their order never changes by itself: the rank of an entry is one number, the
-time of its last use plus `HALF_LIFE` for each doubling of its cost per byte, and lies in the column
-that `diskcache` evicts by.
+When the budget is spent, expired entries are evicted first, then entries of replaced code versions,
+then the least valuable entries.  The *worth* of an entry is the cost of its computation per byte;
+it halves with every `HALF_LIFE` since the entry was stored or last read.  All worths decay at the
+same rate, so their order changes only by use.  An entry therefore has a fixed rank: the time of its
+last use plus `HALF_LIFE` for each doubling of its cost per byte.  It is stored in the column by
+which `diskcache` evicts.
 
-`diskcache` (up to 5.6.3) unpickles what lies in its directory (CVE-2025-69872).  Here keys are
-text, values are bytes, nothing else is written or read, and its table of settings is checked before
-it sees it.  Only this module knows `diskcache`; it is imported when the disk tier is first opened.
+`diskcache` (up to 5.6.3) unpickles what is in its directory (CVE-2025-69872).  Here keys are text,
+values are bytes, nothing else is written or read, and its table of settings is checked before it
+reads it.  Only this module knows `diskcache`; it is imported when the disk tier is first opened.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ from memo.stores.disk.payload_files import Payloads
 from memo.stores.disk.sqlite_file import AUTOMATIC, LOG, DamagedError, Database, statements
 
 CULL = 10
-"""Entries that one transaction evicts, and one more for each `_EACH` bytes that are lacking."""
+"""Entries that one transaction evicts, plus one for each `_EACH` bytes that are lacking."""
 _EACH = 64 * 1024
 _MOST = 100
-"""Entries that one transaction evicts at most in any case."""
+"""Most entries that one transaction evicts."""
 _ALL = 1 << 62
 """More bytes than there are."""
 HALF_LIFE = 86_400
-"""Seconds without use in which an entry's worth halves: one that costs a thousand times as much per
-byte is kept ten days longer."""
+"""Seconds without use in which an entry's worth halves: an entry that costs a thousand times as
+much per byte is kept ten days longer."""
 _LEAST_COST = 1000
-"""Nanoseconds that a computation is taken to cost at least."""
+"""Least cost of a computation in nanoseconds that is assumed for its worth."""
 _LEAST_SIZE = 1024
-"""Bytes that an entry is taken to have at least."""
+"""Least size of an entry in bytes that is assumed for its worth."""
 _REPLACED = 10 * 365 * 86_400
-"""Seconds by which an entry of another code version ranks behind all others: its rank is the time
-when it was replaced, less this."""
+"""Seconds by which an entry of a replaced code version ranks behind all others: its rank is the
+time of its replacement minus this."""
 _NOTE = 60.0
-"""Seconds after which a process that stores notes the code of a function again."""
+"""Seconds after which a storing process notes the code version of a function again."""
 _SHARE = 16
-"""The part of the free budget that a process may use before it looks at the budget again, and the
-part of the budget by which it may be exceeded while that is worked off."""
+"""The fraction of the free budget that a process may use before it checks the budget again, and of
+the budget by which it may be exceeded until that is worked off."""
 _LOGGED = 32 * 1024
-"""Bytes by which a store makes the log of the index longer, roughly, until it is written back."""
+"""Approximate bytes that a store adds to the index's log before that is checkpointed."""
 _LOOK = 1.0
-"""Seconds after which it looks again in any case."""
+"""Seconds after which the budget is checked again in any case."""
 BATCH = 4000
-"""Entries that are cleared in one transaction at most: others may write in between.  Each batch
-writes most pages of the tree of keys, which are in no order, so small batches cost more."""
+"""Most entries that are deleted in one transaction, so that others may write in between.  Each
+batch writes most pages of the tree of keys, which are in no order, so small batches cost more."""
 _STEP = 500
-"""Entries after which such a transaction looks at the time."""
+"""Entries after which such a transaction checks the time."""
 _HOLD = 0.02
-"""Seconds after which it deletes no more."""
+"""Seconds after which it stops deleting."""
 _EVICT = 0.01
-"""Seconds after which a store evicts no more than it takes itself."""
+"""Seconds after which a store evicts no more bytes than it adds."""
 _PAGES = 128
-"""Pages of the index that are kept in memory."""
+"""Pages of the index that are cached in memory."""
 _PAGES_TO_CLEAR = 4096
-"""Pages that are kept while many entries are cleared: the tree of keys of some 150,000."""
+"""Pages that are cached during a long deletion: the tree of keys of about 150,000 entries."""
 _PARTS = {"Cache", "Cache_key_raw", "Settings"} | {
     f"Settings_{number}_{event}"
     for number, event in (
@@ -89,10 +89,10 @@ class Row(NamedTuple):
     """An entry's row in the index.
 
     Attributes:
-        record: where it is small.
-        name: of its files, where it has any.
+        record: the record, if it is small.
+        name: the name of its files, if it has any.
         size: bytes of its files.
-        tag: what `tag` makes of its worth.
+        tag: see `tag`.
     """
 
     record: bytes | None
@@ -102,11 +102,11 @@ class Row(NamedTuple):
 
 
 class Cleared(NamedTuple):
-    """The rows that one transaction of many deleted.
+    """The rows that one transaction of a long deletion has deleted.
 
     Attributes:
-        entries: how many.
-        names: of their files, which the caller removes.
+        entries: their number.
+        names: the names of their files, which the caller removes.
         last: the row that was deleted last.
     """
 
@@ -116,7 +116,7 @@ class Cleared(NamedTuple):
 
 
 def tag(cost: int, size: int, code: str) -> str:
-    """Tag that the index keeps of an entry: the seconds that its cost adds to its rank, its code.
+    """Return the tag of an entry: the seconds that its cost adds to its rank, and its code.
 
     Args:
         cost: nanoseconds that its computation took.
@@ -132,11 +132,11 @@ def _refused(what: str) -> NoReturn:
 
 
 class Rows(diskcache.Disk):  # type: ignore[misc]
-    """Keys are text, values are stored by `Index.keep`; nothing is pickled or unpickled."""
+    """Text keys, and values stored by `Index.keep`; nothing is pickled or unpickled."""
 
     payloads: Payloads
 
-    # diskcache has no annotations; what it infers of its own methods is narrower than they are.
+    # diskcache has no annotations, and the types inferred for its methods are too narrow
     def put(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key: object
     ) -> tuple[str, bool]:
@@ -164,11 +164,11 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         database: its connection for writing is used, under the caller's lock.
         payloads: the files that rows name.
         size_limit: bytes.
-        beside: gives the bytes of what else is part of the budget.
-        now: Unix seconds, by which entries of another code version were replaced.
+        beside: returns the bytes of everything else that counts towards the budget.
+        now: returns Unix seconds, for the time at which code versions were replaced.
 
     Raises:
-        DamagedError: what is there is no index of this kind.
+        DamagedError: the file is not an index of this kind.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def _transact(
         self, retry: bool = False, filename: str | None = None
     ) -> Iterator[tuple[Callable[..., sqlite3.Cursor], Callable[[str | None], None]]]:
-        """A transaction; the files of rows that went are removed when it is committed."""
+        """Run a transaction; the files of deleted rows are removed after the commit."""
         names: list[str | None] = []
         with self._database.transaction() as connection:
             yield connection.execute, names.append
@@ -266,13 +266,13 @@ class Index(diskcache.Cache):  # type: ignore[misc]
     def _note_code(
         self, sql: Callable[..., sqlite3.Cursor], function: str, code: str, *, new: bool
     ) -> None:
-        """Note that entries of a function have this code; those of other code rank behind.
+        """Note the present code version of a function; entries of other versions rank behind.
 
-        All its entries are read only where others are noted.
+        All entries of the function are checked only if other versions are noted.
 
         Args:
-            new: to this process.  A process that goes on with older code notes it again, so that
-                the next one with newer code finds it.
+            new: new to this process.  A process that continues with older code notes it again, so
+                that the next one with newer code finds it.
         """
         if new and list(sql(_SQL["codes"], (function,))) != [(code,)]:
             present = self._now()
@@ -283,7 +283,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._codes[function] = code, time.monotonic()
 
     def used(self, names: Collection[str]) -> None:
-        """Rank entries that were read as if they were new."""
+        """Rank entries that were read as if they had just been stored."""
         if not names:
             return
         now = time.time()
@@ -291,16 +291,16 @@ class Index(diskcache.Cache):  # type: ignore[misc]
             connection.executemany(_RANK, [(now, name) for name in names])
 
     def lacking(self, size: int) -> int:
-        """Bytes that must go before `size` more fit in the budget; 0 or less: none."""
+        """Return the bytes to free before `size` more fit in the budget; 0 or less if they fit."""
         limit: int = self.size_limit  # pyright: ignore[reportAttributeAccessIssue]
         volume: int = self.volume()
         return volume + min(self._beside(), limit // 2) + size - limit
 
     def has_room(self, size: int) -> bool:
-        """True if `size` more bytes fit for sure, by the last look at the budget.
+        """True if `size` more bytes fit for sure, according to the last check of the budget.
 
-        A part of what was free then may be used before the next look, and only for a while, since
-        other processes store too.
+        Only a fraction of what was free then may be used before the next check, and only for a
+        while, since other processes store too.
         """
         if size > self._free or time.monotonic() > self._look_at:
             return False
@@ -308,16 +308,16 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return True
 
     def make_room(self, size: int) -> bool:
-        """Evict what is worth least until `size` more bytes fit in the budget.
+        """Evict the least valuable entries until `size` more bytes fit in the budget.
 
-        More than `size` may be lacking: the log has grown, or the limit is lower than it was.  The
-        rest is left to later calls when `_EVICT` seconds are over, unless more is lacking than was
-        at first, and than a part of the budget: no store pays for a limit that was lowered, and
-        none adds to what is lacking.  What has expired goes too, as many as were stored since the
-        last look, and some more.
+        More than `size` bytes may be lacking: the log has grown, or the limit was lowered.  After
+        `_EVICT` seconds the rest is left to later calls, unless more is lacking than at first and
+        than a fraction of the budget.  So no single store pays for a lowered limit, and none
+        increases what is lacking.  Expired entries are evicted too, a few more than were stored
+        since the last check.
 
         Returns:
-            False where later calls have to go on.
+            False if later calls have to continue.
         """
         now, end = time.time(), time.monotonic() + _EVICT
         freed, in_time = 0, True
@@ -345,11 +345,14 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return in_time
 
     def _to_come(self) -> int:
-        """Bytes by which the log is still going to grow."""
+        """Return the bytes by which the log is still going to grow."""
         return max(0, LOG - self._beside())
 
     def _evict(self, which: str, now: float, lacking: int) -> int:
-        """Evict until `lacking` bytes are free or many entries are gone; the bytes that went."""
+        """Evict until `lacking` bytes are free or many entries are evicted.
+
+        Return the freed bytes.
+        """
         freed = 0
         most = min(_MOST, CULL + lacking // _EACH)
         with self._transact() as (sql, cleanup):
@@ -361,9 +364,9 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return freed
 
     def relieve(self, size: int) -> int:
-        """Evict entries of at least so many bytes on a full disk; the bytes that went.
+        """Evict entries of at least `size` bytes on a full disk; return the freed bytes.
 
-        Files go first: to delete a row takes space in the log, which there may be none of.
+        Entries with files go first: deleting a row takes space in the log, and there may be none.
         """
         rows = []
         freed = 0
@@ -374,7 +377,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
                 self._disk.remove(name)
             if freed >= size:
                 break
-        with suppress(sqlite3.Error):  # readers keep the log from being cut
+        with suppress(sqlite3.Error):  # readers keep the log from being truncated
             self._sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         with suppress(sqlite3.Error), self._database.transaction() as connection:
             connection.executemany(_DELETE, rows)
@@ -387,7 +390,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return bool(self._sql(_SQL["is_most"], ends).fetchone()[0])
 
     def prepare_to_clear(self) -> None:
-        """Expect many calls of `clear_some`, between calls of `write_back`."""
+        """Prepare for many calls of `clear_some`, with calls of `write_back` in between."""
         self._sql(f"PRAGMA cache_size={_PAGES_TO_CLEAR}")
         self._sql("PRAGMA wal_autocheckpoint=0").fetchone()
 
@@ -397,15 +400,15 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         self._sql(f"PRAGMA wal_autocheckpoint={AUTOMATIC}").fetchone()
 
     def write_back(self) -> None:
-        """Write the log back to the file: takes no lock that other processes wait for."""
+        """Checkpoint the log; takes no lock that other processes wait for."""
         self._sql("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def clear_some(self, prefix: str, below: int | None = None) -> Cleared:
         """Delete at most `BATCH` keys that begin with `prefix`.
 
         Args:
-            below: for a prefix of most keys: begin with the highest row below this one, so that
-                the file is cut instead of filled from behind.
+            below: for a prefix of most keys: start with the highest row below this one, so that the
+                file gets shorter instead of being refilled from its end.
         """
         ends = prefix, f"{prefix}\U0010ffff"
         if below is None:
@@ -413,16 +416,16 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return self._delete_some(_SQL["most"], below, *ends, delete=_SQL["delete_most"])
 
     def drop_replaced(self, seconds: float) -> Cleared:
-        """Delete at most `BATCH` entries whose code was replaced so long ago."""
+        """Delete at most `BATCH` entries whose code was replaced at least `seconds` ago."""
         return self._delete_some(_SQL["replaced"], self._now() - _REPLACED - seconds)
 
     def _delete_some(self, which: str, *arguments: object, delete: str = "") -> Cleared:
         """Delete rows for a short time.
 
         Args:
-            which: selects them, with their arguments and a number.
-            delete: deletes all of them between two rows; the first argument is the row from which
-                `which` goes down.
+            which: a query for them, with `arguments` and a limit.
+            delete: a statement that deletes all of them between two rows; the first argument is the
+                row from which `which` goes down.
         """
         gone: list[tuple[int, str | None]] = []
         with self._database.transaction() as connection:
@@ -441,7 +444,7 @@ class Index(diskcache.Cache):  # type: ignore[misc]
         return Cleared(len(gone), names, gone[-1][0] if gone else 0)
 
     def has_name(self, name: str) -> bool:
-        """True if any row has these files."""
+        """True if any row has the files of this name."""
         found = self._sql("SELECT 1 FROM Cache WHERE filename = ?", (name,)).fetchone()
         return found is not None
 
@@ -450,7 +453,7 @@ def check(connection: sqlite3.Connection) -> bool:
     """True if there is an index; takes no lock.
 
     Raises:
-        DamagedError: it is not one that `diskcache` made with our settings.
+        DamagedError: it was not created by `diskcache` with our settings.
     """
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if "Settings" not in names and "Cache" not in names:

@@ -1,24 +1,25 @@
-"""Payload files: written once, named by their digest, stored once however many entries have them.
+"""Payload files: written once, named by their digest, shared by all entries with the same payload.
 
 Rules of this module:
 
-1.  A record that is too big for the index lies beside the entry's payload, as
-    `<digest>.<random>.rec`, or alone, as `<random>.rec`.  One name tells all files of an entry.
+1.  A record that is too big for the index is stored beside the entry's payload, as
+    `<digest>.<random>.rec`, or alone, as `<random>.rec`.  One name identifies all files of an
+    entry.
 2.  `payloads/ab/<digest>` is the *canonical* name of a payload.  Each entry has a hard link of its
-    own beside it, `<digest>.<random>`.  So the number of links tells the number of entries, without
-    a table and without a race: removing the last link removes the canonical name too.
-3.  A file appears under its names only when it is whole.  Nothing ever writes to it again.
+    own beside it, `<digest>.<random>`.  So the number of links is the number of entries, without a
+    table and without a race: removing the last link removes the canonical name too.
+3.  A file gets its names only when it is complete.  It is never written again.
 4.  Storing an entry holds a shared `flock` on its files until the entry is in the index.
-    The kernel frees it when the writer dies, so `sweep` can tell what a dead writer left behind
-    from what a living one is about to use.
-5.  A payload that is there already is read and hashed before an entry trusts it, so a damaged one
+    The kernel frees it when the writer dies, so `sweep` can distinguish files of a dead writer from
+    those that a living one is about to use.
+5.  A payload that exists already is read and hashed before an entry relies on it, so a damaged one
     is replaced by the next store.
-6.  Nothing is fsynced: a payload that a power cut tore does not have its digest.
-7.  Writing or hashing a big payload leaves a *voucher* beside it, `<digest>.seal`, so
-    that the next process need not hash it.  It is sealed with the secret, and names the start of
-    the machine and the file's identity, which every write to the file and every link changes.
-8.  Where others may change files in place (`ownership`) nothing is mapped and nothing vouched
-    for: each load reads a private copy, and hashes that.
+6.  Nothing is fsynced: a payload torn by a power cut does not match its digest.
+7.  Writing or hashing a big payload leaves a *voucher* beside it, `<digest>.seal`, so that the next
+    process need not hash it.  The voucher is sealed with the secret, and names the boot of the
+    machine and the file's identity, which changes with every write to the file and every link.
+8.  If others may change files in place (`ownership`), nothing is mapped and there are no vouchers:
+    each load reads a private copy, and hashes that.
 """
 
 from __future__ import annotations
@@ -45,37 +46,37 @@ from memo.runtime.clock import SYSTEM
 from memo.settings.secret_keys import Secret
 
 _NAME = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{64}\.[0-9a-f]{16}|[0-9a-f]{32}\.rec)")
-"""The one name that an entry has in the index: of its payload, else of its record."""
+"""The name that an entry has in the index: of its payload if it has one, else of its record."""
 _CANONICAL = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")
 _TEMPORARY = ".tmp"
 _RECORD = ".rec"
 _VOUCHER = ".seal"
 VOUCHED = 16 << 20
-"""Bytes of a payload from which it gets a voucher; hashing 16 MiB takes 2 ms on four cores."""
+"""Payloads of at least this many bytes get a voucher; hashing 16 MiB takes 2 ms on four cores."""
 _COARSE: int | None = getattr(time, "CLOCK_REALTIME_COARSE", None)
-"""The clock that files get their times from, where the system shows it."""
+"""The clock from which files get their times, if the system exposes it."""
 _PAUSE = 0.0005
-"""Seconds between two looks at that clock."""
+"""Seconds between two reads of that clock."""
 _TICK = 12_000_000
-"""Nanoseconds that it is behind at most: its tick is 1, 4 or 10 ms."""
+"""Most nanoseconds by which it is behind: its tick is 1, 4 or 10 ms."""
 _PADS = {n: bytes(n) for n in range(1, ALIGN)}
 _PARTS = 512
-"""Buffers handed to one `writev`; systems take at least 1,024."""
+"""Buffers passed to one `writev`; systems take at least 1,024."""
 _FLAGS = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
 """Copy on write, and no memory reserved for copies that may never be needed."""
 _RIGHTS = mmap.PROT_READ | mmap.PROT_WRITE
 PIECE = 16 << 20
-"""Bytes that are read at once."""
+"""Bytes that are read at a time."""
 
 
 class PayloadFile:
-    """File of a payload: a `memo.stores.protocols.Source`.
+    """The file of a payload: a `memo.stores.protocols.Source`.
 
     Attributes:
-        path: of the file.
-        identity: device, inode, size and times of the last change: names this version of the
-            bytes.  Of the file that was opened last; before that, of the one at the path; None
-            where there is none, or where others may change it.
+        path: the path of the file.
+        identity: device, inode, size and change times, which identify this version of the bytes: of
+            the file that was opened last, or else of the one at the path; None if there is none, or
+            if others may change it.
     """
 
     __slots__ = ("_exposed", "_secrets", "identity", "path")
@@ -90,9 +91,9 @@ class PayloadFile:
                 self.identity = _identity(os.stat(path))
 
     def open(self, size: int) -> memoryview:
-        """The payload, mapped copy-on-write: writable, private, in 0.1 ms for any size.
+        """Map the payload copy-on-write: writable, private, in 0.1 ms for any size.
 
-        Where others may change the file it is read in full instead.
+        If others may change the file it is read in full instead.
 
         Raises:
             TierError: the file is gone, or has another size.
@@ -113,7 +114,7 @@ class PayloadFile:
             raise TierError(f"payload: {type(error).__name__}: {error.strerror}") from error
 
     def vouched(self, digest: bytes) -> bool:
-        """True if a holder of our secret has verified that these bytes have this digest."""
+        """True if a process with one of our secrets has verified that they have this digest."""
         identity = self.identity
         if not isinstance(identity, tuple) or identity[2] < VOUCHED or not any(SYSTEM.boot_id):
             return False
@@ -128,9 +129,9 @@ class PayloadFile:
         return any(compare_digest(text, vow(s, digest, identity)) for s in self._secrets)
 
     def vouch(self, digest: bytes) -> None:
-        """Tell the next process that the bytes opened last have this digest.
+        """Leave a voucher that the bytes opened last have this digest.
 
-        Not while another change of the file could still bear the same time.
+        Not while a later change of the file could still have the same timestamp.
         """
         identity = self.identity
         if not self._secrets or not isinstance(identity, tuple) or identity[2] < VOUCHED:
@@ -141,28 +142,28 @@ class PayloadFile:
 
 
 def file_time() -> int:
-    """A time that no file bears yet that was changed before a later tick; in nanoseconds."""
+    """Return a file time in nanoseconds; files changed after the next tick have a later one."""
     return time.time_ns() - _TICK if _COARSE is None else time.clock_gettime_ns(_COARSE)
 
 
 def voucher_path(path: str) -> str:
-    """Path of a payload's voucher, by any of the payload's names."""
+    """Return the path of a payload's voucher, from any of the payload's names."""
     shard, _, name = path.rpartition("/")
     return f"{shard}/{name.partition('.')[0]}{_VOUCHER}"
 
 
 def vow(secret: Secret, digest: bytes, identity: tuple[int, ...]) -> bytes:
-    """Authenticated statement about a file with this identity."""
+    """Return the sealed content of a voucher: this digest, for a file with this identity."""
     facts = " ".join(map(str, identity)).encode()
     return secret.id + secret.seal(b"payload verified" + SYSTEM.boot_id, digest + facts)
 
 
 @contextmanager
 def _folder_of(path: str) -> Iterator[tuple[int, str]]:
-    """A descriptor of the shard that a file lies in, and its name there; no link is followed.
+    """Yield a descriptor of a file's shard and the file's name in it; no link is followed.
 
     Raises:
-        OSError: there is no shard, or a link on the way to it.
+        OSError: there is no shard, or there is a link on the way to it.
     """
     directory, shard, name = path.rsplit("/", 2)
     with (
@@ -178,7 +179,7 @@ def _open_old(path: str) -> int:
 
 
 def _replace(path: str, text: bytes) -> None:
-    """Put a small file in the place of another, whole."""
+    """Replace a small file atomically."""
     temporary = f"{os.urandom(16).hex()}{_TEMPORARY}"
     with _folder_of(path) as (folder, name):
         descriptor = private_files.create(temporary, folder=folder)
@@ -197,17 +198,17 @@ def _identity(facts: os.stat_result) -> tuple[int, ...]:
 
 
 def mapped_file(descriptor: int, size: int) -> memoryview:
-    """The content of an open file, mapped copy-on-write."""
+    """Map the content of an open file copy-on-write."""
     if not size:
         return memoryview(bytearray())
     return memoryview(mmap.mmap(descriptor, size, flags=_FLAGS, prot=_RIGHTS))
 
 
 def _copied(descriptor: int, size: int) -> memoryview:
-    """The bytes of a file that may change or be cut short at any moment.
+    """Read the bytes of a file that may be changed or truncated at any moment.
 
     Raises:
-        TierError: it has been cut short.
+        TierError: it was truncated.
     """
     copy = memoryview(bytearray(size))
     at = 0
@@ -220,7 +221,7 @@ def _copied(descriptor: int, size: int) -> memoryview:
 
 
 class Payloads:
-    """The payload files under one directory, made when they are needed."""
+    """The payload files under one directory, which is created when needed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -231,7 +232,7 @@ class Payloads:
     # --- reading ---------------------------------------------------------------------------------
 
     def source(self, name: str) -> PayloadFile | None:
-        """Payload file of an entry, by the entry's name for it."""
+        """Return the payload file of an entry, from the entry's name for it."""
         if name.endswith(_RECORD) or not _NAME.fullmatch(name):
             return None
         return self.file_at(f"{self._text}/{name}")
@@ -240,7 +241,7 @@ class Payloads:
         return PayloadFile(path, self.secrets, exposed=ownership.exposed(self.directory))
 
     def find(self, digest: bytes, size: int) -> PayloadFile | None:
-        """A payload by its digest, if it is here and has that size."""
+        """Return a payload by its digest, if it is stored and has that size."""
         path = self._canonical(digest.hex())
         try:
             return self.file_at(path) if os.stat(path).st_size == size else None
@@ -248,7 +249,7 @@ class Payloads:
             return None
 
     def read(self, name: str) -> bytes | None:
-        """The record that lies in an entry's file; None when it is gone."""
+        """Return the record in an entry's file; None if it is gone."""
         if not _NAME.fullmatch(name):
             return None
         try:
@@ -264,9 +265,9 @@ class Payloads:
     def keep(
         self, payload: Payload | Arriving | None, record: bytes | None
     ) -> Iterator[str | None]:
-        """Write an entry's payload and its record to files; the entry's name for them.
+        """Write an entry's payload and its record to files; yields the entry's name for them.
 
-        Until the block ends they are safe from `sweep`; when it raises they are taken back.
+        Until the block ends they are safe from `sweep`; if it raises they are removed again.
         """
         name: str | None = None
         descriptors: list[int] = []
@@ -300,13 +301,13 @@ class Payloads:
                 _write(descriptor, _parts(payload.views))
             try:
                 os.link(temporary, name[3:], src_dir_fd=folder, dst_dir_fd=folder)
-            except OSError:  # no links here: the entry has a file of its own
+            except OSError:  # no links here: the entry gets a file of its own
                 _rename(temporary, name[3:], folder)
             else:
                 _rename(temporary, payload.digest.hex(), folder)
 
     def _vouch(self, payload: Payload | Arriving, name: str) -> None:
-        """Say that a payload is whole, as soon as any later change of it would show."""
+        """Leave a voucher for a payload, once any later change of its file would be noticed."""
         source = self.file_at(f"{self._text}/{name}")
         if isinstance(source.identity, tuple):
             end = time.monotonic_ns() + 2 * _TICK
@@ -315,14 +316,14 @@ class Payloads:
             source.vouch(payload.digest)
 
     def _share(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> bool:
-        """Link to the payload that is there already, if it is whole."""
+        """Link to the payload that exists already, if it is complete."""
         canonical = payload.digest.hex()
         with suppress(OSError), self._shard(name[:2]) as folder:
             descriptor = private_files.open_old(canonical, folder=folder)
             descriptors.append(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if _is_whole(descriptor, payload, ownership.exposed(self.directory)):
-                # an error: it is gone by now, or it has as many links as it may
+                # raises if the file is gone by now, or has the maximum of links
                 os.link(canonical, name[3:], src_dir_fd=folder, dst_dir_fd=folder)
                 return True
         return False
@@ -334,7 +335,7 @@ class Payloads:
 
     @contextmanager
     def _writing(self, shard: str, descriptors: list[int]) -> Iterator[tuple[int, str, int]]:
-        """A new file in a shard, locked; its temporary name is gone when the block ends.
+        """Create a locked file in a shard; its temporary name is removed when the block ends.
 
         Yields:
             Its descriptor, its name, and the descriptor of the shard that names are relative to.
@@ -358,10 +359,10 @@ class Payloads:
 
     @contextmanager
     def _shard(self, shard: str) -> Iterator[int]:
-        """A descriptor of a shard's folder; no link is followed on the way to it.
+        """Yield a descriptor of a shard's directory; no link is followed on the way to it.
 
         Raises:
-            OSError: it is not there, or there is a link in its place or the directory's.
+            OSError: it is missing, or it or the directory above is a link.
         """
         with _folder_of(f"{self._text}/{shard}/") as (folder, _):
             yield folder
@@ -369,10 +370,9 @@ class Payloads:
     # --- removing --------------------------------------------------------------------------------
 
     def remove(self, name: str) -> None:
-        """Remove an entry's link, and the canonical name with the last one.
+        """Remove an entry's link, and the canonical name with the last link.
 
-        A name that is none of ours is left alone: it comes from a file that others may have
-        written.
+        A name that cannot be ours is ignored, since the index may have been written by others.
         """
         if not _NAME.fullmatch(name):
             return
@@ -385,12 +385,12 @@ class Payloads:
                 _remove_unused(own.rpartition(".")[0], folder)
 
     def sweep(self, used: Callable[[str], bool]) -> int:
-        """Remove files of no entry and no living writer; return how many names.
+        """Remove files without an entry or a living writer; return the number of names.
 
-        Links go before their canonical name, which is shorter.
+        Links are removed before their canonical name, which is shorter.
 
         Args:
-            used: whether the index has a name.
+            used: returns True if the index has a name.
         """
         removed = 0
         with self._sweeping:
@@ -420,7 +420,7 @@ def _sweep(folder: int, shard: str, own: str, used: Callable[[str], bool]) -> bo
         if name.endswith(_TEMPORARY) or (_NAME.fullmatch(owner) and not used(owner)):
             os.unlink(own, dir_fd=folder)
             return True
-    except OSError:  # a living writer has it
+    except OSError:  # a living writer holds it
         return False
     finally:
         os.close(descriptor)
@@ -428,7 +428,7 @@ def _sweep(folder: int, shard: str, own: str, used: Callable[[str], bool]) -> bo
 
 
 def _record(name: str) -> str:
-    """Path of an entry's record, by the entry's name for its files."""
+    """Return the path of an entry's record, from the entry's name for its files."""
     return name if name.endswith(_RECORD) else name + _RECORD
 
 

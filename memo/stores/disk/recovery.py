@@ -1,9 +1,8 @@
-"""Recovery of the invalidations that still wait for a shared tier from a host's broken file.
+"""Recover the pending invalidations of the journal from a host's broken file.
 
-While that is not known the shared tier must not be read (I7), so one broken file would cost a host
-its Redis.  A file that can be read but not opened, as on a file system that has become read-only,
-is copied and read elsewhere.  If nothing can be read, everything counts as
-invalidated.
+As long as they are unknown the shared tier must not be read (I7), so one broken file would cost a
+host its Redis.  A file that can be read but not opened, as on a file system that has become
+read-only, is copied and read elsewhere.  If nothing can be read, everything counts as invalidated.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from memo.errors import TierError
 from memo.runtime import events, private_files
 
 Row = tuple[int, int, int, str, str]
-"""A row of the journal: number, time in nanoseconds, whether it is due, turns, note."""
+"""A row of the journal: number, time in nanoseconds, 1 if it is due, turns, note."""
 EVERYTHING = '[["n",[],true]]'
-"""The turns of the whole namespace."""
+"""The turns that invalidate the whole namespace."""
 ANYWHERE = '{"reason":"the journal was lost","to":["*"]}'
-"""A note for the shared tier that is asked first."""
+"""The note of an invalidation for the shared tier that is asked next."""
 _ROWS = "SELECT id, at, due, turns, note FROM journal ORDER BY id"
 _PIECE = 1 << 20
 
 
 def journal(path: Path) -> list[Row]:
-    """The rows of the journal in a file that cannot be opened where it lies.
+    """Return the rows of the journal in a file that cannot be opened where it is.
 
     Raises:
         TierError: they cannot be read.
@@ -47,7 +46,7 @@ def journal(path: Path) -> list[Row]:
 
 def _rows(connection: sqlite3.Connection) -> list[Row]:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    if not tables:  # made, and nothing ever written to it
+    if not tables:  # created, and never written to
         return []
     return connection.execute(_ROWS).fetchall()
 
@@ -66,7 +65,10 @@ def _copy(source: str, target: str) -> None:
 
 
 def before_aside(path: Path, now: int) -> list[tuple[int, str, str]]:
-    """The rows to carry over from a file that is about to be set aside: time, turns, note."""
+    """Return the rows to carry over from a file that is about to be set aside.
+
+    Time, turns, note.
+    """
     try:
         with private_files.opened(path.parent) as folder:
             private_files.check_plain(path.name, folder)

@@ -36,20 +36,20 @@ from memo.runtime.port import PATIENT
 
 T = TypeVar("T")
 PATIENCE = 0.25
-"""Seconds that a foreign lock may cost a writer."""
+"""Longest wait of a writer for a lock of another process, in seconds."""
 READ_PATIENCE = 0.04
-"""Seconds that a foreign lock may cost a reader, which may be on an event loop."""
+"""Longest wait of a reader, which may be on an event loop, in seconds."""
 LOG = 4 << 20
-"""Bytes that a log (the `-wal` file) keeps once it was written back; one big change makes it longer
-for a while."""
+"""Bytes that the log (the `-wal` file) keeps after a checkpoint; one big change makes it longer for
+a while."""
 AUTOMATIC = 1000
-"""Pages in a log from which a commit writes it back: SQLite's default."""
+"""Pages in the log at which a commit checkpoints it: SQLite's default."""
 _BESIDE = ("-wal", "-shm", "-journal")
-"""Endings of the files that SQLite makes beside a database."""
+"""Suffixes of the files that SQLite creates beside a database."""
 _TEXT = partial(str, encoding="utf-8", errors="replace")
-"""Makes the text of a column, whatever its bytes are: a damaged one equals nothing."""
+"""Decodes the text of a column, whatever its bytes are: a damaged text equals nothing."""
 AGAIN = 0.01
-"""Seconds between tries of a caller with patience."""
+"""Seconds between retries while a lock is waited for."""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _HALF = ("no such table", "no such column", "has no column")
@@ -58,14 +58,14 @@ _SQL = Path(__file__).parent / "sql"
 
 
 def statements(file: str) -> Mapping[str, str]:
-    """The statements in `sql/<file>.sql`, by the name in the comment `-- name: ...` above each."""
+    """Return the statements in `sql/<file>.sql`, by their names (`-- name: ...` above each)."""
     text = (_SQL / f"{file}.sql").read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
     return {name: one.strip() for name, one in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 class DamagedError(Exception):
-    """The content of a database is not what it must be."""
+    """The content of a database is not as it must be."""
 
 
 class Database:
@@ -73,17 +73,16 @@ class Database:
 
     Args:
         path: the file; its directory exists.
-        home: the cache directory, in which the file lies or a folder that has it; a link at any of
-            these is refused.
-        prepare: called with the connection to write when it was opened: makes the tables.
-        before_aside: called before a damaged file is moved, to tell those that still use it.
-        pragmas: of both connections, such as `"cache_size=8192"`; before any table is made.
+        home: the cache directory; it, the file, and any directory between them must not be a link.
+        prepare: called with the connection for writing after it was opened, to create the tables.
+        before_aside: called before a damaged file is renamed, to notify its other users.
+        pragmas: for both connections, such as `"cache_size=8192"`; set before any table is created.
 
     Attributes:
         reader, writer: the connections; only to be used under `reading` and `writing`.
         reading, writing: locks among the threads of this process.
-        is_open: both are.
-        opened: counts the openings, so that a cache of its content knows when to forget it.
+        is_open: both connections are open.
+        opened: counts the openings, so that a cache of the content can be dropped at each.
     """
 
     def __init__(
@@ -119,22 +118,25 @@ class Database:
         self.is_open = False
 
     def _closed(self) -> TierError:
-        """The error of a use that finds it closed; at the end of the process that is no news."""
+        """Return the error of a use that finds it closed.
+
+        At the end of the process it is not reported.
+        """
         text = f"{self.path.name}: closed while it was used"
         return TierUnavailable(text, told=True) if _ending else TierError(text)
 
     @property
     def reader(self) -> sqlite3.Connection:
-        """The connection to read; `open` first, then take `reading`."""
+        """The connection for reading; `open` first, then take `reading`."""
         if self._reader is None:
             raise self._closed()
         return self._reader
 
     @property
     def look(self) -> sqlite3.Cursor:
-        """A cursor of `reader` that is kept, for queries of one row: takes 1 µs less than another.
+        """Return a cursor of `reader` that is reused for queries of one row, which saves 1 µs.
 
-        Under `reading`, until its row was fetched.
+        To be used under `reading`, until its row was fetched.
         """
         if self._look is None:
             raise self._closed()
@@ -142,7 +144,7 @@ class Database:
 
     @property
     def writer(self) -> sqlite3.Connection:
-        """The connection to write; `open` first, then take `writing`."""
+        """The connection for writing; `open` first, then take `writing`."""
         if self.read_only and self._reader is not None:
             raise TierUnavailable(f"{self.path.name}: read-only", told=True)
         if self._writer is None:
@@ -150,12 +152,12 @@ class Database:
         return self._writer
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open both connections where they are closed; a damaged file is set aside and made anew.
+        """Open the connections that are closed; a damaged file is set aside and created anew.
 
-        Never called with `reading` alone held: the order of the locks is `writing`, `reading`.
+        Never to be called with only `reading` held: the order of the locks is `writing`, `reading`.
 
         Args:
-            read_only: the file and its directory cannot be written: it is read as it is.
+            read_only: the file and its directory cannot be written, so the file is read as it is.
 
         Raises:
             sqlite3.Error, OSError: it cannot be opened.
@@ -217,7 +219,7 @@ class Database:
         self.is_open = True
 
     def _version(self) -> tuple[int, ...]:
-        """Tells one content of the file and its log from another where SQLite does not watch it."""
+        """Return a value that identifies the content of the file and its log."""
         facts = os.stat(self._text)
         version: tuple[int, ...] = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         with suppress(FileNotFoundError):
@@ -236,7 +238,7 @@ class Database:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """One process at a time; False when that took more than `PATIENCE` seconds."""
+        """Exclude other processes; yields False if that took more than `PATIENCE` seconds."""
         with self._folder() as folder:
             descriptor = private_files.open_or_create(self._lock_name, folder)
         try:
@@ -245,10 +247,10 @@ class Database:
             os.close(descriptor)
 
     def _check_plain(self, beside: Sequence[str] = ()) -> os.stat_result:
-        """Refuse what is not a file of ours: a link, a directory, another user's; its facts.
+        """Refuse a link, a directory, or another user's file; return the file's facts.
 
         Args:
-            beside: endings of the names of other files that are checked too where they are there.
+            beside: suffixes of other files that are checked too if they exist.
         """
         try:
             with self._folder() as folder:
@@ -262,7 +264,7 @@ class Database:
             raise
 
     def _check_opened(self, connection: sqlite3.Connection) -> None:
-        """Refuse to use what SQLite has opened if it is another file than the one checked.
+        """Refuse what SQLite has opened if it is not the file that was checked.
 
         SQLite opens a file by its path, and tells where that led; nothing was read or written yet.
         """
@@ -291,7 +293,7 @@ class Database:
         return connection
 
     def moved(self) -> bool:
-        """True if what is open is not what lies at the path any more; about 3 µs."""
+        """True if the open file is no longer the one at the path; takes about 3 µs."""
         place = self._place
         try:
             if self.read_only:
@@ -345,7 +347,7 @@ class Database:
     def suffer(self, error: BaseException) -> TierError:
         """Handle an error, and return the `TierError` to raise.
 
-        Never called with `reading` alone held.
+        Never to be called with only `reading` held.
         """
         if isinstance(error, TierError):
             return error
@@ -358,10 +360,10 @@ class Database:
         return TierError(f"{self.path.name}: {describe(error)}")
 
     def set_aside(self) -> None:
-        """Move a damaged file out of the way, unless another process has done so already.
+        """Rename a damaged file, unless another process has done so already.
 
         Raises:
-            OSError: it cannot be moved, or another process has been at it for too long.
+            OSError: it cannot be renamed, or another process holds it for too long.
         """
         with self.writing, self.reading, self._alone() as alone:
             if not alone:
@@ -394,27 +396,27 @@ class Database:
         self._new_locks()
         if whole:
             self._close()
-        else:  # a statement was under way: its connection must not be touched here
+        else:  # a statement was running: its connection must not be used here
             _abandoned.append((self._reader, self._writer))
             self._forget()
 
 
 def _set(connection: sqlite3.Connection, pragma: str) -> None:
-    """Set a pragma where it is not so already: some take the lock of writers."""
+    """Set a pragma unless it is set already: setting some takes the writers' lock."""
     name, _, value = pragma.partition("=")
     if connection.execute(f"PRAGMA {name}").fetchone() != (int(value),):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def damaged(error: BaseException) -> bool:
-    """True if an error says that the file itself is broken."""
+    """True if an error means that the file itself is damaged."""
     if isinstance(error, DamagedError) or primary(error) in _DAMAGED:
         return True
     return isinstance(error, sqlite3.OperationalError) and str(error).startswith(_HALF)
 
 
 def outlasting(work: Callable[..., T], *args: Any) -> T:
-    """`work(*args)`, again while a lock is in its way and the caller has the patience.
+    """Call `work(*args)`; retry while the file is locked and the caller may wait longer.
 
     Not to be called with a lock held, nor on an event loop.
 
@@ -432,18 +434,18 @@ def outlasting(work: Callable[..., T], *args: Any) -> T:
 
 
 def primary(error: BaseException | None) -> int:
-    """SQLite's primary result code of an error; 0 for other errors."""
+    """Return SQLite's primary result code of an error; 0 for other errors."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
 
 
 def describe(error: BaseException) -> str:
-    """An error as text, without paths' contents or values."""
+    """Return an error as text, without values or the content of paths."""
     return f"{type(error).__name__}: {error}"
 
 
 def undo(connection: sqlite3.Connection) -> None:
-    """Roll a transaction back; SQLite may have done so by itself."""
+    """Roll a transaction back; SQLite may have done so itself."""
     if connection.in_transaction:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
@@ -455,7 +457,7 @@ def _place(path: str) -> tuple[int, int]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Lock a file; False when that took more than `PATIENCE` seconds."""
+    """Lock a file; False if that took more than `PATIENCE` seconds."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
@@ -496,7 +498,7 @@ def _after_fork_in_child() -> None:
 
 
 _ending = False
-"""The process ends: threads that are still at work find their database closed."""
+"""The process is exiting: threads that still run find their database closed."""
 
 
 def _at_exit() -> None:

@@ -1,8 +1,8 @@
-"""Changes of generations that the host's file could not take: they hold in this process.
+"""Changes of generations that could not be written to the host's file, and hold in this process.
 
-If the cache directory is missing, read-only or on a full disk, a process goes on by itself.  It
-applies its changes to everything that it reads, and writes them as soon as possible with the same
-tokens, so that the entries it stored in the meantime stay valid.
+If the cache directory is missing, read-only or on a full disk, a process continues on its own.  It
+applies these changes to everything that it reads, and writes them as soon as possible with the same
+tokens, so that the entries it stored meanwhile stay valid.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from memo.validity.generations import Change
 from memo.validity.stamps import ALL, Turn
 
 MOST = 4096
-"""Most invalidations; past that they become one, of the whole namespace."""
+"""Most invalidations; beyond it they become one, of the whole namespace."""
 BIRTHS = 65_536
-"""Most groups that were begun; past that they are forgotten, which costs only misses."""
+"""Most new groups; beyond it they are forgotten, which costs only misses."""
 
 
 class Late(NamedTuple):
@@ -32,7 +32,7 @@ class Late(NamedTuple):
 
 
 class Unwritten:
-    """Invalidations that this process knows and the file does not.  Safe among threads.
+    """Invalidations that this process knows and the file does not.  Thread-safe.
 
     Attributes:
         empty: there is nothing to write.
@@ -46,7 +46,7 @@ class Unwritten:
         self._patched: dict[str, tuple[Group, Group]] = {}
 
     def begin(self, groups: Iterable[str]) -> None:
-        """Give groups a token where the file has none."""
+        """Give groups a token that have none in the file."""
         with self._lock:
             if len(self._births) > BIRTHS:
                 self._births = {}
@@ -55,13 +55,15 @@ class Unwritten:
             self._changed()
 
     def turn(self, turns: Sequence[Turn], note: str) -> None:
-        """Invalidate."""
+        """Add invalidations."""
         with self._lock:
             if len(self._late) + len(turns) > MOST:
                 self._late, turns = {}, [Turn("n")]
             for turn in turns:
                 key = turn.group, turn.arguments
-                self._late.pop(key, None)  # the last one counts, in the order of invalidations
+                self._late.pop(
+                    key, None
+                )  # so that the latest one is last, in the order of invalidations
                 self._late[key] = Late(turn, note, stamps.token_for(turn))
             self._changed()
 
@@ -86,7 +88,7 @@ class Unwritten:
         return fields
 
     def write(self, connection: sqlite3.Connection, commit: int, now: int) -> tuple[object, ...]:
-        """Write all of it, as part of a commit; what was written, for `forget`.
+        """Write everything as part of a commit; return what was written, for `forget`.
 
         Args:
             now: in Unix seconds.
@@ -105,7 +107,7 @@ class Unwritten:
         return births, late
 
     def forget(self, written: tuple[object, ...]) -> None:
-        """Drop what has been written to the file."""
+        """Forget what was written to the file."""
         births, late = written
         assert isinstance(births, dict)
         assert isinstance(late, dict)

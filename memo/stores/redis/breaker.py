@@ -1,16 +1,16 @@
-"""The breaker: whether a server is worth asking, and what its error replies mean.
+"""The circuit breaker: refuses calls while a server is down, and explains its error replies.
 
 Rules of this module:
 
-1.  *Closed*: all ask.  One refusal, one silence (a second one would cost a second deadline),
-    one reply that means "nothing works here", or `PATIENCE`
-    faults in a row open it.
-2.  *Open*: every caller is refused at once, until a back-off that grows from `FIRST` to `LONGEST`
-    seconds has passed.
-3.  *Half open*: one caller probes, all others are still refused.  Its success closes the
-    breaker, its failure opens it with a longer back-off.  A probe that never reports back is
-    replaced after `PROBE_LIFE` seconds.
-4.  An outage is one `TIER_DOWN` event, one warning and, at its end, one `TIER_UP` event.
+1.  *Closed*: all calls pass.  It opens after one refused connection, one timeout (a second one
+    would cost a second deadline), one reply that means "nothing works here", or `PATIENCE` other
+    faults in a row.
+2.  *Open*: every call is refused at once, until a backoff of `FIRST` to `LONGEST` seconds has
+    passed.
+3.  *Half open*: one caller probes, all others are still refused.  If the probe succeeds the breaker
+    closes, if it fails the breaker opens with a longer backoff.  A probe that never reports back is
+    given up after `PROBE_LIFE` seconds.
+4.  An outage causes one `TIER_DOWN` event, one warning and, at its end, one `TIER_UP` event.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from memo.runtime.events import TIER_DOWN, TIER_UP, Event, emit
 from memo.runtime.named_tuple import NamedTuple
 
 FIRST = 0.25
-"""Seconds of the first back-off."""
+"""Seconds of the first backoff."""
 LONGEST = 5.0
-"""Seconds of the longest back-off; also how long a server must hold to be trusted again."""
+"""Seconds of the longest backoff, and of uptime after which the backoff starts over."""
 JITTER = 0.2
-"""A back-off is shortened by a random share of up to this much, so that clients spread out."""
+"""A backoff is shortened by a random fraction of up to this, so that clients spread out."""
 PATIENCE = 2
-"""Faults in a row that open the breaker."""
+"""Number of faults in a row that open the breaker."""
 RATE = 50_000_000
-"""Bytes per second: a server that moves a big value more slowly than this counts as silent.  A
-network of 1 Gbit/s moves 120 MB/s."""
+"""Bytes per second: a server that transfers a big value more slowly than this counts as down.  A
+network of 1 Gbit/s transfers 120 MB/s."""
 PROBE_LIFE = 1.0
 """Seconds after which a probe that has not reported back is given up."""
 
@@ -44,13 +44,13 @@ _log = logging.getLogger("memo.stores")
 
 
 class Fault(NamedTuple):
-    """Fault of a server, in words for people that contain no secret.
+    """A kind of fault of a server; its texts contain no secret.
 
     Attributes:
         kind: one word: `"refused"`, `"silent"`, or the code of an error reply such as `"OOM"`.
-        text: what the server does or is, as the rest of a sentence that begins with it.
+        text: the rest of a sentence that begins with the server.
         fix: what to do about it, as a whole sentence.
-        down: nothing works while this lasts, so callers should not ask.
+        down: no command works while this lasts, so callers should not ask.
         at_once: one such fault opens the breaker.
     """
 
@@ -108,25 +108,25 @@ REPLIES = {
         Fault("NOSCRIPT", "does not know a script", "Nothing: it is sent again.", down=False),
     )
 }
-"""Meaning of Redis' error replies, by their code."""
+"""Error replies of Redis by their code."""
 
 
 WRITES_DENIED = frozenset(("READONLY", "NOREPLICAS", "MISCONF", "NOPERM"))
-"""Faults of a server that may still be read.  `OOM` is none of them: invalidations and leases get
-through a full Redis."""
+"""Faults of a server that can still be read.  `OOM` is not one of them: invalidations and leases
+still work on a full Redis."""
 
 
 class Breaker:
-    """True if a server is worth asking.  Safe from every thread.
+    """Decides whether a server may be asked.  Thread-safe.
 
     Args:
-        tier: its name in events.
-        where: its address as it is shown, without user and password: `"127.0.0.1:6379/0"`.
-        now: a clock that never goes back, in seconds.
+        tier: the tier's name in events.
+        where: the server's address for display, without user and password: `"127.0.0.1:6379/0"`.
+        now: a monotonic clock in seconds.
         goes_on: what happens while it is open, as a sentence.
 
     Attributes:
-        quiet: closed, and no fault since the last success; the only thing to look at on a hit.
+        quiet: closed, and no fault since the last success; a hit checks only this.
         fault: the last fault, or None.
     """
 
@@ -160,11 +160,11 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """True if callers are refused."""
+        """True if calls are refused."""
         return self._open
 
     def admit(self) -> bool:
-        """True if the caller, which may ask now, is the probe and must report back.
+        """Admit a caller; True if it is the probe, and must report its result.
 
         Raises:
             TierUnavailable: the breaker is open.
@@ -181,16 +181,16 @@ class Breaker:
         raise self.unavailable()
 
     def check(self) -> None:
-        """Refuse a caller that had to wait since it was admitted.
+        """Refuse a caller that had to wait since it was admitted, if the breaker has opened.
 
         Raises:
-            TierUnavailable: the breaker has opened meanwhile.
+            TierUnavailable: the breaker is open.
         """
         if self._open:
             raise self.unavailable()
 
     def unavailable(self) -> TierUnavailable:
-        """The error raised while the breaker is open."""
+        """Return the error to raise while the breaker is open."""
         text = self.fault.text if self.fault else "cannot be reached"
         return TierUnavailable(f"Redis at {self.where} {text}", told=True)
 
@@ -211,13 +211,13 @@ class Breaker:
     def failed(
         self, fault: Fault, *, probe: bool = False, detail: str = "", told: bool = False
     ) -> TierError:
-        """A caller met a fault.
+        """Record that a caller met a fault.
 
         Args:
-            fault: which.
+            fault: the fault.
             probe: the caller was admitted as the probe.
-            detail: what the server or the operating system said about it.
-            told: no warning is needed: this is told elsewhere.
+            detail: the message of the server or of the operating system.
+            told: give no warning: another place reports it.
 
         Returns:
             The error to raise.
@@ -226,7 +226,7 @@ class Breaker:
         if not fault.down:
             if not told:
                 self._warn_once(fault, detail)
-            if probe:  # it answers, which is what the probe asked
+            if probe:  # it answers, so the probe has succeeded
                 self.succeeded()
             return error
         with self._lock:
@@ -243,10 +243,10 @@ class Breaker:
         return error
 
     def refused(self, error: TierError, *, probe: bool = False) -> TierError:
-        """Count a fault against this breaker, not against the server as a whole.
+        """Count a fault against this breaker only, not against the whole server.
 
         Args:
-            error: what `failed` of the breaker for the whole server gave.
+            error: the error that `failed` of the server's own breaker returned.
         """
         fault = REPLIES[error.kind]._replace(down=True, at_once=True)
         self._warned.add(fault.kind)
@@ -264,7 +264,7 @@ class Breaker:
         return error
 
     def abandoned(self) -> None:
-        """The probe was cancelled before it knew: the next caller probes."""
+        """Record that the probe was cancelled before it had a result: the next caller probes."""
         with self._lock:
             if self._probing:
                 self._probing = False
@@ -305,5 +305,5 @@ class Breaker:
 
 
 def _said(text: str, detail: str) -> str:
-    """Describe a fault, with its detail."""
+    """Append the detail to the text of a fault."""
     return f"{text} [{detail}]" if detail else text

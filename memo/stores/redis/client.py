@@ -1,21 +1,22 @@
-"""The client: one Redis, asked by threads and by event loops, behind a breaker.
+"""The client: one Redis, used by threads and by event loops, behind a breaker.
 
 Rules of this module:
 
-1.  Connections belong to one process and, in async code, to one event loop.  A fork, or another
-    loop, gets connections of its own.
-2.  Every exchange passes the breaker.  After a refusal the caller that probes has its own exchange,
-    with little time; while Redis is silent a background job probes, so that no caller waits.
-3.  Every fault is a `TierError`; `TierUnavailable` if no command would work.
-4.  An exchange goes to one server.  In a cluster that is the one that has its key; commands with
-    several keys are one exchange for each server.
+1.  Connections belong to one process and, in async code, to one event loop.  After a fork, and on
+    another loop, new connections are opened.
+2.  Every exchange passes the breaker.  After a refused connection the probing caller has its own
+    exchange with a short deadline; while Redis is silent a background job probes, so that no caller
+    waits.
+3.  Every fault is a `TierError`, or a `TierUnavailable` if no command would work.
+4.  An exchange goes to one server.  In a cluster that is the one with its key; commands with keys
+    on several servers are one exchange per server.
 
-Scripts are what Redis does in one step for memo; their text is in `lua/*.lua`.
+Scripts do atomically in Redis what memo needs; their source is in `lua/*.lua`.
 
-5.  A script touches one key, or keys of one slot, and names them all.
-6.  What it computes is what `generations` computes.
-7.  One whose few bytes must get through a full Redis begins with a command that takes no memory
-    (`HDEL`, `DEL`): Redis then lets the rest of it pass, so as not to leave it half done.
+5.  A script uses one key, or keys of one slot, and names them all.
+6.  It computes the same as `generations`.
+7.  A script that must work on a full Redis begins with a command that takes no memory (`HDEL`,
+    `DEL`): Redis then lets the rest pass, so that no script is left half done.
 """
 
 from __future__ import annotations
@@ -45,26 +46,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PROBE = 0.1
-"""Seconds at most that a caller that probes may be held up."""
+"""Longest time in seconds that probing may delay a caller."""
 TOGETHER_AT_MOST = 256
-"""Commands of look-ups of a thread that share a round trip."""
+"""Most look-up commands of a thread that share a round trip."""
 _NOTHING = pack(b"ECHO", b"")
 _READ_ONLY = "Hits go on; new results are stored on this host"
 _MOVED, _ASK = "MOVED", "ASK"
 _ELSEWHERE = frozenset((_MOVED, _ASK, "READONLY"))
 """Error replies of a server that is not, or no longer, the right one."""
 _DENIED = ("NOPERM", "UNKNOWN")
-"""Error replies of a server that runs no scripts for this user."""
+"""Error replies of a server that does not let this user run scripts."""
 
 
 _LUA = Path(__file__).parent / "lua"
 
 
 class Script:
-    """A Lua script that Redis keeps by its digest.
+    """A Lua script that Redis caches by its digest.
 
     Args:
-        name: of its file.
+        name: the name of its file.
     """
 
     __slots__ = ("_digest", "_text")
@@ -74,11 +75,11 @@ class Script:
         self._digest = sha1(self._text, usedforsecurity=False).hexdigest().encode()
 
     def by_digest(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
-        """The command that runs it where it is known."""
+        """Return the command that runs it if Redis has it cached."""
         return pack(b"EVALSHA", self._digest, b"%d" % len(keys), *keys, *arguments)
 
     def by_text(self, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
-        """The command that makes it known and runs it."""
+        """Return the command that runs it and caches it."""
         return pack(b"EVAL", self._text, b"%d" % len(keys), *keys, *arguments)
 
 
@@ -92,18 +93,18 @@ RELEASE = Script("release")
 
 
 class NoScriptError(TierError):
-    """Redis does not have a script yet, or no more."""
+    """Redis does not have a script in its cache."""
 
 
 class NoScriptsError(TierError):
-    """Redis does not run scripts at all, for this user."""
+    """Redis does not let this user run scripts at all."""
 
 
 class Together:
-    """Look-ups of one thread that are sent together, when the first answer is wanted.
+    """Look-ups of one thread that are sent together, when the first answer is needed.
 
     Args:
-        read: sends commands; gives the replies, or a `Failure`.
+        read: sends commands, and returns the replies or a `Failure`.
     """
 
     def __init__(self, read: Callable[[Sequence[Command]], Any]) -> None:
@@ -113,11 +114,14 @@ class Together:
 
     @property
     def full(self) -> bool:
-        """True if the next look-up belongs to another round trip."""
+        """True if the next look-up needs another round trip."""
         return self._replies is not None or len(self._places) >= TOGETHER_AT_MOST
 
     def add(self, commands: Sequence[Command]) -> Later:
-        """The replies to come to some commands; one that was asked already is not sent again."""
+        """Add commands, and return their future replies.
+
+        A command that was added before is sent once.
+        """
         places = self._places
         wanted = [places.setdefault(command, len(places)) for command in commands]
         return Later(lambda: self._answers(wanted))
@@ -134,19 +138,19 @@ class Client:
     """The client of one Redis.
 
     Args:
-        url: see `redis_urls`; may hold user and password, which never show.
+        url: see `redis_urls`; a user and password in it are never shown.
         deadline: seconds that an exchange may take in all.
         options: arguments of redis-py's clients, beyond those in the URL.
 
     Attributes:
         where: the server, without user and password: `"127.0.0.1:6379/0"`.
-        breaker: whether it is worth asking.
-        writes: whether it is worth asking for anything to be written.
-        outages: how often an exchange failed; unchanged since a moment: nothing was lost since.
-        interruptions: as that, and how often a connection that died while it was idle was replaced.
-        on_recover: called, and quick, when Redis answers again after a fault.
-        scripts: whether it runs scripts; None: not known yet.
-        knows_digests: whether scripts may be named by their digest.
+        breaker: decides whether the server may be asked.
+        writes: decides whether the server may be asked to write.
+        outages: number of failed exchanges; as long as it is the same, nothing was lost.
+        interruptions: `outages` plus the number of connections that died while idle.
+        on_recover: called when Redis answers again after a fault; must be quick.
+        scripts: it runs scripts; None: not known yet.
+        knows_digests: scripts may be named by their digest.
     """
 
     def __init__(self, url: str, deadline: float, options: Mapping[str, Any] | None = None) -> None:
@@ -177,13 +181,13 @@ class Client:
     # --- look-ups, which share exchanges ---------------------------------------------------------
 
     def prompt(self, port: Port, commands: Sequence[Command]) -> Any:
-        """Begin to look something up, by a plain function; None where that takes a coroutine.
+        """Begin a look-up from a plain function; None if that needs a coroutine.
 
         Args:
             commands: (key, packed command) of commands that only read.
 
         Returns:
-            What `port.settle` makes a list of replies or a `Failure` of, for `parsed`.
+            An object that `port.settle` turns into a list of replies or a `Failure`, for `parsed`.
         """
         if not self.breaker.quiet:
             return None
@@ -197,14 +201,14 @@ class Client:
             return None
         try:
             return loop.look_up(commands)
-        except Exception as error:  # a slot that no server has
+        except Exception as error:  # a slot without a server
             return self.explain(error)
 
     async def get_ready(self, port: Port) -> None:
-        """Connect an event loop, so that `prompt` can be used there.
+        """Connect an event loop, so that `prompt` can be used on it.
 
         Raises:
-            TierError: that is not possible.
+            TierError: it cannot be connected.
         """
         if port.native and self.breaker.quiet:
             loop = await self._loop(port)
@@ -214,10 +218,10 @@ class Client:
     async def look_up(
         self, port: Port, commands: Sequence[Command], *, parse: Callable[[list[Any]], T]
     ) -> T:
-        """As `prompt` and `parsed` together, also at first.
+        """Send commands and parse their replies; connects an event loop first if necessary.
 
         Raises:
-            TierError: an error reply to any of them, or no answer.
+            TierError: one of the replies is an error, or there is no answer.
         """
         if self.breaker.quiet:
             await self.get_ready(port)
@@ -230,7 +234,7 @@ class Client:
         """Apply `parse` to replies.
 
         Raises:
-            TierError: it is a failure, or not what was asked for.
+            TierError: the answer is a failure, or the replies are not of the expected form.
         """
         again = getattr(answer, "again", None)
         if again is not None:
@@ -241,14 +245,17 @@ class Client:
             raise self._failed(_fault_of(error), probe=False) from None
 
     def _read_later(self, others: dict[object, Any], commands: Sequence[Command]) -> Later:
-        """The replies to look-ups of a thread that shares round trips."""
+        """Return the future replies to look-ups of a thread that shares round trips."""
         batch: Together | None = others.get(self)
         if batch is None or batch.full:
             batch = others[self] = Together(self._read_here)
         return batch.add(commands)
 
     def _read_here(self, commands: Sequence[Command]) -> Any:
-        """The replies to look-ups of a thread; in a cluster, from one server after another."""
+        """Return the replies to look-ups of a thread.
+
+        In a cluster, from one server after the other.
+        """
         threads = self._threads or self._thread_pool()
         try:
             if not self.clustered:
@@ -292,20 +299,20 @@ class Client:
         """Send packed commands and wait for their replies.
 
         Args:
-            port: the caller's.
+            port: the caller's port.
             parts: the bytes to send, in order.
-            parse: makes of the reply what is asked for; raises where it is something else.
-            key: leads to the server; or that server.
-            replies: how many replies to read; more than one come as a list.
-            seconds: the deadline, where it is not the usual one; what is sent and received may take
-                its time at `RATE` on top.
-            writes: they write.
+            parse: returns the result from the reply; raises if the reply has another form.
+            key: selects the server; or the server itself.
+            replies: number of replies; more than one are passed as a list.
+            seconds: the deadline, if not the usual one; the time for transferring data at `RATE` is
+                added.
+            writes: the commands write.
             blocks: the command waits at the server.
             body, sink: see `Exchange`; over a blocking port only.
 
         Raises:
             TierError: an error reply.
-            TierUnavailable: no answer, none that can be understood, or the breaker is open.
+            TierUnavailable: no answer, a malformed one, or the breaker is open.
         """
         breaker = self.breaker
         seconds = seconds or self.deadline
@@ -342,10 +349,10 @@ class Client:
     async def ask_each(
         self, port: Port, commands: Sequence[Command], *, writes: bool = False
     ) -> list[Any]:
-        """The replies to (key, packed command) pairs, in one exchange for each server.
+        """Return the replies to (key, packed command) pairs, with one exchange per server.
 
         Raises:
-            TierError: as `ask`; an error reply to any of them.
+            TierError: as `ask`; or one of the replies is an error.
         """
         if not self.clustered:
             count = len(commands)
@@ -365,10 +372,10 @@ class Client:
         return found
 
     async def nodes(self, port: Port) -> list[Any]:
-        """A route to every server that has keys.
+        """Return a route to every server that has keys.
 
         Raises:
-            TierError: they are not known.
+            TierError: the servers are not known.
         """
         return [b""] if not self.clustered else list((await self._nodes(port)).all())
 
@@ -423,10 +430,10 @@ class Client:
     async def _redirected(
         self, port: Port, exchange: Exchange, wrong: ErrorReply, *, blocks: bool
     ) -> list[Any]:
-        """The replies of the server that another one names; raises any other error.
+        """Repeat an exchange at the server that an error reply names; raises any other error.
 
         Args:
-            wrong: the first error among the replies of that other.
+            wrong: the first error among the replies.
         """
         if not self.clustered or wrong.code not in (_MOVED, _ASK):
             raise wrong
@@ -452,10 +459,10 @@ class Client:
         loop = await self._loop(port)
         return await loop.exchange(key, exchange, check, blocks=blocks)
 
-    # --- how it went -----------------------------------------------------------------------------
+    # --- outcomes --------------------------------------------------------------------------------
 
     def explain(self, error: Exception) -> Any:
-        """Classify the error of an exchange with many callers, counted once."""
+        """Classify the error of an exchange that several callers share, and count it once."""
         from memo.stores.redis.coalescing import Failure
 
         if isinstance(error, TierError):
@@ -463,14 +470,14 @@ class Client:
         return Failure(self._failed(_fault_of(error), probe=False, error=error))
 
     def arrived(self) -> None:
-        """An exchange went well."""
+        """Record that an exchange succeeded."""
         if not self.breaker.quiet:
             self.breaker.succeeded()
             for hook in self.on_recover:
                 hook()
 
     def renewed(self) -> None:
-        """A connection died while it was idle: the server may have restarted."""
+        """Record that a connection died while idle: the server may have restarted."""
         self.interruptions += 1
 
     def _failed(
@@ -501,7 +508,7 @@ class Client:
             self.breaker.abandoned()
 
     def _doubt(self) -> None:
-        """Connect anew before the next exchange: the server may be another now."""
+        """Connect again before the next exchange: another server may have the role now."""
         for threads in (self._threads, self._waiting):
             if threads is not None:
                 threads.doubt()
@@ -509,7 +516,7 @@ class Client:
             loop.doubt_soon()
 
     def _flush(self) -> None:
-        """Close idle connections: one of them may hold more than was asked for."""
+        """Close idle connections: one of them may hold unexpected data."""
         if self._threads is not None:
             self._threads.flush()
 
@@ -519,11 +526,11 @@ class Client:
                 exchange = Exchange((_NOTHING,), 1, self.deadline)
                 await self._ask(port, b"", exchange, len, probe=True)
             except TierError:
-                return  # the breaker knows
+                return  # the breaker has recorded it
 
         try:
             port.spawn(probe, "memo-probe")
-        except RuntimeError:  # the interpreter is going down
+        except RuntimeError:  # the interpreter is shutting down
             self.breaker.abandoned()
 
     # --- scripts ---------------------------------------------------------------------------------
@@ -554,7 +561,7 @@ class Client:
             try:
                 return await ask(port, script.by_digest(keys, arguments), *then)
             except NoScriptError:
-                pass  # the text makes it known
+                pass  # the source makes Redis cache it
         return await ask(port, script.by_text(keys, arguments), *then)
 
     async def run_each(
@@ -563,7 +570,7 @@ class Client:
         script: Script,
         calls: Sequence[tuple[Sequence[bytes], Sequence[bytes]]],
     ) -> list[Any]:
-        """Run a script for each of some (keys, arguments), in one exchange for each server."""
+        """Run a script for several (keys, arguments), with one exchange per server."""
         if not self.scripts:
             await self._require_scripts(port)
         if self.knows_digests:
@@ -571,7 +578,7 @@ class Client:
             try:
                 return await self.ask_each(port, digests, writes=True)
             except NoScriptError:
-                pass  # the text makes it known
+                pass  # the source makes Redis cache it
         texts = [(k[0], script.by_text(k, a)) for k, a in calls]
         return await self.ask_each(port, texts, writes=True)
 
@@ -580,7 +587,7 @@ class Client:
             raise NoScriptsError(f"Redis at {self.where} runs no scripts for this user")
 
     async def runs_scripts(self, port: Port) -> bool:
-        """True if it runs scripts for this user: tried once, with one that does nothing."""
+        """True if it runs scripts for this user; tried once, with a script that does nothing."""
         if self.scripts is None:
             text = b"return 1"
             digest = sha1(text, usedforsecurity=False).hexdigest().encode()
@@ -590,7 +597,7 @@ class Client:
         return self.scripts
 
     async def allows(self, port: Port, *words: bytes) -> bool:
-        """True if it has a command, and lets this user send it; anything else is raised."""
+        """True if it has a command and lets this user send it; other errors are raised."""
         try:
             await self.ask(port, pack(*words), parse=_same)
         except NoScriptError:
@@ -604,7 +611,7 @@ class Client:
     # --- without a port, or without the breaker --------------------------------------------------
 
     def here(self, work: Callable[[Port], Coroutine[Any, Any, T]]) -> T:
-        """Ask in this thread, for work that has no port."""
+        """Run a request in this thread, for callers without a port."""
         try:
             work(_HERE).send(None)
         except StopIteration as stop:
@@ -620,7 +627,7 @@ class Client:
         replies: int = 1,
         key: Any = b"",
     ) -> T:
-        """As `ask`, also while the breaker is open."""
+        """As `ask`, but also while the breaker is open."""
         exchange = Exchange(parts, replies, self.deadline)
         return await self._ask(port, key, exchange, parse, probe=self.breaker.open)
 
@@ -634,7 +641,7 @@ class Client:
             if threads is None:
                 home = weakref.proxy(self)
                 threads = Threads(self._address, self._options, lambda: home.renewed())  # noqa: PLW0108
-                # work that outlives `close` opens them again, and only this closes them
+                # work that runs after `close` opens them again, and only this closes them
                 weakref.finalize(self, _close, threads, os.getpid()).atexit = False
                 if blocks:
                     self._waiting = threads
@@ -647,7 +654,9 @@ class Client:
         known = self.loops.get(where)
         if known is not None:
             return known
-        if not hasattr(sys.modules.get("memo.stores.redis.connections"), "Loop"):  # half a second
+        if not hasattr(
+            sys.modules.get("memo.stores.redis.connections"), "Loop"
+        ):  # importing it takes half a second
             await port.offload(import_module, "memo.stores.redis.connections")
         from memo.stores.redis.connections import Loop
 
@@ -666,7 +675,7 @@ class Client:
             return self.loops[where]
 
     def close(self) -> None:
-        """Close all connections: of threads at once, of loops as soon as they get to it."""
+        """Close all connections: those of threads now, those of loops as soon as each loop can."""
         pools, loops = self._take()
         for threads in pools:
             threads.close()
@@ -716,7 +725,7 @@ _HERE = cast("Port", _Here())
 
 
 def _close(threads: Threads, process: int) -> None:
-    if os.getpid() == process:  # in a child a lock may be held for good
+    if os.getpid() == process:  # in a child process a lock may be held forever
         threads.close()
 
 
@@ -725,7 +734,7 @@ def _same(answer: Any) -> Any:
 
 
 def _parts(nodes: Any, commands: Sequence[Command]) -> dict[Any, list[int]]:
-    """The places of commands, by the server that has their key."""
+    """Group the positions of commands by the server that has their key."""
     parts: dict[Any, list[int]] = {}
     for place, (key, _) in enumerate(commands):
         parts.setdefault(nodes.of(key), []).append(place)
@@ -739,4 +748,4 @@ def _fault_of(error: BaseException) -> Fault:
 
 
 _inherited: list[Any] = []
-"""The connections of a parent process: kept, since to close them here would disturb them there."""
+"""Connections inherited from a parent process: closing them here would disturb the parent."""

@@ -1,15 +1,15 @@
-"""Cluster leases: those of `leases`, kept in Redis.
+"""Cluster leases: those of `leases`, stored in Redis.
 
-A lease is a key that holds the text of its holder, unique to it, and that expires
-`LEASE` seconds after its last renewal.  Rules of this module:
+A lease is a key with its holder's unique text; it expires `LEASE` seconds after its last renewal.
+Rules of this module:
 
-1.  It is renewed, handed on and given back by compare-and-set only.
-2.  An acquisition whose answer was lost (a time-out, a cancelled task) is taken back, at once or
-    when Redis is back: no orphan.
-3.  Releasing a lease rings its *bell*, a list with one element that waiting processes move
-    onto itself: each of them is woken, once.  The next holder takes the bell away.
-4.  A holder that died rings no bell: waiting processes look again when its lease ends, and every
-    second.
+1.  It is renewed, handed over and released by compare-and-set only.
+2.  An acquisition whose answer was lost (a timeout, a cancelled task) is undone, at once or when
+    Redis is back, so there are no orphans.
+3.  Releasing a lease rings its *bell*, a list with one element that waiting processes move onto
+    itself: each of them is woken once.  The next holder removes the bell.
+4.  A holder that dies rings no bell: waiting processes check the lease when it should expire, and
+    every second.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from memo.stores.redis.redis_tier import AskedRecord
 
 LOOK_EVERY = 1.0
-"""Seconds after which a waiting process looks again, in case the holder died."""
+"""Seconds after which a waiting process checks the lease, in case its holder has died."""
 LOOK_SOON = 0.05
-"""Seconds after which a waiter looks again that found no connection to wait on."""
+"""Seconds after which a waiter that found no connection to wait on checks the lease."""
 RING = 5.0
-"""Seconds for which a process that comes late can still hear a bell."""
+"""Seconds for which a bell stays, for processes that begin to wait late."""
 _UNDO_AFTER = (0.0, 0.5)
-"""Seconds after which a lost acquisition is taken back: at once, and again in case it overtook."""
+"""Seconds after which a lost acquisition is undone: at once, and again in case it arrived later."""
 
 
 class RedisLeases:
     """The leases of a namespace on one Redis.
 
     Args:
-        client: the way to it.
-        prefix: in front of all names.
-        lease: seconds that a lease lives.
+        client: the client of that Redis.
+        prefix: put in front of all names.
+        lease: seconds that a lease lives without renewal.
     """
 
     def __init__(self, client: Client, prefix: bytes, lease: float = LEASE) -> None:
@@ -60,7 +60,7 @@ class RedisLeases:
 
     @property
     def prefixes(self) -> tuple[bytes, bytes]:
-        """Prefixes of the names of leases and bells."""
+        """Return the prefixes of the names of leases and bells."""
         return self._lease_prefix, self._bell_prefix
 
     async def acquire(
@@ -69,15 +69,16 @@ class RedisLeases:
         """Take a lease.
 
         Args:
-            port: the caller's.
-            name: of the lease.
+            port: the caller's port.
+            name: the name of the lease.
             holder: text unique to the caller; a caller that has the lease keeps it.
             question: is asked in the same exchange, behind the lease, where that goes to one
                 server; else its answer stays None.
 
         Returns:
-            None when the caller has it now; else the text of the present holder and the seconds
-            that its lease still has.
+            None if the caller has the lease now; else the text of the present holder and the
+                seconds that
+            its lease still has.
 
         Raises:
             TierError: the holder is not known.
@@ -95,16 +96,16 @@ class RedisLeases:
             raise
 
     async def renew(self, port: Port, name: str, holder: str) -> bool:
-        """Let a lease live on; False when the holder does not have it any more."""
+        """Extend a lease; False if the holder has lost it."""
         return await self.replace(port, name, holder, holder)
 
     async def replace(self, port: Port, name: str, old: str, new: str) -> bool:
-        """Hand a lease on, with a full life; False when `old` does not have it."""
+        """Hand a lease over with a full life; False if `old` does not hold it."""
         words = (old.encode(), new.encode(), self.lives)
         return await self._client.run(port, RENEW, self._keys(name)[:1], *words, parse=_whether)
 
     async def release(self, port: Port, name: str, holder: str) -> bool:
-        """Release a lease and wake all waiting processes; False when the holder did not have it."""
+        """Release a lease and wake all waiting processes; False if the holder had lost it."""
         try:
             return await self._release((name, holder), port)
         except BaseException:
@@ -117,10 +118,10 @@ class RedisLeases:
         return await self._client.run(port, RELEASE, self._keys(name), *words, parse=_whether)
 
     async def wait(self, port: Port, name: str, timeout: float) -> None:
-        """Wait until a lease may be free: it was given back, or `timeout` or a second went by.
+        """Wait until a lease may be free: it was released, or `timeout` or one second passed.
 
         Raises:
-            TierError: waiting is not possible; the caller computes without a lease.
+            TierError: waiting is not possible, so the caller computes without a lease.
         """
         seconds = min(max(timeout, 0.01), LOOK_EVERY)
         bell = self._keys(name)[1]
@@ -130,7 +131,7 @@ class RedisLeases:
             await self._client.ask(
                 port, command, parse=bool, key=bell, seconds=deadline, writes=True, blocks=True
             )
-        except BusyError:  # too many wait already: look again soon, rather than queue
+        except BusyError:  # too many callers wait already: poll instead of queueing
             await port.sleep(min(seconds, LOOK_SOON))
 
     def _keys(self, name: str) -> tuple[bytes, bytes]:
@@ -138,18 +139,18 @@ class RedisLeases:
         return self._lease_prefix + lease, self._bell_prefix + lease
 
     def _undo(self, name: str, holder: str) -> None:
-        """Give back a lease that this holder may own without knowing it."""
+        """Release a lease that this holder may have taken without knowing it."""
         self.orphans.add((name, holder))
         self._adopt()
 
     def _adopt(self) -> None:
-        """Give orphans back in a thread, which outlives a cancelled task and a loop that ends."""
+        """Release orphans in a thread, which outlives a cancelled task and a closed loop."""
         if not self.orphans:
             return
         thread = threading.Thread(target=self._give_back, args=(self._closing,), name="memo-undo")
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is going down; the lease ends by itself
+        except RuntimeError:  # the interpreter is shutting down; the lease expires by itself
             return
         self._undoing.add(thread)
 
@@ -162,12 +163,12 @@ class RedisLeases:
                     self._client.here(partial(self._release, orphan))
             self.orphans.difference_update(orphans)
         except TierError:
-            return  # the breaker knows; when it closes this is done again
+            return  # the breaker has recorded it; this is called again when it closes
         finally:
             self._undoing.discard(threading.current_thread())
 
     def close(self) -> None:
-        """Wait for leases that are being given back, for two deadlines at most."""
+        """Wait for leases that are being released, for at most two deadlines."""
         closing, self._closing = self._closing, threading.Event()
         closing.set()
         for thread in list(self._undoing):
@@ -177,7 +178,7 @@ class RedisLeases:
 def _holder(answer: list[Any]) -> tuple[str, float] | None:
     if not answer:
         return None
-    left = int(answer[1])  # negative: without an end
+    left = int(answer[1])  # negative: it does not expire
     return answer[0].decode("utf-8", "replace"), left / 1000 if left >= 0 else LOOK_EVERY
 
 

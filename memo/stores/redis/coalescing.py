@@ -1,13 +1,13 @@
-"""Coalescing: look-ups of one event loop that are made at the same time share round trips.
+"""Coalescing: simultaneous look-ups on one event loop share round trips.
 
 Rules of this module:
 
-1.  A command that several callers ask for is sent once; each gets its reply.  All of them asked
+1.  A command that several callers ask for is sent once; each gets the reply.  All of them asked
     before it was sent, so the reply is fresh for each.
-2.  If no batch is under way, a look-up is sent at once.  Others are gathered until the loop comes
-    round or the batch is full; no batch waits for the answer to another.
-3.  A batch fails as a whole, with one `Failure`.  One that was under way on a connection that had
-    worked before and is found closed is sent once more, over another.
+2.  If no batch is in flight, a look-up is sent immediately.  Others are collected until the loop's
+    next iteration or until the batch is full; no batch waits for the answer to another.
+3.  A batch fails as a whole, with one `Failure`.  If the connection had worked before and turns out
+    to be closed, the batch is sent once more on another connection.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from memo.errors import TierError
 from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, located, packed
 
 COUNT = 64
-"""Commands from which a batch is sent: so many that a packet costs each little, so few that the
-server works on them while the next are gathered."""
+"""Number of commands at which a batch is sent: enough to spread the cost of a packet, few enough
+that the server works on them while the next are collected."""
 SIZE = 64 * 1024
-"""Bytes of commands from which a batch is sent."""
+"""Bytes of commands at which a batch is sent."""
 
 
 class Failure:
-    """Failure of an exchange; each caller that was part of it raises a copy."""
+    """Failure of an exchange that several callers share; each of them raises a copy."""
 
     __slots__ = ("_error",)
 
@@ -38,7 +38,7 @@ class Failure:
         self._error = error
 
     def again(self) -> TierError:
-        """The error, without the frames of other callers."""
+        """Return a copy of the error, without the frames of other callers."""
         return copy.copy(self._error)
 
 
@@ -54,7 +54,7 @@ class Batch:
         self._waiting: list[tuple[asyncio.Future[Any], list[int]]] = []
 
     def add(self, commands: Sequence[Command], future: asyncio.Future[Any]) -> None:
-        """Ask for the replies to some commands."""
+        """Add commands; the future gets their replies."""
         places = self._places
         wanted = []
         for command in commands:
@@ -71,11 +71,11 @@ class Batch:
         return len(self._places) >= COUNT or self.size >= SIZE
 
     def exchange(self, seconds: float) -> Exchange:
-        """The exchange that sends the whole batch."""
+        """Return the exchange that sends the whole batch."""
         return Exchange(packed(self._places), len(self._places), seconds)
 
     def hand_out(self, replies: list[Any], explain: Callable[[Exception], Failure]) -> bool:
-        """Give each caller its replies; whether none of them is an error."""
+        """Pass each caller its replies; True if none of them is an error."""
         failures: dict[str, Failure] = {}
         for (_, command), reply in zip(self._places, replies, strict=True):
             if type(reply) is ErrorReply and str(reply) not in failures:
@@ -107,25 +107,25 @@ class Home(Protocol):
     deadline: float
 
     def explain(self, error: Exception) -> Failure:
-        """Classify the error of an exchange; called once for each that fails."""
+        """Classify the error of an exchange; called once for each exchange that fails."""
         ...
 
     def arrived(self) -> None:
-        """An exchange went well."""
+        """Record that an exchange succeeded."""
         ...
 
     def renewed(self) -> None:
-        """A connection that died while it was idle is replaced."""
+        """Record that a connection died while idle, and is replaced."""
         ...
 
 
 class Coalescer:
-    """The look-ups of one event loop on one server; made and used on that loop.
+    """The look-ups of one event loop on one server; created and used on that loop.
 
     Args:
         home: the client.
         opened: opens a connection for it.
-        closed: takes back a stream that is of no use any more.
+        closed: takes back a stream that can no longer be used.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Coalescer:
         self._ready: list[Batch] = []
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
-        """The replies to come to commands that only read: a list of them, or a `Failure`."""
+        """Return the future replies to commands that only read: a list of them, or a `Failure`."""
         future: asyncio.Future[Any] = self._loop.create_future()
         stream = self._stream
         if stream is not None and stream.closed:
@@ -202,7 +202,7 @@ class Coalescer:
             batch.fail(self._explain_once(error))
 
     def _explain_once(self, error: Exception) -> Failure:
-        """One failure for all batches that one fault took along."""
+        """Return one failure for all batches that the same fault has ended."""
         known = getattr(error, "failure", None)
         if known is None:
             known = error.failure = self._home.explain(error)  # type: ignore[attr-defined]
@@ -219,7 +219,7 @@ class Coalescer:
             self._opening = None
             self._fail(self._home.explain(error))
             return
-        except BaseException:  # the loop is going down
+        except BaseException:  # the loop is being closed
             self._opening = None
             self._fail(Failure(TierError("the connection was closed here")))
             raise
@@ -242,13 +242,13 @@ class Coalescer:
             self._closed(stream)
 
     def flush(self) -> None:
-        """Close the connection if nothing is under way."""
+        """Close the connection if nothing is in flight."""
         stream = self._stream
         if stream is not None and not stream.sent:
             self._leave(stream)
 
     def close(self) -> None:
-        """Close the connection, also in use."""
+        """Close the connection, even if it is in use."""
         failure = Failure(TierError("the connection was closed here"))
         if self._opening is not None:
             self._opening.cancel()

@@ -1,17 +1,17 @@
 """Connections to Redis: redis-py's clients, for the threads of a process and for an event loop.
 
-Connecting, logging in, TLS, pools, Sentinels and the topology of a cluster are redis-py's.  Rules:
+redis-py does the connecting, login, TLS, pools, Sentinels and the topology of a cluster.  Rules of
+this module:
 
 1.  Connecting has its own time limit: `CONNECT` seconds for each step, `CONNECT_ON_A_LOOP` on a
-    loop.  A caller waits `OPENS` seconds at most; the connection then goes to the next caller.
-2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  A caller that finds them all busy
-    waits for one as long as an exchange may take; then it goes on without Redis.  Commands that
-    wait at the server have as many again, and never wait for one.  A thread that opens a further
-    connection uses one that is given back meanwhile; if it takes too long, that is a fault of the
-    server only if the server has answered nothing in this time.
-3.  A connection that died while it was idle is replaced once.  Every command of memo may be sent
-    twice.
-4.  After a fault the topology of a cluster, and the primary of Sentinels, are asked for again.
+    loop.  A caller waits at most `OPENS` seconds; after that the connection is for the next caller.
+2.  At most `CONNECTIONS` of a process, or of a loop, are in use.  If all are busy, a caller waits
+    for one as long as an exchange may take, then goes on without Redis.  Commands that wait at the
+    server have a separate limit of the same size, and do not wait for a connection.  A thread that
+    opens another connection uses one that becomes free meanwhile; if opening takes too long, that
+    is a fault of the server only if the server has answered nothing in that time.
+3.  A connection that died while idle is replaced once.  Every command of memo may be sent twice.
+4.  After a fault the topology of a cluster, and the primary of Sentinels, are queried again.
 """
 
 from __future__ import annotations
@@ -61,38 +61,39 @@ from memo.stores.redis.exchange import (
 
 T = TypeVar("T")
 CONNECTIONS = 32
-"""Connections in use at most, for each process or loop; as many again for commands that wait."""
+"""Most connections in use per process or loop, and as many again for commands that wait."""
 CONNECT = 1.0
 """Seconds that each step of connecting may take: TCP, TLS, login."""
 CONNECT_ON_A_LOOP = 10.0
-"""As `CONNECT`, for an event loop: its timers also count the time for which other work holds it."""
+"""As `CONNECT`, for an event loop: its timers also count the time for which other work blocks
+it."""
 OPENS = 0.25
-"""Seconds that a caller waits for a connection to be opened; as long as its deadline if that is
+"""Least seconds that a caller waits for a connection to be opened; longer if its deadline is
 longer."""
 OPENINGS = 4
-"""Connections that a loop opens at once: a crowd that finds none shares the first ones instead of
-having a TLS handshake each."""
+"""Connections that a loop opens concurrently: many callers without one share the first connections,
+instead of each making a TLS handshake."""
 REFRESH = 0.5
-"""Seconds between two questions for the topology of a cluster at least."""
+"""Least seconds between two queries of a cluster's topology."""
 KEPT = 1.0
-"""Seconds for which threads use a connection again without redis-py's pool, which looks at it and
-renews its login."""
+"""Seconds for which threads reuse a connection without redis-py's pool, which checks it and renews
+its login."""
 _LOOK_AGAIN = 0.001
-"""Seconds between two looks for a connection that has become free."""
+"""Seconds between two checks for a connection that has become free."""
 _CLOSED_HERE = "the connection was closed here"
 _BUSY = "all connections to Redis are busy"
 _DRIVER_INFO = importlib.util.find_spec("redis.driver_info") is not None
 
 
 class MissingFileError(Exception):
-    """A file that an option names is not there."""
+    """A file that an option names does not exist."""
 
 
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[str, Any]:
-    """Arguments of a client of redis-py, of either family."""
+    """Return the arguments for a client of redis-py, of either family."""
     given = {**address.options, **options}
     for name in _FILES:
         if given.get(name) and not os.path.isfile(given[name]):
@@ -117,7 +118,7 @@ def _arguments(address: Address, options: dict[str, Any], retry: Any) -> dict[st
 
 
 def _sentinels(family: Any, address: Address, options: dict[str, Any], given: Any) -> Any:
-    """The primary that Sentinels know, as a client of redis-py's for threads or for a loop."""
+    """Return a client of the primary that Sentinels name, for threads or for a loop."""
     alike = ("socket_timeout", "socket_connect_timeout", "retry")  # the next one may be up
     their = {**{name: given[name] for name in alike}, **dict(options.get("sentinel_kwargs") or {})}
     group = family(list(address.hosts), sentinel_kwargs=their, **given)
@@ -126,10 +127,10 @@ def _sentinels(family: Any, address: Address, options: dict[str, Any], given: An
 
 @contextlib.contextmanager
 def _list_of_its_own(group: T) -> Iterator[T]:
-    """A copy of a group of Sentinels, whose order is that of the group afterwards.
+    """Yield a copy of a group of Sentinels; the group then adopts the order of the copy.
 
-    redis-py moves the Sentinel that answered to the front of its list.  Two callers that do so at
-    the same time leave one Sentinel there twice and another not at all.
+    redis-py moves the Sentinel that answered to the front of its list.  If two callers do that at
+    the same time, one Sentinel ends up in the list twice and another one is lost.
     """
     known: Any = group
     mine: Any = copy.copy(group)
@@ -139,7 +140,7 @@ def _list_of_its_own(group: T) -> Iterator[T]:
 
 
 class _ThreadSentinels(redis.sentinel.Sentinel):
-    """Sentinels for threads, each of which stays known."""
+    """Sentinels for threads, none of which gets lost."""
 
     def discover_master(self, service_name: str) -> Any:
         with _list_of_its_own(self) as mine:
@@ -147,7 +148,7 @@ class _ThreadSentinels(redis.sentinel.Sentinel):
 
 
 class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
-    """Sentinels for an event loop, each of which stays known."""
+    """Sentinels for an event loop, none of which gets lost."""
 
     async def discover_master(self, service_name: str) -> Any:
         with _list_of_its_own(self) as mine:
@@ -155,21 +156,21 @@ class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
 
 
 Route = Any
-"""A key, which leads to the server that has it, or a server itself."""
+"""A key, which selects the server that has it, or a server itself."""
 
 
 class _Nodes:
     """The servers behind an address, as one family of redis-py's clients knows them.
 
     Attributes:
-        cluster: the client of a cluster; None: there is one server.
+        cluster: the client of a cluster; None if there is one server.
     """
 
     cluster: Any = None
     pool: Any = None
 
     def of(self, route: Route) -> Any:
-        """The server that a route leads to."""
+        """Return the server that a route leads to."""
         if self.cluster is None:
             return self.pool
         if not isinstance(route, bytes):
@@ -177,13 +178,13 @@ class _Nodes:
         return self._handle(self.cluster.get_node_from_key(route))
 
     def all(self) -> list[Any]:
-        """Every server that has keys."""
+        """Return every server that has keys."""
         if self.cluster is None:
             return [self.pool]
         return [self._handle(node) for node in self.cluster.get_primaries()]
 
     def named_by(self, reply: ErrorReply) -> Any:
-        """The server that a redirection names; None: it is not known (yet)."""
+        """Return the server that a redirection names; None if it is not known (yet)."""
         words = str(reply).partition(" ")[2]
         move = MovedError(words)
         node = self.cluster.get_node(move.host, move.port)
@@ -194,7 +195,7 @@ class _Nodes:
 
 
 def _slow(address: Address) -> str:
-    """The step that takes too long while connecting; a port without TLS ignores a handshake."""
+    """Name the step of connecting that takes too long; a port without TLS ignores a handshake."""
     return "connecting; over TLS, which this port may not speak" if address.tls else "connecting"
 
 
@@ -203,7 +204,7 @@ _PERHAPS_TLS = "closed at the greeting; a port for TLS does that: write rediss:/
 
 @contextlib.contextmanager
 def _greeting(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
-    """Note what a greeting is for, and close the connection if it fails."""
+    """Describe an error in the first exchange, and close the connection if it fails."""
     _note_renewal(connection)
     try:
         yield
@@ -218,10 +219,10 @@ def _greeting(connection: Any, let_go: Callable[[], None]) -> Iterator[None]:
 
 
 def _greet(connection: Any) -> None:
-    """Log in, and have one reply, so that nothing the server says unasked is left unread.
+    """Log in and read one reply, so that nothing that the server sends unasked stays unread.
 
-    That may be an error before it hangs up, or what TLS sends behind its handshake.  The pools of
-    redis-py take it for the reply to an earlier command.
+    That may be an error before it closes the connection, or what TLS sends after its handshake.
+    The pools of redis-py would take it for the reply to an earlier command.
     """
     with _greeting(connection, connection.disconnect):
         connection.on_connect()
@@ -229,7 +230,7 @@ def _greet(connection: Any) -> None:
 
 
 def _note_renewal(connection: Any) -> None:
-    """See that a pool opens a connection again which died while it was idle."""
+    """Detect that a pool reopens a connection which died while it was idle."""
     if getattr(connection, "used", False):
         connection.used, connection.renewed = False, True
 
@@ -241,7 +242,7 @@ def _was_renewed(connection: Any) -> bool:
 
 
 async def _greet_async(connection: Any) -> None:
-    """As `_greet`."""
+    """As `_greet`, on an event loop."""
     with _greeting(connection, partial(_let_go, connection)):
         await connection.on_connect()
         stream = Stream(connection)
@@ -272,14 +273,14 @@ class _ThreadNodes(_Nodes):
         return self.cluster.get_redis_connection(node).connection_pool
 
     def refresh(self) -> None:
-        """Ask for the topology again; connections that are idle are opened anew."""
+        """Query the topology again; idle connections are reopened."""
         if self.cluster is not None:
             self.cluster.nodes_manager.initialize()
         else:
             self.pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
-        """Close all connections; those in use when they come back."""
+        """Close all connections; those in use when they are returned."""
         with contextlib.suppress(Exception):
             if self.cluster is not None:
                 self.cluster.close()
@@ -291,14 +292,14 @@ class Threads:
     """Connections that the threads of this process share.
 
     Args:
-        address: where to.
+        address: the address of the server.
         options: arguments of redis-py's clients, beyond those in the address.
-        renewed: called when a connection that died while it was idle is replaced.
+        renewed: called when a connection that died while idle is replaced.
 
     Attributes:
         answers: changes whenever an exchange has succeeded.
-        closed: for good.
-        slow: what takes too long while it connects.
+        closed: closed for good.
+        slow: describes what takes too long if connecting does.
     """
 
     def __init__(
@@ -318,10 +319,10 @@ class Threads:
         self._kept: dict[Any, list[Any]] = {}
 
     def nodes(self, seconds: float) -> _ThreadNodes:
-        """The servers; makes their client first, or asks for the topology again.
+        """Return the servers; creates their client first, or queries the topology again.
 
         Args:
-            seconds: the caller's deadline; connecting has `OPENS` at least.
+            seconds: the caller's deadline; connecting has at least `OPENS`.
 
         Raises:
             Exception: any error of redis-py, for `fault_of`.
@@ -332,10 +333,10 @@ class Threads:
     def exchange(
         self, route: Route, exchange: Exchange, check: Callable[[], None], *, blocks: bool = False
     ) -> list[Any]:
-        """Have an exchange with the server of a route.
+        """Run an exchange with the server of a route.
 
         Args:
-            check: raises where it is of no use any more, when the caller had to wait.
+            check: called after a wait; raises if the exchange is no longer wanted.
             blocks: the command waits at the server.
 
         Raises:
@@ -385,16 +386,16 @@ class Threads:
         return answer
 
     def _taken(self, pool: Any, seconds: float, check: Callable[[], None], blocks: bool) -> Any:
-        """A connection of a pool: the one that was used last, if redis-py has just looked at it.
+        """Take a connection of a pool: the last one used, if redis-py has checked it recently.
 
-        Otherwise the first that is opened, or that another thread gives back.
+        Otherwise the first one that is opened, or that another thread returns.
         """
         kept = self._kept.setdefault(pool, [])
         wait = None
         try:
             while True:
                 while kept:
-                    with contextlib.suppress(IndexError):  # another thread has it
+                    with contextlib.suppress(IndexError):  # another thread has taken it
                         connection = kept.pop()
                         if time.monotonic() < connection.until:
                             return connection
@@ -417,7 +418,7 @@ class Threads:
                     pool.release(connections.pop())
 
     def _opened(self, route: Route, seconds: float) -> _ThreadNodes:
-        """The servers, that of the route with a connection ready."""
+        """Return the servers, with a connection to that of the route ready."""
         for last in (False, True):
             with self._lock:
                 if self.closed:
@@ -432,7 +433,7 @@ class Threads:
                 raise TimeoutError(self.slow)
             if opening.error is None:
                 break
-            if mine or last:  # one that began earlier may have met what is over now
+            if mine or last:  # an attempt that began earlier may have met a fault that is over
                 raise opening.error
         nodes = self._nodes
         if nodes is None:
@@ -461,18 +462,18 @@ class Threads:
             self._opening = None
 
     def doubt(self) -> None:
-        """After a fault: connect anew, and ask for the topology, before the next exchange."""
+        """After a fault, connect again and query the topology before the next exchange."""
         self._proven = False
 
     def flush(self) -> None:
-        """Close the connections that are idle."""
+        """Close the idle connections."""
         self._let_go()
         nodes = self._nodes
         if nodes is not None and nodes.cluster is None:
             nodes.pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
-        """Close all connections, also those in use, for good."""
+        """Close all connections for good, even those in use."""
         with self._lock:
             self.closed = True
             nodes, self._nodes, self._proven, self._kept = self._nodes, None, False, {}
@@ -481,13 +482,13 @@ class Threads:
 
 
 class _Wait:
-    """A thread's wait for a connection of a pool: for one to open, or to be given back.
+    """A thread's wait for a connection of a pool: for one to open, or to be returned.
 
     Args:
         threads: the owner of the pool.
-        pool: of redis-py.
+        pool: a pool of redis-py.
         seconds: the caller's deadline.
-        blocks: it must not wait until one is given back.
+        blocks: it must not wait until one is returned.
 
     Raises:
         BusyError: all connections are in use, and it must not wait.
@@ -503,10 +504,10 @@ class _Wait:
         self._ends = time.monotonic() + (seconds if self._opening is None else max(OPENS, seconds))
 
     def step(self) -> Any:
-        """The connection that was opened; None after `_LOOK_AGAIN` seconds without one.
+        """Return the connection that was opened; None after `_LOOK_AGAIN` seconds without one.
 
         Raises:
-            BusyError: none came in time, though the server answers others.
+            BusyError: none came in time, although the server answers other callers.
             TimeoutError: none came in time.
             Exception: connecting failed.
         """
@@ -533,7 +534,7 @@ class _Wait:
             self._opening.leave()
 
     def _opens(self) -> _Opening | None:
-        """Begin to have redis-py look at a connection, or open one; None: all are in use."""
+        """Let redis-py check a connection or open one; None if all are in use."""
         if len(self._pool._in_use_connections) >= CONNECTIONS:
             return None
         opening = _Opening(self._pool.get_connection, late=self._put_back)
@@ -547,17 +548,17 @@ class _Wait:
 
 
 class _Opening:
-    """A thread that connects, which its callers need not wait for.
+    """A thread that connects, so that its callers need not wait for the end.
 
     Args:
-        work: connects.
+        work: connects, and returns the result.
         over: called when that has ended.
         late: called with its result if the caller has left.
 
     Attributes:
         done: set when it has ended.
-        result: of `work`.
-        error: that `work` raised, or None.
+        result: the result of `work`.
+        error: the error that `work` raised, or None.
     """
 
     def __init__(
@@ -576,14 +577,14 @@ class _Opening:
         self.error: Exception | None = None
 
     def begin(self) -> None:
-        """Start the thread; while the interpreter goes down, connect in this one."""
+        """Start the thread; while the interpreter shuts down, connect in this one."""
         try:
             threading.Thread(target=self._run, name="memo-connect", daemon=True).start()
         except RuntimeError:
             self._run()
 
     def take(self) -> Any:
-        """The result, once it is done.
+        """Return the result, once it is done.
 
         Raises:
             Exception: connecting failed.
@@ -594,7 +595,7 @@ class _Opening:
         return self.result
 
     def leave(self) -> None:
-        """Stop waiting: what it opens, and nothing has taken, is for the next caller."""
+        """Stop waiting: a connection that was opened but not taken is for the next caller."""
         with self._lock:
             self._left = True
             if not self.done.is_set():
@@ -620,7 +621,7 @@ class _Opening:
 
 
 def alone(url: str, options: dict[str, Any]) -> tuple[Any, socket.socket]:
-    """A dedicated connection to one server, logged in, and its socket.
+    """Open a dedicated connection to one server; return it, logged in, and its socket.
 
     Raises:
         Exception: any error of redis-py, for `fault_of`.
@@ -649,19 +650,19 @@ class _LoopNodes(_Nodes):
             self.pool = redis.asyncio.Redis(**given).connection_pool
 
     async def refresh(self) -> None:
-        """Ask for the topology; connections that are idle are opened anew."""
+        """Query the topology; idle connections are reopened."""
         if self.cluster is not None:
             await self.cluster.nodes_manager.initialize()
         else:
             await self.pool.disconnect(inuse_connections=False)
 
     async def acquire(self, node: Any) -> Any:
-        """A connection to a server."""
+        """Take a connection to a server."""
         if self.cluster is None:
             return await node.get_connection()
         connection = node.acquire_connection()
         if connection.is_connected and is_over(connection):
-            _let_go(connection)  # pools look at what they hand out, nodes of a cluster do not
+            _let_go(connection)  # pools check what they hand out, nodes of a cluster do not
             connection.renewed = True
         try:
             await connection.connect()
@@ -671,14 +672,14 @@ class _LoopNodes(_Nodes):
         return connection
 
     async def release(self, node: Any, connection: Any) -> None:
-        """Take a connection back."""
+        """Return a connection."""
         if self.cluster is None:
             await node.release(connection)
         else:
             node.release(connection)
 
     def connections(self) -> list[Any]:
-        """All of them, open or not."""
+        """Return all connections, open or not."""
         if self.cluster is None:
             return [
                 connection
@@ -688,7 +689,7 @@ class _LoopNodes(_Nodes):
         return list({id(c): c for node in self._members() for c in node._connections}.values())
 
     def idle(self) -> list[Any]:
-        """Those that are neither in use nor being opened."""
+        """Return the connections that are neither in use nor being opened."""
         if self.cluster is None:
             return [free for pool in self._pools() for free in pool._available_connections]
         return list({id(c): c for node in self._members() for c in node._free}.values())
@@ -699,14 +700,14 @@ class _LoopNodes(_Nodes):
         return [self.pool, *sentinels]
 
     def _members(self) -> list[Any]:
-        """The nodes of a cluster; equal ones are not the same."""
+        """Return the nodes of a cluster, compared by identity."""
         manager = self.cluster.nodes_manager
         known = (*manager.nodes_cache.values(), *manager.startup_nodes.values())
         return [*known, *self.cluster.startup_nodes]
 
 
 class Loop:
-    """Connections that the tasks of one event loop share; made and used on that loop.
+    """Connections that the tasks of one event loop share; created and used on that loop.
 
     Args:
         address, options: see `Threads`.
@@ -737,18 +738,21 @@ class Loop:
 
     @property
     def ready(self) -> bool:
-        """True if `look_up` works: the loop will close the connections, the topology is known."""
+        """True if `look_up` works.
+
+        The topology is known, and the loop will close the connections.
+        """
         return self._keeper is not None and not self._doubted
 
     async def get_ready(self) -> None:
-        """Make `look_up` work."""
+        """Prepare the loop for `look_up`."""
         if self._keeper is None:
             await self._keep()
         if self._doubted:
             await self._within_time(self._learn())
 
     def look_up(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
-        """The replies to come to commands that only read: a list of them, or a `Failure`."""
+        """Return the future replies to commands that only read: a list of them, or a `Failure`."""
         if self.alone:
             return self._coalescer(self.nodes.pool).ask(commands)
         parts: dict[Any, list[int]] = {}
@@ -826,7 +830,7 @@ class Loop:
                 self._take_back(stream)
                 raise
             self._streams.pop(stream, None)
-            if stream.closed:  # shut meanwhile
+            if stream.closed:  # closed meanwhile
                 return answer
             await self.nodes.release(node, stream.give_back())
             return answer
@@ -837,7 +841,7 @@ class Loop:
     async def _open(self, node: Any, check: Callable[[], None] | None = None) -> Stream:
         waits = self._openings.locked()
         async with self._openings:
-            if waits and check is not None:  # not the one that probes whether it answers again
+            if waits and check is not None:  # not for the probe of a server that may answer again
                 check()
             connection = await self._within_time(
                 self.nodes.acquire(node), lambda late: self._abandon(node, late)
@@ -851,7 +855,7 @@ class Loop:
     async def _within_time(
         self, work: Coroutine[Any, Any, T], late: Callable[[T], None] | None = None
     ) -> T:
-        """Result of connecting within a time; the attempt goes on after its caller has left.
+        """Return the result of connecting; the attempt continues after its caller has given up.
 
         Raises:
             TimeoutError: it takes too long.
@@ -874,13 +878,13 @@ class Loop:
         return task.result()
 
     def _abandon(self, node: Any, connection: Any) -> None:
-        """A connection that its caller did not wait for goes to the next."""
+        """Keep a connection that came too late for its caller for the next one."""
         task = self.loop.create_task(self.nodes.release(node, connection), context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _take_back(self, stream: Stream) -> None:
-        """A stream is closed: its connection may be opened anew."""
+        """Release the connection of a closed stream, so that it can be reopened."""
         node = self._streams.pop(stream, None)
         if node is None:
             return
@@ -889,7 +893,7 @@ class Loop:
             self._abandon(node, stream.connection)
 
     async def _learn(self) -> None:
-        """Ask for the topology of a cluster, where that is in doubt."""
+        """Query the topology of a cluster if it is in doubt."""
         async with self._refreshing:
             if self._doubted and self.loop.time() - self._refreshed > REFRESH:
                 self._refreshed = self.loop.time()
@@ -897,7 +901,7 @@ class Loop:
                 self._doubted = False
 
     def doubt_soon(self) -> None:
-        """After a fault: ask for the topology before the next exchange; from any thread."""
+        """After a fault, have the topology queried before the next exchange; from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has been closed since
             self.loop.call_soon_threadsafe(self._doubt)
 
@@ -917,11 +921,11 @@ class Loop:
         finally:
             self._ended()
             self.shut()
-            for _ in range(3):  # for the transports to let go of their sockets
+            for _ in range(3):  # so that the transports can close their sockets
                 await asyncio.sleep(0)
 
     def flush(self) -> None:
-        """Close the connections that are idle."""
+        """Close the idle connections."""
         for coalescer in list(self._coalescers.values()):
             coalescer.flush()
         for connection in self.nodes.idle():
@@ -929,7 +933,7 @@ class Loop:
                 _let_go(connection)
 
     def shut(self) -> None:
-        """Close all connections, also those in use.  On the pool's own loop."""
+        """Close all connections, even those in use.  On the pool's own loop."""
         _live.discard(self)
         for coalescer in list(self._coalescers.values()):
             coalescer.close()
@@ -950,7 +954,7 @@ class Loop:
             await keeper.aclose()
 
     def close(self) -> None:
-        """Close all connections, from any thread, as soon as the loop gets to it."""
+        """Close all connections, from any thread, as soon as the loop can."""
         if self.loop.is_closed():
             self.forget()
             return
@@ -958,7 +962,7 @@ class Loop:
             self.loop.call_soon_threadsafe(self.shut)
 
     def forget(self) -> None:
-        """Let go of the connections of a loop that ended without closing them."""
+        """Drop the connections of a loop that ended without closing them."""
         _live.discard(self)
         for connection in self.nodes.connections():
             connection._reader = connection._writer = None
@@ -1001,7 +1005,7 @@ class _Gathered:
         self._missing = 0
 
     def begin(self, parts: Iterable[tuple[asyncio.Future[Any], list[int]]]) -> asyncio.Future[Any]:
-        """Wait for all parts: a future, and the places of its replies."""
+        """Wait for all parts, each a future and the positions of its replies."""
         both = list(parts)
         self._missing = len(both)
         for future, places in both:
@@ -1023,10 +1027,10 @@ class _Gathered:
 
 
 _live: set[Loop] = set()
-"""The loops with connections: these are closed explicitly, never left to the collector."""
+"""Loops with open connections: these are closed explicitly, never left to the garbage collector."""
 
 
-# --- what went wrong -----------------------------------------------------------------------------
+# --- classifying errors ------------------------------------------------------------------------
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -1064,13 +1068,13 @@ _CODES: dict[type[BaseException], str] = {
     exceptions.AuthenticationError: "NOAUTH",
     exceptions.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
 }
-"""redis-py takes the code off the text of some errors of logging in."""
+"""redis-py removes the code from the text of some login errors."""
 
 
 def _code(text: str) -> str:
-    """The code in an error reply; `""` for what is none, or is not in `REPLIES`.
+    """Return the code of an error reply; `""` if it has none, or one that is not in `REPLIES`.
 
-    Redis 6.2 hides the code of what fails inside a script behind `ERR Error running script`.
+    Redis 6.2 hides the code of an error inside a script behind `ERR Error running script`.
     """
     if "invalid username-password" in text or "without any password" in text:
         return "WRONGPASS"

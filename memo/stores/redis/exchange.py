@@ -1,15 +1,15 @@
 """One exchange with a Redis server: packed commands in, replies out, within one deadline.
 
-Connections are redis-py's; they come here connected and logged in.  Rules of this module:
+Connections come from redis-py, connected and logged in.  Rules of this module:
 
-1.  The last command of an exchange is an `ECHO` of a nonce.  Its replies count only when the nonce
-    comes back in its place, so the replies to an earlier exchange are never taken for an answer.
-2.  An exchange has `seconds` in all, connecting not included, plus the time that what was received
-    takes at `RATE`: a big reply may take longer, a dripping one may not.
-3.  A thread or an event loop that was held up by something else is not held against the server.
+1.  The last command of an exchange is an `ECHO` of a nonce.  Its replies count only if the nonce
+    comes back in its place, so replies to an earlier exchange are never taken for an answer.
+2.  An exchange has `seconds` in all, connecting not included, plus the time that the received bytes
+    take at `RATE`: a big reply may take longer, one that trickles in may not.
+3.  Time for which the thread or the event loop was busy does not count against the server.
 4.  A connection whose exchange did not end well is closed by its owner.
 5.  Replies are parsed here and not by hiredis, which allocates an array of any announced length
-    before its elements have come.
+    before its elements have arrived.
 """
 
 from __future__ import annotations
@@ -28,29 +28,28 @@ from memo.records.payload_pieces import Sink
 from memo.stores.redis.breaker import RATE
 
 CHUNK = 64 * 1024
-"""Bytes that are read from a socket at once, and up to which commands are sent in one piece."""
+"""Bytes that are read from a socket at a time, and up to which commands are sent in one piece."""
 LONGEST_LINE = 4096
-"""Bytes of the longest first line of a reply: an error and its text."""
+"""Bytes of the longest first line of a reply, such as an error with its text."""
 MOST_ELEMENTS = 1 << 20
-"""More elements than the longest array that memo asks for has."""
+"""Upper bound for the length of an array in a reply."""
 LARGEST = 512 << 20
-"""Bytes of the largest value that Redis has."""
+"""Bytes of the largest value that Redis can store."""
 LATE = 0.02
 """Seconds by which a timer of a loop may be late before the loop, not Redis, counts as slow."""
 SPARED = 20
-"""Times that the loop is blamed for that; then the exchange is given up all the same."""
+"""How often a slow loop excuses a missing answer; after that the exchange fails."""
 _FIRST = 8 * 1024
 _LOOKS, _LOOK = 3, 0.005
-"""Looks, and seconds for each, that a thread past its deadline takes for the reply: the thread
-may have been held up."""
+"""Number and seconds of the extra reads after the deadline: the thread may have been delayed."""
 
 Part = bytes | memoryview
 Command = tuple[bytes, bytes]
-"""A key that leads to the server, and a packed command."""
+"""A key that selects the server, and a packed command."""
 _nonces = itertools.count()
 
 
-class ErrorReply(Exception):  # noqa: N818 - it is a reply, not a fault of ours
+class ErrorReply(Exception):  # noqa: N818 - a reply, not a fault of ours
     """An error that the server answered with."""
 
     @property
@@ -64,7 +63,7 @@ class BusyError(TierError):
 
 
 def located(reply: ErrorReply, command: Part) -> ErrorReply:
-    """The error with the key that it is about, where Redis does not say it."""
+    """Return the error with the key that it is about, if Redis does not say it."""
     words = bytes(command).split(b"\r\n", 9) if "WRONGTYPE" in str(reply) else []
     place = 8 if words[2:3] and words[2].startswith(b"EVAL") else 4
     if not words or words[0][:1] != b"*" or len(words) <= place:
@@ -73,11 +72,11 @@ def located(reply: ErrorReply, command: Part) -> ErrorReply:
 
 
 class GarbledError(Exception):
-    """The bytes that came are no replies to what was asked."""
+    """The received bytes are not replies to what was sent."""
 
 
 def pack(*words: bytes) -> bytes:
-    """A command as Redis reads it."""
+    """Pack a command into the bytes that Redis reads."""
     parts = [b"*%d\r\n" % len(words)]
     for word in words:
         parts += (b"$%d\r\n" % len(word), word, b"\r\n")
@@ -85,15 +84,15 @@ def pack(*words: bytes) -> bytes:
 
 
 def packed(commands: Iterable[Command]) -> tuple[bytes, ...]:
-    """Commands as they are sent, without the keys that lead to their server."""
+    """Return commands as they are sent, without the keys that select their server."""
     return tuple(map(itemgetter(1), commands))
 
 
 class Reader:
-    """Replies out of bytes that arrive in pieces.
+    """Parses replies from bytes that arrive in pieces.
 
     Attributes:
-        unread: bytes that are here and belong to no reply that was taken.
+        unread: there are bytes that belong to no reply that was taken.
     """
 
     __slots__ = ("_at", "_chunks", "_data", "_wanted", "unread")
@@ -106,7 +105,7 @@ class Reader:
         self.unread = 0
 
     def feed(self, data: bytes) -> None:
-        """Take bytes that have arrived."""
+        """Add bytes that have arrived."""
         if self.unread:
             self._chunks.append(data)
         else:
@@ -114,12 +113,12 @@ class Reader:
         self.unread += len(data)
 
     def take(self, replies: list[Any], count: int) -> bool:
-        """Append the replies that have arrived, until there are `count`; whether there are.
+        """Append the replies that have arrived, until there are `count`; True if there are.
 
         An error reply is appended as an `ErrorReply`.
 
         Raises:
-            GarbledError: these bytes are no replies.
+            GarbledError: these bytes are not replies.
         """
         if self.unread < self._wanted:
             return False
@@ -145,7 +144,7 @@ class Reader:
         self._chunks.clear()
 
     def header(self) -> bytes | None:
-        """The first line of the next reply, taken by itself; None: it has not arrived."""
+        """Take the first line of the next reply; None if it has not arrived."""
         self._join()
         end = self._data.find(b"\r\n")
         if end < 0:
@@ -157,7 +156,7 @@ class Reader:
         return self._data[:end]
 
     def some(self, size: int) -> bytes:
-        """Bytes that have arrived and are not parsed, at most `size`."""
+        """Take at most `size` bytes that have arrived and are not parsed."""
         taken = self._data[self._at : self._at + size]
         self._at += len(taken)
         self.unread -= len(taken)
@@ -165,7 +164,7 @@ class Reader:
 
 
 class _More(Exception):  # noqa: N818 - a signal between two functions of this module
-    """The reply that begins at `at` goes on beyond the bytes that are here: to `end` at least."""
+    """The reply that begins at `at` is incomplete: it extends to `end` at least."""
 
     def __init__(self, at: int, end: int) -> None:
         self.at = at
@@ -173,11 +172,11 @@ class _More(Exception):  # noqa: N818 - a signal between two functions of this m
 
 
 def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa: C901, PLR0912, PLR0915
-    """Append the RESP2 replies that begin at a place, until there are `count`; where they end.
+    """Append RESP2 replies from a position on, until there are `count`; return where they end.
 
-    One loop for all of them, arrays of any depth included: a call for each costs a tenth of a hit.
+    One loop for all of them, including arrays of any depth: a call for each costs a tenth of a hit.
     """
-    around: list[tuple[list[Any], int]] = []  # arrays that the next reply is part of
+    around: list[tuple[list[Any], int]] = []  # arrays that contain the next reply
     into, size = replies, count
     first = at
     while True:
@@ -189,7 +188,7 @@ def _parse(data: bytes, at: int, replies: list[Any], count: int) -> int:  # noqa
             into.append(array)
         if not around:
             first = at
-        elif data[at : at + 5] == b"$-1\r\n":  # most fields of a group are not there
+        elif data[at : at + 5] == b"$-1\r\n":  # most fields of a group are missing
             into.append(None)
             at += 5
             continue
@@ -237,10 +236,10 @@ class Exchange:
     """Packed commands, and the replies to them as they arrive.
 
     Args:
-        commands: packed, in order.
-        count: how many replies they have.
-        seconds: the deadline; what is sent and received may take its time at `RATE` on top.
-        body: gives, each time anew, what is sent behind the first of `commands`, in pieces.
+        commands: packed commands, in order.
+        count: number of replies to them.
+        seconds: the deadline; the time for transferring data at `RATE` is added.
+        body: called for each attempt: yields what is sent after the first of `commands`, in pieces.
         sink: takes the bytes of the first reply; over a blocking connection only.
 
     Attributes:
@@ -272,11 +271,11 @@ class Exchange:
         self.replies: list[Any] = []
 
     def restart(self) -> None:
-        """Forget what has arrived: it is sent once more."""
+        """Forget what has arrived: the exchange is sent once more."""
         self.replies = []
 
     def pieces(self) -> Iterator[Part]:
-        """Pieces to send, in order."""
+        """Yield the pieces to send, in order."""
         if self.body is None:
             yield from self.commands
             return
@@ -285,11 +284,11 @@ class Exchange:
         yield from self.commands[1:]
 
     def answer(self) -> list[Any]:
-        """The replies, when all have arrived; error replies are among them.
+        """Return the replies, once all have arrived; error replies are among them.
 
         Raises:
             ErrorReply: nothing works on this connection.
-            GarbledError: these are the replies to something else.
+            GarbledError: these are the replies to another exchange.
         """
         nonce = self.replies.pop()
         if isinstance(nonce, ErrorReply):
@@ -299,7 +298,7 @@ class Exchange:
         return self.replies
 
     def first_error(self) -> ErrorReply | None:
-        """The first error among the replies so far: what a server says before it hangs up."""
+        """Return the first error among the replies so far; a server may send one and hang up."""
         for place, reply in enumerate(self.replies):
             if type(reply) is ErrorReply:
                 return located(reply, self.given[place]) if place < len(self.given) else reply
@@ -310,7 +309,7 @@ class Exchange:
 
 
 def talk(connection: Any, exchange: Exchange) -> list[Any]:
-    """Have an exchange over a connected `redis.Connection`, in this thread.
+    """Run an exchange over a connected `redis.Connection`, in this thread.
 
     Raises:
         ErrorReply, GarbledError: see `Exchange.answer`.
@@ -340,7 +339,7 @@ class _Line:
         self._sock = sock
         self._ends = time.monotonic() + seconds
         self._received = self._looks = 0
-        self._armed = 2  # the time-out set here is right for the first sending and receiving
+        self._armed = 2  # the timeout set here is right for the first send and receive
         if sock.gettimeout() != seconds:
             sock.settimeout(seconds)
 
@@ -381,7 +380,7 @@ class _Line:
 
 
 def _receive(line: _Line, reader: Reader, sink: Sink) -> Any:
-    """Read one value straight into a sink; False: there is none, or one of another size."""
+    """Read one value straight into a sink; False if it is missing or has another size."""
     while (header := reader.header()) is None:
         reader.feed(line.receive())
     if header[:1] in (b"-", b"!"):
@@ -411,14 +410,14 @@ def _receive(line: _Line, reader: Reader, sink: Sink) -> Any:
 
 
 class UnwantedError(Exception):
-    """A value has another size than was asked for; rather than read it, close the connection."""
+    """A value has another size than expected; the connection is closed instead of reading it."""
 
 
 # --- over a connection of an event loop ----------------------------------------------------------
 
 
 class Landing(Protocol):
-    """Called with None when an exchange has all its replies, else with what went wrong."""
+    """Called with None when an exchange has all its replies, else with the error."""
 
     def __call__(self, error: Exception | None, /) -> None: ...
 
@@ -426,21 +425,21 @@ class Landing(Protocol):
 def is_over(connection: Any) -> bool:
     """True if an idle `redis.asyncio.Connection` was closed, at either end.
 
-    Its transport tells that once, to redis-py's reader, which then keeps it half open.
+    Its transport reports that only once, to redis-py's reader, which then keeps it half open.
     """
     return bool(connection._writer.transport.is_closing() or connection._reader.at_eof())
 
 
 class Stream(asyncio.Protocol):
-    """A connected `redis.asyncio.Connection`, on which exchanges follow each other without a pause.
+    """A connected `redis.asyncio.Connection` with pipelined exchanges.
 
     Args:
-        connection: taken from its pool for as long as this lives.
+        connection: taken from its pool for as long as this object lives.
 
     Attributes:
-        proven: something has come over it.
-        closed: it is of no use any more.
-        sent: what is under way, oldest first.
+        proven: something has been received on it.
+        closed: it can no longer be used.
+        sent: the exchanges in flight, oldest first.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -458,7 +457,7 @@ class Stream(asyncio.Protocol):
         self._due = 0.0
 
     def send(self, exchange: Exchange, landed: Landing) -> None:
-        """Send an exchange behind those that are under way."""
+        """Send an exchange after those that are in flight."""
         if self.closed:
             self._loop.call_soon(landed, ConnectionError("closed"))
             return
@@ -471,7 +470,7 @@ class Stream(asyncio.Protocol):
             self._transport.write(piece)
 
     def data_received(self, data: bytes) -> None:
-        """Hand out the exchanges that are whole."""
+        """Complete the exchanges whose replies have arrived."""
         self._received += len(data)
         self.proven = True
         self._spared = 0
@@ -486,7 +485,7 @@ class Stream(asyncio.Protocol):
             self.fail(GarbledError("an answer that nothing asked for"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server or the network has closed it."""
+        """Fail what is in flight: the server or the network has closed the connection."""
         last_words = self.sent[0][0].first_error() if self.sent else None
         self.fail(last_words or exc or ConnectionError("closed"))
 
@@ -509,7 +508,7 @@ class Stream(asyncio.Protocol):
         self._timer = self._loop.call_at(self._due, self._look)
 
     def _unread(self) -> bool:
-        """True if something has come that the loop has not got round to reading."""
+        """True if data has arrived that the loop has not read yet."""
         if self._transport.is_closing():
             return False
         with selectors.DefaultSelector() as selector:
@@ -517,14 +516,14 @@ class Stream(asyncio.Protocol):
             return bool(selector.select(0))
 
     def give_back(self) -> Any:
-        """The connection, as it was before."""
+        """Return the connection in its original state."""
         self._stop_timer()
         self.closed = True
         self._transport.set_protocol(self._before)
         return self.connection
 
     def fail(self, error: Exception) -> None:
-        """Close it at once; all that is under way fails with one error."""
+        """Close the connection at once; everything in flight fails with one error."""
         if self.closed:
             return
         self.closed = True

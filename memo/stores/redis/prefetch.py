@@ -1,12 +1,12 @@
-"""Prefetch: the groups that the entries of a function name, so that they are read with a record.
+"""Prefetch: predict the groups that a record names, so that they are read together with it.
 
 Entries of one function mostly name the same groups.  Rules of this module:
 
-1.  Groups are learned from entries whose seal held.  A group that was not asked for is never
-    guessed: its reader asks again, and the next look-up asks for it at once.
-2.  Where parts of a group were invalidated (it has *shapes*), the fields that cover a call follow
-    from its arguments and the shapes.  The shapes that were seen last are assumed; where they have
-    changed meanwhile, the reader asks again.
+1.  Groups are learned from entries with a valid seal.  The state of a group that was not read is
+    never guessed: its reader asks again, and the next look-up reads the group at once.
+2.  If parts of a group were invalidated (it has *shapes*), the fields that cover a call follow from
+    its arguments and the shapes.  The shapes seen last are assumed; if they have changed, the
+    reader asks again.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from memo.validity.stamps import ALL, LAST, SHAPES
 K = TypeVar("K")
 V = TypeVar("V")
 GROUPS = 16
-"""Groups that are asked for with a record at most."""
+"""Most groups that are read with a record."""
 KNOWN = 4096
-"""Functions, and groups, of which anything is remembered."""
+"""Most functions, and groups, that are remembered."""
 BIG = 64 * 1024
-"""Bytes of a record from which a function's records travel by themselves."""
+"""Records of a function of at least this many bytes are read without groups."""
 _BASE = (ALL, LAST, SHAPES)
 
 
 class Group:
-    """One group.
+    """A group of generations in Redis.
 
     Args:
-        key: its name in Redis.
+        key: its key in Redis.
 
     Attributes:
         command: reads its `*`, `!` and `?`.
-        latest: such a reply without shapes, and what any part but the whole then reads.
-        shapes: those that were seen last; `""`: none.
+        latest: the last such reply without shapes, and the state that any part of the group then
+            has.
+        shapes: the shapes that were seen last; `""` if none.
     """
 
     __slots__ = ("command", "key", "latest", "shapes")
@@ -52,13 +53,13 @@ class Group:
         self.shapes = ""
 
     def covering(self, arguments: tuple[tuple[str, str], ...] | None) -> tuple[str, ...]:
-        """The fields that cover a call, by the shapes that were seen last."""
+        """Return the fields that cover a call, by the shapes that were seen last."""
         if not self.shapes or arguments is None:
             return ()
         return tuple(stamps.covering(arguments, self.shapes.split("|")))
 
     def read(self, names: Sequence[str]) -> Command:
-        """The command that reads the base of the group and some fields more."""
+        """Return the command that reads the base of the group and some more fields."""
         if not names:
             return self.command
         words = (name.encode("utf-8", "surrogateescape") for name in (*_BASE, *names))
@@ -71,13 +72,14 @@ class Group:
         reply: object,
         names: Sequence[str] = (),
     ) -> State | None:
-        """State of a part of the group, from a reply; None where that takes more fields.
+        """Return the state of a part of the group, from a reply; None if that takes more fields.
 
         Args:
-            name: of the group.
-            arguments: of the call.
-            reply: to `read(names)`.  A foreign value is a group without fields.
-            names: the fields that were read behind the base.
+            name: name of the group.
+            arguments: arguments of the call.
+            reply: the reply to `read(names)`.  A value of another type counts as a group without
+                fields.
+            names: the fields that were read after the base.
         """
         latest, known = self.latest
         if latest == reply and arguments is not None:
@@ -102,8 +104,8 @@ class Expected:
 
     Attributes:
         groups: name -> group, in the order in which they are read.
-        commands: read one each.
-        parts: entry -> the parts of groups that it names, where more than these must be read.
+        commands: the command that reads each group.
+        parts: entry -> the parts of groups that it names, if more than the groups must be read.
         big: the latest record was big.
     """
 
@@ -117,7 +119,7 @@ class Expected:
         self.big = False
 
     def learn(self, parts: Sequence[Part]) -> None:
-        """Ask for the groups of an entry too, from now on."""
+        """Read the groups of an entry too, from now on."""
         wanted = dict.fromkeys(name for name, _ in parts)
         both = dict.fromkeys((*self.groups, *wanted))
         chosen = both if len(both) <= GROUPS else wanted
@@ -134,11 +136,10 @@ class Expected:
         replies: Sequence[object],
         parts: Sequence[Part],
     ) -> tuple[State, ...] | None:
-        """States of parts of groups, from the replies to commands; None where that takes more.
+        """Return the states of parts of groups, from replies; None if that takes more fields.
 
-        The next look-up of the entry then asks for it.
-
-        Nothing that a server may have replied makes it raise.
+        In that case the next look-up of the entry reads them.
+        It never raises, whatever a server has replied.
         """
         found = []
         for name, arguments in parts:
@@ -163,7 +164,7 @@ class Expected:
 
 
 def plain(part: Part) -> Part:
-    """A part of a group in a comparable form, from any source."""
+    """Return a part of a group in a comparable form, whatever its source."""
     name, arguments = part
     return name, None if arguments is None else tuple(map(tuple, arguments))
 
@@ -172,7 +173,7 @@ class Prefetch:
     """The functions and groups of one server, as far as they are known.
 
     Args:
-        key: the name of a group in Redis.
+        key: returns the key of a group in Redis.
     """
 
     def __init__(self, key: Callable[[str], bytes]) -> None:
@@ -181,7 +182,7 @@ class Prefetch:
         self._groups: dict[str, Group] = {}
 
     def expected(self, name: str) -> Expected:
-        """Knowledge about the function of an entry with this name."""
+        """Return what is expected for the function of an entry with this name."""
         function = name.rpartition(":")[0]
         found = self._functions.get(function)
         if found is None:
@@ -189,7 +190,7 @@ class Prefetch:
         return found
 
     def group(self, name: str) -> Group:
-        """A group by its name."""
+        """Return a group by its name."""
         found = self._groups.get(name)
         if found is None:
             found = _keep(self._groups, name, Group(self._key(name)))
@@ -197,7 +198,7 @@ class Prefetch:
 
 
 def _keep(known: dict[K, V], key: K, value: V) -> V:
-    """Remember something; the oldest goes where there is too much."""
+    """Remember a value; if there are too many, the oldest is forgotten."""
     while len(known) >= KNOWN:
         known.pop(next(iter(known), None), None)  # type: ignore[arg-type]
     return known.setdefault(key, value)

@@ -1,29 +1,28 @@
 """Redis as a tier: records, payloads, and the generations that all hosts share.
 
-What lies there, all of it under the namespace and the version of the format; every key expires:
+All its keys are prefixed with the namespace and the version of the format; every key expires:
 
 ================================ =================================================================
-key                              what, and how long it lives
+key                              content and lifetime
 ================================ =================================================================
-`{namespace}:2:{function}:…`     a record; as long as the entry, without a ttl as the setting
-                                 `retention` says, after it was stored or last used
+`{namespace}:2:{function}:…`     a record; lives as long as the entry, and without a ttl for the
+                                 setting `retention` after it was stored or last used
 `{namespace}:2:p:{digest}`       a payload; as long as the longest-lived entry stored with it
 `{namespace}:2:g:{group}`        a group of generations (`stamps`), a hash; as long as the
-                                 longest-lived entry that names it, and `SLACK`
+                                 longest-lived entry that names it, plus `SLACK`
 `{namespace}:2:l:…`, `…:w:…`     leases and their bells (`cluster_leases`)
 `{namespace}:2:hosts`            the hosts that use the namespace, and the epoch (`authorities`), a
-                                 hash; `RETENTION` after it was last looked at
-`{namespace}:2:c:{function}:…`   what hosts have found out about a function (`shared_findings`), a
-                                 hash; `RETENTION` after it was last added to
+                                 hash; `RETENTION` after it was last read
+`{namespace}:2:c:{function}:…`   findings of hosts about a function (`shared_findings`), a hash;
+                                 `RETENTION` after the last addition
 `{namespace}:live`               the shared live configuration, a hash; `RETENTION` after it was
                                  last written, or read by any process
 ================================ =================================================================
 
-Braces in a key are the hash tag of a cluster: what belongs to a function, and each group, lies on
-one server.  A look-up is one round trip to each server concerned: plain commands for the record and
-for the groups that it is likely to name (`prefetch`).  Their order does not matter, since a
-state that does not match is a miss.  Nothing that Redis says is believed here; the caller checks
-the seal.
+Braces in a key are the hash tag of a cluster: the entries of a function, and each group, are on one
+server.  A look-up is one round trip to each server concerned: plain commands for the record and for
+the groups that it is likely to name (`prefetch`).  Their order does not matter, since a state that
+does not match is a miss.  Nothing that Redis returns is trusted here; the caller checks the seal.
 """
 
 from __future__ import annotations
@@ -57,29 +56,29 @@ if TYPE_CHECKING:
     from memo.stores.redis.tracking import Listener
 
 VALUE_LIMIT = 64 * 1024 * 1024
-"""Bytes up to which a record or a payload is sent to Redis, unless a setting says otherwise."""
+"""Largest record or payload in bytes that is sent to Redis, unless a setting says otherwise."""
 BATCH = 1000
-"""Names that one step of `clear` looks at."""
+"""Names that one step of `clear` scans."""
 GLANCED = 1 << 16
-"""Bytes of a record up to which it is read to be counted."""
+"""Records above this many bytes are not read for counting."""
 RETENTION = 30 * 86400.0
-"""Seconds that what has no other life stays: the default for entries without a ttl."""
+"""Default retention in seconds: for entries without a ttl and for shared bookkeeping."""
 DAY = 86400.0
-"""Seconds that a group lives, at least, from when a computation that names it began."""
+"""Shortest life of a group in seconds, counted from the start of a computation that names it."""
 SLACK = 30.0
-"""Seconds that a group outlives the entries that name it."""
+"""Seconds by which a group outlives the entries that name it."""
 TOMB = 120.0
 """Seconds that a group lives which an invalidation finds missing, so that no host gives it back."""
 AWAY = DAY
 """Seconds after which a host that was not seen is no longer registered."""
 KNOWN = 65_536
-"""Groups of which it is remembered how long they live."""
+"""Most groups whose lifetimes are remembered."""
 _LONGEST = 10**14
 """Milliseconds (3,000 years) above which Redis might refuse a lifetime."""
 _GONE = -2
-"""The answer of PTTL where there is no such key."""
+"""The answer of PTTL for a missing key."""
 _TRIES = 4
-"""Attempts to send a payload that appears or disappears in Redis meanwhile."""
+"""Number of attempts to send a payload that appears or disappears in Redis meanwhile."""
 _GLOB = re.compile(r"([*?\[\]\\^])")
 
 
@@ -161,26 +160,26 @@ class Redis:
 
     @property
     def generations(self) -> Redis:
-        """Itself: it is an authority on what is valid."""
+        """Itself: it is an authority on validity."""
         return self
 
     @property
     def outages(self) -> int:
-        """Number of operations that failed; while it does not change, nothing is lost."""
+        """Number of operations that failed; as long as it is the same, nothing was lost."""
         return self.client.outages
 
     @property
     def interruptions(self) -> int:
-        """Unchanged since a moment: it is the same server, and it has not restarted since."""
+        """A count that stays the same as long as it is the same server and has not restarted."""
         return self.client.interruptions
 
     @property
     def read_only(self) -> bool:
-        """True if it takes no writes now, so that a group that is missing cannot be made here."""
+        """True if it takes no writes now, so that a missing group cannot be created."""
         return self.client.writes.open
 
     def _key(self, name: str) -> bytes:
-        """The key of an entry."""
+        """Return the key of an entry."""
         return self._prefix + name.removeprefix(f"{self._namespace}:").encode()
 
     def _group_key(self, group: str) -> bytes:
@@ -189,7 +188,7 @@ class Redis:
     # --- entries ---------------------------------------------------------------------------------
 
     async def lookup(self, port: Port, name: str) -> Found | None:
-        """The record under a name and what its groups read now, in one round trip."""
+        """Return the record under a name and the states of its groups, in one round trip."""
         look = AskedRecord(self.client, self._prefetch, name, self._key(name))
         if look.expected.big:
             return look.seen(await self.client.ask_each(port, look.commands))
@@ -200,7 +199,7 @@ class Redis:
         await self.client.get_ready(port)
 
     def ask(self, port: Port, name: str, refs: Sequence[Ref] = ()) -> AskedRecord | None:
-        """As `lookup`, by a plain function; None where that takes a coroutine."""
+        """As `lookup`, but a plain function; None if that needs a coroutine."""
         look = AskedRecord(self.client, self._prefetch, name, self._key(name), refs)
         if look.expected.big:
             return None
@@ -219,21 +218,21 @@ class Redis:
         return asked.answer is not None
 
     def ask_states(self, port: Port, refs: Sequence[Ref]) -> AskedStates | None:
-        """As `states`, by a plain function; None where that takes a coroutine."""
+        """As `states`, but a plain function; None if that needs a coroutine."""
         reading = _Reading(self._prefetch, refs)
         answer = self.client.prompt(port, reading.commands) if reading.commands else None
         return None if answer is None else AskedStates(answer, self.client, reading)
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
-        """The payload with a digest, if it is here."""
+        """Return the payload with a digest, or None."""
         held = Held(size)
         return held if await port.offload(self.fetch, digest, held) else None
 
     def fetch(self, digest: bytes, sink: Sink) -> bool:
-        """Receive a payload, in this thread; False: it is not here.
+        """Receive a payload in this thread; False if it is not stored.
 
         Raises:
-            TierError: Redis did not give it, or the sink did not take it.
+            TierError: Redis did not return it, or the sink refused it.
         """
         key = self._payload_name(digest)
         command = pack(b"GET", key)
@@ -255,7 +254,7 @@ class Redis:
         payload: Payload | None,
         lifetime: float | None,
     ) -> None:
-        """Keep a record, after its payload if that is not too big; its groups live as long.
+        """Store a record, after its payload unless that is too big; extend the life of its groups.
 
         Raises:
             TierError: the record is too big, or Redis did not take it.
@@ -272,7 +271,7 @@ class Redis:
         await self._keep_groups(port, [(record, lifetime)])
 
     async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
-        """See `memo.stores.protocols.StoresMany.store_many`: one exchange with each server."""
+        """See `memo.stores.protocols.StoresMany.store_many`; one exchange with each server."""
         lives = [self._retention if life is None else life for _, _, life in records]
         commands = []
         for (name, record, _), life in zip(records, lives, strict=True):
@@ -286,7 +285,7 @@ class Redis:
         )
 
     def was_used(self, port: Port, name: str, entry: Entry, age: float) -> None:
-        """Extend the life of an entry without a ttl that has answered: its code is current."""
+        """Extend the life of an entry without a ttl that has answered."""
         now = time.monotonic()
         if age < self._retention / 2 or now < self._extended.get(name, 0.0):
             return
@@ -295,7 +294,7 @@ class Redis:
         self._extended[name] = now + self._retention / 4
 
         async def extend(port: Port) -> None:
-            with suppress(TierError):  # it goes a little early: a miss, no more
+            with suppress(TierError):  # it expires a little early, which costs only a miss
                 await self._outlive(port, name, entry)
 
         port.spawn(extend, "memo-extend")
@@ -309,9 +308,9 @@ class Redis:
         await self._keep_groups(port, [(entry.record, self._retention)])
 
     async def _store_payload(self, port: Port, payload: Payload, lifetime: float) -> None:
-        """Keep a payload, which entries share; no store ever shortens the life that it has.
+        """Store a payload, which entries may share, without shortening the life that it has.
 
-        Another host may store it at any moment, so each command leaves a longer life as it is.
+        Another host may store it at any moment, so each command keeps a longer life as it is.
 
         Raises:
             TierError: Redis did not take it.
@@ -324,7 +323,7 @@ class Redis:
             words = (b"XX", b"KEEPTTL") if there else (b"NX", b"PX", life)
             if await self._set_payload(port, name, payload, words):
                 break
-            there = not there  # it has come or gone meanwhile
+            there = not there  # it was stored or has expired meanwhile
         else:
             raise TierError("a payload comes and goes in Redis")
         if there and before < _milliseconds(lifetime):
@@ -402,10 +401,10 @@ class Redis:
         await self.client.ask(port, head, *value, tail, parse=_ok, key=name, writes=True)
 
     async def holds(self, port: Port, names: Sequence[str]) -> list[bool]:
-        """True if each of some names is here, in one round trip.
+        """For each of some names, return True if it is stored here; one round trip.
 
         Raises:
-            TierError: it is not known.
+            TierError: Redis did not answer.
         """
         keys = [self._key(name) for name in names]
         found = await self.client.ask_each(port, [(key, pack(b"EXISTS", key)) for key in keys])
@@ -449,17 +448,17 @@ class Redis:
         return found, whole
 
     async def drop(self, port: Port, name: str) -> bool:
-        """Forget a name; True when it was there."""
+        """Drop a name; True if it was stored."""
         key = self._key(name)
         return bool(
             await self.client.ask(port, pack(b"UNLINK", key), parse=int, key=key, writes=True)
         )
 
     async def clear(self, port: Port, prefix: str) -> int:
-        """Forget every entry whose name begins with `prefix`; looks at all names, in steps.
+        """Drop every entry whose name begins with `prefix`; scans all names, in steps.
 
-        Payloads and generations go with a prefix that covers them, and are not counted.  That of
-        the namespace stays, since a host may give back the others; so do leases, findings and the
+        Payloads and generations under such a prefix are dropped too, but not counted.  The group of
+        the namespace stays, since a host may restore the others; so do leases, findings and the
         live configuration.
         """
         kept: tuple[bytes, ...] = self._kept
@@ -489,14 +488,14 @@ class Redis:
     # --- generations -----------------------------------------------------------------------------
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """Read each ref: one round trip, one more where parts were invalidated lately."""
+        """Read each ref: one round trip, two if parts were invalidated lately."""
         states = await self._read(port, refs)
         if LOST in states and await self._given_back(port, refs, states):
             states = await self._read(port, refs)
         return states
 
     async def _given_back(self, port: Port, refs: Sequence[Ref], states: Sequence[State]) -> bool:
-        """True if some of the groups that are missing have been given back."""
+        """True if some of the missing groups have been restored."""
         if self.on_lost is None or self.read_only:
             return False
         pairs = zip(refs, states, strict=True)
@@ -514,9 +513,9 @@ class Redis:
         raise TierError("the generations in Redis change faster than they can be read")
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        """As `states`, but a group without `*` is made first, and none dies within a `DAY`.
+        """As `states`, but create missing groups, and let every group live for at least a `DAY`.
 
-        Where Redis takes no writes, a group that is missing reads `LOST`.
+        If Redis takes no writes, a missing group reads `LOST`.
         """
         try:
             states = await self.states(port, refs)
@@ -542,17 +541,17 @@ class Redis:
         return None if states is None or self._missing(asked.refs, states) else list(states)
 
     def _missing(self, refs: Sequence[Ref], states: Sequence[State]) -> set[str]:
-        """The groups that `begin` makes, or extends the life of."""
+        """Return the groups that `begin` creates, or whose life it extends."""
         soon, missing = time.monotonic() + DAY / 2, set()
         for (group, _), state in zip(refs, states, strict=True):
             lasts = group.startswith("t:") or self._lives.get(group, 0.0) >= soon
-            if state == LOST or not lasts:  # there are few groups but those of tags
+            if state == LOST or not lasts:  # most functions have few groups besides those of tags
                 missing.add(group)
         return missing
 
     async def _begin(self, port: Port, groups: Sequence[str]) -> None:
         life = b"%d" % _milliseconds(DAY)
-        tokens = [stamps.token().encode()] * len(groups)  # equal ones deflate well in stamps
+        tokens = [stamps.token().encode()] * len(groups)  # equal tokens compress well in stamps
         keys = [self._group_key(group) for group in groups]
         now = time.monotonic()
         try:
@@ -578,7 +577,7 @@ class Redis:
     async def census(self, port: Port, host: str, epoch: str) -> Census:
         """See `memo.stores.protocols.Losable.census`.
 
-        Where only the epoch is missing, and not the generations, it was evicted: it is restored.
+        If only the epoch is missing, and not the generations, it was evicted: it is restored.
         """
         key, field, count = self._hosts, b"h:" + host.encode(), b"n:" + host.encode()
         whole = self._group_key("n")
@@ -622,7 +621,7 @@ class Redis:
         await self.client.ask(port, command, parse=int, key=key, writes=True)
 
     async def seed(self, port: Port, groups: Mapping[str, Mapping[str, str]]) -> None:
-        """See `memo.stores.protocols.Losable.seed`; nothing without scripts."""
+        """See `memo.stores.protocols.Losable.seed`; does nothing without scripts."""
         calls = []
         for group, fields in groups.items():
             words = [word.encode("utf-8", "surrogateescape") for p in fields.items() for word in p]
@@ -633,7 +632,7 @@ class Redis:
             await self.client.run_each(port, SEED, calls)
 
     async def turn(self, port: Port, turns: Sequence[Turn], note: str) -> None:
-        """Invalidate; each group in one step, and `TAGS` before any tag, wherever they lie."""
+        """Invalidate; each group in one step, and `TAGS` before any tag."""
         first = [turn for turn in turns if turn.group == stamps.TAGS]
         if 0 < len(first) < len(turns):
             await self.turn(port, first, note)
@@ -648,7 +647,9 @@ class Redis:
             calls.append(((self._group_key(turn.group),), words))
         try:
             await self.client.run_each(port, TURN, calls)
-        except NoScriptsError:  # the whole group, then: more than was asked for, and atomic
+        except (
+            NoScriptsError
+        ):  # without scripts the whole group is turned: more than asked for, but atomic
             commands = []
             for (key,), (_, _, value, *_) in calls:
                 commands.append((key, pack(b"HSET", key, b"*", value, b"!", value)))
@@ -656,7 +657,7 @@ class Redis:
             await self.client.ask_each(port, commands, writes=True)
 
     async def notes(self, port: Port, ref: Ref) -> list[tuple[str, str]]:
-        """(field, note) of every invalidation that a ref has seen."""
+        """Return (field, note) of every invalidation that affects a ref."""
         key = self._group_key(ref.group)
         fields = await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
         seen = stamps.read(ref, fields)
@@ -666,22 +667,22 @@ class Redis:
         kept = ((name, fields.get(name, "")[stamps.TOKEN :]) for name in sorted(names))
         return [(name, note) for name, note in kept if note]
 
-    # --- what hosts have found out ---------------------------------------------------------------
+    # --- findings about functions ----------------------------------------------------------------
 
     async def findings(self, port: Port, name: str) -> dict[str, str]:
-        """Findings of all hosts under a name.
+        """Return the findings of all hosts under a name.
 
         Raises:
-            TierError: it cannot be read.
+            TierError: they cannot be read.
         """
         key = self._findings + _encoded(name)
         return await self.client.ask(port, pack(b"HGETALL", key), parse=_fields, key=key)
 
     async def add_findings(self, port: Port, name: str, findings: Mapping[str, str]) -> None:
-        """Add what is not there yet; all under the name lasts `RETENTION` again.
+        """Add findings that are not stored yet; all under the name then live for `RETENTION` again.
 
         Raises:
-            TierError: it could not be written.
+            TierError: they could not be written.
         """
         key = self._findings + _encoded(name)
         commands = [pack(b"HSETNX", key, _encoded(n), _encoded(v)) for n, v in findings.items()]
@@ -691,7 +692,7 @@ class Redis:
     # --- the live configuration ------------------------------------------------------------------
 
     def live(self) -> dict[str, str]:
-        """The shared live configuration; blocks for a deadline at most.
+        """Return the shared live configuration; blocks for at most a deadline.
 
         Raises:
             TierError: it cannot be read.
@@ -701,12 +702,12 @@ class Redis:
         found = client.here(lambda port: client.ask(port, command, parse=_fields, key=key))
         if found and time.monotonic() > self._live_kept + DAY:
             self._live_kept = time.monotonic()
-            with suppress(TierError):  # it has a month
+            with suppress(TierError):  # its life is long enough
                 self._write_live()
         return found
 
     def publish(self, key: str, text: str | None) -> None:
-        """Set a key of the shared live configuration, or take it away; blocks as `live`.
+        """Set or delete a key of the shared live configuration; blocks as `live`.
 
         Raises:
             TierError: it could not be written.
@@ -717,7 +718,7 @@ class Redis:
         self._write_live(pack(*words))
 
     def _write_live(self, *commands: bytes) -> None:
-        """Send commands for the live configuration, which from now on lasts `RETENTION` again."""
+        """Send commands for the live configuration, and let it live for `RETENTION` again."""
         client, live = self.client, self._live
         lasts = pack(b"PEXPIRE", live, b"%d" % _milliseconds(RETENTION))
         all_of_it = [(live, command) for command in (*commands, lasts)]
@@ -726,13 +727,14 @@ class Redis:
     # --- housekeeping ----------------------------------------------------------------------------
 
     async def health(self, port: Port) -> Mapping[str, Any]:
-        """Facts about the server, also while the breaker is open.
+        """Return facts about the server, even while the breaker is open.
 
         Returns:
-            `up`, `where`, `breaker` (`"open"` or `"closed"`); when it is up `version`, `used` and
-            `limit` (bytes of memory; 0: no limit), `policy` (of eviction), `names` (of all that use
-            this database); else `error`.  With `tracking`: `tracking`, `"listening"` or
-            `"strict (why)"`.
+            `up`, `where`, `breaker` (`"open"` or `"closed"`); if it is up `version`, `used` and
+                `limit`
+            (bytes of memory; 0: no limit), `policy` (of eviction), `names` (of all that use this
+                database);
+            else `error`.  With `tracking`: `tracking`, `"listening"` or `"strict (why)"`.
         """
         facts = await self._facts_of_server(port)
         if self.listener is not None:
@@ -749,7 +751,7 @@ class Redis:
         except TierError as error:
             fault = self.client.breaker.fault
             fix = "" if fault is None else fault.fix
-            answers = error.kind in ("NOPERM", "UNKNOWN")  # this user may not see the figures
+            answers = error.kind in ("NOPERM", "UNKNOWN")  # this user may not read the figures
             said = {"up": answers, "where": self.client.where, "breaker": self._breaker()}
             return said if answers else {**said, "error": str(error), "fix": fix}
         return {
@@ -764,7 +766,7 @@ class Redis:
         }
 
     async def capabilities(self, port: Port) -> dict[str, str]:
-        """Try what sharing needs, under separate names: capability -> `""`, or why it fails.
+        """Try what sharing needs, under separate names; return capability -> `""`, or why it fails.
 
         The names expire within a minute.
         """
@@ -806,7 +808,7 @@ class Redis:
         return "open" if self.client.breaker.open else "closed"
 
     def close(self) -> None:
-        """Let go of all connections; they are made again when the tier is used again."""
+        """Close all connections; they are opened again when the tier is used again."""
         self._close_others()
         self.client.close()
 
@@ -818,7 +820,10 @@ class Redis:
         await self.client.aclose()
 
     def _close_others(self) -> None:
-        """Close what connects by itself; waits for two deadlines at most, for each."""
+        """Close the listener and other separate connections.
+
+        Waits for at most two deadlines each.
+        """
         if self.listener is not None:
             self.listener.close()
         if self.payload_store is not None:
@@ -830,9 +835,9 @@ class AskedRecord(Asked):
     """A look-up of a record and of the groups that it is likely to name.
 
     Attributes:
-        commands: what it sends.
-        expected: see there.
-        refs: those that are read along; none: what the record is likely to name is.
+        commands: the commands that it sends.
+        expected: see `Expected`.
+        refs: refs to read with it; without any, the expected groups are read.
     """
 
     __slots__ = ("_client", "_groups", "_parts", "_reading", "commands", "expected", "refs")
@@ -865,14 +870,14 @@ class AskedRecord(Asked):
         return self._client.parsed(self.seen, self.answer)
 
     def states(self) -> tuple[State, ...] | None:
-        """The states of `refs`; None where they take more fields than were asked for."""
+        """Return the states of `refs`; None if they take more fields than were read."""
         return self._client.parsed(self._along, self.answer)
 
     def _along(self, replies: list[Any]) -> tuple[State, ...] | None:
         return self._reading.states(replies[1:])
 
     def seen(self, replies: list[Any]) -> Found | None:
-        """The record among the replies, and the reader of the groups among them."""
+        """Return the record among the replies, with the reader of the groups among them."""
         record = replies[0]
         if record is None:
             return None
@@ -889,7 +894,7 @@ class AskedRecord(Asked):
 
 
 class AskedStates(Asked):
-    """A look at the groups that refs name."""
+    """A query of the groups that refs name."""
 
     __slots__ = ("_client", "_reading")
 
@@ -904,7 +909,7 @@ class AskedStates(Asked):
 
 
 class _Reading:
-    """The commands that read some refs, and what their replies mean."""
+    """The commands that read some refs, and the parser of their replies."""
 
     __slots__ = ("_parts", "commands")
 
@@ -920,7 +925,7 @@ class _Reading:
         self._parts = parts
 
     def states(self, replies: list[Any]) -> tuple[State, ...] | None:
-        """States of the refs; None where that takes more fields than were asked for."""
+        """Return the states of the refs; None if they take more fields than were read."""
         found = []
         for ref, group, names, place in self._parts:
             state = group.state(ref.group, ref.arguments, replies[place], names)
@@ -931,12 +936,12 @@ class _Reading:
 
 
 def _set(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:
-    """A SET of `size` bytes with options: what is sent before them, and what behind."""
+    """Return a SET of `size` bytes with options, as the parts before and after the value."""
     head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n" % (3 + len(words), len(name), name, size)
     return head, b"\r\n" + pack(*words).partition(b"\r\n")[2]
 
 
-# What answers must look like: each raises where they look otherwise.
+# Parsers of answers: each raises if the answer has another form.
 
 
 def _fields(flat: list[Any]) -> dict[str, str]:

@@ -1,19 +1,18 @@
-"""The listener: it hears of every change of the generations in Redis as it happens.
+"""The listener: receives every change of the generations in Redis as it happens.
 
-A daemon thread keeps one connection, on which Redis pushes the names of the groups that
-change (RESP3, `CLIENT TRACKING ON BCAST`).  What was verified at a *mark* need not be asked again
-while nothing was heard of its groups since.  Rules of this module:
+A daemon thread keeps one connection, on which Redis pushes the names of the groups that change
+(RESP3, `CLIENT TRACKING ON BCAST`).  What was verified at a *mark* need not be verified again as
+long as no change of its groups has arrived since.  Rules of this module:
 
 1.  A mark is taken before Redis is asked, and only while the listener *listens*: tracking is on,
-    and word that was sent until `BOUND` seconds ago has arrived.  That is known by an echo on that
-    same connection, behind which no older word can be.  Without it nothing is vouched for.
-2.  A new connection, a flush of the server and a fork make all earlier marks worthless.
-3.  Bookkeeping is written before the count that tells of it, and read after, so that readers need
-    no lock.
-4.  After any fault, Redis is asked each time, as without a listener.  The breaker is
-    not concerned.  A server that refuses is one event, and is asked again once a minute.
-5.  The connection is made at its first use, and ends when it was not used for `IDLE`
-    seconds.
+    and every message sent until `BOUND` seconds ago has arrived.  An echo on the same connection
+    proves that, since no older message can arrive after it.  Without such an echo no mark is valid.
+2.  A new connection, a flush of the server and a fork invalidate all earlier marks.
+3.  Bookkeeping is written before the count that announces it, and read after it, so that readers
+    need no lock.
+4.  After any fault, Redis is asked each time, as without a listener; the breaker is not involved.
+    A server that refuses tracking causes one event, and is asked again once a minute.
+5.  The connection is opened at its first use, and closed after `IDLE` seconds without use.
 """
 
 from __future__ import annotations
@@ -37,36 +36,37 @@ from memo.stores.redis.exchange import ErrorReply, pack
 BOUND = 1.0
 """Seconds after which a lost push is noticed: no answer is outdated for longer."""
 BEAT = 0.25
-"""Seconds between an echo and the next."""
+"""Seconds between two echoes."""
 IDLE = 30.0
 """Seconds without use after which the connection is closed."""
 FIRST, LONGEST = 0.05, 5.0
 """Seconds of the first and of the longest pause before the next connection."""
 REFUSED_FOR = 60.0
-"""Seconds of the pause where the server does not let this user listen."""
+"""Seconds to pause if the server does not let this user track changes."""
 GROUPS = 65_536
-"""Most groups that are remembered; past that, all marks become void and the list starts again."""
+"""Most groups that are remembered; beyond it all marks are invalidated and the list starts
+again."""
 LONGEST_WORD = 16 << 20
-"""Bytes of one message above which it is none of Redis'."""
+"""Bytes above which a message cannot come from Redis."""
 
 _log = logging.getLogger("memo.stores")
 
 
 class Listener:
-    """Hears of every change of the generations of one namespace on one Redis.
+    """Receives every change of the generations of one namespace on one Redis.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
-        prefix: what the names of groups begin with in Redis.
+        prefix: common prefix of the keys of groups in Redis.
         deadline: seconds that connecting and logging in may take.
         where: the server, without user and password.
         options: arguments of redis-py's client, beyond those in the URL.
-        clock: tells how old the last echo is, also when the machine slept meanwhile.
+        clock: tells how old the last echo is, even if the machine slept meanwhile.
 
     Attributes:
-        count: how often anything was heard; the present mark.
-        base: marks below it are worthless.
-        until: reading of the clock until which it listens; 0: it does not.
+        count: number of changes received; the present mark.
+        base: marks below it are invalid.
+        until: time of the clock until which it counts as listening; 0: it does not listen.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener {self.where} {self.state}>"
 
-    # --- for lookups -----------------------------------------------------------------------------
+    # --- for look-ups ----------------------------------------------------------------------------
 
     def mark(self) -> int | None:
-        """Mark to keep with what is verified from now on; None: it does not listen (yet)."""
+        """Return a mark to keep with what is verified from now on; None if it is not listening."""
         self.wanted = True
         if self.now() < self.until:
             return self.count
@@ -111,7 +111,7 @@ class Listener:
         return None
 
     def still(self, mark: int, groups: Sequence[str]) -> int | None:
-        """A mark, renewed, when nothing was heard of these groups since; else None."""
+        """Return a renewed mark if no change of these groups came since, else None."""
         if self.now() >= self.until:
             return None
         self.wanted = True
@@ -128,7 +128,7 @@ class Listener:
 
     @property
     def listening(self) -> bool:
-        """True if marks are given and hold."""
+        """True if marks are given and valid."""
         return self.now() < self.until
 
     @property
@@ -137,7 +137,7 @@ class Listener:
         return "listening" if self.listening else f"strict ({self.why})"
 
     def wait(self, seconds: float) -> bool:
-        """Begin to listen, and wait until it does; False when it may not, or `seconds` went by."""
+        """Begin to listen, and wait until it does; False if it cannot, or after `seconds`."""
         ends = time.monotonic() + seconds
         while self.mark() is None:
             if self.told or time.monotonic() >= ends:
@@ -148,7 +148,7 @@ class Listener:
     # --- for invalidations -----------------------------------------------------------------------
 
     def hear(self, groups: Iterable[str]) -> None:
-        """Note that these groups have changed."""
+        """Record that these groups have changed."""
         with self._lock:
             count = self.count + 1
             for group in groups:
@@ -159,7 +159,7 @@ class Listener:
                 self.count = count
 
     def begin_anew(self) -> None:
-        """Anything may have changed."""
+        """Invalidate all marks, since anything may have changed."""
         with self._lock:
             self._renew()
 
@@ -169,14 +169,14 @@ class Listener:
         self.count = self.base
 
     def confirm(self, ear: Ear, until: int) -> None:
-        """Word that was sent until `BOUND` before `until` has arrived at this ear."""
+        """Record that all messages sent until `BOUND` before `until` have arrived."""
         with self._lock:
             if self._ear is ear:
                 self.until = until
                 self.told = False
 
     def lose(self, ear: Ear, why: str, *, ended: bool = False) -> None:
-        """An ear hears nothing any more."""
+        """Record that a receiver has lost its connection."""
         with self._lock:
             if self._ear is ear:
                 self.until = 0
@@ -190,18 +190,18 @@ class Listener:
             if self._ear is not None:
                 return
             ear = Ear(self)
-            with contextlib.suppress(RuntimeError):  # the interpreter is going down
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
                 ear.thread.start()
                 self._ear = ear
 
     def wake(self) -> None:
-        """Try again now: the server answers again."""
+        """Try to connect now, since the server answers again."""
         ear = self._ear
         if ear is not None and not self.told:
             ear.awake.set()
 
     def close(self) -> None:
-        """Listen no more, until it is wanted again."""
+        """Stop listening, until it is used again."""
         with self._lock:
             ear, self._ear = self._ear, None
             self.until = 0
@@ -217,11 +217,11 @@ class Listener:
         self.until = 0
         self._renew()
         if ear is not None and ear.sock is not None:
-            ear.sock.close()  # else Redis keeps pushing after the parent has ended
+            ear.sock.close()  # otherwise Redis keeps pushing after the parent has ended
 
 
 class Ear:
-    """One thread that listens, on one connection after another."""
+    """One thread that receives pushes, on one connection after another."""
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -233,7 +233,7 @@ class Ear:
         self._failures = 0
 
     def close(self) -> None:
-        """End soon, even while it waits; from any thread."""
+        """Stop soon, even while it waits; from any thread."""
         self.closing = True
         self.awake.set()
         sock = self.sock
@@ -242,7 +242,7 @@ class Ear:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def run(self) -> None:
-        """Listen until it is closed, or no longer used."""
+        """Receive until it is closed, or no longer used."""
         listener, why = self.listener, "not in use"
         try:
             while self._is_wanted():
@@ -265,7 +265,7 @@ class Ear:
         return not self.closing and now - self._asked_at < IDLE
 
     def _failed(self, error: Exception) -> tuple[float, str]:
-        """The seconds to pause after a fault, and its text."""
+        """Return the seconds to pause after a fault, and its text."""
         fault = _fault_of(error)
         if fault.down:
             pause = min(LONGEST, FIRST * 2.0 ** min(self._failures, 16))
@@ -291,7 +291,7 @@ class Ear:
         )
 
     def _connection(self) -> None:
-        """Listen on one connection until it is of no use any more."""
+        """Receive on one connection until it can no longer be used."""
         from memo.stores.redis.connections import alone
 
         connection, sock = alone(self.listener.url, self.listener.options)
@@ -315,7 +315,7 @@ class Ear:
             self._beat(stream)
 
     def _beat(self, stream: _Stream) -> None:
-        """Have an echo, then listen until it is time for the next."""
+        """Wait for an echo, then receive until it is time for the next."""
         sent = self.listener.now()
         nonce = b"%d" % sent
         stream.send(b"ECHO", nonce)
@@ -329,7 +329,7 @@ class Ear:
                 self.hear_names(stream.next(ends))
 
     def _reply(self, stream: _Stream, seconds: float) -> Any:
-        """The reply to what was sent, after all that was pushed before it.
+        """Return the reply to what was sent, after everything that was pushed before it.
 
         Raises:
             TimeoutError: it did not come within `seconds`.
@@ -343,9 +343,12 @@ class Ear:
         return message
 
     def hear_names(self, message: Any) -> None:
-        """Take word of a change; of anything at all where no names are given."""
+        """Record the changes in a push message.
+
+        One without names means that anything may have changed.
+        """
         if not isinstance(message, _Push):
-            raise ValueError("a reply to nothing")  # noqa: TRY004 - what was sent is no type of ours
+            raise ValueError("a reply to nothing")  # noqa: TRY004 - a fault of the server
         if message[0] != b"invalidate":
             return
         if message[1] is None:
@@ -356,7 +359,7 @@ class Ear:
         self.listener.hear(name.decode("utf-8", "surrogateescape") for name in names)
 
 
-# --- what Redis sends ----------------------------------------------------------------------------
+# --- parsing what Redis sends --------------------------------------------------------------------
 
 
 class _Push(list[Any]):
@@ -368,7 +371,7 @@ class _RefusedError(TierError):
 
 
 class _Stream:
-    """The messages that come in on a socket."""
+    """The messages that arrive on a socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -380,12 +383,12 @@ class _Stream:
         self._sock.sendall(pack(*words))
 
     def next(self, ends: float) -> Any:
-        """The next message.
+        """Return the next message.
 
         Raises:
-            TimeoutError: none came until `ends` on the monotonic clock.
-            EOFError: none will come.
-            ValueError: what came is not RESP3.
+            TimeoutError: none came until `ends`, by `time.monotonic`.
+            EOFError: the connection was closed.
+            ValueError: the data is not RESP3.
         """
         while True:
             try:
@@ -407,11 +410,11 @@ class _Stream:
 
 
 def parse(data: bytearray, at: int) -> tuple[Any, int]:
-    """The RESP3 message that begins at a place, and where it ends.
+    """Parse the RESP3 message at a position; return it and where it ends.
 
     Raises:
-        IndexError: it is not all there.
-        ValueError: it is none.
+        IndexError: it is incomplete.
+        ValueError: it is not RESP3.
     """
     end = data.find(b"\r\n", at)
     if end < 0:

@@ -1,11 +1,11 @@
-"""Bands: arrays that do not lie in order, copied into order a band at a time, for hashing.
+"""Bands: non-contiguous arrays, copied into C order one band at a time, for hashing.
 
 Rules of this module:
 
-1.  A band lies in one buffer, which the next band overwrites: a reader is done with a band
-    before asking for the next.  So the memory that is needed does not grow with the array.
-2.  A band is copied in tiles that stay in the cache of a core, by several threads; numpy lets
-    others run while it copies.  Where no thread can be started, this one copies alone.
+1.  A band is in one buffer, which the next band overwrites: a reader is done with a band before
+    asking for the next.  So the memory needed does not grow with the array.
+2.  A band is copied in tiles that fit in a core's cache, by several threads; numpy releases the GIL
+    while it copies.  If no thread can be started, the caller copies alone.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 BAND: Final = 16 << 20
-"""Bytes that are copied into order at once."""
+"""Bytes that are copied into order at a time."""
 TILE: Final = 256 << 10
-"""Bytes of a tile: about a third of what a core keeps close."""
+"""Bytes of a tile: about a third of a core's cache."""
 FED: Final = 1 << 20
 """Bytes of a tile that is hashed by the thread that copied it."""
 ROWS: Final = 8
-"""Rows in such a tile: as many 8-byte numbers as a processor reads at once."""
+"""Rows in such a tile: as many 8-byte numbers as a processor reads at a time."""
 SHARED: Final = 4 << 20
-"""Bytes of a band from which threads share the work."""
+"""Bands of at least this many bytes are copied by several threads."""
 THREADS: Final = min(8, os.cpu_count() or 1)
 
 
 def cut(array: Any) -> Iterator[Any]:
-    """An array in parts of at most `BAND` bytes, along its first axes."""
+    """Split an array into parts of at most `BAND` bytes, along its first axes."""
     if array.nbytes <= BAND:
         yield array
         return
@@ -50,10 +50,10 @@ def cut(array: Any) -> Iterator[Any]:
 
 
 def ordered(parts: Iterable[Any]) -> Iterator[memoryview]:
-    """The bytes of each array in C order, all in one buffer, one after another.
+    """Yield the bytes of each array in C order, all in one buffer, one after another.
 
     Args:
-        parts: plain arrays, of any layout and any size; `cut` makes small ones.
+        parts: plain arrays of any layout and size; `cut` makes small ones.
     """
     np = sys.modules["numpy"]
     buffer = np.empty(0, np.uint8)
@@ -70,15 +70,16 @@ def ordered(parts: Iterable[Any]) -> Iterator[memoryview]:
 
 
 def spare(rows: int) -> int:
-    """How many threads may hash one row while `feed` feeds as many."""
+    """Return how many threads may hash one row while `feed` serves `rows` of them."""
     return max(1, THREADS // rows)
 
 
 def feed(takers: Sequence[Callable[[Any], object]], array: Any) -> None:
-    """Give each taker the bytes of its row of a 2-D array, bit by bit and in order.
+    """Pass each taker the bytes of its row of a 2-D array, piece by piece and in order.
 
-    For rows that do not lie in one piece: a thread copies some of them, tile by tile, and has them
-    taken while they are close.  Takers are called from several threads, each from one.
+    For rows that are not contiguous: each thread copies some of them, tile by tile, and passes them
+    on while they are cached.  Different takers are called from different threads, each from only
+    one.
     """
     count = min(THREADS, len(array))
     bounds = [len(array) * at // count for at in range(count + 1)]
@@ -105,13 +106,13 @@ def _feed_some(takers: Sequence[Callable[[Any], object]], rows: Any) -> None:
 
 
 def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
-    """Do some work, each but the first in a thread; all of it here where none can be started."""
+    """Run work in threads, the first in this one; all of it here if no thread can be started."""
     others = []
     mine = list(work[:1])
     for one in work[1:]:
         try:
             others.append(pool.submit(one))
-        except RuntimeError:  # the interpreter goes down, or there are threads enough
+        except RuntimeError:  # the interpreter is shutting down, or there are too many threads
             mine.append(one)
     for one in mine:
         one()
@@ -120,7 +121,7 @@ def _run(work: Sequence[Callable[[], None]], pool: ThreadPoolExecutor) -> None:
 
 
 def make_pool() -> ThreadPoolExecutor:
-    """The threads that copy and hash the parts of a big array."""
+    """Return the threads that copy and hash the parts of a big array."""
     from concurrent import futures
 
     return futures.ThreadPoolExecutor(THREADS - 1, thread_name_prefix="memo-bands")

@@ -1,14 +1,14 @@
-"""Arrays: how numpy arrays, scipy sparse arrays and torch tensors are encoded.
+"""Encode numpy arrays, scipy sparse arrays and torch tensors.
 
-Bytes are hashed where they lie, all of them, by BLAKE3 on all cores.  The libraries are never
-imported: a value of theirs is only met where they are in `sys.modules`.
+All bytes are hashed in place by BLAKE3, on all cores.  The libraries are never imported: their
+values only occur where they are in `sys.modules`.
 
 Rules of this module:
 
-1.  An array is its class, dtype with byte order, shape, and elements in C order.  Strides, flags
-    and a file behind it (`memmap`) are layout, not value.
-2.  Elements are equal when their bits are: -0.0 is not 0.0, and one NaN is not another.  For
-    scalars, as for Python's floats, every NaN is one.
+1.  An array is encoded by class, dtype with byte order, shape, and elements in C order.  Strides,
+    flags and a file behind it (`memmap`) are layout, not value.
+2.  Elements are equal if their bits are: -0.0 differs from 0.0, and NaNs may differ.  For scalars,
+    as for Python's floats, all NaNs are equal.
 3.  Bytes that no element owns (padding) are not read.
 """
 
@@ -23,13 +23,13 @@ from memo.keys.encoding.canonical import Encoder, Walk, class_of
 from memo.keys.encoding.libraries import array_order
 
 PIECE: Final = 2 << 20
-"""Bytes up to which an array that does not lie in order is copied whole."""
+"""A non-contiguous array of at most this many bytes is copied whole."""
 SMALL: Final = 64 << 10
-"""Bytes below which pieces are collected before they are hashed."""
+"""Smaller pieces are collected before they are hashed."""
 
 
 def node(kind: str, content: Encoder) -> Encoder:
-    """The encoder of values with parts: their class, then `content(value, walk)`."""
+    """Return the encoder for values with parts: their class, then `content(value, walk)`."""
     prefix = atoms.sized(kind.encode())
 
     def whole(value: Any, walk: Walk) -> bytes:
@@ -42,7 +42,7 @@ def node(kind: str, content: Encoder) -> Encoder:
 
 
 def joined(views: Iterable[Any]) -> bytes:
-    """The encoding of some bytes that lie in several pieces: that of their concatenation.
+    """Return the encoding of bytes in several pieces: that of their concatenation.
 
     Args:
         views: contiguous buffers of unsigned bytes.
@@ -70,9 +70,9 @@ def joined(views: Iterable[Any]) -> bytes:
 
 
 def lines(array: Any) -> bytes:
-    """The encodings of the bytes of each row of a 2-D array, one after another.
+    """Return the encodings of the bytes of each row of a 2-D array, one after another.
 
-    Rows that do not lie in one piece are copied and hashed together, in one pass over the array.
+    Rows that are not contiguous are copied and hashed together, in one pass over the array.
     """
     if len(array) == 1 or array.strides[1] == array.dtype.itemsize or array.nbytes <= PIECE:
         return b"".join(joined(raw(line)) for line in array)
@@ -95,12 +95,12 @@ def _little(content: bytearray) -> bytes:
 
 
 def numpy() -> Any:
-    """numpy, which is there where one of its values is."""
+    """Return numpy, which is imported if one of its values exists."""
     return sys.modules["numpy"]
 
 
 def dtype(value: Any, walk: Walk) -> bytes:
-    """The encoding of a numpy dtype: kind, width, byte order, unit, fields with their offsets."""
+    """Encode a numpy dtype: kind, width, byte order, unit, fields with their offsets."""
     facts = [type(value).__name__, value.str]
     if value.subdtype is not None:
         base, shape = value.subdtype
@@ -117,7 +117,7 @@ def dtype(value: Any, walk: Walk) -> bytes:
 
 
 def elements(array: Any, walk: Walk, step: Callable[[int], str] | None = None) -> bytes:
-    """The encoding of the elements of a plain `ndarray`, in C order."""
+    """Encode the elements of a plain `ndarray`, in C order."""
     kind = array.dtype
     if kind.kind in "OT":
         return b"O" + atoms.sized(_objects(array.ravel(), walk, step or _indices(array.shape)))
@@ -145,7 +145,7 @@ def _indices(shape: tuple[int, ...]) -> Callable[[int], str]:
 
 
 def _packed(kind: Any) -> bool:
-    """True if every byte of an element belongs to exactly one field, and says all of it."""
+    """True if every byte of an element belongs to exactly one field and is significant."""
     if kind.subdtype is not None:
         return _packed(kind.subdtype[0])
     if kind.names is None:
@@ -159,7 +159,7 @@ def _packed(kind: Any) -> bool:
 
 
 def _without_padding(array: Any) -> Any:
-    """The bytes of long doubles that count: 10 of each 16 on x86."""
+    """Return the significant bytes of long doubles: 10 of each 16 on x86."""
     np = numpy()
     real = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
     used = 10 if np.finfo(np.longdouble).nmant == 63 else real
@@ -170,7 +170,7 @@ def _without_padding(array: Any) -> Any:
 
 
 def raw(array: Any) -> Iterator[Any]:
-    """The bytes of an array in C order: in place where they lie so, else copied band by band.
+    """Yield the bytes of an array in C order: in place if contiguous, else copied band by band.
 
     A band is overwritten by the next one.
     """
@@ -187,14 +187,14 @@ def raw(array: Any) -> Iterator[Any]:
 
 
 def ndarray(value: Any, walk: Walk) -> bytes:
-    """The content of a plain array, without its class."""
+    """Encode the content of a plain array, without its class."""
     plain = value if type(value) is numpy().ndarray else value.view(numpy().ndarray)
     shape = atoms.text(",".join(map(str, plain.shape)))
     return dtype(plain.dtype, walk) + shape + elements(plain, walk)
 
 
 def _array(value: Any, walk: Walk) -> bytes:
-    """An array, and the attributes of one of a user's own class."""
+    """Encode an array, with the attributes of a user's subclass."""
     own = getattr(value, "__dict__", None)
     content = ndarray(value, walk)
     return content + canonical.mapping(own, walk, lambda name: f".{name}") if own else content
@@ -205,7 +205,7 @@ def _memmap(value: Any, walk: Walk) -> bytes:
 
 
 def _masked(value: Any, walk: Walk) -> bytes:
-    """A masked array: its data also where it is masked, since `.data` can be read."""
+    """Encode a masked array, with the data under the mask, since `.data` can be read."""
     mask = numpy().ma.getmaskarray(value)
     rest = walk.encode((value.fill_value, bool(value.hardmask)))
     return ndarray(value.data, walk) + ndarray(mask, walk) + rest
@@ -225,7 +225,10 @@ def _scalar(value: Any, walk: Walk) -> bytes:
 
 
 def _sparse(value: Any, walk: Walk) -> bytes:
-    """A sparse array: its format, and its stored elements by place; duplicates are summed."""
+    """Encode a sparse array: its format, and its stored elements by position.
+
+    Duplicates are summed.
+    """
     head = walk.encode((value.format, tuple(value.shape), getattr(value, "blocksize", None)))
     if value.ndim != 2:
         return head + _coordinates(value, walk)
@@ -252,14 +255,14 @@ def _coordinates(value: Any, walk: Walk) -> bytes:
 
 
 def _narrow(indices: Any) -> Any:
-    """Indices in the narrowest of two types that holds them, as scipy itself chooses."""
+    """Return indices in the narrower of two types that holds them, as scipy itself chooses."""
     np = numpy()
     small = not indices.size or int(indices.max()) <= np.iinfo(np.int32).max
     return indices.astype(np.int32 if small else np.int64, copy=False)
 
 
 def _tensor(value: Any, walk: Walk) -> bytes:
-    """A tensor: dtype, shape, device, whether it wants a gradient, and its elements."""
+    """Encode a tensor: dtype, shape, device, `requires_grad`, and its elements."""
     torch = sys.modules["torch"]
     facts = (str(value.dtype), tuple(value.shape), str(value.device), bool(value.requires_grad))
     plain = value.detach()
@@ -289,4 +292,4 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "scipy.spmatrix": node("sparse", _sparse),
     "torch.Tensor": node("tensor", _tensor),
 }
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

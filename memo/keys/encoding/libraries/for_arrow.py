@@ -1,8 +1,7 @@
-"""Columns: Arrow and polars data are encoded the same for any chunks, slices and offsets.
+"""Encode Arrow and polars data, the same for any chunks, slices and offsets.
 
-A column is its type, its length, the places of missing values, and the other values; bytes under a
-missing value do not count.  Fixed-width values and the text of strings are hashed where
-they lie.
+A column is encoded by type, length, positions of missing values, and the other values; bytes under
+a missing value do not count.  Fixed-width values and the text of strings are hashed in place.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from memo.keys.encoding.canonical import Encoder, Walk
 from memo.keys.encoding.libraries.for_arrays import joined, node
 
 PIECE: Final = 1 << 17
-"""Offsets that are shifted at once."""
+"""Offsets that are shifted at a time."""
 
 # --- pyarrow -------------------------------------------------------------------------------------
 
 
 def chunks(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
-    """The content of an Arrow column that lies in several arrays, without its class.
+    """Encode the content of an Arrow column in several arrays, without its class.
 
     Args:
-        parts: arrays of one type; any number, any offset.
+        parts: arrays of one type, with any number and any offsets.
         kind: their type.
     """
     types = sys.modules["pyarrow"].types
@@ -49,7 +48,7 @@ def chunks(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
 
 
 def _is(types: Any, name: str, kind: Any) -> bool:
-    test = getattr(types, f"is_{name}", None)  # newer types have no test in older versions
+    test = getattr(types, f"is_{name}", None)  # older versions have no test for newer types
     return test is not None and bool(test(kind))
 
 
@@ -63,7 +62,7 @@ Reader = Callable[[Sequence[Any], Any, Walk], bytes]
 
 
 def _reader(types: Any, kind: Any) -> Reader | None:
-    """Reader of the values of a type; None: they are read one by one."""
+    """Return the reader for the values of a type; None: they are read one by one."""
     for name, reader in _READERS:
         if _is(types, name, kind):
             return reader
@@ -82,7 +81,7 @@ def _booleans(parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes:
 
 
 def _bytes_of(part: Any) -> memoryview:
-    """One byte for each value of a boolean array."""
+    """Return one byte for each value of a boolean array."""
     narrow = part.cast(sys.modules["pyarrow"].uint8())
     return _slice(narrow, 1)
 
@@ -92,7 +91,7 @@ def _fixed(parts: Sequence[Any], kind: Any, _walk: Walk) -> bytes:
 
 
 def _slice(part: Any, width: int, values: int = 1) -> memoryview:
-    """The bytes of a fixed-width array, or of another buffer of an array."""
+    """Return the bytes of a fixed-width array, or of another buffer of an array."""
     buffer = part.buffers()[values]
     if buffer is None or not len(part):
         return memoryview(b"")
@@ -100,7 +99,7 @@ def _slice(part: Any, width: int, values: int = 1) -> memoryview:
 
 
 def _strings(wide: bool, parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes:
-    """End offset of each text, and the texts joined."""
+    """Encode strings: the end offset of each text, and the texts joined."""
     ends: list[memoryview] = []
     data: list[memoryview] = []
     before = 0
@@ -119,7 +118,7 @@ def _strings(wide: bool, parts: Sequence[Any], _kind: Any, _walk: Walk) -> bytes
 
 
 def _shifted(places: memoryview, by: int) -> Iterator[memoryview]:
-    """The bytes of offsets with a number added: where they lie, if it is 0."""
+    """Yield the bytes of offsets with a number added; in place if it is 0."""
     if by == 0:
         yield places.cast("B")
         return
@@ -157,7 +156,7 @@ def _structs(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
 
 
 def _dictionaries(parts: Sequence[Any], kind: Any, walk: Walk) -> bytes:
-    """Categories in their order, and the index of each value among them."""
+    """Encode a dictionary array: the categories in order, and the index of each value."""
     pa = sys.modules["pyarrow"]
     whole = pa.chunked_array(parts, type=kind).unify_dictionaries()
     categories = [part.dictionary for part in whole.chunks[:1]]
@@ -191,7 +190,7 @@ def _chunked(value: Any, walk: Walk) -> bytes:
 
 
 def _table(value: Any, walk: Walk) -> bytes:
-    """A table or record batch: names, types, nullability, metadata, and the columns."""
+    """Encode a table or record batch: names, types, nullability, metadata, and the columns."""
     fields = [(f.name, str(f.type), f.nullable, f.metadata) for f in value.schema]
     content = walk.encode((value.num_rows, fields, value.schema.metadata))
     for column in value.columns:
@@ -246,7 +245,7 @@ _ArrowStream._fields_ = [
 
 
 def _in_place(series: Any, width: int) -> Iterator[memoryview]:
-    """The bytes of a polars series of a fixed width without nulls, where they lie."""
+    """Yield the bytes of a fixed-width polars series without nulls, in place."""
     capsule = series.__arrow_c_stream__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -270,7 +269,7 @@ def _series(value: Any, walk: Walk) -> bytes:
 
 
 def _polars(series: Any, walk: Walk) -> bytes:
-    """The content of a polars column, without its name."""
+    """Encode the content of a polars column, without its name."""
     kind = str(series.dtype)
     head = atoms.text(kind) + atoms.integer(len(series))
     if kind == "Object":
@@ -283,7 +282,7 @@ def _polars(series: Any, walk: Walk) -> bytes:
 
 
 def _numbers(series: Any) -> bytes:
-    """Values of a fixed width: as they are, or as what they are stored as."""
+    """Encode values of a fixed width, in their own or in their physical type."""
     physical = series.to_physical()
     if str(physical.dtype) == "Boolean":
         physical = physical.cast(sys.modules["polars"].UInt8)
@@ -294,7 +293,7 @@ def _numbers(series: Any) -> bytes:
 def _plain(series: Any, walk: Walk) -> bytes:
     try:
         return _numbers(series)
-    except (ValueError, AttributeError):  # stored in no way that is known here
+    except (ValueError, AttributeError):  # stored in a form that is unknown here
         return b"L" + walk.sequence(series.to_list())
 
 
@@ -359,4 +358,4 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "polars.DataFrame": node("polars", _polars_frame),
     "polars.LazyFrame": _lazy,
 }
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

@@ -1,7 +1,7 @@
-"""Dask collections: by the token that Dask gives to what they compute, if it is deterministic.
+"""Encode Dask collections by the token of what they compute, if that is deterministic.
 
-The token of what reads files was taken when the collection was made, and the files are read when it
-is computed.  So a collection that reads is a handle to data that lies elsewhere.
+The token of a collection that reads files was made with the collection, but the files are read when
+it is computed.  So such a collection is a handle on external data, and is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _collection(value: Any, walk: Walk) -> bytes:
 
 
 def _held(task: Any) -> Iterator[Any]:
-    """The function and the arguments of a task; of one that needs others only its value."""
+    """Yield the function and the arguments of a task; for one that needs others only its value."""
     if getattr(task, "dependencies", None):
         yield getattr(task, "value", task)
         return
@@ -71,4 +71,4 @@ def _is_elsewhere(part: Any) -> bool:
 
 
 ADAPTERS: Final[dict[str, Encoder]] = {"dask.DaskMethodsMixin": node("dask", _collection)}
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

@@ -1,7 +1,8 @@
-"""Handles of libraries to data that lies elsewhere: refused, since the data changes behind them.
+"""Refuse handles on external data, since the data can change behind them.
 
-A file system, an open database or an array on disk is known by its place, and its place says
-nothing about its content.  As arguments they are errors; as globals they are left out and listed.
+A file system, an open database or an array on disk is identified by its location, which says
+nothing about its content.  As arguments such handles are errors; as globals they are left out and
+listed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _NAMES: Final = (
 
 
 def _ibis(value: Any, walk: Walk) -> bytes:
-    """An expression of ibis, unless it reads the tables of a database."""
+    """Encode an expression of ibis, unless it reads the tables of a database."""
     backends, _ = value._find_backends()
     if backends:
         raise walk.refuse(value, ELSEWHERE)
@@ -41,4 +42,4 @@ def _ibis(value: Any, walk: Walk) -> bytes:
 
 
 ADAPTERS: Final[dict[str, Encoder]] = {**dict.fromkeys(_NAMES, _HANDLE), "ibis.Expr": _ibis}
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

@@ -1,13 +1,13 @@
-"""Tables: how pandas frames, series, indexes and extension arrays are encoded.
+"""Encode pandas frames, series, indexes and extension arrays.
 
 Rules of this module:
 
-1.  A frame is its class, its index and columns with their names, the dtype of each column, the
-    values, `attrs` and flags.  How columns are gathered in blocks is layout, not value.
+1.  A frame is encoded by class, index and columns with their names, the dtype of each column, the
+    values, `attrs` and flags.  How columns are grouped in blocks is layout, not value.
 2.  Long columns are hashed one by one, short ones of one dtype in strips whose number of columns
-    depends on the shape and the dtype alone.  So columns are hashed where they lie if they lie in
-    one piece each; if they lie in rows, several are copied and hashed in one pass over the rows.
-3.  The bytes under a missing value do not count; which kind of missing value it is counts.
+    depends only on the shape and the dtype.  So contiguous columns are hashed in place; if the data
+    is stored by rows, several columns are copied and hashed in one pass over the rows.
+3.  The bytes under a missing value do not count; the kind of missing value does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from memo.keys.encoding.libraries.for_arrays import node, numpy
 from memo.runtime.named_tuple import NamedTuple
 
 LONG: Final = 1 << 20
-"""Bytes of a column from which it is hashed by itself."""
+"""Columns of at least this many bytes are hashed one by one."""
 STRIP: Final = 8 << 20
 """Bytes of a strip of short columns."""
 
@@ -30,7 +30,7 @@ STRIP: Final = 8 << 20
 
 
 class Place(NamedTuple):
-    """Position of one column: row `row` of the values of a block."""
+    """The position of one column: row `row` of the values of a block."""
 
     values: Any
     row: int
@@ -48,7 +48,7 @@ def _frame(value: Any, walk: Walk) -> bytes:
 
 
 def _facts(value: Any, walk: Walk) -> bytes:
-    """Encode what a frame or series has besides its values."""
+    """Encode the other attributes of a frame or series besides its values."""
     own = {name: getattr(value, name, None) for name in getattr(value, "_metadata", ())}
     own.pop("_name", None)
     content = walk.encode(bool(value.flags.allows_duplicate_labels))
@@ -59,7 +59,7 @@ def _facts(value: Any, walk: Walk) -> bytes:
 
 
 def _columns(value: Any, walk: Walk) -> bytes:
-    """The dtype of each column, then for each dtype the values of its columns."""
+    """Encode the dtype of each column, then for each dtype the values of its columns."""
     np = numpy()
     blocks = value._mgr.blocks
     kinds = [_kind(block.values, walk) for block in blocks]
@@ -81,20 +81,20 @@ def _columns(value: Any, walk: Walk) -> bytes:
 
 
 def _first_seen(owner: Any) -> list[int]:
-    """The distinct numbers of an array, in the order of their first places."""
+    """Return the distinct numbers of an array, in the order of their first occurrence."""
     numbers, first = numpy().unique(owner, return_index=True)
     return [int(numbers[i]) for i in first.argsort()]
 
 
 def _kind(values: Any, walk: Walk) -> bytes:
-    """The dtype of a block, as bytes that can be compared."""
+    """Return the dtype of a block, as bytes that can be compared."""
     if type(values) is numpy().ndarray:
         return atoms.sized(for_arrays.dtype(values.dtype, walk))
     return atoms.sized(canonical.class_of(values, walk) + _dtype(values.dtype, walk))
 
 
 def _group(value: Any, blocks: Any, owner: Any, row: Any, members: Any, walk: Walk) -> bytes:
-    """The values of the columns of one dtype, in the order of the columns."""
+    """Encode the values of the columns of one dtype, in the order of the columns."""
     some = blocks[owner[members[0]]].values
     plain = _plain(some)
     if plain is not None and plain.dtype.kind not in "OT":
@@ -110,14 +110,14 @@ def _label(value: Any, at: Any) -> str:
 
 
 def _plain(values: Any) -> Any:
-    """The numpy array in which a block's columns are rows, or None."""
+    """Return the numpy array whose rows are a block's columns, or None."""
     if getattr(values, "ndim", 1) != 2:
         return None
     return values if type(values) is numpy().ndarray else getattr(values, "_ndarray", None)
 
 
 def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> bytes:
-    """The content of columns of one dtype: each long column by itself, short ones in strips.
+    """Encode the content of columns of one dtype: long ones one by one, short ones in strips.
 
     Args:
         plain: the values of one of the blocks; all have its dtype and its number of rows.
@@ -134,7 +134,7 @@ def _strips(blocks: Any, owner: Any, row: Any, plain: Any) -> bytes:
 
 
 def _runs(blocks: Any, owner: Any, row: Any) -> Iterator[Any]:
-    """Slices of blocks, as long as columns that follow each other lie beside each other."""
+    """Yield slices of blocks for runs of columns that are stored side by side."""
     np = numpy()
     breaks = np.flatnonzero((np.diff(owner) != 0) | (np.diff(row) != 1)) + 1
     starts, ends = [0, *breaks.tolist()], [*breaks.tolist(), len(owner)]
@@ -160,7 +160,7 @@ def _series(value: Any, walk: Walk) -> bytes:
 
 
 def _values(value: Any, walk: Walk) -> bytes:
-    """The values of a series or index."""
+    """Encode the values of a series or index."""
     values = value._values
     if type(values) is numpy().ndarray:
         return for_arrays.ndarray(values, walk)
@@ -180,7 +180,7 @@ def _range(value: Any, walk: Walk) -> bytes:
 
 
 def _levels(value: Any, walk: Walk) -> bytes:
-    """A MultiIndex by the values at each level; which unused ones it still knows is layout."""
+    """Encode a MultiIndex by the values at each level; unused level values are layout."""
     parts = [walk.encode(value.get_level_values(i)) for i in range(value.nlevels)]
     return atoms.sized(b"".join(parts)) + walk.encode(value.sortorder)
 
@@ -189,7 +189,7 @@ def _levels(value: Any, walk: Walk) -> bytes:
 
 
 def _dtype(value: Any, walk: Walk) -> bytes:
-    """Encode a pandas dtype; the categories of a categorical go with its values."""
+    """Encode a pandas dtype; the categories of a categorical are encoded with its values."""
     kind = type(value).__name__
     if kind == "CategoricalDtype":
         return walk.encode((kind, value.ordered))
@@ -208,13 +208,13 @@ def _categorical(value: Any, walk: Walk) -> bytes:
 
 
 def _backed(value: Any, walk: Walk) -> bytes:
-    """An array over one numpy array: dates, times, periods, objects."""
+    """Encode an array over one numpy array: dates, times, periods, objects."""
     freq = None if type(value).__name__ == "PeriodArray" else getattr(value, "freq", None)
     return _dtype(value.dtype, walk) + walk.encode(freq) + for_arrays.ndarray(value._ndarray, walk)
 
 
 def _nullable(value: Any, walk: Walk) -> bytes:
-    """A masked array of pandas: what lies under its mask cannot be read, and is not."""
+    """Encode a masked array of pandas, without the inaccessible data under its mask."""
     data, mask = value._data, value._mask
     if mask.any():
         data = numpy().where(mask, data.dtype.type(0), data)
@@ -254,4 +254,4 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "pandas.SparseArray": node("column", _sparse),
     "pandas.IntervalArray": node("column", _intervals),
 }
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

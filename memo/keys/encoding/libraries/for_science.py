@@ -1,4 +1,4 @@
-"""Values of astropy, numba, SciPy and scikit-learn, and numpy's global generator: by content."""
+"""Encode values of astropy, numba, SciPy and scikit-learn, and numpy's generators, by content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from memo.keys.encoding.libraries.for_arrays import node
 
 
 def _table(value: Any, walk: Walk) -> bytes:
-    """A table of astropy: the names, kinds, units and values of its columns, and its metadata."""
+    """Encode a table of astropy.
+
+    The names, kinds, units and values of its columns, and its metadata.
+    """
     content = walk.encode((list(value.colnames), dict(value.meta)))
     for name in value.colnames:
         content += walk.encode(value[name], f"[{name!r}]")
@@ -34,7 +37,7 @@ def _unit(value: Any, walk: Walk) -> bytes:
 
 
 def _time(value: Any, walk: Walk) -> bytes:
-    """Times of astropy: the moments and their format, without derived values."""
+    """Encode times of astropy: the moments and their format, without derived values."""
     inner = value._time
     written = (value.format, value.scale, inner.precision, inner.in_subfmt, inner.out_subfmt)
     facts = walk.encode(written) + walk.encode(inner.jd1) + walk.encode(inner.jd2)
@@ -43,12 +46,12 @@ def _time(value: Any, walk: Walk) -> bytes:
 
 
 def _fits(value: Any, walk: Walk) -> bytes:
-    """A header of FITS: its cards."""
+    """Encode a FITS header: its cards."""
     return walk.encode([(card.keyword, card.value, card.comment) for card in value.cards])
 
 
 def _distribution(value: Any, walk: Walk) -> bytes:
-    """A distribution of SciPy, without the generator that it would draw from."""
+    """Encode a distribution of SciPy, without the generator that it draws from."""
     return walk.encode({**value._updated_ctor_param(), "seed": None})
 
 
@@ -57,7 +60,7 @@ def _frozen(value: Any, walk: Walk) -> bytes:
 
 
 def _universal(value: Any, walk: Walk) -> bytes:
-    """A `vectorize`d function of numba: the function, how it is compiled, and the types it is for.
+    """Encode a `vectorize`d function of numba: the function, its options, and its types.
 
     One without given types is compiled for the types of each call.
     """
@@ -68,13 +71,13 @@ def _universal(value: Any, walk: Walk) -> bytes:
 
 
 def _compiled(value: Any, walk: Walk) -> bytes:
-    """A function that numba compiles: the function, and how it is compiled."""
+    """Encode a function compiled by numba: the function, and its options."""
     options = {name: repr(given) for name, given in value.targetoptions.items()}
     return walk.encode(value.py_func) + walk.encode(options)
 
 
 def _generator(value: Any, walk: Walk) -> bytes:
-    """A generator of numpy: its state; of the global one, which is no input, its name."""
+    """Encode a generator of numpy by its state; the global one, which is not an input, by name."""
     if value is sys.modules["numpy.random"].mtrand._rand:
         return _GLOBAL(value, walk)
     return python_types.an_object(value, walk)
@@ -84,7 +87,7 @@ _GLOBAL: Final = node("generator", lambda value, walk: b"global")
 
 
 def _estimator(value: Any, walk: Walk) -> bytes:
-    """An estimator of scikit-learn, without the address of its stop words that it keeps."""
+    """Encode an estimator of scikit-learn, without the id of its stop words."""
     state = {k: v for k, v in vars(value).items() if k != "_stop_words_id"}
     return walk.encode(state)
 
@@ -104,4 +107,4 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "scipy.rv_frozen": node("frozen", _frozen),
     "sklearn._VectorizerMixin": node("vectorizer", _estimator),
 }
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

@@ -1,7 +1,7 @@
-"""Pipelines and documents of spaCy, by their serialised form.
+"""Encode pipelines and documents of spaCy by their serialized form.
 
-A pipeline remembers each word that it has met, and writes sets in any order: neither is part of
-what it does.
+A pipeline remembers each word that it has met, and writes sets in any order; neither affects its
+results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SETS: Final = ("strings", "punct_chars")
 
 
 def _written(value: Any, walk: Walk) -> bytes:
-    """A part of a pipeline in its serialised form; one without such a form, as any other object."""
+    """Encode a part of a pipeline by its serialized form, or as a plain object if it has none."""
     if not hasattr(value, "to_bytes"):
         return walk.encode(value)
     facts = sys.modules["srsly"].msgpack_loads(value.to_bytes(exclude=["vocab"]))
@@ -28,7 +28,7 @@ def _written(value: Any, walk: Walk) -> bytes:
 
 
 def _pipeline(value: Any, walk: Walk) -> bytes:
-    """A pipeline: its configuration, its components, its tokenizer and its vectors."""
+    """Encode a pipeline: its configuration, components, tokenizer and vectors."""
     vocab = value.vocab
     vectors = vocab.vectors
     words = (vectors.mode, vectors.data, sorted(vectors.key2row.items()), vocab.lookups.to_bytes())
@@ -54,4 +54,4 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "spacy.Span": node("span", _span),
     "spacy.Token": node("token", _token),
 }
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

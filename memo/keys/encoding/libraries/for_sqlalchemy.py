@@ -1,7 +1,7 @@
-"""SQLAlchemy: statements, expressions and tables, by the cache key of their compiled SQL.
+"""Encode statements, expressions and tables of SQLAlchemy by the cache key of their compiled SQL.
 
-Compiling or printing a statement leaves marks in it, and a `Table` is known by its identity; so a
-statement is encoded by its cache key with each table spelled out, and by its bound values.
+Compiling or printing a statement changes it, and a `Table` is compared by identity; so a statement
+is encoded by its cache key, with each table spelled out, and by its bound values.
 """
 
 from __future__ import annotations
@@ -68,4 +68,4 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "sqlalchemy.Table": node("table", _table),
     "sqlalchemy.ClauseElement": node("statement", _element),
 }
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

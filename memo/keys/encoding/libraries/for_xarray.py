@@ -1,7 +1,7 @@
-"""xarray: datasets, arrays and variables whose data is in memory.
+"""Encode xarray's datasets, arrays and variables whose data is in memory.
 
-Reading `.attrs`, displaying and copying change what a variable holds inside, so a value is encoded
-by what can be read of it: names, dimensions, values, attributes and encoding.
+Reading `.attrs`, displaying and copying change a variable internally, so a value is encoded by what
+can be read of it: names, dimensions, values, attributes and encoding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _variables(variables: Mapping[Any, Any], walk: Walk) -> bytes:
 
 
 def _indexes(value: Any, walk: Walk) -> bytes:
-    """The kinds of the indexes; what they index are the coordinates."""
+    """Encode the kinds of the indexes; what they index are the coordinates."""
     return walk.encode({name: type(index) for name, index in value.xindexes.items()})
 
 
@@ -67,7 +67,7 @@ def _array(value: Any, walk: Walk) -> bytes:
 
 
 def _tree(value: Any, walk: Walk) -> bytes:
-    """A tree: its name, and what each node has of its own."""
+    """Encode a tree: its name, and each node's own data."""
     own = {part.path: part.to_dataset(inherit=False) for part in value.subtree}
     return walk.encode(value.name, ".name") + walk.encode(own)
 
@@ -78,4 +78,4 @@ ADAPTERS: Final[dict[str, Encoder]] = {
     "xarray.Dataset": node("dataset", _dataset),
     "xarray.DataTree": node("tree", _tree),
 }
-"""`package.class` -> encoder, for the values of the class and of its subclasses."""
+"""`package.class` -> encoder, for values of the class and its subclasses."""

@@ -1,5 +1,5 @@
--- Entries of the disk tier in the table of `diskcache`.  `index.py` and `disk_tier.py` use it.
--- A half-open range of keys is the entries of a function or of a namespace.
+-- Statements of the disk tier on the table of `diskcache`, used by `index.py` and `disk_tier.py`.
+-- A half-open range of keys selects the entries of a function or of a namespace.
 
 -- name: by_name
 CREATE INDEX IF NOT EXISTS Cache_filename ON Cache (filename) WHERE filename IS NOT NULL;

@@ -1,5 +1,5 @@
--- What a host knows of generations, and the invalidations that shared tiers have yet to hear.
--- `host_database.py` and `host_state.py` use it.
+-- A host's generations, and the invalidations that shared tiers have not received yet.
+-- Used by `host_database.py` and `host_state.py`.
 
 -- name: meta
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value);

@@ -1,9 +1,9 @@
--- Give a group of generations its main token where it has none, and keep it from dying meanwhile.
+-- Give a group of generations a main token if it has none, and extend its life.
 --
 -- KEYS[1]  the group, a hash
--- ARGV     a fresh token; milliseconds that the group lives; "1" to let one that is there already
---          live as long; then the fields to read
--- Answer   whether it was created here (1, 0), then the fields
+-- ARGV     a fresh token; milliseconds that the group lives; "1" to extend the life of an existing
+--          group to that too; then the fields to read
+-- Returns  1 if the token was created here, else 0; then the fields
 --
 -- A value of another type at this key is not ours and is replaced.  A command that takes no memory
 -- comes first: a full Redis then lets the rest of the script pass.

@@ -1,8 +1,8 @@
--- Hand a lease on, with a full life, from one holder to the same or another.
+-- Hand a lease over, with a full life, from one holder to the same or another one.
 --
 -- KEYS[1]  lease
 -- ARGV     old holder, new holder, milliseconds
--- Answer   whether the old holder had it
+-- Returns  1 if the old holder had the lease, else 0
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])

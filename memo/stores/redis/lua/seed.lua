@@ -1,10 +1,10 @@
--- Give a group of generations back to a Redis that lost it.
+-- Restore a group of generations that Redis has lost.
 --
 -- KEYS[1]  the group, a hash
 -- ARGV     milliseconds that it lives; then each field and its value
--- Answer   whether it had no main token
+-- Returns  1 if the group had no main token, else 0
 --
--- What is there already is newer: an invalidation writes a group that is missing, too.
+-- Existing fields are newer: an invalidation also writes a missing group.
 local key = KEYS[1]
 if redis.call('HGET', key, '*') then return 0 end
 local shapes = redis.call('HGET', key, '?') or ''

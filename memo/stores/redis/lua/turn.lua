@@ -3,12 +3,12 @@
 -- KEYS[1]  the group, a hash
 -- ARGV     shape ("" for the whole group); field; token and note; most fields a group may have;
 --          milliseconds that a group lives which was missing; most shapes it may have
--- Answer   1
+-- Returns  1
 --
--- A group that is missing is written too: a host may be about to give it back as it was before.
--- Without a `*` it still makes nothing valid.
--- A turn of the whole group, and one that makes it too long, replaces all fields by a new `*`: every
--- state that was recorded before began with another one.  A value of another type is replaced.
+-- A missing group is written too, since a host may be about to restore its earlier state.
+-- Without a `*` it makes no entry valid.
+-- Turning the whole group, or exceeding its size, replaces all fields by a new `*`: every state that
+-- was recorded before began with another one.  A value of another type is replaced.
 -- A command that takes no memory comes first: a full Redis then lets the rest of the script pass.
 local key, shape, field, value = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 if redis.call('TYPE', key).ok ~= 'hash' then
