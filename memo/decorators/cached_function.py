@@ -1,4 +1,4 @@
-"""The decorator `cache`, and the cached functions that it returns.
+"""Cached functions, as the decorator `cache` makes them.
 
 The kind of a function (`def` or `async def`) is decided once, at decoration.  A sync function runs
 the engine over the blocking port, in the caller's thread; an async one over its running loop.
@@ -7,17 +7,14 @@ the engine over the blocking port, in the caller's thread; an async one over its
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import itertools
-import os
 import sys
 import time
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,20 +25,14 @@ from typing import (
     TypeAlias,
     TypeVar,
     cast,
-    get_overloads,
     overload,
 )
 
-from memo import engine, metrics, stores
-from memo.decorators import assembly, classmethods
-from memo.decorators.helpers import (
-    NotGiven,
-    OwnAnnotations,
-    OwnDoc,
-    helper,
-    passes_on,
-    without,
-)
+from memo import engine, metrics
+from memo.decorators import assembly, pickling
+from memo.decorators.bound_functions import BoundFunction
+from memo.decorators.function_options import Ttl, function_of
+from memo.decorators.helpers import MISSING, helper, passes_on
 from memo.engine import replay
 from memo.engine.call import NOTHING, Function, NotYet, Raised, hindered, keyed
 from memo.errors import (
@@ -53,27 +44,18 @@ from memo.errors import (
     public,
     users,
 )
-from memo.keys import bindings
 from memo.keys.bindings import ABSENT
-from memo.keys.call_keys import GLOBAL, Call, Keyer
-from memo.keys.encoding import canonical
-from memo.keys.fingerprint.function_version import Identity, function_id
+from memo.keys.call_keys import Call
+from memo.keys.fingerprint.function_version import function_id
 from memo.keys.offloading import HeavyError
 from memo.metrics.recorder import COUNTERS, cache_info
-from memo.records import codec
 from memo.runtime.blocking import BLOCKING, Blocking, drive
 from memo.runtime.native import native, run_elsewhere
 from memo.runtime.port import Port
 from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, durations, modes, options
 from memo.settings.modes import Mode
-from memo.settings.options import Policy
-from memo.stores.protocols import CacheProtocol
-from memo.validity.dependencies import Dependencies, File
 from memo.validity.stamps import Turn
-
-if TYPE_CHECKING:
-    from typing import TypedDict, Unpack
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -82,49 +64,9 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _functions: weakref.WeakSet[CachedFunction[Any, Any]] = weakref.WeakSet()
-MISSING: Any = NotGiven("<its own>")
 _numbers = itertools.count()
-Ttl: TypeAlias = "float | durations.timedelta | str | Callable[[Any], Any] | None"
-"""A ttl: seconds, a `timedelta`, `"1h30m"`, None for no expiry, or a callable of the result."""
-Span: TypeAlias = "float | durations.timedelta | str"
-"""A length of time: seconds, a `timedelta`, or a text such as `"1h30m"`."""
-Dependency: TypeAlias = "str | os.PathLike[str] | File | Callable[..., Any]"
-"""A file, directory, glob or URL, a `memo.File`, or a callable."""
 Drop: TypeAlias = "Callable[[Port], Coroutine[Any, Any, engine.Invalidation]]"
 """A checked invalidation that runs over a port."""
-
-
-if TYPE_CHECKING:
-
-    class Options(TypedDict, total=False):
-        """The options of `cache`, for `cache(f, ttl=5)`; see there."""
-
-        ttl: Ttl
-        key_prefix: str | None
-        key_resolver: Callable[..., Any] | str | Sequence[str] | None
-        use_jitter: bool
-        use_lock: bool
-        lock_timeout: Span | None
-        refresh_ahead: bool
-        refresh_threshold: float | None
-        provider: CacheProtocol | stores.Chain | None
-        ttl_key: str | None
-        tags: Iterable[str] | Callable[..., Iterable[str]]
-        depends_on: Dependency | Iterable[Dependency]
-        check_every: Span
-        ignore: Iterable[str]
-        version: str | None
-        stale_while_revalidate: Span
-        stale_if_error: Span
-        retry_after: Span
-        soft_timeout: Span
-        cache_errors: Mapping[type[Exception], Span | None] | None
-        each: str | None
-        cutoff: bool
-        name: str | None
-        cache_if: Callable[[Any], bool] | None
-        compress: bool | int | str | None
-        replay: bool
 
 
 def functions() -> list[CachedFunction[Any, Any]]:
@@ -151,7 +93,7 @@ class CachedFunction(Generic[P, R]):
         self._number = next(_numbers)
         self.is_async = isinstance(self, CachedCoroutine)
         self.function_id = function_id(function, given["name"])
-        self._function = _assemble(function, self.function_id, given)
+        self._function = function_of(function, self.function_id, given)
         self._adopt(function)
         _functions.add(self)
 
@@ -175,7 +117,10 @@ class CachedFunction(Generic[P, R]):
             mode = self._mode()
             if mode.kind is not None:
                 with ending_at_the_call():
-                    return cast("R", self._in_mode(mode.kind, aged(function, mode), args, kwargs))
+                    if self._is_off(mode):
+                        return self.__wrapped__(*args, **kwargs)
+                    found = drive(self._in_mode(BLOCKING, mode, args, kwargs))
+                    return cast("R", raised(found))
             function = aged(function, mode)
         begun = time.perf_counter()
         try:
@@ -205,24 +150,24 @@ class CachedFunction(Generic[P, R]):
         """Return the function with the ages that the mode of a call allows its entries."""
         return aged(self._function, self._mode())
 
-    def _in_mode(
-        self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _is_off(self, mode: Mode) -> bool:
+        """True if a call passes the cache by, and no computation around it notes what it uses."""
+        return mode.kind == modes.OFF and not (assembly.enabled() and engine.answering.is_inside())
+
+    async def _in_mode(
+        self, port: Port, mode: Mode, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Answer a call in a mode other than the default."""
+        """The answer of a call in a mode other than the default, or `Raised`."""
         __tracebackhide__ = True
-        if kind == modes.OFF and not (assembly.enabled() and engine.answering.is_inside()):
-            return self.__wrapped__(*args, **kwargs)
-        if kind == modes.ONLY:
-            result = drive(engine.answering.only(BLOCKING, function, args, kwargs))
-            if result is NOTHING:
-                raise NotCachedError(self._explained(function, args, kwargs))
-            if type(result) is Raised:
-                raise result.again()
-            return result
-        keep = kind == modes.REFRESH
-        result = drive(engine.answering.refresh(BLOCKING, function, args, kwargs, keep=keep))
-        if type(result) is Raised:
-            raise result.again()
+        function = aged(self._function, mode)
+        if port.native and self._is_off(mode):
+            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
+        if mode.kind != modes.ONLY:
+            keep = mode.kind == modes.REFRESH
+            return await engine.answering.refresh(port, function, args, kwargs, keep=keep)
+        result = await engine.answering.only(port, function, args, kwargs)
+        if result is NOTHING:
+            raise NotCachedError(await self._explained(port, function, args, kwargs))
         return result
 
     @public
@@ -322,15 +267,7 @@ class CachedFunction(Generic[P, R]):
         So a worker finds the same entries although it has neither file nor source.  The settings
         made with `configure` in this process are included (`configuration.carried`).
         """
-        module, name = self.__module__, getattr(self, "__qualname__", "")
-        settings = _settings()
-        if module != "__main__" and _at(module, name) is self:
-            return _found, (module, name, *settings)
-        if not _whole.get():
-            return _unpacked, (_packed(self), *settings)
-        given = {**self._given, "name": self.function_id}
-        code = self._function.identity.digest()
-        return _rebuilt, (type(self), self.__wrapped__, given, code, self.of_class)
+        return pickling.reduced(self)
 
     # --- helpers ---------------------------------------------------------------------------------
 
@@ -460,6 +397,11 @@ class CachedFunction(Generic[P, R]):
         pairs, whole = self._function.keyer.partial(args, kwargs, own, state)
         return [Turn(f"f:{self.function_id}", pairs, whole)]
 
+    async def _refresh(self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The answer of a call that is computed now, or `Raised`."""
+        result = await engine.answering.refresh(port, self._function, args, kwargs)
+        return replay.bare(result)
+
     @helper()
     def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Compute now, store, and return the value; an async function runs on a loop of its own."""
@@ -467,40 +409,43 @@ class CachedFunction(Generic[P, R]):
         if not assembly.enabled():
             return _plainly(self.__wrapped__, args, kwargs)
         if self.is_async:
-            result = run_elsewhere(
-                lambda port: engine.answering.refresh(port, self._function, args, kwargs)
-            )
-        else:
-            result = drive(engine.answering.refresh(BLOCKING, self._function, args, kwargs))
-        if type(result) is Raised:
-            raise result.again()
-        return replay.bare(result)
+            return raised(run_elsewhere(lambda port: self._refresh(port, args, kwargs)))
+        return raised(drive(self._refresh(BLOCKING, args, kwargs)))
 
     @helper()
     async def arefresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """As `refresh`, without blocking the event loop."""
         __tracebackhide__ = True
-        port = native()
-        if self.is_async and not assembly.enabled():
-            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
-        if self.is_async:
-            result = await engine.answering.refresh(port, self._function, args, kwargs)
-            if type(result) is Raised:
-                raise result.again()
-            return replay.bare(result)
-        return await port.offload(functools.partial(self.refresh, *args, **kwargs))
+        if not self.is_async:
+            return await native().offload(functools.partial(self.refresh, *args, **kwargs))
+        if not assembly.enabled():
+            result = self.__wrapped__(*args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+        return raised(await self._refresh(native(), args, kwargs))
+
+    async def _put(
+        self, port: Port, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if assembly.enabled():
+            await engine.answering.put(port, self._function, args, kwargs, value)
 
     @helper(value=inspect.Parameter.empty)
     def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Store a value as the result of a call, without computing it."""
-        if assembly.enabled():
-            drive(engine.answering.put(BLOCKING, self._function, args, kwargs, value))
+        drive(self._put(BLOCKING, value, args, kwargs))
 
     @helper(value=inspect.Parameter.empty)
     async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """As `put`, without blocking the event loop."""
-        if assembly.enabled():
-            await engine.answering.put(native(), self._function, args, kwargs, value)
+        await self._put(native(), value, args, kwargs)
+
+    async def _peek(
+        self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any
+    ) -> Any:
+        if not assembly.enabled():
+            return default
+        found = await engine.answering.peek(port, self._aged(), args, kwargs, default)
+        return replay.bare(found)
 
     @helper(default=None)
     def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
@@ -509,47 +454,55 @@ class CachedFunction(Generic[P, R]):
         If the function has an argument called `default`, it is that one, and the default is None.
         """
         kwargs, default = self._apart(kwargs, "default", default, None)
-        if not assembly.enabled():
-            return default
-        return replay.bare(
-            drive(engine.answering.peek(BLOCKING, self._aged(), args, kwargs, default))
-        )
+        return drive(self._peek(BLOCKING, args, kwargs, default))
 
     @helper(default=None)
     async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
         """As `peek`, without blocking the event loop."""
         kwargs, default = self._apart(kwargs, "default", default, None)
-        if not assembly.enabled():
-            return default
-        return replay.bare(
-            await engine.answering.peek(native(), self._aged(), args, kwargs, default)
-        )
+        return await self._peek(native(), args, kwargs, default)
+
+    async def _is_cached(self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return await engine.answering.is_cached(port, self._aged(), args, kwargs)
 
     @helper()
     def is_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """True if this call would be answered from the cache; does not load the value."""
-        enabled = assembly.enabled()
-        return enabled and drive(engine.answering.is_cached(BLOCKING, self._aged(), args, kwargs))
+        return assembly.enabled() and drive(self._is_cached(BLOCKING, args, kwargs))
 
     @helper()
     async def ais_cached(self, /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """As `is_cached`, without blocking the event loop."""
-        enabled = assembly.enabled()
-        return enabled and await engine.answering.is_cached(native(), self._aged(), args, kwargs)
+        return assembly.enabled() and await self._is_cached(native(), args, kwargs)
+
+    async def _explain(
+        self, port: Port, args: tuple[Any, ...], kwargs: dict[str, Any], plan: bool
+    ) -> engine.Explanation:
+        function = self._aged()
+        found = self._as_things_are(await self._explained(port, function, args, kwargs))
+        return await self._planned(port, function, found, args, kwargs) if plan else found
 
     @helper()
     def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> engine.Explanation:
         """Explain whether this call would hit, and if not, why; neither computes nor loads.
+
+        With `each` it is the first element that misses which is explained.
 
         Args:
             plan: also list which cached calls beneath it would be computed, revalidated or hit, and
                 how long they took last time.  If the function has an argument of this name, it is
                 that argument instead.
         """
-        kwargs, wanted = self._apart(kwargs, "plan", plan, False)
-        function = self._aged()
-        found = self._as_things_are(self._explained(function, args, kwargs))
-        return drive(self._planned(BLOCKING, function, found, args, kwargs)) if wanted else found
+        kwargs, plan = self._apart(kwargs, "plan", plan, False)
+        return drive(self._explain(BLOCKING, args, kwargs, plan))
+
+    @helper()
+    async def aexplain(
+        self, /, *args: Any, plan: bool = MISSING, **kwargs: Any
+    ) -> engine.Explanation:
+        """As `explain`, without blocking the event loop."""
+        kwargs, plan = self._apart(kwargs, "plan", plan, False)
+        return await self._explain(native(), args, kwargs, plan)
 
     def _as_things_are(self, found: engine.Explanation) -> engine.Explanation:
         """Return the explanation, or the reason why the cache answers no call at present."""
@@ -585,26 +538,12 @@ class CachedFunction(Generic[P, R]):
 
         return dataclasses.replace(found, steps=tuple(planner.steps))
 
-    def _explained(
-        self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    async def _explained(
+        self, port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> engine.Explanation:
         from memo.engine import explaining
 
-        return drive(explaining.explain(BLOCKING, function, assembly.manifests(), args, kwargs))
-
-    @helper()
-    async def aexplain(
-        self, /, *args: Any, plan: bool = MISSING, **kwargs: Any
-    ) -> engine.Explanation:
-        """As `explain`, without blocking the event loop."""
-        from memo.engine import explaining
-
-        kwargs, wanted = self._apart(kwargs, "plan", plan, False)
-        port, function = native(), self._aged()
-        written = assembly.manifests()
-        found = await explaining.explain(port, function, written, args, kwargs)
-        found = self._as_things_are(found)
-        return await self._planned(port, function, found, args, kwargs) if wanted else found
+        return await explaining.explain(port, function, assembly.manifests(), args, kwargs)
 
     def cache_info(self) -> metrics.CacheInfo:
         """Hits, misses, maxsize (None) and currsize, as for `functools.lru_cache`."""
@@ -672,10 +611,10 @@ class CachedCoroutine(CachedFunction[P, R]):
         ):
             __tracebackhide__ = True
             mode = self._mode()
-            function = aged(function, mode)
             if mode.kind is not None:
                 with ending_at_the_call():
-                    return await self._awaited_in_mode(mode.kind, function, args, kwargs)
+                    return raised(await self._in_mode(native(), mode, args, kwargs))
+            function = aged(function, mode)
         begun = time.perf_counter()
         try:
             try:
@@ -713,32 +652,6 @@ class CachedCoroutine(CachedFunction[P, R]):
                 return function.call(args, kwargs, True)
         return await keyed(native(), function, args, kwargs)
 
-    async def _awaited_in_mode(
-        self, kind: str, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Answer a call in a mode other than the default."""
-        __tracebackhide__ = True
-        if kind == modes.OFF and not (assembly.enabled() and engine.answering.is_inside()):
-            return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
-        port = native()
-        if kind == modes.ONLY:
-            result = await engine.answering.only(port, function, args, kwargs)
-            if result is NOTHING:
-                from memo.engine import explaining
-
-                written = assembly.manifests()
-                raise NotCachedError(
-                    await explaining.explain(port, function, written, args, kwargs)
-                )
-            if type(result) is Raised:
-                raise result.again()
-            return result
-        keep = kind == modes.REFRESH
-        result = await engine.answering.refresh(port, function, args, kwargs, keep=keep)
-        if type(result) is Raised:
-            raise result.again()
-        return result
-
 
 class ReplayingFunction(CachedFunction[P, R]):
     """A cached function that replays what the computation printed and displayed (`replay`)."""
@@ -766,111 +679,6 @@ class ReplayingCoroutine(CachedCoroutine[P, R]):
 def _asyncio_marker() -> object:
     coroutines = sys.modules.get("asyncio.coroutines")
     return getattr(coroutines, "_is_coroutine", None)
-
-
-if TYPE_CHECKING:
-
-    class _Helpers(CachedFunction[P, R]):
-        """The helpers of a bound function, provided by its `__getattr__`."""
-
-        def __get__(  # type: ignore[override]  # it is bound already
-            self, instance: object, owner: type | None = None
-        ) -> Self: ...
-
-else:
-    _Helpers = Generic
-
-
-class BoundFunction(_Helpers[P, R]):
-    """A cached function as a method of an instance, whose state is part of its keys."""
-
-    __slots__ = ("__func__", "__self__", "__weakref__")
-    __doc__ = OwnDoc(__doc__)  # pyright: ignore[reportAssignmentType]
-    __annotations__ = OwnAnnotations()
-    _DROPS = {  # noqa: RUF012 - unannotated: `__annotations__` is the function's
-        "invalidate": (False, False),
-        "ainvalidate": (True, False),
-        "expire": (False, True),
-        "aexpire": (True, True),
-    }
-    """Name -> (it is awaited, it is soft)."""
-    _CALLS = (
-        *("key", "akey", "address", "aaddress", "refresh", "arefresh", "peek", "apeek"),
-        *("is_cached", "ais_cached"),
-    )
-
-    def __init__(self, function: CachedFunction[Any, R], instance: Any) -> None:
-        self.__func__ = function
-        self.__self__ = instance
-
-    @passes_on
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return self.__func__(self.__self__, *args, **kwargs)
-        except Exception as error:
-            at_the_call(error)
-            raise
-
-    def _attribute(self, name: str) -> Any:
-        """Return an attribute of the cached function; a helper bound to the object."""
-        if name == "__signature__":
-            return without(inspect.signature(self.__func__.__wrapped__), 0)
-        found = getattr(self.__func__, name)
-        if name == "using":
-            return functools.update_wrapper(functools.partial(_bound_using, self), found)
-        if name in {"put", "aput"}:
-            return self._like(functools.partial(self._put, found), found, 1)
-        if name in self._DROPS:
-            own = functools.partial(self._drop_own, *self._DROPS[name])
-            of_class = isinstance(self.__self__, type)
-            return self._like(functools.partial(found) if of_class else own, found)
-        if name in self._CALLS or name in {"explain", "aexplain"}:
-            made = functools.partial(found, self.__self__)
-            made.__doc__, made.__annotations__ = found.__doc__, {}
-            return made
-        return found
-
-    if not TYPE_CHECKING:  # a misspelled attribute is an error for type checkers
-        __getattr__ = _attribute
-
-    def _like(self, made: Any, found: Any, at: int = 0) -> Any:
-        """Return a helper bound to the object, with the function's signature without `self`."""
-        functools.update_wrapper(made, found)
-        made.__signature__ = without(inspect.signature(found), at)
-        return made
-
-    def _put(self, put: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        return put(value, self.__self__, *args, **kwargs)
-
-    @public
-    def _drop_own(
-        self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
-    ) -> Any:
-        """Invalidate the entries of an object in its present state."""
-        drop = self.__func__._dropped(self.__self__, args, kwargs, reason, soft=soft)
-        return _in_this_loop(drop) if awaited else drive(drop(BLOCKING))
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, BoundFunction)
-            and self.__func__ is other.__func__
-            and self.__self__ is other.__self__
-        )
-
-    def __hash__(self) -> int:
-        return hash((id(self.__func__), id(self.__self__)))
-
-    def __reduce__(self) -> Any:
-        return BoundFunction, (self.__func__, self.__self__)
-
-    def __repr__(self) -> str:
-        own = self.__self__
-        return f"<bound {self.__func__!r} of {getattr(own, '__name__', type(own).__name__)}>"
-
-
-async def _in_this_loop(drop: Drop) -> engine.Invalidation:
-    return await drop(native())
 
 
 _GIVEN = 4096
@@ -908,10 +716,6 @@ def _refuse_predicates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 "or for a call that takes a function memo.invalidate(key=f.key(...))."
             )
             raise OptionError(which, value, fix)
-
-
-def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction[Any, Any]:
-    return BoundFunction(method.__func__.using(**given), method.__self__)
 
 
 def aged(function: Function, mode: Mode) -> Function:
@@ -952,6 +756,14 @@ if not TYPE_CHECKING:  # its types are those of the overloads
     explain = public(explain)
 
 
+def raised(result: Any) -> Any:
+    """A result; raises what the function has raised."""
+    __tracebackhide__ = True
+    if type(result) is Raised:
+        raise result.again()
+    return result
+
+
 def _plainly(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Call a function, `async def` or `def`, from sync code, as if it were not cached."""
     __tracebackhide__ = True
@@ -981,312 +793,5 @@ def _span(ttl: Any) -> str:
     return "ever" if ttl is None else rendering.duration(ttl)
 
 
-def _dependencies(
-    function: Callable[..., Any], identity: str, given: Mapping[str, Any]
-) -> Dependencies | None:
-    signature = bindings.signature(function)
-    annotations = bindings.hints(function, signature)
-    made = Dependencies(
-        *(identity, given["depends_on"], signature, annotations, canonical.digest),
-        check_every=given["check_every"],
-    )
-    return made or None
-
-
-def _asked(
-    port: Port, function: Function, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Coroutine[Any, Any, Any]:
-    return engine.answering.answer(port, function, call, args, kwargs)
-
-
 def _blocking() -> Blocking:
     return BLOCKING
-
-
-def _assemble(function: Callable[..., Any], identity: str, given: Mapping[str, Any]) -> Function:
-    replay = options.flag("replay", given["replay"])
-    ignored = options.texts("ignore", given["ignore"])
-    state = [label for label in ignored if label.startswith(GLOBAL)]
-    keyer = Keyer(
-        function,
-        function_id=identity,
-        key_prefix=options.text("key_prefix", given["key_prefix"]),
-        key_resolver=given["key_resolver"],
-        ignore=[name for name in ignored if name not in state],
-        tags=_tags(given["tags"]),
-        method=_is_method(function),
-        replay=replay,
-    )
-    return Function(
-        identity,
-        function,
-        keyer,
-        Identity(
-            function,
-            version=options.text("version", given["version"]),
-            name=given["name"],
-            ignored=state,
-            learned=functools.partial(assembly.changed, identity),
-        ),
-        _policy(given),
-        assembly.chain_of(given["provider"]),
-        _asked,
-        assembly.live_ttl(given["ttl_key"]),
-        _dependencies(function, identity, given),
-        assembly.write_down,
-        assembly.compress(given["compress"]),
-        replay=replay,
-        cutoff=options.flag("cutoff", given["cutoff"]),
-        is_async=options.is_async(function),
-        teach=assembly.teach,
-    )
-
-
-_POLICY = (
-    "ttl",
-    "use_jitter",
-    "use_lock",
-    "lock_timeout",
-    "refresh_ahead",
-    "refresh_threshold",
-    "ttl_key",
-    "stale_while_revalidate",
-    "stale_if_error",
-    "retry_after",
-    "soft_timeout",
-    "cache_errors",
-    "cache_if",
-)
-
-
-def _policy(given: Mapping[str, Any]) -> Policy:
-    return options.policy(**{name: given[name] for name in _POLICY})
-
-
-def _tags(tags: Any) -> Any:
-    return tags if callable(tags) else options.texts("tags", tags)
-
-
-def _is_method(function: Callable[..., Any]) -> bool:
-    """True if a function is being decorated in a class body and takes `self` or `cls`."""
-    outer, _, _ = getattr(function, "__qualname__", "").rpartition(".")
-    if not outer or outer.endswith("<locals>"):
-        return False
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and code.co_varnames[:1] in {("self",), ("cls",), ("mcs",)}
-
-
-def _settings() -> tuple[dict[str, Any], str]:
-    """Return settings to send to a worker, and the process that sends them."""
-    return ({}, "") if codec.storing.get() else (configuration.carried(), configuration.PROCESS)
-
-
-_whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
-"""True while cloudpickle pickles a cached function with everything that it reaches."""
-
-
-def _packed(function: CachedFunction[Any, Any]) -> bytes:
-    """Pickle a function by value, so that a pickler without support for functions can carry it."""
-    token = _whole.set(True)
-    try:
-        return codec.by_value(function)
-    finally:
-        _whole.reset(token)
-
-
-def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
-    import pickle
-
-    configuration.adopt(settings, sender)
-    return pickle.loads(packed)
-
-
-def _at(module: str, name: str) -> Any:
-    """Look up a dotted name in a module; for a method, the function itself."""
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)  # `None` has no such attribute
-    return found.__func__ if isinstance(found, BoundFunction) else found
-
-
-def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> Any:
-    configuration.adopt(settings, sender)
-    importlib.import_module(module)
-    found = _at(module, name)
-    if found is None:
-        raise AttributeError(f"module {module!r} has no cached function {name!r}")
-    return found
-
-
-def _rebuilt(
-    kind: type[CachedFunction[Any, Any]],
-    function: Callable[..., Any],
-    given: Mapping[str, Any],
-    code: str,
-    of_class: bool,
-) -> CachedFunction[Any, Any]:
-    made = kind(function, given)
-    made._function.identity = Identity(function, digest=code)
-    if of_class:
-        made._bind_to_class()
-    return made
-
-
-@overload
-def cache(  # pyright: ignore[reportOverlappingOverload] - a ttl may be callable as well
-    function: Callable[P, R], /, **options: Unpack[Options]
-) -> CachedFunction[P, R]: ...
-@overload
-def cache(
-    ttl: Ttl = 60,
-    key_prefix: str | None = None,
-    key_resolver: Callable[..., Any] | str | Sequence[str] | None = None,
-    use_jitter: bool = False,
-    use_lock: bool = False,
-    lock_timeout: Span | None = 30,
-    refresh_ahead: bool = False,
-    refresh_threshold: float | None = None,
-    provider: CacheProtocol | stores.Chain | None = None,
-    ttl_key: str | None = None,
-    *,
-    tags: Iterable[str] | Callable[..., Iterable[str]] = (),
-    depends_on: Dependency | Iterable[Dependency] = (),
-    check_every: Span = 0,
-    ignore: Iterable[str] = (),
-    version: str | None = None,
-    stale_while_revalidate: Span = 0,
-    stale_if_error: Span = 0,
-    retry_after: Span = 0,
-    soft_timeout: Span = 0,
-    cache_errors: Mapping[type[Exception], Span | None] | None = None,
-    each: str | None = None,
-    cutoff: bool = False,
-    name: str | None = None,
-    cache_if: Callable[[Any], bool] | None = None,
-    compress: bool | int | str | None = None,
-    replay: bool = False,
-) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
-def cache(*args: Any, **kwargs: Any) -> Any:
-    """Cache the results of a function, `async def` or `def`, by its code and its arguments.
-
-    Works bare (`@cache`) and called (`@cache(ttl="1h")`), on functions, methods, static methods and
-    class methods.  Every option is checked at decoration.
-
-    Args:
-        ttl: how long a result is fresh: seconds, a `timedelta`, a text such as `"1h30m"`, None for
-            no expiry, a callable that returns one of these from the result, or `"inherit"`: as long
-            as the shortest-lived cached result that it was built on.
-        key_prefix: address prefix; functions may share one.  Default: the function's name.
-        key_resolver: replaces the automatic argument key: a callable of the bound arguments, a
-            template such as `"order:{order_id}"`, or a list of argument names.
-        use_jitter: shorten each ttl by a random fraction of up to 10 %.
-        use_lock: compute a key only once across processes and hosts; within a process that is
-            always so.
-        lock_timeout: seconds to wait for another process's result before computing here; None: as
-            long as that process lives.
-        refresh_ahead: after `refresh_threshold * ttl` a hit also starts a refresh in the
-            background.
-        refresh_threshold: fraction of the ttl in (0, 1); default 0.8.
-        provider: stores the entries: a `CacheProtocol` or a `Chain`; default: the settings' chain.
-        ttl_key: key in `memo.live` whose value overrides `ttl`, also for existing entries.
-        tags: names to invalidate by, templates such as `"user:{uid}"`, or a callable that returns
-            them from the bound arguments, and from `result` if it takes that.
-        depends_on: files, directories, globs, URLs (`https`, and all that fsspec supports), or
-            callables of the arguments that they declare; a change invalidates entries.
-        check_every: seconds for which the state of a URL is reused without asking again.
-        ignore: names of arguments that are not part of the key; also `"self"`, and globals that the
-            function reads, as `"global:api"`.
-        version: a code version of your own, instead of the one derived from the code.
-        stale_while_revalidate: seconds past the ttl in which the old value is served while it is
-            refreshed (RFC 5861).
-        stale_if_error: seconds past the ttl in which the old value is served if computing raises.
-        retry_after: seconds after a failure in which the old value is served without another try.
-        soft_timeout: seconds of waiting after which the old value is served, within
-            `stale_if_error`; the computation goes on and is stored.
-        cache_errors: exceptions to store and raise again, each with its ttl, such as
-            `{LookupError: "5m"}`.
-        each: the name of a parameter that holds a collection: results are cached for each of its
-            elements, and one call computes all missing ones.
-        cutoff: if a recomputed result equals the last one, results that were built on it stay
-            valid.
-        name: the function's id, instead of `"module:qualname"`.
-        cache_if: predicate of the result; if it is False, the result is returned but not stored.
-        compress: store big results compressed: True (from 64 KiB on), False, or a minimum size such
-            as `"1MiB"`; None: as the setting `compress` says.
-        replay: store what the function prints and displays with its result, and show it again with
-            each answer from the cache.
-
-    Raises:
-        OptionError: an option is wrong; the message names it, its value and the fix.
-    """
-    if len(args) == 1 and (callable(args[0]) or _is_wrapper(args[0])):
-        return cache(**kwargs)(args[0])
-    if len(args) == 1:
-        options.no_property(args[0])
-    bound = _SIGNATURE.bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = dict(bound.arguments)
-    _check(given)
-    return public(functools.partial(_decorated, given=given))
-
-
-_SIGNATURE = inspect.signature(get_overloads(cache)[1]).replace(
-    return_annotation=inspect.Signature.empty
-)
-cache.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-if not TYPE_CHECKING:  # its types are those of the overloads
-    cache = public(cache)
-
-
-def _is_wrapper(value: Any) -> bool:
-    return isinstance(value, (staticmethod, classmethod))
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    """Check the options that can be checked without the function."""
-    options.texts("ignore", given["ignore"])
-    options.text("name", given["name"], options.LONGEST)
-    options.text("version", given["version"])
-    options.text("key_prefix", given["key_prefix"])
-    options.flag("replay", given["replay"])
-    options.text("each", given["each"])
-    options.flag("cutoff", given["cutoff"])
-    _tags(given["tags"])
-    assembly.chain_of(given["provider"])
-    assembly.compress(given["compress"])
-    _policy(given)
-
-
-def _decorated(function: Any, given: Mapping[str, Any]) -> Any:
-    if isinstance(function, staticmethod):
-        return staticmethod(_decorated(function.__func__, given))
-    if isinstance(function, classmethod):
-        made = _decorated(function.__func__, given)
-        made._bind_to_class()
-        return made
-    options.function("function", function)
-    made = _kind(function, given)(function, given)
-    classmethods.expect(made, made._bind_to_class, function)
-    return made
-
-
-def _kind(function: Any, given: Mapping[str, Any]) -> type[CachedFunction[Any, Any]]:
-    """Return the class of the cached function to create."""
-    if options.generates(function):
-        from memo.decorators import streaming
-
-        return streaming.kind(function, given)
-    if given["each"] is None:
-        return _KINDS[options.is_async(function), given["replay"]]
-    from memo.decorators import elementwise
-
-    return elementwise.kind(function, given)
-
-
-_KINDS: dict[tuple[bool, bool], type[CachedFunction[Any, Any]]] = {
-    (False, False): CachedFunction,
-    (True, False): CachedCoroutine,
-    (False, True): ReplayingFunction,
-    (True, True): ReplayingCoroutine,
-}
-"""(it is an `async def`, it replays) -> the class of the cached function."""

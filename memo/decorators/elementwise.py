@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
+from memo import engine
 from memo.decorators import assembly
 from memo.decorators.cached_function import (
-    MISSING,
     CachedCoroutine,
     CachedFunction,
     aged,
     give,
+    raised,
 )
 from memo.decorators.helpers import helper, passes_on
-from memo.engine import answering
-from memo.engine.call import Function, Raised, hindered
+from memo.engine.call import Function, hindered
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, Place
 from memo.errors import NotCachedError, OptionError, at_the_call
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call
 from memo.runtime.blocking import BLOCKING, drive
-from memo.runtime.native import native, run_elsewhere
+from memo.runtime.native import native
 from memo.settings import modes, options
 from memo.validity.stamps import Turn
-
-if TYPE_CHECKING:
-    from memo.engine.explaining import Explanation
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,18 +65,18 @@ class _Elementwise(CachedFunction[P, R]):
         self._function.ask = ask
 
     def _made(
-        self, port: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, port: Any, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Coroutine[Any, Any, Batch]:
-        return elements.batch(port, self._function, self._each, args, kwargs)
+        return elements.batch(port, function, self._each, args, kwargs)
 
     async def _answered(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the answer of a call in the mode in force, or `Raised`."""
         mode = self._mode()
         function = aged(self._function, mode)
-        if mode.kind == modes.OFF and not (assembly.enabled() and answering.is_inside()):
+        if self._is_off(mode):
             return await self._plainly(args, kwargs)
         try:
-            made = await elements.batch(port, function, self._each, args, kwargs)
+            made = await self._made(port, function, args, kwargs)
         except Exception as error:
             if not hindered(error):
                 raise
@@ -90,7 +86,8 @@ class _Elementwise(CachedFunction[P, R]):
         if mode.kind == modes.ONLY and made.items:
             result = await elements.only(port, made)
             if type(result) is Place:
-                raise NotCachedError(await self._told(port, function, result))
+                job = result.job
+                raise NotCachedError(await self._explained(port, function, job.args, job.kwargs))
             return result
         return await elements.refresh(port, made, keep=mode.kind == modes.REFRESH)
 
@@ -98,12 +95,6 @@ class _Elementwise(CachedFunction[P, R]):
         """Return the result of the function itself."""
         result: Any = self.__wrapped__(*args, **kwargs)
         return await result if self.is_async else result
-
-    async def _told(self, port: Any, function: Function, place: Place) -> Explanation:
-        from memo.engine import explaining
-
-        job = place.job
-        return await explaining.explain(port, function, assembly.manifests(), job.args, job.kwargs)
 
     # --- helpers ---------------------------------------------------------------------------------
 
@@ -145,112 +136,41 @@ class _Elementwise(CachedFunction[P, R]):
             turns += super()._turns(*self._each.put(args, kwargs, item, before), own)
         return turns
 
-    async def _refreshed(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return await elements.refresh(port, await self._made(port, args, kwargs))
+    async def _refresh(self, port: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return await elements.refresh(port, await self._made(port, self._function, args, kwargs))
 
-    @helper()
-    def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Compute every element now, in one run, store them, and return the answer."""
-        __tracebackhide__ = True
-        if not assembly.enabled():
-            return CachedFunction.refresh(self, *args, **kwargs)
-        if self.is_async:
-            return _given(run_elsewhere(lambda port: self._refreshed(port, args, kwargs)))
-        return _given(drive(self._refreshed(BLOCKING, args, kwargs)))
-
-    @helper()
-    async def arefresh(self, /, *args: Any, **kwargs: Any) -> Any:
-        """As `refresh`, without blocking the event loop."""
-        __tracebackhide__ = True
-        if self.is_async and assembly.enabled():
-            return _given(await self._refreshed(native(), args, kwargs))
-        return await CachedFunction.arefresh(self, *args, **kwargs)
-
-    async def _put(self, port: Any, value: Any, args: Any, kwargs: Any) -> None:
+    async def _put(self, port: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if assembly.enabled():
-            await elements.put(port, await self._made(port, args, kwargs), value)
+            await elements.put(port, await self._made(port, self._function, args, kwargs), value)
 
-    @helper(value=inspect.Parameter.empty)
-    def put(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
-        """Store the answer of a call element by element, without computing it."""
-        drive(self._put(BLOCKING, value, args, kwargs))
-
-    @helper(value=inspect.Parameter.empty)
-    async def aput(self, value: Any, /, *args: Any, **kwargs: Any) -> None:
-        """As `put`, without blocking the event loop."""
-        await self._put(native(), value, args, kwargs)
-
-    async def _peeked(self, port: Any, args: Any, kwargs: dict[str, Any], given: Any) -> Any:
-        kwargs, default = self._apart(kwargs, "default", given, None)
+    async def _peek(self, port: Any, args: Any, kwargs: dict[str, Any], default: Any) -> Any:
         if not assembly.enabled():
             return default
-        made = await elements.batch(port, self._aged(), self._each, args, kwargs)
+        made = await self._made(port, self._aged(), args, kwargs)
         return await elements.peek(port, made, default)
 
-    @helper(default=None)
-    def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """Return the answer if a call would find every element, else `default` (None).
-
-        Never computes.
-        """
-        return drive(self._peeked(BLOCKING, args, kwargs, default))
-
-    @helper(default=None)
-    async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """As `peek`, without blocking the event loop."""
-        return await self._peeked(native(), args, kwargs, default)
-
     async def _is_cached(self, port: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-        if not assembly.enabled():
-            return False
-        made = await elements.batch(port, self._aged(), self._each, args, kwargs)
-        return await elements.is_cached(port, made)
-
-    @helper()
-    def is_cached(self, /, *args: Any, **kwargs: Any) -> bool:
-        """True if every element would be answered from the cache; does not load any value."""
-        return drive(self._is_cached(BLOCKING, args, kwargs))
-
-    @helper()
-    async def ais_cached(self, /, *args: Any, **kwargs: Any) -> bool:
-        """As `is_cached`, without blocking the event loop."""
-        return await self._is_cached(native(), args, kwargs)
+        return await elements.is_cached(port, await self._made(port, self._aged(), args, kwargs))
 
     async def _explain(
         self, port: Any, args: Any, kwargs: dict[str, Any], plan: bool
-    ) -> Explanation:
-        kwargs, wanted = self._apart(kwargs, "plan", plan, False)
+    ) -> engine.Explanation:
         function = self._aged()
-        made = await elements.batch(port, function, self._each, args, kwargs)
+        made = await self._made(port, function, args, kwargs)
         if not made.places:
             fix = "has no elements, so nothing is looked up: the function itself answers."
             raise OptionError(self._each.name, self._each.taken(args, kwargs), fix)
-        first, *others = made.places.values()
-        found, asked = await self._told(port, function, first), first.job
-        for place in others:
-            if not found.hit:
+        first, *others = [place.job for place in made.places.values()]
+        found, asked = await self._explained(port, function, first.args, first.kwargs), first
+        for job in others if found.hit else ():
+            one = await self._explained(port, function, job.args, job.kwargs)
+            if not one.hit:
+                found, asked = one, job
                 break
-            explanation = await self._told(port, function, place)
-            if not explanation.hit:
-                found, asked = explanation, place.job
         found = self._as_things_are(found)
-        if not wanted:
+        if not plan:
             return found
         return await self._planned(port, function, found, asked.args, asked.kwargs)
-
-    @helper()
-    def explain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
-        """Explain whether every element would hit, and if not, why the first missing one misses.
-
-        Args:
-            plan: also list the cached calls beneath that element.
-        """
-        return drive(self._explain(BLOCKING, args, kwargs, plan))
-
-    @helper()
-    async def aexplain(self, /, *args: Any, plan: bool = MISSING, **kwargs: Any) -> Explanation:
-        """As `explain`, without blocking the event loop."""
-        return await self._explain(native(), args, kwargs, plan)
 
 
 class ElementwiseFunction(_Elementwise[P, R]):
@@ -264,7 +184,7 @@ class ElementwiseFunction(_Elementwise[P, R]):
         except Exception as error:
             at_the_call(error)
             raise
-        return cast("R", _given(result))
+        return cast("R", raised(result))
 
 
 class ElementwiseCoroutine(_Elementwise[P, R], CachedCoroutine[P, R]):
@@ -277,12 +197,4 @@ class ElementwiseCoroutine(_Elementwise[P, R], CachedCoroutine[P, R]):
         except Exception as error:
             at_the_call(error)
             raise
-        return _given(result)
-
-
-def _given(result: Any) -> Any:
-    """Return a result, or raise what the function raised."""
-    __tracebackhide__ = True
-    if type(result) is Raised:
-        raise result.again()
-    return result
+        return raised(result)

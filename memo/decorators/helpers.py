@@ -28,6 +28,7 @@ class NotGiven:
 
 
 ANY = NotGiven("<any>")
+MISSING: Any = NotGiven("<its own>")
 
 
 class _Helper:

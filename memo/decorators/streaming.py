@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
 from memo.decorators import assembly
-from memo.decorators.cached_function import MISSING, CachedFunction, aged
-from memo.decorators.helpers import helper, passes_on
+from memo.decorators.cached_function import CachedFunction, aged
+from memo.decorators.helpers import passes_on
 from memo.engine import answering
 from memo.engine.call import Function, Job, Raised, hindered
 from memo.engine.sequences import streams
@@ -16,7 +15,7 @@ from memo.engine.sequences.streams import END, Reader
 from memo.errors import NotCachedError, OptionError, at_the_call
 from memo.records.spool import Spool, Stream
 from memo.runtime.blocking import BLOCKING, drive
-from memo.runtime.native import native, run_elsewhere
+from memo.runtime.native import native
 from memo.settings import modes, options
 
 P = ParamSpec("P")
@@ -101,63 +100,25 @@ class _Streaming(CachedFunction[P, R]):
         """
         found = drive(answering.only(BLOCKING, function, args, kwargs))
         if not isinstance(found, Stream):
-            raise NotCachedError(self._explained(function, args, kwargs))
+            raise NotCachedError(drive(self._explained(BLOCKING, function, args, kwargs)))
         return self._made(found.items())
 
-    @helper()
-    def refresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Run the generator to its end now, store its items, and return them."""
+    async def _refresh(self, port: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        done = await super()._refresh(port, args, kwargs)
+        return done if type(done) is Raised else self._made(cast("Spool", done).items())
+
+    async def _put(self, port: Any, value: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Store the items of an iterable; on an event loop, of an async one as well."""
         if not assembly.enabled():
-            return self.__wrapped__(*args, **kwargs)
-        if self.is_async:
-            done = run_elsewhere(lambda port: answering.refresh(port, self._function, args, kwargs))
-        else:
-            done = drive(answering.refresh(BLOCKING, self._function, args, kwargs))
-        return self._refreshed(done, args, kwargs)
+            return
+        spool = self._spool()
+        spool = (
+            await streams.aspooled(value, spool) if port.native else streams.spooled(value, spool)
+        )
+        await super()._put(port, spool, args, kwargs)
 
-    @helper()
-    async def arefresh(self, /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """As `refresh`, without blocking the event loop."""
-        if not self.is_async:
-            return await native().offload(lambda: self.refresh(*args, **kwargs))
-        if not assembly.enabled():
-            return self.__wrapped__(*args, **kwargs)
-        done = await answering.refresh(native(), self._function, args, kwargs)
-        return self._refreshed(done, args, kwargs)
-
-    def _refreshed(self, done: Any, args: Any, kwargs: Any) -> Any:
-        if type(done) is Raised:
-            raise done.again()
-        return self._made(cast("Spool", done).items())
-
-    @helper(value=inspect.Parameter.empty)
-    def put(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Store the items of an iterable as the result of a call, without running the function."""
-        if assembly.enabled():
-            spool = streams.spooled(value, self._spool())
-            drive(answering.put(BLOCKING, self._function, args, kwargs, spool))
-
-    @helper(value=inspect.Parameter.empty)
-    async def aput(self, value: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """As `put`, without blocking the event loop; also takes an async iterable."""
-        if assembly.enabled():
-            spool = await streams.aspooled(value, self._spool())
-            await answering.put(native(), self._function, args, kwargs, spool)
-
-    @helper(default=None)
-    def peek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """Return the stored items if a call would replay them, else `default` (None).
-
-        Never computes.
-        """
-        return self._peeked(CachedFunction.peek(self, *args, default=default, **kwargs))
-
-    @helper(default=None)
-    async def apeek(self, /, *args: Any, default: Any = MISSING, **kwargs: Any) -> Any:
-        """As `peek`, without blocking the event loop."""
-        return self._peeked(await CachedFunction.apeek(self, *args, default=default, **kwargs))
-
-    def _peeked(self, found: Any) -> Any:
+    async def _peek(self, port: Any, args: Any, kwargs: dict[str, Any], default: Any) -> Any:
+        found = await super()._peek(port, args, kwargs, default)
         return self._made(found.items()) if isinstance(found, Stream) else found
 
 

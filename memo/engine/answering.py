@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
-from memo.engine import replay
+from memo.engine import computing
 from memo.engine.call import (
     NOTHING,
     Function,
@@ -33,28 +33,17 @@ from memo.engine.call import (
     emit,
     hindered,
     keyed,
+    read_live,
     told,
 )
-from memo.engine.computing import (
-    Made,
-    close,
-    compute,
-    encode,
-    invoke,
-    late_stamps,
-    packed,
-    store_result,
-    take_stamps,
-    warn_of_change,
-    watch_tags,
-)
+from memo.engine.computing import close, compute, encode, invoke, warn_of_change
 from memo.engine.coordination.flights import (
     FLIGHTS,
     Flight,
     Landing,
     refuse_reentry,
 )
-from memo.engine.coordination.leases import Hold, hold, let_go, patience
+from memo.engine.coordination.leases import LOOK_AGAIN, Hold, hold, patience, until_over
 from memo.engine.loading import BIG, load, look
 from memo.engine.refreshing import pause_after_failure, refresh_soon, renew
 from memo.engine.used_calls import CURRENT, in_background, tell, tell_entry, tell_landing
@@ -75,8 +64,6 @@ WAITED_AT_LEAST = 0.001
 """A lease that was taken within this many seconds counts as free: nothing was waited for."""
 SOFT_TIMEOUT = "soft_timeout"
 """Reason of a stale answer: the computation takes longer than `soft_timeout`."""
-LOOK_AGAIN = 0.5
-"""Seconds after which a waiting caller checks that the computing event loop is still open."""
 
 
 AGAIN = object()
@@ -219,20 +206,15 @@ async def _answer(
     asked: Asked | None,
 ) -> Any:
     begun = time.perf_counter()
-    if function.policy.ttl_key is not None and live.due():
-        await port.offload(live.refresh)
+    await read_live(port, function)
     job = Job(function, function.chain(), call, args, kwargs)
     if asked is not None and (asked.chain is not job.chain or asked.entry is not None):
         asked = None
     missed = False
     while True:
         since = FLIGHTS.landed if asked is None else asked.since
-        found, value = await look_or_miss(port, job, asked)
+        found, value = await look_up(port, job, begun, asked, shared=missed)
         asked = None
-        if value is not NOTHING:
-            told_hit(port, job, found, begun, shared=missed)
-            return value
-        value = await while_pausing(port, job, found)
         if value is not NOTHING:
             return value
         if (other := await rekeyed(port, job)) is not None:
@@ -246,30 +228,44 @@ async def _answer(
             return value
 
 
-async def look_or_miss(port: Port, job: Job, asked: Asked | None = None) -> tuple[Answer, Any]:
-    """As `look`; a miss if the process lacks a resource that the look-up needs."""
+async def look_up(
+    port: Port,
+    job: Job,
+    begun: float,
+    asked: Asked | None = None,
+    *,
+    shared: bool,
+    refreshing: Callable[[], Job] | None = None,
+) -> tuple[Answer, Any]:
+    """What is stored of a call, and the value if that may answer, with its event.
+
+    `NOTHING` where it may not, also where the process lacks what it takes to look.
+
+    Args:
+        begun: when the call began, on the performance counter.
+        asked: see `Chain.lookup`.
+        shared: see `told_hit`.
+        refreshing: gives the job that refreshes a stale value; None: `job` does.
+    """
     try:
-        return await look(port, job, asked)
+        found, value = await look(port, job, asked)
     except Exception as error:
         if not hindered(error):
             raise
-        return Answer(Verdict(MISS, UNREACHABLE)), NOTHING
+        found, value = Answer(Verdict(MISS, UNREACHABLE)), NOTHING
+    if value is NOTHING:
+        return found, await _while_pausing(port, job, found)
+    told_hit(job, found, begun, shared=shared)
+    if found.verdict.kind == STALE:
+        refresh_soon(port, job if refreshing is None else refreshing())
+    return found, value
 
 
-def told_hit(
-    port: Port,
-    job: Job,
-    found: Answer,
-    begun: float,
-    *,
-    shared: bool,
-    refreshes: bool = True,
-) -> None:
+def told_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
     """Emit the event of an answer from the cache.
 
     Args:
-        shared: another caller or process computed it after this call had missed.
-        refreshes: start a refresh if the answer is stale.
+        shared: there was none at first: another caller or process has computed it meanwhile.
     """
     assert found.entry is not None
     times = found.entry.times
@@ -293,8 +289,6 @@ def told_hit(
             saved,
         )
     )
-    if stale and refreshes:
-        refresh_soon(port, job)
 
 
 def _tell_shared(job: Job, begun: float, cost: float) -> None:
@@ -305,11 +299,8 @@ def _tell_shared(job: Job, begun: float, cost: float) -> None:
 
 
 async def _lead_or_join(port: Port, job: Job, found: Answer, since: int, begun: float) -> Any:
-    name = job.name
-    flight, leads = FLIGHTS.join(name, job.call.refs)
-    if leads and FLIGHTS.landed_since(name, since):
-        FLIGHTS.withdraw(flight)
-        FLIGHTS.part(flight)
+    flight, leads = FLIGHTS.join_since(job.name, job.call.refs, since)
+    if flight is None:
         return AGAIN
     soft = job.function.policy.soft_timeout if found.verdict.fallback else 0.0
     old: Landing | None = None
@@ -355,9 +346,7 @@ async def _wait(
             if old is not None:
                 FLIGHTS.keep(flight)
                 return old
-        while not await port.wait(waiter, None if leads else LOOK_AGAIN):
-            if FLIGHTS.lost(flight):
-                await let_go(port, flight)
+        await until_over(port, flight, waiter, None if leads else LOOK_AGAIN)
     finally:
         FLIGHTS.leave(flight, waiter)
     return None
@@ -455,8 +444,6 @@ async def _land(port: Port, job: Job, flight: Flight, found: Answer) -> Landing 
             await held.release(port, job.chain.uploads.get(job.name))
     if landing.error is not None and found.verdict.fallback and found.entry is not None:
         landing = await fall_back(port, job, found, landing)
-    elif landing.error is None:
-        function.backoff.pop(job.call.text, None)
     return await close(port, job, flight, landing)
 
 
@@ -494,7 +481,7 @@ async def fall_back(port: Port, job: Job, found: Answer, landing: Landing) -> La
     return landing if old is None else old
 
 
-async def while_pausing(port: Port, job: Job, found: Answer) -> Any:
+async def _while_pausing(port: Port, job: Job, found: Answer) -> Any:
     """Return the old value while retries are paused after a failure, else `NOTHING`."""
     if not (found.verdict.fallback and job.function.policy.retry_after):
         return NOTHING
@@ -532,8 +519,7 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
 async def _job(
     port: Port, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Job:
-    if function.policy.ttl_key is not None and live.due():
-        await port.offload(live.refresh)
+    await read_live(port, function)
     job = Job(function, function.chain(), await keyed(port, function, args, kwargs), args, kwargs)
     return await rekeyed(port, job) or job
 
@@ -554,7 +540,7 @@ async def only(
     if value is NOTHING:
         emit(job, events.MISS, reason=found.verdict.reason)
     else:
-        told_hit(port, job, found, begun, shared=False, refreshes=False)
+        told_hit(job, found, begun, shared=False)
     return value
 
 
@@ -567,17 +553,7 @@ async def put(
 ) -> None:
     """Store a value as the result of a call, with stamps taken now."""
     job = await _job(port, function, args, kwargs)
-    own = await take_stamps(port, job)
-    if own is None:
-        return
-    arguments = packed(job)
-    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
-    late = await late_stamps(port, job, value, await watch_tags(port, job))
-    if late is None:
-        return
-    own += late
-    result = replay.Performed(value, ()) if function.replay else value
-    await store_result(port, job, Made(result, own, started, arguments=arguments))
+    await computing.put(port, [job], [value])
 
 
 async def refresh(

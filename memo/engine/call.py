@@ -25,6 +25,7 @@ from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
+from memo.settings.live_values import live
 from memo.settings.options import Policy
 from memo.stores.protocols import Asked
 from memo.validity.check import MISS, Verdict, judge
@@ -328,6 +329,11 @@ class Outcome(NamedTuple):
     value: Any = None
     error: BaseException | None = None
 
+    @property
+    def raised(self) -> str:
+        """The type of what it raised; `""`: it returned."""
+        return "" if self.error is None else type(self.error).__name__
+
     def __repr__(self) -> str:
         return f"<Outcome {type(self.value if self.error is None else self.error).__name__}>"
 
@@ -358,6 +364,12 @@ async def keyed(
     call = await port.offload(function.call, args, kwargs)
     await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
     return call
+
+
+async def read_live(port: Port, function: Function) -> None:
+    """Read the live configuration anew where the function's ttl is in it, and it is time to."""
+    if function.policy.ttl_key is not None and live.due():
+        await port.offload(live.refresh)
 
 
 def hindered(error: Exception) -> bool:

@@ -7,7 +7,7 @@ import weakref
 from binascii import b2a_base64
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from memo.engine import never_hits, replay, same_types, used_calls
 from memo.engine.call import Function, Job, Outcome, Watched, emit, told, warn_of, writer
@@ -22,7 +22,7 @@ from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
 from memo.records.stamp_blocks import gathered
-from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, Times
+from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.blocking import BLOCKING
 from memo.runtime.clock import SECOND
@@ -64,83 +64,192 @@ async def compute(
         errors: also store an exception, if `cache_errors` names its type.
     """
     try:
-        with patience(job.function.policy):
-            own = await take_stamps(port, job)
+        [before] = await begin(port, [job], alone=alone)
     except DependencyError as error:
         return Landing(error=error)
-    same = not (alone or port.native) or await is_same_call(port, job)
-    if alone and not same:
+    if alone and not before.same:
         return Landing(fault=True)
     never_hits.notice(job)
-    used_calls.carry_context()
-    reads = Reads(background=alone or used_calls.in_background())
-    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
-    flight.call, flight.expected = job.call, job.function.took
-    arguments, watch = packed(job), await watch_tags(port, job)
-    stands = Standing(job)
-    with inside(flight, alone=alone), stands:
-        outcome, cost = await run_once(port, job, reads, alone=alone)
-    if own is not None and outcome.error is None:
-        late = await late_stamps(port, job, outcome.value, watch)
-        own = None if late is None else own + late
-    known, used = await merged(port, job, reads, own)
-    if outcome.error is not None:
-        landing = Landing(error=outcome.error, used=used, known=known, started=started)
-        sound = errors and same and stands.stands and not flight.detached
-        return await _failed(port, job, landing, used if sound else None, cost)
-    emit(job, events.COMPUTED, seconds=cost)
+    ran = await run_once(port, job, flight, alone=alone)
+    if ran.outcome.error is not None:
+        landing = await failed(port, job, before, ran)
+        emit(job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
+        sound = errors and before.same and ran.stands and not flight.detached
+        return await _remembered(port, job, landing, ran.cost) if sound else landing
+    emit(job, events.COMPUTED, seconds=ran.cost)
     if alone and not await is_same_call(port, job):
         return Landing(fault=True)
-    job.chain.floors.rise(job.call.text, started)
-    true = same and not flight.detached
-    true = true and not (alone and await job.chain.turned(port, known))
-    vouched = used if true and keep and stands.stands else None
-    try:
-        made = Made(outcome.value, vouched, started, cost, arguments, reads.life)
-        landing = await store_result(port, job, made)
-    except Exception as error:
-        landing = unstored(job, outcome.value, error)
-    if landing.entry is None:
-        landing = landing._replace(used=used)
-    return landing._replace(known=known + watch, started=started, true=true)
+    value = ran.outcome.value
+    ready = await made_ready(port, job, flight, value, before, ran, keep=keep, alone=alone)
+    [landing] = await stored(port, [ready])
+    return landing
 
 
-async def run_once(
-    port: Port, job: Job, reads: Reads, *, alone: bool = False
-) -> tuple[Outcome, float]:
-    """Run the function once; return its outcome, and the seconds that it took.
+class Before(NamedTuple):
+    """A call before the function runs for it.
+
+    Attributes:
+        own: its stamps; None: no tier can tell what is valid.
+        same: its arguments still make its key.
+        started: as `Times` has it.
+        arguments: packed, see `packed`.
+        watch: see `watch_tags`.
+    """
+
+    own: tuple[Stamp, ...] | None
+    same: bool
+    started: int
+    arguments: str
+    watch: tuple[Generation, ...]
+
+
+class Ran(NamedTuple):
+    """One run of the function.
+
+    Attributes:
+        outcome: what came of it.
+        cost: seconds that it took.
+        reads: the cached calls that it used.
+        stands: the state in its key has not changed, but for what it changed itself.
+    """
+
+    outcome: Outcome
+    cost: float
+    reads: Reads
+    stands: bool
+
+
+async def begin(port: Port, jobs: Sequence[Job], *, alone: bool = False) -> list[Before]:
+    """Take the stamps of calls that one run of the function is to answer.
+
+    Raises:
+        DependencyError: a source that they depend on is missing.
+    """
+    with patience(jobs[0].function.policy):
+        taken = await take_stamps(port, jobs)
+    watch = await watch_tags(port, jobs[0])
+    begun = []
+    for job, own in zip(jobs, taken, strict=True):
+        same = not (alone or port.native) or await is_same_call(port, job)
+        started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+        begun.append(Before(own, same, started, packed(job), watch))
+    return begun
+
+
+async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False) -> Ran:
+    """Run the function as the computation of a flight.
 
     Args:
-        reads: records what the function uses.
         alone: see `compute`.
     """
-    token = CURRENT.set(reads)
-    why = "refresh" if alone else ""
-    emit(job, events.COMPUTE_STARTED, reason=why)
-    begun = time.perf_counter()
-    outcome: Outcome | None = None
-    try:
-        done = outcome = await invoke(port, job, silent=alone)
-    finally:
-        CURRENT.reset(token)
-        reads.over = True
-        ended = time.perf_counter()
-        run_ended(job, reads.own_time(begun, ended), outcome, why)
-    if done.error is None:
+    used_calls.carry_context()
+    reads = Reads(background=alone or used_calls.in_background())
+    flight.call, flight.expected = job.call, job.function.took
+    standing, why = Standing(job), "refresh" if alone else ""
+    with inside(flight, alone=alone), standing:
+        token = CURRENT.set(reads)
+        emit(job, events.COMPUTE_STARTED, reason=why)
+        begun, ended_by = time.perf_counter(), events.INTERRUPTED
+        try:
+            outcome = await invoke(port, job, silent=alone)
+            ended_by = outcome.raised
+        finally:
+            CURRENT.reset(token)
+            reads.over = True
+            ended = time.perf_counter()
+            run_ended(job, reads.own_time(begun, ended), ended_by, why)
+    if outcome.error is None:
         job.function.took = ended - begun
-    return done, ended - begun
+    return Ran(outcome, ended - begun, reads, standing.stands)
 
 
-def run_ended(job: Job, seconds: float, outcome: Outcome | None, why: str = "") -> None:
+def run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> None:
     """Emit the event that a run of the function has ended.
 
     Args:
-        outcome: None if the run was interrupted or abandoned.
+        ended_by: the type of what it raised, or `INTERRUPTED`; `""`: it returned.
     """
-    failed = events.INTERRUPTED
-    if outcome is not None:
-        failed = "" if outcome.error is None else type(outcome.error).__name__
-    emit(job, events.COMPUTE_ENDED, reason=why, seconds=seconds, detail=failed)
+    emit(job, events.COMPUTE_ENDED, reason=why, seconds=seconds, detail=ended_by)
+
+
+async def failed(port: Port, job: Job, before: Before, ran: Ran) -> Landing:
+    """The landing of a call whose run raised."""
+    known, used = await merged(port, job, ran.reads, before.own)
+    return Landing(error=ran.outcome.error, used=used, known=known, started=before.started)
+
+
+Ready: TypeAlias = "tuple[Landing, Sealed | None]"
+"""A landing, and what is to be stored; None: nothing."""
+
+
+async def made_ready(
+    port: Port,
+    job: Job,
+    flight: Flight,
+    value: Any,
+    before: Before,
+    ran: Ran,
+    *,
+    keep: bool,
+    alone: bool = False,
+) -> Ready:
+    """Seal the result of a call; the caller gets it whatever comes of that.
+
+    Args:
+        keep: it is to be stored.
+        alone: see `compute`.
+    """
+    own = before.own
+    if own is not None:
+        late = await late_stamps(port, job, value, before.watch)
+        own = None if late is None else own + late
+    known, used = await merged(port, job, ran.reads, own)
+    job.function.backoff.pop(job.call.text, None)
+    job.chain.floors.rise(job.call.text, before.started)
+    true = before.same and not flight.detached
+    if alone and true:
+        true = not await job.chain.turned(port, known)
+    vouched = used if true and keep and ran.stands else None
+    made = Made(value, vouched, before.started, ran.cost, before.arguments, ran.reads.life)
+    try:
+        ready = await sealed_result(port, job, made)
+    except Exception as error:
+        ready = _unstored(job, value, error)
+    landing = Landing(value, encoded=ready.encoded, true=true, used=used, started=before.started)
+    return landing._replace(known=known + before.watch), ready if type(ready) is Sealed else None
+
+
+async def stored(port: Port, ready: Sequence[Ready]) -> list[Landing]:
+    """Store results together; their landings, with the entries."""
+    landings = [landing for landing, _ in ready]
+    wanted = [(at, sealed) for at, (_, sealed) in enumerate(ready) if sealed is not None]
+    if not wanted:
+        return landings
+    try:
+        entries = await keep(port, [sealed for _, sealed in wanted])
+    except Exception as error:
+        emit(wanted[0][1].job, events.ERROR, reason="store", detail=told(error))
+        return [landing._replace(encoded=None) for landing in landings]
+    for (at, sealed), entry in zip(wanted, entries, strict=True):
+        landings[at] = landings[at]._replace(entry=entry, used=sealed.header.stamps)
+    return landings
+
+
+async def put(port: Port, jobs: Sequence[Job], values: Sequence[Any]) -> None:
+    """Store values as the results of calls of one function, under the stamps of the present."""
+    ready = []
+    for job, value, before in zip(jobs, values, await begin(port, jobs), strict=True):
+        if before.own is None or not before.same:
+            continue
+        late = await late_stamps(port, job, value, before.watch)
+        if late is not None:
+            own, arguments = before.own + late, before.arguments
+            result = replay.Performed(value, ()) if job.function.replay else value
+            made = Made(result, own, before.started, arguments=arguments)
+            sealed = await sealed_result(port, job, made)
+            ready += [sealed] if isinstance(sealed, Sealed) else []
+    if ready:
+        await keep(port, ready)
 
 
 def packed(job: Job) -> str:
@@ -245,19 +354,35 @@ async def is_same_call(port: Port, job: Job) -> bool:
     return False
 
 
-async def take_stamps(port: Port, job: Job) -> tuple[Stamp, ...] | None:
-    """Take the stamps of a computation that is about to begin; None if no tier can be asked."""
-    refs = job.call.refs
-    asked, job.asked = job.asked, None
+AT_ONCE = 256
+"""Generations whose states are read in one step before a computation."""
+
+
+async def take_stamps(port: Port, jobs: Sequence[Job]) -> list[tuple[Stamp, ...] | None]:
+    """The stamps of calls that are about to be computed; None: no tier can tell what is valid."""
+    chain, asked = jobs[0].chain, jobs[0].asked
+    refs = list(jobs[0].call.refs)
+    if len(jobs) > 1:
+        refs = list(dict.fromkeys(ref for job in jobs for ref in job.call.refs))
+    if len(jobs) > 1 or len(refs) > AT_ONCE:  # it was asked about one call, all at once
+        asked = None
+    for job in jobs:
+        job.asked = None
+    states: dict[Ref, State] = {}
     try:
-        states = await job.chain.authorities.begin(port, refs, asked)
+        for start in range(0, len(refs), AT_ONCE):
+            some = refs[start : start + AT_ONCE]
+            states.update(zip(some, await chain.authorities.begin(port, some, asked), strict=True))
     except TierError as error:
-        emit(job, events.ERROR, reason=UNREACHABLE, detail=str(error))
-        return None
-    own: tuple[Stamp, ...] = tuple(map(Generation, refs, states))
-    if job.function.depends is not None:
-        own += await job.function.depends.take(port, job.args, job.kwargs)
-    return own
+        emit(jobs[0], events.ERROR, reason=UNREACHABLE, detail=str(error))
+        return [None] * len(jobs)
+    taken: list[tuple[Stamp, ...] | None] = []
+    for job in jobs:
+        own: tuple[Stamp, ...] = tuple(Generation(ref, states[ref]) for ref in job.call.refs)
+        if job.function.depends is not None:
+            own += await job.function.depends.take(port, job.args, job.kwargs)
+        taken.append(own)
+    return taken
 
 
 async def merged(
@@ -362,7 +487,7 @@ async def encode(port: Port, job: Job, value: Any, verb: str = "returned") -> co
         return None
 
 
-def unstored(job: Job, value: Any, error: Exception) -> Landing:
+def _unstored(job: Job, value: Any, error: Exception) -> Landing:
     """Report a result that is not stored because a `ttl` or `cache_if` callable raised."""
     emit(job, events.ERROR, reason="store", detail=told(error))
     with suppress(UserWarning):  # warnings are errors here: the caller gets the result
@@ -462,17 +587,10 @@ def _inherited(job: Job, life: Life | None) -> int | None:
     return 0 if life.stale else max(0, life.until - job.chain.clock.wall_ns())
 
 
-async def _failed(
-    port: Port, job: Job, landing: Landing, vouched: tuple[Stamp, ...] | None, cost: float
-) -> Landing:
-    """Return the landing of a computation that raised; store the error if `cache_errors` names it.
-
-    Args:
-        vouched: the stamps of the exception; None if it must not be stored.
-    """
-    error = landing.error
+async def _remembered(port: Port, job: Job, landing: Landing, cost: float) -> Landing:
+    """The landing of a computation that raised, stored where `cache_errors` names its type."""
+    error, vouched = landing.error, landing.used
     assert error is not None
-    emit(job, events.FAILED, reason=type(error).__name__, seconds=cost)
     ttl = job.function.policy.error_ttl(error)
     if vouched is None or ttl is None:
         return landing

@@ -72,18 +72,11 @@ async def renew(
     used_calls.carry_context()
     try:
         with inside(flight, alone=alone):
-            doubts = await job.chain.doubtful(port, readings)
-            doubtful = [at for at, doubt in enumerate(doubts) if doubt]
-            for _, wave in itertools.groupby(doubtful, lambda at: readings[at].result.wave):
-                places = list(wave)
-                asked = await _together(port, [readings[at].result for at in places])
-                for at, again in zip(places, asked, strict=False):
-                    if again is None:
-                        return None
-                    wave_of = readings[at].result.wave
-                    readings[at] = again._replace(result=again.result._replace(wave=wave_of))
+            confirmed = await _confirmed(port, job, readings)
+        if confirmed is None:
+            return None
         own = results.own_result(entry.stamps)
-        known = (*results.folded(absolute, readings), *([] if own is None else [own]))
+        known = (*results.folded(absolute, confirmed), *([] if own is None else [own]))
         value = await load(port, found)
         kept = await keep_renewed(port, job, found, known)
     except (EntryError, TierError) as error:
@@ -95,6 +88,21 @@ async def renew(
     emit(job, events.REVALIDATED, reason=why, seconds=taken, size=kept.size, saved=saved)
     started = entry.times.started
     return Landing(value, None, kept, used=known, known=known, started=started, renewed=True)
+
+
+async def _confirmed(port: Port, job: Job, readings: Sequence[Reading]) -> list[Reading] | None:
+    """The results that a value was built on, with their present stamps; None: one is another."""
+    readings = list(readings)
+    doubts = await job.chain.doubtful(port, readings)
+    doubtful = [at for at, doubt in enumerate(doubts) if doubt]
+    for wave, group in itertools.groupby(doubtful, lambda at: readings[at].result.wave):
+        places = list(group)
+        asked = await _together(port, [readings[at].result for at in places])
+        for at, again in zip(places, asked, strict=False):
+            if again is None:
+                return None
+            readings[at] = again._replace(result=again.result._replace(wave=wave))
+    return readings
 
 
 async def _together(port: Port, wanted: Sequence[Result]) -> list[Reading | None]:

@@ -26,7 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from memo.decorators.cached_function import CachedFunction, cache
+from memo.decorators.cache_decorator import cache
+from memo.decorators.cached_function import CachedFunction
 from memo.engine import replay as output_replay
 from memo.errors import KeyingError, OptionError, users
 from memo.keys.encoding import canonical

@@ -121,7 +121,7 @@ class Memory:
         clock: tells what has expired.
         payload_limit: bytes; of an entry with a larger payload only the record is kept, since a
             tier behind this one maps the payload in less time than a copy takes.
-        account: of the memory of this process, which this tier shares with others.
+        budget: what this tier shares with others.
     """
 
     name = where = protocols.MEMORY
@@ -133,7 +133,7 @@ class Memory:
         clock: Clock = SYSTEM,
         *,
         payload_limit: int | None = None,
-        account: Budget = BUDGET,
+        budget: Budget = BUDGET,
     ) -> None:
         self.limit = limit
         self._payload_limit = payload_limit
@@ -144,8 +144,8 @@ class Memory:
         self._queue: list[tuple[int, str]] = []
         self._payloads: dict[bytes, PayloadBytes] = {}
         self._bytes = 0
-        self._account = account
-        account.add_holder(self)
+        self._budget = budget
+        budget.add_holder(self)
 
     @property
     def budget(self) -> int:
@@ -186,7 +186,7 @@ class Memory:
             entry.parsed = parsed
             entry.size += weight
             self._bytes += weight
-        self._account.settle()
+        self._budget.settle()
 
     def _used(self, name: str) -> _Entry | None:
         """Return an entry that has not expired, and mark it as most recently used.
@@ -245,7 +245,7 @@ class Memory:
             self._bytes += size
             while self._bytes > self.limit and (oldest := self._oldest()) is not None:
                 self._forget(oldest)
-        self._account.settle()
+        self._budget.settle()
 
     def held(self) -> int:
         """See `memo.runtime.memory_budget.Holder.held`."""

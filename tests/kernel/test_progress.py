@@ -44,18 +44,18 @@ def test_a_long_computation_is_shown(sheet: Sheet, ahead: Ahead) -> None:
 
     @cache(name="etl:slow", version="1")
     def slow(x: int) -> int:
-        ahead.work(12.0)
+        ahead.work(1.2)
         until(lambda: sheet.has("slow()"))
         return x
 
     slow(1)
     assert sheet.shown
     first = sheet.shown[0][0]
-    assert SHOWN_AFTER < 12.0 <= first.seconds
+    assert SHOWN_AFTER < 1.2 <= first.seconds
     assert str(first).startswith("slow() runs, ")
     assert first.share is None
     (last,) = map(str, sheet.closed[0])
-    assert re.fullmatch(r"slow\(\) took 1[2-9]\.\d s", last)
+    assert re.fullmatch(r"slow\(\) took 1\.[2-9] s", last)
     assert ticker_gone()
 
 
@@ -65,7 +65,7 @@ async def test_a_long_async_computation_is_shown(sheet: Sheet, ahead: Ahead) -> 
     @cache(name="slow", version="1")
     async def slow(x: int) -> int:
         if await together.wait() == 0:
-            ahead.work(10.0)
+            ahead.work(1.0)
             await sheet.shows("slow()")
         await together.wait()
         return x
@@ -74,7 +74,7 @@ async def test_a_long_async_computation_is_shown(sheet: Sheet, ahead: Ahead) -> 
     await asyncio.gather(slow(1), slow(1), slow(2))
     assert str(sheet.shown[0][0]).startswith("slow(): 0 of 2")
     (line,) = map(str, sheet.closed[0])
-    assert re.fullmatch(r"slow\(\): 2 in 1\d\.\d s, 1\d\.\d s each", line)
+    assert re.fullmatch(r"slow\(\): 2 in 1\.\d s, 1\.\d s each", line)
     assert ticker_gone()
 
 
@@ -143,7 +143,7 @@ def test_the_expected_end_comes_from_this_kernel(sheet: Sheet, ahead: Ahead) -> 
 
     @cache(name="slow", version="1")
     def slow(x: int) -> int:
-        ahead.work(9.0)
+        ahead.work(0.9)
         if known:
             until(lambda: sheet.has("slow()"))
         return x
@@ -154,8 +154,8 @@ def test_the_expected_end_comes_from_this_kernel(sheet: Sheet, ahead: Ahead) -> 
     sheet.shown.clear()
     slow(1)
     line = sheet.shown[0][0]
-    assert line.expected == pytest.approx(9.0, abs=1.5)
-    assert line.share == pytest.approx(line.seconds / 9.0, abs=0.15)
+    assert line.expected == pytest.approx(0.9, abs=0.15)
+    assert line.share == pytest.approx(line.seconds / 0.9, abs=0.15)
     assert re.fullmatch(r"slow\(\) runs, [\d.]+ m?s of about [\d.]+ m?s", str(line))
 
 
@@ -164,7 +164,7 @@ def test_the_expected_end_comes_from_recorded_entries(sheet: Sheet, ahead: Ahead
 
     @cache(name="slow", version="1")
     def slow(x: int) -> int:
-        ahead.work(8.0)
+        ahead.work(0.8)
         if x == 2:
             until(lambda: sheet.has("slow()"))
         return x
@@ -174,7 +174,7 @@ def test_the_expected_end_comes_from_recorded_entries(sheet: Sheet, ahead: Ahead
     WATCHER.latest.clear()
     sheet.shown.clear()
     slow(2)
-    assert sheet.shown[0][0].expected == pytest.approx(8.0, abs=1.5)
+    assert sheet.shown[0][0].expected == pytest.approx(0.8, abs=0.15)
 
 
 def test_nothing_where_nobody_looks(sheet: Sheet, ahead: Ahead) -> None:
@@ -254,11 +254,11 @@ def test_background_refreshes_show_nothing(sheet: Sheet, ahead: Ahead) -> None:
 def slow_redis(
     redis_server: RedisServer, sheet: Sheet, ahead: Ahead, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Proxy]:
-    """A Redis to and from which payloads take 9 s, and until they are shown."""
+    """A Redis to and from which payloads take 0.9 s, and until they are shown."""
 
     def hold(asked: bytes) -> None:
         if len(asked) > 10_000 or (b"GET\r\n" in asked and b":p:" in asked):
-            ahead.work(0 if sheet.has("moved()") else 9.0)
+            ahead.work(0 if sheet.has("moved()") else 0.9)
             until(lambda: sheet.has("moved()"))
 
     monkeypatch.setenv("MEMO_DEADLINE", "20")
@@ -287,7 +287,7 @@ def test_a_long_upload_is_shown(sheet: Sheet) -> None:
     sheet.shown.clear()
     moved(600_000)
     assert drain_blocking(10)
-    assert 12.0 < (sheet.shown[0][0].expected or 0) < 36.0, "by the size and the rate of the last"
+    assert 1.2 < (sheet.shown[0][0].expected or 0) < 3.6, "by the size and the rate of the last"
     assert ticker_gone()
 
 
@@ -388,7 +388,7 @@ def test_an_entry_of_the_key_knows_better_what_to_expect(
 
     @cache(name="shared", use_lock=True, version="1")
     def shared(x: float) -> float:
-        ahead.work(5 * x)
+        ahead.work(x / 2)
         return x
 
     shared(2.0)
@@ -396,7 +396,7 @@ def test_an_entry_of_the_key_knows_better_what_to_expect(
     WATCHER.known.clear()
     with held(tmp_path, 0.1, 2.0):
         shared(2.0)
-    assert sheet.shown[-1][0].expected == pytest.approx(10.0, abs=3.0)
+    assert sheet.shown[-1][0].expected == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_waiter_learns_who_has_it_now(sheet: Sheet) -> None:
@@ -549,7 +549,7 @@ async def test_one_line_per_function_with_its_own_times(sheet: Sheet, ahead: Ahe
     async def work() -> None:
         await together.wait()
         for count, wave in enumerate(waves):
-            ahead.work(4.0)
+            ahead.work(0.4)
             await sheet.shows(f"load(): {3 * count} of 9")
             wave.set()
 
@@ -564,8 +564,8 @@ async def test_one_line_per_function_with_its_own_times(sheet: Sheet, ahead: Ahe
         re.fullmatch(r"load\(\): [36] of 9, [\d.]+ m?s each, [\d.]+ m?s left", s) for s in shown
     )
     (line,) = sheet.closed[0]
-    assert line.seconds == pytest.approx(took, abs=2.0)  # a busy machine
-    assert line.each == pytest.approx(sum(each) / 9, abs=1.0)
+    assert line.seconds == pytest.approx(took, abs=0.6)  # a busy machine
+    assert line.each == pytest.approx(sum(each) / 9, abs=0.1)
 
 
 def test_what_is_part_of_another_call_stands_below_it(sheet: Sheet, ahead: Ahead) -> None:
@@ -573,7 +573,7 @@ def test_what_is_part_of_another_call_stands_below_it(sheet: Sheet, ahead: Ahead
 
     @cache(name="load", version="1")
     def load(x: int) -> int:
-        ahead.work(7.0)
+        ahead.work(0.7)
         until(lambda: sheet.has("load()"))
         return x
 
@@ -584,9 +584,9 @@ def test_what_is_part_of_another_call_stands_below_it(sheet: Sheet, ahead: Ahead
     report()
     lines = sheet.closed[0]
     assert str(lines[0]).startswith("report() took ")
-    assert 14.0 <= lines[0].seconds < 20.0
-    assert re.match(r"  load\(\): 2 in 1\d\.\d s, ", str(lines[1]))
-    assert 7.0 <= lines[1].each < 10.0
+    assert 1.4 <= lines[0].seconds < 2.4
+    assert re.match(r"  load\(\): 2 in [12]\.\d s, ", str(lines[1]))
+    assert 0.7 <= lines[1].each < 1.2
 
 
 def test_a_loop_in_a_cell_is_one_line(kernel: Kernel) -> None:

@@ -167,7 +167,7 @@ class Service:
         raise KeyError(x)
 
 
-OURS = {"cached_function.py", "invalidators.py"}
+OURS = {"bound_functions.py", "cached_function.py", "invalidators.py"}
 
 
 @pytest.mark.parametrize("replay", [False, True])

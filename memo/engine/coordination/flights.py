@@ -171,6 +171,20 @@ class Flights:
                     path[-1].waits.append(flight)
             return flight, leads
 
+    def join_since(self, name: str, refs: Sequence[Ref], since: int) -> tuple[Flight | None, bool]:
+        """As `join`; no flight where one of the name may have ended since: look again.
+
+        Args:
+            since: `landed` before the caller looked for a stored value.
+        """
+        flight, leads = self.join(name, refs)
+        ended = self._recent.get(name, 0) > since or self.landed - since > RECENT
+        if leads and ended:
+            self._withdraw(flight)
+            self.part(flight)
+            return None, False
+        return flight, leads
+
     def part(self, flight: Flight) -> None:
         """Record that the computation around this call no longer waits for a flight."""
         path = _path.get()
@@ -230,16 +244,12 @@ class Flights:
                 del self._recent[next(iter(self._recent))]
             return flight.joined
 
-    def landed_since(self, name: str, since: int) -> bool:
-        """True if a flight of this name may have ended since `landed` was `since`: look again."""
-        return self._recent.get(name, 0) > since or self.landed - since > RECENT
-
     def land(self, flight: Flight, landing: Landing | None) -> None:
         """End a flight and wake all waiting callers; None: it is abandoned."""
         self.close(flight)
         self._end(flight, landing)
 
-    def withdraw(self, flight: Flight) -> None:
+    def _withdraw(self, flight: Flight) -> None:
         """End a flight whose leader has not begun and will look the entry up again.
 
         It does not count as landed; if it did, two callers could withdraw for each other forever.

@@ -25,17 +25,19 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
-from memo.engine.coordination.flights import Flight
+from memo.engine.coordination.flights import FLIGHTS, Flight
 from memo.errors import TierError, TierUnavailable
 from memo.runtime import events, fork
 from memo.runtime.blocking import at_exit
 from memo.runtime.named_tuple import NamedTuple
-from memo.runtime.port import Handle, Port, patient
+from memo.runtime.port import Handle, Port, Waiter, patient
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
 from memo.stores.protocols import LEASE, Asked, Leases, Leasing, Lock
 from memo.stores.transfers import Upload
 
+LOOK_AGAIN = 0.5
+"""Seconds after which a waiting caller checks that the computing event loop is still open."""
 POLL = (0.002, 0.02)
 """Polling interval of a host lock in seconds: it starts at the first value and doubles up to the
 second while the holder stays the same."""
@@ -264,6 +266,19 @@ async def hold(
 def patience(policy: Policy) -> AbstractContextManager[None]:
     """Let operations in this block wait for a lock of SQLite while a lease is held."""
     return patient(LASTING) if policy.use_lock else nullcontext()
+
+
+async def until_over(
+    port: Port, flight: Flight, waiter: Waiter, every: float | None = LOOK_AGAIN
+) -> None:
+    """Wait until a flight is over; the lease of one that can never land is freed.
+
+    Args:
+        every: seconds between two looks at the loop that computes; None: it is the caller's.
+    """
+    while not await port.wait(waiter, every):
+        if FLIGHTS.lost(flight):
+            await let_go(port, flight)
 
 
 async def let_go(port: Port, flight: Flight) -> None:

@@ -23,9 +23,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any, cast
 
-from memo.engine import never_hits, used_calls
+from memo.engine import computing, never_hits
 from memo.engine.answering import (
     AGAIN,
     at_hand,
@@ -33,51 +34,41 @@ from memo.engine.answering import (
     done_by_another,
     fall_back,
     hear,
+    look_up,
     pausing,
     settled,
     told_hit,
-    while_pausing,
 )
-from memo.engine.call import NOTHING, Function, Job, NotYet, Raised, emit, hindered, told
+from memo.engine.call import NOTHING, Function, Job, NotYet, Raised, emit, read_live, told
 from memo.engine.computing import (
-    Made,
-    Sealed,
-    Standing,
+    AT_ONCE,
+    Before,
+    Ran,
+    begin,
     close,
+    failed,
     invoke,
-    is_same_call,
-    keep,
-    late_stamps,
-    merged,
-    packed,
+    made_ready,
     run_once,
-    sealed_result,
-    unstored,
+    stored,
     warn_not_stored,
-    watch_tags,
 )
-from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
-from memo.engine.coordination.leases import Hold, hold, let_go, patience
+from memo.engine.coordination.flights import FLIGHTS, Flight, Landing
+from memo.engine.coordination.leases import Hold, hold, until_over
 from memo.engine.loading import look
-from memo.engine.refreshing import refresh_soon, renew
+from memo.engine.refreshing import renew
 from memo.engine.replay import Wrapped
-from memo.engine.used_calls import Reads, tell, tell_entry, tell_landing
-from memo.errors import DependencyError, OptionError, TierError, shown, type_named
+from memo.engine.used_calls import tell, tell_entry, tell_landing
+from memo.errors import DependencyError, OptionError, shown, type_named
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
-from memo.records.stamp_types import Generation, Ref, Stamp, State
 from memo.runtime import events, reasons
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, together
-from memo.settings.live_values import live
 from memo.stores.chain import Answer
 from memo.stores.protocols import Asked
-from memo.validity.check import MISS, STALE, Verdict
+from memo.validity.check import MISS, Verdict
 
-AT_ONCE = 256
-"""Most refs whose states are read in one step before a computation."""
-LOOK_AGAIN = 0.5
-"""Seconds after which a waiter checks that the computing event loop is still open."""
 _PLAIN = (list, tuple, set, frozenset)
 
 
@@ -298,7 +289,9 @@ class Place:
         missed: it was looked up, and a miss was emitted.
     """
 
-    __slots__ = ("asked", "at", "flight", "found", "job", "missed", "since", "waiter")
+    __slots__ = ("asked", "at", "flight", "found", "job", "missed", "since")
+
+    flight: Flight
 
     def __init__(self, at: int, job: Job) -> None:
         self.at = at
@@ -307,8 +300,6 @@ class Place:
         self.since = 0
         self.missed = False
         self.found = Answer(Verdict(MISS, reasons.ABSENT))
-        self.flight: Flight | None = None
-        self.waiter: Waiter | None = None
 
     @property
     def text(self) -> str:
@@ -401,8 +392,7 @@ async def batch(
 ) -> Batch:
     """Return a call over a collection, with its keys made."""
     function.keyer.check_call(args, kwargs)
-    if function.policy.ttl_key is not None and live.due():
-        await port.offload(live.refresh)
+    await read_live(port, function)
     made = await _keyed(port, Batch(function, each, args, kwargs))
     if made.places and await hear(port, next(iter(made.places.values())).job):
         made = await _keyed(port, Batch(function, each, args, kwargs))
@@ -437,12 +427,11 @@ async def _answer(port: Port, made: Batch) -> Any:
     pending = await _at_hand(port, made)
     while pending:
         pending = await _looked_up(port, made, pending, begun)
+        led, joined, again = _joined(pending)
         try:
-            led, joined, again = _joined(pending)
             landed = await _fly_and_wait(port, made, led, joined)
         finally:
-            for place in pending:
-                _part(place)
+            _part(*led, *joined)
         mine = {place.text for place in led}
         for place, landing in landed:
             value = await _value_of(port, place, landing, place.text in mine, begun)
@@ -462,9 +451,9 @@ async def _answer(port: Port, made: Batch) -> Any:
         return await _plainly(port, made)
 
 
-def _part(place: Place) -> None:
-    """Record that the call no longer waits for the flight of a place."""
-    if place.flight is not None:
+def _part(*places: Place) -> None:
+    """The call waits for the flights of some places no more."""
+    for place in places:
         FLIGHTS.part(place.flight)
 
 
@@ -535,19 +524,10 @@ async def _looked_up(
         asked, place.asked = place.asked, None
         if asked is None:
             place.since = FLIGHTS.landed
-        try:
-            found, value = await look(port, place.job, asked)
-        except Exception as error:
-            if not hindered(error):
-                raise
-            found, value = Answer(Verdict(MISS, reasons.UNREACHABLE)), NOTHING
-        if value is not NOTHING:
-            stale = found.verdict.kind == STALE
-            told_hit(port, place.job, found, begun, shared=place.missed, refreshes=False)
-            if stale:
-                refresh_soon(port, made.alone(place))
-        else:
-            value = await while_pausing(port, place.job, found)
+        again = partial(made.alone, place)
+        found, value = await look_up(
+            *(port, place.job, begun, asked), shared=place.missed, refreshing=again
+        )
         if value is not NOTHING:
             made.parts[place.text] = cast("Part", value)
             continue
@@ -570,18 +550,17 @@ def _joined(pending: Sequence[Place]) -> tuple[list[Place], list[Place], list[Pl
     again: list[Place] = []
     try:
         for place in pending:
-            flight, leads = FLIGHTS.join(place.job.name, place.job.call.refs)
-            if leads and FLIGHTS.landed_since(flight.name, place.since):
-                FLIGHTS.withdraw(flight)
-                FLIGHTS.part(flight)
+            refs = place.job.call.refs
+            flight, leads = FLIGHTS.join_since(place.job.name, refs, place.since)
+            if flight is None:
                 again.append(place)
                 continue
             place.flight = flight
             (led if leads else joined).append(place)
     except BaseException:
         for place in led:
-            if place.flight is not None:
-                FLIGHTS.abandon(place.flight)
+            FLIGHTS.abandon(place.flight)
+        _part(*led, *joined)
         raise
     return led, joined, again
 
@@ -622,27 +601,23 @@ async def _fly_and_wait(
             await _fly(port, made, led)
         boarded += _board(port, joined)
         for flight, waiter in boarded:
-            while not await port.wait(waiter, LOOK_AGAIN):
-                if FLIGHTS.lost(flight):
-                    await let_go(port, flight)
+            await until_over(port, flight, waiter)
     finally:
         for flight, waiter in boarded:
             FLIGHTS.leave(flight, waiter)
         for place in led:
-            if place.flight is not None and place.flight.handle is None:
+            if place.flight.handle is None:
                 FLIGHTS.abandon(place.flight)
-    places = (*led, *joined)
-    return [(place, place.flight.landing) for place in places if place.flight is not None]
+    return [(place, place.flight.landing) for place in (*led, *joined)]
 
 
 def _board(port: Port, places: Sequence[Place]) -> list[tuple[Flight, Waiter]]:
-    flights = [place.flight for place in places if place.flight is not None]
-    return [(flight, FLIGHTS.board(flight, port)) for flight in flights]
+    return [(place.flight, FLIGHTS.board(place.flight, port)) for place in places]
 
 
 def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
     """Compute in a task of its own, which runs as long as a caller waits for an element."""
-    flights = [place.flight for place in led if place.flight is not None]
+    flights = [place.flight for place in led]
     wanted = {flight.name for flight in flights}
     shares = [_Shared(flight.name, wanted) for flight in flights]
     for flight, share in zip(flights, shares, strict=True):
@@ -662,7 +637,6 @@ def _spawn(port: Port, made: Batch, led: list[Place]) -> None:
 
 async def _fly(port: Port, made: Batch, led: list[Place]) -> None:
     """Compute the elements that are led here, and end their flights in any case."""
-    flights = {place.text: place.flight for place in led}
     fault = False
     try:
         await _leased(port, made, led)
@@ -670,9 +644,9 @@ async def _fly(port: Port, made: Batch, led: list[Place]) -> None:
         emit(led[0].job, events.ERROR, reason="engine", detail=told(error))
         fault = True
     finally:
-        for flight in flights.values():
-            if flight is not None and not flight.over:
-                FLIGHTS.land(flight, Landing(fault=True) if fault else None)
+        for place in led:
+            if not place.flight.over:
+                FLIGHTS.land(place.flight, Landing(fault=True) if fault else None)
 
 
 async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
@@ -695,7 +669,7 @@ async def _leased(port: Port, made: Batch, led: list[Place]) -> None:
             late = end is not None and time.monotonic() >= end
             landings = await _compute_missing(port, made, left, held, late=late)
         await _land(port, landings)
-        left = [place for place in left if place.flight is not None and not place.flight.over]
+        left = [place for place in left if not place.flight.over]
 
 
 async def _compute_missing(
@@ -722,13 +696,10 @@ async def _compute_missing(
 async def _land(port: Port, landings: Sequence[tuple[Place, Landing | None]]) -> None:
     """End the flights of these places."""
     for place, landing in landings:
-        flight = place.flight
-        if flight is None:
-            continue
-        if landing is None or landing.fault:
-            FLIGHTS.land(flight, landing)
-        else:
-            FLIGHTS.land(flight, await close(port, place.job, flight, landing))
+        landed = landing
+        if landing is not None and not landing.fault:
+            landed = await close(port, place.job, place.flight, landing)
+        FLIGHTS.land(place.flight, landed)
 
 
 async def _try_all(port: Port, places: Sequence[Place], leases: AsyncExitStack) -> dict[str, Hold]:
@@ -751,13 +722,11 @@ async def _take(
     port: Port, place: Place, wait: float | None, held: dict[str, Hold], leases: AsyncExitStack
 ) -> None:
     """Take a lease if it is free or becomes free within `wait` seconds; None: do not wait."""
-    job, flight = place.job, place.flight
-    assert flight is not None
-    policy = job.function.policy
+    job, policy = place.job, place.job.function.policy
     if wait is not None:
         policy = policy._replace(lock_timeout=None if wait == float("inf") else wait)
     one = await hold(
-        *(port, job.chain, job.name, policy, flight),
+        *(port, job.chain, job.name, policy, place.flight),
         refresh=wait is None,
         expected=job.function.took,
     )
@@ -779,7 +748,7 @@ async def _compute(
     """
     renewed: list[tuple[Place, Landing | None]] = []
     for place in places:
-        if place.found.verdict.renewable and place.flight is not None:
+        if place.found.verdict.renewable:
             landing = await renew(port, place.job, place.flight, place.found)
             renewed += [] if landing is None else [(place, landing)]
     done = {place.text for place, _ in renewed}
@@ -792,166 +761,55 @@ async def _computed(
 ) -> list[tuple[Place, Landing | None]]:
     """As `_compute`, without confirming any element."""
     try:
-        with patience(made.function.policy):
-            own = await _stamps(port, places)
+        before = await begin(port, [place.job for place in places])
     except DependencyError as missing:
         return [(place, Landing(error=missing)) for place in places]
-    whole = made.run_for(places)
-    same = [port.native is False or await is_same_call(port, place.job) for place in places]
-    chain = places[0].job.chain
-    started = [chain.floors.start_time(place.text, chain.clock) for place in places]
-    arguments = [packed(place.job) for place in places]
     never_hits.notice(places[0].job)
-    watch = await watch_tags(port, places[0].job)
-    with Standing(places[0].job) as standing:
-        outcome, cost, gathered = await _run(port, made, whole, places)
-    error, parts = outcome.error, []
-    if error is None:
-        try:
-            parts = divided(outcome.value, made.elements(places), made.each.name)
-        except UnfitError as unfit:
-            made.warn(outcome.value, unfit)
-            if len(places) == len(made.items):
-                made.whole = outcome.value
-            return [(place, Landing(fault=True)) for place in places]
-    stands = error is None and standing.stands
-    share = cost / len(places)
-    if error is None:
-        ready = []
-        for index, place in enumerate(places):
-            vouched = own[index] if stands and same[index] else None
-            run = _Run(gathered, watch, started[index], share, made.keep, arguments[index])
-            ready.append(await _made_ready(port, place, parts[index], vouched, run))
-        return list(zip(places, await _stored(port, ready), strict=True))
-    landings: list[tuple[Place, Landing | None]] = []
-    for index, place in enumerate(places):
-        known, used = await merged(port, place.job, gathered, own[index])
-        landing = Landing(error=error, used=used, known=known, started=started[index])
-        landing = await _failed(port, place, landing, first=not index, cost=cost)
-        landings.append((place, landing))
-    return landings
-
-
-async def _run(
-    port: Port, made: Batch, whole: Job, places: Sequence[Place]
-) -> tuple[Any, float, Reads]:
-    """Run the function; return the outcome, the seconds it took, and what it used."""
-    used_calls.carry_context()
-    gathered = Reads(background=used_calls.in_background())
-    lead = Flight(whole.name, (), background=False)
-    lead.call, lead.expected = places[0].job.call, made.function.took
-    for place in places:  # a run that asks for one of its own elements is refused
-        if place.flight is not None:
-            place.flight.call = place.job.call
-            place.flight.waits.append(lead)
+    ran = await _run(port, made, places)
+    if ran.outcome.error is not None:
+        return await _failed(port, places, before, ran)
     try:
-        with inside(lead):
-            outcome, cost = await run_once(port, whole, gathered)
+        parts = divided(ran.outcome.value, made.elements(places), made.each.name)
+    except UnfitError as unfit:
+        made.warn(ran.outcome.value, unfit)
+        if len(places) == len(made.items):
+            made.whole = ran.outcome.value
+        return [(place, Landing(fault=True)) for place in places]
+    share = ran._replace(cost=ran.cost / len(places))
+    ready = []
+    for place, part, one in zip(places, parts, before, strict=True):
+        emit(place.job, events.COMPUTED, seconds=share.cost)
+        ready.append(
+            await made_ready(port, place.job, place.flight, part, one, share, keep=made.keep)
+        )
+    return list(zip(places, await stored(port, ready), strict=True))
+
+
+async def _run(port: Port, made: Batch, places: Sequence[Place]) -> Ran:
+    """Run the function once for some elements."""
+    whole = made.run_for(places)
+    lead = Flight(whole.name, (), background=False)
+    for place in places:  # a run that asks for one of its own elements is refused
+        place.flight.call = place.job.call
+        place.flight.waits.append(lead)
+    try:
+        return await run_once(port, whole, lead)
     finally:
         lead.over = True
-    return outcome, cost, gathered
 
 
 async def _failed(
-    port: Port, place: Place, landing: Landing, *, first: bool, cost: float
-) -> Landing:
-    """Return the landing of an element whose run raised: its old value if that may still answer."""
-    assert landing.error is not None
-    if first:
-        reason = type(landing.error).__name__
-        emit(place.job, events.FAILED, reason=reason, seconds=cost)
-    if place.found.verdict.fallback and place.found.entry is not None:
-        return await fall_back(port, place.job, place.found, landing)
-    return landing
-
-
-class _Run(NamedTuple):
-    """One element of a run.
-
-    Attributes:
-        gathered: what the run used.
-        watch: see `watch_tags`.
-        started: when the run began; see `Times`.
-        share: the element's share of the seconds that the run took.
-        keep: store the result.
-        arguments: the arguments of the call with this element, pickled.
-    """
-
-    gathered: Reads
-    watch: tuple[Generation, ...]
-    started: int
-    share: float
-    keep: bool
-    arguments: str
-
-
-async def _made_ready(
-    port: Port, place: Place, part: Part, own: tuple[Stamp, ...] | None, run: _Run
-) -> tuple[Landing, Sealed | None]:
-    """Return the landing of one element, and what to store of it, or None.
-
-    Args:
-        own: its stamps; None if they are not known, so that it is not stored.
-    """
-    job, (gathered, watch, started, share, keep, arguments) = place.job, run
-    if own is not None:
-        late = await late_stamps(port, job, part, watch)
-        own = None if late is None else own + late
-    known, used = await merged(port, job, gathered, own)
-    emit(job, events.COMPUTED, seconds=share)
-    job.function.backoff.pop(place.text, None)
-    job.chain.floors.rise(place.text, started)
-    detached = place.flight is not None and place.flight.detached
-    vouched = used if keep and not detached else None
-    try:
-        made = Made(part, vouched, started, share, arguments, gathered.life)
-        ready = await sealed_result(port, job, made)
-    except Exception as error:
-        ready = unstored(job, part, error)
-    sealed = ready if isinstance(ready, Sealed) else None
-    landing = Landing(part, encoded=ready.encoded)
-    return (
-        landing._replace(used=used, known=known + watch, started=started, true=not detached),
-        sealed,
-    )
-
-
-async def _stored(port: Port, ready: Sequence[tuple[Landing, Sealed | None]]) -> list[Landing]:
-    """Store several elements together, and return their landings."""
-    landings = [landing for landing, _ in ready]
-    stored = [(at, sealed) for at, (_, sealed) in enumerate(ready) if sealed is not None]
-    if not stored:
-        return landings
-    try:
-        entries = await keep(port, [sealed for _, sealed in stored])
-    except Exception as error:
-        emit(stored[0][1].job, events.ERROR, reason="store", detail=told(error))
-        return [landing._replace(encoded=None) for landing in landings]
-    for (at, sealed), entry in zip(stored, entries, strict=True):
-        landings[at] = landings[at]._replace(entry=entry, used=sealed.header.stamps)
+    port: Port, places: Sequence[Place], before: Sequence[Before], ran: Ran
+) -> list[tuple[Place, Landing | None]]:
+    """The landings of a run that raised: old values, where they still may answer."""
+    landings: list[tuple[Place, Landing | None]] = []
+    emit(places[0].job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
+    for place, one in zip(places, before, strict=True):
+        landing = await failed(port, place.job, one, ran)
+        if place.found.verdict.fallback and place.found.entry is not None:
+            landing = await fall_back(port, place.job, place.found, landing)
+        landings.append((place, landing))
     return landings
-
-
-async def _stamps(port: Port, places: Sequence[Place]) -> list[tuple[Stamp, ...] | None]:
-    """Take the stamps of each element before the run; None if no tier can be asked."""
-    chain = places[0].job.chain
-    refs = list(dict.fromkeys(ref for place in places for ref in place.job.call.refs))
-    states: dict[Ref, State] = {}
-    try:
-        for start in range(0, len(refs), AT_ONCE):
-            some = refs[start : start + AT_ONCE]
-            states.update(zip(some, await chain.authorities.begin(port, some), strict=True))
-    except TierError as error:
-        emit(places[0].job, events.ERROR, reason=reasons.UNREACHABLE, detail=str(error))
-        return [None] * len(places)
-    taken: list[tuple[Stamp, ...] | None] = []
-    for place in places:
-        job = place.job
-        own: tuple[Stamp, ...] = tuple(Generation(ref, states[ref]) for ref in job.call.refs)
-        if job.function.depends is not None:
-            own += await job.function.depends.take(port, job.args, job.kwargs)
-        taken.append(own)
-    return taken
 
 
 # --- the other methods of a decorated function ----------------------------------------------------
@@ -968,7 +826,7 @@ async def only(port: Port, made: Batch) -> Any:
         if value is NOTHING:
             emit(place.job, events.MISS, reason=found.verdict.reason)
             return place
-        told_hit(port, place.job, found, begun, shared=False, refreshes=False)
+        told_hit(place.job, found, begun, shared=False)
         made.parts[place.text] = value
     return made.answer()
 
@@ -1009,7 +867,7 @@ async def refresh(port: Port, made: Batch, *, keep: bool = True) -> Any:
     with pausing():
         await _land(port, await _compute(port, made, places))
     for place in places:
-        landing = place.flight.landing if place.flight is not None else None
+        landing = place.flight.landing
         if landing is None or landing.fault:
             return await _plainly(port, made)
         tell_landing(place.job, landing)
@@ -1034,17 +892,6 @@ async def put(port: Port, made: Batch, value: Any) -> None:
         raise OptionError("value", value, fix) from None
     keys = [place.text for place in places] if whole else made.keys
     by_key = dict(zip(keys, parts, strict=True))
-    ready = []
-    for place, own in zip(places, await _stamps(port, places), strict=True):
-        if own is None:
-            continue
-        job = place.job
-        part = by_key[place.text]
-        late = await late_stamps(port, job, part, await watch_tags(port, job))
-        if late is not None:
-            started = job.chain.floors.start_time(place.text, job.chain.clock)
-            one = Made(part, own + late, started, arguments=packed(job))
-            sealed = await sealed_result(port, job, one)
-            ready += [sealed] if isinstance(sealed, Sealed) else []
-    if ready:
-        await keep(port, ready)
+    values = [by_key[place.text] for place in places]
+    if places:
+        await computing.put(port, [place.job for place in places], values)

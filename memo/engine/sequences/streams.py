@@ -34,13 +34,11 @@ from memo.engine import same_types, used_calls
 from memo.engine.answering import (
     done_by_another,
     fall_back,
-    look_or_miss,
+    look_up,
     look_up_later,
     rekeyed,
-    told_hit,
-    while_pausing,
 )
-from memo.engine.call import NOTHING, Function, Job, Outcome, Raised, emit, told
+from memo.engine.call import Function, Job, Outcome, Raised, emit, read_live, told
 from memo.engine.computing import (
     Made,
     Standing,
@@ -52,7 +50,7 @@ from memo.engine.computing import (
     warn_not_stored,
 )
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, current_path, inside
-from memo.engine.coordination.leases import Hold, hold, patience
+from memo.engine.coordination.leases import Hold, hold, patience, until_over
 from memo.engine.used_calls import CURRENT, Reads, tell, tell_landing
 from memo.errors import DependencyError, EntryError, ReentryError, TierError, users
 from memo.records import codec
@@ -60,7 +58,6 @@ from memo.records.spool import Cursor, Spool, Stream, loaded
 from memo.records.stamp_types import Stamp
 from memo.runtime import events, fork, reasons
 from memo.runtime.port import Port, Waiter
-from memo.settings.live_values import live
 from memo.stores.chain import Answer
 from memo.validity.check import MISS, Verdict
 
@@ -218,7 +215,7 @@ class Live:
                 await self._end(port, None)
                 return
             with patience(policy):
-                self.own = await take_stamps(port, job)
+                [self.own] = await take_stamps(port, [job])
             used_calls.carry_context()
             started = job.chain.floors.start_time(job.call.text, job.chain.clock)
             if self.flight.detached:  # during the wait for the lease: the next run may have begun
@@ -394,7 +391,8 @@ class Live:
             pauses = sum(end - begin for begin, end in self.gathered.pauses) + self.gathered.paused
             seconds = max(0.0, self._active - pauses)
             with inside(self.flight):
-                run_ended(self.job, seconds, None if self.lost else Outcome(error=self.error))
+                raised = Outcome(error=self.error).raised
+                run_ended(self.job, seconds, events.INTERRUPTED if self.lost else raised)
 
     async def _failed(self, port: Port) -> None:
         """End the run of a generator that raised: nothing is stored."""
@@ -533,15 +531,10 @@ class Reader:
     async def _begin(self, port: Port) -> None:
         """Find the source of the items: an entry, a run under way, or a new run."""
         begun, missed, job = time.perf_counter(), False, self.job
-        if job.function.policy.ttl_key is not None and live.due():
-            await port.offload(live.refresh)
+        await read_live(port, job.function)
         while not self._fresh:
             since = FLIGHTS.landed
-            found, value = await look_or_miss(port, job)
-            if value is not NOTHING:
-                told_hit(port, job, found, begun, shared=missed)
-            else:
-                value = await while_pausing(port, job, found)
+            found, value = await look_up(port, job, begun, shared=missed)
             if isinstance(value, Stream):
                 self._replay(value)
                 return
@@ -560,10 +553,8 @@ class Reader:
         """Join a run under way, or begin one; False: look the entry up again."""
         job = self.job
         with _attaching:
-            flight, leads = FLIGHTS.join(job.name, job.call.refs)
-            if leads and FLIGHTS.landed_since(job.name, since):
-                FLIGHTS.withdraw(flight)
-                FLIGHTS.part(flight)
+            flight, leads = FLIGHTS.join_since(job.name, job.call.refs, since)
+            if flight is None:
                 return False
             if leads:
                 flight.stream = self._live = Live(port, job, flight, self._generate)
@@ -645,8 +636,7 @@ async def _landed(port: Port, flight: Flight) -> None:
     """Wait until a flight has landed."""
     waiter = FLIGHTS.board(flight, port)
     try:
-        while not await port.wait(waiter, 0.5):
-            FLIGHTS.lost(flight)
+        await until_over(port, flight, waiter)
     finally:
         FLIGHTS.leave(flight, waiter)
         FLIGHTS.part(flight)

@@ -431,3 +431,22 @@ def test_without_a_lease_a_lock_on_a_file_costs_little(cache_home: Path) -> None
         other.close()
         assert took < leases.LASTING
         assert not load.is_cached(1)
+
+
+@pytest.mark.parametrize("count", [2, 300])
+def test_a_call_with_many_tags_and_a_lease_is_stored(redis_server: RedisServer, count: int) -> None:
+    """However many tags it has, also the same one twice, each of them invalidates it."""
+    runs: list[int] = []
+    tags = [f"t{at}" for at in range(count)]
+
+    @memo.cache(ttl=None, version="1", name="tests:tagged", use_lock=True, tags=[*tags, tags[0]])
+    def load(x: int) -> int:
+        runs.append(x)
+        return x
+
+    with memo.configure(redis_url=redis_server.url, memory_limit=0, deadline=5):
+        load(1), load(1)
+        assert runs == [1]
+        memo.invalidate(tag=tags[-1])
+        assert load(1) == 1
+    assert runs == [1, 1]

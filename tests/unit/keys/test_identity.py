@@ -96,8 +96,8 @@ SAME = {
         "def f(x):\n    while x: pass\n    return 1",
     ),
     "options of the decorator, elsewhere": (
-        "from memo.decorators.cached_function import cache\n@cache(ttl=5)\ndef f(x): return x",
-        "from memo.decorators.cached_function import cache\n\n@cache(ttl=9)\ndef f(x): return x",
+        "from memo.decorators.cache_decorator import cache\n@cache(ttl=5)\ndef f(x): return x",
+        "from memo.decorators.cache_decorator import cache\n\n@cache(ttl=9)\ndef f(x): return x",
     ),
     "quotes": ("def f(x):\n    return 'a' 'b'", 'def f(x):\n    return "ab"'),
     "u prefix": ("def f(x):\n    return 'a'", "def f(x):\n    return u'a'"),
@@ -113,8 +113,8 @@ SAME = {
         "def helper(x):\n    # same\n    return x\n" + F,
     ),
     "options of the decorator": (
-        "import memo\nfrom memo.decorators.cached_function import cache\n@cache(ttl=5)\ndef f(x): return x",  # noqa: E501
-        "import memo\nfrom memo.decorators.cached_function import cache\n@cache(ttl=9)\ndef f(x): return x",  # noqa: E501
+        "import memo\nfrom memo.decorators.cache_decorator import cache\n@cache(ttl=5)\ndef f(x): return x",  # noqa: E501
+        "import memo\nfrom memo.decorators.cache_decorator import cache\n@cache(ttl=9)\ndef f(x): return x",  # noqa: E501
     ),
     "order of a set": (
         "S = {'a', 'b', 'c'}\ndef f(x): return x in S",
@@ -278,8 +278,8 @@ OTHER = {
         "import functools\n@functools.lru_cache\ndef helper(x): return -x\n" + F,
     ),
     "cached function": (
-        "from memo.decorators.cached_function import cache\n@cache\ndef helper(x): return x\n" + F,
-        "from memo.decorators.cached_function import cache\n@cache\ndef helper(x): return -x\n" + F,
+        "from memo.decorators.cache_decorator import cache\n@cache\ndef helper(x): return x\n" + F,
+        "from memo.decorators.cache_decorator import cache\n@cache\ndef helper(x): return -x\n" + F,
     ),
     "global number": ("A = 1\ndef f(x): return A", "A = 2\ndef f(x): return A"),
     "global's type": ("A = 1\ndef f(x): return A", "A = True\ndef f(x): return A"),

@@ -356,7 +356,7 @@ def test_an_entry_in_use_survives_its_eviction(ahead: Ahead) -> None:
 
         @cache(name="eviction:frame", version="1", ttl=None)
         def frame(x: int) -> Any:
-            ahead.work(x)  # each is worth more than those before
+            ahead.work(0.02 * x)  # each is worth more than those before
             return np.full(500_000, x)
 
         frame(0)

@@ -41,7 +41,7 @@ def clock():
 @pytest.fixture
 def tier(clock):
     # The budget is the process's, and other tests may have left much bookkeeping in it.
-    return Memory(100_000, clock, account=Budget())
+    return Memory(100_000, clock, budget=Budget())
 
 
 @pytest.fixture(params=RUNNERS)

@@ -1,0 +1,125 @@
+"""Cached functions bound to an object: methods."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+
+from memo import engine
+from memo.decorators import cached_function
+from memo.decorators.helpers import MISSING, OwnAnnotations, OwnDoc, passes_on, without
+from memo.errors import at_the_call, public
+from memo.runtime.blocking import BLOCKING, drive
+from memo.runtime.native import native
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+
+    class _Helpers(cached_function.CachedFunction[P, R]):
+        """The helpers of a bound function, provided by its `__getattr__`."""
+
+        def __get__(  # type: ignore[override]  # it is bound already
+            self, instance: object, owner: type | None = None
+        ) -> Self: ...
+
+else:
+    _Helpers = Generic
+
+
+class BoundFunction(_Helpers[P, R]):
+    """A cached function as a method of an instance, whose state is part of its keys."""
+
+    __slots__ = ("__func__", "__self__", "__weakref__")
+    __doc__ = OwnDoc(__doc__)  # pyright: ignore[reportAssignmentType]
+    __annotations__ = OwnAnnotations()
+    _DROPS = {  # noqa: RUF012 - unannotated: `__annotations__` is the function's
+        "invalidate": (False, False),
+        "ainvalidate": (True, False),
+        "expire": (False, True),
+        "aexpire": (True, True),
+    }
+    """Name -> (it is awaited, it is soft)."""
+    _CALLS = (
+        *("key", "akey", "address", "aaddress", "refresh", "arefresh", "peek", "apeek"),
+        *("is_cached", "ais_cached"),
+    )
+
+    def __init__(self, function: cached_function.CachedFunction[Any, R], instance: Any) -> None:
+        self.__func__ = function
+        self.__self__ = instance
+
+    @passes_on
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return self.__func__(self.__self__, *args, **kwargs)
+        except Exception as error:
+            at_the_call(error)
+            raise
+
+    def _attribute(self, name: str) -> Any:
+        """Return an attribute of the cached function; a helper bound to the object."""
+        if name == "__signature__":
+            return without(inspect.signature(self.__func__.__wrapped__), 0)
+        found = getattr(self.__func__, name)
+        if name == "using":
+            return functools.update_wrapper(functools.partial(_bound_using, self), found)
+        if name in {"put", "aput"}:
+            return self._like(functools.partial(self._put_own, found), found, 1)
+        if name in self._DROPS:
+            own = functools.partial(self._drop_own, *self._DROPS[name])
+            of_class = isinstance(self.__self__, type)
+            return self._like(functools.partial(found) if of_class else own, found)
+        if name in self._CALLS or name in {"explain", "aexplain"}:
+            made = functools.partial(found, self.__self__)
+            made.__doc__, made.__annotations__ = found.__doc__, {}
+            return made
+        return found
+
+    if not TYPE_CHECKING:  # a misspelled attribute is an error for type checkers
+        __getattr__ = _attribute
+
+    def _like(self, made: Any, found: Any, at: int = 0) -> Any:
+        """Return a helper bound to the object, with the function's signature without `self`."""
+        functools.update_wrapper(made, found)
+        made.__signature__ = without(inspect.signature(found), at)
+        return made
+
+    def _put_own(self, put: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        return put(value, self.__self__, *args, **kwargs)
+
+    @public
+    def _drop_own(
+        self, awaited: bool, soft: bool, /, *args: Any, reason: str = MISSING, **kwargs: Any
+    ) -> Any:
+        """Invalidate the entries of an object in its present state."""
+        drop = self.__func__._dropped(self.__self__, args, kwargs, reason, soft=soft)
+        return _in_this_loop(drop) if awaited else drive(drop(BLOCKING))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, BoundFunction)
+            and self.__func__ is other.__func__
+            and self.__self__ is other.__self__
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+    def __reduce__(self) -> Any:
+        return BoundFunction, (self.__func__, self.__self__)
+
+    def __repr__(self) -> str:
+        own = self.__self__
+        return f"<bound {self.__func__!r} of {getattr(own, '__name__', type(own).__name__)}>"
+
+
+async def _in_this_loop(drop: cached_function.Drop) -> engine.Invalidation:
+    return await drop(native())
+
+
+def _bound_using(method: BoundFunction[Any, Any], **given: Any) -> BoundFunction[Any, Any]:
+    return BoundFunction(method.__func__.using(**given), method.__self__)

@@ -1,0 +1,86 @@
+"""Pickling cached functions: by reference where a worker can import them, else by value."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from memo.decorators.bound_functions import BoundFunction
+from memo.keys.fingerprint.function_version import Identity
+from memo.records import codec
+from memo.settings import configuration
+
+if TYPE_CHECKING:
+    from memo.decorators.cached_function import CachedFunction
+
+
+def reduced(function: CachedFunction[Any, Any]) -> Any:
+    """The answer of `__reduce__` for a cached function."""
+    module, name = function.__module__, getattr(function, "__qualname__", "")
+    settings = _settings()
+    if module != "__main__" and _at(module, name) is function:
+        return _found, (module, name, *settings)
+    if not _whole.get():
+        return _unpacked, (_packed(function), *settings)
+    given = {**function._given, "name": function.function_id}
+    code = function._function.identity.digest()
+    return _rebuilt, (type(function), function.__wrapped__, given, code, function.of_class)
+
+
+def _settings() -> tuple[dict[str, Any], str]:
+    """Return settings to send to a worker, and the process that sends them."""
+    return ({}, "") if codec.storing.get() else (configuration.carried(), configuration.PROCESS)
+
+
+_whole: ContextVar[bool] = ContextVar("memo_whole", default=False)
+"""True while cloudpickle pickles a cached function with everything that it reaches."""
+
+
+def _packed(function: CachedFunction[Any, Any]) -> bytes:
+    """Pickle a function by value, so that a pickler without support for functions can carry it."""
+    token = _whole.set(True)
+    try:
+        return codec.by_value(function)
+    finally:
+        _whole.reset(token)
+
+
+def _unpacked(packed: bytes, settings: Mapping[str, Any], sender: str) -> Any:
+    import pickle
+
+    configuration.adopt(settings, sender)
+    return pickle.loads(packed)
+
+
+def _at(module: str, name: str) -> Any:
+    """Look up a dotted name in a module; for a method, the function itself."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)  # `None` has no such attribute
+    return found.__func__ if isinstance(found, BoundFunction) else found
+
+
+def _found(module: str, name: str, settings: Mapping[str, Any], sender: str) -> Any:
+    configuration.adopt(settings, sender)
+    importlib.import_module(module)
+    found = _at(module, name)
+    if found is None:
+        raise AttributeError(f"module {module!r} has no cached function {name!r}")
+    return found
+
+
+def _rebuilt(
+    kind: type[CachedFunction[Any, Any]],
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    code: str,
+    of_class: bool,
+) -> CachedFunction[Any, Any]:
+    made = kind(function, given)
+    made._function.identity = Identity(function, digest=code)
+    if of_class:
+        made._bind_to_class()
+    return made
