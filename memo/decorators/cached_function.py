@@ -34,7 +34,7 @@ from memo.decorators.bound_functions import BoundFunction
 from memo.decorators.function_options import Ttl, function_of
 from memo.decorators.helpers import MISSING, helper, passes_on
 from memo.engine import replay
-from memo.engine.call import NOTHING, Function, NotYet, Raised, hindered, keyed
+from memo.engine.call import NOTHING, Function, Raised, hindered, keyed
 from memo.errors import (
     NotCachedError,
     OptionError,
@@ -55,6 +55,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, durations, modes, options
 from memo.settings.modes import Mode
+from memo.stores.authorities import Asked
 from memo.validity.stamps import Turn
 
 P = ParamSpec("P")
@@ -132,10 +133,10 @@ class CachedFunction(Generic[P, R]):
                 return self.__wrapped__(*args, **kwargs)
             at_the_call(error)
             raise
-        asked = result.asked if type(result) is NotYet else None
+        asked = result if type(result) is Asked else None
         if asked is not None:
-            result = engine.answering.settled(BLOCKING, function, call, asked)
-        if type(result) is NotYet:
+            result = engine.answering.settled(function, call, asked, begun)
+        if result is NOTHING:
             result = drive(engine.answering.answer(BLOCKING, function, call, args, kwargs, asked))
             if type(result) is Raised:
                 __tracebackhide__ = True
@@ -630,11 +631,11 @@ class CachedCoroutine(CachedFunction[P, R]):
                 return await cast("Awaitable[Any]", self.__wrapped__(*args, **kwargs))
             at_the_call(error)
             raise
-        asked = result.asked if type(result) is NotYet else None
+        asked = result if type(result) is Asked else None
         if asked is not None:
-            asked.answer = await asked.answer
-            result = engine.answering.settled(native(), function, call, asked)
-        if type(result) is NotYet:
+            asked.lookup.answer = await asked.lookup.answer
+            result = engine.answering.settled(function, call, asked, begun)
+        if result is NOTHING:
             result = await engine.answering.answer(native(), function, call, args, kwargs, asked)
             if type(result) is Raised:
                 __tracebackhide__ = True

@@ -21,14 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from memo.engine import computing
 from memo.engine.call import (
     NOTHING,
     Function,
     Job,
-    NotYet,
     Raised,
     emit,
     hindered,
@@ -56,8 +55,9 @@ from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
+from memo.stores.authorities import Asked
 from memo.stores.chain import Answer, Chain
-from memo.stores.protocols import MEMORY, REDIS, Asked
+from memo.stores.protocols import MEMORY, REDIS
 from memo.validity.check import FRESH, MISS, STALE, Verdict, expiry, judge
 
 WAITED_AT_LEAST = 0.001
@@ -73,66 +73,62 @@ AGAIN = object()
 
 
 def at_hand(port: Callable[[], Port], function: Function, call: Call, begun: float) -> Any:
-    """Return the value of a call from the first tier without a coroutine, or `NotYet`.
+    """Return the value of a call from the first tier, without a coroutine.
 
     The most frequent kind of hit, a fresh entry in memory, ends here.
 
     Args:
         port: called for the port only if one is needed.
         begun: when the call began, by `time.perf_counter`.
+
+    Returns:
+        The value; or an `Asked`, a pending query for `settled`; or `NOTHING`: `answer` the call.
     """
-    chain, since = function.chain(), FLIGHTS.landed
+    chain = function.chain()
     try:
-        found = chain.at_hand(port, function.id, call.text)
+        found = chain.at_hand(port, function.id, call.text, FLIGHTS.landed)
     except Exception as error:
         if not hindered(error):
             raise
-        return _UNASKED
+        return NOTHING
     if type(found) is Entry:
         return _value(function, chain, call, found, begun, chain.first)
-    if found is None:
-        return _UNASKED
-    asked = cast("Asked", found)
-    asked.begun, asked.since = begun, since
-    return NotYet(asked)
+    return NOTHING if found is None else found
 
 
-_UNASKED = NotYet(None)
-
-
-def settled(port: Port, function: Function, call: Call, asked: Asked) -> Any:
-    """Return the value of a call once its pending query is answered, or `NotYet`."""
+def settled(function: Function, call: Call, asked: Asked, begun: float) -> Any:
+    """Return the value of a call once its pending query is answered, or `NOTHING`."""
     chain = function.chain()
     if asked.chain is not chain:  # the settings have changed
-        return _UNASKED
-    entry = chain.settled(port, asked, call.text)
+        return NOTHING
+    entry = chain.settled(asked, call.text)
     if entry is None:
-        return _UNASKED
+        return NOTHING
     tier = MEMORY if asked.entry is not None else REDIS
-    return _value(function, chain, call, entry, asked.begun, tier)
+    return _value(function, chain, call, entry, begun, tier)
 
 
 def _value(
     function: Function, chain: Chain, call: Call, entry: Entry, begun: float, tier: str
 ) -> Any:
-    """Return the value of a valid entry that is fresh, small and loads, or `NotYet`."""
+    """Return the value of a valid entry that is fresh, small and loads, or `NOTHING`."""
     if len(entry.stream) > BIG:
-        return _UNASKED
+        return NOTHING
     rules, ttl, times = function.policy, None, entry.times
     if rules.ttl_key is not None:
         if live.due():
-            return _UNASKED
+            return NOTHING
         ttl = function.live_ttl()
     if judge(times, rules, chain.clock, ttl).kind != FRESH:
-        return _UNASKED
+        return NOTHING
     try:
         value = codec.decode(entry.stream, None, ())
     except EntryError:
-        return _UNASKED  # `look` meets the same error, and reports it
+        return NOTHING  # `look` meets the same error, and reports it
     started, _, _, _, _, _, cost = times
     key = call.text
     if not chain.floors.admits(key, started):
-        return _UNASKED
+        return NOTHING
     reads = CURRENT.get()
     if reads is not None:
         tell_entry(function, chain, call, entry, begun)
@@ -243,6 +239,9 @@ async def look_up(
 
     Args:
         begun: when the call began, on the performance counter.
+
+    Returns:
+        The value; or an `Asked` for `settled`; or `NOTHING`: `answer` the call.
         asked: see `Chain.lookup`.
         shared: see `told_hit`.
         refreshing: gives the job that refreshes a stale value; None: `job` does.

@@ -27,7 +27,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.live_values import live
 from memo.settings.options import Policy
-from memo.stores.protocols import Asked
+from memo.stores.authorities import Asked
 from memo.validity.check import MISS, Verdict, judge
 from memo.validity.dependencies import Dependencies
 
@@ -36,19 +36,6 @@ if TYPE_CHECKING:
 
 NOTHING = object()
 """Placeholder for a missing value, since None is a valid result."""
-
-
-class NotYet:
-    """Placeholder for a value that takes more than `at_hand`: call `answer` next.
-
-    Attributes:
-        asked: the pending query to a tier, to be passed to `settled` first; None if there is none.
-    """
-
-    __slots__ = ("asked",)
-
-    def __init__(self, asked: Asked | None) -> None:
-        self.asked = asked
 
 
 Ask: TypeAlias = Callable[

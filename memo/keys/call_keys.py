@@ -330,6 +330,9 @@ class Keyer:
         method: its first positional argument is `self` or `cls`.
         replay: its entries contain its output as well, so they need other keys.
 
+    Attributes:
+        usual: how many arguments fit by position, `self` included; -1: other calls fit as well.
+
     Raises:
         OptionError: an option is wrong.
     """
@@ -377,6 +380,7 @@ class Keyer:
         self._kept = kept if len(kept) < len(self.plan.names) else None
         plain = not (self.plan.rest or self.plan.keyword)
         self._plain = len(self.plan.positional) if plain and self._kept is None else -1
+        self.usual = self._plain + self._method if self._plain >= 0 else -1
         self._as = {n: f for n, f in self._annotated.items() if n in self.names}
         self._resolver = self._checked_resolver()
         self._arrange_tags()
@@ -438,14 +442,6 @@ class Keyer:
     def fixed_tags(self) -> list[str]:
         """The tags that every entry has."""
         return list(self._tags)
-
-    @property
-    def usual(self) -> int:
-        """Number of arguments that may be given by position, with `self`.
-
-        -1 if calls may differ from that.
-        """
-        return self._plain + self._method if self._plain >= 0 else -1
 
     def check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Check that the arguments of a call fit the function.

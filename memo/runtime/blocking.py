@@ -273,6 +273,7 @@ class Blocking:
     """The port of sync code: every operation is complete when its method returns."""
 
     native = False
+    loop = None
 
     async def settle(self, value: Any) -> Any:
         if inspect.iscoroutine(value):
@@ -319,9 +320,6 @@ class Blocking:
 
     def cancelled(self) -> bool:
         return False
-
-    def client(self) -> object:
-        return None
 
 
 BLOCKING = Blocking()

@@ -163,9 +163,6 @@ class Native:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
-    def client(self) -> object:
-        return self.loop
-
 
 def _finished(task: asyncio.Task[Any]) -> None:
     TASKS.discard(task)

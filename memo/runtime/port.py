@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
@@ -143,9 +146,7 @@ class Port(Protocol):
         """True if the running task was asked to stop (blocking: never)."""
         ...
 
-    def client(self) -> object:
-        """Return the scope in which a client connection may be shared.
-
-        The running loop, or the process.
-        """
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The running event loop, whose tasks may share a connection; None: it is a thread."""
         ...

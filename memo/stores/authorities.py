@@ -40,6 +40,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
+from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
@@ -47,11 +48,11 @@ from memo.runtime.port import Port, patient
 from memo.stores.protocols import (
     REDIS,
     Adopting,
-    Asked,
     Census,
     Generations,
     Host,
     Journal,
+    Lookup,
     Losable,
     Prompt,
     Tier,
@@ -90,6 +91,28 @@ _WHY = json.dumps({"reason": "Redis lost its data"})
 
 class UnknownDebtError(TierUnavailable):
     """This host cannot read whether a shared tier has missed an invalidation."""
+
+
+class Asked(NamedTuple):
+    """A question to the shared authority that is under way.
+
+    Attributes:
+        chain: has asked.
+        port: over which it was asked.
+        name: what was looked up.
+        lookup: the tier's part of it.
+        entry: the entry whose states were asked for; None: a record was.
+        since: `Flights.landed` when it was asked.
+        before: what this host read of the refs that are read along; None: there is no host.
+    """
+
+    chain: object
+    port: Port
+    name: str
+    lookup: Lookup
+    entry: Entry | None = None
+    since: int = 0
+    before: Sequence[State] | None = None
 
 
 class Authorities:
@@ -194,7 +217,7 @@ class Authorities:
         if self.interrupted() or not isinstance(self.shared, Prompt):
             return None
         try:
-            return self.shared.begun(asked)
+            return self.shared.begun(asked.lookup)
         except TierError:  # `begin` meets the same error, and reports it
             return None
 
@@ -322,14 +345,16 @@ class Authorities:
         if self._owed or (self.reseeding is not None and self.reseeding.due()):
             return True
         try:
-            return self.host is not None and self.host.journal.maybe_due()
+            return self.host is not None and self.host.journal.due(at_once=True)
         except TierError:  # `lookup` meets the same error, and reports it
             return True
 
     def interrupted(self) -> bool:
         """True if the shared tier may have restarted since the last replay."""
         reseeding = self.reseeding
-        return reseeding is not None and reseeding.tier.interruptions != reseeding.interruptions
+        if reseeding is None:
+            return False
+        return reseeding.tier.client.interruptions != reseeding.interruptions
 
     async def read(self, port: Port, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Read from the shared tier, once it has all invalidations that it missed.
@@ -362,7 +387,7 @@ class Authorities:
         assert tier is not None
         assert tier.generations is not None
         if self.reseeding is not None and self.reseeding.due():
-            await self._repeat(port, tier)
+            await self._repeat(port, self.reseeding.tier)
             begun = time.monotonic()
             await self.reseeding.look(port)
             self._went_well(begun)
@@ -376,20 +401,20 @@ class Authorities:
                 await self._strike(port, host.journal.done, row)
                 self._replayed(tier, turns, text)
 
-    async def _repeat(self, port: Port, tier: Tier) -> None:
+    async def _repeat(self, port: Port, tier: Losable) -> None:
         """After a fault, repeat the invalidations that this process has sent shortly before.
 
         Raises:
             TierError: they cannot be sent.
         """
-        interruptions = tier.interruptions if isinstance(tier, Losable) else 0
-        if interruptions == self._interruptions or tier.generations is None:
+        interruptions = tier.client.interruptions
+        if interruptions == self._interruptions:
             return
         since = self._unbroken - LATELY
         for sent in list(self._lately):
             at, turns, note = sent
             if at > since:
-                await tier.generations.turn(port, turns, note)
+                await tier.turn(port, turns, note)
             with suppress(ValueError):  # another thread has removed it
                 self._lately.remove(sent)
         self._interruptions = interruptions
@@ -512,17 +537,17 @@ class Reseeding:
 
     def due(self) -> bool:
         """True if `look` must run before anything is read from the tier."""
-        changed = self.tier.interruptions != self.interruptions
+        changed = self.tier.client.interruptions != self.interruptions
         return changed or time.monotonic() >= self._look_at
 
     async def look(self, port: Port) -> None:
         """Register this host, find other hosts, and detect a loss; never raises."""
-        self.interruptions = self.tier.interruptions
+        self.interruptions = self.tier.client.interruptions
         self._look_at = time.monotonic() + LOOK_EVERY
         try:
             await self._look(port)
         except TierError:  # the read that follows meets the same error, and reports it
-            self.interruptions = self.tier.interruptions
+            self.interruptions = self.tier.client.interruptions
             self._look_at = time.monotonic() + LOOK_SOON if self.tier.read_only else 0.0
 
     async def _look(self, port: Port) -> _Known:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import itemgetter
 from sys import getsizeof
 from threading import Lock
 from typing import Any, Literal, cast
@@ -39,11 +40,10 @@ from memo.runtime.reasons import (
     UNREACHABLE,
 )
 from memo.settings.secret_keys import Secret
-from memo.stores.authorities import Authorities, is_for_any, receivers
+from memo.stores.authorities import Asked, Authorities, is_for_any, receivers
 from memo.stores.protocols import (
     MEMORY,
     Adopting,
-    Asked,
     ChecksRecords,
     CountsReads,
     Found,
@@ -81,6 +81,9 @@ _EACH = getsizeof("0" * 40) + getsizeof(1 << 62)
 """Bytes that one remembered key takes: its text and its time."""
 LEARN_AGAIN = 1.0
 """Seconds until the host is asked to learn again after it could not."""
+
+_part = itemgetter(1, 2)
+"""The group and the arguments of a claim."""
 
 ReadStrategy = Literal["on_miss_or_error", "on_error"]
 WriteStrategy = Literal["write_through", "write_around"]
@@ -384,7 +387,7 @@ class Chain:
         if tier is not self._authority:
             return await tier.lookup(port, name)
         if asked is not None and not self.authorities.interrupted():
-            return cast("Found | None", asked.found())
+            return cast("Found | None", asked.lookup.found())
         return await self.authorities.read(port, partial(tier.lookup, port, name))
 
     async def _weigh(
@@ -474,7 +477,9 @@ class Chain:
             front.remember(name, known, record)
         return known
 
-    def at_hand(self, port: Callable[[], Port], function: str, key: str) -> Entry | Asked | None:
+    def at_hand(
+        self, port: Callable[[], Port], function: str, key: str, since: int = 0
+    ) -> Entry | Asked | None:
         """Return a valid entry without a coroutine, or a query under way for `settled`, or None.
 
         An entry is from the first tier, if this host's generations are the authority or the
@@ -483,6 +488,7 @@ class Chain:
 
         Args:
             port: called for the port only if one is needed.
+            since: see `Asked`.
         """
         name = f"{self.namespace}:{{{function}}}:{self._secret_id}:{key}"
         host = self.host
@@ -492,7 +498,9 @@ class Chain:
                 if entry is not None and entry.texts is not None:
                     present = host.generations.texts(entry.claims)
                     return None if broken(entry.texts, present) else entry
-            return None if self._prompt is None else self._asked(self._prompt, port, name, key)
+            if self._prompt is None or self.authorities.behind():
+                return None
+            return self._asked(self._prompt, port(), name, key, since)
         except (TierError, EntryError):
             return None  # `lookup` meets the same error, and reports it
 
@@ -509,66 +517,55 @@ class Chain:
         record = None if self._near is None else self._near.at_hand(name)
         return None if record is None else self._glances.glance(name, record, key)
 
-    def _asked(self, prompt: Prompt, port: Callable[[], Port], name: str, key: str) -> Asked | None:
-        if self.authorities.behind():
-            return None
-        entry: object = None
+    def _asked(self, prompt: Prompt, port: Port, name: str, key: str, since: int) -> Asked | None:
         if self._front is None:
-            asked = prompt.ask(port(), name)
-        else:
-            entry = self._front.peek(name) or self._glanced(self._front, name, key)
-            if not isinstance(entry, Entry) or not entry.plain:
-                return None
-            asked = prompt.ask_states(port(), entry.refs)
-        if asked is not None:
-            asked.chain, asked.name, asked.entry = self, name, entry
-        return asked
+            lookup = prompt.ask(port, name)
+            return None if lookup is None else Asked(self, port, name, lookup, None, since)
+        entry = self._front.peek(name) or self._glanced(self._front, name, key)
+        if not isinstance(entry, Entry) or not entry.plain:
+            return None
+        lookup = prompt.ask_states(port, entry.refs)
+        return None if lookup is None else Asked(self, port, name, lookup, entry, since)
 
-    def ask(self, port: Port, function: str, key: str, refs: Sequence[Ref] = ()) -> Asked | None:
-        """Begin to look a key up in the shared tier; None if `lookup` has to.
+    def ask(self, port: Port, function: str, key: str) -> Asked | None:
+        """Begin to look a key up in the shared tier, for `lookup`; None: `lookup` asks it."""
+        return _sent(self._question(port, function, key))
 
-        Args:
-            refs: refs to be read in the same exchange, for `Authorities.begin`.
-        """
-        return self._sent(port, self._question(function, key, refs))
-
-    def _question(self, function: str, key: str, refs: Sequence[Ref]) -> Asked | None:
+    def _question(
+        self,
+        port: Port,
+        function: str,
+        key: str,
+        refs: Sequence[Ref] = (),
+        before: Sequence[State] | None = None,
+    ) -> Asked | None:
         """A look-up of a key in the shared tier, not sent yet; None: `lookup` asks it."""
         if self._askable is None or self.authorities.behind():
             return None
         name = self.name(function, key)
         if self._front is not None and self._front.peek(name) is not None:
             return None
-        asked = self._askable.question(name, refs)
-        if asked is not None:
-            asked.chain, asked.name, asked.entry = self, name, None
-        return asked
-
-    def _sent(self, port: Port, asked: Asked | None) -> Asked | None:
-        if asked is None or self._askable is None:
-            return None
-        try:
-            return asked if self._askable.send(port, asked) else None
-        except TierError:
-            return None  # `lookup` meets the same error, and reports it
+        lookup = self._askable.question(name, refs)
+        return None if lookup is None else Asked(self, port, name, lookup, before=before)
 
     async def question(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
     ) -> Asked | None:
-        """A look-up, and the stamps of the computation that follows a miss, to be sent yet."""
+        """A look-up, and the stamps of the computation that follows a miss, to be sent yet.
+
+        Args:
+            refs: refs to be read in the same exchange, for `Authorities.begin`.
+        """
         before = await self.authorities.before(port, refs)
-        asked = self._question(function, key, refs)
-        if asked is not None:
-            asked.before = before
-        return asked
+        return self._question(port, function, key, refs, before)
 
     async def ask_along(
         self, port: Port, function: str, key: str, refs: Sequence[Ref]
     ) -> Asked | None:
         """As `question`, sent and settled."""
-        asked = self._sent(port, await self.question(port, function, key, refs))
+        asked = _sent(await self.question(port, function, key, refs))
         if asked is not None:
-            asked.answer = await port.settle(asked.answer)
+            asked.lookup.answer = await port.settle(asked.lookup.answer)
         return asked
 
     async def get_ready(self, port: Port) -> None:
@@ -577,17 +574,27 @@ class Chain:
             with suppress(TierError):  # `lookup` meets the same error, and reports it
                 await self._askable.get_ready(port)
 
-    def settled(self, port: Port, asked: Asked, key: str) -> Entry | None:
+    def settled(self, asked: Asked, key: str) -> Entry | None:
         """Return the queried entry if it is valid and has no payload; None: use `lookup`."""
+        entry = asked.entry
         try:
-            entry, states = self._answered(asked, key)
+            found = asked.lookup.found()
+            if entry is not None:
+                states = found
+            elif found is None or len(found.record) > BIG:
+                return None
+            else:
+                entry = self._glances.glance(asked.name, found.record, key)
+                states = None if entry is None else found.read(list(map(_part, entry.claims)))
         except (TierError, EntryError):
             return None
-        if entry is None or states is None or broken(entry.recorded, texts(states)):
+        if entry is None or entry.texts is None or states is None:
+            return None
+        if broken(entry.texts, texts(states)):
             return None
         if self.authorities.interrupted():  # it may have answered from an older state
             return None
-        self._used(port, asked.name, entry, there=asked.entry is None)
+        self._used(asked.port, asked.name, entry, there=asked.entry is None)
         return entry
 
     def _used(self, port: Port, name: str, entry: Entry | None, *, there: bool) -> None:
@@ -601,18 +608,6 @@ class Chain:
         if entry is not None and entry.times.ttl < 0 and self._retains is not None:
             old = age(entry.times, self.clock) or 0
             self._retains.was_used(port, name, entry, old / SECOND)
-
-    def _answered(self, asked: Asked, key: str) -> tuple[Entry | None, Sequence[State] | None]:
-        """Return the queried entry, and the present states of its generations."""
-        found = asked.found()
-        if asked.entry is not None:
-            return asked.entry, found
-        if found is None or found.read is None or len(found.record) > BIG:
-            return None, None
-        seen = self._glances.glance(asked.name, found.record, key)
-        if seen is None:
-            return None, None
-        return seen, found.read([(group, arguments) for _, group, arguments, _, _ in seen.claims])
 
     async def _proven(
         self, port: Port, listener: Listener, name: str, entry: Entry
@@ -959,6 +954,14 @@ class Chain:
 
     def _event(self, kind: str, key: str, tier: str, reason: str, detail: str) -> None:
         events.emit(events.Event(kind, key=key, tier=tier, reason=reason, detail=detail))
+
+
+def _sent(asked: Asked | None) -> Asked | None:
+    """A question that has been sent; None: `lookup` asks it."""
+    try:
+        return asked if asked is not None and asked.lookup.send(asked.port) else None
+    except TierError:
+        return None  # `lookup` meets the same error, and reports it
 
 
 def _unheard(listener: Listener, known: object) -> Entry | None:

@@ -133,40 +133,27 @@ class Found(NamedTuple):
     read: Callable[[Sequence[Part]], tuple[State, ...] | None] | None = None
 
 
-class Asked:
-    """A query to a tier that is under way; each tier with such queries has its own subclass.
-
-    Args:
-        answer: what `Port.settle` turns into the tier's answer; the caller of `settle` puts it
-            back.
+class Lookup(Protocol):
+    """A look-up in a tier.
 
     Attributes:
-        begun: when it began, by `time.perf_counter`.
-        since: `Flights.landed` at that time.
-        chain: the chain that asked.
-        name: the name that is looked up.
-        entry: the entry whose states are queried; None if a record is.
-        before: this host's states of the refs that are read with it; None if there is no host.
+        answer: what `Port.settle` makes the tier's answer of; its settler puts it back.  None: it
+            was not sent.
     """
 
-    __slots__ = ("answer", "before", "begun", "chain", "entry", "name", "since")
+    answer: Any
 
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-        self.begun = 0.0
-        self.since = 0
-        self.chain: object = None
-        self.name = ""
-        self.entry: Any = None
-        self.before: Sequence[State] | None = None
+    def send(self, port: Port) -> bool:
+        """Begin to ask the tier; False where that takes a coroutine."""
+        ...
 
     def found(self) -> Any:
         """Return the answer, once it is settled.
 
         Raises:
-            TierError: the tier failed.
+            TierError: the tier did not do its work.
         """
-        raise NotImplementedError
+        ...
 
 
 @runtime_checkable
@@ -180,27 +167,27 @@ class Prompt(Protocol):
         """Prepare for queries on an event loop.  Raises `TierError`."""
         ...
 
-    def ask(self, port: Port, name: str, refs: Sequence[Ref] = ()) -> Asked | None:
-        """Begin to look up a name (answer: `Found` or None), and to read refs for `begun`."""
+    def ask(self, port: Port, name: str) -> Lookup | None:
+        """Begin to look up a name: a `Found`, or None."""
         ...
 
-    def question(self, name: str, refs: Sequence[Ref]) -> Asked | None:
-        """As `ask`, not sent yet: `send` does that, or a lease is acquired with it."""
-        ...
+    def question(self, name: str, refs: Sequence[Ref]) -> Lookup | None:
+        """As `ask`, not sent yet: `Lookup.send` does that, or a lease is acquired with it.
 
-    def send(self, port: Port, asked: Asked) -> bool:
-        """Begin to ask a question; False where that takes a coroutine."""
-        ...
-
-    def begun(self, asked: Asked) -> list[State] | None:
-        """Return the states of refs read with a query; None: `Generations.begin` has to read them.
-
-        Raises:
-            TierError: the tier failed.
+        Args:
+            refs: are read along, for `begun`.
         """
         ...
 
-    def ask_states(self, port: Port, refs: Sequence[Ref]) -> Asked | None:
+    def begun(self, lookup: Lookup) -> list[State] | None:
+        """Return the states of refs read with a query; None: `Generations.begin` has to read them.
+
+        Raises:
+            TierError: the tier did not do its work.
+        """
+        ...
+
+    def ask_states(self, port: Port, refs: Sequence[Ref]) -> Lookup | None:
         """Begin to read refs: the answer is a tuple of states, or None if `states` is needed."""
         ...
 
@@ -427,12 +414,12 @@ class Leases(Protocol):
     """Cluster leases, as a shared tier has them.  Raises `TierError` as a `Tier` does."""
 
     async def acquire(
-        self, port: Port, name: str, holder: str, question: Asked | None = None
+        self, port: Port, name: str, holder: str, question: Lookup | None = None
     ) -> tuple[str, float] | None:
         """Take a free lease; None when taken, else its holder and the seconds it still has.
 
         Args:
-            question: an `Asked` of the same tier, not sent yet: asked behind the lease in the same
+            question: a look-up in the same tier, not sent yet: asked behind the lease in the same
                 exchange if that is possible, else its `answer` stays None.
         """
         ...
@@ -634,6 +621,16 @@ class Census(NamedTuple):
     now: float
 
 
+class Interruptible(Protocol):
+    """A client of a server that may restart.
+
+    Attributes:
+        interruptions: unchanged since a moment: the server is the same, and has not restarted.
+    """
+
+    interruptions: int
+
+
 @runtime_checkable
 class Losable(Protocol):
     """A shared tier that can lose its generations, for instance by a restart.
@@ -650,8 +647,8 @@ class Losable(Protocol):
     on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None
 
     @property
-    def interruptions(self) -> int:
-        """A count that stays the same as long as it is the same server and has not restarted."""
+    def client(self) -> Interruptible:
+        """That of its server."""
         ...
 
     @property
@@ -698,8 +695,12 @@ class Journal(Protocol):
         """True if rows must be replayed before a shared tier is read; takes about 1 µs."""
         ...
 
-    def maybe_due(self) -> bool:
-        """As `overdue`, but without waiting: True if the answer would take a moment."""
+    def due(self, *, at_once: bool = False) -> bool:
+        """As `overdue`, in this thread.
+
+        Args:
+            at_once: True, too, where it takes longer than a moment to tell.
+        """
         ...
 
     def rows(self) -> list[tuple[int, list[Turn], str]]:
@@ -749,7 +750,7 @@ class HostGenerations(Generations, Protocol):
         """Delete the groups that no entry can name any more; return their number.
 
         Raises:
-            TierError: the deletion could not be written.
+            TierError: it could not be written.
         """
         ...
 
@@ -757,7 +758,7 @@ class HostGenerations(Generations, Protocol):
         """Delete all groups except the namespace's own.
 
         Raises:
-            TierError: the deletion could not be written.
+            TierError: it could not be written.
         """
         ...
 

@@ -857,7 +857,7 @@ def test_a_journal_that_cannot_be_read_for_a_moment(
     world = World(asynchronous)
     given = {"redis_url": redis_server.url, "tiers": tiers, "deadline": 5.0}
 
-    def locked(*_: Any) -> NoReturn:
+    def locked(*_: Any, **__: Any) -> NoReturn:
         raise TierUnavailable("database is locked")
 
     with configure(directory=tmp_path / "one", **given):
@@ -868,7 +868,7 @@ def test_a_journal_that_cannot_be_read_for_a_moment(
         journal = type(default_chain().host.journal)  # type: ignore[union-attr]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(journal, "overdue", locked)
-            patch.setattr(journal, "maybe_due", locked)
+            patch.setattr(journal, "due", locked)
             assert world.call() == 2
         assert world.call() == world.call() == 2
         assert world.ran <= 3

@@ -23,7 +23,7 @@ def comparison() -> None:
     async def why_invalid(self: Chain, *_: Any) -> str:
         return ""
 
-    def at_hand(self: Chain, port: Any, function: str, key: str) -> Any:
+    def at_hand(self: Chain, port: Any, function: str, key: str, since: int = 0) -> Any:
         entry = None if self._front is None else self._front.peek(self.name(function, key))
         return None if self._remote else entry
 
@@ -34,7 +34,7 @@ def comparison() -> None:
 def comparison_in_memory() -> None:
     """The short way over the memory tier does not compare stamps."""
 
-    def at_hand(self: Chain, port: Any, function: str, key: str) -> Any:
+    def at_hand(self: Chain, port: Any, function: str, key: str, since: int = 0) -> Any:
         entry = None if self._front is None else self._front.peek(self.name(function, key))
         return None if self._remote else entry
 

@@ -32,8 +32,9 @@ from memo.runtime.blocking import at_exit
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, patient
 from memo.settings.options import Policy
+from memo.stores.authorities import Asked
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE, Asked, Leases, Leasing, Lock
+from memo.stores.protocols import LEASE, Leases, Leasing, Lock
 from memo.stores.transfers import Upload
 
 LOOK_AGAIN = 0.5
@@ -350,9 +351,10 @@ async def _cluster(
         while True:
             who = held.sign()
             asked = None if question is None else await question()
-            held_by = await leases.acquire(port, name, who, asked)
+            lookup = None if asked is None else asked.lookup
+            held_by = await leases.acquire(port, name, who, lookup)
             if held_by is None:
-                held.asked = asked if asked is not None and asked.answer is not None else None
+                held.asked = None if lookup is None or lookup.answer is None else asked
                 return True
             other, rest = held_by
             if _host_of(other) == _host_of(who) and await leases.replace(port, name, other, who):

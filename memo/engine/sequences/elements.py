@@ -39,7 +39,7 @@ from memo.engine.answering import (
     settled,
     told_hit,
 )
-from memo.engine.call import NOTHING, Function, Job, NotYet, Raised, emit, read_live, told
+from memo.engine.call import NOTHING, Function, Job, Raised, emit, read_live, told
 from memo.engine.computing import (
     AT_ONCE,
     Before,
@@ -65,8 +65,8 @@ from memo.keys.call_keys import Call, Keyer
 from memo.runtime import events, reasons
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, together
+from memo.stores.authorities import Asked
 from memo.stores.chain import Answer
-from memo.stores.protocols import Asked
 from memo.validity.check import MISS, Verdict
 
 _PLAIN = (list, tuple, set, frozenset)
@@ -493,19 +493,20 @@ async def _at_hand(port: Port, made: Batch) -> list[Place]:
     with together():
         for place in made.places.values():
             place.since = FLIGHTS.landed
-            value = at_hand(lambda: port, function, place.job.call, time.perf_counter())
+            begun = time.perf_counter()
+            value = at_hand(lambda: port, function, place.job.call, begun)
             if type(value) is Part:
                 made.parts[place.text] = value
                 continue
-            asked = value.asked if type(value) is NotYet else None
+            asked = value if type(value) is Asked else None
             place.asked = asked or chain.ask(port, function.id, place.text)
-            left.append((place, asked))
+            left.append((place, asked, begun))
     pending = []
-    for place, at_once in left:
+    for place, at_once, begun in left:
         if (asked := place.asked) is not None:
-            asked.answer = await port.settle(asked.answer)
+            asked.lookup.answer = await port.settle(asked.lookup.answer)
         if at_once is not None:
-            value = settled(port, function, place.job.call, at_once)
+            value = settled(function, place.job.call, at_once, begun)
             if type(value) is Part:
                 made.parts[place.text] = value
                 continue

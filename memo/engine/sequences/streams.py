@@ -102,7 +102,7 @@ class Live:
         self.job = job
         self.flight = flight
         self._generate = generate
-        self.client = port.client()
+        self.loop = port.loop
         self.skip = skip
         self.spool = spool_for(job.function)
         self.count = 0
@@ -245,7 +245,7 @@ class Live:
         job, policy = self.job, self.job.function.policy
         with _leasing:
             before = _leased.get(job.name)
-            if before is not None and before.client is self.client:
+            if before is not None and before.loop is self.loop:
                 before._heir = self
                 return False
         expected = job.function.took
@@ -570,7 +570,7 @@ class Reader:
         if one is None:  # a refresh in the background, which cannot be read while it runs
             await _landed(port, flight)
             return False
-        if one.client is not port.client():
+        if one.loop is not port.loop:
             FLIGHTS.part(flight)
             await self._alone(port)
             return True

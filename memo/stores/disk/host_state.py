@@ -548,20 +548,21 @@ class Journal:
             return self.due()
         return await port.offload(self.due)
 
-    def maybe_due(self) -> bool:
-        """As `due`, without waiting: True if the file has to be opened first."""
-        return not self.ledger.is_at_hand or self.due()
-
-    def due(self) -> bool:
+    def due(self, *, at_once: bool = False) -> bool:
         """True if rows must be replayed before a shared tier is read; about 0.3 µs.
 
         False if there is no file and none can be created: nothing was ever journalled there.
+
+        Args:
+            at_once: True, too, where the file must be opened to tell.
 
         Raises:
             TierError: the file cannot be read at all.
         """
         ledger = self.ledger
         if ledger.bell[0] != ledger.heard or time.monotonic() > ledger.tick:
+            if at_once and not ledger.is_at_hand:
+                return True
             try:
                 ledger.refresh()
             except TierError as error:

@@ -196,8 +196,8 @@ class Client:
             return (
                 self._read_here(commands) if others is None else self._read_later(others, commands)
             )
-        loop = self.loops.get(port.client())
-        if loop is None or not loop.ready:
+        loop = self.loops.get(port.loop)
+        if loop is None or loop.look_up is None:
             return None
         try:
             return loop.look_up(commands)
@@ -212,7 +212,7 @@ class Client:
         """
         if port.native and self.breaker.quiet:
             loop = await self._loop(port)
-            if not loop.ready:
+            if loop.look_up is None:
                 await self._guarded(loop.get_ready())
 
     async def look_up(
@@ -269,7 +269,7 @@ class Client:
             if type(reply) is ErrorReply:
                 return self.explain(located(reply, commands[replies.index(reply)][1]))
         if not self.breaker.quiet:
-            self.arrived()
+            self.recovered()
         return replies
 
     def _read_parts(self, threads: Threads, commands: Sequence[Command]) -> list[Any]:
@@ -390,7 +390,7 @@ class Client:
             except Exception as error:
                 raise self._failed(_fault_of(error), probe=False) from None
         loop = await self._loop(port)
-        if not loop.ready:
+        if loop.look_up is None:
             await self._guarded(loop.get_ready())
         return loop.nodes
 
@@ -424,7 +424,8 @@ class Client:
         except BaseException:
             self._abandon(probe)
             raise
-        self.arrived()
+        if not self.breaker.quiet:
+            self.recovered()
         return answer
 
     async def _redirected(
@@ -469,12 +470,11 @@ class Client:
             return Failure(error)
         return Failure(self._failed(_fault_of(error), probe=False, error=error))
 
-    def arrived(self) -> None:
-        """Record that an exchange succeeded."""
-        if not self.breaker.quiet:
-            self.breaker.succeeded()
-            for hook in self.on_recover:
-                hook()
+    def recovered(self) -> None:
+        """An exchange went well, the first after a fault."""
+        self.breaker.succeeded()
+        for hook in self.on_recover:
+            hook()
 
     def renewed(self) -> None:
         """Record that a connection died while idle: the server may have restarted."""
@@ -650,7 +650,7 @@ class Client:
             return threads
 
     async def _loop(self, port: Port) -> Loop:
-        where = port.client()
+        where = port.loop
         known = self.loops.get(where)
         if known is not None:
             return known

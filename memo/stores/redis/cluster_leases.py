@@ -25,7 +25,7 @@ from memo.stores.redis.client import ACQUIRE, RELEASE, RENEW, Client
 from memo.stores.redis.exchange import BusyError, pack, packed
 
 if TYPE_CHECKING:
-    from memo.stores.redis.redis_tier import AskedRecord
+    from memo.stores.redis.lookups import RecordLookup
 
 LOOK_EVERY = 1.0
 """Seconds after which a waiting process checks the lease, in case its holder has died."""
@@ -64,7 +64,7 @@ class RedisLeases:
         return self._lease_prefix, self._bell_prefix
 
     async def acquire(
-        self, port: Port, name: str, holder: str, question: AskedRecord | None = None
+        self, port: Port, name: str, holder: str, question: RecordLookup | None = None
     ) -> tuple[str, float] | None:
         """Take a lease.
 

@@ -20,7 +20,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from memo.errors import TierError
-from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, located, packed
+from memo.stores.redis.breaker import Breaker
+from memo.stores.redis.exchange import Command, ErrorReply, Exchange, Stream, located
 
 COUNT = 64
 """Number of commands at which a batch is sent: enough to spread the cost of a packet, few enough
@@ -43,41 +44,43 @@ class Failure:
 
 
 class Batch:
-    """The commands of one exchange, and the callers that wait for their replies."""
+    """The commands of one exchange, and the callers that wait for their replies.
 
-    __slots__ = ("_places", "_waiting", "again", "size")
+    Attributes:
+        again: it is sent for the second time.
+        commands: each packed command, with its place among them.
+        size: their bytes.
+    """
+
+    __slots__ = ("_waiting", "again", "commands", "size")
 
     def __init__(self) -> None:
         self.again = False
+        self.commands: dict[bytes, int] = {}
         self.size = 0
-        self._places: dict[Command, int] = {}
         self._waiting: list[tuple[asyncio.Future[Any], list[int]]] = []
 
     def add(self, commands: Sequence[Command], future: asyncio.Future[Any]) -> None:
         """Add commands; the future gets their replies."""
-        places = self._places
+        places = self.commands
         wanted = []
-        for command in commands:
-            place = places.get(command)
+        for _, packed in commands:
+            place = places.get(packed)
             if place is None:
-                place = places[command] = len(places)
-                self.size += len(command[1])
+                place = places[packed] = len(places)
+                self.size += len(packed)
             wanted.append(place)
         self._waiting.append((future, wanted))
 
     @property
     def full(self) -> bool:
         """True if it should be sent now."""
-        return len(self._places) >= COUNT or self.size >= SIZE
-
-    def exchange(self, seconds: float) -> Exchange:
-        """Return the exchange that sends the whole batch."""
-        return Exchange(packed(self._places), len(self._places), seconds)
+        return len(self.commands) >= COUNT or self.size >= SIZE
 
     def hand_out(self, replies: list[Any], explain: Callable[[Exception], Failure]) -> bool:
         """Pass each caller its replies; True if none of them is an error."""
         failures: dict[str, Failure] = {}
-        for (_, command), reply in zip(self._places, replies, strict=True):
+        for command, reply in zip(self.commands, replies, strict=True):
             if type(reply) is ErrorReply and str(reply) not in failures:
                 failures[str(reply)] = explain(located(reply, command))
         for future, wanted in self._waiting:
@@ -101,17 +104,19 @@ class Home(Protocol):
     """The part of the client that the connections of a loop need.
 
     Attributes:
+        breaker: knows whether there was a fault.
         deadline: seconds that an exchange may take.
     """
 
+    breaker: Breaker
     deadline: float
 
     def explain(self, error: Exception) -> Failure:
         """Classify the error of an exchange; called once for each exchange that fails."""
         ...
 
-    def arrived(self) -> None:
-        """Record that an exchange succeeded."""
+    def recovered(self) -> None:
+        """An exchange went well, the first after a fault."""
         ...
 
     def renewed(self) -> None:
@@ -177,7 +182,7 @@ class Coalescer:
             self._send(self._stream, batch)
 
     def _send(self, stream: Stream, batch: Batch) -> None:
-        exchange = batch.exchange(self._home.deadline)
+        exchange = Exchange(tuple(batch.commands), len(batch.commands), self._home.deadline)
         stream.send(exchange, partial(self._landed, stream, batch, exchange))
 
     def _landed(
@@ -189,8 +194,9 @@ class Coalescer:
             except Exception as wrong:
                 error = wrong
             else:
-                if batch.hand_out(replies, self._home.explain):
-                    self._home.arrived()
+                home = self._home
+                if batch.hand_out(replies, home.explain) and not home.breaker.quiet:
+                    home.recovered()
                 return
         self._leave(stream)
         if isinstance(error, ConnectionError) and stream.proven and not batch.again:

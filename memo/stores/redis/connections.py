@@ -155,6 +155,8 @@ class _LoopSentinels(redis.asyncio.sentinel.Sentinel):
             return await super(_LoopSentinels, mine).discover_master(service_name)
 
 
+Ask = Callable[[Sequence[Command]], "asyncio.Future[Any]"]
+"""Gives the replies to come to commands: a list of them, or a `Failure`."""
 Route = Any
 """A key, which selects the server that has it, or a server itself."""
 
@@ -713,6 +715,9 @@ class Loop:
         address, options: see `Threads`.
         home: the client.
         ended: called when the loop has ended.
+
+    Attributes:
+        look_up: begins to look up commands that only read; None: `get_ready` first.
     """
 
     def __init__(
@@ -727,34 +732,26 @@ class Loop:
         self._openings = asyncio.Semaphore(OPENINGS)
         self._refreshing = asyncio.Lock()
         self._refreshed = -REFRESH
-        self._doubted = self.nodes.cluster is not None
         self._coalescers: dict[Any, Coalescer] = {}
         self._streams: dict[Stream, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper: AsyncGenerator[None, None] | None = None
-        self.alone = self.nodes.cluster is None
+        self.look_up: Ask | None = None
 
     # --- look-ups --------------------------------------------------------------------------------
 
-    @property
-    def ready(self) -> bool:
-        """True if `look_up` works.
-
-        The topology is known, and the loop will close the connections.
-        """
-        return self._keeper is not None and not self._doubted
-
     async def get_ready(self) -> None:
-        """Prepare the loop for `look_up`."""
+        """Let `look_up` be there: the loop will close the connections, the topology is known."""
         if self._keeper is None:
             await self._keep()
-        if self._doubted:
-            await self._within_time(self._learn())
+        if self.look_up is None:
+            if self.nodes.cluster is None:
+                self.look_up = self._coalescer(self.nodes.pool).ask
+            else:
+                await self._within_time(self._learn())
 
-    def look_up(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
-        """Return the future replies to commands that only read: a list of them, or a `Failure`."""
-        if self.alone:
-            return self._coalescer(self.nodes.pool).ask(commands)
+    def _look_up_at_each(self, commands: Sequence[Command]) -> asyncio.Future[Any]:
+        """Look up commands at the servers of a cluster that have their keys."""
         parts: dict[Any, list[int]] = {}
         for place, (key, _) in enumerate(commands):
             parts.setdefault(self.nodes.of(key), []).append(place)
@@ -895,10 +892,10 @@ class Loop:
     async def _learn(self) -> None:
         """Query the topology of a cluster if it is in doubt."""
         async with self._refreshing:
-            if self._doubted and self.loop.time() - self._refreshed > REFRESH:
+            if self.look_up is None and self.loop.time() - self._refreshed > REFRESH:
                 self._refreshed = self.loop.time()
                 await self.nodes.refresh()
-                self._doubted = False
+                self.look_up = self._look_up_at_each
 
     def doubt_soon(self) -> None:
         """After a fault, have the topology queried before the next exchange; from any thread."""
@@ -906,7 +903,8 @@ class Loop:
             self.loop.call_soon_threadsafe(self._doubt)
 
     def _doubt(self) -> None:
-        self._doubted = not self.alone
+        if self.nodes.cluster is not None:
+            self.look_up = None
         self.flush()
 
     async def _keep(self) -> None:
@@ -935,6 +933,7 @@ class Loop:
     def shut(self) -> None:
         """Close all connections, even those in use.  On the pool's own loop."""
         _live.discard(self)
+        self.look_up = None
         for coalescer in list(self._coalescers.values()):
             coalescer.close()
         self._coalescers.clear()
@@ -964,6 +963,7 @@ class Loop:
     def forget(self) -> None:
         """Drop the connections of a loop that ended without closing them."""
         _live.discard(self)
+        self.look_up = None
         for connection in self.nodes.connections():
             connection._reader = connection._writer = None
         self._coalescers.clear()

@@ -20,9 +20,10 @@ key                              content and lifetime
 ================================ =================================================================
 
 Braces in a key are the hash tag of a cluster: the entries of a function, and each group, are on one
-server.  A look-up is one round trip to each server concerned: plain commands for the record and for
-the groups that it is likely to name (`prefetch`).  Their order does not matter, since a state that
-does not match is a miss.  Nothing that Redis returns is trusted here; the caller checks the seal.
+server.  A look-up is one round trip to each server concerned: plain commands for the record and
+for the groups that it is likely to name (`lookups`).  Their order does not matter, since a
+state that does not match is a miss.  Nothing that Redis returns is trusted here; the caller checks
+the seal.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
 from memo.stores.payload_store import KEEP, PayloadStore
-from memo.stores.protocols import REDIS, Asked, Census, Found, Kept, Part, Source
+from memo.stores.protocols import REDIS, Census, Kept, Lookup, Source
 from memo.stores.redis.breaker import RATE
 from memo.stores.redis.client import BEGIN, LAST, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.exchange import Command, pack
-from memo.stores.redis.prefetch import BIG, Group, Prefetch, plain
+from memo.stores.redis.lookups import Lookups, RecordLookup
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 
@@ -101,6 +102,8 @@ class Redis:
         leases: see `cluster_leases`.
         client: the way to the server, with its breakers.
         listener: hears of changes of the generations, with `tracking`; else None.
+        lookup: see `memo.stores.protocols.Tier`.
+        get_ready, ask, question, ask_states: see `memo.stores.protocols.Prompt`.
         on_lost: see `memo.stores.protocols.Losable`.
         tomb: seconds that a group lives which an invalidation finds missing.
     """
@@ -139,7 +142,12 @@ class Redis:
         self._findings = self._prefix + b"c:"
         self.on_lost: Callable[[Port, Sequence[str]], Coroutine[Any, Any, bool]] | None = None
         self.tomb = TOMB
-        self._prefetch = Prefetch(self._group_key)
+        self._lookups = Lookups(self.client, namespace, self._prefix, self._group_key)
+        self.get_ready = self.client.get_ready
+        self.lookup = self._lookups.lookup
+        self.ask = self._lookups.ask
+        self.question = self._lookups.question
+        self.ask_states = self._lookups.ask_states
         self._kept = (self._groups, self._hosts, self._findings, self._live, *self.leases.prefixes)
         self._lives: dict[str, float] = {}
         self._made: set[str] = set()
@@ -169,59 +177,14 @@ class Redis:
         return self.client.outages
 
     @property
-    def interruptions(self) -> int:
-        """A count that stays the same as long as it is the same server and has not restarted."""
-        return self.client.interruptions
-
-    @property
     def read_only(self) -> bool:
         """True if it takes no writes now, so that a missing group cannot be created."""
         return self.client.writes.open
-
-    def _key(self, name: str) -> bytes:
-        """Return the key of an entry."""
-        return self._prefix + name.removeprefix(f"{self._namespace}:").encode()
 
     def _group_key(self, group: str) -> bytes:
         return b"%s%s}" % (self._groups, group.encode("utf-8", "surrogateescape"))
 
     # --- entries ---------------------------------------------------------------------------------
-
-    async def lookup(self, port: Port, name: str) -> Found | None:
-        """Return the record under a name and the states of its groups, in one round trip."""
-        look = AskedRecord(self.client, self._prefetch, name, self._key(name))
-        if look.expected.big:
-            return look.seen(await self.client.ask_each(port, look.commands))
-        return await self.client.look_up(port, look.commands, parse=look.seen)
-
-    async def get_ready(self, port: Port) -> None:
-        """See `memo.stores.protocols.Prompt.get_ready`."""
-        await self.client.get_ready(port)
-
-    def ask(self, port: Port, name: str, refs: Sequence[Ref] = ()) -> AskedRecord | None:
-        """As `lookup`, but a plain function; None if that needs a coroutine."""
-        look = AskedRecord(self.client, self._prefetch, name, self._key(name), refs)
-        if look.expected.big:
-            return None
-        look.answer = self.client.prompt(port, look.commands)
-        return None if look.answer is None else look
-
-    def question(self, name: str, refs: Sequence[Ref]) -> AskedRecord | None:
-        """As `ask`, not sent yet: `send` does that, or `RedisLeases.acquire`."""
-        look = AskedRecord(self.client, self._prefetch, name, self._key(name), refs)
-        return None if look.expected.big else look
-
-    def send(self, port: Port, asked: Asked) -> bool:
-        """Begin to ask a question; False where that takes a coroutine."""
-        assert isinstance(asked, AskedRecord)
-        asked.answer = self.client.prompt(port, asked.commands)
-        return asked.answer is not None
-
-    def ask_states(self, port: Port, refs: Sequence[Ref]) -> AskedStates | None:
-        """As `states`, but a plain function; None if that needs a coroutine."""
-        reading = _Reading(self._prefetch, refs)
-        answer = self.client.prompt(port, reading.commands) if reading.commands else None
-        return None if answer is None else AskedStates(answer, self.client, reading)
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """Return the payload with a digest, or None."""
@@ -267,7 +230,7 @@ class Redis:
         elif payload is not None and self.payload_store is not None:
             await port.offload(self.payload_store.store, payload)
             lifetime = min(lifetime, KEEP)
-        await self._set(port, self._key(name), [record], lifetime)
+        await self._set(port, self._lookups.key(name), [record], lifetime)
         await self._keep_groups(port, [(record, lifetime)])
 
     async def store_many(self, port: Port, records: Sequence[Kept]) -> None:
@@ -275,7 +238,7 @@ class Redis:
         lives = [self._retention if life is None else life for _, _, life in records]
         commands = []
         for (name, record, _), life in zip(records, lives, strict=True):
-            key = self._key(name)
+            key = self._lookups.key(name)
             head, tail = _set(key, len(record), b"PX", b"%d" % _milliseconds(life))
             commands.append((key, b"".join((head, record, tail))))
         for reply in await self.client.ask_each(port, commands, writes=True):
@@ -303,7 +266,7 @@ class Redis:
         life = b"%d" % _milliseconds(self._retention)
         if entry.buffers:
             await self._extend(port, self._payload_name(seal.payload_digest(entry.buffers)), life)
-        key = self._key(name)
+        key = self._lookups.key(name)
         await self.client.ask(port, pack(b"PEXPIRE", key, life), parse=int, key=key, writes=True)
         await self._keep_groups(port, [(entry.record, self._retention)])
 
@@ -406,7 +369,7 @@ class Redis:
         Raises:
             TierError: Redis did not answer.
         """
-        keys = [self._key(name) for name in names]
+        keys = [self._lookups.key(name) for name in names]
         found = await self.client.ask_each(port, [(key, pack(b"EXISTS", key)) for key in keys])
         return [bool(one) for one in found]
 
@@ -425,7 +388,7 @@ class Redis:
         Raises:
             TierError: Redis did not say.
         """
-        start = self._key(prefix)
+        start = self._lookups.key(prefix)
         start = start if start != self._prefix else start + b"{"
         pattern = _GLOB.sub(r"\\\1", start.decode()).encode() + b"*"
         found: list[tuple[str, bytes]] = []
@@ -449,7 +412,7 @@ class Redis:
 
     async def drop(self, port: Port, name: str) -> bool:
         """Drop a name; True if it was stored."""
-        key = self._key(name)
+        key = self._lookups.key(name)
         return bool(
             await self.client.ask(port, pack(b"UNLINK", key), parse=int, key=key, writes=True)
         )
@@ -463,10 +426,10 @@ class Redis:
         """
         kept: tuple[bytes, ...] = self._kept
         uncounted = self._payloads, self._groups
-        if self._groups.startswith(self._key(prefix)):
+        if self._groups.startswith(self._lookups.key(prefix)):
             kept = (self._group_key("n"), *(start for start in kept if start != self._groups))
             self._lives.clear()
-        pattern = _GLOB.sub(r"\\\1", self._key(prefix).decode()).encode() + b"*"
+        pattern = _GLOB.sub(r"\\\1", self._lookups.key(prefix).decode()).encode() + b"*"
         dropped = 0
         for node in await self.client.nodes(port):
             cursor = None
@@ -478,7 +441,7 @@ class Redis:
                         port, [(name, pack(b"UNLINK", name)) for name in names], writes=True
                     )
                     dropped += sum(not name.startswith(uncounted) for name in names)
-        if self.payload_store is not None and self._payloads.startswith(self._key(prefix)):
+        if self.payload_store is not None and self._payloads.startswith(self._lookups.key(prefix)):
             await port.offload(self.payload_store.clear)
         return dropped
 
@@ -489,9 +452,9 @@ class Redis:
 
     async def states(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """Read each ref: one round trip, two if parts were invalidated lately."""
-        states = await self._read(port, refs)
+        states = await self._lookups.read(port, refs)
         if LOST in states and await self._given_back(port, refs, states):
-            states = await self._read(port, refs)
+            states = await self._lookups.read(port, refs)
         return states
 
     async def _given_back(self, port: Port, refs: Sequence[Ref], states: Sequence[State]) -> bool:
@@ -501,16 +464,6 @@ class Redis:
         pairs = zip(refs, states, strict=True)
         missing = dict.fromkeys(ref.group for ref, state in pairs if state == LOST)
         return await self.on_lost(port, list(missing))
-
-    async def _read(self, port: Port, refs: Sequence[Ref]) -> list[State]:
-        for _ in range(4):
-            reading = _Reading(self._prefetch, refs)
-            if not reading.commands:
-                return []
-            states = await self.client.look_up(port, reading.commands, parse=reading.states)
-            if states is not None:
-                return list(states)
-        raise TierError("the generations in Redis change faster than they can be read")
 
     async def begin(self, port: Port, refs: Sequence[Ref]) -> list[State]:
         """As `states`, but create missing groups, and let every group live for at least a `DAY`.
@@ -534,11 +487,11 @@ class Redis:
             raise
         return await self.states(port, refs)
 
-    def begun(self, asked: Asked) -> list[State] | None:
+    def begun(self, lookup: Lookup) -> list[State] | None:
         """See `memo.stores.protocols.Prompt.begun`."""
-        assert isinstance(asked, AskedRecord)
-        states = asked.states()
-        return None if states is None or self._missing(asked.refs, states) else list(states)
+        assert isinstance(lookup, RecordLookup)
+        states = lookup.states()
+        return None if states is None or self._missing(lookup.refs, states) else list(states)
 
     def _missing(self, refs: Sequence[Ref], states: Sequence[State]) -> set[str]:
         """Return the groups that `begin` creates, or whose life it extends."""
@@ -772,7 +725,7 @@ class Redis:
         """
         name, group = f"{self._namespace}:{{memo doctor}}:probe", "f:memo doctor"
         tried: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
-            "write": lambda: self._set(port, self._key(name), [b"probe"], SLACK),
+            "write": lambda: self._set(port, self._lookups.key(name), [b"probe"], SLACK),
             "read": lambda: self.lookup(port, name),
             "script": lambda: self.client.runs_scripts(port),
             "lease": lambda: self._tries_lease(port, name),
@@ -829,110 +782,6 @@ class Redis:
         if self.payload_store is not None:
             self.payload_store.close()
         self.leases.close()
-
-
-class AskedRecord(Asked):
-    """A look-up of a record and of the groups that it is likely to name.
-
-    Attributes:
-        commands: the commands that it sends.
-        expected: see `Expected`.
-        refs: refs to read with it; without any, the expected groups are read.
-    """
-
-    __slots__ = ("_client", "_groups", "_parts", "_reading", "commands", "expected", "refs")
-
-    def __init__(
-        self,
-        client: Client,
-        prefetch: Prefetch,
-        name: str,
-        key: bytes,
-        refs: Sequence[Ref] = (),
-    ) -> None:
-        self._client = client
-        self.name = name
-        self.refs = refs
-        self.expected = expected = prefetch.expected(name)
-        self._parts: tuple[Part, ...] | None = expected.parts.get(name) if expected.parts else None
-        if refs:
-            self._parts = tuple(refs)
-        get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
-        if self._parts is None:
-            self._groups = expected.groups
-            self.commands = (get, *expected.commands)
-        else:
-            self._reading = _Reading(prefetch, [Ref(*part) for part in self._parts])
-            self.commands = (get, *self._reading.commands)
-
-    def found(self) -> Found | None:
-        """See `Asked`."""
-        return self._client.parsed(self.seen, self.answer)
-
-    def states(self) -> tuple[State, ...] | None:
-        """Return the states of `refs`; None if they take more fields than were read."""
-        return self._client.parsed(self._along, self.answer)
-
-    def _along(self, replies: list[Any]) -> tuple[State, ...] | None:
-        return self._reading.states(replies[1:])
-
-    def seen(self, replies: list[Any]) -> Found | None:
-        """Return the record among the replies, with the reader of the groups among them."""
-        record = replies[0]
-        if record is None:
-            return None
-        self.expected.big = len(_bytes(record)) > BIG
-        return Found(record, read=partial(self._read, replies[1:]))
-
-    def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
-        if self._parts is None:
-            return self.expected.states(self.name, self._groups, replies, parts)
-        if self._parts != tuple(map(plain, parts)):
-            self.expected.parts.pop(self.name, None)
-            return None
-        return self._reading.states(replies)
-
-
-class AskedStates(Asked):
-    """A query of the groups that refs name."""
-
-    __slots__ = ("_client", "_reading")
-
-    def __init__(self, answer: Any, client: Client, reading: _Reading) -> None:
-        super().__init__(answer)
-        self._client = client
-        self._reading = reading
-
-    def found(self) -> tuple[State, ...] | None:
-        """See `Asked`."""
-        return self._client.parsed(self._reading.states, self.answer)
-
-
-class _Reading:
-    """The commands that read some refs, and the parser of their replies."""
-
-    __slots__ = ("_parts", "commands")
-
-    def __init__(self, prefetch: Prefetch, refs: Sequence[Ref]) -> None:
-        places: dict[Command, int] = {}
-        parts: list[tuple[Ref, Group, tuple[str, ...], int]] = []
-        for ref in refs:
-            group = prefetch.group(ref.group)
-            names = group.covering(ref.arguments) if group.shapes else ()
-            command = group.read(names)
-            parts.append((ref, group, names, places.setdefault(command, len(places))))
-        self.commands = tuple(places)
-        self._parts = parts
-
-    def states(self, replies: list[Any]) -> tuple[State, ...] | None:
-        """Return the states of the refs; None if they take more fields than were read."""
-        found = []
-        for ref, group, names, place in self._parts:
-            state = group.state(ref.group, ref.arguments, replies[place], names)
-            if state is None:
-                return None
-            found.append(state)
-        return tuple(found)
 
 
 def _set(name: bytes, size: int, *words: bytes) -> tuple[bytes, bytes]:

@@ -1,0 +1,394 @@
+"""Look-ups in Redis: a record is read together with the groups that it is likely to name.
+
+Entries of one function mostly name the same groups.  Rules of this module:
+
+1.  Groups are learned from entries with a valid seal.  The state of a group that was not read is
+    never guessed: its reader asks again, and the next look-up reads the group at once.
+2.  If parts of a group were invalidated (it has *shapes*), the fields that cover a call follow from
+    its arguments and the shapes.  The shapes seen last are assumed; if they have changed, the
+    reader asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from memo.errors import TierError
+from memo.records.stamp_types import LOST, Ref, State
+from memo.runtime.port import Port
+from memo.stores.protocols import Found, Part
+from memo.stores.redis.exchange import Command, pack
+from memo.validity import stamps
+from memo.validity.stamps import ALL, LAST, SHAPES
+
+if TYPE_CHECKING:
+    from memo.stores.redis.client import Client
+
+V = TypeVar("V")
+READS = 4
+"""Attempts to read generations that change meanwhile."""
+GROUPS = 16
+"""Most groups that are read with a record."""
+KNOWN = 4096
+"""Most functions, and groups, that are remembered."""
+BIG = 64 * 1024
+"""Records of a function of at least this many bytes are read without groups."""
+_BASE = (ALL, LAST, SHAPES)
+
+
+class Group:
+    """A group of generations in Redis.
+
+    Args:
+        key: its key in Redis.
+
+    Attributes:
+        command: reads its `*`, `!` and `?`.
+        latest: the last such reply without shapes, and the state that any part of the group then
+            has.
+        shapes: the shapes that were seen last; `""` if none.
+    """
+
+    __slots__ = ("command", "key", "latest", "shapes")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.command = key, pack(b"HMGET", key, *map(str.encode, _BASE))
+        self.latest: tuple[object, State] = None, LOST
+        self.shapes = ""
+
+    def covering(self, arguments: tuple[tuple[str, str], ...] | None) -> tuple[str, ...]:
+        """Return the fields that cover a call, by the shapes that were seen last."""
+        if not self.shapes or arguments is None:
+            return ()
+        return tuple(stamps.covering(arguments, self.shapes.split("|")))
+
+    def read(self, names: Sequence[str]) -> Command:
+        """Return the command that reads the base of the group and some more fields."""
+        if not names:
+            return self.command
+        words = (name.encode("utf-8", "surrogateescape") for name in (*_BASE, *names))
+        return self.key, pack(b"HMGET", self.key, *words)
+
+    def state(
+        self,
+        name: str,
+        arguments: tuple[tuple[str, str], ...] | None,
+        reply: object,
+        names: Sequence[str] = (),
+    ) -> State | None:
+        """Return the state of a part of the group, from a reply; None if that takes more fields.
+
+        Args:
+            name: name of the group.
+            arguments: arguments of the call.
+            reply: the reply to `read(names)`.  A value of another type counts as a group without
+                fields.
+            names: the fields that were read after the base.
+        """
+        latest, known = self.latest
+        if latest == reply and arguments is not None:
+            return known
+        fields = {}
+        if isinstance(reply, list) and len(reply) == len(_BASE) + len(names):
+            pairs = zip((*_BASE, *names), reply, strict=True)
+            fields = {
+                k: v.decode("utf-8", "surrogateescape") for k, v in pairs if isinstance(v, bytes)
+            }
+        self.shapes = fields.get(SHAPES, "")
+        if self.shapes and not set(self.covering(arguments)) <= set(names):
+            return None
+        state = stamps.read(Ref(name, arguments), fields)
+        if arguments is not None and not self.shapes:
+            self.latest = reply, state
+        return state
+
+
+class Expected:
+    """The groups that the entries of one function are expected to name.
+
+    Attributes:
+        groups: name -> group, in the order in which they are read.
+        commands: the command that reads each group.
+        parts: entry -> the parts of groups that it names, if more than the groups must be read.
+        known: all groups.
+        big: the latest record was big.
+    """
+
+    __slots__ = ("big", "commands", "groups", "known", "parts")
+
+    def __init__(self, known: _Known[Group]) -> None:
+        self.known = known
+        self.groups: dict[str, tuple[int, Group]] = {}
+        self.commands: tuple[Command, ...] = ()
+        self.parts: dict[str, tuple[Part, ...]] = {}
+        self.big = False
+
+    def learn(self, parts: Sequence[Part]) -> None:
+        """Read the groups of an entry too, from now on."""
+        wanted = dict.fromkeys(name for name, _ in parts)
+        both = dict.fromkeys((*self.groups, *wanted))
+        chosen = both if len(both) <= GROUPS else wanted
+        if len(chosen) > GROUPS:
+            return
+        groups = [(name, self.known[name]) for name in chosen]
+        self.groups = {name: (place, group) for place, (name, group) in enumerate(groups)}
+        self.commands = tuple(group.command for _, group in groups)
+
+    def states(
+        self,
+        entry: str,
+        groups: dict[str, tuple[int, Group]],
+        replies: Sequence[object],
+        parts: Sequence[Part],
+    ) -> tuple[State, ...] | None:
+        """Return the states of parts of groups, from replies; None if that takes more fields.
+
+        In that case the next look-up of the entry reads them.
+        It never raises, whatever a server has replied.
+        """
+        found = []
+        for name, arguments in parts:
+            known = groups.get(name)
+            if known is None:
+                self.learn(parts)
+                if name not in self.groups:
+                    self._remember(entry, parts)
+                return None
+            place, group = known
+            state = group.state(name, arguments, replies[place])
+            if state is None:
+                self._remember(entry, parts)
+                return None
+            found.append(state)
+        return tuple(found)
+
+    def _remember(self, entry: str, parts: Sequence[Part]) -> None:
+        if len(self.parts) >= KNOWN:
+            self.parts.clear()
+        self.parts[entry] = tuple(map(plain, parts))
+
+
+def plain(part: Part) -> Part:
+    """Return a part of a group in a comparable form, whatever its source."""
+    name, arguments = part
+    return name, None if arguments is None else tuple(map(tuple, arguments))
+
+
+class Lookups:
+    """Look-ups of records and groups in one Redis, and what is known of its functions and groups.
+
+    Args:
+        client: asks it.
+        namespace: in front of all names.
+        prefix: in front of all keys.
+        group_key: gives the key of a group.
+    """
+
+    def __init__(
+        self, client: Client, namespace: str, prefix: bytes, group_key: Callable[[str], bytes]
+    ) -> None:
+        self._client = client
+        self._namespace = f"{namespace}:"
+        self._prefix = prefix
+        self._groups = _Known(lambda name: Group(group_key(name)))
+        self._functions = _Known(lambda _: Expected(self._groups))
+
+    def key(self, name: str) -> bytes:
+        """Return the key of an entry."""
+        return self._prefix + name.removeprefix(self._namespace).encode()
+
+    async def lookup(self, port: Port, name: str) -> Found | None:
+        """Return the record under a name and the states of its groups, in one round trip."""
+        look = RecordLookup(self._client, self._functions, name, self.key(name))
+        if look.expected.big:
+            return look.seen(await self._client.ask_each(port, look.commands))
+        return await self._client.look_up(port, look.commands, parse=look.seen)
+
+    def ask(self, port: Port, name: str) -> RecordLookup | None:
+        """As `lookup`, but a plain function; None if that needs a coroutine."""
+        look = RecordLookup(self._client, self._functions, name, self.key(name))
+        if look.expected.big:
+            return None
+        look.answer = self._client.prompt(port, look.commands)
+        return None if look.answer is None else look
+
+    def question(self, name: str, refs: Sequence[Ref] = ()) -> RecordLookup | None:
+        """As `ask`, not sent yet: `RecordLookup.send` does that, or `RedisLeases.acquire`."""
+        look = RecordLookup(self._client, self._functions, name, self.key(name), refs)
+        return None if look.expected.big else look
+
+    def ask_states(self, port: Port, refs: Sequence[Ref]) -> StatesLookup | None:
+        """As `read`, by a plain function; None where that takes a coroutine."""
+        look = StatesLookup(self._client, Reading(self._groups, refs))
+        return look if look.send(port) else None
+
+    async def read(self, port: Port, refs: Sequence[Ref]) -> list[State]:
+        """Read refs: one round trip, one more where parts were invalidated lately.
+
+        Raises:
+            TierError: they cannot be read.
+        """
+        for _ in range(READS):
+            reading = Reading(self._groups, refs)
+            if not reading.commands:
+                return []
+            states = await self._client.look_up(port, reading.commands, parse=reading.states)
+            if states is not None:
+                return list(states)
+        raise TierError("the generations in Redis change faster than they can be read")
+
+
+class RecordLookup:
+    """A look-up of a record and of the groups that it is likely to name.
+
+    Args:
+        client: asks Redis.
+        functions: what is known of them.
+        name, key: of the entry.
+        refs: those that are read along; none: what the record is likely to name is.
+
+    Attributes:
+        answer: see `memo.stores.protocols.Lookup`.
+        commands: what it sends.
+        expected: of the entry's function.
+    """
+
+    __slots__ = (
+        "_client",
+        "_groups",
+        "_name",
+        "_parts",
+        "_reading",
+        "answer",
+        "commands",
+        "expected",
+        "refs",
+    )
+
+    def __init__(
+        self,
+        client: Client,
+        functions: _Known[Expected],
+        name: str,
+        key: bytes,
+        refs: Sequence[Ref] = (),
+    ) -> None:
+        self._client = client
+        self._name = name
+        self.expected = expected = functions[name.rpartition(":")[0]]
+        self.refs = refs
+        self.answer: Any = None
+        self._parts = tuple(refs) or (expected.parts.get(name) if expected.parts else None)
+        get = key, b"*2\r\n$3\r\nGET\r\n$%d\r\n%s\r\n" % (len(key), key)
+        if self._parts is None:
+            self._groups = expected.groups
+            self.commands = (get, *expected.commands)
+        else:
+            self._reading = Reading(expected.known, [Ref(*part) for part in self._parts])
+            self.commands = (get, *self._reading.commands)
+
+    def send(self, port: Port) -> bool:
+        """See `memo.stores.protocols.Lookup`."""
+        self.answer = self._client.prompt(port, self.commands)
+        return self.answer is not None
+
+    def found(self) -> Found | None:
+        """See `memo.stores.protocols.Lookup`."""
+        return self._client.parsed(self.seen, self.answer)
+
+    def states(self) -> tuple[State, ...] | None:
+        """Return the states of `refs`; None if they take more fields than were read."""
+        return self._client.parsed(self._along, self.answer)
+
+    def _along(self, replies: list[Any]) -> tuple[State, ...] | None:
+        return self._reading.states(replies[1:])
+
+    def seen(self, replies: list[Any]) -> Found | None:
+        """Return the record among the replies, with the reader of the groups among them."""
+        record, *others = replies
+        if record is None:
+            return None
+        if not isinstance(record, bytes):
+            raise TypeError("not bytes")
+        expected = self.expected
+        expected.big = len(record) > BIG
+        if self._parts is None:
+            return Found(record, read=partial(expected.states, self._name, self._groups, others))
+        return Found(record, read=partial(self._read, others))
+
+    def _read(self, replies: list[Any], parts: Sequence[Part]) -> tuple[State, ...] | None:
+        if self._parts != tuple(map(plain, parts)):
+            self.expected.parts.pop(self._name, None)
+            return None
+        return self._reading.states(replies)
+
+
+class StatesLookup:
+    """A look-up of the groups that refs name.
+
+    Attributes:
+        answer: see `memo.stores.protocols.Lookup`.
+    """
+
+    __slots__ = ("_client", "_reading", "answer")
+
+    def __init__(self, client: Client, reading: Reading) -> None:
+        self._client = client
+        self._reading = reading
+        self.answer: Any = None
+
+    def send(self, port: Port) -> bool:
+        """See `memo.stores.protocols.Lookup`."""
+        if self._reading.commands:
+            self.answer = self._client.prompt(port, self._reading.commands)
+        return self.answer is not None
+
+    def found(self) -> tuple[State, ...] | None:
+        """See `memo.stores.protocols.Lookup`."""
+        return self._client.parsed(self._reading.states, self.answer)
+
+
+class Reading:
+    """The commands that read some refs, and the parser of their replies."""
+
+    __slots__ = ("_parts", "commands")
+
+    def __init__(self, groups: _Known[Group], refs: Sequence[Ref]) -> None:
+        places: dict[Command, int] = {}
+        parts: list[tuple[Ref, Group, tuple[str, ...], int]] = []
+        for ref in refs:
+            group = groups[ref.group]
+            names = group.covering(ref.arguments) if group.shapes else ()
+            command = group.read(names)
+            parts.append((ref, group, names, places.setdefault(command, len(places))))
+        self.commands = tuple(places)
+        self._parts = parts
+
+    def states(self, replies: list[Any]) -> tuple[State, ...] | None:
+        """Return the states of the refs; None if they take more fields than were read."""
+        found = []
+        for ref, group, names, place in self._parts:
+            state = group.state(ref.group, ref.arguments, replies[place], names)
+            if state is None:
+                return None
+            found.append(state)
+        return tuple(found)
+
+
+class _Known(dict[str, V]):
+    """Functions or groups by name, made when first asked for; of too many, the oldest go.
+
+    Args:
+        make: makes one.
+    """
+
+    def __init__(self, make: Callable[[str], V]) -> None:
+        self._make = make
+
+    def __missing__(self, name: str) -> V:
+        while len(self) >= KNOWN:
+            self.pop(next(iter(self), ""), None)
+        return self.setdefault(name, self._make(name))
