@@ -55,7 +55,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import DISABLED
 from memo.settings import configuration, durations, modes, options
 from memo.settings.modes import Mode
-from memo.stores.authorities import Asked
+from memo.stores.protocols import Asked
 from memo.validity.stamps import Turn
 
 P = ParamSpec("P")

@@ -55,9 +55,8 @@ from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import EXPIRED, SOURCE_UNREACHABLE, UNREACHABLE
 from memo.settings.live_values import live
-from memo.stores.authorities import Asked
 from memo.stores.chain import Answer, Chain
-from memo.stores.protocols import MEMORY, REDIS
+from memo.stores.protocols import MEMORY, REDIS, Asked
 from memo.validity.check import FRESH, MISS, STALE, Verdict, expiry, judge
 
 WAITED_AT_LEAST = 0.001

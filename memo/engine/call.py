@@ -27,7 +27,7 @@ from memo.runtime.port import Port
 from memo.runtime.reasons import SOURCE_UNREACHABLE
 from memo.settings.live_values import live
 from memo.settings.options import Policy
-from memo.stores.authorities import Asked
+from memo.stores.protocols import Asked
 from memo.validity.check import MISS, Verdict, judge
 from memo.validity.dependencies import Dependencies
 

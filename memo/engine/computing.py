@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from binascii import b2a_base64
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
@@ -441,14 +441,18 @@ async def late_stamps(
     return tuple(map(Generation, refs, states))
 
 
-async def invoke(port: Port, job: Job, *, silent: bool = False) -> Outcome:
+def invoke(port: Port, job: Job, *, silent: bool = False) -> Coroutine[Any, Any, Outcome]:
     """Call the user's function; its exceptions become an outcome, an interrupt is raised.
 
     Args:
         silent: record output for `replay` without showing it.
     """
-    if not job.function.replay:
-        return await _called(port, job)
+    if job.function.replay:
+        return _recorded(port, job, silent=silent)
+    return _called(port, job)  # awaited by the caller: a frame less, so recursion can go deeper
+
+
+async def _recorded(port: Port, job: Job, *, silent: bool) -> Outcome:
     with replay.recording(silent=silent) as recorder:
         outcome = await _called(port, job)
     if outcome.error is not None or (not port.native and same_types.only_once(outcome.value)):

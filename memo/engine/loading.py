@@ -14,9 +14,8 @@ from memo.runtime import events
 from memo.runtime.clock import SECOND
 from memo.runtime.port import Port
 from memo.runtime.reasons import PAYLOAD_MISSING, UNREADABLE
-from memo.stores.authorities import Asked
 from memo.stores.chain import Answer
-from memo.stores.protocols import Source, Vouching
+from memo.stores.protocols import Asked, Source, Vouching
 from memo.validity.check import MISS, Verdict
 
 BIG = 1 << 20

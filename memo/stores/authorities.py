@@ -40,7 +40,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
-from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
@@ -48,11 +47,11 @@ from memo.runtime.port import Port, patient
 from memo.stores.protocols import (
     REDIS,
     Adopting,
+    Asked,
     Census,
     Generations,
     Host,
     Journal,
-    Lookup,
     Losable,
     Prompt,
     Tier,
@@ -91,28 +90,6 @@ _WHY = json.dumps({"reason": "Redis lost its data"})
 
 class UnknownDebtError(TierUnavailable):
     """This host cannot read whether a shared tier has missed an invalidation."""
-
-
-class Asked(NamedTuple):
-    """A question to the shared authority that is under way.
-
-    Attributes:
-        chain: has asked.
-        port: over which it was asked.
-        name: what was looked up.
-        lookup: the tier's part of it.
-        entry: the entry whose states were asked for; None: a record was.
-        since: `Flights.landed` when it was asked.
-        before: what this host read of the refs that are read along; None: there is no host.
-    """
-
-    chain: object
-    port: Port
-    name: str
-    lookup: Lookup
-    entry: Entry | None = None
-    since: int = 0
-    before: Sequence[State] | None = None
 
 
 class Authorities:

@@ -40,10 +40,11 @@ from memo.runtime.reasons import (
     UNREACHABLE,
 )
 from memo.settings.secret_keys import Secret
-from memo.stores.authorities import Asked, Authorities, is_for_any, receivers
+from memo.stores.authorities import Authorities, is_for_any, receivers
 from memo.stores.protocols import (
     MEMORY,
     Adopting,
+    Asked,
     ChecksRecords,
     CountsReads,
     Found,

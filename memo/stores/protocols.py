@@ -137,23 +137,45 @@ class Lookup(Protocol):
     """A look-up in a tier.
 
     Attributes:
-        answer: what `Port.settle` makes the tier's answer of; its settler puts it back.  None: it
-            was not sent.
+        answer: what `Port.settle` turns into the tier's answer; the caller of `settle` puts it
+            back.  None if the query was not sent.
     """
 
     answer: Any
 
     def send(self, port: Port) -> bool:
-        """Begin to ask the tier; False where that takes a coroutine."""
+        """Begin to ask the tier, by a plain function; False if that needs a coroutine."""
         ...
 
     def found(self) -> Any:
         """Return the answer, once it is settled.
 
         Raises:
-            TierError: the tier did not do its work.
+            TierError: the tier failed.
         """
         ...
+
+
+class Asked(NamedTuple):
+    """A query to the shared tier that is under way.
+
+    Attributes:
+        chain: the chain that asked.
+        port: the port over which it was asked.
+        name: the name that is looked up.
+        lookup: the tier's part of the query.
+        entry: the entry whose states are queried; None if a record is.
+        since: `Flights.landed` when it was asked.
+        before: this host's states of the refs that are read with it; None if there is no host.
+    """
+
+    chain: object
+    port: Port
+    name: str
+    lookup: Lookup
+    entry: Entry | None = None
+    since: int = 0
+    before: Sequence[State] | None = None
 
 
 @runtime_checkable
@@ -183,7 +205,7 @@ class Prompt(Protocol):
         """Return the states of refs read with a query; None: `Generations.begin` has to read them.
 
         Raises:
-            TierError: the tier did not do its work.
+            TierError: the tier failed.
         """
         ...
 

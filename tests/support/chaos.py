@@ -67,6 +67,11 @@ class Listener:
                 # Its handler closes it then; what is shut for sending has said its end already.
                 client.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
 
+    @property
+    def connected(self) -> int:
+        """How many connections are open; those that were cut are until their handlers end."""
+        return len(self._open)
+
     def close(self) -> None:
         self._over.set()
         self._sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -30,3 +31,14 @@ class Ui:
         headers = {"X-Memo-Token": self.token, **headers}
         url = f"{self.base}/do"
         return httpx.post(url, json=message, headers=headers, timeout=30, trust_env=False)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C until it ends: Python drops one that comes while it frees an object."""
+        for _ in range(10):
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+        raise AssertionError("Ctrl-C does not end it")

@@ -32,9 +32,8 @@ from memo.runtime.blocking import at_exit
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, patient
 from memo.settings.options import Policy
-from memo.stores.authorities import Asked
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE, Leases, Leasing, Lock
+from memo.stores.protocols import LEASE, Asked, Leases, Leasing, Lock
 from memo.stores.transfers import Upload
 
 LOOK_AGAIN = 0.5

@@ -65,8 +65,8 @@ from memo.keys.call_keys import Call, Keyer
 from memo.runtime import events, reasons
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, together
-from memo.stores.authorities import Asked
 from memo.stores.chain import Answer
+from memo.stores.protocols import Asked
 from memo.validity.check import MISS, Verdict
 
 _PLAIN = (list, tuple, set, frozenset)

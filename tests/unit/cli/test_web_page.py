@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,9 +19,7 @@ from memo.cli.commands import main
 def ui() -> Iterator[Ui]:
     made = Ui()
     yield made
-    made.process.send_signal(signal.SIGINT)
-    assert made.process.stdout is not None
-    made.process.communicate(timeout=20)
+    made.interrupt()
 
 
 def test_it_listens_on_loopback_alone(ui: Ui) -> None:

@@ -31,7 +31,7 @@ from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.blocking import BLOCKING, drive
 from memo.runtime.port import Port
 from memo.settings.redis_urls import parse
-from memo.stores.authorities import Asked
+from memo.stores.protocols import Asked
 from memo.stores.redis import exchange
 from memo.stores.redis.breaker import CLOSED, GARBLED
 from memo.stores.redis.client import Client
@@ -372,6 +372,7 @@ def test_connections_of_threads_that_died_are_replaced(
     for thread in threads:
         thread.join()
     proxy.cut_all(reset=True)
+    assert wait_for(lambda: not proxy.connected)
     for _ in threads:
         assert look().record == stored[name(0)]
     assert tier.outages == 0
