@@ -271,7 +271,8 @@ class Authorities:
                 self._went_well(begun)
             except TierError as error:
                 how = await self._undelivered(port, self.shared, row, error)
-                if row is None:
+                if row is None or self.shared.where == self.shared.name:
+                    # Nothing tells this store from others of its name, which may take the row.
                     self._owed.append((turns, note))
                 outcome[self.shared.name] = how
                 row = None

@@ -94,7 +94,8 @@ class Adapted:
         _check(provider)
         self.provider = provider
         self.name = type(provider).__name__
-        self.where = f"{self.name}@{getattr(provider, 'where', id(provider))}"
+        where = getattr(provider, "where", None)
+        self.where = self.name if where is None else f"{self.name}@{where}"
         self.generations = AdaptedGenerations(self)
         self._secrets: tuple[Secret, ...] = ()
 

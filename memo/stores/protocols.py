@@ -54,6 +54,8 @@ class CacheProtocol(Protocol):
                 self.store.clear()
 
     It may forget anything at any time, and may ignore `ttl`: an entry carries its own times.
+    An invalidation that it missed is replayed to the next store of the same class; if there are
+    several on a host, an attribute `where` (a text) that differs tells them apart.
     """
 
     async def get(self, key: str) -> bytes | None:

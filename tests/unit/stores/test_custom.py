@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from providers import InADictAtOnce
+from ports import run
+from providers import InADict, InADictAtOnce
 from redis_server import RedisServer
 from styles import STYLES, Style
 
@@ -15,6 +17,36 @@ import memo
 from memo.testing import recording
 
 styles = pytest.mark.parametrize("style", STYLES, ids=str)
+IN_FILES = """
+import hashlib, os, sys
+from pathlib import Path
+import memo
+
+class InFiles:
+    def __init__(self, place, down=False):
+        self.place, self.down = Path(place), down
+        self.place.mkdir(exist_ok=True)
+    def file(self, key):
+        if self.down:
+            raise OSError("down")
+        return self.place / hashlib.sha256(key.encode()).hexdigest()
+    async def get(self, key):
+        path = self.file(key)
+        return path.read_bytes() if path.exists() else None
+    async def set(self, key, value, ttl=None):
+        self.file(key).write_bytes(value)
+    async def delete(self, key):
+        self.file(key).unlink(missing_ok=True)
+    async def clear(self):
+        pass
+
+def loaded(place, down=False):
+    @memo.cache(ttl=600, provider=InFiles(place, down), name="stored:load", version="1")
+    def load(x):
+        return os.getpid()
+    return load
+"""
+"""A store that processes share; `loaded` makes a function that is cached there."""
 RESULTS = {"small": 5, "with a payload": np.arange(100_000)}
 
 
@@ -119,3 +151,47 @@ def test_redis_keeps_the_groups_of_long_stamps(redis_server: RedisServer) -> Non
         assert whole() == sum(range(60))
     client = redis_server.client()
     assert min(client.ttl(key) for key in client.keys("memo:2:g:{f:*")) > 29 * 86400
+
+
+def test_what_a_store_missed_is_replayed_by_the_next_process(tmp_path: Path) -> None:
+    """An invalidation that could not reach the store holds in a process that begins later."""
+    call = f"{IN_FILES}print(loaded({str(tmp_path / 'store')!r})(1))"
+    before = run(call)
+    assert run(call) == before
+    run(f"{IN_FILES}loaded({str(tmp_path / 'store')!r}, down=True).invalidate()")
+    after = run(call)
+    assert after != before
+    assert run(call) == after
+
+
+def test_each_store_of_a_class_gets_what_it_missed() -> None:
+    """Of two stores of a class in a process, each gets the invalidations that it missed."""
+
+    class Stubborn(InADict):
+        down = False
+
+        async def set(self, key: str, value: bytes, ttl: float | None = None) -> None:
+            if self.down:
+                raise OSError("down")
+            await super().set(key, value, ttl)
+
+    stores = Stubborn(), Stubborn()
+    ran: list[str] = []
+
+    @memo.cache(ttl=60, provider=stores[0], name="first")
+    def first(x: int) -> int:
+        ran.append("first")
+        return x
+
+    @memo.cache(ttl=60, provider=stores[1], name="second")
+    def second(x: int) -> int:
+        ran.append("second")
+        return x
+
+    first(1), second(1)
+    stores[0].down = True
+    first.invalidate()
+    assert second(1) == 1  # it takes the row of the journal
+    stores[0].down = False
+    assert first(1) == 1
+    assert ran == ["first", "second", "first"]
