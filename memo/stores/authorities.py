@@ -114,6 +114,7 @@ class Authorities:
         )
         shared = self.shared
         self.listener = shared.listener if isinstance(shared, Tracked) else None
+        self._prompt = shared if isinstance(shared, Prompt) else None
         self._adopting = [tier for tier in tiers if isinstance(tier, Adopting)]
         self.host: Host | None = None
         self.reseeding: Reseeding | None = None
@@ -191,10 +192,10 @@ class Authorities:
             return None
 
     def _begun(self, asked: Asked) -> list[State] | None:
-        if self.interrupted() or not isinstance(self.shared, Prompt):
+        if self._prompt is None or self.interrupted():
             return None
         try:
-            return self.shared.begun(asked.lookup)
+            return self._prompt.begun(asked.lookup)
         except TierError:  # `begin` meets the same error, and reports it
             return None
 
@@ -211,12 +212,15 @@ class Authorities:
             TierUnavailable: none can.
         """
         for authority in self._each():
+            shared = self.shared
+            if shared is not None and authority is not shared.generations:
+                shared = None
             try:
-                if self.shared is not None and authority is self.shared.generations:
+                if shared is not None:
                     states = await self.read(port, partial(read, authority))
                 else:
                     states = await read(authority)
-                if LOST in states and (begins or getattr(authority, "read_only", False)):
+                if LOST in states and (begins or (shared is not None and shared.read_only)):
                     states = await self._filled(read, states)
             except UnknownDebtError as error:
                 self._fault("host", error)

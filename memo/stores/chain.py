@@ -50,6 +50,7 @@ from memo.stores.protocols import (
     Found,
     Front,
     Host,
+    Leasing,
     Listener,
     Lists,
     Near,
@@ -211,6 +212,7 @@ class Chain:
         host: state that the processes of this host share; None: there is none.
         uploads: entries on their way to the shared tier.
         listing: the tiers that can list their entries.
+        leases: the leases of the first tier that has any; None if no tier has.
 
     Raises:
         OptionError: an unknown strategy, or no tier.
@@ -262,6 +264,7 @@ class Chain:
         self._asks = self._remote and self._listener is None
         self._refused = 0.0
         self.listing = tuple(tier for tier in self.tiers if isinstance(tier, Lists))
+        self.leases = next((t.leases for t in self.tiers if isinstance(t, Leasing)), None)
         self._retains = self._authority if isinstance(self._authority, Retains) else None
         self._counts_reads = next((t for t in self.tiers if isinstance(t, CountsReads)), None)
         self._transfers = Transfers(

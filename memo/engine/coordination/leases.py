@@ -33,7 +33,7 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Handle, Port, Waiter, patient
 from memo.settings.options import Policy
 from memo.stores.chain import Chain
-from memo.stores.protocols import LEASE, Asked, Leases, Leasing, Lock
+from memo.stores.protocols import LEASE, Asked, Leases, Lock
 from memo.stores.transfers import Upload
 
 LOOK_AGAIN = 0.5
@@ -243,7 +243,7 @@ async def hold(
     end = None if limit is None else begun + limit
     held = Hold(name, _me(chain), flight, expected)
     lock = _host_lock(chain, name)
-    leases = _cluster_leases(chain)
+    leases = chain.leases
     try:
         if lock is not None and not await _host(port, lock, held, end, first=leases is not None):
             return _gave_up(held, lock, begun, refresh)
@@ -331,10 +331,6 @@ async def _host(port: Port, lock: Lock, held: Hold, end: float | None, *, first:
             held.wait_begins(holder)
         await port.sleep(pause)
         pause = min(longest, pause * 2)
-
-
-def _cluster_leases(chain: Chain) -> Leases | None:
-    return next((tier.leases for tier in chain.tiers if isinstance(tier, Leasing)), None)
 
 
 async def _cluster(

@@ -376,18 +376,7 @@ class Redis:
     async def listed(
         self, port: Port, prefix: str, until: float, most: int | None = None
     ) -> tuple[list[tuple[str, bytes]], bool]:
-        """Name and record of the entries whose names begin with `prefix`, looking at all names.
-
-        Args:
-            until: when to stop, on the monotonic clock.
-            most: stop when there are so many.
-
-        Returns:
-            What was found, and whether that is all; a record above `GLANCED` bytes is left out.
-
-        Raises:
-            TierError: Redis did not say.
-        """
+        """See `memo.stores.protocols.Searches.listed`; without records above `GLANCED` bytes."""
         start = self._lookups.key(prefix)
         start = start if start != self._prefix else start + b"{"
         pattern = _GLOB.sub(r"\\\1", start.decode()).encode() + b"*"
