@@ -192,13 +192,21 @@ def test_the_headline_adds_up() -> None:
 
     @cache(version="1")
     async def load(x: int) -> int:
-        await joined(9 if x < 3 else 1)
+        await released.wait()
         return x
 
-    async def main() -> None:
-        await asyncio.gather(*(load(i % 3) for i in range(12)))
-        await asyncio.gather(*(load(i % 4) for i in range(8)))
+    async def call(keys: list[int], joining: int) -> None:
+        released.clear()
+        calls = asyncio.gather(*map(load, keys))
+        await joined(joining)
+        released.set()
+        await calls
 
+    async def main() -> None:
+        await call([0, 1, 2] * 4, joining=9)
+        await call([0, 1, 2, 3] * 2, joining=1)
+
+    released = asyncio.Event()
     asyncio.run(main())
     words = rendering.headline(memo.stats())
     found = re.findall(r"(\d+) (?:hits?|miss(?:es)?|stale|shared)", words)
