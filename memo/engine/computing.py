@@ -21,7 +21,7 @@ from memo.keys.summaries import with_built, with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
 from memo.records.seal import Header
-from memo.records.stamp_blocks import gathered
+from memo.records.stamp_blocks import with_block
 from memo.records.stamp_types import LOST, Generation, Ref, Result, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.blocking import BLOCKING
@@ -398,7 +398,7 @@ async def merged(
     except TierError:
         sound = False
     readings = whole.readings()
-    known = results.folded(absolute, readings) if readings else gathered(absolute, own or ())
+    known = results.folded(absolute, readings) if readings else with_block(absolute, own or ())
     return known, known if sound and own is not None else None
 
 
@@ -697,10 +697,10 @@ def _header(
 
 def _told_address(address: str) -> str:
     """Shorten a long address for the header, with a visible mark."""
-    data = address[: seal.LONGEST + 1].encode("utf-8", "replace")
-    if len(data) <= seal.LONGEST:
+    data = address[: seal.LONGEST_TEXT + 1].encode("utf-8", "replace")
+    if len(data) <= seal.LONGEST_TEXT:
         return data.decode()
-    return data[: seal.LONGEST - 8].decode("utf-8", "ignore") + "…"
+    return data[: seal.LONGEST_TEXT - 8].decode("utf-8", "ignore") + "…"
 
 
 def _grace(policy: Policy, ttl: int) -> int:

@@ -211,7 +211,7 @@ def _hit(found: Answer, chain: Chain) -> tuple[str, ...]:
     if header.flags & seal.RAISED:
         facts.append("the function raised: the call raises that again (cache_errors)")
     if header.flags & seal.COMPRESSED:
-        whole = codec.zstd().inflated(found.entry.stream)
+        whole = codec.zstd().decompressed_size(found.entry.stream)
         facts.append(
             f"compressed with zstd: {rendering.size(found.entry.size)} for {rendering.size(whole)}"
         )

@@ -69,7 +69,7 @@ def _load(entry: Entry, found: Answer) -> Any:
     if entry.flags & seal.STREAM:
         from memo.records import spool  # only generators need it
 
-        return spool.Stream(spool.contents(entry.stream), _view(entry, found), table)
+        return spool.Stream(spool.read_contents(entry.stream), _view(entry, found), table)
     if not table:
         return codec.decode(entry.stream, None, (), entry.flags)
     return codec.decode(entry.stream, _view(entry, found), table, entry.flags)
@@ -95,7 +95,7 @@ def verify(source: Source, view: memoryview, table: tuple[seal.Buffer, ...]) -> 
     digest = seal.payload_digest(table)
     vouching = source if isinstance(source, Vouching) else None
     if vouching is None or not vouching.vouched(digest):
-        if not codec.is_whole(view, table):
+        if not codec.has_valid_digests(view, table):
             raise EntryError(UNREADABLE, "a payload does not have its digest")
         if vouching is not None:
             vouching.vouch(digest)

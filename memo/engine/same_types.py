@@ -110,7 +110,7 @@ def _check(value: Any, kind: type) -> None:
 
 def _is_remade(value: Any, kind: type) -> bool:
     """True if pickle would not make an object by calling its own class."""
-    if codec.is_reduced_plainly(kind):
+    if codec.has_default_reduce(kind):
         return False
     try:
         made = value.__reduce_ex__(5)
@@ -174,7 +174,7 @@ def _by_name(value: Any) -> Any:
         return NotImplemented
     token = _tokens.setdefault(value, os.urandom(16).hex())
     _alive[token] = value
-    return loaded_class, (*place, version, token, codec.by_value(value))
+    return loaded_class, (*place, version, token, codec.pickled_by_value(value))
 
 
 _tokens: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()

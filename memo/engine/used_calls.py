@@ -146,7 +146,7 @@ class Reads:
     @property
     def size(self) -> int:
         """Number of stamps and results."""
-        inside = sum(len(block.claims) for block in self._blocks)
+        inside = sum(len(block.packed_generations) for block in self._blocks)
         return len(self._states) + inside + len(self._others) + len(self._results)
 
     def expires(self, life: Life) -> None:

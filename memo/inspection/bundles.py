@@ -181,7 +181,7 @@ async def _part(port: Port, chain: Chain, header: Header, secret: Secret) -> Par
     if entry.buffers:
         assert found.source is not None
         view = found.source.open(seal.payload_size(entry.buffers))
-        if not codec.is_whole(view, entry.buffers):
+        if not codec.has_valid_digests(view, entry.buffers):
             return None
     mine = entry.header._replace(namespace=chain.namespace)
     record = seal.pack(mine, entry.stream, secret)
@@ -352,7 +352,7 @@ def _payload(bundle: Bundle, item: Item, entry: seal.Entry) -> Payload | None:
     if source is None or not entry.buffers:
         return None
     view = source.open(seal.payload_size(entry.buffers))
-    if not codec.is_whole(view, entry.buffers):
+    if not codec.has_valid_digests(view, entry.buffers):
         raise EntryError("unreadable", "a payload does not have its digest")
-    slices = codec.slices(view, entry.buffers)
+    slices = codec.buffers_of(view, entry.buffers)
     return Payload(seal.payload_digest(entry.buffers), tuple(entry.buffers), tuple(slices))

@@ -1,4 +1,4 @@
-"""Turn a value into a sealed record, with its big buffers in a separate payload, and back.
+"""Turn values into sealed records, with big buffers in a separate payload, and back.
 
 Imports `settings` (for the secret), `runtime` and `errors`.
 Start with `codec.py` for values and `seal.py` for the format and its authentication.

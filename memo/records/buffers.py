@@ -32,25 +32,25 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa  # type: ignore[import-untyped]
 
-SMALL = 4096
+KEPT_IN_STREAM = 4096
 """Most bytes of a buffer that stays in the stream, and of an array that is left as it is."""
-_TEXTS = 1024
+_CHECKED_FOR_TEXT = 1024
 """Fewest elements of an object array that is checked for being all strings."""
 _SLACK = 1.25
 """Factor by which an Arrow array may refer to more bytes than its own before it is copied."""
 
 
-class Seen(Protocol):
+class BufferPickler(Protocol):
     """The part of a pickler that a reducer sees."""
 
     seen: dict[tuple[str, int, int], Any]
     """(kind, address, bytes) -> the object that was pickled for them, kept alive until the end."""
 
 
-Reducer = Callable[[Seen, Any], Any]
+Reducer = Callable[[BufferPickler, Any], Any]
 
 
-def reduced(pickler: Seen, obj: Any) -> Any:
+def reduced(pickler: BufferPickler, obj: Any) -> Any:
     """Return the reduction of an object, or `NotImplemented` for its library's own."""
     kind = type(obj)
     reduce = _REDUCERS.get((kind.__module__, kind.__qualname__))
@@ -62,7 +62,7 @@ def reduced(pickler: Seen, obj: Any) -> Any:
 
 
 def _is_theirs(kind: type) -> bool:
-    """True if a type is really the one that its module has under its name."""
+    """True if a type is the one that its module has under its name."""
     module = sys.modules.get(kind.__module__)
     return getattr(module, kind.__qualname__, None) is kind
 
@@ -70,11 +70,11 @@ def _is_theirs(kind: type) -> bool:
 # --- numpy ---------------------------------------------------------------------------------------
 
 
-def _array(pickler: Seen, array: np.ndarray[Any, Any]) -> Any:
+def _array(pickler: BufferPickler, array: np.ndarray[Any, Any]) -> Any:
     dtype = array.dtype
     if dtype.hasobject:
         return _objects(array) if dtype.kind == "O" else NotImplemented
-    if array.nbytes < SMALL or dtype.kind == "T":
+    if array.nbytes < KEPT_IN_STREAM or dtype.kind == "T":
         return NotImplemented
     flags = array.flags
     if not (flags.c_contiguous or flags.f_contiguous):
@@ -117,7 +117,7 @@ def _strided(array: np.ndarray[Any, Any]) -> Any:
 
 def _objects(array: np.ndarray[Any, Any]) -> Any:
     """Reduce an object array of strings, with missing values of one kind, to Arrow strings."""
-    if array.size < _TEXTS or not (array.flags.c_contiguous or array.flags.f_contiguous):
+    if array.size < _CHECKED_FOR_TEXT or not (array.flags.c_contiguous or array.flags.f_contiguous):
         return NotImplemented
     order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
     texts = array.ravel(order=order)
@@ -137,15 +137,15 @@ def _objects(array: np.ndarray[Any, Any]) -> Any:
     return strings, (arrow, missing, array.shape, order)
 
 
-def _viewed(_: Seen, array: Any) -> Any:
-    """Reduce a subclass of ndarray that adds nothing to the array that it is a view of."""
-    if array.nbytes < SMALL or array.dtype.hasobject:
+def _viewed(_: BufferPickler, array: Any) -> Any:
+    """Reduce a subclass of ndarray that only views an array and adds nothing to it."""
+    if array.nbytes < KEPT_IN_STREAM or array.dtype.hasobject:
         return NotImplemented
     return viewed, (array.view(sys.modules["numpy"].ndarray), type(array))
 
 
-def _masked(_: Seen, array: Any) -> Any:
-    if array.nbytes < SMALL or array.dtype.hasobject or array.dtype.names:
+def _masked(_: BufferPickler, array: Any) -> Any:
+    if array.nbytes < KEPT_IN_STREAM or array.dtype.hasobject or array.dtype.names:
         return NotImplemented
     np = sys.modules["numpy"]
     mask = None if array.mask is np.ma.nomask else array.mask
@@ -166,7 +166,7 @@ def transposed(turned: np.ndarray[Any, Any], axes: tuple[int, ...]) -> np.ndarra
 def copied(
     first: np.ndarray[Any, Any], dtype: np.dtype[Any], shape: tuple[int, ...], order: Any
 ) -> np.ndarray[Any, Any]:
-    """An array of the bytes of another, and independent of it."""
+    """Return an independent copy of an array, under its own type and shape."""
     return first.ravel(order="K").copy().view(dtype).reshape(shape, order=order)
 
 
@@ -207,7 +207,7 @@ def loaded_pyarrow() -> Any:
     return pa
 
 
-def _arrow(pickler: Seen, value: Any) -> Any:
+def _arrow(pickler: BufferPickler, value: Any) -> Any:
     pa = sys.modules["pyarrow"]
     if isinstance(value, pa.Buffer):
         first = pickler.seen.setdefault(("buffer", value.address, value.size), value)
@@ -215,16 +215,16 @@ def _arrow(pickler: Seen, value: Any) -> Any:
     if not isinstance(value, pa.Array) or isinstance(value, pa.ExtensionArray):
         return NotImplemented
     held = value.get_total_buffer_size()
-    if held < SMALL or held <= _SLACK * value.nbytes:
+    if held < KEPT_IN_STREAM or held <= _SLACK * value.nbytes:
         return NotImplemented
     own = pa.concat_arrays([value])
     return (same, (own,)) if own.get_total_buffer_size() < held / _SLACK else NotImplemented
 
 
-def _polars(_: Seen, frame: Any) -> Any:
+def _polars(_: BufferPickler, frame: Any) -> Any:
     """Reduce a polars frame to an Arrow table, if it survives the round trip."""
     pl, pa = sys.modules["polars"], loaded_pyarrow()
-    if pa is None or frame.estimated_size() < SMALL:
+    if pa is None or frame.estimated_size() < KEPT_IN_STREAM:
         return NotImplemented
     try:
         table = frame.to_arrow(compat_level=pl.CompatLevel.newest())
@@ -235,13 +235,13 @@ def _polars(_: Seen, frame: Any) -> Any:
     return polars_frame, (table,)
 
 
-def _polars_series(pickler: Seen, series: Any) -> Any:
+def _polars_series(pickler: BufferPickler, series: Any) -> Any:
     done = _polars(pickler, series.to_frame("_"))
     return done if done is NotImplemented else (polars_series, (*done[1], series.name))
 
 
 def same(value: Any) -> Any:
-    """Return the value: used to pickle an object in place of another one."""
+    """Return the value; used to pickle one object in place of another."""
     return value
 
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from memo.errors import EntryError, type_named
-from memo.records.buffers import SMALL, reduced
+from memo.records.buffers import KEPT_IN_STREAM, reduced
 from memo.records.seal import (
     ALIGN,
     COMPRESSED,
@@ -33,12 +33,12 @@ from memo.runtime.reasons import UNREADABLE
 OUT_OF_BAND = 64 * 1024
 """A value with at least this many bytes of buffers gets a payload; below, all is in the stream."""
 _MULTITHREADED = 1024 * 1024
-"""From this many bytes on, BLAKE3 uses several threads."""
-_WINDOW = 8 * 1024 * 1024
+"""BLAKE3 uses several threads for at least this many bytes."""
+_HASHED_AT_ONCE = 8 * 1024 * 1024
 """Bytes that are hashed at a time when a payload is verified."""
-_PIECE = 4 * 1024 * 1024
+_COPIED_AT_ONCE = 4 * 1024 * 1024
 """Bytes that are copied at a time."""
-PATIENT = 256 * 1024
+LOADED_IN_PIECES = 256 * 1024
 """A stream of at least this many bytes is loaded in pieces, so that other threads can run."""
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "polars", "scipy", "torch")
 
@@ -89,7 +89,7 @@ class Encoded(NamedTuple):
 
 
 class Encodable:
-    """A result that encodes itself: a sequence, which is written while it grows.
+    """A result that encodes itself: the items of a generator, written as they are produced.
 
     Attributes:
         returned: what the generator returned.
@@ -127,7 +127,7 @@ class AlteredError(Exception):
         return self.fault
 
 
-def is_reduced_plainly(kind: type) -> bool:
+def has_default_reduce(kind: type) -> bool:
     """True if a class leaves pickling of its objects to `object`."""
     given: Any = kind
     return given.__reduce_ex__ is object.__reduce_ex__ and given.__reduce__ is object.__reduce__
@@ -155,7 +155,7 @@ def encode(
     def keep(buffer: pickle.PickleBuffer) -> bool:
         """Take a large buffer out of the stream; True: it stays there."""
         view = _flat(buffer)
-        if view is None or view.nbytes < SMALL:
+        if view is None or view.nbytes < KEPT_IN_STREAM:
             return True
         views.append(view)
         return False
@@ -166,16 +166,16 @@ def encode(
         beside = sum(view.nbytes for view in views)
         if compress is not None and len(stream) + beside >= compress:
             with suppress(ImportError):
-                packed = zstd().packed(stream, views)
+                packed = zstd().compressed(stream, views)
                 if packed is not None:
-                    return Encoded(packed, None, f"{described()} zstd", COMPRESSED)
+                    return Encoded(packed, None, f"{pickle_format()} zstd", COMPRESSED)
         if beside >= OUT_OF_BAND:
-            return Encoded(stream, payload(tuple(views)), described())
+            return Encoded(stream, payload(tuple(views)), pickle_format())
         if views:
             stream = _pickled(value, None, reduce)
     finally:
         storing.reset(token)
-    return Encoded(stream, None, described())
+    return Encoded(stream, None, pickle_format())
 
 
 def inline(value: Any, reduce: Reduce) -> bytes:
@@ -198,8 +198,8 @@ def zstd() -> Any:
     return zstd_frames
 
 
-def by_value(value: Any) -> bytes:
-    """Pickle a function with everything that it reaches, for a process without its source."""
+def pickled_by_value(value: Any) -> bytes:
+    """Pickle a function and all that it reaches by value, for a process without its source."""
     import cloudpickle
 
     packed: bytes = cloudpickle.dumps(value, protocol=5)
@@ -216,16 +216,16 @@ def modules_by_value() -> set[str]:
 def _pickled(
     value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, reduce: Reduce
 ) -> bytes:
-    sink = _Sink()
+    sink = _PickleOutput()
     _pickler()(sink, keep, reduce).dump(value)
     return b"".join(sink.parts)
 
 
-class _Sink:
+class _PickleOutput:
     """A file to pickle into.
 
-    The pickler calls it every 64 KiB, and since it is written in Python, other threads can run
-    then: pickling and loading by themselves hold the GIL until they are done.
+    Pickling holds the GIL until it is done.  The pickler calls `write`, which is Python code, every
+    64 KiB, so other threads can run in between.
     """
 
     __slots__ = ("parts",)
@@ -238,8 +238,8 @@ class _Sink:
         return len(data)
 
 
-class _Source:
-    """A file to load from, see `_Sink`."""
+class _PickleInput:
+    """A file to load from; its methods let other threads run, as those of `_PickleOutput` do."""
 
     __slots__ = ("_at", "_view")
 
@@ -256,8 +256,8 @@ class _Source:
     def readinto(self, buffer: memoryview) -> int:
         """Fill a buffer in pieces: copying 100 MB at once takes 50 ms."""
         size = min(len(buffer), len(self._view) - self._at)
-        for start in range(0, size, _PIECE):
-            end = min(start + _PIECE, size)
+        for start in range(0, size, _COPIED_AT_ONCE):
+            end = min(start + _COPIED_AT_ONCE, size)
             buffer[start:end] = self._view[self._at + start : self._at + end]
         self._at += size
         return size
@@ -269,7 +269,7 @@ class _Source:
 
 @lru_cache(maxsize=1)
 def _pickler() -> Any:
-    """Return a `cloudpickle.Pickler` that asks `buffers` first."""
+    """Return a subclass of `cloudpickle.Pickler` that tries the reducers of `buffers` first."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -328,7 +328,7 @@ def hasher(size: int = 0) -> Any:
     return blake3(max_threads=blake3.AUTO if size >= _MULTITHREADED else 1)
 
 
-def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
+def has_valid_digests(payload: memoryview, table: Sequence[Buffer]) -> bool:
     """True if a payload that was just mapped has the buffers of a table.
 
     Pages are released once they were read, so that this takes no memory.
@@ -336,16 +336,16 @@ def is_whole(payload: memoryview, table: Sequence[Buffer]) -> bool:
     at = 0
     for buffer in table:
         digester = hasher(buffer.size)
-        for start in range(at, at + buffer.size, _WINDOW):
-            digester.update(payload[start : min(start + _WINDOW, at + buffer.size)])
-            let_go(payload, start, _WINDOW)
+        for start in range(at, at + buffer.size, _HASHED_AT_ONCE):
+            digester.update(payload[start : min(start + _HASHED_AT_ONCE, at + buffer.size)])
+            release_pages(payload, start, _HASHED_AT_ONCE)
         if digester.digest() != buffer.digest:
             return False
         at += -(-buffer.size // ALIGN) * ALIGN
     return True
 
 
-def let_go(payload: memoryview, start: int, size: int) -> None:
+def release_pages(payload: memoryview, start: int, size: int) -> None:
     """Release the pages of a window of a map that was not written to yet."""
     if isinstance(payload.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         page = start - start % mmap.PAGESIZE
@@ -360,7 +360,7 @@ def decode(
     table: Sequence[Buffer],
     flags: int = 0,
 ) -> Any:
-    """Load a value from a stream and its payload.
+    """Load a value from its pickle stream and its payload.
 
     Args:
         stream: from an entry with a valid seal.
@@ -375,32 +375,32 @@ def decode(
     if flags & ~(COMPRESSED | RAISED):
         raise EntryError(UNREADABLE, "written by a later version of memo")
     if flags & COMPRESSED:
-        stream, payload, table = inflated(stream)
+        stream, payload, table = decompressed(stream)
     try:
-        patient = len(stream) > PATIENT
-        if not (table or patient):
+        in_pieces = len(stream) > LOADED_IN_PIECES
+        if not (table or in_pieces):
             return pickle.loads(stream)
-        views = slices(payload, table)
-        if not patient:
+        views = buffers_of(payload, table)
+        if not in_pieces:
             return pickle.loads(stream, buffers=views)
-        return pickle.Unpickler(_Source(stream), buffers=views).load()
+        return pickle.Unpickler(_PickleInput(stream), buffers=views).load()
     except Exception as error:
         raise EntryError(UNREADABLE, f"does not load: {type(error).__name__}") from error
 
 
-def inflated(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
+def decompressed(stream: memoryview | bytes) -> tuple[Any, Any, Any]:
     """Return a compressed pickle stream, its payload and its table.
 
     Raises:
-        EntryError: it cannot be read, or not here.
+        EntryError: it is malformed, or zstd is not installed.
     """
     try:
-        return zstd().unpacked(stream)  # type: ignore[no-any-return]
+        return zstd().decompressed(stream)  # type: ignore[no-any-return]
     except ImportError as error:
         raise EntryError(UNREADABLE, "is compressed with zstd, which is not installed") from error
 
 
-def slices(payload: memoryview | None, table: Sequence[Buffer]) -> list[memoryview]:
+def buffers_of(payload: memoryview | None, table: Sequence[Buffer]) -> list[memoryview]:
     """Return the buffers of a payload, without copying."""
     views: list[memoryview] = []
     at = 0
@@ -429,7 +429,7 @@ def aligned(payload: Payload) -> bytes:
     return b"".join(parts)
 
 
-def described() -> str:
+def pickle_format() -> str:
     """Describe how streams are written here: pickle protocol, Python, and the libraries in use."""
     parts = [f"pickle5 python{sys.version_info.major}.{sys.version_info.minor}"]
     for name in _LIBRARIES:

@@ -2,11 +2,11 @@
 
 Rules of this module:
 
-1.  A payload is moved in pieces of `PIECE` bytes, so that the memory needed does not grow with it:
-    a leaving payload is a map whose pages are released once they are sent, an arriving one is
-    written to its file piece by piece.
-2.  Arriving bytes are hashed on the way, against the table of a record with a valid seal.  If the
-    digest differs, they are never mapped, and their file is removed.
+1.  A payload is moved in pieces of `MOVED_AT_ONCE` bytes, so the memory needed does not grow with
+    it: an outgoing payload is mapped and its pages are released once they are sent; an incoming one
+    is written to its file piece by piece.
+2.  Incoming bytes are hashed on the way and compared with the table of a record with a valid seal.
+    If a digest differs, the bytes are never mapped, and their file is removed.
 """
 
 from __future__ import annotations
@@ -20,31 +20,34 @@ from memo.records import codec
 from memo.records.codec import Payload
 from memo.records.seal import ALIGN, Buffer, payload_digest, payload_size
 
-PIECE = 1 << 20
-"""Bytes that are moved at a time: few enough to stay in the processor's cache from the socket to
-the file.  One thread hashes them, at 6 GB/s here: they are too few for more."""
+MOVED_AT_ONCE = 1 << 20
+"""Bytes that are moved at a time: few enough to stay in the processor's cache between the socket
+and the file, and too few for hashing them in several threads to pay."""
 
 
-class Sink(Protocol):
+class PayloadSink(Protocol):
     """Receives the bytes of one reply."""
 
     size: int
 
     def begin(self) -> None:
-        """Start with the first byte; forget earlier ones."""
+        """Start again with the first byte."""
         ...
 
-    def room(self, at: int) -> memoryview:
+    def buffer_at(self, at: int) -> memoryview:
         """Return a buffer for the bytes from `at` on, as many as fit now."""
         ...
 
-    def took(self, piece: memoryview) -> None:
-        """Accept the buffer that `room` returned: it is filled."""
+    def accept(self, piece: memoryview) -> None:
+        """Accept the buffer that `buffer_at` returned, now filled."""
         ...
 
 
-class Held:
-    """A payload in a buffer of its own: a `Sink`, and then a `memo.stores.protocols.Source`."""
+class PayloadInMemory:
+    """A payload that is received into memory.
+
+    First a `PayloadSink`; when it is filled, a `memo.stores.protocols.Source`.
+    """
 
     __slots__ = ("_data", "identity", "size")
 
@@ -54,16 +57,16 @@ class Held:
         self._data: memoryview | None = None
 
     def begin(self) -> None:
-        """See `Sink`."""
+        """See `PayloadSink`."""
         self._data = memoryview(bytearray(self.size))
 
-    def room(self, at: int) -> memoryview:
-        """See `Sink`."""
+    def buffer_at(self, at: int) -> memoryview:
+        """See `PayloadSink`."""
         assert self._data is not None
-        return self._data[at : at + PIECE]
+        return self._data[at : at + MOVED_AT_ONCE]
 
-    def took(self, piece: memoryview) -> None:
-        """See `Sink`."""
+    def accept(self, piece: memoryview) -> None:
+        """See `PayloadSink`."""
 
     def open(self, size: int) -> memoryview:
         """Return the buffer itself, to one caller, which may write to it.
@@ -73,11 +76,11 @@ class Held:
         """
         data, self._data = self._data, None
         if data is None or len(data) != size:
-            raise TierError("a payload was used before, or has another size than its record says")
+            raise TierError("the payload was opened before, or its size differs from the record's")
         return data
 
 
-class Leaving(Payload):
+class OutgoingPayload(Payload):
     """A payload that is mapped from a file only to be sent."""
 
     __slots__ = ()
@@ -86,9 +89,9 @@ class Leaving(Payload):
         """Yield all its bytes, aligned as stored; each piece is released afterwards."""
         at = 0
         for view in self.views:
-            for start in range(0, view.nbytes, PIECE):
-                yield view[start : start + PIECE]
-                codec.let_go(view, at + start, PIECE)
+            for start in range(0, view.nbytes, MOVED_AT_ONCE):
+                yield view[start : start + MOVED_AT_ONCE]
+                codec.release_pages(view, at + start, MOVED_AT_ONCE)
             yield bytes(-view.nbytes % ALIGN)
             at += view.nbytes + -view.nbytes % ALIGN
 
@@ -100,24 +103,26 @@ def aligned_pieces(payload: Payload) -> Iterator[memoryview | bytes]:
         yield bytes(-view.nbytes % ALIGN)
 
 
-def leaving(mapped: memoryview, table: Sequence[Buffer]) -> Leaving:
+def outgoing(mapped: memoryview, table: Sequence[Buffer]) -> OutgoingPayload:
     """Return the payload of a table, in a private map that was not written to."""
-    return Leaving(payload_digest(table), tuple(table), tuple(codec.slices(mapped, table)))
+    return OutgoingPayload(
+        payload_digest(table), tuple(table), tuple(codec.buffers_of(mapped, table))
+    )
 
 
-class Arriving:
-    """A payload that is fetched once there is a file for it.
+class IncomingPayload:
+    """A payload that is fetched straight into its file.
 
     Args:
         table: its buffers, from a record with a valid seal.
-        fetch: blocks until a `Sink` has all of it; False if it is gone.
+        fetch: blocks until a `PayloadSink` has all of it; returns False if it is missing.
 
     Attributes:
         digest, size: of the payload.
         fault: the error that `fetch` raised.
     """
 
-    def __init__(self, table: Sequence[Buffer], fetch: Callable[[Sink], bool]) -> None:
+    def __init__(self, table: Sequence[Buffer], fetch: Callable[[PayloadSink], bool]) -> None:
         self.table = tuple(table)
         self.digest = payload_digest(self.table)
         self.size = payload_size(self.table)
@@ -128,10 +133,10 @@ class Arriving:
         """Fetch the payload into a new file.
 
         Raises:
-            TierError: it could not be fetched, is gone, or does not match the table.
+            TierError: it could not be fetched, is missing, or does not match the table.
             OSError: it could not be written.
         """
-        sink = _File(descriptor, self.table, self.size)
+        sink = _FileSink(descriptor, self.table, self.size)
         try:
             there = self._fetch(sink)
         except TierError as error:
@@ -139,41 +144,43 @@ class Arriving:
                 raise sink.fault from None
             self.fault = error
             raise
-        if not (there and sink.check.whole()):
-            self.fault = TierError("a payload is gone" if not there else "a payload was changed")
+        if not (there and sink.check.is_complete()):
+            self.fault = TierError(
+                "the payload is missing" if not there else "the payload does not match its digests"
+            )
             raise self.fault
 
 
-class _File:
-    """A `Sink` that writes to a file what it hashes."""
+class _FileSink:
+    """A `PayloadSink` that hashes bytes and writes them to a file."""
 
     def __init__(self, descriptor: int, table: Sequence[Buffer], size: int) -> None:
         self.size = size
         self.fault: OSError | None = None
-        self.check = Check(table)
+        self.check = DigestCheck(table)
         self._table = table
         self._descriptor = descriptor
-        self._piece = memoryview(bytearray(min(PIECE, size)))
+        self._piece = memoryview(bytearray(min(MOVED_AT_ONCE, size)))
 
     def begin(self) -> None:
-        self.check = Check(self._table)
+        self.check = DigestCheck(self._table)
         os.lseek(self._descriptor, 0, os.SEEK_SET)
 
-    def room(self, at: int) -> memoryview:
+    def buffer_at(self, at: int) -> memoryview:
         return self._piece
 
-    def took(self, piece: memoryview) -> None:
+    def accept(self, piece: memoryview) -> None:
         self.check.update(piece)
         try:
             while piece:
                 piece = piece[os.write(self._descriptor, piece) :]
         except OSError as error:
             self.fault = error
-            raise TierError("no room for a payload") from error
+            raise TierError("the payload could not be written") from error
 
 
-class Check:
-    """Checks that bytes in pieces are the buffers of a table, aligned as stored."""
+class DigestCheck:
+    """Checks that pieces of bytes add up to the buffers of a table, aligned as stored."""
 
     def __init__(self, table: Sequence[Buffer]) -> None:
         self._left = iter(table)
@@ -210,6 +217,6 @@ class Check:
                 self._next()
         self._good = self._good and not piece
 
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """True if all of it has come, and every buffer has its digest."""
         return self._good and self._buffer is None

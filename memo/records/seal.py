@@ -30,7 +30,15 @@ from typing import cast
 
 from memo.errors import EntryError
 from memo.records import stamp_blocks
-from memo.records.stamp_blocks import Block, Claim, Stamps, blocks_of, generation, loose_of, weight
+from memo.records.stamp_blocks import (
+    Block,
+    PackedGeneration,
+    Stamps,
+    blocks_of,
+    deep_size,
+    generation,
+    loose_of,
+)
 from memo.records.stamp_types import Generation, Ref, Result, Stamp, Times
 from memo.runtime.checksums import blake2b, compare_digest
 from memo.runtime.named_tuple import NamedTuple
@@ -40,7 +48,7 @@ from memo.settings.secret_keys import Secret
 MAGIC = b"\x89memo\r\n\x01"
 ALIGN = 64
 """Alignment of a payload's buffers, as numpy's and Arrow's kernels prefer."""
-LONGEST = 0xFFFF
+LONGEST_TEXT = 0xFFFF
 """Most bytes of a text in a header."""
 
 _SEAL_AT = 16
@@ -54,13 +62,13 @@ _BUFFER = struct.Struct(">Q32s")
 
 _new = tuple.__new__  # a third of what a named tuple's own takes
 
-GLANCES = 4 * 1024 * 1024
-"""Most bytes of entries that `Glances` keeps."""
-ONCE = 4096
-"""Names that `Glances` remembers as seen once; beyond it all of them are forgotten."""
-LOOKED_AT = 32 * 1024
+CHECKED_BYTES = 4 * 1024 * 1024
+"""Most bytes of entries that `CheckedRecords` keeps."""
+SEEN_ONCE = 4096
+"""Most names that `CheckedRecords` remembers as seen once; beyond it all of them are forgotten."""
+LARGEST_CHECKED = 32 * 1024
 """Most bytes of a record that is kept there."""
-GLANCE = 1536
+CHECKED_OVERHEAD = 1536
 """Approximate bytes that an entry takes there besides its record (measured with tracemalloc)."""
 
 COMPRESSED = 1
@@ -128,19 +136,19 @@ class Entry:
         record: the whole record as stored.
         stream: the pickle stream, still packed.
         times: see `memo.records.stamp_types.Times`.
-        claims: its generations, as `HostGenerations.texts` reads them, if it is plain.
-        texts: the texts of the states in `claims`; None if it is not plain.
+        packed_generations: its generations, as `HostGenerations.texts` reads them, if it is plain.
+        texts: the texts of the states in `packed_generations`; None if it is not plain.
         plain: nothing but these generations can invalidate it: it has no other stamps than results
             that depend on them, no payload, no flags.
         blocks: the blocks with the last of its generations.
-        results: there are results among its stamps, which `claims` does not include.
+        results: there are results among its stamps, which `packed_generations` does not include.
         size: bytes of the record and its payload.
     """
 
     __slots__ = (
         "_header",
         "blocks",
-        "claims",
+        "packed_generations",
         "plain",
         "record",
         "results",
@@ -155,7 +163,7 @@ class Entry:
         record: bytes,
         stream: memoryview,
         times: Times,
-        claims: Sequence[Claim],
+        packed_generations: Sequence[PackedGeneration],
         plain: bool,
         size: int,
         header: Header | None = None,
@@ -167,9 +175,9 @@ class Entry:
         self.results = results
         self.stream = stream
         self.times = times
-        self.claims = claims
+        self.packed_generations = packed_generations
         self.plain = plain
-        self.texts = [text for _, _, _, text, _ in claims] if plain else None
+        self.texts = [text for _, _, _, text, _ in packed_generations] if plain else None
         self.size = size
         self._header = header
 
@@ -193,14 +201,14 @@ class Entry:
             made = Stamps.of(map(generation, self._loose), self.blocks)
             return cast("tuple[Generation, ...]", made)
         if self.plain:
-            return tuple(map(generation, self.claims))
+            return tuple(map(generation, self.packed_generations))
         return tuple([stamp for stamp in self.header.stamps if type(stamp) is Generation])
 
     @property
-    def _loose(self) -> Sequence[Claim]:
-        """The claims that are in no block."""
-        inside = sum(len(block.claims) for block in self.blocks)
-        return self.claims[: len(self.claims) - inside]
+    def _loose(self) -> Sequence[PackedGeneration]:
+        """The packed generations that are in no block."""
+        inside = sum(len(block.packed_generations) for block in self.blocks)
+        return self.packed_generations[: len(self.packed_generations) - inside]
 
     @property
     def recorded(self) -> list[str]:
@@ -228,14 +236,16 @@ class Entry:
         """Return the entry without what can be read from its record again, to be kept in memory."""
         if not self.plain or self._header is None:
             return self
-        parts = (self.record, self.stream, self.times, self.claims, True, self.size)
+        parts = (self.record, self.stream, self.times, self.packed_generations, True, self.size)
         return Entry(*parts, results=self.results, blocks=self.blocks)
 
     def __sizeof__(self) -> int:
         """Return the bytes that it takes besides its record."""
-        shared = 2 * _POINTER * len(self.claims) + sum(block.weight for block in self.blocks)
+        shared = 2 * _POINTER * len(self.packed_generations) + sum(
+            block.weight for block in self.blocks
+        )
         parts = (self.times, self._loose, self._header)
-        return object.__sizeof__(self) + _VIEW + shared + sum(map(weight, parts))
+        return object.__sizeof__(self) + _VIEW + shared + sum(map(deep_size, parts))
 
     def __repr__(self) -> str:
         """Omit the stream, which contains the value."""
@@ -257,20 +267,22 @@ def entry(header: Header, stream: memoryview, record: bytes) -> Entry:
     size = len(record) + payload_size(header.buffers)
     plain = not (header.buffers or header.flags)
     blocks, loose = blocks_of(header.stamps), loose_of(header.stamps)
-    claims: list[Claim] = []
+    packed_generations: list[PackedGeneration] = []
     results = 0
     for stamp in loose:
         if type(stamp) is Generation:
-            claims.append(("g", *stamp.ref, *stamp.state))
+            packed_generations.append(("g", *stamp.ref, *stamp.state))
         elif type(stamp) is Result:
             results += 1
         else:
             plain = False
     for block in blocks:
-        claims += block.claims
+        packed_generations += block.packed_generations
     if not plain:
-        claims = []
-    return Entry(record, stream, header.times, claims, plain, size, header, results > 0, blocks)
+        packed_generations = []
+    return Entry(
+        record, stream, header.times, packed_generations, plain, size, header, results > 0, blocks
+    )
 
 
 def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
@@ -279,7 +291,7 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
     texts = (h.namespace, h.key, h.function, h.code, h.address, h.codec, h.writer)
     short = list(map(str.encode, texts))
     for text in short:
-        if len(text) > LONGEST:
+        if len(text) > LONGEST_TEXT:
             raise EntryError(UNREADABLE, "a header field is longer than 65,535 bytes")
     summary = h.summary.encode()
     table = b"".join(starmap(_BUFFER.pack, h.buffers))
@@ -308,12 +320,12 @@ def pack(header: Header, stream: bytes | memoryview, secret: Secret) -> bytes:
 
 
 def unpack(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry:
-    """Return the entry in a record; see `opened`."""
-    header, stream = opened(record, secrets, namespace, key)
+    """Return the entry in a record; see `open_record`."""
+    header, stream = open_record(record, secrets, namespace, key)
     return entry(header, stream, record)
 
 
-def opened(
+def open_record(
     record: bytes, secrets: Sequence[Secret], namespace: str, key: str
 ) -> tuple[Header, memoryview]:
     """Return header and stream of a record, if one of these secrets sealed it for this key.
@@ -335,7 +347,7 @@ def opened(
     return header, stream
 
 
-def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry | None:
+def unpack_hit(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -> Entry | None:
     """Return the entry in a record, as `unpack`, but read no more of it than a hit needs.
 
     None if that is not enough: it has a payload, or stamps that are not generations, or `unpack`
@@ -365,30 +377,32 @@ def glance(record: bytes, secrets: Sequence[Secret], namespace: str, key: str) -
         return None
     try:
         rows, blocks = stamp_blocks.outline(record[stamps_at:end])
-        claims = [row for row in rows if row[0] != "r"]
-        for kind, _, _, _, _ in claims:
+        packed_generations = [row for row in rows if row[0] != "r"]
+        for kind, _, _, _, _ in packed_generations:
             if kind != "g":
                 return None
-        results = len(claims) < len(rows)
+        results = len(packed_generations) < len(rows)
         for block in blocks:
-            claims += block.claims
+            packed_generations += block.packed_generations
     except (ValueError, TypeError, IndexError):
         return None
     times = _new(Times, (started, finished, boot_id, boot, ttl, grace, cost))
     size = len(record)
-    return Entry(record, view[end:], times, claims, True, size, None, results, tuple(blocks))
+    return Entry(
+        record, view[end:], times, packed_generations, True, size, None, results, tuple(blocks)
+    )
 
 
-class Glances:
+class CheckedRecords:
     """Recently checked records, so that a record with many hits is checked only once.
 
-    Equal bytes under the same name have the seal that was compared; there is one such object per
-    set of secrets.  A record is kept from its second look-up on, since keeping one-off records
-    costs more than checking them.  A full table takes no more; once enough other records were seen,
-    it is emptied.
+    If the bytes under a name are equal to those checked before, so is their seal; each set of
+    secrets has a table of its own.  A record is kept from its second look-up on, since keeping
+    one-off records costs more than checking them.  A full table takes no more records; it is
+    emptied once enough others were seen.
 
     Args:
-        secrets, namespace: as for `glance`.
+        secrets, namespace: as for `unpack_hit`.
     """
 
     def __init__(self, secrets: Sequence[Secret], namespace: str) -> None:
@@ -398,8 +412,8 @@ class Glances:
         self.once: dict[str, None] = {}
         self.held_bytes = 0
 
-    def glance(self, name: str, record: bytes, key: str) -> Entry | None:
-        """As the function `glance`, for a record stored under a name.
+    def unpack_hit(self, name: str, record: bytes, key: str) -> Entry | None:
+        """As the function `unpack_hit`, for a record stored under a name.
 
         Raises:
             EntryError: `"unauthentic"`.
@@ -407,14 +421,18 @@ class Glances:
         known = self.known.get(name)
         if known is not None and known.record == record:
             return known
-        entry = glance(record, self._secrets, self._namespace, key)
+        entry = unpack_hit(record, self._secrets, self._namespace, key)
         if name not in self.once:
-            if len(self.once) >= ONCE:
+            if len(self.once) >= SEEN_ONCE:
                 self.once, self.known, self.held_bytes = {}, {}, 0
             self.once[name] = None
-        elif entry is not None and len(record) <= LOOKED_AT:
-            more = len(record) + GLANCE - (0 if known is None else len(known.record) + GLANCE)
-            if self.held_bytes + more <= GLANCES:
+        elif entry is not None and len(record) <= LARGEST_CHECKED:
+            more = (
+                len(record)
+                + CHECKED_OVERHEAD
+                - (0 if known is None else len(known.record) + CHECKED_OVERHEAD)
+            )
+            if self.held_bytes + more <= CHECKED_BYTES:
                 self.held_bytes += more
                 self.known[name] = entry
         return entry
@@ -432,8 +450,8 @@ class Worth(NamedTuple):
     code: str
 
 
-def worth(record: bytes) -> Worth | None:
-    """Return the worth that a record claims, authenticated or not; None if it is not a record."""
+def worth_of(record: bytes) -> Worth | None:
+    """Return the `Worth` in a record, authenticated or not; None if it is not a record."""
     if not record.startswith(MAGIC) or len(record) < _TEXTS_AT:
         return None
     facts = _OUTLINE.unpack_from(record, _BODY_AT)
@@ -444,7 +462,7 @@ def worth(record: bytes) -> Worth | None:
     return Worth(facts[9], code.decode("utf-8", "replace"))
 
 
-def finished(record: bytes) -> int:
+def finished_at(record: bytes) -> int:
     """Return when the computation of a record ended, authenticated or not.
 
     0 if it is not a record.
@@ -506,7 +524,7 @@ def _texts(view: memoryview, sizes: Sequence[int]) -> tuple[list[str], int]:
     return texts, end
 
 
-def groups(record: bytes) -> list[str]:
+def groups_of(record: bytes) -> list[str]:
     """Return the groups named by a record that was sealed or verified here.
 
     None if it is not a record.
@@ -517,8 +535,8 @@ def groups(record: bytes) -> list[str]:
         _, at, size = _PLACES.unpack_from(record, _BODY_AT)
         rows, blocks = stamp_blocks.outline(memoryview(record)[at : at + size])
         named: dict[str, None] = {}
-        for claims in (rows, *(block.claims for block in blocks)):
-            for kind, name, *_ in claims:
+        for packed_generations in (rows, *(block.packed_generations for block in blocks)):
+            for kind, name, *_ in packed_generations:
                 if kind == "g" and isinstance(name, str):
                     named[name] = None
         return list(named)

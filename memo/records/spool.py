@@ -1,6 +1,6 @@
 """Spools: the items of a generator, while they are collected and as they are stored.
 
-Each item is pickled by itself.  Pickles are grouped in chunks of about `CHUNK` bytes:
+Each item is pickled by itself.  Pickles are grouped in chunks of about `CHUNK_BYTES` bytes:
 
 ====== ======= ====================================================================================
 offset bytes   content
@@ -34,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Any
 from memo.errors import EntryError, TierError
 from memo.records import codec
 from memo.records.codec import OUT_OF_BAND, Encoded
-from memo.records.payload_pieces import Arriving, Sink
+from memo.records.payload_pieces import IncomingPayload, PayloadSink
 from memo.records.seal import ALIGN, STREAM, Buffer
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.reasons import UNREADABLE
@@ -42,18 +42,18 @@ from memo.runtime.reasons import UNREADABLE
 if TYPE_CHECKING:
     from pathlib import Path
 
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 """Bytes of pickles at which a chunk is full."""
 IN_MEMORY = 4 << 20
 """Bytes of a spool above which it is in a file."""
-_COUNT = struct.Struct(">Q")
-_PACKED = b"\xff" * _COUNT.size
+_NUMBER = struct.Struct(">Q")
+_PACKED = b"\xff" * _NUMBER.size
 """More items than there can be."""
 
 
 def _packed(items: Sequence[bytes]) -> bytes:
     lengths = struct.pack(f">{len(items)}Q", *map(len, items))
-    return b"".join((_COUNT.pack(len(items)), lengths, *items))
+    return b"".join((_NUMBER.pack(len(items)), lengths, *items))
 
 
 def _items(chunk: memoryview) -> list[memoryview]:
@@ -63,13 +63,13 @@ def _items(chunk: memoryview) -> list[memoryview]:
         EntryError: it is not a chunk.
     """
     if chunk[: len(_PACKED)] == _PACKED:
-        chunk = codec.inflated(chunk[len(_PACKED) :])[0]
+        chunk = codec.decompressed(chunk[len(_PACKED) :])[0]
     try:
-        (count,) = _COUNT.unpack_from(chunk)
-        lengths = struct.unpack_from(f">{count}Q", chunk, _COUNT.size)
+        (count,) = _NUMBER.unpack_from(chunk)
+        lengths = struct.unpack_from(f">{count}Q", chunk, _NUMBER.size)
     except struct.error as error:
         raise EntryError(UNREADABLE, "not a chunk of a stream") from error
-    at = _COUNT.size * (1 + count)
+    at = _NUMBER.size * (1 + count)
     found: list[memoryview] = []
     for length in lengths:
         found.append(chunk[at : at + length])
@@ -77,7 +77,7 @@ def _items(chunk: memoryview) -> list[memoryview]:
     return found
 
 
-def loaded(item: bytes | memoryview) -> Any:
+def load_item(item: bytes | memoryview) -> Any:
     """Load an item from its pickle.
 
     Raises:
@@ -126,7 +126,7 @@ class Stream:
         for chunk in self._views():
             for item in _items(chunk):
                 if at >= start:
-                    yield loaded(item)
+                    yield load_item(item)
                 at += 1
 
     def _views(self) -> Iterator[memoryview]:
@@ -138,15 +138,12 @@ class Stream:
         at = 0
         for buffer in self._table:
             yield self._payload[at : at + buffer.size]
-            codec.let_go(self._payload, at, buffer.size)
+            codec.release_pages(self._payload, at, buffer.size)
             at += -(-buffer.size // ALIGN) * ALIGN
 
 
-class _Outgoing(Arriving):
-    """The payload of a spool.
-
-    Written to a disk piece by piece, passed to others as views of its file.
-    """
+class _SpoolPayload(IncomingPayload):
+    """The payload of a spool: written to a disk piece by piece, passed on as views of its file."""
 
     def __init__(self, spool: Spool) -> None:
         super().__init__(spool.table, self._read)
@@ -157,17 +154,17 @@ class _Outgoing(Arriving):
         """See `memo.records.codec.Payload`."""
         return tuple(self._spool.chunks())
 
-    def _read(self, sink: Sink) -> bool:
+    def _read(self, sink: PayloadSink) -> bool:
         sink.begin()
         at = 0
         for chunk in self._spool.chunks():
             for piece in (chunk, memoryview(bytes(-chunk.nbytes % ALIGN))):
                 done = 0
                 while done < piece.nbytes:
-                    room = sink.room(at)
+                    room = sink.buffer_at(at)
                     size = min(len(room), piece.nbytes - done)
                     room[:size] = piece[done : done + size]
-                    sink.took(room[:size])
+                    sink.accept(room[:size])
                     done, at = done + size, at + size
         return True
 
@@ -215,7 +212,7 @@ class Spool(codec.Encodable):
         self._open.append(item)
         self.count += 1
         self._bytes += len(item)
-        if self._bytes >= CHUNK:
+        if self._bytes >= CHUNK_BYTES:
             self._close_chunk()
 
     def stop(self, fault: str) -> None:
@@ -253,7 +250,7 @@ class Spool(codec.Encodable):
         if self._compress is None or self._given < self._compress:
             return chunk
         with suppress(ImportError):
-            packed: bytes | None = codec.zstd().packed(chunk, [])
+            packed: bytes | None = codec.zstd().compressed(chunk, [])
             if packed is not None:
                 return _PACKED + packed
         return chunk
@@ -317,18 +314,18 @@ class Spool(codec.Encodable):
         small = self.size < OUT_OF_BAND
         chunks = tuple(map(bytes, self.chunks())) if small else None
         stream = pickle.dumps((self.count, returned, chunks), 5)
-        payload: Any = None if small else _Outgoing(self)
-        return Encoded(stream, payload, codec.described(), STREAM)
+        payload: Any = None if small else _SpoolPayload(self)
+        return Encoded(stream, payload, codec.pickle_format(), STREAM)
 
     def items(self) -> Iterator[Any]:
         """Yield the items, loaded one by one."""
         cursor = Cursor()
         for index in range(self.count):
-            yield loaded(self.item(index, cursor))
+            yield load_item(self.item(index, cursor))
 
 
 class Cursor:
-    """The chunk of a spool that one reader is in."""
+    """The reading position of one reader of a spool: its current chunk."""
 
     __slots__ = ("items", "start")
 
@@ -337,7 +334,7 @@ class Cursor:
         self.items: list[memoryview] = []
 
 
-def contents(stream: memoryview | bytes) -> Contents:
+def read_contents(stream: memoryview | bytes) -> Contents:
     """Return the content of an entry's stream.
 
     Raises:
@@ -347,4 +344,4 @@ def contents(stream: memoryview | bytes) -> Contents:
         count, returned, chunks = codec.decode(stream, None, ())
     except (TypeError, ValueError) as error:
         raise EntryError(UNREADABLE, "not a stored stream") from error
-    return Contents(count, loaded(returned), chunks)
+    return Contents(count, load_item(returned), chunks)

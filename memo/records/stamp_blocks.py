@@ -2,8 +2,8 @@
 
 An entry names every generation that it depends on, including those inherited from the calls that it
 used.  If each level packed all of them again, calls nested `n` deep would cost `n * n`.  So
-inherited generations are gathered into a *block* as soon as there are `GATHERED` of them, and outer
-entries contain that very block: its bytes are copied, its objects are shared.
+inherited generations are gathered into a *block* once there are `BLOCK_FROM` of them, and outer
+entries contain the same block: its bytes are copied, its objects are shared.
 
 The bytes are either one part, or `B` and several parts, each after its length in 4 bytes: first the
 stamps outside blocks, then the blocks.  The former are a JSON list of `["g", group, arguments,
@@ -27,16 +27,16 @@ from memo.errors import EntryError
 from memo.records.stamp_types import Call, File, Generation, Ref, Result, Stamp, State
 from memo.runtime.reasons import UNREADABLE
 
-GATHERED = 64
+BLOCK_FROM = 64
 """Number of inherited generations outside blocks that become a block."""
-DEFLATED = 512
+DEFLATE_FROM = 512
 """Parts of at least this many bytes are deflated."""
-MOST = 64 << 20
-"""Most bytes of inflated stamps."""
-_PARTS = b"B"
-_LENGTH = 4
+MAX_INFLATED_BYTES = 64 << 20
+"""Most bytes of decompressed stamps."""
+_SEVERAL_PARTS = b"B"
+_LENGTH_BYTES = 4
 
-Claim = Sequence[Any]
+PackedGeneration = Sequence[Any]
 """A generation as it is packed: "g", group, arguments, text and last."""
 
 
@@ -45,24 +45,24 @@ class Block:
 
     Attributes:
         packed: its bytes.
-        claims: its generations, as packed.
+        packed_generations: its generations, as packed.
     """
 
-    def __init__(self, packed: bytes, claims: Sequence[Claim]) -> None:
+    def __init__(self, packed: bytes, packed_generations: Sequence[PackedGeneration]) -> None:
         self.packed = packed
-        self.claims = claims
+        self.packed_generations = packed_generations
 
     @classmethod
     def of(cls, generations: Sequence[Generation]) -> Self:
-        claims = [("g", *stamp.ref, *stamp.state) for stamp in generations]
-        made = cls(_part(list(zip(*claims, strict=True))[1:]), claims)
+        packed_generations = [("g", *stamp.ref, *stamp.state) for stamp in generations]
+        made = cls(_part(list(zip(*packed_generations, strict=True))[1:]), packed_generations)
         made.__dict__["generations"] = tuple(generations)
         return made
 
     @cached_property
     def generations(self) -> tuple[Generation, ...]:
         """Its generations, as stamps."""
-        return tuple(map(generation, self.claims))
+        return tuple(map(generation, self.packed_generations))
 
     @cached_property
     def states(self) -> Mapping[Ref, State]:
@@ -77,7 +77,7 @@ class Block:
     @cached_property
     def weight(self) -> int:
         """Approximate bytes that it takes: one packed byte corresponds to about six."""
-        return len(self.packed) + sum(map(weight, self.claims))
+        return len(self.packed) + sum(map(deep_size, self.packed_generations))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Block) and self.packed == other.packed
@@ -118,7 +118,7 @@ def loose_of(stamps: tuple[Stamp, ...]) -> tuple[Stamp, ...]:
     return stamps.loose if isinstance(stamps, Stamps) else stamps
 
 
-def gathered(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, ...]:
+def with_block(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, ...]:
     """Gather the inherited generations outside blocks into a new block, if they are many.
 
     Args:
@@ -127,16 +127,16 @@ def gathered(stamps: tuple[Stamp, ...], own: Iterable[Stamp]) -> tuple[Stamp, ..
     """
     loose, mine = loose_of(stamps), set(own)
     inherited = [s for s in loose if type(s) is Generation and s not in mine]
-    if len(inherited) < GATHERED:
+    if len(inherited) < BLOCK_FROM:
         return stamps
     kept = [s for s in loose if type(s) is not Generation or s in mine]
     return Stamps.of(kept, (*blocks_of(stamps), Block.of(inherited)))
 
 
-def weight(part: object) -> int:
+def deep_size(part: object) -> int:
     """Return the bytes of an object and everything that it holds."""
     size = sys.getsizeof(part)
-    return size + sum(map(weight, part)) if isinstance(part, (tuple, list)) else size
+    return size + sum(map(deep_size, part)) if isinstance(part, (tuple, list)) else size
 
 
 # --- one generation -------------------------------------------------------------------------------
@@ -144,17 +144,17 @@ def weight(part: object) -> int:
 _new = tuple.__new__  # a third of what a named tuple's own takes
 
 
-def generation(claim: Claim) -> Generation:
-    """Return a claim as a stamp.
+def generation(claim: PackedGeneration) -> Generation:
+    """Unpack a generation.
 
     Raises:
         EntryError: it is malformed.
     """
-    return _new(Generation, (claimed(claim), _new(State, tuple(claim[3:]))))
+    return _new(Generation, (ref_of(claim), _new(State, tuple(claim[3:]))))
 
 
-def claimed(claim: Claim) -> Ref:
-    """Return the ref of a claim.
+def ref_of(claim: PackedGeneration) -> Ref:
+    """Return the ref of a packed generation.
 
     Raises:
         EntryError: it is malformed.
@@ -178,7 +178,7 @@ def pack(stamps: tuple[Stamp, ...]) -> bytes:
     if not blocks:
         return loose
     parts = (loose, *(block.packed for block in blocks))
-    return _PARTS + b"".join(len(p).to_bytes(_LENGTH, "big") + p for p in parts)
+    return _SEVERAL_PARTS + b"".join(len(p).to_bytes(_LENGTH_BYTES, "big") + p for p in parts)
 
 
 def unpack(text: bytes | memoryview) -> tuple[Stamp, ...]:
@@ -193,12 +193,12 @@ def unpack(text: bytes | memoryview) -> tuple[Stamp, ...]:
 
 
 def outline(text: bytes | memoryview) -> tuple[list[Any], list[Block]]:
-    """Return the rows of stamps outside blocks, and the blocks; each row of a block is a claim.
+    """Return the rows of stamps outside blocks, and the blocks.
 
     Raises:
         ValueError: the bytes do not come from `pack`.
     """
-    if text[:1] != _PARTS:
+    if text[:1] != _SEVERAL_PARTS:
         return _rows(text), []
     loose, *others = _parts(text)
     blocks = []
@@ -210,12 +210,12 @@ def outline(text: bytes | memoryview) -> tuple[list[Any], list[Block]]:
 
 
 def _parts(text: bytes | memoryview) -> Iterator[bytes | memoryview]:
-    at = len(_PARTS)
+    at = len(_SEVERAL_PARTS)
     while at < len(text):
-        begin = at + _LENGTH
+        begin = at + _LENGTH_BYTES
         at = begin + int.from_bytes(text[at:begin], "big")
         if at > len(text):
-            raise ValueError("stamps that do not end where they should")
+            raise ValueError("stamps: a part is too short")
         yield text[begin:at]
 
 
@@ -231,7 +231,7 @@ def _row(stamp: Stamp) -> Sequence[Any]:
 
 def _part(rows: Sequence[Sequence[Any]]) -> bytes:
     text = _json(rows).encode()
-    return text if len(text) < DEFLATED else zlib.compress(text, 4)
+    return text if len(text) < DEFLATE_FROM else zlib.compress(text, 4)
 
 
 _json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":")).encode
@@ -244,18 +244,18 @@ def _rows(text: bytes | memoryview) -> list[Any]:
     whole = str(text, "utf-8")
     rows, end = _from_json(whole)
     if end != len(whole) or not isinstance(rows, list):
-        raise ValueError("more than stamps")
+        raise ValueError("stamps: not a list, or bytes behind it")
     return rows
 
 
 def _inflated(text: bytes | memoryview) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        whole = inflater.decompress(text, MOST)
+        whole = inflater.decompress(text, MAX_INFLATED_BYTES)
     except zlib.error as error:
         raise ValueError(f"stamps: {error}") from None
     if not inflater.eof or inflater.unused_data:
-        raise ValueError("stamps that do not end where they should")
+        raise ValueError("stamps: the compressed part has the wrong length")
     return whole
 
 

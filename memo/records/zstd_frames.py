@@ -11,10 +11,10 @@ offset bytes   content
 
 Rules of this module:
 
-1.  For the record all of this is a stream like any other, and its seal covers the compressed bytes
-    and the lengths.  The seal is checked before anything is decompressed.
-2.  Decompressing takes the memory that the lengths say, and no more: a frame that announces another
-    length, or has more or fewer bytes, is refused.
+1.  To the record this is a stream like any other: its seal covers the compressed bytes and the
+    lengths, and is checked before anything is decompressed.
+2.  Decompressing takes as much memory as the lengths say, and no more: a frame that announces
+    another length, or has more or fewer bytes, is refused.
 3.  A result that does not get smaller by a tenth is not compressed, so that it can be mapped.
 """
 
@@ -32,14 +32,14 @@ from memo.runtime.reasons import UNREADABLE
 
 LEVEL = 3
 """zstd's own default.  Level 1 saves a fifth of the time, level 6 takes up to 3.5 times as long."""
-WORTH = 0.9
+LARGEST_SHARE = 0.9
 """Largest size of a compressed result, as a fraction of its original size."""
-PIECE = 1 << 20
+COMPRESSED_AT_ONCE = 1 << 20
 """Bytes that are compressed or decompressed at a time, so that other threads can run."""
 _HEAD = struct.Struct(">QI")
 
 
-def library() -> Any:
+def zstd_module() -> Any:
     """Return Python's own module (3.14 and later), or its backport."""
     if sys.version_info >= (3, 14):
         from compression import zstd
@@ -48,24 +48,24 @@ def library() -> Any:
     return zstd
 
 
-def packed(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
+def compressed(stream: bytes, views: Sequence[memoryview]) -> bytes | None:
     """Compress a pickle stream and its buffers; None if that is not worthwhile."""
     sizes = (len(stream), *(view.nbytes for view in views))
     total = sum(map(_aligned, sizes))
-    machine = library().ZstdCompressor(level=LEVEL)
+    machine = zstd_module().ZstdCompressor(level=LEVEL)
     machine.set_pledged_input_size(total)
     parts = [_HEAD.pack(sizes[0], len(views)), struct.pack(f">{len(views)}Q", *sizes[1:])]
     size = 0
     for piece in _pieces(memoryview(stream), *views):
         parts.append(machine.compress(piece))
         size += len(parts[-1])
-        if size > total * WORTH:
+        if size > total * LARGEST_SHARE:
             return None
     parts.append(machine.flush())
-    return b"".join(parts) if size + len(parts[-1]) <= total * WORTH else None
+    return b"".join(parts) if size + len(parts[-1]) <= total * LARGEST_SHARE else None
 
 
-def inflated(stream: memoryview | bytes) -> int:
+def decompressed_size(stream: memoryview | bytes) -> int:
     """Return the decompressed size of a compressed stream in bytes.
 
     Raises:
@@ -74,7 +74,7 @@ def inflated(stream: memoryview | bytes) -> int:
     return sum(map(_aligned, _lengths(stream)[0]))
 
 
-def unpacked(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[Buffer, ...]]:
+def decompressed(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[Buffer, ...]]:
     """Return the pickle stream, the payload and its table, in private, writable memory.
 
     Raises:
@@ -84,34 +84,34 @@ def unpacked(stream: memoryview | bytes) -> tuple[memoryview, memoryview, tuple[
     total = sum(map(_aligned, sizes))
     frame = memoryview(stream)[at:]
     try:
-        announced = library().get_frame_info(frame[:64]).decompressed_size
+        announced = zstd_module().get_frame_info(frame[:64]).decompressed_size
         if announced != total:
-            raise EntryError(UNREADABLE, f"a frame of {announced} bytes instead of {total}")
+            raise EntryError(UNREADABLE, f"a zstd frame of {announced} bytes instead of {total}")
         room = memoryview(mmap.mmap(-1, total))
-        inflate_into(frame, room)
-    except (library().ZstdError, OSError, OverflowError, ValueError) as error:
-        raise EntryError(UNREADABLE, f"does not inflate: {type(error).__name__}") from error
+        decompress_into(frame, room)
+    except (zstd_module().ZstdError, OSError, OverflowError, ValueError) as error:
+        raise EntryError(UNREADABLE, f"does not decompress: {type(error).__name__}") from error
     end = _aligned(sizes[0])
     return room[: sizes[0]], room[end:], tuple(Buffer(size, b"") for size in sizes[1:])
 
 
-def inflate_into(frame: memoryview, room: memoryview) -> None:
+def decompress_into(frame: memoryview, room: memoryview) -> None:
     """Decompress exactly one frame, which must fill `room`."""
-    machine = library().ZstdDecompressor()
+    machine = zstd_module().ZstdDecompressor()
     at = fed = 0
     while not machine.eof:
-        piece = frame[fed : fed + PIECE] if machine.needs_input else b""
+        piece = frame[fed : fed + COMPRESSED_AT_ONCE] if machine.needs_input else b""
         if machine.needs_input and not piece:
-            raise EntryError(UNREADABLE, "a frame without its end")
+            raise EntryError(UNREADABLE, "a zstd frame without its end")
         fed += len(piece)
-        got = machine.decompress(piece, max_length=min(PIECE, len(room) - at + 1))
+        got = machine.decompress(piece, max_length=min(COMPRESSED_AT_ONCE, len(room) - at + 1))
         if len(got) > len(room) - at:
-            raise EntryError(UNREADABLE, "a frame with more than it announced")
+            raise EntryError(UNREADABLE, "a zstd frame longer than announced")
         room[at : at + len(got)] = got
         at += len(got)
     if at != len(room) or fed != len(frame) or machine.unused_data:
         raise EntryError(
-            UNREADABLE, "a frame with less than it announced, or with something behind"
+            UNREADABLE, "a zstd frame shorter than announced, or followed by other bytes"
         )
 
 
@@ -127,8 +127,8 @@ def _lengths(stream: memoryview | bytes) -> tuple[tuple[int, ...], int]:
 
 def _pieces(*views: memoryview) -> Iterator[memoryview | bytes]:
     for view in views:
-        for start in range(0, view.nbytes, PIECE):
-            yield view[start : start + PIECE]
+        for start in range(0, view.nbytes, COMPRESSED_AT_ONCE):
+            yield view[start : start + COMPRESSED_AT_ONCE]
         yield bytes(-view.nbytes % ALIGN)
 
 

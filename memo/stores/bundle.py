@@ -188,7 +188,7 @@ def write(path: Path, origin: Origin, parts: Sequence[Part], secret: Secret) -> 
 def _write(file: Any, blob: memoryview) -> None:
     for start in range(0, blob.nbytes, _PIECE):
         file.write(blob[start : start + _PIECE])
-        codec.let_go(blob, start, _PIECE)
+        codec.release_pages(blob, start, _PIECE)
     file.write(bytes(-blob.nbytes % ALIGN))
 
 

@@ -245,7 +245,7 @@ class Chain:
         self.namespace = "memo"
         self.secrets: tuple[Secret, ...] = ()
         self._secret_id = ""
-        self._glances = seal.Glances((), self.namespace)
+        self._checked = seal.CheckedRecords((), self.namespace)
         self.clock: Clock = SYSTEM
         self.host: Host | None = None
         self.findings = Findings(None, self.namespace, (), self._fault)
@@ -296,7 +296,7 @@ class Chain:
         self.namespace = namespace
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
-        self._glances = seal.Glances(secrets, namespace)
+        self._checked = seal.CheckedRecords(secrets, namespace)
         self.host = host
         self.authorities.settle_in(host, trusts_disk=trusts_disk)
         sharing = next((tier for tier in self.tiers if isinstance(tier, SharesFindings)), None)
@@ -467,7 +467,7 @@ class Chain:
 
     def header_of(self, name: str, record: bytes) -> Header:
         """The header of a record that was found under a name; raises as `opened` does."""
-        return seal.opened(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
+        return seal.open_record(record, self.secrets, self.namespace, name.rpartition(":")[2])[0]
 
     def _glanced(self, front: Front, name: str, key: str) -> Entry | None:
         """Parse a record in memory that was not parsed yet, and remember the entry beside it.
@@ -476,7 +476,9 @@ class Chain:
             EntryError: the seal of the record does not hold.
         """
         record = front.at_hand(name)
-        known = None if record is None else seal.glance(record, self.secrets, self.namespace, key)
+        known = (
+            None if record is None else seal.unpack_hit(record, self.secrets, self.namespace, key)
+        )
         if known is not None:
             front.remember(name, known, record)
         return known
@@ -500,7 +502,7 @@ class Chain:
             if host is not None and not self._asks:
                 entry = self._in_first(name, key)
                 if entry is not None and entry.texts is not None:
-                    present = host.generations.texts(entry.claims)
+                    present = host.generations.texts(entry.packed_generations)
                     return None if broken(entry.texts, present) else entry
             if self._prompt is None or self.authorities.behind():
                 return None
@@ -519,7 +521,7 @@ class Chain:
                 return self._glanced(front, name, key)
             return known if type(known) is Entry else None
         record = None if self._near is None else self._near.at_hand(name)
-        return None if record is None else self._glances.glance(name, record, key)
+        return None if record is None else self._checked.unpack_hit(name, record, key)
 
     def _asked(self, prompt: Prompt, port: Port, name: str, key: str, since: int) -> Asked | None:
         if self._front is None:
@@ -588,8 +590,12 @@ class Chain:
             elif found is None or len(found.record) > BIG:
                 return None
             else:
-                entry = self._glances.glance(asked.name, found.record, key)
-                states = None if entry is None else found.read(list(map(_part, entry.claims)))
+                entry = self._checked.unpack_hit(asked.name, found.record, key)
+                states = (
+                    None
+                    if entry is None
+                    else found.read(list(map(_part, entry.packed_generations)))
+                )
         except (TierError, EntryError):
             return None
         if entry is None or entry.texts is None or states is None:

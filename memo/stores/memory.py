@@ -342,7 +342,7 @@ class Memory:
     ) -> list[Listed]:
         """Return the latest entries with one of the prefixes, at most `most`."""
         every = [one for one in self.entries() if one.name.startswith(tuple(prefixes))]
-        return heapq.nlargest(most, every, key=lambda one: seal.finished(one.record))
+        return heapq.nlargest(most, every, key=lambda one: seal.finished_at(one.record))
 
     async def heads(self, port: Port, prefix: str) -> dict[str, int]:
         """Count the names that begin with `prefix`, grouped by the part before the key."""

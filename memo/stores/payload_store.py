@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
 from memo.records.codec import Payload
-from memo.records.payload_pieces import Leaving, Sink, aligned_pieces
+from memo.records.payload_pieces import OutgoingPayload, PayloadSink, aligned_pieces
 from memo.settings.checks import redacted
 
 T = TypeVar("T")
@@ -67,7 +67,9 @@ class PayloadStore:
         Raises:
             TierError: it could not be written.
         """
-        pieces = payload.pieces() if isinstance(payload, Leaving) else aligned_pieces(payload)
+        pieces = (
+            payload.pieces() if isinstance(payload, OutgoingPayload) else aligned_pieces(payload)
+        )
         self._guarded(lambda fs: self._store(fs, self._path(payload.digest), payload.size, pieces))
 
     def _store(self, fs: Any, path: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
@@ -87,7 +89,7 @@ class PayloadStore:
             self._swept = self._now()
             self._sweep(fs)
 
-    def fetch(self, digest: bytes, sink: Sink) -> bool:
+    def fetch(self, digest: bytes, sink: PayloadSink) -> bool:
         """Pass a payload to a sink, in this thread; False if it is not stored.
 
         Raises:
@@ -95,7 +97,7 @@ class PayloadStore:
         """
         return self._guarded(lambda fs: self._fetch(fs, self._path(digest), sink))
 
-    def _fetch(self, fs: Any, path: str, sink: Sink) -> bool:
+    def _fetch(self, fs: Any, path: str, sink: PayloadSink) -> bool:
         facts = self._facts(fs, path)
         if facts is None or facts.get("size") != sink.size:
             return False
@@ -103,12 +105,12 @@ class PayloadStore:
             sink.begin()
             at = 0
             while at < sink.size:
-                room = sink.room(at)[: sink.size - at]
+                room = sink.buffer_at(at)[: sink.size - at]
                 piece = file.read(len(room))
                 if not piece:
                     return False
                 room[: len(piece)] = piece
-                sink.took(room[: len(piece)])
+                sink.accept(room[: len(piece)])
                 at += len(piece)
         return True
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from memo.errors import TierError
 from memo.records.codec import Payload
-from memo.records.payload_pieces import Arriving, Sink
+from memo.records.payload_pieces import IncomingPayload, PayloadSink
 from memo.records.seal import Entry
-from memo.records.stamp_blocks import Claim
+from memo.records.stamp_blocks import PackedGeneration
 from memo.records.stamp_types import Ref, State
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
@@ -571,7 +571,7 @@ class Afar(Protocol):
         """True if it takes a payload of this size."""
         ...
 
-    def fetch(self, digest: bytes, sink: Sink) -> bool:
+    def fetch(self, digest: bytes, sink: PayloadSink) -> bool:
         """Pass a payload to a sink, in this thread; False if it is missing.  Raises `TierError`."""
         ...
 
@@ -592,7 +592,7 @@ class Receiving(Protocol):
     """A tier of this host that stores a payload while it arrives from a shared tier."""
 
     async def receive(
-        self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
+        self, port: Port, name: str, record: bytes, payload: IncomingPayload, lifetime: float | None
     ) -> Source | None:
         """Store a record and the payload that is being fetched.
 
@@ -739,7 +739,7 @@ class HostGenerations(Generations, Protocol):
         """As `states`, but a plain function."""
         ...
 
-    def texts(self, claims: Iterable[Claim]) -> list[str]:
+    def texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
         """Return the present token of each generation.
 
         Raises:

@@ -26,7 +26,7 @@ from typing import Any
 from memo.errors import EntryError, TierError
 from memo.records import seal
 from memo.records.codec import Payload
-from memo.records.payload_pieces import Arriving, leaving
+from memo.records.payload_pieces import IncomingPayload, outgoing
 from memo.records.seal import Entry
 from memo.records.stamp_types import Times
 from memo.runtime import events, fork
@@ -176,7 +176,7 @@ class Transfers:
         assert isinstance(here, Receiving)
         digest = seal.payload_digest(entry.header.buffers)
         size = seal.payload_size(entry.header.buffers)
-        arriving = Arriving(entry.header.buffers, lambda sink: far.fetch(digest, sink))
+        arriving = IncomingPayload(entry.header.buffers, lambda sink: far.fetch(digest, sink))
         lifetime = self._remaining(entry.header.times)
         assert self.local is not None
         waiter = self._join(port, digest)
@@ -220,7 +220,7 @@ def _mapped(found: Found, entry: Entry) -> Payload | None:
         return None
     if found.source is None:
         raise TierError("its payload is not on this host's disk any more")
-    return leaving(found.source.open(seal.payload_size(table)), table)
+    return outgoing(found.source.open(seal.payload_size(table)), table)
 
 
 def _tell(kind: str, entry: Entry | None, tier: str, begun: float = 0.0, detail: str = "") -> None:

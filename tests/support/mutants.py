@@ -44,8 +44,8 @@ def comparison_in_memory() -> None:
 def comparison_by_the_host() -> None:
     """The short way does not ask the host whether generations read as they did."""
 
-    def texts(self: HostGenerations, claims: Any) -> list[str]:
-        return [text for _, _, _, text, _ in claims]
+    def texts(self: HostGenerations, packed_generations: Any) -> list[str]:
+        return [text for _, _, _, text, _ in packed_generations]
 
     HostGenerations.texts = texts  # type: ignore[method-assign]
 

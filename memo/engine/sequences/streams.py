@@ -54,7 +54,7 @@ from memo.engine.coordination.leases import Hold, hold, patience, until_over
 from memo.engine.used_calls import CURRENT, Reads, tell, tell_landing
 from memo.errors import DependencyError, EntryError, ReentryError, TierError, users
 from memo.records import codec
-from memo.records.spool import Cursor, Spool, Stream, loaded
+from memo.records.spool import Cursor, Spool, Stream, load_item
 from memo.records.stamp_types import Stamp
 from memo.runtime import events, fork, reasons
 from memo.runtime.port import Port, Waiter
@@ -314,7 +314,7 @@ class Live:
             else:
                 self._busy = True
                 return _WAIT
-        return loaded(item)
+        return load_item(item)
 
     async def advance(self, port: Port) -> Any:
         """Produce the next item and return as `take`; only for the consumer whose turn it is."""

@@ -199,7 +199,7 @@ def find(kind: type) -> Encoder:
 
 def _is_plain(kind: type) -> bool:
     """True if pickle saves a value of this class in Python's default way."""
-    return codec.is_reduced_plainly(kind) and kind not in copyreg.dispatch_table
+    return codec.has_default_reduce(kind) and kind not in copyreg.dispatch_table
 
 
 _REGISTER: Final = "register a key with memo.register_key, or name the argument in ignore=[...]."

@@ -550,7 +550,7 @@ def _is_remade(kind: type) -> bool:
     """True if pickle saves objects of a library's class in a special way, such as by name."""
     from memo.keys.encoding import lookup
 
-    return not codec.is_reduced_plainly(kind) and lookup.find(kind) is None
+    return not codec.has_default_reduce(kind) and lookup.find(kind) is None
 
 
 def wrapped(value: Any) -> Any:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memo.errors import SettingError, TierError, TierUnavailable
 from memo.records import seal
 from memo.records.codec import Payload
-from memo.records.payload_pieces import Arriving
+from memo.records.payload_pieces import IncomingPayload
 from memo.runtime import private_files
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.memory_budget import BUDGET
@@ -436,17 +436,24 @@ class Disk:
         self._with_room(size, self.write, keep)
 
     async def receive(
-        self, port: Port, name: str, record: bytes, payload: Arriving, lifetime: float | None
+        self, port: Port, name: str, record: bytes, payload: IncomingPayload, lifetime: float | None
     ) -> Source | None:
         """See `memo.stores.protocols.Receiving.receive`."""
         await port.offload(self._store_with_room, name, record, payload, lifetime)
         return await self.payload(port, payload.digest, payload.size)
 
     def _store_with_room(
-        self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
+        self,
+        name: str,
+        record: bytes,
+        payload: Payload | IncomingPayload | None,
+        lifetime: float | None,
     ) -> None:
         """Store; on a full disk, first remove less valuable entries."""
-        size, once = len(record) + (payload.size if payload else 0), isinstance(payload, Arriving)
+        size, once = (
+            len(record) + (payload.size if payload else 0),
+            isinstance(payload, IncomingPayload),
+        )
         self._with_room(size, self._store, name, record, payload, lifetime, once=once)
 
     def _with_room(
@@ -483,7 +490,11 @@ class Disk:
         return False
 
     def _store(
-        self, name: str, record: bytes, payload: Payload | Arriving | None, lifetime: float | None
+        self,
+        name: str,
+        record: bytes,
+        payload: Payload | IncomingPayload | None,
+        lifetime: float | None,
     ) -> None:
         outside = None if len(record) <= INLINE else record
         size = (payload.size if payload else 0) + len(outside or b"")
@@ -740,7 +751,7 @@ def _row(record: bytes, *, outside: bool = False, where: str | None = None, size
     """
     from memo.stores.disk.index import Row, tag
 
-    worth = seal.worth(record)
+    worth = seal.worth_of(record)
     mark = tag(worth.cost, size + len(record), worth.code) if worth else "0 "
     return Row(None if outside else record, where, size, mark)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memo.errors import SettingError, TierError, TierUnavailable
-from memo.records.stamp_blocks import Claim, claimed
+from memo.records.stamp_blocks import PackedGeneration, ref_of
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime import private_files
 from memo.runtime.checksums import blake2b
@@ -115,7 +115,7 @@ class HostGenerations:
                 states.append(group.plain)
         return Reading(states, commit)
 
-    def texts(self, claims: Iterable[Claim]) -> list[str]:
+    def texts(self, packed_generations: Iterable[PackedGeneration]) -> list[str]:
         """Return the present token of each generation; as `read`, without creating refs or states.
 
         Raises:
@@ -126,14 +126,14 @@ class HostGenerations:
         groups = ledger.groups
         over = None if self._unwritten.empty else self._unwritten.over
         found = []
-        for claim in claims:
+        for claim in packed_generations:
             _, name, arguments, _, _ = claim
             group = groups.get(name) or ledger.load(name)
             if over is not None:
                 group = over(name, group)
             now = group.plain
             if now is None or arguments is None:
-                now = group.state(claimed(claim))
+                now = group.state(ref_of(claim))
             found.append(now[0])
         return found
 

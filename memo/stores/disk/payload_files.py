@@ -38,7 +38,7 @@ from pathlib import Path
 from memo.errors import TierError
 from memo.records import codec
 from memo.records.codec import Payload
-from memo.records.payload_pieces import Arriving
+from memo.records.payload_pieces import IncomingPayload
 from memo.records.seal import ALIGN
 from memo.runtime import ownership, private_files
 from memo.runtime.checksums import compare_digest
@@ -263,7 +263,7 @@ class Payloads:
 
     @contextmanager
     def keep(
-        self, payload: Payload | Arriving | None, record: bytes | None
+        self, payload: Payload | IncomingPayload | None, record: bytes | None
     ) -> Iterator[str | None]:
         """Write an entry's payload and its record to files; yields the entry's name for them.
 
@@ -291,11 +291,13 @@ class Payloads:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _keep_payload(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> None:
+    def _keep_payload(
+        self, payload: Payload | IncomingPayload, name: str, descriptors: list[int]
+    ) -> None:
         if self._share(payload, name, descriptors):
             return
         with self._writing(name[:2], descriptors) as (descriptor, temporary, folder):
-            if isinstance(payload, Arriving):
+            if isinstance(payload, IncomingPayload):
                 payload.write(descriptor)
             else:
                 _write(descriptor, _parts(payload.views))
@@ -306,7 +308,7 @@ class Payloads:
             else:
                 _rename(temporary, payload.digest.hex(), folder)
 
-    def _vouch(self, payload: Payload | Arriving, name: str) -> None:
+    def _vouch(self, payload: Payload | IncomingPayload, name: str) -> None:
         """Leave a voucher for a payload, once any later change of its file would be noticed."""
         source = self.file_at(f"{self._text}/{name}")
         if isinstance(source.identity, tuple):
@@ -315,7 +317,7 @@ class Payloads:
                 time.sleep(_PAUSE)
             source.vouch(payload.digest)
 
-    def _share(self, payload: Payload | Arriving, name: str, descriptors: list[int]) -> bool:
+    def _share(self, payload: Payload | IncomingPayload, name: str, descriptors: list[int]) -> bool:
         """Link to the payload that exists already, if it is complete."""
         canonical = payload.digest.hex()
         with suppress(OSError), self._shard(name[:2]) as folder:
@@ -474,7 +476,7 @@ def _write(descriptor: int, parts: Iterable[memoryview | bytes]) -> None:
                 batch[0] = batch[0][written:]
 
 
-def _is_whole(descriptor: int, payload: Payload | Arriving, exposed: bool) -> bool:
+def _is_whole(descriptor: int, payload: Payload | IncomingPayload, exposed: bool) -> bool:
     """True if a file has exactly these buffers."""
     size = os.fstat(descriptor).st_size
     if size != payload.size:
@@ -483,4 +485,4 @@ def _is_whole(descriptor: int, payload: Payload | Arriving, exposed: bool) -> bo
         view = _copied(descriptor, size) if exposed else mapped_file(descriptor, size)
     except TierError:
         return False
-    return codec.is_whole(view, payload.table)
+    return codec.has_valid_digests(view, payload.table)

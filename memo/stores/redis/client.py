@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memo.errors import TierError
-from memo.records.payload_pieces import Sink
+from memo.records.payload_pieces import PayloadSink
 from memo.runtime import fork
 from memo.runtime.port import TOGETHER, Later, Port
 from memo.settings.redis_urls import CLUSTER, SENTINEL, parse
@@ -294,7 +294,7 @@ class Client:
         writes: bool = False,
         blocks: bool = False,
         body: Callable[[], Iterator[bytes | memoryview]] | None = None,
-        sink: Sink | None = None,
+        sink: PayloadSink | None = None,
     ) -> T:
         """Send packed commands and wait for their replies.
 

@@ -24,7 +24,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 from memo.errors import TierError
-from memo.records.payload_pieces import Sink
+from memo.records.payload_pieces import PayloadSink
 from memo.stores.redis.breaker import RATE
 
 CHUNK = 64 * 1024
@@ -254,7 +254,7 @@ class Exchange:
         count: int,
         seconds: float,
         body: Callable[[], Iterator[Part]] | None = None,
-        sink: Sink | None = None,
+        sink: PayloadSink | None = None,
     ) -> None:
         nonce = self._nonce = b"%012x" % next(_nonces)
         echo = b"*2\r\n$4\r\nECHO\r\n$12\r\n%s\r\n" % nonce
@@ -379,7 +379,7 @@ class _Line:
         return size
 
 
-def _receive(line: _Line, reader: Reader, sink: Sink) -> Any:
+def _receive(line: _Line, reader: Reader, sink: PayloadSink) -> Any:
     """Read one value straight into a sink; False if it is missing or has another size."""
     while (header := reader.header()) is None:
         reader.feed(line.receive())
@@ -394,13 +394,13 @@ def _receive(line: _Line, reader: Reader, sink: Sink) -> Any:
     sink.begin()
     at = 0
     while at < sink.size:
-        room = sink.room(at)[: sink.size - at]
+        room = sink.buffer_at(at)[: sink.size - at]
         early = reader.some(len(room))
         done = len(early)
         room[:done] = early
         while done < len(room):
             done += line.receive_into(room[done:])
-        sink.took(room)
+        sink.accept(room)
         at += len(room)
     while reader.unread < 2:
         reader.feed(line.receive())

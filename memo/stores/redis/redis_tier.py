@@ -39,7 +39,7 @@ from memo import runtime
 from memo.errors import TierError
 from memo.records import seal
 from memo.records.codec import Payload
-from memo.records.payload_pieces import Held, Leaving, Sink
+from memo.records.payload_pieces import OutgoingPayload, PayloadInMemory, PayloadSink
 from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
@@ -188,10 +188,10 @@ class Redis:
 
     async def payload(self, port: Port, digest: bytes, size: int) -> Source | None:
         """Return the payload with a digest, or None."""
-        held = Held(size)
+        held = PayloadInMemory(size)
         return held if await port.offload(self.fetch, digest, held) else None
 
-    def fetch(self, digest: bytes, sink: Sink) -> bool:
+    def fetch(self, digest: bytes, sink: PayloadSink) -> bool:
         """Receive a payload in this thread; False if it is not stored.
 
         Raises:
@@ -296,7 +296,7 @@ class Redis:
         self, port: Port, name: bytes, payload: Payload, words: Sequence[bytes]
     ) -> bool:
         head, tail = _set(name, payload.size, *words)
-        if isinstance(payload, Leaving):
+        if isinstance(payload, OutgoingPayload):
             seconds = self.client.deadline + payload.size / RATE
             return await self.client.ask(
                 port,
@@ -330,7 +330,7 @@ class Redis:
         now = time.monotonic()
         calls = []
         for record, lifetime in kept:
-            for group in seal.groups(record):
+            for group in seal.groups_of(record):
                 shortens = group in self._made and group.startswith("t:")
                 if not shortens and self._lives.get(group, 0.0) >= now + lifetime + SLACK / 2:
                     continue

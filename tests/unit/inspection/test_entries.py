@@ -146,7 +146,7 @@ def test_the_newest_are_listed_without_reading_the_others() -> None:
         many(str(number))
     for number in range(5):
         few(str(number))
-    with calls_of(seal.opened) as opened:
+    with calls_of(seal.open_record) as opened:
         shown, count = inventory.items(inventory.Wanted(()), 10)
     assert count == 205
     assert [item.header.function for item in shown] == ["shop:few"] * 5 + ["shop:many"] * 5

@@ -355,13 +355,15 @@ def test_is_whole_sees_every_byte() -> None:
     views = tuple(memoryview(RNG.bytes(size)) for size in (3 << 20, 65, 10))
     payload = codec.payload(views)
     data = bytearray(codec.aligned(payload))
-    assert codec.is_whole(memoryview(data), payload.table)
+    assert codec.has_valid_digests(memoryview(data), payload.table)
     ends = [0, (3 << 20) - 1, (3 << 20) + 64, (3 << 20) + 128 + 9]
     for place in ends:
         data[place] ^= 1
-        assert not codec.is_whole(memoryview(data), payload.table)
+        assert not codec.has_valid_digests(memoryview(data), payload.table)
         data[place] ^= 1
-    assert not codec.is_whole(memoryview(data), (*payload.table[:2], Buffer(10, bytes(32))))
+    assert not codec.has_valid_digests(
+        memoryview(data), (*payload.table[:2], Buffer(10, bytes(32)))
+    )
 
 
 def test_slices_are_views_of_the_payload() -> None:
@@ -370,6 +372,6 @@ def test_slices_are_views_of_the_payload() -> None:
     payload = codec.payload(views)
     data = memoryview(bytearray(codec.aligned(payload)))
     assert len(data) == payload_size(payload.table) == payload.size
-    cut = codec.slices(data, payload.table)
+    cut = codec.buffers_of(data, payload.table)
     assert [bytes(piece) for piece in cut] == [bytes(view) for view in views]
     assert all(piece.obj is data.obj for piece in cut)

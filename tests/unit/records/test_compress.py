@@ -105,23 +105,23 @@ def test_below_the_size_nothing_is_compressed() -> None:
 def test_any_lengths(views: list[bytes], stream: bytes) -> None:
     """Streams and buffers of any length, empty ones too, come back where they belong."""
     views = [view * 40 for view in views]
-    packed = zstd_frames.packed(stream * 40 + bytes(4000), [memoryview(view) for view in views])
+    packed = zstd_frames.compressed(stream * 40 + bytes(4000), [memoryview(view) for view in views])
     if packed is None:
         return
-    back, payload, table = zstd_frames.unpacked(packed)
+    back, payload, table = zstd_frames.decompressed(packed)
     assert bytes(back) == stream * 40 + bytes(4000)
-    assert [bytes(view) for view in codec.slices(payload, table)] == views
-    assert zstd_frames.inflated(packed) == len(back) + -len(back) % 64 + len(payload)
+    assert [bytes(view) for view in codec.buffers_of(payload, table)] == views
+    assert zstd_frames.decompressed_size(packed) == len(back) + -len(back) % 64 + len(payload)
 
 
 def compressed(size: int = N * 8) -> bytes:
-    packed = zstd_frames.packed(bytes(size), [])
+    packed = zstd_frames.compressed(bytes(size), [])
     assert packed is not None
     return packed
 
 
 def frame_of(data: bytes, *, pledged: bool = True) -> bytes:
-    machine = zstd_frames.library().ZstdCompressor(level=3)
+    machine = zstd_frames.zstd_module().ZstdCompressor(level=3)
     if pledged:
         machine.set_pledged_input_size(len(data))
     return bytes(machine.compress(data) + machine.flush())
@@ -158,7 +158,7 @@ BOMB = bytes(64 << 20)
 def test_a_frame_that_is_not_what_its_lengths_say_is_refused(stream: bytes) -> None:
     """A zip bomb, half a frame, and one too many: none of them is inflated past the lengths."""
     with pytest.raises(EntryError) as caught:
-        zstd_frames.unpacked(stream)
+        zstd_frames.decompressed(stream)
     assert caught.value.reason == UNREADABLE
 
 
@@ -169,16 +169,16 @@ def test_a_frame_that_lies_about_its_length_stops_at_it() -> None:
     assert small[:5] == big[:5]
     stream = claiming(1 << 20, small[:9] + big[9:])
     with pytest.raises(EntryError):
-        zstd_frames.unpacked(stream)
+        zstd_frames.decompressed(stream)
 
 
 def test_what_announces_another_length_is_not_even_begun() -> None:
     """The header of a zip bomb is enough: nothing is allocated for it, nothing inflated."""
     with (
-        calls_of(zstd_frames.inflate_into) as begun,
+        calls_of(zstd_frames.decompress_into) as begun,
         pytest.raises(EntryError, match="67108864 bytes instead of 64"),
     ):
-        zstd_frames.unpacked(claiming(64, frame_of(BOMB)))
+        zstd_frames.decompressed(claiming(64, frame_of(BOMB)))
     assert begun == []
 
 
@@ -189,7 +189,7 @@ import resource, struct, sys
 from memo.records import codec
 from memo.records import seal
 from memo.records import zstd_frames
-machine = zstd_frames.library().ZstdCompressor(level=3)
+machine = zstd_frames.zstd_module().ZstdCompressor(level=3)
 machine.set_pledged_input_size(1 << 30)
 frame = b"".join(machine.compress(bytes(1 << 20)) for _ in range(1 << 10)) + machine.flush()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -340,7 +340,7 @@ def test_what_the_seal_does_not_cover_is_never_inflated(cache_home: Path, at: fl
     data[int(at if isinstance(at, int) else len(data) * at)] ^= 1
     path.write_bytes(data)
     reset()
-    with calls_of(zstd_frames.unpacked) as seen:
+    with calls_of(zstd_frames.decompressed) as seen:
         assert text.peek(400_000) is None
     assert not seen
 
@@ -348,7 +348,7 @@ def test_what_the_seal_does_not_cover_is_never_inflated(cache_home: Path, at: fl
 def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> None:
     """Nonsense that is sealed with the right secret is a miss, not an error."""
     numbers = numbers_of(compress=True)
-    packed = zstd_frames.packed
+    packed = zstd_frames.compressed
 
     def broken(stream: Any, views: Any) -> bytes:
         good = packed(stream, views)
@@ -356,7 +356,7 @@ def test_a_sealed_record_that_does_not_inflate_is_a_miss(cache_home: Path) -> No
         return good[:-5]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zstd_frames, "packed", broken)
+        patch.setattr(zstd_frames, "compressed", broken)
         numbers(N)
     with recording() as seen:
         assert numbers(N)[-1] == N - 1

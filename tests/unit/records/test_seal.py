@@ -141,17 +141,17 @@ PLAIN_STAMPS = st.lists(STAMPS.filter(lambda stamp: isinstance(stamp, Generation
 @given(HEADERS, PLAIN_STAMPS, st.binary(max_size=300))
 @settings(max_examples=100, deadline=None)
 def test_a_glance_sees_what_is_unpacked(made: Header, marks: list[Any], stream: bytes) -> None:
-    """A glance at a plain record gives what unpacking it gives; at any other it gives nothing."""
+    """`unpack_hit` gives what `unpack` gives for a plain record, and None for any other."""
     for one in (made, made._replace(stamps=tuple(marks), buffers=())):
         record = seal.pack(one, stream, SECRET)
-        seen = seal.glance(record, [SECRET], one.namespace, one.key)
+        seen = seal.unpack_hit(record, [SECRET], one.namespace, one.key)
         entry = seal.unpack(record, [SECRET], one.namespace, one.key)
         assert (seen is not None) == (entry.plain and one.key.isascii())  # as all of ours are
         if seen is not None:
             assert (seen.times, seen.stamps) == (entry.times, entry.stamps)
             assert (bytes(seen.stream), seen.size) == (bytes(entry.stream), entry.size)
-        assert seal.glance(record, [SECRET], one.namespace, one.key + "x") is None
-        assert seal.glance(record, [SECRET], one.namespace + "x", one.key) is None
+        assert seal.unpack_hit(record, [SECRET], one.namespace, one.key + "x") is None
+        assert seal.unpack_hit(record, [SECRET], one.namespace + "x", one.key) is None
 
 
 def test_a_field_that_is_too_long_is_refused_when_packing() -> None:
@@ -232,16 +232,18 @@ PLAIN = header(
     ),
     buffers=(),
 )
-"""The parts that a glance reads."""
+"""The parts that `unpack_hit` reads."""
 
 
 def told_by(entry: Entry) -> tuple[Any, ...]:
-    claims = [(*stamp_blocks.claimed(claim), claim[3]) for claim in entry.claims]
-    return entry.times, claims, bytes(entry.stream), entry.record, entry.size
+    packed_generations = [
+        (*stamp_blocks.ref_of(claim), claim[3]) for claim in entry.packed_generations
+    ]
+    return entry.times, packed_generations, bytes(entry.stream), entry.record, entry.size
 
 
 def glanced(record: bytes) -> Entry | None:
-    return seal.glance(record, [SECRET], "memo", PLAIN.key)
+    return seal.unpack_hit(record, [SECRET], "memo", PLAIN.key)
 
 
 def test_a_glance_tells_what_unpacking_tells() -> None:
@@ -253,8 +255,10 @@ def test_a_glance_tells_what_unpacking_tells() -> None:
     assert told_by(entry) == told_by(opened(record))
     assert entry.header == opened(record).header
     assert entry.refs == tuple(stamp.ref for stamp in PLAIN.stamps if isinstance(stamp, Generation))
-    assert list(map(stamp_blocks.claimed, entry.claims)) == list(entry.refs)
-    assert [text for _, _, _, text, _ in entry.claims] == [s.state.text for s in entry.generations]
+    assert list(map(stamp_blocks.ref_of, entry.packed_generations)) == list(entry.refs)
+    assert [text for _, _, _, text, _ in entry.packed_generations] == [
+        s.state.text for s in entry.generations
+    ]
 
 
 @pytest.mark.parametrize(
@@ -271,12 +275,12 @@ def test_a_glance_tells_what_unpacking_tells() -> None:
     ids=["payload", "flags", "file", "call", "key", "namespace", "shifted"],
 )
 def test_a_glance_leaves_the_rest_to_unpacking(changes: dict[str, Any]) -> None:
-    """A record that a glance cannot judge, or unpacking refuses, is no entry at a glance."""
+    """`unpack_hit` gives None for a record that it cannot judge or that `unpack` refuses."""
     assert glanced(seal.pack(PLAIN._replace(**changes), STREAM, SECRET)) is None
 
 
 def test_no_mutant_passes_at_a_glance() -> None:
-    """After any change of a record a glance believes nothing of it; sealed, it reads the same."""
+    """After any change of a record `unpack_hit` refuses it; sealed again, it reads the same."""
     chance = random.Random(13)
     record = seal.pack(PLAIN, STREAM, SECRET)
     agreed = 0
@@ -295,49 +299,51 @@ def test_no_mutant_passes_at_a_glance() -> None:
 
 def test_a_seal_is_compared_again_for_other_bytes() -> None:
     """Only the very bytes that were checked under a name are taken without comparing the seal."""
-    glances = seal.Glances([SECRET], "memo")
+    checked = seal.CheckedRecords([SECRET], "memo")
     record = seal.pack(PLAIN, STREAM, SECRET)
     with calls_of(seal.check_seal) as compared:
         for _ in range(3):
-            assert glances.glance("name", bytes(bytearray(record)), PLAIN.key) is not None
+            assert checked.unpack_hit("name", bytes(bytearray(record)), PLAIN.key) is not None
         assert len(compared) == 2, "kept from the second time on"
         for at in range(16, len(record)):
             changed = record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
             with pytest.raises(EntryError):
-                glances.glance("name", changed, PLAIN.key)
-        assert glances.glance("other", record, PLAIN.key) is not None
+                checked.unpack_hit("name", changed, PLAIN.key)
+        assert checked.unpack_hit("other", record, PLAIN.key) is not None
     assert len(compared) == 3 + len(record) - 16
 
 
 def test_what_was_glanced_at_is_bounded() -> None:
     """Entries that are kept from one hit to the next take no more than their budget."""
-    glances = seal.Glances([SECRET], "memo")
+    checked = seal.CheckedRecords([SECRET], "memo")
     for number in range(2000):
         key = f"{number:040x}"
         record = seal.pack(PLAIN._replace(key=key), b"x" * 1000, SECRET)
-        assert glances.glance(key, record, key) is not None
-        assert key not in glances.known
-        assert glances.glance(key, record, key) is not None
-        kept = sum(len(entry.record) + seal.GLANCE for entry in glances.known.values())
-        assert kept == glances.held_bytes <= seal.GLANCES
-        assert key in glances.known or kept > seal.GLANCES - 2 * (len(record) + seal.GLANCE)
-    assert f"{0:040x}" in glances.known, "not pushed out by what came later"
-    for number in range(seal.ONCE):
+        assert checked.unpack_hit(key, record, key) is not None
+        assert key not in checked.known
+        assert checked.unpack_hit(key, record, key) is not None
+        kept = sum(len(entry.record) + seal.CHECKED_OVERHEAD for entry in checked.known.values())
+        assert kept == checked.held_bytes <= seal.CHECKED_BYTES
+        assert key in checked.known or kept > seal.CHECKED_BYTES - 2 * (
+            len(record) + seal.CHECKED_OVERHEAD
+        )
+    assert f"{0:040x}" in checked.known, "not pushed out by what came later"
+    for number in range(seal.SEEN_ONCE):
         key = f"{number:038x}-0"
-        glances.glance(key, seal.pack(PLAIN._replace(key=key), b"", SECRET), key)
-    assert not glances.known, "until so much was met that it is old"
-    assert len(glances.once) <= seal.ONCE
+        checked.unpack_hit(key, seal.pack(PLAIN._replace(key=key), b"", SECRET), key)
+    assert not checked.known, "until so much was met that it is old"
+    assert len(checked.once) <= seal.SEEN_ONCE
 
 
 def test_a_record_that_changes_takes_the_place_of_the_one_before() -> None:
     """Of entries that were stored anew, the latest is kept, and its bytes are counted."""
-    glances = seal.Glances([SECRET], "memo")
+    checked = seal.CheckedRecords([SECRET], "memo")
     for size in (10, 1000, 0, 500):
         record = seal.pack(PLAIN, b"x" * size, SECRET)
         for _ in range(2):
-            assert glances.glance("name", record, PLAIN.key) is not None
-    assert glances.known["name"].record == record
-    assert glances.held_bytes == len(record) + seal.GLANCE
+            assert checked.unpack_hit("name", record, PLAIN.key) is not None
+    assert checked.known["name"].record == record
+    assert checked.held_bytes == len(record) + seal.CHECKED_OVERHEAD
 
 
 @given(st.binary(max_size=400))

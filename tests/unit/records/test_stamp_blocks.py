@@ -7,26 +7,26 @@ import json
 import pytest
 
 from memo.records import stamp_blocks
-from memo.records.stamp_blocks import GATHERED, Block, Stamps
+from memo.records.stamp_blocks import BLOCK_FROM, Block, Stamps
 from memo.records.stamp_types import File, Generation, Ref, State
 
 MANY = tuple(
     Generation(Ref(f"f:{n}", None if n % 3 else (("x", f"{n:016x}"),)), State(f"token-{n}", ""))
-    for n in range(2 * GATHERED)
+    for n in range(2 * BLOCK_FROM)
 )
 OWN = (Generation(Ref("n"), State("own", "last")), File("/data", "facts"))
 
 
 def test_few_stamps_stay_as_they_are() -> None:
     """Below the bound nothing is gathered, and own stamps never are."""
-    few = (*OWN, *MANY[: GATHERED - 1])
-    assert stamp_blocks.gathered(few, OWN) is few
-    assert stamp_blocks.gathered(MANY, MANY) is MANY
+    few = (*OWN, *MANY[: BLOCK_FROM - 1])
+    assert stamp_blocks.with_block(few, OWN) is few
+    assert stamp_blocks.with_block(MANY, MANY) is MANY
 
 
 def test_gathered_stamps_read_back_as_they_were() -> None:
     """Packing and unpacking changes neither the stamps nor their blocks."""
-    made = stamp_blocks.gathered((*OWN, *MANY), OWN)
+    made = stamp_blocks.with_block((*OWN, *MANY), OWN)
     assert tuple(made) == (*OWN, *MANY)
     found = stamp_blocks.unpack(stamp_blocks.pack(made))
     assert found == made
@@ -37,7 +37,7 @@ def test_gathered_stamps_read_back_as_they_were() -> None:
 
 def test_a_block_is_packed_once() -> None:
     """An entry further out holds the bytes of the block that it inherited."""
-    inner = stamp_blocks.gathered(MANY, ())
+    inner = stamp_blocks.with_block(MANY, ())
     outer = Stamps.of(OWN, stamp_blocks.blocks_of(inner))
     assert stamp_blocks.blocks_of(inner)[0].packed in stamp_blocks.pack(outer)
 

@@ -134,7 +134,7 @@ def test_a_payload_is_mapped_with_its_buffers_aligned(disk, run, record):
     assert found.record == record
     view = found.source.open(held.size)
     assert len(view) == held.size == 128 + 64 + 64
-    assert [bytes(v) for v in codec.slices(view, held.table)] == [bytes(v) for v in held.views]
+    assert [bytes(v) for v in codec.buffers_of(view, held.table)] == [bytes(v) for v in held.views]
     by_digest = run(lambda port: disk.payload(port, held.digest, held.size))
     assert bytes(by_digest.open(held.size)) == bytes(view)
     assert run(lambda port: disk.payload(port, held.digest, held.size + 64)) is None
@@ -148,7 +148,7 @@ def test_a_payload_of_many_buffers_is_written_whole(disk):
     view = get(disk, "a").source.open(held.size)
     assert all(
         bytes(a) == bytes(b)
-        for a, b in zip(codec.slices(view, held.table), held.views, strict=True)
+        for a, b in zip(codec.buffers_of(view, held.table), held.views, strict=True)
     )
 
 

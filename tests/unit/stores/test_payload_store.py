@@ -23,7 +23,7 @@ from styles import STYLES, Style
 
 import memo
 from memo.records.codec import payload
-from memo.records.payload_pieces import Held
+from memo.records.payload_pieces import PayloadInMemory
 from memo.runtime.blocking import drain_blocking
 from memo.stores.payload_store import KEEP, PayloadStore
 from memo.testing import recording
@@ -244,7 +244,7 @@ def test_old_payloads_are_swept(place: Any) -> None:
     clock[0] += KEEP
     store.store(payload([memoryview(b"c" * 500)]))
     assert not any(old.digest.hex() in path for path in place.files())
-    assert isinstance(place, Bucket) or store.fetch(kept.digest, Held(kept.size))
+    assert isinstance(place, Bucket) or store.fetch(kept.digest, PayloadInMemory(kept.size))
 
 
 def test_two_hosts_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

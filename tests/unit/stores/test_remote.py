@@ -200,7 +200,7 @@ def test_payload_there_and_back(tier: Redis, run: Run) -> None:
     run(lambda port: tier.store(port, "memo:k", record(), sent, 10))
     source = run(lambda port: tier.payload(port, sent.digest, sent.size))
     view = source.open(sent.size)
-    assert [bytes(v) for v in codec.slices(view, sent.table)] == [bytes(v) for v in sent.views]
+    assert [bytes(v) for v in codec.buffers_of(view, sent.table)] == [bytes(v) for v in sent.views]
     view[0] ^= 1
     with pytest.raises(TierError):  # no second copy is kept for a reader that is not known
         source.open(sent.size)

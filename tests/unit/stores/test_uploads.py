@@ -28,7 +28,7 @@ import memo
 from memo import cache
 from memo.decorators import assembly
 from memo.records import codec
-from memo.records.payload_pieces import PIECE, Check, leaving
+from memo.records.payload_pieces import MOVED_AT_ONCE, DigestCheck, outgoing
 from memo.records.seal import ALIGN
 from memo.runtime import events
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
@@ -190,7 +190,7 @@ def test_small_results_are_in_redis_when_they_are_returned(shared: RedisServer) 
     """Below a mebibyte nothing is put off."""
     numbers = numbers_sync("n")
     with recording() as seen:
-        numbers(PIECE // 8 - 1000)
+        numbers(MOVED_AT_ONCE // 8 - 1000)
         assert len(records(shared)) == 1
     assert not kinds(seen, *UPLOADS)
 
@@ -681,7 +681,7 @@ def files(home: Path) -> list[Path]:
     return [path for path in home.rglob("payloads/*/*") if path.is_file()]
 
 
-@pytest.mark.parametrize("at", [0, PIECE - 1, PIECE + 1, BIG * 8 - 1])
+@pytest.mark.parametrize("at", [0, MOVED_AT_ONCE - 1, MOVED_AT_ONCE + 1, BIG * 8 - 1])
 def test_a_changed_payload_is_not_kept(shared: RedisServer, stored: Any, at: int) -> None:
     """One flipped bit in what arrives: it is not believed, and no file of it stays (I10)."""
     name, client = payload_name(shared), shared.client()
@@ -690,7 +690,9 @@ def test_a_changed_payload_is_not_kept(shared: RedisServer, stored: Any, at: int
     with recording() as seen:
         assert stored.peek(BIG) is None
         assert not files(memo.settings.configuration.current().directory)
-        assert kinds(seen, events.FETCH_FAILED)[0].detail == "a payload was changed"
+        assert (
+            kinds(seen, events.FETCH_FAILED)[0].detail == "the payload does not match its digests"
+        )
         assert stored(BIG)[-1] == BIG - 1
     assert len(kinds(seen, events.COMPUTED)) == 1
 
@@ -793,13 +795,13 @@ def test_any_pieces_are_judged_as_the_whole(sizes: list[int], cuts: list[int], f
     data = bytearray(codec.aligned(payload))
     if 0 <= flip < len(data):
         data[flip] ^= 1
-    check, at = Check(payload.table), 0
+    check, at = DigestCheck(payload.table), 0
     view = memoryview(data)
     for cut in cuts:
         check.update(view[at : at + cut])
         at += cut
     check.update(view[at:])
-    assert check.whole() == codec.is_whole(view, payload.table)
+    assert check.is_complete() == codec.has_valid_digests(view, payload.table)
 
 
 def test_half_and_too_much_are_not_whole() -> None:
@@ -807,24 +809,24 @@ def test_half_and_too_much_are_not_whole() -> None:
     payload = codec.payload((memoryview(b"a" * 100), memoryview(b"b" * 64)))
     data = codec.aligned(payload)
     for wrong in (data[:-1], data[:100], b"", data + b"\0"):
-        check = Check(payload.table)
+        check = DigestCheck(payload.table)
         check.update(memoryview(wrong))
-        assert not check.whole()
+        assert not check.is_complete()
 
 
 def test_a_leaving_payload_is_what_was_stored(tmp_path: Path) -> None:
     """The pieces of a map are the aligned bytes, none longer than a piece."""
-    sent = codec.payload((memoryview(os.urandom(PIECE + 5)), memoryview(b"x" * 7)))
+    sent = codec.payload((memoryview(os.urandom(MOVED_AT_ONCE + 5)), memoryview(b"x" * 7)))
     store = payload_files.Payloads(tmp_path / "payloads")
     store.directory.mkdir()
     with store.keep(sent, None) as name:
         assert name is not None
     source = store.source(name)
     assert source is not None
-    mapped = leaving(source.open(sent.size), sent.table)
+    mapped = outgoing(source.open(sent.size), sent.table)
     assert isinstance(mapped.views[0].obj, mmap.mmap)
     for _ in range(2):  # a connection that died while it was idle is replaced
         pieces = [bytes(piece) for piece in mapped.pieces()]
         assert b"".join(pieces) == codec.aligned(sent)
-        assert max(map(len, pieces)) == PIECE
+        assert max(map(len, pieces)) == MOVED_AT_ONCE
     assert mapped.size % ALIGN == 0
