@@ -56,7 +56,8 @@ class Model:
         self.items: list[Item] = []
         self._count = 0
         self._graph: dict[str, Any] = {}
-        self.listed_at = 0.0
+        self.list_at = 0.0
+        """When entries and graph are read again, on the monotonic clock; 0: at the next look."""
         self._chain: Any = None
         self._long: set[tuple[int, str]] = set()
         self.said: dict[str, str] = {}
@@ -95,10 +96,10 @@ class Model:
         """Draw the graph again if a long computation has begun or ended."""
         long = {(r.process, r.key) for r in running if time.time() - r.since >= LONG}
         if long != self._long:
-            self._long, self.listed_at = long, 0.0
+            self._long, self.list_at = long, 0.0
 
     def _list(self, chain: Any) -> None:
-        if chain is self._chain and time.monotonic() - self.listed_at < self._every:
+        if chain is self._chain and time.monotonic() < self.list_at:
             return
         wanted = Wanted(by=self.order)
         items, _ = inventory.items(wanted)
@@ -110,7 +111,7 @@ class Model:
         self.items, self._count = found[:ENTRIES], len(found)
         made = call_graph.graph_of(everything=self.shared)
         self._graph = {"svg": made.to_svg(), "text": "" if made.nodes else graph_drawing.EMPTY}
-        self._chain, self.listed_at = chain, time.monotonic()
+        self._chain, self.list_at = chain, time.monotonic() + self._every
 
     def _entries(self) -> dict[str, Any]:
         table = inventory.table(self.items)
@@ -140,7 +141,7 @@ class Model:
             number = max(self.answers.values(), default=0) + 1
             kept = {name: at for name, at in self.answers.items() if name in self.said}
             self.answers = {**kept, target: number}
-        self.listed_at = 0.0
+        self.list_at = 0.0
 
     def _press(self, message: dict[str, Any]) -> str:
         what = message.get("do")

@@ -598,9 +598,7 @@ def test_a_loop_in_a_cell_is_one_line(kernel: Kernel) -> None:
     kernel.run("%cache_report off")
     assert len(shown.bundles) == 1
     (updates,) = kernel.updates.values()
-    assert any(
-        "step(): 2 of 3, 0.6" in u["text/plain"] or "2 of 3, 60" in u["text/plain"] for u in updates
-    )
+    assert any(re.search(r"step\(\): 2 of 3, \d", u["text/plain"]) for u in updates)
     assert updates[-1]["text/plain"].startswith("3 misses: step() not cached yet")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def row(state: dict[str, Any], text: str) -> dict[str, Any]:
 
 def looked(model: Model) -> dict[str, Any]:
     """The state, with the entries as they are now."""
-    model.listed_at = 0.0
+    model.list_at = 0.0
     return model.state()
 
 
@@ -219,7 +220,7 @@ def test_the_graph_follows_long_computations() -> None:
         go.wait(20)
         return x
 
-    model = Model(every=3600)
+    model = Model(every=math.inf)  # longer than this machine has been up
     model.state()
     thread = threading.Thread(target=slow, args=(1,))
     thread.start()
@@ -470,7 +471,7 @@ def test_without_scripts_the_same_facts_are_shown(widget: Any) -> None:
         return region
 
     load("EU")
-    widget.model.listed_at = 0.0
+    widget.model.list_at = 0.0
     data, _ = widget._repr_mimebundle_()
     assert "<svg" in data["text/html"]
     assert "region=&#x27;EU&#x27;" in data["text/html"]
