@@ -126,7 +126,7 @@ def _value(
         return NOTHING  # `look` meets the same error, and reports it
     started, _, _, _, _, _, cost = times
     key = call.text
-    if not chain.floors.admits(key, started):
+    if not chain.latest_answers.accept(key, started):
         return NOTHING
     reads = CURRENT.get()
     if reads is not None:
@@ -267,7 +267,7 @@ def told_hit(job: Job, found: Answer, begun: float, *, shared: bool) -> None:
     """
     assert found.entry is not None
     times = found.entry.times
-    job.chain.floors.rise(job.call.text, times.started)
+    job.chain.latest_answers.record(job.call.text, times.started)
     stale = found.verdict.kind == STALE
     late = stale and found.verdict.reason == EXPIRED
     tell_entry(job.function, job.chain, job.call, found.entry, begun, stale=late)
@@ -364,7 +364,7 @@ async def disembark(port: Port, job: Job, landing: Landing, leads: bool, begun: 
         waited = time.perf_counter() - begun
         emit(job, events.COALESCED, reason=type(landing.error).__name__, seconds=waited)
         return Raised(landing.error)
-    if job.chain.floors.older(job.call.text, landing.started):
+    if job.chain.latest_answers.is_newer_than(job.call.text, landing.started):
         return AGAIN
     if landing.encoded is None:
         return await _alone(port, job)
@@ -397,11 +397,11 @@ async def _copy(port: Port, job: Job, encoded: codec.Encoded) -> Any:
 
 async def _alone(port: Port, job: Job) -> Any:
     """Compute for one caller only, since the result cannot be copied or the cache has failed."""
-    started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+    started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
     outcome = await invoke(port, job)
     tell(None)
     if outcome.error is None:
-        job.chain.floors.rise(job.call.text, started)
+        job.chain.latest_answers.record(job.call.text, started)
     return Raised(outcome.error) if outcome.error is not None else outcome.value
 
 
@@ -504,7 +504,7 @@ async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landin
     except (EntryError, TierError):
         return None
     started, used = found.entry.times.started, found.entry.stamps
-    job.chain.floors.rise(job.call.text, started)
+    job.chain.latest_answers.record(job.call.text, started)
     emit(job, events.STALE, tier=found.tier, reason=reason)
     whole = found.entry.header.flags & seal.STREAM  # a stream is read from its first item
     encoded = None if whole else await encode(port, job, value)
@@ -592,7 +592,7 @@ async def peek(
     if value is NOTHING or type(value) is Raised:
         return default
     assert found.entry is not None
-    job.chain.floors.rise(job.call.text, found.entry.times.started)
+    job.chain.latest_answers.record(job.call.text, found.entry.times.started)
     tell_entry(function, job.chain, job.call, found.entry)
     return value
 

@@ -131,7 +131,7 @@ async def begin(port: Port, jobs: Sequence[Job], *, alone: bool = False) -> list
     begun = []
     for job, own in zip(jobs, taken, strict=True):
         same = not (alone or port.native) or await is_same_call(port, job)
-        started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+        started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
         begun.append(Before(own, same, started, packed(job), watch))
     return begun
 
@@ -205,7 +205,7 @@ async def made_ready(
         own = None if late is None else own + late
     known, used = await merged(port, job, ran.reads, own)
     job.function.backoff.pop(job.call.text, None)
-    job.chain.floors.rise(job.call.text, before.started)
+    job.chain.latest_answers.record(job.call.text, before.started)
     true = before.same and not flight.detached
     if alone and true:
         true = not await job.chain.turned(port, known)
@@ -652,7 +652,7 @@ async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
         size = len(record) + (encoded.payload.size if encoded.payload else 0)
         follows = "redis follows" if chain.uploads.get(job.name) else ""
         emit(job, events.STORED, tier=",".join(tiers), size=size, detail=follows)
-        chain.floors.rise(job.call.text, header.times.started)
+        chain.latest_answers.record(job.call.text, header.times.started)
     if function.manifest is not None and function.noted != (weakref.ref(chain), code):
         kept = await port.offload(function.manifest, code, function.identity.parts)
         function.noted = (weakref.ref(chain), code) if kept else None

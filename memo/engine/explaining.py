@@ -430,7 +430,7 @@ def _absent(
     chain: Chain, manifests: Manifests, asked: _Asked, stored: list[Header]
 ) -> tuple[str, list[str], list[str]]:
     call, code, _ = asked
-    if chain.floors.has_answered(call.text):
+    if chain.latest_answers.has(call.text):
         return EVICTED, ["this process has stored or used it; it was evicted or cleared since"], []
     wanted = json.loads(call.summary)
     same = [h for h in stored if _digests(json.loads(h.summary)) == _digests(wanted)]

@@ -20,7 +20,6 @@ from contextlib import suppress
 from functools import partial
 from operator import itemgetter
 from sys import getsizeof
-from threading import Lock
 from typing import Any, Literal, cast
 
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable, public, shown
@@ -30,7 +29,6 @@ from memo.records.seal import Entry, Header
 from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
-from memo.runtime.memory_budget import BUDGET
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
@@ -64,7 +62,7 @@ from memo.stores.protocols import (
 from memo.stores.shared_findings import Findings
 from memo.stores.transfers import Transfers, Work
 from memo.validity import check
-from memo.validity.check import MISS, Judge, Verdict, age, broken, texts
+from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, broken, texts
 from memo.validity.results import Reading, unproven
 
 BIG = 1 << 20
@@ -73,14 +71,6 @@ SMALL = 32 * 1024
 """A record of at most this many bytes may be stored in one batch with others."""
 TOGETHER = 256
 """Most entries in one batch, and most KiB: between batches other processes can write."""
-FLOORS = 65_536
-"""Number of keys whose latest answers are remembered, memory permitting."""
-_LEAST = 4096
-"""Number of keys whose latest answers are always remembered."""
-_SHARE = 2048
-"""Bytes of the memory limit per remembered key."""
-_EACH = getsizeof("0" * 40) + getsizeof(1 << 62)
-"""Bytes that one remembered key takes: its text and its time."""
 LEARN_AGAIN = 1.0
 """Seconds until the host is asked to learn again after it could not."""
 
@@ -135,63 +125,6 @@ class Proof:
     def __sizeof__(self) -> int:
         """Return the bytes of this object and its entry; the groups are strings of the entry."""
         return object.__sizeof__(self) + getsizeof(self.entry) + getsizeof(self.groups)
-
-
-class Floors:
-    """The floor of each key that was answered lately.  Safe from every thread.
-
-    Args:
-        limit: of the memory tier in bytes; 0: there is none.
-        most: how many there are room for, whatever the limit.
-    """
-
-    def __init__(self, limit: int = 0, most: int = FLOORS) -> None:
-        self._most = min(most, max(_LEAST, limit // _SHARE)) if limit else most
-        self.floors: dict[str, int] = {}
-        self.old_floors: dict[str, int] = {}
-        self._lock = Lock()
-        BUDGET.add_table(self)
-
-    def __sizeof__(self) -> int:
-        """Return the bytes of all keys and times."""
-        tables = (self.floors, self.old_floors)
-        return sum(getsizeof(table) + _EACH * len(table) for table in tables)
-
-    def rise(self, key: str, started: int) -> None:
-        """Remember when the computation behind the latest answer for a key began."""
-        if self.floors.get(key, 0) < started:
-            with self._lock:
-                self.floors[key] = max(started, self._floor(key))
-                if len(self.floors) >= self._most:
-                    self.old_floors, self.floors = self.floors, {}
-
-    def _floor(self, key: str) -> int:
-        """The start of the computation behind the latest answer for a key; 0: not known.
-
-        The younger floors are read first, since they become the old ones while others look.
-        """
-        return self.floors.get(key) or self.old_floors.get(key, 0)
-
-    def admits(self, key: str, started: int) -> bool:
-        """True if an answer computed then may be returned; from now on no older one may (I2)."""
-        if self.floors.get(key) == started:
-            return True
-        if self.older(key, started):
-            return False
-        self.rise(key, started)
-        return True
-
-    def older(self, key: str, started: int) -> bool:
-        """True if an answer already given for a key was computed later (I2)."""
-        return started < self._floor(key)
-
-    def has_answered(self, key: str) -> bool:
-        """True if this process has stored or used an entry of this key."""
-        return self._floor(key) > 0
-
-    def start_time(self, key: str, clock: Clock) -> int:
-        """Return the start time for a computation: now, but never before an earlier answer."""
-        return max(clock.wall_ns(), self._floor(key) + 1)
 
 
 class Chain:
@@ -254,7 +187,7 @@ class Chain:
         )
         self.first = self.tiers[0].name
         self.authorities = Authorities(self.tiers, self._fault)
-        self.floors = Floors(0 if self._front is None else self._front.limit)
+        self.latest_answers = LatestAnswers(0 if self._front is None else self._front.limit)
         self._authority = self.authorities.shared
         self._remote = self._authority is not None
         self._near: Near | None = next(
@@ -418,7 +351,7 @@ class Chain:
         reason = await self.why_invalid(port, entry, states)
         if reason and not check.may_answer(reason):
             return Answer(Verdict(MISS, reason))
-        if self.floors.older(key, entry.times.started):
+        if self.latest_answers.is_newer_than(key, entry.times.started):
             return Answer(Verdict(MISS, OLDER))
         verdict = check.judged(judge, entry.times, reason, raised=bool(entry.flags & seal.RAISED))
         if verdict.kind == MISS and not (verdict.fallback or verdict.renewable):

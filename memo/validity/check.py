@@ -1,8 +1,7 @@
-"""The check: do an entry's stamps still hold, and is it young enough?
+"""The check: an entry's stamps still hold, it is young enough, and no later answer was given.
 
 Every path to an answer and every store uses it.  A path may skip work, such as parsing a header or
 asking a tier, but never this check.
-
 
 An entry whose stamps do not hold is never served as stale: the windows of a policy apply only to
 expiry (RFC 5861).  `judge` is a pure function of an entry's recorded times, the function's present
@@ -14,10 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
+from sys import getsizeof
+from threading import Lock
 from typing import Any, cast
 
 from memo.records.stamp_types import Generation, Result, Stamp, State, Times
 from memo.runtime.clock import SECOND, Clock
+from memo.runtime.memory_budget import BUDGET
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import (
@@ -44,6 +46,14 @@ JITTER = 0.1
 FUTURE_TOLERANCE = 60 * SECOND
 """Nanoseconds by which another host's wall clock may be ahead before its entries are refused."""
 _NAMELESS = bytes(16)
+REMEMBERED = 65_536
+"""Number of keys whose latest answers are remembered, memory permitting."""
+_AT_LEAST = 4096
+"""Number of keys whose latest answers are always remembered."""
+_PER_KEY = 2048
+"""Bytes of the memory limit per remembered key."""
+_KEY_SIZE = getsizeof("0" * 40) + getsizeof(1 << 62)
+"""Bytes that one remembered key takes: its text and its time."""
 
 
 class Verdict(NamedTuple):
@@ -368,3 +378,68 @@ def judged(judge: Judge, times: Times, reason: str, *, raised: bool) -> Verdict:
     within = by_age.kind != MISS and by_age.reason != EXPIRED
     fallback = expired is not None and verdict.fallback
     return Verdict(MISS, str(reason), fallback=fallback, renewable=within)
+
+
+# --- order of answers ----------------------------------------------------------------------------
+
+
+class LatestAnswers:
+    """When the computation behind the latest answer for each key began.  Thread-safe.
+
+    An older answer is not given any more, whichever tier has it (I2).
+
+    Args:
+        limit: of the memory tier in bytes; 0: there is none.
+        most: most keys to remember, whatever the limit.
+    """
+
+    def __init__(self, limit: int = 0, most: int = REMEMBERED) -> None:
+        self._most = min(most, max(_AT_LEAST, limit // _PER_KEY)) if limit else most
+        self._recent: dict[str, int] = {}
+        self._previous: dict[str, int] = {}
+        self._lock = Lock()
+        BUDGET.add_table(self)
+
+    def __len__(self) -> int:
+        return len(self._recent) + len(self._previous)
+
+    def __sizeof__(self) -> int:
+        """Return the bytes of all keys and times."""
+        tables = (self._recent, self._previous)
+        return sum(getsizeof(table) + _KEY_SIZE * len(table) for table in tables)
+
+    def record(self, key: str, started: int) -> None:
+        """Record an answer for a key, by the time at which its computation began."""
+        if self._recent.get(key, 0) < started:
+            with self._lock:
+                self._recent[key] = max(started, self._start_of(key))
+                if len(self._recent) >= self._most:
+                    self._previous, self._recent = self._recent, {}
+
+    def _start_of(self, key: str) -> int:
+        """Return when the computation behind the latest answer for a key began; 0 if unknown.
+
+        The recent answers are read first, since another thread may move them to the previous ones.
+        """
+        return self._recent.get(key) or self._previous.get(key, 0)
+
+    def accept(self, key: str, started: int) -> bool:
+        """Record an answer and return True, unless one that was computed later was given before."""
+        if self._recent.get(key) == started:
+            return True
+        if self.is_newer_than(key, started):
+            return False
+        self.record(key, started)
+        return True
+
+    def is_newer_than(self, key: str, started: int) -> bool:
+        """True if the computation behind the latest answer for a key began after `started`."""
+        return started < self._start_of(key)
+
+    def has(self, key: str) -> bool:
+        """True if this process has stored or used an entry of this key."""
+        return self._start_of(key) > 0
+
+    def start_time(self, key: str, clock: Clock) -> int:
+        """Return the start time for a computation: now, but never before an earlier answer."""
+        return max(clock.wall_ns(), self._start_of(key) + 1)

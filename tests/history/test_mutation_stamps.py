@@ -155,7 +155,7 @@ def _answers_around_an_older_run() -> list[int]:
     under_way, go_on = threading.Event(), threading.Event()
     numbers = itertools.count()
 
-    @cache(ttl=None, version="1", name="mutants:floors")
+    @cache(ttl=None, version="1", name="mutants:answer_order")
     def load() -> int:
         mine = next(numbers)
         if mine == 0:
@@ -178,9 +178,9 @@ def test_an_older_run_does_not_replace_the_latest_answer() -> None:
     assert _answers_around_an_older_run() == [1, 2]
 
 
-def test_the_floors_are_missed() -> None:
+def test_the_order_of_answers_is_missed() -> None:
     """Without the start of the latest answer, answers go back (I2)."""
-    with mutants.applied(mutants.floors):
+    with mutants.applied(mutants.answer_order):
         assert _answers_around_an_older_run() == [1, 0]
 
 

@@ -420,16 +420,16 @@ class Workload:
         self.functions = make[plan.shape]()
 
     def _watch_starts(self) -> None:
-        from memo.stores.chain import Floors
+        from memo.validity.check import LatestAnswers
 
-        original, starts = Floors.start_time, self._starts
+        original, starts = LatestAnswers.start_time, self._starts
 
-        def start_time(floors: Floors, key: str, clock: Any) -> int:
+        def start_time(latest: LatestAnswers, key: str, clock: Any) -> int:
             SINCE.set(now())
             starts[key].append(SINCE.get())
-            return original(floors, key, clock)
+            return original(latest, key, clock)
 
-        Floors.start_time = start_time  # type: ignore[method-assign]
+        LatestAnswers.start_time = start_time  # type: ignore[method-assign]
 
     def _hear(self, event: Any) -> None:
         if event.kind == "tier_down":

@@ -13,8 +13,9 @@ from memo.engine import answering, computing, refreshing
 from memo.engine.coordination.flights import FLIGHTS, Flights
 from memo.engine.sequences import elements, streams
 from memo.stores.authorities import Authorities
-from memo.stores.chain import Chain, Floors
+from memo.stores.chain import Chain
 from memo.stores.disk.host_state import HostGenerations
+from memo.validity.check import LatestAnswers
 
 
 def comparison() -> None:
@@ -116,13 +117,13 @@ def digests() -> None:
     refreshing.ask_again = asked
 
 
-def floors() -> None:
+def answer_order() -> None:
     """Mutant: the age of the answers already given is forgotten."""
-    Floors.rise = lambda self, key, started: None  # type: ignore[method-assign]
+    LatestAnswers.record = lambda self, key, started: None  # type: ignore[method-assign]
 
 
 TOUCHED = (
-    *((Chain, "why_invalid"), (Chain, "at_hand"), (Floors, "rise")),
+    *((Chain, "why_invalid"), (Chain, "at_hand"), (LatestAnswers, "record")),
     *((Flights, "detach"), (Authorities, "_catch_up")),
 )
 """What the mutants that tests apply in their own process replace."""
@@ -152,7 +153,7 @@ APPLY: dict[str, Callable[[], None]] = {
         landing,
         joining,
         flights,
-        floors,
+        answer_order,
         digests,
     )
 }

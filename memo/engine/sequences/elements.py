@@ -841,7 +841,7 @@ async def peek(port: Port, made: Batch, default: Any) -> Any:
         if value is NOTHING:
             return default
         assert found.entry is not None
-        place.job.chain.floors.rise(place.text, found.entry.times.started)
+        place.job.chain.latest_answers.record(place.text, found.entry.times.started)
         tell_entry(place.job.function, place.job.chain, place.job.call, found.entry)
         made.parts[place.text] = value
     return made.answer()

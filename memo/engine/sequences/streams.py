@@ -175,7 +175,7 @@ class Live:
         job = self.job
         if not self._started:  # its stamps have not been taken yet
             return False
-        if self.own is None or job.chain.floors.older(job.call.text, self._started):
+        if self.own is None or job.chain.latest_answers.is_newer_than(job.call.text, self._started):
             return True
         return bool(await job.chain.turned(port, self.own))
 
@@ -217,7 +217,7 @@ class Live:
             with patience(policy):
                 [self.own] = await take_stamps(port, [job])
             used_calls.carry_context()
-            started = job.chain.floors.start_time(job.call.text, job.chain.clock)
+            started = job.chain.latest_answers.start_time(job.call.text, job.chain.clock)
             if self.flight.detached:  # during the wait for the lease: the next run may have begun
                 self._ends(lost=True)
                 await self._end(port, None)
@@ -381,7 +381,7 @@ class Live:
                     emit(self.job, events.ERROR, reason="store", detail=self.spool.fault)
                     FLIGHTS.close(self.flight)  # later consumers could not read this item
             if not self.count:
-                self.job.chain.floors.rise(self.job.call.text, self._started)
+                self.job.chain.latest_answers.record(self.job.call.text, self._started)
             self.count += 1
 
     def _told_end(self) -> None:
@@ -411,7 +411,7 @@ class Live:
         job.function.backoff.pop(job.call.text, None)
         known, used = await merged(port, job, self.gathered, self.own)
         landing = Landing(used=used, known=known)
-        job.chain.floors.rise(job.call.text, self._started)
+        job.chain.latest_answers.record(job.call.text, self._started)
         stored = not (self.flight.detached or self.spool.fault) and self._standing.stands
         if stored and used is not None and await is_same_call(port, job):
             try:

@@ -1217,7 +1217,8 @@ def test_a_joiner_does_not_go_back() -> None:
     first.start()
     assert under_way.wait(5)
     chain, answers = assembly.default_chain(), []
-    chain.floors.rise(load.key(), time.time_ns())  # as an answer from another process would
+    # as an answer from another process would
+    chain.latest_answers.record(load.key(), time.time_ns())
     second = threading.Thread(target=lambda: answers.append(load()))
     second.start()
     _a_caller_waits()

@@ -15,14 +15,14 @@ from memo.keys import offloading
 from memo.records import spool
 from memo.runtime import blocking
 from memo.settings import live_values
-from memo.stores import authorities, chain, payload_store, protocols
+from memo.stores import authorities, payload_store, protocols
 from memo.stores.disk import sqlite_file
 from memo.stores.redis import breaker, cluster_leases, tracking
 from memo.validity import check, stamps
 
 FIGURES = [
     ("guarantees", r"waits up to (\d+) s for a lock", authorities.OUTLAST),
-    ("guarantees", r"([\d,]+) (?:other )?keys", chain.FLOORS),
+    ("guarantees", r"([\d,]+) (?:other )?keys", check.REMEMBERED),
     ("guarantees", r"lease holder waits (\d+) s", leases.LASTING),
     ("guarantees", r"holds on the disk delays a store by ([\d.]+) s", sqlite_file.PATIENCE),
     ("guarantees", r"at (\d+) MB/s", breaker.RATE / 1e6),

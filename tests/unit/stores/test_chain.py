@@ -16,9 +16,8 @@ from memo.decorators.assembly import default_chain
 from memo.records.seal import Entry
 from memo.records.stamp_types import LOST, Generation, Ref
 from memo.runtime.blocking import BLOCKING, drain_blocking, drive
-from memo.stores.chain import Floors
 from memo.testing import recording
-from memo.validity.check import broken
+from memo.validity.check import LatestAnswers, broken
 
 Tiers = list[str]
 
@@ -229,20 +228,21 @@ def test_a_hit_at_once_is_not_gone_back_behind() -> None:
             assert load(tier) == first
             assert quick(load, tier)
             chain, key = default_chain(), load.key(tier)
-            chain.floors.rise(key, chain.floors.start_time(key, chain.clock) + 1)
+            chain.latest_answers.record(key, chain.latest_answers.start_time(key, chain.clock) + 1)
             assert load(tier) == first + 1
     assert ran == ["disk", "disk", "memory", "memory"]
 
 
-def test_floors_of_many_keys_are_remembered() -> None:
-    """The latest answers of at least `FLOORS` keys are remembered, and no key's goes back."""
-    known = Floors(most=100)
+def test_the_latest_answers_of_many_keys_are_remembered() -> None:
+    """The latest answers of at least `most` keys are remembered, and no key's goes back."""
+    known = LatestAnswers(most=100)
     for number in range(1000):
-        known.rise(f"k{number}", number + 1)
-        known.rise(f"k{number}", number)
+        known.record(f"k{number}", number + 1)
+        known.record(f"k{number}", number)
         kept = range(max(0, number - 99), number + 1)
-        assert all(known.older(f"k{n}", n) and not known.older(f"k{n}", n + 1) for n in kept)
-        assert len(known.floors) + len(known.old_floors) <= 200
+        assert all(known.is_newer_than(f"k{n}", n) for n in kept)
+        assert not any(known.is_newer_than(f"k{n}", n + 1) for n in kept)
+        assert len(known) <= 200
 
 
 def test_a_chain_as_provider(tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def test_a_hit_without_a_coroutine_is_judged_as_any(redis_server: RedisServer) -
         asked = chain.at_hand(lambda: BLOCKING, load.function_id, key)
         assert isinstance(asked, Asked)
         assert chain.settled(asked, key) is not None
-        chain.floors.rise(key, time.time_ns() + 10**12)
+        chain.latest_answers.record(key, time.time_ns() + 10**12)
         assert load(1) == 3
         assert chain.host is not None
         assert chain.at_hand(lambda: BLOCKING, load.function_id, key) is not None
