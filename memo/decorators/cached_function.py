@@ -125,7 +125,7 @@ class CachedFunction(Generic[P, R]):
             function = aged(function, mode)
         begun = time.perf_counter()
         try:
-            call = function.call(args, kwargs)
+            call = function.keyer.call(args, kwargs)
             result = engine.answering.at_hand(_blocking, function, call, begun)
         except Exception as error:
             if hindered(error):
@@ -225,7 +225,7 @@ class CachedFunction(Generic[P, R]):
             return BoundFunction(self, owner or type(instance))
         if instance is None:
             return self
-        if not self._function.keyer.takes_self:  # assigned to a class after its body, or a `klass`
+        if not self._function.keyer.method:  # assigned to a class after its body, or a `klass`
             self._function.keyer.method = True
         return BoundFunction(self, instance)
 
@@ -275,8 +275,7 @@ class CachedFunction(Generic[P, R]):
     @helper()
     def key(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key of this call: 40 hexadecimal digits, for `memo.invalidate(key=...)`."""
-        f = self._function
-        call = f.call(args, dict(kwargs))
+        call = self._function.keyer.call(args, dict(kwargs))
         give(call, self.function_id)
         return call.text
 
@@ -288,8 +287,7 @@ class CachedFunction(Generic[P, R]):
     @helper()
     def address(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the address of this call, `"prefix:arg:arg"`, for `memo.invalidate(key=...)`."""
-        f = self._function
-        return f.call(args, dict(kwargs)).address
+        return self._function.keyer.call(args, dict(kwargs)).address
 
     @helper()
     async def aaddress(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -394,7 +392,7 @@ class CachedFunction(Generic[P, R]):
 
     def _turns(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], own: Any) -> list[Turn]:
         """Return the turns that invalidate the entries whose arguments include the given ones."""
-        state = self._function.state(own)
+        state = self._function.keyer.state(own)
         pairs, whole = self._function.keyer.partial(args, kwargs, own, state)
         return [Turn(f"f:{self.function_id}", pairs, whole)]
 
@@ -619,7 +617,7 @@ class CachedCoroutine(CachedFunction[P, R]):
         begun = time.perf_counter()
         try:
             try:
-                call = function.call(args, kwargs, True) if self._has_begun else None
+                call = function.keyer.call(args, kwargs, True) if self._has_begun else None
             except HeavyError:  # hashing them here would block the event loop
                 call = None  # made below, so that errors have no context
             if call is None:
@@ -650,7 +648,7 @@ class CachedCoroutine(CachedFunction[P, R]):
             await native().turn()
             self._has_begun = True
             with suppress(HeavyError):
-                return function.call(args, kwargs, True)
+                return function.keyer.call(args, kwargs, True)
         return await keyed(native(), function, args, kwargs)
 
 

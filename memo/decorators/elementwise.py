@@ -111,7 +111,7 @@ class _Elementwise(CachedFunction[P, R]):
                 fix = "must be a single element: each has a key and an address of its own."
                 raise OptionError(self._each.name, value, fix)
             args, kwargs = self._each.put(args, kwargs, items[0])
-        return self._function.call(args, kwargs)
+        return self._function.keyer.call(args, kwargs)
 
     @helper()
     def key(self, /, *args: Any, **kwargs: Any) -> str:

@@ -26,7 +26,7 @@ def reduced(function: CachedFunction[Any, Any]) -> Any:
     if not _whole.get():
         return _unpacked, (_packed(function), *settings)
     given = {**function._given, "name": function.function_id}
-    code = function._function.identity.digest()
+    code = function._function.keyer.identity.digest()
     return _rebuilt, (type(function), function.__wrapped__, given, code, function.of_class)
 
 
@@ -80,7 +80,7 @@ def _rebuilt(
     of_class: bool,
 ) -> CachedFunction[Any, Any]:
     made = kind(function, given)
-    made._function.identity = Identity(function, digest=code)
+    made._function.keyer.identity = Identity(function, digest=code)
     if of_class:
         made._bind_to_class()
     return made

@@ -77,7 +77,7 @@ class _Streaming(CachedFunction[P, R]):
             return self.__wrapped__(*args, **kwargs)
         function = aged(self._function, mode)
         try:
-            call = function.call(args, kwargs)
+            call = function.keyer.call(args, kwargs)
             job = Job(function, function.chain(), call, args, dict(kwargs))
         except Exception as error:
             if hindered(error):

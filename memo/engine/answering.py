@@ -160,11 +160,11 @@ async def answer(
 
 async def hear(port: Port, job: Job) -> bool:
     """Take in what other hosts have found that a function changes itself; True: keys may differ."""
-    identity = job.function.identity
-    if not identity.may_learn(job.function.owner(job.args)):
+    keyer = job.function.keyer
+    if not keyer.identity.may_learn(keyer.owner(job.args)):
         return False
     findings = await job.chain.findings.of(port, job.function.id)
-    return findings is not None and identity.hear(findings)
+    return findings is not None and keyer.identity.hear(findings)
 
 
 async def rekeyed(port: Port, job: Job) -> Job | None:
@@ -175,7 +175,8 @@ async def rekeyed(port: Port, job: Job) -> Job | None:
     call = await keyed(port, function, job.args, job.kwargs)
     if call.text == job.call.text:
         return None
-    new = function.identity.told(function.identity.heard(function.owner(job.args)))
+    identity = function.keyer.identity
+    new = identity.told(identity.heard(function.keyer.owner(job.args)))
     if new:
         warn_of_change(job, function.changes(new, ", as another host has found"))
     return Job(function, job.chain, call, job.args, job.kwargs)

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo.errors import MemoError, lacks_resources
 from memo.keys import instances, own_changes
-from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call, Keyer
-from memo.keys.fingerprint.function_version import Identity
-from memo.keys.fingerprint.held_values import STATELESS, State
 from memo.keys.instances import Mine
 from memo.keys.offloading import HeavyError
 from memo.keys.own_changes import Begun, Ended
@@ -49,8 +46,7 @@ class Function:
     Attributes:
         id: `"module:qualname"`.
         run: the user's function.
-        keyer: makes keys from its arguments.
-        identity: its code version.
+        keyer: makes keys from its arguments and its code version.
         policy: how its entries age.
         chain: returns the chain that holds its entries under the current settings.
         live_ttl: returns the ttl of the live configuration in seconds, or None.
@@ -78,7 +74,6 @@ class Function:
         "cutoff",
         "depends",
         "id",
-        "identity",
         "is_async",
         "keyer",
         "live_ttl",
@@ -98,7 +93,6 @@ class Function:
         function_id: str,
         run: Callable[..., Any],
         keyer: Keyer,
-        identity: Identity,
         policy: Policy,
         chain: Callable[[], Chain],
         ask: Ask,
@@ -115,7 +109,6 @@ class Function:
         self.id = function_id
         self.run = run
         self.keyer = keyer
-        self.identity = identity
         self.policy = policy
         self.chain = chain
         self.live_ttl = live_ttl
@@ -135,41 +128,19 @@ class Function:
         self.warned = False
         self.looks: dict[str, set[str]] | None = {}
 
-    def code(self, args: tuple[Any, ...]) -> str:
-        """Return the code version for a call; for a method it depends on the object's class."""
-        if not self.keyer.method or not args:
-            return self.identity.digest()
-        return self.identity.digest(self.owner(args))
-
-    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool = False) -> Call:
-        """Make the key of a call; see `Keyer.call`."""
-        if not self.keyer.takes_self or not args:
-            return self.keyer.call(self.identity.digest(), args, kwargs, light)
-        owner = self.owner(args)
-        assert owner is not None
-        code = self.identity.digest(owner)
-        return self.keyer.call(code, args, kwargs, light, self.identity.state(owner))
-
-    def state(self, own: Any) -> State:
-        """Return which state of an object the method reads."""
-        if own is ABSENT or not self.keyer.method or isinstance(own, type):
-            return STATELESS
-        self.identity.digest(type(own))
-        return self.identity.state(type(own))
-
     def begin(self, call: Call, args: tuple[Any, ...]) -> Watched:
         """Record the state that a computation may change; pass it to `end` afterwards."""
-        of_code, names = self.identity.begin(self.owner(args))
+        of_code, names = self.keyer.identity.begin(self.keyer.owner(args))
         if not call.own_state.names:
             return Watched(of_code, names)
-        return Watched(of_code, names, instances.begin(args[0], self.state(args[0])))
+        return Watched(of_code, names, instances.begin(args[0], self.keyer.state(args[0])))
 
     def end(self, watched: Watched) -> Aftermath:
         """Compare the state after a computation: what it changed itself is left out of the key."""
         code = own_changes.end(watched.of_code, watched.names)
         mine = Ended() if watched.mine is None else instances.end(watched.mine)
         own = (*code.own, *mine.own)
-        new = self.identity.told(own) if own else []
+        new = self.keyer.identity.told(own) if own else []
         learned = {**code.learned, **mine.learned}
         if not new:
             learned = {}
@@ -179,7 +150,7 @@ class Function:
         others = code.others + mine.others
         if new:
             said = self.changes(new)
-        elif others and self.identity.is_often(others):
+        elif others and self.keyer.identity.is_often(others):
             said = (
                 f"{self.id} is not stored: {', '.join(others)} changed each time while it ran, and "
                 "not under a name that its code sets. If the function changes that itself and "
@@ -197,13 +168,6 @@ class Function:
             f"{self.id} changes {', '.join(names)} while it runs{found}, so that is left out of "
             "its key; pass what affects the result as an argument instead."
         )
-
-    def owner(self, args: tuple[Any, ...]) -> type | None:
-        """Return the class that a method is called on; None for a function."""
-        if not self.keyer.takes_self or not args:
-            return None
-        own = args[0]
-        return own if isinstance(own, type) else type(own)
 
     def judge(
         self,
@@ -345,10 +309,10 @@ async def keyed(
 ) -> Call:
     """Make the key of a call; in a thread where it would hold up an event loop."""
     try:
-        return function.call(args, kwargs, port.native)
+        return function.keyer.call(args, kwargs, port.native)
     except HeavyError:
         pass  # errors raised below must not have this one as their context
-    call = await port.offload(function.call, args, kwargs)
+    call = await port.offload(function.keyer.call, args, kwargs)
     await port.offload(getattr, call, "refs")  # kept there: the address of a long text is long
     return call
 

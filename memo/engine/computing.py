@@ -303,7 +303,7 @@ class Standing:
         job = self._job
         try:
             self._watched = job.function.begin(job.call, job.args)
-            self.stands = not job.call.code or job.function.code(job.args) == job.call.code
+            self.stands = not job.call.code or job.function.keyer.code(job.args) == job.call.code
         except Exception as error:  # the values' own methods may raise anything
             emit(job, events.ERROR, reason=STATE_CHANGED, detail=told(error))
         return self
@@ -345,7 +345,7 @@ async def is_same_call(port: Port, job: Job) -> bool:
     if _SCALARS.issuperset(map(type, values)):
         return True
     try:
-        now = await port.offload(job.function.call, job.args, job.kwargs)
+        now = await port.offload(job.function.keyer.call, job.args, job.kwargs)
     except Exception:  # the changed arguments have no key, so the call is not the same
         now = None
     if now is not None and now.text == job.call.text:
@@ -654,7 +654,7 @@ async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
         emit(job, events.STORED, tier=",".join(tiers), size=size, detail=follows)
         chain.latest_answers.record(job.call.text, header.times.started)
     if function.manifest is not None and function.noted != (weakref.ref(chain), code):
-        kept = await port.offload(function.manifest, code, function.identity.parts)
+        kept = await port.offload(function.manifest, code, function.keyer.identity.parts)
         function.noted = (weakref.ref(chain), code) if kept else None
     return [seal.entry(h, memoryview(encoded.stream), record) for _, h, encoded, record in made]
 

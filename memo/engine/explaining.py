@@ -161,10 +161,10 @@ async def explain(
     call = await keyed(port, function, args, kwargs)
     job = Job(function, chain, call, args, kwargs)
     call = (await rekeyed(port, job) or job).call
-    code = function.code(args)
+    code = function.keyer.code(args)
     found = await chain.lookup(port, function.id, call.text, function.judge)
-    owner = function.owner(args)
-    untracked = (*call.left_out, *function.identity.untracked(owner))
+    owner = function.keyer.owner(args)
+    untracked = (*call.left_out, *function.keyer.identity.untracked(owner))
     if found.verdict.kind != MISS and found.entry is not None:
         reason = found.verdict.kind
         return Explanation(call.shown, True, reason, _hit(found, chain), (), untracked)
@@ -184,7 +184,7 @@ async def explain(
     elif reason == ABSENT and own and _is_past(function, chain, own):  # tiers hide expired entries
         reason, facts = EXPIRED, _expired(function, chain, own)
     elif reason == ABSENT:
-        asked = _Asked(call, code, function.identity.parts(owner))
+        asked = _Asked(call, code, function.keyer.identity.parts(owner))
         reason, facts, diff = _absent(chain, manifests, asked, stored)
     return Explanation(call.shown, False, reason, tuple(facts), tuple(diff), untracked)
 
@@ -698,9 +698,9 @@ def _is_replaced(function: Function | None, header: Header) -> bool:
 
     False for a method, whose code version depends on the object.
     """
-    if function is None or function.keyer.takes_self or not header.code:
+    if function is None or function.keyer.method or not header.code:
         return False
-    return function.code(()) != header.code
+    return function.keyer.code(()) != header.code
 
 
 def _calls(known: Iterable[Stamp]) -> list[Ref]:

@@ -228,8 +228,10 @@ async def _codes(port: Port, chain: Chain, bundle: Bundle) -> dict[tuple[str, st
     told: dict[tuple[str, str], str] = {}
     for function, items in bundle.functions():
         known = here.get(function)
-        code = known.identity.digest() if known is not None and not known.keyer.method else None
-        if known is None or code is None:
+        code = None
+        if known is not None and not known.keyer.method:
+            code = known.keyer.identity.digest()
+        if code is None:
             stored = [header for header, _ in await listing(port, chain, chain.prefix(function))]
             latest = max(stored, key=lambda header: header.times.finished, default=None)
             code = None if latest is None else latest.code

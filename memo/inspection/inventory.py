@@ -229,7 +229,7 @@ async def states(port: Port, chain: Chain, headers: Sequence[Header]) -> list[st
     changed = (why not in ("", SOURCE_UNREACHABLE) for why in whys)
     others: dict[Stamp, bool] = dict(zip(sources, changed, strict=True))
     known = {function.function_id: function._function for function in functions()}
-    codes = {name: f.identity.digest() for name, f in known.items() if not f.keyer.method}
+    codes = {name: f.keyer.identity.digest() for name, f in known.items() if not f.keyer.method}
     return [
         _state(header, now, others, known.get(header.function), codes.get(header.function), chain)
         for header in headers

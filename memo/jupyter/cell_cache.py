@@ -426,7 +426,7 @@ class Cell:
         name = options.pop("name", None) or _name(self._scope, self.names, self.identity)
         run = self._run_awaited if self.awaits else self._run
         made: Any = cache(name=name, **options)(_named(run, name))
-        made._function.identity = self.identity
+        made._function.keyer.identity = self.identity
         made._function.warned = True  # reported below, name by name
         self.function: CachedFunction[Any, Any] = made
         self.inputs = self._found_inputs()

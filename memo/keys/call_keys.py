@@ -28,6 +28,7 @@ from memo.keys.bindings import ABSENT, BindingError, annotated, bind, hints, pla
 from memo.keys.encoding import atoms, canonical
 from memo.keys.encoding.atoms import SIMPLE
 from memo.keys.encoding.canonical import Unkeyable
+from memo.keys.fingerprint.function_version import Identity
 from memo.keys.fingerprint.held_values import STATELESS, State
 from memo.keys.instances import Attributes
 from memo.keys.offloading import LIGHT, refuse_heavy
@@ -322,6 +323,7 @@ class Keyer:
 
     Args:
         function: the function itself.
+        identity: its code version.
         function_id: its id, `"module:qualname"` or its `name`.
         key_prefix: address prefix; None: the function's name.
         key_resolver: a callable, a template, a list of names, or None.
@@ -341,6 +343,7 @@ class Keyer:
         self,
         function: Callable[..., Any],
         *,
+        identity: Identity,
         function_id: str,
         key_prefix: str | None,
         key_resolver: Any,
@@ -349,6 +352,7 @@ class Keyer:
         method: bool,
         replay: bool = False,
     ) -> None:
+        self.identity = identity
         self.function_id = function_id
         self._kind = "+replay" if replay else ""
         self._function = function
@@ -368,7 +372,7 @@ class Keyer:
 
     @method.setter
     def method(self, method: bool) -> None:
-        self._method = self.takes_self = method
+        self._method = method
         self._arrange()
 
     def _arrange(self) -> None:
@@ -464,26 +468,38 @@ class Keyer:
 
     # --- a call ---------------------------------------------------------------------------------
 
-    def call(
-        self,
-        code: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        light: bool = False,
-        state: State = STATELESS,
-    ) -> Call:
+    def owner(self, args: tuple[Any, ...]) -> type | None:
+        """Return the class that a method is called on; None for a function."""
+        if not self._method or not args:
+            return None
+        own = args[0]
+        return own if isinstance(own, type) else type(own)
+
+    def code(self, args: tuple[Any, ...]) -> str:
+        """Return the code version for a call; for a method it depends on the object's class."""
+        return self.identity.digest(self.owner(args))
+
+    def state(self, own: Any) -> State:
+        """Return which state of an object the method reads."""
+        if own is ABSENT or not self._method or isinstance(own, type):
+            return STATELESS
+        self.identity.digest(type(own))
+        return self.identity.state(type(own))
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], light: bool = False) -> Call:
         """Make the key, address and groups of a call.
 
         Args:
-            code: the function's code version.
             light: refuse arguments so big that making their key takes long.
-            state: for a method: the state of `self` that it reads.
 
         Raises:
             KeyingError: an argument has no sound key, or a user's function for keys raised.
             TypeError: the arguments do not fit the function.
             HeavyError: with `light`: the arguments are big.
         """
+        owner = self.owner(args) if self._method else None
+        code = self.identity.digest(owner)
+        state = STATELESS if owner is None else self.identity.state(owner)
         if self._stateful:
             return self._of_object(code, args, kwargs, light, state)
         steady = len(args) == self._repeatable and not kwargs

@@ -339,7 +339,7 @@ class Batch:
         chain = self.function.chain()
         for at, item in enumerate(self.items):
             args, kwargs = self.each.put(self.args, self.kwargs, item)
-            call = self.function.call(args, kwargs)
+            call = self.function.keyer.call(args, kwargs)
             self.keys.append(call.text)
             if call.text not in self.places:
                 self.places[call.text] = Place(at, Job(self.function, chain, call, args, kwargs))

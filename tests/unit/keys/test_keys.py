@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from memo.errors import KeyingError, OptionError
 from memo.keys import call_keys
 from memo.keys.call_keys import Call, Keyer, address, address_digest, normal_prefix, prefixes
+from memo.keys.fingerprint.function_version import Identity
 from memo.records.stamp_types import Ref
 
 CODE = "0" * 32
@@ -31,6 +32,7 @@ LOCK = threading.Lock()
 
 def keyer(function: Callable[..., Any], **given: Any) -> Keyer:
     options: dict[str, Any] = {
+        "identity": Identity(function, digest=given.pop("code", CODE)),
         "function_id": f"app:{function.__qualname__.rpartition('.')[2]}",
         "key_prefix": None,
         "key_resolver": None,
@@ -42,7 +44,7 @@ def keyer(function: Callable[..., Any], **given: Any) -> Keyer:
 
 
 def call(keyer: Keyer, *args: Any, **kwargs: Any) -> Call:
-    return keyer.call(CODE, args, kwargs)
+    return keyer.call(args, kwargs)
 
 
 def key(keyer: Keyer, *args: Any, **kwargs: Any) -> str:
@@ -94,7 +96,7 @@ def test_all_spellings_of_a_call_are_one(name: str) -> None:
     """Positional, by keyword, reordered, defaults written out: one key, address, and digests."""
     function, spellings = SPELLINGS[name]
     keyer_ = keyer(function)
-    calls = [keyer_.call(CODE, args, kwargs) for args, kwargs in spellings]
+    calls = [keyer_.call(args, kwargs) for args, kwargs in spellings]
     assert len({(c.text, c.address, c.arguments, c.refs, c.summary) for c in calls}) == 1
 
 
@@ -129,7 +131,7 @@ DIFFERENT: list[Any] = [
 def test_other_calls_are_others() -> None:
     """Any difference in the function's arguments makes another key."""
     keyer_ = keyer(variable)
-    calls = [keyer_.call(CODE, args, kwargs) for args, kwargs in DIFFERENT]
+    calls = [keyer_.call(args, kwargs) for args, kwargs in DIFFERENT]
     assert len({c.text for c in calls}) == len(DIFFERENT)
     assert len({c.arguments for c in calls}) == len(DIFFERENT)
 
@@ -159,12 +161,12 @@ def test_binding_is_that_of_python(data: st.DataObject) -> None:
             bound = inspect.signature(function).bind(*args, **kwargs)
         except TypeError:
             with pytest.raises(TypeError, match=rf"^{function.__name__}\(\)"):
-                keyer_.call(CODE, args, kwargs)
+                keyer_.call(args, kwargs)
             return
         bound.apply_defaults()
         extra = bound.arguments.get("extra", {})
         normal = {**bound.arguments, "extra": sorted(extra.items())}
-        seen.append((keyer_.call(CODE, args, kwargs).text, repr(normal)))
+        seen.append((keyer_.call(args, kwargs).text, repr(normal)))
     (one, first), (other, second) = seen
     assert (one == other) == (first == second)
 
@@ -177,13 +179,13 @@ def test_the_function_the_class_and_the_code_count() -> None:
     one = keyer(pair)
     texts = {
         key(one, 1, 2),
-        one.call("1" * 32, (1, 2), {}).text,
+        key(keyer(pair, code="1" * 32), 1, 2),
         key(keyer(pair, function_id="other:pair"), 1, 2),
         key(keyer(pair_renamed, function_id="app:pair"), 1, 2),
     }
     assert len(texts) == 4
     assert all(len(text) == 40 for text in texts)
-    assert one.call(CODE, (1, 2), {}).text == key(one, 1, 2)
+    assert keyer(pair).call((1, 2), {}).text == key(one, 1, 2)
 
 
 # --- arguments without a key ----------------------------------------------------------------------
@@ -732,7 +734,7 @@ class Proxy:
 
 def test_summaries_and_addresses_of_proxies() -> None:
     """A value that raises when it is looked at has an address and a summary all the same."""
-    call = keyer(pair).call(CODE, (1, Proxy()), {})
+    call = keyer(pair).call((1, Proxy()), {})
     assert json.loads(call.summary)["b"][0] == "Proxy"
     assert len(call.address.rpartition(":")[2]) == 16
 
@@ -755,9 +757,9 @@ def test_a_small_key_is_quick() -> None:
     """The whole key of `(int, str)` takes at most 4 µs, by position, by name, and for a method."""
     plain, method, args = keyer(pair), keyer(Service.get, method=True), (12345, "a text")
     service = Service()
-    assert per_call(lambda: plain.call(CODE, args, {})) < 4e-6
-    assert per_call(lambda: plain.call(CODE, args[:1], {"b": "a text"})) < 6e-6
-    assert per_call(lambda: method.call(CODE, (service, *args), {})) < 4e-6
+    assert per_call(lambda: plain.call(args, {})) < 4e-6
+    assert per_call(lambda: plain.call(args[:1], {"b": "a text"})) < 6e-6
+    assert per_call(lambda: method.call((service, *args), {})) < 4e-6
 
 
 ALIKE = st.sampled_from(
@@ -776,8 +778,9 @@ def test_calls_that_come_again_have_the_keys_they_had(
 
     maker = keyer(kept)
     for a, b, code in calls * 3:
-        fresh = keyer(kept)
-        made, wanted = maker.call(code, (a, b), {}), fresh.call(code, (a, b), {})
+        fresh = keyer(kept, code=code)
+        maker.identity = fresh.identity
+        made, wanted = maker.call((a, b), {}), fresh.call((a, b), {})
         assert made.text == wanted.text
         assert made.arguments == wanted.arguments
         assert made.addresses == wanted.addresses

@@ -173,7 +173,7 @@ def test_default_chains() -> None:
 
 def quick(function: Any, *args: Any) -> bool:
     """True if the next call is answered without a coroutine."""
-    call = inside(function).keyer.call(inside(function).code(args), args, {})
+    call = inside(function).keyer.call(args, {})
     found = default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
     return isinstance(found, Entry)
 

@@ -87,7 +87,7 @@ def ear() -> Listener:
 
 def is_quick(function: Any, *args: Any) -> bool:
     """True if the next call asks no server."""
-    call = inside(function).keyer.call(inside(function).code(args), args, {})
+    call = inside(function).keyer.call(args, {})
     found = assembly.default_chain().at_hand(lambda: BLOCKING, function.function_id, call.text)
     return isinstance(found, Entry)
 
@@ -666,7 +666,7 @@ def load(region):
     return time.time_ns()
 
 def quick():
-    call = load._function.keyer.call(load._function.code(("EU",)), ("EU",), {})
+    call = load._function.keyer.call(("EU",), {})
     found = assembly.default_chain().at_hand(lambda: BLOCKING, load.function_id, call.text)
     return isinstance(found, Entry)
 
