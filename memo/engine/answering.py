@@ -497,7 +497,7 @@ async def _while_pausing(port: Port, job: Job, found: Answer) -> Any:
 async def _old_value(port: Port, job: Job, found: Answer, reason: str) -> Landing | None:
     """Return a landing with the expired value; None if it was invalidated or does not load."""
     assert found.entry is not None
-    why = await job.chain.why_invalid(port, found.entry)
+    why = await job.chain.authorities.why_invalid(port, found.entry.stamps)
     if why and why != SOURCE_UNREACHABLE and expiry(why) is None:
         return None
     try:

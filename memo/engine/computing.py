@@ -208,7 +208,7 @@ async def made_ready(
     job.chain.latest_answers.record(job.call.text, before.started)
     true = before.same and not flight.detached
     if alone and true:
-        true = not await job.chain.turned(port, known)
+        true = not await job.chain.authorities.why_invalid(port, known)
     vouched = used if true and keep and ran.stands else None
     made = Made(value, vouched, before.started, ran.cost, before.arguments, ran.reads.life)
     try:
@@ -429,7 +429,7 @@ async def late_stamps(
         tags = function.keyer.late_tags(job.args, job.kwargs, replay.bare(result))
         refs = [Ref(stamps.group("t", tag)) for tag in tags]
         states = await job.chain.authorities.begin(port, refs)
-        if await job.chain.turned(port, watch):
+        if await job.chain.authorities.why_invalid(port, watch):
             return None
     except Exception as error:  # the user's callable raised, or no tier could be asked
         emit(job, events.ERROR, reason="tags", detail=told(error))
@@ -715,5 +715,7 @@ async def close(port: Port, job: Job, flight: Flight, landing: Landing) -> Landi
     All callers joined before this check, so its result holds for all of them (I1).
     """
     if FLIGHTS.close(flight) and landing.known and landing.true:
-        return landing._replace(true=not await job.chain.turned(port, landing.known))
+        return landing._replace(
+            true=not await job.chain.authorities.why_invalid(port, landing.known)
+        )
     return landing

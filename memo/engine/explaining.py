@@ -312,7 +312,7 @@ async def _path(port: Port, chain: Chain, header: Header, stamp: Generation) -> 
 async def _doubts(port: Port, chain: Chain, header: Header) -> list[str]:
     """Results that an entry was built on and that the next call asks first."""
     _, readings = results.unfolded(header.stamps)
-    whys = await chain.doubtful(port, readings)
+    whys = await chain.authorities.why_changed(port, readings)
     names = [label(one.result.function) for one, why in zip(readings, whys, strict=True) if why]
     many = rendering.counted(len(names), "result")
     told = _counted_names(names)
@@ -675,7 +675,7 @@ class Planner:
         """Return function and key of each call that an entry was built on directly."""
         absolute, readings = results.unfolded(header.stamps)
         if only_doubtful:
-            doubts = await self._chain.doubtful(self._port, readings)
+            doubts = await self._chain.authorities.why_changed(self._port, readings)
             readings = [one for one, doubt in zip(readings, doubts, strict=True) if doubt]
         asked = [(one.result.function, one.result.key) for one in readings]
         return asked if only_doubtful else [*await self._plainly(header, absolute), *asked]

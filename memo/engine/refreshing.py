@@ -93,7 +93,7 @@ async def renew(
 async def _confirmed(port: Port, job: Job, readings: Sequence[Reading]) -> list[Reading] | None:
     """The results that a value was built on, with their present stamps; None: one is another."""
     readings = list(readings)
-    doubts = await job.chain.doubtful(port, readings)
+    doubts = await job.chain.authorities.why_changed(port, readings)
     doubtful = [at for at, doubt in enumerate(doubts) if doubt]
     for wave, group in itertools.groupby(doubtful, lambda at: readings[at].result.wave):
         places = list(group)
@@ -251,7 +251,7 @@ async def _renewed(port: Port, job: Job, flight: Flight) -> Landing | None:
     found = await job.chain.lookup(port, job.function.id, job.call.text, job.function.judge)
     if found.verdict.kind != STALE or found.entry is None or not found.entry.results:
         return None
-    if not isinstance(await job.chain.why_invalid(port, found.entry), Unproven):
+    if not isinstance(await job.chain.authorities.why_invalid(port, found.entry.stamps), Unproven):
         return None
     return await renew(port, job, flight, found, alone=True)
 

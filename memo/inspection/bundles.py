@@ -345,7 +345,7 @@ async def _stored(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[
     name = chain.name(item.function, item.key)
     if not await chain.store(port, name, record, payload, times):
         raise TierError(f"no tier could store {shown(item)}")
-    changed = await chain.turned(port, header.stamps)
+    changed = await chain.authorities.why_invalid(port, header.stamps)
     return ["stored", "changed"] if changed else ["stored"]
 
 

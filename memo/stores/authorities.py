@@ -40,10 +40,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from memo.errors import TierError, TierUnavailable
-from memo.records.stamp_types import LOST, Ref, State
+from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State
 from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port, patient
+from memo.runtime.reasons import UNREACHABLE
 from memo.stores.protocols import (
     REDIS,
     Adopting,
@@ -58,7 +59,8 @@ from memo.stores.protocols import (
     Tracked,
     title,
 )
-from memo.validity import stamps
+from memo.validity import check, stamps
+from memo.validity.results import Reading, unproven
 from memo.validity.stamps import Turn
 
 T = TypeVar("T")
@@ -133,7 +135,7 @@ class Authorities:
     def _fault(self, tier: str, error: TierError) -> None:
         self._told(tier, error, "")
 
-    # --- what is true ----------------------------------------------------------------------------
+    # --- what is valid ---------------------------------------------------------------------------
 
     def _each(self) -> list[Generations]:
         found: list[Generations] = []
@@ -253,6 +255,53 @@ class Authorities:
             except TierError as error:
                 self._fault("generations", error)
         return []
+
+    async def why_invalid(
+        self, port: Port, known: Sequence[Stamp], states: Sequence[State] | None = None
+    ) -> str:
+        """Return why stamps do not hold any more; "" if they do.
+
+        Args:
+            states: the present states of the generations among them, if they were read already.
+        """
+        refs = [stamp.ref for stamp in known if type(stamp) is Generation]
+        if states is None or len(states) != len(refs) or LOST in states:
+            # the answer is incomplete, or this host may be able to give the group back
+            try:
+                states = await self._present(port, refs)
+            except TierError:
+                return UNREACHABLE
+        return await check.why_invalid(port, known, states)
+
+    async def _present(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
+        """Return the present states of refs.
+
+        Raises:
+            TierError: no tier can be asked.
+        """
+        if self.shared is not None or self.host is None:
+            return await self.states(port, refs)
+        try:  # the same as `states`, with fewer steps
+            return await self.host.generations.states(port, refs)
+        except TierError as error:
+            self._fault("host", error)
+            raise
+
+    async def why_changed(self, port: Port, readings: Sequence[Reading]) -> list[str]:
+        """For each of some results, return why it may have changed; "" if its stamps hold.
+
+        Raises:
+            TierError: no tier can be asked.
+        """
+        known = [stamp for reading in readings for stamp in reading.stamps]
+        refs = [stamp.ref for stamp in known if type(stamp) is Generation]
+        reasons = iter(await check.reasons(port, known, await self.states(port, refs)))
+        found: list[str] = []
+        for reading in readings:
+            own = [next(reasons) for _ in reading.stamps]
+            absolute, beneath = unproven(reading.stamps, own)
+            found.append(next(iter((*absolute, *beneath)), ""))
+        return found
 
     # --- invalidations ---------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from memo.errors import EntryError, OptionError, TierError, TierUnavailable, pub
 from memo.records import seal
 from memo.records.codec import Payload
 from memo.records.seal import Entry, Header
-from memo.records.stamp_types import LOST, Generation, Ref, Stamp, State, Times
+from memo.records.stamp_types import Generation, Ref, Stamp, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.named_tuple import NamedTuple
@@ -63,7 +63,6 @@ from memo.stores.shared_findings import Findings
 from memo.stores.transfers import Transfers, Work
 from memo.validity import check
 from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, broken, texts
-from memo.validity.results import Reading, unproven
 
 BIG = 1 << 20
 """A record of at least this many bytes has its seal checked off the event loop."""
@@ -348,7 +347,7 @@ class Chain:
             states = await self._proven(port, self._listener, name, entry)
         else:
             states = self._read_along(found, tier, entry)
-        reason = await self.why_invalid(port, entry, states)
+        reason = await self.authorities.why_invalid(port, entry.stamps, states)
         if reason and not check.may_answer(reason):
             return Answer(Verdict(MISS, reason))
         if self.latest_answers.is_newer_than(key, entry.times.started):
@@ -622,59 +621,6 @@ class Chain:
             if source is not None:
                 return source
         return None
-
-    async def why_invalid(
-        self, port: Port, entry: Entry, states: Sequence[State] | None = None
-    ) -> str:
-        """Return why an entry's stamps do not hold any more; "" if they do.
-
-        Args:
-            states: the states of its generations, if the tier that had the entry read them too.
-        """
-        return await self.turned(port, entry.stamps, states)
-
-    async def turned(
-        self, port: Port, stamps: Sequence[Stamp], states: Sequence[State] | None = None
-    ) -> str:
-        """Return why stamps do not hold any more; "" if they do.  See `why_invalid`."""
-        refs = [stamp.ref for stamp in stamps if type(stamp) is Generation]
-        if states is None or len(states) != len(refs) or LOST in states:
-            # the tier's answer is incomplete, or this host may be able to give the group back
-            try:
-                states = await self._present(port, refs)
-            except TierError:
-                return UNREACHABLE
-        return await check.why_invalid(port, stamps, states)
-
-    async def _present(self, port: Port, refs: Sequence[Ref]) -> Sequence[State]:
-        """Return the present states of refs.
-
-        Raises:
-            TierError: no tier can be asked.
-        """
-        if self._remote or self.host is None:
-            return await self.authorities.states(port, refs)
-        try:  # the same as what the authorities read, with fewer steps
-            return await self.host.generations.states(port, refs)
-        except TierError as error:
-            self._fault("host", error)
-            raise
-
-    async def doubtful(self, port: Port, readings: Sequence[Reading]) -> list[str]:
-        """For each of some results, return why it may have changed; "" if its stamps hold.
-
-        Raises:
-            TierError: no tier can be asked.
-        """
-        known = [stamp for reading in readings for stamp in reading.stamps]
-        refs = [stamp.ref for stamp in known if type(stamp) is Generation]
-        reasons = iter(await check.reasons(port, known, await self.authorities.states(port, refs)))
-        found: list[str] = []
-        for reading in readings:
-            own = [next(reasons) for _ in reading.stamps]
-            absolute, beneath = unproven(reading.stamps, own)
-            found.append(next(iter((*absolute, *beneath)), ""))
-        return found
 
     async def _heal(self, port: Port, place: int, name: str, answer: Answer) -> None:
         """Copy an entry of a lower tier to the tiers above it, with its remaining lifetime."""

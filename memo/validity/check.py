@@ -195,7 +195,7 @@ async def reasons(port: Port, stamps: Sequence[Stamp], states: Sequence[State]) 
 
 
 def _weighed(stamps: Sequence[Stamp], reasons: Sequence[str]) -> str:
-    """Combine the reasons of single stamps into one for the entry, for `Chain.why_invalid`."""
+    """Combine the reasons of single stamps into one for the entry."""
     absolute, beneath = unproven(stamps, reasons)
     hard_ones = [why for why in (*absolute, *beneath) if not isinstance(why, Expired)]
     hard = min(hard_ones, key=lambda why: why == SOURCE_UNREACHABLE, default="")

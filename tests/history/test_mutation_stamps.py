@@ -23,7 +23,7 @@ import memo
 from memo import cache
 from memo.engine.coordination.flights import FLIGHTS
 from memo.runtime.blocking import drain_blocking
-from memo.stores.chain import Chain
+from memo.stores.authorities import Authorities
 
 TRIES = 30
 """So often a mutant may be lucky: on a busy machine few calls fit into a run."""
@@ -246,4 +246,4 @@ def test_every_mutant_is_named() -> None:
     text = Path(__file__).read_text("utf-8")
     assert [name for name in mutants.APPLY if name not in text] == []
     assert FLIGHTS.under_way() == []
-    assert Chain.why_invalid.__module__ == "memo.stores.chain"
+    assert Authorities.why_invalid.__module__ == "memo.stores.authorities"

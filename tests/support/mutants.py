@@ -21,14 +21,14 @@ from memo.validity.check import LatestAnswers
 def comparison() -> None:
     """Mutant: stamps are not compared."""
 
-    async def why_invalid(self: Chain, *_: Any) -> str:
+    async def why_invalid(self: Authorities, *_: Any) -> str:
         return ""
 
     def at_hand(self: Chain, port: Any, function: str, key: str, since: int = 0) -> Any:
         entry = None if self._front is None else self._front.peek(self.name(function, key))
         return None if self._remote else entry
 
-    Chain.why_invalid = why_invalid  # type: ignore[method-assign]
+    Authorities.why_invalid = why_invalid  # type: ignore[method-assign]
     Chain.at_hand = at_hand  # type: ignore[method-assign]
 
 
@@ -123,7 +123,7 @@ def answer_order() -> None:
 
 
 TOUCHED = (
-    *((Chain, "why_invalid"), (Chain, "at_hand"), (LatestAnswers, "record")),
+    *((Authorities, "why_invalid"), (Chain, "at_hand"), (LatestAnswers, "record")),
     *((Flights, "detach"), (Authorities, "_catch_up")),
 )
 """What the mutants that tests apply in their own process replace."""

@@ -177,7 +177,7 @@ class Live:
             return False
         if self.own is None or job.chain.latest_answers.is_newer_than(job.call.text, self._started):
             return True
-        return bool(await job.chain.turned(port, self.own))
+        return bool(await job.chain.authorities.why_invalid(port, self.own))
 
     def known(self) -> tuple[Stamp, ...] | None:
         """Return the stamps of everything it has used so far; None if some are unknown."""

@@ -281,5 +281,5 @@ def test_a_lost_generation_holds_for_nothing(
     lost = Generation(Ref("f:nothing"), LOST)
     with memo.configure(tiers=tiers, redis_url=redis_server.url):
         chain = default_chain()
-        assert drive(chain.turned(BLOCKING, [lost]))
+        assert drive(chain.authorities.why_invalid(BLOCKING, [lost]))
         assert broken([LOST.text], chain.host.generations.texts([("g", "f:nothing", (), "", "")]))
