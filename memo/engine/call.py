@@ -12,11 +12,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from memo.errors import MemoError, lacks_resources
-from memo.keys import instances, own_changes
 from memo.keys.call_keys import Call, Keyer
-from memo.keys.instances import Mine
 from memo.keys.offloading import HeavyError
-from memo.keys.own_changes import Begun, Ended
 from memo.records.stamp_types import Times
 from memo.runtime import events
 from memo.runtime.named_tuple import NamedTuple
@@ -128,36 +125,6 @@ class Function:
         self.warned = False
         self.looks: dict[str, set[str]] | None = {}
 
-    def begin(self, call: Call, args: tuple[Any, ...]) -> Watched:
-        """Record the state that a computation may change; pass it to `end` afterwards."""
-        of_code, names = self.keyer.identity.begin(self.keyer.owner(args))
-        if not call.own_state.names:
-            return Watched(of_code, names)
-        return Watched(of_code, names, instances.begin(args[0], self.keyer.state(args[0])))
-
-    def end(self, watched: Watched) -> Aftermath:
-        """Compare the state after a computation: what it changed itself is left out of the key."""
-        code = own_changes.end(watched.of_code, watched.names)
-        mine = Ended() if watched.mine is None else instances.end(watched.mine)
-        own = (*code.own, *mine.own)
-        new = self.keyer.identity.told(own) if own else []
-        learned = {**code.learned, **mine.learned}
-        if not new:
-            learned = {}
-        if learned and self.teach is not None:
-            self.teach(self.id, learned)
-        said = ""
-        others = code.others + mine.others
-        if new:
-            said = self.changes(new)
-        elif others and self.keyer.identity.is_often(others):
-            said = (
-                f"{self.id} is not stored: {', '.join(others)} changed each time while it ran, and "
-                "not under a name that its code sets. If the function changes that itself and "
-                f"it does not affect the result, write {_to_ignore(others)}."
-            )
-        return Aftermath(others, said, learned)
-
     def changes(self, names: Sequence[str], found: str = "") -> str:
         """Return the warning that the function changes some state itself.
 
@@ -203,35 +170,6 @@ _CUTOFFS: weakref.WeakValueDictionary[str, Function] = weakref.WeakValueDictiona
 def with_cutoff(function_id: str) -> Function | None:
     """Return the latest `cutoff=True` function with this id in this process, or None."""
     return _CUTOFFS.get(function_id)
-
-
-def _to_ignore(others: Sequence[str]) -> str:
-    """Return the `ignore=` argument that excludes some state from the key."""
-    names = {one.partition("[")[0].partition(".")[0] for one in others}
-    labels = sorted(name if name == "self" else f"global:{name}" for name in names)
-    return f"ignore={labels!r}"
-
-
-class Watched(NamedTuple):
-    """State that a computation may change, as it was before the computation began."""
-
-    of_code: list[Begun]
-    names: frozenset[str]
-    mine: Mine | None = None
-
-
-class Aftermath(NamedTuple):
-    """The state changes found after a computation.
-
-    Attributes:
-        others: names of state that something other than the computation changed.
-        said: the warning to give (once each), or `""`.
-        learned: newly found state that the function changes itself, for other processes and hosts.
-    """
-
-    others: tuple[str, ...]
-    said: str
-    learned: Mapping[str, str]
 
 
 class Job:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 import weakref
 from binascii import b2a_base64
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeAlias
 
 from memo.engine import never_hits, replay, same_types, used_calls
-from memo.engine.call import Function, Job, Outcome, Watched, emit, told, warn_of, writer
+from memo.engine.call import Function, Job, Outcome, emit, told, warn_of, writer
 from memo.engine.coordination.flights import FLIGHTS, Flight, Landing, inside
 from memo.engine.coordination.leases import patience
 from memo.engine.loading import BIG
 from memo.engine.used_calls import CURRENT, Life, Reads, bounded
 from memo.errors import DependencyError, TierError, label, type_named, users
+from memo.keys import instances, own_changes
 from memo.keys.encoding import canonical
+from memo.keys.instances import Mine
+from memo.keys.own_changes import Begun, Ended
 from memo.keys.summaries import with_built, with_result
 from memo.records import codec, seal
 from memo.records.codec import Encoded
@@ -74,7 +77,7 @@ async def compute(
     if ran.outcome.error is not None:
         landing = await failed(port, job, before, ran)
         emit(job, events.FAILED, reason=ran.outcome.raised, seconds=ran.cost)
-        sound = errors and before.same and ran.stands and not flight.detached
+        sound = errors and before.same and ran.unchanged and not flight.detached
         return await _remembered(port, job, landing, ran.cost) if sound else landing
     emit(job, events.COMPUTED, seconds=ran.cost)
     if alone and not await is_same_call(port, job):
@@ -110,13 +113,13 @@ class Ran(NamedTuple):
         outcome: what came of it.
         cost: seconds that it took.
         reads: the cached calls that it used.
-        stands: the state in its key has not changed, but for what it changed itself.
+        unchanged: the state in its key is as it was, but for what it changed itself.
     """
 
     outcome: Outcome
     cost: float
     reads: Reads
-    stands: bool
+    unchanged: bool
 
 
 async def begin(port: Port, jobs: Sequence[Job], *, alone: bool = False) -> list[Before]:
@@ -145,8 +148,8 @@ async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False)
     used_calls.carry_context()
     reads = Reads(background=alone or used_calls.in_background())
     flight.call, flight.expected = job.call, job.function.took
-    standing, why = Standing(job), "refresh" if alone else ""
-    with inside(flight, alone=alone), standing:
+    watch, why = InputWatch(job), "refresh" if alone else ""
+    with inside(flight, alone=alone), watch:
         token = CURRENT.set(reads)
         emit(job, events.COMPUTE_STARTED, reason=why)
         begun, ended_by = time.perf_counter(), events.INTERRUPTED
@@ -160,7 +163,7 @@ async def run_once(port: Port, job: Job, flight: Flight, *, alone: bool = False)
             run_ended(job, reads.own_time(begun, ended), ended_by, why)
     if outcome.error is None:
         job.function.took = ended - begun
-    return Ran(outcome, ended - begun, reads, standing.stands)
+    return Ran(outcome, ended - begun, reads, watch.unchanged)
 
 
 def run_ended(job: Job, seconds: float, ended_by: str, why: str = "") -> None:
@@ -209,7 +212,7 @@ async def made_ready(
     true = before.same and not flight.detached
     if alone and true:
         true = not await job.chain.authorities.why_invalid(port, known)
-    vouched = used if true and keep and ran.stands else None
+    vouched = used if true and keep and ran.unchanged else None
     made = Made(value, vouched, before.started, ran.cost, before.arguments, ran.reads.life)
     try:
         ready = await sealed_result(port, job, made)
@@ -287,45 +290,87 @@ async def _with_result(
     return (*used, Result(function.id, job.call.text, digest, arguments))
 
 
-class Standing:
+class InputWatch:
     """Watches the state in the key of a call while its computation runs.
 
     Attributes:
-        stands: no state was changed by anything but the computation itself.
+        unchanged: no state was changed by anything but the computation itself.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._watched: Watched | None = None
-        self.stands = False
+        self._of_code: list[Begun] = []
+        self._names: frozenset[str] = frozenset()
+        self._of_self: Mine | None = None
+        self._watching = False
+        self.unchanged = False
 
     def __enter__(self) -> Self:
-        job = self._job
+        job, keyer = self._job, self._job.function.keyer
         try:
-            self._watched = job.function.begin(job.call, job.args)
-            self.stands = not job.call.code or job.function.keyer.code(job.args) == job.call.code
+            owner = keyer.owner(job.args)
+            code, self._of_code, self._names = keyer.identity.begin(owner)
+            if job.call.own_state.names:
+                own = job.args[0]
+                self._of_self = instances.begin(own, keyer.state(own))
+            self.unchanged = not job.call.code or code == job.call.code
+            self._watching = True
         except Exception as error:  # the values' own methods may raise anything
             emit(job, events.ERROR, reason=STATE_CHANGED, detail=told(error))
         return self
 
     def __exit__(self, *_: object) -> None:
-        watched, self._watched = self._watched, None
-        if watched is None:
+        if not self._watching:
             return
-        job, others, said = self._job, "", ""
-        try:
-            found, said, learned = job.function.end(watched)
-            others = ", ".join(found)
-            if learned:
-                findings, function = job.chain.findings, job.function.id
-                BLOCKING.spawn(lambda port: findings.add(port, function, learned), "memo-tell")
-        except Exception as error:
-            others = told(error)
-        self.stands = self.stands and not others
-        if not self.stands:
-            emit(job, events.ERROR, reason=STATE_CHANGED, detail=others)
-        if said:
-            warn_of_change(job, said)
+        self._watching, others, warning = False, "", ""
+        if self._of_code or self._of_self is not None:
+            try:
+                others, warning = self._changes()
+            except Exception as error:
+                others = told(error)
+        self.unchanged = self.unchanged and not others
+        if not self.unchanged:
+            emit(self._job, events.ERROR, reason=STATE_CHANGED, detail=others)
+        if warning:
+            warn_of_change(self._job, warning)
+
+    def _changes(self) -> tuple[str, str]:
+        """Return the state that something else changed, and a warning, if it is time for one.
+
+        State that the computation changed itself is left out of the key from now on.
+        """
+        function, identity = self._job.function, self._job.function.keyer.identity
+        code = own_changes.end(self._of_code, self._names)
+        mine = Ended() if self._of_self is None else instances.end(self._of_self)
+        others = code.others + mine.others
+        new = identity.told((*code.own, *mine.own))
+        warning = ""
+        if new:
+            warning = function.changes(new)
+            self._teach({**code.learned, **mine.learned})
+        elif others and identity.is_often(others):
+            warning = (
+                f"{function.id} is not stored: {', '.join(others)} changed each time while it ran, "
+                "and not under a name that its code sets. If the function changes that itself and "
+                f"it does not affect the result, write {_to_ignore(others)}."
+            )
+        return ", ".join(others), warning
+
+    def _teach(self, learned: Mapping[str, str]) -> None:
+        """Tell other processes and hosts which state the function changes itself."""
+        function, findings = self._job.function, self._job.chain.findings
+        if not learned:
+            return
+        if function.teach is not None:
+            function.teach(function.id, learned)
+        BLOCKING.spawn(lambda port: findings.add(port, function.id, learned), "memo-tell")
+
+
+def _to_ignore(others: Sequence[str]) -> str:
+    """Return the `ignore=` argument that excludes some state from the key."""
+    names = {one.partition("[")[0].partition(".")[0] for one in others}
+    labels = sorted(name if name == "self" else f"global:{name}" for name in names)
+    return f"ignore={labels!r}"
 
 
 def warn_of_change(job: Job, said: str) -> None:

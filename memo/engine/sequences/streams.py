@@ -40,8 +40,8 @@ from memo.engine.answering import (
 )
 from memo.engine.call import Function, Job, Outcome, Raised, emit, read_live, told
 from memo.engine.computing import (
+    InputWatch,
     Made,
-    Standing,
     is_same_call,
     merged,
     run_ended,
@@ -120,7 +120,7 @@ class Live:
         self._heir: Live | None = None
         self._freed = False
         self._started = 0
-        self._standing = Standing(job)
+        self._watch = InputWatch(job)
         self._active = 0.0
         self._limit = limit(job)
 
@@ -226,7 +226,7 @@ class Live:
             self.flight.call, self.flight.expected = job.call, job.function.took
             with inside(self.flight):
                 emit(job, events.COMPUTE_STARTED)
-            self._standing.__enter__()
+            self._watch.__enter__()
             made = self._generate(*job.args, **job.kwargs)
             self._iterator = made.__aiter__() if port.native else iter(made)
         except DependencyError as error:
@@ -269,7 +269,7 @@ class Live:
 
     def _ends(self, *, lost: bool = False) -> None:
         self.over, self.lost = True, lost
-        self._standing.__exit__()
+        self._watch.__exit__()
 
     async def _end(self, port: Port, landing: Landing | None) -> None:
         """Release the lease, then end the flight."""
@@ -412,7 +412,7 @@ class Live:
         known, used = await merged(port, job, self.gathered, self.own)
         landing = Landing(used=used, known=known)
         job.chain.latest_answers.record(job.call.text, self._started)
-        stored = not (self.flight.detached or self.spool.fault) and self._standing.stands
+        stored = not (self.flight.detached or self.spool.fault) and self._watch.unchanged
         if stored and used is not None and await is_same_call(port, job):
             try:
                 made = Made(self.spool, used, self._started, cost, life=self.gathered.life)

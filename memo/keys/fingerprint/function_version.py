@@ -274,17 +274,18 @@ class Identity:
             known = self._pinned_seen[owner] = self._survey(owner)
         return known.state
 
-    def begin(self, owner: type | None) -> tuple[list[Begun], frozenset[str]]:
+    def begin(self, owner: type | None) -> tuple[str, list[Begun], frozenset[str]]:
         """Record the state and the names that the function may change, before a computation.
 
-        Pass the result to `end` after the computation.
+        Returns:
+            The code version; the state and the names, for `own_changes.end`.
         """
         if self._pinned is not None:
-            return [], frozenset()
+            return self._pinned, [], frozenset()
         seen = self._current(owner)
         names = seen.changed
         found = [(w.at, w.read, image) for w in seen.watches if may_change(w.said, names)]
-        return own_changes.begin(found, names), names
+        return seen.digest, own_changes.begin(found, names), names
 
     def told(self, changed: Iterable[str]) -> list[str]:
         """Take in what a computation has changed itself, and return the new part."""
