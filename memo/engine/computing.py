@@ -33,7 +33,8 @@ from memo.runtime.named_tuple import NamedTuple
 from memo.runtime.port import Port
 from memo.runtime.reasons import UNREACHABLE
 from memo.settings.options import INHERIT, Policy
-from memo.stores.chain import Answer, Item
+from memo.stores.chain import Answer
+from memo.stores.writing import Item
 from memo.validity import results, stamps
 from memo.validity.check import BORN_STALE, ttl_ns
 from memo.validity.stamps import TAGS
@@ -691,8 +692,10 @@ async def keep(port: Port, made: Sequence[Sealed]) -> list[seal.Entry]:
     chain, function, code = made[0].job.chain, made[0].job.function, made[0].header.code
     items = [Item(one.job.name, one.record, one.encoded.payload, one.header.times) for one in made]
     with patience(function.policy):
-        stored = await chain.store_all(port, items)
-        await chain.keep_groups(port, [(one.header.stamps, one.header.times) for one in made])
+        stored = await chain.writer.store_all(port, items)
+        await chain.writer.keep_groups(
+            port, [(one.header.stamps, one.header.times) for one in made]
+        )
     for (job, header, encoded, record), tiers in zip(made, stored, strict=True):
         size = len(record) + (encoded.payload.size if encoded.payload else 0)
         follows = "redis follows" if chain.uploads.get(job.name) else ""

@@ -343,7 +343,7 @@ async def _stored(port: Port, chain: Chain, bundle: Bundle, item: Item) -> list[
     header = restamped(entry, states)._replace(namespace=chain.namespace)
     record = seal.pack(header, entry.stream, chain.secrets[0])
     name = chain.name(item.function, item.key)
-    if not await chain.store(port, name, record, payload, times):
+    if not await chain.writer.store(port, name, record, payload, times):
         raise TierError(f"no tier could store {shown(item)}")
     changed = await chain.authorities.why_invalid(port, header.stamps)
     return ["stored", "changed"] if changed else ["stored"]

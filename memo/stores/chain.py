@@ -14,19 +14,16 @@ Rules of this module:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import itemgetter
-from sys import getsizeof
 from typing import Any, Literal, cast
 
 from memo.errors import EntryError, OptionError, TierError, TierUnavailable, public, shown
 from memo.records import seal
-from memo.records.codec import Payload
 from memo.records.seal import Entry, Header
-from memo.records.stamp_types import Generation, Ref, Stamp, State, Times
+from memo.records.stamp_types import Ref, State, Times
 from memo.runtime import events
 from memo.runtime.clock import SECOND, SYSTEM, Clock
 from memo.runtime.named_tuple import NamedTuple
@@ -39,6 +36,7 @@ from memo.runtime.reasons import (
 )
 from memo.settings.secret_keys import Secret
 from memo.stores.authorities import Authorities, is_for_any, receivers
+from memo.stores.confirmed import Confirmation, ConfirmedEntries
 from memo.stores.protocols import (
     MEMORY,
     Adopting,
@@ -49,30 +47,22 @@ from memo.stores.protocols import (
     Front,
     Host,
     Leasing,
-    Listener,
     Lists,
     Near,
     Prompt,
     Retains,
     SharesFindings,
     Source,
-    StoresMany,
     Tier,
 )
 from memo.stores.shared_findings import Findings
 from memo.stores.transfers import Transfers, Work
+from memo.stores.writing import Writer
 from memo.validity import check
 from memo.validity.check import MISS, Judge, LatestAnswers, Verdict, age, broken, texts
 
 BIG = 1 << 20
 """A record of at least this many bytes has its seal checked off the event loop."""
-SMALL = 32 * 1024
-"""A record of at most this many bytes may be stored in one batch with others."""
-TOGETHER = 256
-"""Most entries in one batch, and most KiB: between batches other processes can write."""
-LEARN_AGAIN = 1.0
-"""Seconds until the host is asked to learn again after it could not."""
-
 _part = itemgetter(1, 2)
 """The group and the arguments of a claim."""
 
@@ -96,36 +86,6 @@ class Answer(NamedTuple):
     source: Source | None = None
 
 
-class Item(NamedTuple):
-    """An entry to store: see `Chain.store`."""
-
-    name: str
-    record: bytes
-    payload: Payload | None
-    times: Times
-
-
-class Proof:
-    """An entry of the memory tier that the shared authority has confirmed.
-
-    Attributes:
-        entry: the entry, valid when it was confirmed.
-        mark: the listener's mark from before the query; renewed while no change is pushed.
-        groups: the groups of its generations.
-    """
-
-    __slots__ = ("entry", "groups", "mark")
-
-    def __init__(self, entry: Entry, mark: int) -> None:
-        self.entry = entry
-        self.mark = mark
-        self.groups = tuple(dict.fromkeys(ref.group for ref in entry.refs))
-
-    def __sizeof__(self) -> int:
-        """Return the bytes of this object and its entry; the groups are strings of the entry."""
-        return object.__sizeof__(self) + getsizeof(self.entry) + getsizeof(self.groups)
-
-
 class Chain:
     """Tiers in the order in which they are asked.
 
@@ -143,6 +103,7 @@ class Chain:
         first: name of the first tier.
         host: state that the processes of this host share; None: there is none.
         uploads: entries on their way to the shared tier.
+        writer: writes entries to the tiers.
         listing: the tiers that can list their entries.
         leases: the leases of the first tier that has any; None if no tier has.
 
@@ -192,9 +153,11 @@ class Chain:
         self._near: Near | None = next(
             (tier for tier in self.tiers[:1] if not self._remote and isinstance(tier, Near)), None
         )
-        self._listener = self.authorities.listener
-        self._asks = self._remote and self._listener is None
-        self._refused = 0.0
+        listener = self.authorities.listener
+        self._asks = self._remote and listener is None
+        self._confirmed: ConfirmedEntries | None = None
+        if self._front is not None and listener is not None:
+            self._confirmed = ConfirmedEntries(self._front, listener, self.authorities, self._fault)
         self.listing = tuple(tier for tier in self.tiers if isinstance(tier, Lists))
         self.leases = next((t.leases for t in self.tiers if isinstance(t, Leasing)), None)
         self._retains = self._authority if isinstance(self._authority, Retains) else None
@@ -204,16 +167,23 @@ class Chain:
             keeps=write_strategy == "write_through",
             searches=read_strategy == "on_miss_or_error",
             opened=self.opened,
-            remaining=self._remaining,
+            remaining=self._lifetime,
             fault=self._fault,
         )
         self.uploads = self._transfers.uploads
+        self.writer = Writer(
+            self.tiers,
+            self._transfers,
+            only_first=write_strategy == "write_around",
+            lifetime=self._lifetime,
+            fault=self._fault,
+        )
         self._askable = self._authority if isinstance(self._authority, Prompt) else None
         behind = self.tiers[self._front is not None :]
         self._prompt: Prompt | None = None
         if self._authority is not None and self._authority is behind[0]:
             self._prompt = self._askable
-        if self._front is not None and self._listener is not None:  # see `_proven`
+        if self._confirmed is not None:  # it asks where necessary
             self._prompt = None
 
     def settle_in(
@@ -229,7 +199,7 @@ class Chain:
         self.secrets = secrets
         self._secret_id = secrets[0].id.hex()
         self._checked = seal.CheckedRecords(secrets, namespace)
-        self.host = host
+        self.host = self.writer.host = host
         self.authorities.settle_in(host, trusts_disk=trusts_disk)
         sharing = next((tier for tier in self.tiers if isinstance(tier, SharesFindings)), None)
         self.findings = Findings(sharing, namespace, secrets, self._fault)
@@ -310,8 +280,8 @@ class Chain:
                 answer = await self._weigh(port, found, tier, name, key, judge)
                 if answer.verdict.kind != MISS:
                     self._used(port, name, answer.entry, there=tier is self._authority)
-                    if place and behind is None:
-                        await self._heal(port, place, name, answer)
+                    if place and behind is None and self.self_healing and answer.entry:
+                        await self.writer.copy_up(port, place, name, answer.entry)
                     return answer
                 if miss.entry is None:
                     miss = answer
@@ -343,8 +313,8 @@ class Chain:
         except EntryError as error:
             self._event(events.ERROR, key, tier.name, error.reason, error.detail)
             return Answer(Verdict(MISS, error.reason))
-        if self._listener is not None and tier.name == MEMORY:
-            states = await self._proven(port, self._listener, name, entry)
+        if self._confirmed is not None and tier.name == MEMORY:
+            states = await self._confirmed.states(port, name, entry)
         else:
             states = self._read_along(found, tier, entry)
         reason = await self.authorities.why_invalid(port, entry.stamps, states)
@@ -381,7 +351,7 @@ class Chain:
         if front is None or here is not front:
             return self.opened(name, found.record)
         known = front.peek(name)
-        if type(known) is Proof:
+        if type(known) is Confirmation:
             known = known.entry
         if isinstance(known, Entry) and known.record is found.record:
             return known
@@ -444,11 +414,11 @@ class Chain:
 
     def _in_first(self, name: str, key: str) -> Entry | None:
         """Return the entry of the first tier under a name, if a plain function can read it."""
+        if self._confirmed is not None:
+            return self._confirmed.entry(name)
         front = self._front
         if front is not None:
             known = front.peek(name)
-            if self._listener is not None:
-                return _unheard(self._listener, known)
             if known is None:
                 return self._glanced(front, name, key)
             return known if type(known) is Entry else None
@@ -551,61 +521,6 @@ class Chain:
             old = age(entry.times, self.clock) or 0
             self._retains.was_used(port, name, entry, old / SECOND)
 
-    async def _proven(
-        self, port: Port, listener: Listener, name: str, entry: Entry
-    ) -> Sequence[State] | None:
-        """Read the generations of an entry in memory; unchanged if the listener vouches for them.
-
-        None if no tier could be asked.
-        """
-        front, host = self._front, self.host
-        if front is None or host is None:
-            return None
-        try:
-            if _unheard(listener, front.peek(name)) is entry:
-                own = host.generations.read(entry.refs)
-                if not broken(entry.recorded, texts(own)):
-                    return own
-            mark = listener.mark()
-            before = host.generations.read(entry.refs)
-            states, by = await self.authorities.states_by(port, entry.refs)
-            if mark is None or by is host.generations or broken(entry.recorded, texts(states)):
-                return states
-            if await self._has_learned(port, host, entry, before, states):
-                front.remember(name, Proof(entry, mark), entry.record)
-        except TierError:  # the next lookup meets and reports the error
-            return None
-        return states
-
-    async def _has_learned(
-        self,
-        port: Port,
-        host: Host,
-        entry: Entry,
-        before: Sequence[State],
-        states: Sequence[State],
-    ) -> bool:
-        """Let this host adopt the shared authority's states; True if it reads them now.
-
-        Only then are this host's own turns noticed for the entry.
-
-        Args:
-            before: what the host read before the shared authority was asked.
-            states: what the shared authority answered.
-        """
-        if not broken(entry.recorded, texts(before)):
-            return True
-        if time.monotonic() < self._refused:
-            return False
-        try:
-            await port.offload(host.generations.learn, entry.refs, before, states)
-            if not broken(entry.recorded, texts(host.generations.read(entry.refs))):
-                return True
-        except TierError as error:
-            self._fault("host", error)
-        self._refused = time.monotonic() + LEARN_AGAIN
-        return False
-
     async def _payload(self, port: Port, name: str, entry: Entry) -> Source | None:
         size = seal.payload_size(entry.header.buffers)
         digest = seal.payload_digest(entry.header.buffers)
@@ -622,150 +537,14 @@ class Chain:
                 return source
         return None
 
-    async def _heal(self, port: Port, place: int, name: str, answer: Answer) -> None:
-        """Copy an entry of a lower tier to the tiers above it, with its remaining lifetime."""
-        entry = answer.entry
-        if not self.self_healing or entry is None:
-            return
-        lifetime = self._remaining(entry.times)
-        if self.tiers[place].shared:
-            await self.keep_groups(port, [(entry.stamps, entry.times)])
-        above = [tier for tier in self.tiers[:place] if not entry.buffers]
-        slow = [tier for tier in above if tier.name != MEMORY]
-        for tier in above:
-            if self._transfers.later(tier, name, len(entry.record)):
-                slow.remove(tier)
-                if self.uploads.get(name) is None:
-                    self._transfers.begin(port, name, len(entry.record))
-            elif tier not in slow:
-                await self._put(port, tier, name, entry.record, None, lifetime)
-        if slow:
-
-            async def work(port: Port) -> None:
-                for tier in slow:
-                    await self._put(port, tier, name, entry.record, None, lifetime)
-
-            port.spawn(work, "memo-heal")
-
-    def _remaining(self, times: Times) -> float | None:
+    def _lifetime(self, times: Times) -> float | None:
+        """Return the seconds for which tiers keep an entry; None: without end."""
         if times.ttl < 0:
             return None
         old = age(times, self.clock) or 0
         return max(0.001, (times.ttl + times.grace - old) / SECOND)
 
-    # --- writing ---------------------------------------------------------------------------------
-
-    async def store(
-        self,
-        port: Port,
-        name: str,
-        record: bytes,
-        payload: Payload | None,
-        times: Times,
-    ) -> tuple[str, ...]:
-        """Store an entry as the write strategy says; return the names of the tiers that took it.
-
-        A big entry goes to a shared tier in the background, from this host's disk: see `upload`.
-        """
-        lifetime = self._remaining(times)
-        size = len(record) + (payload.size if payload else 0)
-        stored, later = [], []
-        for tier in self.tiers:
-            if self._transfers.later(tier, name, len(record), payload):
-                later.append(tier)
-                continue
-            if await self._put(port, tier, name, record, payload, lifetime):
-                stored.append(tier.name)
-                if self.write_strategy == "write_around" and tier.name != MEMORY:
-                    break
-        for tier in later:
-            local = self._transfers.local
-            if local and local.name in stored and self._transfers.begin(port, name, size):
-                continue
-            if await self._put(port, tier, name, record, payload, lifetime):
-                stored.append(tier.name)
-        return tuple(stored)
-
-    async def store_all(self, port: Port, items: Sequence[Item]) -> list[tuple[str, ...]]:
-        """As `store`, for several entries; small ones share a transaction or a round trip."""
-        if len(items) == 1:
-            return [await self.store(port, *items[0])]
-        small = [at for at, item in enumerate(items) if self._is_small(item)]
-        stored: dict[int, tuple[str, ...]] = {}
-        for some in _shares(small, items) if len(small) > 1 else ():
-            told = await self._store_some(port, [items[at] for at in some])
-            stored.update(dict.fromkeys(some, told))
-        for at, item in enumerate(items):
-            if at not in stored:
-                stored[at] = await self.store(port, *item)
-        return [stored[at] for at in range(len(items))]
-
-    def _is_small(self, item: Item) -> bool:
-        return (
-            item.payload is None
-            and len(item.record) <= SMALL
-            and not any(self._transfers.later(t, item.name, len(item.record)) for t in self.tiers)
-        )
-
-    async def _store_some(self, port: Port, items: Sequence[Item]) -> tuple[str, ...]:
-        """Store small entries in one batch; return the names of the tiers that took all of them."""
-        kept = [(item.name, item.record, self._remaining(item.times)) for item in items]
-        stored = []
-        for tier in self.tiers:
-            if isinstance(tier, StoresMany):
-                try:
-                    await tier.store_many(port, kept)
-                except TierError as error:
-                    self._fault(tier.name, error, items[0].name.rpartition(":")[2])
-                    continue
-            else:
-                done = [await self._put(port, tier, n, record, None, t) for n, record, t in kept]
-                if not all(done):
-                    continue
-            stored.append(tier.name)
-            if self.write_strategy == "write_around" and tier.name != MEMORY:
-                break
-        return tuple(stored)
-
-    async def keep_groups(
-        self, port: Port, entries: Sequence[tuple[Iterable[Stamp], Times]]
-    ) -> None:
-        """Keep the host's groups as long as entries with these stamps live; sweep others if due."""
-        if self.host is None:
-            return
-        generations = self.host.generations
-        groups: dict[str, None] = {}
-        longest: float | None = 0.0
-        for stamps, times in entries:
-            groups |= {stamp.ref.group: None for stamp in stamps if type(stamp) is Generation}
-            life = self._remaining(times)
-            longest = None if life is None or longest is None else max(life, longest)
-        await generations.outlive(port, groups, longest)
-        if generations.sweep_due():
-
-            async def sweep(port: Port) -> None:
-                with suppress(TierError):  # a later write meets the same error, and reports it
-                    await generations.sweep(port)
-
-            port.spawn(sweep, "memo-sweep")
-
-    async def _put(
-        self,
-        port: Port,
-        tier: Tier,
-        name: str,
-        record: bytes,
-        payload: Payload | None,
-        lifetime: float | None,
-    ) -> bool:
-        if tier.read_only:
-            return False
-        try:
-            await tier.store(port, name, record, payload, lifetime)
-        except TierError as error:
-            self._fault(tier.name, error, name.rpartition(":")[2])
-            return False
-        return True
+    # --- all entries -----------------------------------------------------------------------------
 
     async def drop(self, port: Port, name: str) -> list[str]:
         """Drop one entry; return the tiers that had it."""
@@ -851,31 +630,6 @@ def _sent(asked: Asked | None) -> Asked | None:
         return asked if asked is not None and asked.lookup.send(asked.port) else None
     except TierError:
         return None  # `lookup` meets the same error, and reports it
-
-
-def _unheard(listener: Listener, known: object) -> Entry | None:
-    """Return the entry of a proof if no change of its groups was pushed since."""
-    if type(known) is not Proof:
-        return None
-    mark = listener.still(known.mark, known.groups)
-    if mark is None:
-        return None
-    known.mark = mark
-    return known.entry
-
-
-def _shares(places: Sequence[int], items: Sequence[Item]) -> Iterator[list[int]]:
-    """Split the positions of items into batches of at most `TOGETHER` items and as many KiB."""
-    share: list[int] = []
-    size = 0
-    for at in places:
-        if share and (len(share) >= TOGETHER or size >= TOGETHER * 1024):
-            yield share
-            share, size = [], 0
-        share.append(at)
-        size += len(items[at].record)
-    if share:
-        yield share
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:

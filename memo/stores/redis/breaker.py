@@ -126,6 +126,7 @@ class Breaker:
         goes_on: what happens while it is open, as a sentence.
 
     Attributes:
+        open: calls are refused.
         quiet: closed, and no fault since the last success; a hit checks only this.
         fault: the last fault, or None.
     """
@@ -145,10 +146,10 @@ class Breaker:
         self._now = now
         self._goes_on = goes_on
         self._lock = threading.Lock()
-        self._open = False
+        self.open = False
         self._probing = False
         self._faults = 0
-        self._openings = 0
+        self.openings = 0
         self.retry_at = 0.0
         self._since = 0.0
         self._closed_at = -LONGEST
@@ -156,12 +157,7 @@ class Breaker:
         fork.renewed_in_child(self)
 
     def __repr__(self) -> str:
-        return f"<Breaker {self.where} {'open' if self._open else 'closed'}>"
-
-    @property
-    def open(self) -> bool:
-        """True if calls are refused."""
-        return self._open
+        return f"<Breaker {self.where} {'open' if self.open else 'closed'}>"
 
     def admit(self) -> bool:
         """Admit a caller; True if it is the probe, and must report its result.
@@ -169,10 +165,10 @@ class Breaker:
         Raises:
             TierUnavailable: the breaker is open.
         """
-        if not self._open:
+        if not self.open:
             return False
         with self._lock:
-            if not self._open:
+            if not self.open:
                 return False
             if self._now() >= self.retry_at:
                 self._probing = True
@@ -186,7 +182,7 @@ class Breaker:
         Raises:
             TierUnavailable: the breaker is open.
         """
-        if self._open:
+        if self.open:
             raise self.unavailable()
 
     def unavailable(self) -> TierUnavailable:
@@ -199,7 +195,7 @@ class Breaker:
         with self._lock:
             self._faults = 0
             self.quiet = True
-            was_open, self._open, self._probing = self._open, False, False
+            was_open, self.open, self._probing = self.open, False, False
             if was_open:
                 self._closed_at = self._now()
                 self._warned.clear()
@@ -233,7 +229,7 @@ class Breaker:
             self.fault = fault
             self.quiet = False
             self._faults += 1
-            opens = not self._open and (fault.at_once or self._faults >= PATIENCE)
+            opens = not self.open and (fault.at_once or self._faults >= PATIENCE)
             if opens or (probe and self._probing):
                 self._back_off(fresh=opens)
         if opens:
@@ -275,10 +271,10 @@ class Breaker:
         if fresh:
             self._since = now
             if now - self._closed_at >= LONGEST:  # not flapping
-                self._openings = 0
-        self._open, self._probing = True, False
-        seconds = min(LONGEST, FIRST * 2 ** min(self._openings, 16))
-        self._openings += 1
+                self.openings = 0
+        self.open, self._probing = True, False
+        seconds = min(LONGEST, FIRST * 2 ** min(self.openings, 16))
+        self.openings += 1
         self.retry_at = now + seconds * (1 - random.random() * JITTER)
 
     def _story(self, fault: Fault, detail: str) -> str:

@@ -43,13 +43,13 @@ from memo.records.payload_pieces import OutgoingPayload, PayloadInMemory, Payloa
 from memo.records.seal import ALIGN, Entry
 from memo.records.stamp_types import LOST, Ref, State
 from memo.runtime.port import Port
-from memo.stores.payload_store import KEEP, PayloadStore
 from memo.stores.protocols import REDIS, Census, Kept, Lookup, Source
 from memo.stores.redis.breaker import RATE
 from memo.stores.redis.client import BEGIN, LAST, SEED, TURN, Client, NoScriptsError
 from memo.stores.redis.cluster_leases import RedisLeases
 from memo.stores.redis.exchange import Command, pack
 from memo.stores.redis.lookups import Lookups, RecordLookup
+from memo.stores.redis.payload_store import KEEP, PayloadStore
 from memo.validity import generations, stamps
 from memo.validity.stamps import Turn
 

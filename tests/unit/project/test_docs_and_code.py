@@ -15,9 +15,9 @@ from memo.keys import offloading
 from memo.records import spool
 from memo.runtime import blocking
 from memo.settings import live_values
-from memo.stores import authorities, payload_store, protocols
+from memo.stores import authorities, protocols
 from memo.stores.disk import sqlite_file
-from memo.stores.redis import breaker, cluster_leases, tracking
+from memo.stores.redis import breaker, cluster_leases, payload_store, tracking
 from memo.validity import check, stamps
 
 FIGURES = [

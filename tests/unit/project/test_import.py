@@ -45,15 +45,15 @@ LATER = {
     *("memo.decorators.invalidators", "memo.decorators.names", "memo.engine.invalidating"),
     *("memo.decorators.elementwise", "memo.decorators.streaming", "memo.engine.explaining"),
     *("memo.engine.answering", "memo.engine.computing", "memo.engine.coordination.leases"),
-    *("memo.stores.authorities", "memo.stores.chain", "memo.stores.transfers"),
+    *("memo.stores.authorities", "memo.stores.chain", "memo.stores.confirmed"),
     *("memo.engine.sequences", "memo.keys.encoding.libraries", "memo.keys.encoding.python_types"),
     *("memo.keys.fingerprint.names_used", "memo.keys.fingerprint.normalised_code"),
     *("memo.keys.fingerprint.reachable", "memo.keys.fingerprint.source_history"),
     *("memo.keys.fingerprint.unchanged", "memo.metrics.rendering", "memo.metrics.shared_counters"),
     *("memo.metrics.snapshots", "memo.metrics.telemetry", "memo.records.spool"),
     *("memo.records.zstd_frames", "memo.settings.redis_urls", "memo.stores.bundle"),
-    *("memo.stores.custom", "memo.stores.disk", "memo.stores.memory", "memo.stores.payload_store"),
-    *("memo.stores.redis", "memo.validity.remote"),
+    *("memo.stores.custom", "memo.stores.disk", "memo.stores.memory", "memo.stores.transfers"),
+    *("memo.stores.redis", "memo.stores.writing", "memo.validity.remote"),
 }
 """Parts of memo that no first call needs, or that a first call imports by itself."""
 

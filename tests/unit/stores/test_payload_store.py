@@ -25,7 +25,7 @@ import memo
 from memo.records.codec import payload
 from memo.records.payload_pieces import PayloadInMemory
 from memo.runtime.blocking import drain_blocking
-from memo.stores.payload_store import KEEP, PayloadStore
+from memo.stores.redis.payload_store import KEEP, PayloadStore
 from memo.testing import recording
 
 N = 300_000

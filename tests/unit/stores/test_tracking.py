@@ -80,7 +80,7 @@ def until(holds: Callable[[], Any]) -> Any:
 
 def ear() -> Listener:
     """The listener of the default chain."""
-    found = assembly.default_chain()._listener
+    found = assembly.default_chain().authorities.listener
     assert isinstance(found, Listener)
     return found
 
@@ -191,7 +191,7 @@ def test_strict_asks_each_time(redis_server: RedisServer) -> None:
         load("EU")
         load("EU")
     assert len(asked) >= 2
-    assert assembly.default_chain()._listener is None
+    assert assembly.default_chain().authorities.listener is None
 
 
 def test_no_hit_on_the_disk_alone_is_quick(tracking: RedisServer) -> None:
@@ -678,7 +678,7 @@ def proven():
     return load("EU")
 
 first = proven()
-inherited = assembly.default_chain()._listener._ear.sock.fileno()
+inherited = assembly.default_chain().authorities.listener._ear.sock.fileno()
 child = os.fork()
 if not child:
     code = 1
@@ -725,7 +725,7 @@ def load(region):
 
 load("EU")
 load("EU")
-assert assembly.default_chain()._listener.wait(30)
+assert assembly.default_chain().authorities.listener.wait(30)
 print("listening", flush=True)
 """
 

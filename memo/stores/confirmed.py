@@ -1,0 +1,134 @@
+"""Confirmed entries: entries in memory that are used again without asking the shared authority.
+
+An authority that pushes its changes (`Listener`) has confirmed them once.  They stay valid until a
+change of their groups arrives, or this host's own generations turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from sys import getsizeof
+
+from memo.errors import TierError
+from memo.records.seal import Entry
+from memo.records.stamp_types import State
+from memo.runtime.port import Port
+from memo.stores.authorities import Authorities
+from memo.stores.protocols import Front, Host, Listener
+from memo.validity.check import broken, texts
+
+LEARN_AGAIN = 1.0
+"""Seconds until the host is asked to learn again after it could not."""
+
+
+class Confirmation:
+    """An entry of the memory tier that the shared authority has confirmed.
+
+    Attributes:
+        entry: the entry, valid when it was confirmed.
+        mark: the listener's mark from before the query; renewed while no change is pushed.
+        groups: the groups of its generations.
+    """
+
+    __slots__ = ("entry", "groups", "mark")
+
+    def __init__(self, entry: Entry, mark: int) -> None:
+        self.entry = entry
+        self.mark = mark
+        self.groups = tuple(dict.fromkeys(ref.group for ref in entry.refs))
+
+    def __sizeof__(self) -> int:
+        """Return the bytes of this object and its entry; the groups are strings of the entry."""
+        return object.__sizeof__(self) + getsizeof(self.entry) + getsizeof(self.groups)
+
+
+class ConfirmedEntries:
+    """The confirmed entries of a chain, each beside its record in the memory tier.
+
+    Args:
+        front: the memory tier.
+        listener: receives the changes of the shared authority.
+        authorities: the authorities of the chain.
+        fault: reports a fault of a tier: name of the tier, error.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        listener: Listener,
+        authorities: Authorities,
+        fault: Callable[[str, TierError], None],
+    ) -> None:
+        self._front = front
+        self._listener = listener
+        self._authorities = authorities
+        self._fault = fault
+        self._learn_at = 0.0
+
+    def entry(self, name: str) -> Entry | None:
+        """Return the entry under a name if it is confirmed and no change of its groups was pushed.
+
+        This host's own generations are still to be compared.
+        """
+        known = self._front.peek(name)
+        if type(known) is not Confirmation:
+            return None
+        mark = self._listener.still(known.mark, known.groups)
+        if mark is None:
+            return None
+        known.mark = mark
+        return known.entry
+
+    async def states(self, port: Port, name: str, entry: Entry) -> Sequence[State] | None:
+        """Return the present states of an entry's generations; confirms it if they are unchanged.
+
+        Only this host is asked while the entry is confirmed.  None if no tier could be asked.
+        """
+        host, listener = self._authorities.host, self._listener
+        if host is None:
+            return None
+        try:
+            if self.entry(name) is entry:
+                own = host.generations.read(entry.refs)
+                if not broken(entry.recorded, texts(own)):
+                    return own
+            mark = listener.mark()
+            before = host.generations.read(entry.refs)
+            states, by = await self._authorities.states_by(port, entry.refs)
+            if mark is None or by is host.generations or broken(entry.recorded, texts(states)):
+                return states
+            if await self._has_learned(port, host, entry, before, states):
+                self._front.remember(name, Confirmation(entry, mark), entry.record)
+        except TierError:  # the next lookup meets and reports the error
+            return None
+        return states
+
+    async def _has_learned(
+        self,
+        port: Port,
+        host: Host,
+        entry: Entry,
+        before: Sequence[State],
+        states: Sequence[State],
+    ) -> bool:
+        """Let this host adopt the shared authority's states; True if it reads them now.
+
+        Only then are this host's own turns noticed for the entry.
+
+        Args:
+            before: what the host read before the shared authority was asked.
+            states: what the shared authority answered.
+        """
+        if not broken(entry.recorded, texts(before)):
+            return True
+        if time.monotonic() < self._learn_at:
+            return False
+        try:
+            await port.offload(host.generations.learn, entry.refs, before, states)
+            if not broken(entry.recorded, texts(host.generations.read(entry.refs))):
+                return True
+        except TierError as error:
+            self._fault("host", error)
+        self._learn_at = time.monotonic() + LEARN_AGAIN
+        return False
