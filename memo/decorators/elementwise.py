@@ -15,10 +15,10 @@ from memo.decorators.cached_function import (
     raised,
 )
 from memo.decorators.helpers import helper, passes_on
-from memo.engine.call import Function, hindered
+from memo.engine.call import Function, Raised, hindered
 from memo.engine.sequences import elements
 from memo.engine.sequences.elements import Batch, Each, Place
-from memo.errors import NotCachedError, OptionError, at_the_call
+from memo.errors import NotCachedError, OptionError, at_the_call, users
 from memo.keys.bindings import ABSENT
 from memo.keys.call_keys import Call
 from memo.runtime.blocking import BLOCKING, drive
@@ -92,9 +92,12 @@ class _Elementwise(CachedFunction[P, R]):
         return await elements.refresh(port, made, keep=mode.kind == modes.REFRESH)
 
     async def _plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the result of the function itself."""
-        result: Any = self.__wrapped__(*args, **kwargs)
-        return await result if self.is_async else result
+        """Return the result of the function itself, or `Raised`."""
+        try:
+            result: Any = self.__wrapped__(*args, **kwargs)
+            return await result if self.is_async else result
+        except Exception as error:  # a coroutine must not raise StopIteration
+            return Raised(users(error))
 
     # --- helpers ---------------------------------------------------------------------------------
 

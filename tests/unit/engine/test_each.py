@@ -682,6 +682,18 @@ def test_modes(way: Way) -> None:
     assert not load.is_cached([3])
 
 
+@pytest.mark.parametrize("mode", [None, "off", "refresh"])
+def test_a_stop_iteration_of_the_function(mode: Any) -> None:
+    """It reaches the caller, in every mode."""
+
+    @cache(each="x")
+    def load(x: Any) -> Any:
+        raise StopIteration("mine")
+
+    with pytest.raises(StopIteration, match="mine"):
+        load.using(mode=mode)([1, 2])
+
+
 def test_where_nothing_is_cached(way: Way) -> None:
     """With `enabled=False` every call and every refresh is the function's own."""
     load = way.cached(squares, each="x")
